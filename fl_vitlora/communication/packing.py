@@ -1,0 +1,109 @@
+"""Packing: all tensors of a message in one flat float32 buffer behind a 20-byte header.
+
+Client and server build the same model, so names and shapes need not travel: the header carries a
+digest of them instead, and a buffer that was made for another model is refused.
+
+Header: magic "FVL1" (4 bytes), digest of the layout (8 bytes), number of scalars (8 bytes, little
+endian). Body: the scalars of all tensors in the layout's order, little endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_vitlora.state import State
+
+MAGIC = b"FVL1"
+HEADER = struct.Struct("<4s8sQ")
+SCALAR = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors that are exchanged, in their order.
+
+    Attributes:
+        shapes: Pairs of name and shape.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Layout:
+        """Reads the layout off a state."""
+        return cls(tuple((name, tuple(tensor.shape)) for name, tensor in state.items()))
+
+    @property
+    def digest(self) -> bytes:
+        """Names the layout in 8 bytes."""
+        return hashlib.blake2b(repr(self.shapes).encode(), digest_size=8).digest()
+
+    @property
+    def scalars(self) -> int:
+        """Counts the scalars of all tensors."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    def without(self, names: frozenset[str]) -> Layout:
+        """Leaves out some tensors."""
+        return Layout(tuple(pair for pair in self.shapes if pair[0] not in names))
+
+
+def pack(state: Mapping[str, Tensor]) -> bytes:
+    """Writes a state into one buffer.
+
+    Args:
+        state: Tensors of any floating type, on the CPU.
+
+    Returns:
+        Header and float32 scalars.
+
+    Example:
+        >>> len(pack({"w": torch.zeros(3, 2)}))
+        44
+    """
+    layout = Layout.of(state)
+    parts = (tensor.detach().to(torch.float32).contiguous().numpy() for tensor in state.values())
+    body = b"".join(part.astype(SCALAR, copy=False).tobytes() for part in parts)
+    return HEADER.pack(MAGIC, layout.digest, layout.scalars) + body
+
+
+def unpack(buffer: bytes, layout: Layout) -> State:
+    """Reads a buffer that `pack` wrote.
+
+    Args:
+        buffer: Header and scalars.
+        layout: What is expected.
+
+    Returns:
+        The state, float32.
+
+    Raises:
+        ValueError: When the buffer is foreign, cut off, or made for other tensors.
+    """
+    if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
+        raise ValueError("message refused: it does not begin as a packed state does")
+    _, digest, scalars = HEADER.unpack_from(buffer)
+    if digest != layout.digest or scalars != layout.scalars:
+        raise ValueError(
+            f"message refused: it holds {scalars} scalars of other tensors than the "
+            f"{layout.scalars} expected; do client and server build the same model?"
+        )
+    if len(buffer) != HEADER.size + scalars * SCALAR.itemsize:
+        raise ValueError(
+            f"message refused: {scalars} scalars need {HEADER.size + scalars * SCALAR.itemsize} "
+            f"bytes, got {len(buffer)}"
+        )
+    flat = torch.from_numpy(np.frombuffer(buffer, SCALAR, offset=HEADER.size).astype(np.float32))
+    sizes = [math.prod(shape) for _, shape in layout.shapes]
+    return {
+        name: part.reshape(shape).clone()
+        for (name, shape), part in zip(layout.shapes, torch.split(flat, sizes), strict=True)
+    }

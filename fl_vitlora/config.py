@@ -1,0 +1,353 @@
+"""What an experiment is: frozen dataclasses, read from YAML and from `--set a.b=c`.
+
+The dataclasses are plain values without behaviour; every field carries its explanation in its
+metadata, from which `--help` is made. Reading is one generic function: it walks a mapping along
+the annotations of a dataclass and names path, value, expectation and the nearest key when
+something does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from fl_vitlora.errors import UserError, unknown
+
+T = TypeVar("T")
+
+CipherStep = Literal["block_scrambling", "pixel_shuffling", "negative_positive"]
+Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
+
+
+def setting(default: Any, explanation: str, interval: str | None = None) -> Any:
+    """A dataclass field with its explanation for `--help` and its range, such as "(0, 1]"."""
+    return field(default=default, metadata={"explanation": explanation, "interval": interval})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and who holds which of them."""
+
+    name: str = setting("digits", "'digits' (bundled), a Hugging Face data set, or a local path")
+    image_column: str | None = setting(None, "column of the images; found by its type if not given")
+    label_column: str | None = setting(None, "column of the labels; found by its type if not given")
+    partition: Literal["dirichlet", "iid", "pathological", "shard"] = setting(
+        "dirichlet", "how labels are spread over the clients"
+    )
+    alpha: float = setting(
+        0.5, "concentration of the Dirichlet partition; small is uneven", "(0, inf)"
+    )
+    classes_per_client: int = setting(
+        2, "labels a client holds in the pathological partition", "[1, inf)"
+    )
+    shards_per_client: int = setting(
+        2, "label-sorted shards a client holds in the shard partition", "[1, inf)"
+    )
+    min_samples: int = setting(2, "fewest images a client may hold", "[1, inf)")
+    test_fraction: float = setting(
+        0.2, "share held out for testing where the data has no test split", "(0, 1)"
+    )
+    limit: int | None = setting(None, "use only so many training and test images", "[1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which backbone, with which weights."""
+
+    name: str = setting("vit_letters_16", "'vit_letters_16' (bundled) or any timm ViT")
+    weights: str = setting("pretrained", "'pretrained' (bundled or hub), 'random', or a local file")
+    image_size: int | None = setting(
+        None, "pixels a side; the model's own if not given", "[1, inf)"
+    )
+    patch_size: int | None = setting(
+        None, "pixels a side; the model's own if not given", "[1, inf)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncryptionConfig:
+    """What the data owner does to the images before they leave."""
+
+    steps: tuple[CipherStep, ...] = setting(
+        ("block_scrambling", "pixel_shuffling", "negative_positive"),
+        "ciphers in this order; [] trains on plain images",
+    )
+    key_file: str = setting("keys/owner.key", "the owner's 256-bit secret; made if it is missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningConfig:
+    """What of the backbone is trained and exchanged."""
+
+    method: Literal["lora+patch_embed", "lora", "head", "full"] = setting(
+        "lora+patch_embed", "which tensors are trained"
+    )
+    rank: int = setting(4, "rank r of the low-rank matrices", "[1, inf)")
+    alpha: float = setting(8.0, "their scale is alpha / r", "(0, inf)")
+    targets: tuple[Adapted, ...] = setting(("q", "v"), "projections of every block that get them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What a client does with its shard in a round."""
+
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "local optimiser, fresh in every round")
+    learning_rate: float = setting(5e-3, "at the peak of the schedule", "(0, inf)")
+    patch_embed_rate: float = setting(1.0, "factor on the rate of the patch embedding", "(0, inf)")
+    head_rate: float = setting(1.0, "factor on the rate of the head", "(0, inf)")
+    schedule: Literal["cosine", "constant"] = setting("cosine", "of the rate, over the rounds")
+    warmup_rounds: int = setting(0, "rounds in which the rate rises to its peak", "[0, inf)")
+    batch_size: int = setting(32, "images a step", "[1, inf)")
+    epochs: int = setting(2, "passes over the shard in a round", "[1, inf)")
+    weight_decay: float = setting(0.0, "of AdamW (decoupled) or SGD", "[0, inf)")
+    momentum: float = setting(0.9, "of SGD", "[0, 1)")
+    clip_norm: float | None = setting(
+        None, "largest gradient norm; no clipping if not given", "(0, inf)"
+    )
+    label_smoothing: float = setting(0.0, "of the cross-entropy", "[0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyConfig:
+    """Which aggregation strategy, with which hyper-parameters."""
+
+    name: str = setting("fedavg", "a file in strategies/ or 'package.module:Class'")
+    options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"explanation": "its parameters: --set strategy.NAME=VALUE"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where the clients run."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one")
+    workers: int | None = setting(
+        None, "client processes; one a core (CPU), four a GPU if not given", "[1, inf)"
+    )
+    mixed_precision: bool = setting(True, "on a GPU: bfloat16, or float16 with loss scaling")
+    round_timeout: float = setting(3600.0, "seconds to wait for a round's replies", "(0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete experiment."""
+
+    clients: int = setting(20, "how many hold a shard", "[1, inf)")
+    rounds: int = setting(25, "of federated training", "[1, inf)")
+    fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
+    seed: int = setting(0, "of everything random but the owner's secret", "[0, inf)")
+    out: str | None = setting(None, "run folder; a new one under runs/ if not given")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    encryption: EncryptionConfig = EncryptionConfig()
+    finetuning: FineTuningConfig = FineTuningConfig()
+    training: TrainingConfig = TrainingConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads an experiment: defaults, then a YAML file, then overrides; and checks its ranges.
+
+    Args:
+        path: A YAML file, or none.
+        overrides: Values by dotted path, for example ``{"training.epochs": 2}``.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        UserError: When a key is unknown, a value does not fit, or the file cannot be read.
+
+    Example:
+        >>> load(None, {"training.learning_rate": "1e-3"}).training.learning_rate
+        0.001
+    """
+    tree = {} if path is None else _read_yaml(Path(path))
+    for dotted, value in (overrides or {}).items():
+        _graft(tree, dotted, value)
+    config = from_mapping(Config, _gather_strategy_options(tree))
+    _check_lists(config)
+    return config
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Reads one ``a.b=c`` of the command line; c is YAML.
+
+    Example:
+        >>> parse_override("encryption.steps=[pixel_shuffling]")
+        ('encryption.steps', ['pixel_shuffling'])
+    """
+    path, separator, value = text.partition("=")
+    if not separator or not path.strip():
+        raise UserError(f"--set {text!r}: expected PATH=VALUE, for example training.epochs=2")
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text!r}: {value!r} is not a YAML value") from None
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Turns a config into nested plain values, as YAML and JSON can hold them."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    tree: dict[str, Any] = plain(config)
+    if "options" in tree.get("strategy", {}):
+        tree["strategy"] |= tree["strategy"].pop("options")
+    return tree
+
+
+def to_yaml(config: Config) -> str:
+    """Writes an experiment so that `load` reads it back equal."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def explanations(kind: type[Any] = Config, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yields (dotted path, default, explanation) of every setting."""
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from explanations(hints[item.name], f"{path}{item.name}.")
+        elif item.name == "options":
+            yield f"{path}NAME", "", item.metadata["explanation"]
+        else:
+            yield f"{path}{item.name}", item.default, item.metadata["explanation"]
+
+
+def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
+    """Makes a dataclass of nested plain values.
+
+    Args:
+        kind: The dataclass.
+        tree: A mapping of its field names.
+        path: Where it stands in the whole, for messages.
+
+    Returns:
+        An instance of ``kind``.
+
+    Raises:
+        UserError: When a key is unknown or a value does not fit its annotation.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path or 'the configuration'}: expected a mapping, got {tree!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in tree.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise unknown("setting", dotted, (f"{path}.{n}" if path else n for n in fields))
+        values[key] = _convert(hints[key], value, dotted)
+        _check_interval(values[key], fields[key].metadata.get("interval"), dotted)
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """Fits one value to one annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast(type[Any], hint), value, path)
+    if origin is types.UnionType:
+        return None if value is None else _convert(arguments[0], value, path)
+    if origin is tuple:
+        return tuple(_convert(arguments[0], item, path) for item in _to_list(value, path))
+    if origin is Literal and value not in arguments:
+        raise unknown(path, value, map(str, arguments))
+    if hint is float:
+        return _to_float(value, path)
+    if hint in _NAMES and type(value) is not hint:
+        raise UserError(f"{path}: expected {_NAMES[hint]}, got {value!r}")
+    return value
+
+
+_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
+
+
+def _to_list(value: Any, path: str) -> Sequence[Any]:
+    """Reads a list; "a,b" is one too, and nothing is an empty one."""
+    items = value.split(",") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(items, Sequence):
+        raise UserError(f"{path}: expected a list, got {value!r}")
+    return items
+
+
+def _to_float(value: Any, path: str) -> float:
+    """Reads a number; YAML takes 1e-3 for a text, people do not."""
+    try:
+        return float("a truth value" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: expected a number, got {value!r}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "no YAML file there"
+        raise UserError(f"--config {path}: no such file ({near})")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"--config {path}: expected a mapping at the top, got {tree!r:.60}")
+    return tree or {}
+
+
+def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets a value deep in a tree of mappings, making the branches that are missing."""
+    *branches, leaf = dotted.split(".")
+    for branch in branches:
+        tree = tree.setdefault(branch, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{dotted}: {branch!r} is a single value, not a group of settings")
+    tree[leaf] = value
+
+
+def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Moves all that stands beside a strategy's name into its options."""
+    strategy = tree.get("strategy")
+    if isinstance(strategy, str):
+        return {**tree, "strategy": {"name": strategy}}
+    if not isinstance(strategy, Mapping):
+        return dict(tree)
+    own = {key: value for key, value in strategy.items() if key != "name"}
+    name = {"name": strategy["name"]} if "name" in strategy else {}
+    return {**tree, "strategy": {**name, "options": own}}
+
+
+def _check_interval(value: Any, interval: str | None, path: str) -> None:
+    """Refuses a number outside its range; "(0, 1]" excludes 0 and includes 1."""
+    if interval is None or value is None:
+        return
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below):
+        raise UserError(f"{path}: expected a number in {interval}, got {value}")
+
+
+def _check_lists(config: Config) -> None:
+    """Refuses lists that no run could honour."""
+    for path, items in (
+        ("encryption.steps", config.encryption.steps),
+        ("finetuning.targets", config.finetuning.targets),
+    ):
+        if len(set(items)) < len(items):
+            raise UserError(f"{path}: an entry stands twice in {list(items)}")
+    if not config.finetuning.targets:
+        raise UserError("finetuning.targets: expected at least one of q, k, v, proj, fc1, fc2")

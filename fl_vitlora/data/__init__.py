@@ -1,0 +1,1 @@
+"""From images of any source to encrypted shards on disk, one for each client."""

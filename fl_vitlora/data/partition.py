@@ -1,0 +1,94 @@
+"""Who holds which images: flwr-datasets' partitions over the labels.
+
+K clients, n images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data.sources import Indices
+from fl_vitlora.errors import UserError
+from fl_vitlora.rng import derive_seed
+
+
+def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> list[Indices]:
+    """Divides images among clients.
+
+    Args:
+        labels: int64 (n,).
+        clients: K.
+        config: Kind of partition and its parameters.
+        seed: The run's seed.
+
+    Returns:
+        K arrays of positions, disjoint, the largest first: a round then begins with its longest
+        work, which keeps workers evenly busy.
+
+    Raises:
+        UserError: When the images do not suffice.
+    """
+    if clients * config.min_samples > len(labels):
+        raise UserError(
+            f"{clients} clients cannot each hold {config.min_samples} of {len(labels)} training "
+            f"images; at most {len(labels) // config.min_samples} can (--clients)"
+        )
+    import datasets
+
+    order = np.random.default_rng(derive_seed(seed, "partition order")).permutation(len(labels))
+    rows = datasets.Dataset.from_dict({"label": labels[order], "position": order})
+    partitioner = _partitioner(clients, len(set(labels.tolist())), config, seed)
+    partitioner.dataset = rows
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Dirichlet draws that were too small and are repeated
+            parts = [partitioner.load_partition(client) for client in range(clients)]
+    except ValueError as error:
+        raise UserError(
+            f"no {config.partition} partition gives each of {clients} clients at least "
+            f"{config.min_samples} images; use fewer clients or a larger alpha ({error})"
+        ) from None
+    positions = [np.asarray(part["position"], dtype=np.int64) for part in parts]
+    smallest = min(len(part) for part in positions)
+    if smallest < config.min_samples:
+        raise UserError(
+            f"the {config.partition} partition leaves a client {smallest} images, fewer than "
+            f"data.min_samples = {config.min_samples}; use fewer clients"
+        )
+    return sorted(positions, key=len, reverse=True)
+
+
+def label_counts(labels: Indices, parts: list[Indices], classes: int) -> Indices:
+    """Counts the labels of each client, int64 (K, classes)."""
+    return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
+
+
+def _partitioner(clients: int, classes: int, config: DataConfig, seed: int) -> Any:
+    from flwr_datasets import partitioner as kinds
+
+    derived = derive_seed(seed, "partition") % 2**32
+    if config.partition == "iid":
+        return kinds.IidPartitioner(clients)
+    if config.partition == "shard":
+        return kinds.ShardPartitioner(
+            clients, "label", num_shards_per_partition=config.shards_per_client, seed=derived
+        )
+    if config.partition == "pathological":
+        if config.classes_per_client > classes:
+            raise UserError(
+                f"data.classes_per_client {config.classes_per_client}: there are {classes} classes"
+            )
+        return kinds.PathologicalPartitioner(
+            clients,
+            "label",
+            config.classes_per_client,
+            class_assignment_mode="first-deterministic",
+            seed=derived,
+        )
+    return kinds.DirichletPartitioner(
+        clients, "label", config.alpha, min_partition_size=config.min_samples, seed=derived
+    )

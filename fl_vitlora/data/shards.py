@@ -1,0 +1,67 @@
+"""Shards on disk: the encrypted images and the labels of one holder, in one safetensors file.
+
+n images, C channels, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.files import write_atomically
+
+TEST_SHARD = "test.safetensors"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images as a model sees them, ciphertext where they are encrypted.
+
+    Attributes:
+        images: uint8 (n, C, H, W).
+        labels: int64 (n,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def client_shard(client: int) -> str:
+    """Names the file of one client.
+
+    Example:
+        >>> client_shard(3)
+        'client-00003.safetensors'
+    """
+    return f"client-{client:05d}.safetensors"
+
+
+def write_shard(path: Path, shard: Shard, metadata: dict[str, str]) -> None:
+    """Writes a shard; the metadata say how it was made and hold no secret."""
+    tensors = {"images": shard.images.contiguous(), "labels": shard.labels.contiguous()}
+    write_atomically(path, save(tensors, metadata))
+
+
+def open_shard(path: Path) -> Shard:
+    """Opens a shard.
+
+    Raises:
+        UserError: When there is none, or it is not one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shard = Shard(images=file.get_tensor("images"), labels=file.get_tensor("labels"))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"shard {path} cannot be read: {error}") from None
+    if shard.images.dtype != torch.uint8 or len(shard.images) != len(shard.labels):
+        raise UserError(f"shard {path}: expected as many uint8 images as labels")
+    return shard

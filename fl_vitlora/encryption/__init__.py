@@ -1,0 +1,1 @@
+"""Perceptual encryption of images, block by block; pure, and known to the data owner alone."""

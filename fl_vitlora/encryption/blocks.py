@@ -1,0 +1,55 @@
+"""Images as matrices of blocks, in the order in which a ViT's patch embedding reads them.
+
+B images, C channels, H × W pixels, p block size, N = (H/p)·(W/p) blocks, D = C·p² entries a block.
+Blocks are numbered row by row; the entries of a block are ordered (channel, y, x), as in the weight
+of timm's Conv2d patch embedding.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fl_vitlora.errors import UserError
+
+
+def grid(height: int, width: int, block_size: int) -> tuple[int, int]:
+    """Counts the blocks of an image.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        block_size: Pixels a side of a block.
+
+    Returns:
+        Rows and columns of blocks.
+
+    Raises:
+        UserError: When the block size does not divide both sides.
+
+    Example:
+        >>> grid(16, 32, 4)
+        (4, 8)
+    """
+    if height % block_size or width % block_size:
+        fitting = [p for p in range(1, min(height, width) + 1) if not (height % p or width % p)]
+        nearest = min(fitting, key=lambda p: abs(p - block_size))
+        raise UserError(
+            f"patch size {block_size} does not divide an image of {height}x{width} pixels; "
+            f"the nearest that does is {nearest}"
+        )
+    return height // block_size, width // block_size
+
+
+def to_blocks(images: Tensor, block_size: int) -> Tensor:
+    """Cuts images (B, C, H, W) into blocks (B, N, D)."""
+    batch, channels, height, width = images.shape
+    rows, columns = grid(height, width, block_size)
+    cut = images.reshape(batch, channels, rows, block_size, columns, block_size)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
+def from_blocks(blocks: Tensor, height: int, width: int, block_size: int) -> Tensor:
+    """Puts blocks (B, N, D) together again to images (B, C, H, W)."""
+    rows, columns = grid(height, width, block_size)
+    cut = blocks.reshape(len(blocks), rows, columns, -1, block_size, block_size)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(blocks), -1, height, width)

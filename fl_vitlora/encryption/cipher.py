@@ -1,0 +1,124 @@
+"""Ciphers: steps of perceptual encryption in the order given, each with a key of its own.
+
+A step is a module with four pure functions (`Step`); a `Cipher` is a list of steps for one shape of
+images; `encrypt` and `decrypt` are bijections on uint8 images. What these ciphers protect is what a
+person could *see*; they do not resist cryptanalysis, least of all when one key serves many images.
+
+B images, C channels, H × W pixels, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.encryption import block_scrambling, negative_positive, pixel_shuffling
+from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
+from fl_vitlora.encryption.keys import derive_key
+from fl_vitlora.encryption.stream import KeyStream
+
+CipherKey = Mapping[str, Tensor]
+
+
+class Step(Protocol):
+    """One bijection on uint8 blocks (B, N, D)."""
+
+    def draw_key(self, stream: KeyStream, blocks: int, length: int) -> Tensor:
+        """Draws a key for N = ``blocks`` and D = ``length``."""
+        ...
+
+    def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
+        """Turns plain blocks into ciphertext of the same shape."""
+        ...
+
+    def decrypt(self, x: Tensor, key: Tensor) -> Tensor:
+        """Inverts `encrypt` bit by bit."""
+        ...
+
+    def key_space_bits(self, blocks: int, length: int) -> float:
+        """Counts the keys, as a logarithm to base 2."""
+        ...
+
+
+STEPS: Mapping[str, Step] = {
+    "block_scrambling": block_scrambling,
+    "pixel_shuffling": pixel_shuffling,
+    "negative_positive": negative_positive,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cipher:
+    """Steps for images of one shape.
+
+    Attributes:
+        steps: Names of `STEPS`, in the order of encryption; none leaves images plain.
+        block_size: Pixels a side; equal to the patch size of the model that will read the images.
+        image_shape: (C, H, W).
+    """
+
+    steps: Sequence[str]
+    block_size: int
+    image_shape: tuple[int, int, int]
+
+    @property
+    def geometry(self) -> tuple[int, int]:
+        """Returns N and D."""
+        channels, height, width = self.image_shape
+        rows, columns = grid(height, width, self.block_size)
+        return rows * columns, channels * self.block_size**2
+
+    @property
+    def key_space_bits(self) -> float:
+        """Counts the keys of all steps together, as a logarithm to base 2."""
+        return sum(STEPS[step].key_space_bits(*self.geometry) for step in self.steps)
+
+    def key(self, secret: bytes, context: str) -> CipherKey:
+        """Derives the key of every step from the owner's secret.
+
+        Args:
+            secret: 32 bytes.
+            context: What the key is for; another context gives an independent key.
+
+        Returns:
+            A key for each step.
+        """
+        streams = {step: KeyStream(derive_key(secret, f"{context}/{step}")) for step in self.steps}
+        return {step: STEPS[step].draw_key(streams[step], *self.geometry) for step in self.steps}
+
+    def encrypt(self, images: Tensor, key: CipherKey) -> Tensor:
+        """Encrypts images.
+
+        Args:
+            images: Plain images, uint8 (B, C, H, W).
+            key: From `key`.
+
+        Returns:
+            Ciphertext of the same shape and type.
+
+        Raises:
+            ValueError: When type or shape do not fit.
+        """
+        blocks = self._blocks(images)
+        for step in self.steps:
+            blocks = STEPS[step].encrypt(blocks, key[step])
+        return from_blocks(blocks, *self.image_shape[1:], self.block_size)
+
+    def decrypt(self, images: Tensor, key: CipherKey) -> Tensor:
+        """Inverts `encrypt` bit by bit; see there."""
+        blocks = self._blocks(images)
+        for step in reversed(self.steps):
+            blocks = STEPS[step].decrypt(blocks, key[step])
+        return from_blocks(blocks, *self.image_shape[1:], self.block_size)
+
+    def _blocks(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"expected uint8 images of shape (B, {', '.join(map(str, self.image_shape))}), "
+                f"got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        return to_blocks(images, self.block_size)

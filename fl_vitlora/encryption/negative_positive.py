@@ -1,0 +1,41 @@
+"""Negative-positive transformation: chosen entries q of every block become 255 - q.
+
+The key is one bit for each of the D entries of a block; all blocks share it. 2^D keys.
+Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943 ("bit
+flipping" where pixels are written in bits).
+
+B images, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fl_vitlora.encryption.stream import KeyStream
+
+
+def draw_key(stream: KeyStream, blocks: int, length: int) -> Tensor:
+    """Draws the mask of entries to invert, bool (D,)."""
+    del blocks
+    return stream.bits(length)
+
+
+def encrypt(x: Tensor, key: Tensor) -> Tensor:
+    """Inverts the chosen entries of (B, N, D), uint8: 255 - q flips all bits of q."""
+    return x ^ (key * 255).to(x.dtype)
+
+
+def decrypt(x: Tensor, key: Tensor) -> Tensor:
+    """Inverts the same entries again; the transformation is its own inverse."""
+    return encrypt(x, key)
+
+
+def key_space_bits(blocks: int, length: int) -> float:
+    """Counts the D bits.
+
+    Example:
+        >>> key_space_bits(196, 768)
+        768.0
+    """
+    del blocks
+    return float(length)

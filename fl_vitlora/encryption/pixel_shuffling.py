@@ -1,0 +1,43 @@
+"""Pixel shuffling: the entries within a block change places, X' = X[:, key].
+
+The key is one permutation of the D entries (colour channels included), shared by all blocks; there
+are D! keys.
+Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
+
+B images, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from fl_vitlora.encryption.stream import KeyStream
+
+
+def draw_key(stream: KeyStream, blocks: int, length: int) -> Tensor:
+    """Draws the permutation of entries (D,)."""
+    del blocks
+    return stream.permutation(length)
+
+
+def encrypt(x: Tensor, key: Tensor) -> Tensor:
+    """Shuffles (B, N, D): entry j of every block receives entry key[j]."""
+    return x[..., key]
+
+
+def decrypt(x: Tensor, key: Tensor) -> Tensor:
+    """Returns every entry to its place."""
+    return x[..., key.argsort()]
+
+
+def key_space_bits(blocks: int, length: int) -> float:
+    """Counts log₂(D!).
+
+    Example:
+        >>> round(key_space_bits(16, 48), 1)
+        202.9
+    """
+    del blocks
+    return math.lgamma(length + 1) / math.log(2)

@@ -1,0 +1,34 @@
+"""The one exception that means: the user can mend this."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MOST_SHOWN = 20
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for; its message is one line that tells how to mend it."""
+
+
+def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
+    """Says that a name is not known, what there is, and which of it comes nearest.
+
+    Args:
+        what: The thing that was named, for example ``"strategy"``.
+        given: What the user wrote.
+        choices: All valid names.
+
+    Returns:
+        The error to raise.
+
+    Example:
+        >>> str(unknown("strategy", "fedavgg", ["fedavg", "fedprox"]))
+        "unknown strategy 'fedavgg'; did you mean 'fedavg'? (choices: fedavg, fedprox)"
+    """
+    names = sorted(choices)
+    near = difflib.get_close_matches(str(given), names, n=5, cutoff=0.5)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    few = names if len(names) <= MOST_SHOWN else [*near, f"{len(names)} in all"]
+    return UserError(f"unknown {what} {given!r};{hint} (choices: {', '.join(few)})")

@@ -1,0 +1,152 @@
+"""Fine-tuning methods: which tensors of a model are trained and exchanged, all others stay frozen.
+
+A method is a value of two parts: whether LoRA adapters are attached, and which parts of the plain
+model are trained as they are. The paper's method (Lin, Imaizumi, Kiya, arXiv 2507.11943) is LoRA in
+every layer together with the patch embedding, which must learn to read ciphertext, and the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config import FineTuningConfig
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning import targets
+from fl_vitlora.rng import derive_seed
+from fl_vitlora.state import State
+
+PATCH_EMBEDDING = "patch_embed"
+HEAD = "head"
+LORA = "lora"
+BODY = "body"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is trained.
+
+    Attributes:
+        lora: Whether adapters are attached to the blocks.
+        groups: Groups of tensors (`group_of`) that are trained.
+    """
+
+    lora: bool
+    groups: frozenset[str]
+
+
+METHODS: Mapping[str, Method] = {
+    "lora+patch_embed": Method(lora=True, groups=frozenset({LORA, PATCH_EMBEDDING, HEAD})),
+    "lora": Method(lora=True, groups=frozenset({LORA, HEAD})),
+    "head": Method(lora=False, groups=frozenset({HEAD})),
+    "full": Method(lora=False, groups=frozenset({PATCH_EMBEDDING, HEAD, BODY})),
+}
+
+
+def group_of(name: str) -> str:
+    """Tells the part of a model that a tensor belongs to: lora, patch_embed, head or body.
+
+    Example:
+        >>> group_of("blocks.0.attn.qkv.adapters.q.lora_A"), group_of("patch_embed.proj.weight")
+        ('lora', 'patch_embed')
+    """
+    if name.endswith((".lora_A", ".lora_B")):
+        return LORA
+    first = name.partition(".")[0]
+    return first if first in (PATCH_EMBEDDING, HEAD) else BODY
+
+
+def prepare(model: nn.Module, config: FineTuningConfig, seed: int) -> None:
+    """Attaches what the method adds and frees what it trains, in place.
+
+    Args:
+        model: A plain timm ViT, all of it frozen.
+        config: Method and its parameters.
+        seed: Of the initial A matrices.
+
+    Raises:
+        UserError: When the model lacks what the method trains.
+    """
+    method = METHODS[config.method]
+    if method.lora:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "lora"))
+            targets.attach(model, config.targets, config.rank, config.alpha)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(group_of(name) in method.groups)
+    missing = method.groups - {BODY} - {group_of(name) for name in trainable(model)}
+    if missing:
+        raise UserError(
+            f"method {config.method} finds no {', '.join(sorted(missing))} in "
+            f"{type(model).__name__}; choose another: --method full"
+        )
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the trained parameters by name, in the model's order; these are what is exchanged."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def export_state(model: nn.Module) -> State:
+    """Copies the trained tensors out, float32 on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32, copy=True)
+        for name, parameter in trainable(model).items()
+    }
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Puts trained tensors into the model, in place.
+
+    Raises:
+        ValueError: When names or shapes differ from the model's.
+    """
+    parameters = trainable(model)
+    if parameters.keys() != state.keys():
+        differing = sorted(parameters.keys() ^ state.keys())
+        raise ValueError(f"expected the model's trained tensors; these differ: {differing}")
+    for name, parameter in parameters.items():
+        if parameter.shape != state[name].shape:
+            raise ValueError(
+                f"{name}: expected shape {tuple(parameter.shape)}, got {tuple(state[name].shape)}"
+            )
+        parameter.copy_(state[name])
+
+
+def merge(model: nn.Module) -> None:
+    """Turns an adapted model into a plain timm model that computes the same, in place."""
+    targets.merge(model)
+
+
+def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Takes one step's gradient and checks that it reaches every trained tensor.
+
+    Some timm models (BEiT, EVA, SwinV2) read the weight of `qkv` themselves and pass an adapter by.
+
+    Args:
+        model: A prepared model; its parameters stay as they are.
+        image_shape: (C, H, W).
+
+    Raises:
+        UserError: When a trained tensor takes no part in the forward pass.
+    """
+    probe = torch.linspace(-1, 1, 2 * image_shape[0] * image_shape[1] * image_shape[2])
+    try:
+        model(probe.reshape(2, *image_shape)).square().sum().backward()
+    except AttributeError as error:
+        raise UserError(
+            f"{type(model).__name__} reads its layers' weights directly and would bypass LoRA "
+            f"({error}); take a plain ViT, or --method full"
+        ) from None
+    reached = {name for name, p in trainable(model).items() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    bypassed = sorted(trainable(model).keys() - reached)
+    if bypassed:
+        raise UserError(
+            f"{type(model).__name__} never uses {len(bypassed)} trained tensors, first "
+            f"{bypassed[0]}; take a plain ViT, or another --method"
+        )

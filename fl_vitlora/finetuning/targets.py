@@ -1,0 +1,81 @@
+"""Which layers of a timm ViT get adapters: q, k, v, proj, fc1 and fc2 of every block.
+
+D width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.lora import LoRALinear
+
+FUSED = ("q", "k", "v")  # the thirds of `qkv`, in timm's order
+LAYERS: Mapping[str, str] = {
+    **dict.fromkeys(FUSED, "attn.qkv"),
+    "proj": "attn.proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+
+
+def attach(model: nn.Module, targets: Sequence[str], rank: int, alpha: float) -> None:
+    """Puts adapters on the target layers of every block, in place.
+
+    Args:
+        model: A timm ViT.
+        targets: Names of `LAYERS`.
+        rank: r.
+        alpha: α.
+
+    Raises:
+        UserError: When the model has no such layer.
+    """
+    blocks = list(getattr(model, "blocks", []))
+    if not blocks:
+        raise UserError(f"LoRA finds no transformer blocks in {type(model).__name__}")
+    for block in blocks:
+        for path in dict.fromkeys(LAYERS[target] for target in targets):
+            layer = _find(block, path)
+            chosen = [target for target in targets if LAYERS[target] == path]
+            _put(block, path, LoRALinear(layer, _slices(layer, chosen), rank, alpha))
+
+
+def merge(model: nn.Module) -> None:
+    """Folds all adapters into the layers they stand on, in place."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            _put(model, path, module.merged())
+
+
+def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
+    third = layer.out_features // 3
+    return {
+        target: (
+            (FUSED.index(target) * third, (FUSED.index(target) + 1) * third)
+            if target in FUSED
+            else (0, layer.out_features)
+        )
+        for target in targets
+    }
+
+
+def _find(block: nn.Module, path: str) -> nn.Linear:
+    try:
+        layer = block.get_submodule(path)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Linear):
+        linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+        raise UserError(
+            f"LoRA finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "
+            "choose others: --set finetuning.targets=[q,v]"
+        )
+    return layer
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)

@@ -1,0 +1,1 @@
+"""Backbones: any timm ViT, and the small one whose weights ship with the package."""

@@ -1,0 +1,206 @@
+"""The pre-trained vision transformer: by timm's name, with bundled, hub or local weights.
+
+This is the only place that builds a model with timm. The result is a plain timm model with a fresh
+head; what of it is trained is the business of `finetuning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fl_vitlora.config import ModelConfig
+from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.rng import derive_seed
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+BUNDLED: Mapping[str, Mapping[str, Any]] = {
+    "vit_letters_16": {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 96,
+        "depth": 6,
+        "num_heads": 3,
+        "mlp_ratio": 3.0,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """How pixels become numbers: (q / 255 - mean) / std, the same for all channels.
+
+    Shuffling mixes the channels of a pixel, so constants per channel would mean nothing on
+    ciphertext. A model that was trained with constants per channel is given their average.
+    """
+
+    mean: float
+    std: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turns uint8 images of any shape into float32."""
+        return images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model and what must be known to feed it.
+
+    Attributes:
+        model: A timm model with a fresh head.
+        image_shape: (C, H, W) that it takes.
+        patch_size: Pixels a side.
+        normalization: Of its pixels.
+    """
+
+    model: nn.Module
+    image_shape: tuple[int, int, int]
+    patch_size: int
+    normalization: Normalization
+
+
+def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
+    """Builds the backbone.
+
+    Args:
+        config: Name, weights and sizes.
+        classes: Outputs of the fresh head.
+        seed: Of the head, and of all weights where they are random.
+
+    Returns:
+        The backbone, on the CPU, in evaluation mode, every parameter frozen.
+
+    Raises:
+        UserError: When name, weights or sizes do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        model = _bundled(config) if config.name in BUNDLED else _from_timm(config)
+        _replace_head(model, classes)
+    model.eval().requires_grad_(requires_grad=False)
+    patch_embedding = _patch_embedding(model, config.name)
+    defaults: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    height, width = patch_embedding.img_size
+    return Backbone(
+        model=model,
+        image_shape=(patch_embedding.proj.in_channels, height, width),
+        patch_size=patch_embedding.patch_size[0],
+        normalization=Normalization(
+            mean=_average(defaults.get("mean", 0.5)), std=_average(defaults.get("std", 0.5))
+        ),
+    )
+
+
+def _bundled(config: ModelConfig) -> nn.Module:
+    """Builds a model whose weights ship with the package."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    shape = dict(BUNDLED[config.name])
+    for name, given in (("img_size", config.image_size), ("patch_size", config.patch_size)):
+        if given not in (None, shape[name]):
+            raise UserError(
+                f"{config.name} is made for {name} {shape[name]}, not {given}; "
+                "take a timm model for other sizes: --model vit_tiny_patch16_224"
+            )
+    model: nn.Module = VisionTransformer(**shape, num_classes=0)
+    if config.weights != "random":
+        _load(model, _bundled_weights(config), config.name)
+    return model
+
+
+def _bundled_weights(config: ModelConfig) -> Path:
+    if config.weights == "pretrained":
+        return WEIGHTS_FOLDER / f"{config.name}.safetensors"
+    return _existing_file(config.weights)
+
+
+def _load(model: nn.Module, path: Path, name: str) -> None:
+    state = {key: value.to(torch.float32) for key, value in load_file(path).items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"weights {path} do not fit {name}: {_one_line(error)}") from None
+
+
+def _from_timm(config: ModelConfig) -> nn.Module:
+    """Builds any timm ViT at the sizes asked for, its position embedding resampled to them."""
+    import timm
+
+    if not timm.is_model(config.name):
+        raise unknown("model", config.name, [*BUNDLED, *timm.list_models("*vit*")])
+    sizes = {"img_size": config.image_size, "patch_size": config.patch_size}
+    arguments: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    if config.weights not in ("pretrained", "random"):
+        arguments["pretrained_cfg_overlay"] = {"file": str(_existing_file(config.weights))}
+    _check_patch_size(config)
+    return _explain(
+        lambda: timm.create_model(
+            config.name, pretrained=config.weights != "random", num_classes=0, **arguments
+        ),
+        config,
+    )
+
+
+def _check_patch_size(config: ModelConfig) -> None:
+    from fl_vitlora.encryption.blocks import grid
+
+    if config.image_size is not None and config.patch_size is not None:
+        grid(config.image_size, config.image_size, config.patch_size)
+
+
+def _explain(create: Callable[[], nn.Module], config: ModelConfig) -> nn.Module:
+    """Turns what timm and the hub raise into one line for the user."""
+    try:
+        return create()
+    except TypeError as error:
+        raise UserError(
+            f"model {config.name} takes no other image or patch size ({_one_line(error)})"
+        ) from error
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        local = config.weights not in ("pretrained", "random")
+        cause = f"from {config.weights}" if local else "from the hub"
+        raise UserError(
+            f"weights of {config.name} cannot be had {cause} ({_one_line(error)}); offline, give "
+            "a file: --set model.weights=FILE, or train from nothing: --set model.weights=random"
+        ) from error
+
+
+def _existing_file(path: str) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"model.weights {path!r}: expected 'pretrained', 'random', or a file")
+    return Path(path)
+
+
+def _replace_head(model: nn.Module, classes: int) -> None:
+    reset = getattr(model, "reset_classifier", None)
+    if not callable(reset):
+        raise UserError(f"{type(model).__name__} has no classifier that could be replaced")
+    reset(classes)
+
+
+def _patch_embedding(model: nn.Module, name: str) -> Any:
+    """Finds the patch embedding; only models that start with one can read encrypted images."""
+    found = getattr(model, "patch_embed", None)
+    if found is None or not isinstance(getattr(found, "proj", None), nn.Conv2d):
+        raise UserError(
+            f"model {name} has no patch embedding of non-overlapping patches; "
+            "take a plain ViT, for example vit_base_patch16_224"
+        )
+    return found
+
+
+def _average(constants: float | tuple[float, ...]) -> float:
+    if isinstance(constants, int | float):
+        return float(constants)
+    return sum(constants) / len(constants)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,206 @@
+"""Local training and evaluation: functions of a state, a shard and hyper-parameters.
+
+A model is handed in as a workspace: its trained tensors are overwritten first and read out at the
+end, its frozen ones are never touched, so one model serves every client of a worker in turn.
+
+B batch, n images of a shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_vitlora.config import TrainingConfig
+from fl_vitlora.data.shards import Shard
+from fl_vitlora.finetuning import methods
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.state import State
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTask:
+    """What is asked of a client in one round, beside the hyper-parameters of all rounds.
+
+    Attributes:
+        learning_rate: Of this round.
+        proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
+        frozen: Trained tensors that rest in this round.
+    """
+
+    learning_rate: float
+    proximal_mu: float = 0.0
+    frozen: frozenset[str] = frozenset()
+
+
+def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> float:
+    """Computes the learning rate of a round.
+
+    It rises linearly over the warm-up rounds; then it stays, or falls as half a cosine that would
+    reach zero one round after the last.
+
+    Args:
+        config: Peak, schedule and warm-up.
+        server_round: From 1.
+        rounds: Of the whole run.
+
+    Returns:
+        The rate.
+
+    Example:
+        >>> c = TrainingConfig(learning_rate=1.0, schedule="cosine")
+        >>> [round(scheduled_rate(c, r, 4), 3) for r in (1, 2, 3, 4)]
+        [1.0, 0.854, 0.5, 0.146]
+    """
+    if server_round <= config.warmup_rounds:
+        return config.learning_rate * server_round / (config.warmup_rounds + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (server_round - 1 - config.warmup_rounds) / max(1, rounds - config.warmup_rounds)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(
+    backbone: Backbone,
+    state: State,
+    shard: Shard,
+    *,
+    config: TrainingConfig,
+    task: LocalTask,
+    generator: torch.Generator,
+    precision: torch.dtype = torch.float32,
+) -> tuple[State, float]:
+    """Trains on one shard.
+
+    Args:
+        backbone: A prepared model, the workspace.
+        state: Where training starts.
+        shard: Images as they lie on disk; they are normalised here, batch by batch.
+        config: Hyper-parameters.
+        task: What this round asks.
+        generator: Of the order of images, on the CPU.
+        precision: Of activations; float32, bfloat16 or float16.
+
+    Returns:
+        The trained tensors and the mean loss over all steps, the penalty left out.
+    """
+    model = backbone.model
+    methods.load_state(model, state)
+    parameters = methods.trainable(model)
+    active = {name: p for name, p in parameters.items() if name not in task.frozen}
+    optimizer = _optimizer(active, config, task.learning_rate)
+    device = next(iter(parameters.values())).device
+    anchor = {name: state[name].to(device) for name in active} if task.proximal_mu else {}
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    images, labels = shard.images.to(device), shard.labels.to(device)
+    total, seen = torch.zeros((), device=device), 0
+    model.train()
+    for batch in _batches(len(shard), config, generator):
+        chosen = batch.to(device)
+        with _autocast(device, precision):
+            logits = model(backbone.normalization(images[chosen]))
+            loss = F.cross_entropy(
+                logits.float(), labels[chosen], label_smoothing=config.label_smoothing
+            )
+        optimizer.zero_grad(set_to_none=True)
+        penalized = loss + _penalty(active, anchor, task.proximal_mu)
+        torch.autograd.backward(scaler.scale(penalized))
+        if config.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(active.values(), config.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach() * len(batch)
+        seen += len(batch)
+    model.eval()
+    return methods.export_state(model), float(total) / max(1, seen)
+
+
+@torch.inference_mode()
+def evaluate(
+    backbone: Backbone, state: State, shard: Shard, precision: torch.dtype = torch.float32
+) -> tuple[float, float]:
+    """Measures a state on a shard.
+
+    Returns:
+        Accuracy in [0, 1] and mean cross-entropy.
+    """
+    methods.load_state(backbone.model, state)
+    backbone.model.eval()
+    device = next(backbone.model.parameters()).device
+    correct, loss = 0, 0.0
+    batches = (torch.split(part, EVALUATION_BATCH) for part in (shard.images, shard.labels))
+    for images, labels in zip(*batches, strict=True):
+        with _autocast(device, precision):
+            logits = backbone.model(backbone.normalization(images.to(device))).float()
+        loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
+        correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
+    return correct / len(shard), loss / len(shard)
+
+
+def best_precision(device: torch.device, mixed: bool) -> torch.dtype:
+    """Chooses the type of activations: half precision on a GPU where asked, else float32."""
+    if device.type != "cuda" or not mixed:
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _batches(images: int, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields the positions of each step; every epoch in a new order, all images used."""
+    for _ in range(config.epochs):
+        order = torch.randperm(images, generator=generator)
+        steps = math.ceil(images / config.batch_size)
+        yield from order.tensor_split(steps)
+
+
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
+) -> torch.optim.Optimizer:
+    groups = _rate_groups(parameters, config, learning_rate)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def _rate_groups(
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
+) -> Sequence[dict[str, object]]:
+    """Gives the patch embedding and the head rates of their own."""
+    factors = {
+        methods.PATCH_EMBEDDING: config.patch_embed_rate,
+        methods.HEAD: config.head_rate,
+    }
+    members: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        members.setdefault(factors.get(methods.group_of(name), 1.0), []).append(parameter)
+    return [{"params": chosen, "lr": learning_rate * f} for f, chosen in members.items()]
+
+
+def _penalty(
+    parameters: Mapping[str, nn.Parameter], anchor: Mapping[str, Tensor], mu: float
+) -> Tensor | float:
+    """Computes μ/2 · ‖w - w_global‖²; nothing where μ is 0."""
+    if not mu:
+        return 0.0
+    squares: Iterable[Tensor] = (
+        (parameter - anchor[name]).square().sum() for name, parameter in parameters.items()
+    )
+    return mu / 2 * torch.stack(list(squares)).sum()
+
+
+def _autocast(
+    device: torch.device, precision: torch.dtype
+) -> contextlib.AbstractContextManager[object]:
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=precision)

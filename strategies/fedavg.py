@@ -1,0 +1,36 @@
+"""FedAvg: the new model is the old one plus the mean of the clients' deltas.
+
+    w ← w + Σₖ pₖ·Δₖ,  pₖ = nₖ / Σn
+
+On LoRA it averages the factors A and B each by themselves (FedIT, arXiv 2305.05644). That is exact
+for the patch embedding and the head, and biased for the product: the mean of products is not the
+product of means. Up and down: all trained tensors.
+
+Source: McMahan et al., arXiv 1602.05629, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.state import State, add, mean, scale
+from fl_vitlora.strategy import Strategy, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvg(Strategy):
+    """Federated averaging.
+
+    Attributes:
+        server_rate: Factor on the mean delta; 1 is FedAvg.
+    """
+
+    server_rate: float = 1.0
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Adds the mean delta, weighted by the number of images."""
+        step = mean([u.delta for u in updates], [u.samples for u in updates])
+        return add(model, scale(step, self.server_rate)), state

@@ -1,0 +1,39 @@
+"""FedProx: FedAvg whose clients are held back to the global model by a squared penalty.
+
+    client: min over w of  Fₖ(w) + μ/2 · ‖w - w_global‖²;    server: as FedAvg
+
+μ = 0 is FedAvg. Up and down: all trained tensors.
+
+Source: Li et al., arXiv 1812.06127, algorithm 2 (with a fixed number of local epochs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.state import State, add, mean
+from fl_vitlora.strategy import ClientPlan, Strategy, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProx(Strategy):
+    """Federated averaging with a proximal term.
+
+    Attributes:
+        mu: Weight μ of the penalty, not negative.
+    """
+
+    mu: float = 0.01
+
+    def plan(self, server_round: int) -> ClientPlan:
+        """Asks clients to add the penalty to their loss."""
+        del server_round
+        return ClientPlan(proximal_mu=self.mu)
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Adds the mean delta, weighted by the number of images."""
+        step = mean([u.delta for u in updates], [u.samples for u in updates])
+        return add(model, step), state
