@@ -1,0 +1,150 @@
+"""Federated fine-tuning of a vision transformer on encrypted images, simulated on this machine."""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.perf_counter()
+
+import argparse  # noqa: E402 - the clock starts before the imports
+import difflib  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
+
+from fl_vitlora import __version__, config  # noqa: E402
+from fl_vitlora.errors import UserError  # noqa: E402
+
+USER_MISTAKE, RUN_FAILED, INTERRUPTED = 2, 1, 130
+
+FLAGS = {
+    "--clients": ("clients", "how many hold a shard of encrypted images (20)"),
+    "--rounds": ("rounds", "rounds of federated training (25)"),
+    "--fraction": ("fraction", "share of the clients that train in a round (1.0)"),
+    "--strategy": ("strategy.name", "a file in strategies/ or package.module:Class (fedavg)"),
+    "--method": ("finetuning.method", "lora+patch_embed, lora, head or full (lora+patch_embed)"),
+    "--dataset": ("data.name", "digits, a Hugging Face data set, or a local path (digits)"),
+    "--model": ("model.name", "vit_letters_16 or any timm ViT (vit_letters_16)"),
+    "--partition": ("data.partition", "dirichlet, iid, pathological or shard (dirichlet)"),
+    "--seed": ("seed", "of everything random but the owner's secret (0)"),
+    "--out": ("out", "run folder (a new one under runs/)"),
+    "--device": ("engine.device", "auto, cpu or cuda (auto)"),
+    "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
+}
+
+EXAMPLES = """examples:
+  python simulate.py --clients 20
+      the main job: 20 clients, encrypted digits, LoRA + patch embedding
+  python simulate.py --method full --seed 1
+      the same with full fine-tuning, for comparison
+  python simulate.py --set encryption.steps=[]
+      the same on plain images
+  python simulate.py --strategy fedprox --set strategy.mu=0.1
+      another strategy and its parameter
+  python simulate.py --strategy flwr.serverapp.strategy:FedAdam --set strategy.eta=0.01
+      any strategy of Flower, unmodified
+  python simulate.py --config configs/cifar10_vit_base.yaml
+      ViT-B/16 on CIFAR-10, for a machine with a GPU
+
+all settings, for --set and for YAML files (with their defaults):
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what was wrong, and what comes nearest."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit code 2."""
+        wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+        near = difflib.get_close_matches(wrong.partition("=")[0], self._option_string_actions, n=1)
+        hint = f"; did you mean {near[0]}?" if wrong.startswith("-") and near else ""
+        fail(f"{message}{hint} (see --help)", USER_MISTAKE)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Prints one line and ends the program."""
+    print(f"simulate.py: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def make_parser() -> Parser:
+    """Describes the command line."""
+    settings = "".join(
+        f"  {path:<30} {'' if default is None else plain(default):<18} {explanation}\n"
+        for path, default, explanation in config.explanations()
+    )
+    parser = Parser(
+        prog="simulate.py",
+        description=__doc__,
+        epilog=EXAMPLES + settings,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for flag, (path, explanation) in FLAGS.items():
+        parser.add_argument(flag, dest=path, metavar="VALUE", help=explanation)
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file of settings; flags override it"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="any setting, for example training.epochs=2; may be given several times",
+    )
+    parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
+    parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
+    return parser
+
+
+def plain(value: Any) -> str:
+    """Writes a default as one would write it behind `--set`."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def read_config(arguments: argparse.Namespace) -> config.Config:
+    """Puts file, flags and `--set` together, the later over the earlier."""
+    given = vars(arguments)
+    overrides: dict[str, Any] = {}
+    for flag, (path, _) in FLAGS.items():
+        if given[path] is not None:
+            try:
+                overrides |= [config.parse_override(f"{path}={given[path]}")]
+            except UserError as error:
+                raise UserError(f"{flag}: {error}") from None
+    overrides |= [config.parse_override(text) for text in arguments.overrides]
+    return config.load(arguments.config, overrides)
+
+
+def run(experiment: config.Config, *, verbose: bool) -> None:
+    """Runs an experiment before the user's eyes."""
+    import strategies
+    from fl_vitlora.experiment import Watch
+    from fl_vitlora.experiment import run as run_experiment
+    from fl_vitlora.reporting.console import RunDisplay, print_result
+
+    strategy = strategies.load(experiment.strategy.name, experiment.strategy.options)
+    with RunDisplay(experiment.rounds) as display:
+        watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+        result, folder = run_experiment(experiment, strategy, watch, STARTED)
+    print_result(result, str(folder))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, runs, and turns errors into one line and an exit code."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        run(read_config(arguments), verbose=arguments.verbose)
+    except UserError as error:
+        fail(str(error), USER_MISTAKE)
+    except RuntimeError as error:
+        if arguments.verbose:
+            raise
+        fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

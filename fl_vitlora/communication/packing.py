@@ -51,6 +51,10 @@ class Layout:
         """Counts the scalars of all tensors."""
         return sum(math.prod(shape) for _, shape in self.shapes)
 
+    def ending_with(self, endings: tuple[str, ...]) -> frozenset[str]:
+        """Finds the names with one of these endings."""
+        return frozenset(name for name, _ in self.shapes if name.endswith(endings))
+
     def without(self, names: frozenset[str]) -> Layout:
         """Leaves out some tensors."""
         return Layout(tuple(pair for pair in self.shapes if pair[0] not in names))

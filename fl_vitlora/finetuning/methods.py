@@ -90,6 +90,11 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Returns what a plain model of this architecture would exchange: all but the adapters."""
+    return {n: p.detach().cpu() for n, p in model.named_parameters() if group_of(n) != LORA}
+
+
 def export_state(model: nn.Module) -> State:
     """Copies the trained tensors out, float32 on the CPU."""
     return {

@@ -1,0 +1,247 @@
+"""One experiment from beginning to end: prepare, encrypt, train federatedly, write the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from fl_vitlora import training
+from fl_vitlora.communication.ledger import Ledger, full_fine_tuning_bytes
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import Config
+from fl_vitlora.data.shards import TEST_SHARD, open_shard
+from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort, make_aggregator
+from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+from fl_vitlora.flower.messages import full_model_bytes
+from fl_vitlora.flower.server import Federation, RoundReport, cohort_size
+from fl_vitlora.flower.simulation import Ray, Workers, choose_workers, simulate
+from fl_vitlora.flower.transport import Tap, Transport
+from fl_vitlora.preparation import Prepared, prepare, write_shards
+from fl_vitlora.reporting.plots import plot_accuracy
+from fl_vitlora.reporting.run_folder import RunFolder, check_unused
+from fl_vitlora.state import State, count
+
+Line = dict[str, Any]
+PULL_SECONDS = 0.01  # how often the server looks for replies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who looks on.
+
+    Attributes:
+        announce: Is told each phase of the set-up.
+        show_round: Is shown each line of `rounds.jsonl`.
+        tap: Is shown every Flower message, for inspection.
+        verbose: Whether Flower and Ray may speak.
+    """
+
+    announce: Callable[[str], None] = lambda phase: None
+    show_round: Callable[[Line], None] = lambda line: None
+    tap: Tap | None = None
+    verbose: bool = False
+
+
+def run(
+    config: Config, strategy: AnyStrategy, watch: Watch | None = None, started: float | None = None
+) -> tuple[Line, Path]:
+    """Runs an experiment and writes its run folder.
+
+    Args:
+        config: The experiment.
+        strategy: An instance of this project's or of Flower's contract.
+        watch: Who looks on.
+        started: `time.perf_counter()` when the program began, so that imports are counted.
+
+    Returns:
+        The content of `result.json`, and the run folder.
+
+    Raises:
+        UserError: When something in the configuration cannot work; no run folder was made then.
+        RuntimeError: When the run failed.
+    """
+    watch, started = watch or Watch(), started or time.perf_counter()
+    workers = choose_workers(config.engine.device, config.engine.workers)
+    check_cohort(strategy, cohort_size(config.clients, config.fraction))
+    if config.out:
+        check_unused(Path(config.out))
+    ray = Ray(workers, verbose=watch.verbose)
+    try:
+        watch.announce("preparing images and model")
+        prepared = prepare(config, workers.device)
+        folder = RunFolder.create(config)
+        watch.announce("encrypting shards")
+        write_shards(prepared, config, folder)
+        watch.announce("starting workers")
+        ray.wait()
+        one = Run(config=config, prepared=prepared, folder=folder, watch=watch)
+        final, begin, end = one.federate(strategy, workers)
+    finally:
+        ray.stop()
+    result = one.result()
+    result["seconds"] = {
+        "setup": round(begin - started, 3),
+        "training": round(end - begin, 3),
+        "total": round(time.perf_counter() - started, 3),
+    }
+    one.write(final, result)
+    return result, folder.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run under way: what it is, and what it has gathered so far.
+
+    Attributes:
+        config: The experiment.
+        prepared: Images, model and key.
+        folder: Where results go.
+        watch: Who looks on.
+        ledger: Bytes so far.
+        lines: Rounds so far, as in `rounds.jsonl`.
+        full_bytes: Of a downlink and an uplink message with the whole model, once measured.
+    """
+
+    config: Config
+    prepared: Prepared
+    folder: RunFolder
+    watch: Watch
+    ledger: Ledger = field(default_factory=Ledger)
+    lines: list[Line] = field(default_factory=list)
+    full_bytes: dict[str, int] = field(default_factory=dict)
+
+    def federate(self, strategy: AnyStrategy, workers: Workers) -> tuple[State, float, float]:
+        """Trains.
+
+        Returns:
+            The final tensors, and when training began and ended.
+        """
+        model = self.prepared.backbone.model
+        initial = methods.export_state(model)
+        layout = Layout.of(initial)
+
+        def serve(grid: Any) -> tuple[State, float, float]:
+            grid.pull_interval = PULL_SECONDS
+            timeout = self.config.engine.round_timeout
+            transport = Transport(grid, layout, self.ledger, timeout, self.watch.tap)
+            clients = transport.greet(self.config.clients)
+            begin = time.perf_counter()
+            federation = Federation(
+                transport=transport,
+                aggregator=make_aggregator(strategy, layout, self.config.seed),
+                clients=list(clients),
+                rounds=self.config.rounds,
+                fraction=self.config.fraction,
+                seed=self.config.seed,
+                training=self.config.training,
+                evaluate=self._evaluator(),
+                observe=self._observe,
+            )
+            final = federation.run(initial)
+            end = time.perf_counter()
+            down, up = full_model_bytes(methods.plain_parameters(model))
+            self.full_bytes.update(downlink=down, uplink=up)
+            return final, begin, end
+
+        settings = self._client_settings(workers.device)
+        return simulate(
+            make_client_app(Fixed(settings)),
+            serve,
+            clients=self.config.clients,
+            workers=workers,
+            verbose=self.watch.verbose,
+        )
+
+    def result(self) -> Line:
+        """Sums up, without the times."""
+        config, prepared, ledger = self.config, self.prepared, self.ledger
+        uplink, downlink = ledger.total("uplink"), ledger.total("downlink")
+        full = full_fine_tuning_bytes(
+            ledger,
+            full_downlink=self.full_bytes["downlink"],
+            full_uplink=self.full_bytes["uplink"],
+            rounds=[line["round"] for line in self.lines],
+        )
+        return {
+            "accuracy": self.lines[-1]["accuracy"],
+            "loss": self.lines[-1]["loss"],
+            "clients": config.clients,
+            "rounds": config.rounds,
+            "seed": config.seed,
+            "strategy": config.strategy.name,
+            "method": config.finetuning.method,
+            "trainable_parameters": count(methods.trainable(prepared.backbone.model)),
+            "total_parameters": count(methods.plain_parameters(prepared.backbone.model)),
+            "encryption": {
+                "steps": list(config.encryption.steps),
+                "key_id": prepared.key_id,
+                "key_space_bits": round(prepared.cipher.key_space_bits, 1),
+            },
+            "communication": {
+                "uplink_bytes": uplink,
+                "downlink_bytes": downlink,
+                "full_fine_tuning_bytes": full,
+                "saving": full / (uplink + downlink),
+            },
+        }
+
+    def write(self, final: State, result: Line) -> None:
+        """Writes what is known only at the end; `result.json` last, as the sign of a whole run."""
+        sent = accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in self.lines)
+        plot_accuracy(self.folder.plots, [line["accuracy"] for line in self.lines], list(sent))
+        self.folder.write("communication.csv", self.ledger.to_csv())
+        self.folder.write_model(final)
+        self.folder.write_json("result.json", result)
+
+    def _observe(self, report: RoundReport) -> None:
+        line: Line = {
+            "round": report.round,
+            "accuracy": report.accuracy,
+            "loss": report.loss,
+            "train_loss": report.train_loss,
+            "participants": list(report.participants),
+            "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
+            "uplink_bytes": self.ledger.total("uplink", report.round),
+            "downlink_bytes": self.ledger.total("downlink", report.round),
+            "seconds": round(report.seconds, 4),
+        }
+        self.lines.append(line)
+        self.folder.append_round(line)
+        self.watch.show_round(line)
+
+    def _evaluator(self) -> Callable[[State], tuple[float, float]]:
+        """Measures global models on the encrypted test images; needs no key."""
+        shard = open_shard(self.folder.shards / TEST_SHARD)
+        backbone = self.prepared.backbone
+        device = next(backbone.model.parameters()).device
+        precision = training.best_precision(device, self.config.engine.mixed_precision)
+        return lambda state: training.evaluate(backbone, state, shard, precision)
+
+    def _client_settings(self, device: str) -> ClientSettings:
+        """Gathers what the workers are told."""
+        return ClientSettings(
+            shards=str(self.folder.shards.resolve()),
+            classes=len(self.prepared.train.class_names),
+            seed=self.config.seed,
+            device=device,
+            mixed_precision=self.config.engine.mixed_precision,
+            model=self.config.model,
+            finetuning=self.config.finetuning,
+            training=self.config.training,
+        )
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Gives every simulated client the same settings."""
+
+    settings: ClientSettings
+
+    def __call__(self, context: object) -> ClientSettings:
+        """Returns them, whoever asks."""
+        return self.settings

@@ -1,0 +1,237 @@
+"""Two kinds of strategies behind one interface: this project's, and Flower's, unmodified.
+
+The server loop asks an aggregator what to send to the participants of a round and hands it their
+updates. For a Flower strategy the aggregator plays the grid: it shows the participants as the only
+nodes, takes the messages that the strategy would send, and gives it replies as it expects them:
+whole tensors instead of deltas, each by its name.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
+
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from flwr.supercore.run import Run
+
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.errors import UserError
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.transport import ConfigValue, Failure, Instruction
+from fl_vitlora.rng import derive_seed
+from fl_vitlora.state import State, add
+from fl_vitlora.strategy import Strategy, Update
+
+AnyStrategy = Strategy | FlowerStrategy
+FAILED = 1  # Flower's error code for a client app that raised
+
+
+class Aggregator(Protocol):
+    """What the server loop needs of a strategy."""
+
+    def instruct(
+        self,
+        server_round: int,
+        model: State,
+        clients: Sequence[int],
+        config: Mapping[str, ConfigValue],
+    ) -> list[Instruction]:
+        """Says what the participants of a round are sent."""
+        ...
+
+    def aggregate(
+        self,
+        server_round: int,
+        model: State,
+        updates: Sequence[Update],
+        failures: Sequence[Failure],
+    ) -> State:
+        """Makes the next global model of at least one update."""
+        ...
+
+
+def make_aggregator(strategy: AnyStrategy, layout: Layout, seed: int) -> Aggregator:
+    """Wraps a strategy of either kind."""
+    if isinstance(strategy, Strategy):
+        return OwnAggregator(strategy)
+    return FlowerAggregator(strategy, layout, seed)
+
+
+def check_cohort(strategy: AnyStrategy, participants: int) -> None:
+    """Refuses a Flower strategy that would wait forever for more clients than take part.
+
+    Raises:
+        UserError: When it asks for more.
+    """
+    for name in ("min_available_nodes", "min_train_nodes"):
+        needed = getattr(strategy, name, 0)
+        if needed > participants:
+            raise UserError(
+                f"strategy.{name} {needed}: only {participants} clients take part in a round; "
+                "raise --clients or --fraction"
+            )
+
+
+class OwnAggregator:
+    """Drives a strategy of this project's contract and keeps its state."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._state: State = {}
+
+    def instruct(
+        self,
+        server_round: int,
+        model: State,
+        clients: Sequence[int],
+        config: Mapping[str, ConfigValue],
+    ) -> list[Instruction]:
+        """Sends the model and the plan to every participant."""
+        plan = self._strategy.plan(server_round)
+        extended = dict(config)
+        if plan.proximal_mu:
+            extended[messages.PROXIMAL_MU] = plan.proximal_mu
+        if plan.frozen:
+            extended[messages.FROZEN] = list(plan.frozen)
+        return [Instruction(client=client, model=model, config=extended) for client in clients]
+
+    def aggregate(
+        self,
+        server_round: int,
+        model: State,
+        updates: Sequence[Update],
+        failures: Sequence[Failure],
+    ) -> State:
+        """Calls the strategy."""
+        del server_round, failures
+        new, self._state = self._strategy.aggregate(model, updates, self._state)
+        if new.keys() != model.keys():
+            raise UserError(
+                f"strategy {type(self._strategy).__name__} returned other tensors than it was "
+                f"given; these differ: {sorted(new.keys() ^ model.keys())[:5]}"
+            )
+        return {name: new[name] for name in model}
+
+
+class FlowerAggregator:
+    """Drives a strategy of Flower through the methods of its public contract."""
+
+    def __init__(self, strategy: FlowerStrategy, layout: Layout, seed: int) -> None:
+        self._strategy = strategy
+        self._layout = layout
+        self._seed = seed
+        self._asked: dict[int, Message] = {}
+
+    def instruct(
+        self,
+        server_round: int,
+        model: State,
+        clients: Sequence[int],
+        config: Mapping[str, ConfigValue],
+    ) -> list[Instruction]:
+        """Takes the messages that the strategy would send."""
+        random.seed(derive_seed(self._seed, "flower sampling", server_round))  # Flower's sampler
+        sent = list(
+            self._strategy.configure_train(
+                server_round,
+                messages.to_arrays(model),
+                ConfigRecord(dict(config)),
+                Participants(clients),
+            )
+        )
+        self._asked = {message.metadata.dst_node_id: message for message in sent}
+        states: dict[int, State] = {}
+        for message in sent:
+            arrays = _only(message.content.array_records)
+            states.setdefault(id(arrays), messages.from_arrays(arrays, self._layout))
+        return [
+            Instruction(
+                client=client,
+                model=states[id(_only(message.content.array_records))],
+                config=dict(_only(message.content.config_records)),
+            )
+            for client, message in sorted(self._asked.items())
+        ]
+
+    def aggregate(
+        self,
+        server_round: int,
+        model: State,
+        updates: Sequence[Update],
+        failures: Sequence[Failure],
+    ) -> State:
+        """Gives the strategy its replies; keeps the model where it declines to aggregate."""
+        replies = [self._reply(update) for update in updates]
+        replies += [
+            Message(Error(FAILED, failure.reason), reply_to=self._asked[failure.client])
+            for failure in failures
+        ]
+        arrays, _ = self._strategy.aggregate_train(server_round, replies)
+        return model if arrays is None else messages.from_arrays(arrays, self._layout)
+
+    def _reply(self, update: Update) -> Message:
+        asked = self._asked[update.client]
+        sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
+        trained = add({name: sent[name] for name in update.delta}, update.delta)
+        metrics = MetricRecord({messages.SAMPLES: update.samples, messages.LOSS: update.loss})
+        content = RecordDict(
+            {
+                messages.ARRAYS: messages.to_arrays(trained),
+                messages.METRICS: metrics,
+            }
+        )
+        return Message(content, reply_to=asked)
+
+
+class Participants(Grid):
+    """The grid as a Flower strategy sees it: the participants of the round, and no wire."""
+
+    def __init__(self, clients: Sequence[int]) -> None:
+        self._clients = list(clients)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Names the participants by the numbers of their shards."""
+        return list(self._clients)
+
+    def set_run(self, run: Run) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    @property
+    def run(self) -> Run:
+        """Refuses."""
+        self._refuse()
+
+    def create_message(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def push_messages(self, messages: Iterable[Message]) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(
+            "a strategy may ask the grid for its nodes; messages are sent by the server loop"
+        )
+
+
+def _only(records: Mapping[str, Any]) -> Any:
+    if len(records) != 1:
+        raise UserError(
+            f"expected the strategy to send one record of its kind, got {list(records)}"
+        )
+    return next(iter(records.values()))

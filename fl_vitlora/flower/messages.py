@@ -1,0 +1,127 @@
+"""Flower's records from and to states, and the bytes of a serialised message.
+
+On the wire all tensors of a message are one packed array (`communication.packing`); strategies made
+for Flower see an `ArrayRecord` with one array for each tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from torch import Tensor
+
+from fl_vitlora.communication.packing import Layout, pack, unpack
+from fl_vitlora.state import State
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+PACKED = "packed"
+PACKED_TYPE = "fl_vitlora.packed"
+
+SOME_NODE = 2**63 - 1  # as long as Flower's random node ids
+
+LEARNING_RATE = "learning-rate"
+SERVER_ROUND = "server-round"
+PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
+FROZEN = "frozen"
+CLIENT = "client"
+SAMPLES = "num-examples"  # as Flower's strategies weight by default
+LOSS = "train_loss"  # as Flower's QFedAvg expects it
+
+
+def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Packs a state into the one array that travels."""
+    data = pack(state)
+    return ArrayRecord({PACKED: Array("uint8", (len(data),), PACKED_TYPE, data)})
+
+
+def from_packed(content: RecordDict, layout: Layout) -> State:
+    """Reads the state out of a message.
+
+    Raises:
+        ValueError: When the message carries none, or one of other tensors.
+    """
+    record = content.array_records.get(ARRAYS)
+    array = None if record is None else record.get(PACKED)
+    if array is None or array.stype != PACKED_TYPE:
+        raise ValueError("message refused: it carries no packed state")
+    return unpack(array.data, layout)
+
+
+def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Writes a state as Flower's strategies know it."""
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in state.items()})
+
+
+def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
+    """Reads what a Flower strategy returned, in the layout's order, as float32.
+
+    Raises:
+        ValueError: When it lacks a tensor or changed a shape.
+    """
+    import torch
+
+    given = arrays.to_torch_state_dict()
+    for name, shape in layout.shapes:
+        if name not in given or tuple(given[name].shape) != shape:
+            raise ValueError(f"the strategy returned no tensor {name!r} of shape {shape}")
+    return {name: given[name].to(torch.float32) for name, _ in layout.shapes}
+
+
+def message_bytes(message: Message) -> tuple[int, int]:
+    """Measures a message as Flower sends it to and from a SuperLink.
+
+    Args:
+        message: With its metadata set.
+
+    Returns:
+        Bytes of its packed tensors, and bytes of all the rest of its serialised form.
+    """
+    total = sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    records = message.content.array_records.values() if message.has_content() else ()
+    payload = sum(len(array.data) for record in records for array in record.values())
+    return payload, total - payload
+
+
+def full_model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Measures the messages of a round of full fine-tuning, for comparison.
+
+    Args:
+        state: All parameters of a model.
+
+    Returns:
+        Bytes of a real message to a client and of a real reply, tensors and all the rest.
+    """
+    arrays = to_packed(state)
+    config = ConfigRecord({SERVER_ROUND: 1, LEARNING_RATE: 1e-3})
+    metrics = MetricRecord({SAMPLES: 1, LOSS: 1.0})
+    down = Message(
+        RecordDict({ARRAYS: arrays, CONFIG: config}),
+        dst_node_id=SOME_NODE,
+        message_type=MessageType.TRAIN,
+    )
+    up = Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=down)
+    return sum(message_bytes(down)), sum(message_bytes(up))
+
+
+def scalar(metrics: MetricRecord, name: str) -> float:
+    """Reads one number of a metric record.
+
+    Raises:
+        ValueError: When it is missing or a list.
+    """
+    value = metrics.get(name)
+    if isinstance(value, int | float):
+        return value
+    raise ValueError(f"message refused: metric {name!r} is {value!r}, not a number")

@@ -1,0 +1,150 @@
+"""The server loop: choose participants, instruct, exchange, aggregate, evaluate, report.
+
+It is the same for a simulation and a deployment, for this project's strategies and for Flower's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fl_vitlora.config import TrainingConfig
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.aggregators import Aggregator
+from fl_vitlora.flower.transport import Failure, Transport
+from fl_vitlora.rng import generator
+from fl_vitlora.state import State, is_finite
+from fl_vitlora.training import scheduled_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """What happened in one round.
+
+    Attributes:
+        round: From 1.
+        accuracy: Of the new global model on the test shard, in [0, 1].
+        loss: Its mean cross-entropy there.
+        train_loss: Mean training loss of the participants, weighted by images.
+        participants: Clients whose updates were aggregated.
+        failures: Clients that sent none, and why.
+        seconds: Wall time of the round, evaluation included.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    train_loss: float
+    participants: tuple[int, ...]
+    failures: tuple[Failure, ...]
+    seconds: float
+
+
+class RoundFailedError(RuntimeError):
+    """A round in which no client sent a usable update, or the result is not a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """Everything that does not change from round to round.
+
+    Attributes:
+        transport: The wire, with all clients greeted.
+        aggregator: The strategy.
+        clients: Numbers of all clients.
+        rounds: How many to run.
+        fraction: Share of the clients in a round, at least one.
+        seed: The run's seed.
+        training: For the schedule of the learning rate.
+        evaluate: Measures accuracy and loss of a global model.
+        observe: Is shown every round as it ends.
+    """
+
+    transport: Transport
+    aggregator: Aggregator
+    clients: Sequence[int]
+    rounds: int
+    fraction: float
+    seed: int
+    training: TrainingConfig
+    evaluate: Callable[[State], tuple[float, float]]
+    observe: Callable[[RoundReport], None]
+
+    def run(self, model: State) -> State:
+        """Runs all rounds.
+
+        Args:
+            model: The initial global tensors.
+
+        Returns:
+            The final ones.
+
+        Raises:
+            RoundFailedError: When a round yields no model.
+        """
+        for server_round in range(1, self.rounds + 1):
+            model, report = self._round(server_round, model)
+            self.observe(report)
+        return model
+
+    def _round(self, server_round: int, model: State) -> tuple[State, RoundReport]:
+        begin = time.perf_counter()
+        participants = sample(self.clients, self.fraction, self.seed, server_round)
+        rate = scheduled_rate(self.training, server_round, self.rounds)
+        config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: rate}
+        instructions = self.aggregator.instruct(server_round, model, participants, config)
+        updates, failures = self.transport.exchange(server_round, instructions)
+        if not updates:
+            causes = f"; client {failures[0].client}: {failures[0].reason}" if failures else ""
+            raise RoundFailedError(f"round {server_round}: no client sent an update{causes}")
+        new = self.aggregator.aggregate(server_round, model, updates, failures)
+        if not is_finite(new):
+            raise RoundFailedError(
+                f"round {server_round}: the aggregated model holds NaN or infinity"
+            )
+        accuracy, loss = self.evaluate(new)
+        images = sum(update.samples for update in updates)
+        return new, RoundReport(
+            round=server_round,
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
+            participants=tuple(update.client for update in updates),
+            failures=tuple(failures),
+            seconds=time.perf_counter() - begin,
+        )
+
+
+def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
+    """Chooses the participants of a round.
+
+    Args:
+        clients: Numbers of all clients.
+        fraction: Share to choose, in (0, 1]; rounded up, so at least one.
+        seed: The run's seed.
+        server_round: From 1.
+
+    Returns:
+        Their numbers, sorted.
+
+    Example:
+        >>> len(sample(range(20), 0.25, seed=0, server_round=1))
+        5
+    """
+    order = torch.randperm(len(clients), generator=generator(seed, "sampling", server_round))
+    chosen = order[: cohort_size(len(clients), fraction)]
+    return sorted(clients[position] for position in chosen.tolist())
+
+
+def cohort_size(clients: int, fraction: float) -> int:
+    """Counts the participants of a round; rounding errors of the product do not add one.
+
+    Example:
+        >>> cohort_size(20, 0.15), cohort_size(20, 0.001)
+        (3, 1)
+    """
+    return math.ceil(clients * fraction - 1e-9)

@@ -1,0 +1,181 @@
+"""The simulation engine: Flower's virtual nodes, with Ray processes as workers.
+
+Flower runs the server in a thread of this process and hands every message for a client to a Ray
+actor. Ray is started here, bound to loopback, early and beside other preparations, because it takes
+seconds; Flower finds it running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fl_vitlora.errors import UserError
+
+T = TypeVar("T")
+CLIENTS_PER_GPU = 4
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The processes that train.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        count: How many.
+        gpus: How many GPUs they share.
+    """
+
+    device: str
+    count: int
+    gpus: int = 0
+
+
+def choose_workers(device: str, count: int | None) -> Workers:
+    """Resolves "auto" and the number of workers for this machine.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        count: Workers; one a core on the CPU, four a GPU if not given.
+
+    Returns:
+        The workers.
+
+    Raises:
+        UserError: When a GPU is demanded and there is none.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not gpus:
+        raise UserError("engine.device cuda: PyTorch sees no GPU here; take --device cpu")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device == "cpu" or not gpus:
+        return Workers(device="cpu", count=count or cores or 1)
+    return Workers(device="cuda", count=count or CLIENTS_PER_GPU * gpus, gpus=gpus)
+
+
+class Ray:
+    """Ray on this machine, started in the background.
+
+    Its processes end with the thread that started them, so that thread lives until `stop`.
+
+    Args:
+        workers: Decides its resources.
+        verbose: Whether it may speak.
+    """
+
+    def __init__(self, workers: Workers, *, verbose: bool) -> None:
+        self._workers = workers
+        self._verbose = verbose
+        self._error: Exception | None = None
+        self._up, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until it is up."""
+        self._up.wait()
+        if self._error is not None:
+            raise RuntimeError(f"Ray does not start: {self._error}") from self._error
+
+    def stop(self) -> None:
+        """Ends it and its workers."""
+        self._ended.set()
+        self._thread.join()
+
+    def _live(self) -> None:
+        import ray
+
+        if not self._verbose:
+            logging.getLogger("ray").setLevel(logging.CRITICAL)
+        try:
+            ray.init(
+                num_cpus=self._workers.count,
+                num_gpus=self._workers.gpus,
+                include_dashboard=False,
+                configure_logging=self._verbose,
+                log_to_driver=self._verbose,
+                logging_level=logging.INFO if self._verbose else logging.CRITICAL,
+                _node_ip_address="127.0.0.1",
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), **ONE_THREAD}},
+            )
+        except Exception as error:  # handed to the thread that waits
+            self._error = error
+        self._up.set()
+        self._ended.wait()
+        ray.shutdown()
+
+
+def simulate(
+    client_app: object,
+    main: Callable[[object], T],
+    *,
+    clients: int,
+    workers: Workers,
+    verbose: bool,
+) -> T:
+    """Runs a server function against simulated clients.
+
+    Args:
+        client_app: Flower's ClientApp; it is sent to the workers with every message.
+        main: Takes Flower's grid; what it returns is returned.
+        clients: How many nodes there are.
+        workers: The processes that train; Ray must be up.
+        verbose: Whether Flower may speak.
+
+    Returns:
+        The result of ``main``.
+    """
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def _main(grid: Grid, context: Context) -> None:
+        del context
+        try:
+            outcome.append(main(grid))
+        except BaseException as error:  # carried to the caller's thread
+            errors.append(error)
+
+    with _quiet(verbose):
+        run_simulation(
+            server_app=server_app,
+            client_app=client_app,  # type: ignore[arg-type]
+            num_supernodes=clients,
+            backend_config={
+                "client_resources": {
+                    "num_cpus": 1,
+                    "num_gpus": workers.gpus / workers.count,
+                }
+            },
+            verbose_logging=verbose,
+        )
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+@contextlib.contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Keeps Flower's log to itself; failures are reported by the server loop."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    if not verbose:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,214 @@
+"""The server's end of the wire: instructions out, updates in, every message counted.
+
+Flower names nodes by random ids; here they are clients, named by the number of their shard, which
+each node is asked for once. Replies are sorted by client, so that sums do not depend on who was
+faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fl_vitlora.communication.ledger import Direction, Entry, Ledger
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower import messages
+from fl_vitlora.state import State, is_finite
+from fl_vitlora.strategy import Update
+
+NODE_POLL_SECONDS = 0.05
+
+Tap = Callable[[Message], None]
+ConfigValue = int | float | str | bool | bytes | list[int] | list[float] | list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What one client is asked in one round.
+
+    Attributes:
+        client: Who.
+        model: Tensors to start from.
+        config: Scalars and lists of the round.
+    """
+
+    client: int
+    model: State
+    config: Mapping[str, ConfigValue]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A client that sent no usable update.
+
+    Attributes:
+        client: Who.
+        reason: One line.
+    """
+
+    client: int
+    reason: str
+
+
+class Transport:
+    """Carries instructions and updates over Flower's grid.
+
+    Args:
+        grid: Flower's.
+        layout: Of the exchanged tensors.
+        ledger: Where messages are counted.
+        timeout: Seconds to wait for the replies of a round.
+        tap: Is shown every message that passes, for inspection.
+    """
+
+    def __init__(
+        self, grid: Grid, layout: Layout, ledger: Ledger, timeout: float, tap: Tap | None = None
+    ) -> None:
+        self._grid = grid
+        self._layout = layout
+        self._ledger = ledger
+        self._timeout = timeout
+        self._tap = tap
+        self._nodes: dict[int, int] = {}  # client -> node id
+
+    def greet(self, clients: int) -> dict[int, int]:
+        """Waits for the nodes and asks each which client it is; workers make ready meanwhile.
+
+        Args:
+            clients: How many nodes are to come.
+
+        Returns:
+            The number of images of each client.
+
+        Raises:
+            RuntimeError: When a node does not answer, or two hold the same shard.
+        """
+        requests = [
+            Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
+            for node in self._wait_for_nodes(clients)
+        ]
+        samples: dict[int, int] = {}
+        for reply in self._send(requests, server_round=0):
+            if reply.has_error():
+                raise RuntimeError(f"a client cannot start: {first_line(reply.error.reason)}")
+            metrics = reply.content.metric_records[messages.METRICS]
+            client = int(messages.scalar(metrics, messages.CLIENT))
+            if client in samples:
+                raise RuntimeError(f"two nodes hold the shard of client {client}")
+            samples[client] = int(messages.scalar(metrics, messages.SAMPLES))
+            self._nodes[client] = reply.metadata.src_node_id
+        if len(samples) < len(requests):
+            raise RuntimeError(f"{len(requests) - len(samples)} clients did not answer in time")
+        return dict(sorted(samples.items()))
+
+    def _wait_for_nodes(self, clients: int) -> list[int]:
+        deadline = time.monotonic() + self._timeout
+        while len(nodes := list(self._grid.get_node_ids())) < clients:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"only {len(nodes)} of {clients} nodes joined within {self._timeout:g} s"
+                )
+            time.sleep(NODE_POLL_SECONDS)
+        return nodes
+
+    def exchange(
+        self, server_round: int, instructions: Sequence[Instruction]
+    ) -> tuple[list[Update], list[Failure]]:
+        """Sends the instructions of a round and waits for the updates.
+
+        Args:
+            server_round: From 1.
+            instructions: One for each participant.
+
+        Returns:
+            Updates and failures, each sorted by client.
+        """
+        asked = {instruction.client: instruction for instruction in instructions}
+        clients = {node: client for client, node in self._nodes.items()}
+        updates, failures = [], []
+        silent = set(asked)
+        for reply in self._send(self._pack(instructions), server_round):
+            client = clients[reply.metadata.src_node_id]
+            silent.discard(client)
+            try:
+                updates.append(self._update(client, reply, asked[client]))
+            except ValueError as error:
+                failures.append(Failure(client=client, reason=first_line(str(error))))
+        failures += [
+            Failure(client=client, reason=f"no reply within {self._timeout:g} s")
+            for client in silent
+        ]
+        return sorted(updates, key=lambda u: u.client), sorted(failures, key=lambda f: f.client)
+
+    def _pack(self, instructions: Sequence[Instruction]) -> list[Message]:
+        packed = {id(i.model): messages.to_packed(i.model) for i in instructions}
+        return [
+            Message(
+                RecordDict(
+                    {
+                        messages.ARRAYS: packed[id(instruction.model)],
+                        messages.CONFIG: ConfigRecord(dict(instruction.config)),
+                    }
+                ),
+                dst_node_id=self._nodes[instruction.client],
+                message_type=MessageType.TRAIN,
+            )
+            for instruction in instructions
+        ]
+
+    def _update(self, client: int, reply: Message, instruction: Instruction) -> Update:
+        """Reads one reply; an update that is not a number anywhere is no update."""
+        if reply.has_error():
+            raise ValueError(reply.error.reason)
+        endings: Sequence[str] = instruction.config.get(messages.FROZEN, [])  # type: ignore[assignment]
+        layout = self._layout.without(self._layout.ending_with(tuple(endings)))
+        delta = messages.from_packed(reply.content, layout)
+        if not is_finite(delta):
+            raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+        metrics = reply.content.metric_records[messages.METRICS]
+        return Update(
+            client=client,
+            samples=int(messages.scalar(metrics, messages.SAMPLES)),
+            loss=messages.scalar(metrics, messages.LOSS),
+            delta=delta,
+        )
+
+    def _send(self, requests: Sequence[Message], server_round: int) -> list[Message]:
+        replies = list(self._grid.send_and_receive(requests, timeout=self._timeout))
+        clients = {node: client for client, node in self._nodes.items()}
+        for message in requests:
+            client = clients.get(message.metadata.dst_node_id, -1)
+            self._count(message, server_round, client, "downlink")
+        for message in replies:
+            client = clients.get(message.metadata.src_node_id, -1)
+            self._count(message, server_round, client, "uplink")
+        return replies
+
+    def _count(
+        self, message: Message, server_round: int, client: int, direction: Direction
+    ) -> None:
+        payload, overhead = messages.message_bytes(message)
+        self._ledger.record(
+            Entry(
+                round=server_round,
+                client=client,
+                direction=direction,
+                payload=payload,
+                overhead=overhead,
+            )
+        )
+        if self._tap is not None:
+            self._tap(message)
+
+
+def first_line(text: str | None) -> str:
+    """Shortens what Flower says of an exception to its cause."""
+    lines = [
+        line.strip() for line in (text or "").replace("\\n", "\n").splitlines() if line.strip()
+    ]
+    cause = next((line for line in lines if "Message:" in line), lines[-1] if lines else "unknown")
+    return cause.rpartition("Message:")[2].strip().rstrip("'>")[:300]

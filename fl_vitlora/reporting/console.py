@@ -1,0 +1,109 @@
+"""What a person sees: a bar over the rounds, and a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+KILOBYTE = 1000
+
+
+def readable_bytes(count: float) -> str:
+    """Writes a number of bytes with a decimal unit.
+
+    Example:
+        >>> readable_bytes(60_413), readable_bytes(343_225_384)
+        ('60.4 kB', '343.2 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < KILOBYTE:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= KILOBYTE
+    return f"{count:.1f} TB"
+
+
+class RunDisplay:
+    """Shows a run while it goes; a line for each round where the output is not a terminal.
+
+    Args:
+        rounds: How many there will be.
+        console: Where to.
+    """
+
+    def __init__(self, rounds: int, console: Console | None = None) -> None:
+        self._rounds = rounds
+        self._console = console or Console()
+        self._sent = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID = self._progress.add_task("preparing", total=rounds, state="")
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def announce(self, phase: str) -> None:
+        """Names what is being done before the first round."""
+        self._progress.update(self._task, description=phase)
+        if not self._console.is_terminal:
+            self._console.print(phase)
+
+    def show_round(self, line: Mapping[str, Any]) -> None:
+        """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""
+        self._sent += line["uplink_bytes"] + line["downlink_bytes"]
+        state = (
+            f"accuracy {100 * line['accuracy']:.1f} %  loss {line['loss']:.3f}  "
+            f"{readable_bytes(self._sent)} sent"
+        )
+        if line["failures"]:
+            state += f"  {len(line['failures'])} failed"
+        self._progress.update(self._task, description="training", advance=1, state=state)
+        if not self._console.is_terminal:
+            self._console.print(
+                f"round {line['round']}/{self._rounds}  {state}  {line['seconds']:.1f} s"
+            )
+
+
+def print_result(result: Mapping[str, Any], folder: str, console: Console | None = None) -> None:
+    """Prints the table that ends a run; ``result`` is as in `result.json`."""
+    wire, seconds = result["communication"], result["seconds"]
+    share = result["trainable_parameters"] / result["total_parameters"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = {
+        "test accuracy": f"[bold]{100 * result['accuracy']:.2f} %[/bold]",
+        "encryption": ", ".join(result["encryption"]["steps"]) or "none: plain images",
+        "method": f"{result['method']}, {result['strategy']}, {result['clients']} clients, "
+        f"{result['rounds']} rounds",
+        "trained": f"{result['trainable_parameters']:,} of {result['total_parameters']:,} "
+        f"parameters ({100 * share:.2f} %)",
+        "uplink": readable_bytes(wire["uplink_bytes"]),
+        "downlink": readable_bytes(wire["downlink_bytes"]),
+        "full fine-tuning": readable_bytes(wire["full_fine_tuning_bytes"]),
+        "saving": f"[bold]{wire['saving']:.1f}x[/bold] fewer bytes",
+        "time": f"{seconds['total']:.1f} s (set-up {seconds['setup']:.1f} s, "
+        f"training {seconds['training']:.1f} s)",
+        "run folder": folder,
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    (console or Console()).print(table)
