@@ -107,6 +107,7 @@ class TrainingConfig:
     batch_size: int = setting(32, "images a step", "[1, inf)")
     epochs: int = setting(2, "passes over the shard in a round", "[1, inf)")
     weight_decay: float = setting(0.0, "of AdamW (decoupled) or SGD", "[0, inf)")
+    beta1: float = setting(0.5, "of AdamW: memory of the gradient; short, for few steps", "[0, 1)")
     momentum: float = setting(0.9, "of SGD", "[0, 1)")
     clip_norm: float | None = setting(
         None, "largest gradient norm; no clipping if not given", "(0, inf)"

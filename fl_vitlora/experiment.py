@@ -19,9 +19,10 @@ from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort, make_aggreg
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
 from fl_vitlora.flower.messages import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport, cohort_size
-from fl_vitlora.flower.simulation import Ray, Workers, choose_workers, simulate
+from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.flower.transport import Tap, Transport
-from fl_vitlora.preparation import Prepared, prepare, write_shards
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.preparation import prepare, write_shards
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder, check_unused
 from fl_vitlora.state import State, count
@@ -79,27 +80,67 @@ def run(
         write_shards(prepared, config, folder)
         watch.announce("starting workers")
         ray.wait()
-        one = Run(config=config, prepared=prepared, folder=folder, watch=watch)
-        final, begin, end = one.federate(strategy, workers)
+        federation = Run(
+            config=config,
+            backbone=prepared.backbone,
+            shards=folder.shards,
+            folder=folder,
+            watch=watch,
+        )
+        settings = client_settings(config, folder.shards, prepared.classes, workers.device)
+        outcome = simulate(
+            make_client_app(Fixed(settings)),
+            lambda grid: federation.serve(grid, strategy),
+            clients=config.clients,
+            workers=workers,
+            verbose=watch.verbose,
+        )
     finally:
         ray.stop()
-    result = one.result()
-    result["seconds"] = {
-        "setup": round(begin - started, 3),
-        "training": round(end - begin, 3),
-        "total": round(time.perf_counter() - started, 3),
-    }
-    one.write(final, result)
+    result = federation.result() | {"encryption": prepared.encryption()}
+    federation.write(outcome, result, started)
     return result, folder.path
+
+
+def client_settings(config: Config, shards: Path, classes: int, device: str) -> ClientSettings:
+    """Gathers what the workers are told."""
+    return ClientSettings(
+        shards=str(shards.resolve()),
+        classes=classes,
+        seed=config.seed,
+        device=device,
+        mixed_precision=config.engine.mixed_precision,
+        model=config.model,
+        finetuning=config.finetuning,
+        training=config.training,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the server loop ends with.
+
+    Attributes:
+        model: The final tensors.
+        begin: `time.perf_counter()` before the first round.
+        end: The same after the last.
+    """
+
+    model: State
+    begin: float
+    end: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run under way: what it is, and what it has gathered so far.
+    """The server's side of a run under way: what it is, and what it has gathered so far.
+
+    It needs no key and no plain image: it evaluates on the encrypted test shard.
 
     Attributes:
         config: The experiment.
-        prepared: Images, model and key.
+        backbone: With what the method adds, on the server's device.
+        shards: Where the encrypted test shard lies.
         folder: Where results go.
         watch: Who looks on.
         ledger: Bytes so far.
@@ -108,58 +149,43 @@ class Run:
     """
 
     config: Config
-    prepared: Prepared
+    backbone: Backbone
+    shards: Path
     folder: RunFolder
     watch: Watch
     ledger: Ledger = field(default_factory=Ledger)
     lines: list[Line] = field(default_factory=list)
     full_bytes: dict[str, int] = field(default_factory=dict)
 
-    def federate(self, strategy: AnyStrategy, workers: Workers) -> tuple[State, float, float]:
-        """Trains.
-
-        Returns:
-            The final tensors, and when training began and ended.
-        """
-        model = self.prepared.backbone.model
-        initial = methods.export_state(model)
+    def serve(self, grid: Any, strategy: AnyStrategy) -> Outcome:
+        """Trains over Flower's grid, be it simulated or deployed."""
+        grid.pull_interval = PULL_SECONDS
+        initial = methods.export_state(self.backbone.model)
         layout = Layout.of(initial)
-
-        def serve(grid: Any) -> tuple[State, float, float]:
-            grid.pull_interval = PULL_SECONDS
-            timeout = self.config.engine.round_timeout
-            transport = Transport(grid, layout, self.ledger, timeout, self.watch.tap)
-            clients = transport.greet(self.config.clients)
-            begin = time.perf_counter()
-            federation = Federation(
-                transport=transport,
-                aggregator=make_aggregator(strategy, layout, self.config.seed),
-                clients=list(clients),
-                rounds=self.config.rounds,
-                fraction=self.config.fraction,
-                seed=self.config.seed,
-                training=self.config.training,
-                evaluate=self._evaluator(),
-                observe=self._observe,
-            )
-            final = federation.run(initial)
-            end = time.perf_counter()
-            down, up = full_model_bytes(methods.plain_parameters(model))
-            self.full_bytes.update(downlink=down, uplink=up)
-            return final, begin, end
-
-        settings = self._client_settings(workers.device)
-        return simulate(
-            make_client_app(Fixed(settings)),
-            serve,
-            clients=self.config.clients,
-            workers=workers,
-            verbose=self.watch.verbose,
+        timeout = self.config.engine.round_timeout
+        transport = Transport(grid, layout, self.ledger, timeout, self.watch.tap)
+        clients = transport.greet(self.config.clients)
+        begin = time.perf_counter()
+        federation = Federation(
+            transport=transport,
+            aggregator=make_aggregator(strategy, layout, self.config.seed),
+            clients=list(clients),
+            rounds=self.config.rounds,
+            fraction=self.config.fraction,
+            seed=self.config.seed,
+            training=self.config.training,
+            evaluate=self._evaluator(),
+            observe=self._observe,
         )
+        final = federation.run(initial)
+        end = time.perf_counter()
+        down, up = full_model_bytes(methods.plain_parameters(self.backbone.model))
+        self.full_bytes.update(downlink=down, uplink=up)
+        return Outcome(model=final, begin=begin, end=end)
 
     def result(self) -> Line:
         """Sums up, without the times."""
-        config, prepared, ledger = self.config, self.prepared, self.ledger
+        config, ledger = self.config, self.ledger
         uplink, downlink = ledger.total("uplink"), ledger.total("downlink")
         full = full_fine_tuning_bytes(
             ledger,
@@ -175,13 +201,8 @@ class Run:
             "seed": config.seed,
             "strategy": config.strategy.name,
             "method": config.finetuning.method,
-            "trainable_parameters": count(methods.trainable(prepared.backbone.model)),
-            "total_parameters": count(methods.plain_parameters(prepared.backbone.model)),
-            "encryption": {
-                "steps": list(config.encryption.steps),
-                "key_id": prepared.key_id,
-                "key_space_bits": round(prepared.cipher.key_space_bits, 1),
-            },
+            "trainable_parameters": count(methods.trainable(self.backbone.model)),
+            "total_parameters": count(methods.plain_parameters(self.backbone.model)),
             "communication": {
                 "uplink_bytes": uplink,
                 "downlink_bytes": downlink,
@@ -190,12 +211,17 @@ class Run:
             },
         }
 
-    def write(self, final: State, result: Line) -> None:
+    def write(self, outcome: Outcome, result: Line, started: float) -> None:
         """Writes what is known only at the end; `result.json` last, as the sign of a whole run."""
         sent = accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in self.lines)
         plot_accuracy(self.folder.plots, [line["accuracy"] for line in self.lines], list(sent))
         self.folder.write("communication.csv", self.ledger.to_csv())
-        self.folder.write_model(final)
+        self.folder.write_model(outcome.model)
+        result["seconds"] = {
+            "setup": round(outcome.begin - started, 3),
+            "training": round(outcome.end - outcome.begin, 3),
+            "total": round(time.perf_counter() - started, 3),
+        }
         self.folder.write_json("result.json", result)
 
     def _observe(self, report: RoundReport) -> None:
@@ -216,24 +242,10 @@ class Run:
 
     def _evaluator(self) -> Callable[[State], tuple[float, float]]:
         """Measures global models on the encrypted test images; needs no key."""
-        shard = open_shard(self.folder.shards / TEST_SHARD)
-        backbone = self.prepared.backbone
-        device = next(backbone.model.parameters()).device
+        shard = open_shard(self.shards / TEST_SHARD)
+        device = next(self.backbone.model.parameters()).device
         precision = training.best_precision(device, self.config.engine.mixed_precision)
-        return lambda state: training.evaluate(backbone, state, shard, precision)
-
-    def _client_settings(self, device: str) -> ClientSettings:
-        """Gathers what the workers are told."""
-        return ClientSettings(
-            shards=str(self.folder.shards.resolve()),
-            classes=len(self.prepared.train.class_names),
-            seed=self.config.seed,
-            device=device,
-            mixed_precision=self.config.engine.mixed_precision,
-            model=self.config.model,
-            finetuning=self.config.finetuning,
-            training=self.config.training,
-        )
+        return lambda state: training.evaluate(self.backbone, state, shard, precision)
 
 
 @dataclass(frozen=True)

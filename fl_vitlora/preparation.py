@@ -43,6 +43,19 @@ class Prepared:
     key: CipherKey
     key_id: str | None
 
+    @property
+    def classes(self) -> int:
+        """Counts the classes."""
+        return len(self.train.class_names)
+
+    def encryption(self) -> dict[str, object]:
+        """Says how the shards are encrypted, without a secret."""
+        return {
+            "steps": list(self.cipher.steps),
+            "key_id": self.key_id,
+            "key_space_bits": round(self.cipher.key_space_bits, 1),
+        }
+
 
 def prepare(config: Config, device: str) -> Prepared:
     """Loads and checks everything; writes nothing but the owner's key file, if it is missing.
@@ -92,9 +105,9 @@ def write_shards(prepared: Prepared, config: Config, folder: RunFolder) -> None:
             "data": config.data.name,
             "steps": ",".join(config.encryption.steps),
             "block_size": str(prepared.cipher.block_size),
+            "classes": str(prepared.classes),
             "key_id": prepared.key_id or "",
         },
     )
-    names = prepared.train.class_names
-    counts = label_counts(prepared.train.labels, prepared.parts, len(names))
-    plot_labels(folder.plots, counts, names)
+    counts = label_counts(prepared.train.labels, prepared.parts, prepared.classes)
+    plot_labels(folder.plots, counts, prepared.train.class_names)

@@ -169,7 +169,13 @@ def _optimizer(
         return torch.optim.SGD(
             groups, lr=learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
         )
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        groups,
+        lr=learning_rate,
+        betas=(config.beta1, 0.999),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def _rate_groups(

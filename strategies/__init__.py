@@ -54,7 +54,8 @@ def load(name: str, options: Mapping[str, Any]) -> AnyStrategy:
     """
     kind = _named_class(name) if ":" in name else _class_in_file(name)
     if dataclasses.is_dataclass(kind):
-        return from_mapping(kind, options, "strategy")
+        strategy: AnyStrategy = from_mapping(kind, options, "strategy")  # type: ignore[assignment]
+        return strategy
     return _make_flower(kind, name, options)
 
 

@@ -20,7 +20,7 @@ class Entry:
 
     Attributes:
         round: From 1; 0 for the greeting before the first round.
-        client: Number of the client's shard; -1 before it has introduced itself.
+        client: Number of the client's shard; -1 for a node that is no client.
         direction: Uplink from a client to the server, downlink from the server to a client.
         payload: Bytes of packed tensors.
         overhead: All other bytes of the serialised message.

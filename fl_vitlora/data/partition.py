@@ -47,7 +47,7 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Dirichlet draws that were too small and are repeated
             parts = [partitioner.load_partition(client) for client in range(clients)]
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:  # the latter: shards of no images
         raise UserError(
             f"no {config.partition} partition gives each of {clients} clients at least "
             f"{config.min_samples} images; use fewer clients or a larger alpha ({error})"

@@ -51,6 +51,19 @@ def write_shard(path: Path, shard: Shard, metadata: dict[str, str]) -> None:
     write_atomically(path, save(tensors, metadata))
 
 
+def shard_metadata(path: Path) -> dict[str, str]:
+    """Reads how a shard was made.
+
+    Raises:
+        UserError: When there is none, or it is not one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"shard {path} cannot be read: {error}") from None
+
+
 def open_shard(path: Path) -> Shard:
     """Opens a shard.
 

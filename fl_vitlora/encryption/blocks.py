@@ -45,11 +45,12 @@ def to_blocks(images: Tensor, block_size: int) -> Tensor:
     batch, channels, height, width = images.shape
     rows, columns = grid(height, width, block_size)
     cut = images.reshape(batch, channels, rows, block_size, columns, block_size)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * block_size**2)
 
 
 def from_blocks(blocks: Tensor, height: int, width: int, block_size: int) -> Tensor:
     """Puts blocks (B, N, D) together again to images (B, C, H, W)."""
     rows, columns = grid(height, width, block_size)
-    cut = blocks.reshape(len(blocks), rows, columns, -1, block_size, block_size)
-    return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(blocks), -1, height, width)
+    batch, channels = len(blocks), blocks.shape[-1] // block_size**2
+    cut = blocks.reshape(batch, rows, columns, channels, block_size, block_size)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)

@@ -73,7 +73,7 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     """Tells which client this node is, and makes the worker ready."""
     settings = settings_of(context)
     workspace(settings)
-    client = _client(context)
+    client = client_of(context)
     samples = len(_shard(settings.shards, client))
     metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
@@ -81,7 +81,7 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Trains for one round."""
-    settings, client = settings_of(context), _client(context)
+    settings, client = settings_of(context), client_of(context)
     worker, shard = workspace(settings), _shard(settings.shards, client)
     received = messages.from_packed(message.content, worker.layout)
     config = message.content.config_records[messages.CONFIG]
@@ -115,7 +115,8 @@ def _task(config: ConfigRecord, layout: Layout) -> LocalTask:
     )
 
 
-def _client(context: Context) -> int:
+def client_of(context: Context) -> int:
+    """Tells which shard a node holds."""
     return int(context.node_config["partition-id"])
 
 

@@ -115,6 +115,17 @@ def full_model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
     return sum(message_bytes(down)), sum(message_bytes(up))
 
 
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """Finds the metrics of a reply.
+
+    Raises:
+        ValueError: When it carries none.
+    """
+    if METRICS not in content.metric_records:
+        raise ValueError("message refused: it carries no metrics")
+    return content.metric_records[METRICS]
+
+
 def scalar(metrics: MetricRecord, name: str) -> float:
     """Reads one number of a metric record.
 

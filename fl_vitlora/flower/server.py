@@ -147,4 +147,4 @@ def cohort_size(clients: int, fraction: float) -> int:
         >>> cohort_size(20, 0.15), cohort_size(20, 0.001)
         (3, 1)
     """
-    return math.ceil(clients * fraction - 1e-9)
+    return max(1, math.ceil(clients * fraction - 1e-9))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from typing import TypeVar
 from fl_vitlora.errors import UserError
 
 T = TypeVar("T")
+WARM_UP = "fl_vitlora.flower.warm_up"
 CLIENTS_PER_GPU = 4
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,11 @@ class Workers:
     device: str
     count: int
     gpus: int = 0
+
+    @property
+    def resources(self) -> dict[str, int | float]:
+        """Returns the share of the machine that each takes, as Ray counts it."""
+        return {"num_cpus": 1, "num_gpus": self.gpus / self.count}
 
 
 def choose_workers(device: str, count: int | None) -> Workers:
@@ -105,7 +109,7 @@ class Ray:
                 log_to_driver=self._verbose,
                 logging_level=logging.INFO if self._verbose else logging.CRITICAL,
                 _node_ip_address="127.0.0.1",
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), **ONE_THREAD}},
+                _system_config={"preload_python_modules": [WARM_UP]},
             )
         except Exception as error:  # handed to the thread that waits
             self._error = error
@@ -156,10 +160,7 @@ def simulate(
             client_app=client_app,  # type: ignore[arg-type]
             num_supernodes=clients,
             backend_config={
-                "client_resources": {
-                    "num_cpus": 1,
-                    "num_gpus": workers.gpus / workers.count,
-                }
+                "client_resources": {**workers.resources},
             },
             verbose_logging=verbose,
         )

@@ -7,6 +7,7 @@ faster.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fl_vitlora.state import State, is_finite
 from fl_vitlora.strategy import Update
 
 NODE_POLL_SECONDS = 0.05
+NOBODY = -1  # in the ledger: a node that is no client
 
 Tap = Callable[[Message], None]
 ConfigValue = int | float | str | bool | bytes | list[int] | list[float] | list[str]
@@ -91,8 +93,9 @@ class Transport:
             Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
             for node in self._wait_for_nodes(clients)
         ]
+        replies = self._send(requests)
         samples: dict[int, int] = {}
-        for reply in self._send(requests, server_round=0):
+        for reply in replies:
             if reply.has_error():
                 raise RuntimeError(f"a client cannot start: {first_line(reply.error.reason)}")
             metrics = reply.content.metric_records[messages.METRICS]
@@ -103,6 +106,7 @@ class Transport:
             self._nodes[client] = reply.metadata.src_node_id
         if len(samples) < len(requests):
             raise RuntimeError(f"{len(requests) - len(samples)} clients did not answer in time")
+        self._count_all(0, requests, replies)
         return dict(sorted(samples.items()))
 
     def _wait_for_nodes(self, clients: int) -> list[int]:
@@ -131,7 +135,10 @@ class Transport:
         clients = {node: client for client, node in self._nodes.items()}
         updates, failures = [], []
         silent = set(asked)
-        for reply in self._send(self._pack(instructions), server_round):
+        requests = self._pack(instructions)
+        replies = self._send(requests)
+        self._count_all(server_round, requests, replies)
+        for reply in replies:
             client = clients[reply.metadata.src_node_id]
             silent.discard(client)
             try:
@@ -169,24 +176,26 @@ class Transport:
         delta = messages.from_packed(reply.content, layout)
         if not is_finite(delta):
             raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
-        metrics = reply.content.metric_records[messages.METRICS]
-        return Update(
-            client=client,
-            samples=int(messages.scalar(metrics, messages.SAMPLES)),
-            loss=messages.scalar(metrics, messages.LOSS),
-            delta=delta,
-        )
+        metrics = messages.metrics_of(reply.content)
+        samples = int(messages.scalar(metrics, messages.SAMPLES))
+        loss = messages.scalar(metrics, messages.LOSS)
+        if samples < 1 or not math.isfinite(loss):
+            raise ValueError(f"it reports {samples} images and a loss of {loss}")
+        return Update(client=client, samples=samples, loss=loss, delta=delta)
 
-    def _send(self, requests: Sequence[Message], server_round: int) -> list[Message]:
-        replies = list(self._grid.send_and_receive(requests, timeout=self._timeout))
+    def _send(self, requests: Sequence[Message]) -> list[Message]:
+        return list(self._grid.send_and_receive(requests, timeout=self._timeout))
+
+    def _count_all(
+        self, server_round: int, requests: Sequence[Message], replies: Sequence[Message]
+    ) -> None:
         clients = {node: client for client, node in self._nodes.items()}
         for message in requests:
-            client = clients.get(message.metadata.dst_node_id, -1)
+            client = clients.get(message.metadata.dst_node_id, NOBODY)
             self._count(message, server_round, client, "downlink")
         for message in replies:
-            client = clients.get(message.metadata.src_node_id, -1)
+            client = clients.get(message.metadata.src_node_id, NOBODY)
             self._count(message, server_round, client, "uplink")
-        return replies
 
     def _count(
         self, message: Message, server_round: int, client: int, direction: Direction

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.rng import derive_seed
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+UNREADABLE = (OSError, SafetensorError, UnpicklingError)
 
 BUNDLED: Mapping[str, Mapping[str, Any]] = {
     "vit_letters_16": {
@@ -122,10 +125,10 @@ def _bundled_weights(config: ModelConfig) -> Path:
 
 
 def _load(model: nn.Module, path: Path, name: str) -> None:
-    state = {key: value.to(torch.float32) for key, value in load_file(path).items()}
     try:
+        state = {key: value.to(torch.float32) for key, value in load_file(path).items()}
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (SafetensorError, RuntimeError) as error:
         raise UserError(f"weights {path} do not fit {name}: {_one_line(error)}") from None
 
 
@@ -163,7 +166,7 @@ def _explain(create: Callable[[], nn.Module], config: ModelConfig) -> nn.Module:
         raise UserError(
             f"model {config.name} takes no other image or patch size ({_one_line(error)})"
         ) from error
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    except (*UNREADABLE, RuntimeError, ValueError, AssertionError) as error:
         local = config.weights not in ("pretrained", "random")
         cause = f"from {config.weights}" if local else "from the hub"
         raise UserError(
@@ -179,10 +182,13 @@ def _existing_file(path: str) -> Path:
 
 
 def _replace_head(model: nn.Module, classes: int) -> None:
+    """Puts a head of zeros: all classes are equally likely at first, whatever the features."""
     reset = getattr(model, "reset_classifier", None)
     if not callable(reset):
         raise UserError(f"{type(model).__name__} has no classifier that could be replaced")
     reset(classes)
+    for parameter in model.head.parameters() if isinstance(model.head, nn.Linear) else ():
+        nn.init.zeros_(parameter)
 
 
 def _patch_embedding(model: nn.Module, name: str) -> Any:

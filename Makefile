@@ -1,0 +1,21 @@
+# make check   lint, formatting and types
+# make test    all tests, doctests included (about four minutes on two cores)
+# make bench   speed of encryption and bytes of messages on this machine
+# make table   the figures of the README: five seeds of each setting (about twenty minutes)
+
+.PHONY: check test bench table
+
+check:
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m mypy
+
+test:
+	python -m pytest
+
+bench:
+	python benchmarks/encryption.py
+	python benchmarks/message_bytes.py
+
+table:
+	python benchmarks/default_job.py

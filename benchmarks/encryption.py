@@ -1,0 +1,45 @@
+"""How long encryption takes per image, all three steps, in batches, on one core.
+
+python benchmarks/encryption.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from fl_vitlora.encryption.cipher import STEPS, Cipher
+
+REPEATS = 7
+
+
+def seconds_per_image(cipher: Cipher, batch: int) -> list[float]:
+    """Times whole batches and returns seconds for one image, once for each repeat."""
+    images = torch.randint(0, 256, (batch, *cipher.image_shape), dtype=torch.uint8)
+    key = cipher.key(bytes(32), "benchmark")
+    cipher.encrypt(images, key)
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        cipher.encrypt(images, key)
+        times.append((time.perf_counter() - begin) / batch)
+    return times
+
+
+def main() -> None:
+    """Prints a table."""
+    torch.set_num_threads(1)
+    print("image          block   median of 7      least       most  (microseconds an image)")
+    for side, block, batch in ((16, 4, 2048), (32, 4, 1024), (224, 16, 64)):
+        cipher = Cipher(steps=list(STEPS), block_size=block, image_shape=(3, side, side))
+        micro = [1e6 * value for value in seconds_per_image(cipher, batch)]
+        print(
+            f"3 x {side:>3} x {side:<3}  {block:>5}   {statistics.median(micro):>11.1f}"
+            f"  {min(micro):>9.1f}  {max(micro):>9.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""The entry points that Flower loads; everything else is in the installed package."""
+
+import strategies
+from fl_vitlora.deployment import client_app, make_server_app
+
+server_app = make_server_app(strategies.load)
+
+__all__ = ["client_app", "server_app"]

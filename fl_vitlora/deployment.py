@@ -1,0 +1,86 @@
+"""The same client and server apps on Flower's SuperLink and SuperNodes.
+
+Every node finds its configuration in what its operator gave to Flower:
+
+* a SuperNode: ``--node-config 'partition-id=3 shards="/data/shards" config="/data/config.yaml"'``
+* the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where the
+  folder of shards need hold no more than the encrypted test images.
+
+Only owners ever hold the key; see `deploy/README.md` for a walk-through.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fl_vitlora import config as configuration
+from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import Run, Watch, client_settings
+from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.aggregators import AnyStrategy
+from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
+from fl_vitlora.flower.simulation import choose_workers
+from fl_vitlora.models import backbone
+from fl_vitlora.reporting.run_folder import RunFolder
+
+LoadStrategy = Callable[[str, Mapping[str, Any]], AnyStrategy]
+
+
+def node_settings(context: Context) -> ClientSettings:
+    """Reads a SuperNode's own configuration.
+
+    Raises:
+        UserError: When its operator left something out.
+    """
+    config = configuration.load(_given(context.node_config, "config"))
+    shards = Path(_given(context.node_config, "shards"))
+    classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
+    device = choose_workers(config.engine.device, 1).device
+    return client_settings(config, shards, classes, device)
+
+
+client_app = make_client_app(node_settings)
+
+
+def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
+    """Makes the server's app.
+
+    Args:
+        load_strategy: Makes a strategy of its name and its options.
+
+    Returns:
+        The app; it ends with a run folder at the place named `out`.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def _main(grid: Grid, context: Context) -> None:
+        started = time.perf_counter()
+        config = configuration.load(
+            _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
+        )
+        strategy = load_strategy(config.strategy.name, config.strategy.options)
+        shards = Path(_given(context.run_config, "shards"))
+        classes = int(shard_metadata(shards / TEST_SHARD)["classes"])
+        built = backbone.build(config.model, classes, config.seed)
+        methods.prepare(built.model, config.finetuning, config.seed)
+        built.model.to(choose_workers(config.engine.device, 1).device)
+        folder = RunFolder.create(config)
+        run = Run(config=config, backbone=built, shards=shards, folder=folder, watch=Watch())
+        outcome = run.serve(grid, strategy)
+        run.write(outcome, run.result(), started)
+
+    return app
+
+
+def _given(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        raise UserError(f"this node's configuration lacks {name!r}; it has {sorted(values)}")
+    return str(values[name])

@@ -1,0 +1,12 @@
+"""The imports that take seconds; every worker process makes them as soon as it exists.
+
+Ray is told to import this module in each worker it starts, so that workers get ready beside the
+driver's own preparations and not only when the first message comes.
+"""
+
+import timm.models.vision_transformer  # noqa: F401
+import torch
+
+import fl_vitlora.flower.client_app  # noqa: F401
+
+torch.set_num_threads(1)  # one worker, one core

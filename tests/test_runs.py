@@ -1,0 +1,176 @@
+"""Whole runs: real Flower, real Ray, real files; what they leave behind and what they give away."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import strategies
+from fl_vitlora import config as configuration
+from fl_vitlora.config import Config
+from fl_vitlora.data import sources
+from fl_vitlora.data.shards import open_shard
+from fl_vitlora.encryption.keys import load_or_create_secret
+from fl_vitlora.experiment import Watch, run
+from fl_vitlora.preparation import prepare
+
+SMALL = {
+    "clients": 4,
+    "rounds": 2,
+    "fraction": 0.75,
+    "seed": 7,
+    "data.limit": 160,
+    "training.epochs": 1,
+    "engine.device": "cpu",
+    "engine.workers": 2,
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    config: Config
+    result: dict[str, Any]
+    folder: Path
+    messages: list[bytes]
+
+
+def execute(folder: Path, **overrides: Any) -> Finished:
+    given = {path.replace("__", "."): value for path, value in overrides.items()}
+    paths = {"out": str(folder / "run"), "encryption.key_file": str(folder / "owner.key")}
+    config = configuration.load(None, {**SMALL, **paths, **given})
+    strategy = strategies.load(config.strategy.name, config.strategy.options)
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    messages: list[bytes] = []
+    watch = Watch(
+        tap=lambda message: messages.extend(
+            part.deflate() for part in get_all_nested_objects(message).values()
+        )
+    )
+    result, path = run(config, strategy, watch)
+    return Finished(config, result, path, messages)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return execute(tmp_path_factory.mktemp("encrypted"))
+
+
+def test_run_folder_holds_what_is_promised(finished: Finished) -> None:
+    names = {str(p.relative_to(finished.folder)) for p in finished.folder.rglob("*") if p.is_file()}
+    assert names >= {
+        "config.yaml",
+        "environment.json",
+        "rounds.jsonl",
+        "result.json",
+        "communication.csv",
+        "model.safetensors",
+        "plots/accuracy_over_rounds.png",
+        "plots/accuracy_over_megabytes.png",
+        "plots/label_distribution.png",
+        "shards/client-00003.safetensors",
+        "shards/test.safetensors",
+    }
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_result_and_rounds_have_their_fields(finished: Finished) -> None:
+    result = json.loads((finished.folder / "result.json").read_text())
+    lines = [json.loads(x) for x in (finished.folder / "rounds.jsonl").read_text().splitlines()]
+    assert result == finished.result
+    assert (result["clients"], result["rounds"], result["seed"]) == (4, 2, 7)
+    assert (result["strategy"], result["method"]) == ("fedavg", "lora+patch_embed")
+    assert (result["trainable_parameters"], result["total_parameters"]) == (14_890, 567_466)
+    assert set(result["seconds"]) == {"setup", "training", "total"}
+    assert [line["round"] for line in lines] == [1, 2]
+    assert all(len(line["participants"]) == 3 and line["failures"] == [] for line in lines)
+    assert result["accuracy"] == lines[-1]["accuracy"]
+
+
+def test_resolved_config_reads_back_equal(finished: Finished) -> None:
+    assert configuration.load(str(finished.folder / "config.yaml")) == finished.config
+
+
+def test_ledger_counts_every_byte_that_passed(finished: Finished) -> None:
+    wire = finished.result["communication"]
+    total = sum(len(part) for part in finished.messages)
+    assert wire["uplink_bytes"] + wire["downlink_bytes"] == total
+    table = (finished.folder / "communication.csv").read_text().splitlines()[1:]
+    assert len(table) == 2 * 4 + 2 * 2 * 3  # greetings of 4 clients, two rounds of 3, both ways
+    assert sum(int(a) + int(b) for *_, a, b in (line.split(",") for line in table)) == total
+
+
+def test_neither_keys_nor_plain_images_leave_the_owner(
+    finished: Finished, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Looks for them in the shards, the messages, the run folder and Ray's logs."""
+    secret = load_or_create_secret(Path(finished.config.encryption.key_file))
+    prepared = prepare(finished.config, "cpu")
+    plain, test = sources.load(finished.config.data)
+    logs = Path("/tmp/ray/session_latest/logs")
+    haystack = [
+        *finished.messages,
+        *(p.read_bytes() for p in finished.folder.rglob("*") if p.is_file()),
+        *(p.read_bytes() for p in logs.rglob("*") if p.is_file()),
+        "".join(capfd.readouterr()).encode(),
+    ]
+    needles = [secret, secret.hex().encode()]
+    needles += [key.numpy().tobytes() for key in prepared.key.values()]
+    needles += [image.numpy().tobytes() for image in plain.read(prepared.parts[0], 16)]
+    needles += [
+        image.numpy().tobytes() for image in test.read(prepared.parts[0][:5] % len(test), 16)
+    ]
+    for needle in needles:
+        assert len(needle) > 15
+        assert not any(needle in hay for hay in haystack)
+    ciphertext = open_shard(finished.folder / "shards" / "client-00000.safetensors").images
+    assert any(ciphertext[0].numpy().tobytes() in hay for hay in haystack)  # the search finds
+
+
+def test_shards_are_ciphertext_that_the_key_opens(finished: Finished) -> None:
+    prepared = prepare(finished.config, "cpu")
+    for client, part in enumerate(prepared.parts):
+        shard = open_shard(finished.folder / "shards" / f"client-{client:05d}.safetensors")
+        plain = prepared.train.read(part, 16)
+        assert not (shard.images == plain).all(dim=(1, 2, 3)).any()
+        assert torch.equal(prepared.cipher.decrypt(shard.images, prepared.key), plain)
+
+
+def test_one_worker_and_two_give_the_same_bits(finished: Finished, tmp_path: Path) -> None:
+    key = finished.config.encryption.key_file
+    alone = execute(tmp_path, engine__workers=1, encryption__key_file=key)
+    first = load_file(finished.folder / "model.safetensors")
+    second = load_file(alone.folder / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert alone.result["accuracy"] == finished.result["accuracy"]
+    assert alone.result["loss"] == finished.result["loss"]
+
+
+def test_reference_equals_a_real_run_of_full_fine_tuning(
+    finished: Finished, tmp_path: Path
+) -> None:
+    full = execute(tmp_path, finetuning__method="full")
+    wire = full.result["communication"]
+    promised = finished.result["communication"]["full_fine_tuning_bytes"]
+    assert wire["uplink_bytes"] + wire["downlink_bytes"] == pytest.approx(promised, rel=0.01)
+    assert wire["saving"] == pytest.approx(1, rel=0.01)
+
+
+def test_flower_strategy_runs_on_plain_images(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        encryption__steps=[],
+        strategy__name="flwr.serverapp.strategy:FedAdam",
+        strategy__eta=0.01,
+        rounds=1,
+    )
+    assert done.result["strategy"].endswith("FedAdam")
+    assert done.result["encryption"] == {"steps": [], "key_id": None, "key_space_bits": 0}
+    assert not (tmp_path / "owner.key").exists()
