@@ -19,7 +19,7 @@ USER_MISTAKE, RUN_FAILED, INTERRUPTED = 2, 1, 130
 
 FLAGS = {
     "--clients": ("clients", "how many hold a shard of encrypted images (20)"),
-    "--rounds": ("rounds", "rounds of federated training (25)"),
+    "--rounds": ("rounds", "rounds of federated training (20)"),
     "--fraction": ("fraction", "share of the clients that train in a round (1.0)"),
     "--strategy": ("strategy.name", "a file in strategies/ or package.module:Class (fedavg)"),
     "--method": ("finetuning.method", "lora+patch_embed, lora, head or full (lora+patch_embed)"),
@@ -122,8 +122,11 @@ def run(experiment: config.Config, *, verbose: bool) -> None:
     import strategies
     from fl_vitlora.experiment import Watch
     from fl_vitlora.experiment import run as run_experiment
+    from fl_vitlora.flower.quiet import silence
     from fl_vitlora.reporting.console import RunDisplay, print_result
 
+    if not verbose:
+        silence()
     strategy = strategies.load(experiment.strategy.name, experiment.strategy.options)
     with RunDisplay(experiment.rounds) as display:
         watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)

@@ -99,13 +99,13 @@ class TrainingConfig:
     """What a client does with its shard in a round."""
 
     optimizer: Literal["adamw", "sgd"] = setting("adamw", "local optimiser, fresh in every round")
-    learning_rate: float = setting(5e-3, "at the peak of the schedule", "(0, inf)")
-    patch_embed_rate: float = setting(1.0, "factor on the rate of the patch embedding", "(0, inf)")
+    learning_rate: float = setting(2e-2, "at the peak of the schedule", "(0, inf)")
+    patch_embed_rate: float = setting(0.25, "factor on the rate of the patch embedding", "(0, inf)")
     head_rate: float = setting(1.0, "factor on the rate of the head", "(0, inf)")
     schedule: Literal["cosine", "constant"] = setting("cosine", "of the rate, over the rounds")
     warmup_rounds: int = setting(0, "rounds in which the rate rises to its peak", "[0, inf)")
-    batch_size: int = setting(32, "images a step", "[1, inf)")
-    epochs: int = setting(2, "passes over the shard in a round", "[1, inf)")
+    batch_size: int = setting(8, "images a step", "[1, inf)")
+    epochs: int = setting(1, "passes over the shard in a round", "[1, inf)")
     weight_decay: float = setting(0.0, "of AdamW (decoupled) or SGD", "[0, inf)")
     beta1: float = setting(0.5, "of AdamW: memory of the gradient; short, for few steps", "[0, 1)")
     momentum: float = setting(0.9, "of SGD", "[0, 1)")
@@ -142,7 +142,7 @@ class Config:
     """A complete experiment."""
 
     clients: int = setting(20, "how many hold a shard", "[1, inf)")
-    rounds: int = setting(25, "of federated training", "[1, inf)")
+    rounds: int = setting(20, "of federated training", "[1, inf)")
     fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
     seed: int = setting(0, "of everything random but the owner's secret", "[0, inf)")
     out: str | None = setting(None, "run folder; a new one under runs/ if not given")
@@ -173,6 +173,8 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
         0.001
     """
     tree = {} if path is None else _read_yaml(Path(path))
+    if isinstance(tree.get("strategy"), str):
+        tree["strategy"] = {"name": tree["strategy"]}
     for dotted, value in (overrides or {}).items():
         _graft(tree, dotted, value)
     config = from_mapping(Config, _gather_strategy_options(tree))
@@ -322,8 +324,6 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
 def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Moves all that stands beside a strategy's name into its options."""
     strategy = tree.get("strategy")
-    if isinstance(strategy, str):
-        return {**tree, "strategy": {"name": strategy}}
     if not isinstance(strategy, Mapping):
         return dict(tree)
     own = {key: value for key, value in strategy.items() if key != "name"}

@@ -23,11 +23,10 @@ from fl_vitlora import config as configuration
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import Run, Watch, client_settings
-from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.aggregators import AnyStrategy
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
 from fl_vitlora.flower.simulation import choose_workers
-from fl_vitlora.models import backbone
+from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 
 LoadStrategy = Callable[[str, Mapping[str, Any]], AnyStrategy]
@@ -69,9 +68,8 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         strategy = load_strategy(config.strategy.name, config.strategy.options)
         shards = Path(_given(context.run_config, "shards"))
         classes = int(shard_metadata(shards / TEST_SHARD)["classes"])
-        built = backbone.build(config.model, classes, config.seed)
-        methods.prepare(built.model, config.finetuning, config.seed)
-        built.model.to(choose_workers(config.engine.device, 1).device)
+        device = choose_workers(config.engine.device, 1).device
+        built = prepare_model(config, classes, device)
         folder = RunFolder.create(config)
         run = Run(config=config, backbone=built, shards=shards, folder=folder, watch=Watch())
         outcome = run.serve(grid, strategy)

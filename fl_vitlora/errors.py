@@ -29,6 +29,6 @@ def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
     """
     names = sorted(choices)
     near = difflib.get_close_matches(str(given), names, n=5, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     few = names if len(names) <= MOST_SHOWN else [*near, f"{len(names)} in all"]
-    return UserError(f"unknown {what} {given!r};{hint} (choices: {', '.join(few)})")
+    return UserError(f"unknown {what} {given!r}{hint} (choices: {', '.join(few)})")

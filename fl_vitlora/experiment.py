@@ -18,11 +18,12 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort, make_aggregator
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
 from fl_vitlora.flower.messages import full_model_bytes
+from fl_vitlora.flower.quiet import silence
 from fl_vitlora.flower.server import Federation, RoundReport, cohort_size
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.preparation import prepare, write_shards
+from fl_vitlora.preparation import prepare_images, prepare_key, prepare_model, write_shards
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder, check_unused
 from fl_vitlora.state import State, count
@@ -67,27 +68,27 @@ def run(
         RuntimeError: When the run failed.
     """
     watch, started = watch or Watch(), started or time.perf_counter()
+    if not watch.verbose:
+        silence()
     workers = choose_workers(config.engine.device, config.engine.workers)
     check_cohort(strategy, cohort_size(config.clients, config.fraction))
     if config.out:
         check_unused(Path(config.out))
-    ray = Ray(workers, verbose=watch.verbose)
+    watch.announce("preparing images and model")
+    images = prepare_images(config)
+    ray = Ray(workers, verbose=watch.verbose)  # comes up while the model is built
     try:
-        watch.announce("preparing images and model")
-        prepared = prepare(config, workers.device)
+        backbone = prepare_model(config, images.classes, workers.device)
+        key = prepare_key(config, backbone)
         folder = RunFolder.create(config)
         watch.announce("encrypting shards")
-        write_shards(prepared, config, folder)
+        write_shards(config, images, key, folder)
         watch.announce("starting workers")
         ray.wait()
         federation = Run(
-            config=config,
-            backbone=prepared.backbone,
-            shards=folder.shards,
-            folder=folder,
-            watch=watch,
+            config=config, backbone=backbone, shards=folder.shards, folder=folder, watch=watch
         )
-        settings = client_settings(config, folder.shards, prepared.classes, workers.device)
+        settings = client_settings(config, folder.shards, images.classes, workers.device)
         outcome = simulate(
             make_client_app(Fixed(settings)),
             lambda grid: federation.serve(grid, strategy),
@@ -97,7 +98,7 @@ def run(
         )
     finally:
         ray.stop()
-    result = federation.result() | {"encryption": prepared.encryption()}
+    result = federation.result() | {"encryption": key.describe()}
     federation.write(outcome, result, started)
     return result, folder.path
 

@@ -22,33 +22,40 @@ from fl_vitlora.reporting.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What stands ready before anything is written.
+class OwnedImages:
+    """The owners' plain images, and who holds which.
 
     Attributes:
-        train: Training images, plain; they stay with the owner.
-        test: Test images, plain; they stay with the owner.
+        train: Training images.
+        test: Test images.
         parts: Positions of each client's training images.
-        backbone: With what the method adds, on the server's device.
-        cipher: For the model's images.
-        key: The owners' common key; empty where nothing is encrypted.
-        key_id: The name of the owner's secret; none where nothing is encrypted.
     """
 
     train: Images
     test: Images
     parts: list[Indices]
-    backbone: Backbone
-    cipher: Cipher
-    key: CipherKey
-    key_id: str | None
 
     @property
     def classes(self) -> int:
         """Counts the classes."""
         return len(self.train.class_names)
 
-    def encryption(self) -> dict[str, object]:
+
+@dataclass(frozen=True, kw_only=True)
+class OwnedKey:
+    """The owners' cipher and key.
+
+    Attributes:
+        cipher: For the images that the model takes.
+        key: Common to all owners; empty where nothing is encrypted.
+        key_id: The name of the secret it comes from; none where nothing is encrypted.
+    """
+
+    cipher: Cipher
+    key: CipherKey
+    key_id: str | None
+
+    def describe(self) -> dict[str, object]:
         """Says how the shards are encrypted, without a secret."""
         return {
             "steps": list(self.cipher.steps),
@@ -57,57 +64,63 @@ class Prepared:
         }
 
 
-def prepare(config: Config, device: str) -> Prepared:
-    """Loads and checks everything; writes nothing but the owner's key file, if it is missing.
-
-    Args:
-        config: The experiment.
-        device: Where the server evaluates.
-
-    Returns:
-        Everything a run needs.
+def prepare_images(config: Config) -> OwnedImages:
+    """Loads the images and divides them.
 
     Raises:
-        UserError: When something cannot work.
+        UserError: When the source or the partition cannot work.
     """
     train, test = sources.load(config.data)
-    built = backbone.build(config.model, len(train.class_names), config.seed)
-    cipher = Cipher(
-        steps=config.encryption.steps, block_size=built.patch_size, image_shape=built.image_shape
-    )
-    _ = cipher.geometry  # refuses a patch size that does not divide the image
     parts = partition(train.labels, config.clients, config.data, config.seed)
+    return OwnedImages(train=train, test=test, parts=parts)
+
+
+def prepare_model(config: Config, classes: int, device: str) -> Backbone:
+    """Builds the model with what the method adds, and checks that all of it is trained.
+
+    Raises:
+        UserError: When the model or the method cannot work.
+    """
+    built = backbone.build(config.model, classes, config.seed)
     methods.prepare(built.model, config.finetuning, config.seed)
     methods.check_gradients(built.model, built.image_shape)
     built.model.to(device)
-    secret = load_or_create_secret(Path(config.encryption.key_file)) if cipher.steps else None
-    return Prepared(
-        train=train,
-        test=test,
-        parts=parts,
-        backbone=built,
-        cipher=cipher,
-        key={} if secret is None else cipher.key(secret, f"shared/seed {config.seed}"),
-        key_id=None if secret is None else key_id(secret),
+    return built
+
+
+def prepare_key(config: Config, model: Backbone) -> OwnedKey:
+    """Derives the key for the images of a model; makes the owner's key file if it is missing.
+
+    Raises:
+        UserError: When the patch size does not divide the image, or the key file is not in order.
+    """
+    cipher = Cipher(
+        steps=config.encryption.steps, block_size=model.patch_size, image_shape=model.image_shape
     )
+    _ = cipher.geometry  # refuses a patch size that does not divide the image
+    if not cipher.steps:
+        return OwnedKey(cipher=cipher, key={}, key_id=None)
+    secret = load_or_create_secret(Path(config.encryption.key_file))
+    key = cipher.key(secret, f"shared/seed {config.seed}")
+    return OwnedKey(cipher=cipher, key=key, key_id=key_id(secret))
 
 
-def write_shards(prepared: Prepared, config: Config, folder: RunFolder) -> None:
+def write_shards(config: Config, images: OwnedImages, key: OwnedKey, folder: RunFolder) -> None:
     """Encrypts and stores all shards, and draws who holds which labels."""
     owner.write_encrypted_shards(
         folder.shards,
-        train=prepared.train,
-        test=prepared.test,
-        parts=prepared.parts,
-        cipher=prepared.cipher,
-        key=prepared.key,
+        train=images.train,
+        test=images.test,
+        parts=images.parts,
+        cipher=key.cipher,
+        key=key.key,
         metadata={
             "data": config.data.name,
-            "steps": ",".join(config.encryption.steps),
-            "block_size": str(prepared.cipher.block_size),
-            "classes": str(prepared.classes),
-            "key_id": prepared.key_id or "",
+            "steps": ",".join(key.cipher.steps),
+            "block_size": str(key.cipher.block_size),
+            "classes": str(images.classes),
+            "key_id": key.key_id or "",
         },
     )
-    counts = label_counts(prepared.train.labels, prepared.parts, prepared.classes)
-    plot_labels(folder.plots, counts, prepared.train.class_names)
+    counts = label_counts(images.train.labels, images.parts, images.classes)
+    plot_labels(folder.plots, counts, images.train.class_names)

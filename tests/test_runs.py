@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,11 +16,14 @@ from safetensors.torch import load_file
 import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
-from fl_vitlora.data import sources
 from fl_vitlora.data.shards import open_shard
 from fl_vitlora.encryption.keys import load_or_create_secret
-from fl_vitlora.experiment import Watch, run
-from fl_vitlora.preparation import prepare
+from fl_vitlora.experiment import Fixed, Run, Watch, client_settings, run
+from fl_vitlora.finetuning.methods import export_state, load_state
+from fl_vitlora.flower.client_app import make_client_app
+from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
+from fl_vitlora.preparation import OwnedImages, OwnedKey, prepare_images, prepare_key, prepare_model
+from fl_vitlora.reporting.run_folder import RunFolder
 
 SMALL = {
     "clients": 4,
@@ -55,6 +60,12 @@ def execute(folder: Path, **overrides: Any) -> Finished:
     )
     result, path = run(config, strategy, watch)
     return Finished(config, result, path, messages)
+
+
+def owned(config: Config) -> tuple[OwnedImages, OwnedKey]:
+    """What only the owners of a run have: plain images and the key."""
+    images = prepare_images(config)
+    return images, prepare_key(config, prepare_model(config, images.classes, "cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +122,7 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
 ) -> None:
     """Looks for them in the shards, the messages, the run folder and Ray's logs."""
     secret = load_or_create_secret(Path(finished.config.encryption.key_file))
-    prepared = prepare(finished.config, "cpu")
-    plain, test = sources.load(finished.config.data)
+    images, key = owned(finished.config)
     logs = Path("/tmp/ray/session_latest/logs")
     haystack = [
         *finished.messages,
@@ -121,11 +131,9 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
         "".join(capfd.readouterr()).encode(),
     ]
     needles = [secret, secret.hex().encode()]
-    needles += [key.numpy().tobytes() for key in prepared.key.values()]
-    needles += [image.numpy().tobytes() for image in plain.read(prepared.parts[0], 16)]
-    needles += [
-        image.numpy().tobytes() for image in test.read(prepared.parts[0][:5] % len(test), 16)
-    ]
+    needles += [part.numpy().tobytes() for part in key.key.values()]
+    needles += [image.numpy().tobytes() for image in images.train.read(images.parts[0], 16)]
+    needles += [image.numpy().tobytes() for image in images.test.read(np.arange(5), 16)]
     for needle in needles:
         assert len(needle) > 15
         assert not any(needle in hay for hay in haystack)
@@ -134,12 +142,12 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
 
 
 def test_shards_are_ciphertext_that_the_key_opens(finished: Finished) -> None:
-    prepared = prepare(finished.config, "cpu")
-    for client, part in enumerate(prepared.parts):
+    images, key = owned(finished.config)
+    for client, part in enumerate(images.parts):
         shard = open_shard(finished.folder / "shards" / f"client-{client:05d}.safetensors")
-        plain = prepared.train.read(part, 16)
+        plain = images.train.read(part, 16)
         assert not (shard.images == plain).all(dim=(1, 2, 3)).any()
-        assert torch.equal(prepared.cipher.decrypt(shard.images, prepared.key), plain)
+        assert torch.equal(key.cipher.decrypt(shard.images, key.key), plain)
 
 
 def test_one_worker_and_two_give_the_same_bits(finished: Finished, tmp_path: Path) -> None:
@@ -174,3 +182,53 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path) -> None:
     assert done.result["strategy"].endswith("FedAdam")
     assert done.result["encryption"] == {"steps": [], "key_id": None, "key_space_bits": 0}
     assert not (tmp_path / "owner.key").exists()
+
+
+PLAIN_FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
+    "FedAvg": {},
+    "FedAvgM": {"server_momentum": 0.9},
+    "FedAdagrad": {"eta": 0.01},
+    "FedAdam": {"eta": 0.01},
+    "FedYogi": {"eta": 0.01},
+    "FedMedian": {},
+    "FedTrimmedAvg": {"beta": 0.2},
+    "FedProx": {"proximal_mu": 0.1},
+    "Krum": {"num_malicious_nodes": 1},
+    "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
+    "Bulyan": {},
+    "QFedAvg": {"client_learning_rate": 0.02},
+}
+
+
+def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: Path) -> None:
+    """Each by its class name, two rounds on the same encrypted shards, over one Ray."""
+    config = dataclasses.replace(finished.config, fraction=1.0)
+    shards = finished.folder / "shards"
+    backbone = prepare_model(config, 10, "cpu")
+    initial = export_state(backbone.model)
+    workers = choose_workers("cpu", 2)
+    ended: dict[str, Run] = {}
+
+    def serve(grid: Any) -> None:
+        for name, options in PLAIN_FLOWER_STRATEGIES.items():
+            load_state(backbone.model, initial)
+            named = dataclasses.replace(config, out=str(tmp_path / name))
+            folder = RunFolder.create(named)
+            ended[name] = Run(
+                config=named, backbone=backbone, shards=shards, folder=folder, watch=Watch()
+            )
+            strategy = strategies.load(f"flwr.serverapp.strategy:{name}", options)
+            ended[name].serve(grid, strategy)
+
+    ray = Ray(workers, verbose=False)
+    try:
+        ray.wait()
+        settings = client_settings(config, shards, 10, "cpu")
+        app = make_client_app(Fixed(settings))
+        simulate(app, serve, clients=config.clients, workers=workers, verbose=False)
+    finally:
+        ray.stop()
+    for name, one in ended.items():
+        assert [len(line["participants"]) for line in one.lines] == [4, 4], name
+        assert one.lines[-1]["loss"] < 20, name
+    assert len({one.lines[-1]["loss"] for one in ended.values()}) > 8  # they do differ

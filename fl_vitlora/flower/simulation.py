@@ -7,15 +7,15 @@ seconds; Flower finds it running.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from fl_vitlora.errors import UserError
+from fl_vitlora.flower.quiet import silence
 
 T = TypeVar("T")
 WARM_UP = "fl_vitlora.flower.warm_up"
@@ -99,7 +99,7 @@ class Ray:
         import ray
 
         if not self._verbose:
-            logging.getLogger("ray").setLevel(logging.CRITICAL)
+            silence()
         try:
             ray.init(
                 num_cpus=self._workers.count,
@@ -154,29 +154,13 @@ def simulate(
         except BaseException as error:  # carried to the caller's thread
             errors.append(error)
 
-    with _quiet(verbose):
-        run_simulation(
-            server_app=server_app,
-            client_app=client_app,  # type: ignore[arg-type]
-            num_supernodes=clients,
-            backend_config={
-                "client_resources": {**workers.resources},
-            },
-            verbose_logging=verbose,
-        )
+    run_simulation(
+        server_app=server_app,
+        client_app=client_app,  # type: ignore[arg-type]
+        num_supernodes=clients,
+        backend_config={"client_resources": {**workers.resources}},
+        verbose_logging=verbose,
+    )
     if errors:
         raise errors[0]
     return outcome[0]
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Keeps Flower's log to itself; failures are reported by the server loop."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    if not verbose:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,0 +1,121 @@
+"""The command line: it teaches, and answers every mistake in one line with exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import simulate
+from fl_vitlora import config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# what was typed, and what the answer must contain: what was wrong, and what was expected
+MISTAKES = {
+    "--clinets 20": ["--clinets", "did you mean --clients?"],
+    "--clients": ["--clients", "expected one argument"],
+    "twenty": ["twenty"],
+    "--clients 0": ["clients", "[1, inf)", "0"],
+    "--rounds 1.5": ["rounds", "whole number", "1.5"],
+    "--fraction 2": ["fraction", "(0, 1]"],
+    "--seed -1": ["seed", "[0, inf)"],
+    "--method lorra": ["finetuning.method", "did you mean 'lora'?"],
+    "--partition diriclet": ["data.partition", "did you mean 'dirichlet'?"],
+    "--set training.epoch=2": ["training.epoch", "did you mean 'training.epochs'?"],
+    "--set training.epochs=two": ["training.epochs", "whole number", "'two'"],
+    "--set training": ["PATH=VALUE"],
+    "--set encryption.steps=[xor]": ["encryption.steps", "pixel_shuffling"],
+    "--config missing.yaml": ["missing.yaml", "no such file"],
+    "--strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
+    "--strategy fedprox --set strategy.nu=1": ["strategy.nu", "did you mean 'strategy.mu'?"],
+    "--strategy flwr.serverapp.strategy:FedAdm": ["did you mean 'FedAdam'?"],
+    "--strategy flwr.serverapp.strategy:FedAvg --set strategy.min_train_nodes=50": [
+        "strategy.min_train_nodes 50",
+        "20 clients",
+    ],
+    "--clients 2000": ["2000 clients", "1437 training images", "at most 718"],
+    "--dataset missing/folder": ["missing/folder", "--dataset FOLDER"],
+    "--partition pathological --set data.classes_per_client=11": ["11", "10 classes"],
+    "--out used": ["used", "--out FOLDER"],
+}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with nothing in it but a run folder that is in use."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "result.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def answer_to(typed: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        simulate.main(typed.split())
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_is_answered_in_one_line(
+    typed: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = answer_to(typed, capsys)
+    assert answer.startswith("simulate.py: ")
+    assert answer.count("\n") == 1
+    assert "Traceback" not in answer
+    assert [part for part in MISTAKES[typed] if part not in answer] == []
+    assert {path.name for path in elsewhere.iterdir()} == {"used"}  # nothing half-written
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_pretended(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no GPU here; take --device cpu" in answer_to("--device cuda", capsys)
+
+
+def test_a_model_that_bypasses_the_adapters_is_refused(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "--model beitv2_base_patch16_224 --set model.weights=random --device cpu"
+    answer = answer_to(typed, capsys)
+    assert "would bypass LoRA" in answer
+    assert "--method full" in answer
+    assert {path.name for path in elsewhere.iterdir()} == {"used"}
+
+
+def test_help_explains_every_setting() -> None:
+    done = subprocess.run(
+        [sys.executable, "simulate.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    missing = [
+        (path, explanation)
+        for path, _, explanation in config.explanations()
+        if path not in done.stdout or explanation not in done.stdout
+    ]
+    assert missing == []
+    assert all(flag in done.stdout for flag in simulate.FLAGS)
+
+
+def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("clients: 7\nrounds: 3\nstrategy: fedprox\n")
+    typed = f"--config {file} --rounds 4 --set training.learning_rate=1e-3 --set strategy.mu=1"
+    read = simulate.read_config(simulate.make_parser().parse_args(typed.split()))
+    assert (read.clients, read.rounds, read.training.learning_rate) == (7, 4, 0.001)
+    assert (read.strategy.name, read.strategy.options) == ("fedprox", {"mu": 1})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_committed_experiments_are_valid_and_begin_with_their_command(path: Path) -> None:
+    config.load(str(path))
+    first = path.read_text().splitlines()[0]
+    assert first == f"# python simulate.py --config configs/{path.name}"
