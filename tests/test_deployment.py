@@ -1,4 +1,4 @@
-"""The same apps on a real SuperLink and two SuperNodes on loopback give what the simulation gave."""
+"""The same apps on a real SuperLink and two SuperNodes give what the simulation gave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code path of configs/cifar10_vit_base.yaml on ViT-B/16 itself, with local images and weights."""
+"""The path of configs/cifar10_vit_base.yaml on ViT-B/16 itself, with local images and weights."""
 
 from __future__ import annotations
 

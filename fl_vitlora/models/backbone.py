@@ -137,7 +137,7 @@ def _from_timm(config: ModelConfig) -> nn.Module:
     import timm
 
     if not timm.is_model(config.name):
-        raise unknown("model", config.name, [*BUNDLED, *timm.list_models("*vit*")])
+        raise unknown("model", config.name, [*BUNDLED, *timm.list_models(["vit_*", "deit*"])])
     sizes = {"img_size": config.image_size, "patch_size": config.patch_size}
     arguments: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     if config.weights not in ("pretrained", "random"):
@@ -187,7 +187,8 @@ def _replace_head(model: nn.Module, classes: int) -> None:
     if not callable(reset):
         raise UserError(f"{type(model).__name__} has no classifier that could be replaced")
     reset(classes)
-    for parameter in model.head.parameters() if isinstance(model.head, nn.Linear) else ():
+    head = getattr(model, "head", None)
+    for parameter in head.parameters() if isinstance(head, nn.Linear) else ():
         nn.init.zeros_(parameter)
 
 

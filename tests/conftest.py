@@ -1,0 +1,55 @@
+"""What many tests need: one thread, repeatable properties, small images, a small prepared ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+import fl_vitlora.flower  # noqa: F401 - switches telemetry off before any test imports Flower
+from fl_vitlora.config import FineTuningConfig, ModelConfig
+from fl_vitlora.finetuning import methods
+from fl_vitlora.models import backbone
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.rng import generator
+
+torch.set_num_threads(1)
+settings.register_profile("house", max_examples=15, deadline=None, derandomize=True)
+settings.load_profile("house")
+
+MakeBackbone = Callable[..., Backbone]
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Five images of 16 by 16 pixels, of all grey levels, never the same twice in a row."""
+    return torch.randint(
+        0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=generator(0, "test images")
+    )
+
+
+def random_vit(*, classes: int = 10, seed: int = 0) -> Backbone:
+    """Builds the bundled architecture with random weights, in its head too.
+
+    A fresh head is zero: it would hide from a test whatever lies before it.
+    """
+    built = backbone.build(ModelConfig(weights="random"), classes, seed)
+    head: Any = built.model.get_parameter("head.weight")
+    head.data.normal_(std=0.1, generator=generator(seed, "test head"))
+    return built
+
+
+@pytest.fixture
+def make_backbone() -> MakeBackbone:
+    """Builds the same, prepared for a method."""
+
+    def make(*, classes: int = 10, seed: int = 0, **finetuning: Any) -> Backbone:
+        built = random_vit(classes=classes, seed=seed)
+        methods.prepare(built.model, FineTuningConfig(**finetuning), seed)
+        return built
+
+    return make

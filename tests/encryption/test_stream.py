@@ -1,0 +1,84 @@
+"""Draws from the key stream are unbiased, repeatable, and bounded by rejection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_vitlora.encryption.stream import KeyStream
+
+KEY = bytes(range(32))
+
+# 99.9 % of chi-square values lie below: 5 and 6 degrees of freedom
+CHI_SQUARE_5, CHI_SQUARE_6 = 20.52, 22.46
+
+
+def chi_square(counts: list[int]) -> float:
+    expected = sum(counts) / len(counts)
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+def test_all_orders_of_three_are_equally_frequent():
+    stream = KeyStream(KEY)
+    seen = Counter(tuple(stream.permutation(3).tolist()) for _ in range(6000))
+    assert len(seen) == 6
+    assert chi_square(list(seen.values())) < CHI_SQUARE_5
+
+
+def test_numbers_below_seven_are_equally_frequent():
+    stream = KeyStream(KEY)
+    seen = Counter(stream.below(7) for _ in range(7000))
+    assert sorted(seen) == list(range(7))
+    assert chi_square(list(seen.values())) < CHI_SQUARE_6
+
+
+def test_words_that_would_favour_small_numbers_are_rejected():
+    """Below 3 · 2^30 a plain remainder would take half of its values from the first third."""
+    stream, third = KeyStream(KEY), 2**30
+    drawn = [stream.below(3 * third) for _ in range(3000)]
+    thirds = Counter(number // third for number in drawn)
+    assert sorted(thirds) == [0, 1, 2]
+    assert chi_square([thirds[i] for i in range(3)]) < CHI_SQUARE_5
+    words = KeyStream(KEY)
+    accepted = [word for word in (words.below(2**32) for _ in range(4000)) if word < 3 * third]
+    assert drawn[: len(accepted)] == accepted[: len(drawn)]
+    assert len(accepted) < 3200
+
+
+@given(bound=st.integers(1, 2**32), key=st.binary(min_size=32, max_size=32))
+def test_numbers_stay_below_their_bound(bound: int, key: bytes):
+    stream = KeyStream(key)
+    assert all(0 <= stream.below(bound) < bound for _ in range(5))
+
+
+@given(length=st.integers(1, 60), key=st.binary(min_size=32, max_size=32))
+def test_a_permutation_has_every_number_once(length: int, key: bytes):
+    assert sorted(KeyStream(key).permutation(length).tolist()) == list(range(length))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 768])
+def test_bits_are_as_many_as_asked(length: int):
+    assert KeyStream(KEY).bits(length).shape == (length,)
+
+
+def test_bits_are_fair_and_independent():
+    bits = KeyStream(KEY).bits(8000).tolist()
+    pairs = Counter(pairwise(bits))
+    assert chi_square([pairs[a, b] for a in (False, True) for b in (False, True)]) < CHI_SQUARE_5
+
+
+def test_the_same_key_repeats_and_another_does_not():
+    one, same, other = KeyStream(KEY), KeyStream(KEY), KeyStream(KEY[::-1])
+    first = [one.below(1000) for _ in range(20)]
+    assert first == [same.below(1000) for _ in range(20)]
+    assert first != [other.below(1000) for _ in range(20)]
+    assert first != [one.below(1000) for _ in range(20)]
+
+
+def test_the_stream_is_that_of_rfc_8439():
+    """The zero key and nonce give the bytes 76 b8 e0 ad …: appendix A.1, test vector 1."""
+    assert KeyStream(bytes(32)).below(2**32) == 0xADE0B876

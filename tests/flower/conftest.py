@@ -1,0 +1,98 @@
+"""A grid without a wire: the real client app answers real messages on real encrypted shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from fl_vitlora.config import DataConfig, FineTuningConfig, ModelConfig, TrainingConfig
+from fl_vitlora.data import owner, sources
+from fl_vitlora.encryption.cipher import STEPS, Cipher
+from fl_vitlora.flower.aggregators import Participants
+from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+
+SIZES = (20, 12, 8)  # images of each client
+
+
+@pytest.fixture(autouse=True)
+def _run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's messages know the run that they belong to; tests belong to run 1."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class LocalGrid(Participants):
+    """Hands every message to the client app at once, and the replies back, the last one first.
+
+    A node's number is 100 more than its client's. What a client app raises comes back as an error,
+    in the words in which Flower's engine puts it.
+    """
+
+    def __init__(self, app: ClientApp, clients: int) -> None:
+        super().__init__([100 + client for client in range(clients)])
+        self.app = app
+        self.silent: set[int] = set()
+        self.sent: list[Message] = []
+        self.received: list[Message] = []
+
+    def send_and_receive(  # type: ignore[override]
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        self.sent = list(messages)
+        asked = [m for m in self.sent if m.metadata.dst_node_id - 100 not in self.silent]
+        self.received = [self.answer(message) for message in reversed(asked)]
+        return self.received
+
+    def answer(self, message: Message) -> Message:
+        client = message.metadata.dst_node_id - 100
+        config: dict[str, Any] = {"partition-id": client, "num-partitions": len(SIZES)}
+        context = Context(1, 100 + client, config, RecordDict(), {})
+        try:
+            return self.app(message, context)
+        except Exception as error:
+            told = f"\nException ClientAppException occurred. Message: {error}"
+            return Message(Error(3, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ClientSettings:
+    """Three encrypted shards of real digits, and what a worker is told."""
+    folder = tmp_path_factory.mktemp("shards")
+    train, test = sources.load(DataConfig(limit=sum(SIZES)))
+    cipher = Cipher(steps=tuple(STEPS), block_size=4, image_shape=(3, 16, 16))
+    owner.write_encrypted_shards(
+        folder,
+        train=train,
+        test=test,
+        parts=np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]),
+        cipher=cipher,
+        key=cipher.key(bytes(32), "test"),
+        metadata={},
+    )
+    return ClientSettings(
+        shards=str(folder),
+        classes=10,
+        seed=0,
+        device="cpu",
+        mixed_precision=True,
+        model=ModelConfig(weights="random"),
+        finetuning=FineTuningConfig(),
+        training=TrainingConfig(epochs=1, batch_size=8),
+    )
+
+
+@pytest.fixture
+def grid(settings: ClientSettings) -> LocalGrid:
+    return LocalGrid(make_client_app(lambda context: settings), len(SIZES))
+
+
+@pytest.fixture
+def shards(settings: ClientSettings) -> Path:
+    return Path(settings.shards)

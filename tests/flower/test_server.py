@@ -1,0 +1,164 @@
+"""The server loop: chosen participants, quorum of one, and no round that quietly means nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import strategies
+from fl_vitlora.communication.ledger import Ledger
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import TrainingConfig
+from fl_vitlora.flower.aggregators import make_aggregator
+from fl_vitlora.flower.client_app import ClientSettings, workspace
+from fl_vitlora.flower.server import (
+    Federation,
+    RoundFailedError,
+    RoundReport,
+    cohort_size,
+    sample,
+)
+from fl_vitlora.flower.transport import Transport
+from fl_vitlora.state import State, add, mean, scale
+from fl_vitlora.strategy import Strategy, Update
+from tests.flower.conftest import SIZES, LocalGrid
+
+
+@given(
+    clients=st.integers(1, 60),
+    fraction=st.floats(0, 1, exclude_min=True),
+    seed=st.integers(0, 9),
+    server_round=st.integers(1, 9),
+)
+def test_a_sample_is_sorted_without_repetition_and_of_its_size(
+    clients: int, fraction: float, seed: int, server_round: int
+):
+    chosen = sample(range(clients), fraction, seed, server_round)
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) <= set(range(clients))
+    assert len(chosen) == cohort_size(clients, fraction)
+    assert chosen == sample(range(clients), fraction, seed, server_round)
+
+
+@pytest.mark.parametrize(
+    ("clients", "fraction", "participants"),
+    [(20, 1.0, 20), (20, 0.15, 3), (20, 0.151, 4), (10, 0.3, 3), (7, 0.01, 1), (1, 0.5, 1)],
+)
+def test_a_fraction_is_rounded_up(clients: int, fraction: float, participants: int):
+    assert cohort_size(clients, fraction) == participants
+
+
+@pytest.mark.parametrize("clients", [1, 20, 1000])
+@pytest.mark.parametrize("fraction", [1e-12, 1e-9, 1e-4])
+def test_a_round_has_at_least_one_participant(clients: int, fraction: float):
+    assert cohort_size(clients, fraction) == 1
+
+
+def test_every_client_is_chosen_about_equally_often():
+    chosen = Counter(c for r in range(400) for c in sample(range(10), 0.3, 0, r))
+    assert sum(chosen.values()) == 1200
+    assert all(90 < count < 150 for count in chosen.values())  # 120 each, 4 standard deviations
+
+
+class Loop:
+    """A federation of the three local clients, and what it reported."""
+
+    def __init__(self, grid: LocalGrid, settings: ClientSettings, strategy: Any, **given: Any):
+        torch.manual_seed(0)
+        shapes = workspace(settings).layout.shapes
+        self.start: State = {name: 0.05 * torch.randn(shape) for name, shape in shapes}
+        self.reports: list[RoundReport] = []
+        self.evaluated: list[State] = []
+        transport = Transport(grid, Layout.of(self.start), Ledger(), timeout=5)
+        options: dict[str, Any] = {"rounds": 2, "fraction": 1.0, "seed": 0, **given}
+        self.federation = Federation(
+            transport=transport,
+            aggregator=make_aggregator(strategy, Layout.of(self.start), 0),
+            clients=list(transport.greet(len(SIZES))),
+            training=TrainingConfig(learning_rate=1e-3),
+            evaluate=self._evaluate,
+            observe=self.reports.append,
+            **options,
+        )
+
+    def run(self) -> State:
+        return self.federation.run(self.start)
+
+    def _evaluate(self, state: State) -> tuple[float, float]:
+        self.evaluated.append(state)
+        return 0.5, 2.0
+
+
+def test_rounds_are_reported_as_they_end(grid: LocalGrid, settings: ClientSettings):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}))
+    final = loop.run()
+    assert [report.round for report in loop.reports] == [1, 2]
+    assert [report.participants for report in loop.reports] == [(0, 1, 2)] * 2
+    assert all((r.accuracy, r.loss, r.failures) == (0.5, 2.0, ()) for r in loop.reports)
+    assert loop.evaluated[-1] is final
+
+
+def test_a_run_can_be_repeated_bit_by_bit(grid: LocalGrid, settings: ClientSettings):
+    first, second = (
+        Loop(grid, settings, strategies.load("fedavg", {}), fraction=0.5).run() for _ in range(2)
+    )
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+
+
+def test_the_training_loss_is_weighted_by_images(grid: LocalGrid, settings: ClientSettings):
+    class Listening(Strategy):
+        heard: list[Update] = []  # noqa: RUF012 - a test listens
+
+        def aggregate(
+            self, model: State, updates: Sequence[Update], state: State
+        ) -> tuple[State, State]:
+            self.heard.extend(updates)
+            return add(model, mean([u.delta for u in updates], [1] * len(updates))), state
+
+    loop = Loop(grid, settings, Listening(), rounds=1)
+    loop.run()
+    slow = sum(u.loss * size for u, size in zip(Listening.heard, SIZES, strict=True)) / sum(SIZES)
+    assert loop.reports[0].train_loss == pytest.approx(slow)
+
+
+def test_one_client_is_enough_and_the_others_are_reported(
+    grid: LocalGrid, settings: ClientSettings
+):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}))
+    grid.silent = {0, 1}
+    loop.run()
+    assert [report.participants for report in loop.reports] == [(2,)] * 2
+    assert [[f.client for f in report.failures] for report in loop.reports] == [[0, 1]] * 2
+
+
+def test_a_round_without_updates_ends_the_run(grid: LocalGrid, settings: ClientSettings):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}))
+    grid.silent = {0, 1, 2}
+    with pytest.raises(RoundFailedError, match="round 1: no client sent an update; client 0: no"):
+        loop.run()
+    assert loop.reports == []
+
+
+def test_an_aggregate_that_is_not_a_number_ends_the_run(grid: LocalGrid, settings: ClientSettings):
+    class Exploding(Strategy):
+        def aggregate(
+            self, model: State, updates: Sequence[Update], state: State
+        ) -> tuple[State, State]:
+            return scale(model, float("inf")), state
+
+    with pytest.raises(RoundFailedError, match="round 1: the aggregated model holds NaN"):
+        Loop(grid, settings, Exploding()).run()
+
+
+def test_a_flower_strategy_drives_the_same_loop(grid: LocalGrid, settings: ClientSettings):
+    ours, theirs = (
+        Loop(grid, settings, strategies.load(name, {})).run()
+        for name in ("fedavg", "flwr.serverapp.strategy:FedAvg")
+    )
+    assert all(torch.allclose(theirs[n], t, atol=1e-5) for n, t in ours.items())

@@ -1,0 +1,250 @@
+"""Instructions out, updates in: sorted, checked, counted; whatever goes wrong becomes a failure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from fl_vitlora.communication.ledger import Ledger
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.data.shards import client_shard, open_shard
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.client_app import ClientSettings, make_client_app, workspace
+from fl_vitlora.flower.transport import Failure, Instruction, Transport, first_line
+from fl_vitlora.rng import generator
+from fl_vitlora.state import State, subtract
+from fl_vitlora.training import LocalTask, train
+from tests.flower.conftest import SIZES, LocalGrid
+
+DIRECTIONS = ("downlink", "uplink")
+CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3}
+
+
+@pytest.fixture
+def model(settings: ClientSettings) -> State:
+    torch.manual_seed(0)
+    layout = workspace(settings).layout
+    return {name: 0.05 * torch.randn(shape) for name, shape in layout.shapes}
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def transport(grid: LocalGrid, model: State, ledger: Ledger) -> Transport:
+    transport = Transport(grid, Layout.of(model), ledger, timeout=5)
+    assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
+    return transport
+
+
+def instruct(model: State, *clients: int, **config: float | list[str]) -> list[Instruction]:
+    settings = {**CONFIG, **{name.replace("_", "-"): value for name, value in config.items()}}
+    return [Instruction(client=client, model=model, config=settings) for client in clients]
+
+
+def test_updates_come_sorted_by_client(transport: Transport, model: State):
+    updates, failures = transport.exchange(1, instruct(model, 2, 0, 1))
+    assert failures == []
+    assert [(u.client, u.samples) for u in updates] == [(0, 20), (1, 12), (2, 8)]
+    assert all(u.delta.keys() == model.keys() for u in updates)
+
+
+def test_an_update_is_what_training_on_the_shard_gives(
+    transport: Transport, model: State, settings: ClientSettings, shards: Path
+):
+    (update,), _ = transport.exchange(1, instruct(model, 1))
+    trained, loss = train(
+        workspace(settings).backbone,
+        model,
+        open_shard(shards / client_shard(1)),
+        config=settings.training,
+        task=LocalTask(learning_rate=1e-3),
+        generator=generator(0, "batches", 1, 1),
+    )
+    assert update.loss == loss
+    assert all(torch.equal(update.delta[n], t) for n, t in subtract(trained, model).items())
+
+
+def test_the_same_round_gives_the_same_bits_and_another_round_others(
+    transport: Transport, model: State
+):
+    first, again, other = (
+        transport.exchange(r, instruct(model, 0, server_round=r))[0][0].delta for r in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in model)
+    assert not all(torch.equal(first[name], other[name]) for name in model)
+
+
+def test_frozen_tensors_are_neither_trained_nor_sent(
+    transport: Transport, model: State, ledger: Ledger
+):
+    (update,), _ = transport.exchange(1, instruct(model, 0, frozen=[".lora_A", ".bias"]))
+    assert update.delta.keys() == {n for n in model if not n.endswith((".lora_A", ".bias"))}
+    down, up = (next(e for e in ledger if e.round and e.direction == d) for d in DIRECTIONS)
+    assert down.payload - up.payload == 4 * sum(
+        t.numel() for n, t in model.items() if n not in update.delta
+    )
+
+
+def test_the_penalty_reaches_the_client(transport: Transport, model: State):
+    free, held = (
+        transport.exchange(1, instruct(model, 0, proximal_mu=mu))[0][0].delta for mu in (0.0, 100.0)
+    )
+    assert not all(torch.equal(free[name], held[name]) for name in model)
+
+
+def test_a_diverged_update_is_a_failure(transport: Transport, model: State):
+    asked = instruct(model, 0, 2) + instruct(model, 1, learning_rate=1e30)
+    updates, (failure,) = transport.exchange(1, asked)
+    assert [update.client for update in updates] == [0, 2]
+    assert failure.client == 1
+    assert "NaN or infinity" in failure.reason
+
+
+def test_a_client_that_raises_is_a_failure_that_names_the_cause(transport: Transport, model: State):
+    wrong = {name: tensor for name, tensor in model.items() if name != "head.bias"}
+    updates, (failure,) = transport.exchange(1, instruct(model, 0) + instruct(wrong, 1))
+    assert [update.client for update in updates] == [0]
+    assert failure.client == 1
+    assert failure.reason.startswith("message refused: it holds")
+    assert "do client and server build the same model?" in failure.reason
+
+
+def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: LocalGrid):
+    grid.silent = {0, 2}
+    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
+    assert [update.client for update in updates] == [1]
+    assert failures == [Failure(client=c, reason="no reply within 5 s") for c in (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (RecordDict(), "carries no packed state"),
+        (RecordDict({"metrics": MetricRecord({"num-examples": 3})}), "carries no packed state"),
+        (None, "carries no metrics"),
+        (MetricRecord({"train_loss": 1.0}), "'num-examples' is None, not a number"),
+        (MetricRecord({"num-examples": 3, "train_loss": [1.0]}), "not a number"),
+        (MetricRecord({"num-examples": 0, "train_loss": 1.0}), "reports 0 images"),
+        (MetricRecord({"num-examples": 3, "train_loss": math.nan}), "a loss of nan"),
+    ],
+    ids=["empty", "no state", "no metrics", "no count", "a list", "no image", "no number"],
+)
+def test_a_malformed_reply_is_a_failure(
+    transport: Transport,
+    model: State,
+    grid: LocalGrid,
+    content: RecordDict | MetricRecord | None,
+    reason: str,
+):
+    if not isinstance(content, RecordDict):
+        metrics = {} if content is None else {"metrics": content}
+        content = RecordDict({"arrays": messages.to_packed(model), **metrics})
+    foreign, reply = ClientApp(), content
+
+    @foreign.train()
+    def _train(message: Message, context: Context) -> Message:
+        return Message(reply, reply_to=message)
+
+    grid.app = foreign
+    updates, (failure,) = transport.exchange(1, instruct(model, 1))
+    assert updates == []
+    assert reason in failure.reason
+
+
+def test_every_message_is_counted_by_its_serialised_parts(
+    transport: Transport, model: State, ledger: Ledger, grid: LocalGrid
+):
+    grid.silent = {2}
+    asked = instruct(model, 0, 2) + instruct({"w": torch.zeros(1)}, 1)
+    transport.exchange(1, asked)
+    passed = [*grid.sent, *grid.received]
+    assert len(passed) == 3 + 2
+    counted = [entry for entry in ledger if entry.round == 1]
+    assert len(counted) == len(passed)
+    assert ledger.total(server_round=1) == sum(
+        len(part.deflate())
+        for message in passed
+        for part in get_all_nested_objects(message).values()
+    )
+    whole = 20 + 4 * sum(tensor.numel() for tensor in model.values())
+    payloads = {(entry.client, entry.direction): entry.payload for entry in counted}
+    assert payloads == {
+        (0, "downlink"): whole,
+        (0, "uplink"): whole,
+        (1, "downlink"): 24,
+        (1, "uplink"): 0,
+        (2, "downlink"): whole,
+    }
+
+
+def test_the_greeting_is_counted_in_round_0_without_payload(transport: Transport, ledger: Ledger):
+    entries = list(ledger)
+    assert {(e.round, e.payload) for e in entries} == {(0, 0)}
+    assert sorted((e.client, e.direction) for e in entries) == [
+        (client, direction) for client in range(3) for direction in DIRECTIONS
+    ]
+
+
+def test_a_tap_sees_every_message(grid: LocalGrid, model: State):
+    seen: list[Message] = []
+    transport = Transport(grid, Layout.of(model), Ledger(), 5, seen.append)
+    transport.greet(3)
+    assert len(seen) == 6
+    transport.exchange(1, instruct(model, 0, 1))
+    assert len(seen) == 10
+
+
+def test_a_greeting_without_a_shard_ends_the_run(
+    grid: LocalGrid, settings: ClientSettings, model: State, tmp_path: Path
+):
+    elsewhere = replace(settings, shards=str(tmp_path))
+    grid.app = make_client_app(lambda context: elsewhere)
+    with pytest.raises(RuntimeError, match=r"a client cannot start: shard .* cannot be read"):
+        Transport(grid, Layout.of(model), Ledger(), 5).greet(3)
+
+
+def test_a_greeting_without_an_answer_ends_the_run(grid: LocalGrid, model: State):
+    grid.silent = {1}
+    with pytest.raises(RuntimeError, match="1 clients did not answer in time"):
+        Transport(grid, Layout.of(model), Ledger(), 5).greet(3)
+
+
+def test_nodes_that_never_join_end_the_run(grid: LocalGrid, model: State):
+    with pytest.raises(RuntimeError, match=r"only 3 of 4 nodes joined within 0\.1 s"):
+        Transport(grid, Layout.of(model), Ledger(), 0.1).greet(4)
+
+
+def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, model: State):
+    class Twins(LocalGrid):
+        def get_node_ids(self) -> list[int]:
+            return [100, 100]
+
+    grid = Twins(make_client_app(lambda context: settings), 2)
+    with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
+        Transport(grid, Layout.of(model), Ledger(), 5).greet(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (None, "unknown"),
+        ("", "unknown"),
+        ("only this", "only this"),
+        ("first\nlast", "last"),
+        ("<class 'X'>:<'\nException X occurred. Message: no memory'>", "no memory"),
+        ("a\\nMessage: told\\nafter", "told"),
+        ("x" * 1000, "x" * 300),
+    ],
+)
+def test_what_flower_says_is_shortened_to_its_cause(text: str | None, line: str):
+    assert first_line(text) == line

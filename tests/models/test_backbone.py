@@ -1,0 +1,190 @@
+"""Any plain ViT becomes a frozen backbone with a fresh head, or is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fl_vitlora.config import ModelConfig
+from fl_vitlora.errors import UserError
+from fl_vitlora.models.backbone import Backbone, Normalization, build
+
+TINY = "vit_tiny_patch16_224"
+
+
+def random_letters(classes: int = 10, seed: int = 0) -> Backbone:
+    return build(ModelConfig(weights="random"), classes, seed)
+
+
+def parameters(backbone: Backbone) -> dict[str, Tensor]:
+    return dict(backbone.model.named_parameters())
+
+
+def same(a: Backbone, b: Backbone) -> bool:
+    return all(torch.equal(tensor, parameters(b)[name]) for name, tensor in parameters(a).items())
+
+
+def test_the_bundled_model_reads_small_images():
+    bundled = build(ModelConfig(), 10, 0)
+    assert bundled.image_shape == (3, 16, 16)
+    assert bundled.patch_size == 4
+    assert bundled.normalization == Normalization(mean=0.5, std=0.5)
+    assert bundled.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_pretrained_weights_are_not_random_ones_and_do_not_depend_on_the_seed():
+    zero, one = build(ModelConfig(), 10, 0), build(ModelConfig(), 10, 1)
+    assert same(zero, one)
+    assert not same(zero, random_letters())
+
+
+def test_random_weights_are_those_of_the_seed():
+    torch.manual_seed(5)
+    first = random_letters(seed=3)
+    torch.rand(10)
+    assert same(first, random_letters(seed=3))
+    assert not same(first, random_letters(seed=4))
+
+
+def test_building_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    random_letters()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_backbone_is_frozen_and_in_evaluation_mode():
+    backbone = random_letters()
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+    assert not backbone.model.training
+
+
+@pytest.mark.parametrize("classes", [1, 2, 100])
+def test_the_head_has_an_output_for_each_class(classes: int):
+    assert parameters(random_letters(classes))["head.weight"].shape == (classes, 96)
+
+
+@pytest.mark.parametrize("name", ["vit_letters_16", TINY])
+def test_at_first_all_classes_are_equally_likely(name: str):
+    config = ModelConfig(name=name, weights="random", image_size=None if name != TINY else 32)
+    built = build(config, 4, 0)
+    probabilities = built.model(torch.randn(2, *built.image_shape)).softmax(-1)
+    assert torch.equal(probabilities, torch.full((2, 4), 0.25))
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """A file as the hub has it: the model at its own size, with the head of its old classes."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    state = timm.create_model(TINY, num_classes=1000).state_dict()
+    save_file(state, path)
+    return path, state
+
+
+def test_a_local_file_gives_its_weights(tiny_weights: tuple[Path, dict[str, Tensor]]):
+    path, state = tiny_weights
+    built = build(ModelConfig(name=TINY, weights=str(path)), 7, 0)
+    found = parameters(built)
+    assert built.image_shape == (3, 224, 224)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[n], state[n]) for n in state if not n.startswith("head"))
+    assert found["head.weight"].shape == (7, 192)
+
+
+def test_the_position_embedding_is_resampled_to_another_size(
+    tiny_weights: tuple[Path, dict[str, Tensor]],
+):
+    path, state = tiny_weights
+    built = build(ModelConfig(name=TINY, weights=str(path), image_size=64), 7, 0)
+    found = parameters(built)
+    assert built.image_shape == (3, 64, 64)
+    assert found["pos_embed"].shape == (1, 1 + 4 * 4, 192)
+    assert torch.equal(found["pos_embed"][:, 0], state["pos_embed"][:, 0])  # the class token's
+    assert torch.equal(found["patch_embed.proj.weight"], state["patch_embed.proj.weight"])
+    assert built.model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_another_patch_size_is_taken_where_weights_are_random():
+    config = ModelConfig(name=TINY, weights="random", image_size=32, patch_size=8)
+    built = build(config, 2, 0)
+    assert (built.patch_size, built.image_shape) == (8, (3, 32, 32))
+    assert parameters(built)["patch_embed.proj.weight"].shape == (192, 3, 8, 8)
+
+
+def test_constants_per_channel_are_averaged():
+    """ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) mean nothing once shuffled."""
+    built = build(ModelConfig(name="deit_tiny_patch16_224", weights="random", image_size=32), 2, 0)
+    assert built.normalization.mean == pytest.approx(0.449, abs=1e-9)
+    assert built.normalization.std == pytest.approx(0.226, abs=1e-9)
+
+
+def test_normalization_maps_black_and_white_to_minus_one_and_one():
+    normalization, pixels = Normalization(mean=0.5, std=0.5), torch.tensor([0, 255, 51])
+    assert normalization(pixels.to(torch.uint8)).tolist() == pytest.approx([-1, 1, -0.6])
+
+
+def test_a_negative_pixel_is_a_negative_number(images: Tensor):
+    """With constants 0.5 the negative-positive transformation is a change of sign."""
+    normalization = Normalization(mean=0.5, std=0.5)
+    assert torch.allclose(normalization(255 - images), -normalization(images), atol=1e-6)
+
+
+def test_normalization_leaves_its_input_alone(images: Tensor):
+    before = images.clone()
+    Normalization(mean=0.5, std=0.5)(images)
+    assert torch.equal(before, images)
+
+
+@pytest.mark.parametrize(
+    ("config", "expectation"),
+    [
+        (ModelConfig(name="vit_leters_16"), r"unknown model .* did you mean 'vit_letters_16'"),
+        (ModelConfig(name="vit_tiny_patch16_244"), rf"did you mean '{TINY}'"),
+        (ModelConfig(weights="nowhere.safetensors"), "'pretrained', 'random', or a file"),
+        (ModelConfig(name=TINY, weights="nowhere.bin"), "'pretrained', 'random', or a file"),
+        (ModelConfig(image_size=32), "made for img_size 16, not 32"),
+        (ModelConfig(patch_size=8), "made for patch_size 4, not 8"),
+        (ModelConfig(name="resnet18", weights="random"), "resnet18 has no patch embedding"),
+        (
+            ModelConfig(name="resnet18", weights="random", image_size=32),
+            "takes no other image or patch size",
+        ),
+        (
+            ModelConfig(name=TINY, weights="random", image_size=32, patch_size=5),
+            r"patch size 5 does not divide .* nearest that does is 4",
+        ),
+    ],
+)
+def test_models_that_cannot_serve_are_refused(config: ModelConfig, expectation: str):
+    with pytest.raises(UserError, match=expectation) as caught:
+        build(config, 10, 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vit_letters_16", TINY])
+def test_weights_of_another_model_are_refused(tmp_path: Path, name: str):
+    path = tmp_path / "other.safetensors"
+    save_file({"patch_embed.proj.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(UserError, match=r"other\.safetensors"):
+        build(ModelConfig(name=name, weights=str(path)), 10, 0)
+
+
+@pytest.mark.parametrize("name", ["vit_letters_16", TINY])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"not weights at all")
+    with pytest.raises(UserError, match=r"weights\.safetensors"):
+        build(ModelConfig(name=name, weights=str(path)), 10, 0)
+
+
+def test_weights_that_no_hub_gives_are_one_line(monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cannot be had from the hub .* model\.weights=FILE") as e:
+        build(ModelConfig(name="vit_small_patch16_224"), 10, 0)
+    assert "\n" not in str(e.value)

@@ -1,0 +1,212 @@
+"""An experiment reads back as it was written; every mistake is answered with path and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_vitlora.config import (
+    Config,
+    explanations,
+    load,
+    parse_override,
+    to_mapping,
+    to_yaml,
+)
+from fl_vitlora.errors import UserError
+
+STEPS = ("block_scrambling", "pixel_shuffling", "negative_positive")
+
+OVERRIDES = st.fixed_dictionaries(
+    {},
+    optional={
+        "clients": st.integers(1, 10**6),
+        "fraction": st.floats(0, 1, exclude_min=True),
+        "out": st.none() | st.text("abc/ #:'\n", min_size=1),
+        "data.alpha": st.floats(1e-9, 1e9),
+        "data.limit": st.none() | st.integers(1, 10**6),
+        "encryption.steps": st.permutations(STEPS).flatmap(
+            lambda order: st.integers(0, 3).map(lambda n: order[:n])
+        ),
+        "training.learning_rate": st.floats(1e-300, 1e300),
+        "training.clip_norm": st.none() | st.floats(1e-9, 1e9),
+        "engine.mixed_precision": st.booleans(),
+        "strategy.mu": st.floats(0, 1) | st.integers(0, 3) | st.text("xyz 1.e"),
+    },
+)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_without_file_and_flags_it_is_the_main_job():
+    config = load(None)
+    assert config == Config()
+    assert (config.clients, config.fraction, config.data.name) == (20, 1.0, "digits")
+    assert config.encryption.steps == STEPS
+    assert (config.finetuning.method, config.strategy.name) == ("lora+patch_embed", "fedavg")
+
+
+@given(overrides=OVERRIDES)
+def test_what_is_written_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]
+):
+    config = load(None, overrides)
+    assert load(write(tmp_path_factory.mktemp("config"), to_yaml(config))) == config
+
+
+@given(overrides=OVERRIDES)
+def test_a_config_becomes_plain_values_that_json_and_yaml_know(overrides: dict[str, Any]):
+    tree = to_mapping(load(None, overrides))
+    assert yaml.safe_load(yaml.safe_dump(tree)) == tree
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path):
+    path = write(tmp_path, "clients: 7\nrounds: 3\ntraining: {epochs: 5}\n")
+    config = load(path, {"rounds": 4})
+    assert (config.clients, config.rounds, config.training.epochs, config.seed) == (7, 4, 5, 0)
+
+
+def test_an_empty_file_is_the_default_experiment(tmp_path: Path):
+    assert load(write(tmp_path, "# nothing yet\n")) == Config()
+
+
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3", "1E-3"])
+def test_numbers_read_as_people_write_them(text: str):
+    path, value = parse_override(f"training.learning_rate={text}")
+    assert load(None, {path: value}).training.learning_rate == 0.001
+
+
+def test_a_whole_number_may_stand_for_a_float():
+    assert load(None, {"finetuning.alpha": 16}).finetuning.alpha == 16.0
+
+
+@pytest.mark.parametrize("text", ["strategy: fedprox\n", "strategy:\n  name: fedprox\n"])
+def test_a_strategy_may_be_named_in_short(tmp_path: Path, text: str):
+    assert load(write(tmp_path, text)).strategy.name == "fedprox"
+
+
+def test_a_strategy_named_in_short_can_be_overridden(tmp_path: Path):
+    path = write(tmp_path, "strategy: fedavg\n")
+    strategy = load(path, {"strategy.name": "fedprox", "strategy.mu": 0.5}).strategy
+    assert (strategy.name, dict(strategy.options)) == ("fedprox", {"mu": 0.5})
+
+
+def test_what_stands_beside_the_name_of_a_strategy_are_its_options(tmp_path: Path):
+    path = write(tmp_path, "strategy: {name: fedprox, mu: 0.5}\n")
+    strategy = load(path, {"strategy.extra": [1, 2]}).strategy
+    assert (strategy.name, dict(strategy.options)) == ("fedprox", {"mu": 0.5, "extra": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.b=1", ("a.b", 1)),
+        ("a.b=x=y", ("a.b", "x=y")),
+        (" a.b = [p, q]", ("a.b", ["p", "q"])),
+        ("a.b=", ("a.b", None)),
+        ("a.b=true", ("a.b", True)),
+    ],
+)
+def test_overrides_are_a_path_and_a_yaml_value(text: str, expected: tuple[str, Any]):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["clients", "=3", "  =3", "clients=[1,"])
+def test_what_is_no_override_is_refused(text: str):
+    with pytest.raises(UserError, match=r"--set .*"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "expectation"),
+    [
+        ({"client": 3}, "client", "did you mean 'clients'"),
+        ({"training.epoch": 3}, "training.epoch", "did you mean 'training.epochs'"),
+        ({"clients": 2.5}, "clients", "a whole number"),
+        ({"clients": True}, "clients", "a whole number"),
+        ({"clients": "20"}, "clients", "a whole number"),
+        ({"clients": None}, "clients", "a whole number"),
+        ({"data.name": 3}, "data.name", "a text"),
+        ({"engine.mixed_precision": 1}, "engine.mixed_precision", "true or false"),
+        ({"fraction": "half"}, "fraction", "a number"),
+        ({"fraction": True}, "fraction", "a number"),
+        ({"fraction": [1]}, "fraction", "a number"),
+        ({"training": 3}, "training", "a mapping"),
+        ({"encryption.steps": 3}, "encryption.steps", "a list"),
+        ({"encryption.steps": ["rot13"]}, "encryption.steps", "choices: block_scrambling"),
+        ({"data.partition": "dirichle"}, "data.partition", "did you mean 'dirichlet'"),
+        ({"finetuning.method": "lora+"}, "finetuning.method", "did you mean 'lora"),
+        ({"clients": 0}, "clients", "[1, inf)"),
+        ({"fraction": 0}, "fraction", "(0, 1]"),
+        ({"fraction": 1.01}, "fraction", "(0, 1]"),
+        ({"fraction": float("nan")}, "fraction", "(0, 1]"),
+        ({"seed": -1}, "seed", "[0, inf)"),
+        ({"data.test_fraction": 1}, "data.test_fraction", "(0, 1)"),
+        ({"training.momentum": 1.0}, "training.momentum", "[0, 1)"),
+        ({"training.learning_rate": float("inf")}, "training.learning_rate", "(0, inf)"),
+        ({"training.clip_norm": 0}, "training.clip_norm", "(0, inf)"),
+        (
+            {"encryption.steps": ["pixel_shuffling", "pixel_shuffling"]},
+            "encryption.steps",
+            "twice",
+        ),
+        ({"finetuning.targets": ["q", "q"]}, "finetuning.targets", "twice"),
+        ({"finetuning.targets": []}, "finetuning.targets", "at least one of q, k, v"),
+        ({"clients.many": 3}, "clients", "a whole number"),
+        ({"clients": 3, "clients.many": 3}, "clients.many", "'clients' is a single value"),
+    ],
+)
+def test_mistakes_name_path_and_expectation(overrides: dict[str, Any], path: str, expectation: str):
+    with pytest.raises(UserError) as caught:
+        load(None, overrides)
+    assert path in str(caught.value)
+    assert expectation in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expectation"),
+    [
+        ("clients: [1", "not valid YAML"),
+        ("- clients\n- 3\n", "a mapping at the top"),
+        ("just a text", "a mapping at the top"),
+        ("clients: 3\ntraining:\n  epohcs: 2\n", "did you mean 'training.epochs'"),
+        ("strategy: 5\n", "strategy: expected a mapping"),
+    ],
+)
+def test_files_that_are_no_experiments_are_refused(tmp_path: Path, text: str, expectation: str):
+    with pytest.raises(UserError) as caught:
+        load(write(tmp_path, text))
+    assert expectation in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "model.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load(str(tmp_path / "model.yaml"))
+
+
+def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path):
+    write(tmp_path, "clients: 3\n")
+    with pytest.raises(UserError, match=r"no such file .*experiment\.yaml"):
+        load(str(tmp_path / "experimnet.yaml"))
+    with pytest.raises(UserError, match="no YAML file there"):
+        load(str(tmp_path / "nowhere" / "experiment.yaml"))
+
+
+def test_every_setting_is_explained_and_can_be_set_to_its_default():
+    settings = [setting for setting in explanations() if setting[0] != "strategy.NAME"]
+    assert len(settings) > 40
+    assert all(explanation for _, _, explanation in settings)
+    overrides = {path: default for path, default, _ in settings}
+    assert load(None, overrides) == Config()

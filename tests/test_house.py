@@ -1,0 +1,173 @@
+"""The rules of the house that a reader cannot see at a glance: who imports what, and when."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simulate
+from fl_vitlora import config
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("fl_vitlora", "strategies")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+] + ["simulate.py"]
+
+# Who may import a package at all; a path stands for a file, or for a folder and all in it.
+ALLOWED = {
+    "flwr": ["fl_vitlora/flower/", "fl_vitlora/deployment.py", "strategies/"],
+    "ray": ["fl_vitlora/flower/"],
+    "timm": ["fl_vitlora/models/", "fl_vitlora/flower/warm_up.py"],
+    "yaml": ["fl_vitlora/config.py"],
+    "argparse": ["simulate.py", "fl_vitlora/models/pretraining.py"],
+    "matplotlib": ["fl_vitlora/reporting/", "fl_vitlora/models/glyphs.py"],
+    "rich": ["fl_vitlora/reporting/"],
+    "sklearn": ["fl_vitlora/data/", "fl_vitlora/models/pretraining.py"],
+    "datasets": ["fl_vitlora/data/"],
+    "flwr_datasets": ["fl_vitlora/data/"],
+    "cryptography": ["fl_vitlora/encryption/"],
+    "safetensors": ["fl_vitlora/data/", "fl_vitlora/models/", "fl_vitlora/reporting/"],
+    "pickle": ["fl_vitlora/models/backbone.py"],  # for the name of its error
+    "strategies": ["simulate.py", "strategies/"],
+    "fl_vitlora.flower": [
+        "simulate.py",
+        "fl_vitlora/flower/",
+        "fl_vitlora/experiment.py",
+        "fl_vitlora/deployment.py",
+        "strategies/",
+    ],
+    "fl_vitlora.experiment": ["simulate.py", "fl_vitlora/deployment.py"],
+}
+
+# What a room may import of the package itself, beside its own files.
+ROOMS = {
+    "fl_vitlora/errors.py": [],
+    "fl_vitlora/files.py": [],
+    "fl_vitlora/rng.py": [],
+    "fl_vitlora/state.py": [],
+    "fl_vitlora/config.py": ["errors"],
+    "fl_vitlora/strategy.py": ["state"],
+    "fl_vitlora/encryption/": ["errors"],
+    "fl_vitlora/communication/": ["state"],
+    "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
+    "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
+    "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
+    "fl_vitlora/testing.py": ["errors", "rng", "state", "strategy"],
+}
+
+
+def imports(path: str) -> set[str]:
+    """Finds all modules that a file imports, at its top, in functions or for types only."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            assert node.module is not None
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def python(code: str, **environment: str) -> str:
+    """Runs code in a fresh interpreter and returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
+def test_the_files_are_found():
+    assert len(PRODUCT) > 40
+    assert "fl_vitlora/flower/client_app.py" in PRODUCT
+    assert "torch.nn.functional" in imports("fl_vitlora/training.py")
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_is_imported_in_its_rooms_alone(package: str):
+    importers = {path for path in PRODUCT if any(within(name, package) for name in imports(path))}
+    strangers = {path for path in importers if not path.startswith(tuple(ALLOWED[package]))}
+    assert importers, f"nobody imports {package}; take it off the list"
+    assert not strangers
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_rooms_below_it(room: str):
+    own = room.removesuffix("/").removesuffix(".py").replace("/", ".")
+    allowed = [own, *(f"fl_vitlora.{name}" for name in ROOMS[room])]
+    files = [path for path in PRODUCT if path.startswith(room)]
+    assert files
+    for path in files:
+        for name in imports(path):
+            if within(name, "fl_vitlora"):
+                assert any(within(name, package) for package in allowed), f"{path} sees {name}"
+
+
+def test_no_room_is_called_by_a_name_that_means_nothing():
+    names = {part.removesuffix(".py") for path in PRODUCT for part in path.split("/")}
+    assert not names & {"utils", "util", "helpers", "common", "base", "core", "misc"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fl_vitlora.config",
+        "import fl_vitlora.flower",
+        "import simulate; simulate.make_parser().format_help()",
+        "import strategies; strategies.available()",
+        "import simulate\ntry: simulate.main(['--help'])\nexcept SystemExit: print(end='')",
+        "import simulate\ntry: simulate.main(['--client', '3'])\nexcept SystemExit: print(end='')",
+        "import simulate\ntry: simulate.main(['--clients', 'x'])\nexcept SystemExit: print(end='')",
+    ],
+)
+def test_help_and_mistakes_do_not_wait_for_heavy_imports(code: str):
+    heavy = ["torch", "timm", "flwr", "ray", "datasets", "sklearn", "matplotlib", "numpy"]
+    told = python(f"{code}\nimport sys; print(); print([m for m in {heavy} if m in sys.modules])")
+    assert told.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_setting():
+    told = python("import simulate\nsimulate.main(['--help'])")
+    for path in ("--clients", "training.learning_rate", "encryption.steps", "strategy.NAME"):
+        assert path in told
+
+
+def test_flags_tell_the_defaults_that_they_have():
+    """An explanation ends with its default in brackets, or with words for one that is no value."""
+    defaults = {path: default for path, default, _ in config.explanations()}
+    for flag, (path, explanation) in simulate.FLAGS.items():
+        told = explanation.rpartition("(")[2].removesuffix(")")
+        assert told == str(defaults[path]) or defaults[path] is None, flag
+
+
+@pytest.mark.parametrize("before", ["1", "0", ""])
+def test_nobody_is_phoned_whatever_was_set_before(before: str):
+    names = ["FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"]
+    code = f"import os, fl_vitlora.flower; print([os.environ[n] for n in {names}])"
+    assert python(code, **dict.fromkeys(names, before)).strip() == "['0', '0']"
+
+
+def test_telemetry_is_off_before_flower_is_imported():
+    """Flower reads the variable once, at its import."""
+    code = (
+        "import strategies; strategies.load('flwr.serverapp.strategy:FedAvg', {})\n"
+        "import flwr.supercore.telemetry as t; print(t.FLWR_TELEMETRY_ENABLED)"
+    )
+    assert python(code, FLWR_TELEMETRY_ENABLED="1").strip() == "0"

@@ -1,0 +1,246 @@
+"""Every file in strategies/ keeps the contract; FedAvg against a slow oracle; loading by name."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import flwr.serverapp.strategy
+import pytest
+import torch
+
+import strategies
+from fl_vitlora.errors import UserError
+from fl_vitlora.state import State, add, mean, scale
+from fl_vitlora.strategy import ClientPlan, Strategy, Update
+from fl_vitlora.testing import StrategyError, check_strategy, made_up_model, made_up_updates
+
+USERS = '''
+"""Half of FedAvg."""
+from dataclasses import dataclass
+
+from fl_vitlora.state import add, mean, scale
+from fl_vitlora.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(Strategy):
+    rate: float = 0.5
+    def aggregate(self, model, updates, state):
+        step = mean([u.delta for u in updates], [1] * len(updates))
+        return add(model, scale(step, self.rate)), state
+'''
+
+
+@pytest.mark.parametrize("name", strategies.available())
+def test_every_strategy_keeps_the_contract(name: str):
+    strategy = strategies.load(name, {})
+    assert isinstance(strategy, Strategy)
+    check_strategy(strategy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(Strategy):
+    """FedAvg with one fault."""
+
+    fault: str
+
+    def plan(self, server_round: int) -> ClientPlan:
+        plans: dict[str, Any] = {
+            "plans nothing": None,
+            "freezes all": ClientPlan(frozen=("",)),
+            "freezes a text": ClientPlan(frozen=".lora_A"),  # type: ignore[arg-type]
+            "pushes away": ClientPlan(proximal_mu=-1.0),
+        }
+        if self.fault in plans:
+            return plans[self.fault]  # type: ignore[no-any-return]
+        return ClientPlan(frozen=(".lora_A",) if self.fault == "forgets the frozen" else ())
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        step = mean([u.delta for u in updates], [u.samples for u in updates])
+        if self.fault == "forgets the frozen":
+            return {name: model[name] + step[name] for name in step}, state
+        new = add(model, step)
+        if self.fault == "takes the first":
+            new = add(model, updates[0].delta)
+        if self.fault == "ignores clients":
+            new = dict(model)
+        if self.fault == "drifts":
+            new["head.weight"] = new["head.weight"] + 0.01
+        if self.fault == "draws":
+            new["head.weight"] = new["head.weight"] + 0.01 * torch.rand(())
+        if self.fault == "needs three":
+            _ = updates[2]
+        if self.fault == "divides by none":
+            new["head.bias"] = new["head.bias"] / torch.zeros(())
+        if self.fault == "turns":
+            new["head.weight"] = new["head.weight"].T
+        if self.fault == "widens":
+            new["head.weight"] = new["head.weight"].double()
+        if self.fault == "writes to the model":
+            model["head.bias"] += 1
+        if self.fault == "writes to an update":
+            updates[0].delta["head.bias"] *= 0
+        if self.fault == "writes to the state":
+            state["rounds"] = torch.ones(1)
+        return new, state
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        ("plans nothing", "plan returned None, not a ClientPlan"),
+        ("freezes all", "freezes every tensor"),
+        ("freezes a text", "'.lora_A', not a tuple"),
+        ("pushes away", "proximal_mu is -1.0"),
+        ("forgets the frozen", "returned other tensors than the model's"),
+        ("takes the first", "depends on the order"),
+        ("ignores clients", "leave the model as it was"),
+        ("drifts", "updates of nothing but zeros change .* head.weight differs by 0.01"),
+        ("draws", "gave another model the second time"),
+        ("needs three", "aggregate fails with 1 clients: IndexError"),
+        ("divides by none", "NaN or infinity"),
+        ("turns", r"head.weight became torch.float32 \(6, 3\), expected torch.float32 \(3, 6\)"),
+        ("widens", "head.weight became torch.float64"),
+        ("writes to the model", "wrote to the model"),
+        ("writes to an update", "wrote to an update"),
+        ("writes to the state", "wrote to the state"),
+    ],
+)
+def test_every_fault_is_found_and_told(fault: str, finding: str):
+    with pytest.raises(StrategyError, match=f"strategy Wrong: .*{finding}") as caught:
+        check_strategy(Wrong(fault=fault))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_faultless_one_passes():
+    check_strategy(Wrong(fault="none"))
+
+
+def test_hidden_memory_is_found():
+    class Counting(Strategy):
+        rounds: list[int] = []  # noqa: RUF012 - the fault itself
+
+        def aggregate(
+            self, model: State, updates: Sequence[Update], state: State
+        ) -> tuple[State, State]:
+            self.rounds.append(1)
+            return add(model, scale(updates[0].delta, 1 / len(self.rounds))), state
+
+    with pytest.raises(StrategyError, match="gave another model the second time"):
+        check_strategy(Counting())
+
+
+def test_memory_in_the_state_is_allowed():
+    @dataclass(frozen=True, kw_only=True)
+    class Momentum(Strategy):
+        def aggregate(
+            self, model: State, updates: Sequence[Update], state: State
+        ) -> tuple[State, State]:
+            step = mean([u.delta for u in updates], [u.samples for u in updates])
+            velocity = add(scale(state, 0.9), step) if state else step
+            return add(model, velocity), velocity
+
+    check_strategy(Momentum())
+
+
+def test_fedavg_is_the_weighted_mean_in_float64():
+    strategy = strategies.load("fedavg", {"server_rate": 0.5})
+    assert isinstance(strategy, Strategy)
+    model, updates = made_up_model(), made_up_updates(strategy, 1)
+    new, state = strategy.aggregate(model, updates, {})
+    assert state == {}
+    for name, tensor in model.items():
+        for position, start in enumerate(tensor.flatten().tolist()):
+            moves = [u.samples * u.delta[name].flatten().tolist()[position] for u in updates]
+            expected = start + 0.5 * sum(moves) / (40 + 30 + 20 + 10)
+            assert float(new[name].flatten()[position]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_three_images_weigh_three_times_as_much_as_one():
+    strategy = strategies.load("fedavg", {})
+    assert isinstance(strategy, Strategy)
+    updates = [
+        Update(client=0, samples=3, loss=1.0, delta={"w": torch.tensor([0.0])}),
+        Update(client=1, samples=1, loss=1.0, delta={"w": torch.tensor([4.0])}),
+    ]
+    assert strategy.aggregate({"w": torch.tensor([10.0])}, updates, {})[0]["w"].tolist() == [11.0]
+
+
+def test_fedprox_differs_from_fedavg_at_the_clients_only():
+    fedavg, fedprox = strategies.load("fedavg", {}), strategies.load("fedprox", {"mu": 0.3})
+    assert isinstance(fedavg, Strategy)
+    assert isinstance(fedprox, Strategy)
+    model, updates = made_up_model(), made_up_updates(fedavg, 1)
+    one, other = (s.aggregate(model, updates, {})[0] for s in (fedavg, fedprox))
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+    assert (fedavg.plan(1).proximal_mu, fedprox.plan(1).proximal_mu) == (0.0, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expectation"),
+    [
+        ("fedavgg", {}, r"unknown strategy 'fedavgg'; did you mean 'fedavg'"),
+        ("fedprox", {"nu": 1}, r"unknown setting 'strategy\.nu'; did you mean 'strategy\.mu'"),
+        ("fedprox", {"mu": "much"}, r"strategy\.mu: expected a number, got 'much'"),
+        ("flwr.serverapp.strategy:FedAvgg", {}, r"did you mean 'FedAvg'"),
+        ("flwr.serverapp.strategy:Grid", {}, r"unknown strategy of flwr\.serverapp\.strategy"),
+        ("flwr.serverapp.strategy:QFedAvg", {}, r"--set strategy\.client_learning_rate=VALUE"),
+        ("flwr.serverapp.strategy:FedAdam", {"beta1": 1}, r"did you mean 'beta_1'"),
+        ("no.such.module:Mine", {}, r"cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_what_cannot_be_loaded_is_answered(name: str, options: dict[str, Any], expectation: str):
+    with pytest.raises(UserError, match=expectation) as caught:
+        strategies.load(name, options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_strategy_of_flower_gets_the_options_and_no_evaluation():
+    strategy = strategies.load("flwr.serverapp.strategy:FedAdam", {"eta": 0.5})
+    assert type(strategy) is flwr.serverapp.strategy.FedAdam
+    assert (strategy.eta, strategy.fraction_evaluate, strategy.min_train_nodes) == (0.5, 0.0, 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of strategies/ to drop files into."""
+    copy = tmp_path / "strategies"
+    shutil.copytree(Path(strategies.__file__).parent, copy)
+    monkeypatch.setattr(strategies, "__path__", [str(copy)])
+    known = set(sys.modules)
+    yield copy
+    for name in set(sys.modules) - known:
+        if name.startswith("strategies."):
+            del sys.modules[name]
+
+
+def test_a_dropped_in_file_is_run_by_its_name(folder: Path):
+    (folder / "my_half.py").write_text(USERS, encoding="utf-8")
+    assert "my_half" in strategies.available()
+    strategy = strategies.load("my_half", {"rate": "1e-1"})
+    assert isinstance(strategy, Strategy)
+    assert strategy == replace(strategy, rate=0.1)  # type: ignore[call-arg]
+    check_strategy(strategy)
+
+
+@pytest.mark.parametrize(
+    ("text", "expectation"),
+    [
+        ("x = 1\n", r"strategies/mine\.py: expected one class .* found \[\]"),
+        (USERS + USERS.replace("Half", "Other"), r"found \['Half', 'Other'\]"),
+        ("import nowhere\n", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("class Half(\n", "cannot be imported: SyntaxError"),
+        ("from strategies.fedavg import FedAvg\n", r"expected one class .* found \[\]"),
+    ],
+)
+def test_a_file_that_holds_no_strategy_is_answered(folder: Path, text: str, expectation: str):
+    (folder / "mine.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=expectation):
+        strategies.load("mine", {})
