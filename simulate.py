@@ -32,6 +32,8 @@ FLAGS = {
     "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
 }
 
+TEXTS = {"strategy.name", "data.name", "model.name", "out"}  # taken as they are typed
+
 EXAMPLES = """examples:
   python simulate.py --clients 20
       the main job: 20 clients, encrypted digits, LoRA + patch embedding
@@ -108,7 +110,9 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
     given = vars(arguments)
     overrides: dict[str, Any] = {}
     for flag, (path, _) in FLAGS.items():
-        if given[path] is not None:
+        if given[path] is not None and path in TEXTS:
+            overrides[path] = given[path]
+        elif given[path] is not None:
             try:
                 overrides |= [config.parse_override(f"{path}={given[path]}")]
             except UserError as error:
@@ -120,9 +124,8 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
 def run(experiment: config.Config, *, verbose: bool) -> None:
     """Runs an experiment before the user's eyes."""
     import strategies
-    from fl_vitlora.experiment import Watch
+    from fl_vitlora.experiment import Watch, silence
     from fl_vitlora.experiment import run as run_experiment
-    from fl_vitlora.flower.quiet import silence
     from fl_vitlora.reporting.console import RunDisplay, print_result
 
     if not verbose:

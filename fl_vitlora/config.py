@@ -282,10 +282,11 @@ _NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
 
 def _to_list(value: Any, path: str) -> Sequence[Any]:
     """Reads a list; "a,b" is one too, and nothing is an empty one."""
-    items = value.split(",") if isinstance(value, str) else [] if value is None else value
-    if not isinstance(items, Sequence):
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",")]
+    if value is not None and not isinstance(value, Sequence):
         raise UserError(f"{path}: expected a list, got {value!r}")
-    return items
+    return value or []
 
 
 def _to_float(value: Any, path: str) -> float:

@@ -18,7 +18,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort, make_aggregator
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
 from fl_vitlora.flower.messages import full_model_bytes
-from fl_vitlora.flower.quiet import silence
+from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.server import Federation, RoundReport, cohort_size
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.flower.transport import Tap, Transport

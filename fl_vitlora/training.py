@@ -91,37 +91,65 @@ def train(
 
     Returns:
         The trained tensors and the mean loss over all steps, the penalty left out.
+
+    Raises:
+        ValueError: When the task freezes every tensor.
     """
     model = backbone.model
     methods.load_state(model, state)
     parameters = methods.trainable(model)
     active = {name: p for name, p in parameters.items() if name not in task.frozen}
-    optimizer = _optimizer(active, config, task.learning_rate)
-    device = next(iter(parameters.values())).device
+    if not active:
+        raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
+    device = next(iter(active.values())).device
     anchor = {name: state[name].to(device) for name in active} if task.proximal_mu else {}
+    optimizer = _optimizer(active, config, task.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     images, labels = shard.images.to(device), shard.labels.to(device)
     total, seen = torch.zeros((), device=device), 0
     model.train()
-    for batch in _batches(len(shard), config, generator):
-        chosen = batch.to(device)
-        with _autocast(device, precision):
-            logits = model(backbone.normalization(images[chosen]))
-            loss = F.cross_entropy(
-                logits.float(), labels[chosen], label_smoothing=config.label_smoothing
-            )
-        optimizer.zero_grad(set_to_none=True)
-        penalized = loss + _penalty(active, anchor, task.proximal_mu)
-        torch.autograd.backward(scaler.scale(penalized))
-        if config.clip_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(active.values(), config.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach() * len(batch)
-        seen += len(batch)
+    with _resting(parameters[name] for name in task.frozen):
+        for batch in _batches(len(shard), config, generator):
+            chosen = batch.to(device)
+            with _autocast(device, precision):
+                logits = model(backbone.normalization(images[chosen])).float()
+            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
+            penalized = loss + _penalty(active, anchor, task.proximal_mu)
+            _step(optimizer, scaler, penalized, config.clip_norm)
+            total += loss.detach() * len(batch)
+            seen += len(batch)
     model.eval()
     return methods.export_state(model), float(total) / max(1, seen)
+
+
+@contextlib.contextmanager
+def _resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Spares the gradients of some parameters for a while."""
+    resting = list(parameters)
+    try:
+        for parameter in resting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in resting:
+            parameter.requires_grad_()
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loss: Tensor,
+    clip_norm: float | None,
+) -> None:
+    """Takes one step down the gradient of a loss."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(scaler.scale(loss))
+    if clip_norm is not None:
+        scaler.unscale_(optimizer)
+        trained = (p for group in optimizer.param_groups for p in group["params"])
+        nn.utils.clip_grad_norm_(trained, clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.rng import generator
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub
 torch.set_num_threads(1)
 settings.register_profile("house", max_examples=15, deadline=None, derandomize=True)
 settings.load_profile("house")

@@ -24,7 +24,7 @@ PRODUCT = [
 ALLOWED = {
     "flwr": ["fl_vitlora/flower/", "fl_vitlora/deployment.py", "strategies/"],
     "ray": ["fl_vitlora/flower/"],
-    "timm": ["fl_vitlora/models/", "fl_vitlora/flower/warm_up.py"],
+    "timm": ["fl_vitlora/models/"],
     "yaml": ["fl_vitlora/config.py"],
     "argparse": ["simulate.py", "fl_vitlora/models/pretraining.py"],
     "matplotlib": ["fl_vitlora/reporting/", "fl_vitlora/models/glyphs.py"],
@@ -37,7 +37,6 @@ ALLOWED = {
     "pickle": ["fl_vitlora/models/backbone.py"],  # for the name of its error
     "strategies": ["simulate.py", "strategies/"],
     "fl_vitlora.flower": [
-        "simulate.py",
         "fl_vitlora/flower/",
         "fl_vitlora/experiment.py",
         "fl_vitlora/deployment.py",

@@ -48,9 +48,10 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
             warnings.simplefilter("ignore")  # Dirichlet draws that were too small and are repeated
             parts = [partitioner.load_partition(client) for client in range(clients)]
     except (ValueError, ZeroDivisionError) as error:  # the latter: shards of no images
+        hint = " or a larger data.alpha" if config.partition == "dirichlet" else ""
         raise UserError(
             f"no {config.partition} partition gives each of {clients} clients at least "
-            f"{config.min_samples} images; use fewer clients or a larger alpha ({error})"
+            f"{config.min_samples} images; use fewer clients{hint} ({error})"
         ) from None
     positions = [np.asarray(part["position"], dtype=np.int64) for part in parts]
     smallest = min(len(part) for part in positions)

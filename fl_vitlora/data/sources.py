@@ -22,6 +22,7 @@ from fl_vitlora.config import DataConfig
 from fl_vitlora.errors import UserError
 
 Indices = NDArray[np.int64]
+TEST_SPLITS = ("test", "validation", "valid", "val")
 SPLIT_SEED = 0  # the test images of a source are the same in every run
 
 
@@ -111,7 +112,7 @@ def _limit(images: Images, limit: int | None) -> Images:
 
 def _hugging_face(config: DataConfig) -> tuple[Images, Images]:
     splits = _open_local(Path(config.name)) or _open_hub(config.name)
-    first = next(iter(splits.values()))
+    first = splits["train"] if "train" in splits else next(iter(splits.values()))
     image_column = config.image_column or _image_column(first)
     label_column = config.label_column or _label_column(first)
     for column in (image_column, label_column):
@@ -121,11 +122,10 @@ def _hugging_face(config: DataConfig) -> tuple[Images, Images]:
     parts = {
         split: _from_rows(rows, image_column, label_column, names) for split, rows in splits.items()
     }
-    train = parts.get("train", next(iter(parts.values())))
-    for name in ("test", "validation", "valid", "val"):
-        if name in parts:
-            return train, parts[name]
-    return _hold_out(train, config.test_fraction)
+    held_out = [parts[name] for name in TEST_SPLITS if name in parts]
+    if "train" in parts and held_out:
+        return parts["train"], held_out[0]
+    return _hold_out(parts.get("train", next(iter(parts.values()))), config.test_fraction)
 
 
 def _open_local(path: Path) -> Any:

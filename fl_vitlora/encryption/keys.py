@@ -6,6 +6,7 @@ betraying it and may stand in logs and results; the secret and the keys derived 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -70,10 +71,16 @@ def load_or_create_secret(path: Path) -> bytes:
 
 def _create(path: Path, secret: bytes) -> None:
     """Writes a new key file; never overwrites one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secret.hex() + "\n")
+            os.fsync(descriptor)
+        os.link(temporary, path)  # fails where another process was faster
     except OSError as error:
         raise UserError(f"key file {path} cannot be written: {error.strerror}") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secret.hex() + "\n")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -108,12 +108,14 @@ class OwnAggregator:
         """Calls the strategy."""
         del server_round, failures
         new, self._state = self._strategy.aggregate(model, updates, self._state)
-        if new.keys() != model.keys():
+        shapes = [{n: tuple(w.shape) for n, w in tensors.items()} for tensors in (model, new)]
+        if shapes[0] != shapes[1]:
+            differing = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
             raise UserError(
                 f"strategy {type(self._strategy).__name__} returned other tensors than it was "
-                f"given; these differ: {sorted(new.keys() ^ model.keys())[:5]}"
+                f"given; these differ: {differing[:5]}"
             )
-        return {name: new[name] for name in model}
+        return {name: new[name].to(w.dtype) for name, w in model.items()}
 
 
 class FlowerAggregator:

@@ -21,6 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
 from fl_vitlora.communication.packing import Layout, pack, unpack
+from fl_vitlora.errors import UserError
 from fl_vitlora.state import State
 
 ARRAYS = "arrays"
@@ -68,14 +69,14 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
     """Reads what a Flower strategy returned, in the layout's order, as float32.
 
     Raises:
-        ValueError: When it lacks a tensor or changed a shape.
+        UserError: When it lacks a tensor or changed a shape.
     """
     import torch
 
     given = arrays.to_torch_state_dict()
     for name, shape in layout.shapes:
         if name not in given or tuple(given[name].shape) != shape:
-            raise ValueError(f"the strategy returned no tensor {name!r} of shape {shape}")
+            raise UserError(f"the strategy returned no tensor {name!r} of shape {shape}")
     return {name: given[name].to(torch.float32) for name, _ in layout.shapes}
 
 

@@ -98,11 +98,15 @@ class Transport:
         for reply in replies:
             if reply.has_error():
                 raise RuntimeError(f"a client cannot start: {first_line(reply.error.reason)}")
-            metrics = reply.content.metric_records[messages.METRICS]
-            client = int(messages.scalar(metrics, messages.CLIENT))
+            try:
+                metrics = messages.metrics_of(reply.content)
+                client = int(messages.scalar(metrics, messages.CLIENT))
+                images = int(messages.scalar(metrics, messages.SAMPLES))
+            except ValueError as error:
+                raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
             if client in samples:
                 raise RuntimeError(f"two nodes hold the shard of client {client}")
-            samples[client] = int(messages.scalar(metrics, messages.SAMPLES))
+            samples[client] = images
             self._nodes[client] = reply.metadata.src_node_id
         if len(samples) < len(requests):
             raise RuntimeError(f"{len(requests) - len(samples)} clients did not answer in time")

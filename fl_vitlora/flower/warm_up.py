@@ -4,9 +4,10 @@ Ray is told to import this module in each worker it starts, so that workers get 
 driver's own preparations and not only when the first message comes.
 """
 
-import timm.models.vision_transformer  # noqa: F401
 import torch
 
 import fl_vitlora.flower.client_app  # noqa: F401
+from fl_vitlora.models.backbone import import_timm
 
+import_timm()
 torch.set_num_threads(1)  # one worker, one core

@@ -69,6 +69,11 @@ class Backbone:
     normalization: Normalization
 
 
+def import_timm() -> None:
+    """Imports timm, which takes seconds, before it is needed."""
+    import timm.models.vision_transformer  # noqa: F401
+
+
 def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
     """Builds the backbone.
 
