@@ -230,6 +230,15 @@ def test_a_dropped_in_file_is_run_by_its_name(folder: Path):
     check_strategy(strategy)
 
 
+def test_the_page_that_teaches_strategies_shows_one_that_works(folder: Path):
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    (folder / "frozen_a.py").write_text(code, encoding="utf-8")
+    strategy = strategies.load("frozen_a", {"rate": 0.8})
+    check_strategy(strategy)  # type: ignore[arg-type]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 14
+
+
 @pytest.mark.parametrize(
     ("text", "expectation"),
     [
