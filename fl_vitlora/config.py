@@ -102,6 +102,7 @@ class TrainingConfig:
     learning_rate: float = setting(2e-2, "at the peak of the schedule", "(0, inf)")
     patch_embed_rate: float = setting(0.25, "factor on the rate of the patch embedding", "(0, inf)")
     head_rate: float = setting(1.0, "factor on the rate of the head", "(0, inf)")
+    body_rate: float = setting(0.3, "factor on the rate of all else (method full)", "(0, inf)")
     schedule: Literal["cosine", "constant"] = setting("cosine", "of the rate, over the rounds")
     warmup_rounds: int = setting(0, "rounds in which the rate rises to its peak", "[0, inf)")
     batch_size: int = setting(8, "images a step", "[1, inf)")

@@ -41,7 +41,7 @@ def node_settings(context: Context) -> ClientSettings:
     config = configuration.load(_given(context.node_config, "config"))
     shards = Path(_given(context.node_config, "shards"))
     classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
-    device = choose_workers(config.engine.device, 1).device
+    device = choose_workers(config.engine.device, 1, most=1).device
     return client_settings(config, shards, classes, device)
 
 
@@ -68,7 +68,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         strategy = load_strategy(config.strategy.name, config.strategy.options)
         shards = Path(_given(context.run_config, "shards"))
         classes = int(shard_metadata(shards / TEST_SHARD)["classes"])
-        device = choose_workers(config.engine.device, 1).device
+        device = choose_workers(config.engine.device, 1, most=1).device
         built = prepare_model(config, classes, device)
         folder = RunFolder.create(config)
         run = Run(config=config, backbone=built, shards=shards, folder=folder, watch=Watch())

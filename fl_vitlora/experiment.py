@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,6 @@ from fl_vitlora.reporting.run_folder import RunFolder, check_unused
 from fl_vitlora.state import State, count
 
 Line = dict[str, Any]
-PULL_SECONDS = 0.01  # how often the server looks for replies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,9 @@ def run(
     watch, started = watch or Watch(), started or time.perf_counter()
     if not watch.verbose:
         silence()
-    workers = choose_workers(config.engine.device, config.engine.workers)
-    check_cohort(strategy, cohort_size(config.clients, config.fraction))
+    cohort = cohort_size(config.clients, config.fraction)
+    check_cohort(strategy, cohort)
+    workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)
     if config.out:
         check_unused(Path(config.out))
     watch.announce("preparing images and model")
@@ -91,7 +92,7 @@ def run(
         settings = client_settings(config, folder.shards, images.classes, workers.device)
         outcome = simulate(
             make_client_app(Fixed(settings)),
-            lambda grid: federation.serve(grid, strategy),
+            lambda grid, stop: federation.serve(grid, strategy, stop),
             clients=config.clients,
             workers=workers,
             verbose=watch.verbose,
@@ -158,13 +159,20 @@ class Run:
     lines: list[Line] = field(default_factory=list)
     full_bytes: dict[str, int] = field(default_factory=dict)
 
-    def serve(self, grid: Any, strategy: AnyStrategy) -> Outcome:
-        """Trains over Flower's grid, be it simulated or deployed."""
-        grid.pull_interval = PULL_SECONDS
+    def serve(
+        self, grid: Any, strategy: AnyStrategy, stop: threading.Event | None = None
+    ) -> Outcome:
+        """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
         initial = methods.export_state(self.backbone.model)
         layout = Layout.of(initial)
-        timeout = self.config.engine.round_timeout
-        transport = Transport(grid, layout, self.ledger, timeout, self.watch.tap)
+        transport = Transport(
+            grid,
+            layout,
+            self.ledger,
+            timeout=self.config.engine.round_timeout,
+            tap=self.watch.tap,
+            stop=stop,
+        )
         clients = transport.greet(self.config.clients)
         begin = time.perf_counter()
         federation = Federation(

@@ -209,10 +209,11 @@ def _optimizer(
 def _rate_groups(
     parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
 ) -> Sequence[dict[str, object]]:
-    """Gives the patch embedding and the head rates of their own."""
+    """Gives patch embedding, head and body rates of their own; LoRA has the plain one."""
     factors = {
         methods.PATCH_EMBEDDING: config.patch_embed_rate,
         methods.HEAD: config.head_rate,
+        methods.BODY: config.body_rate,
     }
     members: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():

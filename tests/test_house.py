@@ -29,7 +29,7 @@ ALLOWED = {
     "argparse": ["simulate.py", "fl_vitlora/models/pretraining.py"],
     "matplotlib": ["fl_vitlora/reporting/", "fl_vitlora/models/glyphs.py"],
     "rich": ["fl_vitlora/reporting/"],
-    "sklearn": ["fl_vitlora/data/", "fl_vitlora/models/pretraining.py"],
+    "sklearn": ["fl_vitlora/data/"],
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
     "cryptography": ["fl_vitlora/encryption/"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,10 +207,10 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
     shards = finished.folder / "shards"
     backbone = prepare_model(config, 10, "cpu")
     initial = export_state(backbone.model)
-    workers = choose_workers("cpu", 2)
+    workers = choose_workers("cpu", 2, most=4)
     ended: dict[str, Run] = {}
 
-    def serve(grid: Any) -> None:
+    def serve(grid: Any, stop: threading.Event) -> None:
         for name, options in PLAIN_FLOWER_STRATEGIES.items():
             load_state(backbone.model, initial)
             named = dataclasses.replace(config, out=str(tmp_path / name))
@@ -218,7 +219,7 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
                 config=named, backbone=backbone, shards=shards, folder=folder, watch=Watch()
             )
             strategy = strategies.load(f"flwr.serverapp.strategy:{name}", options)
-            ended[name].serve(grid, strategy)
+            ended[name].serve(grid, strategy, stop)
 
     ray = Ray(workers, verbose=False)
     try:

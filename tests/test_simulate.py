@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,21 @@ def test_committed_experiments_are_valid_and_begin_with_their_command(path: Path
     config.load(str(path))
     first = path.read_text().splitlines()[0]
     assert first == f"# python simulate.py --config configs/{path.name}"
+
+
+def test_interruption_ends_a_run_soon_and_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "simulate.py"), "--clients", "4", "--rounds", "500"]
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    while not running.stdout.readline().startswith("round 1/"):
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, answer = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert answer == "simulate.py: interrupted\n"

@@ -42,12 +42,13 @@ class Workers:
         return {"num_cpus": 1, "num_gpus": self.gpus / self.count}
 
 
-def choose_workers(device: str, count: int | None) -> Workers:
+def choose_workers(device: str, count: int | None, most: int) -> Workers:
     """Resolves "auto" and the number of workers for this machine.
 
     Args:
         device: "auto", "cpu" or "cuda".
         count: Workers; one a core on the CPU, four a GPU if not given.
+        most: How many can be busy at once, the participants of a round.
 
     Returns:
         The workers.
@@ -62,8 +63,9 @@ def choose_workers(device: str, count: int | None) -> Workers:
         raise UserError("engine.device cuda: PyTorch sees no GPU here; take --device cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if device == "cpu" or not gpus:
-        return Workers(device="cpu", count=count or cores or 1)
-    return Workers(device="cuda", count=count or CLIENTS_PER_GPU * gpus, gpus=gpus)
+        return Workers(device="cpu", count=min(most, count or cores or 1))
+    gpus = min(gpus, most)
+    return Workers(device="cuda", count=min(most, count or CLIENTS_PER_GPU * gpus), gpus=gpus)
 
 
 class Ray:
@@ -96,11 +98,11 @@ class Ray:
         self._thread.join()
 
     def _live(self) -> None:
-        import ray
-
-        if not self._verbose:
-            silence()
         try:
+            import ray
+
+            if not self._verbose:
+                silence()
             ray.init(
                 num_cpus=self._workers.count,
                 num_gpus=self._workers.gpus,
@@ -115,12 +117,13 @@ class Ray:
             self._error = error
         self._up.set()
         self._ended.wait()
-        ray.shutdown()
+        if self._error is None:
+            ray.shutdown()
 
 
 def simulate(
     client_app: object,
-    main: Callable[[object], T],
+    main: Callable[[object, threading.Event], T],
     *,
     clients: int,
     workers: Workers,
@@ -130,7 +133,8 @@ def simulate(
 
     Args:
         client_app: Flower's ClientApp; it is sent to the workers with every message.
-        main: Takes Flower's grid; what it returns is returned.
+        main: Takes Flower's grid, and an event that is set when the simulation is broken off; what
+            it returns is returned.
         clients: How many nodes there are.
         workers: The processes that train; Ray must be up.
         verbose: Whether Flower may speak.
@@ -144,23 +148,27 @@ def simulate(
 
     outcome: list[T] = []
     errors: list[BaseException] = []
+    stop = threading.Event()
     server_app = ServerApp()
 
     @server_app.main()
     def _main(grid: Grid, context: Context) -> None:
         del context
         try:
-            outcome.append(main(grid))
+            outcome.append(main(grid, stop))
         except BaseException as error:  # carried to the caller's thread
             errors.append(error)
 
-    run_simulation(
-        server_app=server_app,
-        client_app=client_app,  # type: ignore[arg-type]
-        num_supernodes=clients,
-        backend_config={"client_resources": {**workers.resources}},
-        verbose_logging=verbose,
-    )
+    try:
+        run_simulation(
+            server_app=server_app,
+            client_app=client_app,  # type: ignore[arg-type]
+            num_supernodes=clients,
+            backend_config={"client_resources": {**workers.resources}},
+            verbose_logging=verbose,
+        )
+    finally:
+        stop.set()
     if errors:
         raise errors[0]
     return outcome[0]

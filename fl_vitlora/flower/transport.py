@@ -8,6 +8,7 @@ faster.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fl_vitlora.state import State, is_finite
 from fl_vitlora.strategy import Update
 
 NODE_POLL_SECONDS = 0.05
+PULL_SECONDS = 0.01  # how often the server looks for replies
 NOBODY = -1  # in the ledger: a node that is no client
 
 Tap = Callable[[Message], None]
@@ -65,16 +67,25 @@ class Transport:
         ledger: Where messages are counted.
         timeout: Seconds to wait for the replies of a round.
         tap: Is shown every message that passes, for inspection.
+        stop: Ends all waiting when it is set.
     """
 
     def __init__(
-        self, grid: Grid, layout: Layout, ledger: Ledger, timeout: float, tap: Tap | None = None
+        self,
+        grid: Grid,
+        layout: Layout,
+        ledger: Ledger,
+        *,
+        timeout: float,
+        tap: Tap | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self._grid = grid
         self._layout = layout
         self._ledger = ledger
         self._timeout = timeout
         self._tap = tap
+        self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
 
     def greet(self, clients: int) -> dict[int, int]:
@@ -120,6 +131,7 @@ class Transport:
                 raise RuntimeError(
                     f"only {len(nodes)} of {clients} nodes joined within {self._timeout:g} s"
                 )
+            self._heed_stop()
             time.sleep(NODE_POLL_SECONDS)
         return nodes
 
@@ -188,7 +200,22 @@ class Transport:
         return Update(client=client, samples=samples, loss=loss, delta=delta)
 
     def _send(self, requests: Sequence[Message]) -> list[Message]:
-        return list(self._grid.send_and_receive(requests, timeout=self._timeout))
+        """Sends messages and gathers replies until all are there or time is up."""
+        waiting = set(self._grid.push_messages(requests))
+        replies: list[Message] = []
+        deadline = time.monotonic() + self._timeout
+        while waiting and time.monotonic() < deadline:
+            self._heed_stop()
+            arrived = list(self._grid.pull_messages(waiting))
+            replies += arrived
+            waiting -= {message.metadata.reply_to_message_id for message in arrived}
+            if not arrived:
+                time.sleep(PULL_SECONDS)
+        return replies
+
+    def _heed_stop(self) -> None:
+        if self._stop.is_set():
+            raise InterruptedError("the run was stopped")
 
     def _count_all(
         self, server_round: int, requests: Sequence[Message], replies: Sequence[Message]

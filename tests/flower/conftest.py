@@ -42,13 +42,17 @@ class LocalGrid(Participants):
         self.sent: list[Message] = []
         self.received: list[Message] = []
 
-    def send_and_receive(  # type: ignore[override]
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:  # type: ignore[override]
         self.sent = list(messages)
+        for number, message in enumerate(self.sent):
+            message.metadata.__dict__["_message_id"] = f"message {number}"
         asked = [m for m in self.sent if m.metadata.dst_node_id - 100 not in self.silent]
         self.received = [self.answer(message) for message in reversed(asked)]
-        return self.received
+        return [message.metadata.message_id for message in self.sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:  # type: ignore[override]
+        wanted = set(message_ids)
+        return [m for m in self.received if m.metadata.reply_to_message_id in wanted]
 
     def answer(self, message: Message) -> Message:
         client = message.metadata.dst_node_id - 100

@@ -75,7 +75,7 @@ class Loop:
         self.start: State = {name: 0.05 * torch.randn(shape) for name, shape in shapes}
         self.reports: list[RoundReport] = []
         self.evaluated: list[State] = []
-        transport = Transport(grid, Layout.of(self.start), Ledger(), timeout=5)
+        transport = Transport(grid, Layout.of(self.start), Ledger(), timeout=1)
         options: dict[str, Any] = {"rounds": 2, "fraction": 1.0, "seed": 0, **given}
         self.federation = Federation(
             transport=transport,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def transport(grid: LocalGrid, model: State, ledger: Ledger) -> Transport:
-    transport = Transport(grid, Layout.of(model), ledger, timeout=5)
+    transport = Transport(grid, Layout.of(model), ledger, timeout=1)
     assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
     return transport
 
@@ -123,7 +124,7 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
     grid.silent = {0, 2}
     updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
     assert [update.client for update in updates] == [1]
-    assert failures == [Failure(client=c, reason="no reply within 5 s") for c in (0, 2)]
+    assert failures == [Failure(client=c, reason="no reply within 1 s") for c in (0, 2)]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_the_greeting_is_counted_in_round_0_without_payload(transport: Transport
 
 def test_a_tap_sees_every_message(grid: LocalGrid, model: State):
     seen: list[Message] = []
-    transport = Transport(grid, Layout.of(model), Ledger(), 5, seen.append)
+    transport = Transport(grid, Layout.of(model), Ledger(), timeout=5, tap=seen.append)
     transport.greet(3)
     assert len(seen) == 6
     transport.exchange(1, instruct(model, 0, 1))
@@ -210,18 +211,26 @@ def test_a_greeting_without_a_shard_ends_the_run(
     elsewhere = replace(settings, shards=str(tmp_path))
     grid.app = make_client_app(lambda context: elsewhere)
     with pytest.raises(RuntimeError, match=r"a client cannot start: shard .* cannot be read"):
-        Transport(grid, Layout.of(model), Ledger(), 5).greet(3)
+        Transport(grid, Layout.of(model), Ledger(), timeout=0.5).greet(3)
 
 
 def test_a_greeting_without_an_answer_ends_the_run(grid: LocalGrid, model: State):
     grid.silent = {1}
     with pytest.raises(RuntimeError, match="1 clients did not answer in time"):
-        Transport(grid, Layout.of(model), Ledger(), 5).greet(3)
+        Transport(grid, Layout.of(model), Ledger(), timeout=0.5).greet(3)
 
 
 def test_nodes_that_never_join_end_the_run(grid: LocalGrid, model: State):
     with pytest.raises(RuntimeError, match=r"only 3 of 4 nodes joined within 0\.1 s"):
-        Transport(grid, Layout.of(model), Ledger(), 0.1).greet(4)
+        Transport(grid, Layout.of(model), Ledger(), timeout=0.1).greet(4)
+
+
+def test_a_run_that_is_stopped_waits_for_nobody(grid: LocalGrid, model: State):
+    grid.silent = {1}
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(InterruptedError):
+        Transport(grid, Layout.of(model), Ledger(), timeout=3600, stop=stop).greet(3)
 
 
 def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, model: State):
@@ -231,7 +240,7 @@ def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, mod
 
     grid = Twins(make_client_app(lambda context: settings), 2)
     with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
-        Transport(grid, Layout.of(model), Ledger(), 5).greet(2)
+        Transport(grid, Layout.of(model), Ledger(), timeout=0.5).greet(2)
 
 
 @pytest.mark.parametrize(

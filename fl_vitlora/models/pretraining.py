@@ -1,0 +1,361 @@
+"""One body, ever new keys: pre-training the small ViT by active forgetting, on letters only.
+
+Images that will be encrypted with a key nobody knows yet need a body that expects to be addressed
+in a new way. Phase 1 teaches the ViT to read letters (see :mod:`fl_vitlora.models.glyphs`).
+In phase 2 a few *learners* share that body. Each has its own key (block scrambling, pixel
+shuffling, negative-positive transformation), ten letters of its own, and *fast* weights: exactly
+what the federated method trains, an offset of the patch embedding, LoRA on q and v, and a head.
+Every step improves the fast weights of each learner and, with the mean of their gradients, the
+*slow* weights of the body. After 60 to 160 steps a learner forgets: new key, new letters, fast
+weights from zero. One learner in five is given plain images, so that these stay easy too.
+Only the slow weights are saved, without a head. Rerun:
+
+    python -m fl_vitlora.models.pretraining --out vit_letters_16.safetensors --seed 0
+
+Dimensions: M learners, B images a learner, N = 16 patches, P = 48 patch entries, D width,
+R LoRA rank, C classes.
+
+Sources: active forgetting, Chen et al. 2023 (arXiv 2307.01163), there for word embeddings of new
+languages and with one learner; fast and slow weights with first-order gradients, Nichol et al.
+2018 (arXiv 1803.02999), here summed along the episode; the method, Lin et al. 2025
+(arXiv 2507.11943).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as to_bytes
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from fl_vitlora.models.glyphs import CHARACTERS, render_set
+
+PATCH: Final = 4
+PATCHES: Final = 16
+ENTRIES: Final = 3 * PATCH * PATCH
+ARCHITECTURE: Final[dict[str, Any]] = {
+    "img_size": 16,
+    "patch_size": PATCH,
+    "embed_dim": 96,
+    "depth": 6,
+    "num_heads": 3,
+    "mlp_ratio": 3.0,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights; the defaults made the shipped ones."""
+
+    seed: int = 0
+    images_per_character: int = 400
+    plain_steps: int = 1500
+    rekeyed_steps: int = 7000
+    learners: int = 4
+    batch: int = 32
+    classes: int = 10
+    shortest_life: int = 60
+    longest_life: int = 160
+    plain_share: float = 0.2
+    rank: int = 4
+    alpha: float = 8.0
+    slow_rate: float = 1e-3
+    fast_rate: float = 3e-3
+    head_rate: float = 1e-2
+    weight_decay: float = 0.05
+
+
+def to_patches(levels: Tensor) -> Tensor:
+    """Turn 8x8 grey levels into normalised patches of 16x16 images with three equal channels.
+
+    Args:
+        levels: (..., 8, 8), 0 to 16.
+
+    Returns:
+        (..., N, P) in [-1, 1], entries in the order channel, y, x.
+    """
+    pixels = (levels.float() * 255 / 16).round() / 127.5 - 1
+    flat = pixels.reshape(-1, 1, *levels.shape[-2:])
+    large = F.interpolate(flat, scale_factor=2, mode="bilinear", align_corners=False)
+    patches = F.unfold(large, PATCH, stride=PATCH).transpose(1, 2).repeat(1, 1, 3)
+    return patches.reshape(*levels.shape[:-2], PATCHES, ENTRIES)
+
+
+def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw block order (N,), entry order (P,) and signs (P,); identities if ``plain``.
+
+    These keys protect nothing, so torch's generator is good enough for them.
+    """
+    if plain:
+        return torch.arange(PATCHES), torch.arange(ENTRIES), torch.ones(ENTRIES)
+    signs = torch.ones(ENTRIES)
+    signs[torch.randperm(ENTRIES, generator=generator)[: ENTRIES // 2]] = -1
+    blocks = torch.randperm(PATCHES, generator=generator)
+    return blocks, torch.randperm(ENTRIES, generator=generator), signs
+
+
+class Learners:
+    """The fast weights of all learners, with Adam, keys and ages; the first dimension is M."""
+
+    def __init__(self, recipe: Recipe, depth: int, width: int, characters: int) -> None:
+        """Make zeros for every learner; :meth:`forget` gives each its first key."""
+        m, r = recipe.learners, recipe.rank
+        shapes = {
+            "embed": (m, ENTRIES, width),
+            "bias": (m, 1, width),
+            "a": (m, depth, 2, width, r),
+            "b": (m, depth, 2, r, width),
+            "head": (m, width, recipe.classes),
+            "head_bias": (m, 1, recipe.classes),
+        }
+        self.recipe, self.characters = recipe, characters
+        self.weights = {k: torch.zeros(s, requires_grad=True) for k, s in shapes.items()}
+        self.first = {k: torch.zeros(s) for k, s in shapes.items()}
+        self.second = {k: torch.zeros(s) for k, s in shapes.items()}
+        self.age, self.life = torch.zeros(m), torch.zeros(m)
+        self.letters = torch.zeros(m, recipe.classes, dtype=torch.long)
+        self.keys = [random_key(True, torch.Generator())] * m
+
+    @torch.no_grad()
+    def forget(self, index: int, generator: torch.Generator) -> None:
+        """Give one learner a new key, new letters and fast weights from zero."""
+        for name, weight in self.weights.items():
+            for tensor in (weight, self.first[name], self.second[name]):
+                tensor[index].zero_()
+        bound = 1 / math.sqrt(self.weights["a"].shape[-2])
+        self.weights["a"][index].uniform_(-bound, bound, generator=generator)
+        plain = torch.rand((), generator=generator).item() < self.recipe.plain_share
+        self.keys[index] = random_key(plain, generator)
+        order = torch.randperm(self.characters, generator=generator)
+        self.letters[index] = order[: self.recipe.classes]
+        low, high = self.recipe.shortest_life, self.recipe.longest_life
+        self.life[index] = int(torch.randint(low, high, (), generator=generator))
+        self.age[index] = 0
+
+    def encrypt(self, patches: Tensor) -> Tensor:
+        """Encrypt (M, B, N, P) patches, each learner's with its own key."""
+        pairs = zip(patches, self.keys, strict=True)
+        return torch.stack([x[:, rows][:, :, order] * signs for x, (rows, order, signs) in pairs])
+
+    def embed(self, patches: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        """Embed (M, B, N, P) patches with slow plus fast weights; returns (M * B, N, D)."""
+        kernels = kernel.flatten(1).T + self.weights["embed"]
+        tokens = torch.bmm(patches.flatten(1, 2), kernels) + self.weights["bias"] + bias
+        return tokens.view(-1, PATCHES, tokens.shape[-1])
+
+    @torch.no_grad()
+    def step(self, generator: torch.Generator) -> None:
+        """Take one Adam step with the gradients at hand, then let the old ones forget."""
+        self.age += 1
+        for name, weight in self.weights.items():
+            if weight.grad is None:
+                continue
+            rate = self.recipe.head_rate if name.startswith("head") else self.recipe.fast_rate
+            age = self.age.view(-1, *[1] * (weight.ndim - 1))
+            first = self.first[name].lerp_(weight.grad, 0.1) / (1 - 0.9**age)
+            second = self.second[name].lerp_(weight.grad.square(), 0.01) / (1 - 0.99**age)
+            weight.sub_(rate * first / (second.sqrt() + 1e-8))
+            weight.grad = None
+        for index in (self.age >= self.life).nonzero().flatten().tolist():
+            self.forget(index, generator)
+
+
+class SharedQKV(nn.Module):
+    """timm's fused qkv of one block, plus each learner's own LoRA on q and v."""
+
+    def __init__(self, base: nn.Module, learners: Learners, block: int) -> None:
+        """Wrap ``base``, the qkv projection of block number ``block``."""
+        super().__init__()
+        self.base, self.learners, self.block = base, learners, block
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Project (M * B, N, D) tokens to (M * B, N, 3 D)."""
+        fast, recipe = self.learners.weights, self.learners.recipe
+        grouped = tokens.reshape(recipe.learners, -1, tokens.shape[-1])
+        a, b = fast["a"][:, self.block], fast["b"][:, self.block]
+        query, value = (torch.bmm(torch.bmm(grouped, a[:, i]), b[:, i]) for i in range(2))
+        update = torch.cat([query, torch.zeros_like(query), value], dim=-1)
+        fused: Tensor = self.base(tokens)
+        return fused + recipe.alpha / recipe.rank * update.view_as(fused)
+
+
+class SlowWeights(nn.Module):
+    """A timm ViT taken apart: the patch embedding, and the body that reads its tokens."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        """Take the patch embedding out of ``vit``; :meth:`assembled` puts it back."""
+        super().__init__()
+        patch_embed, vit.patch_embed = vit.patch_embed, nn.Identity()
+        self.body, self.patch_embed = vit, patch_embed
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return what a head would see, (B, D), of patch tokens (B, N, D)."""
+        seen: Tensor = self.body.forward_head(self.body.forward_features(tokens), pre_logits=True)
+        return seen
+
+    @property
+    def kernel(self) -> Tensor:
+        """The patch embedding's weight, (D, 3, y, x)."""
+        weight: Tensor = self.patch_embed.proj.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor:
+        """The patch embedding's bias, (D,)."""
+        bias: Tensor = self.patch_embed.proj.bias
+        return bias
+
+    def assembled(self) -> VisionTransformer:
+        """Return the whole ViT, with timm's names."""
+        self.body.patch_embed = self.patch_embed
+        return self.body
+
+
+def slow_optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.AdamW:
+    """Make AdamW for the slow weights; vectors are not decayed."""
+    weights = [p for module in modules for p in module.parameters()]
+    groups = [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.slow_rate, betas=(0.9, 0.99))
+
+
+def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """Clip the slow gradients to norm 1, take a step at this rate, clear them."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Rise over 200 steps, stay, fall linearly over the last two thirds to two per cent."""
+    return min(1.0, (step + 1) / 200, 1.5 * (1 - step / steps) + 0.02)
+
+
+def draw(images: Tensor, letters: Tensor, generator: torch.Generator) -> Tensor:
+    """Pick one image of each letter; returns patches, (*letters.shape, N, P)."""
+    copies = torch.randint(images.shape[1], letters.shape, generator=generator)
+    return to_patches(images[letters, copies])
+
+
+def plain_phase(
+    slow: SlowWeights, images: Tensor, recipe: Recipe, generator: torch.Generator
+) -> None:
+    """Phase 1: read all letters in plain images, with one head for all of them.
+
+    Args:
+        slow: The weights to learn, changed in place.
+        images: (C, K, 8, 8) grey levels, K images of each of the C letters.
+        recipe: Numbers of steps, rates and sizes.
+        generator: Source of all randomness but the head's start.
+    """
+    characters, count = len(images), recipe.learners * recipe.batch
+    head = nn.Linear(slow.body.embed_dim, characters)
+    optimizer = slow_optimizer((slow, head), recipe)
+    for step in range(recipe.plain_steps):
+        letters = torch.randint(characters, (count,), generator=generator)
+        patches = draw(images, letters, generator)
+        tokens = F.linear(patches, slow.kernel.flatten(1), slow.bias)
+        torch.autograd.backward(F.cross_entropy(head(slow(tokens)), letters))
+        slow_step(optimizer, recipe.slow_rate * rate_share(step, recipe.plain_steps))
+
+
+def rekeyed_phase(
+    slow: SlowWeights, images: Tensor, recipe: Recipe, generator: torch.Generator
+) -> None:
+    """Phase 2: let learners with ever new keys share the slow weights (arguments: phase 1)."""
+    blocks = slow.body.blocks
+    learners = Learners(recipe, len(blocks), slow.body.embed_dim, len(images))
+    for index in range(recipe.learners):
+        learners.forget(index, generator)
+        learners.life[index] *= (index + 1) / recipe.learners
+    optimizer = slow_optimizer((slow,), recipe)
+    for number, block in enumerate(blocks):
+        block.attn.qkv = SharedQKV(block.attn.qkv, learners, number)
+    for step in range(recipe.rekeyed_steps):
+        torch.autograd.backward(learners_loss(slow, learners, images, generator))
+        slow_step(optimizer, recipe.slow_rate * rate_share(step, recipe.rekeyed_steps))
+        learners.step(generator)
+    for block in blocks:
+        block.attn.qkv = block.attn.qkv.base
+
+
+def learners_loss(
+    slow: SlowWeights, learners: Learners, images: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return the mean cross-entropy of all learners on freshly drawn, encrypted letters.
+
+    Adam does not see the scale 1 / M that the mean puts on a learner's own gradients.
+    """
+    recipe, fast = learners.recipe, learners.weights
+    size = (recipe.learners, recipe.batch)
+    labels = torch.randint(recipe.classes, size, generator=generator)
+    patches = learners.encrypt(draw(images, learners.letters.gather(1, labels), generator))
+    seen = slow(learners.embed(patches, slow.kernel, slow.bias)).view(*size, -1)
+    logits = torch.bmm(seen, fast["head"]) + fast["head_bias"]
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
+    """Run both phases; the same recipe gives the same bits on the same machine.
+
+    Args:
+        recipe: All settings, the seed among them.
+        characters: The letters to learn from; digits are refused.
+
+    Returns:
+        The ViT without a head.
+    """
+    images = render_set(characters, recipe.images_per_character, recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        slow = SlowWeights(VisionTransformer(num_classes=0, **ARCHITECTURE))
+        plain_phase(slow, images, recipe, generator)
+        rekeyed_phase(slow, images, recipe, generator)
+    return slow.assembled()
+
+
+def save(model: VisionTransformer, recipe: Recipe, characters: str, path: Path) -> None:
+    """Write the weights with their recipe; the file appears whole or not at all."""
+    facts = {
+        "architecture": {**ARCHITECTURE, "num_classes": 0},
+        "characters": characters,
+        "normalisation": "(q / 255 - 0.5) / 0.5",
+        "recipe": asdict(recipe),
+    }
+    metadata = {"pretraining": json.dumps(facts)}  # one entry: safetensors shuffles several
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    partial.write_bytes(to_bytes(tensors, metadata=metadata))
+    partial.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pre-train with the settings of the command line and write the file."""
+    parser = argparse.ArgumentParser(description="Pre-train the small ViT on rendered letters.")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    for name, default in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    settings = vars(parser.parse_args(arguments))
+    path: Path = settings.pop("out")
+    torch.set_num_threads(1)  # the order of sums, hence the bits, depends on it
+    recipe = Recipe(**settings)
+    save(pretrain(recipe), recipe, CHARACTERS, path)
+
+
+if __name__ == "__main__":
+    main()
