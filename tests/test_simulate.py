@@ -122,9 +122,13 @@ def test_committed_experiments_are_valid_and_begin_with_their_command(path: Path
 
 
 def test_interruption_ends_a_run_soon_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "simulate.py"), "--clients", "4", "--rounds", "500"]
+    program = (
+        "import signal, simulate\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal\n"
+        "simulate.main(['--clients', '4', '--rounds', '500'])"
+    )
     running = subprocess.Popen(
-        command,
+        [sys.executable, "-c", program],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

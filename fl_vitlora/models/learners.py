@@ -1,0 +1,142 @@
+"""Learners: many sets of fast weights that share one body, each with a key and letters of its own.
+
+A learner is what a federation on encrypted images will be: a key that the body has never met, and
+the weights that the federated method trains, an offset of the patch embedding, LoRA on q and v,
+and a head. See :mod:`fl_vitlora.models.pretraining` for what they are good for.
+
+Dimensions: M learners, B images a learner, N = 16 patches, P = 48 patch entries, D width,
+R LoRA rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+PATCH: Final = 4
+PATCHES: Final = 16
+ENTRIES: Final = 3 * PATCH * PATCH
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights; the defaults made the shipped ones."""
+
+    seed: int = 0
+    images_per_character: int = 400
+    plain_steps: int = 1500
+    rekeyed_steps: int = 7000
+    learners: int = 4
+    batch: int = 32
+    classes: int = 10
+    shortest_life: int = 60
+    longest_life: int = 160
+    plain_share: float = 0.2
+    rank: int = 4
+    alpha: float = 8.0
+    slow_rate: float = 1e-3
+    fast_rate: float = 3e-3
+    head_rate: float = 1e-2
+    weight_decay: float = 0.05
+
+
+def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw block order (N,), entry order (P,) and signs (P,); identities if ``plain``.
+
+    These keys protect nothing, so torch's generator is good enough for them.
+    """
+    if plain:
+        return torch.arange(PATCHES), torch.arange(ENTRIES), torch.ones(ENTRIES)
+    signs = torch.ones(ENTRIES)
+    signs[torch.randperm(ENTRIES, generator=generator)[: ENTRIES // 2]] = -1
+    blocks = torch.randperm(PATCHES, generator=generator)
+    return blocks, torch.randperm(ENTRIES, generator=generator), signs
+
+
+class Learners:
+    """The fast weights of all learners, with Adam, keys and ages; the first dimension is M."""
+
+    def __init__(self, recipe: Recipe, depth: int, width: int, characters: int) -> None:
+        """Make zeros for every learner; :meth:`forget` gives each its first key."""
+        m, r = recipe.learners, recipe.rank
+        shapes = {
+            "embed": (m, ENTRIES, width),
+            "bias": (m, 1, width),
+            "a": (m, depth, 2, width, r),
+            "b": (m, depth, 2, r, width),
+            "head": (m, width, recipe.classes),
+            "head_bias": (m, 1, recipe.classes),
+        }
+        self.recipe, self.characters = recipe, characters
+        self.weights = {k: torch.zeros(s, requires_grad=True) for k, s in shapes.items()}
+        self.first = {k: torch.zeros(s) for k, s in shapes.items()}
+        self.second = {k: torch.zeros(s) for k, s in shapes.items()}
+        self.age, self.life = torch.zeros(m), torch.zeros(m)
+        self.letters = torch.zeros(m, recipe.classes, dtype=torch.long)
+        self.keys = [random_key(True, torch.Generator())] * m
+
+    @torch.no_grad()
+    def forget(self, index: int, generator: torch.Generator) -> None:
+        """Give one learner a new key, new letters and fast weights from zero."""
+        for name, weight in self.weights.items():
+            for tensor in (weight, self.first[name], self.second[name]):
+                tensor[index].zero_()
+        bound = 1 / math.sqrt(self.weights["a"].shape[-2])
+        self.weights["a"][index].uniform_(-bound, bound, generator=generator)
+        plain = torch.rand((), generator=generator).item() < self.recipe.plain_share
+        self.keys[index] = random_key(plain, generator)
+        order = torch.randperm(self.characters, generator=generator)
+        self.letters[index] = order[: self.recipe.classes]
+        low, high = self.recipe.shortest_life, self.recipe.longest_life
+        self.life[index] = int(torch.randint(low, high, (), generator=generator))
+        self.age[index] = 0
+
+    def encrypt(self, patches: Tensor) -> Tensor:
+        """Encrypt (M, B, N, P) patches, each learner's with its own key."""
+        pairs = zip(patches, self.keys, strict=True)
+        return torch.stack([x[:, rows][:, :, order] * signs for x, (rows, order, signs) in pairs])
+
+    def embed(self, patches: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        """Embed (M, B, N, P) patches with slow plus fast weights; returns (M * B, N, D)."""
+        kernels = kernel.flatten(1).T + self.weights["embed"]
+        tokens = torch.bmm(patches.flatten(1, 2), kernels) + self.weights["bias"] + bias
+        return tokens.view(-1, PATCHES, tokens.shape[-1])
+
+    @torch.no_grad()
+    def step(self, generator: torch.Generator) -> None:
+        """Take one Adam step with the gradients at hand, then let the old ones forget."""
+        self.age += 1
+        for name, weight in self.weights.items():
+            if weight.grad is None:
+                continue
+            rate = self.recipe.head_rate if name.startswith("head") else self.recipe.fast_rate
+            age = self.age.view(-1, *[1] * (weight.ndim - 1))
+            first = self.first[name].lerp_(weight.grad, 0.1) / (1 - 0.9**age)
+            second = self.second[name].lerp_(weight.grad.square(), 0.01) / (1 - 0.99**age)
+            weight.sub_(rate * first / (second.sqrt() + 1e-8))
+            weight.grad = None
+        for index in (self.age >= self.life).nonzero().flatten().tolist():
+            self.forget(index, generator)
+
+
+class SharedQKV(nn.Module):
+    """timm's fused qkv of one block, plus each learner's own LoRA on q and v."""
+
+    def __init__(self, base: nn.Module, learners: Learners, block: int) -> None:
+        """Wrap ``base``, the qkv projection of block number ``block``."""
+        super().__init__()
+        self.base, self.learners, self.block = base, learners, block
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Project (M * B, N, D) tokens to (M * B, N, 3 D)."""
+        fast, recipe = self.learners.weights, self.learners.recipe
+        grouped = tokens.reshape(recipe.learners, -1, tokens.shape[-1])
+        a, b = fast["a"][:, self.block], fast["b"][:, self.block]
+        query, value = (torch.bmm(torch.bmm(grouped, a[:, i]), b[:, i]) for i in range(2))
+        update = torch.cat([query, torch.zeros_like(query), value], dim=-1)
+        fused: Tensor = self.base(tokens)
+        return fused + recipe.alpha / recipe.rank * update.view_as(fused)
