@@ -79,6 +79,7 @@ class EncryptionConfig:
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
         "ciphers in this order; [] trains on plain images",
     )
+    adapt: bool = setting(False, "adapt the model to the key: exact, but the model betrays the key")
     key_file: str = setting("keys/owner.key", "the owner's 256-bit secret; made if it is missing")
 
 

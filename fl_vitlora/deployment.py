@@ -26,6 +26,7 @@ from fl_vitlora.experiment import Run, Watch, client_settings
 from fl_vitlora.flower.aggregators import AnyStrategy
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
 from fl_vitlora.flower.simulation import choose_workers
+from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -70,6 +71,8 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         classes = int(shard_metadata(shards / TEST_SHARD)["classes"])
         device = choose_workers(config.engine.device, 1, most=1).device
         built = prepare_model(config, classes, device)
+        if config.encryption.adapt:
+            put_reader(built.model, open_reader(shards / READER_FILE))
         folder = RunFolder.create(config)
         run = Run(config=config, backbone=built, shards=shards, folder=folder, watch=Watch())
         outcome = run.serve(grid, strategy)

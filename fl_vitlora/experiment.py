@@ -24,7 +24,13 @@ from fl_vitlora.flower.server import Federation, RoundReport, cohort_size
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.preparation import prepare_images, prepare_key, prepare_model, write_shards
+from fl_vitlora.preparation import (
+    adapt_model,
+    prepare_images,
+    prepare_key,
+    prepare_model,
+    write_shards,
+)
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder, check_unused
 from fl_vitlora.state import State, count
@@ -84,6 +90,8 @@ def run(
         folder = RunFolder.create(config)
         watch.announce("encrypting shards")
         write_shards(config, images, key, folder)
+        if config.encryption.adapt:
+            adapt_model(backbone, key, folder)
         watch.announce("starting workers")
         ray.wait()
         federation = Run(
@@ -99,7 +107,9 @@ def run(
         )
     finally:
         ray.stop()
-    result = federation.result() | {"encryption": key.describe()}
+    result = federation.result() | {
+        "encryption": {**key.describe(), "adapted": config.encryption.adapt}
+    }
     federation.write(outcome, result, started)
     return result, folder.path
 
@@ -112,6 +122,7 @@ def client_settings(config: Config, shards: Path, classes: int, device: str) -> 
         seed=config.seed,
         device=device,
         mixed_precision=config.engine.mixed_precision,
+        adapted=config.encryption.adapt,
         model=config.model,
         finetuning=config.finetuning,
         training=config.training,

@@ -17,6 +17,7 @@ from fl_vitlora.encryption.keys import key_id, load_or_create_secret
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.reading import READER_FILE, put_reader, reader_of, write_reader
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -103,6 +104,17 @@ def prepare_key(config: Config, model: Backbone) -> OwnedKey:
     secret = load_or_create_secret(Path(config.encryption.key_file))
     key = cipher.key(secret, f"shared/seed {config.seed}")
     return OwnedKey(cipher=cipher, key=key, key_id=key_id(secret))
+
+
+def adapt_model(model: Backbone, key: OwnedKey, folder: RunFolder) -> None:
+    """Adapts the model to the key, in place, and stores for the workers what has changed.
+
+    Raises:
+        UserError: When a step has no adaptation for this model.
+    """
+    reader = key.cipher.adapt(reader_of(model), key.key)
+    put_reader(model.model, reader)
+    write_reader(folder.shards / READER_FILE, reader)
 
 
 def write_shards(config: Config, images: OwnedImages, key: OwnedKey, folder: RunFolder) -> None:

@@ -23,6 +23,7 @@ from fl_vitlora.experiment import Fixed, Run, Watch, client_settings, run
 from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
+from fl_vitlora.models.reading import reader_of
 from fl_vitlora.preparation import OwnedImages, OwnedKey, prepare_images, prepare_key, prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -181,8 +182,33 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path) -> None:
         rounds=1,
     )
     assert done.result["strategy"].endswith("FedAdam")
-    assert done.result["encryption"] == {"steps": [], "key_id": None, "key_space_bits": 0}
+    assert done.result["encryption"] == {
+        "steps": [],
+        "key_id": None,
+        "key_space_bits": 0,
+        "adapted": False,
+    }
     assert not (tmp_path / "owner.key").exists()
+
+
+def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> None:
+    """Three rounds with partial participation and AdamW, weights compared after adapting E."""
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "encrypted").mkdir()
+    plain = execute(tmp_path / "plain", encryption__steps=[], rounds=3)
+    encrypted = execute(tmp_path / "encrypted", encryption__adapt=True, rounds=3)
+    _, key = owned(encrypted.config)
+    expected = load_file(plain.folder / "model.safetensors")
+    reached = load_file(encrypted.folder / "model.safetensors")
+    backbone = prepare_model(plain.config, 10, "cpu")
+    load_state(backbone.model, expected)
+    reader = key.cipher.adapt(reader_of(backbone), key.key)
+    assert not torch.equal(reached["patch_embed.proj.weight"], expected["patch_embed.proj.weight"])
+    expected["patch_embed.proj.weight"] = reader.weight.view(96, 3, 4, 4)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+    assert encrypted.result["accuracy"] == plain.result["accuracy"]
+    assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 
 
 PLAIN_FLOWER_STRATEGIES: dict[str, dict[str, float]] = {

@@ -9,10 +9,13 @@ B images, N blocks, D entries a block.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
+from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
+from fl_vitlora.errors import UserError
 
 
 def draw_key(stream: KeyStream, blocks: int, length: int) -> Tensor:
@@ -29,6 +32,21 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 def decrypt(x: Tensor, key: Tensor) -> Tensor:
     """Returns every block to its place."""
     return x[:, key.argsort()]
+
+
+def adapt(reader: Reader, key: Tensor) -> Reader:
+    """Lets a model read scrambled images: every position embedding follows its block.
+
+    Raises:
+        UserError: When the model has no position embedding to move; rotary and relative positions
+            are functions of the place, not of the block.
+    """
+    if reader.position is None:
+        raise UserError(
+            "block scrambling has no key adaptation for a model without an additive position "
+            "embedding; leave the step out, or take a plain ViT"
+        )
+    return replace(reader, position=reader.position[key])
 
 
 def key_space_bits(blocks: int, length: int) -> float:

@@ -1,6 +1,6 @@
 """Ciphers: steps of perceptual encryption in the order given, each with a key of its own.
 
-A step is a module with four pure functions (`Step`); a `Cipher` is a list of steps for one shape of
+A step is a module with five pure functions (`Step`); a `Cipher` is a list of steps for one shape of
 images; `encrypt` and `decrypt` are bijections on uint8 images. What these ciphers protect is what a
 person could *see*; they do not resist cryptanalysis, least of all when one key serves many images.
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from fl_vitlora.encryption import block_scrambling, negative_positive, pixel_shuffling
 from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
 from fl_vitlora.encryption.keys import derive_key
+from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
 
 CipherKey = Mapping[str, Tensor]
@@ -37,6 +38,10 @@ class Step(Protocol):
 
     def decrypt(self, x: Tensor, key: Tensor) -> Tensor:
         """Inverts `encrypt` bit by bit."""
+        ...
+
+    def adapt(self, reader: Reader, key: Tensor) -> Reader:
+        """Makes of a reader of plain blocks one that computes the same of ciphertext."""
         ...
 
     def key_space_bits(self, blocks: int, length: int) -> float:
@@ -114,6 +119,26 @@ class Cipher:
         for step in reversed(self.steps):
             blocks = STEPS[step].decrypt(blocks, key[step])
         return from_blocks(blocks, *self.image_shape[1:], self.block_size)
+
+    def adapt(self, reader: Reader, key: CipherKey) -> Reader:
+        """Adapts a model to the key, so that it computes of ciphertext what it did of plain images.
+
+        Key-dependent domain adaptation (arXiv 2309.02556, 2401.05126): exact, not trained. What it
+        returns betrays the key to everyone who knows the model it was made from.
+
+        Args:
+            reader: Of plain images.
+            key: From `key`.
+
+        Returns:
+            The reader of ciphertext.
+
+        Raises:
+            UserError: When a step has no adaptation for this model.
+        """
+        for step in self.steps:
+            reader = STEPS[step].adapt(reader, key[step])
+        return reader
 
     def _blocks(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:

@@ -9,8 +9,11 @@ B images, N blocks, D entries a block.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
+from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
 
 
@@ -28,6 +31,16 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 def decrypt(x: Tensor, key: Tensor) -> Tensor:
     """Inverts the same entries again; the transformation is its own inverse."""
     return encrypt(x, key)
+
+
+def adapt(reader: Reader, key: Tensor) -> Reader:
+    """Lets a model read inverted entries: x' = -x + c gives w·x = -w·x' + w·c on chosen entries."""
+    chosen = key.to(reader.weight.dtype)
+    return replace(
+        reader,
+        weight=reader.weight * (1 - 2 * chosen),
+        bias=reader.bias + reader.inverse * (reader.weight @ chosen),
+    )
 
 
 def key_space_bits(blocks: int, length: int) -> float:

@@ -10,9 +10,11 @@ B images, N blocks, D entries a block.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
+from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
 
 
@@ -30,6 +32,11 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 def decrypt(x: Tensor, key: Tensor) -> Tensor:
     """Returns every entry to its place."""
     return x[..., key.argsort()]
+
+
+def adapt(reader: Reader, key: Tensor) -> Reader:
+    """Lets a model read shuffled blocks: every column of the patch embedding follows its entry."""
+    return replace(reader, weight=reader.weight[:, key])
 
 
 def key_space_bits(blocks: int, length: int) -> float:

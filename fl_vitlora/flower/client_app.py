@@ -21,6 +21,7 @@ from fl_vitlora.data.shards import Shard, client_shard, open_shard
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower import messages
 from fl_vitlora.models import backbone
+from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader
 from fl_vitlora.rng import generator
 from fl_vitlora.state import subtract
 from fl_vitlora.training import LocalTask, best_precision, train
@@ -36,6 +37,7 @@ class ClientSettings:
         seed: The run's seed.
         device: "cpu" or "cuda".
         mixed_precision: Whether activations are in half precision on a GPU.
+        adapted: Whether the model was adapted to the key; the shards then bring its reader.
         model: The backbone.
         finetuning: What is trained.
         training: How.
@@ -46,6 +48,7 @@ class ClientSettings:
     seed: int
     device: str
     mixed_precision: bool
+    adapted: bool
     model: ModelConfig
     finetuning: FineTuningConfig
     training: TrainingConfig
@@ -141,6 +144,8 @@ def workspace(settings: ClientSettings) -> Workspace:
     device = torch.device(settings.device)
     built = backbone.build(settings.model, settings.classes, settings.seed)
     methods.prepare(built.model, settings.finetuning, settings.seed)
+    if settings.adapted:
+        put_reader(built.model, open_reader(Path(settings.shards) / READER_FILE))
     layout = Layout.of(methods.trainable(built.model))
     built.model.to(device)
     precision = best_precision(device, settings.mixed_precision)

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from fl_vitlora.errors import UserError
@@ -101,6 +102,7 @@ class Ray:
         try:
             import ray
 
+            _let_workers_import_this_package()
             if not self._verbose:
                 silence()
             ray.init(
@@ -119,6 +121,13 @@ class Ray:
         self._ended.wait()
         if self._error is None:
             ray.shutdown()
+
+
+def _let_workers_import_this_package() -> None:
+    """Puts this very copy of the package first on the path that worker processes inherit."""
+    here = str(Path(__file__).resolve().parents[2])
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != here]
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
 
 
 def simulate(

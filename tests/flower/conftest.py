@@ -86,6 +86,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ClientSettings:
         seed=0,
         device="cpu",
         mixed_precision=True,
+        adapted=False,
         model=ModelConfig(weights="random"),
         finetuning=FineTuningConfig(),
         training=TrainingConfig(epochs=1, batch_size=8),
