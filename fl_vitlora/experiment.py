@@ -24,6 +24,7 @@ from fl_vitlora.flower.server import Federation, RoundReport, cohort_size
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import (
     adapt_model,
     prepare_images,
@@ -87,11 +88,12 @@ def run(
     try:
         backbone = prepare_model(config, images.classes, workers.device)
         key = prepare_key(config, backbone)
+        reader = adapt_model(config, backbone, key)
         folder = RunFolder.create(config)
         watch.announce("encrypting shards")
         write_shards(config, images, key, folder)
-        if config.encryption.adapt:
-            adapt_model(backbone, key, folder)
+        if reader is not None:
+            write_reader(folder.shards / READER_FILE, reader)
         watch.announce("starting workers")
         ray.wait()
         federation = Run(

@@ -14,10 +14,11 @@ from fl_vitlora.data.partition import label_counts, partition
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.cipher import Cipher, CipherKey
 from fl_vitlora.encryption.keys import key_id, load_or_create_secret
+from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.reading import READER_FILE, put_reader, reader_of, write_reader
+from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -106,15 +107,20 @@ def prepare_key(config: Config, model: Backbone) -> OwnedKey:
     return OwnedKey(cipher=cipher, key=key, key_id=key_id(secret))
 
 
-def adapt_model(model: Backbone, key: OwnedKey, folder: RunFolder) -> None:
-    """Adapts the model to the key, in place, and stores for the workers what has changed.
+def adapt_model(config: Config, model: Backbone, key: OwnedKey) -> Reader | None:
+    """Adapts the model to the key, in place, if that is asked for.
+
+    Returns:
+        What the workers need to do the same without the key; none if it is not asked for.
 
     Raises:
         UserError: When a step has no adaptation for this model.
     """
+    if not config.encryption.adapt:
+        return None
     reader = key.cipher.adapt(reader_of(model), key.key)
     put_reader(model.model, reader)
-    write_reader(folder.shards / READER_FILE, reader)
+    return reader
 
 
 def write_shards(config: Config, images: OwnedImages, key: OwnedKey, folder: RunFolder) -> None:

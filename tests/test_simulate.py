@@ -141,3 +141,12 @@ def test_interruption_ends_a_run_soon_and_leaves_no_process(tmp_path: Path) -> N
     _, answer = running.communicate(timeout=60)
     assert running.returncode == 130
     assert answer == "simulate.py: interrupted\n"
+
+
+def test_an_adaptation_that_does_not_exist_is_refused_before_anything_is_written(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "--model vit_relpos_small_patch16_224 --set model.weights=random --device cpu"
+    answer = answer_to(f"{typed} --set encryption.adapt=true", capsys)
+    assert "block scrambling has no key adaptation" in answer
+    assert {path.name for path in elsewhere.iterdir()} == {"used", "keys"}
