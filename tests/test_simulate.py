@@ -41,6 +41,7 @@ MISTAKES = {
     "--clients 2000": ["2000 clients", "1437 training images", "at most 718"],
     "--dataset missing/folder": ["missing/folder", "--dataset FOLDER"],
     "--partition pathological --set data.classes_per_client=11": ["11", "10 classes"],
+    "--partition pathological --clients 4": ["8 of 10 classes"],
     "--out used": ["used", "--out FOLDER"],
 }
 

@@ -83,6 +83,12 @@ def _partitioner(clients: int, classes: int, config: DataConfig, seed: int) -> A
             raise UserError(
                 f"data.classes_per_client {config.classes_per_client}: there are {classes} classes"
             )
+        if clients * config.classes_per_client < classes:
+            raise UserError(
+                f"data.classes_per_client {config.classes_per_client}: {clients} clients would "
+                f"hold {clients * config.classes_per_client} of {classes} classes, the others "
+                "nobody"
+            )
         return kinds.PathologicalPartitioner(
             clients,
             "label",
