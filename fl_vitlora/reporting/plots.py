@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fl_vitlora.data.sources import Indices
 
@@ -32,6 +33,7 @@ def plot_accuracy(folder: Path, accuracy: Sequence[float], cumulative: Sequence[
         axes = figure.subplots()
         axes.plot(list(x), [100 * value for value in accuracy], marker=".")
         axes.set(xlabel=label, ylabel="test accuracy (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=label == "round"))
         axes.grid(alpha=0.3)
         figure.savefig(folder / f"{name}.png", dpi=150)
 
@@ -50,6 +52,7 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     for column, name in zip(counts.T, class_names, strict=True):
         axes.barh(np.arange(len(counts)), column, left=left, label=name)
         left += column
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.invert_yaxis()
     axes.set(xlabel="training images", ylabel="client")
     if len(class_names) <= MOST_NAMED_CLASSES:

@@ -1,0 +1,116 @@
+"""What a run leaves and shows: folders that are never overwritten, pictures, lines and a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fl_vitlora.config import load
+from fl_vitlora.errors import UserError
+from fl_vitlora.files import write_atomically
+from fl_vitlora.reporting.console import RunDisplay, print_result
+from fl_vitlora.reporting.plots import plot_accuracy, plot_labels
+from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder
+
+LINE = {
+    "round": 1,
+    "accuracy": 0.5,
+    "loss": 1.25,
+    "uplink_bytes": 1000,
+    "downlink_bytes": 500,
+    "failures": [{"client": 3, "reason": "no reply"}],
+    "seconds": 2.0,
+}
+RESULT = {
+    "accuracy": 0.9611,
+    "clients": 20,
+    "rounds": 20,
+    "strategy": "fedavg",
+    "method": "lora",
+    "trainable_parameters": 10,
+    "total_parameters": 1000,
+    "encryption": {"steps": []},
+    "communication": {
+        "uplink_bytes": 1_000,
+        "downlink_bytes": 2_000_000,
+        "full_fine_tuning_bytes": 3_000_000_000,
+        "saving": 1499.25,
+    },
+    "seconds": {"setup": 1.0, "training": 2.0, "total": 3.5},
+}
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
+    config = load(None, {"out": str(tmp_path / "run")})
+    RunFolder.create(config)
+    with pytest.raises(UserError, match="in use"):
+        RunFolder.create(config)
+
+
+def test_a_run_folder_tells_what_it_was_made_with(tmp_path: Path) -> None:
+    folder = RunFolder.create(load(None, {"out": str(tmp_path / "run")}))
+    facts = json.loads((folder.path / "environment.json").read_text())
+    assert set(facts["packages"]) == set(PACKAGES)
+
+
+def test_rounds_are_appended_line_by_line(tmp_path: Path) -> None:
+    folder = RunFolder.create(load(None, {"out": str(tmp_path / "run")}))
+    folder.append_round({"round": 1})
+    folder.append_round({"round": 2})
+    lines = (folder.path / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"round": 1}, {"round": 2}]
+
+
+def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \ud800")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_pictures_are_drawn_and_not_empty(tmp_path: Path) -> None:
+    plot_accuracy(tmp_path, [0.1, 0.8, 0.9], [1000, 2000, 3000])
+    plot_labels(tmp_path, np.array([[5, 0], [1, 3], [0, 2]]), ("cat", "dog"))
+    names = ["accuracy_over_megabytes", "accuracy_over_rounds", "label_distribution"]
+    assert sorted(p.stem for p in tmp_path.glob("*.png")) == names
+    for path in tmp_path.glob("*.png"):
+        assert len(np.unique(np.asarray(Image.open(path)))) > 10
+
+
+def test_each_round_is_a_line_where_there_is_no_terminal() -> None:
+    console = Console(record=True, width=120, force_terminal=False)
+    with RunDisplay(20, console) as display:
+        display.announce("starting workers")
+        display.show_round(LINE)
+        display.show_round({**LINE, "round": 2, "failures": []})
+    first, second, third = console.export_text().splitlines()
+    assert first == "starting workers"
+    assert second == "round 1/20  accuracy 50.0 %  loss 1.250  1.5 kB sent  1 failed  2.0 s"
+    assert third == "round 2/20  accuracy 50.0 %  loss 1.250  3.0 kB sent  2.0 s"
+
+
+def test_a_terminal_sees_a_bar_with_the_time_left() -> None:
+    console = Console(record=True, width=120, force_terminal=True)
+    with RunDisplay(2, console) as display:
+        display.show_round(LINE)
+    shown = console.export_text()
+    assert "training" in shown
+    assert "1/2" in shown
+    assert "accuracy 50.0 %" in shown
+
+
+def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
+    console = Console(record=True, width=120)
+    print_result(RESULT, "runs/one", console)
+    shown = console.export_text()
+    for part in ("96.11 %", "none: plain images", "1.0 kB", "2.0 MB", "3.0 GB", "1499.2x", "3.5 s"):
+        assert part in shown
+    assert "10 of 1,000" in shown
+    assert "(1.00 %)" in shown
