@@ -79,6 +79,8 @@ class EncryptionConfig:
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
         "ciphers in this order; [] trains on plain images",
     )
+    fixed_blocks: int = setting(0, "blocks that scrambling leaves in their place", "[0, inf)")
+    fixed_entries: int = setting(0, "entries of a block that shuffling leaves", "[0, inf)")
     adapt: bool = setting(False, "adapt the model to the key: exact, but the model betrays the key")
     key_file: str = setting("keys/owner.key", "the owner's 256-bit secret; made if it is missing")
 

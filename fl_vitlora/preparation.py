@@ -97,9 +97,13 @@ def prepare_key(config: Config, model: Backbone) -> OwnedKey:
         UserError: When the patch size does not divide the image, or the key file is not in order.
     """
     cipher = Cipher(
-        steps=config.encryption.steps, block_size=model.patch_size, image_shape=model.image_shape
+        steps=config.encryption.steps,
+        block_size=model.patch_size,
+        image_shape=model.image_shape,
+        fixed_blocks=config.encryption.fixed_blocks,
+        fixed_entries=config.encryption.fixed_entries,
     )
-    _ = cipher.geometry  # refuses a patch size that does not divide the image
+    _ = cipher.geometry  # refuses what does not fit the images
     if not cipher.steps:
         return OwnedKey(cipher=cipher, key={}, key_id=None)
     secret = load_or_create_secret(Path(config.encryption.key_file))

@@ -8,20 +8,19 @@ B images, N blocks, D entries a block.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from torch import Tensor
 
+from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.encryption.stream import KeyStream
+from fl_vitlora.encryption.stream import KeyStream, permutation_bits
 from fl_vitlora.errors import UserError
 
 
-def draw_key(stream: KeyStream, blocks: int, length: int) -> Tensor:
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws the permutation of positions (N,)."""
-    del length
-    return stream.permutation(blocks)
+    return stream.restricted_permutation(geometry.blocks, geometry.fixed_blocks)
 
 
 def encrypt(x: Tensor, key: Tensor) -> Tensor:
@@ -49,12 +48,11 @@ def adapt(reader: Reader, key: Tensor) -> Reader:
     return replace(reader, position=reader.position[key])
 
 
-def key_space_bits(blocks: int, length: int) -> float:
-    """Counts log₂(N!).
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts log₂(N!), or log₂(N! / N_bs!) where some blocks stay.
 
     Example:
-        >>> round(key_space_bits(196, 768), 1)
+        >>> round(key_space_bits(Geometry(blocks=196, entries=768)), 1)
         1214.8
     """
-    del length
-    return math.lgamma(blocks + 1) / math.log(2)
+    return permutation_bits(geometry.blocks, geometry.fixed_blocks)

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fl_vitlora.encryption import block_scrambling, negative_positive, pixel_shuffling
 from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
+from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.keys import derive_key
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
+from fl_vitlora.errors import UserError
 
 CipherKey = Mapping[str, Tensor]
 
@@ -28,8 +30,8 @@ CipherKey = Mapping[str, Tensor]
 class Step(Protocol):
     """One bijection on uint8 blocks (B, N, D)."""
 
-    def draw_key(self, stream: KeyStream, blocks: int, length: int) -> Tensor:
-        """Draws a key for N = ``blocks`` and D = ``length``."""
+    def draw_key(self, stream: KeyStream, geometry: Geometry) -> Tensor:
+        """Draws a key for images of this geometry."""
         ...
 
     def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class Step(Protocol):
         """Makes of a reader of plain blocks one that computes the same of ciphertext."""
         ...
 
-    def key_space_bits(self, blocks: int, length: int) -> float:
+    def key_space_bits(self, geometry: Geometry) -> float:
         """Counts the keys, as a logarithm to base 2."""
         ...
 
@@ -64,23 +66,44 @@ class Cipher:
         steps: Names of `STEPS`, in the order of encryption; none leaves images plain.
         block_size: Pixels a side; equal to the patch size of the model that will read the images.
         image_shape: (C, H, W).
+        fixed_blocks: How many blocks block scrambling leaves in their place.
+        fixed_entries: How many entries of a block pixel shuffling leaves in theirs.
     """
 
     steps: Sequence[str]
     block_size: int
     image_shape: tuple[int, int, int]
+    fixed_blocks: int = 0
+    fixed_entries: int = 0
 
     @property
-    def geometry(self) -> tuple[int, int]:
-        """Returns N and D."""
+    def geometry(self) -> Geometry:
+        """Returns the shape of the keys.
+
+        Raises:
+            UserError: When the block size does not divide the image, or more is to stay in its
+                place than there is.
+        """
         channels, height, width = self.image_shape
         rows, columns = grid(height, width, self.block_size)
-        return rows * columns, channels * self.block_size**2
+        geometry = Geometry(
+            blocks=rows * columns,
+            entries=channels * self.block_size**2,
+            fixed_blocks=self.fixed_blocks,
+            fixed_entries=self.fixed_entries,
+        )
+        for name, fixed, most in (
+            ("fixed_blocks", geometry.fixed_blocks, geometry.blocks),
+            ("fixed_entries", geometry.fixed_entries, geometry.entries),
+        ):
+            if fixed > most:
+                raise UserError(f"encryption.{name} {fixed}: there are {most}")
+        return geometry
 
     @property
     def key_space_bits(self) -> float:
         """Counts the keys of all steps together, as a logarithm to base 2."""
-        return sum(STEPS[step].key_space_bits(*self.geometry) for step in self.steps)
+        return sum(STEPS[step].key_space_bits(self.geometry) for step in self.steps)
 
     def key(self, secret: bytes, context: str) -> CipherKey:
         """Derives the key of every step from the owner's secret.
@@ -93,7 +116,7 @@ class Cipher:
             A key for each step.
         """
         streams = {step: KeyStream(derive_key(secret, f"{context}/{step}")) for step in self.steps}
-        return {step: STEPS[step].draw_key(streams[step], *self.geometry) for step in self.steps}
+        return {step: STEPS[step].draw_key(streams[step], self.geometry) for step in self.steps}
 
     def encrypt(self, images: Tensor, key: CipherKey) -> Tensor:
         """Encrypts images.

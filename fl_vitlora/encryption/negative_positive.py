@@ -13,14 +13,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
 
 
-def draw_key(stream: KeyStream, blocks: int, length: int) -> Tensor:
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws the mask of entries to invert, bool (D,)."""
-    del blocks
-    return stream.bits(length)
+    return stream.bits(geometry.entries)
 
 
 def encrypt(x: Tensor, key: Tensor) -> Tensor:
@@ -43,12 +43,11 @@ def adapt(reader: Reader, key: Tensor) -> Reader:
     )
 
 
-def key_space_bits(blocks: int, length: int) -> float:
+def key_space_bits(geometry: Geometry) -> float:
     """Counts the D bits.
 
     Example:
-        >>> key_space_bits(196, 768)
+        >>> key_space_bits(Geometry(blocks=196, entries=768))
         768.0
     """
-    del blocks
-    return float(length)
+    return float(geometry.entries)

@@ -9,19 +9,18 @@ B images, N blocks, D entries a block.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from torch import Tensor
 
+from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.encryption.stream import KeyStream
+from fl_vitlora.encryption.stream import KeyStream, permutation_bits
 
 
-def draw_key(stream: KeyStream, blocks: int, length: int) -> Tensor:
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws the permutation of entries (D,)."""
-    del blocks
-    return stream.permutation(length)
+    return stream.restricted_permutation(geometry.entries, geometry.fixed_entries)
 
 
 def encrypt(x: Tensor, key: Tensor) -> Tensor:
@@ -39,12 +38,11 @@ def adapt(reader: Reader, key: Tensor) -> Reader:
     return replace(reader, weight=reader.weight[:, key])
 
 
-def key_space_bits(blocks: int, length: int) -> float:
-    """Counts log₂(D!).
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts log₂(D!), or log₂(D! / N_ps!) where some entries stay.
 
     Example:
-        >>> round(key_space_bits(16, 48), 1)
+        >>> round(key_space_bits(Geometry(blocks=16, entries=48)), 1)
         202.9
     """
-    del blocks
-    return math.lgamma(length + 1) / math.log(2)
+    return permutation_bits(geometry.entries, geometry.fixed_entries)

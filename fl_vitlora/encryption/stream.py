@@ -6,6 +6,8 @@ same key gives the same draws on every machine.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from torch import Tensor
@@ -42,9 +44,31 @@ class KeyStream:
         for last in range(length - 1, 0, -1):
             chosen = self.below(last + 1)
             order[last], order[chosen] = order[chosen], order[last]
-        return torch.tensor(order)
+        return torch.tensor(order, dtype=torch.int64)
+
+    def restricted_permutation(self, length: int, fixed: int) -> Tensor:
+        """Draws a permutation of which ``fixed`` places, drawn too, stay as they are.
+
+        The other places are permuted freely, so a few more may stay by chance.
+        """
+        if not fixed:
+            return self.permutation(length)
+        free = self.permutation(length)[fixed:].sort().values
+        order = torch.arange(length)
+        order[free] = free[self.permutation(len(free))]
+        return order
 
     def bits(self, length: int) -> Tensor:
         """Draws ``length`` independent fair bits, bool."""
         drawn = self._cipher.update(bytes((length + 7) // 8))
         return torch.tensor([bool(drawn[i // 8] >> (i % 8) & 1) for i in range(length)])
+
+
+def permutation_bits(length: int, fixed: int = 0) -> float:
+    """Counts restricted permutations, at most n! / f!, as a logarithm to base 2.
+
+    Example:
+        >>> round(permutation_bits(196), 1), permutation_bits(4, fixed=4)
+        (1214.8, 0.0)
+    """
+    return (math.lgamma(length + 1) - math.lgamma(fixed + 1)) / math.log(2)

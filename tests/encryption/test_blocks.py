@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fl_vitlora.encryption import pixel_shuffling
 from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
+from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
 
@@ -60,7 +61,7 @@ def test_shuffled_weights_read_shuffled_pixels(embedding: PatchEmbed):
     """The key-dependent adaptation E' = E[:, key] (arXiv 2309.02556) undoes pixel shuffling."""
     images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     plain = embedding(images)
-    key = pixel_shuffling.draw_key(KeyStream(bytes(32)), 6, 48)
+    key = pixel_shuffling.draw_key(KeyStream(bytes(32)), Geometry(blocks=6, entries=48))
     encrypted = from_blocks(pixel_shuffling.encrypt(to_blocks(images, 4), key), 8, 12, 4)
     weight = embedding.proj.weight.detach()
     shuffled = weight.flatten(1)[:, key].reshape(weight.shape)

@@ -138,7 +138,7 @@ def test_steps_draw_from_streams_of_their_own():
     key = make(*STEPS).key(SECRET, "c")
     for step, found in key.items():
         stream = KeyStream(derive_key(SECRET, f"c/{step}"))
-        assert torch.equal(found, STEPS[step].draw_key(stream, 16, 48))
+        assert torch.equal(found, STEPS[step].draw_key(stream, make().geometry))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_steps_draw_from_streams_of_their_own():
 )
 def test_key_spaces_of_vit_base_are_those_of_the_literature(steps: tuple[str, ...], bits: float):
     cipher = make(*steps, block_size=16, size=(224, 224))
-    assert cipher.geometry == (196, 768)
+    assert (cipher.geometry.blocks, cipher.geometry.entries) == (196, 768)
     assert cipher.key_space_bits == pytest.approx(bits, abs=0.1)
 
 
@@ -177,3 +177,36 @@ def test_encryption_leaves_the_plain_images_as_they_are(images: Tensor):
     cipher.encrypt(images, cipher.key(SECRET, "test")).fill_(0)
     make().encrypt(images, {})
     assert torch.equal(before, images)
+
+
+@pytest.mark.parametrize(("blocks", "entries"), [(0, 0), (4, 12), (16, 48)])
+def test_restricted_permutations_leave_at_least_so_many_in_place(blocks: int, entries: int):
+    cipher = Cipher(
+        steps=("block_scrambling", "pixel_shuffling"),
+        block_size=4,
+        image_shape=(3, 16, 16),
+        fixed_blocks=blocks,
+        fixed_entries=entries,
+    )
+    key = cipher.key(SECRET, "test")
+    for step, length, fixed in (("block_scrambling", 16, blocks), ("pixel_shuffling", 48, entries)):
+        still = int((key[step] == torch.arange(length)).sum())
+        assert fixed <= still <= (length if fixed == length else fixed + 5)
+        assert key[step].sort().values.tolist() == list(range(length))
+
+
+def test_restriction_shrinks_the_key_space_to_its_published_bound():
+    free = make("block_scrambling", "pixel_shuffling").key_space_bits
+    bound = Cipher(
+        steps=("block_scrambling", "pixel_shuffling"),
+        block_size=4,
+        image_shape=(3, 16, 16),
+        fixed_blocks=2,
+        fixed_entries=3,
+    ).key_space_bits
+    assert free - bound == pytest.approx(1 + 2.585, abs=1e-3)  # log2 of 2! and of 3!
+
+
+def test_more_fixed_than_there_are_is_refused():
+    with pytest.raises(UserError, match="fixed_blocks 17: there are 16"):
+        _ = Cipher(steps=(), block_size=4, image_shape=(3, 16, 16), fixed_blocks=17).geometry
