@@ -28,11 +28,6 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
     return x[:, key]
 
 
-def decrypt(x: Tensor, key: Tensor) -> Tensor:
-    """Returns every block to its place."""
-    return x[:, key.argsort()]
-
-
 def adapt(reader: Reader, key: Tensor) -> Reader:
     """Lets a model read scrambled images: every position embedding follows its block.
 

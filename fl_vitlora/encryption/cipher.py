@@ -1,6 +1,6 @@
 """Ciphers: steps of perceptual encryption in the order given, each with a key of its own.
 
-A step is a module with five pure functions (`Step`); a `Cipher` is a list of steps for one shape of
+A step is a module with four pure functions (`Step`); a `Cipher` is a list of steps for one shape of
 images; `encrypt` and `decrypt` are bijections on uint8 images. What these ciphers protect is what a
 person could *see*; they do not resist cryptanalysis, least of all when one key serves many images.
 
@@ -20,6 +20,7 @@ from fl_vitlora.encryption import block_scrambling, negative_positive, pixel_shu
 from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
 from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.keys import derive_key
+from fl_vitlora.encryption.pixel_map import PixelMap, probe
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
@@ -28,7 +29,7 @@ CipherKey = Mapping[str, Tensor]
 
 
 class Step(Protocol):
-    """One bijection on uint8 blocks (B, N, D)."""
+    """One bijection on uint8 blocks (B, N, D) that moves entries and flips their bits."""
 
     def draw_key(self, stream: KeyStream, geometry: Geometry) -> Tensor:
         """Draws a key for images of this geometry."""
@@ -36,10 +37,6 @@ class Step(Protocol):
 
     def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
         """Turns plain blocks into ciphertext of the same shape."""
-        ...
-
-    def decrypt(self, x: Tensor, key: Tensor) -> Tensor:
-        """Inverts `encrypt` bit by bit."""
         ...
 
     def adapt(self, reader: Reader, key: Tensor) -> Reader:
@@ -131,17 +128,13 @@ class Cipher:
         Raises:
             ValueError: When type or shape do not fit.
         """
-        blocks = self._blocks(images)
-        for step in self.steps:
-            blocks = STEPS[step].encrypt(blocks, key[step])
-        return from_blocks(blocks, *self.image_shape[1:], self.block_size)
+        self._check(images)
+        return self._map(key).apply(images)
 
     def decrypt(self, images: Tensor, key: CipherKey) -> Tensor:
         """Inverts `encrypt` bit by bit; see there."""
-        blocks = self._blocks(images)
-        for step in reversed(self.steps):
-            blocks = STEPS[step].decrypt(blocks, key[step])
-        return from_blocks(blocks, *self.image_shape[1:], self.block_size)
+        self._check(images)
+        return self._map(key).invert(images)
 
     def adapt(self, reader: Reader, key: CipherKey) -> Reader:
         """Adapts a model to the key, so that it computes of ciphertext what it did of plain images.
@@ -163,10 +156,19 @@ class Cipher:
             reader = STEPS[step].adapt(reader, key[step])
         return reader
 
-    def _blocks(self, images: Tensor) -> Tensor:
+    def encrypt_by_steps(self, images: Tensor, key: CipherKey) -> Tensor:
+        """Encrypts step by step, as the literature describes it; slower than `encrypt`."""
+        blocks = to_blocks(images, self.block_size)
+        for step in self.steps:
+            blocks = STEPS[step].encrypt(blocks, key[step])
+        return from_blocks(blocks, *self.image_shape[1:], self.block_size)
+
+    def _map(self, key: CipherKey) -> PixelMap:
+        return probe(lambda images: self.encrypt_by_steps(images, key), self.image_shape)
+
+    def _check(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"expected uint8 images of shape (B, {', '.join(map(str, self.image_shape))}), "
                 f"got {images.dtype} of shape {tuple(images.shape)}"
             )
-        return to_blocks(images, self.block_size)

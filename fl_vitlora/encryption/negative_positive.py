@@ -28,11 +28,6 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
     return x ^ (key * 255).to(x.dtype)
 
 
-def decrypt(x: Tensor, key: Tensor) -> Tensor:
-    """Inverts the same entries again; the transformation is its own inverse."""
-    return encrypt(x, key)
-
-
 def adapt(reader: Reader, key: Tensor) -> Reader:
     """Lets a model read inverted entries: x' = -x + c gives w·x = -w·x' + w·c on chosen entries."""
     chosen = key.to(reader.weight.dtype)

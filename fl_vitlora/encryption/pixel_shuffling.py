@@ -28,11 +28,6 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
     return x[..., key]
 
 
-def decrypt(x: Tensor, key: Tensor) -> Tensor:
-    """Returns every entry to its place."""
-    return x[..., key.argsort()]
-
-
 def adapt(reader: Reader, key: Tensor) -> Reader:
     """Lets a model read shuffled blocks: every column of the patch embedding follows its entry."""
     return replace(reader, weight=reader.weight[:, key])

@@ -48,6 +48,19 @@ def test_decryption_inverts_encryption_bit_by_bit(
     assert torch.equal(cipher.encrypt(cipher.decrypt(images, key), key), images)
 
 
+@pytest.mark.parametrize("steps", ORDERS, ids="+".join)
+def test_one_pass_equals_the_steps_one_after_the_other(steps: tuple[str, ...], images: Tensor):
+    cipher = make(*steps)
+    key = cipher.key(SECRET, "test")
+    assert torch.equal(cipher.encrypt(images, key), cipher.encrypt_by_steps(images, key))
+
+
+def test_one_pass_knows_every_pixel_of_a_large_image():
+    cipher = make(*STEPS, block_size=16, size=(224, 240))
+    key, images = cipher.key(SECRET, "test"), random_images(2, 3, 224, 240)
+    assert torch.equal(cipher.encrypt(images, key), cipher.encrypt_by_steps(images, key))
+
+
 @pytest.mark.parametrize("step", ["block_scrambling", "pixel_shuffling"])
 def test_scrambling_and_shuffling_only_permute(step: str, images: Tensor):
     cipher = make(step)
