@@ -22,7 +22,25 @@ from fl_vitlora.errors import UserError, unknown
 
 T = TypeVar("T")
 
-CipherStep = Literal["block_scrambling", "pixel_shuffling", "negative_positive"]
+CipherStep = Literal[
+    "block_scrambling",
+    "pixel_shuffling",
+    "negative_positive",
+    "colour_shuffling",
+    "rotation_inversion",
+    "block_negative_positive",
+]
+# Schemes of the literature that can be named instead of their steps.
+SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
+    "ViT-blockwise": ("block_scrambling", "pixel_shuffling", "negative_positive"),
+    "EtC": (
+        "block_scrambling",
+        "rotation_inversion",
+        "block_negative_positive",
+        "colour_shuffling",
+    ),
+}
+
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 
 
@@ -77,7 +95,7 @@ class EncryptionConfig:
 
     steps: tuple[CipherStep, ...] = setting(
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
-        "ciphers in this order; [] trains on plain images",
+        "in this order, or a scheme: EtC, ViT-blockwise; [] is plain",
     )
     fixed_blocks: int = setting(0, "blocks that scrambling leaves in their place", "[0, inf)")
     fixed_entries: int = setting(0, "entries of a block that shuffling leaves", "[0, inf)")
@@ -270,6 +288,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return from_mapping(typing.cast(type[Any], hint), value, path)
     if origin is types.UnionType:
         return None if value is None else _convert(arguments[0], value, path)
+    if origin is tuple and isinstance(value, str) and value in SCHEMES:
+        return SCHEMES[value]
     if origin is tuple:
         return tuple(_convert(arguments[0], item, path) for item in _to_list(value, path))
     if origin is Literal and value not in arguments:

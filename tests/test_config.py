@@ -142,7 +142,7 @@ def test_what_is_no_override_is_refused(text: str):
         ({"fraction": [1]}, "fraction", "a number"),
         ({"training": 3}, "training", "a mapping"),
         ({"encryption.steps": 3}, "encryption.steps", "a list"),
-        ({"encryption.steps": ["rot13"]}, "encryption.steps", "choices: block_scrambling"),
+        ({"encryption.steps": ["rot13"]}, "encryption.steps", "block_scrambling"),
         ({"data.partition": "dirichle"}, "data.partition", "did you mean 'dirichlet'"),
         ({"finetuning.method": "lora+"}, "finetuning.method", "did you mean 'lora"),
         ({"clients": 0}, "clients", "[1, inf)"),

@@ -47,7 +47,7 @@ def key_space_bits(geometry: Geometry) -> float:
     """Counts log₂(N!), or log₂(N! / N_bs!) where some blocks stay.
 
     Example:
-        >>> round(key_space_bits(Geometry(blocks=196, entries=768)), 1)
+        >>> round(key_space_bits(Geometry(blocks=196, channels=3, block_size=16)), 1)
         1214.8
     """
     return permutation_bits(geometry.blocks, geometry.fixed_blocks)

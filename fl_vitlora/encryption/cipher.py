@@ -16,7 +16,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fl_vitlora.encryption import block_scrambling, negative_positive, pixel_shuffling
+from fl_vitlora.encryption import (
+    block_negative_positive,
+    block_scrambling,
+    colour_shuffling,
+    negative_positive,
+    pixel_shuffling,
+    rotation_inversion,
+)
 from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
 from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.keys import derive_key
@@ -52,6 +59,9 @@ STEPS: Mapping[str, Step] = {
     "block_scrambling": block_scrambling,
     "pixel_shuffling": pixel_shuffling,
     "negative_positive": negative_positive,
+    "colour_shuffling": colour_shuffling,
+    "rotation_inversion": rotation_inversion,
+    "block_negative_positive": block_negative_positive,
 }
 
 
@@ -85,7 +95,8 @@ class Cipher:
         rows, columns = grid(height, width, self.block_size)
         geometry = Geometry(
             blocks=rows * columns,
-            entries=channels * self.block_size**2,
+            channels=channels,
+            block_size=self.block_size,
             fixed_blocks=self.fixed_blocks,
             fixed_entries=self.fixed_entries,
         )

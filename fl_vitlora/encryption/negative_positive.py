@@ -42,7 +42,7 @@ def key_space_bits(geometry: Geometry) -> float:
     """Counts the D bits.
 
     Example:
-        >>> key_space_bits(Geometry(blocks=196, entries=768))
+        >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))
         768.0
     """
     return float(geometry.entries)

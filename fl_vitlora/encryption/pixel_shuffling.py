@@ -37,7 +37,7 @@ def key_space_bits(geometry: Geometry) -> float:
     """Counts log₂(D!), or log₂(D! / N_ps!) where some entries stay.
 
     Example:
-        >>> round(key_space_bits(Geometry(blocks=16, entries=48)), 1)
+        >>> round(key_space_bits(Geometry(blocks=16, channels=3, block_size=4)), 1)
         202.9
     """
     return permutation_bits(geometry.entries, geometry.fixed_entries)

@@ -61,7 +61,9 @@ def test_shuffled_weights_read_shuffled_pixels(embedding: PatchEmbed):
     """The key-dependent adaptation E' = E[:, key] (arXiv 2309.02556) undoes pixel shuffling."""
     images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     plain = embedding(images)
-    key = pixel_shuffling.draw_key(KeyStream(bytes(32)), Geometry(blocks=6, entries=48))
+    key = pixel_shuffling.draw_key(
+        KeyStream(bytes(32)), Geometry(blocks=6, channels=3, block_size=4)
+    )
     encrypted = from_blocks(pixel_shuffling.encrypt(to_blocks(images, 4), key), 8, 12, 4)
     weight = embedding.proj.weight.detach()
     shuffled = weight.flatten(1)[:, key].reshape(weight.shape)

@@ -10,14 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fl_vitlora.config import SCHEMES
+from fl_vitlora.encryption.blocks import to_blocks
 from fl_vitlora.encryption.cipher import STEPS, Cipher
 from fl_vitlora.encryption.keys import derive_key
+from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
 SECRET, OTHER_SECRET = bytes(range(32)), bytes(range(1, 33))
-ORDERS = [order for n in range(4) for order in permutations(STEPS, n)]
+SHARED = ("block_scrambling", "pixel_shuffling", "negative_positive")  # one key for all blocks
+ORDERS = [
+    *(order for n in range(4) for order in permutations(SHARED, n)),
+    *((step,) for step in STEPS if step not in SHARED),
+    SCHEMES["EtC"],
+    tuple(reversed(tuple(STEPS))),
+]
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
@@ -46,6 +55,32 @@ def test_decryption_inverts_encryption_bit_by_bit(
     assert encrypted.dtype == torch.uint8
     assert torch.equal(cipher.decrypt(encrypted, key), images)
     assert torch.equal(cipher.encrypt(cipher.decrypt(images, key), key), images)
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step not in SHARED])
+def test_steps_with_a_key_for_every_block_have_no_adaptation(step: str):
+    cipher = make(step)
+    reader = Reader(weight=torch.eye(48), bias=torch.zeros(48), position=None)
+    with pytest.raises(UserError, match=f"{step} has no key adaptation"):
+        cipher.adapt(reader, cipher.key(SECRET, "test"))
+
+
+def test_rotation_and_inversion_give_the_eight_symmetries_of_a_square():
+    cipher = make("rotation_inversion", size=(64, 64))
+    square = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+    image = square.repeat(1, 3, 16, 16)
+    blocks = to_blocks(cipher.encrypt(image, cipher.key(SECRET, "test")), 4)[0]
+    seen = {tuple(block[:16].tolist()) for block in blocks}
+    turns = [torch.rot90(square[0, 0], k) for k in range(4)]
+    assert seen == {tuple(s.flatten().tolist()) for t in turns for s in (t, t.flip(1))}
+
+
+def test_colour_shuffling_gives_every_order_of_channels_and_keeps_places():
+    cipher = make("colour_shuffling", size=(64, 64))
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    encrypted = cipher.encrypt(image, cipher.key(SECRET, "test"))
+    seen = {tuple(pixel.tolist()) for pixel in encrypted[0].flatten(1).T}
+    assert seen == set(permutations((10, 20, 30)))
 
 
 @pytest.mark.parametrize("steps", ORDERS, ids="+".join)
@@ -137,18 +172,18 @@ def test_another_context_or_secret_gives_another_key(step: str):
         for secret in (SECRET, OTHER_SECRET)
         for context in ("a", "b")
     ]
-    assert len({tuple(key) for key in keys}) == 4
+    assert len({str(key) for key in keys}) == 4
 
 
 def test_a_step_has_the_same_key_whatever_steps_surround_it():
-    alone, together = make("pixel_shuffling"), make(*STEPS)
+    alone, together = make("pixel_shuffling"), make(*SHARED)
     key = "pixel_shuffling"
     assert torch.equal(alone.key(SECRET, "c")[key], together.key(SECRET, "c")[key])
 
 
 def test_steps_draw_from_streams_of_their_own():
     """One stream for all would let the bits of one step tell about the order of another."""
-    key = make(*STEPS).key(SECRET, "c")
+    key = make(*SHARED).key(SECRET, "c")
     for step, found in key.items():
         stream = KeyStream(derive_key(SECRET, f"c/{step}"))
         assert torch.equal(found, STEPS[step].draw_key(stream, make().geometry))
@@ -160,7 +195,8 @@ def test_steps_draw_from_streams_of_their_own():
         (("block_scrambling",), 1214.8),
         (("pixel_shuffling",), 6259.4),
         (("negative_positive",), 768.0),
-        (tuple(STEPS), 1214.8 + 6259.4 + 768.0),
+        (SHARED, 1214.8 + 6259.4 + 768.0),
+        (SCHEMES["EtC"], 2505.5),
         ((), 0.0),
     ],
 )
@@ -186,7 +222,7 @@ def test_a_block_size_that_does_not_divide_is_refused_with_one_that_does():
 
 
 def test_encryption_leaves_the_plain_images_as_they_are(images: Tensor):
-    before, cipher = images.clone(), make(*STEPS)
+    before, cipher = images.clone(), make(*SHARED)
     cipher.encrypt(images, cipher.key(SECRET, "test")).fill_(0)
     make().encrypt(images, {})
     assert torch.equal(before, images)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl_vitlora.config import ModelConfig
-from fl_vitlora.encryption.cipher import STEPS, Cipher
+from fl_vitlora.config import SCHEMES, ModelConfig
+from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.backbone import Backbone, Normalization, build
 from fl_vitlora.models.reading import open_reader, put_reader, reader_of, write_reader
 from fl_vitlora.rng import generator
 
 SECRET = bytes(range(32))
-ALL_STEPS = tuple(STEPS)
-ORDERS = [order for n in range(4) for order in permutations(STEPS, n)]
+ALL_STEPS = SCHEMES["ViT-blockwise"]
+ORDERS = [order for n in range(4) for order in permutations(ALL_STEPS, n)]
 
 # class token; pooled; register tokens without an own position; two extra tokens
 MODELS = {

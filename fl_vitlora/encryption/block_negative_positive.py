@@ -1,0 +1,39 @@
+"""Negative-positive transformation of whole blocks: in chosen blocks every entry q is 255 - q.
+
+The key is one bit for each block. 2^N keys. `negative_positive` chooses entries instead, the same
+ones in all blocks.
+Source: the EtC scheme; its key space beside that of the other steps in arXiv 2408.05737.
+
+B images, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.per_block import refuse_adaptation
+from fl_vitlora.encryption.stream import KeyStream
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws the mask of blocks to invert, bool (N, 1)."""
+    return stream.bits(geometry.blocks).unsqueeze(1)
+
+
+def encrypt(x: Tensor, key: Tensor) -> Tensor:
+    """Inverts the chosen blocks of (B, N, D), uint8."""
+    return x ^ (key * 255).to(x.dtype)
+
+
+adapt = refuse_adaptation("block_negative_positive")
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts the N bits.
+
+    Example:
+        >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))
+        196.0
+    """
+    return float(geometry.blocks)

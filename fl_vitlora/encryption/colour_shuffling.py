@@ -1,0 +1,41 @@
+"""Colour component shuffling: in every block the colour channels change places.
+
+The key is one of the C! orders of channels for each block, independently. (C!)^N keys, 2.585 bits a
+block for C = 3.
+Source: the EtC scheme; its key space beside that of the other steps in arXiv 2408.05737.
+
+B images, N blocks, D = C·p² entries a block, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.per_block import encrypt, refuse_adaptation
+from fl_vitlora.encryption.stream import KeyStream
+
+__all__ = ["adapt", "draw_key", "encrypt", "key_space_bits"]
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws the order of entries of each block (N, D)."""
+    entries = torch.arange(geometry.entries).view(geometry.channels, -1)
+    orders = (stream.permutation(geometry.channels) for _ in range(geometry.blocks))
+    return torch.stack([entries[order].flatten() for order in orders])
+
+
+adapt = refuse_adaptation("colour_shuffling")
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts N · log₂(C!).
+
+    Example:
+        >>> round(key_space_bits(Geometry(blocks=196, channels=3, block_size=16)), 1)
+        506.7
+    """
+    return geometry.blocks * math.log2(math.factorial(geometry.channels))

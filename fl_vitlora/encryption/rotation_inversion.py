@@ -1,0 +1,43 @@
+"""Block rotation and inversion: every block is turned and mirrored.
+
+The key is one of the eight symmetries of the square for each block, independently: four rotations,
+each with or without a mirror image. 8^N keys, 3 bits a block.
+Source: the EtC scheme; its key space beside that of the other steps in arXiv 2408.05737.
+
+B images, N blocks, D = C·p² entries a block, p block size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.per_block import encrypt, refuse_adaptation
+from fl_vitlora.encryption.stream import KeyStream
+
+__all__ = ["adapt", "draw_key", "encrypt", "key_space_bits"]
+
+SYMMETRIES = 8
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws the order of entries of each block (N, D)."""
+    size = geometry.block_size
+    entries = torch.arange(geometry.entries).view(geometry.channels, size, size)
+    turned = [torch.rot90(entries, quarter, (1, 2)) for quarter in range(4)]
+    orders = [order.flatten() for square in turned for order in (square, square.flip(2))]
+    return torch.stack([orders[stream.below(SYMMETRIES)] for _ in range(geometry.blocks)])
+
+
+adapt = refuse_adaptation("rotation_inversion")
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts 3 bits a block; blocks of one pixel have but one symmetry.
+
+    Example:
+        >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))
+        588.0
+    """
+    return 3.0 * geometry.blocks if geometry.block_size > 1 else 0.0
