@@ -8,6 +8,7 @@ STARTED = time.perf_counter()
 
 import argparse  # noqa: E402 - the clock starts before the imports
 import difflib  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
@@ -149,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
     except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
+        print("simulate.py: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # a thread of Flower may wait for a Ray that is gone, for ever
 
 
 if __name__ == "__main__":

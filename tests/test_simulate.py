@@ -122,7 +122,8 @@ def test_committed_experiments_are_valid_and_begin_with_their_command(path: Path
     assert first == f"# python simulate.py --config configs/{path.name}"
 
 
-def test_interruption_ends_a_run_soon_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["starting workers", "round 1/"])
+def test_interruption_ends_a_run_soon(moment: str, tmp_path: Path) -> None:
     program = (
         "import signal, simulate\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal\n"
@@ -136,7 +137,7 @@ def test_interruption_ends_a_run_soon_and_leaves_no_process(tmp_path: Path) -> N
         text=True,
     )
     assert running.stdout is not None
-    while not running.stdout.readline().startswith("round 1/"):
+    while not running.stdout.readline().startswith(moment):
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
     _, answer = running.communicate(timeout=60)
