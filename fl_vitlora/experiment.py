@@ -90,7 +90,7 @@ def run(
         key = prepare_key(config, backbone)
         reader = adapt_model(config, backbone, key)
         folder = RunFolder.create(config)
-        watch.announce("encrypting shards")
+        watch.announce("encrypting shards" if key.cipher.steps else "writing plain shards")
         write_shards(config, images, key, folder)
         if reader is not None:
             write_reader(folder.shards / READER_FILE, reader)

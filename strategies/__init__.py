@@ -111,6 +111,8 @@ def _is_strategy(kind: type[Any]) -> bool:
 def _make_flower(kind: type[Any], name: str, options: Mapping[str, Any]) -> AnyStrategy:
     """Makes an instance of a Flower strategy, which has a constructor of its own."""
     parameters = inspect.signature(kind).parameters
+    if "strategy" in parameters:
+        raise UserError(f"strategy {name} wraps another strategy; wrappers do not run yet")
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in options:
         if option not in parameters and not open_ended:

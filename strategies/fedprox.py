@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fl_vitlora.config import setting
 from fl_vitlora.state import State, add, mean
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
 
@@ -24,7 +25,7 @@ class FedProx(Strategy):
         mu: Weight μ of the penalty, not negative.
     """
 
-    mu: float = 0.01
+    mu: float = setting(0.01, "weight of the penalty", "[0, inf)")
 
     def plan(self, server_round: int) -> ClientPlan:
         """Asks clients to add the penalty to their loss."""

@@ -34,7 +34,7 @@ RESULT = {
     "method": "lora",
     "trainable_parameters": 10,
     "total_parameters": 1000,
-    "encryption": {"steps": []},
+    "encryption": {"steps": [], "key_id": None},
     "communication": {
         "uplink_bytes": 1_000,
         "downlink_bytes": 2_000_000,

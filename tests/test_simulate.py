@@ -38,6 +38,8 @@ MISTAKES = {
         "strategy.min_train_nodes 50",
         "20 clients",
     ],
+    "--strategy fedprox --set strategy.mu=-1": ["strategy.mu", "[0, inf)"],
+    "--strategy flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping": ["wraps"],
     "--clients 2000": ["2000 clients", "1437 training images", "at most 718"],
     "--dataset missing/folder": ["missing/folder", "--dataset FOLDER"],
     "--partition pathological --set data.classes_per_client=11": ["11", "10 classes"],

@@ -58,14 +58,14 @@ def load_or_create_secret(path: Path) -> bytes:
     """
     if not path.exists():
         _create(path, secrets.token_bytes(SECRET_BYTES))
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"key file {path} can be read by others; run: chmod 600 {path}")
     try:
         secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except (ValueError, OSError):
         secret = b""
     if len(secret) != SECRET_BYTES:
         raise UserError(f"key file {path}: expected {2 * SECRET_BYTES} hexadecimal digits")
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise UserError(f"key file {path} can be read by others; run: chmod 600 {path}")
     return secret
 
 

@@ -39,6 +39,12 @@ def attach(model: nn.Module, targets: Sequence[str], rank: int, alpha: float) ->
     for block in blocks:
         for path in dict.fromkeys(LAYERS[target] for target in targets):
             layer = _find(block, path)
+            narrow = min(layer.in_features, layer.out_features)
+            if rank > narrow:
+                raise UserError(
+                    f"finetuning.rank {rank}: {path} of {type(model).__name__} has no more than "
+                    f"{narrow} ranks"
+                )
             chosen = [target for target in targets if LAYERS[target] == path]
             _put(block, path, LoRALinear(layer, _slices(layer, chosen), rank, alpha))
 

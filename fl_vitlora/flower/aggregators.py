@@ -8,8 +8,10 @@ whole tensors instead of deltas, each by its name.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -18,7 +20,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from flwr.supercore.run import Run
 
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.errors import UserError
+from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.transport import ConfigValue, Failure, Instruction
 from fl_vitlora.rng import derive_seed
@@ -75,6 +77,31 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
             )
 
 
+@contextlib.contextmanager
+def blame(strategy: AnyStrategy, server_round: int) -> Iterator[None]:
+    """Turns what a strategy's own code raises into one line that names its place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"strategy {type(strategy).__name__}, round {server_round}: "
+            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error
+
+
+def _check_frozen(endings: tuple[str, ...], model: State) -> None:
+    """Refuses a plan that freezes what is not there; a typing error would freeze nothing."""
+    if isinstance(endings, str):
+        raise UserError(f"plan.frozen is {endings!r}, expected a tuple: ({endings!r},)")
+    for ending in endings:
+        if not any(name.endswith(ending) for name in model):
+            last = {f".{name.rpartition('.')[2]}" for name in model}
+            raise unknown("ending in plan.frozen", ending, last)
+
+
 class OwnAggregator:
     """Drives a strategy of this project's contract and keeps its state."""
 
@@ -90,7 +117,9 @@ class OwnAggregator:
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
         """Sends the model and the plan to every participant."""
-        plan = self._strategy.plan(server_round)
+        with blame(self._strategy, server_round):
+            plan = self._strategy.plan(server_round)
+        _check_frozen(plan.frozen, model)
         extended = dict(config)
         if plan.proximal_mu:
             extended[messages.PROXIMAL_MU] = plan.proximal_mu
@@ -106,8 +135,9 @@ class OwnAggregator:
         failures: Sequence[Failure],
     ) -> State:
         """Calls the strategy."""
-        del server_round, failures
-        new, self._state = self._strategy.aggregate(model, updates, self._state)
+        del failures
+        with blame(self._strategy, server_round):
+            new, self._state = self._strategy.aggregate(model, updates, self._state)
         shapes = [{n: tuple(w.shape) for n, w in tensors.items()} for tensors in (model, new)]
         if shapes[0] != shapes[1]:
             differing = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
@@ -136,14 +166,15 @@ class FlowerAggregator:
     ) -> list[Instruction]:
         """Takes the messages that the strategy would send."""
         random.seed(derive_seed(self._seed, "flower sampling", server_round))  # Flower's sampler
-        sent = list(
-            self._strategy.configure_train(
-                server_round,
-                messages.to_arrays(model),
-                ConfigRecord(dict(config)),
-                Participants(clients),
+        with blame(self._strategy, server_round):
+            sent = list(
+                self._strategy.configure_train(
+                    server_round,
+                    messages.to_arrays(model),
+                    ConfigRecord(dict(config)),
+                    Participants(clients),
+                )
             )
-        )
         self._asked = {message.metadata.dst_node_id: message for message in sent}
         states: dict[int, State] = {}
         for message in sent:
@@ -171,7 +202,8 @@ class FlowerAggregator:
             Message(Error(FAILED, failure.reason), reply_to=self._asked[failure.client])
             for failure in failures
         ]
-        arrays, _ = self._strategy.aggregate_train(server_round, replies)
+        with blame(self._strategy, server_round):
+            arrays, _ = self._strategy.aggregate_train(server_round, replies)
         return model if arrays is None else messages.from_arrays(arrays, self._layout)
 
     def _reply(self, update: Update) -> Message:

@@ -92,6 +92,7 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
     rows = {
         "test accuracy": f"[bold]{100 * result['accuracy']:.2f} %[/bold]",
         "encryption": ", ".join(result["encryption"]["steps"]) or "none: plain images",
+        "key": result["encryption"]["key_id"] or "none",
         "method": f"{result['method']}, {result['strategy']}, {result['clients']} clients, "
         f"{result['rounds']} rounds",
         "trained": f"{result['trainable_parameters']:,} of {result['total_parameters']:,} "

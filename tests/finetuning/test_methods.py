@@ -211,3 +211,8 @@ def test_a_target_that_blocks_lack_is_refused():
     model.blocks[0].mlp = nn.Identity()
     with pytest.raises(UserError, match=r"no linear layer 'mlp\.fc1' in Block, only \["):
         targets.attach(model, ["q", "fc1"], 4, 8.0)
+
+
+def test_more_ranks_than_a_layer_has_are_refused(make_backbone: MakeBackbone) -> None:
+    with pytest.raises(UserError, match=r"finetuning\.rank 97: attn\.qkv .* no more than 96"):
+        make_backbone(rank=97)

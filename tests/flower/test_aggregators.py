@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flwr.serverapp.strategy as flower
@@ -16,7 +17,13 @@ import strategies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.aggregators import Aggregator, Participants, check_cohort, make_aggregator
+from fl_vitlora.flower.aggregators import (
+    Aggregator,
+    OwnAggregator,
+    Participants,
+    check_cohort,
+    make_aggregator,
+)
 from fl_vitlora.flower.transport import Failure
 from fl_vitlora.state import State, clone, is_finite, l2_norm, subtract
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
@@ -250,3 +257,32 @@ def test_a_strategy_that_would_wait_forever_is_refused(name: str):
 
 def test_our_strategies_wait_for_nobody():
     check_cohort(strategies.load("fedavg", {}), participants=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(Strategy):
+    """A strategy with faults of its author's own."""
+
+    endings: Any = ()
+
+    def plan(self, server_round: int) -> ClientPlan:
+        del server_round
+        return ClientPlan(frozen=self.endings)
+
+    def aggregate(self, model: State, updates: Sequence[Update], state: State) -> Any:
+        return model["no such tensor"], state
+
+
+def test_a_fault_in_a_strategy_is_told_with_its_place():
+    aggregator = OwnAggregator(Faulty())
+    with pytest.raises(UserError, match=r"Faulty, round 3: KeyError: .*test_aggregators\.py, line"):
+        aggregator.aggregate(3, made_up_model(), [], [])
+
+
+@pytest.mark.parametrize(
+    ("endings", "told"),
+    [((".loraA",), r"'\.loraA'; did you mean '\.lora_A'"), (".lora_A", "expected a tuple")],
+)
+def test_a_plan_that_freezes_nothing_by_mistake_is_refused(endings: Any, told: str):
+    with pytest.raises(UserError, match=told):
+        OwnAggregator(Faulty(endings=endings)).instruct(1, made_up_model(), [0], {})
