@@ -26,6 +26,7 @@ from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.preparation import OwnedImages, OwnedKey, prepare_images, prepare_key, prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.state import State, l2_norm, subtract
 
 SMALL = {
     "clients": 4,
@@ -192,23 +193,36 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path) -> None:
 
 
 def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> None:
-    """Three rounds with partial participation and AdamW, weights compared after adapting E."""
+    """Three rounds with partial participation and AdamW; E is compared after adapting it.
+
+    Both runs are float32 and add in another order; AdamW makes steps of such differences wherever
+    a gradient is nearly zero. So the distance of all weights is measured against how far training
+    moved them.
+    """
     (tmp_path / "plain").mkdir()
     (tmp_path / "encrypted").mkdir()
     plain = execute(tmp_path / "plain", encryption__steps=[], rounds=3)
+    secret = tmp_path / "encrypted" / "owner.key"
+    secret.write_text(bytes(range(32)).hex())  # always the same key, so always the same rounding
+    secret.chmod(0o600)
     encrypted = execute(tmp_path / "encrypted", encryption__adapt=True, rounds=3)
     _, key = owned(encrypted.config)
-    expected = load_file(plain.folder / "model.safetensors")
-    reached = load_file(encrypted.folder / "model.safetensors")
     backbone = prepare_model(plain.config, 10, "cpu")
-    load_state(backbone.model, expected)
-    reader = key.cipher.adapt(reader_of(backbone), key.key)
-    assert not torch.equal(reached["patch_embed.proj.weight"], expected["patch_embed.proj.weight"])
-    expected["patch_embed.proj.weight"] = reader.weight.view(96, 3, 4, 4)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
-    assert encrypted.result["accuracy"] == plain.result["accuracy"]
-    assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
+    initial = export_state(backbone.model)
+    trained = load_file(plain.folder / "model.safetensors")
+    reached = load_file(encrypted.folder / "model.safetensors")
+
+    def adapted(state: State) -> State:
+        load_state(backbone.model, state)
+        weight = key.cipher.adapt(reader_of(backbone), key.key).weight
+        return {**state, "patch_embed.proj.weight": weight.view(96, 3, 4, 4)}
+
+    reached = {name: reached[name] for name in trained}
+    moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
+    assert l2_norm(subtract(reached, adapted(trained))) < 0.01 * moved
+    assert l2_norm(subtract(reached, trained)) > 0.5 * moved  # without adapting it is another E
+    assert abs(encrypted.result["accuracy"] - plain.result["accuracy"]) <= 1 / 160  # one image
+    assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-2)
 
 
 PLAIN_FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
