@@ -23,8 +23,9 @@ from fl_vitlora import config as configuration
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import Run, Watch, client_settings
-from fl_vitlora.flower.aggregators import AnyStrategy
+from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
+from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import choose_workers
 from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader
 from fl_vitlora.preparation import prepare_model
@@ -67,6 +68,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
         )
         strategy = load_strategy(config.strategy.name, config.strategy.options)
+        check_cohort(strategy, cohort_size(config.clients, config.fraction))
         shards = Path(_given(context.run_config, "shards"))
         classes = int(shard_metadata(shards / TEST_SHARD)["classes"])
         device = choose_workers(config.engine.device, 1, most=1).device

@@ -71,7 +71,8 @@ def run(
         The content of `result.json`, and the run folder.
 
     Raises:
-        UserError: When something in the configuration cannot work; no run folder was made then.
+        UserError: When something in the configuration cannot work, before a run folder is made;
+            or when the strategy's own code fails in a round.
         RuntimeError: When the run failed.
     """
     watch, started = watch or Watch(), started or time.perf_counter()

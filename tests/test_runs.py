@@ -219,10 +219,12 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> Non
 
     reached = {name: reached[name] for name in trained}
     moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
-    assert l2_norm(subtract(reached, adapted(trained))) < 0.01 * moved
+    assert l2_norm(subtract(reached, adapted(trained))) < 0.001 * moved
+    for name, tensor in adapted(trained).items():
+        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
     assert l2_norm(subtract(reached, trained)) > 0.5 * moved  # without adapting it is another E
-    assert abs(encrypted.result["accuracy"] - plain.result["accuracy"]) <= 1 / 160  # one image
-    assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-2)
+    assert encrypted.result["accuracy"] == plain.result["accuracy"]
+    assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 
 
 PLAIN_FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
