@@ -125,9 +125,10 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
 def run(experiment: config.Config, *, verbose: bool) -> None:
     """Runs an experiment before the user's eyes."""
     import strategies
-    from fl_vitlora.experiment import Watch, silence
     from fl_vitlora.experiment import run as run_experiment
+    from fl_vitlora.experiment import silence
     from fl_vitlora.reporting.console import RunDisplay, print_result
+    from fl_vitlora.serving import Watch
 
     if not verbose:
         silence()

@@ -29,6 +29,10 @@ CipherStep = Literal[
     "colour_shuffling",
     "rotation_inversion",
     "block_negative_positive",
+    "nibble_shuffling",
+    "block_nibble_shuffling",
+    "pixel_negative_positive",
+    "pixel_colour_shuffling",
 ]
 # Schemes of the literature that can be named instead of their steps.
 SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
@@ -39,6 +43,9 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
         "block_negative_positive",
         "colour_shuffling",
     ),
+    "LE": ("nibble_shuffling",),
+    "ELE": ("block_nibble_shuffling", "block_scrambling"),
+    "PE": ("pixel_negative_positive", "pixel_colour_shuffling"),
 }
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
@@ -81,8 +88,8 @@ class ModelConfig:
 
     name: str = setting("vit_letters_16", "'vit_letters_16' (bundled) or any timm ViT")
     weights: str = setting("pretrained", "'pretrained' (bundled or hub), 'random', or a local file")
-    image_size: int | None = setting(
-        None, "pixels a side; the model's own if not given", "[1, inf)"
+    image_size: tuple[int, ...] | None = setting(
+        None, "pixels a side, or [height, width]; the model's own if not given", "[1, inf)"
     )
     patch_size: int | None = setting(
         None, "pixels a side; the model's own if not given", "[1, inf)"
@@ -95,12 +102,19 @@ class EncryptionConfig:
 
     steps: tuple[CipherStep, ...] = setting(
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
-        "in this order, or a scheme: EtC, ViT-blockwise; [] is plain",
+        "in this order, or a scheme: ViT-blockwise, EtC, LE, ELE, PE; [] is plain",
+    )
+    scope: Literal["shared", "client", "image", "block"] = setting(
+        "shared", "a key for all, for each client, for each image, or one that differs by block"
+    )
+    block_size: int | None = setting(
+        None, "pixels a side; 4 for LE and ELE, else the model's patch size", "[1, inf)"
     )
     fixed_blocks: int = setting(0, "blocks that scrambling leaves in their place", "[0, inf)")
     fixed_entries: int = setting(0, "entries of a block that shuffling leaves", "[0, inf)")
     adapt: bool = setting(False, "adapt the model to the key: exact, but the model betrays the key")
-    key_file: str = setting("keys/owner.key", "the owner's 256-bit secret; made if it is missing")
+    allow_meaningless: bool = setting(False, "run combinations that cannot work, for demonstration")
+    key_file: str = setting("keys/owner.key", "the owner's key ring; made if it is missing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +127,9 @@ class FineTuningConfig:
     rank: int = setting(4, "rank r of the low-rank matrices", "[1, inf)")
     alpha: float = setting(8.0, "their scale is alpha / r", "(0, inf)")
     targets: tuple[Adapted, ...] = setting(("q", "v"), "projections of every block that get them")
+    patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
+        "aggregate", "averaged as it is, averaged in plain coordinates, or kept by the client"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +165,15 @@ class StrategyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Who measures accuracy after every round."""
+
+    by: Literal["auto", "central", "clients"] = setting(
+        "auto", "clients where it takes a key or a patch embedding that only they have"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where the clients run."""
 
@@ -174,6 +200,7 @@ class Config:
     finetuning: FineTuningConfig = FineTuningConfig()
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
 
 
@@ -291,7 +318,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, str) and value in SCHEMES:
         return SCHEMES[value]
     if origin is tuple:
-        return tuple(_convert(arguments[0], item, path) for item in _to_list(value, path))
+        items = [value] if type(value) is int else _to_list(value, path)
+        return tuple(_convert(arguments[0], item, path) for item in items)
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))
     if hint is float:
@@ -358,6 +386,10 @@ def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_interval(value: Any, interval: str | None, path: str) -> None:
     """Refuses a number outside its range; "(0, 1]" excludes 0 and includes 1."""
+    if isinstance(value, tuple):
+        for item in value:
+            _check_interval(item, interval, path)
+        return
     if interval is None or value is None:
         return
     low, high = (float(bound) for bound in interval[1:-1].split(","))
@@ -375,5 +407,7 @@ def _check_lists(config: Config) -> None:
     ):
         if len(set(items)) < len(items):
             raise UserError(f"{path}: an entry stands twice in {list(items)}")
+    if config.model.image_size is not None and len(config.model.image_size) not in (1, 2):
+        raise UserError("model.image_size: expected one side, or height and width")
     if not config.finetuning.targets:
         raise UserError("finetuning.targets: expected at least one of q, k, v, proj, fc1, fc2")

@@ -22,14 +22,15 @@ from flwr.serverapp import Grid, ServerApp
 from fl_vitlora import config as configuration
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import Run, Watch, client_settings
+from fl_vitlora.experiment import client_settings
 from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
 from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import choose_workers
-from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader
+from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.serving import Run, Watch, make_server
 
 LoadStrategy = Callable[[str, Mapping[str, Any]], AnyStrategy]
 
@@ -70,17 +71,24 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         strategy = load_strategy(config.strategy.name, config.strategy.options)
         check_cohort(strategy, cohort_size(config.clients, config.fraction))
         shards = Path(_given(context.run_config, "shards"))
-        classes = int(shard_metadata(shards / TEST_SHARD)["classes"])
+        classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device
         built = prepare_model(config, classes, device)
-        if config.encryption.adapt:
-            put_reader(built.model, open_reader(shards / READER_FILE))
+        adapted = open_reader(shards / READER_FILE) if config.encryption.adapt else None
+        server = make_server(built, lambda origin: adapted or origin)
         folder = RunFolder.create(config)
-        run = Run(config=config, backbone=built, shards=shards, folder=folder, watch=Watch())
+        run = Run(config=config, server=server, shards=shards, folder=folder, watch=Watch())
         outcome = run.serve(grid, strategy)
         run.write(outcome, run.result(), started)
 
     return app
+
+
+def _classes(context: Context, shards: Path) -> int:
+    """Reads the number of classes off the test shard; where clients evaluate, it is given."""
+    if (shards / TEST_SHARD).exists():
+        return int(shard_metadata(shards / TEST_SHARD)["classes"])
+    return int(_given(context.run_config, "classes"))
 
 
 def _given(values: Mapping[str, Any], name: str) -> str:

@@ -5,20 +5,19 @@ Whatever can be wrong with an experiment is found out here, before anything is w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fl_vitlora import coordinates
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.partition import label_counts, partition
 from fl_vitlora.data.sources import Images, Indices
-from fl_vitlora.encryption.cipher import Cipher, CipherKey
-from fl_vitlora.encryption.keys import key_id, load_or_create_secret
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -31,11 +30,13 @@ class OwnedImages:
         train: Training images.
         test: Test images.
         parts: Positions of each client's training images.
+        test_parts: Positions of each client's test images; none where clients do not evaluate.
     """
 
     train: Images
     test: Images
     parts: list[Indices]
+    test_parts: list[Indices]
 
     @property
     def classes(self) -> int:
@@ -43,38 +44,21 @@ class OwnedImages:
         return len(self.train.class_names)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnedKey:
-    """The owners' cipher and key.
-
-    Attributes:
-        cipher: For the images that the model takes.
-        key: Common to all owners; empty where nothing is encrypted.
-        key_id: The name of the secret it comes from; none where nothing is encrypted.
-    """
-
-    cipher: Cipher
-    key: CipherKey
-    key_id: str | None
-
-    def describe(self) -> dict[str, object]:
-        """Says how the shards are encrypted, without a secret."""
-        return {
-            "steps": list(self.cipher.steps),
-            "key_id": self.key_id,
-            "key_space_bits": round(self.cipher.key_space_bits, 1),
-        }
-
-
 def prepare_images(config: Config) -> OwnedImages:
     """Loads the images and divides them.
 
     Raises:
-        UserError: When the source or the partition cannot work.
+        UserError: When the source, the partition or the way of evaluating cannot work.
     """
+    coordinates.check(config)
     train, test = sources.load(config.data)
     parts = partition(train.labels, config.clients, config.data, config.seed)
-    return OwnedImages(train=train, test=test, parts=parts)
+    test_parts = (
+        owner.divide_test_images(len(test), config.clients, config.seed)
+        if coordinates.clients_evaluate(config)
+        else []
+    )
+    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts)
 
 
 def prepare_model(config: Config, classes: int, device: str) -> Backbone:
@@ -90,59 +74,46 @@ def prepare_model(config: Config, classes: int, device: str) -> Backbone:
     return built
 
 
-def prepare_key(config: Config, model: Backbone) -> OwnedKey:
-    """Derives the key for the images of a model; makes the owner's key file if it is missing.
+def prepare_holder(config: Config, model: Backbone) -> KeyHolder:
+    """Opens the owners' key ring, or makes it if it is missing; plain images need none.
 
     Raises:
-        UserError: When the patch size does not divide the image, or the key file is not in order.
+        UserError: When blocks do not divide the images, or the key ring is not in order.
     """
-    cipher = Cipher(
-        steps=config.encryption.steps,
-        block_size=model.patch_size,
+    holder = owner.key_holder(
+        config,
+        patch_size=model.patch_size,
         image_shape=model.image_shape,
-        fixed_blocks=config.encryption.fixed_blocks,
-        fixed_entries=config.encryption.fixed_entries,
+        secret=bytes(SECRET_BYTES),  # until it is known that the cipher fits
     )
-    _ = cipher.geometry  # refuses what does not fit the images
-    if not cipher.steps:
-        return OwnedKey(cipher=cipher, key={}, key_id=None)
-    secret = load_or_create_secret(Path(config.encryption.key_file))
-    key = cipher.key(secret, f"shared/seed {config.seed}")
-    return OwnedKey(cipher=cipher, key=key, key_id=key_id(secret))
+    if not config.encryption.steps:
+        return holder
+    secret = open_or_create_ring(Path(config.encryption.key_file)).current
+    return replace(holder, secret=secret)
 
 
-def adapt_model(config: Config, model: Backbone, key: OwnedKey) -> Reader | None:
-    """Adapts the model to the key, in place, if that is asked for.
-
-    Returns:
-        What the workers need to do the same without the key; none if it is not asked for.
-
-    Raises:
-        UserError: When a step has no adaptation for this model.
-    """
-    if not config.encryption.adapt:
-        return None
-    reader = key.cipher.adapt(reader_of(model), key.key)
-    put_reader(model.model, reader)
-    return reader
+def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
+    """Says how the shards are encrypted, without a secret."""
+    return {
+        "steps": list(holder.cipher.steps),
+        "scope": holder.scope,
+        "key_id": holder.key_id if holder.cipher.steps else None,
+        "key_space_bits": round(holder.key_space_bits, 1),
+        "adapted": config.encryption.adapt,
+        "patch_embedding": config.finetuning.patch_embedding,
+    }
 
 
-def write_shards(config: Config, images: OwnedImages, key: OwnedKey, folder: RunFolder) -> None:
+def write_shards(config: Config, images: OwnedImages, holder: KeyHolder, folder: RunFolder) -> None:
     """Encrypts and stores all shards, and draws who holds which labels."""
     owner.write_encrypted_shards(
         folder.shards,
         train=images.train,
         test=images.test,
         parts=images.parts,
-        cipher=key.cipher,
-        key=key.key,
-        metadata={
-            "data": config.data.name,
-            "steps": ",".join(key.cipher.steps),
-            "block_size": str(key.cipher.block_size),
-            "classes": str(images.classes),
-            "key_id": key.key_id or "",
-        },
+        test_parts=images.test_parts,
+        holder=holder,
+        metadata={"data": config.data.name, "classes": str(images.classes)},
     )
     counts = label_counts(images.train.labels, images.parts, images.classes)
     plot_labels(folder.plots, counts, images.train.class_names)

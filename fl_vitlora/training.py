@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
-from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 
 EVALUATION_BATCH = 256
@@ -112,7 +112,7 @@ def train(
         for batch in _batches(len(shard), config, generator):
             chosen = batch.to(device)
             with _autocast(device, precision):
-                logits = model(backbone.normalization(images[chosen])).float()
+                logits = model(normalize(images[chosen])).float()
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
             penalized = loss + _penalty(active, anchor, task.proximal_mu)
             _step(optimizer, scaler, penalized, config.clip_norm)
@@ -168,7 +168,7 @@ def evaluate(
     batches = (torch.split(part, EVALUATION_BATCH) for part in (shard.images, shard.labels))
     for images, labels in zip(*batches, strict=True):
         with _autocast(device, precision):
-            logits = backbone.model(backbone.normalization(images.to(device))).float()
+            logits = backbone.model(normalize(images.to(device))).float()
         loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
         correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
     return correct / len(shard), loss / len(shard)

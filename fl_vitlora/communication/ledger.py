@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
 Direction = Literal["uplink", "downlink"]
+Purpose = Literal["greeting", "training", "evaluation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Entry:
 
     Attributes:
         round: From 1; 0 for the greeting before the first round.
+        purpose: What it was for.
         client: Number of the client's shard; -1 for a node that is no client.
         direction: Uplink from a client to the server, downlink from the server to a client.
         payload: Bytes of packed tensors.
@@ -27,6 +29,7 @@ class Entry:
     """
 
     round: int
+    purpose: Purpose = "training"
     client: int
     direction: Direction
     payload: int
@@ -74,30 +77,29 @@ class Ledger:
         )
 
     def to_csv(self) -> str:
-        """Writes a table with a line for every message, sorted by round, client and direction."""
+        """Writes a table with a line for every message, sorted by round, purpose and client."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([field.name for field in fields(Entry)])
-        writer.writerows(sorted(astuple(entry) for entry in self._entries))
+        ordered = sorted(self._entries, key=lambda e: (e.round, e.purpose != "training", e.client))
+        writer.writerows(astuple(entry) for entry in ordered)
         return text.getvalue()
 
 
-def full_fine_tuning_bytes(
-    ledger: Ledger, *, full_downlink: int, full_uplink: int, rounds: Sequence[int]
-) -> int:
-    """Sums what the same messages would have cost if each had carried the whole model.
+def full_fine_tuning_bytes(ledger: Ledger, *, full_downlink: int, full_uplink: int) -> int:
+    """Sums what the same messages would have cost if each model among them had been whole.
 
     Args:
         ledger: Of the run.
         full_downlink: Measured bytes of one message to a client with all of the model.
         full_uplink: Measured bytes of one reply with all of the model.
-        rounds: The rounds of training; messages of other rounds count as they are.
 
     Returns:
-        Bytes in both directions.
+        Bytes in both directions; messages that carry no model count as they are.
     """
-    sizes = {"downlink": full_downlink, "uplink": full_uplink}
-    training = set(rounds)
-    return sum(
-        sizes[entry.direction] if entry.round in training else entry.total for entry in ledger
-    )
+    sizes = {
+        ("training", "downlink"): full_downlink,
+        ("training", "uplink"): full_uplink,
+        ("evaluation", "downlink"): full_downlink,
+    }
+    return sum(sizes.get((entry.purpose, entry.direction), entry.total) for entry in ledger)

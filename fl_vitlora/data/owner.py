@@ -1,20 +1,69 @@
 """The data owner's side: plain images go in, encrypted shards come out.
 
 This is the only place where plain images and a key meet. What it writes is all that workers and
-server will ever see: ciphertext and labels.
+server will ever see: ciphertext and labels. A shard's metadata say under which key and for which
+party it was encrypted, so that who holds the key ring can open it, or encrypt it anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fl_vitlora.data.shards import TEST_SHARD, Shard, client_shard, write_shard
+from fl_vitlora.config import Config
+from fl_vitlora.data.shards import (
+    TEST_SHARD,
+    Shard,
+    client_shard,
+    client_test_shard,
+    open_shard,
+    shard_metadata,
+    write_shard,
+)
 from fl_vitlora.data.sources import Images, Indices
-from fl_vitlora.encryption.cipher import Cipher, CipherKey
+from fl_vitlora.encryption.cipher import Cipher
+from fl_vitlora.encryption.holder import TEST, KeyHolder, Part, client_party
+from fl_vitlora.encryption.keys import KeyRing
+from fl_vitlora.errors import UserError
+from fl_vitlora.rng import generator
+
+LEARNABLE_BLOCK = 4  # pixels a side of the blocks of LE and ELE, whatever the model's patches
+RIGHT_KEY, WRONG_KEY, NO_KEY = "right_key", "wrong_key", "no_key"
+
+
+def key_holder(
+    config: Config, *, patch_size: int, image_shape: tuple[int, int, int], secret: bytes
+) -> KeyHolder:
+    """Makes what encrypts the images of a model, and adapts it.
+
+    Args:
+        config: Steps, scope and restrictions of the cipher, and the seed.
+        patch_size: Of the model, pixels a side.
+        image_shape: (C, H, W) that it takes.
+        secret: 32 bytes.
+
+    Returns:
+        The holder.
+
+    Raises:
+        UserError: When blocks do not divide the images, or more is to stay than there is.
+    """
+    encryption = config.encryption
+    learnable = any("nibble" in step for step in encryption.steps)
+    cipher = Cipher(
+        steps=encryption.steps,
+        block_size=encryption.block_size or (LEARNABLE_BLOCK if learnable else patch_size),
+        image_shape=image_shape,
+        fixed_blocks=encryption.fixed_blocks,
+        fixed_entries=encryption.fixed_entries,
+        per_block=encryption.scope == "block",
+    )
+    _ = cipher.geometry  # refuses what does not fit the images
+    return KeyHolder(cipher=cipher, secret=secret, scope=encryption.scope, seed=config.seed)
 
 
 def write_encrypted_shards(
@@ -23,9 +72,9 @@ def write_encrypted_shards(
     train: Images,
     test: Images,
     parts: Sequence[Indices],
-    cipher: Cipher,
-    key: CipherKey,
-    metadata: dict[str, str],
+    test_parts: Sequence[Indices],
+    holder: KeyHolder,
+    metadata: Mapping[str, str],
 ) -> None:
     """Encrypts the shard of every client and the test images, and stores them.
 
@@ -34,19 +83,136 @@ def write_encrypted_shards(
         train: Training images.
         test: Test images.
         parts: Positions of each client's training images.
-        cipher: Steps, block size and image shape.
-        key: The owners' common key; it is not stored.
+        test_parts: Positions of each client's test images; none where one party has them all.
+        holder: Of the keys; they are not stored.
         metadata: What may be written beside the images: no secret.
     """
-    for client, part in enumerate(parts):
-        shard = _encrypt(train, part, cipher, key)
-        write_shard(folder / client_shard(client), shard, {**metadata, "client": str(client)})
-    write_shard(folder / TEST_SHARD, _encrypt(test, np.arange(len(test)), cipher, key), metadata)
+    everywhere = {**metadata, **_describe(holder)}
+
+    def write(name: str, images: Images, positions: Indices, party: str, part: Part) -> None:
+        plain = images.read(positions, *holder.cipher.image_shape[1:])
+        labels = torch.from_numpy(images.labels[positions])
+        shard = Shard(images=holder.encrypt(plain, party, part), labels=labels)
+        write_shard(folder / name, shard, {**everywhere, "party": party, "part": part})
+
+    for client, positions in enumerate(parts):
+        write(client_shard(client), train, positions, client_party(client), "train")
+    for client, positions in enumerate(test_parts):
+        write(client_test_shard(client), test, positions, client_party(client), "test")
+    if not test_parts:
+        write(TEST_SHARD, test, np.arange(len(test)), TEST, "test")
 
 
-def _encrypt(images: Images, part: Indices, cipher: Cipher, key: CipherKey) -> Shard:
-    plain = images.read(part, cipher.image_shape[-1])
-    return Shard(
-        images=cipher.encrypt(plain, key),
-        labels=torch.from_numpy(images.labels[part]),
-    )
+def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
+    """Gives every client test images of its own, at random and as equal in number as can be.
+
+    Args:
+        images: How many there are.
+        clients: K.
+        seed: The run's seed.
+
+    Returns:
+        K arrays of positions, disjoint, together all.
+
+    Raises:
+        UserError: When they do not suffice.
+
+    Example:
+        >>> [len(part) for part in divide_test_images(10, 3, seed=0)]
+        [4, 3, 3]
+    """
+    if images < clients:
+        raise UserError(
+            f"evaluation.by clients: {images} test images do not suffice for {clients} clients"
+        )
+    order = torch.randperm(images, generator=generator(seed, "test images")).numpy()
+    return [np.sort(part) for part in np.array_split(order, clients)]
+
+
+def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
+    """Shows a test shard as who has the right key sees it, a wrong one, or none.
+
+    Args:
+        shard: Encrypted for the party.
+        holder: Of its key.
+        party: Whose it is.
+
+    Returns:
+        The shard as it is; the same images under a wrong key; and plain.
+    """
+    plain = holder.decrypt(shard.images, party, "test")
+    wrong = holder.impostor().encrypt(plain, party, "test")
+    return {
+        RIGHT_KEY: shard,
+        WRONG_KEY: replace(shard, images=wrong),
+        NO_KEY: replace(shard, images=plain),
+    }
+
+
+def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
+    """Encrypts shards under the ring's current secret, whatever secret of it they were under.
+
+    Each file is replaced whole; should this be broken off, every shard is still under a key of the
+    ring, and says which.
+
+    Args:
+        shards: Files.
+        ring: With the old secrets.
+
+    Returns:
+        The files that were under another secret.
+
+    Raises:
+        UserError: When a shard is plain, or the ring lacks its key; before any file is touched.
+    """
+    holders = {path: _holder_of(path, ring) for path in shards}
+    changed = []
+    for path, holder in holders.items():
+        new = replace(holder, secret=ring.current)
+        if new.key_id != holder.key_id:
+            shard, metadata = open_shard(path), shard_metadata(path)
+            party, part = metadata["party"], _part(metadata)
+            images = new.encrypt(holder.decrypt(shard.images, party, part), party, part)
+            metadata["key_id"] = new.key_id
+            write_shard(path, replace(shard, images=images), metadata)
+            changed.append(path)
+    return changed
+
+
+def _describe(holder: KeyHolder) -> dict[str, str]:
+    """Says how images are encrypted, without a secret."""
+    cipher = holder.cipher
+    return {
+        "steps": ",".join(cipher.steps),
+        "block_size": str(cipher.block_size),
+        "fixed_blocks": str(cipher.fixed_blocks),
+        "fixed_entries": str(cipher.fixed_entries),
+        "scope": holder.scope,
+        "seed": str(holder.seed),
+        "key_id": holder.key_id if cipher.steps else "",
+    }
+
+
+def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
+    """Finds the key that a shard was encrypted under; inverts `_describe`."""
+    metadata = shard_metadata(path)
+    if not metadata.get("key_id"):
+        raise UserError(f"shard {path} is not encrypted")
+    try:
+        cipher = Cipher(
+            steps=tuple(metadata["steps"].split(",")),
+            block_size=int(metadata["block_size"]),
+            image_shape=tuple(open_shard(path).images.shape[1:]),  # type: ignore[arg-type]
+            fixed_blocks=int(metadata["fixed_blocks"]),
+            fixed_entries=int(metadata["fixed_entries"]),
+            per_block=metadata["scope"] == "block",
+        )
+        scope, seed, _ = metadata["scope"], int(metadata["seed"]), metadata["party"]
+    except KeyError as missing:
+        raise UserError(f"shard {path} does not say its {missing.args[0]}; write it anew") from None
+    secret = ring.find(metadata["key_id"])
+    return KeyHolder(cipher=cipher, secret=secret, scope=scope, seed=seed)  # type: ignore[arg-type]
+
+
+def _part(metadata: Mapping[str, str]) -> Part:
+    return "test" if metadata["part"] == "test" else "train"

@@ -45,6 +45,16 @@ def client_shard(client: int) -> str:
     return f"client-{client:05d}.safetensors"
 
 
+def client_test_shard(client: int) -> str:
+    """Names the file of a client's own test images.
+
+    Example:
+        >>> client_test_shard(3)
+        'client-00003-test.safetensors'
+    """
+    return f"client-{client:05d}-test.safetensors"
+
+
 def write_shard(path: Path, shard: Shard, metadata: dict[str, str]) -> None:
     """Writes a shard; the metadata say how it was made and hold no secret."""
     tensors = {"images": shard.images.contiguous(), "labels": shard.labels.contiguous()}

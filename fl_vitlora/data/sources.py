@@ -3,7 +3,7 @@
 Every source ends in the same value, `Images`: labels in memory, pixels read when they are asked
 for, so that a data set larger than memory can be encrypted shard by shard.
 
-n images, S pixels a side.
+n images of H × W pixels.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Images:
     Attributes:
         labels: int64 (n,), from 0.
         class_names: One for each label.
-        read: Takes positions and S, returns RGB pixels, uint8 (len(positions), 3, S, S).
+        read: Takes positions, H and W, returns RGB pixels, uint8 (len(positions), 3, H, W).
     """
 
     labels: Indices
     class_names: tuple[str, ...]
-    read: Callable[[Indices, int], Tensor]
+    read: Callable[[Indices, int, int], Tensor]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,7 +48,7 @@ class Images:
         return replace(
             self,
             labels=self.labels[positions],
-            read=lambda inner, size: self.read(positions[inner], size),
+            read=lambda inner, height, width: self.read(positions[inner], height, width),
         )
 
 
@@ -79,9 +79,9 @@ def _digits() -> Images:
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images).mul(255 / 16).round()
 
-    def read(positions: Indices, size: int) -> Tensor:
+    def read(positions: Indices, height: int, width: int) -> Tensor:
         small = grey[torch.from_numpy(positions)].unsqueeze(1)
-        large = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear")
+        large = torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")
         return large.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
     names = tuple(str(name) for name in bunch.target_names)
@@ -208,18 +208,18 @@ def _from_rows(rows: Any, image_column: str, label_column: str, names: tuple[str
     return Images(
         labels=labels,
         class_names=names,
-        read=lambda positions, size: _read_rows(rows, image_column, positions, size),
+        read=lambda positions, *size: _read_rows(rows, image_column, positions, *size),
     )
 
 
-def _read_rows(rows: Any, image_column: str, positions: Indices, size: int) -> Tensor:
+def _read_rows(rows: Any, image_column: str, positions: Indices, height: int, width: int) -> Tensor:
     from PIL import Image
 
-    pixels = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
+    pixels = torch.empty((len(positions), 3, height, width), dtype=torch.uint8)
     for number, position in enumerate(positions):
         image = rows[int(position)][image_column].convert("RGB")
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels[number] = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
     return pixels
 

@@ -1,8 +1,8 @@
 """Ciphers: steps of perceptual encryption in the order given, each with a key of its own.
 
-A step is a module with four pure functions (`Step`); a `Cipher` is a list of steps for one shape of
-images; `encrypt` and `decrypt` are bijections on uint8 images. What these ciphers protect is what a
-person could *see*; they do not resist cryptanalysis, least of all when one key serves many images.
+A `Cipher` is a list of `encryption.steps` for one shape of images; `encrypt` and `decrypt` are
+bijections on uint8 images. What these ciphers protect is what a person could *see*; they do not
+resist cryptanalysis, least of all when one key serves many images.
 
 B images, C channels, H × W pixels, N blocks, D entries a block.
 """
@@ -11,58 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fl_vitlora.encryption import (
-    block_negative_positive,
-    block_scrambling,
-    colour_shuffling,
-    negative_positive,
-    pixel_shuffling,
-    rotation_inversion,
-)
 from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
 from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.keys import derive_key
-from fl_vitlora.encryption.pixel_map import PixelMap, probe
+from fl_vitlora.encryption.pixel_map import PROBES, PixelMap, probe
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
 
 CipherKey = Mapping[str, Tensor]
-
-
-class Step(Protocol):
-    """One bijection on uint8 blocks (B, N, D) that moves entries and flips their bits."""
-
-    def draw_key(self, stream: KeyStream, geometry: Geometry) -> Tensor:
-        """Draws a key for images of this geometry."""
-        ...
-
-    def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
-        """Turns plain blocks into ciphertext of the same shape."""
-        ...
-
-    def adapt(self, reader: Reader, key: Tensor) -> Reader:
-        """Makes of a reader of plain blocks one that computes the same of ciphertext."""
-        ...
-
-    def key_space_bits(self, geometry: Geometry) -> float:
-        """Counts the keys, as a logarithm to base 2."""
-        ...
-
-
-STEPS: Mapping[str, Step] = {
-    "block_scrambling": block_scrambling,
-    "pixel_shuffling": pixel_shuffling,
-    "negative_positive": negative_positive,
-    "colour_shuffling": colour_shuffling,
-    "rotation_inversion": rotation_inversion,
-    "block_negative_positive": block_negative_positive,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +37,7 @@ class Cipher:
         image_shape: (C, H, W).
         fixed_blocks: How many blocks block scrambling leaves in their place.
         fixed_entries: How many entries of a block pixel shuffling leaves in theirs.
+        per_block: Whether steps within blocks have a key for every block.
     """
 
     steps: Sequence[str]
@@ -82,6 +45,7 @@ class Cipher:
     image_shape: tuple[int, int, int]
     fixed_blocks: int = 0
     fixed_entries: int = 0
+    per_block: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -99,6 +63,7 @@ class Cipher:
             block_size=self.block_size,
             fixed_blocks=self.fixed_blocks,
             fixed_entries=self.fixed_entries,
+            per_block=self.per_block,
         )
         for name, fixed, most in (
             ("fixed_blocks", geometry.fixed_blocks, geometry.blocks),
@@ -140,11 +105,15 @@ class Cipher:
             ValueError: When type or shape do not fit.
         """
         self._check(images)
+        if len(images) <= PROBES:
+            return self.encrypt_by_steps(images, key)
         return self._map(key).apply(images)
 
     def decrypt(self, images: Tensor, key: CipherKey) -> Tensor:
         """Inverts `encrypt` bit by bit; see there."""
         self._check(images)
+        if len(images) <= PROBES:
+            return self.decrypt_by_steps(images, key)
         return self._map(key).invert(images)
 
     def adapt(self, reader: Reader, key: CipherKey) -> Reader:
@@ -163,8 +132,16 @@ class Cipher:
         Raises:
             UserError: When a step has no adaptation for this model.
         """
+        self._check_patches(reader)
         for step in self.steps:
             reader = STEPS[step].adapt(reader, key[step])
+        return reader
+
+    def restore(self, reader: Reader, key: CipherKey) -> Reader:
+        """Inverts `adapt`: makes of a reader of ciphertext the one of plain images; see there."""
+        self._check_patches(reader)
+        for step in reversed(self.steps):
+            reader = STEPS[step].adapt(reader, STEPS[step].inverse(key[step]))
         return reader
 
     def encrypt_by_steps(self, images: Tensor, key: CipherKey) -> Tensor:
@@ -172,6 +149,13 @@ class Cipher:
         blocks = to_blocks(images, self.block_size)
         for step in self.steps:
             blocks = STEPS[step].encrypt(blocks, key[step])
+        return from_blocks(blocks, *self.image_shape[1:], self.block_size)
+
+    def decrypt_by_steps(self, images: Tensor, key: CipherKey) -> Tensor:
+        """Inverts `encrypt_by_steps` step by step, from the last to the first."""
+        blocks = to_blocks(images, self.block_size)
+        for step in reversed(self.steps):
+            blocks = STEPS[step].encrypt(blocks, STEPS[step].inverse(key[step]))
         return from_blocks(blocks, *self.image_shape[1:], self.block_size)
 
     def _map(self, key: CipherKey) -> PixelMap:
@@ -182,4 +166,12 @@ class Cipher:
             raise ValueError(
                 f"expected uint8 images of shape (B, {', '.join(map(str, self.image_shape))}), "
                 f"got {images.dtype} of shape {tuple(images.shape)}"
+            )
+
+    def _check_patches(self, reader: Reader) -> None:
+        entries = self.geometry.entries
+        if self.steps and reader.weight.shape[-1] != entries:
+            raise UserError(
+                f"blocks of {entries} entries have no key adaptation for a model that reads "
+                f"patches of {reader.weight.shape[-1]}; leave encryption.block_size to the model"
             )

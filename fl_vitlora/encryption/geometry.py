@@ -16,6 +16,7 @@ class Geometry:
         fixed_blocks: How many blocks keep their place, N_bs of the restricted random permutations
             of arXiv 2408.08529.
         fixed_entries: How many entries of a block keep theirs, N_ps.
+        per_block: Whether steps within blocks have a key for every block instead of one for all.
     """
 
     blocks: int
@@ -23,8 +24,19 @@ class Geometry:
     block_size: int
     fixed_blocks: int = 0
     fixed_entries: int = 0
+    per_block: bool = False
 
     @property
     def entries(self) -> int:
         """Counts the entries of a block, D = C·p²."""
         return self.channels * self.block_size**2
+
+    @property
+    def keys(self) -> int:
+        """Counts the keys of a step within blocks: one, or N."""
+        return self.blocks if self.per_block else 1
+
+    @property
+    def key_shape(self) -> tuple[int, ...]:
+        """Returns the shape of a key with one number for each entry: (D,) or (N, D)."""
+        return (self.blocks, self.entries) if self.per_block else (self.entries,)

@@ -1,7 +1,9 @@
-"""The data owner's secret: 256 random bits in a file that only the owner can read.
+"""The data owner's key ring: secrets of 256 random bits in a file that only the owner can read.
 
-Everything else is derived from it (HKDF-SHA256, RFC 5869). A key id names a secret without
-betraying it and may stand in logs and results; the secret and the keys derived from it may not.
+The ring is a text file with one secret a line, in hexadecimal digits; the last one encrypts, the
+others open what was encrypted before a rotation. Everything else is derived from a secret
+(HKDF-SHA256, RFC 5869). A key id names a secret without betraying it and may stand in logs and
+results; the secret and the keys derived from it may not.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -44,43 +48,93 @@ def key_id(secret: bytes) -> str:
     return derive_key(secret, "key id")[:8].hex()
 
 
-def load_or_create_secret(path: Path) -> bytes:
-    """Reads the owner's secret; draws and stores one where there is none yet.
+@dataclass(frozen=True)
+class KeyRing:
+    """The owner's secrets, the oldest first.
 
-    Args:
-        path: The key file. It and a folder made for it are for the owner alone (0600, 0700).
+    Attributes:
+        path: The file.
+        secrets: 32 bytes each; at least one.
+    """
 
-    Returns:
-        32 bytes.
+    path: Path
+    secrets: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def current(self) -> bytes:
+        """Returns the secret that encrypts."""
+        return self.secrets[-1]
+
+    def find(self, name: str) -> bytes:
+        """Finds the secret of a key id.
+
+        Raises:
+            UserError: When it is not on the ring.
+        """
+        named = {key_id(secret): secret for secret in self.secrets}
+        if name not in named:
+            raise UserError(f"key ring {self.path} has no key {name}, only {', '.join(named)}")
+        return named[name]
+
+    def rotated(self) -> KeyRing:
+        """Draws a new current secret, stores the ring and returns it; the old secrets stay."""
+        ring = KeyRing(self.path, (*self.secrets, secrets.token_bytes(SECRET_BYTES)))
+        _store(self.path, ring.secrets, replace=True)
+        return ring
+
+
+def open_ring(path: Path) -> KeyRing:
+    """Reads the owner's key ring.
 
     Raises:
-        UserError: When others may read the file, or it is not a key file.
+        UserError: When there is none, others may read it, or it is not a key ring.
+    """
+    try:
+        lines = path.read_text(encoding="ascii").split()
+        found = tuple(bytes.fromhex(line) for line in lines)
+    except FileNotFoundError:
+        raise UserError(f"key ring {path}: no such file") from None
+    except (ValueError, OSError):
+        found = ()
+    if not found or any(len(secret) != SECRET_BYTES for secret in found):
+        raise UserError(
+            f"key ring {path}: expected {2 * SECRET_BYTES} hexadecimal digits in every line"
+        )
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise UserError(f"key ring {path} can be read by others; run: chmod 600 {path}")
+    return KeyRing(path, found)
+
+
+def open_or_create_ring(path: Path) -> KeyRing:
+    """Reads the owner's key ring; draws and stores one with one secret where there is none yet.
+
+    Args:
+        path: The file. It and a folder made for it are for the owner alone (0600, 0700).
+
+    Raises:
+        UserError: When it cannot be written, others may read it, or it is not a key ring.
     """
     if not path.exists():
-        _create(path, secrets.token_bytes(SECRET_BYTES))
-    try:
-        secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except (ValueError, OSError):
-        secret = b""
-    if len(secret) != SECRET_BYTES:
-        raise UserError(f"key file {path}: expected {2 * SECRET_BYTES} hexadecimal digits")
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"key file {path} can be read by others; run: chmod 600 {path}")
-    return secret
+        _store(path, [secrets.token_bytes(SECRET_BYTES)], replace=False)
+    return open_ring(path)
 
 
-def _create(path: Path, secret: bytes) -> None:
-    """Writes a new key file; never overwrites one."""
+def _store(path: Path, ring: Sequence[bytes], *, replace: bool) -> None:
+    """Writes a key ring whole or not at all; a new one never overwrites another."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secret.hex() + "\n")
+            file.writelines(secret.hex() + "\n" for secret in ring)
+            file.flush()
             os.fsync(descriptor)
-        os.link(temporary, path)  # fails where another process was faster
+        if replace:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)  # fails where another process was faster
     except OSError as error:
-        raise UserError(f"key file {path} cannot be written: {error.strerror}") from None
+        raise UserError(f"key ring {path} cannot be written: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -86,7 +86,7 @@ def prepare(model: nn.Module, config: FineTuningConfig, seed: int) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the trained parameters by name, in the model's order; these are what is exchanged."""
+    """Returns the trained parameters by name, in the model's order."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

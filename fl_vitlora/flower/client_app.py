@@ -1,7 +1,8 @@
 """The ClientApp: unpack the global tensors, train on the own shard, send back the difference.
 
 A worker process serves many clients, one after the other. The frozen backbone and the opened shards
-stay in the process between messages; a message brings only what is exchanged.
+stay in the process between messages; a message brings only what is exchanged. What a client keeps
+to itself from round to round lives in its Flower context.
 """
 
 from __future__ import annotations
@@ -15,16 +16,36 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fl_vitlora import coordinates
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.config import FineTuningConfig, ModelConfig, TrainingConfig
-from fl_vitlora.data.shards import Shard, client_shard, open_shard
+from fl_vitlora.config import Config
+from fl_vitlora.coordinates import Coordinates
+from fl_vitlora.data.owner import RIGHT_KEY, key_holder, views_of
+from fl_vitlora.data.shards import (
+    Shard,
+    client_shard,
+    client_test_shard,
+    open_shard,
+    shard_metadata,
+)
+from fl_vitlora.encryption.holder import KeyHolder, client_party
+from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower import messages
 from fl_vitlora.models import backbone
-from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader
+from fl_vitlora.models.reading import (
+    READER_FILE,
+    open_reader,
+    put_reader,
+    reader_of,
+    with_exchanged_reader,
+)
 from fl_vitlora.rng import generator
-from fl_vitlora.state import subtract
-from fl_vitlora.training import LocalTask, best_precision, train
+from fl_vitlora.state import State, subtract
+from fl_vitlora.training import LocalTask, best_precision, evaluate, train
+
+KEPT = "kept"  # in a client's context: the tensors that never leave it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +55,18 @@ class ClientSettings:
     Attributes:
         shards: Folder of the encrypted shards.
         classes: Outputs of the head.
-        seed: The run's seed.
         device: "cpu" or "cuda".
-        mixed_precision: Whether activations are in half precision on a GPU.
-        adapted: Whether the model was adapted to the key; the shards then bring its reader.
-        model: The backbone.
-        finetuning: What is trained.
-        training: How.
+        config: The experiment; it names the client's key ring only where the client's side takes
+            the key (`coordinates.clients_need_key`).
     """
 
     shards: str
     classes: int
-    seed: int
     device: str
-    mixed_precision: bool
-    adapted: bool
-    model: ModelConfig
-    finetuning: FineTuningConfig
-    training: TrainingConfig
+    config: Config
+
+    def __hash__(self) -> int:  # a config holds a mapping; equal settings have equal shards
+        return hash((self.shards, self.classes, self.device))
 
 
 SettingsOf = Callable[[Context], ClientSettings]
@@ -69,6 +84,7 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
     app = ClientApp()
     app.query()(functools.partial(_greet, settings_of))
     app.train()(functools.partial(_train, settings_of))
+    app.evaluate()(functools.partial(_evaluate, settings_of))
     return app
 
 
@@ -77,7 +93,7 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     settings = settings_of(context)
     workspace(settings)
     client = client_of(context)
-    samples = len(_shard(settings.shards, client))
+    samples = len(_shard(settings.shards, client_shard(client)))
     metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
@@ -85,27 +101,59 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Trains for one round."""
     settings, client = settings_of(context), client_of(context)
-    worker, shard = workspace(settings), _shard(settings.shards, client)
+    worker, shard = workspace(settings), _shard(settings.shards, client_shard(client))
+    turn = worker.coordinates_of(client)
     received = messages.from_packed(message.content, worker.layout)
+    start = turn.inward(received) | _kept(context, worker, turn)
     config = message.content.config_records[messages.CONFIG]
     task = _task(config, worker.layout)
+    put_reader(worker.backbone.model, turn.base)
     trained, loss = train(
         worker.backbone,
-        received,
+        start,
         shard,
-        config=settings.training,
+        config=settings.config.training,
         task=task,
-        generator=generator(settings.seed, "batches", int(config[messages.SERVER_ROUND]), client),  # type: ignore[arg-type]
+        generator=generator(
+            settings.config.seed,
+            "batches",
+            int(config[messages.SERVER_ROUND]),  # type: ignore[arg-type]
+            client,
+        ),
         precision=worker.precision,
     )
-    delta = {k: v for k, v in subtract(trained, received).items() if k not in task.frozen}
+    _keep(context, worker, trained)
+    delta = turn.outward(
+        subtract(*({name: s[name] for name in received} for s in (trained, start)))
+    )
+    sent = {name: tensor for name, tensor in delta.items() if name not in task.frozen}
     content = RecordDict(
         {
-            messages.ARRAYS: messages.to_packed(delta),
+            messages.ARRAYS: messages.to_packed(sent),
             messages.METRICS: MetricRecord({messages.SAMPLES: len(shard), messages.LOSS: loss}),
         }
     )
     return Message(content, reply_to=message)
+
+
+def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:
+    """Measures the received model on the client's own encrypted test images."""
+    settings, client = settings_of(context), client_of(context)
+    worker, shard = workspace(settings), _shard(settings.shards, client_test_shard(client))
+    turn = worker.coordinates_of(client)
+    received = messages.from_packed(message.content, worker.layout)
+    state = turn.inward(received) | _kept(context, worker, turn)
+    put_reader(worker.backbone.model, turn.base)
+    asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
+    seen = {RIGHT_KEY: shard}
+    if worker.holder is not None and asked != [RIGHT_KEY]:
+        seen = views_of(shard, worker.holder, client_party(client))
+    metrics = MetricRecord({messages.SAMPLES: len(shard)})
+    for view in asked:
+        accuracy, loss = evaluate(worker.backbone, state, seen[view], worker.precision)
+        metrics[messages.ACCURACY_OF + view] = accuracy
+        metrics[messages.LOSS_OF + view] = loss
+    return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
 
 def _task(config: ConfigRecord, layout: Layout) -> LocalTask:
@@ -128,30 +176,96 @@ class Workspace:
     """What a worker process keeps between messages.
 
     Attributes:
+        config: The experiment.
         backbone: Model with its adapters, on the device.
         layout: Of the exchanged tensors.
+        kept: Of the trained tensors that stay with a client.
+        origin: What the public model reads with.
+        start: What the server's model reads with at first.
+        initial: All trained tensors as the server has them at first.
+        holder: Of the client's key, where its side takes it.
         precision: Of activations.
     """
 
+    config: Config
     backbone: backbone.Backbone
     layout: Layout
+    kept: Layout
+    origin: Reader
+    start: Reader
+    initial: State
+    holder: KeyHolder | None
     precision: torch.dtype
+
+    def coordinates_of(self, client: int) -> Coordinates:
+        """Tells how a client's tensors correspond to the server's."""
+        return coordinates.of_party(
+            self.config,
+            origin=self.origin,
+            start=self.start,
+            initial=self.initial,
+            holder=self.holder,
+            party=client_party(client),
+        )
 
 
 @functools.lru_cache(maxsize=1)
 def workspace(settings: ClientSettings) -> Workspace:
     """Builds the model once for each process."""
+    config, shards = settings.config, Path(settings.shards)
+    built = backbone.build(config.model, settings.classes, config.seed)
+    methods.prepare(built.model, config.finetuning, config.seed)
+    origin = reader_of(built)
+    holder = _holder(config, built, shards) if config.encryption.key_file else None
+    if holder is not None:
+        start = coordinates.server_reader(config, origin, holder)
+    else:
+        start = open_reader(shards / READER_FILE) if config.encryption.adapt else origin
+    put_reader(built.model, start)
+    initial = methods.export_state(built.model)
     device = torch.device(settings.device)
-    built = backbone.build(settings.model, settings.classes, settings.seed)
-    methods.prepare(built.model, settings.finetuning, settings.seed)
-    if settings.adapted:
-        put_reader(built.model, open_reader(Path(settings.shards) / READER_FILE))
-    layout = Layout.of(methods.trainable(built.model))
     built.model.to(device)
-    precision = best_precision(device, settings.mixed_precision)
-    return Workspace(backbone=built, layout=layout, precision=precision)
+    exchanged = coordinates.exchanged(config, initial)
+    return Workspace(
+        config=config,
+        backbone=built,
+        layout=Layout.of(exchanged),
+        kept=Layout.of({n: w for n, w in initial.items() if n not in exchanged}),
+        origin=origin,
+        start=start,
+        initial=initial,
+        holder=holder,
+        precision=best_precision(device, config.engine.mixed_precision),
+    )
+
+
+def _holder(config: Config, built: backbone.Backbone, shards: Path) -> KeyHolder:
+    """Opens the key ring of a client's side; the shards say which key of it they are under."""
+    first = next(iter(sorted(shards.glob("client-*.safetensors"))))
+    secret = open_ring(Path(config.encryption.key_file)).find(shard_metadata(first)["key_id"])
+    return key_holder(
+        config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
+    )
+
+
+def _kept(context: Context, worker: Workspace, turn: Coordinates) -> State:
+    """Finds the tensors that only this client has; at first those of its adapted model."""
+    if not worker.kept.shapes:
+        return {}
+    if KEPT in context.state.array_records:
+        return messages.from_packed(context.state, worker.kept, record=KEPT)
+    names = {name for name, _ in worker.kept.shapes}
+    own = with_exchanged_reader(worker.initial, turn.base)
+    return {name: own[name] for name in worker.initial if name in names}
+
+
+def _keep(context: Context, worker: Workspace, trained: State) -> None:
+    """Stores the tensors that only this client has."""
+    if worker.kept.shapes:
+        own = {name: trained[name] for name, _ in worker.kept.shapes}
+        context.state[KEPT] = messages.to_packed(own)
 
 
 @functools.cache
-def _shard(folder: str, client: int) -> Shard:
-    return open_shard(Path(folder) / client_shard(client))
+def _shard(folder: str, name: str) -> Shard:
+    return open_shard(Path(folder) / name)

@@ -39,6 +39,8 @@ FROZEN = "frozen"
 CLIENT = "client"
 SAMPLES = "num-examples"  # as Flower's strategies weight by default
 LOSS = "train_loss"  # as Flower's QFedAvg expects it
+VIEWS = "views"
+ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -47,14 +49,14 @@ def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({PACKED: Array("uint8", (len(data),), PACKED_TYPE, data)})
 
 
-def from_packed(content: RecordDict, layout: Layout) -> State:
-    """Reads the state out of a message.
+def from_packed(content: RecordDict, layout: Layout, record: str = ARRAYS) -> State:
+    """Reads the state out of a message, or out of a client's context.
 
     Raises:
         ValueError: When the message carries none, or one of other tensors.
     """
-    record = content.array_records.get(ARRAYS)
-    array = None if record is None else record.get(PACKED)
+    arrays = content.array_records.get(record)
+    array = None if arrays is None else arrays.get(PACKED)
     if array is None or array.stype != PACKED_TYPE:
         raise ValueError("message refused: it carries no packed state")
     return unpack(array.data, layout)

@@ -60,7 +60,7 @@ class Federation:
         fraction: Share of the clients in a round, at least one.
         seed: The run's seed.
         training: For the schedule of the learning rate.
-        evaluate: Measures accuracy and loss of a global model.
+        evaluate: Measures accuracy and loss of the global model of a round.
         observe: Is shown every round as it ends.
     """
 
@@ -71,7 +71,7 @@ class Federation:
     fraction: float
     seed: int
     training: TrainingConfig
-    evaluate: Callable[[State], tuple[float, float]]
+    evaluate: Callable[[int, State], tuple[float, float]]
     observe: Callable[[RoundReport], None]
 
     def run(self, model: State) -> State:
@@ -106,7 +106,7 @@ class Federation:
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
             )
-        accuracy, loss = self.evaluate(new)
+        accuracy, loss = self.evaluate(server_round, new)
         images = sum(update.samples for update in updates)
         return new, RoundReport(
             round=server_round,

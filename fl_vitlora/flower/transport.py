@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fl_vitlora.communication.ledger import Direction, Entry, Ledger
+from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import messages
 from fl_vitlora.state import State, is_finite
 from fl_vitlora.strategy import Update
@@ -121,7 +122,7 @@ class Transport:
             self._nodes[client] = reply.metadata.src_node_id
         if len(samples) < len(requests):
             raise RuntimeError(f"{len(requests) - len(samples)} clients did not answer in time")
-        self._count_all(0, requests, replies)
+        self._count_all(0, "greeting", requests, replies)
         return dict(sorted(samples.items()))
 
     def _wait_for_nodes(self, clients: int) -> list[int]:
@@ -153,7 +154,7 @@ class Transport:
         silent = set(asked)
         requests = self._pack(instructions)
         replies = self._send(requests)
-        self._count_all(server_round, requests, replies)
+        self._count_all(server_round, "training", requests, replies)
         for reply in replies:
             client = clients[reply.metadata.src_node_id]
             silent.discard(client)
@@ -167,7 +168,41 @@ class Transport:
         ]
         return sorted(updates, key=lambda u: u.client), sorted(failures, key=lambda f: f.client)
 
-    def _pack(self, instructions: Sequence[Instruction]) -> list[Message]:
+    def measure(
+        self, server_round: int, model: State, views: Sequence[str]
+    ) -> list[tuple[int, Measured]]:
+        """Lets every client measure a model on its own encrypted test images.
+
+        Args:
+            server_round: The round that made it.
+            model: Exchanged tensors, in the server's coordinates.
+            views: Names of `data.owner.views_of`, as who sees the test images.
+
+        Returns:
+            Number of test images and what was measured on them, sorted by client.
+
+        Raises:
+            RuntimeError: When a client does not answer as it should; an accuracy over some of the
+                test images only would not be comparable.
+        """
+        config: dict[str, ConfigValue] = {
+            messages.SERVER_ROUND: server_round,
+            messages.VIEWS: list(views),
+        }
+        asked = [Instruction(client=c, model=model, config=config) for c in sorted(self._nodes)]
+        requests = self._pack(asked, MessageType.EVALUATE)
+        replies = self._send(requests)
+        self._count_all(server_round, "evaluation", requests, replies)
+        if len(replies) < len(requests):
+            missing = len(requests) - len(replies)
+            raise RuntimeError(f"round {server_round}: {missing} clients did not evaluate in time")
+        clients = {node: client for client, node in self._nodes.items()}
+        by_client = {clients[reply.metadata.src_node_id]: reply for reply in replies}
+        return [_measured(client, reply, views) for client, reply in sorted(by_client.items())]
+
+    def _pack(
+        self, instructions: Sequence[Instruction], kind: str = MessageType.TRAIN
+    ) -> list[Message]:
         packed = {id(i.model): messages.to_packed(i.model) for i in instructions}
         return [
             Message(
@@ -178,7 +213,7 @@ class Transport:
                     }
                 ),
                 dst_node_id=self._nodes[instruction.client],
-                message_type=MessageType.TRAIN,
+                message_type=kind,
             )
             for instruction in instructions
         ]
@@ -218,23 +253,33 @@ class Transport:
             raise InterruptedError("the run was stopped")
 
     def _count_all(
-        self, server_round: int, requests: Sequence[Message], replies: Sequence[Message]
+        self,
+        server_round: int,
+        purpose: Purpose,
+        requests: Sequence[Message],
+        replies: Sequence[Message],
     ) -> None:
         clients = {node: client for client, node in self._nodes.items()}
         for message in requests:
             client = clients.get(message.metadata.dst_node_id, NOBODY)
-            self._count(message, server_round, client, "downlink")
+            self._count(message, server_round, purpose, client, "downlink")
         for message in replies:
             client = clients.get(message.metadata.src_node_id, NOBODY)
-            self._count(message, server_round, client, "uplink")
+            self._count(message, server_round, purpose, client, "uplink")
 
     def _count(
-        self, message: Message, server_round: int, client: int, direction: Direction
+        self,
+        message: Message,
+        server_round: int,
+        purpose: Purpose,
+        client: int,
+        direction: Direction,
     ) -> None:
         payload, overhead = messages.message_bytes(message)
         self._ledger.record(
             Entry(
                 round=server_round,
+                purpose=purpose,
                 client=client,
                 direction=direction,
                 payload=payload,
@@ -243,6 +288,23 @@ class Transport:
         )
         if self._tap is not None:
             self._tap(message)
+
+
+def _measured(client: int, reply: Message, views: Sequence[str]) -> tuple[int, Measured]:
+    """Reads what one client measured."""
+    if reply.has_error():
+        raise RuntimeError(f"client {client} cannot evaluate: {first_line(reply.error.reason)}")
+    try:
+        metrics = messages.metrics_of(reply.content)
+        return int(messages.scalar(metrics, messages.SAMPLES)), {
+            view: (
+                messages.scalar(metrics, messages.ACCURACY_OF + view),
+                messages.scalar(metrics, messages.LOSS_OF + view),
+            )
+            for view in views
+        }
+    except ValueError as error:
+        raise RuntimeError(f"client {client} cannot evaluate: {error}") from None
 
 
 def first_line(text: str | None) -> str:

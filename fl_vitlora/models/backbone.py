@@ -6,7 +6,7 @@ head; what of it is trained is the business of `finetuning`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -36,20 +36,14 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Normalization:
-    """How pixels become numbers: (q / 255 - mean) / std, the same for all channels.
+def normalize(images: Tensor) -> Tensor:
+    """Turns uint8 pixels q of any shape into float32 in [-1, 1]: (q / 255 - 0.5) / 0.5.
 
-    Shuffling mixes the channels of a pixel, so constants per channel would mean nothing on
-    ciphertext. A model that was trained with constants per channel is given their average.
+    These constants suit encrypted images: they are the same for all channels, which shuffling
+    mixes, and an inverted pixel 255 - q becomes the negative. What a model was trained with instead
+    is folded into its patch embedding by `build`.
     """
-
-    mean: float
-    std: float
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Turns uint8 images of any shape into float32."""
-        return images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+    return images.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +54,23 @@ class Backbone:
         model: A timm model with a fresh head.
         image_shape: (C, H, W) that it takes.
         patch_size: Pixels a side.
-        normalization: Of its pixels.
     """
 
     model: nn.Module
     image_shape: tuple[int, int, int]
     patch_size: int
-    normalization: Normalization
+
+
+def image_size(config: ModelConfig) -> tuple[int, int] | None:
+    """Returns height and width as they are asked for; none if they are the model's own.
+
+    Example:
+        >>> image_size(ModelConfig(image_size=(32,))), image_size(ModelConfig(image_size=(32, 48)))
+        ((32, 32), (32, 48))
+    """
+    if config.image_size is None:
+        return None
+    return config.image_size[0], config.image_size[-1]
 
 
 def import_timm() -> None:
@@ -92,17 +96,15 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
         torch.manual_seed(derive_seed(seed, "model"))
         model = _bundled(config) if config.name in BUNDLED else _from_timm(config)
         _replace_head(model, classes)
-    model.eval().requires_grad_(requires_grad=False)
     patch_embedding = _patch_embedding(model, config.name)
     defaults: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    _fold_normalization(patch_embedding.proj, defaults.get("mean", 0.5), defaults.get("std", 0.5))
+    model.eval().requires_grad_(requires_grad=False)
     height, width = patch_embedding.img_size
     return Backbone(
         model=model,
         image_shape=(patch_embedding.proj.in_channels, height, width),
         patch_size=patch_embedding.patch_size[0],
-        normalization=Normalization(
-            mean=_average(defaults.get("mean", 0.5)), std=_average(defaults.get("std", 0.5))
-        ),
     )
 
 
@@ -111,10 +113,12 @@ def _bundled(config: ModelConfig) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     shape = dict(BUNDLED[config.name])
-    for name, given in (("img_size", config.image_size), ("patch_size", config.patch_size)):
-        if given not in (None, shape[name]):
+    given = {"img_size": image_size(config), "patch_size": config.patch_size}
+    for name, size in given.items():
+        side = shape[name]
+        if size not in (None, side, (side, side)):
             raise UserError(
-                f"{config.name} is made for {name} {shape[name]}, not {given}; "
+                f"{config.name} is made for {name} {side}, not {size}; "
                 "take a timm model for other sizes: --model vit_tiny_patch16_224"
             )
     model: nn.Module = VisionTransformer(**shape, num_classes=0)
@@ -143,7 +147,7 @@ def _from_timm(config: ModelConfig) -> nn.Module:
 
     if not timm.is_model(config.name):
         raise unknown("model", config.name, [*BUNDLED, *timm.list_models(["vit_*", "deit*"])])
-    sizes = {"img_size": config.image_size, "patch_size": config.patch_size}
+    sizes = {"img_size": image_size(config), "patch_size": config.patch_size}
     arguments: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     if config.weights not in ("pretrained", "random"):
         arguments["pretrained_cfg_overlay"] = {"file": str(_existing_file(config.weights))}
@@ -159,8 +163,9 @@ def _from_timm(config: ModelConfig) -> nn.Module:
 def _check_patch_size(config: ModelConfig) -> None:
     from fl_vitlora.encryption.blocks import grid
 
-    if config.image_size is not None and config.patch_size is not None:
-        grid(config.image_size, config.image_size, config.patch_size)
+    size = image_size(config)
+    if size is not None and config.patch_size is not None:
+        grid(*size, config.patch_size)
 
 
 def _explain(create: Callable[[], nn.Module], config: ModelConfig) -> nn.Module:
@@ -208,10 +213,25 @@ def _patch_embedding(model: nn.Module, name: str) -> Any:
     return found
 
 
-def _average(constants: float | tuple[float, ...]) -> float:
-    if isinstance(constants, int | float):
-        return float(constants)
-    return sum(constants) / len(constants)
+@torch.no_grad()
+def _fold_normalization(
+    convolution: nn.Conv2d, mean: float | Sequence[float], std: float | Sequence[float]
+) -> None:
+    """Lets a patch embedding made for (q/255 - mean) / std take pixels in [-1, 1], in place.
+
+    With u in [-1, 1],  (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) / std  in every channel:
+    a factor for the weight and, summed over a patch, a constant for the bias.
+    """
+    means, stds = (torch.tensor(constant).flatten() for constant in (mean, std))
+    if len(means) not in (1, convolution.in_channels):
+        means, stds = means.mean()[None], stds.mean()[None]
+    means, stds = (c.expand(convolution.in_channels) for c in (means, stds))
+    constant = convolution.weight.sum(dim=(2, 3)) @ ((0.5 - means) / stds)
+    convolution.weight.mul_((0.5 / stds).view(1, -1, 1, 1))
+    if convolution.bias is not None:
+        convolution.bias.add_(constant)
+    elif constant.any():
+        convolution.bias = nn.Parameter(constant)
 
 
 def _one_line(error: Exception) -> str:

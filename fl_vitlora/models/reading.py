@@ -1,23 +1,60 @@
 """Takes the patch-reading part out of a timm ViT and puts another one in.
 
-N patches, D = C·p² entries a patch, W width of the model.
+B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries a patch, W width of
+the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.files import write_atomically
 from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.state import State
 
 READER_FILE = "reader.safetensors"
+WEIGHT, POSITION = "patch_embed.proj.weight", "pos_embed"
+
+
+class KernelPerPatch(nn.Module):
+    """Stands in for the convolution of a patch embedding where every patch has its own kernel.
+
+    Args:
+        weight: (N, W, D).
+        bias: (W,), or none.
+        patch_size: p.
+
+    Attributes:
+        weight: (N, W, D).
+        bias: (W,), or none.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, patch_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.patch_size = patch_size
+        self.in_channels = weight.shape[-1] // (patch_size[0] * patch_size[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, W, H/p, W/p), as the convolution does."""
+        rows, columns = (
+            side // p for side, p in zip(images.shape[-2:], self.patch_size, strict=True)
+        )
+        patches = F.unfold(images, self.patch_size, stride=self.patch_size)  # (B, D, N)
+        tokens = torch.einsum("bdn,nwd->bwn", patches, self.weight)
+        if self.bias is not None:
+            tokens = tokens + self.bias.unsqueeze(-1)
+        return tokens.reshape(len(images), -1, rows, columns)
 
 
 def reader_of(backbone: Backbone) -> Reader:
@@ -30,35 +67,51 @@ def reader_of(backbone: Backbone) -> Reader:
         The reader; its position is none where positions are not, or not only, added to tokens.
     """
     model: Any = backbone.model
-    convolution = model.patch_embed.proj
-    weight = convolution.weight.detach().flatten(1).clone()
-    bias = torch.zeros(len(weight)) if convolution.bias is None else convolution.bias
-    normalization = backbone.normalization
-    return Reader(
-        weight=weight,
-        bias=bias.detach().clone(),
-        position=_patch_positions(model).detach().clone() if _adds_positions(model) else None,
-        inverse=(1 - 2 * normalization.mean) / normalization.std,
-    )
+    position = _patch_positions(model).detach().clone() if _adds_positions(model) else None
+    weight = model.patch_embed.proj.weight.detach().clone()
+    return Reader(weight=_as_matrix(weight), position=position)
 
 
 @torch.no_grad()
 def put_reader(model: nn.Module, reader: Reader) -> None:
-    """Puts a reader into a model, in place."""
+    """Puts a reader into a model, in place; what was trained or frozen stays so."""
     whole: Any = model
-    convolution = whole.patch_embed.proj
-    convolution.weight.copy_(reader.weight.view_as(convolution.weight))
-    if convolution.bias is not None:
-        convolution.bias.copy_(reader.bias)
-    elif reader.bias.any():
-        convolution.bias = nn.Parameter(reader.bias.clone(), requires_grad=False)
+    projection = whole.patch_embed.proj
+    if reader.weight.ndim == 3 and not isinstance(projection, KernelPerPatch):
+        whole.patch_embed.proj = _widened(projection, reader.weight)
+    else:
+        projection.weight.copy_(reader.weight.view_as(projection.weight))
     if reader.position is not None:
         _patch_positions(whole).copy_(reader.position)
 
 
+def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> Reader:
+    """Reads the reader off exchanged tensors, be they a model's or a difference of two.
+
+    Args:
+        state: Tensors by their names in the model, the patch embedding among them.
+        patches: N.
+
+    Returns:
+        The reader; where positions are not exchanged, a position of width 0 stands for them.
+    """
+    weight = state[WEIGHT]
+    position = state[POSITION][0, -patches:] if POSITION in state else weight.new_empty(patches, 0)
+    return Reader(weight=_as_matrix(weight), position=position)
+
+
+def with_exchanged_reader(state: Mapping[str, Tensor], reader: Reader) -> State:
+    """Returns exchanged tensors with another reader among them."""
+    changed = {WEIGHT: reader.weight.reshape(state[WEIGHT].shape)}
+    if POSITION in state and reader.position is not None:
+        others = state[POSITION][:, : -len(reader.position)]
+        changed[POSITION] = torch.cat([others, reader.position.unsqueeze(0)], dim=1)
+    return {**state, **changed}
+
+
 def write_reader(path: Path, reader: Reader) -> None:
     """Stores a reader; it betrays the key to who knows the model it was adapted from."""
-    tensors = {"weight": reader.weight.contiguous(), "bias": reader.bias.contiguous()}
+    tensors = {"weight": reader.weight.contiguous()}
     if reader.position is not None:
         tensors["position"] = reader.position.contiguous()
     write_atomically(path, save(tensors))
@@ -68,7 +121,22 @@ def open_reader(path: Path) -> Reader:
     """Reads what `write_reader` stored."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Reader(weight=tensors["weight"], bias=tensors["bias"], position=tensors.get("position"))
+    return Reader(weight=tensors["weight"], position=tensors.get("position"))
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """Flattens a convolution's weight (W, C, p, p) to (W, D); kernels (N, W, D) stay."""
+    return weight.flatten(1) if weight.ndim == 4 else weight
+
+
+def _widened(convolution: Any, weight: Tensor) -> KernelPerPatch:
+    """Makes the module with a kernel for every patch that takes a convolution's place."""
+    bias = None if convolution.bias is None else convolution.bias.detach().clone()
+    wide = KernelPerPatch(weight.contiguous().clone(), bias, convolution.kernel_size)
+    wide.to(convolution.weight.device)
+    for name, parameter in wide.named_parameters():
+        parameter.requires_grad_(getattr(convolution, name).requires_grad)
+    return wide
 
 
 def _patch_positions(model: Any) -> torch.Tensor:

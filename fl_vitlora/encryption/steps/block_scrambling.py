@@ -8,14 +8,15 @@ B images, N blocks, D entries a block.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.steps.entries import inverse_order as inverse
 from fl_vitlora.encryption.stream import KeyStream, permutation_bits
 from fl_vitlora.errors import UserError
+
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
@@ -29,7 +30,7 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 
 
 def adapt(reader: Reader, key: Tensor) -> Reader:
-    """Lets a model read scrambled images: every position embedding follows its block.
+    """Lets a model read scrambled images: position embeddings, and kernels, follow their block.
 
     Raises:
         UserError: When the model has no position embedding to move; rotary and relative positions
@@ -40,7 +41,8 @@ def adapt(reader: Reader, key: Tensor) -> Reader:
             "block scrambling has no key adaptation for a model without an additive position "
             "embedding; leave the step out, or take a plain ViT"
         )
-    return replace(reader, position=reader.position[key])
+    weight = reader.weight[key] if reader.weight.ndim == 3 else reader.weight
+    return Reader(weight=weight, position=reader.position[key])
 
 
 def key_space_bits(geometry: Geometry) -> float:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
-from fl_vitlora.encryption.per_block import encrypt, refuse_adaptation
+from fl_vitlora.encryption.steps.entries import inverse_order as inverse
+from fl_vitlora.encryption.steps.entries import permute as encrypt
+from fl_vitlora.encryption.steps.entries import permute_columns as adapt
 from fl_vitlora.encryption.stream import KeyStream
 
-__all__ = ["adapt", "draw_key", "encrypt", "key_space_bits"]
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
@@ -26,9 +28,6 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     entries = torch.arange(geometry.entries).view(geometry.channels, -1)
     orders = (stream.permutation(geometry.channels) for _ in range(geometry.blocks))
     return torch.stack([entries[order].flatten() for order in orders])
-
-
-adapt = refuse_adaptation("colour_shuffling")
 
 
 def key_space_bits(geometry: Geometry) -> float:

@@ -12,21 +12,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
-from fl_vitlora.encryption.per_block import refuse_adaptation
+from fl_vitlora.encryption.steps.entries import invert as encrypt
+from fl_vitlora.encryption.steps.entries import negate_columns as adapt
+from fl_vitlora.encryption.steps.entries import same as inverse
 from fl_vitlora.encryption.stream import KeyStream
+
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws the mask of blocks to invert, bool (N, 1)."""
     return stream.bits(geometry.blocks).unsqueeze(1)
-
-
-def encrypt(x: Tensor, key: Tensor) -> Tensor:
-    """Inverts the chosen blocks of (B, N, D), uint8."""
-    return x ^ (key * 255).to(x.dtype)
-
-
-adapt = refuse_adaptation("block_negative_positive")
 
 
 def key_space_bits(geometry: Geometry) -> float:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
-from fl_vitlora.encryption.per_block import encrypt, refuse_adaptation
+from fl_vitlora.encryption.steps.entries import inverse_order as inverse
+from fl_vitlora.encryption.steps.entries import permute as encrypt
+from fl_vitlora.encryption.steps.entries import permute_columns as adapt
 from fl_vitlora.encryption.stream import KeyStream
 
-__all__ = ["adapt", "draw_key", "encrypt", "key_space_bits"]
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 SYMMETRIES = 8
 
@@ -28,9 +30,6 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     turned = [torch.rot90(entries, quarter, (1, 2)) for quarter in range(4)]
     orders = [order.flatten() for square in turned for order in (square, square.flip(2))]
     return torch.stack([orders[stream.below(SYMMETRIES)] for _ in range(geometry.blocks)])
-
-
-adapt = refuse_adaptation("rotation_inversion")
 
 
 def key_space_bits(geometry: Geometry) -> float:

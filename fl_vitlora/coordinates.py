@@ -1,0 +1,253 @@
+"""In whose coordinates the patch embedding is: the server's, or those of a party's ciphertext.
+
+Under a party's key the entries of a patch, and the patches of an image, stand in another order and
+partly with another sign. A patch embedding E that reads such ciphertext has its columns in that
+order too; where owners have different keys, their E's cannot simply be averaged. With T the key
+adaptation of a party (`encryption.holder.KeyHolder.adapt`, a signed permutation) and E₀ the public,
+pre-trained patch embedding, a party trains from
+
+=============  ==========================  ===========================
+               model adapted to the key    model not adapted
+=============  ==========================  ===========================
+``aggregate``  E                           E
+``aligned``    T(E)                        E₀ + T(E - E₀)
+``local``      its own; at first T(E₀)     its own; at first E₀
+=============  ==========================  ===========================
+
+where E is what the server sent. It sends back the difference that training made: as it is, as
+T⁻¹(difference) where aligned, or not at all where local. The server's first E is T(E₀) where all
+parties share the key, the model is adapted and E aggregated as it is; else it is E₀. Position
+embeddings, where they are trained (method full), go the same way.
+
+Aligned and adapted, with any keys: the whole run is the run on plain images [arXiv 2309.02556 gives
+T; that a signed permutation commutes with SGD, Adam and AdamW is one line of algebra].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fl_vitlora.config import Config
+from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning import methods
+from fl_vitlora.models.reading import POSITION, WEIGHT, exchanged_reader, with_exchanged_reader
+from fl_vitlora.state import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """What turns the server's tensors into a party's, and back.
+
+    Attributes:
+        base: The reader that the party's model starts from, trained or not.
+        initial: The server's first exchanged tensors.
+        holder: Of the party's key; none where nothing has to be turned.
+        party: Its name.
+        aligned: Whether differences are exchanged in plain coordinates.
+        adapted: Whether the party's model is adapted to its key.
+    """
+
+    base: Reader
+    initial: State
+    holder: KeyHolder | None
+    party: str
+    aligned: bool
+    adapted: bool
+
+    def inward(self, model: State) -> State:
+        """Turns the server's tensors into those that the party trains from."""
+        if self.holder is None or WEIGHT not in model:
+            return model
+        first, now = self._reader(self.initial), self._reader(model)
+        if self.aligned and self.adapted:
+            turned = self.holder.adapt(now, self.party)
+        elif self.aligned:
+            turned = _plus(first, self.holder.adapt(_minus(now, first), self.party))
+        else:  # a key of its own, but aggregated as it is
+            turned = _plus(self.holder.adapt(first, self.party), _minus(now, first))
+        return with_exchanged_reader(model, turned)
+
+    def outward(self, delta: State) -> State:
+        """Turns the difference that the party's training made into the server's."""
+        if self.holder is None or not self.aligned or WEIGHT not in delta:
+            return delta
+        return with_exchanged_reader(delta, self.holder.restore(self._reader(delta), self.party))
+
+    def _reader(self, state: Mapping[str, Tensor]) -> Reader:
+        return exchanged_reader(state, self._patches)
+
+    @property
+    def _patches(self) -> int:
+        assert self.holder is not None
+        return self.holder.cipher.geometry.blocks
+
+
+def server_reader(config: Config, origin: Reader, holder: KeyHolder) -> Reader:
+    """Returns what the server's model reads with at first; see the module.
+
+    Raises:
+        UserError: When a step has no adaptation for this model.
+    """
+    if not config.encryption.adapt:
+        return origin
+    if common_key(config) and not aligns(config):
+        return holder.adapt(origin, "server")
+    per_patch = holder.adapt(origin, "server").weight.ndim == 3
+    blocks = holder.cipher.geometry.blocks
+    return origin.with_weight(origin.weight_of_blocks(blocks)) if per_patch else origin
+
+
+def of_party(
+    config: Config,
+    *,
+    origin: Reader,
+    start: Reader,
+    initial: State,
+    holder: KeyHolder | None,
+    party: str,
+) -> Coordinates:
+    """Makes the coordinates of one party.
+
+    Args:
+        config: Scope of the keys, adaptation, policy.
+        origin: What the public model reads with.
+        start: What the server's model reads with at first.
+        initial: The server's first exchanged tensors.
+        holder: Of the party's key; needed where `clients_need_key`.
+        party: Its name.
+
+    Returns:
+        The coordinates; those of the server itself where nothing has to be turned.
+    """
+    adapted = config.encryption.adapt and bool(config.encryption.steps)
+    own = adapted and not common_key(config)
+    turned = aligns(config) or (own and exchanges_reader(config))
+    if holder is None and (turned or own):
+        raise UserError(f"{party} has no key ring, but must turn its patch embedding by its key")
+    own_base = holder is not None and adapted and (own or aligns(config))
+    return Coordinates(
+        base=holder.adapt(origin, party) if holder is not None and own_base else start,
+        initial=initial,
+        holder=holder if turned else None,
+        party=party,
+        aligned=aligns(config),
+        adapted=adapted,
+    )
+
+
+def common_key(config: Config) -> bool:
+    """Tells whether all parties have the same key, or none."""
+    return config.encryption.scope in ("shared", "block") or not config.encryption.steps
+
+
+def exchanges_reader(config: Config) -> bool:
+    """Tells whether the patch embedding is trained and sent."""
+    trained = methods.PATCH_EMBEDDING in methods.METHODS[config.finetuning.method].groups
+    return trained and config.finetuning.patch_embedding != "local"
+
+
+def aligns(config: Config) -> bool:
+    """Tells whether the patch embedding is exchanged in plain coordinates."""
+    return (
+        exchanges_reader(config)
+        and config.finetuning.patch_embedding == "aligned"
+        and bool(config.encryption.steps)
+    )
+
+
+def keeps_reader(config: Config) -> bool:
+    """Tells whether every client trains a patch embedding of its own and keeps it."""
+    trained = methods.PATCH_EMBEDDING in methods.METHODS[config.finetuning.method].groups
+    return trained and config.finetuning.patch_embedding == "local"
+
+
+def stays(name: str) -> bool:
+    """Tells whether a tensor reads ciphertext, so that it is kept where it is local.
+
+    Example:
+        >>> stays("patch_embed.proj.bias"), stays("head.weight")
+        (True, False)
+    """
+    return methods.group_of(name) == methods.PATCH_EMBEDDING or name == POSITION
+
+
+def exchanged(config: Config, trained: Mapping[str, Tensor]) -> State:
+    """Selects those of the trained tensors that clients exchange with the server."""
+    local = keeps_reader(config)
+    return {name: tensor for name, tensor in trained.items() if not (local and stays(name))}
+
+
+def clients_evaluate(config: Config) -> bool:
+    """Tells whether clients measure accuracy, each on encrypted test images of its own."""
+    if config.evaluation.by == "auto":
+        return keeps_reader(config) or aligns(config) or not _serverable(config)
+    return config.evaluation.by == "clients"
+
+
+def clients_need_key(config: Config) -> bool:
+    """Tells whether a client's side takes its key: to turn tensors, or to try others' keys."""
+    own_base = config.encryption.adapt and not common_key(config)
+    encrypted = bool(config.encryption.steps)
+    return encrypted and (aligns(config) or own_base or clients_evaluate(config))
+
+
+def check(config: Config) -> None:
+    """Refuses combinations of scope, adaptation and policy that cannot work.
+
+    Raises:
+        UserError: With the reason, and what would work instead.
+    """
+    encryption, policy = config.encryption, config.finetuning.patch_embedding
+    if keeps_reader(config) and config.evaluation.by == "central":
+        raise UserError(
+            "evaluation.by central: with finetuning.patch_embedding local no central model exists; "
+            "take evaluation.by clients"
+        )
+    if not encryption.steps:
+        return
+    if encryption.scope == "image" and (encryption.adapt or aligns(config)):
+        wish = "encryption.adapt" if encryption.adapt else f"finetuning.patch_embedding {policy}"
+        raise UserError(
+            f"{wish} with encryption.scope image: every image has a key of its own, and one model "
+            "cannot be adapted to all of them; take scope shared, client or block"
+        )
+    mixes = encryption.adapt and encryption.scope == "client" and exchanges_reader(config)
+    if mixes and not aligns(config) and not encryption.allow_meaningless:
+        raise UserError(
+            "encryption.scope client with encryption.adapt and finetuning.patch_embedding "
+            "aggregate: each client's patch embedding has its columns in another order, so that "
+            "their mean means nothing; take aligned or local (to see it: "
+            "encryption.allow_meaningless=true)"
+        )
+    alone = config.evaluation.by == "central" and encryption.scope == "client"
+    if alone and not (aligns(config) and encryption.adapt) and not encryption.allow_meaningless:
+        raise UserError(
+            "evaluation.by central with encryption.scope client: the test images would have a key "
+            "that no client trained with; take evaluation.by clients (to see it: "
+            "encryption.allow_meaningless=true)"
+        )
+
+
+def _serverable(config: Config) -> bool:
+    """Tells whether a server without a key can evaluate."""
+    return common_key(config) or config.encryption.scope == "image"
+
+
+def _plus(a: Reader, b: Reader) -> Reader:
+    return _combine(a, b, 1)
+
+
+def _minus(a: Reader, b: Reader) -> Reader:
+    return _combine(a, b, -1)
+
+
+def _combine(a: Reader, b: Reader, sign: int) -> Reader:
+    position = a.position
+    if a.position is not None and b.position is not None:
+        position = a.position + sign * b.position
+    return Reader(weight=a.weight + sign * b.weight, position=position)

@@ -1,0 +1,66 @@
+"""The steps that ciphers are made of, one bijection a file; `STEPS` names them all.
+
+A step is a module with five pure functions (`Step`). On uint8 blocks it moves entries, or halves of
+them, and flips their bits; nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.steps import (
+    block_negative_positive,
+    block_nibble_shuffling,
+    block_scrambling,
+    colour_shuffling,
+    negative_positive,
+    nibble_shuffling,
+    pixel_colour_shuffling,
+    pixel_negative_positive,
+    pixel_shuffling,
+    rotation_inversion,
+)
+from fl_vitlora.encryption.stream import KeyStream
+
+
+class Step(Protocol):
+    """One bijection on uint8 blocks (B, N, D)."""
+
+    def draw_key(self, stream: KeyStream, geometry: Geometry) -> Tensor:
+        """Draws a key for images of this geometry."""
+        ...
+
+    def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
+        """Turns plain blocks into ciphertext of the same shape."""
+        ...
+
+    def inverse(self, key: Tensor) -> Tensor:
+        """Returns the key that undoes this one, of images and of readers alike."""
+        ...
+
+    def adapt(self, reader: Reader, key: Tensor) -> Reader:
+        """Makes of a reader of plain blocks one that computes the same of ciphertext."""
+        ...
+
+    def key_space_bits(self, geometry: Geometry) -> float:
+        """Counts the keys, as a logarithm to base 2."""
+        ...
+
+
+STEPS: Mapping[str, Step] = {
+    "block_scrambling": block_scrambling,
+    "pixel_shuffling": pixel_shuffling,
+    "negative_positive": negative_positive,
+    "colour_shuffling": colour_shuffling,
+    "rotation_inversion": rotation_inversion,
+    "block_negative_positive": block_negative_positive,
+    "nibble_shuffling": nibble_shuffling,
+    "block_nibble_shuffling": block_nibble_shuffling,
+    "pixel_negative_positive": pixel_negative_positive,
+    "pixel_colour_shuffling": pixel_colour_shuffling,
+}

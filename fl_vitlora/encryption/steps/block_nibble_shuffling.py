@@ -1,0 +1,34 @@
+"""Nibble shuffling with a key of its own for every block, as extended learnable encryption has it.
+
+((2D)!·2^(2D))^N keys.
+Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), there together
+with block scrambling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.steps import nibble_shuffling
+from fl_vitlora.encryption.steps.nibble_shuffling import adapt, encrypt, inverse
+from fl_vitlora.encryption.stream import KeyStream
+
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws orders and bits of the nibbles of every block, int64 (2, N, 2D)."""
+    return nibble_shuffling.draw_key(stream, replace(geometry, per_block=True))
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts N · (log₂((2D)!) + 2D).
+
+    Example:
+        >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)))
+        38035
+    """
+    return nibble_shuffling.key_space_bits(replace(geometry, per_block=True))

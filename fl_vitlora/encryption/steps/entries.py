@@ -1,0 +1,48 @@
+"""Permuting and inverting entries of blocks: what most steps do, each with keys of its own kind.
+
+A key that all blocks share has shape (D,); one that differs from block to block, (N, D).
+
+B images, N blocks, D entries a block, W width of the model.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fl_vitlora.encryption.reader import Reader
+
+
+def permute(x: Tensor, order: Tensor) -> Tensor:
+    """Lets entry j of a block n of (B, N, D) receive its entry order[j], or order[n, j]."""
+    return x[..., order] if order.ndim == 1 else x.gather(-1, order.expand(len(x), -1, -1))
+
+
+def inverse_order(order: Tensor) -> Tensor:
+    """Returns the permutation that undoes one."""
+    return order.argsort(dim=-1)
+
+
+def permute_columns(reader: Reader, order: Tensor) -> Reader:
+    """Lets every column of the patch embedding follow its entry; (N, D) needs a kernel a block."""
+    if order.ndim == 1:
+        return reader.with_weight(reader.weight[..., order])
+    weight = reader.weight_of_blocks(len(order))
+    return reader.with_weight(weight.gather(-1, order.unsqueeze(1).expand_as(weight)))
+
+
+def invert(x: Tensor, chosen: Tensor) -> Tensor:
+    """Turns chosen entries q of (B, N, D), uint8, into 255 - q, which flips all their bits."""
+    return x ^ (chosen * 255).to(x.dtype)
+
+
+def negate_columns(reader: Reader, chosen: Tensor) -> Reader:
+    """Negates the columns of chosen entries: on [-1, 1] an inverted pixel is its negative."""
+    signs = 1 - 2 * chosen.to(reader.weight.dtype)
+    if chosen.ndim == 1:
+        return reader.with_weight(reader.weight * signs)
+    return reader.with_weight(reader.weight_of_blocks(len(chosen)) * signs.unsqueeze(1))
+
+
+def same(key: Tensor) -> Tensor:
+    """Returns the key itself, for steps that undo themselves."""
+    return key

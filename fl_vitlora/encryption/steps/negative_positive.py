@@ -1,0 +1,36 @@
+"""Negative-positive transformation: chosen entries q of every block become 255 - q.
+
+The key is one bit for each of the D entries of a block; all blocks share it, unless keys are to
+differ from block to block. 2^D keys, or 2^(N·D).
+Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943 ("bit
+flipping" where pixels are written in bits).
+
+B images, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.steps.entries import invert as encrypt
+from fl_vitlora.encryption.steps.entries import negate_columns as adapt
+from fl_vitlora.encryption.steps.entries import same as inverse
+from fl_vitlora.encryption.stream import KeyStream
+
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws the mask of entries to invert, bool (D,), or (N, D) where every block has its own."""
+    return stream.bits(geometry.keys * geometry.entries).view(geometry.key_shape)
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts the D bits, or N·D.
+
+    Example:
+        >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))
+        768.0
+    """
+    return float(geometry.keys * geometry.entries)

@@ -1,0 +1,71 @@
+"""Learnable encryption: the halves of all entries change places, some with their bits flipped.
+
+Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries make 2D
+nibbles; chosen nibbles h become 15 - h; then all are permuted and put together again. In a value
+that is made of halves of two others nothing is linear any more: no key adaptation exists.
+
+The key holds one order of the 2D nibbles and one bit for each, shared by all blocks: (2D)!·2^(2D)
+keys. The first implementations derived the bits from the order, which leaves (2D)!, 498.3 bits for
+blocks of 4 × 4 × 3; here they are independent.
+Source: LE, Tanaka 2018 (arXiv 1804.00490).
+
+B images, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.steps.entries import inverse_order, permute
+from fl_vitlora.encryption.stream import KeyStream, permutation_bits
+from fl_vitlora.errors import UserError
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws order and bits of the nibbles, int64 (2, 2D), or (2, N, 2D) a block."""
+    halves = 2 * geometry.entries
+    shape = (geometry.blocks, halves) if geometry.per_block else (halves,)
+    orders = torch.stack([stream.permutation(halves) for _ in range(geometry.keys)])
+    flips = stream.bits(geometry.keys * halves)
+    return torch.stack([orders.view(shape), flips.view(shape).to(torch.int64)])
+
+
+def encrypt(x: Tensor, key: Tensor) -> Tensor:
+    """Flips, then permutes the nibbles of (B, N, D), uint8."""
+    order, flips = key
+    halves = torch.stack([x >> 4, x & 15], dim=-1).flatten(-2) ^ (flips * 15).to(x.dtype)
+    moved = permute(halves, order)
+    return moved[..., 0::2] << 4 | moved[..., 1::2]
+
+
+def inverse(key: Tensor) -> Tensor:
+    """Returns the key that undoes one: it permutes back what it has flipped at its new place."""
+    order, flips = key
+    return torch.stack([inverse_order(order), flips.gather(-1, order)])
+
+
+def adapt(reader: Reader, key: Tensor) -> Reader:
+    """Refuses.
+
+    Raises:
+        UserError: Always.
+    """
+    del reader, key
+    raise UserError(
+        "nibble shuffling (LE, ELE) has no key adaptation: it joins halves of different pixels, "
+        "which no linear patch embedding can take apart; set encryption.adapt=false"
+    )
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts log₂((2D)!) + 2D for each key.
+
+    Example:
+        >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)), 1)
+        594.3
+    """
+    halves = 2 * geometry.entries
+    return geometry.keys * (permutation_bits(halves) + halves)

@@ -1,0 +1,33 @@
+"""Negative-positive transformation of single pixels: any colour value of the image may be inverted.
+
+The key is one bit for each of the N·D values of an image. 2^(N·D) keys.
+Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.steps import negative_positive
+from fl_vitlora.encryption.steps.negative_positive import adapt, encrypt, inverse
+from fl_vitlora.encryption.stream import KeyStream
+
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws the mask of values to invert, bool (N, D)."""
+    return negative_positive.draw_key(stream, replace(geometry, per_block=True))
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts the N·D bits.
+
+    Example:
+        >>> key_space_bits(Geometry(blocks=64, channels=3, block_size=4))
+        3072.0
+    """
+    return float(geometry.blocks * geometry.entries)

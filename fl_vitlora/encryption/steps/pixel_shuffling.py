@@ -1,0 +1,40 @@
+"""Pixel shuffling: the entries within a block change places, X' = X[:, key].
+
+The key is one permutation of the D entries (colour channels included), shared by all blocks, unless
+keys are to differ from block to block. D! keys, or (D!)^N.
+Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
+
+B images, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.steps.entries import inverse_order as inverse
+from fl_vitlora.encryption.steps.entries import permute as encrypt
+from fl_vitlora.encryption.steps.entries import permute_columns as adapt
+from fl_vitlora.encryption.stream import KeyStream, permutation_bits
+
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
+
+
+def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
+    """Draws the permutation of entries (D,), or (N, D) where every block has its own."""
+    orders = [
+        stream.restricted_permutation(geometry.entries, geometry.fixed_entries)
+        for _ in range(geometry.keys)
+    ]
+    return torch.stack(orders).view(geometry.key_shape)
+
+
+def key_space_bits(geometry: Geometry) -> float:
+    """Counts log₂(D!), or log₂(D! / N_ps!) where some entries stay, for each key.
+
+    Example:
+        >>> round(key_space_bits(Geometry(blocks=16, channels=3, block_size=4)), 1)
+        202.9
+    """
+    return geometry.keys * permutation_bits(geometry.entries, geometry.fixed_entries)

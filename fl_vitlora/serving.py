@@ -1,0 +1,269 @@
+"""The server's side of a run: its model, who evaluates it, and what is gathered round by round.
+
+It is the same in a simulation and in a deployment. It needs no plain image, and no key unless a key
+holder evaluates beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_vitlora import coordinates, training
+from fl_vitlora.communication.ledger import Ledger, full_fine_tuning_bytes
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import Config
+from fl_vitlora.data.owner import RIGHT_KEY
+from fl_vitlora.data.shards import TEST_SHARD, open_shard
+from fl_vitlora.encryption.holder import TEST, KeyHolder
+from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.evaluation import (
+    ALL_VIEWS,
+    CentralEvaluator,
+    ClientsEvaluator,
+    Evaluator,
+    Measured,
+)
+from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.aggregators import AnyStrategy, make_aggregator
+from fl_vitlora.flower.messages import full_model_bytes
+from fl_vitlora.flower.server import Federation, RoundReport
+from fl_vitlora.flower.transport import Tap, Transport
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.reading import put_reader, reader_of
+from fl_vitlora.reporting.plots import plot_accuracy
+from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.state import State, count
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who looks on.
+
+    Attributes:
+        announce: Is told each phase of the set-up.
+        show_round: Is shown each line of `rounds.jsonl`.
+        tap: Is shown every Flower message, for inspection.
+        verbose: Whether Flower and Ray may speak.
+    """
+
+    announce: Callable[[str], None] = lambda phase: None
+    show_round: Callable[[Line], None] = lambda line: None
+    tap: Tap | None = None
+    verbose: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """The server's model, and what is known of it before the first round.
+
+    Attributes:
+        backbone: With what the method adds, on the server's device.
+        origin: What the public model reads with.
+        start: What the server's model reads with at first.
+        initial: All trained tensors, as the server has them at first.
+        plain: Parameters of the plain model, for their shapes alone.
+    """
+
+    backbone: Backbone
+    origin: Reader
+    start: Reader
+    initial: State
+    plain: State
+
+
+def make_server(backbone: Backbone, start: Callable[[Reader], Reader]) -> Server:
+    """Lets the server's model read as it shall at first.
+
+    Args:
+        backbone: A prepared, public model; what it reads with is changed in place.
+        start: Makes the server's reader of the public one.
+
+    Returns:
+        The server's side.
+    """
+    plain, origin = methods.plain_parameters(backbone.model), reader_of(backbone)
+    reader = start(origin)
+    put_reader(backbone.model, reader)
+    return Server(
+        backbone=backbone,
+        origin=origin,
+        start=reader,
+        initial=methods.export_state(backbone.model),
+        plain={name: torch.zeros(()).expand(w.shape) for name, w in plain.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the server loop ends with.
+
+    Attributes:
+        model: The final tensors.
+        begin: `time.perf_counter()` before the first round.
+        end: The same after the last.
+    """
+
+    model: State
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The server's side of a run under way: what it is, and what it has gathered so far.
+
+    Attributes:
+        config: The experiment.
+        server: Its model.
+        shards: Where the encrypted test shard lies, if clients do not evaluate.
+        folder: Where results go.
+        watch: Who looks on.
+        holder: Of the key, where a key holder evaluates beside the server.
+        ledger: Bytes so far.
+        lines: Rounds so far, as in `rounds.jsonl`.
+        measured: The last measurements, by view of the test images.
+        full_bytes: Of a downlink and an uplink message with the whole model, once measured.
+    """
+
+    config: Config
+    server: Server
+    shards: Path
+    folder: RunFolder
+    watch: Watch
+    holder: KeyHolder | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    lines: list[Line] = field(default_factory=list)
+    measured: Measured = field(default_factory=dict)
+    full_bytes: dict[str, int] = field(default_factory=dict)
+
+    def serve(
+        self, grid: Any, strategy: AnyStrategy, stop: threading.Event | None = None
+    ) -> Outcome:
+        """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
+        initial = coordinates.exchanged(self.config, self.server.initial)
+        layout = Layout.of(initial)
+        transport = Transport(
+            grid,
+            layout,
+            self.ledger,
+            timeout=self.config.engine.round_timeout,
+            tap=self.watch.tap,
+            stop=stop,
+        )
+        evaluator = self._evaluator(transport)
+        clients = transport.greet(self.config.clients)
+        begin = time.perf_counter()
+        federation = Federation(
+            transport=transport,
+            aggregator=make_aggregator(strategy, layout, self.config.seed),
+            clients=list(clients),
+            rounds=self.config.rounds,
+            fraction=self.config.fraction,
+            seed=self.config.seed,
+            training=self.config.training,
+            evaluate=lambda number, model: self._measure(evaluator, number, model),
+            observe=self._observe,
+        )
+        final = federation.run(initial)
+        end = time.perf_counter()
+        down, up = full_model_bytes(self.server.plain)
+        self.full_bytes.update(downlink=down, uplink=up)
+        return Outcome(model=final, begin=begin, end=end)
+
+    def result(self) -> Line:
+        """Sums up, without the times."""
+        config, ledger = self.config, self.ledger
+        uplink, downlink = ledger.total("uplink"), ledger.total("downlink")
+        full = full_fine_tuning_bytes(
+            ledger,
+            full_downlink=self.full_bytes["downlink"],
+            full_uplink=self.full_bytes["uplink"],
+        )
+        return {
+            "accuracy": self.lines[-1]["accuracy"],
+            "loss": self.lines[-1]["loss"],
+            "clients": config.clients,
+            "rounds": config.rounds,
+            "seed": config.seed,
+            "strategy": config.strategy.name,
+            "method": config.finetuning.method,
+            "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
+            "trainable_parameters": count(self.server.initial),
+            "exchanged_parameters": count(coordinates.exchanged(config, self.server.initial)),
+            "total_parameters": count(self.server.plain),
+            "communication": {
+                "uplink_bytes": uplink,
+                "downlink_bytes": downlink,
+                "full_fine_tuning_bytes": full,
+                "saving": full / (uplink + downlink),
+            },
+        }
+
+    def write(self, outcome: Outcome, result: Line, started: float) -> None:
+        """Writes what is known only at the end; `result.json` last, as the sign of a whole run."""
+        sent = accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in self.lines)
+        plot_accuracy(self.folder.plots, [line["accuracy"] for line in self.lines], list(sent))
+        self.folder.write("communication.csv", self.ledger.to_csv())
+        self.folder.write_model(outcome.model)
+        result["seconds"] = {
+            "setup": round(outcome.begin - started, 3),
+            "training": round(outcome.end - outcome.begin, 3),
+            "total": round(time.perf_counter() - started, 3),
+        }
+        self.folder.write_json("result.json", result)
+
+    def _observe(self, report: RoundReport) -> None:
+        line: Line = {
+            "round": report.round,
+            "accuracy": report.accuracy,
+            "loss": report.loss,
+            "train_loss": report.train_loss,
+            "participants": list(report.participants),
+            "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
+            "uplink_bytes": self.ledger.total("uplink", report.round),
+            "downlink_bytes": self.ledger.total("downlink", report.round),
+            "seconds": round(report.seconds, 4),
+        }
+        self.lines.append(line)
+        self.folder.append_round(line)
+        self.watch.show_round(line)
+
+    def _measure(
+        self, evaluator: Evaluator, server_round: int, model: State
+    ) -> tuple[float, float]:
+        """Measures a round's model; the last one also as seen without the right key."""
+        last = server_round == self.config.rounds
+        views = evaluator.views if last else (RIGHT_KEY,)
+        self.measured.update(evaluator.measure(server_round, model, views))
+        return self.measured[RIGHT_KEY]
+
+    def _evaluator(self, transport: Transport) -> Evaluator:
+        config, backbone = self.config, self.server.backbone
+        if coordinates.clients_evaluate(config):
+            views = ALL_VIEWS if config.encryption.steps else (RIGHT_KEY,)
+            return ClientsEvaluator(transport=transport, views=views)
+        device = next(backbone.model.parameters()).device
+        return CentralEvaluator(
+            backbone=backbone,
+            shard=open_shard(self.shards / TEST_SHARD),
+            coordinates=coordinates.of_party(
+                config,
+                origin=self.server.origin,
+                start=self.server.start,
+                initial=self.server.initial,
+                holder=self.holder,
+                party=TEST,
+            ),
+            holder=self.holder,
+            precision=training.best_precision(device, config.engine.mixed_precision),
+        )
