@@ -5,6 +5,7 @@ Whatever can be wrong with an experiment is found out here, before anything is w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from fl_vitlora.data import owner, sources
 from fl_vitlora.data.partition import label_counts, partition
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.holder import KeyHolder
-from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring
+from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.reading import READER_FILE
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -102,6 +105,33 @@ def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
         "adapted": config.encryption.adapt,
         "patch_embedding": config.finetuning.patch_embedding,
     }
+
+
+def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:
+    """Draws a new secret and encrypts shards under it; the key ring keeps the old ones.
+
+    Args:
+        config: It names the key ring.
+        places: Shards, or folders of them.
+
+    Returns:
+        The new key id, and the shards.
+
+    Raises:
+        UserError: When there is no shard, one of them cannot be opened with the ring, or a model
+            beside them is adapted to the old key; before anything is changed.
+    """
+    shards = [path for place in places for path in owner.find_shards(place)]
+    for folder in {path.parent for path in shards}:
+        if (folder / READER_FILE).exists():
+            raise UserError(
+                f"{folder / READER_FILE} is adapted to the key of these shards; rotate by writing "
+                "them anew, with a new model"
+            )
+    ring = open_ring(Path(config.encryption.key_file))
+    owner.encrypt_anew(shards, ring, dry=True)
+    ring = ring.rotated()
+    return key_id(ring.current), owner.encrypt_anew(shards, ring)
 
 
 def write_shards(config: Config, images: OwnedImages, holder: KeyHolder, folder: RunFolder) -> None:

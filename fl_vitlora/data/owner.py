@@ -27,7 +27,7 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, KeyHolder, Part, client_party
-from fl_vitlora.encryption.keys import KeyRing
+from fl_vitlora.encryption.keys import KeyRing, key_id
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
@@ -149,7 +149,20 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
     }
 
 
-def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
+def find_shards(place: Path) -> list[Path]:
+    """Finds the shards at a place: one file, or all of a folder.
+
+    Raises:
+        UserError: When there is none.
+    """
+    found = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    shards = [path for path in found if path.is_file() and "party" in shard_metadata(path)]
+    if not shards:
+        raise UserError(f"{place}: no shard there; expected a file such as {client_shard(0)}")
+    return shards
+
+
+def encrypt_anew(shards: Iterable[Path], ring: KeyRing, *, dry: bool = False) -> list[Path]:
     """Encrypts shards under the ring's current secret, whatever secret of it they were under.
 
     Each file is replaced whole; should this be broken off, every shard is still under a key of the
@@ -158,6 +171,7 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
     Args:
         shards: Files.
         ring: With the old secrets.
+        dry: Whether to find out only if it can be done.
 
     Returns:
         The files that were under another secret.
@@ -166,17 +180,15 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
         UserError: When a shard is plain, or the ring lacks its key; before any file is touched.
     """
     holders = {path: _holder_of(path, ring) for path in shards}
-    changed = []
-    for path, holder in holders.items():
-        new = replace(holder, secret=ring.current)
-        if new.key_id != holder.key_id:
-            shard, metadata = open_shard(path), shard_metadata(path)
-            party, part = metadata["party"], _part(metadata)
-            images = new.encrypt(holder.decrypt(shard.images, party, part), party, part)
-            metadata["key_id"] = new.key_id
-            write_shard(path, replace(shard, images=images), metadata)
-            changed.append(path)
-    return changed
+    current = key_id(ring.current)
+    old = {path: holder for path, holder in holders.items() if holder.key_id != current}
+    for path, holder in old.items() if not dry else ():
+        shard, metadata = open_shard(path), shard_metadata(path)
+        party, part = metadata["party"], _part(metadata)
+        plain = holder.decrypt(shard.images, party, part)
+        images = replace(holder, secret=ring.current).encrypt(plain, party, part)
+        write_shard(path, replace(shard, images=images), {**metadata, "key_id": current})
+    return list(old)
 
 
 def _describe(holder: KeyHolder) -> dict[str, str]:
