@@ -11,10 +11,12 @@ import difflib  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
 from fl_vitlora import __version__, config  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
+from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
 
 USER_MISTAKE, RUN_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -48,6 +50,14 @@ EXAMPLES = """examples:
       any strategy of Flower, unmodified
   python simulate.py --config configs/cifar10_vit_base.yaml
       ViT-B/16 on CIFAR-10, for a machine with a GPU
+
+comparisons:
+  python simulate.py --compare head lora lora+patch_embed full --seeds 0 1 2 3 4
+      four methods, five seeds each: a table, pictures and all runs in one folder
+  python simulate.py --compare head lora encryption.steps=[],[pixel_shuffling],EtC
+      every combination of two methods and three encryptions
+  python simulate.py --config configs/grids/default_job.yaml --out runs/default_job
+      a comparison from a file; the same command again goes on where it was broken off
 
 all settings, for --set and for YAML files (with their defaults):
 """
@@ -96,6 +106,15 @@ def make_parser() -> Parser:
         default=[],
         help="any setting, for example training.epochs=2; may be given several times",
     )
+    parser.add_argument(
+        "--compare",
+        metavar="AXIS",
+        nargs="+",
+        help="methods, or PATH=V1,V2,... for any setting; several are combined",
+    )
+    parser.add_argument(
+        "--seeds", metavar="SEED", nargs="+", help="run everything with each of these"
+    )
     parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
     return parser
@@ -108,6 +127,21 @@ def plain(value: Any) -> str:
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
     """Puts file, flags and `--set` together, the later over the earlier."""
+    return config.load(arguments.config, read_overrides(arguments))
+
+
+def read_comparison(arguments: argparse.Namespace) -> Grid | None:
+    """Does the same for a comparison, if one is asked for by flags or by the file."""
+    tree = config.read_yaml(arguments.config) if arguments.config else {}
+    if arguments.compare:
+        tree["compare"] = read_words(arguments.compare)
+    if arguments.seeds:
+        tree["seeds"] = [config.parse_value(seed, "--seeds") for seed in arguments.seeds]
+    return read_grid(tree, read_overrides(arguments)) if is_grid(tree) else None
+
+
+def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Gathers flags and `--set`, the later over the earlier."""
     given = vars(arguments)
     overrides: dict[str, Any] = {}
     for flag, (path, _) in FLAGS.items():
@@ -118,8 +152,7 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
                 overrides |= [config.parse_override(f"{path}={given[path]}")]
             except UserError as error:
                 raise UserError(f"{flag}: {error}") from None
-    overrides |= [config.parse_override(text) for text in arguments.overrides]
-    return config.load(arguments.config, overrides)
+    return overrides | dict(config.parse_override(text) for text in arguments.overrides)
 
 
 def run(experiment: config.Config, *, verbose: bool) -> None:
@@ -138,11 +171,45 @@ def run(experiment: config.Config, *, verbose: bool) -> None:
     print_result(result, str(folder))
 
 
+def compare(grid: Grid, folder: Path | None, *, verbose: bool) -> None:
+    """Runs a comparison before the user's eyes."""
+    import strategies
+    from fl_vitlora import comparison
+    from fl_vitlora.experiment import Watch, silence
+    from fl_vitlora.reporting.comparison import describe, print_report
+    from fl_vitlora.reporting.console import ComparisonDisplay
+
+    if not verbose:
+        silence()
+    folder = folder or comparison.default_folder()
+    comparison.prepare_folder(folder, grid)
+    records = []
+    try:
+        with ComparisonDisplay(len(grid.runs)) as display:
+            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            for record in comparison.compare(grid, folder, strategies.load, watch):
+                display.show_run(describe(record))
+                records.append(record)
+    except KeyboardInterrupt:
+        print(f"simulate.py: the same command with --out {folder} goes on", file=sys.stderr)
+        raise
+    print_report(comparison.tell(grid, records), str(folder))
+    failed = sum(record.failed for record in records)
+    if failed:
+        raise RuntimeError(f"{failed} of {len(records)} runs; see the table")
+    if not any(record.result for record in records):
+        raise UserError("nothing ran: all that was asked for is refused; see the table")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and turns errors into one line and an exit code."""
     arguments = make_parser().parse_args(argv)
     try:
-        run(read_config(arguments), verbose=arguments.verbose)
+        grid = read_comparison(arguments)
+        if grid is not None:
+            compare(grid, arguments.out and Path(arguments.out), verbose=arguments.verbose)
+        else:
+            run(read_config(arguments), verbose=arguments.verbose)
     except UserError as error:
         fail(str(error), USER_MISTAKE)
     except RuntimeError as error:

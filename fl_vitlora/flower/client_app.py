@@ -75,9 +75,8 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Tells which client this node is, and makes the worker ready."""
     settings = settings_of(context)
-    workspace(settings)
     client = client_of(context)
-    samples = len(_shard(settings.shards, client))
+    samples = len(workspace(settings).shard(client))
     metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
@@ -85,7 +84,8 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Trains for one round."""
     settings, client = settings_of(context), client_of(context)
-    worker, shard = workspace(settings), _shard(settings.shards, client)
+    worker = workspace(settings)
+    shard = worker.shard(client)
     received = messages.from_packed(message.content, worker.layout)
     config = message.content.config_records[messages.CONFIG]
     task = _task(config, worker.layout)
@@ -131,16 +131,18 @@ class Workspace:
         backbone: Model with its adapters, on the device.
         layout: Of the exchanged tensors.
         precision: Of activations.
+        shard: Gives a client's shard, opened once.
     """
 
     backbone: backbone.Backbone
     layout: Layout
     precision: torch.dtype
+    shard: Callable[[int], Shard]
 
 
 @functools.lru_cache(maxsize=1)
 def workspace(settings: ClientSettings) -> Workspace:
-    """Builds the model once for each process."""
+    """Builds the model once for each process and run; the run before is forgotten."""
     device = torch.device(settings.device)
     built = backbone.build(settings.model, settings.classes, settings.seed)
     methods.prepare(built.model, settings.finetuning, settings.seed)
@@ -149,9 +151,10 @@ def workspace(settings: ClientSettings) -> Workspace:
     layout = Layout.of(methods.trainable(built.model))
     built.model.to(device)
     precision = best_precision(device, settings.mixed_precision)
-    return Workspace(backbone=built, layout=layout, precision=precision)
-
-
-@functools.cache
-def _shard(folder: str, client: int) -> Shard:
-    return open_shard(Path(folder) / client_shard(client))
+    shards = Path(settings.shards)
+    return Workspace(
+        backbone=built,
+        layout=layout,
+        precision=precision,
+        shard=functools.cache(lambda client: open_shard(shards / client_shard(client))),
+    )
