@@ -30,7 +30,7 @@ FLAGS = {
     "--model": ("model.name", "vit_letters_16 or any timm ViT (vit_letters_16)"),
     "--partition": ("data.partition", "dirichlet, iid, pathological or shard (dirichlet)"),
     "--seed": ("seed", "of everything random but the owner's secret (0)"),
-    "--out": ("out", "run folder (a new one under runs/)"),
+    "--out": ("out", "run or grid folder (a new one under runs/)"),
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
     "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
 }
@@ -171,7 +171,7 @@ def run(experiment: config.Config, *, verbose: bool) -> None:
     print_result(result, str(folder))
 
 
-def compare(grid: Grid, folder: Path | None, *, verbose: bool) -> None:
+def compare(grid: Grid, *, verbose: bool) -> None:
     """Runs a comparison before the user's eyes."""
     import strategies
     from fl_vitlora import comparison
@@ -181,7 +181,7 @@ def compare(grid: Grid, folder: Path | None, *, verbose: bool) -> None:
 
     if not verbose:
         silence()
-    folder = folder or comparison.default_folder()
+    folder = Path(grid.out) if grid.out else comparison.default_folder()
     comparison.prepare_folder(folder, grid)
     records = []
     try:
@@ -191,14 +191,12 @@ def compare(grid: Grid, folder: Path | None, *, verbose: bool) -> None:
                 display.show_run(describe(record))
                 records.append(record)
     except KeyboardInterrupt:
-        print(f"simulate.py: the same command with --out {folder} goes on", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"; the same command with --out {folder} goes on") from None
     print_report(comparison.tell(grid, records), str(folder))
-    failed = sum(record.failed for record in records)
-    if failed:
-        raise RuntimeError(f"{failed} of {len(records)} runs; see the table")
+    if any(record.failed for record in records):
+        fail("a run failed; the table says which and why", RUN_FAILED)
     if not any(record.result for record in records):
-        raise UserError("nothing ran: all that was asked for is refused; see the table")
+        fail("nothing ran; the table says why", USER_MISTAKE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -207,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         grid = read_comparison(arguments)
         if grid is not None:
-            compare(grid, arguments.out and Path(arguments.out), verbose=arguments.verbose)
+            compare(grid, verbose=arguments.verbose)
         else:
             run(read_config(arguments), verbose=arguments.verbose)
     except UserError as error:
@@ -216,8 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.verbose:
             raise
         fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
-    except KeyboardInterrupt:
-        print("simulate.py: interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        print(f"simulate.py: interrupted{stop}", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)  # a thread of Flower may wait for a Ray that is gone, for ever
 
 

@@ -21,7 +21,7 @@ from fl_vitlora.experiment import Line, Watch, run
 from fl_vitlora.files import write_atomically
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
-from fl_vitlora.grid import Cell, Grid, folder_name, to_mapping
+from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
 from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
 from fl_vitlora.reporting.statistics import Record
 
@@ -43,7 +43,7 @@ def prepare_folder(folder: Path, grid: Grid) -> None:
         raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / GRID, configuration.write_yaml(to_mapping(grid)))
+        write_atomically(folder / GRID, configuration.write_yaml(to_tree(grid)))
     except OSError as error:
         raise UserError(f"grid folder {folder}: {error.strerror}") from None
 

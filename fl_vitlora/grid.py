@@ -21,8 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fl_vitlora import config as configuration
-from fl_vitlora.config import Config
+from fl_vitlora.config import Config, explanations, parse_value, resolve, to_mapping
 from fl_vitlora.errors import UserError, unknown
 
 Settings = Mapping[str, Any]  # values by dotted path
@@ -74,6 +73,7 @@ class Grid:
         products: Axes; a cell for every combination in each.
         baseline: Labels that others are compared with; else the first of an axis.
         seeds: Every cell is run with each.
+        out: Its folder, if it was named.
         shared: The experiment that the cells vary.
         cells: All of them, in order.
     """
@@ -82,6 +82,7 @@ class Grid:
     products: tuple[tuple[Axis, ...], ...]
     baseline: tuple[str, ...]
     seeds: tuple[int, ...]
+    out: str | None
     shared: Config
     cells: tuple[Cell, ...]
 
@@ -123,13 +124,8 @@ def read_words(words: Iterable[str]) -> dict[str, list[Any]]:
     """
     axes: dict[str, list[Any]] = {}
     for word in words:
-        path, separator, values = word.partition("=")
-        if not separator:
-            axes.setdefault(METHOD, []).append(word)
-        elif path in axes:
-            raise UserError(f"--compare {word!r}: {path} is given twice")
-        else:
-            axes[path] = configuration.parse_value(f"[{values}]", f"--compare {word!r}")
+        path, values = word.split("=", 1) if "=" in word else (METHOD, word)
+        axes.setdefault(path, []).extend(parse_value(f"[{values}]", f"--compare {word!r}"))
     return axes
 
 
@@ -151,39 +147,36 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
         >>> [(cell.name, cell.config.clients) for cell in grid.cells]
         [('head', 3), ('lora', 3)]
     """
+    if "seeds" in tree and "seed" in given:
+        raise UserError("seed is given by a flag, and seeds too; take one")
     experiment = {key: value for key, value in tree.items() if key not in SECTIONS}
-    given = {path: value for path, value in given.items() if path != "out"}
-    shared = configuration.resolve(experiment, given)
+    shared = resolve(experiment, given)
     seeds = _read_seeds(tree.get("seeds", [shared.seed]))
     sections = _listed(tree.get("compare") or {})
     products = tuple(tuple(_read_axes(section, given)) for section in sections)
+
+    def vary(settings: Settings) -> Config:
+        config = resolve(experiment, {**given, **settings})
+        return dataclasses.replace(config, out=None, seed=seeds[0])
+
     grid = Grid(
         title=str(tree.get("title") or ""),
         products=products,
-        baseline=tuple(label_of(label) for label in _listed(tree.get("baseline") or [])),
+        baseline=tuple(map(label_of, _listed(tree.get("baseline") or []))),
         seeds=seeds,
-        shared=dataclasses.replace(shared, out=None, seed=seeds[0]),
+        out=shared.out,
+        shared=vary({}),
         cells=tuple(
-            Cell(
-                labels=labels,
-                config=dataclasses.replace(
-                    configuration.resolve(experiment, {**given, **settings}),
-                    out=None,
-                    seed=seeds[0],
-                ),
-            )
-            for labels, settings in _union(products)
+            Cell(labels=labels, config=vary(settings)) for labels, settings in _union(products)
         ),
     )
     _check_baseline(grid)
-    if "seeds" in tree and "seed" in given:
-        raise UserError("seed is given by a flag, and seeds by --seeds or the file; take one")
     return grid
 
 
-def to_mapping(grid: Grid) -> dict[str, Any]:
+def to_tree(grid: Grid) -> dict[str, Any]:
     """Turns a grid into plain values that `read_grid` reads back equal."""
-    shared = configuration.to_mapping(grid.shared)
+    shared = to_mapping(grid.shared)
     return {
         "title": grid.title,
         "compare": [{axis.name: _choices(axis) for axis in product} for product in grid.products],
@@ -251,7 +244,7 @@ def _read_seeds(seeds: Any) -> tuple[int, ...]:
     """Reads whole numbers, each once."""
     if not isinstance(seeds, list) or not seeds:
         raise UserError(f"seeds: expected a list such as [0, 1, 2], got {seeds!r}")
-    read = tuple(configuration.resolve({}, {"seed": seed}).seed for seed in seeds)
+    read = tuple(resolve({}, {"seed": seed}).seed for seed in seeds)
     if len(set(read)) < len(read):
         raise UserError(f"seeds: one stands twice in {seeds}")
     return read
@@ -300,7 +293,7 @@ def _label(name: str, values: Any) -> dict[str, Any]:
 
 
 def _settings() -> list[str]:
-    return [path for path, _, _ in configuration.explanations()]
+    return [path for path, _, _ in explanations()]
 
 
 def _is_setting(name: str) -> bool:
