@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from fl_vitlora.data.sources import Indices
 from fl_vitlora.grid import axes_of
@@ -92,6 +92,9 @@ def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
         axes.set(xlabel=label, ylabel="test accuracy (%)", title=title)
         if max(x) > WIDE * min(x) > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         figure.savefig(folder / f"{name}.png", dpi=150)
 
