@@ -18,4 +18,4 @@ bench:
 	python benchmarks/message_bytes.py
 
 table:
-	python benchmarks/default_job.py
+	python simulate.py --config configs/grids/default_job.yaml

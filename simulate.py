@@ -11,10 +11,12 @@ import difflib  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
 from fl_vitlora import __version__, config  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
+from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
 
 USER_MISTAKE, RUN_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -28,7 +30,7 @@ FLAGS = {
     "--model": ("model.name", "vit_letters_16 or any timm ViT (vit_letters_16)"),
     "--partition": ("data.partition", "dirichlet, iid, pathological or shard (dirichlet)"),
     "--seed": ("seed", "of everything random but the owner's secret (0)"),
-    "--out": ("out", "run folder (a new one under runs/)"),
+    "--out": ("out", "run or grid folder (a new one under runs/)"),
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
     "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
 }
@@ -48,6 +50,17 @@ EXAMPLES = """examples:
       any strategy of Flower, unmodified
   python simulate.py --config configs/cifar10_vit_base.yaml
       ViT-B/16 on CIFAR-10, for a machine with a GPU
+
+  python simulate.py --rotate-key runs/NAME/shards
+      the owner's part: a new secret, and all shards encrypted anew under it
+
+comparisons:
+  python simulate.py --compare head lora lora+patch_embed full --seeds 0 1 2 3 4
+      four methods, five seeds each: a table, pictures and all runs in one folder
+  python simulate.py --compare head lora encryption.steps=[],[pixel_shuffling],EtC
+      every combination of two methods and three encryptions
+  python simulate.py --config configs/grids/default_job.yaml --out runs/default_job
+      a comparison from a file; the same command again goes on where it was broken off
 
 all settings, for --set and for YAML files (with their defaults):
 """
@@ -96,6 +109,22 @@ def make_parser() -> Parser:
         default=[],
         help="any setting, for example training.epochs=2; may be given several times",
     )
+    parser.add_argument(
+        "--compare",
+        metavar="AXIS",
+        nargs="+",
+        help="methods, or PATH=V1,V2,... for any setting; several are combined",
+    )
+    parser.add_argument(
+        "--seeds", metavar="SEED", nargs="+", help="run everything with each of these"
+    )
+    parser.add_argument(
+        "--rotate-key",
+        metavar="PLACE",
+        nargs="+",
+        type=Path,
+        help="draw a new secret and encrypt shards, or folders of shards, anew; trains nothing",
+    )
     parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
     return parser
@@ -108,6 +137,21 @@ def plain(value: Any) -> str:
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
     """Puts file, flags and `--set` together, the later over the earlier."""
+    return config.load(arguments.config, read_overrides(arguments))
+
+
+def read_comparison(arguments: argparse.Namespace) -> Grid | None:
+    """Does the same for a comparison, if one is asked for by flags or by the file."""
+    tree = config.read_yaml(arguments.config) if arguments.config else {}
+    if arguments.compare:
+        tree["compare"] = read_words(arguments.compare)
+    if arguments.seeds:
+        tree["seeds"] = [config.parse_value(seed, "--seeds") for seed in arguments.seeds]
+    return read_grid(tree, read_overrides(arguments)) if is_grid(tree) else None
+
+
+def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Gathers flags and `--set`, the later over the earlier."""
     given = vars(arguments)
     overrides: dict[str, Any] = {}
     for flag, (path, _) in FLAGS.items():
@@ -118,8 +162,7 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
                 overrides |= [config.parse_override(f"{path}={given[path]}")]
             except UserError as error:
                 raise UserError(f"{flag}: {error}") from None
-    overrides |= [config.parse_override(text) for text in arguments.overrides]
-    return config.load(arguments.config, overrides)
+    return overrides | dict(config.parse_override(text) for text in arguments.overrides)
 
 
 def run(experiment: config.Config, *, verbose: bool) -> None:
@@ -139,19 +182,62 @@ def run(experiment: config.Config, *, verbose: bool) -> None:
     print_result(result, str(folder))
 
 
+def compare(grid: Grid, *, verbose: bool) -> None:
+    """Runs a comparison before the user's eyes."""
+    import strategies
+    from fl_vitlora import comparison
+    from fl_vitlora.experiment import silence
+    from fl_vitlora.reporting.comparison import describe, print_report
+    from fl_vitlora.reporting.console import ComparisonDisplay
+    from fl_vitlora.serving import Watch
+
+    if not verbose:
+        silence()
+    folder = Path(grid.out) if grid.out else comparison.default_folder()
+    comparison.prepare_folder(folder, grid)
+    records = []
+    try:
+        with ComparisonDisplay(len(grid.runs)) as display:
+            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            for record in comparison.compare(grid, folder, strategies.load, watch):
+                display.show_run(describe(record))
+                records.append(record)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"; the same command with --out {folder} goes on") from None
+    print_report(comparison.tell(grid, records), str(folder))
+    if any(record.failed for record in records):
+        fail("a run failed; the table says which and why", RUN_FAILED)
+    if not any(record.result for record in records):
+        fail("nothing ran; the table says why", USER_MISTAKE)
+
+
+def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
+    """Encrypts shards anew under a new secret of the key ring."""
+    from fl_vitlora import preparation
+
+    name, shards = preparation.rotate_key(experiment, places)
+    print(f"{len(shards)} shards are encrypted anew under key {name}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and turns errors into one line and an exit code."""
     arguments = make_parser().parse_args(argv)
     try:
-        run(read_config(arguments), verbose=arguments.verbose)
+        grid = read_comparison(arguments)
+        if arguments.rotate_key:
+            rotate_key(read_config(arguments), arguments.rotate_key)
+        elif grid is not None:
+            compare(grid, verbose=arguments.verbose)
+        else:
+            run(read_config(arguments), verbose=arguments.verbose)
     except UserError as error:
         fail(str(error), USER_MISTAKE)
     except RuntimeError as error:
         if arguments.verbose:
             raise
         fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
-    except KeyboardInterrupt:
-        print("simulate.py: interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        print(f"simulate.py: interrupted{stop}", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)  # a thread of Flower may wait for a Ray that is gone, for ever
 
 

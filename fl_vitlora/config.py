@@ -8,6 +8,7 @@ something does not fit.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -221,14 +222,45 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
         >>> load(None, {"training.learning_rate": "1e-3"}).training.learning_rate
         0.001
     """
-    tree = {} if path is None else _read_yaml(Path(path))
-    if isinstance(tree.get("strategy"), str):
-        tree["strategy"] = {"name": tree["strategy"]}
-    for dotted, value in (overrides or {}).items():
-        _graft(tree, dotted, value)
-    config = from_mapping(Config, _gather_strategy_options(tree))
+    return resolve({} if path is None else read_yaml(path), overrides or {})
+
+
+def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
+    """Makes an experiment of nested plain values and of overrides, and checks its ranges.
+
+    Example:
+        >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
+        'fedprox'
+    """
+    whole = copy.deepcopy(dict(tree))
+    if isinstance(whole.get("strategy"), str):
+        whole["strategy"] = {"name": whole["strategy"]}
+    for dotted, value in overrides.items():
+        _graft(whole, "strategy.name" if dotted == "strategy" else dotted, value)
+    config = from_mapping(Config, _gather_strategy_options(whole))
     _check_lists(config)
     return config
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """Reads the file that `--config` names, as nested plain values.
+
+    Raises:
+        UserError: When there is none, or it holds no mapping.
+    """
+    path = Path(name)
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "no YAML file there"
+        raise UserError(f"--config {path}: no such file ({near})")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"--config {path}: expected a mapping at the top, got {tree!r:.60}")
+    return tree or {}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -241,10 +273,20 @@ def parse_override(text: str) -> tuple[str, Any]:
     path, separator, value = text.partition("=")
     if not separator or not path.strip():
         raise UserError(f"--set {text!r}: expected PATH=VALUE, for example training.epochs=2")
+    return path.strip(), parse_value(value, f"--set {text!r}")
+
+
+def parse_value(text: str, where: str) -> Any:
+    """Reads a value as YAML writes it; ``where`` it stands is told with a mistake.
+
+    Example:
+        >>> parse_value("[[], EtC]", "--compare")
+        [[], 'EtC']
+    """
     try:
-        return path.strip(), yaml.safe_load(value)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"--set {text!r}: {value!r} is not a YAML value") from None
+        raise UserError(f"{where}: {text!r} is not a YAML value") from None
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -265,7 +307,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Writes an experiment so that `load` reads it back equal."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+    return write_yaml(to_mapping(config))
+
+
+def write_yaml(tree: Mapping[str, Any]) -> str:
+    """Writes nested plain values for people to read."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
 
 
 def explanations(kind: type[Any] = Config, path: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -347,21 +394,6 @@ def _to_float(value: Any, path: str) -> float:
         return float("a truth value" if isinstance(value, bool) else value)
     except (TypeError, ValueError):
         raise UserError(f"{path}: expected a number, got {value!r}") from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "no YAML file there"
-        raise UserError(f"--config {path}: no such file ({near})")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
-        ) from None
-    if tree is not None and not isinstance(tree, dict):
-        raise UserError(f"--config {path}: expected a mapping at the top, got {tree!r:.60}")
-    return tree or {}
 
 
 def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:

@@ -12,7 +12,7 @@ Only owners ever hold the key; see `deploy/README.md` for a walk-through.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
-from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort
+from fl_vitlora.flower.aggregators import LoadStrategy, check_cohort
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
 from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import choose_workers
@@ -31,8 +31,6 @@ from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.serving import Run, Watch, make_server
-
-LoadStrategy = Callable[[str, Mapping[str, Any]], AnyStrategy]
 
 
 def node_settings(context: Context) -> ClientSettings:

@@ -12,7 +12,7 @@ from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.server import cohort_size
-from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
+from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import (
     describe_encryption,
@@ -26,7 +26,11 @@ from fl_vitlora.serving import Line, Run, Watch, make_server
 
 
 def run(
-    config: Config, strategy: AnyStrategy, watch: Watch | None = None, started: float | None = None
+    config: Config,
+    strategy: AnyStrategy,
+    watch: Watch | None = None,
+    started: float | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Line, Path]:
     """Runs an experiment and writes its run folder.
 
@@ -35,6 +39,7 @@ def run(
         strategy: An instance of this project's or of Flower's contract.
         watch: Who looks on.
         started: `time.perf_counter()` when the program began, so that imports are counted.
+        engine: Keeps Ray up for the next run; without one, Ray ends with this run.
 
     Returns:
         The content of `result.json`, and the run folder.
@@ -54,7 +59,8 @@ def run(
         check_unused(Path(config.out))
     watch.announce("preparing images and model")
     images = prepare_images(config)
-    ray = Ray(workers, verbose=watch.verbose)  # comes up while the model is built
+    own = Engine(verbose=watch.verbose)
+    ray = (engine or own).start(workers)  # comes up while the model is built
     try:
         backbone = prepare_model(config, images.classes, workers.device)
         holder = prepare_holder(config, backbone)
@@ -81,11 +87,11 @@ def run(
             make_client_app(Fixed(settings)),
             lambda grid, stop: federation.serve(grid, strategy, stop),
             clients=config.clients,
-            workers=workers,
+            ray=ray,
             verbose=watch.verbose,
         )
     finally:
-        ray.stop()
+        own.stop()
     result = federation.result() | {"encryption": describe_encryption(config, holder)}
     federation.write(outcome, result, started)
     return result, folder.path

@@ -39,10 +39,16 @@ ALLOWED = {
     "fl_vitlora.flower": [
         "fl_vitlora/flower/",
         "fl_vitlora/experiment.py",
+        "fl_vitlora/comparison.py",
         "fl_vitlora/deployment.py",
         "strategies/",
     ],
-    "fl_vitlora.experiment": ["simulate.py", "fl_vitlora/deployment.py"],
+    "fl_vitlora.experiment": [
+        "simulate.py",
+        "fl_vitlora/comparison.py",
+        "fl_vitlora/deployment.py",
+    ],
+    "fl_vitlora.comparison": ["simulate.py"],
 }
 
 # What a room may import of the package itself, beside its own files.
@@ -52,6 +58,7 @@ ROOMS = {
     "fl_vitlora/rng.py": [],
     "fl_vitlora/state.py": [],
     "fl_vitlora/config.py": ["errors"],
+    "fl_vitlora/grid.py": ["config", "errors"],
     "fl_vitlora/strategy.py": ["state"],
     "fl_vitlora/encryption/": ["errors"],
     "fl_vitlora/communication/": ["state"],

@@ -268,7 +268,7 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
         ray.wait()
         settings = client_settings(config, shards, 10, "cpu")
         app = make_client_app(Fixed(settings))
-        simulate(app, serve, clients=config.clients, workers=workers, verbose=False)
+        simulate(app, serve, clients=config.clients, ray=ray, verbose=False)
     finally:
         ray.stop()
     for name, one in ended.items():

@@ -45,6 +45,15 @@ MISTAKES = {
     "--partition pathological --set data.classes_per_client=11": ["11", "10 classes"],
     "--partition pathological --clients 4": ["8 of 10 classes"],
     "--out used": ["used", "--out FOLDER"],
+    "--compare": ["--compare", "at least one argument"],
+    "--compare head lorra": ["finetuning.method", "did you mean 'lora'?"],
+    "--compare finetuning.metod=head": ["did you mean 'finetuning.method'?"],
+    "--compare head lora --method full": ["finetuning.method", "a flag", "axis"],
+    "--compare clients=3,5 --clients 4": ["clients", "a flag", "axis"],
+    "--compare clients=[3": ["--compare", "not a YAML value"],
+    "--compare head --seeds one": ["seed", "whole number", "'one'"],
+    "--compare head --seeds 0 1 --seed 2": ["seed", "seeds"],
+    "--compare head --out used/result.json": ["no grid", "--out FOLDER"],
 }
 
 
@@ -146,6 +155,40 @@ def test_interruption_ends_a_run_soon(moment: str, tmp_path: Path) -> None:
     assert running.returncode == 130
     assert answer.splitlines()[-1] == "simulate.py: interrupted"
     assert "Traceback" not in answer
+
+
+def test_a_comparison_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
+    program = (
+        "import signal, simulate\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal\n"
+        "simulate.main('--compare head --seeds 0 1 2 3 4 5 6 7 8 9 --clients 3 --rounds 3 '\n"
+        "              '--set data.limit=80 --out grid'.split())"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline().startswith("1/10  head, seed 0: ")
+    running.send_signal(signal.SIGINT)
+    _, answer = running.communicate(timeout=60)
+    assert running.returncode == 130
+    told = "simulate.py: interrupted; the same command with --out grid goes on"
+    assert answer.splitlines()[-1] == told
+    assert "Traceback" not in answer
+    assert len((tmp_path / "grid" / "runs.csv").read_text().splitlines()) > 1
+
+
+def test_a_comparison_of_which_nothing_can_run_ends_like_a_mistake(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "--compare head lora --partition pathological --clients 4 --out grid"
+    assert "nothing ran" in answer_to(typed, capsys)
+    table = (elsewhere / "grid" / "table.md").read_text()
+    assert table.count("refused: ") == 2
 
 
 def test_an_adaptation_that_does_not_exist_is_refused_before_anything_is_written(

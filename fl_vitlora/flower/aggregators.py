@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -28,6 +28,7 @@ from fl_vitlora.state import State, add
 from fl_vitlora.strategy import Strategy, Update
 
 AnyStrategy = Strategy | FlowerStrategy
+LoadStrategy = Callable[[str, Mapping[str, Any]], AnyStrategy]  # of its name and its options
 FAILED = 1  # Flower's error code for a client app that raised
 
 

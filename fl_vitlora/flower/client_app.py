@@ -91,9 +91,8 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Tells which client this node is, and makes the worker ready."""
     settings = settings_of(context)
-    workspace(settings)
     client = client_of(context)
-    samples = len(_shard(settings.shards, client_shard(client)))
+    samples = len(workspace(settings).shard(client_shard(client)))
     metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
@@ -101,8 +100,8 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Trains for one round."""
     settings, client = settings_of(context), client_of(context)
-    worker, shard = workspace(settings), _shard(settings.shards, client_shard(client))
-    turn = worker.coordinates_of(client)
+    worker = workspace(settings)
+    shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
     received = messages.from_packed(message.content, worker.layout)
     start = turn.inward(received) | _kept(context, worker, turn)
     config = message.content.config_records[messages.CONFIG]
@@ -139,8 +138,8 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Measures the received model on the client's own encrypted test images."""
     settings, client = settings_of(context), client_of(context)
-    worker, shard = workspace(settings), _shard(settings.shards, client_test_shard(client))
-    turn = worker.coordinates_of(client)
+    worker = workspace(settings)
+    shard, turn = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
     received = messages.from_packed(message.content, worker.layout)
     state = turn.inward(received) | _kept(context, worker, turn)
     put_reader(worker.backbone.model, turn.base)
@@ -185,6 +184,7 @@ class Workspace:
         initial: All trained tensors as the server has them at first.
         holder: Of the client's key, where its side takes it.
         precision: Of activations.
+        shard: Opens a shard by its name, once.
     """
 
     config: Config
@@ -196,6 +196,7 @@ class Workspace:
     initial: State
     holder: KeyHolder | None
     precision: torch.dtype
+    shard: Callable[[str], Shard]
 
     def coordinates_of(self, client: int) -> Coordinates:
         """Tells how a client's tensors correspond to the server's."""
@@ -211,7 +212,7 @@ class Workspace:
 
 @functools.lru_cache(maxsize=1)
 def workspace(settings: ClientSettings) -> Workspace:
-    """Builds the model once for each process."""
+    """Builds the model once for each process and run; the run before is forgotten."""
     config, shards = settings.config, Path(settings.shards)
     built = backbone.build(config.model, settings.classes, config.seed)
     methods.prepare(built.model, config.finetuning, config.seed)
@@ -236,6 +237,7 @@ def workspace(settings: ClientSettings) -> Workspace:
         initial=initial,
         holder=holder,
         precision=best_precision(device, config.engine.mixed_precision),
+        shard=functools.cache(lambda name: open_shard(shards / name)),
     )
 
 
@@ -264,8 +266,3 @@ def _keep(context: Context, worker: Workspace, trained: State) -> None:
     if worker.kept.shapes:
         own = {name: trained[name] for name, _ in worker.kept.shapes}
         context.state[KEPT] = messages.to_packed(own)
-
-
-@functools.cache
-def _shard(folder: str, name: str) -> Shard:
-    return open_shard(Path(folder) / name)

@@ -2,7 +2,8 @@
 
 Flower runs the server in a thread of this process and hands every message for a client to a Ray
 actor. Ray is started here, bound to loopback, early and beside other preparations, because it takes
-seconds; Flower finds it running.
+seconds; Flower finds it running. It and its workers stay up for the next simulation until they are
+stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.quiet import silence
@@ -77,10 +79,15 @@ class Ray:
     Args:
         workers: Decides its resources.
         verbose: Whether it may speak.
+
+    Attributes:
+        workers: The same.
+        actors: Flower's, left by the last simulation to the next.
     """
 
     def __init__(self, workers: Workers, *, verbose: bool) -> None:
-        self._workers = workers
+        self.workers = workers
+        self.actors: list[Any] = []
         self._verbose = verbose
         self._error: Exception | None = None
         self._up, self._ended = threading.Event(), threading.Event()
@@ -95,6 +102,7 @@ class Ray:
 
     def stop(self) -> None:
         """Ends it and its workers."""
+        self.actors.clear()
         self._ended.set()
         self._thread.join()
 
@@ -106,8 +114,8 @@ class Ray:
             if not self._verbose:
                 silence()
             ray.init(
-                num_cpus=self._workers.count,
-                num_gpus=self._workers.gpus,
+                num_cpus=self.workers.count,
+                num_gpus=self.workers.gpus,
                 include_dashboard=False,
                 configure_logging=self._verbose,
                 log_to_driver=self._verbose,
@@ -123,6 +131,42 @@ class Ray:
             ray.shutdown()
 
 
+class Engine:
+    """Keeps one Ray up from run to run, as long as they need the same workers.
+
+    Args:
+        verbose: Whether Ray may speak.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        self._verbose = verbose
+        self._ray: Ray | None = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self, workers: Workers) -> Ray:
+        """Returns the Ray that is up where its workers fit; else ends it and starts another."""
+        if self._ray is None or self._ray.workers != workers:
+            self.stop()
+            self._ray = Ray(workers, verbose=self._verbose)
+        return self._ray
+
+    def stop(self) -> None:
+        """Ends what is up, if anything is; the next start is a fresh one."""
+        if self._ray is not None:
+            self._ray.stop()
+            self._ray = None
+
+
 def _let_workers_import_this_package() -> None:
     """Puts this very copy of the package first on the path that worker processes inherit."""
     here = str(Path(__file__).resolve().parents[2])
@@ -135,7 +179,7 @@ def simulate(
     main: Callable[[object, threading.Event], T],
     *,
     clients: int,
-    workers: Workers,
+    ray: Ray,
     verbose: bool,
 ) -> T:
     """Runs a server function against simulated clients.
@@ -145,7 +189,7 @@ def simulate(
         main: Takes Flower's grid, and an event that is set when the simulation is broken off; what
             it returns is returned.
         clients: How many nodes there are.
-        workers: The processes that train; Ray must be up.
+        ray: Is up, and stays up with its workers.
         verbose: Whether Flower may speak.
 
     Returns:
@@ -154,6 +198,8 @@ def simulate(
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
+
+    from fl_vitlora.flower.kept_workers import kept_workers
 
     outcome: list[T] = []
     errors: list[BaseException] = []
@@ -169,13 +215,14 @@ def simulate(
             errors.append(error)
 
     try:
-        run_simulation(
-            server_app=server_app,
-            client_app=client_app,  # type: ignore[arg-type]
-            num_supernodes=clients,
-            backend_config={"client_resources": {**workers.resources}},
-            verbose_logging=verbose,
-        )
+        with kept_workers(ray.actors):
+            run_simulation(
+                server_app=server_app,
+                client_app=client_app,  # type: ignore[arg-type]
+                num_supernodes=clients,
+                backend_config={"client_resources": {**ray.workers.resources}},
+                verbose_logging=verbose,
+            )
     finally:
         stop.set()
     if errors:

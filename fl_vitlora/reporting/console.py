@@ -1,4 +1,4 @@
-"""What a person sees: a bar over the rounds, and a table at the end."""
+"""What a person sees: a bar over the rounds or the runs, and a table at the end."""
 
 from __future__ import annotations
 
@@ -82,6 +82,57 @@ class RunDisplay:
             self._console.print(
                 f"round {line['round']}/{self._rounds}  {state}  {line['seconds']:.1f} s"
             )
+
+
+class ComparisonDisplay:
+    """Shows a comparison while it goes: a line for each run that ended, and what goes on below.
+
+    Args:
+        runs: How many there will be.
+        console: Where to.
+    """
+
+    def __init__(self, runs: int, console: Console | None = None) -> None:
+        self._runs = runs
+        self._console = console or Console()
+        self._shown = 0
+        self._progress = Progress(
+            TextColumn("run"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task: TaskID = self._progress.add_task("", total=runs)
+
+    def __enter__(self) -> ComparisonDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def announce(self, phase: str) -> None:
+        """Names what is being done."""
+        self._progress.update(self._task, description=phase)
+
+    def show_round(self, line: Mapping[str, Any]) -> None:
+        """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""
+        self.announce(f"round {line['round']}  accuracy {100 * line['accuracy']:.1f} %")
+
+    def show_run(self, line: str) -> None:
+        """Shows a run that ended."""
+        self._shown += 1
+        self._progress.update(self._task, advance=1)
+        self._console.print(f"{self._shown}/{self._runs}  {line}", markup=False, soft_wrap=True)
 
 
 def print_result(result: Mapping[str, Any], folder: str, console: Console | None = None) -> None:

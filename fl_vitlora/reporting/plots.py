@@ -1,4 +1,8 @@
-"""The pictures of a run: accuracy over rounds, accuracy over megabytes, labels of each client."""
+"""The pictures of a run and of a comparison.
+
+A run: accuracy over rounds, accuracy over megabytes, labels of each client. A comparison: accuracy
+over the megabytes sent and over the share of the parameters that is trained, a point for each cell.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from fl_vitlora.data.sources import Indices
+from fl_vitlora.grid import axes_of
+from fl_vitlora.reporting.statistics import Summary
 
 MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
+MARKERS = "osD^vP*X<>"
+WIDE = 10.0  # from this ratio of largest to smallest on, an axis is logarithmic
 
 
 def plot_accuracy(folder: Path, accuracy: Sequence[float], cumulative: Sequence[int]) -> None:
@@ -58,3 +68,63 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     if len(class_names) <= MOST_NAMED_CLASSES:
         axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     figure.savefig(folder / "label_distribution.png", dpi=150)
+
+
+def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
+    """Draws accuracy over megabytes sent and over the share of trained parameters.
+
+    The axis with the most labels has a colour for each; the labels on all others share a marker.
+
+    Args:
+        folder: Where to.
+        cells: Those that have a result; an error bar is a standard deviation.
+        title: Stands above, if it is not empty.
+    """
+    megabytes = [cell.sent / MEGABYTE for cell in cells]
+    shares = [100 * cell.trainable / cell.total for cell in cells]
+    for name, x, label in (
+        ("accuracy_over_megabytes", megabytes, "megabytes sent in a run, both directions"),
+        ("accuracy_over_trained_share", shares, "share of the parameters that is trained (%)"),
+    ):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        _draw_cells(axes, x, cells)
+        axes.set(xlabel=label, ylabel="test accuracy (%)", title=title)
+        if max(x) > WIDE * min(x) > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+        figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def _draw_cells(axes: Axes, x: Sequence[float], cells: Sequence[Summary]) -> None:
+    """Draws a point with its error bar for each cell, and the legend of colours and markers."""
+    names = axes_of(cell.labels for cell in cells)
+    coloured = max(names, key=lambda axis: len(names[axis]), default="")
+    looks = [
+        (
+            cell.labels.get(coloured, ""),
+            ", ".join(label for axis, label in cell.labels.items() if axis != coloured),
+        )
+        for cell in cells
+    ]
+    colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(hue for hue, _ in looks))}
+    shapes = list(dict.fromkeys(shape for _, shape in looks))
+    markers = {label: MARKERS[i % len(MARKERS)] for i, label in enumerate(shapes)}
+    for place, cell, (hue, shape) in zip(x, cells, looks, strict=True):
+        if cell.accuracy is not None:
+            axes.errorbar(
+                place,
+                cell.accuracy.mean,
+                yerr=cell.accuracy.spread,
+                color=colours[hue],
+                marker=markers[shape],
+                capsize=3,
+            )
+    handles = [Line2D([], [], ls="", marker="o", color=c, label=k) for k, c in colours.items()]
+    handles += [Line2D([], [], ls="", marker=m, color="grey", label=k) for k, m in markers.items()]
+    named = [handle for handle in handles if handle.get_label()]
+    if named:
+        axes.legend(handles=named, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")

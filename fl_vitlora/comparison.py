@@ -1,0 +1,142 @@
+"""Runs a grid: every cell with every seed, one after the other, over one Ray.
+
+A grid folder holds a run folder for each run. What is done is known by what it is, not by its name:
+a folder that has a result, and whose configuration is that of the run, is the run. So a grid that
+was broken off goes on where it stopped, and one that is asked for more runs what is new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from fl_vitlora import config as configuration
+from fl_vitlora.config import Config
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import run
+from fl_vitlora.files import write_atomically
+from fl_vitlora.flower.aggregators import LoadStrategy
+from fl_vitlora.flower.simulation import Engine
+from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
+from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
+from fl_vitlora.reporting.statistics import Record
+from fl_vitlora.serving import Line, Watch
+
+GRID = "grid.yaml"
+
+
+def default_folder() -> Path:
+    """Names a new grid folder after its time."""
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-comparison"
+
+
+def prepare_folder(folder: Path, grid: Grid) -> None:
+    """Makes a grid folder, or takes up one that is there, and writes down what is asked for.
+
+    Raises:
+        UserError: When it holds anything but a grid, or cannot be made.
+    """
+    if folder.exists() and not is_grid_folder(folder):
+        raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / GRID, configuration.write_yaml(to_tree(grid)))
+    except OSError as error:
+        raise UserError(f"grid folder {folder}: {error.strerror}") from None
+
+
+def is_grid_folder(folder: Path) -> bool:
+    """Tells a folder of a grid, or of nothing but runs, from any other."""
+    if not folder.is_dir():
+        return False
+    whole = (folder / GRID).is_file()
+    return whole or all(any(part.glob("**/config.yaml")) for part in folder.iterdir())
+
+
+def compare(
+    grid: Grid, folder: Path, load_strategy: LoadStrategy, watch: Watch | None = None
+) -> Iterator[Record]:
+    """Runs all of a grid that is not done yet, and keeps its tables up to date.
+
+    Args:
+        grid: What to run.
+        folder: Where to; see `prepare_folder`.
+        load_strategy: Makes a strategy of its name and its options.
+        watch: Who looks on.
+
+    Yields:
+        Each run when it has ended, or is found done. A run that is refused or fails has no result
+        but says why, and the next one starts.
+    """
+    watch = watch or Watch()
+    done = finished_runs(folder)
+    records: list[Record] = []
+    with Engine(verbose=watch.verbose) as engine:
+
+        def execute(config: Config) -> Line:
+            strategy = load_strategy(config.strategy.name, config.strategy.options)
+            return run(config, strategy, watch, engine=engine)[0]
+
+        for cell, config in grid.runs:
+            path = next((place for known, place in done if known == config), None)
+            record = (
+                _attempt(cell, config, folder, execute)
+                if path is None
+                else _read(cell, config, path)
+            )
+            if record.failed:
+                engine.stop()  # whatever is wrong with it, the next run has a fresh one
+            if record.folder is not None:
+                done.append((config, record.folder))
+            records.append(record)
+            write_tables(folder, tell(grid, records))
+            yield record
+    write_plots(folder, tell(grid, records))
+
+
+def tell(grid: Grid, records: list[Record]) -> Report:
+    """Sums up the runs of a grid."""
+    return report(grid.title, records, grid.baselines)
+
+
+def finished_runs(folder: Path) -> list[tuple[Config, Path]]:
+    """Finds all runs in a folder that have a result, each with its configuration but for `out`."""
+    found = []
+    for path in sorted(folder.glob("**/result.json")):
+        with suppress(UserError):  # a configuration of another version is none of this grid
+            config = configuration.load(str(path.with_name("config.yaml")))
+            found.append((dataclasses.replace(config, out=None), path.parent))
+    return found
+
+
+def _attempt(cell: Cell, config: Config, folder: Path, execute: Callable[[Config], Line]) -> Record:
+    """Runs one experiment in a new folder, or says why that is not to be."""
+    place = _unused(folder / folder_name(cell.labels, config.seed))
+    record = Record(labels=cell.labels, seed=config.seed)
+    try:
+        result = execute(dataclasses.replace(config, out=str(place)))
+    except UserError as error:
+        return dataclasses.replace(record, problem=_line("refused", error))
+    except RuntimeError as error:
+        return dataclasses.replace(record, problem=_line("failed", error), failed=True)
+    return dataclasses.replace(record, result=result, folder=place)
+
+
+def _read(cell: Cell, config: Config, path: Path) -> Record:
+    """Reads a run that was done before."""
+    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    return Record(labels=cell.labels, seed=config.seed, result=result, folder=path)
+
+
+def _unused(path: Path) -> Path:
+    """Finds a name that is free; what was broken off stays beside, untouched."""
+    names = (path if not i else path.with_name(f"{path.name}-again{i}") for i in range(1_000_000))
+    return next(name for name in names if not name.exists())
+
+
+def _line(what: str, error: Exception) -> str:
+    return f"{what}: {' '.join(str(error).split())}"

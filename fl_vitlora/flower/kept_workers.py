@@ -1,0 +1,70 @@
+"""Flower's Ray backend with workers that outlive a simulation.
+
+At the end of every simulation Flower ends its actors and Ray itself, and has no switch for it. Here
+both stay, so that the next simulation finds worker processes that have made their imports.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from flwr.clientapp import ClientApp
+from flwr.server.superlink.fleet.vce.backend import raybackend
+from flwr.server.superlink.fleet.vce.backend.backend import BackendConfig
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
+
+SECONDS_TO_ANSWER = 60.0
+
+
+class KeptWorkers(raybackend.RayBackend):
+    """Takes the actors that an earlier simulation left, and leaves them to the next.
+
+    Args:
+        actors: Those that were left; at the end, those that are left now.
+        backend_config: What Flower configures a backend with.
+    """
+
+    def __init__(self, actors: list[Any], backend_config: BackendConfig) -> None:
+        super().__init__(backend_config)
+        self._actors = actors
+
+    def build(self, app_fn: Callable[[], ClientApp]) -> None:
+        """Fills the pool: first with the actors that are there and alive, then with new ones."""
+        pool = BasicActorPool(ClientAppActor, self.client_resources, self.actor_kwargs)
+        pool.pool.extend(actor for actor in self._actors if is_alive(actor))
+        pool.num_actors = len(pool.pool)
+        pool.add_actors_to_pool(pool.actors_capacity - pool.num_actors)
+        self.pool, self.app_fn = pool, app_fn
+
+    def terminate(self) -> None:
+        """Keeps what is idle; an actor that is still busy is let go, and Ray ends it."""
+        if self.pool is not None:
+            self._actors[:] = self.pool.pool
+
+
+def is_alive(actor: Any) -> bool:
+    """Asks an actor whether it still answers."""
+    try:
+        ray.get(actor.__ray_ready__.remote(), timeout=SECONDS_TO_ANSWER)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return False
+    return True
+
+
+@contextmanager
+def kept_workers(actors: list[Any]) -> Iterator[None]:
+    """Lets Flower, which names its backend in the code, find this one in that place.
+
+    Args:
+        actors: Of the simulations before; it is brought up to date by the simulations inside.
+    """
+    theirs = raybackend.RayBackend
+    raybackend.RayBackend = functools.partial(KeptWorkers, actors)  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        raybackend.RayBackend = theirs  # type: ignore[misc]

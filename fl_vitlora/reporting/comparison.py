@@ -1,0 +1,254 @@
+"""The tables of a comparison, for programs (CSV), for a README (Markdown) and for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fl_vitlora.files import write_atomically
+from fl_vitlora.grid import name_of
+from fl_vitlora.reporting.plots import MEGABYTE, plot_comparison
+from fl_vitlora.reporting.statistics import (
+    Difference,
+    Record,
+    Summary,
+    differences,
+    percent,
+    summarise,
+)
+
+Row = Mapping[str, object]
+
+WIRE = ("uplink_bytes", "downlink_bytes", "saving")
+RUN = (
+    "seed",
+    "accuracy",
+    "loss",
+    *WIRE,
+    "trainable_parameters",
+    "total_parameters",
+    "seconds",
+    "folder",
+    "problem",
+)
+CELL = (
+    "seeds",
+    "accuracy_percent",
+    "standard_deviation",
+    "trainable_parameters",
+    "total_parameters",
+    "sent_bytes",
+    "saving",
+    "median_seconds",
+    "problem",
+)
+DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
+READABLE = ("test accuracy %", "seeds", "trained parameters", "MB sent", "saving", "s")
+MEANING = "Test accuracy: mean ± sample standard deviation over the seeds; s: the median of a run."
+DIFFERENCES = "Differences in test accuracy, paired by seed: mean ± standard error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that is told of a comparison.
+
+    Attributes:
+        title: Heads the tables.
+        axes: Names of the axes.
+        records: The runs.
+        summaries: The cells.
+        differences: Between cells.
+    """
+
+    title: str
+    axes: Sequence[str]
+    records: Sequence[Record]
+    summaries: Sequence[Summary]
+    differences: Sequence[Difference]
+
+
+def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) -> Report:
+    """Sums up runs; ``baselines`` names all axes and what is compared with on each."""
+    return Report(
+        title=title,
+        axes=list(baselines),
+        records=records,
+        summaries=summarise(records),
+        differences=differences(records, baselines),
+    )
+
+
+def write_tables(folder: Path, told: Report) -> None:
+    """Writes `runs.csv`, `table.csv`, `differences.csv` and `table.md`."""
+    for name, columns, rows in (
+        ("runs", RUN, run_rows(told, folder)),
+        ("table", CELL, cell_rows(told)),
+        ("differences", DIFFERENCE, difference_rows(told)),
+    ):
+        write_atomically(folder / f"{name}.csv", to_csv([*told.axes, *columns], rows))
+    write_atomically(folder / "table.md", to_markdown(told))
+
+
+def write_plots(folder: Path, told: Report) -> None:
+    """Draws the cells that have a result."""
+    cells = [summary for summary in told.summaries if summary.accuracy]
+    if cells:
+        (folder / "plots").mkdir(exist_ok=True)
+        plot_comparison(folder / "plots", cells, told.title)
+
+
+def run_rows(told: Report, root: Path) -> Iterator[Row]:
+    """Makes a row for each run; folders are told as seen from ``root``."""
+    for run in told.records:
+        row: dict[str, object] = {**run.labels, "seed": run.seed, "problem": run.problem}
+        if run.result is not None and run.folder is not None:
+            row |= {name: run.result[name] for name in RUN if name in run.result}
+            row |= {name: run.result["communication"][name] for name in WIRE}
+            row |= {"seconds": run.result["seconds"]["total"]}
+            row |= {"folder": run.folder.relative_to(root).as_posix()}
+        yield row
+
+
+def cell_rows(told: Report) -> Iterator[Row]:
+    """Makes a row for each cell."""
+    for cell in told.summaries:
+        row: dict[str, object] = {**cell.labels, "seeds": cell.seeds}
+        row |= {"problem": "; ".join(cell.problems)}
+        if cell.accuracy is not None:
+            row |= {
+                "accuracy_percent": cell.accuracy.mean,
+                "standard_deviation": cell.accuracy.spread,
+                "trainable_parameters": cell.trainable,
+                "total_parameters": cell.total,
+                "sent_bytes": cell.sent,
+                "saving": cell.saving,
+                "median_seconds": cell.seconds,
+            }
+        yield row
+
+
+def difference_rows(told: Report) -> Iterator[Row]:
+    """Makes a row for each difference."""
+    for one in told.differences:
+        yield {
+            **one.others,
+            one.axis: one.label,
+            "compared_axis": one.axis,
+            "baseline": one.baseline,
+            "difference_points": one.accuracy.mean,
+            "standard_error": one.accuracy.spread,
+            "pairs": one.pairs,
+        }
+
+
+def readable_cells(told: Report) -> list[list[str]]:
+    """Makes a row of texts for each cell, under a row of names."""
+    rows = [[*told.axes, *READABLE]]
+    for cell in told.summaries:
+        numbers = ["; ".join(cell.problems), "0", "", "", "", ""]
+        if cell.accuracy is not None:
+            numbers = [
+                str(cell.accuracy),
+                str(cell.seeds),
+                f"{cell.trainable:,}",
+                f"{cell.sent / MEGABYTE:.1f}",
+                f"{cell.saving:.1f}x",
+                f"{cell.seconds:.0f}",
+            ]
+        rows.append([*(cell.labels.get(axis, "") for axis in told.axes), *numbers])
+    return rows
+
+
+def readable_differences(told: Report) -> list[list[str]]:
+    """Makes a row of texts for each difference, under a row of names."""
+    rows = [["compared", "at", "difference, points", "pairs"]]
+    for one in told.differences:
+        compared = f"{one.label} against {one.baseline}"
+        sign = "+" if one.accuracy.mean >= 0 else ""
+        at = ", ".join(one.others.values())
+        rows.append([compared, at, f"{sign}{one.accuracy}", str(one.pairs)])
+    return rows
+
+
+def readable_problems(told: Report) -> list[str]:
+    """Tells of the runs that are missing in cells that have others."""
+    incomplete = [cell.labels for cell in told.summaries if cell.accuracy and cell.problems]
+    return [describe(run) for run in told.records if run.problem and run.labels in incomplete]
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    r"""Writes rows as comma-separated values; what a row lacks is empty.
+
+    Example:
+        >>> to_csv(["images", "seed"], [{"images": "a,b", "seed": 0}, {"seed": 1}])
+        'images,seed\n"a,b",0\n,1\n'
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_markdown(told: Report) -> str:
+    """Writes the cells and their differences as a section of Markdown."""
+    parts = [f"# {told.title}"] if told.title else []
+    parts.append(markdown_table(readable_cells(told), texts=len(told.axes)))
+    parts.extend(f"* {problem}" for problem in readable_problems(told))
+    parts.append(MEANING)
+    if told.differences:
+        parts.append(markdown_table(readable_differences(told), texts=2))
+        parts.append(f"{DIFFERENCES}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Writes a table whose first columns are texts and whose others are numbers.
+
+    Example:
+        >>> print(markdown_table([["method", "%"], ["lora", "95.6"]], texts=1))
+        | method | % |
+        |---|--:|
+        | lora | 95.6 |
+    """
+    marks = ["---" if column < texts else "--:" for column in range(len(rows[0]))]
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]])
+
+
+def print_report(told: Report, folder: str, console: Console | None = None) -> None:
+    """Prints what `table.md` holds."""
+    console = console or Console()
+    console.print(rich_table(readable_cells(told), len(told.axes), told.title))
+    for problem in readable_problems(told):
+        console.print(problem, markup=False)
+    if told.differences:
+        console.print(rich_table(readable_differences(told), 2, DIFFERENCES))
+    console.print(f"grid folder  {folder}", markup=False, soft_wrap=True)
+
+
+def rich_table(rows: Sequence[Sequence[str]], texts: int, title: str) -> Table:
+    """Makes the same for a terminal."""
+    table = Table(title=escape(title) or None, box=None, padding=(0, 2, 0, 0), title_justify="left")
+    for column, name in enumerate(rows[0]):
+        is_text = column < texts
+        table.add_column(escape(name), justify="left" if is_text else "right", no_wrap=is_text)
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def describe(record: Record) -> str:
+    """Says in a line how a run ended."""
+    name = f"{name_of(record.labels)}, seed {record.seed}"
+    if record.result is None:
+        return f"{name}: {record.problem}"
+    seconds = record.result["seconds"]["total"]
+    return f"{name}: {percent(record):.2f} %, {seconds:.1f} s, {record.folder}"

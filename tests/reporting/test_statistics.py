@@ -1,0 +1,77 @@
+"""Means, deviations and paired differences, by numbers that a reader can check by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fl_vitlora.reporting.statistics import Record, differences, summarise
+
+
+def record(seed: int, accuracy: float, seconds: float = 1.0, **labels: str) -> Record:
+    wire = {"uplink_bytes": 1_000_000, "downlink_bytes": 2_000_000, "saving": 10.0}
+    result: dict[str, Any] = {
+        "accuracy": accuracy,
+        "loss": 1.0,
+        "trainable_parameters": 10,
+        "total_parameters": 1000,
+        "communication": wire,
+        "seconds": {"total": seconds},
+    }
+    return Record(labels=labels, seed=seed, result=result)
+
+
+def test_a_cell_is_the_mean_and_the_sample_deviation_of_its_seeds():
+    runs = [record(0, 0.90, 3, m="a"), record(1, 0.94, 9, m="a"), record(2, 0.98, 4, m="a")]
+    (cell,) = summarise(runs)
+    assert cell.accuracy is not None
+    assert cell.accuracy.mean == pytest.approx(94)
+    assert cell.accuracy.spread == pytest.approx(4)  # root of (16 + 0 + 16) / 2
+    assert (cell.seeds, cell.seconds, cell.sent, cell.saving) == (3, 4, 3_000_000, 10)
+    assert str(cell.accuracy) == "94.00 ± 4.00"
+
+
+def test_one_seed_has_no_deviation():
+    (cell,) = summarise([record(0, 0.5, m="a")])
+    assert str(cell.accuracy) == "50.00"
+
+
+def test_a_cell_without_a_result_says_why_once():
+    runs = [Record(labels={"m": "a"}, seed=seed, problem="refused: no") for seed in (0, 1)]
+    (cell,) = summarise(runs)
+    assert (cell.accuracy, cell.seeds, cell.problems) == (None, 0, ("refused: no",))
+
+
+def test_differences_are_paired_by_seed():
+    """The seeds differ by ten points, the methods by 1, 2 and 3: so 2 ± 1 / √3."""
+    base = [record(seed, 0.5 + seed / 10, m="a") for seed in (0, 1, 2)]
+    other = [record(seed, 0.5 + seed / 10 + (seed + 1) / 100, m="b") for seed in (2, 0, 1)]
+    (one,) = differences([*base, *other], {"m": "a"})
+    assert (one.axis, one.label, one.baseline, one.pairs) == ("m", "b", "a", 3)
+    assert one.accuracy.mean == pytest.approx(2)
+    assert one.accuracy.spread == pytest.approx(3**-0.5)
+
+
+def test_only_common_seeds_are_compared():
+    runs = [record(0, 0.5, m="a"), record(1, 0.1, m="a"), record(0, 0.6, m="b")]
+    runs += [record(2, 0.9, m="b"), Record(labels={"m": "b"}, seed=1, problem="failed: x")]
+    (one,) = differences(runs, {"m": "a"})
+    assert (one.pairs, one.accuracy.spread) == (1, None)
+    assert one.accuracy.mean == pytest.approx(10)
+
+
+def test_cells_that_differ_on_two_axes_are_not_compared():
+    runs = [record(0, 0.5, m=m, e=e) for m in ("a", "b") for e in ("plain", "all")]
+    found = differences(runs, {"m": "a", "e": "plain"})
+    assert [(one.axis, one.label, dict(one.others)) for one in found] == [
+        ("m", "b", {"e": "plain"}),
+        ("m", "b", {"e": "all"}),
+        ("e", "all", {"m": "a"}),
+        ("e", "all", {"m": "b"}),
+    ]
+
+
+def test_a_cell_whose_counterpart_is_missing_is_not_compared():
+    runs = [record(0, 0.5, m="a", e="plain"), record(0, 0.5, m="b", e="all")]
+    assert differences(runs, {"m": "a", "e": "plain"}) == []

@@ -1,0 +1,192 @@
+"""A whole grid over real Ray: resumed, repaired, and bit for bit what its runs are alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+import strategies
+from fl_vitlora import config as configuration
+from fl_vitlora.comparison import compare, finished_runs, prepare_folder
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import run
+from fl_vitlora.files import write_atomically
+from fl_vitlora.grid import Grid, read_grid
+from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.reporting.statistics import Record
+
+METHODS = {"finetuning.method": ["head", "lora"]}
+TREE: dict[str, Any] = {"title": "Small", "compare": METHODS, "seeds": [0, 1]}
+SMALL = {
+    "clients": 3,
+    "rounds": 1,
+    "data.limit": 80,
+    "engine.device": "cpu",
+    "engine.workers": 2,
+}
+
+
+def small(folder: Path, **tree: Any) -> Grid:
+    return read_grid({**TREE, **tree}, {**SMALL, "encryption.key_file": str(folder / "owner.key")})
+
+
+def start(grid: Grid, folder: Path) -> Iterator[Record]:
+    prepare_folder(folder, grid)
+    return compare(grid, folder, strategies.load)
+
+
+def state_of(folder: Path) -> dict[str, int]:
+    """Tells all files of all runs, each with the time it was written."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in folder.rglob("*-seed*/**/*")
+    }
+
+
+@dataclass(frozen=True)
+class Finished:
+    folder: Path
+    grid: Grid
+    first: list[Record]
+    records: list[Record]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A grid of which one seed was asked for first, with two cells that cannot do.
+
+    The last of its runs loses its result, as if it had been broken off; then both seeds are asked
+    for.
+    """
+    place = tmp_path_factory.mktemp("comparison")
+    folder = place / "grid"
+    cases = {
+        "impossible": {"data.partition": "pathological"},  # 3 clients cannot hold 10 classes
+        "failing": {"training.learning_rate": 1e300},  # no weight stays finite
+    }
+    first = list(start(small(place, compare=[{"case": cases}, METHODS], seeds=[0]), folder))
+    shutil.copy(folder / "table.md", place / "first.md")
+    (folder / "lora-seed0" / "result.json").unlink()
+    grid = small(place)
+    return Finished(folder, grid, first, list(start(grid, folder)))
+
+
+def test_what_is_refused_or_fails_is_told_and_the_rest_goes_on(finished: Finished) -> None:
+    told = [(next(iter(r.labels.values())), r.failed, r.result is None) for r in finished.first]
+    assert told == [
+        ("impossible", False, True),
+        ("failing", True, True),
+        ("head", False, False),
+        ("lora", False, False),
+    ]
+    refused, failed = (record.problem for record in finished.first[:2])
+    assert refused.startswith("refused: ")
+    assert "classes" in refused
+    assert failed.startswith("failed: ")
+    table = (finished.folder.parent / "first.md").read_text()
+    assert refused in table
+    assert failed in table
+
+
+def test_what_is_done_is_kept_and_what_was_broken_off_is_redone_beside(finished: Finished) -> None:
+    assert [(r.labels, r.seed, r.folder and r.folder.name) for r in finished.records] == [
+        ({"finetuning.method": "head"}, 0, "head-seed0"),
+        ({"finetuning.method": "head"}, 1, "head-seed1"),
+        ({"finetuning.method": "lora"}, 0, "lora-seed0-again1"),
+        ({"finetuning.method": "lora"}, 1, "lora-seed1"),
+    ]
+    assert finished.records[0].result == finished.first[2].result
+    before, after = finished.first[3].result, finished.records[2].result
+    assert before is not None
+    assert after is not None
+    assert before["loss"] == after["loss"]
+
+
+def test_the_tables_and_pictures_are_there(finished: Finished) -> None:
+    lines = {path.stem: path.read_text().splitlines() for path in finished.folder.glob("*.csv")}
+    assert {name: len(rows) for name, rows in lines.items()} == {
+        "runs": 1 + 4,
+        "table": 1 + 2,
+        "differences": 1 + 1,
+    }
+    table = (finished.folder / "table.md").read_text()
+    assert table.startswith("# Small\n")
+    assert "lora against head" in table
+    for name in ("accuracy_over_megabytes", "accuracy_over_trained_share"):
+        assert Image.open(finished.folder / "plots" / f"{name}.png").size[0] > 500
+
+
+def test_a_second_call_runs_nothing(finished: Finished) -> None:
+    before = state_of(finished.folder)
+    assert len(before) > 20
+    assert list(start(finished.grid, finished.folder)) == finished.records
+    assert state_of(finished.folder) == before
+
+
+def test_the_request_in_the_folder_is_the_same_grid(finished: Finished) -> None:
+    tree = yaml.safe_load((finished.folder / "grid.yaml").read_text())
+    assert read_grid(tree, {}) == finished.grid
+
+
+def test_a_run_of_a_grid_is_the_run_alone_bit_for_bit(finished: Finished, tmp_path: Path) -> None:
+    """The last one, which runs of another method came before on the same workers."""
+    config = replace(finished.grid.runs[-1][1], out=str(tmp_path / "alone"))
+    result, alone = run(config, strategies.load("fedavg", {}))
+    ours = finished.folder / "lora-seed1" / "model.safetensors"
+    assert (alone / "model.safetensors").read_bytes() == ours.read_bytes()
+    told = finished.records[-1].result
+    assert told is not None
+    assert (told["accuracy"], told["loss"]) == (result["accuracy"], result["loss"])
+
+
+def test_a_run_is_known_by_its_configuration_even_an_older_one(tmp_path: Path) -> None:
+    """A folder of another name, whose file lacks the fields that came later."""
+    config = small(tmp_path).runs[0][1]
+    folder = RunFolder.create(replace(config, out=str(tmp_path / "of" / "any name")))
+    folder.write_json("result.json", {})
+    tree = configuration.to_mapping(configuration.load(str(folder.path / "config.yaml")))
+    del tree["encryption"]["adapt"], tree["data"]["shards_per_client"]
+    write_atomically(folder.path / "config.yaml", configuration.write_yaml(tree))
+    assert finished_runs(tmp_path) == [(config, folder.path)]
+
+
+def test_another_key_file_is_another_run(tmp_path: Path) -> None:
+    config = small(tmp_path).runs[0][1]
+    elsewhere = small(tmp_path / "elsewhere").runs[0][1]
+    RunFolder.create(replace(config, out=str(tmp_path / "run"))).write_json("result.json", {})
+    assert [known == elsewhere for known, _ in finished_runs(tmp_path)] == [False]
+
+
+def test_a_run_without_a_result_or_of_another_program_is_not_done(tmp_path: Path) -> None:
+    config = small(tmp_path).runs[0][1]
+    RunFolder.create(replace(config, out=str(tmp_path / "broken off")))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.yaml").write_text("layers: 12\n")
+    (tmp_path / "foreign" / "result.json").write_text(json.dumps({}))
+    assert finished_runs(tmp_path) == []
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="--out FOLDER"):
+        prepare_folder(tmp_path, small(tmp_path))
+    with pytest.raises(UserError, match="--out FOLDER"):
+        prepare_folder(tmp_path / "thesis.txt", small(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_single_run_is_no_grid_but_a_folder_of_runs_is(tmp_path: Path) -> None:
+    grid = small(tmp_path)
+    RunFolder.create(replace(grid.runs[0][1], out=str(tmp_path / "runs" / "one")))
+    with pytest.raises(UserError, match="no grid"):
+        prepare_folder(tmp_path / "runs" / "one", grid)
+    prepare_folder(tmp_path / "runs", grid)
+    assert (tmp_path / "runs" / "grid.yaml").is_file()
