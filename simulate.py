@@ -216,7 +216,7 @@ def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
     from fl_vitlora import preparation
 
     name, shards = preparation.rotate_key(experiment, places)
-    print(f"{len(shards)} shards are encrypted anew under key {name}")
+    print(f"encrypted anew under key {name}: {len(shards)} shards")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
