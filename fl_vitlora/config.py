@@ -87,7 +87,9 @@ class DataConfig:
 class ModelConfig:
     """Which backbone, with which weights."""
 
-    name: str = setting("vit_letters_16", "'vit_letters_16' (bundled) or any timm ViT")
+    name: str = setting(
+        "vit_letters_16", "'vit_letters_16', 'vit_letters_16_plain' (bundled) or any timm ViT"
+    )
     weights: str = setting("pretrained", "'pretrained' (bundled or hub), 'random', or a local file")
     image_size: tuple[int, ...] | None = setting(
         None, "pixels a side, or [height, width]; the model's own if not given", "[1, inf)"
@@ -365,7 +367,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, str) and value in SCHEMES:
         return SCHEMES[value]
     if origin is tuple:
-        items = [value] if type(value) is int else _to_list(value, path)
+        single = arguments[0] is int and type(value) is int
+        items = [value] if single else _to_list(value, path)
         return tuple(_convert(arguments[0], item, path) for item in items)
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))

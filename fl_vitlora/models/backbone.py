@@ -24,15 +24,17 @@ from fl_vitlora.rng import derive_seed
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 UNREADABLE = (OSError, SafetensorError, UnpicklingError)
 
+SMALL: Mapping[str, Any] = {
+    "img_size": 16,
+    "patch_size": 4,
+    "embed_dim": 96,
+    "depth": 6,
+    "num_heads": 3,
+    "mlp_ratio": 3.0,
+}
 BUNDLED: Mapping[str, Mapping[str, Any]] = {
-    "vit_letters_16": {
-        "img_size": 16,
-        "patch_size": 4,
-        "embed_dim": 96,
-        "depth": 6,
-        "num_heads": 3,
-        "mlp_ratio": 3.0,
-    },
+    "vit_letters_16": SMALL,  # pre-trained to be addressed by ever new keys
+    "vit_letters_16_plain": SMALL,  # pre-trained on plain letters only, for comparison
 }
 
 

@@ -11,6 +11,10 @@ weights from zero. One learner in five is given plain images, so that these stay
 Only the slow weights are saved, without a head. Rerun:
 
     python -m fl_vitlora.models.pretraining --out vit_letters_16.safetensors --seed 0
+    python -m fl_vitlora.models.pretraining --out vit_letters_16_plain.safetensors --seed 0 \
+        --plain-steps 8500 --rekeyed-steps 0
+
+The second line makes the control, which has as many steps and has never seen a key.
 
 Dimensions: M learners, B images a learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank, C classes.

@@ -13,7 +13,10 @@ from fl_vitlora.models.glyphs import CHARACTERS, render_set
 from fl_vitlora.models.learners import Recipe
 from fl_vitlora.models.pretraining import main, pretrain
 
-WEIGHTS = WEIGHTS_FOLDER / "vit_letters_16.safetensors"
+RECIPES = {
+    "vit_letters_16": Recipe(),
+    "vit_letters_16_plain": Recipe(plain_steps=8500, rekeyed_steps=0),
+}
 TINY = Recipe(
     images_per_character=4,
     plain_steps=6,
@@ -50,16 +53,20 @@ def test_pretraining_moves_every_weight() -> None:
     assert still == []
 
 
-def test_shipped_weights_tell_their_recipe() -> None:
-    with safe_open(WEIGHTS, framework="pt") as file:
+def test_every_bundled_model_has_its_weights() -> None:
+    shipped = {path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors")}
+    assert shipped == BUNDLED.keys() == RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_weights_tell_their_recipe_and_are_small(name: str) -> None:
+    path = WEIGHTS_FOLDER / f"{name}.safetensors"
+    with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["pretraining"])
-    assert facts["recipe"] == vars(Recipe())
+    assert facts["recipe"] == vars(RECIPES[name])
     assert facts["characters"] == CHARACTERS
-    assert facts["architecture"] == {**BUNDLED["vit_letters_16"], "num_classes": 0}
-
-
-def test_shipped_weights_are_at_most_three_megabytes() -> None:
-    assert WEIGHTS.stat().st_size <= 3e6
+    assert facts["architecture"] == {**BUNDLED[name], "num_classes": 0}
+    assert path.stat().st_size <= 3e6
 
 
 def test_help_names_every_part_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
