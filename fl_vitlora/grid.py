@@ -4,7 +4,7 @@ An axis gives labels to choices, and every choice is a few settings. In YAML it 
 
     finetuning.method: [head, lora]                     # values of a setting; they are the labels
     encryption.steps: {plain: [], all: ViT-blockwise}   # values of a setting, each with its label
-    where:                                              # any other name: settings under each label
+    where:                                              # any name: settings under each label
       centralised: {clients: 1, data.partition: iid}
       federated: {clients: 20}
 
@@ -271,12 +271,10 @@ def _read_axis(name: str, values: Any) -> Axis:
     if not choices:
         raise UserError(f"compare: axis {name} has no values")
     labelled = {label_of(label): choice for label, choice in choices.items()}
-    if _is_setting(name):
+    if not all(isinstance(choice, Mapping) for choice in labelled.values()):
+        if not _is_setting(name):
+            raise unknown("setting", name, _settings())
         labelled = {label: {name: value} for label, value in labelled.items()}
-    elif not isinstance(values, Mapping) or not all(
-        isinstance(choice, Mapping) for choice in choices.values()
-    ):
-        raise unknown("setting", name, _settings())
     for path in itertools.chain.from_iterable(labelled.values()):
         if path in NO_AXIS:
             raise UserError(f"compare: {path} cannot be varied by an axis; {NO_AXIS[path]}")
@@ -307,7 +305,7 @@ def _full(path: str) -> str:
 
 def _choices(axis: Axis) -> dict[str, Any]:
     """Writes an axis as it is read."""
-    if not _is_setting(axis.name):
+    if any(list(settings) != [axis.name] for settings in axis.choices.values()):
         return {label: dict(settings) for label, settings in axis.choices.items()}
     return {label: settings[axis.name] for label, settings in axis.choices.items()}
 

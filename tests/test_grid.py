@@ -123,6 +123,17 @@ def test_an_axis_of_any_other_name_changes_several_settings_at_once():
     assert found == [("centralised", 1, "iid"), ("federated", 7, "dirichlet")]
 
 
+def test_a_strategy_can_be_varied_with_its_parameters():
+    strategies = {"averaging": {"strategy": "fedavg"}, "proximal": {"strategy": "fedprox"}}
+    strategies["proximal"] |= {"strategy.mu": "0.1"}
+    grid = read_grid({"compare": {"strategy": strategies}}, {})
+    assert [(c.config.strategy.name, dict(c.config.strategy.options)) for c in grid.cells] == [
+        ("fedavg", {}),
+        ("fedprox", {"mu": "0.1"}),
+    ]
+    assert read_grid(to_tree(grid), {}) == grid
+
+
 def test_without_axes_there_is_one_cell():
     grid = read_grid({"seeds": [0, 1]}, {"clients": 3})
     assert [(cell.name, config.seed) for cell, config in grid.runs] == [
