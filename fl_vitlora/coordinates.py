@@ -26,7 +26,7 @@ T; that a signed permutation commutes with SGD, Adam and AdamW is one line of al
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -93,12 +93,16 @@ def server_reader(config: Config, origin: Reader, holder: KeyHolder) -> Reader:
     Raises:
         UserError: When a step has no adaptation for this model.
     """
-    if not config.encryption.adapt:
+    if not reader_is_stored(config):
         return origin
     if common_key(config) and not aligns(config):
         return holder.adapt(origin, "server")
-    per_patch = holder.adapt(origin, "server").weight.ndim == 3
     blocks = holder.cipher.geometry.blocks
+    if not config.encryption.adapt:  # differences are turned, positions stay unless exchanged
+        turned = replace(origin, position=origin.weight.new_empty(blocks, 0))
+    else:
+        turned = origin
+    per_patch = holder.adapt(turned, "server").weight.ndim == 3
     return origin.with_weight(origin.weight_of_blocks(blocks)) if per_patch else origin
 
 
@@ -158,6 +162,14 @@ def aligns(config: Config) -> bool:
         and config.finetuning.patch_embedding == "aligned"
         and bool(config.encryption.steps)
     )
+
+
+def reader_is_stored(config: Config) -> bool:
+    """Tells whether the server's model may read with another reader than the public model's.
+
+    It is adapted then, or has a kernel for every patch; who cannot make it is given its file.
+    """
+    return config.encryption.adapt or aligns(config)
 
 
 def keeps_reader(config: Config) -> bool:

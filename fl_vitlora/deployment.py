@@ -20,6 +20,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_vitlora import config as configuration
+from fl_vitlora import coordinates
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
@@ -72,8 +73,9 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device
         built = prepare_model(config, classes, device)
-        adapted = open_reader(shards / READER_FILE) if config.encryption.adapt else None
-        server = make_server(built, lambda origin: adapted or origin)
+        stored = coordinates.reader_is_stored(config)
+        start = open_reader(shards / READER_FILE) if stored else None
+        server = make_server(built, lambda origin: start or origin)
         folder = RunFolder.create(config)
         run = Run(config=config, server=server, shards=shards, folder=folder, watch=Watch())
         outcome = run.serve(grid, strategy)

@@ -70,7 +70,7 @@ def run(
         folder = RunFolder.create(config)
         watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
         write_shards(config, images, holder, folder)
-        if config.encryption.adapt:
+        if coordinates.reader_is_stored(config):
             write_reader(folder.shards / READER_FILE, server.start)
         watch.announce("starting workers")
         ray.wait()

@@ -18,14 +18,16 @@ import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
 from fl_vitlora.data.shards import open_shard
-from fl_vitlora.encryption.keys import load_or_create_secret
-from fl_vitlora.experiment import Fixed, Run, Watch, client_settings, run
+from fl_vitlora.encryption.holder import KeyHolder, client_party
+from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.experiment import Fixed, client_settings, run
 from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
-from fl_vitlora.preparation import OwnedImages, OwnedKey, prepare_images, prepare_key, prepare_model
+from fl_vitlora.preparation import OwnedImages, prepare_holder, prepare_images, prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.serving import Run, Watch, make_server
 from fl_vitlora.state import State, l2_norm, subtract
 
 SMALL = {
@@ -65,10 +67,10 @@ def execute(folder: Path, **overrides: Any) -> Finished:
     return Finished(config, result, path, messages)
 
 
-def owned(config: Config) -> tuple[OwnedImages, OwnedKey]:
+def owned(config: Config) -> tuple[OwnedImages, KeyHolder]:
     """What only the owners of a run have: plain images and the key."""
     images = prepare_images(config)
-    return images, prepare_key(config, prepare_model(config, images.classes, "cpu"))
+    return images, prepare_holder(config, prepare_model(config, images.classes, "cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +126,8 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
     finished: Finished, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Looks for them in the shards, the messages, the run folder and Ray's logs."""
-    secret = load_or_create_secret(Path(finished.config.encryption.key_file))
-    images, key = owned(finished.config)
+    secret = open_ring(Path(finished.config.encryption.key_file)).current
+    images, holder = owned(finished.config)
     logs = Path("/tmp/ray/session_latest/logs")
     haystack = [
         *finished.messages,
@@ -134,9 +136,9 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
         "".join(capfd.readouterr()).encode(),
     ]
     needles = [secret, secret.hex().encode()]
-    needles += [part.numpy().tobytes() for part in key.key.values()]
-    needles += [image.numpy().tobytes() for image in images.train.read(images.parts[0], 16)]
-    needles += [image.numpy().tobytes() for image in images.test.read(np.arange(5), 16)]
+    needles += [part.numpy().tobytes() for part in holder.key(client_party(0)).values()]
+    needles += [image.numpy().tobytes() for image in images.train.read(images.parts[0], 16, 16)]
+    needles += [image.numpy().tobytes() for image in images.test.read(np.arange(5), 16, 16)]
     for needle in needles:
         assert len(needle) > 15
         assert not any(needle in hay for hay in haystack)
@@ -145,12 +147,12 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
 
 
 def test_shards_are_ciphertext_that_the_key_opens(finished: Finished) -> None:
-    images, key = owned(finished.config)
+    images, holder = owned(finished.config)
     for client, part in enumerate(images.parts):
         shard = open_shard(finished.folder / "shards" / f"client-{client:05d}.safetensors")
-        plain = images.train.read(part, 16)
+        plain = images.train.read(part, 16, 16)
         assert not (shard.images == plain).all(dim=(1, 2, 3)).any()
-        assert torch.equal(key.cipher.decrypt(shard.images, key.key), plain)
+        assert torch.equal(holder.decrypt(shard.images, client_party(client)), plain)
 
 
 def test_one_worker_and_two_give_the_same_bits(finished: Finished, tmp_path: Path) -> None:
@@ -185,10 +187,13 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path) -> None:
     assert done.result["strategy"].endswith("FedAdam")
     assert done.result["encryption"] == {
         "steps": [],
+        "scope": "shared",
         "key_id": None,
         "key_space_bits": 0,
         "adapted": False,
+        "patch_embedding": "aggregate",
     }
+    assert done.result["accuracy_by_view"] == {"right_key": done.result["accuracy"]}
     assert not (tmp_path / "owner.key").exists()
 
 
@@ -206,7 +211,7 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> Non
     secret.write_text(bytes(range(32)).hex())  # always the same key, so always the same rounding
     secret.chmod(0o600)
     encrypted = execute(tmp_path / "encrypted", encryption__adapt=True, rounds=3)
-    _, key = owned(encrypted.config)
+    _, holder = owned(encrypted.config)
     backbone = prepare_model(plain.config, 10, "cpu")
     initial = export_state(backbone.model)
     trained = load_file(plain.folder / "model.safetensors")
@@ -214,7 +219,7 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> Non
 
     def adapted(state: State) -> State:
         load_state(backbone.model, state)
-        weight = key.cipher.adapt(reader_of(backbone), key.key).weight
+        weight = holder.adapt(reader_of(backbone), "server").weight
         return {**state, "patch_embed.proj.weight": weight.view(96, 3, 4, 4)}
 
     reached = {name: reached[name] for name in trained}
@@ -247,18 +252,16 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
     """Each by its class name, two rounds on the same encrypted shards, over one Ray."""
     config = dataclasses.replace(finished.config, fraction=1.0)
     shards = finished.folder / "shards"
-    backbone = prepare_model(config, 10, "cpu")
-    initial = export_state(backbone.model)
+    server = make_server(prepare_model(config, 10, "cpu"), lambda origin: origin)
     workers = choose_workers("cpu", 2, most=4)
     ended: dict[str, Run] = {}
 
     def serve(grid: Any, stop: threading.Event) -> None:
         for name, options in PLAIN_FLOWER_STRATEGIES.items():
-            load_state(backbone.model, initial)
             named = dataclasses.replace(config, out=str(tmp_path / name))
             folder = RunFolder.create(named)
             ended[name] = Run(
-                config=named, backbone=backbone, shards=shards, folder=folder, watch=Watch()
+                config=named, server=server, shards=shards, folder=folder, watch=Watch()
             )
             strategy = strategies.load(f"flwr.serverapp.strategy:{name}", options)
             ended[name].serve(grid, strategy, stop)

@@ -15,7 +15,7 @@ from fl_vitlora.config import DataConfig, TrainingConfig
 from fl_vitlora.data import sources
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
-from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, subtract
 from fl_vitlora.training import LocalTask, best_precision, evaluate, scheduled_rate, train
@@ -28,7 +28,7 @@ LORA_A, LORA_B = ".lora_A", ".lora_B"
 def shard() -> Shard:
     """Forty real digits, plain."""
     images, _ = sources.load(DataConfig(limit=40))
-    return Shard(images.read(np.arange(40), 16), torch.from_numpy(images.labels))
+    return Shard(images.read(np.arange(40), 16, 16), torch.from_numpy(images.labels))
 
 
 def local(
@@ -59,8 +59,8 @@ def head_gradient(backbone: Backbone, shard: Shard) -> tuple[Tensor, Tensor]:
     """Softmax minus one-hot, times features: the gradient of the cross-entropy, by hand."""
     with torch.no_grad():
         model: Any = backbone.model
-        features = model.forward_features(backbone.normalization(shard.images))[:, 0]
-        surprise = model(backbone.normalization(shard.images)).softmax(-1)
+        features = model.forward_features(normalize(shard.images))[:, 0]
+        surprise = model(normalize(shard.images)).softmax(-1)
         surprise -= F.one_hot(shard.labels, surprise.shape[-1])
         return surprise.T @ features / len(shard), surprise.mean(dim=0)
 
@@ -228,7 +228,7 @@ def test_every_image_is_seen_once_an_epoch_in_batches_of_like_size(
     backbone.model.register_forward_pre_hook(count)
     local(backbone, shard, epochs=2, batch_size=16)
     assert [len(batch) for batch in seen] == [14, 13, 13] * 2
-    expected = backbone.normalization(shard.images).flatten(1).sum(1).sort().values
+    expected = normalize(shard.images).flatten(1).sum(1).sort().values
     epochs = [torch.cat(seen[i : i + 3]).flatten(1).sum(1) for i in (0, 3)]
     assert all(torch.equal(epoch.sort().values, expected) for epoch in epochs)
     assert not torch.equal(*epochs)
@@ -239,7 +239,7 @@ def test_evaluation_is_the_mean_over_images(make_backbone: MakeBackbone, shard: 
     state = methods.export_state(backbone.model)
     correct, loss = 0, 0.0
     for image, label in zip(shard.images, shard.labels.tolist(), strict=True):
-        logits = backbone.model(backbone.normalization(image[None]))[0].double().tolist()
+        logits = backbone.model(normalize(image[None]))[0].double().tolist()
         correct += max(range(10), key=logits.__getitem__) == label
         loss += float(np.log(np.exp(logits).sum())) - logits[label]
     accuracy, mean_loss = evaluate(backbone, state, shard)

@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 Direction = Literal["uplink", "downlink"]
 Purpose = Literal["greeting", "training", "evaluation"]
@@ -77,13 +77,17 @@ class Ledger:
         )
 
     def to_csv(self) -> str:
-        """Writes a table with a line for every message, sorted by round, purpose and client."""
+        """Writes a table with a line for every message, round by round, as `_place` sorts them."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([field.name for field in fields(Entry)])
-        ordered = sorted(self._entries, key=lambda e: (e.round, e.purpose != "training", e.client))
-        writer.writerows(astuple(entry) for entry in ordered)
+        writer.writerows(astuple(entry) for entry in sorted(self._entries, key=_place))
         return text.getvalue()
+
+
+def _place(entry: Entry) -> tuple[int, int, int, str]:
+    """Sorts by round, then purpose as they follow in a round, then client and direction."""
+    return entry.round, get_args(Purpose).index(entry.purpose), entry.client, entry.direction
 
 
 def full_fine_tuning_bytes(ledger: Ledger, *, full_downlink: int, full_uplink: int) -> int:

@@ -219,7 +219,8 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
             fixed_entries=int(metadata["fixed_entries"]),
             per_block=metadata["scope"] == "block",
         )
-        scope, seed, _ = metadata["scope"], int(metadata["seed"]), metadata["party"]
+        scope, seed = metadata["scope"], int(metadata["seed"])
+        _ = metadata["party"], metadata["part"]  # needed later, missed now
     except KeyError as missing:
         raise UserError(f"shard {path} does not say its {missing.args[0]}; write it anew") from None
     secret = ring.find(metadata["key_id"])

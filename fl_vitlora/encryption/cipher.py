@@ -173,5 +173,6 @@ class Cipher:
         if self.steps and reader.weight.shape[-1] != entries:
             raise UserError(
                 f"blocks of {entries} entries have no key adaptation for a model that reads "
-                f"patches of {reader.weight.shape[-1]}; leave encryption.block_size to the model"
+                f"patches of {reader.weight.shape[-1]}; take encryption.block_size equal to the "
+                "model's patch size, or encryption.adapt=false"
             )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Literal
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_vitlora.communication.ledger import Entry, Ledger, full_fine_tuning_bytes
+from fl_vitlora.communication.ledger import Direction, Entry, Ledger, full_fine_tuning_bytes
 
 ENTRIES = st.lists(
     st.builds(
         Entry,
         round=st.integers(0, 3),
+        purpose=st.sampled_from(["greeting", "training", "evaluation"]),
         client=st.integers(-1, 3),
         direction=st.sampled_from(["uplink", "downlink"]),
         payload=st.integers(0, 10**9),
@@ -24,11 +25,15 @@ ENTRIES = st.lists(
 )
 
 
-def entry(
-    server_round: int, direction: Literal["uplink", "downlink"], payload: int, overhead: int
-) -> Entry:
+def entry(server_round: int, direction: Direction, payload: int, overhead: int) -> Entry:
+    """A message of training, but that of round 0, the greeting."""
     return Entry(
-        round=server_round, client=0, direction=direction, payload=payload, overhead=overhead
+        round=server_round,
+        purpose="training" if server_round else "greeting",
+        client=0,
+        direction=direction,
+        payload=payload,
+        overhead=overhead,
     )
 
 
@@ -70,24 +75,40 @@ def test_the_table_has_a_line_for_every_message_sorted(entries: list[Entry]):
     assert sum(int(line["payload"]) + int(line["overhead"]) for line in lines) == sum(
         one.total for one in entries
     )
-    order = [(int(line["round"]), int(line["client"]), line["direction"]) for line in lines]
+    rank = {"greeting": 0, "training": 1, "evaluation": 2}  # as they follow in a round
+    order = [
+        (int(line["round"]), rank[line["purpose"]], int(line["client"]), line["direction"])
+        for line in lines
+    ]
     assert order == sorted(order)
 
 
 def test_the_table_of_a_small_ledger():
     assert small().to_csv().splitlines()[:3] == [
-        "round,client,direction,payload,overhead",
-        "0,0,downlink,0,7",
-        "0,0,uplink,0,5",
+        "round,purpose,client,direction,payload,overhead",
+        "0,greeting,0,downlink,0,7",
+        "0,greeting,0,uplink,0,5",
     ]
 
 
 def test_full_fine_tuning_pays_the_whole_model_for_every_message_of_training():
     """Two downlinks of 1000 and one uplink of 900 bytes; the greeting costs its 12 bytes as is."""
-    full = full_fine_tuning_bytes(small(), full_downlink=1000, full_uplink=900, rounds=[1, 2])
+    full = full_fine_tuning_bytes(small(), full_downlink=1000, full_uplink=900)
     assert full == 12 + 2 * 1000 + 900
 
 
-def test_rounds_that_were_no_training_count_as_they_are():
-    full = full_fine_tuning_bytes(small(), full_downlink=1000, full_uplink=900, rounds=[2])
-    assert full == 12 + 110 + 60 + 1000
+def test_full_fine_tuning_pays_it_for_evaluation_on_the_way_to_a_client_alone():
+    """A client that measures the model must be sent it, but answers with numbers only."""
+    ledger = small()
+    ledger.record(replace(entry(2, "downlink", 100, 8), purpose="evaluation"))
+    ledger.record(replace(entry(2, "uplink", 0, 8), purpose="evaluation"))
+    full = full_fine_tuning_bytes(ledger, full_downlink=1000, full_uplink=900)
+    assert full == (12 + 2 * 1000 + 900) + 1000 + 8
+
+
+def test_evaluation_counts_to_its_round_and_stands_after_training_in_the_table():
+    ledger = small()
+    ledger.record(replace(entry(1, "downlink", 100, 4), purpose="evaluation"))
+    assert ledger.total(server_round=1) == 110 + 60 + 104
+    lines = ledger.to_csv().splitlines()
+    assert lines[5:7] == ["1,evaluation,0,downlink,100,4", "2,training,0,downlink,100,10"]

@@ -1,20 +1,22 @@
-"""Shards survive the disk bit by bit; what is no shard is refused; the owner writes ciphertext."""
+"""Shards survive the disk bit by bit; what is no shard is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fl_vitlora.config import DataConfig
-from fl_vitlora.data import owner, sources
-from fl_vitlora.data.shards import TEST_SHARD, Shard, client_shard, open_shard, write_shard
-from fl_vitlora.encryption.cipher import STEPS, Cipher
+from fl_vitlora.data.shards import (
+    Shard,
+    client_shard,
+    client_test_shard,
+    open_shard,
+    shard_metadata,
+    write_shard,
+)
 from fl_vitlora.errors import UserError
 
 LABELS = torch.tensor([3, 1, 4, 1, 5])
@@ -26,6 +28,20 @@ def test_what_is_written_is_read(tmp_path: Path, images: Tensor):
     assert torch.equal(shard.images, images)
     assert torch.equal(shard.labels, LABELS)
     assert len(shard) == 5
+
+
+def test_metadata_are_read_as_they_were_written(tmp_path: Path, images: Tensor):
+    for metadata in ({"party": "client 0", "key_id": "0123"}, {}):
+        write_shard(tmp_path / "shard", Shard(images, LABELS), metadata)
+        assert shard_metadata(tmp_path / "shard") == metadata
+    (tmp_path / "shard").write_bytes(b"no shard")
+    with pytest.raises(UserError, match=r"shard .* cannot be read"):
+        shard_metadata(tmp_path / "shard")
+
+
+def test_names_of_shards_differ():
+    names = {name(client) for name in (client_shard, client_test_shard) for client in range(20)}
+    assert len(names) == 40
 
 
 def test_views_and_empty_shards_are_written_too(tmp_path: Path, images: Tensor):
@@ -68,24 +84,3 @@ def test_a_file_of_other_tensors_is_refused(tmp_path: Path, tensors: dict[str, T
     save_file(tensors, tmp_path / "shard")
     with pytest.raises(UserError, match=f"shard {tmp_path / 'shard'}"):
         open_shard(tmp_path / "shard")
-
-
-def test_the_owner_writes_ciphertext_and_labels_and_nothing_else(tmp_path: Path):
-    train, test = sources.load(DataConfig(limit=30))
-    cipher = Cipher(steps=tuple(STEPS), block_size=4, image_shape=(3, 16, 16))
-    key = cipher.key(bytes(32), "test")
-    parts = [np.arange(0, 20), np.arange(20, 30)]
-    owner.write_encrypted_shards(
-        tmp_path, train=train, test=test, parts=parts, cipher=cipher, key=key, metadata={"a": "b"}
-    )
-    names = {client_shard(0), client_shard(1), TEST_SHARD}
-    assert {path.name for path in tmp_path.iterdir()} == names
-    sources_of = {client_shard(0): (train, parts[0]), client_shard(1): (train, parts[1])}
-    for name, (images, part) in {**sources_of, TEST_SHARD: (test, np.arange(30))}.items():
-        shard, plain = open_shard(tmp_path / name), images.read(part, 16)
-        assert not torch.equal(shard.images, plain)
-        assert torch.equal(cipher.decrypt(shard.images, key), plain)
-        assert shard.labels.tolist() == images.labels[part].tolist()
-        with safe_open(tmp_path / name, framework="pt") as file:
-            assert set(file.keys()) == {"images", "labels"}
-            assert set(file.metadata()) <= {"a", "client"}

@@ -43,7 +43,7 @@ def save(folder: Path, data: datasets.Dataset | datasets.DatasetDict) -> DataCon
 
 
 def colour_of(images: Images, position: int, size: int = 8) -> list[int]:
-    pixels = images.read(np.array([position]), size)
+    pixels = images.read(np.array([position]), size, size)
     assert pixels.shape == (1, 3, size, size)
     assert pixels.dtype == torch.uint8
     return pixels[0, :, size // 2, size // 2].tolist()
@@ -66,18 +66,18 @@ def test_the_held_out_digits_are_stratified_and_always_the_same(digits: tuple[Im
     assert shares == pytest.approx(np.full(10, 0.2), abs=0.01)
     again, _ = load(DataConfig())
     assert np.array_equal(train.labels, again.labels)
-    assert torch.equal(train.read(np.arange(9), 8), again.read(np.arange(9), 8))
+    assert torch.equal(train.read(np.arange(9), 8, 8), again.read(np.arange(9), 8, 8))
 
 
 def test_no_digit_is_in_both_parts(digits: tuple[Images, Images]):
-    pixels = [part.read(np.arange(len(part)), 8).flatten(1).tolist() for part in digits]
+    pixels = [part.read(np.arange(len(part)), 8, 8).flatten(1).tolist() for part in digits]
     train, test = ({tuple(row) for row in part} for part in pixels)
     assert len(train) + len(test) == 1797
     assert not train & test
 
 
 def test_digits_have_17_grey_levels_at_their_own_size(digits: tuple[Images, Images]):
-    pixels = digits[0].read(np.arange(200), 8)
+    pixels = digits[0].read(np.arange(200), 8, 8)
     assert set(pixels.flatten().tolist()) == {round(level * 255 / 16) for level in range(17)}
     assert torch.equal(pixels[:, 0], pixels[:, 1])
     assert torch.equal(pixels[:, 0], pixels[:, 2])
@@ -86,17 +86,25 @@ def test_digits_have_17_grey_levels_at_their_own_size(digits: tuple[Images, Imag
 @pytest.mark.parametrize("size", [8, 16, 20])
 def test_pixels_come_in_the_order_and_size_asked(digits: tuple[Images, Images], size: int):
     images = digits[1]
-    some = images.read(np.array([5, 2]), size)
+    some = images.read(np.array([5, 2]), size, size)
     assert some.shape == (2, 3, size, size)
     assert some.dtype == torch.uint8
-    assert torch.equal(some.flip(0), images.read(np.array([2, 5]), size))
+    assert torch.equal(some.flip(0), images.read(np.array([2, 5]), size, size))
+
+
+def test_images_need_not_be_square(digits: tuple[Images, Images]):
+    """Each side is scaled by itself: halving the rows of a higher image gives the square one."""
+    some = np.array([5, 2])
+    high = digits[1].read(some, 24, 8)
+    assert high.shape == (2, 3, 24, 8)
+    assert torch.equal(high[:, :, 1::3], digits[1].read(some, 8, 8))
 
 
 def test_selecting_twice_composes(digits: tuple[Images, Images]):
     images = digits[1]
     inner = images.select(np.array([9, 4, 7])).select(np.array([2, 0]))
     assert inner.labels.tolist() == images.labels[[7, 9]].tolist()
-    assert torch.equal(inner.read(np.array([0, 1]), 8), images.read(np.array([7, 9]), 8))
+    assert torch.equal(inner.read(np.array([0, 1]), 8, 8), images.read(np.array([7, 9]), 8, 8))
 
 
 def test_a_limit_keeps_a_fixed_selection_of_all_classes():
@@ -196,10 +204,24 @@ def test_pictures_stand_upright(tmp_path: Path):
         {"picture": [image] * 10, "label": [0, 1] * 5},
         features=datasets.Features({"picture": datasets.Image(), "label": datasets.Value("int8")}),
     )
-    pixels = load(save(tmp_path, data))[0].read(np.array([0]), 8)[0]
+    pixels = load(save(tmp_path, data))[0].read(np.array([0]), 8, 8)[0]
     expected = torch.zeros(3, 8, 8, dtype=torch.uint8)
     expected[:, :2, :4] = 255
     assert torch.equal(pixels, expected)
+
+
+def test_pictures_are_scaled_to_height_and_width(tmp_path: Path):
+    """The upper half of a picture is white; it is so in a picture twice as wide as high."""
+    image = picture((0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 8, 4))
+    data = datasets.Dataset.from_dict(
+        {"picture": [image] * 10, "label": [0, 1] * 5},
+        features=datasets.Features({"picture": datasets.Image(), "label": datasets.Value("int8")}),
+    )
+    pixels = load(save(tmp_path, data))[0].read(np.array([0]), 16, 32)[0]
+    assert pixels.shape == (3, 16, 32)
+    assert (pixels[:, :6] == 255).all()
+    assert (pixels[:, 10:] == 0).all()
 
 
 def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path):

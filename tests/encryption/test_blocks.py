@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from timm.layers import PatchEmbed
 from torch import Tensor
 
-from fl_vitlora.encryption import pixel_shuffling
 from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
 from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.steps import pixel_shuffling
 from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from itertools import permutations
 
 import pytest
@@ -12,29 +14,55 @@ from torch import Tensor
 
 from fl_vitlora.config import SCHEMES
 from fl_vitlora.encryption.blocks import to_blocks
-from fl_vitlora.encryption.cipher import STEPS, Cipher
+from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.keys import derive_key
+from fl_vitlora.encryption.pixel_map import PROBES, probe
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
 SECRET, OTHER_SECRET = bytes(range(32)), bytes(range(1, 33))
 SHARED = ("block_scrambling", "pixel_shuffling", "negative_positive")  # one key for all blocks
+NIBBLES = ("nibble_shuffling", "block_nibble_shuffling")  # no pixel stays whole
 ORDERS = [
     *(order for n in range(4) for order in permutations(SHARED, n)),
     *((step,) for step in STEPS if step not in SHARED),
-    SCHEMES["EtC"],
+    *(SCHEMES[name] for name in ("EtC", "ELE", "PE")),
     tuple(reversed(tuple(STEPS))),
 ]
+AFFINE = [order for order in ORDERS if not set(order) & set(NIBBLES)]
+AFFINE += [tuple(step for step in reversed(list(STEPS)) if step not in NIBBLES)]
+PER_BLOCK = pytest.mark.parametrize("per_block", [False, True], ids=["shared", "per block"])
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed, "images"))
 
 
-def make(*steps: str, block_size: int = 4, size: tuple[int, int] = (16, 16)) -> Cipher:
-    return Cipher(steps=steps, block_size=block_size, image_shape=(3, *size))
+def make(
+    *steps: str, block_size: int = 4, size: tuple[int, int] = (16, 16), per_block: bool = False
+) -> Cipher:
+    return Cipher(steps=steps, block_size=block_size, image_shape=(3, *size), per_block=per_block)
+
+
+def random_reader(cipher: Cipher, width: int = 5, seed: int = 0) -> Reader:
+    """Reads each patch with the same kernel, in double precision."""
+    chance, geometry = generator(seed, "reader"), cipher.geometry
+    return Reader(
+        weight=torch.randn(width, geometry.entries, generator=chance, dtype=torch.float64),
+        position=torch.randn(geometry.blocks, width, generator=chance, dtype=torch.float64),
+    )
+
+
+def tokens(reader: Reader, images: Tensor, block_size: int) -> Tensor:
+    """Reads images as the definition of a reader says, one patch after the other."""
+    patches = to_blocks(images.double() / 127.5 - 1, block_size)
+    assert reader.position is not None
+    kernels = reader.weight_of_blocks(patches.shape[1])
+    read = [patches[:, n] @ kernels[n].T + reader.position[n] for n in range(patches.shape[1])]
+    return torch.stack(read, dim=1)
 
 
 @pytest.mark.parametrize("steps", ORDERS, ids="+".join)
@@ -42,13 +70,20 @@ def make(*steps: str, block_size: int = 4, size: tuple[int, int] = (16, 16)) -> 
     block_size=st.integers(1, 6),
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     channels=st.integers(1, 4),
-    batch=st.integers(0, 3),
+    batch=st.sampled_from([0, 1, 3, PROBES + 2]),
+    per_block=st.booleans(),
 )
 def test_decryption_inverts_encryption_bit_by_bit(
-    steps: tuple[str, ...], block_size: int, grid: tuple[int, int], channels: int, batch: int
+    *,
+    steps: tuple[str, ...],
+    block_size: int,
+    grid: tuple[int, int],
+    channels: int,
+    batch: int,
+    per_block: bool,
 ):
     shape = (channels, block_size * grid[0], block_size * grid[1])
-    cipher = Cipher(steps=steps, block_size=block_size, image_shape=shape)
+    cipher = Cipher(steps=steps, block_size=block_size, image_shape=shape, per_block=per_block)
     images, key = random_images(batch, *shape), cipher.key(SECRET, "test")
     encrypted = cipher.encrypt(images, key)
     assert encrypted.shape == images.shape
@@ -57,12 +92,99 @@ def test_decryption_inverts_encryption_bit_by_bit(
     assert torch.equal(cipher.encrypt(cipher.decrypt(images, key), key), images)
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if step not in SHARED])
-def test_steps_with_a_key_for_every_block_have_no_adaptation(step: str):
-    cipher = make(step)
-    reader = Reader(weight=torch.eye(48), bias=torch.zeros(48), position=None)
-    with pytest.raises(UserError, match=f"{step} has no key adaptation"):
-        cipher.adapt(reader, cipher.key(SECRET, "test"))
+@pytest.mark.parametrize("steps", ORDERS, ids="+".join)
+@PER_BLOCK
+def test_decryption_in_one_pass_inverts_encryption_in_one_pass(
+    steps: tuple[str, ...], per_block: bool
+):
+    """Images higher than wide, wider than high; more of them than a map costs."""
+    for size in ((8, 12), (12, 8)):
+        cipher = make(*steps, size=size, per_block=per_block)
+        images, key = random_images(PROBES + 1, 3, *size), cipher.key(SECRET, "test")
+        assert torch.equal(cipher.decrypt(cipher.encrypt(images, key), key), images)
+
+
+@pytest.mark.parametrize("steps", AFFINE, ids="+".join)
+@PER_BLOCK
+def test_an_adapted_reader_makes_the_same_tokens_of_ciphertext(
+    steps: tuple[str, ...], per_block: bool
+):
+    """Token for token: only scrambling moves them, each with its position."""
+    cipher = make(*steps, size=(8, 12), per_block=per_block)
+    reader, images = random_reader(cipher), random_images(3, 3, 8, 12)
+    key = cipher.key(SECRET, "test")
+    read = tokens(cipher.adapt(reader, key), cipher.encrypt(images, key), 4)
+    expected = tokens(reader, images, 4)
+    order = key.get("block_scrambling", torch.arange(6))
+    assert torch.allclose(read, expected[:, order], atol=1e-13, rtol=0)
+    if steps:
+        unadapted = tokens(reader, cipher.encrypt(images, key), 4)
+        assert (unadapted - expected[:, order]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("steps", AFFINE, ids="+".join)
+@PER_BLOCK
+def test_restoring_inverts_adaptation_bit_by_bit(steps: tuple[str, ...], per_block: bool):
+    cipher = make(*steps, size=(8, 12), per_block=per_block)
+    reader, key = random_reader(cipher), cipher.key(SECRET, "test")
+    for there, back in ((cipher.adapt, cipher.restore), (cipher.restore, cipher.adapt)):
+        again = back(there(reader, key), key)
+        assert torch.equal(again.weight_of_blocks(6), reader.weight_of_blocks(6))
+        assert again.position is not None
+        assert reader.position is not None
+        assert torch.equal(again.position, reader.position)
+
+
+def test_adaptation_leaves_the_given_reader_as_it_is():
+    cipher = make(*SCHEMES["EtC"])
+    reader, key = random_reader(cipher), cipher.key(SECRET, "test")
+    weight = reader.weight.clone()
+    cipher.adapt(reader, key).weight.zero_()
+    cipher.restore(reader, key).weight.zero_()
+    assert torch.equal(reader.weight, weight)
+
+
+def test_a_reader_of_the_wrong_key_is_not_restored():
+    cipher = make(*SHARED)
+    reader = random_reader(cipher)
+    adapted = cipher.adapt(reader, cipher.key(SECRET, "test"))
+    restored = cipher.restore(adapted, cipher.key(OTHER_SECRET, "test"))
+    assert (restored.weight != reader.weight).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("steps", [("nibble_shuffling",), SCHEMES["ELE"], SCHEMES["LE"]])
+def test_joined_halves_of_pixels_have_no_adaptation(steps: tuple[str, ...]):
+    cipher = make(*steps)
+    key = cipher.key(SECRET, "test")
+    for turn in (cipher.adapt, cipher.restore):
+        with pytest.raises(
+            UserError, match=r"\(LE, ELE\) has no key adaptation: .*adapt=false"
+        ) as e:
+            turn(random_reader(cipher), key)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("steps", [order for order in ORDERS if order], ids="+".join)
+def test_blocks_of_another_size_than_patches_have_no_adaptation(steps: tuple[str, ...]):
+    cipher = make(*steps, block_size=4)
+    reader = random_reader(make(block_size=8))
+    key = cipher.key(SECRET, "test")
+    for turn in (cipher.adapt, cipher.restore):
+        with pytest.raises(UserError, match=r"blocks of 48 entries .* patches of 192; ") as caught:
+            turn(reader, key)
+        assert "encryption.block_size" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_without_positions_scrambling_alone_has_no_adaptation():
+    for steps, adapts in (((*SHARED,), False), (SHARED[1:], True)):
+        cipher = make(*steps)
+        placeless = Reader(weight=random_reader(cipher).weight, position=None)
+        if adapts:
+            assert cipher.adapt(placeless, cipher.key(SECRET, "test")).position is None
+            continue
+        with pytest.raises(UserError, match="block scrambling has no key adaptation"):
+            cipher.adapt(placeless, cipher.key(SECRET, "test"))
 
 
 def test_rotation_and_inversion_give_the_eight_symmetries_of_a_square():
@@ -84,15 +206,22 @@ def test_colour_shuffling_gives_every_order_of_channels_and_keeps_places():
 
 
 @pytest.mark.parametrize("steps", ORDERS, ids="+".join)
-def test_one_pass_equals_the_steps_one_after_the_other(steps: tuple[str, ...], images: Tensor):
-    cipher = make(*steps)
-    key = cipher.key(SECRET, "test")
-    assert torch.equal(cipher.encrypt(images, key), cipher.encrypt_by_steps(images, key))
+@PER_BLOCK
+def test_one_pass_equals_the_steps_one_after_the_other(steps: tuple[str, ...], per_block: bool):
+    cipher = make(*steps, size=(8, 12), per_block=per_block)
+    key, images = cipher.key(SECRET, "test"), random_images(PROBES + 2, 3, 8, 12)
+    whole = probe(lambda x: cipher.encrypt_by_steps(x, key), cipher.image_shape)
+    for batch in (images[: PROBES - 1], images[:PROBES], images[: PROBES + 1], images):
+        encrypted = cipher.encrypt_by_steps(batch, key)
+        assert torch.equal(cipher.encrypt(batch, key), encrypted)
+        assert torch.equal(cipher.decrypt(encrypted, key), batch)
+        assert torch.equal(whole.apply(batch), encrypted)
+        assert torch.equal(whole.invert(encrypted), batch)
 
 
 def test_one_pass_knows_every_pixel_of_a_large_image():
     cipher = make(*STEPS, block_size=16, size=(224, 240))
-    key, images = cipher.key(SECRET, "test"), random_images(2, 3, 224, 240)
+    key, images = cipher.key(SECRET, "test"), random_images(PROBES + 1, 3, 224, 240)
     assert torch.equal(cipher.encrypt(images, key), cipher.encrypt_by_steps(images, key))
 
 
@@ -150,8 +279,9 @@ def test_the_order_of_steps_matters_where_they_do_not_commute(images: Tensor):
 
 
 @pytest.mark.parametrize("steps", [order for order in ORDERS if order], ids="+".join)
-def test_a_wrong_key_does_not_decrypt(steps: tuple[str, ...], images: Tensor):
-    cipher = make(*steps)
+@PER_BLOCK
+def test_a_wrong_key_does_not_decrypt(steps: tuple[str, ...], per_block: bool, images: Tensor):
+    cipher = make(*steps, per_block=per_block)
     encrypted = cipher.encrypt(images, cipher.key(SECRET, "test"))
     for wrong in (cipher.key(OTHER_SECRET, "test"), cipher.key(SECRET, "another")):
         assert (cipher.decrypt(encrypted, wrong) != images).float().mean() > 0.25
@@ -204,6 +334,99 @@ def test_key_spaces_of_vit_base_are_those_of_the_literature(steps: tuple[str, ..
     cipher = make(*steps, block_size=16, size=(224, 224))
     assert (cipher.geometry.blocks, cipher.geometry.entries) == (196, 768)
     assert cipher.key_space_bits == pytest.approx(bits, abs=0.1)
+
+
+NIBBLE_BITS = math.log2(math.factorial(96)) + 96  # order and bits of 2 · 4 · 4 · 3 nibbles
+
+
+@pytest.mark.parametrize(
+    ("steps", "bits"),
+    [
+        (SCHEMES["LE"], NIBBLE_BITS),
+        (SCHEMES["ELE"], 64 * NIBBLE_BITS + math.log2(math.factorial(64))),
+        (SCHEMES["PE"], 32 * 32 * (3 + math.log2(6))),
+    ],
+    ids=["LE", "ELE", "PE"],
+)
+def test_key_spaces_of_small_images_are_counted_by_hand(steps: tuple[str, ...], bits: float):
+    assert make(*steps, size=(32, 32)).key_space_bits == pytest.approx(bits, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("step", "times"),
+    [
+        ("pixel_shuffling", 6),
+        ("negative_positive", 6),
+        ("nibble_shuffling", 6),
+        *((step, 1) for step in STEPS if step not in (*SHARED[1:], "nibble_shuffling")),
+    ],
+)
+def test_a_key_for_every_block_multiplies_the_key_space(step: str, times: int):
+    """Of the steps within blocks, but for those whose blocks have keys of their own anyway."""
+    one, each = (make(step, size=(8, 12), per_block=p).key_space_bits for p in (False, True))
+    assert one > 0
+    assert each == pytest.approx(times * one)
+
+
+@pytest.mark.parametrize("step", ["pixel_shuffling", "negative_positive", "nibble_shuffling"])
+def test_blocks_have_keys_of_their_own_where_that_is_asked(step: str):
+    """Equal blocks make equal ciphertext under one key, and unequal ones under one for each."""
+    image = random_images(1, 3, 4, 4).tile(1, 1, 2, 3)
+    for per_block, different in ((False, 1), (True, 6)):
+        cipher = make(step, size=(8, 12), per_block=per_block)
+        blocks = to_blocks(cipher.encrypt(image, cipher.key(SECRET, "test")), 4)[0]
+        assert len({tuple(block.tolist()) for block in blocks}) == different
+
+
+FIRST_STEPS = (
+    *SHARED,
+    "colour_shuffling",
+    "rotation_inversion",
+    "block_negative_positive",
+)
+
+
+def test_shared_keys_never_change():
+    """What is encrypted must open with later versions; these keys were drawn by the first one."""
+    key = Cipher(steps=FIRST_STEPS, block_size=2, image_shape=(3, 4, 6)).key(
+        SECRET, "shared/seed 7"
+    )
+    assert key["block_scrambling"].tolist() == [3, 1, 2, 4, 0, 5]
+    assert key["pixel_shuffling"].tolist() == [7, 11, 4, 1, 2, 6, 0, 8, 5, 10, 3, 9]
+    assert key["negative_positive"].int().tolist() == [1, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 0]
+    assert key["block_negative_positive"].int().tolist() == [[1], [0], [1], [1], [1], [1]]
+
+
+def test_shared_keys_with_fixed_entries_never_change():
+    cipher = Cipher(
+        steps=SHARED, block_size=2, image_shape=(3, 4, 6), fixed_blocks=3, fixed_entries=5
+    )
+    key = cipher.key(SECRET, "shared/seed 7")
+    assert key["block_scrambling"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert key["pixel_shuffling"].tolist() == [8, 1, 2, 9, 4, 6, 0, 7, 3, 10, 5, 11]
+
+
+FIRST_KEYS = {
+    "block_scrambling": "da96051bd1a53f31",
+    "pixel_shuffling": "5dedd2507111edb8",
+    "negative_positive": "4f97b9ee0c76fa91",
+    "colour_shuffling": "a0a429816f40db5c",
+    "rotation_inversion": "cffbc3112623c6c8",
+    "block_negative_positive": "8cb39faf90ce2a53",
+}
+
+
+def test_ciphertext_of_the_first_version_never_changes():
+    """Beginnings of the SHA-256 of every key as int64, and of an image under all of them."""
+    cipher = make(*FIRST_STEPS)
+    key = cipher.key(SECRET, "shared/seed 0")
+
+    def digest(tensor: Tensor) -> str:
+        return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16]
+
+    assert {step: digest(key[step].to(torch.int64)) for step in FIRST_STEPS} == FIRST_KEYS
+    image = torch.arange(3 * 256).remainder(251).to(torch.uint8).view(1, 3, 16, 16)
+    assert digest(cipher.encrypt(image, key)) == "4045e861db7b8dcf"
 
 
 def test_images_of_another_type_or_shape_are_refused(images: Tensor):

@@ -12,9 +12,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from fl_vitlora.config import DataConfig, FineTuningConfig, ModelConfig, TrainingConfig
+from fl_vitlora.config import Config, DataConfig, EncryptionConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data import owner, sources
-from fl_vitlora.encryption.cipher import STEPS, Cipher
+from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.flower.aggregators import Participants
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
 
@@ -70,27 +70,22 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ClientSettings:
     """Three encrypted shards of real digits, and what a worker is told."""
     folder = tmp_path_factory.mktemp("shards")
     train, test = sources.load(DataConfig(limit=sum(SIZES)))
-    cipher = Cipher(steps=tuple(STEPS), block_size=4, image_shape=(3, 16, 16))
+    config = Config(
+        model=ModelConfig(weights="random"),
+        encryption=EncryptionConfig(steps=tuple(STEPS), key_file=""),  # type: ignore[arg-type]
+        training=TrainingConfig(epochs=1, batch_size=8),
+    )
+    holder = owner.key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=bytes(32))
     owner.write_encrypted_shards(
         folder,
         train=train,
         test=test,
         parts=np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]),
-        cipher=cipher,
-        key=cipher.key(bytes(32), "test"),
+        test_parts=[],
+        holder=holder,
         metadata={},
     )
-    return ClientSettings(
-        shards=str(folder),
-        classes=10,
-        seed=0,
-        device="cpu",
-        mixed_precision=True,
-        adapted=False,
-        model=ModelConfig(weights="random"),
-        finetuning=FineTuningConfig(),
-        training=TrainingConfig(epochs=1, batch_size=8),
-    )
+    return ClientSettings(shards=str(folder), classes=10, device="cpu", config=config)
 
 
 @pytest.fixture

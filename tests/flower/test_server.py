@@ -74,6 +74,7 @@ class Loop:
         shapes = workspace(settings).layout.shapes
         self.start: State = {name: 0.05 * torch.randn(shape) for name, shape in shapes}
         self.reports: list[RoundReport] = []
+        self.asked: list[int] = []
         self.evaluated: list[State] = []
         transport = Transport(grid, Layout.of(self.start), Ledger(), timeout=1)
         options: dict[str, Any] = {"rounds": 2, "fraction": 1.0, "seed": 0, **given}
@@ -90,7 +91,8 @@ class Loop:
     def run(self) -> State:
         return self.federation.run(self.start)
 
-    def _evaluate(self, state: State) -> tuple[float, float]:
+    def _evaluate(self, server_round: int, state: State) -> tuple[float, float]:
+        self.asked.append(server_round)
         self.evaluated.append(state)
         return 0.5, 2.0
 
@@ -101,6 +103,7 @@ def test_rounds_are_reported_as_they_end(grid: LocalGrid, settings: ClientSettin
     assert [report.round for report in loop.reports] == [1, 2]
     assert [report.participants for report in loop.reports] == [(0, 1, 2)] * 2
     assert all((r.accuracy, r.loss, r.failures) == (0.5, 2.0, ()) for r in loop.reports)
+    assert loop.asked == [1, 2]
     assert loop.evaluated[-1] is final
 
 

@@ -67,7 +67,7 @@ def test_an_update_is_what_training_on_the_shard_gives(
         workspace(settings).backbone,
         model,
         open_shard(shards / client_shard(1)),
-        config=settings.training,
+        config=settings.config.training,
         task=LocalTask(learning_rate=1e-3),
         generator=generator(0, "batches", 1, 1),
     )

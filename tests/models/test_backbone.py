@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fl_vitlora.config import ModelConfig
 from fl_vitlora.errors import UserError
-from fl_vitlora.models.backbone import Backbone, Normalization, build
+from fl_vitlora.models.backbone import WEIGHTS_FOLDER, Backbone, build, image_size, normalize
+from fl_vitlora.rng import generator
 
 TINY = "vit_tiny_patch16_224"
 
@@ -33,8 +34,14 @@ def test_the_bundled_model_reads_small_images():
     bundled = build(ModelConfig(), 10, 0)
     assert bundled.image_shape == (3, 16, 16)
     assert bundled.patch_size == 4
-    assert bundled.normalization == Normalization(mean=0.5, std=0.5)
     assert bundled.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_the_bundled_weights_are_used_as_they_are_stored():
+    """They were trained on pixels in [-1, 1]; nothing has to be folded into them."""
+    stored = load_file(WEIGHTS_FOLDER / "vit_letters_16.safetensors")
+    found = parameters(build(ModelConfig(), 10, 0))
+    assert all(torch.equal(found[name], weight.float()) for name, weight in stored.items())
 
 
 def test_pretrained_weights_are_not_random_ones_and_do_not_depend_on_the_seed():
@@ -70,7 +77,7 @@ def test_the_head_has_an_output_for_each_class(classes: int):
 
 @pytest.mark.parametrize("name", ["vit_letters_16", TINY])
 def test_at_first_all_classes_are_equally_likely(name: str):
-    config = ModelConfig(name=name, weights="random", image_size=None if name != TINY else 32)
+    config = ModelConfig(name=name, weights="random", image_size=None if name != TINY else (32,))
     built = build(config, 4, 0)
     probabilities = built.model(torch.randn(2, *built.image_shape)).softmax(-1)
     assert torch.equal(probabilities, torch.full((2, 4), 0.25))
@@ -99,7 +106,7 @@ def test_the_position_embedding_is_resampled_to_another_size(
     tiny_weights: tuple[Path, dict[str, Tensor]],
 ):
     path, state = tiny_weights
-    built = build(ModelConfig(name=TINY, weights=str(path), image_size=64), 7, 0)
+    built = build(ModelConfig(name=TINY, weights=str(path), image_size=(64,)), 7, 0)
     found = parameters(built)
     assert built.image_shape == (3, 64, 64)
     assert found["pos_embed"].shape == (1, 1 + 4 * 4, 192)
@@ -109,33 +116,99 @@ def test_the_position_embedding_is_resampled_to_another_size(
 
 
 def test_another_patch_size_is_taken_where_weights_are_random():
-    config = ModelConfig(name=TINY, weights="random", image_size=32, patch_size=8)
+    config = ModelConfig(name=TINY, weights="random", image_size=(32,), patch_size=8)
     built = build(config, 2, 0)
     assert (built.patch_size, built.image_shape) == (8, (3, 32, 32))
     assert parameters(built)["patch_embed.proj.weight"].shape == (192, 3, 8, 8)
 
 
-def test_constants_per_channel_are_averaged():
-    """ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) mean nothing once shuffled."""
-    built = build(ModelConfig(name="deit_tiny_patch16_224", weights="random", image_size=32), 2, 0)
-    assert built.normalization.mean == pytest.approx(0.449, abs=1e-9)
-    assert built.normalization.std == pytest.approx(0.226, abs=1e-9)
+@pytest.mark.parametrize("size", [(16,), (16, 16)])
+def test_the_bundled_model_may_be_asked_for_its_own_size(size: tuple[int, ...]):
+    built = build(ModelConfig(weights="random", image_size=size), 10, 0)
+    assert built.image_shape == (3, 16, 16)
+
+
+def test_images_need_not_be_square():
+    config = ModelConfig(name=TINY, weights="random", image_size=(32, 48), patch_size=8)
+    assert image_size(config) == (32, 48)
+    built = build(config, 2, 0)
+    assert built.image_shape == (3, 32, 48)
+    assert parameters(built)["pos_embed"].shape == (1, 1 + 4 * 6, 192)
+    assert built.model(torch.zeros(1, 3, 32, 48)).shape == (1, 2)
+
+
+# ImageNet's constants; CLIP's, and no bias in the patch embedding; a half for all channels
+NORMALIZED = {
+    "deit_tiny_patch16_224": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "vit_xsmall_patch16_clip_224": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+    TINY: ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def original_and_folded(
+    name: str, folder: Path, dtype: torch.dtype
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Builds a model as timm has it, and as `build` does, of the same file with no zeros in it."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        original = timm.create_model(name, img_size=32, num_classes=0)
+        with torch.no_grad():
+            for parameter in original.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(0, "w")))
+        save_file(original.state_dict(), folder / "weights.safetensors")
+        config = ModelConfig(
+            name=name, weights=str(folder / "weights.safetensors"), image_size=(32,)
+        )
+        return original.eval(), build(config, 10, 0).model
+    finally:
+        torch.set_default_dtype(default)
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_folded_model_sees_what_the_original_saw(
+    name: str, dtype: torch.dtype, most: float, tmp_path: Path
+):
+    """Pixels in [-1, 1] give the features that the original makes with its own constants."""
+    original, folded = original_and_folded(name, tmp_path, dtype)
+    mean, std = (torch.tensor(c, dtype=dtype).view(3, 1, 1) for c in NORMALIZED[name])
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), generator=generator(1, "images")).to(dtype)
+    with torch.no_grad():
+        expected = original.forward_features((pixels / 255 - mean) / std)  # type: ignore[operator]
+        found = folded.forward_features(pixels / 127.5 - 1)  # type: ignore[operator]
+    assert float((found - expected).abs().max() / expected.abs().max()) < most
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_only_what_has_to_be_folded_is(name: str, tmp_path: Path):
+    original, folded = original_and_folded(name, tmp_path, torch.float32)
+    before, after = dict(original.named_parameters()), dict(folded.named_parameters())
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    weight, bias = "patch_embed.proj.weight", "patch_embed.proj.bias"
+    assert changed == (set() if name == TINY else {weight, bias} & before.keys())
+    assert (bias in before) == (name != "vit_xsmall_patch16_clip_224")
+    assert bias in after
+    assert not any(parameter.requires_grad for parameter in after.values())
 
 
 def test_normalization_maps_black_and_white_to_minus_one_and_one():
-    normalization, pixels = Normalization(mean=0.5, std=0.5), torch.tensor([0, 255, 51])
-    assert normalization(pixels.to(torch.uint8)).tolist() == pytest.approx([-1, 1, -0.6])
+    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8)
+    assert normalize(pixels).tolist() == pytest.approx([-1, 1, -0.6])
+    assert normalize(pixels).dtype == torch.float32
 
 
 def test_a_negative_pixel_is_a_negative_number(images: Tensor):
-    """With constants 0.5 the negative-positive transformation is a change of sign."""
-    normalization = Normalization(mean=0.5, std=0.5)
-    assert torch.allclose(normalization(255 - images), -normalization(images), atol=1e-6)
+    """The negative-positive transformation is a change of sign."""
+    assert torch.allclose(normalize(255 - images), -normalize(images), atol=1e-6)
 
 
 def test_normalization_leaves_its_input_alone(images: Tensor):
     before = images.clone()
-    Normalization(mean=0.5, std=0.5)(images)
+    normalize(images)
     assert torch.equal(before, images)
 
 
@@ -146,15 +219,15 @@ def test_normalization_leaves_its_input_alone(images: Tensor):
         (ModelConfig(name="vit_tiny_patch16_244"), rf"did you mean '{TINY}'"),
         (ModelConfig(weights="nowhere.safetensors"), "'pretrained', 'random', or a file"),
         (ModelConfig(name=TINY, weights="nowhere.bin"), "'pretrained', 'random', or a file"),
-        (ModelConfig(image_size=32), "made for img_size 16, not 32"),
+        (ModelConfig(image_size=(32,)), r"made for img_size 16, not \(32, 32\)"),
         (ModelConfig(patch_size=8), "made for patch_size 4, not 8"),
         (ModelConfig(name="resnet18", weights="random"), "resnet18 has no patch embedding"),
         (
-            ModelConfig(name="resnet18", weights="random", image_size=32),
+            ModelConfig(name="resnet18", weights="random", image_size=(32,)),
             "takes no other image or patch size",
         ),
         (
-            ModelConfig(name=TINY, weights="random", image_size=32, patch_size=5),
+            ModelConfig(name=TINY, weights="random", image_size=(32,), patch_size=5),
             r"patch size 5 does not divide .* nearest that does is 4",
         ),
     ],

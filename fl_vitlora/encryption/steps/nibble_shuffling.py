@@ -56,7 +56,8 @@ def adapt(reader: Reader, key: Tensor) -> Reader:
     del reader, key
     raise UserError(
         "nibble shuffling (LE, ELE) has no key adaptation: it joins halves of different pixels, "
-        "which no linear patch embedding can take apart; set encryption.adapt=false"
+        "which no linear patch embedding can take apart; set encryption.adapt=false, and leave "
+        "finetuning.patch_embedding at aggregate or local"
     )
 
 

@@ -1,0 +1,341 @@
+"""The owner encrypts what leaves, shows it with a key or without, and rotates what is out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor
+
+from fl_vitlora.config import SCHEMES, DataConfig, load
+from fl_vitlora.data import sources
+from fl_vitlora.data.owner import (
+    NO_KEY,
+    RIGHT_KEY,
+    WRONG_KEY,
+    divide_test_images,
+    encrypt_anew,
+    key_holder,
+    views_of,
+    write_encrypted_shards,
+)
+from fl_vitlora.data.shards import (
+    TEST_SHARD,
+    Shard,
+    client_shard,
+    client_test_shard,
+    open_shard,
+    shard_metadata,
+    write_shard,
+)
+from fl_vitlora.data.sources import Images
+from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.keys import KeyRing, key_id, open_or_create_ring
+from fl_vitlora.encryption.steps import STEPS
+from fl_vitlora.errors import UserError
+
+SECRET = bytes(range(32))
+PARTS = [np.arange(0, 20), np.arange(20, 30)]
+TEST_PARTS = [np.arange(0, 12), np.arange(12, 30)]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Images, Images]:
+    return sources.load(DataConfig(limit=30))
+
+
+def holder_of(secret: bytes = SECRET, size: tuple[int, int] = (16, 16), **given: Any) -> KeyHolder:
+    config = load(None, {f"encryption.{name}": value for name, value in given.items()})
+    return key_holder(config, patch_size=4, image_shape=(3, *size), secret=secret)
+
+
+def write(
+    folder: Path, digits: tuple[Images, Images], holder: KeyHolder, *, apart: bool
+) -> dict[str, tuple[Tensor, str, Any]]:
+    """Writes two clients' shards; returns the plain images, party and part of each file."""
+    train, test = digits
+    write_encrypted_shards(
+        folder,
+        train=train,
+        test=test,
+        parts=PARTS,
+        test_parts=TEST_PARTS if apart else [],
+        holder=holder,
+        metadata={"a": "b"},
+    )
+    size = holder.cipher.image_shape[1:]
+    content = {
+        client_shard(c): (train.read(part, *size), f"client {c}", "train")
+        for c, part in enumerate(PARTS)
+    }
+    if not apart:
+        return {**content, TEST_SHARD: (test.read(np.arange(30), *size), "test", "test")}
+    return content | {
+        client_test_shard(c): (test.read(part, *size), f"client {c}", "test")
+        for c, part in enumerate(TEST_PARTS)
+    }
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one test shard", "a test shard each"])
+@pytest.mark.parametrize("scope", ["shared", "client", "image", "block"])
+def test_the_owner_writes_ciphertext_and_labels_and_nothing_else(
+    tmp_path: Path, digits: tuple[Images, Images], scope: str, apart: bool
+):
+    holder = holder_of(steps=list(STEPS), scope=scope)
+    content = write(tmp_path, digits, holder, apart=apart)
+    assert {path.name for path in tmp_path.iterdir()} == set(content)
+    for name, (plain, party, part) in content.items():
+        shard = open_shard(tmp_path / name)
+        assert not (shard.images == plain).all(dim=(1, 2, 3)).any()
+        assert torch.equal(holder.decrypt(shard.images, party, part), plain)
+        with safe_open(tmp_path / name, framework="pt") as file:
+            assert set(file.keys()) == {"images", "labels"}
+        assert shard_metadata(tmp_path / name) == {
+            "a": "b",
+            "steps": ",".join(STEPS),
+            "block_size": "4",
+            "fixed_blocks": "0",
+            "fixed_entries": "0",
+            "scope": scope,
+            "seed": "0",
+            "key_id": key_id(SECRET),
+            "party": party,
+            "part": part,
+        }
+
+
+def test_labels_stay_with_their_images(tmp_path: Path, digits: tuple[Images, Images]):
+    write(tmp_path, digits, holder_of(), apart=True)
+    train, test = digits
+    for client in range(2):
+        shard, own = (
+            open_shard(tmp_path / name(client)) for name in (client_shard, client_test_shard)
+        )
+        assert shard.labels.tolist() == train.labels[PARTS[client]].tolist()
+        assert own.labels.tolist() == test.labels[TEST_PARTS[client]].tolist()
+
+
+def test_plain_images_are_stored_as_they_are_and_name_no_key(
+    tmp_path: Path, digits: tuple[Images, Images]
+):
+    content = write(tmp_path, digits, holder_of(steps=[]), apart=False)
+    for name, (plain, _, _) in content.items():
+        assert torch.equal(open_shard(tmp_path / name).images, plain)
+        assert shard_metadata(tmp_path / name)["key_id"] == ""
+
+
+def test_images_are_encrypted_in_the_shape_that_the_model_takes(
+    tmp_path: Path, digits: tuple[Images, Images]
+):
+    holder = holder_of(size=(8, 12))
+    plain, party, part = write(tmp_path, digits, holder, apart=False)[client_shard(0)]
+    ciphertext = open_shard(tmp_path / client_shard(0)).images
+    assert ciphertext.shape == plain.shape == (20, 3, 8, 12)
+    assert torch.equal(holder.decrypt(ciphertext, party, part), plain)
+
+
+@pytest.mark.parametrize(
+    ("steps", "given_size", "size"),
+    [
+        ("ViT-blockwise", None, 16),
+        ("EtC", None, 16),
+        ("PE", None, 16),
+        ("LE", None, 4),
+        ("ELE", None, 4),
+        ("EtC", 8, 8),
+        ("LE", 8, 8),
+        ([], None, 16),
+    ],
+)
+def test_blocks_are_the_patches_but_for_le_and_ele(
+    steps: str | list[str], given_size: int | None, size: int
+):
+    config = load(None, {"encryption.steps": steps, "encryption.block_size": given_size})
+    holder = key_holder(config, patch_size=16, image_shape=(3, 224, 224), secret=SECRET)
+    assert holder.cipher.block_size == size
+    assert tuple(holder.cipher.steps) == (SCHEMES[steps] if isinstance(steps, str) else ())
+
+
+def test_a_holder_is_made_as_the_configuration_says():
+    overrides = {"seed": 5, "encryption.scope": "block", "encryption.fixed_blocks": 2}
+    config = load(None, {**overrides, "encryption.fixed_entries": 3})
+    holder = key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=SECRET)
+    assert (holder.seed, holder.scope, holder.key_id) == (5, "block", key_id(SECRET))
+    assert (holder.cipher.fixed_blocks, holder.cipher.fixed_entries) == (2, 3)
+    assert holder.cipher.per_block
+    assert not holder_of(scope="client").cipher.per_block
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "expectation"),
+    [
+        ({"block_size": 5}, "patch size 5 does not divide an image of 16x16"),
+        ({"fixed_blocks": 17}, "fixed_blocks 17: there are 16"),
+        ({"fixed_entries": 49}, "fixed_entries 49: there are 48"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_refused(given_settings: dict[str, Any], expectation: str):
+    with pytest.raises(UserError, match=expectation):
+        holder_of(**given_settings)
+
+
+@given(images=st.integers(1, 200), share=st.floats(0, 1), seed=st.integers(0, 5))
+def test_test_parts_are_disjoint_and_complete_and_of_like_size(
+    images: int, share: float, seed: int
+):
+    clients = max(1, round(share * images))
+    parts = divide_test_images(images, clients, seed)
+    assert len(parts) == clients
+    assert sorted(np.concatenate(parts).tolist()) == list(range(images))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+
+
+def test_test_parts_are_drawn_by_the_seed():
+    first, again, other = (divide_test_images(60, 4, seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert not np.array_equal(first[0], np.arange(15))
+
+
+def test_fewer_test_images_than_clients_are_refused():
+    with pytest.raises(UserError, match="3 test images do not suffice for 4 clients"):
+        divide_test_images(3, 4, 0)
+
+
+@pytest.mark.parametrize("steps", ["ViT-blockwise", "EtC", "LE", "ELE", "PE"])
+@pytest.mark.parametrize("scope", ["shared", "client", "image", "block"])
+def test_a_shard_is_seen_with_the_right_key_a_wrong_one_or_none(
+    digits: tuple[Images, Images], scope: str, steps: str
+):
+    holder = holder_of(scope=scope, steps=steps)
+    plain, labels = digits[1].read(np.arange(12), 16, 16), torch.from_numpy(digits[1].labels[:12])
+    shard = Shard(images=holder.encrypt(plain, "client 1", "test"), labels=labels)
+    views = views_of(shard, holder, "client 1")
+    assert set(views) == {RIGHT_KEY, WRONG_KEY, NO_KEY}
+    assert views[RIGHT_KEY] is shard
+    assert torch.equal(views[NO_KEY].images, plain)
+    assert all(torch.equal(view.labels, labels) for view in views.values())
+    wrong = views[WRONG_KEY].images
+    for other in (shard.images, plain, holder.decrypt(wrong, "client 1", "test")):
+        assert not torch.equal(wrong, other)
+    misread = holder.decrypt(wrong, "client 1", "test")
+    assert (misread != plain).float().mean() > 0.3
+    assert torch.equal(holder.impostor().decrypt(wrong, "client 1", "test"), plain)
+
+
+def test_a_wrong_key_is_always_the_same_one():
+    """What it is worth must not depend on when, or on which client's side, it is measured."""
+    first, second = holder_of().impostor(), holder_of().impostor()
+    assert first.secret == second.secret != SECRET
+    assert first.cipher == second.cipher
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> KeyRing:
+    return open_or_create_ring(tmp_path / "keys" / "owner.key")
+
+
+@pytest.mark.parametrize("scope", ["shared", "client", "image", "block"])
+@pytest.mark.parametrize("steps", ["ViT-blockwise", "EtC", "LE"])
+def test_after_a_rotation_shards_are_encrypted_anew(
+    tmp_path: Path, digits: tuple[Images, Images], ring: KeyRing, scope: str, steps: str
+):
+    given_settings: dict[str, Any] = {
+        "scope": scope,
+        "steps": steps,
+        "fixed_blocks": 2,
+        "fixed_entries": 1,
+    }
+    holder = holder_of(ring.current, **given_settings)
+    content = write(tmp_path, digits, holder, apart=True)
+    paths = [tmp_path / name for name in content]
+    before = {path: open_shard(path) for path in paths}
+    described = {path: shard_metadata(path) for path in paths}
+    rotated = ring.rotated()
+    assert encrypt_anew(paths, rotated) == paths
+    new = holder_of(rotated.current, **given_settings)
+    for path, (plain, party, part) in zip(paths, content.values(), strict=True):
+        shard = open_shard(path)
+        assert shard_metadata(path) == described[path] | {"key_id": new.key_id}
+        assert torch.equal(new.decrypt(shard.images, party, part), plain)
+        assert not torch.equal(holder.decrypt(shard.images, party, part), plain)
+        assert not torch.equal(shard.images, before[path].images)
+        assert torch.equal(shard.labels, before[path].labels)
+    contents = [path.read_bytes() for path in paths]
+    assert encrypt_anew(paths, rotated) == []
+    assert [path.read_bytes() for path in paths] == contents
+
+
+def test_a_rotation_that_was_broken_off_is_finished_by_the_next(
+    tmp_path: Path, digits: tuple[Images, Images], ring: KeyRing
+):
+    content = write(tmp_path, digits, holder_of(ring.current), apart=False)
+    first, *others = (tmp_path / name for name in content)
+    encrypt_anew([first], once := ring.rotated())
+    twice = once.rotated()
+    assert encrypt_anew([first, *others], twice) == [first, *others]
+    for name, (plain, party, part) in content.items():
+        found = holder_of(twice.current).decrypt(open_shard(tmp_path / name).images, party, part)
+        assert torch.equal(found, plain)
+
+
+def plain_shard(path: Path) -> None:
+    shard, metadata = open_shard(path), shard_metadata(path)
+    write_shard(path, shard, metadata | {"key_id": ""})
+
+
+def foreign_shard(path: Path) -> None:
+    write_shard(path, open_shard(path), shard_metadata(path) | {"key_id": key_id(bytes(32))})
+
+
+def shard_of_nobody(path: Path) -> None:
+    metadata = shard_metadata(path)
+    del metadata["part"]
+    write_shard(path, open_shard(path), metadata)
+
+
+@pytest.mark.parametrize("scope", ["shared", "client", "image"])
+@pytest.mark.parametrize(
+    ("spoil", "expectation"),
+    [
+        (plain_shard, r"test\.safetensors is not encrypted"),
+        (foreign_shard, "key ring .* has no key 1a009aae9b6a6aab"),
+        (shard_of_nobody, r"test\.safetensors does not say its part"),
+        (Path.unlink, r"test\.safetensors cannot be read"),
+    ],
+    ids=["plain", "foreign", "incomplete", "missing"],
+)
+def test_what_cannot_be_encrypted_anew_is_refused_before_any_file_is_touched(
+    *,
+    tmp_path: Path,
+    digits: tuple[Images, Images],
+    ring: KeyRing,
+    scope: str,
+    spoil: Any,
+    expectation: str,
+):
+    content = write(tmp_path, digits, holder_of(ring.current, scope=scope), apart=False)
+    spoil(tmp_path / TEST_SHARD)
+    paths = [tmp_path / name for name in content]
+    before = {path: path.read_bytes() for path in paths if path.exists()}
+    with pytest.raises(UserError, match=expectation) as caught:
+        encrypt_anew(paths, ring.rotated())
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in paths if path.exists()} == before
+
+
+def test_metadata_hold_no_secret(tmp_path: Path, digits: tuple[Images, Images]):
+    write(tmp_path, digits, holder_of(), apart=True)
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert SECRET not in content
+        assert SECRET.hex().encode() not in content
+        assert key_id(SECRET).encode() in content  # the search finds what is there
