@@ -201,11 +201,16 @@ def clients_evaluate(config: Config) -> bool:
     return config.evaluation.by == "clients"
 
 
-def clients_need_key(config: Config) -> bool:
-    """Tells whether a client's side takes its key: to turn tensors, or to try others' keys."""
+def clients_turn(config: Config) -> bool:
+    """Tells whether a client's side must have its key, to turn tensors by it."""
     own_base = config.encryption.adapt and not common_key(config)
-    encrypted = bool(config.encryption.steps)
-    return encrypted and (aligns(config) or own_base or clients_evaluate(config))
+    return aligns(config) or own_base
+
+
+def clients_need_key(config: Config) -> bool:
+    """Tells whether a simulated client's side takes its key: to turn tensors, or to try others."""
+    evaluates = clients_evaluate(config) and bool(config.encryption.steps)
+    return clients_turn(config) or evaluates
 
 
 def check(config: Config) -> None:

@@ -44,7 +44,8 @@ def node_settings(context: Context) -> ClientSettings:
     shards = Path(_given(context.node_config, "shards"))
     classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
     device = choose_workers(config.engine.device, 1, most=1).device
-    return client_settings(config, shards, classes, device)
+    turns = coordinates.clients_turn(config)
+    return client_settings(config, shards, classes, device, with_key=turns)
 
 
 client_app = make_client_app(node_settings)

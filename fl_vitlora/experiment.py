@@ -82,7 +82,13 @@ def run(
             watch=watch,
             holder=holder,
         )
-        settings = client_settings(config, folder.shards, images.classes, workers.device)
+        settings = client_settings(
+            config,
+            folder.shards,
+            images.classes,
+            workers.device,
+            with_key=coordinates.clients_need_key(config),
+        )
         outcome = simulate(
             make_client_app(Fixed(settings)),
             lambda grid, stop: federation.serve(grid, strategy, stop),
@@ -97,10 +103,11 @@ def run(
     return result, folder.path
 
 
-def client_settings(config: Config, shards: Path, classes: int, device: str) -> ClientSettings:
+def client_settings(
+    config: Config, shards: Path, classes: int, device: str, *, with_key: bool
+) -> ClientSettings:
     """Gathers what the workers are told; where the key ring lies only if they must know."""
-    needed = coordinates.clients_need_key(config)
-    ring = str(Path(config.encryption.key_file).resolve()) if needed else ""
+    ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
     return ClientSettings(
         shards=str(shards.resolve()),
         classes=classes,

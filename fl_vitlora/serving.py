@@ -128,7 +128,7 @@ class Run:
         shards: Where the encrypted test shard lies, if clients do not evaluate.
         folder: Where results go.
         watch: Who looks on.
-        holder: Of the key, where a key holder evaluates beside the server.
+        holder: Of the key, where key holders evaluate beside the server; a simulation has it.
         ledger: Bytes so far.
         lines: Rounds so far, as in `rounds.jsonl`.
         measured: The last measurements, by view of the test images.
@@ -250,7 +250,8 @@ class Run:
     def _evaluator(self, transport: Transport) -> Evaluator:
         config, backbone = self.config, self.server.backbone
         if coordinates.clients_evaluate(config):
-            views = ALL_VIEWS if config.encryption.steps else (RIGHT_KEY,)
+            keyed = self.holder is not None and config.encryption.steps
+            views = ALL_VIEWS if keyed else (RIGHT_KEY,)
             return ClientsEvaluator(transport=transport, views=views)
         device = next(backbone.model.parameters()).device
         return CentralEvaluator(

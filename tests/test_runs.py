@@ -269,7 +269,7 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
     ray = Ray(workers, verbose=False)
     try:
         ray.wait()
-        settings = client_settings(config, shards, 10, "cpu")
+        settings = client_settings(config, shards, 10, "cpu", with_key=False)
         app = make_client_app(Fixed(settings))
         simulate(app, serve, clients=config.clients, ray=ray, verbose=False)
     finally:
