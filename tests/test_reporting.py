@@ -28,13 +28,20 @@ LINE = {
 }
 RESULT = {
     "accuracy": 0.9611,
+    "accuracy_by_view": {"right_key": 0.9611},
     "clients": 20,
     "rounds": 20,
     "strategy": "fedavg",
     "method": "lora",
     "trainable_parameters": 10,
     "total_parameters": 1000,
-    "encryption": {"steps": [], "key_id": None},
+    "encryption": {
+        "steps": [],
+        "scope": "shared",
+        "key_id": None,
+        "adapted": False,
+        "patch_embedding": "aggregate",
+    },
     "communication": {
         "uplink_bytes": 1_000,
         "downlink_bytes": 2_000_000,
@@ -114,3 +121,26 @@ def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
         assert part in shown
     assert "10 of 1,000" in shown
     assert "(1.00 %)" in shown
+    assert "wrong key" not in shown
+
+
+def test_the_table_shows_whose_key_it_was_and_what_another_is_worth() -> None:
+    console = Console(record=True, width=120)
+    encryption = {
+        "steps": ["pixel_shuffling"],
+        "scope": "client",
+        "key_id": "0123456789abcdef",
+        "adapted": True,
+        "patch_embedding": "aligned",
+    }
+    views = {"right_key": 0.9611, "wrong_key": 0.1, "no_key": 0.125}
+    result = {**RESULT, "encryption": encryption, "accuracy_by_view": views}
+    print_result(result, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert lines[:5] == [
+        "test accuracy 96.11 %",
+        "under a wrong key 10.00 %",
+        "on plain images 12.50 %",
+        "encryption pixel_shuffling",
+        "key 0123456789abcdef, scope client, model adapted, patch embedding aligned",
+    ]

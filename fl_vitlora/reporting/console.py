@@ -135,6 +135,25 @@ class ComparisonDisplay:
         self._console.print(f"{self._shown}/{self._runs}  {line}", markup=False, soft_wrap=True)
 
 
+def _key(encryption: Mapping[str, Any]) -> str:
+    """Names the key, and says how it is used."""
+    if not encryption["key_id"]:
+        return "none"
+    adapted = ", model adapted" if encryption["adapted"] else ""
+    return (
+        f"{encryption['key_id']}, scope {encryption['scope']}{adapted}, "
+        f"patch embedding {encryption['patch_embedding']}"
+    )
+
+
+def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
+    """Tells what the model makes of test images without the right key, where that was measured."""
+    names = {"wrong_key": "  under a wrong key", "no_key": "  on plain images"}
+    return {
+        name: f"{100 * accuracy[view]:.2f} %" for view, name in names.items() if view in accuracy
+    }
+
+
 def print_result(result: Mapping[str, Any], folder: str, console: Console | None = None) -> None:
     """Prints the table that ends a run; ``result`` is as in `result.json`."""
     wire, seconds = result["communication"], result["seconds"]
@@ -142,8 +161,9 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
         "test accuracy": f"[bold]{100 * result['accuracy']:.2f} %[/bold]",
+        **_other_views(result["accuracy_by_view"]),
         "encryption": ", ".join(result["encryption"]["steps"]) or "none: plain images",
-        "key": result["encryption"]["key_id"] or "none",
+        "key": _key(result["encryption"]),
         "method": f"{result['method']}, {result['strategy']}, {result['clients']} clients, "
         f"{result['rounds']} rounds",
         "trained": f"{result['trainable_parameters']:,} of {result['total_parameters']:,} "
