@@ -318,7 +318,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, str) and value in SCHEMES:
         return SCHEMES[value]
     if origin is tuple:
-        items = [value] if type(value) is int else _to_list(value, path)
+        alone = arguments[0] is int and type(value) is int
+        items = [value] if alone else _to_list(value, path)
         return tuple(_convert(arguments[0], item, path) for item in items)
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))
