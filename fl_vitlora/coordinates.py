@@ -20,7 +20,8 @@ parties share the key, the model is adapted and E aggregated as it is; else it i
 embeddings, where they are trained (method full), go the same way.
 
 Aligned and adapted, with any keys: the whole run is the run on plain images [arXiv 2309.02556 gives
-T; that a signed permutation commutes with SGD, Adam and AdamW is one line of algebra].
+T; that a signed permutation commutes with SGD, Adam and AdamW is one line of algebra]; where blocks
+have keys of their own, it is the run on plain images of a model with a kernel for every patch.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_vitlora.config import (
+    SCHEMES,
     Config,
     explanations,
     load,
@@ -30,6 +31,7 @@ OVERRIDES = st.fixed_dictionaries(
         "out": st.none() | st.text("abc/ #:'\n", min_size=1),
         "data.alpha": st.floats(1e-9, 1e9),
         "data.limit": st.none() | st.integers(1, 10**6),
+        "model.image_size": st.none() | st.lists(st.integers(1, 999), min_size=1, max_size=2),
         "encryption.steps": st.permutations(STEPS).flatmap(
             lambda order: st.integers(0, 3).map(lambda n: order[:n])
         ),
@@ -53,6 +55,20 @@ def test_without_file_and_flags_it_is_the_main_job():
     assert (config.clients, config.fraction, config.data.name) == (20, 1.0, "digits")
     assert config.encryption.steps == STEPS
     assert (config.finetuning.method, config.strategy.name) == ("lora+patch_embed", "fedavg")
+
+
+@pytest.mark.parametrize(
+    ("value", "size"), [(32, (32,)), ([32], (32,)), ([32, 48], (32, 48)), (None, None)]
+)
+def test_an_image_has_one_side_or_two(value: Any, size: tuple[int, ...] | None):
+    assert load(None, {"model.image_size": value}).model.image_size == size
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_scheme_stands_for_its_steps(name: str):
+    config = load(None, {"encryption.steps": name})
+    assert config.encryption.steps == SCHEMES[name]
+    assert load(None, {"encryption.steps": list(SCHEMES[name])}) == config
 
 
 @given(overrides=OVERRIDES)
@@ -143,6 +159,14 @@ def test_what_is_no_override_is_refused(text: str):
         ({"training": 3}, "training", "a mapping"),
         ({"encryption.steps": 3}, "encryption.steps", "a list"),
         ({"encryption.steps": ["rot13"]}, "encryption.steps", "block_scrambling"),
+        ({"encryption.steps": "etc"}, "encryption.steps", "block_scrambling"),
+        ({"encryption.scope": "clients"}, "encryption.scope", "did you mean 'client'"),
+        ({"finetuning.patch_embedding": "align"}, "finetuning.patch_embedding", "'aligned'"),
+        ({"evaluation.by": "server"}, "evaluation.by", "central"),
+        ({"model.image_size": [0]}, "model.image_size", "[1, inf)"),
+        ({"model.image_size": [8, 8, 8]}, "model.image_size", "height and width"),
+        ({"model.image_size": []}, "model.image_size", "height and width"),
+        ({"model.image_size": "big"}, "model.image_size", "a whole number"),
         ({"data.partition": "dirichle"}, "data.partition", "did you mean 'dirichlet'"),
         ({"finetuning.method": "lora+"}, "finetuning.method", "did you mean 'lora"),
         ({"clients": 0}, "clients", "[1, inf)"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +15,19 @@ from safetensors.torch import load_file
 
 import strategies
 from fl_vitlora import config as configuration
-from fl_vitlora.config import Config
 from fl_vitlora.data.shards import open_shard
-from fl_vitlora.encryption.holder import KeyHolder, client_party
+from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import open_ring
-from fl_vitlora.experiment import Fixed, client_settings, run
+from fl_vitlora.experiment import Fixed, client_settings
 from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
-from fl_vitlora.preparation import OwnedImages, prepare_holder, prepare_images, prepare_model
+from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.serving import Run, Watch, make_server
 from fl_vitlora.state import State, l2_norm, subtract
-
-SMALL = {
-    "clients": 4,
-    "rounds": 2,
-    "fraction": 0.75,
-    "seed": 7,
-    "data.limit": 160,
-    "training.epochs": 1,
-    "engine.device": "cpu",
-    "engine.workers": 2,
-}
-
-
-@dataclass(frozen=True)
-class Finished:
-    config: Config
-    result: dict[str, Any]
-    folder: Path
-    messages: list[bytes]
-
-
-def execute(folder: Path, **overrides: Any) -> Finished:
-    given = {path.replace("__", "."): value for path, value in overrides.items()}
-    paths = {"out": str(folder / "run"), "encryption.key_file": str(folder / "owner.key")}
-    config = configuration.load(None, {**SMALL, **paths, **given})
-    strategy = strategies.load(config.strategy.name, config.strategy.options)
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-
-    messages: list[bytes] = []
-    watch = Watch(
-        tap=lambda message: messages.extend(
-            part.deflate() for part in get_all_nested_objects(message).values()
-        )
-    )
-    result, path = run(config, strategy, watch)
-    return Finished(config, result, path, messages)
-
-
-def owned(config: Config) -> tuple[OwnedImages, KeyHolder]:
-    """What only the owners of a run have: plain images and the key."""
-    images = prepare_images(config)
-    return images, prepare_holder(config, prepare_model(config, images.classes, "cpu"))
+from tests.whole_runs import Finished, execute, owned
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +185,9 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> Non
     for name, tensor in adapted(trained).items():
         torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
     assert l2_norm(subtract(reached, trained)) > 0.5 * moved  # without adapting it is another E
+    seen = encrypted.result["accuracy_by_view"]
+    assert seen["right_key"] == encrypted.result["accuracy"] == plain.result["accuracy"]
+    assert max(seen["wrong_key"], seen["no_key"]) < 0.5 * seen["right_key"]
     assert encrypted.result["accuracy"] == plain.result["accuracy"]
     assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 

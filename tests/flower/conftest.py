@@ -19,6 +19,8 @@ from fl_vitlora.flower.aggregators import Participants
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
 
 SIZES = (20, 12, 8)  # images of each client
+TEST_SIZES = (5, 15, 20)  # test images of each
+SECRET = bytes(range(32))
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +33,8 @@ def _run(monkeypatch: pytest.MonkeyPatch) -> None:
 class LocalGrid(Participants):
     """Hands every message to the client app at once, and the replies back, the last one first.
 
-    A node's number is 100 more than its client's. What a client app raises comes back as an error,
-    in the words in which Flower's engine puts it.
+    A node's number is 100 more than its client's; what its app keeps in its context stays there.
+    What a client app raises comes back as an error, in the words in which Flower's engine puts it.
     """
 
     def __init__(self, app: ClientApp, clients: int) -> None:
@@ -41,6 +43,7 @@ class LocalGrid(Participants):
         self.silent: set[int] = set()
         self.sent: list[Message] = []
         self.received: list[Message] = []
+        self.kept = [RecordDict() for _ in range(clients)]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:  # type: ignore[override]
         self.sent = list(messages)
@@ -57,7 +60,7 @@ class LocalGrid(Participants):
     def answer(self, message: Message) -> Message:
         client = message.metadata.dst_node_id - 100
         config: dict[str, Any] = {"partition-id": client, "num-partitions": len(SIZES)}
-        context = Context(1, 100 + client, config, RecordDict(), {})
+        context = Context(1, 100 + client, config, self.kept[client], {})
         try:
             return self.app(message, context)
         except Exception as error:
@@ -65,27 +68,35 @@ class LocalGrid(Participants):
             return Message(Error(3, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
 
 
+def write_shards(folder: Path, config: Config, secret: bytes) -> ClientSettings:
+    """Writes three encrypted shards of real digits for training, and three for testing.
+
+    Returns:
+        What a worker is told.
+    """
+    train, test = sources.load(DataConfig(limit=sum(SIZES)))
+    positions = np.arange(sum(SIZES))
+    owner.write_encrypted_shards(
+        folder,
+        train=train,
+        test=test,
+        parts=np.split(positions, np.cumsum(SIZES)[:-1]),
+        test_parts=np.split(positions, np.cumsum(TEST_SIZES)[:-1]),
+        holder=owner.key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=secret),
+        metadata={},
+    )
+    return ClientSettings(shards=str(folder), classes=10, device="cpu", config=config)
+
+
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ClientSettings:
-    """Three encrypted shards of real digits, and what a worker is told."""
-    folder = tmp_path_factory.mktemp("shards")
-    train, test = sources.load(DataConfig(limit=sum(SIZES)))
+    """Shards under all steps at once, whose key the workers do not have."""
     config = Config(
         model=ModelConfig(weights="random"),
         encryption=EncryptionConfig(steps=tuple(STEPS), key_file=""),  # type: ignore[arg-type]
         training=TrainingConfig(epochs=1, batch_size=8),
     )
-    holder = owner.key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=bytes(32))
-    owner.write_encrypted_shards(
-        folder,
-        train=train,
-        test=test,
-        parts=np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]),
-        test_parts=[],
-        holder=holder,
-        metadata={},
-    )
-    return ClientSettings(shards=str(folder), classes=10, device="cpu", config=config)
+    return write_shards(tmp_path_factory.mktemp("shards"), config, bytes(32))
 
 
 @pytest.fixture

@@ -15,14 +15,15 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.data.shards import client_shard, open_shard
+from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
+from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app, workspace
 from fl_vitlora.flower.transport import Failure, Instruction, Transport, first_line
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, subtract
-from fl_vitlora.training import LocalTask, train
-from tests.flower.conftest import SIZES, LocalGrid
+from fl_vitlora.training import LocalTask, evaluate, train
+from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid
 
 DIRECTIONS = ("downlink", "uplink")
 CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3}
@@ -203,6 +204,89 @@ def test_a_tap_sees_every_message(grid: LocalGrid, model: State):
     assert len(seen) == 6
     transport.exchange(1, instruct(model, 0, 1))
     assert len(seen) == 10
+
+
+def test_clients_measure_a_model_on_test_images_of_their_own(
+    transport: Transport, model: State, settings: ClientSettings, shards: Path
+):
+    answers = transport.measure(1, model, [RIGHT_KEY])
+    assert [samples for samples, _ in answers] == list(TEST_SIZES)
+    for client, (_, measured) in enumerate(answers):
+        own = open_shard(shards / client_test_shard(client))
+        assert measured == {RIGHT_KEY: evaluate(workspace(settings).backbone, model, own)}
+
+
+def test_measuring_changes_nothing_in_what_is_trained_next(transport: Transport, model: State):
+    first = transport.exchange(1, instruct(model, 0))[0][0].delta
+    transport.measure(1, {name: -tensor for name, tensor in model.items()}, [RIGHT_KEY])
+    again = transport.exchange(1, instruct(model, 0))[0][0].delta
+    assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
+
+
+def test_messages_of_evaluation_are_counted_as_such(
+    transport: Transport, model: State, ledger: Ledger
+):
+    transport.measure(4, model, [RIGHT_KEY])
+    counted = [entry for entry in ledger if entry.round == 4]
+    assert {entry.purpose for entry in counted} == {"evaluation"}
+    whole = 20 + 4 * sum(tensor.numel() for tensor in model.values())
+    payloads = sorted((entry.client, entry.direction, entry.payload) for entry in counted)
+    assert payloads == [
+        (client, direction, whole if direction == "downlink" else 0)
+        for client in range(3)
+        for direction in DIRECTIONS
+    ]
+
+
+def test_a_client_that_does_not_measure_in_time_ends_the_run(
+    transport: Transport, model: State, grid: LocalGrid
+):
+    """A mean over some of the test images could not be compared with others."""
+    grid.silent = {0, 2}
+    with pytest.raises(RuntimeError, match="round 5: 2 clients did not evaluate in time"):
+        transport.measure(5, model, [RIGHT_KEY])
+
+
+def test_a_client_that_cannot_measure_ends_the_run_and_is_named(transport: Transport, model: State):
+    wrong = {name: tensor for name, tensor in model.items() if name != "head.bias"}
+    with pytest.raises(RuntimeError, match="client 0 cannot evaluate: message refused: it holds"):
+        transport.measure(1, wrong, [RIGHT_KEY])
+
+
+def test_who_has_no_key_cannot_show_the_plain_images(transport: Transport, model: State):
+    with pytest.raises(RuntimeError, match=rf"client 0 cannot evaluate: .*{NO_KEY}"):
+        transport.measure(1, model, [RIGHT_KEY, NO_KEY])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        (None, "carries no metrics"),
+        ({}, "'num-examples' is None, not a number"),
+        ({"num-examples": 3, "accuracy/right_key": 0.5}, "'loss/right_key' is None"),
+        ({"num-examples": 3, "accuracy/right_key": [0.5], "loss/right_key": 1.0}, "not a number"),
+    ],
+    ids=["nothing", "no count", "no loss", "a list"],
+)
+def test_a_malformed_measurement_ends_the_run(
+    transport: Transport,
+    model: State,
+    grid: LocalGrid,
+    metrics: dict[str, int | float | list[int] | list[float]] | None,
+    reason: str,
+):
+    foreign = ClientApp()
+
+    @foreign.evaluate()
+    def _evaluate(message: Message, context: Context) -> Message:
+        content = RecordDict()
+        if metrics is not None:
+            content["metrics"] = MetricRecord(metrics)
+        return Message(content, reply_to=message)
+
+    grid.app = foreign
+    with pytest.raises(RuntimeError, match=f"client 0 cannot evaluate: .*{reason}"):
+        transport.measure(1, model, [RIGHT_KEY])
 
 
 def test_a_greeting_without_a_shard_ends_the_run(

@@ -29,6 +29,6 @@ def key_space_bits(geometry: Geometry) -> float:
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)))
-        38035
+        38034
     """
     return nibble_shuffling.key_space_bits(replace(geometry, per_block=True))

@@ -1,0 +1,57 @@
+"""Small whole runs over real Flower and Ray, and what they leave behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import strategies
+from fl_vitlora import config as configuration
+from fl_vitlora.config import Config
+from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.experiment import run
+from fl_vitlora.preparation import OwnedImages, prepare_holder, prepare_images, prepare_model
+from fl_vitlora.serving import Watch
+
+SMALL = {
+    "clients": 4,
+    "rounds": 2,
+    "fraction": 0.75,
+    "seed": 7,
+    "data.limit": 160,
+    "training.epochs": 1,
+    "engine.device": "cpu",
+    "engine.workers": 2,
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    config: Config
+    result: dict[str, Any]
+    folder: Path
+    messages: list[bytes]
+
+
+def execute(folder: Path, **overrides: Any) -> Finished:
+    given = {path.replace("__", "."): value for path, value in overrides.items()}
+    paths = {"out": str(folder / "run"), "encryption.key_file": str(folder / "owner.key")}
+    config = configuration.load(None, {**SMALL, **paths, **given})
+    strategy = strategies.load(config.strategy.name, config.strategy.options)
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    messages: list[bytes] = []
+    watch = Watch(
+        tap=lambda message: messages.extend(
+            part.deflate() for part in get_all_nested_objects(message).values()
+        )
+    )
+    result, path = run(config, strategy, watch)
+    return Finished(config, result, path, messages)
+
+
+def owned(config: Config) -> tuple[OwnedImages, KeyHolder]:
+    """What only the owners of a run have: plain images and the key."""
+    images = prepare_images(config)
+    return images, prepare_holder(config, prepare_model(config, images.classes, "cpu"))
