@@ -242,8 +242,9 @@ def check(config: Config) -> None:
             "their mean means nothing; take aligned or local (to see it: "
             "encryption.allow_meaningless=true)"
         )
-    alone = config.evaluation.by == "central" and encryption.scope == "client"
-    if alone and not (aligns(config) and encryption.adapt) and not encryption.allow_meaningless:
+    unmet = config.evaluation.by == "central" and encryption.scope == "client"
+    plain_within = encryption.adapt and (aligns(config) or not exchanges_reader(config))
+    if unmet and not plain_within and not encryption.allow_meaningless:
         raise UserError(
             "evaluation.by central with encryption.scope client: the test images would have a key "
             "that no client trained with; take evaluation.by clients (to see it: "

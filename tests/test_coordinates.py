@@ -354,9 +354,9 @@ def test_only_what_runs_without_meaning_can_be_asked_for_all_the_same(method: st
 def test_a_patch_embedding_that_is_not_trained_has_no_policy(method: str):
     adapted = {("image", True, policy) for policy in POLICIES}
     assert refused(finetuning__method=method) == adapted
-    one_key_each = {("client", adapt, policy) for adapt in (False, True) for policy in POLICIES}
+    unmet = {("client", False, policy) for policy in POLICIES}  # adapted, any key is as good
     central = refused(finetuning__method=method, evaluation__by="central")
-    assert central == adapted | one_key_each
+    assert central == adapted | unmet
 
 
 def test_plain_images_have_no_keys_to_refuse():
