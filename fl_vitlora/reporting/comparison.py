@@ -50,8 +50,11 @@ CELL = (
     "problem",
 )
 DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
-READABLE = ("test accuracy %", "seeds", "trained parameters", "MB sent", "saving", "s")
-MEANING = "Test accuracy: mean ± sample standard deviation over the seeds; s: the median of a run."
+READABLE = ("accuracy %", "seeds", "trained", "MB sent", "saving", "s")
+MEANING = (
+    "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; s: the "
+    "median of a run."
+)
 DIFFERENCES = "Differences in test accuracy, paired by seed: mean ± standard error"
 
 
@@ -239,7 +242,12 @@ def rich_table(rows: Sequence[Sequence[str]], texts: int, title: str) -> Table:
     table = Table(title=escape(title) or None, box=None, padding=(0, 2, 0, 0), title_justify="left")
     for column, name in enumerate(rows[0]):
         is_text = column < texts
-        table.add_column(escape(name), justify="left" if is_text else "right", no_wrap=is_text)
+        table.add_column(
+            escape(name),
+            justify="left" if is_text else "right",
+            no_wrap=not is_text,
+            overflow="fold",
+        )
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     return table
