@@ -11,6 +11,7 @@ import time
 import torch
 
 from fl_vitlora.config import SCHEMES
+from fl_vitlora.data.owner import LEARNABLE_BLOCK
 from fl_vitlora.encryption.cipher import Cipher
 
 REPEATS = 7
@@ -37,10 +38,11 @@ def main() -> None:
     )
     for scheme in SCHEMES:
         for side, block, batch in ((16, 4, 2048), (32, 4, 1024), (224, 16, 64)):
-            cipher = Cipher(steps=SCHEMES[scheme], block_size=block, image_shape=(3, side, side))
+            size = LEARNABLE_BLOCK if scheme in ("LE", "ELE") else block
+            cipher = Cipher(steps=SCHEMES[scheme], block_size=size, image_shape=(3, side, side))
             micro = [1e6 * value for value in seconds_per_image(cipher, batch)]
             print(
-                f"{scheme:<13}  3 x {side:>3} x {side:<3}  {block:>5}   "
+                f"{scheme:<13}  3 x {side:>3} x {side:<3}  {size:>5}   "
                 f"{statistics.median(micro):>11.1f}  {min(micro):>6.1f}  {max(micro):>6.1f}"
             )
 

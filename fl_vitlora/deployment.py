@@ -20,7 +20,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_vitlora import config as configuration
-from fl_vitlora import coordinates
+from fl_vitlora import policies
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
@@ -44,7 +44,7 @@ def node_settings(context: Context) -> ClientSettings:
     shards = Path(_given(context.node_config, "shards"))
     classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
     device = choose_workers(config.engine.device, 1, most=1).device
-    turns = coordinates.clients_turn(config)
+    turns = policies.clients_turn(config)
     return client_settings(config, shards, classes, device, with_key=turns)
 
 
@@ -74,7 +74,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device
         built = prepare_model(config, classes, device)
-        stored = coordinates.reader_is_stored(config)
+        stored = policies.reader_is_stored(config)
         start = open_reader(shards / READER_FILE) if stored else None
         server = make_server(built, lambda origin: start or origin)
         folder = RunFolder.create(config)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fl_vitlora import coordinates
+from fl_vitlora import coordinates, policies
 from fl_vitlora.config import Config
 from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
@@ -70,7 +70,7 @@ def run(
         folder = RunFolder.create(config)
         watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
         write_shards(config, images, holder, folder)
-        if coordinates.reader_is_stored(config):
+        if policies.reader_is_stored(config):
             write_reader(folder.shards / READER_FILE, server.start)
         watch.announce("starting workers")
         ray.wait()
@@ -87,7 +87,7 @@ def run(
             folder.shards,
             images.classes,
             workers.device,
-            with_key=coordinates.clients_need_key(config),
+            with_key=policies.clients_need_key(config),
         )
         outcome = simulate(
             make_client_app(Fixed(settings)),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fl_vitlora import coordinates
+from fl_vitlora import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.partition import label_counts, partition
@@ -53,12 +53,12 @@ def prepare_images(config: Config) -> OwnedImages:
     Raises:
         UserError: When the source, the partition or the way of evaluating cannot work.
     """
-    coordinates.check(config)
+    policies.check(config)
     train, test = sources.load(config.data)
     parts = partition(train.labels, config.clients, config.data, config.seed)
     test_parts = (
         owner.divide_test_images(len(test), config.clients, config.seed)
-        if coordinates.clients_evaluate(config)
+        if policies.clients_evaluate(config)
         else []
     )
     return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts)

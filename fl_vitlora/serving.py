@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fl_vitlora import coordinates, training
+from fl_vitlora import coordinates, policies, training
 from fl_vitlora.communication.ledger import Ledger, full_fine_tuning_bytes
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
@@ -150,7 +150,7 @@ class Run:
         self, grid: Any, strategy: AnyStrategy, stop: threading.Event | None = None
     ) -> Outcome:
         """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
-        initial = coordinates.exchanged(self.config, self.server.initial)
+        initial = policies.exchanged(self.config, self.server.initial)
         layout = Layout.of(initial)
         transport = Transport(
             grid,
@@ -199,7 +199,7 @@ class Run:
             "method": config.finetuning.method,
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
             "trainable_parameters": count(self.server.initial),
-            "exchanged_parameters": count(coordinates.exchanged(config, self.server.initial)),
+            "exchanged_parameters": count(policies.exchanged(config, self.server.initial)),
             "total_parameters": count(self.server.plain),
             "communication": {
                 "uplink_bytes": uplink,
@@ -249,7 +249,7 @@ class Run:
 
     def _evaluator(self, transport: Transport) -> Evaluator:
         config, backbone = self.config, self.server.backbone
-        if coordinates.clients_evaluate(config):
+        if policies.clients_evaluate(config):
             keyed = self.holder is not None and config.encryption.steps
             views = ALL_VIEWS if keyed else (RIGHT_KEY,)
             return ClientsEvaluator(transport=transport, views=views)

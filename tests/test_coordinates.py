@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fl_vitlora import coordinates
-from fl_vitlora.config import Config, load
-from fl_vitlora.coordinates import Coordinates, check, of_party, server_reader
+from fl_vitlora import policies
+from fl_vitlora.config import Config
+from fl_vitlora.coordinates import Coordinates, of_party, server_reader
 from fl_vitlora.data.owner import key_holder
 from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
 from fl_vitlora.encryption.reader import Reader
@@ -20,33 +19,12 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.models.reading import POSITION, WEIGHT, exchanged_reader
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, add, subtract
+from tests.combinations import POLICIES, SCOPES, allowed, configure
 
 SECRET = bytes(range(32))
 BIAS, HEAD = "patch_embed.proj.bias", "head.weight"
 PATCHES, WIDTH = 6, 5
-SCOPES = ("shared", "client", "image", "block")
-POLICIES = ("aggregate", "aligned", "local")
 PARTIES = (client_party(0), client_party(3), TEST)
-
-
-def configure(
-    scope: str = "shared", *, adapt: bool = False, policy: str = "aggregate", **given: Any
-) -> Config:
-    overrides = {
-        "encryption.scope": scope,
-        "encryption.adapt": adapt,
-        "finetuning.patch_embedding": policy,
-        **{path.replace("__", "."): value for path, value in given.items()},
-    }
-    return load(None, overrides)
-
-
-def allowed(config: Config) -> bool:
-    try:
-        check(config)
-    except UserError:
-        return False
-    return True
 
 
 ALL = [
@@ -104,7 +82,7 @@ class Setting:
         if config.finetuning.method == "lora":
             tensors = {HEAD: tensors[HEAD]}
         self.initial: State = tensors
-        self.exchanged = coordinates.exchanged(config, tensors)
+        self.exchanged = policies.exchanged(config, tensors)
 
     def party(self, party: str, *, keyless: bool = False) -> Coordinates:
         return of_party(
@@ -153,13 +131,13 @@ def test_tensors_that_read_no_ciphertext_are_never_turned(config: Config):
 @COMBINATIONS
 def test_where_nothing_is_to_be_turned_the_same_tensors_come_back(config: Config):
     setting = Setting(config)
-    own = config.encryption.adapt and not coordinates.common_key(config)
-    turned = coordinates.aligns(config) or (own and coordinates.exchanges_reader(config))
+    own = config.encryption.adapt and not policies.common_key(config)
+    turned = policies.aligns(config) or (own and policies.exchanges_reader(config))
     now = add(setting.exchanged, setting.some_delta())
     for party in PARTIES:
         turn = setting.party(party)
         assert (turn.inward(now) is now) == (not turned)
-        assert (turn.outward(now) is now) == (not coordinates.aligns(config))
+        assert (turn.outward(now) is now) == (not policies.aligns(config))
 
 
 @COMBINATIONS
@@ -310,154 +288,6 @@ def test_what_is_local_is_not_exchanged(method: str):
     setting = Setting(config)
     assert set(setting.exchanged) == {HEAD}
     shared = configure(policy="aggregate", finetuning__method=method)
-    assert coordinates.exchanged(shared, setting.initial) == setting.initial
+    assert policies.exchanged(shared, setting.initial) == setting.initial
     untrained = configure(policy="local", finetuning__method="lora")
-    assert coordinates.exchanged(untrained, {HEAD: torch.ones(1)}).keys() == {HEAD}
-
-
-# What cannot work, as (scope, adapted, policy): a key for every image leaves nothing to adapt to;
-# patch embeddings adapted to different keys have no mean; kept ones leave no central model; test
-# images under a key of nobody mean nothing but to a model in plain coordinates.
-IMAGES = {("image", True, policy) for policy in POLICIES} | {("image", False, "aligned")}
-MIXED = {("client", True, "aggregate")}
-NOBODY = {("client", adapt, policy) for adapt in (False, True) for policy in POLICIES}
-NOBODY -= {("client", True, "aligned")}
-KEPT = {(scope, adapt, "local") for scope in SCOPES for adapt in (False, True)}
-
-
-def refused(**given: Any) -> set[tuple[str, bool, str]]:
-    return {
-        (scope, adapt, policy)
-        for scope, adapt, policy in product(SCOPES, (False, True), POLICIES)
-        if not allowed(configure(scope, adapt=adapt, policy=policy, **given))
-    }
-
-
-@pytest.mark.parametrize("steps", ["ViT-blockwise", "EtC"])
-@pytest.mark.parametrize("method", ["lora+patch_embed", "full"])
-def test_exactly_what_cannot_work_is_refused(method: str, steps: str):
-    given = {"finetuning__method": method, "encryption__steps": steps}
-    for by in ("auto", "clients"):
-        assert refused(evaluation__by=by, **given) == IMAGES | MIXED
-    assert refused(evaluation__by="central", **given) == IMAGES | MIXED | NOBODY | KEPT
-
-
-@pytest.mark.parametrize("method", ["lora+patch_embed", "full"])
-def test_only_what_runs_without_meaning_can_be_asked_for_all_the_same(method: str):
-    given = {"finetuning__method": method, "encryption__allow_meaningless": True}
-    for by in ("auto", "clients"):
-        assert refused(evaluation__by=by, **given) == IMAGES
-    assert refused(evaluation__by="central", **given) == IMAGES | KEPT
-
-
-@pytest.mark.parametrize("method", ["lora", "head"])
-def test_a_patch_embedding_that_is_not_trained_has_no_policy(method: str):
-    adapted = {("image", True, policy) for policy in POLICIES}
-    assert refused(finetuning__method=method) == adapted
-    unmet = {("client", False, policy) for policy in POLICIES}  # adapted, any key is as good
-    central = refused(finetuning__method=method, evaluation__by="central")
-    assert central == adapted | unmet
-
-
-def test_plain_images_have_no_keys_to_refuse():
-    assert refused(encryption__steps=[]) == set()
-    assert refused(encryption__steps=[], evaluation__by="central") == KEPT
-
-
-@pytest.mark.parametrize(
-    ("config", "parts"),
-    [
-        (
-            configure(policy="local", evaluation__by="central"),
-            ["evaluation.by central", "patch_embedding local", "take evaluation.by clients"],
-        ),
-        (
-            configure("image", adapt=True),
-            ["encryption.adapt with", "scope image", "take scope shared, client or block"],
-        ),
-        (
-            configure("image", policy="aligned"),
-            ["patch_embedding aligned with", "scope image", "take scope shared, client or block"],
-        ),
-        (
-            configure("client", adapt=True),
-            ["scope client", "aggregate", "take aligned or local", "allow_meaningless=true"],
-        ),
-        (
-            configure("client", evaluation__by="central"),
-            ["scope client", "take evaluation.by clients", "allow_meaningless=true"],
-        ),
-    ],
-    ids=lambda value: name_of(value) if isinstance(value, Config) else None,
-)
-def test_a_refusal_names_the_cause_and_what_to_do(config: Config, parts: list[str]):
-    with pytest.raises(UserError) as caught:
-        check(config)
-    assert [part for part in parts if part not in str(caught.value)] == []
-    assert "\n" not in str(caught.value)
-
-
-# whether clients evaluate by themselves (auto), then whether they need a key for one thing or other
-TRUTH = {
-    # scope, adapted, policy: auto, needs by auto, needs by central, needs by clients
-    ("shared", False, "aggregate"): (False, False, False, True),
-    ("shared", True, "aggregate"): (False, False, False, True),
-    ("shared", False, "aligned"): (True, True, True, True),
-    ("shared", True, "aligned"): (True, True, True, True),
-    ("shared", False, "local"): (True, True, None, True),
-    ("shared", True, "local"): (True, True, None, True),
-    ("block", False, "aggregate"): (False, False, False, True),
-    ("block", True, "aggregate"): (False, False, False, True),
-    ("block", False, "aligned"): (True, True, True, True),
-    ("block", True, "aligned"): (True, True, True, True),
-    ("block", False, "local"): (True, True, None, True),
-    ("block", True, "local"): (True, True, None, True),
-    ("client", False, "aggregate"): (True, True, None, True),
-    ("client", False, "aligned"): (True, True, None, True),
-    ("client", True, "aligned"): (True, True, True, True),
-    ("client", False, "local"): (True, True, None, True),
-    ("client", True, "local"): (True, True, None, True),
-    ("image", False, "aggregate"): (False, False, False, True),
-    ("image", False, "local"): (True, True, None, True),
-}
-
-
-def test_the_truth_table_has_every_allowed_combination():
-    everything = set(product(SCOPES, (False, True), POLICIES))
-    assert set(TRUTH) == everything - IMAGES - MIXED
-    central = {row for row, (*_, needed, _) in TRUTH.items() if needed is not None}
-    assert central == set(TRUTH) - NOBODY - KEPT
-
-
-@pytest.mark.parametrize("row", TRUTH, ids=str)
-def test_who_evaluates_and_who_needs_a_key(row: tuple[str, bool, str]):
-    scope, adapt, policy = row
-    auto, *needs = TRUTH[row]
-    for by, needed in zip(("auto", "central", "clients"), needs, strict=True):
-        config = configure(scope, adapt=adapt, policy=policy, evaluation__by=by)
-        by_clients = {"auto": auto, "central": False, "clients": True}[by]
-        assert coordinates.clients_evaluate(config) == by_clients
-        if needed is not None:
-            assert coordinates.clients_need_key(config) == needed
-
-
-@pytest.mark.parametrize("by", ["auto", "clients", "central"])
-def test_plain_images_need_no_key(by: str):
-    for scope, adapt, policy in product(SCOPES, (False, True), POLICIES):
-        config = configure(
-            scope, adapt=adapt, policy=policy, evaluation__by=by, encryption__steps=[]
-        )
-        assert not coordinates.clients_need_key(config)
-        if by == "auto":
-            assert coordinates.clients_evaluate(config) == (policy == "local")
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_an_untrained_patch_embedding_takes_a_key_where_keys_differ(scope: str, policy: str):
-    """Only then each client's frozen patch embedding is adapted by itself."""
-    for method, adapt in product(("lora", "head"), (False, True)):
-        config = configure(scope, adapt=adapt, policy=policy, finetuning__method=method)
-        if allowed(config):
-            assert coordinates.clients_evaluate(config) == (scope == "client")
-            assert coordinates.clients_need_key(config) == (scope == "client")
+    assert policies.exchanged(untrained, {HEAD: torch.ones(1)}).keys() == {HEAD}

@@ -59,6 +59,12 @@ ALLOWED = {
     "fl_vitlora.coordinates": [
         "fl_vitlora/evaluation.py",
         "fl_vitlora/serving.py",
+        "fl_vitlora/experiment.py",
+        "fl_vitlora/flower/client_app.py",
+    ],
+    "fl_vitlora.policies": [
+        "fl_vitlora/coordinates.py",
+        "fl_vitlora/serving.py",
         "fl_vitlora/preparation.py",
         "fl_vitlora/experiment.py",
         "fl_vitlora/deployment.py",
@@ -82,14 +88,8 @@ ROOMS = {
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
-    "fl_vitlora/coordinates.py": [
-        "config",
-        "encryption",
-        "errors",
-        "finetuning",
-        "models",
-        "state",
-    ],
+    "fl_vitlora/policies.py": ["config", "errors", "finetuning", "models", "state"],
+    "fl_vitlora/coordinates.py": ["config", "encryption", "errors", "models", "policies", "state"],
     "fl_vitlora/evaluation.py": [
         "coordinates",
         "data",

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fl_vitlora import coordinates
+from fl_vitlora import policies
 from fl_vitlora.config import Config, load
 from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.encryption.holder import client_party
@@ -257,7 +257,7 @@ def test_clients_measure_what_the_server_would(plain: Finished, tmp_path: Path) 
 
 
 def told(config: Config) -> str:
-    with_key = coordinates.clients_need_key(config)
+    with_key = policies.clients_need_key(config)
     settings = client_settings(config, Path("shards"), 10, "cpu", with_key=with_key)
     return settings.config.encryption.key_file
 

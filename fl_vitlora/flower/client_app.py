@@ -16,7 +16,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_vitlora import coordinates
+from fl_vitlora import coordinates, policies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
@@ -57,7 +57,7 @@ class ClientSettings:
         classes: Outputs of the head.
         device: "cpu" or "cuda".
         config: The experiment; it names the client's key ring only where the client's side takes
-            the key (`coordinates.clients_need_key`).
+            the key (`policies.clients_need_key`).
     """
 
     shards: str
@@ -226,7 +226,7 @@ def workspace(settings: ClientSettings) -> Workspace:
     initial = methods.export_state(built.model)
     device = torch.device(settings.device)
     built.model.to(device)
-    exchanged = coordinates.exchanged(config, initial)
+    exchanged = policies.exchanged(config, initial)
     return Workspace(
         config=config,
         backbone=built,
