@@ -123,7 +123,8 @@ def make_parser() -> Parser:
         metavar="PLACE",
         nargs="+",
         type=Path,
-        help="draw a new secret and encrypt shards, or folders of shards, anew; trains nothing",
+        help="draw a new secret and encrypt shards, or folders of shards, anew; trains nothing; "
+        "encryption.key_file names the ring, which keeps its old secrets",
     )
     parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
@@ -222,10 +223,12 @@ def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and turns errors into one line and an exit code."""
     arguments = make_parser().parse_args(argv)
+    if arguments.rotate_key and (arguments.compare or arguments.seeds):
+        fail("--rotate-key runs nothing, so it takes neither --compare nor --seeds", USER_MISTAKE)
     try:
         grid = read_comparison(arguments)
         if arguments.rotate_key:
-            rotate_key(read_config(arguments), arguments.rotate_key)
+            rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)
         elif grid is not None:
             compare(grid, verbose=arguments.verbose)
         else:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
+from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import run
 from fl_vitlora.files import write_atomically
@@ -82,7 +83,8 @@ def compare(
             return run(config, strategy, watch, engine=engine)[0]
 
         for cell, config in grid.runs:
-            path = next((place for known, place in done if known == config), None)
+            same = (place for known, place in done if known == config)
+            path = next((place for place in same if has_current_key(config, place)), None)
             record = (
                 _attempt(cell, config, folder, execute)
                 if path is None
@@ -111,6 +113,18 @@ def finished_runs(folder: Path) -> list[tuple[Config, Path]]:
             config = configuration.load(str(path.with_name("config.yaml")))
             found.append((dataclasses.replace(config, out=None), path.parent))
     return found
+
+
+def has_current_key(config: Config, run_folder: Path) -> bool:
+    """Tells whether a run's images were encrypted under the secret that encrypts now.
+
+    Another secret makes another experiment, which is not to stand in one table with the others.
+    """
+    if not config.encryption.steps:
+        return True
+    ring = Path(config.encryption.key_file)
+    told = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))["encryption"]
+    return ring.exists() and told["key_id"] == key_id(open_ring(ring).current)
 
 
 def _attempt(cell: Cell, config: Config, folder: Path, execute: Callable[[Config], Line]) -> Record:

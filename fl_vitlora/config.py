@@ -207,6 +207,20 @@ class Config:
     engine: EngineConfig = EngineConfig()
 
 
+class StrictLoader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in a mapping instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Makes a mapping; ``<<`` may bring keys that are given again."""
+        own = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = sorted({key for key in own if own.count(key) > 1}, key=str)
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
 def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads an experiment: defaults, then a YAML file, then overrides; and checks its ranges.
 
@@ -255,7 +269,7 @@ def read_yaml(name: str) -> dict[str, Any]:
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "no YAML file there"
         raise UserError(f"--config {path}: no such file ({near})")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
@@ -326,7 +340,15 @@ def explanations(kind: type[Any] = Config, path: str = "") -> Iterator[tuple[str
         elif item.name == "options":
             yield f"{path}NAME", "", item.metadata["explanation"]
         else:
-            yield f"{path}{item.name}", item.default, item.metadata["explanation"]
+            explanation = item.metadata["explanation"] + _told_choices(hints[item.name])
+            yield f"{path}{item.name}", item.default, explanation
+
+
+def _told_choices(hint: Any) -> str:
+    """Lists the values of a setting that knows but a few."""
+    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+    return f" ({', '.join(choices)})" if choices else ""
 
 
 def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
@@ -364,8 +386,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return from_mapping(typing.cast(type[Any], hint), value, path)
     if origin is types.UnionType:
         return None if value is None else _convert(arguments[0], value, path)
-    if origin is tuple and isinstance(value, str) and value in SCHEMES:
-        return SCHEMES[value]
+    if hint == tuple[CipherStep, ...]:
+        return _read_steps(value, path)
     if origin is tuple:
         single = arguments[0] is int and type(value) is int
         items = [value] if single else _to_list(value, path)
@@ -377,6 +399,19 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint in _NAMES and type(value) is not hint:
         raise UserError(f"{path}: expected {_NAMES[hint]}, got {value!r}")
     return value
+
+
+def _read_steps(value: Any, path: str) -> tuple[Any, ...]:
+    """Reads a scheme's name or a list of steps."""
+    if isinstance(value, str) and value in SCHEMES:
+        return SCHEMES[value]
+    steps, read = typing.get_args(CipherStep), tuple(_to_list(value, path))
+    for step in read:
+        if step in SCHEMES:
+            raise UserError(f"{path}: the scheme {step} stands alone, not in a list")
+        if step not in steps:
+            raise unknown(f"{path}", step, [*SCHEMES, *steps])
+    return read
 
 
 _NAMES = {int: "a whole number", bool: "true or false", str: "a text"}

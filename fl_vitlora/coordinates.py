@@ -36,7 +36,13 @@ from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader, with_exchanged_reader
-from fl_vitlora.policies import aligns, common_key, exchanges_reader, reader_is_stored
+from fl_vitlora.policies import (
+    aligns,
+    common_key,
+    exchanges_reader,
+    reader_is_stored,
+    start_is_adapted,
+)
 from fl_vitlora.state import State
 
 
@@ -96,7 +102,7 @@ def server_reader(config: Config, origin: Reader, holder: KeyHolder) -> Reader:
     """
     if not reader_is_stored(config):
         return origin
-    if common_key(config) and not aligns(config):
+    if start_is_adapted(config):
         return holder.adapt(origin, "server")
     blocks = holder.cipher.geometry.blocks
     if not config.encryption.adapt:  # differences are turned, positions stay unless exchanged

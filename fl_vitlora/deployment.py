@@ -74,8 +74,8 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device
         built = prepare_model(config, classes, device)
-        stored = policies.reader_is_stored(config)
-        start = open_reader(shards / READER_FILE) if stored else None
+        given = policies.server_needs_reader(config)
+        start = open_reader(shards / READER_FILE) if given else None
         server = make_server(built, lambda origin: start or origin)
         folder = RunFolder.create(config)
         run = Run(config=config, server=server, shards=shards, folder=folder, watch=Watch())

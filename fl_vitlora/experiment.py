@@ -63,6 +63,8 @@ def run(
     ray = (engine or own).start(workers)  # comes up while the model is built
     try:
         backbone = prepare_model(config, images.classes, workers.device)
+        if policies.lacks_key_ring(config):
+            watch.announce(f"drawing a new secret: {config.encryption.key_file}")
         holder = prepare_holder(config, backbone)
         server = make_server(
             backbone, lambda origin: coordinates.server_reader(config, origin, holder)
@@ -71,7 +73,9 @@ def run(
         watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
         write_shards(config, images, holder, folder)
         if policies.reader_is_stored(config):
-            write_reader(folder.shards / READER_FILE, server.start)
+            betrays = policies.start_is_adapted(config)
+            name = holder.key_id if betrays else ""
+            write_reader(folder.shards / READER_FILE, server.start, name)
         watch.announce("starting workers")
         ray.wait()
         federation = Run(

@@ -8,6 +8,7 @@ formulas, `docs/trust.md` says what every party sees.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -44,6 +45,31 @@ def reader_is_stored(config: Config) -> bool:
     It is adapted then, or has a kernel for every patch; who cannot make it is given its file.
     """
     return config.encryption.adapt or aligns(config)
+
+
+def what_becomes_of_reader(config: Config) -> str:
+    """Names the policy of the patch embedding as it takes effect."""
+    trained = methods.PATCH_EMBEDDING in methods.METHODS[config.finetuning.method].groups
+    return config.finetuning.patch_embedding if trained else "frozen"
+
+
+def start_is_adapted(config: Config) -> bool:
+    """Tells whether the server's first reader is turned by the key, and so betrays it."""
+    adapted = config.encryption.adapt and bool(config.encryption.steps)
+    return adapted and common_key(config) and not aligns(config)
+
+
+def server_needs_reader(config: Config) -> bool:
+    """Tells whether a server without a key must be given a reader: to exchange it, or to evaluate.
+
+    Where clients evaluate and the patch embedding is not exchanged, it never reads a patch.
+    """
+    return reader_is_stored(config) and (exchanges_reader(config) or not clients_evaluate(config))
+
+
+def lacks_key_ring(config: Config) -> bool:
+    """Tells whether a run would draw a new secret."""
+    return bool(config.encryption.steps) and not Path(config.encryption.key_file).exists()
 
 
 def keeps_reader(config: Config) -> bool:

@@ -20,7 +20,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.reading import READER_FILE
+from fl_vitlora.models.reading import READER_FILE, adapted_to
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -102,8 +102,8 @@ def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
         "scope": holder.scope,
         "key_id": holder.key_id if holder.cipher.steps else None,
         "key_space_bits": round(holder.key_space_bits, 1),
-        "adapted": config.encryption.adapt,
-        "patch_embedding": config.finetuning.patch_embedding,
+        "adapted": config.encryption.adapt and bool(holder.cipher.steps),
+        "patch_embedding": policies.what_becomes_of_reader(config),
     }
 
 
@@ -123,10 +123,10 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
     """
     shards = [path for place in places for path in owner.find_shards(place)]
     for folder in {path.parent for path in shards}:
-        if (folder / READER_FILE).exists():
+        if adapted_to(folder / READER_FILE):
             raise UserError(
-                f"{folder / READER_FILE} is adapted to the key of these shards; rotate by writing "
-                "them anew, with a new model"
+                f"{folder / READER_FILE} is adapted to the key of these shards and would not read "
+                "them any more; run the experiment again with the new secret instead"
             )
     ring = open_ring(Path(config.encryption.key_file))
     owner.encrypt_anew(shards, ring, dry=True)

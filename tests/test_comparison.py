@@ -15,7 +15,8 @@ from PIL import Image
 
 import strategies
 from fl_vitlora import config as configuration
-from fl_vitlora.comparison import compare, finished_runs, prepare_folder
+from fl_vitlora.comparison import compare, finished_runs, has_current_key, prepare_folder
+from fl_vitlora.encryption.keys import key_id, open_or_create_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import run
 from fl_vitlora.files import write_atomically
@@ -163,6 +164,21 @@ def test_another_key_file_is_another_run(tmp_path: Path) -> None:
     elsewhere = small(tmp_path / "elsewhere").runs[0][1]
     RunFolder.create(replace(config, out=str(tmp_path / "run"))).write_json("result.json", {})
     assert [known == elsewhere for known, _ in finished_runs(tmp_path)] == [False]
+
+
+def test_a_run_under_a_secret_that_was_rotated_away_is_another_run(tmp_path: Path) -> None:
+    """In one table with the others it would be compared as if it had their key."""
+    config = small(tmp_path).runs[0][1]
+    ring = open_or_create_ring(tmp_path / "owner.key")
+    folder = RunFolder.create(replace(config, out=str(tmp_path / "run")))
+    folder.write_json("result.json", {"encryption": {"key_id": key_id(ring.current)}})
+    assert has_current_key(config, folder.path)
+    ring.rotated()
+    assert not has_current_key(config, folder.path)
+    (tmp_path / "owner.key").unlink()
+    assert not has_current_key(config, folder.path)
+    plain = replace(config, encryption=replace(config.encryption, steps=()))
+    assert has_current_key(plain, folder.path)
 
 
 def test_a_run_without_a_result_or_of_another_program_is_not_done(tmp_path: Path) -> None:

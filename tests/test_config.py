@@ -16,6 +16,7 @@ from fl_vitlora.config import (
     explanations,
     load,
     parse_override,
+    read_yaml,
     to_mapping,
     to_yaml,
 )
@@ -234,3 +235,31 @@ def test_every_setting_is_explained_and_can_be_set_to_its_default():
     assert all(explanation for _, _, explanation in settings)
     overrides = {path: default for path, default, _ in settings}
     assert load(None, overrides) == Config()
+
+
+def test_a_key_that_stands_twice_is_refused_and_not_swallowed(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("training:\n  epochs: 1\n  epochs: 2\n")
+    with pytest.raises(UserError, match="'epochs' stands twice"):
+        load(str(path))
+
+
+def test_a_mapping_that_is_merged_in_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "compare:\n- &first {clients: [3], rounds: [1]}\n- {<<: *first, clients: [4]}\n"
+    )
+    assert read_yaml(str(path))["compare"][1] == {"clients": [4], "rounds": [1]}
+
+
+def test_a_scheme_stands_for_its_steps_and_alone() -> None:
+    assert load(None, {"encryption.steps": "LE"}).encryption.steps == ("nibble_shuffling",)
+    with pytest.raises(UserError, match="the scheme LE stands alone"):
+        load(None, {"encryption.steps": ["LE", "pixel_shuffling"]})
+
+
+def test_explanations_list_the_values_of_settings_that_know_but_a_few() -> None:
+    told = {path: text for path, _, text in explanations()}
+    assert told["encryption.scope"].endswith("(shared, client, image, block)")
+    assert told["finetuning.targets"].endswith("(q, k, v, proj, fc1, fc2)")
+    assert "(" not in told["clients"]

@@ -150,12 +150,13 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
 
 
 def find_shards(place: Path) -> list[Path]:
-    """Finds the shards at a place: one file, or all of a folder.
+    """Finds the shards at a place: one file, all of a folder, or all of a run folder.
 
     Raises:
         UserError: When there is none.
     """
-    found = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    folder = place / "shards" if (place / "shards").is_dir() else place
+    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [place]
     shards = [path for path in found if path.is_file() and "party" in shard_metadata(path)]
     if not shards:
         raise UserError(f"{place}: no shard there; expected a file such as {client_shard(0)}")

@@ -73,7 +73,10 @@ class KeyRing:
         """
         named = {key_id(secret): secret for secret in self.secrets}
         if name not in named:
-            raise UserError(f"key ring {self.path} has no key {name}, only {', '.join(named)}")
+            raise UserError(
+                f"key ring {self.path} has no key {name}, only {', '.join(named)}; name the ring "
+                "that has it: --set encryption.key_file=FILE"
+            )
         return named[name]
 
     def rotated(self) -> KeyRing:

@@ -22,6 +22,7 @@ from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.state import State
 
 READER_FILE = "reader.safetensors"
+KEY_ID = "key_id"
 WEIGHT, POSITION = "patch_embed.proj.weight", "pos_embed"
 
 
@@ -109,12 +110,19 @@ def with_exchanged_reader(state: Mapping[str, Tensor], reader: Reader) -> State:
     return {**state, **changed}
 
 
-def write_reader(path: Path, reader: Reader) -> None:
-    """Stores a reader; it betrays the key to who knows the model it was adapted from."""
+def write_reader(path: Path, reader: Reader, key_id: str = "") -> None:
+    """Stores a reader, for its owner's eyes alone.
+
+    Args:
+        path: The file.
+        reader: If it is adapted, it betrays the key to who knows the model it was adapted from.
+        key_id: Names that key; empty where the reader is not adapted.
+    """
     tensors = {"weight": reader.weight.contiguous()}
     if reader.position is not None:
         tensors["position"] = reader.position.contiguous()
-    write_atomically(path, save(tensors))
+    write_atomically(path, save(tensors, {KEY_ID: key_id}))
+    path.chmod(0o600)
 
 
 def open_reader(path: Path) -> Reader:
@@ -122,6 +130,14 @@ def open_reader(path: Path) -> Reader:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return Reader(weight=tensors["weight"], position=tensors.get("position"))
+
+
+def adapted_to(path: Path) -> str:
+    """Tells the key that a stored reader is adapted to; empty where there is none."""
+    if not path.exists():
+        return ""
+    with safe_open(path, framework="pt") as file:
+        return str((file.metadata() or {}).get(KEY_ID, ""))
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

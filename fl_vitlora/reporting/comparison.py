@@ -155,7 +155,7 @@ def readable_cells(told: Report) -> list[list[str]]:
     """Makes a row of texts for each cell, under a row of names."""
     rows = [[*told.axes, *READABLE]]
     for cell in told.summaries:
-        numbers = ["; ".join(cell.problems), "0", "", "", "", ""]
+        numbers = [" and ".join(dict.fromkeys(p.split(":")[0] for p in cell.problems)), *5 * [""]]
         if cell.accuracy is not None:
             numbers = [
                 str(cell.accuracy),
@@ -181,9 +181,15 @@ def readable_differences(told: Report) -> list[list[str]]:
 
 
 def readable_problems(told: Report) -> list[str]:
-    """Tells of the runs that are missing in cells that have others."""
-    incomplete = [cell.labels for cell in told.summaries if cell.accuracy and cell.problems]
-    return [describe(run) for run in told.records if run.problem and run.labels in incomplete]
+    """Tells why runs are missing: each reason once for a cell, with the seeds it is true of."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for run in told.records:
+        if run.problem:
+            found.setdefault((name_of(run.labels), run.problem), []).append(run.seed)
+    return [
+        f"{name}, seed {', '.join(map(str, seeds))}: {problem}"
+        for (name, problem), seeds in found.items()
+    ]
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
