@@ -28,7 +28,9 @@ def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
         "unknown strategy 'fedavgg'; did you mean 'fedavg'? (choices: fedavg, fedprox)"
     """
     names = sorted(choices)
-    near = difflib.get_close_matches(str(given), names, n=5, cutoff=0.5)
+    lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(str(given).lower(), lower, n=5, cutoff=0.5)
+    near = [lower[name] for name in found]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     few = names if len(names) <= MOST_SHOWN else [*near, f"{len(names)} in all"]
     return UserError(f"unknown {what} {given!r}{hint} (choices: {', '.join(few)})")
