@@ -6,10 +6,13 @@ same key gives the same draws on every machine.
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from numpy.typing import NDArray
 from torch import Tensor
 
 WORD_BYTES = 4
@@ -32,19 +35,31 @@ class KeyStream:
 
     def below(self, bound: int) -> int:
         """Draws a whole number in [0, bound), each with the same probability; bound <= 2**32."""
-        limit = WORDS - WORDS % bound
-        while True:
-            word = int.from_bytes(self._cipher.update(bytes(WORD_BYTES)), "little")
-            if word < limit:
-                return word % bound
+        return int(self._below(np.array([bound]))[0])
+
+    def numbers(self, bound: int, count: int) -> Tensor:
+        """Draws such numbers one after the other, int64 (count,)."""
+        return torch.from_numpy(self._below(np.full(count, bound)))
 
     def permutation(self, length: int) -> Tensor:
         """Draws a permutation of 0 … length-1, int64 (Fisher and Yates)."""
-        order = list(range(length))
-        for last in range(length - 1, 0, -1):
-            chosen = self.below(last + 1)
-            order[last], order[chosen] = order[chosen], order[last]
-        return torch.tensor(order, dtype=torch.int64)
+        return self.permutations(1, length)[0]
+
+    def permutations(self, count: int, length: int) -> Tensor:
+        """Draws permutations one after the other, int64 (count, length).
+
+        Many are shuffled side by side, a few one by one; the draws are the same.
+        """
+        places = np.arange(length - 1, 0, -1)
+        chosen = self._below(np.tile(places + 1, count)).reshape(count, len(places))
+        if count < length:
+            return torch.tensor([_shuffled(length, one) for one in chosen.tolist()]).view(count, -1)
+        orders, rows = np.tile(np.arange(length), (count, 1)), np.arange(count)
+        for last, drawn in zip(places, chosen.T, strict=True):
+            swapped = orders[rows, drawn]
+            orders[rows, drawn] = orders[:, last]
+            orders[:, last] = swapped
+        return torch.from_numpy(orders)
 
     def restricted_permutation(self, length: int, fixed: int) -> Tensor:
         """Draws a permutation of which ``fixed`` places, drawn too, stay as they are.
@@ -60,8 +75,39 @@ class KeyStream:
 
     def bits(self, length: int) -> Tensor:
         """Draws ``length`` independent fair bits, bool."""
-        drawn = self._cipher.update(bytes((length + 7) // 8))
-        return torch.tensor([bool(drawn[i // 8] >> (i % 8) & 1) for i in range(length)])
+        drawn = np.frombuffer(self._cipher.update(bytes((length + 7) // 8)), dtype=np.uint8)
+        return torch.from_numpy(np.unpackbits(drawn, count=length, bitorder="little").astype(bool))
+
+    def _below(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Draws one number below each bound, in their order.
+
+        A word of the stream that would favour small numbers is passed over for the next one.
+        """
+        words = self._words(len(bounds))
+        limits = WORDS - WORDS % bounds
+        if (words < limits).all():
+            return words % bounds
+        stream = itertools.chain(
+            words.tolist(), (int(self._words(1)[0]) for _ in itertools.count())
+        )
+        accepted = [
+            next(word for word in stream if word < limit) % bound
+            for bound, limit in zip(bounds.tolist(), limits.tolist(), strict=True)
+        ]
+        return np.array(accepted, dtype=np.int64)
+
+    def _words(self, count: int) -> NDArray[np.int64]:
+        """Takes the next 32-bit words of the stream."""
+        drawn = self._cipher.update(bytes(WORD_BYTES * count))
+        return np.frombuffer(drawn, dtype="<u4").astype(np.int64)
+
+
+def _shuffled(length: int, chosen: list[int]) -> list[int]:
+    """Shuffles 0 … length-1: from the last place on, each changes with a chosen one before it."""
+    order = list(range(length))
+    for last, drawn in zip(range(length - 1, 0, -1), chosen, strict=True):
+        order[last], order[drawn] = order[drawn], order[last]
+    return order
 
 
 def permutation_bits(length: int, fixed: int = 0) -> float:

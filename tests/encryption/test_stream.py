@@ -55,6 +55,29 @@ def test_numbers_stay_below_their_bound(bound: int, key: bytes):
     assert all(0 <= stream.below(bound) < bound for _ in range(5))
 
 
+@given(
+    bound=st.integers(1, 2**32), count=st.integers(0, 40), key=st.binary(min_size=32, max_size=32)
+)
+def test_many_numbers_are_those_drawn_one_by_one(bound: int, count: int, key: bytes):
+    """Words that are passed over, half of them for an awkward bound, included."""
+    many, one = KeyStream(key), KeyStream(key)
+    for limit in (bound, 2**31 + 1):
+        assert many.numbers(limit, count).tolist() == [one.below(limit) for _ in range(count)]
+    assert many.below(2**32) == one.below(2**32)  # both have read as much of the stream
+
+
+@given(count=st.integers(1, 40), length=st.integers(1, 20), key=st.binary(min_size=32, max_size=32))
+def test_many_permutations_are_those_drawn_one_by_one(count: int, length: int, key: bytes):
+    """Side by side (more than they are long) or one by one; Fisher and Yates by the book."""
+    many, one = KeyStream(key), KeyStream(key)
+    for drawn in many.permutations(count, length).tolist():
+        order = list(range(length))
+        for last in range(length - 1, 0, -1):
+            chosen = one.below(last + 1)
+            order[last], order[chosen] = order[chosen], order[last]
+        assert drawn == order
+
+
 @given(length=st.integers(1, 60), key=st.binary(min_size=32, max_size=32))
 def test_a_permutation_has_every_number_once(length: int, key: bytes):
     assert sorted(KeyStream(key).permutation(length).tolist()) == list(range(length))

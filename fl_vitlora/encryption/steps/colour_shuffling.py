@@ -26,8 +26,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws the order of entries of each block (N, D)."""
     entries = torch.arange(geometry.entries).view(geometry.channels, -1)
-    orders = (stream.permutation(geometry.channels) for _ in range(geometry.blocks))
-    return torch.stack([entries[order].flatten() for order in orders])
+    return entries[stream.permutations(geometry.blocks, geometry.channels)].flatten(1)
 
 
 def key_space_bits(geometry: Geometry) -> float:

@@ -28,7 +28,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws order and bits of the nibbles, int64 (2, 2D), or (2, N, 2D) a block."""
     halves = 2 * geometry.entries
     shape = (geometry.blocks, halves) if geometry.per_block else (halves,)
-    orders = torch.stack([stream.permutation(halves) for _ in range(geometry.keys)])
+    orders = stream.permutations(geometry.keys, halves)
     flips = stream.bits(geometry.keys * halves)
     return torch.stack([orders.view(shape), flips.view(shape).to(torch.int64)])
 

@@ -25,8 +25,8 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws the order of entries of each block, int64 (N, D)."""
     pixels = geometry.block_size**2
-    orders = [stream.permutation(geometry.channels) for _ in range(geometry.blocks * pixels)]
-    channels = torch.stack(orders).view(geometry.blocks, pixels, -1).transpose(1, 2)
+    orders = stream.permutations(geometry.blocks * pixels, geometry.channels)
+    channels = orders.view(geometry.blocks, pixels, -1).transpose(1, 2)
     return (channels * pixels + torch.arange(pixels)).flatten(1)
 
 

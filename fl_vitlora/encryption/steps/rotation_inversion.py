@@ -29,7 +29,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     entries = torch.arange(geometry.entries).view(geometry.channels, size, size)
     turned = [torch.rot90(entries, quarter, (1, 2)) for quarter in range(4)]
     orders = [order.flatten() for square in turned for order in (square, square.flip(2))]
-    return torch.stack([orders[stream.below(SYMMETRIES)] for _ in range(geometry.blocks)])
+    return torch.stack(orders)[stream.numbers(SYMMETRIES, geometry.blocks)]
 
 
 def key_space_bits(geometry: Geometry) -> float:
