@@ -14,8 +14,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fl_vitlora import coordinates, policies, training
 from fl_vitlora.communication.ledger import Ledger, full_fine_tuning_bytes
 from fl_vitlora.communication.packing import Layout
@@ -37,7 +35,7 @@ from fl_vitlora.flower.messages import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.reading import put_reader, reader_of
+from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
@@ -71,14 +69,17 @@ class Server:
         origin: What the public model reads with.
         start: What the server's model reads with at first.
         initial: All trained tensors, as the server has them at first.
-        plain: Parameters of the plain model, for their shapes alone.
     """
 
     backbone: Backbone
     origin: Reader
     start: Reader
     initial: State
-    plain: State
+
+    @property
+    def plain(self) -> State:
+        """Returns the parameters of the plain model, the public patch embedding among them."""
+        return {**methods.plain_parameters(self.backbone.model), WEIGHT: self.origin.weight}
 
 
 def make_server(backbone: Backbone, start: Callable[[Reader], Reader]) -> Server:
@@ -91,7 +92,7 @@ def make_server(backbone: Backbone, start: Callable[[Reader], Reader]) -> Server
     Returns:
         The server's side.
     """
-    plain, origin = methods.plain_parameters(backbone.model), reader_of(backbone)
+    origin = reader_of(backbone)
     reader = start(origin)
     put_reader(backbone.model, reader)
     return Server(
@@ -99,7 +100,6 @@ def make_server(backbone: Backbone, start: Callable[[Reader], Reader]) -> Server
         origin=origin,
         start=reader,
         initial=methods.export_state(backbone.model),
-        plain={name: torch.zeros(()).expand(w.shape) for name, w in plain.items()},
     )
 
 

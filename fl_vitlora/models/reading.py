@@ -59,7 +59,7 @@ class KernelPerPatch(nn.Module):
 
 
 def reader_of(backbone: Backbone) -> Reader:
-    """Copies the reader out of a model.
+    """Copies the reader out of a model, to the CPU.
 
     Args:
         backbone: Any timm ViT with a patch embedding.
@@ -68,8 +68,10 @@ def reader_of(backbone: Backbone) -> Reader:
         The reader; its position is none where positions are not, or not only, added to tokens.
     """
     model: Any = backbone.model
-    position = _patch_positions(model).detach().clone() if _adds_positions(model) else None
-    weight = model.patch_embed.proj.weight.detach().clone()
+    weight = model.patch_embed.proj.weight.detach().to("cpu", copy=True)
+    position = None
+    if _adds_positions(model):
+        position = _patch_positions(model).detach().to("cpu", copy=True)
     return Reader(weight=_as_matrix(weight), position=position)
 
 
