@@ -1,5 +1,5 @@
 # make check   lint, formatting and types
-# make test    all tests, doctests included (about four minutes on two cores)
+# make test    all tests, doctests included (about six minutes on two cores)
 # make bench   speed of encryption and bytes of messages on this machine
 # make table   the figures of the README: five seeds of each setting (about twenty minutes)
 
