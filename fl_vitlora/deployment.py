@@ -86,10 +86,20 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
 
 
 def _classes(context: Context, shards: Path) -> int:
-    """Reads the number of classes off the test shard; where clients evaluate, it is given."""
+    """Reads the number of classes off the test shard; where clients evaluate, it is given.
+
+    Raises:
+        UserError: When there is neither.
+    """
     if (shards / TEST_SHARD).exists():
         return int(shard_metadata(shards / TEST_SHARD)["classes"])
-    return int(_given(context.run_config, "classes"))
+    classes = int(_given(context.run_config, "classes"))
+    if classes < 1:
+        raise UserError(
+            f"{shards} has no {TEST_SHARD}, as where clients evaluate; then say how many classes "
+            "there are: --run-config 'classes=10 ...'"
+        )
+    return classes
 
 
 def _given(values: Mapping[str, Any], name: str) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,8 +52,21 @@ def await_file(path: Path, logs: Path) -> None:
         time.sleep(0.5)
 
 
-def test_deployed_run_equals_the_simulated_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "given_keys",
+    [
+        {},
+        {
+            "encryption.scope": "client",
+            "encryption.adapt": True,
+            "finetuning.patch_embedding": "aligned",
+        },
+    ],
+    ids=["shared key", "a key for each client"],
+)
+def test_deployed_run_equals_the_simulated_one(given_keys: dict[str, Any], tmp_path: Path) -> None:
     settings = {
+        **given_keys,
         "clients": 2,
         "rounds": 2,
         "seed": 3,
@@ -89,7 +103,7 @@ def test_deployed_run_equals_the_simulated_one(tmp_path: Path) -> None:
             log = tmp_path / f"node-{client}.log"
             stack.enter_context(process(log, *node, environment=environment))
         command = [str(BIN / "flwr"), "run", str(ROOT / "deploy"), "here"]
-        command += ["--run-config", f'{given} out="{tmp_path}/deployed"']
+        command += ["--run-config", f'{given} out="{tmp_path}/deployed" classes=10']
         wait_for_port(api)
         submitted = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
