@@ -37,6 +37,7 @@ from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader, with_exchanged_reader
 from fl_vitlora.policies import (
+    adapts,
     aligns,
     common_key,
     exchanges_reader,
@@ -135,7 +136,7 @@ def of_party(
     Returns:
         The coordinates; those of the server itself where nothing has to be turned.
     """
-    adapted = config.encryption.adapt and bool(config.encryption.steps)
+    adapted = adapts(config)
     own = adapted and not common_key(config)
     turned = aligns(config) or (own and exchanges_reader(config))
     if holder is None and (turned or own):

@@ -26,17 +26,17 @@ def common_key(config: Config) -> bool:
 
 def exchanges_reader(config: Config) -> bool:
     """Tells whether the patch embedding is trained and sent."""
-    trained = methods.PATCH_EMBEDDING in methods.METHODS[config.finetuning.method].groups
-    return trained and config.finetuning.patch_embedding != "local"
+    return what_becomes_of_reader(config) in ("aggregate", "aligned")
 
 
 def aligns(config: Config) -> bool:
     """Tells whether the patch embedding is exchanged in plain coordinates."""
-    return (
-        exchanges_reader(config)
-        and config.finetuning.patch_embedding == "aligned"
-        and bool(config.encryption.steps)
-    )
+    return what_becomes_of_reader(config) == "aligned" and bool(config.encryption.steps)
+
+
+def adapts(config: Config) -> bool:
+    """Tells whether models are adapted to a key; plain images have none."""
+    return config.encryption.adapt and bool(config.encryption.steps)
 
 
 def reader_is_stored(config: Config) -> bool:
@@ -44,7 +44,7 @@ def reader_is_stored(config: Config) -> bool:
 
     It is adapted then, or has a kernel for every patch; who cannot make it is given its file.
     """
-    return config.encryption.adapt or aligns(config)
+    return adapts(config) or aligns(config)
 
 
 def what_becomes_of_reader(config: Config) -> str:
@@ -55,8 +55,7 @@ def what_becomes_of_reader(config: Config) -> str:
 
 def start_is_adapted(config: Config) -> bool:
     """Tells whether the server's first reader is turned by the key, and so betrays it."""
-    adapted = config.encryption.adapt and bool(config.encryption.steps)
-    return adapted and common_key(config) and not aligns(config)
+    return adapts(config) and common_key(config) and not aligns(config)
 
 
 def server_needs_reader(config: Config) -> bool:
@@ -74,8 +73,7 @@ def lacks_key_ring(config: Config) -> bool:
 
 def keeps_reader(config: Config) -> bool:
     """Tells whether every client trains a patch embedding of its own and keeps it."""
-    trained = methods.PATCH_EMBEDDING in methods.METHODS[config.finetuning.method].groups
-    return trained and config.finetuning.patch_embedding == "local"
+    return what_becomes_of_reader(config) == "local"
 
 
 def stays(name: str) -> bool:
@@ -103,8 +101,7 @@ def clients_evaluate(config: Config) -> bool:
 
 def clients_turn(config: Config) -> bool:
     """Tells whether a client's side must have its key, to turn tensors by it."""
-    own_base = config.encryption.adapt and not common_key(config)
-    return aligns(config) or own_base
+    return aligns(config) or (adapts(config) and not common_key(config))
 
 
 def clients_need_key(config: Config) -> bool:

@@ -102,7 +102,7 @@ def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
         "scope": holder.scope,
         "key_id": holder.key_id if holder.cipher.steps else None,
         "key_space_bits": round(holder.key_space_bits, 1),
-        "adapted": config.encryption.adapt and bool(holder.cipher.steps),
+        "adapted": policies.adapts(config),
         "patch_embedding": policies.what_becomes_of_reader(config),
     }
 
@@ -129,7 +129,7 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
                 "them any more; run the experiment again with the new secret instead"
             )
     ring = open_ring(Path(config.encryption.key_file))
-    owner.encrypt_anew(shards, ring, dry=True)
+    owner.holders_of(shards, ring)
     ring = ring.rotated()
     return key_id(ring.current), owner.encrypt_anew(shards, ring)
 

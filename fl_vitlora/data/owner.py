@@ -163,7 +163,16 @@ def find_shards(place: Path) -> list[Path]:
     return shards
 
 
-def encrypt_anew(shards: Iterable[Path], ring: KeyRing, *, dry: bool = False) -> list[Path]:
+def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
+    """Finds the key that each shard was encrypted under.
+
+    Raises:
+        UserError: When a shard is plain, or the ring lacks its key.
+    """
+    return {path: _holder_of(path, ring) for path in shards}
+
+
+def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
     """Encrypts shards under the ring's current secret, whatever secret of it they were under.
 
     Each file is replaced whole; should this be broken off, every shard is still under a key of the
@@ -172,7 +181,6 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing, *, dry: bool = False) ->
     Args:
         shards: Files.
         ring: With the old secrets.
-        dry: Whether to find out only if it can be done.
 
     Returns:
         The files that were under another secret.
@@ -180,10 +188,9 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing, *, dry: bool = False) ->
     Raises:
         UserError: When a shard is plain, or the ring lacks its key; before any file is touched.
     """
-    holders = {path: _holder_of(path, ring) for path in shards}
-    current = key_id(ring.current)
+    holders, current = holders_of(shards, ring), key_id(ring.current)
     old = {path: holder for path, holder in holders.items() if holder.key_id != current}
-    for path, holder in old.items() if not dry else ():
+    for path, holder in old.items():
         shard, metadata = open_shard(path), shard_metadata(path)
         party, part = metadata["party"], _part(metadata)
         plain = holder.decrypt(shard.images, party, part)

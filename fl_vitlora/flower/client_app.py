@@ -102,11 +102,9 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
     shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
-    received = messages.from_packed(message.content, worker.layout)
-    start = turn.inward(received) | _kept(context, worker, turn)
+    start = _take_in(message, context, worker, turn)
     config = message.content.config_records[messages.CONFIG]
     task = _task(config, worker.layout)
-    put_reader(worker.backbone.model, turn.base)
     trained, loss = train(
         worker.backbone,
         start,
@@ -123,7 +121,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     )
     _keep(context, worker, trained)
     delta = turn.outward(
-        subtract(*({name: s[name] for name in received} for s in (trained, start)))
+        subtract(*({name: s[name] for name, _ in worker.layout.shapes} for s in (trained, start)))
     )
     sent = {name: tensor for name, tensor in delta.items() if name not in task.frozen}
     content = RecordDict(
@@ -140,9 +138,7 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
     shard, turn = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
-    received = messages.from_packed(message.content, worker.layout)
-    state = turn.inward(received) | _kept(context, worker, turn)
-    put_reader(worker.backbone.model, turn.base)
+    state = _take_in(message, context, worker, turn)
     asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
     seen = {RIGHT_KEY: shard}
     if worker.holder is not None and asked != [RIGHT_KEY]:
@@ -153,6 +149,16 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
         metrics[messages.ACCURACY_OF + view] = accuracy
         metrics[messages.LOSS_OF + view] = loss
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
+
+
+def _take_in(message: Message, context: Context, worker: Workspace, turn: Coordinates) -> State:
+    """Makes of what the server sent, and of what the client keeps, all that the model trains.
+
+    The frozen rest of the client's reader is put into the worker's model on the way.
+    """
+    received = messages.from_packed(message.content, worker.layout)
+    put_reader(worker.backbone.model, turn.base)
+    return turn.inward(received) | _kept(context, worker, turn)
 
 
 def _task(config: ConfigRecord, layout: Layout) -> LocalTask:
@@ -221,7 +227,8 @@ def workspace(settings: ClientSettings) -> Workspace:
     if holder is not None:
         start = coordinates.server_reader(config, origin, holder)
     else:
-        start = open_reader(shards / READER_FILE) if config.encryption.adapt else origin
+        stored = policies.start_is_adapted(config)
+        start = open_reader(shards / READER_FILE) if stored else origin
     put_reader(built.model, start)
     initial = methods.export_state(built.model)
     device = torch.device(settings.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -27,7 +27,30 @@ def readable_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-class RunDisplay:
+class Live:
+    """A bar that is on the screen as long as its block runs.
+
+    Args:
+        progress: Of rich.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class RunDisplay(Live):
     """Shows a run while it goes; a line for each round where the output is not a terminal.
 
     Args:
@@ -39,7 +62,7 @@ class RunDisplay:
         self._rounds = rounds
         self._console = console or Console()
         self._sent = 0
-        self._progress = Progress(
+        progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -48,19 +71,8 @@ class RunDisplay:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task: TaskID = self._progress.add_task("preparing", total=rounds, state="")
-
-    def __enter__(self) -> RunDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        super().__init__(progress)
+        self._task: TaskID = progress.add_task("preparing", total=rounds, state="")
 
     def announce(self, phase: str) -> None:
         """Names what is being done before the first round."""
@@ -84,7 +96,7 @@ class RunDisplay:
             )
 
 
-class ComparisonDisplay:
+class ComparisonDisplay(Live):
     """Shows a comparison while it goes: a line for each run that ended, and what goes on below.
 
     Args:
@@ -96,7 +108,7 @@ class ComparisonDisplay:
         self._runs = runs
         self._console = console or Console()
         self._shown = 0
-        self._progress = Progress(
+        progress = Progress(
             TextColumn("run"),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -106,19 +118,8 @@ class ComparisonDisplay:
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._task: TaskID = self._progress.add_task("", total=runs)
-
-    def __enter__(self) -> ComparisonDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        super().__init__(progress)
+        self._task: TaskID = progress.add_task("", total=runs)
 
     def announce(self, phase: str) -> None:
         """Names what is being done."""
