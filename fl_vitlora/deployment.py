@@ -68,6 +68,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         config = configuration.load(
             _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
         )
+        policies.check(config)
         strategy = load_strategy(config.strategy.name, config.strategy.options)
         check_cohort(strategy, cohort_size(config.clients, config.fraction))
         shards = Path(_given(context.run_config, "shards"))

@@ -52,6 +52,7 @@ def run(
     watch, started = watch or Watch(), started or time.perf_counter()
     if not watch.verbose:
         silence()
+    policies.check(config)
     cohort = cohort_size(config.clients, config.fraction)
     check_cohort(strategy, cohort)
     workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)

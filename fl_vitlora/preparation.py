@@ -51,9 +51,8 @@ def prepare_images(config: Config) -> OwnedImages:
     """Loads the images and divides them.
 
     Raises:
-        UserError: When the source, the partition or the way of evaluating cannot work.
+        UserError: When the source or the partition cannot work, or test images do not suffice.
     """
-    policies.check(config)
     train, test = sources.load(config.data)
     parts = partition(train.labels, config.clients, config.data, config.seed)
     test_parts = (
