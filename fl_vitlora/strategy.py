@@ -1,27 +1,35 @@
 """The contract of an aggregation strategy: both halves of the algorithm in one frozen value.
 
 A strategy is a frozen, keyword-only dataclass whose fields are its hyper-parameters. It keeps no
-state of its own; what it must remember from round to round it takes and returns. `aggregate` is the
-server's half; `plan`, which has a default, is the client's.
+state of its own; what it must remember from round to round it takes and returns, on the server as
+`state`, at a client as `memory`. So it can be sent to workers, checkpointed, and run again.
 
-Example, the whole of FedAvg (arXiv 1602.05629):
+Only `aggregate`, the server's half, must be written. The whole of FedAvg (arXiv 1602.05629):
 
     >>> from dataclasses import dataclass
-    >>> from fl_vitlora.state import State, add, mean
     >>> @dataclass(frozen=True, kw_only=True)
     ... class Mine(Strategy):
     ...     def aggregate(self, model, updates, state):
-    ...         step = mean([u.delta for u in updates], [u.samples for u in updates])
-    ...         return add(model, step), state
+    ...         return averaged(model, updates), state
+
+A round, and who calls what:
+
+    server   plan(round), broadcast(state)                      what clients train, get, and pay for
+    client   drift(broadcast, memory); trains; report(...)      optional, for control variates
+    server   aggregate(model, updates, state)                   the next model
+
+`strategies/README.md` teaches all of it on one page; `fl_vitlora.lowrank` has the algebra of LoRA's
+pairs; `fl_vitlora.testing.check_strategy` checks what stands here.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from fl_vitlora.state import State
+from fl_vitlora.state import State, mean, scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +37,37 @@ class Update:
     """What one client sent back.
 
     Attributes:
-        client: Number of its shard.
+        client: Number of its shard; -1 for the mean of several (`members`).
         samples: How many images it trained on.
         loss: Its mean training loss.
-        delta: Its tensors after training minus those it had received.
+        delta: Its tensors after training minus those it had received, in the model's shapes: a
+            client of a smaller rank has zeros beyond it.
+        steps: Optimiser steps that it took.
+        rank: Of its low-rank matrices, if clients differ in that.
+        report: What `Strategy.report` returned there.
+        members: How many clients it is the mean of; more than one where the server sees only sums.
+        population: How many clients there are in all, in this round or not.
     """
 
     client: int
     samples: int
     loss: float
     delta: State
+    steps: int = 1
+    rank: int | None = None
+    report: State = field(default_factory=dict)
+    members: int = 1
+    population: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPlan:
-    """The client's half of a round.
+    """What clients do in a round, as far as it can be said without code.
 
     Attributes:
         frozen: Endings of the names of tensors that clients neither train nor send in this round,
-            for example ``(".lora_A",)``.
+            for example ``(".lora_A",)``. Clients remember them: they are sent down again only when
+            they have changed, and their initial values never.
         proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖².
     """
 
@@ -56,8 +76,42 @@ class ClientPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalWork:
+    """What a client's training came to in a round.
+
+    Attributes:
+        delta: Its tensors after training minus those before, without the frozen ones.
+        steps: Optimiser steps that it took.
+        rate: The learning rate η of the round.
+    """
+
+    delta: State
+    steps: int
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
-    """An aggregation strategy; see the module for the rules."""
+    """An aggregation strategy; see the module for the rules.
+
+    Attributes:
+        low_rank: It works on LoRA's pairs, and a model without them is refused.
+        any_rank: Clients may have ranks of their own: each is sent the first rows of every A and
+            the first columns of every B, as many as its rank.
+        sums_suffice: All that the server needs of the updates is their mean weighted by samples.
+            Then they can be summed securely, or be made noisy, before the strategy sees them: it
+            is given one update, the mean.
+        personal: Endings of the names of tensors that every client trains for itself, keeps from
+            round to round and never sends. Accuracy is then measured by the clients.
+        adapter: "lora" has B·A; "sandwich" B·R·A with trained R, and A and B of the pre-trained
+            weight's singular vectors.
+    """
+
+    low_rank: ClassVar[bool] = False
+    any_rank: ClassVar[bool] = False
+    sums_suffice: ClassVar[bool] = False
+    personal: ClassVar[tuple[str, ...]] = ()
+    adapter: ClassVar[Literal["lora", "sandwich"]] = "lora"
 
     def plan(self, server_round: int) -> ClientPlan:
         """Says what clients do in a round.
@@ -71,6 +125,46 @@ class Strategy(ABC):
         del server_round
         return ClientPlan()
 
+    def broadcast(self, state: State) -> State:
+        """Says what clients are sent beside the model.
+
+        Args:
+            state: What `aggregate` returned in the round before; empty at first.
+
+        Returns:
+            Nothing, as by default; or tensors of all the model's names and shapes.
+        """
+        del state
+        return {}
+
+    def drift(self, broadcast: State, memory: State) -> State:
+        """At a client: what is added to its tensors after every step, times the learning rate.
+
+        Args:
+            broadcast: What the server sent beside the model.
+            memory: What `report` returned here in the client's last round; empty at first.
+
+        Returns:
+            Nothing, as by default; or tensors of some of the trained names.
+        """
+        del broadcast, memory
+        return {}
+
+    def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
+        """At a client, after training: what it sends beside its delta, and what it remembers.
+
+        Args:
+            work: What was done.
+            broadcast: As in `drift`.
+            memory: As in `drift`.
+
+        Returns:
+            Nothing or tensors of all of the delta's names and shapes; and the new memory, which
+            stays in the client's Flower context.
+        """
+        del work, broadcast
+        return {}, memory
+
     @abstractmethod
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
@@ -83,5 +177,29 @@ class Strategy(ABC):
             state: What this strategy returned in the round before; empty at first.
 
         Returns:
-            The new global tensors, all of ``model``'s names, and the new state.
+            The new global tensors, all of ``model``'s names, and the new state. Beside them may
+            stand ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R) for a low-rank pair
+            ``PATH.lora_A`` and ``PATH.lora_B``: then everybody adds s·merged_B·merged_A to the
+            frozen weight that the pair stands on, s = α / r. They are sent to each client once.
         """
+
+
+def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> State:
+    """Moves a model by the mean delta, weighted by samples; what no client trained stays.
+
+    Args:
+        model: The global tensors that the round began with.
+        updates: At least one, all with the same tensors.
+        rate: Factor on the mean.
+
+    Returns:
+        A new model.
+
+    Example:
+        >>> import torch
+        >>> update = Update(client=0, samples=3, loss=0.0, delta={"b": torch.tensor([2.0])})
+        >>> averaged({"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}, [update], rate=0.5)
+        {'a': tensor([1.]), 'b': tensor([2.])}
+    """
+    step = scale(mean([u.delta for u in updates], [u.samples for u in updates]), rate)
+    return {n: w + step[n].to(w.dtype) if n in step else w.clone() for n, w in model.items()}

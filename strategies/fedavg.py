@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.state import State, add, mean, scale
-from fl_vitlora.strategy import Strategy, Update
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Strategy, Update, averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,12 @@ class FedAvg(Strategy):
         server_rate: Factor on the mean delta; 1 is FedAvg.
     """
 
+    sums_suffice = True
+
     server_rate: float = 1.0
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
         """Adds the mean delta, weighted by the number of images."""
-        step = mean([u.delta for u in updates], [u.samples for u in updates])
-        return add(model, scale(step, self.server_rate)), state
+        return averaged(model, updates, self.server_rate), state

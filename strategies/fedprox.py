@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_vitlora.config import setting
-from fl_vitlora.state import State, add, mean
-from fl_vitlora.strategy import ClientPlan, Strategy, Update
+from fl_vitlora.state import State
+from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class FedProx(Strategy):
     Attributes:
         mu: Weight μ of the penalty, not negative.
     """
+
+    sums_suffice = True
 
     mu: float = setting(0.01, "weight of the penalty", "[0, inf)")
 
@@ -36,5 +38,4 @@ class FedProx(Strategy):
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
         """Adds the mean delta, weighted by the number of images."""
-        step = mean([u.delta for u in updates], [u.samples for u in updates])
-        return add(model, step), state
+        return averaged(model, updates), state

@@ -1,0 +1,154 @@
+"""The algebra of low-rank pairs: what strategies do to the products B·A behind LoRA's matrices.
+
+A pair stands at a path: ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r); its layer computes
+W + s·B·A with s = α / r the same for all clients, whatever their rank, so that a rank is cut by
+leaving out rows of A and columns of B. With r small against m and n, nothing here forms B·A unless
+it says so.
+
+r rank of the model, rₖ of client k, K clients, pₖ = nₖ / Σn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Update
+
+A, B, R = ".lora_A", ".lora_B", ".lora_R"
+MERGED_A, MERGED_B = ".merged_A", ".merged_B"
+
+
+def paths(names: Iterable[str]) -> list[str]:
+    """Finds the paths of all pairs, in order.
+
+    Example:
+        >>> paths(["a.lora_A", "a.lora_B", "head.bias"])
+        ['a']
+    """
+    return [name.removesuffix(A) for name in names if name.endswith(A)]
+
+
+def trained(model: State, update: Update) -> State:
+    """Returns the low-rank matrices that a client ended with, zero beyond its rank, in float64.
+
+    Args:
+        model: What the round began with.
+        update: The client's; a matrix that rested has no delta.
+
+    Returns:
+        All matrices A and B of the model's names and shapes.
+    """
+    found = {}
+    for name in (name for name in model if name.endswith((A, B))):
+        start = _zero_beyond(name, model[name], update.rank).double()
+        found[name] = start + update.delta[name].double() if name in update.delta else start
+    return found
+
+
+def shares(updates: Sequence[Update]) -> list[float]:
+    """Returns pₖ = nₖ / Σn.
+
+    Example:
+        >>> shares([Update(client=k, samples=n, loss=0.0, delta={}) for k, n in ((0, 3), (1, 1))])
+        [0.75, 0.25]
+    """
+    total = sum(update.samples for update in updates)
+    return [update.samples / total for update in updates]
+
+
+def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tuple[Tensor, Tensor]:
+    """Writes Σ wₖ·Bₖ·Aₖ as one pair: [w₁A₁; w₂A₂; …] (K·r, n) and [B₁, B₂, …] (m, K·r)."""
+    tall = torch.cat([w * client[path + A] for w, client in zip(weights, clients, strict=True)])
+    wide = torch.cat([client[path + B] for client in clients], dim=1)
+    return tall, wide
+
+
+def mean_product(model: State, updates: Sequence[Update], path: str) -> Tensor:
+    """Forms Σ pₖ·Bₖ·Aₖ (m, n) of what the clients ended with, in float64."""
+    tall, wide = stack(shares(updates), [trained(model, update) for update in updates], path)
+    return wide @ tall
+
+
+def factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Finds the nearest matrix of a rank to a product, as a pair with orthonormal rows of A.
+
+    By the singular value decomposition U·S·Vᵀ: A = Vᵀ (rank, n), B = U·S (m, rank), in the order
+    of falling singular values, so that a smaller rank is the first rows and columns. The sign of
+    each row is made unique: its largest entry is positive.
+
+    Args:
+        product: (m, n), in float64.
+        rank: Not above m and n.
+
+    Returns:
+        A and B, in float64.
+
+    Example:
+        >>> A, B = factors(torch.tensor([[2.0, 0.0], [0.0, 1.0]]).double(), 1)
+        >>> (B @ A).tolist()
+        [[2.0, 0.0], [0.0, 0.0]]
+    """
+    left, sizes, right = torch.linalg.svd(product, full_matrices=False)
+    rows = right[:rank]
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    return signs * rows, left[:, :rank] * sizes[:rank] * signs.T
+
+
+def cut(state: Mapping[str, Tensor], rank: int | None) -> State:
+    """Leaves the first rows of every A and the first columns of every B; None leaves all."""
+    return {name: tensor[_within(name, tensor, rank)].clone() for name, tensor in state.items()}
+
+
+def pad(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
+    """Fills what `cut` made up to other shapes, with zeros."""
+    padded = {}
+    for name, tensor in state.items():
+        padded[name] = tensor.new_zeros(like[name].shape)
+        padded[name][tuple(slice(size) for size in tensor.shape)] = tensor
+    return padded
+
+
+def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tuple[float, float]:
+    """Measures how far a new model's products are from the mean of the clients' products.
+
+    Args:
+        model: What the round began with.
+        updates: The clients'.
+        new: What a strategy made of them, with its merged pairs, if any.
+
+    Returns:
+        ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖ and ‖Σ pₖ·Bₖ·Aₖ‖, Frobenius norms over all pairs
+        together, without the factor s.
+    """
+    clients = [trained(model, update) for update in updates]
+    error = size = 0.0
+    for path in paths(model):
+        tall, wide = stack(shares(updates), clients, path)
+        exact = wide @ tall
+        got = new[path + B].double() @ new[path + A].double()
+        if path + MERGED_A in new:
+            got = got + new[path + MERGED_B].double() @ new[path + MERGED_A].double()
+        error += float((exact - got).square().sum())
+        size += float(exact.square().sum())
+    return error**0.5, size**0.5
+
+
+def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
+    """Selects what a rank leaves of a tensor."""
+    if rank is not None and name.endswith(A):
+        return (slice(rank),)
+    if rank is not None and name.endswith(B):
+        return (slice(None), slice(rank))
+    return (slice(None),) * tensor.ndim
+
+
+def _zero_beyond(name: str, tensor: Tensor, rank: int | None) -> Tensor:
+    left = torch.zeros_like(tensor)
+    inside = _within(name, tensor, rank)
+    left[inside] = tensor[inside]
+    return left
