@@ -102,6 +102,25 @@ def l2_norm(a: Mapping[str, Tensor]) -> float:
     return float(sum(float(x.to(torch.float64).square().sum()) for x in a.values()) ** 0.5)
 
 
+def clip_norm(state: Mapping[str, Tensor], most: float) -> tuple[State, bool]:
+    """Scales a state down to a largest Euclidean norm over all tensors: x · min(1, C / ‖x‖).
+
+    Args:
+        state: x, finite.
+        most: C, positive.
+
+    Returns:
+        The scaled state, and whether it was within the norm, so that nothing was scaled.
+
+    Example:
+        >>> clip_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, most=1.0)
+        ({'a': tensor([0.6000]), 'b': tensor([0.8000])}, False)
+    """
+    norm = l2_norm(state)
+    within = norm <= most
+    return (clone(state) if within else scale(state, most / norm)), within
+
+
 def count(a: Mapping[str, Tensor]) -> int:
     """Returns the number of scalars."""
     return sum(tensor.numel() for tensor in a.values())

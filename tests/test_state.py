@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fl_vitlora.state import (
     State,
     add,
+    clip_norm,
     clone,
     count,
     is_finite,
@@ -108,6 +109,25 @@ def test_a_clone_has_no_gradient():
 def test_the_norm_runs_over_all_tensors_together():
     assert l2_norm({"a": torch.tensor([[3.0, 0.0]]), "b": torch.tensor([-4.0])}) == 5.0
     assert l2_norm({"a": torch.full((1,), 1e30)}) == pytest.approx(1e30)
+
+
+@given(a=STATES, most=st.floats(0.1, 2000.0))
+def test_clipping_shortens_to_the_norm_and_keeps_the_direction(a: State, most: float):
+    clipped, within = clip_norm(a, most)
+    norm = l2_norm(a)
+    assert within == (norm <= most)
+    assert l2_norm(clipped) == pytest.approx(min(norm, most), rel=1e-6)
+    assert numbers(clipped) == pytest.approx(
+        [x * min(1.0, most / max(norm, 1e-9)) for x in numbers(a)], rel=1e-6
+    )
+
+
+def test_a_state_within_the_norm_stays_as_it_is_in_memory_of_its_own():
+    a = {"w": torch.tensor([0.1, 0.2])}
+    kept, within = clip_norm(a, 1.0)
+    assert within
+    assert torch.equal(kept["w"], a["w"])
+    assert kept["w"].data_ptr() != a["w"].data_ptr()
 
 
 def test_scalars_are_counted_in_all_shapes():
