@@ -32,7 +32,7 @@ ALLOWED = {
     "sklearn": ["fl_vitlora/data/"],
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
-    "cryptography": ["fl_vitlora/encryption/"],
+    "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/secure_sum.py"],
     "safetensors": ["fl_vitlora/data/", "fl_vitlora/models/", "fl_vitlora/reporting/"],
     "pickle": ["fl_vitlora/models/backbone.py"],  # for the name of its error
     "strategies": ["simulate.py", "strategies/"],
@@ -86,6 +86,7 @@ ROOMS = {
     "fl_vitlora/lowrank.py": ["state", "strategy"],
     "fl_vitlora/encryption/": ["errors"],
     "fl_vitlora/communication/": ["state"],
+    "fl_vitlora/secure_sum.py": ["encryption"],
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
