@@ -177,6 +177,25 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What hides an update from the server, and a client in the model."""
+
+    secure_aggregation: bool = setting(
+        False, "mask updates in pairs of clients: the server sees their sum alone"
+    )
+    range: float = setting(
+        4.0, "largest scalar of an update that is summed securely; clipped beyond", "(0, inf)"
+    )
+    clipping_norm: float | None = setting(
+        None, "differential privacy: largest norm C of an update; none if not given", "(0, inf)"
+    )
+    noise_multiplier: float = setting(
+        0.0, "standard deviation z of its noise, on a sum, over the clipping norm", "[0, inf)"
+    )
+    delta: float = setting(1e-5, "the δ for which ε is computed", "(0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where the clients run."""
 
@@ -204,6 +223,7 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     engine: EngineConfig = EngineConfig()
 
 

@@ -87,6 +87,7 @@ ROOMS = {
     "fl_vitlora/encryption/": ["errors"],
     "fl_vitlora/communication/": ["state"],
     "fl_vitlora/secure_sum.py": ["encryption"],
+    "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
