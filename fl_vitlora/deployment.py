@@ -26,6 +26,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
 from fl_vitlora.flower.aggregators import LoadStrategy, check_cohort
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
+from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import choose_workers
 from fl_vitlora.models.reading import READER_FILE, open_reader
@@ -71,6 +72,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         policies.check(config)
         strategy = load_strategy(config.strategy.name, config.strategy.options)
         check_cohort(strategy, cohort_size(config.clients, config.fraction))
+        check_privacy(config, strategy)
         shards = Path(_given(context.run_config, "shards"))
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device

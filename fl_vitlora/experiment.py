@@ -10,6 +10,7 @@ from fl_vitlora import coordinates, policies
 from fl_vitlora.config import Config
 from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
@@ -55,6 +56,7 @@ def run(
     policies.check(config)
     cohort = cohort_size(config.clients, config.fraction)
     check_cohort(strategy, cohort)
+    check_privacy(config, strategy)
     workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)
     if config.out:
         check_unused(Path(config.out))

@@ -22,6 +22,7 @@ from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import TEST_SHARD, open_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import (
     ALL_VIEWS,
     CentralEvaluator,
@@ -31,6 +32,7 @@ from fl_vitlora.evaluation import (
 )
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.aggregators import AnyStrategy, make_aggregator
+from fl_vitlora.flower.confidentiality import sees_only_sums
 from fl_vitlora.flower.messages import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.transport import Tap, Transport
@@ -150,6 +152,8 @@ class Run:
         self, grid: Any, strategy: AnyStrategy, stop: threading.Event | None = None
     ) -> Outcome:
         """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
+        if sees_only_sums(self.config):
+            raise UserError("privacy: secure sums and noise are not part of a run yet")
         initial = policies.exchanged(self.config, self.server.initial)
         layout = Layout.of(initial)
         transport = Transport(
