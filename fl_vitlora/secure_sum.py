@@ -19,13 +19,14 @@ Each yᵢ by itself is as good as random; in the sum the masks cancel to the las
 This is the masking layer of Bonawitz et al. (2017), without its second mask, its shared secrets and
 its signed keys. So the server must be honest, if curious: it passes public keys on as they came,
 and says truthfully who dropped out. A client that was only late is unmasked if its yᵢ arrives after
-all. A server and all clients but one can together compute what that one sent. Whoever is in a sum
-of two knows the other's part; hence three must take part, and two be left. Sums hide no more than
-sums do: who took part, and with which share, is open.
+all. A server and all clients but one can together compute what that one sent. Three must take part,
+for of a sum of two each knows the other's part; when some drop out two may be left, who then do. A
+sum hides no more than sums do: who took part, and with which share, is open.
 
-Flower's SecAgg+ has the second mask, and cannot serve here: its workflow wants a `LegacyContext`
-(`flwr.server.workflow`), its mod `FitIns` and `FitRes` (`flwr.client.mod`), from before the Message
-API on which strategies run today; and it needs four exchanges a round, with 22 bits a number.
+Flower's SecAgg+ has the second mask, and cannot serve here: its workflow (`flwr.server.workflow`)
+wants a `LegacyContext`, its mod (`flwr.client.mod`) replies that hold a `FitRes`, both from before
+the Message API on which strategies run today. It takes four exchanges a round, and rounds each
+number at random to 22 bits.
 
 All functions are pure but `draw_secret`; what a client must remember they take and return.
 
