@@ -124,18 +124,6 @@ def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
     assert "wrong key" not in shown
 
 
-@pytest.mark.parametrize(
-    ("epsilon", "told"),
-    [(12.345, "privacy ε = 12.35 at δ = 1e-05 after 20 rounds"), (None, "there is no noise")],
-)
-def test_the_table_shows_what_privacy_came_to(epsilon: float | None, told: str) -> None:
-    console = Console(record=True, width=120)
-    privacy = {"epsilon": epsilon, "delta": 1e-5, "releases": 20}
-    print_result({**RESULT, "privacy": privacy}, "runs/one", console)
-    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
-    assert [line for line in lines if told in line]
-
-
 def test_the_table_shows_whose_key_it_was_and_what_another_is_worth() -> None:
     console = Console(record=True, width=120)
     encryption = {

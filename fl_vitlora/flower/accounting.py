@@ -66,21 +66,22 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     return accountant.get_epsilon(delta)
 
 
-def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any]:
+def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
     """Says in `result.json` what a run's differential privacy came to.
 
     Args:
-        privacy: As it was asked for, with a clipping norm.
+        privacy: As it was asked for.
         releases: T, how many rounds there were.
 
     Returns:
-        Plain values; ``epsilon`` is None where there is no noise, and so no privacy.
+        Plain values; nothing where there is no noise, and so no privacy.
     """
-    spent = epsilon(
-        noise_multiplier=privacy.noise_multiplier, releases=releases, delta=privacy.delta
-    )
+    if not privacy.noise_multiplier:
+        return None
     return {
-        "epsilon": spent if math.isfinite(spent) else None,
+        "epsilon": epsilon(
+            noise_multiplier=privacy.noise_multiplier, releases=releases, delta=privacy.delta
+        ),
         "delta": privacy.delta,
         "releases": releases,
         "accountant": "rdp",

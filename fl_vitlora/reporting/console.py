@@ -155,16 +155,6 @@ def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def _privacy(privacy: Mapping[str, Any]) -> dict[str, str]:
-    """Tells what differential privacy came to, where it was asked for."""
-    if not privacy:
-        return {}
-    if privacy["epsilon"] is None:
-        return {"privacy": "none: updates are bounded, but there is no noise"}
-    spent = f"ε = {privacy['epsilon']:.2f} at δ = {privacy['delta']:g}"
-    return {"privacy": f"{spent} after {privacy['releases']} rounds"}
-
-
 def print_result(result: Mapping[str, Any], folder: str, console: Console | None = None) -> None:
     """Prints the table that ends a run; ``result`` is as in `result.json`."""
     wire, seconds = result["communication"], result["seconds"]
@@ -177,7 +167,6 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
         "key": _key(result["encryption"]),
         "method": f"{result['method']}, {result['strategy']}, {result['clients']} clients, "
         f"{result['rounds']} rounds",
-        **_privacy(result.get("privacy", {})),
         "trained": f"{result['trainable_parameters']:,} of {result['total_parameters']:,} "
         f"parameters ({100 * share:.2f} %)",
         "uplink": readable_bytes(wire["uplink_bytes"]),
