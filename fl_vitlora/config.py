@@ -50,6 +50,7 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 }
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
+Attack = Literal["sign_flip", "scale", "nan"]
 
 
 def setting(default: Any, explanation: str, interval: str | None = None) -> Any:
@@ -168,6 +169,17 @@ class StrategyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """What hostile clients do, for research on robust strategies."""
+
+    kinds: tuple[Attack, ...] = setting(
+        (), "what they do to their updates, dealt to them in turn; [] is none"
+    )
+    clients: int = setting(0, "how many are hostile, drawn by the seed", "[0, inf)")
+    factor: float = setting(100.0, "on the update of a client that scales", "(0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Who measures accuracy after every round."""
 
@@ -203,6 +215,7 @@ class Config:
     finetuning: FineTuningConfig = FineTuningConfig()
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
+    attack: AttackConfig = AttackConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fl_vitlora import adversary
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
@@ -111,11 +112,12 @@ def clients_need_key(config: Config) -> bool:
 
 
 def check(config: Config) -> None:
-    """Refuses combinations of scope, adaptation and policy that cannot work.
+    """Refuses combinations of settings that cannot work.
 
     Raises:
         UserError: With the reason, and what would work instead.
     """
+    adversary.check(config)
     encryption, policy = config.encryption, config.finetuning.patch_embedding
     if keeps_reader(config) and config.evaluation.by == "central":
         raise UserError(

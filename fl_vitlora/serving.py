@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fl_vitlora import coordinates, policies, training
+from fl_vitlora import adversary, coordinates, policies, training
 from fl_vitlora.communication.ledger import Ledger, full_fine_tuning_bytes
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
@@ -197,6 +197,7 @@ class Run:
             "seed": config.seed,
             "strategy": config.strategy.name,
             "method": config.finetuning.method,
+            "attack": adversary.hostile(config),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
             "trainable_parameters": count(self.server.initial),
             "exchanged_parameters": count(policies.exchanged(config, self.server.initial)),

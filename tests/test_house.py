@@ -70,6 +70,11 @@ ALLOWED = {
         "fl_vitlora/deployment.py",
         "fl_vitlora/flower/client_app.py",
     ],
+    "fl_vitlora.adversary": [
+        "fl_vitlora/policies.py",
+        "fl_vitlora/serving.py",
+        "fl_vitlora/flower/client_app.py",
+    ],
     "fl_vitlora.evaluation": ["fl_vitlora/serving.py", "fl_vitlora/flower/transport.py"],
     "fl_vitlora.encryption.steps": ["fl_vitlora/encryption/"],
 }
@@ -89,7 +94,8 @@ ROOMS = {
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
-    "fl_vitlora/policies.py": ["config", "errors", "finetuning", "models", "state"],
+    "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],
+    "fl_vitlora/policies.py": ["adversary", "config", "errors", "finetuning", "models", "state"],
     "fl_vitlora/coordinates.py": ["config", "encryption", "errors", "models", "policies", "state"],
     "fl_vitlora/evaluation.py": [
         "coordinates",

@@ -16,7 +16,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_vitlora import coordinates, policies
+from fl_vitlora import adversary, coordinates, policies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
@@ -123,6 +123,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     delta = turn.outward(
         subtract(*({name: s[name] for name, _ in worker.layout.shapes} for s in (trained, start)))
     )
+    delta = adversary.as_sent(settings.config, client, delta)
     sent = {name: tensor for name, tensor in delta.items() if name not in task.frozen}
     content = RecordDict(
         {

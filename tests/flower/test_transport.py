@@ -13,8 +13,10 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from fl_vitlora import adversary
 from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import AttackConfig
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
 from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.flower import messages
@@ -110,6 +112,21 @@ def test_a_diverged_update_is_a_failure(transport: Transport, model: State):
     assert [update.client for update in updates] == [0, 2]
     assert failure.client == 1
     assert "NaN or infinity" in failure.reason
+
+
+def test_hostile_clients_send_what_they_are_to_and_the_others_what_they_learnt(
+    transport: Transport, model: State, grid: LocalGrid, settings: ClientSettings
+):
+    honest, _ = transport.exchange(1, instruct(model, 0, 1, 2))
+    attack = AttackConfig(kinds=("scale", "nan"), clients=2, factor=10.0)
+    config = replace(settings.config, clients=3, attack=attack)
+    grid.app = make_client_app(lambda context: replace(settings, config=config))
+    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
+    assert [failure.client for failure in failures] == adversary.hostile(config)["nan"]
+    for update in updates:
+        factor = 10.0 if adversary.kind_of(config, update.client) else 1.0
+        expected = honest[update.client].delta
+        assert all(torch.equal(update.delta[n], factor * t) for n, t in expected.items())
 
 
 def test_a_client_that_raises_is_a_failure_that_names_the_cause(transport: Transport, model: State):
