@@ -129,6 +129,12 @@ class FineTuningConfig:
         "lora+patch_embed", "which tensors are trained"
     )
     rank: int = setting(4, "rank r of the low-rank matrices", "[1, inf)")
+    client_ranks: tuple[int, ...] = setting(
+        (), "of the clients: one for each, or values to be dealt; [] is rank for all", "[1, inf)"
+    )
+    rank_shares: tuple[float, ...] = setting(
+        (), "of the clients that get each of client_ranks; [] if that lists them all", "(0, 1]"
+    )
     alpha: float = setting(8.0, "their scale is alpha / r", "(0, inf)")
     targets: tuple[Adapted, ...] = setting(("q", "v"), "projections of every block that get them")
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(

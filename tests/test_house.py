@@ -95,7 +95,16 @@ ROOMS = {
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
     "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],
-    "fl_vitlora/policies.py": ["adversary", "config", "errors", "finetuning", "models", "state"],
+    "fl_vitlora/ranks.py": ["config", "errors", "finetuning", "rng"],
+    "fl_vitlora/policies.py": [
+        "adversary",
+        "config",
+        "errors",
+        "finetuning",
+        "models",
+        "ranks",
+        "state",
+    ],
     "fl_vitlora/coordinates.py": ["config", "encryption", "errors", "models", "policies", "state"],
     "fl_vitlora/evaluation.py": [
         "coordinates",
