@@ -16,8 +16,9 @@ from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
 from fl_vitlora.flower.transport import Failure, Transport
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, is_finite
+from fl_vitlora.state import is_finite
 from fl_vitlora.training import scheduled_rate
 
 
@@ -71,17 +72,17 @@ class Federation:
     fraction: float
     seed: int
     training: TrainingConfig
-    evaluate: Callable[[int, State], tuple[float, float]]
+    evaluate: Callable[[int, GlobalModel], tuple[float, float]]
     observe: Callable[[RoundReport], None]
 
-    def run(self, model: State) -> State:
+    def run(self, model: GlobalModel) -> GlobalModel:
         """Runs all rounds.
 
         Args:
-            model: The initial global tensors.
+            model: The initial one.
 
         Returns:
-            The final ones.
+            The final one.
 
         Raises:
             RoundFailedError: When a round yields no model.
@@ -91,7 +92,7 @@ class Federation:
             self.observe(report)
         return model
 
-    def _round(self, server_round: int, model: State) -> tuple[State, RoundReport]:
+    def _round(self, server_round: int, model: GlobalModel) -> tuple[GlobalModel, RoundReport]:
         begin = time.perf_counter()
         participants = sample(self.clients, self.fraction, self.seed, server_round)
         rate = scheduled_rate(self.training, server_round, self.rounds)
@@ -102,7 +103,7 @@ class Federation:
             causes = f"; client {failures[0].client}: {failures[0].reason}" if failures else ""
             raise RoundFailedError(f"round {server_round}: no client sent an update{causes}")
         new = self.aggregator.aggregate(server_round, model, updates, failures)
-        if not is_finite(new):
+        if not is_finite(new.stored()):
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
             )
