@@ -127,9 +127,10 @@ def _read(context: Context, record: str, number: int, layout: Layout) -> State:
     """Reads what `_write` stored, if it stands for the number that is asked for."""
     which = context.state.config_records.get(record + WHICH, ConfigRecord())
     if which.get(NUMBER) != number:
+        known = f"those of {which[NUMBER]!r}" if which else "nothing"
         raise ValueError(
             f"message refused: it relies on {record} of round {number}, and this client remembers "
-            f"{which.get(NUMBER, 'nothing')!r}"
+            f"{known}"
         )
     names = frozenset(cast(list[str], which[NAMES]))
     return messages.from_packed(context.state, layout.only(names), record=record)

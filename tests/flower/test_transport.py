@@ -165,7 +165,16 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 0}), "0 steps"),
         (MetricRecord({"num-examples": 3, "train_loss": math.nan, "steps": 1}), "a loss of nan"),
     ],
-    ids=["empty", "no state", "no metrics", "no count", "a list", "no image", "no step", "no number"],
+    ids=[
+        "empty",
+        "no state",
+        "no metrics",
+        "no count",
+        "a list",
+        "no image",
+        "no step",
+        "no number",
+    ],
 )
 def test_a_malformed_reply_is_a_failure(
     transport: Transport,
