@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from fl_vitlora.lowrank import A, B, cut, merged, paths, shares, trained
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Strategy, Update, averaged
+from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,11 @@ class FLoRA(Strategy):
 
     low_rank = True
     any_rank = True
+
+    def plan(self, server_round: int) -> ClientPlan:
+        """Lets every pair begin the round as it began the first."""
+        del server_round
+        return ClientPlan(restarted=(A, B))
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
