@@ -79,7 +79,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         )
         policies.check(config)
         strategy = load_strategy(config.strategy.name, config.strategy.options)
-        config = policies.for_strategy(config, client_half(strategy))
+        asked, config = config, policies.for_strategy(config, client_half(strategy))
         check_cohort(strategy, cohort_size(config.clients, config.fraction))
         shards = Path(_given(context.run_config, "shards"))
         classes = _classes(context, shards)
@@ -89,9 +89,16 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         given = policies.server_needs_reader(config)
         start = open_reader(shards / READER_FILE) if given else None
         server = make_server(built, lambda origin: start or origin)
-        folder = RunFolder.create(config)
-        run = Run(config=config, server=server, shards=shards, folder=folder, watch=Watch())
-        outcome = run.serve(grid, strategy)
+        folder = RunFolder.create(asked)
+        run = Run(
+            config=config,
+            strategy=strategy,
+            server=server,
+            shards=shards,
+            folder=folder,
+            watch=Watch(),
+        )
+        outcome = run.serve(grid)
         run.write(outcome, run.result(), started)
 
     return app

@@ -84,6 +84,7 @@ def run(
         ray.wait()
         federation = Run(
             config=config,
+            strategy=strategy,
             server=server,
             shards=folder.shards,
             folder=folder,
@@ -100,7 +101,7 @@ def run(
         )
         outcome = simulate(
             make_client_app(Fixed(settings)),
-            lambda grid, stop: federation.serve(grid, strategy, stop),
+            federation.serve,
             clients=config.clients,
             ray=ray,
             verbose=watch.verbose,

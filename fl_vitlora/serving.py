@@ -126,6 +126,7 @@ class Run:
 
     Attributes:
         config: The experiment.
+        strategy: An instance of this project's or of Flower's contract.
         server: Its model.
         shards: Where the encrypted test shard lies, if clients do not evaluate.
         folder: Where results go.
@@ -138,6 +139,7 @@ class Run:
     """
 
     config: Config
+    strategy: AnyStrategy
     server: Server
     shards: Path
     folder: RunFolder
@@ -148,13 +150,21 @@ class Run:
     measured: Measured = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
 
-    def serve(
-        self, grid: Any, strategy: AnyStrategy, stop: threading.Event | None = None
-    ) -> Outcome:
+    @property
+    def trained(self) -> State:
+        """Returns the tensors that clients train in any round."""
+        half, rounds = client_half(self.strategy), range(1, self.config.rounds + 1)
+        plans = {half.plan(number).frozen for number in rounds}
+        return {
+            name: tensor
+            for name, tensor in self.server.initial.items()
+            if not all(name.endswith(frozen) for frozen in plans)
+        }
+
+    def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
         """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
-        initial = policies.exchanged(
-            self.config, self.server.initial, client_half(strategy).personal
-        )
+        personal = client_half(self.strategy).personal
+        initial = policies.exchanged(self.config, self.server.initial, personal)
         transport = Transport(
             grid,
             initial,
@@ -169,7 +179,7 @@ class Run:
         begin = time.perf_counter()
         federation = Federation(
             transport=transport,
-            aggregator=make_aggregator(strategy, Layout.of(initial), self.config.seed),
+            aggregator=make_aggregator(self.strategy, Layout.of(initial), self.config.seed),
             clients=list(clients),
             rounds=self.config.rounds,
             fraction=self.config.fraction,
@@ -187,6 +197,7 @@ class Run:
     def result(self) -> Line:
         """Sums up, without the times."""
         config, ledger = self.config, self.ledger
+        personal = client_half(self.strategy).personal
         uplink, downlink = ledger.total("uplink"), ledger.total("downlink")
         full = full_fine_tuning_bytes(
             ledger,
@@ -203,8 +214,8 @@ class Run:
             "method": config.finetuning.method,
             "attack": adversary.hostile(config),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
-            "trainable_parameters": count(self.server.initial),
-            "exchanged_parameters": count(policies.exchanged(config, self.server.initial)),
+            "trainable_parameters": count(self.trained),
+            "exchanged_parameters": count(policies.exchanged(config, self.trained, personal)),
             "total_parameters": count(self.server.plain),
             "communication": {
                 "uplink_bytes": uplink,

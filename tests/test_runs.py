@@ -221,11 +221,16 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
         for name, options in PLAIN_FLOWER_STRATEGIES.items():
             named = dataclasses.replace(config, out=str(tmp_path / name))
             folder = RunFolder.create(named)
-            ended[name] = Run(
-                config=named, server=server, shards=shards, folder=folder, watch=Watch()
-            )
             strategy = strategies.load(f"flwr.serverapp.strategy:{name}", options)
-            ended[name].serve(grid, strategy, stop)
+            ended[name] = Run(
+                config=named,
+                strategy=strategy,
+                server=server,
+                shards=shards,
+                folder=folder,
+                watch=Watch(),
+            )
+            ended[name].serve(grid, stop)
 
     ray = Ray(workers, verbose=False)
     try:
