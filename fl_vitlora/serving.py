@@ -31,12 +31,14 @@ from fl_vitlora.evaluation import (
     Measured,
 )
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.aggregators import AnyStrategy, make_aggregator
+from fl_vitlora.flower.aggregators import AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.messages import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.transport import Tap, Transport
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
+from fl_vitlora.ranks import rank_of
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
@@ -109,12 +111,12 @@ class Outcome:
     """What the server loop ends with.
 
     Attributes:
-        model: The final tensors.
+        model: The final one.
         begin: `time.perf_counter()` before the first round.
         end: The same after the last.
     """
 
-    model: State
+    model: GlobalModel
     begin: float
     end: float
 
@@ -151,12 +153,14 @@ class Run:
         self, grid: Any, strategy: AnyStrategy, stop: threading.Event | None = None
     ) -> Outcome:
         """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
-        initial = policies.exchanged(self.config, self.server.initial)
-        layout = Layout.of(initial)
+        initial = policies.exchanged(
+            self.config, self.server.initial, client_half(strategy).personal
+        )
         transport = Transport(
             grid,
-            layout,
+            initial,
             self.ledger,
+            rank_of=lambda client: rank_of(self.config, client),
             timeout=self.config.engine.round_timeout,
             tap=self.watch.tap,
             stop=stop,
@@ -166,7 +170,7 @@ class Run:
         begin = time.perf_counter()
         federation = Federation(
             transport=transport,
-            aggregator=make_aggregator(strategy, layout, self.config.seed),
+            aggregator=make_aggregator(strategy, Layout.of(initial), self.config.seed),
             clients=list(clients),
             rounds=self.config.rounds,
             fraction=self.config.fraction,
@@ -175,7 +179,7 @@ class Run:
             evaluate=lambda number, model: self._measure(evaluator, number, model),
             observe=self._observe,
         )
-        final = federation.run(initial)
+        final = federation.run(GlobalModel(tensors=initial))
         end = time.perf_counter()
         down, up = full_model_bytes(self.server.plain)
         self.full_bytes.update(downlink=down, uplink=up)
@@ -217,7 +221,7 @@ class Run:
         sent = accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in self.lines)
         plot_accuracy(self.folder.plots, [line["accuracy"] for line in self.lines], list(sent))
         self.folder.write("communication.csv", self.ledger.to_csv())
-        self.folder.write_model(outcome.model)
+        self.folder.write_model(outcome.model.stored())
         result["seconds"] = {
             "setup": round(outcome.begin - started, 3),
             "training": round(outcome.end - outcome.begin, 3),
@@ -243,7 +247,7 @@ class Run:
         self.watch.show_round(line)
 
     def _measure(
-        self, evaluator: Evaluator, server_round: int, model: State
+        self, evaluator: Evaluator, server_round: int, model: GlobalModel
     ) -> tuple[float, float]:
         """Measures a round's model; the last one also as seen without the right key."""
         last = server_round == self.config.rounds

@@ -20,6 +20,7 @@ from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.experiment import Fixed, client_settings
 from fl_vitlora.finetuning.methods import export_state, load_state
+from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
@@ -234,7 +235,7 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
     ray = Ray(workers, verbose=False)
     try:
         ray.wait()
-        settings = client_settings(config, shards, 10, "cpu", with_key=False)
+        settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
         app = make_client_app(Fixed(settings))
         simulate(app, serve, clients=config.clients, ray=ray, verbose=False)
     finally:
