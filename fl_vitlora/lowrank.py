@@ -177,6 +177,32 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
     return error**0.5, size**0.5
 
 
+def relative_error(
+    model: State, updates: Sequence[Update], new: State, merged: State
+) -> float | None:
+    """Measures the same as a share of the mean product: ‖mean - result‖ / ‖mean‖.
+
+    It is 0 for an exact aggregation and 1 for one that throws all away. Where some clients are
+    hostile, what they sent is in the mean; a strategy that keeps it out is far from it, rightly.
+
+    Args:
+        model: What the round began with.
+        updates: The clients'.
+        new: The next model.
+        merged: Pairs that were added to frozen weights.
+
+    Returns:
+        The share; None where there is nothing to compare: no whole pair B·A in the model, as where
+        one of the two stays with the clients; only the clients' sum seen; or a mean of zero.
+    """
+    whole = [path for path in paths(model) if path + B in model and path + R not in model]
+    if not whole or any(update.members > 1 for update in updates):
+        return None
+    pairs = {path + end: model[path + end] for path in whole for end in (A, B)}
+    error, size = aggregation_error(pairs, updates, {**new, **merged})
+    return error / size if size else None
+
+
 def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
     """Selects what a rank leaves of a tensor."""
     if rank is not None and name.endswith(A):

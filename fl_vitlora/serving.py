@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fl_vitlora import adversary, coordinates, policies, training
@@ -212,6 +213,7 @@ class Run:
             "seed": config.seed,
             "strategy": config.strategy.name,
             "method": config.finetuning.method,
+            "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "attack": adversary.hostile(config),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
             "trainable_parameters": count(self.trained),
@@ -248,6 +250,7 @@ class Run:
             "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
             "uplink_bytes": self.ledger.total("uplink", report.round),
             "downlink_bytes": self.ledger.total("downlink", report.round),
+            "aggregation_error": report.aggregation_error,
             "seconds": round(report.seconds, 4),
         }
         self.lines.append(line)
@@ -284,3 +287,14 @@ class Run:
             holder=self.holder,
             precision=training.best_precision(device, config.engine.mixed_precision),
         )
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Takes the mean of those values that are there, if any is.
+
+    Example:
+        >>> mean_known([1.0, None, 2.0]), mean_known([None])
+        (1.5, None)
+    """
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -16,7 +16,8 @@ from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
 from fl_vitlora.flower.transport import Failure, Transport
-from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.global_model import GlobalModel, join
+from fl_vitlora.lowrank import relative_error
 from fl_vitlora.rng import generator
 from fl_vitlora.state import is_finite
 from fl_vitlora.training import scheduled_rate
@@ -33,6 +34,8 @@ class RoundReport:
         train_loss: Mean training loss of the participants, weighted by images.
         participants: Clients whose updates were aggregated.
         failures: Clients that sent none, and why.
+        aggregation_error: Of the low-rank products, as a share of the clients' mean product; None
+            where there is nothing to compare (`lowrank.relative_error`).
         seconds: Wall time of the round, evaluation included.
     """
 
@@ -42,6 +45,7 @@ class RoundReport:
     train_loss: float
     participants: tuple[int, ...]
     failures: tuple[Failure, ...]
+    aggregation_error: float | None
     seconds: float
 
 
@@ -116,6 +120,9 @@ class Federation:
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=tuple(update.client for update in updates),
             failures=tuple(failures),
+            aggregation_error=relative_error(
+                model.tensors, updates, new.tensors, join(new.merges[len(model.merges) :])
+            ),
             seconds=time.perf_counter() - begin,
         )
 

@@ -131,6 +131,26 @@ def test_the_training_loss_is_weighted_by_images(grid: LocalGrid, settings: Clie
     assert loop.reports[0].train_loss == pytest.approx(slow)
 
 
+def test_the_error_of_averaging_factors_is_told_round_by_round(
+    grid: LocalGrid, settings: ClientSettings
+):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}))
+    loop.run()
+    assert all(0 < (report.aggregation_error or 0) < 1 for report in loop.reports)
+    grid.silent = {0, 1}
+    loop.run()
+    assert [r.aggregation_error for r in loop.reports[2:]] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_what_a_round_merges_into_frozen_weights_is_no_error(
+    grid: LocalGrid, settings: ClientSettings
+):
+    """In the second round, only what that round merged counts, not the first one's."""
+    loop = Loop(grid, settings, strategies.load("fedex_lora", {}))
+    loop.run()
+    assert [r.aggregation_error for r in loop.reports] == pytest.approx([0, 0], abs=1e-6)
+
+
 def test_one_client_is_enough_and_the_others_are_reported(
     grid: LocalGrid, settings: ClientSettings
 ):
