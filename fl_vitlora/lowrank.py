@@ -161,11 +161,11 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
         new: What a strategy made of them, with its merged pairs, if any.
 
     Returns:
-        ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖ and ‖Σ pₖ·Bₖ·Aₖ‖, Frobenius norms over all pairs
-        together, without the factor s.
+        ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and how far the mean product moved in the round,
+        ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖; Frobenius norms over all pairs together, without the factor s.
     """
     clients = [trained(model, update) for update in updates]
-    error = size = 0.0
+    error = movement = 0.0
     for path in paths(model):
         tall, wide = stack(shares(updates), clients, path)
         exact = wide @ tall
@@ -173,16 +173,17 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
         if path + MERGED_A in new:
             got = got + new[path + MERGED_B].double() @ new[path + MERGED_A].double()
         error += float((exact - got).square().sum())
-        size += float(exact.square().sum())
-    return error**0.5, size**0.5
+        start = model[path + B].double() @ model[path + A].double()
+        movement += float((exact - start).square().sum())
+    return error**0.5, movement**0.5
 
 
 def relative_error(
     model: State, updates: Sequence[Update], new: State, merged: State
 ) -> float | None:
-    """Measures the same as a share of the mean product: ‖mean - result‖ / ‖mean‖.
+    """Measures the same as a share of the round's movement: ‖mean - result‖ / ‖mean - before‖.
 
-    It is 0 for an exact aggregation and 1 for one that throws all away. Where some clients are
+    It is 0 for an exact aggregation and 1 for one that leaves everything as it was. Where some clients are
     hostile, what they sent is in the mean; a strategy that keeps it out is far from it, rightly.
 
     Args:
@@ -193,14 +194,14 @@ def relative_error(
 
     Returns:
         The share; None where there is nothing to compare: no whole pair B·A in the model, as where
-        one of the two stays with the clients; only the clients' sum seen; or a mean of zero.
+        one of the two stays with the clients; only the clients' sum seen; or no movement.
     """
     whole = [path for path in paths(model) if path + B in model and path + R not in model]
     if not whole or any(update.members > 1 for update in updates):
         return None
     pairs = {path + end: model[path + end] for path in whole for end in (A, B)}
-    error, size = aggregation_error(pairs, updates, {**new, **merged})
-    return error / size if size else None
+    error, movement = aggregation_error(pairs, updates, {**new, **merged})
+    return error / movement if movement else None
 
 
 def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:

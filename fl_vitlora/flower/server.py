@@ -34,7 +34,7 @@ class RoundReport:
         train_loss: Mean training loss of the participants, weighted by images.
         participants: Clients whose updates were aggregated.
         failures: Clients that sent none, and why.
-        aggregation_error: Of the low-rank products, as a share of the clients' mean product; None
+        aggregation_error: Of the low-rank products, as a share of the round's movement; None
             where there is nothing to compare (`lowrank.relative_error`).
         seconds: Wall time of the round, evaluation included.
     """

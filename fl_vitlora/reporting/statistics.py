@@ -65,7 +65,7 @@ class Summary:
         sent: Bytes in both directions, the mean.
         saving: Against full fine-tuning, the mean.
         seconds: Of a run, the median.
-        aggregation_error: Of the low-rank products, in percent of the clients' mean product; none
+        aggregation_error: Of the low-rank products, in percent of the round's movement; none
             where no run has one.
         problems: Why runs are missing, each reason once.
     """

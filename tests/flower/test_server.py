@@ -148,7 +148,7 @@ def test_what_a_round_merges_into_frozen_weights_is_no_error(
     """In the second round, only what that round merged counts, not the first one's."""
     loop = Loop(grid, settings, strategies.load("fedex_lora", {}))
     loop.run()
-    assert [r.aggregation_error for r in loop.reports] == pytest.approx([0, 0], abs=1e-6)
+    assert [r.aggregation_error for r in loop.reports] == pytest.approx([0, 0], abs=1e-5)
 
 
 def test_one_client_is_enough_and_the_others_are_reported(
