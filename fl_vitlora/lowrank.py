@@ -183,8 +183,9 @@ def relative_error(
 ) -> float | None:
     """Measures the same as a share of the round's movement: ‖mean - result‖ / ‖mean - before‖.
 
-    It is 0 for an exact aggregation and 1 for one that leaves everything as it was. Where some clients are
-    hostile, what they sent is in the mean; a strategy that keeps it out is far from it, rightly.
+    It is 0 for an exact aggregation and 1 for one that leaves everything as it was. Where some
+    clients are hostile, what they sent is in the mean; a strategy that keeps it out is far from it,
+    rightly.
 
     Args:
         model: What the round began with.
