@@ -7,6 +7,8 @@ comparison of two plays under different circumstances (`rules`).
 from __future__ import annotations
 
 import contextlib
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -222,7 +224,9 @@ class Play:
         except ContractError as error:
             raise self._broken(server_round, str(error)) from None
         except Exception as error:
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            cause = " ".join(
+                f"{type(error).__name__}: {error}{_line(error, self.strategy)}".split()
+            )
             raise self._broken(server_round, f"{half} fails{who}: {cause}") from error
 
     def _broken(self, server_round: int | None, finding: str) -> StrategyError:
@@ -230,6 +234,14 @@ class Play:
         ranks = f" (clients of ranks {', '.join(map(str, self.ranks))})" if self.ranks else ""
         dtype = f" (all in {self.dtype})" if self.dtype != torch.float32 else ""
         return broken(self.strategy, server_round, finding + ranks + dtype)
+
+
+def _line(error: Exception, strategy: Strategy) -> str:
+    """Says where in a strategy's own file something was raised."""
+    file = getattr(sys.modules.get(type(strategy).__module__), "__file__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def broken(strategy: Strategy, server_round: int | None, finding: str) -> StrategyError:
