@@ -19,7 +19,7 @@ A round, and who calls what:
     server   aggregate(model, updates, state)                   the next model
 
 `strategies/README.md` teaches all of it on one page; `fl_vitlora.lowrank` has the algebra of LoRA's
-pairs; `fl_vitlora.testing.check_strategy` checks what stands here.
+pairs; `fl_vitlora.testing` checks what stands here.
 """
 
 from __future__ import annotations

@@ -33,8 +33,16 @@ ALLOWED = {
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
     "cryptography": ["fl_vitlora/encryption/"],
-    "safetensors": ["fl_vitlora/data/", "fl_vitlora/models/", "fl_vitlora/reporting/"],
-    "pickle": ["fl_vitlora/models/backbone.py"],  # for the name of its error
+    "safetensors": [
+        "fl_vitlora/data/",
+        "fl_vitlora/models/",
+        "fl_vitlora/reporting/",
+        "fl_vitlora/testing/",  # stores what a strategy remembers, as a checkpoint would
+    ],
+    "pickle": [
+        "fl_vitlora/models/backbone.py",  # for the name of its error
+        "fl_vitlora/testing/",  # sends a strategy to a client, as Ray would
+    ],
     "strategies": ["simulate.py", "strategies/"],
     "fl_vitlora.flower": [
         "fl_vitlora/flower/",
@@ -117,7 +125,7 @@ ROOMS = {
         "models",
         "training",
     ],
-    "fl_vitlora/testing.py": ["errors", "rng", "state", "strategy"],
+    "fl_vitlora/testing/": ["errors", "lowrank", "rng", "state", "strategy"],
 }
 
 
