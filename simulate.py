@@ -10,7 +10,7 @@ import argparse  # noqa: E402 - the clock starts before the imports
 import difflib  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
@@ -18,7 +18,7 @@ from fl_vitlora import __version__, config  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
 from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
 
-USER_MISTAKE, RUN_FAILED, INTERRUPTED = 2, 1, 130
+USER_MISTAKE, RUN_FAILED, RULE_BROKEN, INTERRUPTED = 2, 1, 1, 130
 
 FLAGS = {
     "--clients": ("clients", "how many hold a shard of encrypted images (20)"),
@@ -48,6 +48,8 @@ EXAMPLES = """examples:
       another strategy and its parameter
   python simulate.py --strategy flwr.serverapp.strategy:FedAdam --set strategy.eta=0.01
       any strategy of Flower, unmodified
+  python simulate.py --check-strategy my_idea --set strategy.rate=0.5
+      whether strategies/my_idea.py keeps the contract, rule by rule, in seconds
   python simulate.py --config configs/cifar10_vit_base.yaml
       ViT-B/16 on CIFAR-10, for a machine with a GPU
 
@@ -126,6 +128,11 @@ def make_parser() -> Parser:
         help="draw a new secret and encrypt shards, or folders of shards, anew; trains nothing; "
         "encryption.key_file names the ring, which keeps its old secrets",
     )
+    parser.add_argument(
+        "--check-strategy",
+        metavar="NAME",
+        help="hold a strategy, named as for --strategy, to the rules of the contract; runs nothing",
+    )
     parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
     return parser
@@ -149,6 +156,12 @@ def read_comparison(arguments: argparse.Namespace) -> Grid | None:
     if arguments.seeds:
         tree["seeds"] = [config.parse_value(seed, "--seeds") for seed in arguments.seeds]
     return read_grid(tree, read_overrides(arguments)) if is_grid(tree) else None
+
+
+def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:
+    """Does the same for the strategy that is to be checked."""
+    overrides = read_overrides(arguments) | {"strategy.name": arguments.check_strategy}
+    return config.load(arguments.config, overrides).strategy
 
 
 def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -220,12 +233,45 @@ def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
     print(f"encrypted anew under key {name}: {len(shards)} shards")
 
 
+def check_strategy(chosen: config.StrategyConfig, *, verbose: bool) -> None:
+    """Holds a strategy to every rule of the contract, before the user's eyes."""
+    import strategies
+    from fl_vitlora.experiment import silence
+    from fl_vitlora.reporting.console import print_findings
+    from fl_vitlora.strategy import Strategy
+    from fl_vitlora.testing import findings
+
+    if not verbose:
+        silence()
+    strategy = strategies.load(chosen.name, chosen.options)
+    if not isinstance(strategy, Strategy):
+        raise UserError(
+            f"--check-strategy {chosen.name}: this is a strategy of Flower; only those of this "
+            "project's contract are checked"
+        )
+    found = findings(strategy)
+    print_findings(repr(strategy), found)
+    if any(problem for _, problem in found):
+        raise SystemExit(RULE_BROKEN)
+
+
+def check_flags(given: Mapping[str, Any]) -> None:
+    """Refuses flags that say what to run beside one that runs nothing."""
+    for idle in ("check_strategy", "rotate_key"):
+        others = [n for n in ("compare", "seeds", "rotate_key") if given[n] and n != idle]
+        if given[idle] and others:
+            flags = [f"--{name.replace('_', '-')}" for name in (idle, others[0])]
+            fail(f"{flags[0]} runs nothing, so it does not take {flags[1]}", USER_MISTAKE)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and turns errors into one line and an exit code."""
     arguments = make_parser().parse_args(argv)
-    if arguments.rotate_key and (arguments.compare or arguments.seeds):
-        fail("--rotate-key runs nothing, so it takes neither --compare nor --seeds", USER_MISTAKE)
+    check_flags(vars(arguments))
     try:
+        if arguments.check_strategy:
+            check_strategy(read_strategy(arguments), verbose=arguments.verbose)
+            return
         grid = read_comparison(arguments)
         if arguments.rotate_key:
             rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)

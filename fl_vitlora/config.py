@@ -50,6 +50,7 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 }
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
+Attack = Literal["sign_flip", "scale", "nan"]
 
 
 def setting(default: Any, explanation: str, interval: str | None = None) -> Any:
@@ -128,6 +129,12 @@ class FineTuningConfig:
         "lora+patch_embed", "which tensors are trained"
     )
     rank: int = setting(4, "rank r of the low-rank matrices", "[1, inf)")
+    client_ranks: tuple[int, ...] = setting(
+        (), "of the clients: one for each, or values to be dealt; [] is rank for all", "[1, inf)"
+    )
+    rank_shares: tuple[float, ...] = setting(
+        (), "of the clients that get each of client_ranks; [] if that lists them all", "(0, 1]"
+    )
     alpha: float = setting(8.0, "their scale is alpha / r", "(0, inf)")
     targets: tuple[Adapted, ...] = setting(("q", "v"), "projections of every block that get them")
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
@@ -165,6 +172,17 @@ class StrategyConfig:
     options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"explanation": "its parameters: --set strategy.NAME=VALUE"}
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """What hostile clients do, for research on robust strategies."""
+
+    kinds: tuple[Attack, ...] = setting(
+        (), "what they do to their updates, dealt to them in turn; [] is none"
+    )
+    clients: int = setting(0, "how many are hostile, drawn by the seed", "[0, inf)")
+    factor: float = setting(100.0, "on the update of a client that scales", "(0, inf)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +240,7 @@ class Config:
     finetuning: FineTuningConfig = FineTuningConfig()
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
+    attack: AttackConfig = AttackConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     engine: EngineConfig = EngineConfig()

@@ -33,8 +33,16 @@ ALLOWED = {
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
     "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/secure_sum.py"],
-    "safetensors": ["fl_vitlora/data/", "fl_vitlora/models/", "fl_vitlora/reporting/"],
-    "pickle": ["fl_vitlora/models/backbone.py"],  # for the name of its error
+    "safetensors": [
+        "fl_vitlora/data/",
+        "fl_vitlora/models/",
+        "fl_vitlora/reporting/",
+        "fl_vitlora/testing/",  # stores what a strategy remembers, as a checkpoint would
+    ],
+    "pickle": [
+        "fl_vitlora/models/backbone.py",  # for the name of its error
+        "fl_vitlora/testing/",  # sends a strategy to a client, as Ray would
+    ],
     "strategies": ["simulate.py", "strategies/"],
     "fl_vitlora.flower": [
         "fl_vitlora/flower/",
@@ -70,6 +78,11 @@ ALLOWED = {
         "fl_vitlora/deployment.py",
         "fl_vitlora/flower/client_app.py",
     ],
+    "fl_vitlora.adversary": [
+        "fl_vitlora/policies.py",
+        "fl_vitlora/serving.py",
+        "fl_vitlora/flower/client_app.py",
+    ],
     "fl_vitlora.evaluation": ["fl_vitlora/serving.py", "fl_vitlora/flower/transport.py"],
     "fl_vitlora.encryption.steps": ["fl_vitlora/encryption/"],
 }
@@ -84,6 +97,7 @@ ROOMS = {
     "fl_vitlora/grid.py": ["config", "errors"],
     "fl_vitlora/strategy.py": ["state"],
     "fl_vitlora/lowrank.py": ["state", "strategy"],
+    "fl_vitlora/global_model.py": ["lowrank", "state"],
     "fl_vitlora/encryption/": ["errors"],
     "fl_vitlora/communication/": ["state"],
     "fl_vitlora/secure_sum.py": ["encryption"],
@@ -91,17 +105,29 @@ ROOMS = {
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
-    "fl_vitlora/policies.py": ["config", "errors", "finetuning", "models", "state"],
+    "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],
+    "fl_vitlora/ranks.py": ["config", "errors", "finetuning", "rng"],
+    "fl_vitlora/policies.py": [
+        "adversary",
+        "config",
+        "errors",
+        "finetuning",
+        "models",
+        "ranks",
+        "state",
+        "strategy",
+    ],
     "fl_vitlora/coordinates.py": ["config", "encryption", "errors", "models", "policies", "state"],
     "fl_vitlora/evaluation.py": [
         "coordinates",
         "data",
         "encryption",
+        "finetuning",
+        "global_model",
         "models",
-        "state",
         "training",
     ],
-    "fl_vitlora/testing.py": ["errors", "rng", "state", "strategy"],
+    "fl_vitlora/testing/": ["errors", "lowrank", "privacy", "rng", "state", "strategy"],
 }
 
 

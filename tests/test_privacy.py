@@ -1,4 +1,4 @@
-"""Differential privacy: bounded updates, noise of the promised size, strategies content with both.
+"""Differential privacy: bounded updates, noise of the promised size, one update for all.
 
 The noise has fixed keys, so that no test depends on luck.
 """
@@ -13,12 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import strategies
 from fl_vitlora.privacy import bounded, merged, released, repeatable_key, secret_key
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, add, l2_norm, scale, subtract, zip_map
-from fl_vitlora.strategy import Strategy, Update
-from fl_vitlora.testing import made_up_model, made_up_updates
+from fl_vitlora.strategy import Update
 
 KEY = bytes(range(32))
 COHORT = 4
@@ -111,40 +109,6 @@ def test_an_update_of_several_stands_for_all_of_them():
 def sum_of(updates: list[Update], part: str, weights: tuple[float, ...]) -> State:
     states = [scale(getattr(u, part), p) for u, p in zip(updates, weights, strict=True)]
     return add(add(states[0], states[1]), states[2])
-
-
-CONTENT = [
-    name
-    for name in strategies.available()
-    if getattr(strategies.load(name, {}), "sums_suffice", False)
-]
-
-
-def computed(model: State) -> State:
-    """What low-rank pairs come to; a strategy may factor their product in more than one way."""
-    return {
-        name: model[name.replace(".lora_A", ".lora_B")] @ tensor
-        if name.endswith(".lora_A")
-        else tensor
-        for name, tensor in model.items()
-        if not name.endswith(".lora_B")
-    }
-
-
-@pytest.mark.parametrize("name", CONTENT)
-def test_a_strategy_that_needs_only_sums_makes_the_same_of_their_mean(name: str):
-    """Over rounds, so that its memory is made of the mean as well."""
-    strategy = strategies.load(name, {})
-    assert isinstance(strategy, Strategy)
-    models, memories = [made_up_model()] * 2, [State(), State()]
-    for server_round in (1, 2, 3):
-        updates = made_up_updates(strategy, server_round)
-        mean = [merged(updates, [u.samples for u in updates])]
-        for way, given_updates in enumerate((updates, mean)):
-            models[way], memories[way] = strategy.aggregate(
-                models[way], given_updates, memories[way]
-            )
-    close(computed(models[0]), computed(models[1]))
 
 
 # the noise

@@ -47,6 +47,12 @@ MISTAKES = {
         "strategy.min_train_nodes 50",
         "20 clients",
     ],
+    "--check-strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
+    "--check-strategy fedprox --set strategy.nu=1": ["did you mean 'strategy.mu'?"],
+    "--check-strategy flwr.serverapp.strategy:FedAvg": ["a strategy of Flower", "contract"],
+    "--check-strategy fedavg --compare head": ["--check-strategy", "runs nothing", "--compare"],
+    "--check-strategy fedavg --seeds 0 1": ["--check-strategy", "--seeds"],
+    "--check-strategy fedavg --rotate-key used": ["--check-strategy", "--rotate-key"],
     "--strategy fedprox --set strategy.mu=-1": ["strategy.mu", "[0, inf)"],
     "--strategy flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping": ["wraps"],
     "--clients 2000": ["2000 clients", "1437 training images", "at most 718"],
@@ -140,6 +146,32 @@ def test_committed_experiments_are_valid_and_begin_with_their_command(path: Path
     config.load(str(path))
     first = path.read_text().splitlines()[0]
     assert first == f"# python simulate.py --config configs/{path.name}"
+
+
+def test_a_strategy_is_held_to_every_rule(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate.main(["--check-strategy", "fedprox", "--set", "strategy.mu=0.5"])
+    first, *rules, last = capsys.readouterr().out.splitlines()
+    assert first == "FedProx(mu=0.5)"
+    assert all(rule.startswith("passed  ") for rule in rules)
+    assert last == f"{len(rules)} rules, 0 failed"
+    assert {path.name for path in elsewhere.iterdir()} == {"used"}
+
+
+def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["--check-strategy", "tests.test_testing:Wrong", "--set"]
+    with pytest.raises(SystemExit) as ended:
+        simulate.main([*typed, "strategy.fault=divides by none"])
+    assert ended.value.code == 1
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert first == "Wrong(fault='divides by none')"
+    at = lines.index("failed  returns finite tensors of the right names, shapes and types")
+    assert lines[at + 1].strip().startswith("strategy Wrong: round 1: the new model has NaN")
+    assert lines[at + 3].strip() == "as above"
+    assert lines[0] == "passed  plans what a client can do"
+    failed = sum(line.startswith("failed  ") for line in lines)
+    assert last == f"13 rules, {failed} failed"
 
 
 @pytest.mark.parametrize("moment", ["starting workers", "round 1/"])

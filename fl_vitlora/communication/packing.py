@@ -57,6 +57,30 @@ class Layout:
         """Finds the names with one of these endings."""
         return frozenset(name for name, _ in self.shapes if name.endswith(endings))
 
+    def empty(self) -> State:
+        """Returns tensors of these names and shapes that hold no memory."""
+        return {name: torch.empty(shape, device="meta") for name, shape in self.shapes}
+
+    def mark(self, names: frozenset[str]) -> bytes:
+        """Writes down which of the names are meant, a bit for each in their order.
+
+        Example:
+            >>> layout = Layout((("a", ()), ("b", ()), ("c", ())))
+            >>> sorted(layout.marked(layout.mark(frozenset({"a", "c"}))))
+            ['a', 'c']
+        """
+        bits = np.array([name in names for name, _ in self.shapes], dtype=np.uint8)
+        return np.packbits(bits).tobytes()
+
+    def marked(self, bits: bytes) -> frozenset[str]:
+        """Reads what `mark` wrote."""
+        marks = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self.shapes))
+        return frozenset(n for (n, _), one in zip(self.shapes, marks, strict=True) if one)
+
+    def only(self, names: frozenset[str]) -> Layout:
+        """Leaves out all others."""
+        return Layout(tuple(pair for pair in self.shapes if pair[0] in names))
+
     def without(self, names: frozenset[str]) -> Layout:
         """Leaves out some tensors."""
         return Layout(tuple(pair for pair in self.shapes if pair[0] not in names))

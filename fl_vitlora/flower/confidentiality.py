@@ -65,3 +65,8 @@ def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
             f"{wish}: strategy {name} looks at single updates, which {deed}; those that need only "
             "sums can have it, such as fedavg"
         )
+    if config.finetuning.client_ranks:
+        raise UserError(
+            f"{wish} with finetuning.client_ranks: only updates of one rank can be summed before "
+            "the strategy sees them; leave client_ranks away"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -180,3 +180,25 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
     for name, value in rows.items():
         table.add_row(name, value)
     (console or Console()).print(table)
+
+
+def print_findings(
+    strategy: str, findings: Sequence[tuple[str, str | None]], console: Console | None = None
+) -> None:
+    """Prints what became of every rule that a strategy was held to.
+
+    Args:
+        strategy: Its name.
+        findings: Of each rule what it says, and the problem, if there is one.
+        console: Where to.
+    """
+    screen = console or Console(highlight=False, soft_wrap=True)
+    screen.print(strategy, markup=False)
+    told: set[str] = set()
+    for rule, problem in findings:
+        screen.print(f"{'[red]failed[/red]' if problem else '[green]passed[/green]'}  {rule}")
+        if problem:
+            screen.print(f"        {'as above' if problem in told else problem}", markup=False)
+            told.add(problem)
+    failed = sum(problem is not None for _, problem in findings)
+    screen.print(f"{len(findings)} rules, {failed} failed")

@@ -80,6 +80,12 @@ def test_a_strategy_of_flower_is_refused_and_its_own_wrappers_are_named(
     assert ("DifferentialPrivacyServerSideFixedClipping" in told) == wrapped
 
 
+@pytest.mark.parametrize("wish", [SECURE, CLIPPED])
+def test_clients_of_different_ranks_are_refused(wish: Mapping[str, Any]):
+    told = refusal(configure("fedavg", wish, {"finetuning.client_ranks": [1, 2, 4, 4, 4]}))
+    assert "updates of one rank" in told
+
+
 @pytest.mark.parametrize(("clients", "fraction"), [(2, 1.0), (1, 1.0), (20, 0.1)])
 def test_a_secure_sum_of_few_is_refused(clients: int, fraction: float):
     few = {"clients": clients, "fraction": fraction}

@@ -1,0 +1,91 @@
+"""What every aggregation strategy must keep to, checked on a small made-up model.
+
+    from fl_vitlora.testing import check_strategy
+
+    def test_my_strategy():
+        check_strategy(MyStrategy(rate=0.5))
+
+The checks know no algorithm. They look for what would spoil a run of any: tensors lost or reshaped,
+results that are not numbers, hidden memory, dependence on who answered first, inputs that were
+written to, a client that is missing. The same from the command line, every rule with its finding:
+
+    python simulate.py --check-strategy my_strategy --set strategy.rate=0.5
+
+`made_up` has the model and the deltas, `play` the rounds, `rules` what is looked for.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fl_vitlora.strategy import Strategy
+from fl_vitlora.testing.made_up import made_up_model
+from fl_vitlora.testing.play import StrategyError, made_up_updates
+from fl_vitlora.testing.rules import RULES
+
+__all__ = [
+    "Finding",
+    "StrategyError",
+    "check_strategy",
+    "findings",
+    "made_up_model",
+    "made_up_updates",
+]
+
+
+class Finding(NamedTuple):
+    """What became of one rule.
+
+    Attributes:
+        rule: What a strategy must do, in words.
+        problem: How it is broken, in one line; none if it is kept.
+    """
+
+    rule: str
+    problem: str | None
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Checks one instance of a strategy against the rules of `fl_vitlora.strategy`.
+
+    It plays a few rounds of four made-up clients, both halves, and holds what comes of them to
+    `RULES`.
+
+    Args:
+        strategy: With the hyper-parameters to be checked.
+
+    Raises:
+        StrategyError: At the first rule that is broken.
+
+    Example:
+        >>> import strategies
+        >>> check_strategy(strategies.load("fedavg", {}))
+    """
+    for rule in RULES:
+        if rule.concerns(strategy):
+            rule.check(strategy)
+
+
+def findings(strategy: Strategy) -> list[Finding]:
+    """Does what `check_strategy` does, but goes on and tells what became of every rule.
+
+    Args:
+        strategy: With the hyper-parameters to be checked.
+
+    Returns:
+        One finding for each rule that concerns the strategy.
+
+    Example:
+        >>> import strategies
+        >>> findings(strategies.load("fedavg", {}))[0]
+        Finding(rule='plans what a client can do', problem=None)
+    """
+    found = []
+    for rule in (rule for rule in RULES if rule.concerns(strategy)):
+        try:
+            rule.check(strategy)
+        except StrategyError as error:
+            found.append(Finding(rule.told, str(error)))
+        else:
+            found.append(Finding(rule.told, None))
+    return found

@@ -1,0 +1,85 @@
+"""A model and deltas for checks: small, and of the names that real ones have.
+
+All numbers fit into bfloat16, so that they are the same in every type.
+
+r rank, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fl_vitlora import lowrank
+from fl_vitlora.rng import generator
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Strategy
+
+RANK, WIDTH, CLASSES = 2, 6, 3
+
+CLIENTS = (0, 1, 2, 3)
+SAMPLES = (40, 30, 20, 10)
+STEPS = (4, 3, 2, 1)
+RANKS = (1, 2, 2, 1)
+RATE = 0.05
+
+FACTORS = {lowrank.A: (RANK, WIDTH), lowrank.B: (WIDTH, RANK)}
+SANDWICH = {**FACTORS, lowrank.R: (RANK, RANK)}
+
+
+def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
+    """Names all tensors that clients have beside the frozen weights, the personal ones too."""
+    sandwich = strategy is not None and strategy.adapter == "sandwich"
+    return {
+        "patch_embed.proj.weight": (WIDTH, 3, 2, 2),
+        "patch_embed.proj.bias": (WIDTH,),
+        **{
+            f"blocks.{block}.attn.qkv.adapters.{target}{factor}": shape
+            for block in (0, 1)
+            for target in ("q", "v")
+            for factor, shape in (SANDWICH if sandwich else FACTORS).items()
+        },
+        "head.weight": (CLASSES, WIDTH),
+        "head.bias": (CLASSES,),
+    }
+
+
+def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.float32) -> State:
+    """Makes a small model, the same in every call.
+
+    Args:
+        strategy: Whose adapters it has, and whose personal tensors are left out; FedAvg's if none.
+        dtype: Of its tensors.
+
+    Returns:
+        The global tensors.
+    """
+    return _random(strategy, generator(0, "model"), 1.0, dtype)
+
+
+def made_up_delta(
+    strategy: Strategy, server_round: int, client: int, size: float, dtype: torch.dtype
+) -> State:
+    """Makes what a client's training might have changed, frozen tensors included.
+
+    Args:
+        strategy: As in `made_up_model`.
+        server_round: From 1; another round gives other numbers.
+        client: One of `CLIENTS`; another client gives other numbers.
+        size: Standard deviation; 0 for a client that changed nothing.
+        dtype: Of its tensors.
+
+    Returns:
+        Tensors of all the model's names.
+    """
+    return _random(strategy, generator(0, "delta", server_round, client), size, dtype)
+
+
+def _random(
+    strategy: Strategy | None, chance: torch.Generator, size: float, dtype: torch.dtype
+) -> State:
+    personal = () if strategy is None else strategy.personal
+    return {
+        name: (size * torch.randn(shape, generator=chance)).bfloat16().to(dtype)
+        for name, shape in shapes(strategy).items()
+        if not name.endswith(personal)
+    }

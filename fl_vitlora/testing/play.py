@@ -1,0 +1,274 @@
+"""Rounds with made-up clients: both halves of a strategy are called as a run would call them.
+
+What a half returns is looked at whoever plays (`returned`). All else that a rule says is a
+comparison of two plays under different circumstances (`rules`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from fl_vitlora import lowrank
+from fl_vitlora.errors import UserError
+from fl_vitlora.privacy import merged
+from fl_vitlora.state import State, add
+from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
+from fl_vitlora.testing import made_up, returned
+from fl_vitlora.testing.returned import ContractError
+
+ROUNDS = 3
+Hand = Callable[[int, str, State], State]
+
+
+class StrategyError(ValueError):
+    """A strategy breaks a rule of its contract; the message says which one and where."""
+
+
+class Ending(NamedTuple):
+    """What rounds came to.
+
+    Attributes:
+        model: The global tensors.
+        merged: Products that were merged into the frozen weights in all rounds, by path.
+        state: The strategy's.
+    """
+
+    model: State
+    merged: State
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """Rounds of a strategy under some circumstances.
+
+    Attributes:
+        strategy: As it is at the server.
+        attendance: Who answers, for each round.
+        ranks: Of all clients, if they have ranks of their own.
+        dtype: Of model and deltas.
+        size: Standard deviation of the deltas.
+        images: Factor on the number of everybody's images.
+        backwards: The updates are listed from the last client to the first.
+        summed: The server is given nothing but the mean of the updates.
+        hand: Gives tensors to the strategy; told the round, what they are, and them.
+        send: Gives the strategy to a client.
+    """
+
+    strategy: Strategy
+    attendance: Sequence[Sequence[int]] = (made_up.CLIENTS,) * ROUNDS
+    ranks: Sequence[int] | None = None
+    dtype: torch.dtype = torch.float32
+    size: float = 0.1
+    images: int = 1
+    backwards: bool = False
+    summed: bool = False
+    hand: Hand = lambda _round, _what, tensors: tensors
+    send: Callable[[Strategy], Strategy] = lambda strategy: strategy
+
+    def __post_init__(self) -> None:
+        with self._blame(None):
+            returned.expect_declaration(self.strategy)
+
+    def start(self) -> Ending:
+        """Makes what the first round begins with."""
+        return Ending(made_up.made_up_model(self.strategy, self.dtype), {}, {})
+
+    def run(self) -> Ending:
+        """Plays all rounds."""
+        ending = self.start()
+        memories: dict[int, State] = {}
+        for server_round, clients in enumerate(self.attendance, start=1):
+            broadcast = self.broadcast(server_round, ending)
+            updates = []
+            for client in clients:
+                update, memories[client] = self.answer(
+                    server_round, client, broadcast, memories.get(client, {})
+                )
+                updates.append(update)
+            ending = self.aggregate(server_round, ending, self._listed(server_round, updates))
+        return ending
+
+    def plan(self, server_round: int) -> ClientPlan:
+        """Asks what clients do."""
+        sent = [n for n in made_up.shapes(self.strategy) if not n.endswith(self.strategy.personal)]
+        with self._blame(server_round, "plan"):
+            plan = self.strategy.plan(server_round)
+            returned.expect_plan(plan, sent)
+        return plan
+
+    def broadcast(self, server_round: int, ending: Ending) -> State:
+        """Asks what clients are sent beside the model."""
+        with self._blame(server_round, "broadcast"):
+            sent = self.strategy.broadcast(self.hand(server_round, "the state", ending.state))
+            returned.expect_numbers(sent, "the broadcast")
+            if sent:
+                returned.expect_like(sent, ending.model, "the broadcast")
+        return sent
+
+    def answer(
+        self, server_round: int, client: int, broadcast: State, memory: State
+    ) -> tuple[Update, State]:
+        """Lets a client train, and returns its update and what it remembers.
+
+        As in training, the drift of every step ends up in the delta.
+        """
+        rank = self.ranks[client] if self.ranks else None
+        frozen = self.plan(server_round).frozen
+        drawn = made_up.made_up_delta(self.strategy, server_round, client, self.size, self.dtype)
+        whole = {name: tensor for name, tensor in drawn.items() if not name.endswith(frozen)}
+        start = LocalWork(
+            delta=lowrank.cut(whole, rank), steps=made_up.STEPS[client], rate=made_up.RATE
+        )
+        received = lowrank.cut(broadcast, rank)
+        work = self._drifted(server_round, start, received, memory)
+        report, memory = self._report(server_round, work, received, memory)
+        update = Update(
+            client=client,
+            samples=made_up.SAMPLES[client] * self.images,
+            loss=1.0 + client,
+            delta=lowrank.pad(work.delta, whole),
+            steps=work.steps,
+            rank=rank,
+            report=lowrank.pad(report, whole),
+            population=len(made_up.CLIENTS),
+        )
+        return update, memory
+
+    def aggregate(self, server_round: int, ending: Ending, updates: Sequence[Update]) -> Ending:
+        """Lets the server combine updates, and merges what it says into the frozen weights."""
+        given = [
+            replace(
+                update,
+                delta=self.hand(server_round, "an update", update.delta),
+                report=self.hand(server_round, "a report", update.report),
+            )
+            for update in updates
+        ]
+        model = self.hand(server_round, "the model", ending.model)
+        state = self.hand(server_round, "the state", ending.state)
+        with self._blame(server_round, "aggregate", f" with {len(updates)} of 4 clients"):
+            new, state = returned.expect_pair(
+                self.strategy.aggregate(model, given, state), "aggregate", "(model, state)"
+            )
+            returned.expect_numbers(new, "the new model")
+            returned.expect_numbers(state, "the new state")
+            pairs = {n: w for n, w in new.items() if n.endswith(returned.MERGED)}
+            products = returned.expect_merged(pairs, made_up.shapes(self.strategy))
+            rest = {n: w for n, w in new.items() if n not in pairs}
+            returned.expect_like(rest, ending.model, "the new model")
+            returned.expect_types(rest, ending.model, "the new model")
+        before = {path: ending.merged.get(path, torch.zeros(())) for path in products}
+        return Ending(rest, ending.merged | add(before, products), state)
+
+    def _drifted(
+        self, server_round: int, work: LocalWork, broadcast: State, memory: State
+    ) -> LocalWork:
+        """Asks for the drift, and adds it to a delta as often as there were steps."""
+        with self._blame(server_round, "drift"):
+            drift = self.send(self.strategy).drift(
+                self.hand(server_round, "the broadcast", broadcast),
+                self.hand(server_round, "the memory", memory),
+            )
+            returned.expect_numbers(drift, "the drift")
+            of_these = {name: d for name, d in work.delta.items() if name in drift}
+            returned.expect_like(drift, of_these, "the drift")
+        moved = {
+            name: work.delta[name] + (work.steps * work.rate * d).to(self.dtype)
+            for name, d in drift.items()
+        }
+        return replace(work, delta=work.delta | moved)
+
+    def _report(
+        self, server_round: int, work: LocalWork, broadcast: State, memory: State
+    ) -> tuple[State, State]:
+        """Asks for the report and the new memory."""
+        given = replace(work, delta=self.hand(server_round, "the delta", work.delta))
+        with self._blame(server_round, "report"):
+            report, new = returned.expect_pair(
+                self.send(self.strategy).report(
+                    given,
+                    self.hand(server_round, "the broadcast", broadcast),
+                    self.hand(server_round, "the memory", memory),
+                ),
+                "report",
+                "(report, memory)",
+            )
+            returned.expect_numbers(report, "the report")
+            returned.expect_numbers(new, "the new memory")
+            if report:
+                returned.expect_like(report, work.delta, "the report")
+        return report, new
+
+    def _listed(self, server_round: int, updates: Sequence[Update]) -> Sequence[Update]:
+        """Lists updates as the server gets them."""
+        if self.summed:
+            with self._blame(server_round, "summing updates"):
+                return [merged(updates, [update.samples for update in updates])]
+        return updates[::-1] if self.backwards else updates
+
+    @contextlib.contextmanager
+    def _blame(self, server_round: int | None, half: str = "", who: str = "") -> Iterator[None]:
+        """Turns what a half raised, and what is wrong with what it returned, into a finding."""
+        try:
+            yield
+        except (UserError, StrategyError):
+            raise
+        except ContractError as error:
+            raise self._broken(server_round, str(error)) from None
+        except Exception as error:
+            cause = " ".join(
+                f"{type(error).__name__}: {error}{_line(error, self.strategy)}".split()
+            )
+            raise self._broken(server_round, f"{half} fails{who}: {cause}") from error
+
+    def _broken(self, server_round: int | None, finding: str) -> StrategyError:
+        """Adds to a finding what is special about the play."""
+        ranks = f" (clients of ranks {', '.join(map(str, self.ranks))})" if self.ranks else ""
+        dtype = f" (all in {self.dtype})" if self.dtype != torch.float32 else ""
+        return broken(self.strategy, server_round, finding + ranks + dtype)
+
+
+def _line(error: Exception, strategy: Strategy) -> str:
+    """Says where in a strategy's own file something was raised."""
+    file = getattr(sys.modules.get(type(strategy).__module__), "__file__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def broken(strategy: Strategy, server_round: int | None, finding: str) -> StrategyError:
+    """Writes a finding in one line."""
+    where = "" if server_round is None else f"round {server_round}: "
+    return StrategyError(f"strategy {type(strategy).__name__}: {where}{finding}")
+
+
+def made_up_updates(
+    strategy: Strategy,
+    server_round: int,
+    clients: Sequence[int] = made_up.CLIENTS,
+    size: float = 0.1,
+    ranks: Sequence[int] | None = None,
+) -> list[Update]:
+    """Makes updates as the clients of a strategy would send them, who remember nothing yet.
+
+    Args:
+        strategy: Its personal tensors, and those that its plan freezes, are left out.
+        server_round: From 1; another round gives other numbers.
+        clients: Who answers, out of 0 to 3.
+        size: Standard deviation of the deltas.
+        ranks: Of the four clients, if they have ranks of their own.
+
+    Returns:
+        One update for each client.
+    """
+    play = Play(strategy=strategy, size=size, ranks=ranks)
+    broadcast = play.broadcast(server_round, play.start())
+    return [play.answer(server_round, client, broadcast, {})[0] for client in clients]

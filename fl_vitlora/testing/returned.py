@@ -1,0 +1,115 @@
+"""What a half of a strategy returned is looked at: names, shapes, types, and that it is numbers.
+
+n inputs and m outputs of a layer, R rank of a merged pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl_vitlora import lowrank
+from fl_vitlora.state import State
+from fl_vitlora.strategy import ClientPlan, Strategy
+
+MERGED = (lowrank.MERGED_A, lowrank.MERGED_B)
+FLAGS = ("low_rank", "any_rank", "sums_suffice")
+ADAPTERS = ("lora", "sandwich")
+
+
+class ContractError(ValueError):
+    """Something is not as the contract says; the message tells what, and what was expected."""
+
+
+def expect_declaration(strategy: Strategy) -> None:
+    """Looks at what the class says of itself."""
+    for flag in FLAGS:
+        if not isinstance(getattr(strategy, flag), bool):
+            raise ContractError(f"{flag} is {getattr(strategy, flag)!r}, expected True or False")
+    if not _are_endings(strategy.personal):
+        raise ContractError(f"personal is {strategy.personal!r}, not a tuple of endings")
+    if strategy.adapter not in ADAPTERS:
+        raise ContractError(f"adapter is {strategy.adapter!r}, expected one of {ADAPTERS}")
+
+
+def expect_plan(plan: object, names: Collection[str]) -> None:
+    """Looks at a plan for clients who train and send tensors of these names."""
+    if not isinstance(plan, ClientPlan):
+        raise ContractError(f"plan returned {plan!r}, not a ClientPlan")
+    if not _are_endings(plan.frozen):
+        raise ContractError(f"plan.frozen is {plan.frozen!r}, not a tuple of endings")
+    if all(name.endswith(plan.frozen) for name in names):
+        raise ContractError("the plan freezes every tensor; clients would idle")
+    if not (math.isfinite(plan.proximal_mu) and plan.proximal_mu >= 0):
+        raise ContractError(f"plan.proximal_mu is {plan.proximal_mu}, not a weight")
+
+
+def expect_pair(returned: Any, half: str, form: str) -> tuple[Any, Any]:
+    """Takes apart what must be two things."""
+    if isinstance(returned, tuple) and len(returned) == 2:
+        return returned
+    raise ContractError(f"{half} returned a {type(returned).__name__}, expected {form}")
+
+
+def expect_numbers(got: object, what: str) -> None:
+    """Looks for a dictionary of finite tensors."""
+    if not isinstance(got, dict):
+        raise ContractError(f"{what} is a {type(got).__name__}, expected a dictionary of tensors")
+    for name, tensor in got.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ContractError(
+                f"{what} has {name!r} = {tensor!r:.40}, expected tensors by their names"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ContractError(f"{what} has NaN or infinity in {name}")
+
+
+def expect_like(got: State, like: Mapping[str, Tensor], what: str) -> None:
+    """Looks for the names and shapes of other tensors."""
+    if got.keys() != like.keys():
+        differing = sorted(got.keys() ^ like.keys())
+        raise ContractError(f"{what} has missing or strange tensors: {differing[:3]}")
+    for name, tensor in like.items():
+        if got[name].shape != tensor.shape:
+            shapes = tuple(got[name].shape), tuple(tensor.shape)
+            raise ContractError(f"{what} has {name} of shape {shapes[0]}, expected {shapes[1]}")
+
+
+def expect_types(got: State, like: Mapping[str, Tensor], what: str) -> None:
+    """Looks for the types of other tensors of the same names."""
+    for name, tensor in like.items():
+        if got[name].dtype != tensor.dtype:
+            raise ContractError(f"{what} has {name} as {got[name].dtype}, expected {tensor.dtype}")
+
+
+def expect_merged(pairs: State, shapes: Mapping[str, Sequence[int]]) -> State:
+    """Multiplies merged pairs, once it is clear that there is a layer for each.
+
+    Args:
+        pairs: Tensors ``PATH.merged_A`` and ``PATH.merged_B``.
+        shapes: Of all tensors that clients have.
+
+    Returns:
+        The products (m, n) by their paths, in float64.
+    """
+    products = {}
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in pairs):
+        if path + lowrank.A not in shapes:
+            raise ContractError(f"nothing can be merged at {path}: no low-rank pair stands there")
+        tall, wide = (pairs.get(path + ending, torch.zeros(0)) for ending in MERGED)
+        n, m, rank = shapes[path + lowrank.A][1], shapes[path + lowrank.B][0], len(tall)
+        if (tall.shape, wide.shape) != ((rank, n), (m, rank)):
+            raise ContractError(
+                f"{path}.merged_A and merged_B have shapes {tuple(tall.shape)} and "
+                f"{tuple(wide.shape)}, expected (R, {n}) and ({m}, R)"
+            )
+        products[path] = wide.double() @ tall.double()
+    return products
+
+
+def _are_endings(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(ending, str) for ending in value)

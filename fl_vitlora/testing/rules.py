@@ -1,0 +1,247 @@
+"""The rules that every strategy is held to; each compares rounds that should agree.
+
+A rule refuses only what would spoil a run.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fl_vitlora import lowrank
+from fl_vitlora.state import State, clone
+from fl_vitlora.strategy import Strategy
+from fl_vitlora.testing import made_up
+from fl_vitlora.testing.play import ROUNDS, Ending, Play, broken
+
+PLANNED_ROUNDS = 50
+TOLERANCE, HALF_TOLERANCE = 1e-5, 2e-2
+FIRST_ROUND = (made_up.CLIENTS,)
+ALONE = (made_up.CLIENTS[:1],) * ROUNDS
+NEVER_THE_SAME = ((0, 2), (1, 2, 3), (0,), (0, 1, 2, 3), (3,))
+
+
+class Rule(NamedTuple):
+    """What a strategy must do.
+
+    Attributes:
+        told: In words.
+        check: Raises a `StrategyError` where it is broken.
+        concerns: Tells for which strategies it holds.
+    """
+
+    told: str
+    check: Callable[[Strategy], None]
+    concerns: Callable[[Strategy], bool] = lambda _: True
+
+
+def _plans(strategy: Strategy) -> None:
+    play = Play(strategy=strategy)
+    for server_round in range(1, PLANNED_ROUNDS + 1):
+        if play.plan(server_round) != play.plan(server_round):
+            raise broken(strategy, server_round, "plan says something else when asked again")
+
+
+def _returns(strategy: Strategy) -> None:
+    Play(strategy=strategy).run()
+
+
+def _repeats(strategy: Strategy) -> None:
+    _expect_same(
+        strategy,
+        Play(strategy=strategy),
+        "the same rounds gave another model the second time; what must be remembered belongs into "
+        "the state, and chance into fl_vitlora.rng",
+    )
+
+
+def _writes_nothing(strategy: Strategy) -> None:
+    seen: list[tuple[int, str, State, State]] = []
+
+    def hand(server_round: int, what: str, tensors: State) -> State:
+        seen.append((server_round, what, tensors, clone(tensors)))
+        return tensors
+
+    Play(strategy=strategy, hand=hand).run()
+    for server_round, what, now, before in seen:
+        if not _same_bits(before, now):
+            raise broken(strategy, server_round, f"it wrote to {what} that it was given")
+
+
+def _moves(strategy: Strategy) -> None:
+    play = Play(strategy=strategy)
+    end = play.run()
+    if _same_bits(play.start().model, end.model) and not end.merged:
+        raise broken(strategy, ROUNDS, "updates of all clients leave the model as it was")
+
+
+def _rests(strategy: Strategy) -> None:
+    play = Play(strategy=strategy, attendance=FIRST_ROUND, size=0.0)
+    _expect_close(
+        strategy,
+        play.start(),
+        play.run(),
+        "updates of nothing but zeros change what the model computes",
+    )
+
+
+def _weighs(strategy: Strategy) -> None:
+    _expect_close(
+        strategy,
+        Play(strategy=strategy).run(),
+        Play(strategy=strategy, images=2).run(),
+        "twice as many images at every client give another model; only shares should count",
+    )
+
+
+def _ignores_order(strategy: Strategy) -> None:
+    _expect_close(
+        strategy,
+        Play(strategy=strategy).run(),
+        Play(strategy=strategy, backwards=True).run(),
+        "the result depends on the order in which updates are listed",
+    )
+
+
+def _stands_alone(strategy: Strategy) -> None:
+    Play(strategy=strategy, attendance=ALONE).run()
+
+
+def _misses_some(strategy: Strategy) -> None:
+    Play(strategy=strategy, attendance=NEVER_THE_SAME).run()
+
+
+def _survives_checkpoints(strategy: Strategy) -> None:
+    def hand(server_round: int, what: str, tensors: State) -> State:
+        if what not in ("the state", "the memory"):
+            return tensors
+        try:
+            stored = load(save({name: t.contiguous().clone() for name, t in tensors.items()}))
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise broken(strategy, server_round, f"{what} cannot be stored: {cause}") from error
+        return {name: stored[name] for name in tensors}
+
+    _expect_same(
+        strategy,
+        Play(strategy=strategy, hand=hand),
+        "state and memory that were stored and loaded between the rounds gave another model; "
+        "only names and numbers of tensors are stored",
+    )
+
+
+def _travels(strategy: Strategy) -> None:
+    try:
+        fields = pickle.dumps(vars(strategy))
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise broken(strategy, None, f"it cannot be sent to workers: {cause}") from error
+
+    def send(strategy: Strategy) -> Strategy:
+        arrived = object.__new__(type(strategy))
+        vars(arrived).update(pickle.loads(fields))
+        return arrived
+
+    _expect_same(
+        strategy,
+        Play(strategy=strategy, send=send),
+        "copies of it at the clients gave another model; what a client remembers belongs into its "
+        "memory",
+    )
+
+
+def _takes_half(strategy: Strategy) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        Play(strategy=strategy, dtype=dtype).run()  # for its types and numbers alone
+        _expect_close(
+            strategy,
+            Play(strategy=strategy, attendance=FIRST_ROUND).run(),
+            Play(strategy=strategy, attendance=FIRST_ROUND, dtype=dtype).run(),
+            f"the same numbers in {dtype} give another model",
+            HALF_TOLERANCE,
+        )
+
+
+def _takes_ranks(strategy: Strategy) -> None:
+    for attendance in (FIRST_ROUND * ROUNDS, ALONE, NEVER_THE_SAME):
+        Play(strategy=strategy, attendance=attendance, ranks=made_up.RANKS).run()
+
+
+def _needs_sums_only(strategy: Strategy) -> None:
+    _expect_close(
+        strategy,
+        Play(strategy=strategy).run(),
+        Play(strategy=strategy, summed=True).run(),
+        "the mean of the updates, weighted by samples, gives another model than the updates; "
+        "sums_suffice is not so",
+    )
+
+
+RULES = (
+    Rule("plans what a client can do", _plans),
+    Rule("returns finite tensors of the right names, shapes and types", _returns),
+    Rule("gives the same bits when the same rounds are played again", _repeats),
+    Rule("writes to nothing that it is given", _writes_nothing),
+    Rule("moves the model where clients did", _moves),
+    Rule("keeps what the model computes where no client changed anything", _rests),
+    Rule("counts the shares of images, not their number", _weighs),
+    Rule("does not depend on the order of updates", _ignores_order),
+    Rule("works with one client", _stands_alone),
+    Rule("works with other clients in every round", _misses_some),
+    Rule("remembers nothing that a checkpoint would lose", _survives_checkpoints),
+    Rule("works at the clients as at the server", _travels),
+    Rule("takes float16 and bfloat16", _takes_half),
+    Rule("takes clients of different ranks (any_rank)", _takes_ranks, lambda s: s.any_rank),
+    Rule(
+        "needs only the mean of updates (sums_suffice)", _needs_sums_only, lambda s: s.sums_suffice
+    ),
+)
+
+
+def computed(ending: Ending) -> State:
+    """Tells what a model computes, in float64: a strategy may factor a product in another way.
+
+    Args:
+        ending: With the factors of low-rank pairs.
+
+    Returns:
+        The tensors that are no factors, and by their paths the products B·A, or B·R·A, with what
+        was merged beside them. A single factor, whose other half is personal, is told as it is.
+    """
+    found = {name: tensor.double() for name, tensor in ending.model.items()}
+    for path in lowrank.paths(ending.model):
+        if path + lowrank.B in found:
+            right = found.pop(path + lowrank.A)
+            middle = found.pop(path + lowrank.R, torch.eye(len(right), dtype=torch.float64))
+            found[path] = found.pop(path + lowrank.B) @ middle @ right
+    for path, product in ending.merged.items():
+        found[path] = found[path] + product if path in found else product
+    return found
+
+
+def _expect_same(strategy: Strategy, play: Play, finding: str) -> None:
+    """Looks whether a play ends with the bits that the plain one ends with."""
+    plain, other = Play(strategy=strategy).run(), play.run()
+    if not all(_same_bits(a, b) for a, b in zip(plain, other, strict=True)):
+        raise broken(strategy, ROUNDS, finding)
+
+
+def _expect_close(
+    strategy: Strategy, a: Ending, b: Ending, finding: str, tolerance: float = TOLERANCE
+) -> None:
+    """Looks whether two models compute nearly the same."""
+    one, other = computed(a), computed(b)
+    for name in one | other:
+        x, y = (tensors.get(name, torch.zeros(())) for tensors in (one, other))
+        distance = float((x - y).abs().max())
+        if distance > tolerance * (1 + float(x.abs().max())):
+            raise broken(strategy, None, f"{finding}: {name} differs by {distance:.2g}")
+
+
+def _same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())

@@ -1,0 +1,353 @@
+"""The check of strategies: it finds every fault and says what is wrong, and lets the rest pass."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fl_vitlora import lowrank
+from fl_vitlora.state import State, add, mean, scale, subtract
+from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update, averaged
+from fl_vitlora.testing import (
+    StrategyError,
+    check_strategy,
+    findings,
+    made_up_model,
+    made_up_updates,
+)
+
+Q = "blocks.0.attn.qkv.adapters.q"
+CALLS = itertools.count(1)
+WAVE = torch.ones(1, dtype=torch.complex128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(Strategy):
+    """FedAvg with momentum and a control variate, and with one fault."""
+
+    fault: str
+
+    def plan(self, server_round: int) -> ClientPlan:
+        plans: dict[str, Any] = {
+            "plans nothing": None,
+            "freezes all": ClientPlan(frozen=("",)),
+            "freezes a text": ClientPlan(frozen=".lora_A"),  # type: ignore[arg-type]
+            "pushes away": ClientPlan(proximal_mu=-1.0),
+            "plans by chance": ClientPlan(proximal_mu=float(torch.rand(()))),
+            "forgets the frozen": ClientPlan(frozen=(".lora_A",)),
+        }
+        return plans.get(self.fault, ClientPlan())  # type: ignore[no-any-return]
+
+    def broadcast(self, state: State) -> State:
+        if self.fault == "broadcasts a part":
+            return {"head.bias": torch.ones(3)}
+        if self.fault == "broadcasts NaN":
+            return scale(made_up_model(), float("nan"))
+        return dict(state) if state.keys() == made_up_model().keys() else {}
+
+    def drift(self, broadcast: State, memory: State) -> State:
+        if self.fault == "drifts elsewhere":
+            return {"norm.weight": torch.ones(6)}
+        if self.fault == "drifts in another shape":
+            return {"head.bias": torch.ones(1)}
+        if self.fault == "expects a broadcast":
+            return {"head.bias": broadcast["head.bias"]}
+        if self.fault == "writes to the memory" and memory:
+            memory["head.bias"] *= 2
+        return subtract(broadcast, memory) if broadcast and memory else {}
+
+    def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
+        new = scale(work.delta, 1 / (work.steps * work.rate))
+        wrong: dict[str, Any] = {
+            "reports a part": ({"head.bias": new["head.bias"]}, memory),
+            "reports alone": new,
+            "remembers nothing": (new, None),
+            "remembers a number": ({}, {"steps": work.steps}),
+        }
+        if self.fault == "writes to the broadcast" and broadcast:
+            broadcast["head.bias"] *= 2
+        if self.fault == "writes to the delta":
+            work.delta["head.bias"] *= 2
+        return wrong.get(self.fault, (new, new))  # type: ignore[no-any-return]
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        if self.fault in SERVER_FAULTS:
+            return SERVER_FAULTS[self.fault](model, updates, state)  # type: ignore[no-any-return]
+        step = mean([u.delta for u in updates], [u.samples for u in updates])
+        reports = mean([u.report for u in updates], [u.samples for u in updates])
+        velocity = add(scale(state, 0.5), reports) if state else reports
+        return add(model, add(step, scale(velocity, 0.01))), velocity
+
+
+def needs_the_same(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
+    known = {str(u.client): u.delta["head.bias"] for u in updates}
+    _ = [state[client] for client in known if state]
+    return averaged(model, updates), known
+
+
+def hides_a_number(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
+    rounds = getattr(state["rounds"], "hidden", 0) + 1 if state else 1
+    mark = torch.zeros(1)
+    mark.hidden = rounds  # type: ignore[attr-defined]
+    return averaged(model, updates, 1 / rounds), {"rounds": mark}
+
+
+def writes_to_the_state(
+    model: State, updates: Sequence[Update], state: State
+) -> tuple[State, State]:
+    state["rounds"] = state.get("rounds", torch.zeros(1)) + 1
+    return averaged(model, updates), state
+
+
+def merges(path: str, right: Tensor, left: Tensor) -> Callable[..., tuple[State, State]]:
+    pair = {path + lowrank.MERGED_A: right, path + lowrank.MERGED_B: left}
+    return lambda model, updates, state: (averaged(model, updates) | pair, state)
+
+
+def replaces(name: str, change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[State, State]]:
+    def aggregate(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
+        new = averaged(model, updates)
+        return new | {name: change(new[name])}, state
+
+    return aggregate
+
+
+SERVER_FAULTS: dict[str, Callable[..., Any]] = {
+    "forgets the frozen": lambda m, u, s: ({n: m[n] + d for n, d in u[0].delta.items()}, s),
+    "forgets the state": lambda m, u, s: averaged(m, u),
+    "counts rounds": lambda m, u, s: (averaged(m, u), {"rounds": 1}),
+    "divides by none": replaces("head.bias", lambda w: w / torch.zeros(())),
+    "turns": replaces("head.weight", lambda w: w.T),
+    "widens": replaces("head.weight", lambda w: w.double()),
+    "merges half": lambda m, u, s: (averaged(m, u) | {f"{Q}.merged_A": torch.ones(2, 6)}, s),
+    "merges nowhere": merges("head", torch.ones(1, 6), torch.ones(3, 1)),
+    "merges what does not fit": merges(Q, torch.ones(5, 6), torch.ones(6, 4)),
+    "merges NaN": merges(Q, torch.ones(1, 6) / 0, torch.ones(6, 1)),
+    "counts for itself": lambda m, u, s: (averaged(m, u, 1 / next(CALLS)), s),
+    "draws": replaces("head.weight", lambda w: w + torch.rand(())),
+    "writes to the model": lambda m, u, s: (averaged({n: w.add_(1) for n, w in m.items()}, u), s),
+    "writes to an update": lambda m, u, s: (averaged(m, u), {"d": u[0].delta["head.bias"].add_(1)}),
+    "writes to the state": writes_to_the_state,
+    "ignores clients": lambda m, u, s: (dict(m), s),
+    "wanders": replaces("head.weight", lambda w: w + 0.01),
+    "merges too much": merges(Q, torch.ones(1, 6), torch.ones(6, 1)),
+    "sums": lambda m, u, s: (averaged(m, u, 0.01 * sum(x.samples for x in u)), s),
+    "takes the first": lambda m, u, s: (add(m, u[0].delta), s),
+    "needs three": lambda m, u, s: (averaged(m, [*u, u[2]][:-1]), s),
+    "needs the same clients": needs_the_same,
+    "hides a number": hides_a_number,
+    "remembers waves": lambda m, u, s: (averaged(m, u), {"v": WAVE}),
+    "inverts": replaces("patch_embed.proj.bias", lambda w: w.diag().inverse().diag() * w * w),
+    "cancels": replaces("head.weight", lambda w: (w + 1000) - 1000),
+    "cuts to a rank": lambda m, u, s: (lowrank.cut(averaged(m, u), u[0].rank), s),
+    "averages equally": lambda m, u, s: (add(m, mean([x.delta for x in u], [1] * len(u))), s),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        ("plans nothing", "round 1: plan returned None, not a ClientPlan"),
+        ("freezes all", "freezes every tensor"),
+        ("freezes a text", "'.lora_A', not a tuple"),
+        ("pushes away", "proximal_mu is -1.0"),
+        ("plans by chance", "plan says something else when asked again"),
+        ("broadcasts a part", "the broadcast has missing or strange tensors: "),
+        ("broadcasts NaN", "the broadcast has NaN or infinity in patch_embed.proj.weight"),
+        ("drifts elsewhere", r"the drift has missing or strange tensors: \['norm.weight'\]"),
+        ("drifts in another shape", r"head.bias of shape \(1,\), expected \(3,\)"),
+        ("expects a broadcast", "round 1: drift fails: KeyError: 'head.bias'"),
+        ("reports a part", "the report has missing or strange tensors: "),
+        ("reports alone", r"report returned a dict, expected \(report, memory\)"),
+        ("remembers nothing", "the new memory is a NoneType, expected a dictionary of tensors"),
+        ("remembers a number", "the new memory has 'steps' = 4, expected tensors"),
+        ("forgets the frozen", "the new model has missing or strange tensors: .*lora_A"),
+        ("forgets the state", r"aggregate returned a dict, expected \(model, state\)"),
+        ("counts rounds", "the new state has 'rounds' = 1, expected tensors"),
+        ("divides by none", "the new model has NaN or infinity in head.bias"),
+        ("turns", r"the new model has head.weight of shape \(6, 3\), expected \(3, 6\)"),
+        ("widens", "head.weight as torch.float64, expected torch.float32"),
+        ("merges half", r"shapes \(2, 6\) and \(0,\), expected \(R, 6\) and \(6, R\)"),
+        ("merges nowhere", "nothing can be merged at head: no low-rank pair stands there"),
+        ("merges what does not fit", r"shapes \(5, 6\) and \(6, 4\), expected \(R, 6\)"),
+        ("merges NaN", "NaN or infinity in .*merged_A"),
+        ("counts for itself", "gave another model the second time"),
+        ("draws", "gave another model the second time"),
+        ("ignores clients", "leave the model as it was"),
+        ("wanders", "updates of nothing but zeros change .* head.weight differs by 0.01"),
+        ("merges too much", "updates of nothing but zeros change .*q differs by 1"),
+        ("sums", "twice as many images at every client give another model"),
+        ("takes the first", "depends on the order"),
+        ("writes to the model", "round 1: it wrote to the model"),
+        ("writes to an update", "round 1: it wrote to an update"),
+        ("writes to the state", "round 1: it wrote to the state"),
+        ("writes to the broadcast", "round 2: it wrote to the broadcast"),
+        ("writes to the memory", "round 2: it wrote to the memory"),
+        ("writes to the delta", "round 1: it wrote to the delta"),
+        ("needs three", "aggregate fails with 1 of 4 clients: IndexError"),
+        ("needs the same clients", "round 2: aggregate fails with 3 of 4 clients: KeyError"),
+        ("hides a number", "were stored and loaded between the rounds gave another model"),
+        ("remembers waves", "round 2: the state cannot be stored: KeyError: torch.complex128"),
+        (
+            "inverts",
+            r"aggregate fails with 4 of 4 clients: NotImplementedError: .*in torch.float16",
+        ),
+        ("cancels", "the same numbers in torch.float16 give another model: head.weight"),
+    ],
+)
+def test_every_fault_is_found_and_told(fault: str, finding: str):
+    strategy = Wrong(fault=fault)
+    with pytest.raises(StrategyError, match=f"strategy Wrong: .*{finding}") as caught:
+        check_strategy(strategy)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value) in {problem for _, problem in findings(strategy)}
+
+
+def test_the_faultless_one_passes():
+    strategy = Wrong(fault="none")
+    check_strategy(strategy)
+    assert {problem for _, problem in findings(strategy)} == {None}
+
+
+def test_every_rule_is_broken_by_some_fault():
+    """A rule that nothing breaks would be a promise that nobody keeps."""
+    strategies = [
+        *(Wrong(fault=fault) for fault in (*SERVER_FAULTS, "plans nothing", "remembers a number")),
+        Holding(),
+        declared(any_rank=True, fault="cuts to a rank"),
+        declared(sums_suffice=True, fault="takes the first"),
+    ]
+    told = [finding for strategy in strategies for finding in findings(strategy)]
+    assert {rule for rule, _ in told} == {rule for rule, problem in told if problem}
+    assert len({rule for rule, _ in told}) == 15
+
+
+def declared(fault: str = "none", **attributes: Any) -> Strategy:
+    """Makes a strategy whose class says something of itself."""
+    strategy: Strategy = type("Wrong", (Wrong,), attributes)(fault=fault)
+    return strategy
+
+
+@pytest.mark.parametrize(
+    ("attributes", "finding"),
+    [
+        ({"sums_suffice": "yes"}, "sums_suffice is 'yes', expected True or False"),
+        ({"personal": ".lora_B"}, "personal is '.lora_B', not a tuple of endings"),
+        ({"adapter": "burger"}, r"adapter is 'burger', expected one of \('lora', 'sandwich'\)"),
+        ({"personal": ("",)}, "freezes every tensor"),
+        (
+            {"any_rank": True, "fault": "cuts to a rank"},
+            r"lora_A of shape \(1, 6\), expected \(2, 6\) \(clients of ranks 1, 2, 2, 1\)",
+        ),
+        (
+            {"sums_suffice": True, "fault": "averages equally"},
+            "sums_suffice is not so: patch_embed.proj.weight differs by",
+        ),
+    ],
+)
+def test_what_a_class_says_of_itself_must_be_so(attributes: dict[str, Any], finding: str):
+    with pytest.raises(StrategyError, match=f"strategy Wrong: .*{finding}"):
+        check_strategy(declared(**attributes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding(Strategy):
+    """Has something at hand: a function that cannot be sent, or a secret way to the clients."""
+
+    thing: Any = field(default_factory=lambda: lambda: None)
+
+    def plan(self, server_round: int) -> ClientPlan:
+        if server_round == 1 and isinstance(self.thing, dict):
+            self.thing.clear()
+        return ClientPlan()
+
+    def drift(self, broadcast: State, memory: State) -> State:
+        del broadcast, memory
+        return dict(self.thing) if isinstance(self.thing, dict) else {}
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        if isinstance(self.thing, dict):
+            self.thing.update(mean([u.delta for u in updates], [u.samples for u in updates]))
+        return averaged(model, updates), state
+
+
+def test_what_cannot_be_sent_to_the_clients_is_found():
+    with pytest.raises(StrategyError, match=r"Holding: it cannot be sent to workers: .*pickle"):
+        check_strategy(Holding())
+
+
+def test_what_reaches_the_clients_in_secret_is_found():
+    with pytest.raises(StrategyError, match="copies of it at the clients gave another model"):
+        check_strategy(Holding(thing={}))
+
+
+def keeps_b(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
+    assert not any(name.endswith(lowrank.B) for n in (model, updates[0].delta) for name in n)
+    return averaged(model, updates), state
+
+
+def refactors(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
+    """FlexLoRA in short: the mean of products, factored again."""
+    clients = [lowrank.trained(model, update) for update in updates]
+    refactored = lowrank.refactored(model, lowrank.shares(updates), clients)
+    return averaged(model, updates) | refactored, state
+
+
+def stacks(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
+    """FLoRA in short: what was trained is merged, and B begins at zero."""
+    new = averaged(model, updates)
+    clients = [lowrank.trained(model, update) for update in updates]
+    for path in lowrank.paths(model):
+        tall, wide = lowrank.stack(lowrank.shares(updates), clients, path)
+        new |= {path + lowrank.MERGED_A: tall.float(), path + lowrank.MERGED_B: wide.float()}
+        new[path + lowrank.B].zero_()
+    return new, state
+
+
+def averages_r(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
+    assert {name.rpartition(".")[2] for name in updates[0].delta} & {"lora_A", "lora_R"} == {
+        "lora_R"
+    }
+    return averaged(model, updates), state
+
+
+@pytest.mark.parametrize(
+    ("half", "attributes", "frozen"),
+    [
+        (keeps_b, {"personal": (".lora_B",), "sums_suffice": True}, ()),
+        (refactors, {"any_rank": True}, ()),
+        (stacks, {"any_rank": True}, ()),
+        (averages_r, {"adapter": "sandwich", "sums_suffice": True}, (".lora_A", ".lora_B")),
+    ],
+)
+def test_strategies_of_every_kind_pass(
+    half: Callable[..., tuple[State, State]], attributes: dict[str, Any], frozen: tuple[str, ...]
+):
+    methods = {
+        "plan": lambda self, server_round: ClientPlan(frozen=frozen),
+        "aggregate": lambda self, *given: half(*given),
+    }
+    check_strategy(type("Right", (Wrong,), {**methods, **attributes})(fault="none"))
+
+
+def test_made_up_clients_of_a_smaller_rank_change_nothing_beyond_it():
+    updates = made_up_updates(declared(any_rank=True), 1, ranks=(1, 2, 2, 1))
+    assert [update.rank for update in updates] == [1, 2, 2, 1]
+    for update in updates:
+        for tensors in (update.delta, update.report):
+            beyond = [
+                tensors[f"{Q}.lora_A"][update.rank :],
+                tensors[f"{Q}.lora_B"][:, update.rank :],
+            ]
+            assert all(bool((part == 0).all()) for part in beyond)
+            assert bool((tensors[f"{Q}.lora_A"][: update.rank] != 0).all())
