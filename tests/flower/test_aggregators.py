@@ -20,10 +20,10 @@ from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import (
     Aggregator,
     OwnAggregator,
-    Participants,
     check_cohort,
     make_aggregator,
 )
+from fl_vitlora.flower.flower_aggregator import Participants
 from fl_vitlora.flower.transport import Failure
 from fl_vitlora.state import State, clone, is_finite, l2_norm, subtract
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
