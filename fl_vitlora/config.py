@@ -248,12 +248,11 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
         'fedprox'
     """
-    whole = copy.deepcopy(dict(tree))
-    if isinstance(whole.get("strategy"), str):
-        whole["strategy"] = {"name": whole["strategy"]}
+    whole = _name_strategies(copy.deepcopy(dict(tree)))
     for dotted, value in overrides.items():
-        _graft(whole, "strategy.name" if dotted == "strategy" else dotted, value)
-    config = from_mapping(Config, _gather_strategy_options(whole))
+        named = isinstance(value, str) and dotted.rpartition(".")[2] == "strategy"
+        _graft(whole, f"{dotted}.name" if named else dotted, value)
+    config = from_mapping(Config, _gather_strategy_options(_name_strategies(whole)))
     _check_lists(config)
     return config
 
@@ -442,6 +441,16 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"{dotted}: {branch!r} is a single value, not a group of settings")
     tree[leaf] = value
+
+
+def _name_strategies(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a strategy that is given by its name alone as a mapping; and one that it wraps."""
+    inner = tree.get("strategy")
+    if isinstance(inner, str):
+        inner = {"name": inner}
+    if isinstance(inner, Mapping):
+        return {**tree, "strategy": _name_strategies(inner)}
+    return dict(tree)
 
 
 def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
