@@ -42,7 +42,7 @@ from fl_vitlora.models.reading import (
     with_exchanged_reader,
 )
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, subtract
+from fl_vitlora.state import State, clip_norm, subtract
 from fl_vitlora.training import LocalTask, best_precision, evaluate, train
 
 KEPT = "kept"  # in a client's context: the tensors that never leave it
@@ -124,12 +124,11 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         subtract(*({name: s[name] for name, _ in worker.layout.shapes} for s in (trained, start)))
     )
     sent = {name: tensor for name, tensor in delta.items() if name not in task.frozen}
-    content = RecordDict(
-        {
-            messages.ARRAYS: messages.to_packed(sent),
-            messages.METRICS: MetricRecord({messages.SAMPLES: len(shard), messages.LOSS: loss}),
-        }
-    )
+    metrics = MetricRecord({messages.SAMPLES: len(shard), messages.LOSS: loss})
+    if messages.CLIPPING_NORM in config:  # as wrappers of Flower ask
+        sent, within = clip_norm(sent, float(config[messages.CLIPPING_NORM]))  # type: ignore[arg-type]
+        metrics[messages.NORM_BIT] = int(not within)
+    content = RecordDict({messages.ARRAYS: messages.to_packed(sent), messages.METRICS: metrics})
     return Message(content, reply_to=message)
 
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+import torch
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
@@ -232,7 +233,8 @@ class Transport:
         loss = messages.scalar(metrics, messages.LOSS)
         if samples < 1 or not math.isfinite(loss):
             raise ValueError(f"it reports {samples} images and a loss of {loss}")
-        return Update(client=client, samples=samples, loss=loss, delta=delta)
+        report = _norm_bit(metrics) if messages.CLIPPING_NORM in instruction.config else {}
+        return Update(client=client, samples=samples, loss=loss, delta=delta, report=report)
 
     def _send(self, requests: Sequence[Message]) -> list[Message]:
         """Sends messages and gathers replies until all are there or time is up."""
@@ -288,6 +290,14 @@ class Transport:
         )
         if self._tap is not None:
             self._tap(message)
+
+
+def _norm_bit(metrics: MetricRecord) -> State:
+    """Reads whether a client clipped its update, which wrappers of Flower ask."""
+    bit = messages.scalar(metrics, messages.NORM_BIT)
+    if bit not in (0, 1):
+        raise ValueError(f"it reports a norm bit of {bit}")
+    return {messages.NORM_BIT: torch.tensor(bit)}
 
 
 def _measured(client: int, reply: Message, views: Sequence[str]) -> tuple[int, Measured]:

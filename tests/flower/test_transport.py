@@ -21,7 +21,7 @@ from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app, workspace
 from fl_vitlora.flower.transport import Failure, Instruction, Transport, first_line
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, subtract
+from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.training import LocalTask, evaluate, train
 from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid
 
@@ -104,6 +104,20 @@ def test_the_penalty_reaches_the_client(transport: Transport, model: State):
     assert not all(torch.equal(free[name], held[name]) for name in model)
 
 
+def test_a_client_clips_its_update_to_the_norm_that_it_is_told(transport: Transport, model: State):
+    """As Flower's wrappers for differential privacy ask."""
+    (asked,) = instruct(model, 0)
+    ((free,), _) = transport.exchange(1, [asked])
+    norm = l2_norm(free.delta)
+    assert free.report == {}
+    for most, bit in ((2 * norm, 0), (norm / 2, 1)):
+        told = replace(asked, config={**asked.config, messages.CLIPPING_NORM: most})
+        ((update,), _) = transport.exchange(1, [told])
+        assert int(update.report[messages.NORM_BIT]) == bit
+        expected = scale(free.delta, 0.5 if bit else 1.0)
+        assert all(torch.allclose(update.delta[n], t, atol=1e-7) for n, t in expected.items())
+
+
 def test_a_diverged_update_is_a_failure(transport: Transport, model: State):
     asked = instruct(model, 0, 2) + instruct(model, 1, learning_rate=1e30)
     updates, (failure,) = transport.exchange(1, asked)
@@ -138,8 +152,23 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         (MetricRecord({"num-examples": 3, "train_loss": [1.0]}), "not a number"),
         (MetricRecord({"num-examples": 0, "train_loss": 1.0}), "reports 0 images"),
         (MetricRecord({"num-examples": 3, "train_loss": math.nan}), "a loss of nan"),
+        (MetricRecord({"num-examples": 3, "train_loss": 1.0}), "'norm_bit' is None"),
+        (
+            MetricRecord({"num-examples": 3, "train_loss": 1.0, "norm_bit": 7}),
+            "reports a norm bit of 7",
+        ),
     ],
-    ids=["empty", "no state", "no metrics", "no count", "a list", "no image", "no number"],
+    ids=[
+        "empty",
+        "no state",
+        "no metrics",
+        "no count",
+        "a list",
+        "no image",
+        "no number",
+        "no bit",
+        "not a bit",
+    ],
 )
 def test_a_malformed_reply_is_a_failure(
     transport: Transport,
@@ -158,7 +187,9 @@ def test_a_malformed_reply_is_a_failure(
         return Message(reply, reply_to=message)
 
     grid.app = foreign
-    updates, (failure,) = transport.exchange(1, instruct(model, 1))
+    (asked,) = instruct(model, 1)
+    clipping = replace(asked, config={**asked.config, messages.CLIPPING_NORM: 1.0})
+    updates, (failure,) = transport.exchange(1, [clipping])
     assert updates == []
     assert reason in failure.reason
 
