@@ -3,6 +3,6 @@
 import strategies
 from fl_vitlora.deployment import client_app, make_server_app
 
-server_app = make_server_app(strategies.load)
+server_app = make_server_app(strategies.load_for)
 
 __all__ = ["client_app", "server_app"]

@@ -373,24 +373,24 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
         dotted = f"{path}.{key}" if path else str(key)
         if key not in fields:
             raise unknown("setting", dotted, (f"{path}.{n}" if path else n for n in fields))
-        values[key] = _convert(hints[key], value, dotted)
+        values[key] = convert(hints[key], value, dotted)
         _check_interval(values[key], fields[key].metadata.get("interval"), dotted)
     return kind(**values)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def convert(hint: Any, value: Any, path: str) -> Any:
     """Fits one value to one annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type[Any], hint), value, path)
     if origin is types.UnionType:
-        return None if value is None else _convert(arguments[0], value, path)
+        return None if value is None else convert(arguments[0], value, path)
     if hint == tuple[CipherStep, ...]:
         return _read_steps(value, path)
     if origin is tuple:
         single = arguments[0] is int and type(value) is int
         items = [value] if single else _to_list(value, path)
-        return tuple(_convert(arguments[0], item, path) for item in items)
+        return tuple(convert(arguments[0], item, path) for item in items)
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))
     if hint is float:

@@ -55,7 +55,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
     """Makes the server's app.
 
     Args:
-        load_strategy: Makes a strategy of its name and its options.
+        load_strategy: Makes the strategy of an experiment.
 
     Returns:
         The app; it ends with a run folder at the place named `out`.
@@ -69,7 +69,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
         )
         policies.check(config)
-        strategy = load_strategy(config.strategy.name, config.strategy.options)
+        strategy = load_strategy(config)
         check_cohort(strategy, cohort_size(config.clients, config.fraction))
         shards = Path(_given(context.run_config, "shards"))
         classes = _classes(context, shards)

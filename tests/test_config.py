@@ -140,6 +140,11 @@ def test_a_strategy_may_wrap_another(tmp_path: Path, text: str, overrides: dict[
     assert load(write(tmp_path, to_yaml(config))) == config
 
 
+def test_a_wrapped_strategy_is_the_same_however_it_is_named():
+    short = load(None, {"strategy": {"name": "W", "strategy": "M"}})
+    assert short == load(None, {"strategy": "W", "strategy.strategy.name": "M"})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

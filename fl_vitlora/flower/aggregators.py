@@ -7,11 +7,12 @@ updates. `flower_aggregator` drives Flower's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError, blame, unknown
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.flower_aggregator import FlowerAggregator
@@ -20,7 +21,7 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update
 
 AnyStrategy = Strategy | FlowerStrategy
-LoadStrategy = Callable[[str, Mapping[str, Any]], AnyStrategy]  # of its name and its options
+LoadStrategy = Callable[[Config], AnyStrategy]  # of an experiment
 
 
 class Aggregator(Protocol):
