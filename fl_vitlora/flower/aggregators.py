@@ -6,8 +6,8 @@ updates. `flower_aggregator` drives Flower's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
@@ -47,6 +47,18 @@ class Aggregator(Protocol):
         """Makes the next global model of at least one update."""
         ...
 
+    def privacy(self) -> dict[str, Any] | None:
+        """Tells what all rounds so far gave away of one client, if the strategy counts that."""
+        ...
+
+    def snapshot(self) -> tuple[State, dict[str, Any]]:
+        """Returns what is remembered from round to round: tensors, and all else as JSON has it."""
+        ...
+
+    def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
+        """Takes up what a snapshot of the same strategy holds."""
+        ...
+
 
 def make_aggregator(strategy: AnyStrategy, layout: Layout, seed: int) -> Aggregator:
     """Wraps a strategy of either kind."""
@@ -56,18 +68,37 @@ def make_aggregator(strategy: AnyStrategy, layout: Layout, seed: int) -> Aggrega
 
 
 def check_cohort(strategy: AnyStrategy, participants: int) -> None:
-    """Refuses a Flower strategy that would wait forever for more clients than take part.
+    """Refuses a Flower strategy that expects other clients than take part in a round.
 
     Raises:
-        UserError: When it asks for more.
+        UserError: When it would wait for more for ever, or share its noise among others.
     """
-    for name in ("min_available_nodes", "min_train_nodes"):
-        needed = getattr(strategy, name, 0)
-        if needed > participants:
+    layers = list(_layers(strategy))
+    innermost = layers[-1][1]
+    trained = int(participants * getattr(innermost, "fraction_train", 1.0))
+    trained = max(trained, getattr(innermost, "min_train_nodes", 0))
+    for path, layer in layers:
+        for name in ("min_available_nodes", "min_train_nodes"):
+            needed = getattr(layer, name, 0)
+            if needed > participants:
+                raise UserError(
+                    f"{path}.{name} {needed}: only {participants} clients take part in a round; "
+                    "raise --clients or --fraction"
+                )
+        expected = getattr(layer, "num_sampled_clients", trained)
+        if expected != trained:
             raise UserError(
-                f"strategy.{name} {needed}: only {participants} clients take part in a round; "
-                "raise --clients or --fraction"
+                f"{path}.num_sampled_clients {expected}: {trained} clients train in a round, and "
+                f"noise is scaled by them: --set {path}.num_sampled_clients={trained}"
             )
+
+
+def _layers(strategy: object, path: str = "strategy") -> Iterator[tuple[str, object]]:
+    """Yields a strategy and those within it, with their places among the settings."""
+    yield path, strategy
+    inner = getattr(strategy, "strategy", None)
+    if inner is not None:
+        yield from _layers(inner, f"{path}.strategy")
 
 
 def _check_frozen(endings: tuple[str, ...], model: State) -> None:
@@ -124,3 +155,15 @@ class OwnAggregator:
                 f"given; these differ: {differing[:5]}"
             )
         return {name: new[name].to(w.dtype) for name, w in model.items()}
+
+    def privacy(self) -> None:
+        """Counts nothing."""
+
+    def snapshot(self) -> tuple[State, dict[str, Any]]:
+        """Returns the strategy's state."""
+        return dict(self._state), {}
+
+    def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
+        """Puts the strategy's state back."""
+        del plain
+        self._state = dict(tensors)

@@ -6,7 +6,6 @@ gives it replies as it expects them: whole tensors instead of deltas, each by it
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -17,9 +16,9 @@ from flwr.supercore.run import Run
 
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError, blame
-from fl_vitlora.flower import messages
+from fl_vitlora.flower import messages, strategy_state
 from fl_vitlora.flower.transport import ConfigValue, Failure, Instruction
-from fl_vitlora.rng import derive_seed
+from fl_vitlora.rng import derive_seed, seeded
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import Update
 
@@ -27,7 +26,13 @@ FAILED = 1  # Flower's error code for a client app that raised
 
 
 class FlowerAggregator:
-    """Drives a strategy of Flower through the methods of its public contract."""
+    """Drives a strategy of Flower through the methods of its public contract.
+
+    Args:
+        strategy: Flower's; it keeps its memory in itself.
+        layout: Of the exchanged tensors.
+        seed: What the strategy draws is derived from it, so that a run can be repeated.
+    """
 
     def __init__(self, strategy: FlowerStrategy, layout: Layout, seed: int) -> None:
         self._strategy = strategy
@@ -43,8 +48,8 @@ class FlowerAggregator:
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
         """Takes the messages that the strategy would send."""
-        random.seed(derive_seed(self._seed, "flower sampling", server_round))  # Flower's sampler
-        with blame(self._strategy, server_round):
+        chance = derive_seed(self._seed, "flower sampling", server_round)
+        with seeded(chance), blame(self._strategy, server_round):
             sent = list(
                 self._strategy.configure_train(
                     server_round,
@@ -80,19 +85,46 @@ class FlowerAggregator:
             Message(Error(FAILED, failure.reason), reply_to=self._asked[failure.client])
             for failure in failures
         ]
-        with blame(self._strategy, server_round):
+        chance = derive_seed(self._seed, "flower noise", server_round)
+        with seeded(chance), blame(self._strategy, server_round):
             arrays, _ = self._strategy.aggregate_train(server_round, replies)
         return model if arrays is None else messages.from_arrays(arrays, self._layout)
+
+    def privacy(self) -> dict[str, Any] | None:
+        """Asks the strategy's accountant."""
+        spent = getattr(self._strategy, "privacy_spent", lambda: None)()
+        if spent is None:
+            return None
+        return {
+            "epsilon": spent.epsilon,
+            "delta": spent.delta,
+            "releases": spent.num_releases,
+            "accountant": spent.accounting_method,
+        }
+
+    def snapshot(self) -> tuple[State, dict[str, Any]]:
+        """Returns what the strategy keeps in itself."""
+        return strategy_state.snapshot(self._strategy)
+
+    def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
+        """Puts it back."""
+        strategy_state.restore(self._strategy, tensors, plain)
 
     def _reply(self, update: Update) -> Message:
         asked = self._asked[update.client]
         sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
         trained = add({name: sent[name] for name in update.delta}, update.delta)
-        metrics = MetricRecord({messages.SAMPLES: update.samples, messages.LOSS: update.loss})
+        metrics: dict[str, int | float] = {
+            messages.SAMPLES: update.samples,
+            messages.LOSS: update.loss,
+            messages.EQUAL_WEIGHT: 1,
+        }
+        if messages.NORM_BIT in update.report:
+            metrics[messages.NORM_BIT] = int(update.report[messages.NORM_BIT])
         content = RecordDict(
             {
                 messages.ARRAYS: messages.to_arrays(trained),
-                messages.METRICS: metrics,
+                messages.METRICS: MetricRecord(metrics),  # type: ignore[arg-type]
             }
         )
         return Message(content, reply_to=asked)

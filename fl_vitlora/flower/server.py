@@ -32,6 +32,7 @@ class RoundReport:
         train_loss: Mean training loss of the participants, weighted by images.
         participants: Clients whose updates were aggregated.
         failures: Clients that sent none, and why.
+        moved: Whether the strategy made another model than the one that the round began with.
         seconds: Wall time of the round, evaluation included.
     """
 
@@ -41,6 +42,7 @@ class RoundReport:
     train_loss: float
     participants: tuple[int, ...]
     failures: tuple[Failure, ...]
+    moved: bool
     seconds: float
 
 
@@ -115,6 +117,7 @@ class Federation:
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=tuple(update.client for update in updates),
             failures=tuple(failures),
+            moved=any(not torch.equal(tensor, new[name]) for name, tensor in model.items()),
             seconds=time.perf_counter() - begin,
         )
 
