@@ -11,6 +11,7 @@ Only owners ever hold the key; see `deploy/README.md` for a walk-through.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,14 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         start = open_reader(shards / READER_FILE) if given else None
         server = make_server(built, lambda origin: start or origin)
         folder = RunFolder.create(config)
-        run = Run(config=config, server=server, shards=shards, folder=folder, watch=Watch())
+        run = Run(
+            config=config,
+            server=server,
+            shards=shards,
+            folder=folder,
+            watch=Watch(),
+            secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
+        )
         outcome = run.serve(grid, strategy)
         run.write(outcome, run.result(), started)
 
