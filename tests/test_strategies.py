@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,17 @@ def test_a_strategy_of_flowers_kind_may_take_any_options(folder: Path):
     assert (strategy["weight"], strategy["fraction_evaluate"]) == ("heavy", 0.0)
     with pytest.raises(UserError, match=r"strategy late needs a value: --set strategy\.weight"):
         strategies.load("late", {})
+
+
+def test_the_wrapper_that_the_page_shows_can_be_made():
+    page = (Path(strategies.__file__).parent / "README.md").read_text(encoding="utf-8")
+    command = page.split("take another strategy of Flower")[1].split("```")[1]
+    words = command.replace("\\\n", " ").split()
+    typed = [word for flag, word in pairwise(words) if flag == "--set"]
+    given = dict(configuration.parse_override(word) for word in typed)
+    given["strategy.name"] = words[words.index("--strategy") + 1]
+    wrapper = vars(strategies.load_for(configuration.load(None, given)))
+    assert (wrapper["num_sampled_clients"], wrapper["accountant"].config.target_delta) == (20, 1e-5)
 
 
 @pytest.mark.parametrize(

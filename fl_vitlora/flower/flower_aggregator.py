@@ -114,17 +114,19 @@ class FlowerAggregator:
         asked = self._asked[update.client]
         sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
         trained = add({name: sent[name] for name in update.delta}, update.delta)
-        metrics: dict[str, int | float] = {
-            messages.SAMPLES: update.samples,
-            messages.LOSS: update.loss,
-            messages.EQUAL_WEIGHT: 1,
-        }
+        metrics = MetricRecord(
+            {
+                messages.SAMPLES: update.samples,
+                messages.LOSS: update.loss,
+                messages.EQUAL_WEIGHT: 1,
+            }
+        )
         if messages.NORM_BIT in update.report:
             metrics[messages.NORM_BIT] = int(update.report[messages.NORM_BIT])
         content = RecordDict(
             {
                 messages.ARRAYS: messages.to_arrays(trained),
-                messages.METRICS: MetricRecord(metrics),  # type: ignore[arg-type]
+                messages.METRICS: metrics,
             }
         )
         return Message(content, reply_to=asked)
