@@ -189,7 +189,7 @@ def run(experiment: config.Config, *, verbose: bool) -> None:
 
     if not verbose:
         silence()
-    strategy = strategies.load(experiment.strategy.name, experiment.strategy.options)
+    strategy = strategies.load_for(experiment)
     with RunDisplay(experiment.rounds) as display:
         watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
         result, folder = run_experiment(experiment, strategy, watch, STARTED)
@@ -213,7 +213,7 @@ def compare(grid: Grid, *, verbose: bool) -> None:
     try:
         with ComparisonDisplay(len(grid.runs)) as display:
             watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
-            for record in comparison.compare(grid, folder, strategies.load, watch):
+            for record in comparison.compare(grid, folder, strategies.load_for, watch):
                 display.show_run(describe(record))
                 records.append(record)
     except KeyboardInterrupt:

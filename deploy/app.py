@@ -3,7 +3,7 @@
 import strategies
 from fl_vitlora.deployment import make_node_app, make_server_app
 
-client_app = make_node_app(strategies.load)
-server_app = make_server_app(strategies.load)
+client_app = make_node_app(strategies.load_for)
+server_app = make_server_app(strategies.load_for)
 
 __all__ = ["client_app", "server_app"]

@@ -66,7 +66,7 @@ def compare(
     Args:
         grid: What to run.
         folder: Where to; see `prepare_folder`.
-        load_strategy: Makes a strategy of its name and its options.
+        load_strategy: Makes the strategy of an experiment.
         watch: Who looks on.
 
     Yields:
@@ -79,7 +79,7 @@ def compare(
     with Engine(verbose=watch.verbose) as engine:
 
         def execute(config: Config) -> Line:
-            strategy = load_strategy(config.strategy.name, config.strategy.options)
+            strategy = load_strategy(config)
             return run(config, strategy, watch, engine=engine)[0]
 
         for cell, config in grid.runs:

@@ -287,12 +287,11 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
         'fedprox'
     """
-    whole = copy.deepcopy(dict(tree))
-    if isinstance(whole.get("strategy"), str):
-        whole["strategy"] = {"name": whole["strategy"]}
+    whole = _name_strategies(copy.deepcopy(dict(tree)))
     for dotted, value in overrides.items():
-        _graft(whole, "strategy.name" if dotted == "strategy" else dotted, value)
-    config = from_mapping(Config, _gather_strategy_options(whole))
+        named = isinstance(value, str) and dotted.rpartition(".")[2] == "strategy"
+        _graft(whole, f"{dotted}.name" if named else dotted, value)
+    config = from_mapping(Config, _gather_strategy_options(_name_strategies(whole)))
     _check_lists(config)
     return config
 
@@ -413,24 +412,24 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
         dotted = f"{path}.{key}" if path else str(key)
         if key not in fields:
             raise unknown("setting", dotted, (f"{path}.{n}" if path else n for n in fields))
-        values[key] = _convert(hints[key], value, dotted)
+        values[key] = convert(hints[key], value, dotted)
         _check_interval(values[key], fields[key].metadata.get("interval"), dotted)
     return kind(**values)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def convert(hint: Any, value: Any, path: str) -> Any:
     """Fits one value to one annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type[Any], hint), value, path)
     if origin is types.UnionType:
-        return None if value is None else _convert(arguments[0], value, path)
+        return None if value is None else convert(arguments[0], value, path)
     if hint == tuple[CipherStep, ...]:
         return _read_steps(value, path)
     if origin is tuple:
         single = arguments[0] is int and type(value) is int
         items = [value] if single else _to_list(value, path)
-        return tuple(_convert(arguments[0], item, path) for item in items)
+        return tuple(convert(arguments[0], item, path) for item in items)
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))
     if hint is float:
@@ -481,6 +480,16 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"{dotted}: {branch!r} is a single value, not a group of settings")
     tree[leaf] = value
+
+
+def _name_strategies(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a strategy that is given by its name alone as a mapping; and one that it wraps."""
+    inner = tree.get("strategy")
+    if isinstance(inner, str):
+        inner = {"name": inner}
+    if isinstance(inner, Mapping):
+        return {**tree, "strategy": _name_strategies(inner)}
+    return dict(tree)
 
 
 def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:

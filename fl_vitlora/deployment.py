@@ -11,6 +11,7 @@ Only owners ever hold the key; see `deploy/README.md` for a walk-through.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
     device = choose_workers(config.engine.device, 1, most=1).device
     turns = policies.clients_turn(config)
-    strategy = client_half(load_strategy(config.strategy.name, config.strategy.options))
+    strategy = client_half(load_strategy(config))
     return client_settings(config, shards, classes, device, strategy, with_key=turns)
 
 
@@ -65,7 +66,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
     """Makes the server's app.
 
     Args:
-        load_strategy: Makes a strategy of its name and its options.
+        load_strategy: Makes the strategy of an experiment.
 
     Returns:
         The app; it ends with a run folder at the place named `out`.
@@ -79,7 +80,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
         )
         policies.check(config)
-        strategy = load_strategy(config.strategy.name, config.strategy.options)
+        strategy = load_strategy(config)
         asked, config = config, policies.for_strategy(config, client_half(strategy))
         check_cohort(strategy, cohort_size(config.clients, config.fraction))
         check_privacy(config, strategy)
@@ -99,6 +100,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             shards=shards,
             folder=folder,
             watch=Watch(),
+            secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
         )
         outcome = run.serve(grid)
         run.write(outcome, run.result(), started)

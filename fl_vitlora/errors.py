@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 
 MOST_SHOWN = 20
 
@@ -34,3 +36,18 @@ def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     few = names if len(names) <= MOST_SHOWN else [*near, f"{len(names)} in all"]
     return UserError(f"unknown {what} {given!r}{hint} (choices: {', '.join(few)})")
+
+
+@contextlib.contextmanager
+def blame(strategy: object, server_round: int) -> Iterator[None]:
+    """Turns what a strategy's own code raises into one line that names its place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"strategy {type(strategy).__name__}, round {server_round}: "
+            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error

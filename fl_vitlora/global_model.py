@@ -45,6 +45,11 @@ class GlobalModel:
             increments=added(self.increments, merged),
         )
 
+    def differs_from(self, other: GlobalModel) -> bool:
+        """Tells whether anything moved."""
+        same = all(torch.equal(t, other.tensors[name]) for name, t in self.tensors.items())
+        return not same or len(self.merges) != len(other.merges)
+
     def stored(self) -> State:
         """Returns all that makes the model out of the public one, under names of their own."""
         named = {f"{path}{INCREMENT}": tensor for path, tensor in self.increments.items()}

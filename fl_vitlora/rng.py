@@ -9,8 +9,12 @@ These generators are for experiments. Keys never come from here; see `encryption
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -37,3 +41,29 @@ def derive_seed(seed: int, *path: str | int) -> int:
 def generator(seed: int, *path: str | int) -> torch.Generator:
     """Makes the CPU generator of one purpose; see `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *path))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the generators that Python and numpy share with everybody, and puts them back after.
+
+    It is for others' code that draws from them.
+
+    Args:
+        seed: As `derive_seed` gives it.
+
+    Example:
+        >>> with seeded(3):
+        ...     first = random.random(), float(np.random.normal())
+        >>> with seeded(3):
+        ...     first == (random.random(), float(np.random.normal()))
+        True
+    """
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed([seed >> 32, seed & 0xFFFFFFFF])  # it takes numbers of 32 bits
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

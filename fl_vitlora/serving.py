@@ -139,6 +139,9 @@ class Run:
         lines: Rounds so far, as in `rounds.jsonl`.
         measured: The last measurements, by view of the test images.
         full_bytes: Of a downlink and an uplink message with the whole model, once measured.
+        privacy: What the strategy's accountant says at the end, if it has one.
+        secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
+            whoever knows what noise was added can take it off again.
     """
 
     config: Config
@@ -152,6 +155,8 @@ class Run:
     lines: list[Line] = field(default_factory=list)
     measured: Measured = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
+    secret_seed: int | None = None
 
     @property
     def trained(self) -> State:
@@ -181,10 +186,12 @@ class Run:
         )
         evaluator = self._evaluator(transport)
         clients = transport.greet(self.config.clients)
+        seed = self.config.seed if self.secret_seed is None else self.secret_seed
+        aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
         begin = time.perf_counter()
         federation = Federation(
             transport=transport,
-            aggregator=make_aggregator(self.strategy, Layout.of(initial), self.config.seed),
+            aggregator=aggregator,
             clients=list(clients),
             rounds=self.config.rounds,
             fraction=self.config.fraction,
@@ -197,6 +204,7 @@ class Run:
         end = time.perf_counter()
         down, up = full_model_bytes(self.server.plain)
         self.full_bytes.update(downlink=down, uplink=up)
+        self.privacy.update(aggregator.privacy() or {})
         return Outcome(model=final, begin=begin, end=end)
 
     def result(self) -> Line:
@@ -223,6 +231,8 @@ class Run:
             "trainable_parameters": count(self.trained),
             "exchanged_parameters": count(policies.exchanged(config, self.trained, personal)),
             "total_parameters": count(self.server.plain),
+            "idle_rounds": sum(not line["moved"] for line in self.lines),
+            "privacy": self.privacy or None,
             "communication": {
                 "uplink_bytes": uplink,
                 "downlink_bytes": downlink,
@@ -252,6 +262,7 @@ class Run:
             "train_loss": report.train_loss,
             "participants": list(report.participants),
             "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
+            "moved": report.moved,
             "uplink_bytes": self.ledger.total("uplink", report.round),
             "downlink_bytes": self.ledger.total("downlink", report.round),
             "aggregation_error": report.aggregation_error,

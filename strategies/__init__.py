@@ -14,20 +14,14 @@ import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fl_vitlora.config import from_mapping
+from fl_vitlora.config import Config, from_mapping
 from fl_vitlora.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from fl_vitlora.flower.aggregators import AnyStrategy
+    from fl_vitlora.flower.construction import Terms
 
-# What Flower's strategies are told unless the user says otherwise: the server loop chooses the
-# participants and evaluates, so a strategy trains on all that it is shown.
-FLOWER_DEFAULTS: Mapping[str, Any] = {
-    "fraction_evaluate": 0.0,
-    "min_train_nodes": 1,
-    "min_evaluate_nodes": 0,
-    "min_available_nodes": 1,
-}
+INNERMOST = "flwr.serverapp.strategy:FedAvg"  # what a wrapper wraps if nothing else is named
 
 
 def available() -> list[str]:
@@ -35,12 +29,29 @@ def available() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str, options: Mapping[str, Any]) -> AnyStrategy:
+def load_for(config: Config) -> AnyStrategy:
+    """Makes the strategy of an experiment; see `load`."""
+    from fl_vitlora.flower.server import cohort_size
+
+    return load(
+        config.strategy.name,
+        config.strategy.options,
+        cohort=cohort_size(config.clients, config.fraction),
+        clients=config.clients,
+    )
+
+
+def load(
+    name: str, options: Mapping[str, Any], *, cohort: int = 1, clients: int = 1
+) -> AnyStrategy:
     """Makes a strategy.
 
     Args:
         name: A file of this folder without its ending, or ``package.module:Class``.
-        options: Its hyper-parameters.
+        options: Its hyper-parameters; what a wrapper of Flower wraps is one of them, ``strategy``:
+            a name, or a mapping of a name and hyper-parameters.
+        cohort: How many clients take part in a round.
+        clients: How many there are.
 
     Returns:
         An instance.
@@ -52,11 +63,41 @@ def load(name: str, options: Mapping[str, Any]) -> AnyStrategy:
         >>> load("fedprox", {"mu": "1e-1"})
         FedProx(mu=0.1)
     """
+    from fl_vitlora.flower.construction import Terms
+
+    return _load(name, options, Terms.of(cohort=cohort, clients=clients))
+
+
+def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
+    """Makes a strategy, be it the outermost or one in a wrapper."""
+    from fl_vitlora.flower import construction
+
     kind = _named_class(name) if ":" in name else _class_in_file(name)
     if dataclasses.is_dataclass(kind):
-        strategy: AnyStrategy = from_mapping(kind, options, "strategy")  # type: ignore[assignment]
-        return strategy
-    return _make_flower(kind, name, options)
+        own: AnyStrategy = from_mapping(kind, options, terms.path)  # type: ignore[assignment]
+        return own
+    if construction.wraps(kind):
+        wrapped = _load_wrapped(options.get("strategy", INNERMOST), terms.within(kind))
+        options = {**options, "strategy": wrapped}
+    strategy: AnyStrategy = construction.construct(kind, name, options, terms)
+    return strategy
+
+
+def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
+    """Makes what a wrapper of Flower wraps; given by its name, or with options beside it."""
+    from fl_vitlora.strategy import Strategy
+
+    if not isinstance(given, str | Mapping):
+        raise UserError(f"{terms.path}: expected the name of a strategy, got {given!r}")
+    options = {"name": given} if isinstance(given, str) else {"name": INNERMOST, **given}
+    name = options.pop("name")
+    strategy = _load(name, options, terms)
+    if isinstance(strategy, Strategy):
+        raise UserError(
+            f"{terms.path}: {name} is a strategy of this project, and Flower's wrappers take only "
+            f"Flower's, for example {INNERMOST}"
+        )
+    return strategy
 
 
 def _class_in_file(name: str) -> type[Any]:
@@ -106,29 +147,3 @@ def _is_strategy(kind: type[Any]) -> bool:
     from fl_vitlora.strategy import Strategy
 
     return issubclass(kind, Strategy | FlowerStrategy) and not inspect.isabstract(kind)
-
-
-def _make_flower(kind: type[Any], name: str, options: Mapping[str, Any]) -> AnyStrategy:
-    """Makes an instance of a Flower strategy, which has a constructor of its own."""
-    parameters = inspect.signature(kind).parameters
-    if "strategy" in parameters:
-        raise UserError(f"strategy {name} wraps another strategy; wrappers do not run yet")
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for option in options:
-        if option not in parameters and not open_ended:
-            raise unknown(f"parameter of {name}", option, parameters)
-    needed = [
-        p.name
-        for p in parameters.values()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in options
-    ]
-    if needed:
-        raise UserError(f"strategy {name} needs a value: --set strategy.{needed[0]}=VALUE")
-    defaults = {key: value for key, value in FLOWER_DEFAULTS.items() if key in parameters}
-    try:
-        strategy: AnyStrategy = kind(**{**defaults, **options})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"strategy {name}: {error}") from None
-    return strategy

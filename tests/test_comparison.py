@@ -41,7 +41,7 @@ def small(folder: Path, **tree: Any) -> Grid:
 
 def start(grid: Grid, folder: Path) -> Iterator[Record]:
     prepare_folder(folder, grid)
-    return compare(grid, folder, strategies.load)
+    return compare(grid, folder, strategies.load_for)
 
 
 def state_of(folder: Path) -> dict[str, int]:

@@ -124,6 +124,28 @@ def test_what_stands_beside_the_name_of_a_strategy_are_its_options(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("strategy: {name: W, strategy: {name: M, eta: 1}}\n", {}),
+        ("strategy: {name: W, strategy: M}\n", {"strategy.strategy.eta": 1}),
+        ("strategy: W\n", {"strategy.strategy.eta": 1, "strategy.strategy": "M"}),
+        ("", {"strategy": "W", "strategy.strategy": "M", "strategy.strategy.eta": 1}),
+        ("strategy: V\n", {"strategy": {"name": "W", "strategy": {"name": "M", "eta": 1}}}),
+    ],
+)
+def test_a_strategy_may_wrap_another(tmp_path: Path, text: str, overrides: dict[str, Any]):
+    config = load(write(tmp_path, text), overrides)
+    assert config.strategy.name == "W"
+    assert config.strategy.options == {"strategy": {"name": "M", "eta": 1}}
+    assert load(write(tmp_path, to_yaml(config))) == config
+
+
+def test_a_wrapped_strategy_is_the_same_however_it_is_named():
+    short = load(None, {"strategy": {"name": "W", "strategy": "M"}})
+    assert short == load(None, {"strategy": "W", "strategy.strategy.name": "M"})
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("a.b=1", ("a.b", 1)),

@@ -24,6 +24,7 @@ LINE = {
     "uplink_bytes": 1000,
     "downlink_bytes": 500,
     "failures": [{"client": 3, "reason": "no reply"}],
+    "moved": True,
     "seconds": 2.0,
 }
 RESULT = {
@@ -35,6 +36,8 @@ RESULT = {
     "method": "lora",
     "trainable_parameters": 10,
     "total_parameters": 1000,
+    "idle_rounds": 0,
+    "privacy": None,
     "encryption": {
         "steps": [],
         "scope": "shared",
@@ -97,10 +100,12 @@ def test_each_round_is_a_line_where_there_is_no_terminal() -> None:
         display.announce("starting workers")
         display.show_round(LINE)
         display.show_round({**LINE, "round": 2, "failures": []})
-    first, second, third = console.export_text().splitlines()
+        display.show_round({**LINE, "round": 3, "failures": [], "moved": False})
+    first, second, third, fourth = console.export_text().splitlines()
     assert first == "starting workers"
     assert second == "round 1/20  accuracy 50.0 %  loss 1.250  1.5 kB sent  1 failed  2.0 s"
     assert third == "round 2/20  accuracy 50.0 %  loss 1.250  3.0 kB sent  2.0 s"
+    assert fourth.endswith("4.5 kB sent  model unchanged  2.0 s")
 
 
 def test_a_terminal_sees_a_bar_with_the_time_left() -> None:
@@ -122,6 +127,18 @@ def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
     assert "10 of 1,000" in shown
     assert "(1.00 %)" in shown
     assert "wrong key" not in shown
+    assert "privacy" not in shown
+    assert "idle" not in shown
+
+
+def test_the_table_shows_what_was_given_away_and_rounds_without_effect() -> None:
+    console = Console(record=True, width=120)
+    spent = {"epsilon": 3.14159, "delta": 1e-5, "releases": 18, "accountant": "rdp"}
+    print_result({**RESULT, "privacy": spent, "idle_rounds": 2}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    told = "privacy epsilon 3.14 at delta 1e-05 for a client's updates, 18 releases (rdp)"
+    assert told in lines
+    assert "idle rounds 2 of 20: the model stayed as it was" in lines
 
 
 def test_the_table_shows_whose_key_it_was_and_what_another_is_worth() -> None:

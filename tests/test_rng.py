@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_vitlora.rng import derive_seed, generator
+from fl_vitlora.rng import derive_seed, generator, seeded
 
 PATHS = st.lists(st.integers(0, 9) | st.text("ab", min_size=1, max_size=2), max_size=3)
 
@@ -48,3 +52,28 @@ def test_neighbouring_seeds_and_rounds_give_unlike_orders():
         for server_round in range(5)
     }
     assert len(orders) == 25
+
+
+@given(seed=st.integers(0, 2**63 - 1))
+def test_everybodys_generators_draw_by_the_seed_and_then_go_on_where_they_were(seed: int):
+    def draw() -> tuple[float, float]:
+        return random.random(), float(np.random.normal())
+
+    random.seed(7)
+    np.random.seed(7)
+    expected = [draw(), draw()]
+    random.seed(7)
+    np.random.seed(7)
+    found = [draw()]
+    with seeded(seed):
+        first = draw()
+    with seeded(seed):
+        assert draw() == first
+    assert [*found, draw()] == expected
+
+
+def test_everybodys_generators_are_put_back_after_an_error_too():
+    state = random.getstate()
+    with pytest.raises(RuntimeError), seeded(3):
+        raise RuntimeError
+    assert random.getstate() == state

@@ -198,7 +198,7 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> Non
     assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 
 
-PLAIN_FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
+FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
     "FedAvg": {},
     "FedAvgM": {"server_momentum": 0.9},
     "FedAdagrad": {"eta": 0.01},
@@ -211,10 +211,18 @@ PLAIN_FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
     "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
     "Bulyan": {},
     "QFedAvg": {"client_learning_rate": 0.02},
+    **{
+        f"DifferentialPrivacy{side}Side{kind}Clipping": options
+        for side in ("Server", "Client")
+        for kind, options in {
+            "Fixed": {"noise_multiplier": 0.1, "clipping_norm": 1.0, "target_delta": 1e-5},
+            "Adaptive": {"noise_multiplier": 0.1, "initial_clipping_norm": 1.0},
+        }.items()
+    },
 }
 
 
-def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: Path) -> None:
+def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: Path) -> None:
     """Each by its class name, two rounds on the same encrypted shards, over one Ray."""
     config = dataclasses.replace(finished.config, fraction=1.0)
     shards = finished.folder / "shards"
@@ -223,10 +231,12 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
     ended: dict[str, Run] = {}
 
     def serve(grid: Any, stop: threading.Event) -> None:
-        for name, options in PLAIN_FLOWER_STRATEGIES.items():
+        for name, options in FLOWER_STRATEGIES.items():
             named = dataclasses.replace(config, out=str(tmp_path / name))
             folder = RunFolder.create(named)
-            strategy = strategies.load(f"flwr.serverapp.strategy:{name}", options)
+            strategy = strategies.load(
+                f"flwr.serverapp.strategy:{name}", options, cohort=4, clients=4
+            )
             ended[name] = Run(
                 config=named,
                 strategy=strategy,
@@ -247,5 +257,24 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
         ray.stop()
     for name, one in ended.items():
         assert [len(line["participants"]) for line in one.lines] == [4, 4], name
+        assert all(line["moved"] for line in one.lines), name
         assert one.lines[-1]["loss"] < 20, name
-    assert len({one.lines[-1]["loss"] for one in ended.values()}) > 8  # they do differ
+        assert (one.result()["privacy"] is None) == ("Fixed" not in name), name
+    assert len({one.lines[-1]["loss"] for one in ended.values()}) > 12  # they do differ
+
+
+def test_a_private_run_tells_what_it_gave_away(tmp_path: Path) -> None:
+    done = execute(
+        tmp_path,
+        encryption__steps=[],
+        strategy="flwr.serverapp.strategy:DifferentialPrivacyClientSideFixedClipping",
+        strategy__strategy="flwr.serverapp.strategy:FedAvg",
+        strategy__noise_multiplier=2.0,
+        strategy__clipping_norm=1.0,
+        strategy__target_delta=1e-5,
+    )
+    told = json.loads((done.folder / "result.json").read_text())["privacy"]
+    assert told == done.result["privacy"]
+    assert (told["delta"], told["releases"], told["accountant"]) == (1e-5, 2, "rdp")
+    assert 2 < told["epsilon"] < 5
+    assert done.result["idle_rounds"] == 0

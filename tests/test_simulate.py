@@ -54,7 +54,11 @@ MISTAKES = {
     "--check-strategy fedavg --seeds 0 1": ["--check-strategy", "--seeds"],
     "--check-strategy fedavg --rotate-key used": ["--check-strategy", "--rotate-key"],
     "--strategy fedprox --set strategy.mu=-1": ["strategy.mu", "[0, inf)"],
-    "--strategy flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping": ["wraps"],
+    "--strategy flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping": [
+        "needs a value",
+        "--set strategy.noise_multiplier=VALUE",
+    ],
+    "--strategy flwr.serverapp.strategy:QFedAvg": ["--set strategy.client_learning_rate=VALUE"],
     "--clients 2000": ["2000 clients", "1437 training images", "at most 718"],
     "--dataset missing/folder": ["missing/folder", "--dataset FOLDER"],
     "--partition pathological --set data.classes_per_client=11": ["11", "10 classes"],

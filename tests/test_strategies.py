@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import strategies
+from fl_vitlora import config as configuration
 from fl_vitlora.errors import UserError
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.testing import check_strategy, made_up_model, made_up_updates
@@ -100,6 +102,115 @@ def test_a_strategy_of_flower_gets_the_options_and_no_evaluation():
     assert (strategy.eta, strategy.fraction_evaluate, strategy.min_train_nodes) == (0.5, 0.0, 1)
 
 
+DP = "flwr.serverapp.strategy:DifferentialPrivacy"
+FIXED = {"noise_multiplier": "1e-1", "clipping_norm": 1}
+
+
+def test_options_of_flowers_strategies_are_read_by_their_types():
+    strategy = strategies.load("flwr.serverapp.strategy:FedAdam", {"eta": "1e-2", "tau": 1})
+    assert (vars(strategy)["eta"], vars(strategy)["tau"]) == (0.01, 1.0)
+    with pytest.raises(UserError, match=r"strategy\.min_train_nodes: expected a whole number"):
+        strategies.load("flwr.serverapp.strategy:FedAvg", {"min_train_nodes": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "eta"),
+    [
+        ({}, "FedAvg", None),
+        ({"strategy": "flwr.serverapp.strategy:FedYogi"}, "FedYogi", 0.01),
+        ({"strategy": {"name": "flwr.serverapp.strategy:FedAdam", "eta": 0.5}}, "FedAdam", 0.5),
+        ({"strategy": {"fraction_train": 0.5}}, "FedAvg", None),
+    ],
+)
+@pytest.mark.parametrize("side", ["Server", "Client"])
+def test_a_wrapper_of_flower_is_given_what_it_wraps(
+    side: str, given: dict[str, Any], kind: str, eta: float | None
+):
+    name = f"{DP}{side}SideFixedClipping"
+    wrapper = vars(strategies.load(name, {**FIXED, **given}, cohort=5, clients=20))
+    inner = wrapper["strategy"]
+    assert (wrapper["noise_multiplier"], wrapper["num_sampled_clients"]) == (0.1, 5)
+    assert type(inner) is getattr(flwr.serverapp.strategy, kind)
+    assert getattr(inner, "eta", None) == eta
+    assert (inner.fraction_evaluate, inner.min_train_nodes) == (0.0, 1)
+
+
+def test_a_wrapper_may_wrap_a_wrapper():
+    within = {"name": f"{DP}ServerSideFixedClipping", **FIXED}
+    wrapper = strategies.load(f"{DP}ClientSideFixedClipping", {**FIXED, "strategy": within})
+    assert type(vars(wrapper)["strategy"].strategy) is flwr.serverapp.strategy.FedAvg
+
+
+def test_the_cohort_and_the_population_are_those_of_the_experiment():
+    given = {"strategy": f"{DP}ServerSideFixedClipping", "clients": 20, "fraction": 0.25}
+    options = {f"strategy.{key}": value for key, value in {**FIXED, "target_delta": 1e-5}.items()}
+    wrapper = vars(strategies.load_for(configuration.load(None, {**given, **options})))
+    assert wrapper["num_sampled_clients"] == 5
+    assert wrapper["accountant"].config.population_size == 20
+    assert wrapper["accountant"].config.target_delta == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "expectation"),
+    [
+        ({"clipping_norm": 1}, r"--set strategy\.noise_multiplier=VALUE$"),
+        ({**FIXED, "noise_multiplyer": 1}, r"'noise_multiplyer'; did you mean 'noise_multiplier'"),
+        ({**FIXED, "clipping_norm": -1}, "clipping norm should be a positive value"),
+        ({**FIXED, "target_delta": "small"}, r"strategy\.target_delta: expected a number"),
+        ({**FIXED, "target_delta": 2}, "target_delta must be finite and strictly between 0 and 1"),
+        (
+            {**FIXED, "noise_multiplier": 0, "target_delta": 1e-5},
+            "must be positive when accounting",
+        ),
+        ({**FIXED, "accountant": "rdp"}, r"'accountant'.*target_delta"),
+        ({**FIXED, "strategy": 3}, r"strategy\.strategy: expected the name of a strategy, got 3"),
+        (
+            {**FIXED, "strategy": "fedavg"},
+            r"strategy\.strategy: fedavg is a strategy of this project",
+        ),
+        ({**FIXED, "strategy": "fedavgg"}, "did you mean 'fedavg'"),
+        (
+            {**FIXED, "strategy": "flwr.serverapp.strategy:QFedAvg"},
+            r"--set strategy\.strategy\.client_learning_rate=VALUE$",
+        ),
+        (
+            {**FIXED, "strategy": {"name": "flwr.serverapp.strategy:FedAdam", "eta": "fast"}},
+            r"strategy\.strategy\.eta: expected a number",
+        ),
+        (
+            {**FIXED, "target_delta": 1e-5, "strategy": "flwr.serverapp.strategy:FedMedian"},
+            "accounting currently requires a strategy using FedAvg",
+        ),
+    ],
+)
+def test_a_wrapper_that_cannot_be_made_is_answered(options: dict[str, Any], expectation: str):
+    with pytest.raises(UserError, match=expectation) as caught:
+        strategies.load(f"{DP}ServerSideFixedClipping", options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_account_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(UserError, match=r"pip install 'fl_vitlora\[privacy\]'"):
+        strategies.load(f"{DP}ClientSideFixedClipping", {**FIXED, "target_delta": 1e-5})
+    strategies.load(f"{DP}ClientSideFixedClipping", FIXED)
+
+
+LATE = '''
+"""Weighs as it is told, in types that only a type checker knows."""
+from __future__ import annotations
+from typing import TYPE_CHECKING, Any
+import flwr.serverapp.strategy as flower
+if TYPE_CHECKING:
+    from elsewhere import Weight
+
+class Late(flower.FedAvg):
+    def __init__(self, weight: Weight, **given: Any) -> None:
+        super().__init__(**given)
+        self.weight = weight
+'''
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of strategies/ to drop files into."""
@@ -129,6 +240,26 @@ def test_the_page_that_teaches_strategies_shows_one_that_works(folder: Path):
     strategy = strategies.load("frozen_a", {"rate": 0.8})
     check_strategy(strategy)  # type: ignore[arg-type]
     assert len([line for line in code.splitlines() if line.strip()]) <= 14
+
+
+def test_a_strategy_of_flowers_kind_may_take_any_options(folder: Path):
+    (folder / "late.py").write_text(LATE, encoding="utf-8")
+    given = {"weight": "heavy", "fraction_evaluate": 0.0}
+    strategy = vars(strategies.load("late", given))
+    assert (strategy["weight"], strategy["fraction_evaluate"]) == ("heavy", 0.0)
+    with pytest.raises(UserError, match=r"strategy late needs a value: --set strategy\.weight"):
+        strategies.load("late", {})
+
+
+def test_the_wrapper_that_the_page_shows_can_be_made():
+    page = (Path(strategies.__file__).parent / "README.md").read_text(encoding="utf-8")
+    command = page.split("take another strategy of Flower")[1].split("```")[1]
+    words = command.replace("\\\n", " ").split()
+    typed = [word for flag, word in pairwise(words) if flag == "--set"]
+    given = dict(configuration.parse_override(word) for word in typed)
+    given["strategy.name"] = words[words.index("--strategy") + 1]
+    wrapper = vars(strategies.load_for(configuration.load(None, given)))
+    assert (wrapper["num_sampled_clients"], wrapper["accountant"].config.target_delta) == (20, 1e-5)
 
 
 @pytest.mark.parametrize(

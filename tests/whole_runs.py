@@ -38,7 +38,7 @@ def execute(folder: Path, **overrides: Any) -> Finished:
     given = {path.replace("__", "."): value for path, value in overrides.items()}
     paths = {"out": str(folder / "run"), "encryption.key_file": str(folder / "owner.key")}
     config = configuration.load(None, {**SMALL, **paths, **given})
-    strategy = strategies.load(config.strategy.name, config.strategy.options)
+    strategy = strategies.load_for(config)
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
     messages: list[bytes] = []

@@ -1,38 +1,29 @@
 """Two kinds of strategies behind one interface: this project's, and Flower's, unmodified.
 
 The server loop asks an aggregator what to send to the participants of a round and hands it their
-updates. For a Flower strategy the aggregator plays the grid: it shows the participants as the only
-nodes, takes the messages that the strategy would send, and gives it replies as it expects them:
-whole tensors instead of deltas, each by its name.
+updates. `flower_aggregator` drives Flower's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
-from flwr.supercore.run import Run
 
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.errors import UserError, unknown
-from fl_vitlora.flower import messages
+from fl_vitlora.config import Config
+from fl_vitlora.errors import UserError, blame, unknown
 from fl_vitlora.flower.contents import ConfigValue, Instruction
+from fl_vitlora.flower.flower_aggregator import FlowerAggregator
 from fl_vitlora.flower.transport import Failure
 from fl_vitlora.global_model import GlobalModel, split
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B
-from fl_vitlora.rng import derive_seed
-from fl_vitlora.state import State, add
+from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update
 
 AnyStrategy = Strategy | FlowerStrategy
-LoadStrategy = Callable[[str, Mapping[str, Any]], AnyStrategy]  # of its name and its options
-FAILED = 1  # Flower's error code for a client app that raised
+LoadStrategy = Callable[[Config], AnyStrategy]  # of an experiment
 
 
 class Aggregator(Protocol):
@@ -56,6 +47,18 @@ class Aggregator(Protocol):
         failures: Sequence[Failure],
     ) -> GlobalModel:
         """Makes the next global model of at least one update."""
+        ...
+
+    def privacy(self) -> dict[str, Any] | None:
+        """Tells what all rounds so far gave away of one client, if the strategy counts that."""
+        ...
+
+    def snapshot(self) -> tuple[State, dict[str, Any]]:
+        """Returns what is remembered from round to round: tensors, and all else as JSON has it."""
+        ...
+
+    def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
+        """Takes up what a snapshot of the same strategy holds."""
         ...
 
 
@@ -82,33 +85,37 @@ def client_half(strategy: AnyStrategy) -> Strategy:
 
 
 def check_cohort(strategy: AnyStrategy, participants: int) -> None:
-    """Refuses a Flower strategy that would wait forever for more clients than take part.
+    """Refuses a Flower strategy that expects other clients than take part in a round.
 
     Raises:
-        UserError: When it asks for more.
+        UserError: When it would wait for more for ever, or share its noise among others.
     """
-    for name in ("min_available_nodes", "min_train_nodes"):
-        needed = getattr(strategy, name, 0)
-        if needed > participants:
+    layers = list(_layers(strategy))
+    innermost = layers[-1][1]
+    trained = int(participants * getattr(innermost, "fraction_train", 1.0))
+    trained = max(trained, getattr(innermost, "min_train_nodes", 0))
+    for path, layer in layers:
+        for name in ("min_available_nodes", "min_train_nodes"):
+            needed = getattr(layer, name, 0)
+            if needed > participants:
+                raise UserError(
+                    f"{path}.{name} {needed}: only {participants} clients take part in a round; "
+                    "raise --clients or --fraction"
+                )
+        expected = getattr(layer, "num_sampled_clients", trained)
+        if expected != trained:
             raise UserError(
-                f"strategy.{name} {needed}: only {participants} clients take part in a round; "
-                "raise --clients or --fraction"
+                f"{path}.num_sampled_clients {expected}: {trained} clients train in a round, and "
+                f"noise is scaled by them: --set {path}.num_sampled_clients={trained}"
             )
 
 
-@contextlib.contextmanager
-def blame(strategy: AnyStrategy, server_round: int) -> Iterator[None]:
-    """Turns what a strategy's own code raises into one line that names its place."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"strategy {type(strategy).__name__}, round {server_round}: "
-            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-        ) from error
+def _layers(strategy: object, path: str = "strategy") -> Iterator[tuple[str, object]]:
+    """Yields a strategy and those within it, with their places among the settings."""
+    yield path, strategy
+    inner = getattr(strategy, "strategy", None)
+    if inner is not None:
+        yield from _layers(inner, f"{path}.strategy")
 
 
 def _check_endings(endings: tuple[str, ...], where: str, model: State) -> None:
@@ -187,129 +194,14 @@ class OwnAggregator:
                     f"{path}"
                 )
 
+    def privacy(self) -> None:
+        """Counts nothing."""
 
-class FlowerAggregator:
-    """Drives a strategy of Flower through the methods of its public contract."""
+    def snapshot(self) -> tuple[State, dict[str, Any]]:
+        """Returns the strategy's state."""
+        return dict(self._state), {}
 
-    def __init__(self, strategy: FlowerStrategy, layout: Layout, seed: int) -> None:
-        self._strategy = strategy
-        self._layout = layout
-        self._seed = seed
-        self._asked: dict[int, Message] = {}
-
-    def instruct(
-        self,
-        server_round: int,
-        model: GlobalModel,
-        clients: Sequence[int],
-        config: Mapping[str, ConfigValue],
-    ) -> list[Instruction]:
-        """Takes the messages that the strategy would send."""
-        random.seed(derive_seed(self._seed, "flower sampling", server_round))  # Flower's sampler
-        with blame(self._strategy, server_round):
-            sent = list(
-                self._strategy.configure_train(
-                    server_round,
-                    messages.to_arrays(model.tensors),
-                    ConfigRecord(dict(config)),
-                    Participants(clients),
-                )
-            )
-        self._asked = {message.metadata.dst_node_id: message for message in sent}
-        states: dict[int, GlobalModel] = {}
-        for message in sent:
-            arrays = _only(message.content.array_records)
-            if id(arrays) not in states:
-                tensors = messages.from_arrays(arrays, self._layout)
-                states[id(arrays)] = GlobalModel(tensors=tensors)
-        return [
-            Instruction(
-                client=client,
-                model=states[id(_only(message.content.array_records))],
-                config=dict(_only(message.content.config_records)),
-            )
-            for client, message in sorted(self._asked.items())
-        ]
-
-    def aggregate(
-        self,
-        server_round: int,
-        model: GlobalModel,
-        updates: Sequence[Update],
-        failures: Sequence[Failure],
-    ) -> GlobalModel:
-        """Gives the strategy its replies; keeps the model where it declines to aggregate."""
-        replies = [self._reply(update) for update in updates]
-        replies += [
-            Message(Error(FAILED, failure.reason), reply_to=self._asked[failure.client])
-            for failure in failures
-        ]
-        with blame(self._strategy, server_round):
-            arrays, _ = self._strategy.aggregate_train(server_round, replies)
-        if arrays is None:
-            return model
-        return GlobalModel(tensors=messages.from_arrays(arrays, self._layout))
-
-    def _reply(self, update: Update) -> Message:
-        asked = self._asked[update.client]
-        sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
-        trained = add({name: sent[name] for name in update.delta}, update.delta)
-        metrics = MetricRecord({messages.SAMPLES: update.samples, messages.LOSS: update.loss})
-        content = RecordDict(
-            {
-                messages.ARRAYS: messages.to_arrays(trained),
-                messages.METRICS: metrics,
-            }
-        )
-        return Message(content, reply_to=asked)
-
-
-class Participants(Grid):
-    """The grid as a Flower strategy sees it: the participants of the round, and no wire."""
-
-    def __init__(self, clients: Sequence[int]) -> None:
-        self._clients = list(clients)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Names the participants by the numbers of their shards."""
-        return list(self._clients)
-
-    def set_run(self, run: Run) -> NoReturn:
-        """Refuses."""
-        self._refuse()
-
-    @property
-    def run(self) -> Run:
-        """Refuses."""
-        self._refuse()
-
-    def create_message(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses."""
-        self._refuse()
-
-    def push_messages(self, messages: Iterable[Message]) -> NoReturn:
-        """Refuses."""
-        self._refuse()
-
-    def pull_messages(self, message_ids: Iterable[str]) -> NoReturn:
-        """Refuses."""
-        self._refuse()
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> NoReturn:
-        """Refuses."""
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise UserError(
-            "a strategy may ask the grid for its nodes; messages are sent by the server loop"
-        )
-
-
-def _only(records: Mapping[str, Any]) -> Any:
-    if len(records) != 1:
-        raise UserError(
-            f"expected the strategy to send one record of its kind, got {list(records)}"
-        )
-    return next(iter(records.values()))
+    def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
+        """Puts the strategy's state back."""
+        del plain
+        self._state = dict(tensors)

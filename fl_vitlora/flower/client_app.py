@@ -45,7 +45,7 @@ from fl_vitlora.models.reading import (
 )
 from fl_vitlora.ranks import rank_of
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, subtract
+from fl_vitlora.state import State, clip_norm, subtract
 from fl_vitlora.strategy import LocalWork, Strategy
 from fl_vitlora.training import LocalTask, best_precision, evaluate, train
 
@@ -135,6 +135,10 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     memories.keep_own(context, memory)
     if frozen:
         memories.rest(context, server_round, _select(model, worker.layout.only(frozen)))
+    clipped = None
+    if messages.CLIPPING_NORM in config:  # as wrappers of Flower ask
+        delta, within = clip_norm(delta, float(config[messages.CLIPPING_NORM]))  # type: ignore[arg-type]
+        clipped = not within
     content = write_update(
         delta=adversary.as_sent(settings.config, client, delta),
         report=report,
@@ -142,6 +146,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         loss=done.loss,
         steps=done.steps,
         rank=worker.rank_of(client),
+        clipped=clipped,
     )
     return Message(content, reply_to=message)
 

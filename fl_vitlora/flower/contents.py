@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl_vitlora.communication.packing import Layout
@@ -160,7 +161,14 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
 
 
 def write_update(
-    *, delta: State, report: State, samples: int, loss: float, steps: int, rank: int | None
+    *,
+    delta: State,
+    report: State,
+    samples: int,
+    loss: float,
+    steps: int,
+    rank: int | None,
+    clipped: bool | None = None,
 ) -> RecordDict:
     """Writes a client's reply.
 
@@ -171,12 +179,14 @@ def write_update(
         loss: Its mean training loss.
         steps: Of the optimiser.
         rank: The client's own, if it has one.
+        clipped: Whether the delta was cut to a norm, where the server asked that.
     """
+    metrics = MetricRecord({messages.SAMPLES: samples, messages.LOSS: loss, messages.STEPS: steps})
+    if clipped is not None:
+        metrics[messages.NORM_BIT] = int(clipped)
     records: dict[str, Record] = {
         messages.ARRAYS: messages.to_packed(cut(delta, rank)),
-        messages.METRICS: MetricRecord(
-            {messages.SAMPLES: samples, messages.LOSS: loss, messages.STEPS: steps}
-        ),
+        messages.METRICS: metrics,
     }
     if report:
         records[messages.REPORT] = messages.to_packed(cut(report, rank))
@@ -210,6 +220,8 @@ def read_update(
     loss = messages.scalar(metrics, messages.LOSS)
     if samples < 1 or steps < 1 or not math.isfinite(loss):
         raise ValueError(f"it reports {samples} images, {steps} steps and a loss of {loss}")
+    if messages.CLIPPING_NORM in asked.config:
+        report = _norm_bit(metrics)
     return Update(
         client=asked.client,
         samples=samples,
@@ -220,6 +232,14 @@ def read_update(
         report=report,
         population=population,
     )
+
+
+def _norm_bit(metrics: MetricRecord) -> State:
+    """Reads whether a client clipped its update, which wrappers of Flower ask."""
+    bit = messages.scalar(metrics, messages.NORM_BIT)
+    if bit not in (0, 1):
+        raise ValueError(f"it reports a norm bit of {bit}")
+    return {messages.NORM_BIT: torch.tensor(bit)}
 
 
 def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:

@@ -17,6 +17,7 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM, KEY_NORM_BIT
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
@@ -44,9 +45,12 @@ SPARED_SINCE = "spared-since"  # the round in which it remembered them; 0 where 
 MERGED_RANKS = "merged-ranks"  # of the merged pairs that are sent, by path; 0 for none
 MERGES = "merges"  # of how many rounds the client is taken to have the pairs, and is to have them
 STEPS = "steps"
+CLIPPING_NORM = KEY_CLIPPING_NORM
 CLIENT = "client"
 SAMPLES = "num-examples"  # as Flower's strategies weight by default
 LOSS = "train_loss"  # as Flower's QFedAvg expects it
+NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
+EQUAL_WEIGHT = "equal-weight"  # is 1 for every client, so that strategies can weight by it
 VIEWS = "views"
 ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
 

@@ -36,6 +36,7 @@ class RoundReport:
         failures: Clients that sent none, and why.
         aggregation_error: Of the low-rank products, as a share of the round's movement; None
             where there is nothing to compare (`lowrank.relative_error`).
+        moved: Whether the strategy made another model than the one that the round began with.
         seconds: Wall time of the round, evaluation included.
     """
 
@@ -46,6 +47,7 @@ class RoundReport:
     participants: tuple[int, ...]
     failures: tuple[Failure, ...]
     aggregation_error: float | None
+    moved: bool
     seconds: float
 
 
@@ -123,6 +125,7 @@ class Federation:
             aggregation_error=relative_error(
                 model.tensors, updates, new.tensors, join(new.merges[len(model.merges) :])
             ),
+            moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,
         )
 

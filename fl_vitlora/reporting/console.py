@@ -89,6 +89,8 @@ class RunDisplay(Live):
         )
         if line["failures"]:
             state += f"  {len(line['failures'])} failed"
+        if not line["moved"]:
+            state += "  model unchanged"
         self._progress.update(self._task, description="training", advance=1, state=state)
         if not self._console.is_terminal:
             self._console.print(
@@ -155,6 +157,19 @@ def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
     }
 
 
+def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
+    """Tells what only some runs have to tell."""
+    remarks = {}
+    if spent := result["privacy"]:
+        remarks["privacy"] = (
+            f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's updates, "
+            f"{spent['releases']} releases ({spent['accountant']})"
+        )
+    if idle := result["idle_rounds"]:
+        remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
+    return remarks
+
+
 def print_result(result: Mapping[str, Any], folder: str, console: Console | None = None) -> None:
     """Prints the table that ends a run; ``result`` is as in `result.json`."""
     wire, seconds = result["communication"], result["seconds"]
@@ -173,6 +188,7 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
         "downlink": readable_bytes(wire["downlink_bytes"]),
         "full fine-tuning": readable_bytes(wire["full_fine_tuning_bytes"]),
         "saving": f"[bold]{wire['saving']:.1f}x[/bold] fewer bytes",
+        **_remarks(result),
         "time": f"{seconds['total']:.1f} s (set-up {seconds['setup']:.1f} s, "
         f"training {seconds['training']:.1f} s)",
         "run folder": folder,

@@ -15,8 +15,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fl_vitlora.config import Config, DataConfig, EncryptionConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data import owner, sources
 from fl_vitlora.encryption.steps import STEPS
-from fl_vitlora.flower.aggregators import Participants, Unaided
+from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+from fl_vitlora.flower.flower_aggregator import Participants
 from fl_vitlora.strategy import Strategy
 
 SIZES = (20, 12, 8)  # images of each client

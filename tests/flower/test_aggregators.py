@@ -1,10 +1,9 @@
-"""Both kinds of strategies behind one interface; the twelve of Flower run unmodified."""
+"""Both kinds of strategies behind one interface, and what both are held to."""
 
 from __future__ import annotations
 
-import gc
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,106 +13,23 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 import strategies
-from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower import messages
-from fl_vitlora.flower.aggregators import (
-    Aggregator,
-    OwnAggregator,
-    Participants,
-    check_cohort,
-    make_aggregator,
-)
+from fl_vitlora.flower.aggregators import OwnAggregator, check_cohort
 from fl_vitlora.flower.contents import Writer, read_instruction
 from fl_vitlora.flower.holdings import Memory
-from fl_vitlora.flower.transport import Failure
-from fl_vitlora.global_model import GlobalModel
-from fl_vitlora.state import State, clone, is_finite, l2_norm, subtract
+from fl_vitlora.state import State, add
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
-from fl_vitlora.testing import made_up_model, made_up_updates
-
-MODEL = made_up_model()
-GLOBAL = GlobalModel(tensors=MODEL)
-LAYOUT = Layout.of(MODEL)
-CLIENTS = [0, 1, 2, 3]
-CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 0.25}
-FLOWER: Mapping[str, Mapping[str, Any]] = {
-    "FedAvg": {},
-    "FedAvgM": {"server_momentum": 0.5},
-    "FedAdagrad": {},
-    "FedAdam": {},
-    "FedYogi": {},
-    "FedMedian": {},
-    "FedTrimmedAvg": {"beta": 0.25},
-    "FedProx": {"proximal_mu": 0.5},
-    "Krum": {},
-    "MultiKrum": {"num_nodes_to_select": 2},
-    "Bulyan": {},
-    "QFedAvg": {"client_learning_rate": 0.1},
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _little_garbage() -> Iterator[None]:
-    """Some of Flower's strategies collect garbage for every client; leave them little to see."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-def load(name: str, **options: Any) -> flower.Strategy:
-    strategy = strategies.load(f"flwr.serverapp.strategy:{name}", {**FLOWER[name], **options})
-    assert isinstance(strategy, flower.Strategy)
-    return strategy
-
-
-def made_up(server_round: int, clients: Iterable[int] = CLIENTS) -> list[Update]:
-    fedavg = strategies.load("fedavg", {})
-    assert isinstance(fedavg, Strategy)
-    return made_up_updates(fedavg, server_round, list(clients))
-
-
-def play(aggregator: Aggregator, rounds: int = 2) -> State:
-    model = GLOBAL
-    for server_round in range(1, rounds + 1):
-        config = {**CONFIG, messages.SERVER_ROUND: server_round}
-        aggregator.instruct(server_round, model, CLIENTS, config)
-        model = aggregator.aggregate(server_round, model, made_up(server_round), [])
-    return model.tensors
-
-
-def aggregator_of(strategy: Strategy | flower.Strategy) -> Aggregator:
-    return make_aggregator(strategy, LAYOUT, seed=0)
-
-
-@pytest.mark.parametrize("name", FLOWER)
-def test_strategies_of_flower_run_unmodified(name: str):
-    before = clone(MODEL)
-    model = play(aggregator_of(load(name)))
-    assert Layout.of(model) == LAYOUT
-    assert is_finite(model)
-    assert l2_norm(subtract(model, MODEL)) > 0.1
-    assert all(tensor.dtype == torch.float32 for tensor in model.values())
-    assert all(torch.equal(before[n], tensor) for n, tensor in MODEL.items())
-
-
-@pytest.mark.parametrize("name", FLOWER)
-def test_their_runs_can_be_repeated(name: str):
-    random.seed(1)
-    first = play(aggregator_of(load(name)))
-    random.seed(2)
-    second = play(aggregator_of(load(name)))
-    assert all(torch.equal(second[n], tensor) for n, tensor in first.items())
-
-
-@pytest.mark.parametrize("name", FLOWER)
-def test_every_participant_is_sent_model_rate_and_round(name: str):
-    sent = aggregator_of(load(name)).instruct(1, GLOBAL, CLIENTS, CONFIG)
-    assert [instruction.client for instruction in sent] == CLIENTS
-    for instruction in sent:
-        assert instruction.config.items() >= CONFIG.items()
-        assert all(torch.equal(instruction.model.tensors[n], t) for n, t in MODEL.items())
-    assert len({id(instruction.model) for instruction in sent}) == 1  # packed once for all
+from tests.flower.played import (
+    ADAPTIVE,
+    CONFIG,
+    FIXED,
+    GLOBAL,
+    LAYOUT,
+    aggregator_of,
+    load,
+    play,
+    same,
+)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -124,19 +40,6 @@ def test_flowers_fedavg_is_ours(rounds: int):
     )
     for name, tensor in ours.items():
         assert torch.allclose(theirs[name], tensor, atol=1e-6, rtol=0), name
-
-
-def test_a_median_is_the_median_of_the_clients():
-    moved = subtract(play(aggregator_of(load("FedMedian")), rounds=1), MODEL)
-    for name, tensor in moved.items():
-        deltas = torch.stack([update.delta[name] for update in made_up(1)]).sort(dim=0).values
-        assert torch.allclose(tensor, (deltas[1] + deltas[2]) / 2, atol=1e-6)
-
-
-def test_krum_takes_the_model_of_one_client():
-    moved = subtract(play(aggregator_of(load("Krum")), rounds=1), MODEL)
-    distances = [l2_norm(subtract(moved, update.delta)) for update in made_up(1)]
-    assert sorted(distance < 1e-5 for distance in distances) == [False] * 3 + [True]
 
 
 def test_the_penalty_of_fedprox_reaches_the_clients_from_either_kind():
@@ -170,58 +73,20 @@ def test_a_strategy_gets_back_the_state_that_it_returned():
     assert play(aggregator_of(Counting()), rounds=3)["head.bias"].tolist() == [3.0, 3.0, 3.0]
 
 
-class Recording(flower.FedAvg):
-    """FedAvg that keeps the replies it was given."""
+def test_a_strategy_of_ours_goes_on_from_a_snapshot():
+    class Momentum(Strategy):
+        def aggregate(
+            self, model: State, updates: Sequence[Update], state: State
+        ) -> tuple[State, State]:
+            velocity = {n: t + 0.5 * state.get(n, 0) for n, t in updates[0].delta.items()}
+            return add(model, velocity), velocity
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        self.replies = list(replies)
-        return super().aggregate_train(server_round, self.replies)
-
-
-def test_failures_are_passed_on_and_left_out():
-    strategy = Recording(fraction_evaluate=0.0)
-    aggregator = aggregator_of(strategy)
-    aggregator.instruct(1, GLOBAL, CLIENTS, CONFIG)
-    failures = [Failure(client=2, reason="ran out of memory")]
-    model = aggregator.aggregate(1, GLOBAL, made_up(1, [0, 1, 3]), failures)
-    wrong = [reply for reply in strategy.replies if reply.has_error()]
-    assert [(r.metadata.src_node_id, r.error.reason) for r in wrong] == [(2, "ran out of memory")]
-    expected = aggregator_of(strategies.load("fedavg", {})).aggregate(
-        1, GLOBAL, made_up(1, [0, 1, 3]), []
-    )
-    assert all(torch.allclose(model.tensors[n], t, atol=1e-6) for n, t in expected.tensors.items())
-
-
-def test_a_reply_holds_what_flowers_strategies_expect():
-    strategy = Recording(fraction_evaluate=0.0)
-    aggregator = aggregator_of(strategy)
-    aggregator.instruct(1, GLOBAL, CLIENTS, CONFIG)
-    (update,) = made_up(1, [1])
-    aggregator.aggregate(1, GLOBAL, [update], [])
-    (reply,) = strategy.replies
-    assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 30, "train_loss": 2.0}
-    trained = messages.from_arrays(reply.content.array_records["arrays"], LAYOUT)
-    delta = subtract(trained, MODEL)
-    assert all(torch.allclose(delta[n], t, atol=1e-6) for n, t in update.delta.items())
-
-
-def test_the_model_stays_where_a_strategy_declines_to_aggregate():
-    """Bulyan wants 4·1 + 3 clients and returns nothing for four."""
-    model = play(aggregator_of(load("Bulyan", num_malicious_nodes=1)), rounds=1)
-    assert all(torch.equal(model[n], t) for n, t in MODEL.items())
-
-
-def test_a_flower_strategy_may_train_on_fewer_than_it_is_shown():
-    strategy = load("FedAvg", fraction_train=0.5)
-    seen = [
-        [i.client for i in aggregator_of(strategy).instruct(r, GLOBAL, CLIENTS, CONFIG)]
-        for r in (1, 1, 2, 3, 4, 5)
-    ]
-    assert all(len(clients) == 2 and clients == sorted(clients) for clients in seen)
-    assert seen[0] == seen[1]
-    assert len({tuple(clients) for clients in seen}) > 1
+    first, second = aggregator_of(Momentum()), aggregator_of(Momentum())
+    model = play(first, rounds=2)
+    tensors, plain = first.snapshot()
+    second.restore(tensors, json.loads(json.dumps(plain)))
+    assert same(play(second, 4, model, first=3), play(aggregator_of(Momentum()), 4))
+    assert second.privacy() is None
 
 
 class Losing(Strategy):
@@ -244,20 +109,39 @@ def test_a_strategy_that_loses_a_tensor_is_refused(strategy: Strategy | flower.S
         play(aggregator_of(strategy), rounds=1)
 
 
-def test_a_flower_strategy_may_not_send_by_itself():
-    grid = Participants(CLIENTS)
-    assert list(grid.get_node_ids()) == CLIENTS
-    for call in (grid.send_and_receive, grid.push_messages, grid.pull_messages):
-        with pytest.raises(UserError, match="messages are sent by the server loop"):
-            call([])
-
-
 @pytest.mark.parametrize("name", ["min_available_nodes", "min_train_nodes"])
 def test_a_strategy_that_would_wait_forever_is_refused(name: str):
     strategy = load("FedAvg", **{name: 5})
     check_cohort(strategy, participants=5)
     with pytest.raises(UserError, match=rf"strategy\.{name} 5: only 4 clients take part"):
         check_cohort(strategy, participants=4)
+
+
+def test_a_strategy_in_a_wrapper_that_would_wait_forever_is_refused():
+    wrapper = load(
+        "DifferentialPrivacyServerSideFixedClipping", strategy={"min_available_nodes": 5}
+    )
+    with pytest.raises(UserError, match=r"strategy\.strategy\.min_available_nodes 5: only 4"):
+        check_cohort(wrapper, participants=4)
+
+
+@pytest.mark.parametrize("name", [*FIXED, *ADAPTIVE])
+@pytest.mark.parametrize(
+    ("options", "participants", "trained"),
+    [
+        ({"num_sampled_clients": 20}, 4, 4),
+        ({}, 5, 5),
+        ({"strategy": {"fraction_train": 0.5}}, 4, 2),
+        ({"strategy": {"fraction_train": 0.5, "min_train_nodes": 3}}, 4, 3),
+    ],
+)
+def test_noise_is_scaled_by_the_clients_that_train(
+    name: str, options: dict[str, Any], participants: int, trained: int
+):
+    told = rf"--set strategy\.num_sampled_clients={trained}$"
+    with pytest.raises(UserError, match=told):
+        check_cohort(load(name, **options), participants)
+    check_cohort(load(name, **{**options, "num_sampled_clients": trained}), participants)
 
 
 def test_our_strategies_wait_for_nobody():

@@ -26,7 +26,7 @@ from fl_vitlora.flower.server import (
 )
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.global_model import GlobalModel
-from fl_vitlora.state import State, add, mean, scale
+from fl_vitlora.state import State, add, l2_norm, mean, scale, subtract
 from fl_vitlora.strategy import Strategy, Update
 from tests.flower.conftest import SIZES, LocalGrid
 
@@ -178,6 +178,34 @@ def test_an_aggregate_that_is_not_a_number_ends_the_run(grid: LocalGrid, setting
 
     with pytest.raises(RoundFailedError, match="round 1: the aggregated model holds NaN"):
         Loop(grid, settings, Exploding()).run()
+
+
+def test_a_round_that_leaves_the_model_as_it_was_is_reported(
+    grid: LocalGrid, settings: ClientSettings
+):
+    """Bulyan wants seven clients if one is malicious."""
+    bulyan = strategies.load("flwr.serverapp.strategy:Bulyan", {"num_malicious_nodes": 1})
+    idle, busy = (Loop(grid, settings, s) for s in (bulyan, strategies.load("fedavg", {})))
+    final = idle.run()
+    busy.run()
+    assert all(torch.equal(final[name], tensor) for name, tensor in idle.start.items())
+    assert [report.moved for report in (*idle.reports, *busy.reports)] == [False] * 2 + [True] * 2
+
+
+def test_the_penalty_of_flowers_fedprox_is_applied_as_ours_is(
+    grid: LocalGrid, settings: ClientSettings
+):
+    ours, theirs, free = (
+        Loop(grid, settings, strategies.load(name, options)).run()
+        for name, options in (
+            ("fedprox", {"mu": 10.0}),
+            ("flwr.serverapp.strategy:FedProx", {"proximal_mu": 10.0}),
+            ("flwr.serverapp.strategy:FedAvg", {}),
+        )
+    )
+    held, loose = (l2_norm(subtract(theirs, other)) for other in (ours, free))
+    assert held < 1e-5
+    assert loose > 1e-3
 
 
 def test_a_flower_strategy_drives_the_same_loop(grid: LocalGrid, settings: ClientSettings):

@@ -24,7 +24,7 @@ from fl_vitlora.flower.contents import Instruction
 from fl_vitlora.flower.transport import Failure, Transport, first_line
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, subtract
+from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan
 from fl_vitlora.training import LocalTask, evaluate, train
 from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid
@@ -114,6 +114,20 @@ def test_the_penalty_reaches_the_client(transport: Transport, model: State):
     assert not all(torch.equal(free[name], held[name]) for name in model)
 
 
+def test_a_client_clips_its_update_to_the_norm_that_it_is_told(transport: Transport, model: State):
+    """As Flower's wrappers for differential privacy ask."""
+    (asked,) = instruct(model, 0)
+    ((free,), _) = transport.exchange(1, [asked])
+    norm = l2_norm(free.delta)
+    assert free.report == {}
+    for most, bit in ((2 * norm, 0), (norm / 2, 1)):
+        told = replace(asked, config={**asked.config, messages.CLIPPING_NORM: most})
+        ((update,), _) = transport.exchange(1, [told])
+        assert int(update.report[messages.NORM_BIT]) == bit
+        expected = scale(free.delta, 0.5 if bit else 1.0)
+        assert all(torch.allclose(update.delta[n], t, atol=1e-7) for n, t in expected.items())
+
+
 def test_a_diverged_update_is_a_failure(transport: Transport, model: State):
     asked = instruct(model, 0, 2) + instruct(model, 1, learning_rate=1e30)
     updates, (failure,) = transport.exchange(1, asked)
@@ -164,6 +178,11 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         (MetricRecord({"num-examples": 0, "train_loss": 1.0, "steps": 1}), "reports 0 images"),
         (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 0}), "0 steps"),
         (MetricRecord({"num-examples": 3, "train_loss": math.nan, "steps": 1}), "a loss of nan"),
+        (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1}), "'norm_bit' is None"),
+        (
+            MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1, "norm_bit": 7}),
+            "reports a norm bit of 7",
+        ),
     ],
     ids=[
         "empty",
@@ -174,6 +193,8 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         "no image",
         "no step",
         "no number",
+        "no bit",
+        "not a bit",
     ],
 )
 def test_a_malformed_reply_is_a_failure(
@@ -193,7 +214,9 @@ def test_a_malformed_reply_is_a_failure(
         return Message(reply, reply_to=message)
 
     grid.app = foreign
-    updates, (failure,) = transport.exchange(1, instruct(model, 1))
+    (asked,) = instruct(model, 1)
+    clipping = replace(asked, config={**asked.config, messages.CLIPPING_NORM: 1.0})
+    updates, (failure,) = transport.exchange(1, [clipping])
     assert updates == []
     assert reason in failure.reason
 

@@ -1,0 +1,136 @@
+"""What a strategy of Flower remembers from round to round, as tensors and JSON.
+
+Flower's strategies keep moments, norms and accounts in their attributes, beside what they were made
+with. All of it is stored, without pickle: arrays as tensors named by their place, the rest as JSON,
+in which a mapping of one key stands for what JSON does not know. Functions are not stored, for a
+new instance has them. A value of any other kind is not stored either, but it is named, and then
+the strategy is not restored.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.state import State
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """What knows its own state, as Flower's accountant does."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns its state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state."""
+        ...
+
+
+def snapshot(strategy: Strategy) -> tuple[State, dict[str, Any]]:
+    """Stores a strategy; returns its arrays, and all else as JSON has it."""
+    tensors: State = {}
+    return tensors, _write_strategy(strategy, "", tensors)
+
+
+def restore(strategy: Strategy, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """Gives a strategy what a snapshot holds.
+
+    Args:
+        strategy: Made with the options of the one that was stored.
+        tensors: Of the snapshot.
+        plain: Of the snapshot.
+
+    Raises:
+        UserError: When the snapshot is of another strategy, or is not whole.
+    """
+    kind = type(strategy).__name__
+    if plain.get("kind") != kind:
+        raise UserError(f"the stored state is of strategy {plain.get('kind')}, not of {kind}")
+    for name, what in plain["missing"].items():
+        raise UserError(
+            f"strategy {kind} cannot go on: its {name} is a {what}, which is not stored"
+        )
+    try:
+        for name, stored in plain["attributes"].items():
+            _restore_attribute(vars(strategy), name, stored, tensors)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"the stored state does not fit strategy {kind}: {error!r}") from None
+
+
+def _restore_attribute(
+    attributes: dict[str, Any], name: str, stored: Any, tensors: Mapping[str, Tensor]
+) -> None:
+    match stored:
+        case {"strategy": inner}:
+            restore(attributes[name], tensors, inner)
+        case {"state": state}:
+            attributes[name].load_state_dict(_read(state, tensors))
+        case _:
+            attributes[name] = _read(stored, tensors)
+
+
+def _write_strategy(strategy: Strategy, path: str, tensors: State) -> dict[str, Any]:
+    """Writes all attributes; the tensors of those at a path are added to the ones given."""
+    attributes: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for name, value in vars(strategy).items():
+        place = f"{path}{name}"
+        if isinstance(value, Strategy):
+            attributes[name] = {"strategy": _write_strategy(value, f"{place}/", tensors)}
+        elif _is_known(value):
+            attributes[name] = _write(value, place, tensors)
+        elif isinstance(value, Restorable) and _is_known(state := value.state_dict()):
+            attributes[name] = {"state": _write(state, place, tensors)}
+        elif not inspect.isroutine(value):
+            missing[name] = type(value).__name__
+    return {"kind": type(strategy).__name__, "attributes": attributes, "missing": missing}
+
+
+def _is_known(value: Any) -> bool:
+    """Tells what `_write` can write: numbers, texts, arrays, and lists and mappings of them."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biuf"
+    if isinstance(value, list):
+        return all(map(_is_known, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_known, value.values()))
+    return value is None or isinstance(value, bool | int | float | str | ArrayRecord)
+
+
+def _write(value: Any, path: str, tensors: State) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        tensors[path] = torch.from_numpy(np.array(value, order="C"))
+        return {"array": path}
+    if isinstance(value, list):
+        return [_write(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {"dict": {k: _write(item, f"{path}/{k}", tensors) for k, item in value.items()}}
+    if isinstance(value, ArrayRecord):
+        return {"record": _write({k: a.numpy() for k, a in value.items()}, path, tensors)}
+    return value
+
+
+def _read(stored: Any, tensors: Mapping[str, Tensor]) -> Any:
+    match stored:
+        case {"array": path}:
+            return tensors[path].numpy().copy()
+        case {"dict": items}:
+            return {key: _read(item, tensors) for key, item in items.items()}
+        case {"record": items}:
+            return ArrayRecord({k: Array(array) for k, array in _read(items, tensors).items()})
+        case list():
+            return [_read(item, tensors) for item in stored]
+        case _:
+            return stored
