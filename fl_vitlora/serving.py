@@ -23,7 +23,6 @@ from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import TEST_SHARD, open_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import (
     ALL_VIEWS,
     CentralEvaluator,
@@ -32,18 +31,21 @@ from fl_vitlora.evaluation import (
     Measured,
 )
 from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.accounting import statement
 from fl_vitlora.flower.aggregators import AnyStrategy, client_half, make_aggregator
-from fl_vitlora.flower.confidentiality import sees_only_sums
 from fl_vitlora.flower.messages import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
+from fl_vitlora.flower.summing import Sums
 from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
+from fl_vitlora.privacy import merged, released, repeatable_key, secret_key
 from fl_vitlora.ranks import rank_of
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
+from fl_vitlora.strategy import Update
 
 Line = dict[str, Any]
 
@@ -171,8 +173,7 @@ class Run:
 
     def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
         """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
-        if sees_only_sums(self.config):
-            raise UserError("privacy: secure sums and noise are not part of a run yet")
+        privacy = self.config.privacy
         personal = client_half(self.strategy).personal
         initial = policies.exchanged(self.config, self.server.initial, personal)
         transport = Transport(
@@ -180,6 +181,9 @@ class Run:
             initial,
             self.ledger,
             rank_of=lambda client: rank_of(self.config, client),
+            sums=Sums(limit=privacy.range, equal=privacy.clipping_norm is not None)
+            if privacy.secure_aggregation
+            else None,
             timeout=self.config.engine.round_timeout,
             tap=self.watch.tap,
             stop=stop,
@@ -199,12 +203,14 @@ class Run:
             training=self.config.training,
             evaluate=lambda number, model: self._measure(evaluator, number, model),
             observe=self._observe,
+            release=self._release,
         )
         final = federation.run(GlobalModel(tensors=initial))
         end = time.perf_counter()
         down, up = full_model_bytes(self.server.plain)
         self.full_bytes.update(downlink=down, uplink=up)
-        self.privacy.update(aggregator.privacy() or {})
+        told = aggregator.privacy() or statement(privacy, self.config.rounds)
+        self.privacy.update(told or {})
         return Outcome(model=final, begin=begin, end=end)
 
     def result(self) -> Line:
@@ -271,6 +277,23 @@ class Run:
         self.lines.append(line)
         self.folder.append_round(line)
         self.watch.show_round(line)
+
+    def _release(
+        self, server_round: int, updates: Sequence[Update], cohort: int
+    ) -> Sequence[Update]:
+        """Gives the strategy the updates of a round, or where they are private their noisy mean."""
+        privacy = self.config.privacy
+        if privacy.clipping_norm is None:
+            return updates
+        key = repeatable_key(self.config.seed) if self.secret_seed is None else secret_key
+        noisy = released(
+            merged(updates, [1.0] * len(updates)),
+            cohort=cohort,
+            clipping_norm=privacy.clipping_norm,
+            noise_multiplier=privacy.noise_multiplier,
+            key=key(server_round),
+        )
+        return [noisy]
 
     def _measure(
         self, evaluator: Evaluator, server_round: int, model: GlobalModel

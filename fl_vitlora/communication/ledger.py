@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, fields
 from typing import Literal, get_args
 
 Direction = Literal["uplink", "downlink"]
-Purpose = Literal["greeting", "training", "evaluation"]
+Purpose = Literal["greeting", "training", "revealing", "evaluation"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.finetuning import methods, targets
-from fl_vitlora.flower import memories, messages
+from fl_vitlora.flower import masking, memories, messages
 from fl_vitlora.flower.contents import Received, read_instruction, write_update
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
@@ -43,6 +43,7 @@ from fl_vitlora.models.reading import (
     reader_of,
     with_exchanged_reader,
 )
+from fl_vitlora.privacy import bounded
 from fl_vitlora.ranks import rank_of
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clip_norm, subtract
@@ -87,6 +88,7 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
     """
     app = ClientApp()
     app.query()(functools.partial(_greet, settings_of))
+    app.query("reveal")(masking.answer)
     app.train()(functools.partial(_train, settings_of))
     app.evaluate()(functools.partial(_evaluate, settings_of))
     return app
@@ -98,7 +100,10 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     client = client_of(context)
     samples = len(workspace(settings).shard(client_shard(client)))
     metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
-    return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
+    content = RecordDict({messages.METRICS: metrics})
+    if settings.config.privacy.secure_aggregation:
+        content[masking.RECORD] = masking.introduce(context, client)
+    return Message(content, reply_to=message)
 
 
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
@@ -131,23 +136,38 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     delta = {name: t for name, t in turn.outward(moved).items() if name not in frozen}
     work = LocalWork(delta=delta, steps=done.steps, rate=rate)
     report, memory = strategy.report(work, received.broadcast, memory)
+    privacy, clipped = settings.config.privacy, None
+    if privacy.clipping_norm is not None:
+        delta, report, _ = bounded(delta, report, privacy.clipping_norm)
+    if messages.CLIPPING_NORM in config:  # as wrappers of Flower ask
+        delta, within = clip_norm(delta, float(config[messages.CLIPPING_NORM]))  # type: ignore[arg-type]
+        clipped = not within
+    delta = adversary.as_sent(settings.config, client, delta)
+    if privacy.secure_aggregation:
+        content = masking.write_masked(
+            context,
+            message.content,
+            delta=delta,
+            report=report,
+            samples=len(shard),
+            loss=done.loss,
+            steps=done.steps,
+            limit=privacy.range,
+        )
+    else:
+        content = write_update(
+            delta=delta,
+            report=report,
+            samples=len(shard),
+            loss=done.loss,
+            steps=done.steps,
+            rank=worker.rank_of(client),
+            clipped=clipped,
+        )
     memories.keep(context, worker.kept, done.state)
     memories.keep_own(context, memory)
     if frozen:
         memories.rest(context, server_round, _select(model, worker.layout.only(frozen)))
-    clipped = None
-    if messages.CLIPPING_NORM in config:  # as wrappers of Flower ask
-        delta, within = clip_norm(delta, float(config[messages.CLIPPING_NORM]))  # type: ignore[arg-type]
-        clipped = not within
-    content = write_update(
-        delta=adversary.as_sent(settings.config, client, delta),
-        report=report,
-        samples=len(shard),
-        loss=done.loss,
-        steps=done.steps,
-        rank=worker.rank_of(client),
-        clipped=clipped,
-    )
     return Message(content, reply_to=message)
 
 

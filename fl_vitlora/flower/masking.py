@@ -15,7 +15,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 
 from fl_vitlora.communication.fixed_point import Words, decode, encode, pack_words, unpack_words
 from fl_vitlora.communication.packing import Layout
@@ -45,7 +54,7 @@ DROPPED, SEEDS = "dropped", "seeds"
 # a client's end
 
 
-def introduce(context: Context, client: int) -> RecordDict:
+def introduce(context: Context, client: int) -> ConfigRecord:
     """Draws a client's keys and keeps them.
 
     Args:
@@ -53,11 +62,11 @@ def introduce(context: Context, client: int) -> RecordDict:
         client: Its number.
 
     Returns:
-        What its greeting says of it: the public key.
+        What its greeting says of it, under `RECORD`: the public key.
     """
     secret = draw_secret(client)
     _keep(context, secret)
-    return RecordDict({RECORD: ConfigRecord({PUBLIC: secret.public})})
+    return ConfigRecord({PUBLIC: secret.public})
 
 
 def hide(
@@ -93,6 +102,37 @@ def hide(
     _keep(context, after)
     data = pack_words(masked, Layout.of(delta))
     return ArrayRecord({messages.PACKED: Array("uint8", (len(data),), MASKED_TYPE, data)})
+
+
+def write_masked(
+    context: Context,
+    instruction: RecordDict,
+    *,
+    delta: State,
+    report: State,
+    samples: int,
+    loss: float,
+    steps: int,
+    limit: float,
+) -> RecordDict:
+    """Writes a client's reply: masked words, and in the open what the server may know.
+
+    Args:
+        context: Of the client.
+        instruction: With the roster.
+        delta: What training changed.
+        report: What the strategy sends beside it, or nothing.
+        samples: Images it trained on; the server knows them since the greeting.
+        loss: Mean training loss, which is masked too.
+        steps: Of the optimiser.
+        limit: Range R of the fixed point numbers.
+
+    Raises:
+        ValueError: As `hide` does.
+    """
+    arrays = hide(context, instruction, delta, report, loss, limit=limit)
+    metrics = MetricRecord({messages.SAMPLES: samples, messages.STEPS: steps})
+    return RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
 
 
 def answer(message: Message, context: Context) -> Message:

@@ -20,6 +20,7 @@ from fl_vitlora.global_model import GlobalModel, join
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.rng import generator
 from fl_vitlora.state import is_finite
+from fl_vitlora.strategy import Update
 from fl_vitlora.training import scheduled_rate
 
 
@@ -69,6 +70,8 @@ class Federation:
         training: For the schedule of the learning rate.
         evaluate: Measures accuracy and loss of the global model of a round.
         observe: Is shown every round as it ends.
+        release: Makes of a round's updates, and of how many were asked for one, what the strategy
+            is given; as they are, if not said otherwise.
     """
 
     transport: Transport
@@ -80,6 +83,9 @@ class Federation:
     training: TrainingConfig
     evaluate: Callable[[int, GlobalModel], tuple[float, float]]
     observe: Callable[[RoundReport], None]
+    release: Callable[[int, Sequence[Update], int], Sequence[Update]] = (
+        lambda server_round, updates, cohort: updates
+    )
 
     def run(self, model: GlobalModel) -> GlobalModel:
         """Runs all rounds.
@@ -108,22 +114,25 @@ class Federation:
         if not updates:
             causes = f"; client {failures[0].client}: {failures[0].reason}" if failures else ""
             raise RoundFailedError(f"round {server_round}: no client sent an update{causes}")
-        new = self.aggregator.aggregate(server_round, model, updates, failures)
+        released = self.release(server_round, updates, len(instructions))
+        new = self.aggregator.aggregate(server_round, model, released, failures)
         if not is_finite(new.stored()):
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
             )
         accuracy, loss = self.evaluate(server_round, new)
         images = sum(update.samples for update in updates)
+        failed = {failure.client for failure in failures}
+        answered = tuple(i.client for i in instructions if i.client not in failed)
         return new, RoundReport(
             round=server_round,
             accuracy=accuracy,
             loss=loss,
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
-            participants=tuple(update.client for update in updates),
+            participants=answered,
             failures=tuple(failures),
             aggregation_error=relative_error(
-                model.tensors, updates, new.tensors, join(new.merges[len(model.merges) :])
+                model.tensors, released, new.tensors, join(new.merges[len(model.merges) :])
             ),
             moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,

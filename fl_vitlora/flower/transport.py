@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -18,10 +19,12 @@ from flwr.serverapp import Grid
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.evaluation import Measured
-from fl_vitlora.flower import messages
+from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
 from fl_vitlora.flower.holdings import Holdings
+from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.secure_sum import Roster, Seeds
 from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan, Update
 
@@ -53,6 +56,7 @@ class Transport:
         initial: The exchanged tensors before the first round.
         ledger: Where messages are counted.
         rank_of: Tells the rank of a client, if it has one of its own.
+        sums: Adds up updates that nobody shall see; without it, they are read one by one.
         timeout: Seconds to wait for the replies of a round.
         tap: Is shown every message that passes, for inspection.
         stop: Ends all waiting when it is set.
@@ -65,6 +69,7 @@ class Transport:
         ledger: Ledger,
         *,
         rank_of: Callable[[int], int | None] = lambda client: None,
+        sums: Sums | None = None,
         timeout: float,
         tap: Tap | None = None,
         stop: threading.Event | None = None,
@@ -74,6 +79,7 @@ class Transport:
         self._holdings = Holdings(initial)
         self._plan = ClientPlan()  # of the last round
         self._rank_of = rank_of
+        self._sums = sums
         self._ledger = ledger
         self._timeout = timeout
         self._tap = tap
@@ -105,6 +111,8 @@ class Transport:
                 metrics = messages.metrics_of(reply.content)
                 client = int(messages.scalar(metrics, messages.CLIENT))
                 images = int(messages.scalar(metrics, messages.SAMPLES))
+                if self._sums is not None:
+                    self._sums.greeted(client, images, reply.content)
             except ValueError as error:
                 raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
             if client in samples:
@@ -137,33 +145,31 @@ class Transport:
             instructions: One for each participant.
 
         Returns:
-            Updates and failures, each sorted by client.
+            Updates and failures, each sorted by client; of a secure sum there is one update, the
+            mean of all clients that did not fail.
         """
         asked = {instruction.client: instruction for instruction in instructions}
         clients = {node: client for client, node in self._nodes.items()}
-        updates, failures = [], []
-        silent = set(asked)
         self._plan = instructions[0].plan
+        roster = None if self._sums is None else self._sums.roster(server_round, sorted(asked))
         requests = self._pack(instructions)
+        if roster is not None:
+            for request in requests:
+                request.content[masking.RECORD] = masking.write_roster(roster)
         replies = self._send(requests)
         self._count_all(server_round, "training", requests, replies)
-        for reply in replies:
-            client = clients[reply.metadata.src_node_id]
-            silent.discard(client)
-            try:
-                updates.append(self._read(reply, asked[client]))
-            except ValueError as error:
-                failures.append(Failure(client=client, reason=first_line(str(error))))
-        failures += [
-            Failure(client=client, reason=f"no reply within {self._timeout:g} s")
-            for client in silent
+        by_client = {clients[reply.metadata.src_node_id]: reply for reply in replies}
+        updates, reasons = self._read(by_client, asked, roster)
+        for client, instruction in asked.items():
+            if client not in by_client:
+                reasons[client] = f"no reply within {self._timeout:g} s"
+            if client in reasons:
+                self._holdings.missed(client)
+            else:
+                self._holdings.answered(client, server_round, instruction.model, instruction.plan)
+        return updates, [
+            Failure(client=client, reason=first_line(reasons[client])) for client in sorted(reasons)
         ]
-        for failure in failures:
-            self._holdings.missed(failure.client)
-        for client in (update.client for update in updates):
-            model, plan = asked[client].model, asked[client].plan
-            self._holdings.answered(client, server_round, model, plan)
-        return sorted(updates, key=lambda u: u.client), sorted(failures, key=lambda f: f.client)
 
     def measure(
         self, server_round: int, model: GlobalModel, views: Sequence[str]
@@ -220,12 +226,62 @@ class Transport:
             for asked in instructions
         ]
 
-    def _read(self, reply: Message, asked: Instruction) -> Update:
-        """Reads one reply, or says why it is no update."""
-        if reply.has_error():
-            raise ValueError(reply.error.reason)
-        rank = self._rank_of(asked.client)
-        return read_update(reply.content, self._layout, asked, rank, len(self._nodes))
+    def _read(
+        self,
+        replies: Mapping[int, Message],
+        asked: Mapping[int, Instruction],
+        roster: Roster | None,
+    ) -> tuple[list[Update], dict[int, str]]:
+        """Reads the replies of a round: updates sorted by client, and why others are none."""
+        updates: list[Update] = []
+        reasons: dict[int, str] = {}
+        contents: dict[int, RecordDict] = {}
+        for client, reply in sorted(replies.items()):
+            if reply.has_error():
+                reasons[client] = str(reply.error.reason)
+            else:
+                contents[client] = reply.content
+        if self._sums is not None and roster is not None:
+            layout = self._layout.without(self._layout.ending_with(self._plan.frozen))
+            summed, others = self._sums.add_up(roster, contents, layout, self._ask_for_seeds)
+            return summed, reasons | others
+        for client, content in contents.items():
+            try:
+                updates.append(
+                    read_update(
+                        content,
+                        self._layout,
+                        asked[client],
+                        self._rank_of(client),
+                        len(self._nodes),
+                    )
+                )
+            except ValueError as error:
+                reasons[client] = str(error)
+        return updates, reasons
+
+    def _ask_for_seeds(
+        self, roster: Roster, left: frozenset[int], dropped: frozenset[int]
+    ) -> Mapping[int, Seeds]:
+        """Asks those left in a secure sum for their seeds with those who dropped out."""
+        requests = [
+            Message(
+                masking.ask_for_seeds(roster, dropped),
+                dst_node_id=self._nodes[client],
+                message_type=masking.REVEAL,
+            )
+            for client in sorted(left)
+        ]
+        replies = self._send(requests)
+        self._count_all(roster.round, "revealing", requests, replies)
+        clients = {node: client for client, node in self._nodes.items()}
+        seeds = {}
+        for reply in replies:
+            with suppress(ValueError):  # who answers wrongly has dropped out as well
+                if not reply.has_error():
+                    client = clients[reply.metadata.src_node_id]
+                    seeds[client] = masking.read_seeds(reply.content)
+        return seeds
 
     def _send(self, requests: Sequence[Message]) -> list[Message]:
         """Sends messages and gathers replies until all are there or time is up."""

@@ -45,13 +45,17 @@ def data_of(reply: RecordDict) -> bytes:
     return reply.array_records[messages.ARRAYS][messages.PACKED].data
 
 
+def greet(context: Context, client: int) -> RecordDict:
+    return RecordDict({masking.RECORD: masking.introduce(context, client)})
+
+
 class Wire:
     """Clients with their contexts, and the server's side of a few rounds."""
 
     def __init__(self) -> None:
         self.contexts = {c: Context(1, c, {}, RecordDict(), {}) for c in SAMPLES}
         self.keys = {
-            client: masking.read_key(masking.introduce(context, client))
+            client: masking.read_key(greet(context, client))
             for client, context in self.contexts.items()
         }
 
@@ -254,7 +258,7 @@ def test_an_update_that_was_not_finite_leaves_the_masks_unused():
 
 def test_a_new_greeting_brings_new_keys():
     wire = Wire()
-    again = masking.read_key(masking.introduce(wire.contexts[0], 0))
+    again = masking.read_key(greet(wire.contexts[0], 0))
     assert again != wire.keys[0]
 
 

@@ -16,6 +16,7 @@ from fl_vitlora.finetuning import targets
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import make_client_app, workspace
 from fl_vitlora.flower.contents import Instruction
+from fl_vitlora.flower.summing import Sums
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, paths
@@ -39,7 +40,13 @@ class Plain(Strategy):
 class Clients:
     """Three clients of a strategy, on plain images."""
 
-    def __init__(self, folder: Path, strategy: Strategy | None = None, **given: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        strategy: Strategy | None = None,
+        sums: Sums | None = None,
+        **given: Any,
+    ) -> None:
         overrides = {path.replace("__", "."): value for path, value in given.items()}
         self.config: Config = load(None, {"clients": 3, "encryption.steps": [], **overrides})
         self.config = replace(
@@ -54,7 +61,12 @@ class Clients:
         self.ledger = Ledger()
         self.grid = LocalGrid(make_client_app(lambda context: self.settings), len(SIZES))
         self.transport = Transport(
-            self.grid, self.initial, self.ledger, rank_of=self.worker.rank_of, timeout=1
+            self.grid,
+            self.initial,
+            self.ledger,
+            rank_of=self.worker.rank_of,
+            sums=sums,
+            timeout=1,
         )
         self.transport.greet(len(SIZES))
 

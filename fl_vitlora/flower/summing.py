@@ -1,0 +1,91 @@
+"""The server's end of secure sums: whose public keys it knows, and how a round's replies add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.app import RecordDict
+
+from fl_vitlora.communication.fixed_point import Words
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower import masking, messages
+from fl_vitlora.secure_sum import Roster, Seeds, add_up
+from fl_vitlora.strategy import Update
+
+# Asks clients for the seeds that they have in common with those who dropped out of a sum.
+Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
+
+
+class Sums:
+    """Adds up what clients sent, without seeing what each did.
+
+    Args:
+        limit: Range R of the fixed point numbers.
+        equal: Whether clients weigh the same, instead of by their images.
+    """
+
+    def __init__(self, *, limit: float, equal: bool) -> None:
+        self._limit = limit
+        self._equal = equal
+        self._keys: dict[int, bytes] = {}
+        self._weights: dict[int, float] = {}
+
+    def greeted(self, client: int, images: int, greeting: RecordDict) -> None:
+        """Notes the public key that a client sent with its greeting.
+
+        Raises:
+            ValueError: When it sent none.
+        """
+        self._keys[client] = masking.read_key(greeting)
+        self._weights[client] = 1.0 if self._equal else float(images)
+
+    def roster(self, server_round: int, clients: Sequence[int]) -> Roster:
+        """Lists who shall take part in the sum of a round."""
+        weights = {client: self._weights[client] for client in clients}
+        return masking.make_roster(server_round, self._keys, weights)
+
+    def add_up(
+        self, roster: Roster, replies: Mapping[int, RecordDict], layout: Layout, ask: Ask
+    ) -> tuple[list[Update], dict[int, str]]:
+        """Adds up the replies of a round.
+
+        Args:
+            roster: Of the round.
+            replies: By client, of all that answered.
+            layout: Of their deltas.
+            ask: The second exchange, if some dropped out.
+
+        Returns:
+            One update, the mean of all that are in the sum, or none; and why others are not.
+        """
+        masked: dict[int, Words] = {}
+        failures: dict[int, str] = {}
+        for client, content in sorted(replies.items()):
+            try:
+                masked[client] = masking.read_masked(content, layout)
+            except ValueError as error:
+                failures[client] = str(error)
+        try:
+            total, left = add_up(roster, masked, lambda left, dropped: ask(roster, left, dropped))
+        except ValueError as error:
+            return [], failures | dict.fromkeys(masked, str(error))
+        silent = masked.keys() - left
+        failures |= dict.fromkeys(silent, "it did not reveal its seeds with those who dropped out")
+        counts = {client: _counts(replies[client]) for client in left}
+        update, _ = masking.open_sum(
+            total,
+            roster,
+            layout,
+            limit=self._limit,
+            samples={client: samples for client, (samples, _) in counts.items()},
+            steps={client: steps for client, (_, steps) in counts.items()},
+            population=len(self._keys),
+        )
+        return [update], failures
+
+
+def _counts(content: RecordDict) -> tuple[int, int]:
+    """Reads how many images a client trained on, and in how many steps."""
+    metrics = messages.metrics_of(content)
+    samples, steps = (messages.scalar(metrics, n) for n in (messages.SAMPLES, messages.STEPS))
+    return int(samples), int(steps)

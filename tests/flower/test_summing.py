@@ -1,0 +1,158 @@
+"""Secure sums in rounds of the real client app: what the strategy is given, and who fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import strategies
+from fl_vitlora.communication.packing import HEADER as PACKED_HEADER
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.aggregators import OwnAggregator
+from fl_vitlora.flower.summing import Sums
+from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.privacy import merged
+from fl_vitlora.state import State, l2_norm
+from fl_vitlora.strategy import ClientPlan, Strategy
+from tests.flower.conftest import SIZES
+from tests.flower.test_memories import Clients
+
+SECURE: dict[str, Any] = {"privacy__secure_aggregation": True}
+
+
+def make(folder: Path, name: str = "fedavg", *, equal: bool = False, **given: Any) -> Clients:
+    strategy = strategies.load(name, {})
+    assert isinstance(strategy, Strategy)
+    sums = Sums(limit=4.0, equal=equal) if given.get("privacy__secure_aggregation") else None
+    return Clients(folder, strategy, sums=sums, **given)
+
+
+def close(a: State, b: State, atol: float = 1e-6) -> bool:
+    return a.keys() == b.keys() and all(torch.allclose(a[n], b[n], atol=atol) for n in a)
+
+
+def test_the_strategy_is_given_the_mean_that_open_updates_have(tmp_path: Path):
+    hidden, seen = make(tmp_path, **SECURE), make(tmp_path / "open")
+    (mean,) = hidden.train(1, hidden.initial)
+    updates = seen.train(1, seen.initial)
+    expected = merged(updates, [u.samples for u in updates])
+    assert hidden.failures == []
+    assert (mean.client, mean.members, mean.population) == (-1, 3, 3)
+    assert (mean.samples, mean.steps) == (sum(SIZES), expected.steps)
+    assert mean.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert close(mean.delta, expected.delta)
+
+
+def test_a_masked_update_is_no_longer_than_an_open_one_and_shows_nothing_of_it(tmp_path: Path):
+    """Beside the tensors it holds a mean loss and a count."""
+    hidden = make(tmp_path, **SECURE)
+    hidden.train(1, hidden.initial)
+    masked = [
+        m.content.array_records[messages.ARRAYS][messages.PACKED].data for m in hidden.grid.received
+    ]
+    scalars = sum(tensor.numel() for tensor in hidden.initial.values())
+    assert all(len(data) <= PACKED_HEADER.size + 4 * (scalars + 4) for data in masked)
+    values = torch.frombuffer(bytearray(masked[0][-4 * scalars :]), dtype=torch.int32).double()
+    assert abs(float(values.mean())) < 6 * 2**31 / (3 * scalars) ** 0.5  # as of random words
+    assert float(values.std()) == pytest.approx(2**32 / 12**0.5, rel=0.05)
+    for message in hidden.grid.received:
+        assert messages.LOSS not in message.content.metric_records[messages.METRICS]
+
+
+def test_rounds_of_a_strategy_go_as_in_the_open(tmp_path: Path):
+    """Alternating halves over three rounds, up to what AdamW makes of the last bits."""
+    final = []
+    for number, given in enumerate((SECURE, {})):
+        clients = make(tmp_path / str(number), "rolora", **given)
+        strategy = strategies.load("rolora", {})
+        assert isinstance(strategy, Strategy)
+        aggregator, model = OwnAggregator(strategy), GlobalModel(tensors=clients.initial)
+        for server_round in (1, 2, 3):
+            config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: 1e-2}
+            asked = aggregator.instruct(server_round, model, (0, 1, 2), config)
+            updates, failures = clients.transport.exchange(server_round, asked)
+            assert failures == []
+            model = aggregator.aggregate(server_round, model, updates, failures)
+        final.append(model.tensors)
+    moved = l2_norm(subtract(final[1], clients.initial))
+    assert l2_norm(subtract(*final)) < 0.01 * moved
+
+
+def test_what_scaffold_reports_is_summed_with_its_update(tmp_path: Path):
+    hidden, seen = (make(tmp_path / n, "scaffold", **g) for n, g in (("a", SECURE), ("b", {})))
+    (mean,) = hidden.train(1, hidden.initial)
+    updates = seen.train(1, seen.initial)
+    assert close(mean.report, merged(updates, [u.samples for u in updates]).report, atol=1e-5)
+
+
+def test_who_drops_out_is_left_out_and_the_others_say_so(tmp_path: Path):
+    hidden, seen = make(tmp_path, **SECURE), make(tmp_path / "open")
+    app = hidden.grid.app
+
+    def deaf_to_training(message: Any, context: Any) -> Any:
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+            raise RuntimeError("out of memory")
+        return app(message, context)
+
+    hidden.grid.app = deaf_to_training  # type: ignore[assignment]
+    (mean,) = hidden.train(1, hidden.initial)
+    updates = seen.train(1, seen.initial, 0, 2)
+    assert [(f.client, f.reason) for f in hidden.failures] == [(1, "out of memory")]
+    assert mean.members == 2
+    assert close(mean.delta, merged(updates, [u.samples for u in updates]).delta)
+    asked = [e for e in hidden.ledger if e.purpose == "revealing"]
+    assert sorted((e.client, e.direction) for e in asked) == [
+        (client, direction) for client in (0, 2) for direction in ("downlink", "uplink")
+    ]
+
+
+def test_a_sum_of_one_is_refused(tmp_path: Path):
+    hidden = make(tmp_path, **SECURE)
+    hidden.grid.silent = {0, 1}
+    assert hidden.train(1, hidden.initial) == []
+    reasons = {failure.client: failure.reason for failure in hidden.failures}
+    assert reasons[0] == reasons[1] == "no reply within 1 s"
+    assert "too few for a secure sum" in reasons[2]
+
+
+def test_no_client_sends_anything_in_the_open_if_it_was_told_to_hide(tmp_path: Path):
+    """A server that leaves the roster out gets nothing."""
+    hidden = Clients(tmp_path, None, **SECURE)
+    assert hidden.train(1, hidden.initial) == []
+    assert all("says nothing of a secure sum" in failure.reason for failure in hidden.failures)
+
+
+def test_clients_bound_what_they_send(tmp_path: Path):
+    bounded, free = make(tmp_path, privacy__clipping_norm=0.05), make(tmp_path / "free")
+    for update, whole in zip(
+        bounded.train(1, bounded.initial), free.train(1, free.initial), strict=True
+    ):
+        factor = 0.05 / l2_norm(whole.delta)
+        assert factor < 1
+        assert l2_norm(update.delta) == pytest.approx(0.05, rel=1e-4)
+        assert close(update.delta, {n: t * factor for n, t in whole.delta.items()})
+
+
+def test_a_hostile_client_does_not_clip(tmp_path: Path):
+    hostile: dict[str, Any] = {"attack__kinds": ["scale"], "attack__clients": 1, "attack__factor": 100.0}
+    clients = make(tmp_path, privacy__clipping_norm=0.05, **hostile)
+    norms = sorted(l2_norm(update.delta) for update in clients.train(1, clients.initial))
+    assert norms == pytest.approx([0.05, 0.05, 5.0], rel=1e-3)
+
+
+def test_who_weighs_the_same_does_so_in_a_sum_too(tmp_path: Path):
+    given: dict[str, Any] = {**SECURE, "privacy__clipping_norm": 0.05}
+    hidden = make(tmp_path, equal=True, **given)
+    seen = make(tmp_path / "open", privacy__clipping_norm=0.05)
+    (mean,) = hidden.train(1, hidden.initial)
+    assert close(mean.delta, merged(seen.train(1, seen.initial), [1.0] * 3).delta)
+
+
+def test_a_plan_rests_tensors_in_a_sum_too(tmp_path: Path):
+    hidden = make(tmp_path, **SECURE)
+    (mean,) = hidden.train(1, hidden.initial, plan=ClientPlan(frozen=(".lora_A",)))
+    assert not any(name.endswith(".lora_A") for name in mean.delta)
+    assert any(name.endswith(".lora_B") for name in mean.delta)
