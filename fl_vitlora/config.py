@@ -50,6 +50,7 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 }
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
+Attack = Literal["sign_flip", "scale", "nan"]
 
 
 def setting(default: Any, explanation: str, interval: str | None = None) -> Any:
@@ -128,6 +129,12 @@ class FineTuningConfig:
         "lora+patch_embed", "which tensors are trained"
     )
     rank: int = setting(4, "rank r of the low-rank matrices", "[1, inf)")
+    client_ranks: tuple[int, ...] = setting(
+        (), "of the clients: one for each, or values to be dealt; [] is rank for all", "[1, inf)"
+    )
+    rank_shares: tuple[float, ...] = setting(
+        (), "of the clients that get each of client_ranks; [] if that lists them all", "(0, 1]"
+    )
     alpha: float = setting(8.0, "their scale is alpha / r", "(0, inf)")
     targets: tuple[Adapted, ...] = setting(("q", "v"), "projections of every block that get them")
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
@@ -168,12 +175,42 @@ class StrategyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """What hostile clients do, for research on robust strategies."""
+
+    kinds: tuple[Attack, ...] = setting(
+        (), "what they do to their updates, dealt to them in turn; [] is none"
+    )
+    clients: int = setting(0, "how many are hostile, drawn by the seed", "[0, inf)")
+    factor: float = setting(100.0, "on the update of a client that scales", "(0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Who measures accuracy after every round."""
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto", "clients where it takes a key or a patch embedding that only they have"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What hides an update from the server, and a client in the model."""
+
+    secure_aggregation: bool = setting(
+        False, "mask updates in pairs of clients: the server sees their sum alone"
+    )
+    range: float = setting(
+        4.0, "largest scalar of an update that is summed securely; clipped beyond", "(0, inf)"
+    )
+    clipping_norm: float | None = setting(
+        None, "differential privacy: largest norm C of an update; none if not given", "(0, inf)"
+    )
+    noise_multiplier: float = setting(
+        0.0, "standard deviation z of its noise, on a sum, over the clipping norm", "[0, inf)"
+    )
+    delta: float = setting(1e-5, "the δ for which ε is computed", "(0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +240,9 @@ class Config:
     finetuning: FineTuningConfig = FineTuningConfig()
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
+    attack: AttackConfig = AttackConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     engine: EngineConfig = EngineConfig()
 
 

@@ -86,6 +86,13 @@ class Coordinates:
             return delta
         return with_exchanged_reader(delta, self.holder.restore(self._reader(delta), self.party))
 
+    def inward_difference(self, difference: State) -> State:
+        """Turns a difference in the server's coordinates into the party's; undoes `outward`."""
+        if self.holder is None or not self.aligned or WEIGHT not in difference:
+            return difference
+        turned = self.holder.adapt(self._reader(difference), self.party)
+        return with_exchanged_reader(difference, turned)
+
     def _reader(self, state: Mapping[str, Tensor]) -> Reader:
         return exchanged_reader(state, self._patches)
 

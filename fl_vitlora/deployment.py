@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fl_vitlora import config as configuration
@@ -24,8 +25,9 @@ from fl_vitlora import policies
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
-from fl_vitlora.flower.aggregators import LoadStrategy, check_cohort
+from fl_vitlora.flower.aggregators import LoadStrategy, check_cohort, client_half
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
+from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import choose_workers
 from fl_vitlora.models.reading import READER_FILE, open_reader
@@ -34,7 +36,17 @@ from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.serving import Run, Watch, make_server
 
 
-def node_settings(context: Context) -> ClientSettings:
+def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
+    """Makes the app of a SuperNode.
+
+    Args:
+        load_strategy: Makes the strategy that the node's own configuration names; what of it
+            clients run comes from here, never over the wire.
+    """
+    return make_client_app(lambda context: node_settings(context, load_strategy))
+
+
+def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettings:
     """Reads a SuperNode's own configuration.
 
     Raises:
@@ -45,10 +57,8 @@ def node_settings(context: Context) -> ClientSettings:
     classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
     device = choose_workers(config.engine.device, 1, most=1).device
     turns = policies.clients_turn(config)
-    return client_settings(config, shards, classes, device, with_key=turns)
-
-
-client_app = make_client_app(node_settings)
+    strategy = client_half(load_strategy(config.strategy.name, config.strategy.options))
+    return client_settings(config, shards, classes, device, strategy, with_key=turns)
 
 
 def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
@@ -70,17 +80,27 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         )
         policies.check(config)
         strategy = load_strategy(config.strategy.name, config.strategy.options)
+        asked, config = config, policies.for_strategy(config, client_half(strategy))
         check_cohort(strategy, cohort_size(config.clients, config.fraction))
+        check_privacy(config, strategy)
         shards = Path(_given(context.run_config, "shards"))
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device
-        built = prepare_model(config, classes, device)
+        sandwich = client_half(strategy).adapter == "sandwich"
+        built = prepare_model(config, classes, device, sandwich=sandwich)
         given = policies.server_needs_reader(config)
         start = open_reader(shards / READER_FILE) if given else None
         server = make_server(built, lambda origin: start or origin)
-        folder = RunFolder.create(config)
-        run = Run(config=config, server=server, shards=shards, folder=folder, watch=Watch())
-        outcome = run.serve(grid, strategy)
+        folder = RunFolder.create(asked)
+        run = Run(
+            config=config,
+            strategy=strategy,
+            server=server,
+            shards=shards,
+            folder=folder,
+            watch=Watch(),
+        )
+        outcome = run.serve(grid)
         run.write(outcome, run.result(), started)
 
     return app

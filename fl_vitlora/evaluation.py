@@ -18,9 +18,10 @@ from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, views_of
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
+from fl_vitlora.finetuning import targets
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
-from fl_vitlora.state import State
 
 Measured = dict[str, tuple[float, float]]  # accuracy in [0, 1] and mean cross-entropy, by view
 ALL_VIEWS = (RIGHT_KEY, WRONG_KEY, NO_KEY)
@@ -34,8 +35,8 @@ class Evaluator(Protocol):
         """Names the views of the test images that it can show; the right key's always."""
         ...
 
-    def measure(self, server_round: int, model: State, views: Sequence[str]) -> Measured:
-        """Measures exchanged tensors, in the server's coordinates, on some views."""
+    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
+        """Measures a model, in the server's coordinates, on some views."""
         ...
 
 
@@ -63,11 +64,12 @@ class CentralEvaluator:
         keyed = self.holder is not None and self.holder.cipher.steps
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
 
-    def measure(self, server_round: int, model: State, views: Sequence[str]) -> Measured:
+    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
         """Measures on this machine."""
         del server_round
         put_reader(self.backbone.model, self.coordinates.base)
-        state = self.coordinates.inward(model)
+        targets.put_increments(self.backbone.model, model.increments)
+        state = self.coordinates.inward(model.tensors)
         seen = {RIGHT_KEY: self.shard}
         if self.holder is not None and list(views) != [RIGHT_KEY]:
             seen = views_of(self.shard, self.holder, TEST)
@@ -81,7 +83,7 @@ class Asks(Protocol):
     """What asks every client to measure a model on its own test images."""
 
     def measure(
-        self, server_round: int, model: State, views: Sequence[str]
+        self, server_round: int, model: GlobalModel, views: Sequence[str]
     ) -> Sequence[tuple[int, Measured]]:
         """Returns number of test images and what was measured on them, for each client."""
         ...
@@ -99,7 +101,7 @@ class ClientsEvaluator:
     transport: Asks
     views: tuple[str, ...]
 
-    def measure(self, server_round: int, model: State, views: Sequence[str]) -> Measured:
+    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
         """Asks the clients, and averages over all their test images."""
         answers = self.transport.measure(server_round, model, views)
         images = sum(samples for samples, _ in answers)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from fl_vitlora import coordinates, policies
 from fl_vitlora.config import Config
-from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort
+from fl_vitlora.flower.aggregators import AnyStrategy, check_cohort, client_half
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
@@ -23,6 +24,7 @@ from fl_vitlora.preparation import (
 )
 from fl_vitlora.reporting.run_folder import RunFolder, check_unused
 from fl_vitlora.serving import Line, Run, Watch, make_server
+from fl_vitlora.strategy import Strategy
 
 
 def run(
@@ -53,8 +55,10 @@ def run(
     if not watch.verbose:
         silence()
     policies.check(config)
+    asked, config = config, policies.for_strategy(config, client_half(strategy))
     cohort = cohort_size(config.clients, config.fraction)
     check_cohort(strategy, cohort)
+    check_privacy(config, strategy)
     workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)
     if config.out:
         check_unused(Path(config.out))
@@ -63,14 +67,15 @@ def run(
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(workers)  # comes up while the model is built
     try:
-        backbone = prepare_model(config, images.classes, workers.device)
+        sandwich = client_half(strategy).adapter == "sandwich"
+        backbone = prepare_model(config, images.classes, workers.device, sandwich=sandwich)
         if policies.lacks_key_ring(config):
             watch.announce(f"drawing a new secret: {config.encryption.key_file}")
         holder = prepare_holder(config, backbone)
         server = make_server(
             backbone, lambda origin: coordinates.server_reader(config, origin, holder)
         )
-        folder = RunFolder.create(config)
+        folder = RunFolder.create(asked)
         watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
         write_shards(config, images, holder, folder)
         if policies.reader_is_stored(config):
@@ -81,6 +86,7 @@ def run(
         ray.wait()
         federation = Run(
             config=config,
+            strategy=strategy,
             server=server,
             shards=folder.shards,
             folder=folder,
@@ -92,11 +98,12 @@ def run(
             folder.shards,
             images.classes,
             workers.device,
+            client_half(strategy),
             with_key=policies.clients_need_key(config),
         )
         outcome = simulate(
             make_client_app(Fixed(settings)),
-            lambda grid, stop: federation.serve(grid, strategy, stop),
+            federation.serve,
             clients=config.clients,
             ray=ray,
             verbose=watch.verbose,
@@ -109,7 +116,13 @@ def run(
 
 
 def client_settings(
-    config: Config, shards: Path, classes: int, device: str, *, with_key: bool
+    config: Config,
+    shards: Path,
+    classes: int,
+    device: str,
+    strategy: Strategy,
+    *,
+    with_key: bool,
 ) -> ClientSettings:
     """Gathers what the workers are told; where the key ring lies only if they must know."""
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
@@ -117,6 +130,7 @@ def client_settings(
         shards=str(shards.resolve()),
         classes=classes,
         device=device,
+        strategy=strategy,
         config=replace(config, encryption=replace(config.encryption, key_file=ring)),
     )
 

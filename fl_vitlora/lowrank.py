@@ -61,42 +61,81 @@ def shares(updates: Sequence[Update]) -> list[float]:
 
 
 def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tuple[Tensor, Tensor]:
-    """Writes Σ wₖ·Bₖ·Aₖ as one pair: [w₁A₁; w₂A₂; …] (K·r, n) and [B₁, B₂, …] (m, K·r)."""
+    """Writes Σ wₖ·Bₖ·Aₖ as one pair: [w₁A₁; w₂A₂; …] (Σrₖ, n) and [B₁, B₂, …] (m, Σrₖ).
+
+    Example:
+        >>> one = {"a.lora_A": torch.tensor([[1.0, 2.0]]), "a.lora_B": torch.tensor([[3.0]])}
+        >>> stack([0.5, 0.5], [one, one], "a")
+        (tensor([[0.5000, 1.0000],
+                [0.5000, 1.0000]]), tensor([[3., 3.]]))
+    """
     tall = torch.cat([w * client[path + A] for w, client in zip(weights, clients, strict=True)])
     wide = torch.cat([client[path + B] for client in clients], dim=1)
     return tall, wide
 
 
-def mean_product(model: State, updates: Sequence[Update], path: str) -> Tensor:
-    """Forms Σ pₖ·Bₖ·Aₖ (m, n) of what the clients ended with, in float64."""
-    tall, wide = stack(shares(updates), [trained(model, update) for update in updates], path)
-    return wide @ tall
+def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
+    """Writes Σ wₖ·Bₖ·Aₖ of every pair as tensors to be merged, in float32; nothing for no clients.
+
+    Example:
+        >>> one = {"a.lora_A": torch.tensor([[1.0, 2.0]]), "a.lora_B": torch.tensor([[3.0]])}
+        >>> merged([0.5], [one])
+        {'a.merged_A': tensor([[0.5000, 1.0000]]), 'a.merged_B': tensor([[3.]])}
+    """
+    found = {}
+    for path in paths(clients[0]) if clients else []:
+        tall, wide = stack(weights, clients, path)
+        found[path + MERGED_A], found[path + MERGED_B] = tall.float(), wide.float()
+    return found
 
 
-def factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Finds the nearest matrix of a rank to a product, as a pair with orthonormal rows of A.
+def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Finds the nearest matrix of a rank to wide·tall, as a pair with orthonormal rows of A.
 
     By the singular value decomposition U·S·Vᵀ: A = Vᵀ (rank, n), B = U·S (m, rank), in the order
     of falling singular values, so that a smaller rank is the first rows and columns. The sign of
-    each row is made unique: its largest entry is positive.
+    each row is made unique: its largest entry is positive. The product is not formed: with the QR
+    decompositions of wide and tallᵀ its singular values are those of a matrix of at most (q, q).
 
     Args:
-        product: (m, n), in float64.
-        rank: Not above m and n.
+        tall: (q, n), in float64.
+        wide: (m, q), in float64.
+        rank: Not above q, m and n.
 
     Returns:
-        A and B, in float64.
+        A and B, in float64; the rows of A are orthonormal even where the product has a lower rank.
 
     Example:
-        >>> A, B = factors(torch.tensor([[2.0, 0.0], [0.0, 1.0]]).double(), 1)
-        >>> (B @ A).tolist()
-        [[2.0, 0.0], [0.0, 0.0]]
+        >>> A, B = factors(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.eye(2), 1)
+        >>> A.tolist(), B.tolist()
+        ([[1.0, 0.0]], [[0.0], [2.0]])
     """
-    left, sizes, right = torch.linalg.svd(product, full_matrices=False)
-    rows = right[:rank]
+    outputs, inputs = torch.linalg.qr(wide), torch.linalg.qr(tall.T)
+    left, sizes, right = torch.linalg.svd(outputs.R @ inputs.R.T, full_matrices=False)
+    rows = right[:rank] @ inputs.Q.T
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     signs = torch.where(largest < 0, -1.0, 1.0)
-    return signs * rows, left[:, :rank] * sizes[:rank] * signs.T
+    return signs * rows, outputs.Q @ left[:, :rank] * sizes[:rank] * signs.T
+
+
+def refactored(model: State, weights: Sequence[float], clients: Sequence[State]) -> State:
+    """Writes Σ wₖ·Bₖ·Aₖ of every pair as a pair of the model's rank, shapes and types.
+
+    See `factors`. A product of zeros has no directions: A stays what it was, and B is zero.
+
+    Example:
+        >>> model = {"a.lora_A": torch.tensor([[1.0, 1.0]]), "a.lora_B": torch.tensor([[0.0]])}
+        >>> one = {"a.lora_A": torch.tensor([[3.0, 4.0]]), "a.lora_B": torch.tensor([[1.0]])}
+        >>> refactored(model, [2.0], [one])
+        {'a.lora_A': tensor([[0.6000, 0.8000]]), 'a.lora_B': tensor([[10.]])}
+    """
+    found = {}
+    for path in paths(model):
+        start = model[path + A]
+        rows, columns = factors(*stack(weights, clients, path), rank=len(start))
+        found[path + A] = rows.to(start.dtype) if columns.any() else start.clone()
+        found[path + B] = columns.to(model[path + B].dtype)
+    return found
 
 
 def cut(state: Mapping[str, Tensor], rank: int | None) -> State:
@@ -122,11 +161,11 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
         new: What a strategy made of them, with its merged pairs, if any.
 
     Returns:
-        ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖ and ‖Σ pₖ·Bₖ·Aₖ‖, Frobenius norms over all pairs
-        together, without the factor s.
+        ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and how far the mean product moved in the round,
+        ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖; Frobenius norms over all pairs together, without the factor s.
     """
     clients = [trained(model, update) for update in updates]
-    error = size = 0.0
+    error = movement = 0.0
     for path in paths(model):
         tall, wide = stack(shares(updates), clients, path)
         exact = wide @ tall
@@ -134,8 +173,36 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
         if path + MERGED_A in new:
             got = got + new[path + MERGED_B].double() @ new[path + MERGED_A].double()
         error += float((exact - got).square().sum())
-        size += float(exact.square().sum())
-    return error**0.5, size**0.5
+        start = model[path + B].double() @ model[path + A].double()
+        movement += float((exact - start).square().sum())
+    return error**0.5, movement**0.5
+
+
+def relative_error(
+    model: State, updates: Sequence[Update], new: State, merged: State
+) -> float | None:
+    """Measures the same as a share of the round's movement: ‖mean - result‖ / ‖mean - before‖.
+
+    It is 0 for an exact aggregation and 1 for one that leaves everything as it was. Where some
+    clients are hostile, what they sent is in the mean; a strategy that keeps it out is far from it,
+    rightly.
+
+    Args:
+        model: What the round began with.
+        updates: The clients'.
+        new: The next model.
+        merged: Pairs that were added to frozen weights.
+
+    Returns:
+        The share; None where there is nothing to compare: no whole pair B·A in the model, as where
+        one of the two stays with the clients; only the clients' sum seen; or no movement.
+    """
+    whole = [path for path in paths(model) if path + B in model and path + R not in model]
+    if not whole or any(update.members > 1 for update in updates):
+        return None
+    pairs = {path + end: model[path + end] for path in whole for end in (A, B)}
+    error, movement = aggregation_error(pairs, updates, {**new, **merged})
+    return error / movement if movement else None
 
 
 def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:

@@ -8,15 +8,18 @@ formulas, `docs/trust.md` says what every party sees.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from fl_vitlora import adversary, ranks
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.reading import POSITION
 from fl_vitlora.state import State
+from fl_vitlora.strategy import Strategy
 
 
 def common_key(config: Config) -> bool:
@@ -86,10 +89,56 @@ def stays(name: str) -> bool:
     return methods.group_of(name) == methods.PATCH_EMBEDDING or name == POSITION
 
 
-def exchanged(config: Config, trained: Mapping[str, Tensor]) -> State:
-    """Selects those of the trained tensors that clients exchange with the server."""
+def exchanged(
+    config: Config, trained: Mapping[str, Tensor], personal: tuple[str, ...] = ()
+) -> State:
+    """Selects those of the trained tensors that clients exchange with the server.
+
+    Args:
+        config: What becomes of the patch embedding.
+        trained: All of them.
+        personal: Endings of those that the strategy leaves to the clients.
+    """
     local = keeps_reader(config)
-    return {name: tensor for name, tensor in trained.items() if not (local and stays(name))}
+    return {
+        name: tensor
+        for name, tensor in trained.items()
+        if not (local and stays(name)) and not name.endswith(personal)
+    }
+
+
+def for_strategy(config: Config, strategy: Strategy) -> Config:
+    """Checks that a strategy fits an experiment, and lets clients evaluate what only they have.
+
+    Args:
+        config: The experiment as it was asked for.
+        strategy: Whose client half the clients run.
+
+    Returns:
+        The experiment as it is to be run.
+
+    Raises:
+        UserError: When the strategy asks for what the experiment has not.
+    """
+    name = config.strategy.name
+    if strategy.low_rank and not methods.METHODS[config.finetuning.method].lora:
+        raise UserError(
+            f"strategy {name} works on low-rank matrices, and method {config.finetuning.method} "
+            "has none; take --method lora+patch_embed or lora"
+        )
+    if config.finetuning.client_ranks and not strategy.any_rank:
+        raise UserError(
+            f"strategy {name} needs one rank for all clients, but finetuning.client_ranks gives "
+            "them ranks of their own; take flora, flexlora or hetlora"
+        )
+    if not strategy.personal:
+        return config
+    if config.evaluation.by == "central":
+        raise UserError(
+            f"evaluation.by central: strategy {name} leaves {', '.join(strategy.personal)} to the "
+            "clients, so that no central model exists; take evaluation.by clients"
+        )
+    return replace(config, evaluation=replace(config.evaluation, by="clients"))
 
 
 def clients_evaluate(config: Config) -> bool:
@@ -111,11 +160,13 @@ def clients_need_key(config: Config) -> bool:
 
 
 def check(config: Config) -> None:
-    """Refuses combinations of scope, adaptation and policy that cannot work.
+    """Refuses combinations of settings that cannot work.
 
     Raises:
         UserError: With the reason, and what would work instead.
     """
+    adversary.check(config)
+    ranks.check(config)
     encryption, policy = config.encryption, config.finetuning.patch_embedding
     if keeps_reader(config) and config.evaluation.by == "central":
         raise UserError(

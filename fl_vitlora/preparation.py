@@ -63,14 +63,14 @@ def prepare_images(config: Config) -> OwnedImages:
     return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts)
 
 
-def prepare_model(config: Config, classes: int, device: str) -> Backbone:
+def prepare_model(config: Config, classes: int, device: str, *, sandwich: bool = False) -> Backbone:
     """Builds the model with what the method adds, and checks that all of it is trained.
 
     Raises:
         UserError: When the model or the method cannot work.
     """
     built = backbone.build(config.model, classes, config.seed)
-    methods.prepare(built.model, config.finetuning, config.seed)
+    methods.prepare(built.model, config.finetuning, config.seed, sandwich=sandwich)
     methods.check_gradients(built.model, built.image_shape)
     built.model.to(device)
     return built

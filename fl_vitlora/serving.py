@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from fl_vitlora import coordinates, policies, training
+from fl_vitlora import adversary, coordinates, policies, training
 from fl_vitlora.communication.ledger import Ledger, full_fine_tuning_bytes
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
@@ -22,6 +23,7 @@ from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import TEST_SHARD, open_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import (
     ALL_VIEWS,
     CentralEvaluator,
@@ -30,12 +32,15 @@ from fl_vitlora.evaluation import (
     Measured,
 )
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.aggregators import AnyStrategy, make_aggregator
+from fl_vitlora.flower.aggregators import AnyStrategy, client_half, make_aggregator
+from fl_vitlora.flower.confidentiality import sees_only_sums
 from fl_vitlora.flower.messages import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.transport import Tap, Transport
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
+from fl_vitlora.ranks import rank_of
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
@@ -108,12 +113,12 @@ class Outcome:
     """What the server loop ends with.
 
     Attributes:
-        model: The final tensors.
+        model: The final one.
         begin: `time.perf_counter()` before the first round.
         end: The same after the last.
     """
 
-    model: State
+    model: GlobalModel
     begin: float
     end: float
 
@@ -124,6 +129,7 @@ class Run:
 
     Attributes:
         config: The experiment.
+        strategy: An instance of this project's or of Flower's contract.
         server: Its model.
         shards: Where the encrypted test shard lies, if clients do not evaluate.
         folder: Where results go.
@@ -136,6 +142,7 @@ class Run:
     """
 
     config: Config
+    strategy: AnyStrategy
     server: Server
     shards: Path
     folder: RunFolder
@@ -146,16 +153,28 @@ class Run:
     measured: Measured = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
 
-    def serve(
-        self, grid: Any, strategy: AnyStrategy, stop: threading.Event | None = None
-    ) -> Outcome:
+    @property
+    def trained(self) -> State:
+        """Returns the tensors that clients train in any round."""
+        half, rounds = client_half(self.strategy), range(1, self.config.rounds + 1)
+        plans = {half.plan(number).frozen for number in rounds}
+        return {
+            name: tensor
+            for name, tensor in self.server.initial.items()
+            if not all(name.endswith(frozen) for frozen in plans)
+        }
+
+    def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
         """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
-        initial = policies.exchanged(self.config, self.server.initial)
-        layout = Layout.of(initial)
+        if sees_only_sums(self.config):
+            raise UserError("privacy: secure sums and noise are not part of a run yet")
+        personal = client_half(self.strategy).personal
+        initial = policies.exchanged(self.config, self.server.initial, personal)
         transport = Transport(
             grid,
-            layout,
+            initial,
             self.ledger,
+            rank_of=lambda client: rank_of(self.config, client),
             timeout=self.config.engine.round_timeout,
             tap=self.watch.tap,
             stop=stop,
@@ -165,7 +184,7 @@ class Run:
         begin = time.perf_counter()
         federation = Federation(
             transport=transport,
-            aggregator=make_aggregator(strategy, layout, self.config.seed),
+            aggregator=make_aggregator(self.strategy, Layout.of(initial), self.config.seed),
             clients=list(clients),
             rounds=self.config.rounds,
             fraction=self.config.fraction,
@@ -174,7 +193,7 @@ class Run:
             evaluate=lambda number, model: self._measure(evaluator, number, model),
             observe=self._observe,
         )
-        final = federation.run(initial)
+        final = federation.run(GlobalModel(tensors=initial))
         end = time.perf_counter()
         down, up = full_model_bytes(self.server.plain)
         self.full_bytes.update(downlink=down, uplink=up)
@@ -183,6 +202,7 @@ class Run:
     def result(self) -> Line:
         """Sums up, without the times."""
         config, ledger = self.config, self.ledger
+        personal = client_half(self.strategy).personal
         uplink, downlink = ledger.total("uplink"), ledger.total("downlink")
         full = full_fine_tuning_bytes(
             ledger,
@@ -197,9 +217,11 @@ class Run:
             "seed": config.seed,
             "strategy": config.strategy.name,
             "method": config.finetuning.method,
+            "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
+            "attack": adversary.hostile(config),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
-            "trainable_parameters": count(self.server.initial),
-            "exchanged_parameters": count(policies.exchanged(config, self.server.initial)),
+            "trainable_parameters": count(self.trained),
+            "exchanged_parameters": count(policies.exchanged(config, self.trained, personal)),
             "total_parameters": count(self.server.plain),
             "communication": {
                 "uplink_bytes": uplink,
@@ -214,7 +236,7 @@ class Run:
         sent = accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in self.lines)
         plot_accuracy(self.folder.plots, [line["accuracy"] for line in self.lines], list(sent))
         self.folder.write("communication.csv", self.ledger.to_csv())
-        self.folder.write_model(outcome.model)
+        self.folder.write_model(outcome.model.stored())
         result["seconds"] = {
             "setup": round(outcome.begin - started, 3),
             "training": round(outcome.end - outcome.begin, 3),
@@ -232,6 +254,7 @@ class Run:
             "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
             "uplink_bytes": self.ledger.total("uplink", report.round),
             "downlink_bytes": self.ledger.total("downlink", report.round),
+            "aggregation_error": report.aggregation_error,
             "seconds": round(report.seconds, 4),
         }
         self.lines.append(line)
@@ -239,7 +262,7 @@ class Run:
         self.watch.show_round(line)
 
     def _measure(
-        self, evaluator: Evaluator, server_round: int, model: State
+        self, evaluator: Evaluator, server_round: int, model: GlobalModel
     ) -> tuple[float, float]:
         """Measures a round's model; the last one also as seen without the right key."""
         last = server_round == self.config.rounds
@@ -268,3 +291,14 @@ class Run:
             holder=self.holder,
             precision=training.best_precision(device, config.engine.mixed_precision),
         )
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Takes the mean of those values that are there, if any is.
+
+    Example:
+        >>> mean_known([1.0, None, 2.0]), mean_known([None])
+        (1.5, None)
+    """
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

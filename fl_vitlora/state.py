@@ -102,6 +102,25 @@ def l2_norm(a: Mapping[str, Tensor]) -> float:
     return float(sum(float(x.to(torch.float64).square().sum()) for x in a.values()) ** 0.5)
 
 
+def clip_norm(a: Mapping[str, Tensor], most: float) -> tuple[State, bool]:
+    """Shortens a state to a Euclidean norm, over all tensors together, of at most so much.
+
+    Args:
+        a: For example what training changed.
+        most: The bound, positive.
+
+    Returns:
+        a · min(1, most / ‖a‖), and whether ‖a‖ was within the bound.
+
+    Example:
+        >>> clip_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, most=0.5)
+        ({'a': tensor([0.3000]), 'b': tensor([0.4000])}, False)
+    """
+    norm = l2_norm(a)
+    within = norm <= most
+    return scale(a, 1.0 if within else most / norm), within
+
+
 def count(a: Mapping[str, Tensor]) -> int:
     """Returns the number of scalars."""
     return sum(tensor.numel() for tensor in a.values())

@@ -68,10 +68,13 @@ class ClientPlan:
         frozen: Endings of the names of tensors that clients neither train nor send in this round,
             for example ``(".lora_A",)``. Clients remember them: they are sent down again only when
             they have changed, and their initial values never.
+        restarted: Endings of tensors that are at their initial values again in every round, so
+            that they are never sent down; `aggregate` must return them as it was given them.
         proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖².
     """
 
     frozen: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
     proximal_mu: float = 0.0
 
 

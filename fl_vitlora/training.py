@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,28 @@ class LocalTask:
         learning_rate: Of this round.
         proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
         frozen: Trained tensors that rest in this round.
+        drift: What is added to tensors after every step, times the learning rate.
     """
 
     learning_rate: float
     proximal_mu: float = 0.0
     frozen: frozenset[str] = frozenset()
+    drift: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a client's training came to.
+
+    Attributes:
+        state: All trained tensors.
+        loss: The mean over all steps, penalties left out.
+        steps: Of the optimiser.
+    """
+
+    state: State
+    loss: float
+    steps: int
 
 
 def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> float:
@@ -77,7 +94,7 @@ def train(
     task: LocalTask,
     generator: torch.Generator,
     precision: torch.dtype = torch.float32,
-) -> tuple[State, float]:
+) -> Trained:
     """Trains on one shard.
 
     Args:
@@ -90,7 +107,7 @@ def train(
         precision: Of activations; float32, bfloat16 or float16.
 
     Returns:
-        The trained tensors and the mean loss over all steps, the penalty left out.
+        What came of it.
 
     Raises:
         ValueError: When the task freezes every tensor.
@@ -106,7 +123,8 @@ def train(
     optimizer = _optimizer(active, config, task.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     images, labels = shard.images.to(device), shard.labels.to(device)
-    total, seen = torch.zeros((), device=device), 0
+    drift = {name: task.drift[name].to(device) for name in active if name in task.drift}
+    total, seen, steps = torch.zeros((), device=device), 0, 0
     model.train()
     with _resting(parameters[name] for name in task.frozen):
         for batch in _batches(len(shard), config, generator):
@@ -116,10 +134,22 @@ def train(
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
             penalized = loss + _penalty(active, anchor, task.proximal_mu)
             _step(optimizer, scaler, penalized, config.clip_norm)
+            _drift(active, drift, task.learning_rate)
             total += loss.detach() * len(batch)
             seen += len(batch)
+            steps += 1
     model.eval()
-    return methods.export_state(model), float(total) / max(1, seen)
+    mean_loss = float(total) / max(1, seen)
+    return Trained(state=methods.export_state(model), loss=mean_loss, steps=steps)
+
+
+@torch.no_grad()
+def _drift(
+    parameters: Mapping[str, nn.Parameter], drift: Mapping[str, Tensor], rate: float
+) -> None:
+    """Moves parameters by what a strategy adds to every step, in place."""
+    for name, change in drift.items():
+        parameters[name].add_(change, alpha=rate)
 
 
 @contextlib.contextmanager

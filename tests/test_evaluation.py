@@ -17,6 +17,7 @@ from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.holder import TEST
 from fl_vitlora.evaluation import ALL_VIEWS, CentralEvaluator, ClientsEvaluator, Measured
 from fl_vitlora.finetuning import methods
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader, reader_of
 from tests.conftest import MakeBackbone
@@ -42,7 +43,7 @@ def test_answers_of_clients_are_weighted_by_their_test_images():
         (3, {RIGHT_KEY: (0.9, 1.0), NO_KEY: (0.4, 7.0)}),
     )
     evaluator = ClientsEvaluator(transport=clients, views=ALL_VIEWS)
-    measured = evaluator.measure(2, {}, [RIGHT_KEY, NO_KEY])
+    measured = evaluator.measure(2, GlobalModel(tensors={}), [RIGHT_KEY, NO_KEY])
     assert measured[RIGHT_KEY] == pytest.approx((0.8, 1.25))
     assert measured[NO_KEY] == pytest.approx((0.3, 6.0))
     assert set(measured) == {RIGHT_KEY, NO_KEY}
@@ -111,7 +112,7 @@ def test_an_adapted_model_is_measured_as_the_plain_one_on_plain_images(
     expected = training.evaluate(plain, methods.export_state(plain.model), digits)
     evaluator = central(backbone := make_backbone(), digits, **EXACT[name])
     state = methods.export_state(backbone.model)
-    measured = evaluator.measure(1, state, evaluator.views)
+    measured = evaluator.measure(1, GlobalModel(tensors=state), evaluator.views)
     assert measured[RIGHT_KEY] == pytest.approx(expected, rel=1e-4)
     assert measured.keys() == set(evaluator.views)
     assert set(evaluator.views) == ({RIGHT_KEY} if name == "plain" else set(ALL_VIEWS))
@@ -125,7 +126,7 @@ def test_without_adaptation_the_plain_images_are_what_no_key_sees(
     backbone = make_backbone()
     state = methods.export_state(backbone.model)
     evaluator = central(backbone, digits, encryption__steps=STEPS)
-    measured = evaluator.measure(1, state, ALL_VIEWS)
+    measured = evaluator.measure(1, GlobalModel(tensors=state), ALL_VIEWS)
     assert measured[NO_KEY] == training.evaluate(backbone, state, digits)
     assert measured[RIGHT_KEY] == training.evaluate(backbone, state, evaluator.shard)
     assert len({measured[view][1] for view in (RIGHT_KEY, WRONG_KEY, NO_KEY)}) == 3
@@ -136,7 +137,9 @@ def test_who_has_no_key_measures_ciphertext_as_it_is(make_backbone: MakeBackbone
     keyless = central(make_backbone(), digits, keyless=True, encryption__steps=STEPS)
     assert keyless.views == (RIGHT_KEY,)
     state = methods.export_state(keyless.backbone.model)
-    assert keyless.measure(1, state, [RIGHT_KEY]) == keyed.measure(1, state, [RIGHT_KEY])
+    assert keyless.measure(1, GlobalModel(tensors=state), [RIGHT_KEY]) == keyed.measure(
+        1, GlobalModel(tensors=state), [RIGHT_KEY]
+    )
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -144,6 +147,7 @@ def test_measuring_twice_gives_the_same(name: str, make_backbone: MakeBackbone, 
     """The model in which it is done keeps nothing of what was measured before."""
     evaluator = central(backbone := make_backbone(), digits, **EXACT[name])
     state = methods.export_state(backbone.model)
-    first = evaluator.measure(1, state, [RIGHT_KEY])
-    evaluator.measure(2, {name: -tensor for name, tensor in state.items()}, evaluator.views)
-    assert evaluator.measure(3, state, [RIGHT_KEY]) == first
+    first = evaluator.measure(1, GlobalModel(tensors=state), [RIGHT_KEY])
+    other = {name: -tensor for name, tensor in state.items()}
+    evaluator.measure(2, GlobalModel(tensors=other), evaluator.views)
+    assert evaluator.measure(3, GlobalModel(tensors=state), [RIGHT_KEY]) == first

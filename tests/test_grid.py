@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import flwr.serverapp.strategy
 import pytest
 import yaml
 
+from fl_vitlora import policies
+from fl_vitlora.adversary import hostile
 from fl_vitlora.config import SCHEMES, write_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.grid import axes_of, folder_name, read_grid, read_words, to_tree
+from fl_vitlora.grid import Grid, axes_of, folder_name, read_grid, read_words, to_tree
 
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "grids").glob("*.yaml"))
 
@@ -60,6 +63,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["two different cells", "'x'"],
     ),
 }
+
+
+def committed(stem: str) -> Grid:
+    (path,) = (path for path in GRIDS if path.stem == stem)
+    return read_grid(yaml.safe_load(path.read_text()), {})
 
 
 def names(tree: dict[str, Any]) -> list[str]:
@@ -196,8 +204,7 @@ def test_committed_grids_are_valid_and_begin_with_their_command(path: Path):
 
 
 def test_the_table_of_the_readme_has_its_six_rows():
-    path = next(path for path in GRIDS if path.stem == "default_job")
-    assert names(yaml.safe_load(path.read_text())) == [
+    assert [cell.name for cell in committed("default_job").cells] == [
         "lora+patch_embed, encrypted",
         "lora, encrypted",
         "head, encrypted",
@@ -205,3 +212,19 @@ def test_the_table_of_the_readme_has_its_six_rows():
         "lora+patch_embed, plain",
         "full, plain",
     ]
+
+
+def test_all_of_flowers_strategies_are_compared_but_those_for_trees():
+    exported = set(flwr.serverapp.strategy.__all__) - {"Strategy", "Result"}
+    shipped = {name for name in exported if not name.startswith("FedXgb")}
+    cells = committed("flower_strategies").cells
+    named = {cell.config.strategy.name for cell in cells}
+    assert named == {f"flwr.serverapp.strategy:{name}" for name in shipped}
+
+
+def test_with_the_attack_two_clients_are_hostile_in_each_way_and_without_it_none():
+    for cell, config in committed("byzantine").runs:
+        policies.check(config)
+        kinds = () if cell.labels["hostile"] == "none" else ("sign_flip", "scale", "nan")
+        found = {kind: len(clients) for kind, clients in hostile(config).items()}
+        assert found == dict.fromkeys(kinds, 2)

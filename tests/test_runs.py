@@ -20,6 +20,7 @@ from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.experiment import Fixed, client_settings
 from fl_vitlora.finetuning.methods import export_state, load_state
+from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
@@ -64,6 +65,11 @@ def test_result_and_rounds_have_their_fields(finished: Finished) -> None:
     assert [line["round"] for line in lines] == [1, 2]
     assert all(len(line["participants"]) == 3 and line["failures"] == [] for line in lines)
     assert result["accuracy"] == lines[-1]["accuracy"]
+    assert all(line["aggregation_error"] > 0 for line in lines)
+    assert result["aggregation_error"] == pytest.approx(
+        sum(line["aggregation_error"] for line in lines) / 2
+    )
+    assert result["attack"] == {}
 
 
 def test_resolved_config_reads_back_equal(finished: Finished) -> None:
@@ -220,16 +226,21 @@ def test_all_plain_strategies_of_flower_run_unmodified(finished: Finished, tmp_p
         for name, options in PLAIN_FLOWER_STRATEGIES.items():
             named = dataclasses.replace(config, out=str(tmp_path / name))
             folder = RunFolder.create(named)
-            ended[name] = Run(
-                config=named, server=server, shards=shards, folder=folder, watch=Watch()
-            )
             strategy = strategies.load(f"flwr.serverapp.strategy:{name}", options)
-            ended[name].serve(grid, strategy, stop)
+            ended[name] = Run(
+                config=named,
+                strategy=strategy,
+                server=server,
+                shards=shards,
+                folder=folder,
+                watch=Watch(),
+            )
+            ended[name].serve(grid, stop)
 
     ray = Ray(workers, verbose=False)
     try:
         ray.wait()
-        settings = client_settings(config, shards, 10, "cpu", with_key=False)
+        settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
         app = make_client_app(Fixed(settings))
         simulate(app, serve, clients=config.clients, ray=ray, verbose=False)
     finally:

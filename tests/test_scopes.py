@@ -24,6 +24,7 @@ from fl_vitlora.encryption.keys import key_id
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.experiment import client_settings
 from fl_vitlora.finetuning.methods import export_state
+from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.models.reading import WEIGHT, reader_of
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.state import State, l2_norm, subtract
@@ -258,7 +259,7 @@ def test_clients_measure_what_the_server_would(plain: Finished, tmp_path: Path) 
 
 def told(config: Config) -> str:
     with_key = policies.clients_need_key(config)
-    settings = client_settings(config, Path("shards"), 10, "cpu", with_key=with_key)
+    settings = client_settings(config, Path("shards"), 10, "cpu", Unaided(), with_key=with_key)
     return settings.config.encryption.key_file
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.supercore.differential_privacy import (
+    compute_adaptive_clip_model_update,
+    compute_clip_model_update,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_vitlora.state import (
     State,
     add,
+    clip_norm,
     clone,
     count,
     is_finite,
@@ -108,6 +115,37 @@ def test_a_clone_has_no_gradient():
 def test_the_norm_runs_over_all_tensors_together():
     assert l2_norm({"a": torch.tensor([[3.0, 0.0]]), "b": torch.tensor([-4.0])}) == 5.0
     assert l2_norm({"a": torch.full((1,), 1e30)}) == pytest.approx(1e30)
+
+
+@given(a=STATES, most=st.floats(1e-3, 1e4))
+def test_a_clipped_state_points_where_it_did_and_is_no_longer_than_it_may_be(a: State, most: float):
+    clipped, within = clip_norm(a, most)
+    assert within == (l2_norm(a) <= most)
+    assert l2_norm(clipped) == pytest.approx(min(l2_norm(a), most), rel=1e-6)
+    if within:
+        assert numbers(clipped) == numbers(a)
+    else:
+        assert numbers(clipped) == pytest.approx(numbers(scale(a, most / l2_norm(a))), rel=1e-6)
+
+
+@given(start=STATES, change=STATES.filter(lambda a: l2_norm(a) > 0), most=st.floats(0.1, 1e4))
+def test_a_clipped_change_is_what_flowers_clients_send(start: State, change: State, most: float):
+    """Flower's clip what was trained against what was received, and say when they did.
+
+    Arrays without dimensions are given one here: Flower 1.41 leaves them as long as they were.
+    """
+
+    def arrays(state: State) -> list[Any]:
+        return [tensor.double().reshape(-1).numpy() for tensor in state.values()]
+
+    clipped, within = clip_norm(change, most)
+    fixed, adaptive = arrays(add(start, change)), arrays(add(start, change))
+    compute_clip_model_update(fixed, arrays(start), most)
+    assert compute_adaptive_clip_model_update(adaptive, arrays(start), most) == (not within)
+    for sent in (fixed, adaptive):
+        assert np.allclose(
+            np.concatenate(sent), np.concatenate(arrays(add(start, clipped))), rtol=1e-6, atol=1e-3
+        )
 
 
 def test_scalars_are_counted_in_all_shapes():

@@ -298,12 +298,9 @@ def keeps_b(model: State, updates: Sequence[Update], state: State) -> tuple[Stat
 
 def refactors(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
     """FlexLoRA in short: the mean of products, factored again."""
-    new = averaged(model, updates)
-    for path in lowrank.paths(model):
-        A, B = lowrank.factors(lowrank.mean_product(model, updates, path), 2)
-        new |= {path + lowrank.A: A.to(model[path + lowrank.A].dtype)}
-        new |= {path + lowrank.B: B.to(model[path + lowrank.B].dtype)}
-    return new, state
+    clients = [lowrank.trained(model, update) for update in updates]
+    refactored = lowrank.refactored(model, lowrank.shares(updates), clients)
+    return averaged(model, updates) | refactored, state
 
 
 def stacks(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:

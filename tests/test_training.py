@@ -37,7 +37,7 @@ def local(
     """Trains from the model's present state; returns the states before and after, and the loss."""
     plain = {"patch_embed_rate": 1.0, "head_rate": 1.0, "batch_size": 16, "epochs": 2}
     before = methods.export_state(backbone.model)
-    after, loss = train(
+    done = train(
         backbone,
         before,
         shard,
@@ -45,7 +45,7 @@ def local(
         task=task or LocalTask(learning_rate=5e-3),
         generator=generator(0, "batches"),
     )
-    return before, after, loss
+    return before, done.state, done.loss
 
 
 def one_step_of_sgd(backbone: Backbone, shard: Shard, **options: Any) -> tuple[State, State, float]:
@@ -268,7 +268,7 @@ def test_mixed_precision_learns_and_keeps_weights_in_float32(
     for precision in (torch.float32, torch.bfloat16):
         backbone = make_backbone()
         before = methods.export_state(backbone.model)
-        after, loss = train(
+        done = train(
             backbone,
             before,
             shard,
@@ -277,10 +277,10 @@ def test_mixed_precision_learns_and_keeps_weights_in_float32(
             generator=generator(0, "batches"),
             precision=precision,
         )
-        assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+        assert {tensor.dtype for tensor in done.state.values()} == {torch.float32}
         _, start = evaluate(backbone, before, shard, precision)
-        _, end = evaluate(backbone, after, shard, precision)
+        _, end = evaluate(backbone, done.state, shard, precision)
         assert end < 0.8 * start
-        results[precision] = loss
+        results[precision] = done.loss
     assert results[torch.bfloat16] == pytest.approx(results[torch.float32], rel=0.1)
     assert results[torch.bfloat16] != results[torch.float32]

@@ -14,9 +14,11 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_vitlora.state import State
@@ -55,9 +57,42 @@ class Layout:
         """Finds the names with one of these endings."""
         return frozenset(name for name, _ in self.shapes if name.endswith(endings))
 
+    def empty(self) -> State:
+        """Returns tensors of these names and shapes that hold no memory."""
+        return {name: torch.empty(shape, device="meta") for name, shape in self.shapes}
+
+    def mark(self, names: frozenset[str]) -> bytes:
+        """Writes down which of the names are meant, a bit for each in their order.
+
+        Example:
+            >>> layout = Layout((("a", ()), ("b", ()), ("c", ())))
+            >>> sorted(layout.marked(layout.mark(frozenset({"a", "c"}))))
+            ['a', 'c']
+        """
+        bits = np.array([name in names for name, _ in self.shapes], dtype=np.uint8)
+        return np.packbits(bits).tobytes()
+
+    def marked(self, bits: bytes) -> frozenset[str]:
+        """Reads what `mark` wrote."""
+        marks = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self.shapes))
+        return frozenset(n for (n, _), one in zip(self.shapes, marks, strict=True) if one)
+
+    def only(self, names: frozenset[str]) -> Layout:
+        """Leaves out all others."""
+        return Layout(tuple(pair for pair in self.shapes if pair[0] in names))
+
     def without(self, names: frozenset[str]) -> Layout:
         """Leaves out some tensors."""
         return Layout(tuple(pair for pair in self.shapes if pair[0] not in names))
+
+    def shaped(self, scalars: NDArray[np.floating[Any]]) -> State:
+        """Gives a list of scalars the names and shapes of the tensors, float32."""
+        sizes = [math.prod(shape) for _, shape in self.shapes]
+        parts = torch.split(torch.from_numpy(scalars.astype(np.float32)), sizes)
+        return {
+            name: part.reshape(shape).clone()
+            for (name, shape), part in zip(self.shapes, parts, strict=True)
+        }
 
 
 def pack(state: Mapping[str, Tensor]) -> bytes:
@@ -105,9 +140,4 @@ def unpack(buffer: bytes, layout: Layout) -> State:
             f"message refused: {scalars} scalars need {HEADER.size + scalars * SCALAR.itemsize} "
             f"bytes, got {len(buffer)}"
         )
-    flat = torch.from_numpy(np.frombuffer(buffer, SCALAR, offset=HEADER.size).astype(np.float32))
-    sizes = [math.prod(shape) for _, shape in layout.shapes]
-    return {
-        name: part.reshape(shape).clone()
-        for (name, shape), part in zip(layout.shapes, torch.split(flat, sizes), strict=True)
-    }
+    return layout.shaped(np.frombuffer(buffer, SCALAR, offset=HEADER.size))

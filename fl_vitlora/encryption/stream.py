@@ -78,28 +78,39 @@ class KeyStream:
         drawn = np.frombuffer(self._cipher.update(bytes((length + 7) // 8)), dtype=np.uint8)
         return torch.from_numpy(np.unpackbits(drawn, count=length, bitorder="little").astype(bool))
 
+    def words(self, count: int) -> NDArray[np.uint32]:
+        """Draws whole numbers in [0, 2³²): the next words of the stream, uint32 (count,)."""
+        drawn = self._cipher.update(bytes(WORD_BYTES * count))
+        return np.frombuffer(drawn, dtype="<u4").astype(np.uint32, copy=False)
+
+    def normals(self, count: int) -> NDArray[np.float64]:
+        """Draws independent standard normal numbers, float64 (count,), none beyond ±8.6.
+
+        Of two numbers u, v of 53 bits in (0, 1] come √(-2 ln u) · cos 2πv and √(-2 ln u) · sin 2πv
+        (Box and Muller, 1958), the same on every machine but for the last bits of its logarithm.
+        """
+        pairs = (count + 1) // 2
+        drawn = np.frombuffer(self._cipher.update(bytes(4 * WORD_BYTES * pairs)), dtype="<u8")
+        u, v = ((drawn >> np.uint64(11)) + 1.0).reshape(2, pairs) * 2.0**-53
+        radius, angle = np.sqrt(-2 * np.log(u)), 2 * np.pi * v
+        normal: NDArray[np.float64] = radius * np.stack([np.cos(angle), np.sin(angle)])
+        return normal.reshape(-1)[:count]
+
     def _below(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
         """Draws one number below each bound, in their order.
 
         A word of the stream that would favour small numbers is passed over for the next one.
         """
-        words = self._words(len(bounds))
+        words = self.words(len(bounds)).astype(np.int64)
         limits = WORDS - WORDS % bounds
         if (words < limits).all():
             return words % bounds
-        stream = itertools.chain(
-            words.tolist(), (int(self._words(1)[0]) for _ in itertools.count())
-        )
+        stream = itertools.chain(words.tolist(), (int(self.words(1)[0]) for _ in itertools.count()))
         accepted = [
             next(word for word in stream if word < limit) % bound
             for bound, limit in zip(bounds.tolist(), limits.tolist(), strict=True)
         ]
         return np.array(accepted, dtype=np.int64)
-
-    def _words(self, count: int) -> NDArray[np.int64]:
-        """Takes the next 32-bit words of the stream."""
-        drawn = self._cipher.update(bytes(WORD_BYTES * count))
-        return np.frombuffer(drawn, dtype="<u4").astype(np.int64)
 
 
 def _shuffled(length: int, chosen: list[int]) -> list[int]:

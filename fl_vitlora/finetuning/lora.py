@@ -38,6 +38,50 @@ class Adapter(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
+    def between(self, low: Tensor) -> Tensor:
+        """Maps what A made, (B, T, r), to what B takes."""
+        return low
+
+    def product(self) -> Tensor:
+        """Returns what is added to the weight but for s, (m, n)."""
+        return self.lora_B @ self.lora_A
+
+
+class Sandwich(Adapter):
+    """A pair with a small square matrix between, of which alone one is to be trained: B·R·A.
+
+    A and B are the singular vectors of the pre-trained weight W ≈ B·S·A of the largest singular
+    values (LoRA-XS, arXiv 2405.17604), and R is zero.
+
+    Args:
+        weight: W, the slice's own (m, n).
+        rank: r.
+
+    Attributes:
+        lora_A: (r, n), orthonormal rows; the largest entry of each is positive, which makes the
+            decomposition the same on every machine.
+        lora_B: (m, r), orthonormal columns.
+        lora_R: (r, r), zero.
+    """
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], rank)
+        left, _, right = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False)
+        rows = right[:rank]
+        largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+        signs = torch.where(largest < 0, -1.0, 1.0)
+        self.lora_A.data.copy_(signs * rows)
+        self.lora_B.data.copy_(left[:, :rank] * signs.T)
+        self.lora_R = nn.Parameter(torch.zeros(rank, rank))
+
+    def between(self, low: Tensor) -> Tensor:
+        """Applies R."""
+        return F.linear(low, self.lora_R)
+
+    def product(self) -> Tensor:
+        """Returns B·R·A."""
+        return self.lora_B @ self.lora_R @ self.lora_A
+
 
 class LoRALinear(nn.Module):
     """A frozen linear layer with adapters on slices of its outputs.
@@ -50,10 +94,17 @@ class LoRALinear(nn.Module):
         slices: Start and end of the outputs of each adapter, by its name, without overlaps.
         rank: r.
         alpha: α.
+        sandwich: Whether adapters are of the kind B·R·A.
     """
 
     def __init__(
-        self, base: nn.Linear, slices: Mapping[str, tuple[int, int]], rank: int, alpha: float
+        self,
+        base: nn.Linear,
+        slices: Mapping[str, tuple[int, int]],
+        rank: int,
+        alpha: float,
+        *,
+        sandwich: bool = False,
     ) -> None:
         super().__init__()
         self.base = base
@@ -61,10 +112,13 @@ class LoRALinear(nn.Module):
         self.slices = dict(sorted(slices.items(), key=lambda item: item[1]))
         self.adapters = nn.ModuleDict(
             {
-                name: Adapter(base.in_features, end - start, rank)
+                name: Sandwich(base.weight[start:end], rank)
+                if sandwich
+                else Adapter(base.in_features, end - start, rank)
                 for name, (start, end) in self.slices.items()
             }
         )
+        self._pretrained: Tensor | None = None  # the frozen weight, once anything was added to it
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, n) to (B, T, outputs of the layer)."""
@@ -75,10 +129,27 @@ class LoRALinear(nn.Module):
             self.slices.values(), self._pairs(), lows, strict=True
         ):
             parts += [out[..., reached:start]] if start > reached else []
-            parts.append(out[..., start:end] + F.linear(low, adapter.lora_B) * self.scale)
+            high = F.linear(adapter.between(low), adapter.lora_B)
+            parts.append(out[..., start:end] + high * self.scale)
             reached = end
         parts += [out[..., reached:]] if reached < out.shape[-1] else []
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    @torch.no_grad()
+    def put_increments(self, increments: Mapping[str, Tensor]) -> None:
+        """Lets the frozen weight be the pre-trained one plus s·increment, in place.
+
+        Args:
+            increments: (m, n) by the names of adapters; none for one leaves its slice pre-trained.
+        """
+        if self._pretrained is None and not increments:
+            return
+        if self._pretrained is None:
+            self._pretrained = self.base.weight.detach().clone()
+        self.base.weight.copy_(self._pretrained)
+        for name, increment in increments.items():
+            start, end = self.slices[name]
+            self.base.weight[start:end] += self.scale * increment.to(self.base.weight)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -87,7 +158,7 @@ class LoRALinear(nn.Module):
         layer.load_state_dict(self.base.state_dict())
         layer.to(self.base.weight)
         for (start, end), adapter in zip(self.slices.values(), self._pairs(), strict=True):
-            layer.weight[start:end] += self.scale * adapter.lora_B @ adapter.lora_A
+            layer.weight[start:end] += self.scale * adapter.product()
         return layer
 
     def _pairs(self) -> list[Adapter]:

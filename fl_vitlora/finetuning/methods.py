@@ -53,19 +53,22 @@ def group_of(name: str) -> str:
         >>> group_of("blocks.0.attn.qkv.adapters.q.lora_A"), group_of("patch_embed.proj.weight")
         ('lora', 'patch_embed')
     """
-    if name.endswith((".lora_A", ".lora_B")):
+    if name.endswith((".lora_A", ".lora_B", ".lora_R")):
         return LORA
     first = name.partition(".")[0]
     return first if first in (PATCH_EMBEDDING, HEAD) else BODY
 
 
-def prepare(model: nn.Module, config: FineTuningConfig, seed: int) -> None:
+def prepare(
+    model: nn.Module, config: FineTuningConfig, seed: int, *, sandwich: bool = False
+) -> None:
     """Attaches what the method adds and frees what it trains, in place.
 
     Args:
         model: A plain timm ViT, all of it frozen.
         config: Method and its parameters.
         seed: Of the initial A matrices.
+        sandwich: Whether adapters have a matrix R between A and B.
 
     Raises:
         UserError: When the model lacks what the method trains.
@@ -74,7 +77,7 @@ def prepare(model: nn.Module, config: FineTuningConfig, seed: int) -> None:
     if method.lora:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
-            targets.attach(model, config.targets, config.rank, config.alpha)
+            targets.attach(model, config.targets, config.rank, config.alpha, sandwich=sandwich)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(group_of(name) in method.groups)
     missing = method.groups - {BODY} - {group_of(name) for name in trainable(model)}

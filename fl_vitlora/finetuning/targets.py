@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.lora import LoRALinear
@@ -21,7 +21,14 @@ LAYERS: Mapping[str, str] = {
 }
 
 
-def attach(model: nn.Module, targets: Sequence[str], rank: int, alpha: float) -> None:
+def attach(
+    model: nn.Module,
+    targets: Sequence[str],
+    rank: int,
+    alpha: float,
+    *,
+    sandwich: bool = False,
+) -> None:
     """Puts adapters on the target layers of every block, in place.
 
     Args:
@@ -29,6 +36,7 @@ def attach(model: nn.Module, targets: Sequence[str], rank: int, alpha: float) ->
         targets: Names of `LAYERS`.
         rank: r.
         alpha: α.
+        sandwich: Whether adapters are of the kind B·R·A.
 
     Raises:
         UserError: When the model has no such layer.
@@ -46,7 +54,9 @@ def attach(model: nn.Module, targets: Sequence[str], rank: int, alpha: float) ->
                     f"{narrow} ranks"
                 )
             chosen = [target for target in targets if LAYERS[target] == path]
-            _put(block, path, LoRALinear(layer, _slices(layer, chosen), rank, alpha))
+            slices = _slices(layer, chosen)
+            adapted = LoRALinear(layer, slices, rank, alpha, sandwich=sandwich)
+            _put(block, path, adapted)
 
 
 def merge(model: nn.Module) -> None:
@@ -54,6 +64,21 @@ def merge(model: nn.Module) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             _put(model, path, module.merged())
+
+
+def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
+    """Lets the frozen weights under adapters be the pre-trained ones plus s·increment, in place.
+
+    Args:
+        model: With adapters.
+        increments: (m, n) by the paths of pairs, for example ``blocks.0.attn.qkv.adapters.q``.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            own = {name: f"{path}.adapters.{name}" for name in module.slices}
+            module.put_increments(
+                {name: increments[place] for name, place in own.items() if place in increments}
+            )
 
 
 def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -22,7 +22,10 @@ from flwr.supercore.run import Run
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.transport import ConfigValue, Failure, Instruction
+from fl_vitlora.flower.contents import ConfigValue, Instruction
+from fl_vitlora.flower.transport import Failure
+from fl_vitlora.global_model import GlobalModel, split
+from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import Strategy, Update
@@ -38,7 +41,7 @@ class Aggregator(Protocol):
     def instruct(
         self,
         server_round: int,
-        model: State,
+        model: GlobalModel,
         clients: Sequence[int],
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
@@ -48,10 +51,10 @@ class Aggregator(Protocol):
     def aggregate(
         self,
         server_round: int,
-        model: State,
+        model: GlobalModel,
         updates: Sequence[Update],
         failures: Sequence[Failure],
-    ) -> State:
+    ) -> GlobalModel:
         """Makes the next global model of at least one update."""
         ...
 
@@ -61,6 +64,21 @@ def make_aggregator(strategy: AnyStrategy, layout: Layout, seed: int) -> Aggrega
     if isinstance(strategy, Strategy):
         return OwnAggregator(strategy)
     return FlowerAggregator(strategy, layout, seed)
+
+
+class Unaided(Strategy):
+    """What a strategy of Flower leaves to clients in code: nothing."""
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Is never called; the server's half is Flower's."""
+        raise NotImplementedError
+
+
+def client_half(strategy: AnyStrategy) -> Strategy:
+    """Returns what clients run of a strategy, and what it asks of an experiment."""
+    return strategy if isinstance(strategy, Strategy) else Unaided()
 
 
 def check_cohort(strategy: AnyStrategy, participants: int) -> None:
@@ -93,14 +111,14 @@ def blame(strategy: AnyStrategy, server_round: int) -> Iterator[None]:
         ) from error
 
 
-def _check_frozen(endings: tuple[str, ...], model: State) -> None:
-    """Refuses a plan that freezes what is not there; a typing error would freeze nothing."""
+def _check_endings(endings: tuple[str, ...], where: str, model: State) -> None:
+    """Refuses endings of what is not there; a typing error would freeze nothing."""
     if isinstance(endings, str):
-        raise UserError(f"plan.frozen is {endings!r}, expected a tuple: ({endings!r},)")
+        raise UserError(f"{where} is {endings!r}, expected a tuple: ({endings!r},)")
     for ending in endings:
         if not any(name.endswith(ending) for name in model):
             last = {f".{name.rpartition('.')[2]}" for name in model}
-            raise unknown("ending in plan.frozen", ending, last)
+            raise unknown(f"ending in {where}", ending, last)
 
 
 class OwnAggregator:
@@ -113,40 +131,61 @@ class OwnAggregator:
     def instruct(
         self,
         server_round: int,
-        model: State,
+        model: GlobalModel,
         clients: Sequence[int],
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
         """Sends the model and the plan to every participant."""
         with blame(self._strategy, server_round):
             plan = self._strategy.plan(server_round)
-        _check_frozen(plan.frozen, model)
-        extended = dict(config)
-        if plan.proximal_mu:
-            extended[messages.PROXIMAL_MU] = plan.proximal_mu
-        if plan.frozen:
-            extended[messages.FROZEN] = list(plan.frozen)
-        return [Instruction(client=client, model=model, config=extended) for client in clients]
+            broadcast = self._strategy.broadcast(self._state)
+        for rested in ("frozen", "restarted"):
+            _check_endings(getattr(plan, rested), f"plan.{rested}", model.tensors)
+        if broadcast:
+            self._check_same("broadcast", model.tensors, broadcast)
+        return [
+            Instruction(client=client, model=model, config=config, plan=plan, broadcast=broadcast)
+            for client in clients
+        ]
 
     def aggregate(
         self,
         server_round: int,
-        model: State,
+        model: GlobalModel,
         updates: Sequence[Update],
         failures: Sequence[Failure],
-    ) -> State:
+    ) -> GlobalModel:
         """Calls the strategy."""
         del failures
         with blame(self._strategy, server_round):
-            new, self._state = self._strategy.aggregate(model, updates, self._state)
+            returned, self._state = self._strategy.aggregate(model.tensors, updates, self._state)
+        new, merged = split(returned)
+        self._check_same("returned", model.tensors, new)
+        self._check_merged(model.tensors, merged)
+        return model.followed_by({n: new[n].to(w.dtype) for n, w in model.tensors.items()}, merged)
+
+    def _check_same(self, did: str, model: State, new: State) -> None:
+        """Refuses tensors of other names or shapes than the model's."""
         shapes = [{n: tuple(w.shape) for n, w in tensors.items()} for tensors in (model, new)]
         if shapes[0] != shapes[1]:
             differing = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
             raise UserError(
-                f"strategy {type(self._strategy).__name__} returned other tensors than it was "
+                f"strategy {type(self._strategy).__name__} {did} other tensors than it was "
                 f"given; these differ: {differing[:5]}"
             )
-        return {name: new[name].to(w.dtype) for name, w in model.items()}
+
+    def _check_merged(self, model: State, merged: State) -> None:
+        """Refuses merged pairs that fit no pair of the model."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in merged.items()}
+        for path in {name.rpartition(".")[0] for name in merged}:
+            rank, inputs = shapes.get(path + MERGED_A, (0, 0))
+            pair = [tuple(model[path + end].shape) for end in (A, B) if path + end in model]
+            fitting = pair and [(rank, pair[0][1]), (pair[-1][0], rank)]
+            if [(rank, inputs), shapes.get(path + MERGED_B)] != fitting:
+                raise UserError(
+                    f"strategy {type(self._strategy).__name__} merged what fits no low-rank pair: "
+                    f"{path}"
+                )
 
 
 class FlowerAggregator:
@@ -161,7 +200,7 @@ class FlowerAggregator:
     def instruct(
         self,
         server_round: int,
-        model: State,
+        model: GlobalModel,
         clients: Sequence[int],
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
@@ -171,16 +210,18 @@ class FlowerAggregator:
             sent = list(
                 self._strategy.configure_train(
                     server_round,
-                    messages.to_arrays(model),
+                    messages.to_arrays(model.tensors),
                     ConfigRecord(dict(config)),
                     Participants(clients),
                 )
             )
         self._asked = {message.metadata.dst_node_id: message for message in sent}
-        states: dict[int, State] = {}
+        states: dict[int, GlobalModel] = {}
         for message in sent:
             arrays = _only(message.content.array_records)
-            states.setdefault(id(arrays), messages.from_arrays(arrays, self._layout))
+            if id(arrays) not in states:
+                tensors = messages.from_arrays(arrays, self._layout)
+                states[id(arrays)] = GlobalModel(tensors=tensors)
         return [
             Instruction(
                 client=client,
@@ -193,10 +234,10 @@ class FlowerAggregator:
     def aggregate(
         self,
         server_round: int,
-        model: State,
+        model: GlobalModel,
         updates: Sequence[Update],
         failures: Sequence[Failure],
-    ) -> State:
+    ) -> GlobalModel:
         """Gives the strategy its replies; keeps the model where it declines to aggregate."""
         replies = [self._reply(update) for update in updates]
         replies += [
@@ -205,7 +246,9 @@ class FlowerAggregator:
         ]
         with blame(self._strategy, server_round):
             arrays, _ = self._strategy.aggregate_train(server_round, replies)
-        return model if arrays is None else messages.from_arrays(arrays, self._layout)
+        if arrays is None:
+            return model
+        return GlobalModel(tensors=messages.from_arrays(arrays, self._layout))
 
     def _reply(self, update: Update) -> Message:
         asked = self._asked[update.client]

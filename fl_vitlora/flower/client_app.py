@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_vitlora import coordinates, policies
+from fl_vitlora import adversary, coordinates, policies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
@@ -31,8 +31,10 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.finetuning import methods
-from fl_vitlora.flower import messages
+from fl_vitlora.finetuning import methods, targets
+from fl_vitlora.flower import memories, messages
+from fl_vitlora.flower.contents import Received, read_instruction, write_update
+from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import (
     READER_FILE,
@@ -41,11 +43,11 @@ from fl_vitlora.models.reading import (
     reader_of,
     with_exchanged_reader,
 )
+from fl_vitlora.ranks import rank_of
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, subtract
+from fl_vitlora.strategy import LocalWork, Strategy
 from fl_vitlora.training import LocalTask, best_precision, evaluate, train
-
-KEPT = "kept"  # in a client's context: the tensors that never leave it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +60,14 @@ class ClientSettings:
         device: "cpu" or "cuda".
         config: The experiment; it names the client's key ring only where the client's side takes
             the key (`policies.clients_need_key`).
+        strategy: Its client half.
     """
 
     shards: str
     classes: int
     device: str
     config: Config
+    strategy: Strategy
 
     def __hash__(self) -> int:  # a config holds a mapping; equal settings have equal shards
         return hash((self.shards, self.classes, self.device))
@@ -100,35 +104,44 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Trains for one round."""
     settings, client = settings_of(context), client_of(context)
-    worker = workspace(settings)
+    worker, strategy = workspace(settings), settings.strategy
     shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
-    start = _take_in(message, context, worker, turn)
     config = message.content.config_records[messages.CONFIG]
-    task = _task(config, worker.layout)
-    trained, loss = train(
+    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    server_round = int(config[messages.SERVER_ROUND])  # type: ignore[arg-type]
+    rate = float(config[messages.LEARNING_RATE])  # type: ignore[arg-type]
+    model, start = _take_in(received, context, worker, client, turn)
+    memory = memories.own(context)
+    frozen = worker.layout.ending_with(received.frozen)
+    done = train(
         worker.backbone,
         start,
         shard,
         config=settings.config.training,
-        task=task,
-        generator=generator(
-            settings.config.seed,
-            "batches",
-            int(config[messages.SERVER_ROUND]),  # type: ignore[arg-type]
-            client,
+        task=LocalTask(
+            learning_rate=rate,
+            proximal_mu=received.proximal_mu,
+            frozen=frozen,
+            drift=turn.inward_difference(strategy.drift(received.broadcast, memory)),
         ),
+        generator=generator(settings.config.seed, "batches", server_round, client),
         precision=worker.precision,
     )
-    _keep(context, worker, trained)
-    delta = turn.outward(
-        subtract(*({name: s[name] for name, _ in worker.layout.shapes} for s in (trained, start)))
-    )
-    sent = {name: tensor for name, tensor in delta.items() if name not in task.frozen}
-    content = RecordDict(
-        {
-            messages.ARRAYS: messages.to_packed(sent),
-            messages.METRICS: MetricRecord({messages.SAMPLES: len(shard), messages.LOSS: loss}),
-        }
+    moved = subtract(*(_select(state, worker.layout) for state in (done.state, start)))
+    delta = {name: t for name, t in turn.outward(moved).items() if name not in frozen}
+    work = LocalWork(delta=delta, steps=done.steps, rate=rate)
+    report, memory = strategy.report(work, received.broadcast, memory)
+    memories.keep(context, worker.kept, done.state)
+    memories.keep_own(context, memory)
+    if frozen:
+        memories.rest(context, server_round, _select(model, worker.layout.only(frozen)))
+    content = write_update(
+        delta=adversary.as_sent(settings.config, client, delta),
+        report=report,
+        samples=len(shard),
+        loss=done.loss,
+        steps=done.steps,
+        rank=worker.rank_of(client),
     )
     return Message(content, reply_to=message)
 
@@ -138,7 +151,8 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
     shard, turn = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
-    state = _take_in(message, context, worker, turn)
+    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    _, state = _take_in(received, context, worker, client, turn)
     asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
     seen = {RIGHT_KEY: shard}
     if worker.holder is not None and asked != [RIGHT_KEY]:
@@ -151,24 +165,28 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
 
-def _take_in(message: Message, context: Context, worker: Workspace, turn: Coordinates) -> State:
-    """Makes of what the server sent, and of what the client keeps, all that the model trains.
+def _take_in(
+    received: Received, context: Context, worker: Workspace, client: int, turn: Coordinates
+) -> tuple[State, State]:
+    """Makes of what was sent, and of what the client remembers, all that its model trains.
 
-    The frozen rest of the client's reader is put into the worker's model on the way.
+    The frozen rest of the client's model is put in place on the way: its reader, and the frozen
+    weights with all that was merged into them.
+
+    Returns:
+        The exchanged tensors as the server has them, and all trained ones as the client has them.
     """
-    received = messages.from_packed(message.content, worker.layout)
+    initial = worker.initial_of(client)
+    model = memories.complete(context, received, worker.layout, initial)
     put_reader(worker.backbone.model, turn.base)
-    return turn.inward(received) | _kept(context, worker, turn)
+    merged = memories.merge(context, received, worker.layout)
+    targets.put_increments(worker.backbone.model, merged)
+    own = memories.kept(context, worker.kept, with_exchanged_reader(initial, turn.base))
+    return model, turn.inward(model) | own
 
 
-def _task(config: ConfigRecord, layout: Layout) -> LocalTask:
-    """Reads what this round asks."""
-    endings: tuple[str, ...] = tuple(config.get(messages.FROZEN, ()))  # type: ignore[arg-type]
-    return LocalTask(
-        learning_rate=float(config[messages.LEARNING_RATE]),  # type: ignore[arg-type]
-        proximal_mu=float(config.get(messages.PROXIMAL_MU, 0.0)),  # type: ignore[arg-type]
-        frozen=layout.ending_with(endings),
-    )
+def _select(state: State, layout: Layout) -> State:
+    return {name: state[name] for name, _ in layout.shapes}
 
 
 def client_of(context: Context) -> int:
@@ -204,6 +222,14 @@ class Workspace:
     precision: torch.dtype
     shard: Callable[[str], Shard]
 
+    def rank_of(self, client: int) -> int | None:
+        """Tells a client's rank, if it has one of its own."""
+        return rank_of(self.config, client)
+
+    def initial_of(self, client: int) -> State:
+        """Returns the first tensors as a client has them: zero beyond its rank."""
+        return pad(cut(self.initial, self.rank_of(client)), self.initial)
+
     def coordinates_of(self, client: int) -> Coordinates:
         """Tells how a client's tensors correspond to the server's."""
         return coordinates.of_party(
@@ -221,7 +247,8 @@ def workspace(settings: ClientSettings) -> Workspace:
     """Builds the model once for each process and run; the run before is forgotten."""
     config, shards = settings.config, Path(settings.shards)
     built = backbone.build(config.model, settings.classes, config.seed)
-    methods.prepare(built.model, config.finetuning, config.seed)
+    sandwich = settings.strategy.adapter == "sandwich"
+    methods.prepare(built.model, config.finetuning, config.seed, sandwich=sandwich)
     origin = reader_of(built)
     holder = _holder(config, built, shards) if config.encryption.key_file else None
     if holder is not None:
@@ -233,7 +260,7 @@ def workspace(settings: ClientSettings) -> Workspace:
     initial = methods.export_state(built.model)
     device = torch.device(settings.device)
     built.model.to(device)
-    exchanged = policies.exchanged(config, initial)
+    exchanged = policies.exchanged(config, initial, settings.strategy.personal)
     return Workspace(
         config=config,
         backbone=built,
@@ -255,21 +282,3 @@ def _holder(config: Config, built: backbone.Backbone, shards: Path) -> KeyHolder
     return key_holder(
         config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
     )
-
-
-def _kept(context: Context, worker: Workspace, turn: Coordinates) -> State:
-    """Finds the tensors that only this client has; at first those of its adapted model."""
-    if not worker.kept.shapes:
-        return {}
-    if KEPT in context.state.array_records:
-        return messages.from_packed(context.state, worker.kept, record=KEPT)
-    names = {name for name, _ in worker.kept.shapes}
-    own = with_exchanged_reader(worker.initial, turn.base)
-    return {name: own[name] for name in worker.initial if name in names}
-
-
-def _keep(context: Context, worker: Workspace, trained: State) -> None:
-    """Stores the tensors that only this client has."""
-    if worker.kept.shapes:
-        own = {name: trained[name] for name, _ in worker.kept.shapes}
-        context.state[KEPT] = messages.to_packed(own)

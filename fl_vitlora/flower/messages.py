@@ -27,6 +27,9 @@ from fl_vitlora.state import State
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
+BROADCAST = "broadcast"
+REPORT = "report"
+MERGED = "merged"
 PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
@@ -36,6 +39,11 @@ LEARNING_RATE = "learning-rate"
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 FROZEN = "frozen"
+SPARED = "spared"  # marks of the tensors that are not sent, as the client has them
+SPARED_SINCE = "spared-since"  # the round in which it remembered them; 0 where it need not have
+MERGED_RANKS = "merged-ranks"  # of the merged pairs that are sent, by path; 0 for none
+MERGES = "merges"  # of how many rounds the client is taken to have the pairs, and is to have them
+STEPS = "steps"
 CLIENT = "client"
 SAMPLES = "num-examples"  # as Flower's strategies weight by default
 LOSS = "train_loss"  # as Flower's QFedAvg expects it

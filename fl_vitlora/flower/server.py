@@ -16,8 +16,10 @@ from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
 from fl_vitlora.flower.transport import Failure, Transport
+from fl_vitlora.global_model import GlobalModel, join
+from fl_vitlora.lowrank import relative_error
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, is_finite
+from fl_vitlora.state import is_finite
 from fl_vitlora.training import scheduled_rate
 
 
@@ -32,6 +34,8 @@ class RoundReport:
         train_loss: Mean training loss of the participants, weighted by images.
         participants: Clients whose updates were aggregated.
         failures: Clients that sent none, and why.
+        aggregation_error: Of the low-rank products, as a share of the round's movement; None
+            where there is nothing to compare (`lowrank.relative_error`).
         seconds: Wall time of the round, evaluation included.
     """
 
@@ -41,6 +45,7 @@ class RoundReport:
     train_loss: float
     participants: tuple[int, ...]
     failures: tuple[Failure, ...]
+    aggregation_error: float | None
     seconds: float
 
 
@@ -71,17 +76,17 @@ class Federation:
     fraction: float
     seed: int
     training: TrainingConfig
-    evaluate: Callable[[int, State], tuple[float, float]]
+    evaluate: Callable[[int, GlobalModel], tuple[float, float]]
     observe: Callable[[RoundReport], None]
 
-    def run(self, model: State) -> State:
+    def run(self, model: GlobalModel) -> GlobalModel:
         """Runs all rounds.
 
         Args:
-            model: The initial global tensors.
+            model: The initial one.
 
         Returns:
-            The final ones.
+            The final one.
 
         Raises:
             RoundFailedError: When a round yields no model.
@@ -91,7 +96,7 @@ class Federation:
             self.observe(report)
         return model
 
-    def _round(self, server_round: int, model: State) -> tuple[State, RoundReport]:
+    def _round(self, server_round: int, model: GlobalModel) -> tuple[GlobalModel, RoundReport]:
         begin = time.perf_counter()
         participants = sample(self.clients, self.fraction, self.seed, server_round)
         rate = scheduled_rate(self.training, server_round, self.rounds)
@@ -102,7 +107,7 @@ class Federation:
             causes = f"; client {failures[0].client}: {failures[0].reason}" if failures else ""
             raise RoundFailedError(f"round {server_round}: no client sent an update{causes}")
         new = self.aggregator.aggregate(server_round, model, updates, failures)
-        if not is_finite(new):
+        if not is_finite(new.stored()):
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
             )
@@ -115,6 +120,9 @@ class Federation:
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=tuple(update.client for update in updates),
             failures=tuple(failures),
+            aggregation_error=relative_error(
+                model.tensors, updates, new.tensors, join(new.merges[len(model.merges) :])
+            ),
             seconds=time.perf_counter() - begin,
         )
 

@@ -7,43 +7,29 @@ faster.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import messages
-from fl_vitlora.state import State, is_finite
-from fl_vitlora.strategy import Update
+from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
+from fl_vitlora.flower.holdings import Holdings
+from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.state import State
+from fl_vitlora.strategy import ClientPlan, Update
 
 NODE_POLL_SECONDS = 0.05
 PULL_SECONDS = 0.01  # how often the server looks for replies
 NOBODY = -1  # in the ledger: a node that is no client
 
 Tap = Callable[[Message], None]
-ConfigValue = int | float | str | bool | bytes | list[int] | list[float] | list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """What one client is asked in one round.
-
-    Attributes:
-        client: Who.
-        model: Tensors to start from.
-        config: Scalars and lists of the round.
-    """
-
-    client: int
-    model: State
-    config: Mapping[str, ConfigValue]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +50,9 @@ class Transport:
 
     Args:
         grid: Flower's.
-        layout: Of the exchanged tensors.
+        initial: The exchanged tensors before the first round.
         ledger: Where messages are counted.
+        rank_of: Tells the rank of a client, if it has one of its own.
         timeout: Seconds to wait for the replies of a round.
         tap: Is shown every message that passes, for inspection.
         stop: Ends all waiting when it is set.
@@ -74,15 +61,19 @@ class Transport:
     def __init__(
         self,
         grid: Grid,
-        layout: Layout,
+        initial: State,
         ledger: Ledger,
         *,
+        rank_of: Callable[[int], int | None] = lambda client: None,
         timeout: float,
         tap: Tap | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         self._grid = grid
-        self._layout = layout
+        self._layout = Layout.of(initial)
+        self._holdings = Holdings(initial)
+        self._plan = ClientPlan()  # of the last round
+        self._rank_of = rank_of
         self._ledger = ledger
         self._timeout = timeout
         self._tap = tap
@@ -152,6 +143,7 @@ class Transport:
         clients = {node: client for client, node in self._nodes.items()}
         updates, failures = [], []
         silent = set(asked)
+        self._plan = instructions[0].plan
         requests = self._pack(instructions)
         replies = self._send(requests)
         self._count_all(server_round, "training", requests, replies)
@@ -159,23 +151,28 @@ class Transport:
             client = clients[reply.metadata.src_node_id]
             silent.discard(client)
             try:
-                updates.append(self._update(client, reply, asked[client]))
+                updates.append(self._read(reply, asked[client]))
             except ValueError as error:
                 failures.append(Failure(client=client, reason=first_line(str(error))))
         failures += [
             Failure(client=client, reason=f"no reply within {self._timeout:g} s")
             for client in silent
         ]
+        for failure in failures:
+            self._holdings.missed(failure.client)
+        for client in (update.client for update in updates):
+            model, plan = asked[client].model, asked[client].plan
+            self._holdings.answered(client, server_round, model, plan)
         return sorted(updates, key=lambda u: u.client), sorted(failures, key=lambda f: f.client)
 
     def measure(
-        self, server_round: int, model: State, views: Sequence[str]
+        self, server_round: int, model: GlobalModel, views: Sequence[str]
     ) -> list[tuple[int, Measured]]:
         """Lets every client measure a model on its own encrypted test images.
 
         Args:
             server_round: The round that made it.
-            model: Exchanged tensors, in the server's coordinates.
+            model: In the server's coordinates.
             views: Names of `data.owner.views_of`, as who sees the test images.
 
         Returns:
@@ -189,7 +186,10 @@ class Transport:
             messages.SERVER_ROUND: server_round,
             messages.VIEWS: list(views),
         }
-        asked = [Instruction(client=c, model=model, config=config) for c in sorted(self._nodes)]
+        asked = [
+            Instruction(client=client, model=model, config=config, plan=self._plan)
+            for client in sorted(self._nodes)
+        ]
         requests = self._pack(asked, MessageType.EVALUATE)
         replies = self._send(requests)
         self._count_all(server_round, "evaluation", requests, replies)
@@ -197,42 +197,35 @@ class Transport:
             missing = len(requests) - len(replies)
             raise RuntimeError(f"round {server_round}: {missing} clients did not evaluate in time")
         clients = {node: client for client, node in self._nodes.items()}
+        for client in clients.values():
+            self._holdings.measured(client, model)
         by_client = {clients[reply.metadata.src_node_id]: reply for reply in replies}
         return [_measured(client, reply, views) for client, reply in sorted(by_client.items())]
 
     def _pack(
         self, instructions: Sequence[Instruction], kind: str = MessageType.TRAIN
     ) -> list[Message]:
-        packed = {id(i.model): messages.to_packed(i.model) for i in instructions}
+        writer = Writer(self._layout)
         return [
             Message(
-                RecordDict(
-                    {
-                        messages.ARRAYS: packed[id(instruction.model)],
-                        messages.CONFIG: ConfigRecord(dict(instruction.config)),
-                    }
+                writer.write(
+                    asked,
+                    self._holdings.of(asked.client),
+                    self._holdings.spared(asked.client, asked.model.tensors, asked.plan),
+                    self._rank_of(asked.client),
                 ),
-                dst_node_id=self._nodes[instruction.client],
+                dst_node_id=self._nodes[asked.client],
                 message_type=kind,
             )
-            for instruction in instructions
+            for asked in instructions
         ]
 
-    def _update(self, client: int, reply: Message, instruction: Instruction) -> Update:
-        """Reads one reply; an update that is not a number anywhere is no update."""
+    def _read(self, reply: Message, asked: Instruction) -> Update:
+        """Reads one reply, or says why it is no update."""
         if reply.has_error():
             raise ValueError(reply.error.reason)
-        endings: Sequence[str] = instruction.config.get(messages.FROZEN, [])  # type: ignore[assignment]
-        layout = self._layout.without(self._layout.ending_with(tuple(endings)))
-        delta = messages.from_packed(reply.content, layout)
-        if not is_finite(delta):
-            raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
-        metrics = messages.metrics_of(reply.content)
-        samples = int(messages.scalar(metrics, messages.SAMPLES))
-        loss = messages.scalar(metrics, messages.LOSS)
-        if samples < 1 or not math.isfinite(loss):
-            raise ValueError(f"it reports {samples} images and a loss of {loss}")
-        return Update(client=client, samples=samples, loss=loss, delta=delta)
+        rank = self._rank_of(asked.client)
+        return read_update(reply.content, self._layout, asked, rank, len(self._nodes))
 
     def _send(self, requests: Sequence[Message]) -> list[Message]:
         """Sends messages and gathers replies until all are there or time is up."""

@@ -31,6 +31,7 @@ RUN = (
     "seed",
     "accuracy",
     "loss",
+    "aggregation_error",
     *WIRE,
     "trainable_parameters",
     "total_parameters",
@@ -47,15 +48,21 @@ CELL = (
     "sent_bytes",
     "saving",
     "median_seconds",
+    "aggregation_error_percent",
+    "aggregation_error_deviation",
     "problem",
 )
 DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
-READABLE = ("accuracy %", "seeds", "trained", "MB sent", "saving", "s")
+READABLE = ("accuracy %", "seeds", "trained", "MB sent", "saving", "s", "aggregation error %")
 MEANING = (
     "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; s: the "
     "median of a run."
 )
-DIFFERENCES = "Differences in test accuracy, paired by seed: mean ± standard error"
+MEANING_OF_ERROR = (
+    "Aggregation error: how far the new product B·A of the low-rank matrices is from the mean of "
+    "the clients' products, in percent of it, the mean over the rounds."
+)
+DIFFERENCES = "Differences in test accuracy, paired by seed, the best first: mean ± standard error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +141,11 @@ def cell_rows(told: Report) -> Iterator[Row]:
                 "saving": cell.saving,
                 "median_seconds": cell.seconds,
             }
+        if cell.aggregation_error is not None:
+            row |= {
+                "aggregation_error_percent": cell.aggregation_error.mean,
+                "aggregation_error_deviation": cell.aggregation_error.spread,
+            }
         yield row
 
 
@@ -155,7 +167,7 @@ def readable_cells(told: Report) -> list[list[str]]:
     """Makes a row of texts for each cell, under a row of names."""
     rows = [[*told.axes, *READABLE]]
     for cell in told.summaries:
-        numbers = [" and ".join(dict.fromkeys(p.split(":")[0] for p in cell.problems)), *5 * [""]]
+        numbers = [" and ".join(dict.fromkeys(p.split(":")[0] for p in cell.problems)), *6 * [""]]
         if cell.accuracy is not None:
             numbers = [
                 str(cell.accuracy),
@@ -164,9 +176,15 @@ def readable_cells(told: Report) -> list[list[str]]:
                 f"{cell.sent / MEGABYTE:.1f}",
                 f"{cell.saving:.1f}x",
                 f"{cell.seconds:.0f}",
+                str(cell.aggregation_error or ""),
             ]
         rows.append([*(cell.labels.get(axis, "") for axis in told.axes), *numbers])
-    return rows
+    return rows if has_errors(told) else [row[:-1] for row in rows]
+
+
+def has_errors(told: Report) -> bool:
+    """Tells whether any cell has an aggregation error; else its column is left out."""
+    return any(cell.aggregation_error is not None for cell in told.summaries)
 
 
 def readable_differences(told: Report) -> list[list[str]]:
@@ -211,7 +229,7 @@ def to_markdown(told: Report) -> str:
     parts = [f"# {told.title}"] if told.title else []
     parts.append(markdown_table(readable_cells(told), texts=len(told.axes)))
     parts.extend(f"* {problem}" for problem in readable_problems(told))
-    parts.append(MEANING)
+    parts.append(f"{MEANING} {MEANING_OF_ERROR}" if has_errors(told) else MEANING)
     if told.differences:
         parts.append(markdown_table(readable_differences(told), texts=2))
         parts.append(f"{DIFFERENCES}.")

@@ -11,6 +11,8 @@ from typing import Any
 
 from fl_vitlora.grid import Labels
 
+Key = tuple[tuple[str, str], ...]  # labels as a key of a dictionary, in an order of their own
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -63,6 +65,8 @@ class Summary:
         sent: Bytes in both directions, the mean.
         saving: Against full fine-tuning, the mean.
         seconds: Of a run, the median.
+        aggregation_error: Of the low-rank products, in percent of the round's movement; none
+            where no run has one.
         problems: Why runs are missing, each reason once.
     """
 
@@ -74,6 +78,7 @@ class Summary:
     sent: float = 0.0
     saving: float = 0.0
     seconds: float = 0.0
+    aggregation_error: Estimate | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -145,7 +150,8 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
         baselines: The label of each axis that others are compared with.
 
     Returns:
-        A difference for each such pair that has a seed in common.
+        A difference for each such pair that has a seed in common; those that share axis, baseline
+        and other labels stand together, the best first, which ranks them.
     """
     cells = _by_cell(records)
     found = []
@@ -168,15 +174,27 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
                         pairs=len(gains),
                     )
                 )
-    return found
+    return _ranked(found)
 
 
-def _key(labels: Labels) -> tuple[tuple[str, str], ...]:
+def _ranked(found: Iterable[Difference]) -> list[Difference]:
+    """Sorts what is compared with the same cell; which cell comes first stays as it is."""
+    groups: dict[tuple[str, Key], list[Difference]] = {}
+    for one in found:
+        groups.setdefault((one.axis, _key(one.others)), []).append(one)
+    return [
+        one
+        for group in groups.values()
+        for one in sorted(group, key=lambda one: one.accuracy.mean, reverse=True)
+    ]
+
+
+def _key(labels: Labels) -> Key:
     return tuple(sorted(labels.items()))
 
 
-def _by_cell(records: Iterable[Record]) -> dict[tuple[tuple[str, str], ...], list[Record]]:
-    cells: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+def _by_cell(records: Iterable[Record]) -> dict[Key, list[Record]]:
+    cells: dict[Key, list[Record]] = {}
     for record in records:
         cells.setdefault(_key(record.labels), []).append(record)
     return cells
@@ -192,6 +210,8 @@ def _summary(runs: Sequence[Record]) -> Summary:
     results = [run.result for run in runs if run.result]
     if not results:
         return Summary(labels=runs[0].labels, seeds=0, problems=problems)
+    errors = [result.get("aggregation_error") for result in results]
+    known = [100.0 * error for error in errors if error is not None]
     return Summary(
         labels=runs[0].labels,
         seeds=len(results),
@@ -201,5 +221,6 @@ def _summary(runs: Sequence[Record]) -> Summary:
         sent=statistics.mean(sent_bytes(result) for result in results),
         saving=statistics.mean(result["communication"]["saving"] for result in results),
         seconds=statistics.median(result["seconds"]["total"] for result in results),
+        aggregation_error=deviation(known) if known else None,
         problems=problems,
     )

@@ -17,8 +17,8 @@ import torch
 
 from fl_vitlora import lowrank
 from fl_vitlora.errors import UserError
-from fl_vitlora.lowrank import shares
-from fl_vitlora.state import State, add, mean
+from fl_vitlora.privacy import merged
+from fl_vitlora.state import State, add
 from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
 from fl_vitlora.testing import made_up, returned
 from fl_vitlora.testing.returned import ContractError
@@ -211,7 +211,7 @@ class Play:
         """Lists updates as the server gets them."""
         if self.summed:
             with self._blame(server_round, "summing updates"):
-                return [mean_update(updates)]
+                return [merged(updates, [update.samples for update in updates])]
         return updates[::-1] if self.backwards else updates
 
     @contextlib.contextmanager
@@ -248,21 +248,6 @@ def broken(strategy: Strategy, server_round: int | None, finding: str) -> Strate
     """Writes a finding in one line."""
     where = "" if server_round is None else f"round {server_round}: "
     return StrategyError(f"strategy {type(strategy).__name__}: {where}{finding}")
-
-
-def mean_update(updates: Sequence[Update]) -> Update:
-    """Sums updates up as a server sees them that learns nothing but their weighted mean."""
-    weights = [update.samples for update in updates]
-    losses = zip(shares(updates), (update.loss for update in updates), strict=True)
-    return Update(
-        client=-1,
-        samples=sum(weights),
-        loss=sum(share * loss for share, loss in losses),
-        delta=mean([update.delta for update in updates], weights),
-        report=mean([update.report for update in updates], weights),
-        members=len(updates),
-        population=updates[0].population,
-    )
 
 
 def made_up_updates(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +104,33 @@ def test_the_same_key_repeats_and_another_does_not():
     assert first != [one.below(1000) for _ in range(20)]
 
 
+def test_words_in_parts_are_those_drawn_at_once():
+    parts, whole = KeyStream(KEY), KeyStream(KEY)
+    assert [*parts.words(3), *parts.words(0), *parts.words(70)] == whole.words(73).tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8])
+def test_normal_numbers_are_as_many_as_asked(count: int):
+    assert KeyStream(KEY).normals(count).shape == (count,)
+
+
+def test_normal_numbers_are_normal():
+    """Their distribution lies within the 99.9 % band of Kolmogorov and Smirnov, 1.95 / √n."""
+    drawn = np.sort(KeyStream(KEY).normals(20_000))
+    steps = np.arange(1, len(drawn) + 1) / len(drawn)
+    expected = np.array([(1 + math.erf(x / math.sqrt(2))) / 2 for x in drawn])
+    assert np.abs(steps - expected).max() < 1.95 / math.sqrt(len(drawn))
+
+
+def test_normal_numbers_are_independent():
+    """No correlation of neighbours, nor of the two of a pair, not even of their squares."""
+    drawn = KeyStream(KEY).normals(20_000)
+    first, second = drawn.reshape(2, -1)
+    for a, b in ((drawn[1:], drawn[:-1]), (first, second), (first**2, second**2)):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 3.3 / math.sqrt(len(a))
+
+
 def test_the_stream_is_that_of_rfc_8439():
     """The zero key and nonce give the bytes 76 b8 e0 ad …: appendix A.1, test vector 1."""
     assert KeyStream(bytes(32)).below(2**32) == 0xADE0B876
+    assert [hex(word) for word in KeyStream(bytes(32)).words(2)] == ["0xade0b876", "0x903df1a0"]

@@ -15,8 +15,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fl_vitlora.config import Config, DataConfig, EncryptionConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data import owner, sources
 from fl_vitlora.encryption.steps import STEPS
-from fl_vitlora.flower.aggregators import Participants
+from fl_vitlora.flower.aggregators import Participants, Unaided
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+from fl_vitlora.strategy import Strategy
 
 SIZES = (20, 12, 8)  # images of each client
 TEST_SIZES = (5, 15, 20)  # test images of each
@@ -68,7 +69,9 @@ class LocalGrid(Participants):
             return Message(Error(3, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
 
 
-def write_shards(folder: Path, config: Config, secret: bytes) -> ClientSettings:
+def write_shards(
+    folder: Path, config: Config, secret: bytes, strategy: Strategy | None = None
+) -> ClientSettings:
     """Writes three encrypted shards of real digits for training, and three for testing.
 
     Returns:
@@ -85,7 +88,9 @@ def write_shards(folder: Path, config: Config, secret: bytes) -> ClientSettings:
         holder=owner.key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=secret),
         metadata={},
     )
-    return ClientSettings(shards=str(folder), classes=10, device="cpu", config=config)
+    return ClientSettings(
+        shards=str(folder), classes=10, device="cpu", config=config, strategy=strategy or Unaided()
+    )
 
 
 @pytest.fixture(scope="session")

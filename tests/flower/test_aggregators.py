@@ -24,12 +24,16 @@ from fl_vitlora.flower.aggregators import (
     check_cohort,
     make_aggregator,
 )
+from fl_vitlora.flower.contents import Writer, read_instruction
+from fl_vitlora.flower.holdings import Memory
 from fl_vitlora.flower.transport import Failure
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.state import State, clone, is_finite, l2_norm, subtract
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
 from fl_vitlora.testing import made_up_model, made_up_updates
 
 MODEL = made_up_model()
+GLOBAL = GlobalModel(tensors=MODEL)
 LAYOUT = Layout.of(MODEL)
 CLIENTS = [0, 1, 2, 3]
 CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 0.25}
@@ -70,12 +74,12 @@ def made_up(server_round: int, clients: Iterable[int] = CLIENTS) -> list[Update]
 
 
 def play(aggregator: Aggregator, rounds: int = 2) -> State:
-    model = MODEL
+    model = GLOBAL
     for server_round in range(1, rounds + 1):
         config = {**CONFIG, messages.SERVER_ROUND: server_round}
         aggregator.instruct(server_round, model, CLIENTS, config)
         model = aggregator.aggregate(server_round, model, made_up(server_round), [])
-    return model
+    return model.tensors
 
 
 def aggregator_of(strategy: Strategy | flower.Strategy) -> Aggregator:
@@ -104,11 +108,11 @@ def test_their_runs_can_be_repeated(name: str):
 
 @pytest.mark.parametrize("name", FLOWER)
 def test_every_participant_is_sent_model_rate_and_round(name: str):
-    sent = aggregator_of(load(name)).instruct(1, MODEL, CLIENTS, CONFIG)
+    sent = aggregator_of(load(name)).instruct(1, GLOBAL, CLIENTS, CONFIG)
     assert [instruction.client for instruction in sent] == CLIENTS
     for instruction in sent:
         assert instruction.config.items() >= CONFIG.items()
-        assert all(torch.equal(instruction.model[n], t) for n, t in MODEL.items())
+        assert all(torch.equal(instruction.model.tensors[n], t) for n, t in MODEL.items())
     assert len({id(instruction.model) for instruction in sent}) == 1  # packed once for all
 
 
@@ -137,8 +141,9 @@ def test_krum_takes_the_model_of_one_client():
 
 def test_the_penalty_of_fedprox_reaches_the_clients_from_either_kind():
     for strategy in (load("FedProx"), strategies.load("fedprox", {"mu": 0.5})):
-        (sent,) = aggregator_of(strategy).instruct(1, MODEL, [3], CONFIG)
-        assert sent.config[messages.PROXIMAL_MU] == 0.5
+        (sent,) = aggregator_of(strategy).instruct(1, GLOBAL, [3], CONFIG)
+        content = Writer(LAYOUT).write(sent, Memory(), frozenset(), None)
+        assert read_instruction(content, LAYOUT, None).proximal_mu == 0.5
 
 
 def test_a_plan_reaches_the_clients():
@@ -150,8 +155,8 @@ def test_a_plan_reaches_the_clients():
             raise NotImplementedError
 
     aggregator = aggregator_of(Halves())
-    assert aggregator.instruct(1, MODEL, [0], CONFIG)[0].config[messages.FROZEN] == [".lora_A"]
-    assert aggregator.instruct(2, MODEL, [0], CONFIG)[0].config == CONFIG
+    assert aggregator.instruct(1, GLOBAL, [0], CONFIG)[0].plan.frozen == (".lora_A",)
+    assert aggregator.instruct(2, GLOBAL, [0], CONFIG)[0].plan == ClientPlan()
 
 
 def test_a_strategy_gets_back_the_state_that_it_returned():
@@ -178,23 +183,23 @@ class Recording(flower.FedAvg):
 def test_failures_are_passed_on_and_left_out():
     strategy = Recording(fraction_evaluate=0.0)
     aggregator = aggregator_of(strategy)
-    aggregator.instruct(1, MODEL, CLIENTS, CONFIG)
+    aggregator.instruct(1, GLOBAL, CLIENTS, CONFIG)
     failures = [Failure(client=2, reason="ran out of memory")]
-    model = aggregator.aggregate(1, MODEL, made_up(1, [0, 1, 3]), failures)
+    model = aggregator.aggregate(1, GLOBAL, made_up(1, [0, 1, 3]), failures)
     wrong = [reply for reply in strategy.replies if reply.has_error()]
     assert [(r.metadata.src_node_id, r.error.reason) for r in wrong] == [(2, "ran out of memory")]
     expected = aggregator_of(strategies.load("fedavg", {})).aggregate(
-        1, MODEL, made_up(1, [0, 1, 3]), []
+        1, GLOBAL, made_up(1, [0, 1, 3]), []
     )
-    assert all(torch.allclose(model[n], t, atol=1e-6) for n, t in expected.items())
+    assert all(torch.allclose(model.tensors[n], t, atol=1e-6) for n, t in expected.tensors.items())
 
 
 def test_a_reply_holds_what_flowers_strategies_expect():
     strategy = Recording(fraction_evaluate=0.0)
     aggregator = aggregator_of(strategy)
-    aggregator.instruct(1, MODEL, CLIENTS, CONFIG)
+    aggregator.instruct(1, GLOBAL, CLIENTS, CONFIG)
     (update,) = made_up(1, [1])
-    aggregator.aggregate(1, MODEL, [update], [])
+    aggregator.aggregate(1, GLOBAL, [update], [])
     (reply,) = strategy.replies
     assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 30, "train_loss": 2.0}
     trained = messages.from_arrays(reply.content.array_records["arrays"], LAYOUT)
@@ -211,7 +216,7 @@ def test_the_model_stays_where_a_strategy_declines_to_aggregate():
 def test_a_flower_strategy_may_train_on_fewer_than_it_is_shown():
     strategy = load("FedAvg", fraction_train=0.5)
     seen = [
-        [i.client for i in aggregator_of(strategy).instruct(r, MODEL, CLIENTS, CONFIG)]
+        [i.client for i in aggregator_of(strategy).instruct(r, GLOBAL, CLIENTS, CONFIG)]
         for r in (1, 1, 2, 3, 4, 5)
     ]
     assert all(len(clients) == 2 and clients == sorted(clients) for clients in seen)
@@ -276,7 +281,7 @@ class Faulty(Strategy):
 def test_a_fault_in_a_strategy_is_told_with_its_place():
     aggregator = OwnAggregator(Faulty())
     with pytest.raises(UserError, match=r"Faulty, round 3: KeyError: .*test_aggregators\.py, line"):
-        aggregator.aggregate(3, made_up_model(), [], [])
+        aggregator.aggregate(3, GLOBAL, [], [])
 
 
 @pytest.mark.parametrize(
@@ -285,4 +290,4 @@ def test_a_fault_in_a_strategy_is_told_with_its_place():
 )
 def test_a_plan_that_freezes_nothing_by_mistake_is_refused(endings: Any, told: str):
     with pytest.raises(UserError, match=told):
-        OwnAggregator(Faulty(endings=endings)).instruct(1, made_up_model(), [0], {})
+        OwnAggregator(Faulty(endings=endings)).instruct(1, GLOBAL, [0], {})

@@ -18,8 +18,11 @@ from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import ALL_VIEWS
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.client_app import KEPT, ClientSettings, make_client_app, workspace
-from fl_vitlora.flower.transport import Instruction, Transport
+from fl_vitlora.flower.client_app import ClientSettings, make_client_app, workspace
+from fl_vitlora.flower.contents import Instruction
+from fl_vitlora.flower.memories import KEPT
+from fl_vitlora.flower.transport import Transport
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader
 from fl_vitlora.state import State, add, l2_norm, mean, subtract
 from tests.flower.conftest import SECRET, SIZES, LocalGrid, write_shards
@@ -44,7 +47,7 @@ class Clients:
             config, patch_size=4, image_shape=(3, 16, 16), secret=SECRET
         )
         self.grid = LocalGrid(make_client_app(lambda context: self.settings), len(SIZES))
-        self.transport = Transport(self.grid, workspace(self.settings).layout, Ledger(), timeout=1)
+        self.transport = Transport(self.grid, self.initial(), Ledger(), timeout=1)
         self.transport.greet(len(SIZES))
 
     def initial(self) -> State:
@@ -56,7 +59,9 @@ class Clients:
             messages.SERVER_ROUND: server_round,
             messages.LEARNING_RATE: 1e-2,
         }
-        asked = [Instruction(client=c, model=model, config=config) for c in CLIENTS]
+        asked = [
+            Instruction(client=c, model=GlobalModel(tensors=model), config=config) for c in CLIENTS
+        ]
         updates, failures = self.transport.exchange(server_round, asked)
         assert failures == []
         return [update.delta for update in updates]
@@ -130,7 +135,7 @@ def test_what_stays_is_used_in_the_next_round(make: Any) -> None:
     keyed = make("keyed", finetuning__patch_embedding="local", **ADAPTED)
     model = keyed.initial()
     model = add(model, mean(keyed.train(model, 1), SIZES))
-    before = keyed.transport.measure(1, model, [RIGHT_KEY])
+    before = keyed.transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
     remembered = keyed.train(model, 2)
     for state in keyed.grid.kept:
         del state.array_records[KEPT]
@@ -138,12 +143,12 @@ def test_what_stays_is_used_in_the_next_round(make: Any) -> None:
     assert not any(near(a, b) for a, b in zip(remembered, forgotten, strict=True))
     for state in keyed.grid.kept:
         del state.array_records[KEPT]
-    assert keyed.transport.measure(1, model, [RIGHT_KEY]) != before
+    assert keyed.transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY]) != before
 
 
 def test_measuring_keeps_nothing(make: Any) -> None:
     keyed = make("keyed", finetuning__patch_embedding="local", **ADAPTED)
-    keyed.transport.measure(1, keyed.initial(), ALL_VIEWS)
+    keyed.transport.measure(1, GlobalModel(tensors=keyed.initial()), ALL_VIEWS)
     assert not any(KEPT in state.array_records for state in keyed.grid.kept)
 
 
@@ -156,8 +161,8 @@ def test_adapted_clients_measure_what_they_would_on_plain_images(make: Any, poli
     deltas = plain.train(model)
     keyed.train(model)
     model = add(model, mean(deltas, SIZES))
-    expected = plain.transport.measure(1, model, [RIGHT_KEY])
-    found = keyed.transport.measure(1, model, ALL_VIEWS)
+    expected = plain.transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
+    found = keyed.transport.measure(1, GlobalModel(tensors=model), ALL_VIEWS)
     for (samples, measured), (wanted, seen) in zip(expected, found, strict=True):
         assert samples == wanted
         assert set(seen) == {RIGHT_KEY, WRONG_KEY, NO_KEY}

@@ -25,6 +25,7 @@ from fl_vitlora.flower.server import (
     sample,
 )
 from fl_vitlora.flower.transport import Transport
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.state import State, add, mean, scale
 from fl_vitlora.strategy import Strategy, Update
 from tests.flower.conftest import SIZES, LocalGrid
@@ -76,7 +77,7 @@ class Loop:
         self.reports: list[RoundReport] = []
         self.asked: list[int] = []
         self.evaluated: list[State] = []
-        transport = Transport(grid, Layout.of(self.start), Ledger(), timeout=1)
+        transport = Transport(grid, self.start, Ledger(), timeout=1)
         options: dict[str, Any] = {"rounds": 2, "fraction": 1.0, "seed": 0, **given}
         self.federation = Federation(
             transport=transport,
@@ -89,11 +90,11 @@ class Loop:
         )
 
     def run(self) -> State:
-        return self.federation.run(self.start)
+        return self.federation.run(GlobalModel(tensors=self.start)).tensors
 
-    def _evaluate(self, server_round: int, state: State) -> tuple[float, float]:
+    def _evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
         self.asked.append(server_round)
-        self.evaluated.append(state)
+        self.evaluated.append(model.tensors)
         return 0.5, 2.0
 
 
@@ -128,6 +129,26 @@ def test_the_training_loss_is_weighted_by_images(grid: LocalGrid, settings: Clie
     loop.run()
     slow = sum(u.loss * size for u, size in zip(Listening.heard, SIZES, strict=True)) / sum(SIZES)
     assert loop.reports[0].train_loss == pytest.approx(slow)
+
+
+def test_the_error_of_averaging_factors_is_told_round_by_round(
+    grid: LocalGrid, settings: ClientSettings
+):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}))
+    loop.run()
+    assert all(0 < (report.aggregation_error or 0) < 1 for report in loop.reports)
+    grid.silent = {0, 1}
+    loop.run()
+    assert [r.aggregation_error for r in loop.reports[2:]] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_what_a_round_merges_into_frozen_weights_is_no_error(
+    grid: LocalGrid, settings: ClientSettings
+):
+    """In the second round, only what that round merged counts, not the first one's."""
+    loop = Loop(grid, settings, strategies.load("fedex_lora", {}))
+    loop.run()
+    assert [r.aggregation_error for r in loop.reports] == pytest.approx([0, 0], abs=1e-5)
 
 
 def test_one_client_is_enough_and_the_others_are_reported(

@@ -13,15 +13,19 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from fl_vitlora import adversary
 from fl_vitlora.communication.ledger import Ledger
-from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import AttackConfig
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
 from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import ClientSettings, make_client_app, workspace
-from fl_vitlora.flower.transport import Failure, Instruction, Transport, first_line
+from fl_vitlora.flower.contents import Instruction
+from fl_vitlora.flower.transport import Failure, Transport, first_line
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, subtract
+from fl_vitlora.strategy import ClientPlan
 from fl_vitlora.training import LocalTask, evaluate, train
 from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid
 
@@ -43,14 +47,17 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def transport(grid: LocalGrid, model: State, ledger: Ledger) -> Transport:
-    transport = Transport(grid, Layout.of(model), ledger, timeout=1)
+    transport = Transport(grid, model, ledger, timeout=1)
     assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
     return transport
 
 
-def instruct(model: State, *clients: int, **config: float | list[str]) -> list[Instruction]:
+def instruct(
+    model: State, *clients: int, plan: ClientPlan | None = None, **config: float
+) -> list[Instruction]:
     settings = {**CONFIG, **{name.replace("_", "-"): value for name, value in config.items()}}
-    return [Instruction(client=client, model=model, config=settings) for client in clients]
+    whole, asked = GlobalModel(tensors=model), plan or ClientPlan()
+    return [Instruction(client=c, model=whole, config=settings, plan=asked) for c in clients]
 
 
 def test_updates_come_sorted_by_client(transport: Transport, model: State):
@@ -64,7 +71,7 @@ def test_an_update_is_what_training_on_the_shard_gives(
     transport: Transport, model: State, settings: ClientSettings, shards: Path
 ):
     (update,), _ = transport.exchange(1, instruct(model, 1))
-    trained, loss = train(
+    done = train(
         workspace(settings).backbone,
         model,
         open_shard(shards / client_shard(1)),
@@ -72,8 +79,8 @@ def test_an_update_is_what_training_on_the_shard_gives(
         task=LocalTask(learning_rate=1e-3),
         generator=generator(0, "batches", 1, 1),
     )
-    assert update.loss == loss
-    assert all(torch.equal(update.delta[n], t) for n, t in subtract(trained, model).items())
+    assert (update.loss, update.steps) == (done.loss, done.steps)
+    assert all(torch.equal(update.delta[n], t) for n, t in subtract(done.state, model).items())
 
 
 def test_the_same_round_gives_the_same_bits_and_another_round_others(
@@ -89,7 +96,9 @@ def test_the_same_round_gives_the_same_bits_and_another_round_others(
 def test_frozen_tensors_are_neither_trained_nor_sent(
     transport: Transport, model: State, ledger: Ledger
 ):
-    (update,), _ = transport.exchange(1, instruct(model, 0, frozen=[".lora_A", ".bias"]))
+    plan = ClientPlan(frozen=(".lora_A", ".bias"))
+    changed = {name: tensor + 1 for name, tensor in model.items()}
+    (update,), _ = transport.exchange(1, instruct(changed, 0, plan=plan))
     assert update.delta.keys() == {n for n in model if not n.endswith((".lora_A", ".bias"))}
     down, up = (next(e for e in ledger if e.round and e.direction == d) for d in DIRECTIONS)
     assert down.payload - up.payload == 4 * sum(
@@ -99,7 +108,8 @@ def test_frozen_tensors_are_neither_trained_nor_sent(
 
 def test_the_penalty_reaches_the_client(transport: Transport, model: State):
     free, held = (
-        transport.exchange(1, instruct(model, 0, proximal_mu=mu))[0][0].delta for mu in (0.0, 100.0)
+        transport.exchange(1, instruct(model, 0, plan=ClientPlan(proximal_mu=mu)))[0][0].delta
+        for mu in (0.0, 100.0)
     )
     assert not all(torch.equal(free[name], held[name]) for name in model)
 
@@ -110,6 +120,21 @@ def test_a_diverged_update_is_a_failure(transport: Transport, model: State):
     assert [update.client for update in updates] == [0, 2]
     assert failure.client == 1
     assert "NaN or infinity" in failure.reason
+
+
+def test_hostile_clients_send_what_they_are_to_and_the_others_what_they_learnt(
+    transport: Transport, model: State, grid: LocalGrid, settings: ClientSettings
+):
+    honest, _ = transport.exchange(1, instruct(model, 0, 1, 2))
+    attack = AttackConfig(kinds=("scale", "nan"), clients=2, factor=10.0)
+    config = replace(settings.config, clients=3, attack=attack)
+    grid.app = make_client_app(lambda context: replace(settings, config=config))
+    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
+    assert [failure.client for failure in failures] == adversary.hostile(config)["nan"]
+    for update in updates:
+        factor = 10.0 if adversary.kind_of(config, update.client) else 1.0
+        expected = honest[update.client].delta
+        assert all(torch.equal(update.delta[n], factor * t) for n, t in expected.items())
 
 
 def test_a_client_that_raises_is_a_failure_that_names_the_cause(transport: Transport, model: State):
@@ -136,10 +161,20 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         (None, "carries no metrics"),
         (MetricRecord({"train_loss": 1.0}), "'num-examples' is None, not a number"),
         (MetricRecord({"num-examples": 3, "train_loss": [1.0]}), "not a number"),
-        (MetricRecord({"num-examples": 0, "train_loss": 1.0}), "reports 0 images"),
-        (MetricRecord({"num-examples": 3, "train_loss": math.nan}), "a loss of nan"),
+        (MetricRecord({"num-examples": 0, "train_loss": 1.0, "steps": 1}), "reports 0 images"),
+        (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 0}), "0 steps"),
+        (MetricRecord({"num-examples": 3, "train_loss": math.nan, "steps": 1}), "a loss of nan"),
     ],
-    ids=["empty", "no state", "no metrics", "no count", "a list", "no image", "no number"],
+    ids=[
+        "empty",
+        "no state",
+        "no metrics",
+        "no count",
+        "a list",
+        "no image",
+        "no step",
+        "no number",
+    ],
 )
 def test_a_malformed_reply_is_a_failure(
     transport: Transport,
@@ -199,7 +234,7 @@ def test_the_greeting_is_counted_in_round_0_without_payload(transport: Transport
 
 def test_a_tap_sees_every_message(grid: LocalGrid, model: State):
     seen: list[Message] = []
-    transport = Transport(grid, Layout.of(model), Ledger(), timeout=5, tap=seen.append)
+    transport = Transport(grid, model, Ledger(), timeout=5, tap=seen.append)
     transport.greet(3)
     assert len(seen) == 6
     transport.exchange(1, instruct(model, 0, 1))
@@ -209,7 +244,7 @@ def test_a_tap_sees_every_message(grid: LocalGrid, model: State):
 def test_clients_measure_a_model_on_test_images_of_their_own(
     transport: Transport, model: State, settings: ClientSettings, shards: Path
 ):
-    answers = transport.measure(1, model, [RIGHT_KEY])
+    answers = transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
     assert [samples for samples, _ in answers] == list(TEST_SIZES)
     for client, (_, measured) in enumerate(answers):
         own = open_shard(shards / client_test_shard(client))
@@ -218,7 +253,8 @@ def test_clients_measure_a_model_on_test_images_of_their_own(
 
 def test_measuring_changes_nothing_in_what_is_trained_next(transport: Transport, model: State):
     first = transport.exchange(1, instruct(model, 0))[0][0].delta
-    transport.measure(1, {name: -tensor for name, tensor in model.items()}, [RIGHT_KEY])
+    other = {name: -tensor for name, tensor in model.items()}
+    transport.measure(1, GlobalModel(tensors=other), [RIGHT_KEY])
     again = transport.exchange(1, instruct(model, 0))[0][0].delta
     assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
 
@@ -226,7 +262,7 @@ def test_measuring_changes_nothing_in_what_is_trained_next(transport: Transport,
 def test_messages_of_evaluation_are_counted_as_such(
     transport: Transport, model: State, ledger: Ledger
 ):
-    transport.measure(4, model, [RIGHT_KEY])
+    transport.measure(4, GlobalModel(tensors=model), [RIGHT_KEY])
     counted = [entry for entry in ledger if entry.round == 4]
     assert {entry.purpose for entry in counted} == {"evaluation"}
     whole = 20 + 4 * sum(tensor.numel() for tensor in model.values())
@@ -244,18 +280,18 @@ def test_a_client_that_does_not_measure_in_time_ends_the_run(
     """A mean over some of the test images could not be compared with others."""
     grid.silent = {0, 2}
     with pytest.raises(RuntimeError, match="round 5: 2 clients did not evaluate in time"):
-        transport.measure(5, model, [RIGHT_KEY])
+        transport.measure(5, GlobalModel(tensors=model), [RIGHT_KEY])
 
 
 def test_a_client_that_cannot_measure_ends_the_run_and_is_named(transport: Transport, model: State):
     wrong = {name: tensor for name, tensor in model.items() if name != "head.bias"}
     with pytest.raises(RuntimeError, match="client 0 cannot evaluate: message refused: it holds"):
-        transport.measure(1, wrong, [RIGHT_KEY])
+        transport.measure(1, GlobalModel(tensors=wrong), [RIGHT_KEY])
 
 
 def test_who_has_no_key_cannot_show_the_plain_images(transport: Transport, model: State):
     with pytest.raises(RuntimeError, match=rf"client 0 cannot evaluate: .*{NO_KEY}"):
-        transport.measure(1, model, [RIGHT_KEY, NO_KEY])
+        transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY, NO_KEY])
 
 
 @pytest.mark.parametrize(
@@ -286,7 +322,7 @@ def test_a_malformed_measurement_ends_the_run(
 
     grid.app = foreign
     with pytest.raises(RuntimeError, match=f"client 0 cannot evaluate: .*{reason}"):
-        transport.measure(1, model, [RIGHT_KEY])
+        transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
 
 
 def test_a_greeting_without_a_shard_ends_the_run(
@@ -295,18 +331,18 @@ def test_a_greeting_without_a_shard_ends_the_run(
     elsewhere = replace(settings, shards=str(tmp_path))
     grid.app = make_client_app(lambda context: elsewhere)
     with pytest.raises(RuntimeError, match=r"a client cannot start: shard .* cannot be read"):
-        Transport(grid, Layout.of(model), Ledger(), timeout=0.5).greet(3)
+        Transport(grid, model, Ledger(), timeout=0.5).greet(3)
 
 
 def test_a_greeting_without_an_answer_ends_the_run(grid: LocalGrid, model: State):
     grid.silent = {1}
     with pytest.raises(RuntimeError, match="1 clients did not answer in time"):
-        Transport(grid, Layout.of(model), Ledger(), timeout=0.5).greet(3)
+        Transport(grid, model, Ledger(), timeout=0.5).greet(3)
 
 
 def test_nodes_that_never_join_end_the_run(grid: LocalGrid, model: State):
     with pytest.raises(RuntimeError, match=r"only 3 of 4 nodes joined within 0\.1 s"):
-        Transport(grid, Layout.of(model), Ledger(), timeout=0.1).greet(4)
+        Transport(grid, model, Ledger(), timeout=0.1).greet(4)
 
 
 def test_a_run_that_is_stopped_waits_for_nobody(grid: LocalGrid, model: State):
@@ -314,7 +350,7 @@ def test_a_run_that_is_stopped_waits_for_nobody(grid: LocalGrid, model: State):
     stop = threading.Event()
     stop.set()
     with pytest.raises(InterruptedError):
-        Transport(grid, Layout.of(model), Ledger(), timeout=3600, stop=stop).greet(3)
+        Transport(grid, model, Ledger(), timeout=3600, stop=stop).greet(3)
 
 
 def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, model: State):
@@ -324,7 +360,7 @@ def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, mod
 
     grid = Twins(make_client_app(lambda context: settings), 2)
     with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
-        Transport(grid, Layout.of(model), Ledger(), timeout=0.5).greet(2)
+        Transport(grid, model, Ledger(), timeout=0.5).greet(2)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,17 @@ def test_markdown_holds_cells_problems_and_differences(tmp_path: Path):
     assert "| lora against head | plain | +10.00 ± 0.00 | 2 |" in lines
 
 
+def test_the_aggregation_error_has_a_column_where_any_run_has_one(tmp_path: Path):
+    more = record(3, 0.9, error=0.25, method="lora", images="plain")
+    found = to_markdown(report("", [*runs(tmp_path), more], AXES))
+    assert "| accuracy % | seeds | trained | MB sent | saving | s | aggregation error % |" in found
+    assert "| head | plain | 80.00 ± 0.00 | 2 | 10 | 3.0 | 10.0x | 1 |  |" in found
+    assert "| lora | plain | 90.00 ± 0.00 | 3 | 10 | 3.0 | 10.0x | 1 | 25.00 |" in found
+    assert "| full |  | refused |  |  |  |  |  |  |" in found
+    assert "Aggregation error: how far" in found
+    assert "ggregation error" not in to_markdown(report("", runs(tmp_path), AXES))
+
+
 def test_a_terminal_sees_the_same(tmp_path: Path):
     console = Console(record=True, width=150)
     print_report(report("A title", runs(tmp_path), AXES), "runs/grid", console)

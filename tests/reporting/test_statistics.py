@@ -9,11 +9,14 @@ import pytest
 from fl_vitlora.reporting.statistics import Record, differences, summarise
 
 
-def record(seed: int, accuracy: float, seconds: float = 1.0, **labels: str) -> Record:
+def record(
+    seed: int, accuracy: float, seconds: float = 1.0, error: float | None = None, **labels: str
+) -> Record:
     wire = {"uplink_bytes": 1_000_000, "downlink_bytes": 2_000_000, "saving": 10.0}
     result: dict[str, Any] = {
         "accuracy": accuracy,
         "loss": 1.0,
+        "aggregation_error": error,
         "trainable_parameters": 10,
         "total_parameters": 1000,
         "communication": wire,
@@ -30,6 +33,14 @@ def test_a_cell_is_the_mean_and_the_sample_deviation_of_its_seeds():
     assert cell.accuracy.spread == pytest.approx(4)  # root of (16 + 0 + 16) / 2
     assert (cell.seeds, cell.seconds, cell.sent, cell.saving) == (3, 4, 3_000_000, 10)
     assert str(cell.accuracy) == "94.00 ± 4.00"
+
+
+def test_the_aggregation_error_is_told_over_the_runs_that_have_one():
+    runs = [record(0, 0.5, error=0.1, m="a"), record(1, 0.5, error=0.3, m="a")]
+    (cell,) = summarise([*runs, record(2, 0.5, m="a")])
+    assert str(cell.aggregation_error) == "20.00 ± 14.14"  # root of (100 + 100) / 1
+    (cell,) = summarise([record(0, 0.5, m="a")])
+    assert cell.aggregation_error is None
 
 
 def test_one_seed_has_no_deviation():
@@ -69,6 +80,17 @@ def test_cells_that_differ_on_two_axes_are_not_compared():
         ("m", "b", {"e": "all"}),
         ("e", "all", {"m": "a"}),
         ("e", "all", {"m": "b"}),
+    ]
+
+
+def test_what_is_compared_with_the_same_cell_is_ranked():
+    accuracies = {"base": 0.5, "worse": 0.4, "best": 0.7, "better": 0.6}
+    runs = [record(0, a, m=m, e="x") for m, a in accuracies.items()]
+    runs += [record(0, 1 - a, m=m, e="y") for m, a in accuracies.items()]
+    found = [(one.others["e"], one.label) for one in differences(runs, {"m": "base"})]
+    assert found == [
+        *(("x", label) for label in ("best", "better", "worse")),
+        *(("y", label) for label in ("worse", "better", "best")),
     ]
 
 

@@ -1,0 +1,203 @@
+"""Fixed point: updates as whole numbers modulo 2³², so that their sum has one value in any order.
+
+With R the range, p the share of a client in the mean (Σ p ≤ 1) and x one of its numbers,
+
+    q = round(2³⁰ · p · clip(x, ±R) / R)  mod 2³²        Σ p·x ≈ R / 2³⁰ · Σ q
+
+The sum of K clients stays within ±(2³⁰ + K/2), far from the ±2³¹ at which it would wrap around, and
+is off by at most K · R / 2³¹ for rounding. Sums modulo 2³² are exact: they can be masked by random
+words and unmasked without a trace (`secure_sum`). A scalar takes 4 bytes, as in float32.
+
+The words of an update: its delta, then its report if there is one, in the order of the layout; its
+loss; and how many scalars were clipped, not weighted by p.
+
+S scalars of the layout, W words: S + 2, or 2·S + 2 with a report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_vitlora.communication.packing import HEADER, Layout
+from fl_vitlora.state import State
+
+Words = NDArray[np.uint32]
+Numbers = NDArray[np.float64]
+
+ONE = 2.0**30  # the word of R
+MOST_LOSS = 64.0  # the range of the loss, in nats; a larger one counts as this
+TAIL = 2  # words after the tensors: loss and clipped
+
+MAGIC = b"FVS1"
+WORD = np.dtype("<u4")
+
+
+def to_words(numbers: Numbers, limit: float, share: float) -> Words:
+    """Encodes the numbers of one client.
+
+    Args:
+        numbers: x, finite; those beyond the range are clipped to it.
+        limit: The range R.
+        share: The client's share p, in (0, 1].
+
+    Returns:
+        uint32, in the shape of ``numbers``.
+
+    Example:
+        >>> to_words(np.array([4.0, -2.0, 9.0]), limit=4.0, share=0.5).tolist()
+        [536870912, 4026531840, 536870912]
+    """
+    scaled = np.clip(numbers, -limit, limit) * (share * ONE / limit)
+    return np.rint(scaled).astype(np.int32).view(np.uint32)
+
+
+def to_numbers(words: Words, limit: float, share: float) -> Numbers:
+    """Decodes a sum of words to the weighted mean of the clients' numbers, Σ p·x / Σ p.
+
+    Args:
+        words: Σ q mod 2³².
+        limit: The range R.
+        share: Σ p of those who are in the sum.
+
+    Returns:
+        float64, off by at most K · R / (2³¹ · share) for a sum of K.
+
+    Example:
+        >>> to_numbers(np.array([536870912, 4026531840], np.uint32), limit=4.0, share=0.5).tolist()
+        [4.0, -2.0]
+    """
+    return words.view(np.int32).astype(np.float64) * (limit / (ONE * share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """What a sum of encoded updates decodes to.
+
+    Attributes:
+        delta: Weighted mean of the deltas, float32.
+        report: Weighted mean of the reports; empty if there were none.
+        loss: Weighted mean of the losses.
+        clipped: How many scalars were clipped, all clients together.
+    """
+
+    delta: State
+    report: State
+    loss: float
+    clipped: int
+
+
+def encode(
+    delta: Mapping[str, Tensor],
+    report: Mapping[str, Tensor],
+    loss: float,
+    *,
+    limit: float,
+    share: float,
+) -> Words:
+    """Writes an update in words.
+
+    Args:
+        delta: Of any floating type.
+        report: Of the same names and shapes, or empty.
+        loss: The client's.
+        limit: The range R of delta and report.
+        share: The client's share p.
+
+    Returns:
+        uint32 (W,).
+
+    Raises:
+        ValueError: When something is not finite, or the report is of other tensors.
+    """
+    if report and Layout.of(report) != Layout.of(delta):
+        raise ValueError("a report must have the names and shapes of its delta, in their order")
+    numbers = np.concatenate([_flat(delta), _flat(report)])
+    if not (np.isfinite(numbers).all() and math.isfinite(loss)):
+        raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+    clipped = np.count_nonzero(np.abs(numbers) > limit)
+    return np.concatenate(
+        [
+            to_words(numbers, limit, share),
+            to_words(np.array([loss]), MOST_LOSS, share),
+            np.array([clipped], dtype=np.uint32),
+        ]
+    )
+
+
+def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
+    """Reads the sum of the words of several updates.
+
+    Args:
+        total: Σ q mod 2³², uint32 (W,).
+        layout: Of their deltas.
+        limit: The range R.
+        share: Σ p of those who are in the sum.
+
+    Returns:
+        The mean.
+    """
+    numbers = to_numbers(total[:-TAIL], limit, share)
+    parts = [layout.shaped(part) for part in numbers.reshape(-1, layout.scalars)]
+    return Mean(
+        delta=parts[0],
+        report=parts[1] if len(parts) > 1 else {},
+        loss=float(to_numbers(total[-TAIL:-1], MOST_LOSS, share)[0]),
+        clipped=int(total[-1]),
+    )
+
+
+def pack_words(words: Words, layout: Layout) -> bytes:
+    """Writes words into one buffer behind a header like `packing.pack`'s, with the magic "FVS1".
+
+    Args:
+        words: uint32 (W,).
+        layout: Of the delta.
+
+    Returns:
+        20 + 4·W bytes.
+    """
+    header = HEADER.pack(MAGIC, layout.digest, len(words))
+    return header + words.astype(WORD, copy=False).tobytes()
+
+
+def unpack_words(buffer: bytes, layout: Layout) -> Words:
+    """Reads a buffer that `pack_words` wrote.
+
+    Args:
+        buffer: Header and words.
+        layout: Of the delta that is expected.
+
+    Returns:
+        uint32 (W,).
+
+    Raises:
+        ValueError: When the buffer is foreign, cut off, or made for other tensors.
+    """
+    if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
+        raise ValueError("message refused: it does not begin as masked words do")
+    _, digest, count = HEADER.unpack_from(buffer)
+    expected = [TAIL + layout.scalars * parts for parts in (1, 2)]
+    if digest != layout.digest or count not in expected:
+        raise ValueError(
+            f"message refused: it holds {count} words of other tensors than the "
+            f"{layout.scalars} scalars expected; do client and server build the same model?"
+        )
+    if len(buffer) != HEADER.size + count * WORD.itemsize:
+        raise ValueError(
+            f"message refused: {count} words need {HEADER.size + count * WORD.itemsize} bytes, "
+            f"got {len(buffer)}"
+        )
+    return np.frombuffer(buffer, WORD, offset=HEADER.size).astype(np.uint32, copy=False)
+
+
+def _flat(state: Mapping[str, Tensor]) -> Numbers:
+    """Lists all scalars of a state, float64."""
+    parts = [tensor.detach().to(torch.float64).reshape(-1).numpy() for tensor in state.values()]
+    return np.concatenate([np.empty(0), *parts])

@@ -1,0 +1,263 @@
+"""What stands in the messages of a round: both ends of each, side by side.
+
+An instruction brings the tensors that a client lacks (`holdings`), what the strategy sends beside
+them, pairs to be merged into frozen weights, and the plan of the round; an update brings the
+difference that training made, and what the strategy reports. A client of a smaller rank is sent,
+and sends, no more of each low-rank matrix than its rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.holdings import Memory
+from fl_vitlora.global_model import GlobalModel, join
+from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, cut, pad, paths
+from fl_vitlora.state import State, is_finite
+from fl_vitlora.strategy import ClientPlan, Update
+
+Record = ArrayRecord | MetricRecord | ConfigRecord
+Scalar = int | float | str | bytes | bool
+ConfigValue = Scalar | list[int] | list[float] | list[str] | list[bytes] | list[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What one client is asked in one round.
+
+    Attributes:
+        client: Who.
+        model: What to start from.
+        config: Scalars and lists of the round.
+        plan: What of the model rests, and what clients pay for.
+        broadcast: What the strategy sends beside the model.
+    """
+
+    client: int
+    model: GlobalModel
+    config: Mapping[str, ConfigValue]
+    plan: ClientPlan = field(default_factory=ClientPlan)
+    broadcast: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """What a client finds in an instruction.
+
+    Attributes:
+        tensors: Those of the model that were sent, in full shape.
+        spared: Names of those that were not, as the client has them.
+        since: The round in which it remembered them; 0 where they have their initial values.
+        merged: Pairs to be added to frozen weights.
+        merges: Of how many rounds it is taken to have the pairs, and of how many it has them with
+            these; where the first is 0, it starts afresh.
+        broadcast: What the strategy sends beside the model.
+        frozen: Endings of what rests.
+        proximal_mu: Weight of the penalty.
+    """
+
+    tensors: State
+    spared: frozenset[str]
+    since: int
+    merged: State
+    merges: tuple[int, int]
+    broadcast: State
+    frozen: tuple[str, ...]
+    proximal_mu: float
+
+
+class Writer:
+    """Writes the instructions of a round; what several clients are sent is packed once.
+
+    Args:
+        layout: Of all exchanged tensors.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._packed: dict[object, ArrayRecord] = {}
+
+    def write(
+        self, asked: Instruction, memory: Memory, spared: frozenset[str], rank: int | None
+    ) -> RecordDict:
+        """Writes what one client is sent.
+
+        Args:
+            asked: The instruction.
+            memory: What the client remembers.
+            spared: The tensors that it need not be sent.
+            rank: Its own, if it has one.
+        """
+        model, known = asked.model, memory.merges
+        config: dict[str, ConfigValue] = {**asked.config, **_config_of(asked.plan)}
+        if spared:
+            config[messages.SPARED] = self._layout.mark(spared)
+            config[messages.SPARED_SINCE] = memory.round if memory.tensors else 0
+        lacking = {name: t for name, t in model.tensors.items() if name not in spared}
+        records: dict[str, Record] = {
+            messages.ARRAYS: self._pack((id(model), spared, rank), lambda: cut(lacking, rank))
+        }
+        if asked.broadcast:
+            sent = asked.broadcast
+            records[messages.BROADCAST] = self._pack((id(sent), rank), lambda: cut(sent, rank))
+        if model.merges:
+            config[messages.MERGES] = [known, len(model.merges)]
+        if known < len(model.merges):
+            merged, pairs = join(model.merges[known:]), _pairs(self._layout)
+            ranks = [len(merged.get(path + MERGED_A, ())) for path in pairs]
+            order = [name for name, _ in _merged_layout(self._layout, ranks).shapes]
+            records[messages.MERGED] = self._pack(
+                (id(model), known), lambda: {name: merged[name] for name in order}
+            )
+            config[messages.MERGED_RANKS] = ranks
+        records[messages.CONFIG] = ConfigRecord(config)
+        return RecordDict(records)
+
+    def _pack(self, key: object, make: Callable[[], State]) -> ArrayRecord:
+        if key not in self._packed:
+            self._packed[key] = messages.to_packed(make())
+        return self._packed[key]
+
+
+def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> Received:
+    """Reads at a client what `Writer.write` wrote.
+
+    Args:
+        content: Of the message.
+        layout: Of all exchanged tensors.
+        rank: The client's own, if it has one.
+
+    Raises:
+        ValueError: When the message holds other tensors than expected.
+    """
+    config = content.config_records[messages.CONFIG]
+    spared = layout.marked(_bytes(config, messages.SPARED)) if messages.SPARED in config else ()
+    known, merges = _integers(config, messages.MERGES) or (0, 0)
+    merged: State = {}
+    if messages.MERGED in content.array_records:
+        ranks = _integers(config, messages.MERGED_RANKS)
+        merged = messages.from_packed(content, _merged_layout(layout, ranks), messages.MERGED)
+    broadcast: State = {}
+    if messages.BROADCAST in content.array_records:
+        broadcast = _unpack(content, layout, rank, messages.BROADCAST)
+    return Received(
+        tensors=_unpack(content, layout.without(frozenset(spared)), rank, messages.ARRAYS),
+        spared=frozenset(spared),
+        since=int(cast(int, config.get(messages.SPARED_SINCE, 0))),
+        merged=merged,
+        merges=(known, merges),
+        broadcast=broadcast,
+        frozen=tuple(cast(list[str], config.get(messages.FROZEN, []))),
+        proximal_mu=float(cast(float, config.get(messages.PROXIMAL_MU, 0.0))),
+    )
+
+
+def write_update(
+    *, delta: State, report: State, samples: int, loss: float, steps: int, rank: int | None
+) -> RecordDict:
+    """Writes a client's reply.
+
+    Args:
+        delta: Tensors after training minus before, without those that rested.
+        report: What the strategy says beside it; of the same names, or empty.
+        samples: Images it trained on.
+        loss: Its mean training loss.
+        steps: Of the optimiser.
+        rank: The client's own, if it has one.
+    """
+    records: dict[str, Record] = {
+        messages.ARRAYS: messages.to_packed(cut(delta, rank)),
+        messages.METRICS: MetricRecord(
+            {messages.SAMPLES: samples, messages.LOSS: loss, messages.STEPS: steps}
+        ),
+    }
+    if report:
+        records[messages.REPORT] = messages.to_packed(cut(report, rank))
+    return RecordDict(records)
+
+
+def read_update(
+    content: RecordDict, layout: Layout, asked: Instruction, rank: int | None, population: int
+) -> Update:
+    """Reads at the server what `write_update` wrote.
+
+    Args:
+        content: Of the reply.
+        layout: Of all exchanged tensors.
+        asked: What the client was asked.
+        rank: Its own, if it has one.
+        population: How many clients there are in all.
+
+    Raises:
+        ValueError: When it is not a usable update: one that is not a number anywhere is none.
+    """
+    sent = layout.without(layout.ending_with(asked.plan.frozen))
+    delta = _unpack(content, sent, rank, messages.ARRAYS)
+    report: State = {}
+    if messages.REPORT in content.array_records:
+        report = _unpack(content, sent, rank, messages.REPORT)
+    if not (is_finite(delta) and is_finite(report)):
+        raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+    metrics = messages.metrics_of(content)
+    samples, steps = (int(messages.scalar(metrics, n)) for n in (messages.SAMPLES, messages.STEPS))
+    loss = messages.scalar(metrics, messages.LOSS)
+    if samples < 1 or steps < 1 or not math.isfinite(loss):
+        raise ValueError(f"it reports {samples} images, {steps} steps and a loss of {loss}")
+    return Update(
+        client=asked.client,
+        samples=samples,
+        loss=loss,
+        delta=delta,
+        steps=steps,
+        rank=rank,
+        report=report,
+        population=population,
+    )
+
+
+def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:
+    """Writes what of a plan clients must know."""
+    config: dict[str, ConfigValue] = {}
+    if plan.frozen:
+        config[messages.FROZEN] = list(plan.frozen)
+    if plan.proximal_mu:
+        config[messages.PROXIMAL_MU] = plan.proximal_mu
+    return config
+
+
+def _unpack(content: RecordDict, layout: Layout, rank: int | None, record: str) -> State:
+    """Reads tensors that were cut to a rank, and fills them up with zeros."""
+    if rank is None:
+        return messages.from_packed(content, layout, record)
+    whole = layout.empty()
+    return pad(messages.from_packed(content, Layout.of(cut(whole, rank)), record), whole)
+
+
+def _pairs(layout: Layout) -> list[str]:
+    return paths(name for name, _ in layout.shapes)
+
+
+def _merged_layout(layout: Layout, ranks: Sequence[int]) -> Layout:
+    """Tells names and shapes of merged pairs by their ranks, in the order of pairs."""
+    shapes = dict(layout.shapes)
+    merged: list[tuple[str, tuple[int, ...]]] = []
+    for path, rank in zip(_pairs(layout), ranks, strict=True):
+        if rank:
+            merged.append((path + MERGED_A, (rank, shapes[path + A][1])))
+            merged.append((path + MERGED_B, (shapes[path + B][0], rank)))
+    return Layout(tuple(merged))
+
+
+def _bytes(config: ConfigRecord, name: str) -> bytes:
+    return cast(bytes, config[name])
+
+
+def _integers(config: ConfigRecord, name: str) -> list[int]:
+    return list(cast(list[int], config.get(name, [])))

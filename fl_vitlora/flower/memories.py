@@ -1,0 +1,136 @@
+"""What a client remembers from round to round: records in its Flower context, which never leave it.
+
+==============  =================================================================================
+``kept``        trained tensors that it never sends: a local patch embedding, or what a strategy
+                leaves to its clients
+``rested``      tensors that rested in its last round, and which these were, and when
+``increments``  what was merged into its frozen weights so far, and of how many rounds
+``own``         what the strategy's client half remembers (`Strategy.report`)
+==============  =================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from flwr.app import ConfigRecord, Context
+from torch import Tensor
+
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.contents import Received
+from fl_vitlora.global_model import added
+from fl_vitlora.lowrank import A, B, paths
+from fl_vitlora.state import State
+
+KEPT, RESTED, INCREMENTS, OWN = "kept", "rested", "increments", "own"
+WHICH = "-which"  # beside a record: names of its tensors, and a number
+NAMES, NUMBER = "names", "number"
+
+
+def kept(context: Context, layout: Layout, initial: Mapping[str, Tensor]) -> State:
+    """Returns the tensors that only this client has.
+
+    Args:
+        context: The client's.
+        layout: Of these tensors.
+        initial: Their values before its first round, among others.
+    """
+    if KEPT in context.state.array_records:
+        return messages.from_packed(context.state, layout, record=KEPT)
+    return {name: initial[name] for name, _ in layout.shapes}
+
+
+def keep(context: Context, layout: Layout, trained: Mapping[str, Tensor]) -> None:
+    """Stores the tensors that only this client has."""
+    if layout.shapes:
+        own = {name: trained[name] for name, _ in layout.shapes}
+        context.state[KEPT] = messages.to_packed(own)
+
+
+def complete(
+    context: Context, received: Received, layout: Layout, initial: Mapping[str, Tensor]
+) -> State:
+    """Puts together what was sent, what rested with the client, and initial values.
+
+    Args:
+        context: The client's.
+        received: What was sent.
+        layout: Of all exchanged tensors.
+        initial: Values before the first round, zero beyond the client's rank.
+
+    Returns:
+        All exchanged tensors, in the layout's order.
+
+    Raises:
+        ValueError: When the server relies on a round that the client does not remember.
+    """
+    rested = _read(context, RESTED, received.since, layout) if received.since else {}
+    spared = {name: rested.get(name, initial[name]) for name in received.spared}
+    return {name: (received.tensors | spared)[name] for name, _ in layout.shapes}
+
+
+def rest(context: Context, server_round: int, rested: State) -> None:
+    """Stores what rested in a round."""
+    _write(context, RESTED, server_round, rested)
+
+
+def merge(context: Context, received: Received, layout: Layout) -> State:
+    """Adds the pairs that were sent to what was merged before, and returns all of it, by path.
+
+    Args:
+        context: The client's.
+        received: Pairs, and of how many rounds it is taken to have them already.
+        layout: Of all exchanged tensors.
+
+    Raises:
+        ValueError: When the server takes it to have others than it has.
+    """
+    known, merges = received.merges
+    if not merges:
+        return {}
+    increments = added(
+        _read(context, INCREMENTS, known, _increments(layout)) if known else {}, received.merged
+    )
+    _write(context, INCREMENTS, merges, increments)
+    return increments
+
+
+def own(context: Context) -> State:
+    """Returns what the strategy's client half remembers; nothing at first."""
+    if OWN not in context.state.array_records:
+        return {}
+    return dict(context.state.array_records[OWN].to_torch_state_dict())
+
+
+def keep_own(context: Context, memory: State) -> None:
+    """Stores it."""
+    if memory or OWN in context.state.array_records:
+        context.state[OWN] = messages.to_arrays(memory)
+
+
+def _increments(layout: Layout) -> Layout:
+    """Tells names and shapes of what may have been merged: of the products, by path."""
+    shapes = dict(layout.shapes)
+    found = [path for path in paths(shapes) if path + B in shapes]
+    return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
+
+
+def _write(context: Context, record: str, number: int, tensors: State) -> None:
+    """Stores tensors with the round, or the count, that they stand for."""
+    context.state[record] = messages.to_packed(tensors)
+    context.state[record + WHICH] = ConfigRecord({NUMBER: number, NAMES: list(tensors)})
+
+
+def _read(context: Context, record: str, number: int, layout: Layout) -> State:
+    """Reads what `_write` stored, if it stands for the number that is asked for."""
+    which = context.state.config_records.get(record + WHICH, ConfigRecord())
+    if which.get(NUMBER) != number:
+        known = f"those of {which[NUMBER]!r}" if which else "nothing"
+        raise ValueError(
+            f"message refused: it relies on {record} of round {number}, and this client remembers "
+            f"{known}"
+        )
+    names = frozenset(cast(list[str], which[NAMES]))
+    return messages.from_packed(context.state, layout.only(names), record=record)

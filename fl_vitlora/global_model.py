@@ -1,0 +1,86 @@
+"""The server's model as a value: the exchanged tensors, and what was merged into frozen weights.
+
+Strategies may move the product of a low-rank pair into the frozen weight that it stands on
+(`Strategy.aggregate`). Each party must apply every such pair once; so they are kept round by round,
+for whoever missed some, and as their sum, for whoever evaluates.
+
+R rank of a merged pair, m outputs and n inputs of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fl_vitlora.lowrank import MERGED_A, MERGED_B
+from fl_vitlora.state import State
+
+INCREMENT = ".increment"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalModel:
+    """What a round begins with.
+
+    Attributes:
+        tensors: The exchanged ones.
+        merges: Pairs merged so far, ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R), an entry
+            for each round that merged any.
+        increments: Their sum Σ merged_B·merged_A (m, n), by path.
+    """
+
+    tensors: State
+    merges: tuple[State, ...] = ()
+    increments: State = field(default_factory=dict)
+
+    def followed_by(self, tensors: State, merged: State) -> GlobalModel:
+        """Returns the next round's model."""
+        if not merged:
+            return GlobalModel(tensors=tensors, merges=self.merges, increments=self.increments)
+        return GlobalModel(
+            tensors=tensors,
+            merges=(*self.merges, merged),
+            increments=added(self.increments, merged),
+        )
+
+    def stored(self) -> State:
+        """Returns all that makes the model out of the public one, under names of their own."""
+        named = {f"{path}{INCREMENT}": tensor for path, tensor in self.increments.items()}
+        return {**self.tensors, **named}
+
+
+def split(tensors: State) -> tuple[State, State]:
+    """Parts what a strategy returned into the model's tensors and merged pairs."""
+    merged = {n: t for n, t in tensors.items() if n.endswith((MERGED_A, MERGED_B))}
+    return {n: t for n, t in tensors.items() if n not in merged}, merged
+
+
+def join(merges: Sequence[State]) -> State:
+    """Writes several rounds' merged pairs as one: A's below each other, B's beside each other.
+
+    Example:
+        >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
+        >>> [tuple(tensor.shape) for tensor in join([one, one]).values()]
+        [(2, 3), (2, 2)]
+    """
+    names = dict.fromkeys(name for merged in merges for name in merged)
+    return {
+        name: torch.cat(
+            [merged[name] for merged in merges if name in merged],
+            dim=0 if name.endswith(MERGED_A) else 1,
+        )
+        for name in names
+    }
+
+
+def added(increments: Mapping[str, torch.Tensor], merged: State) -> State:
+    """Adds merged pairs to increments; sums in float64 are stored as float32."""
+    new = dict(increments)
+    for name in merged:
+        if name.endswith(MERGED_A):
+            path = name.removesuffix(MERGED_A)
+            product = merged[path + MERGED_B].double() @ merged[name].double()
+            new[path] = (product + new[path].double() if path in new else product).float()
+    return new

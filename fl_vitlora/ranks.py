@@ -1,0 +1,108 @@
+"""Which rank of the low-rank matrices each client has, where clients differ in what they can train.
+
+`finetuning.client_ranks` lists one for each client; or it lists a few values, and
+`finetuning.rank_shares` how many clients get each. These are dealt in exact numbers, so that seeds
+differ in who has a rank, not in how many have it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+
+from fl_vitlora.config import Config
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.methods import METHODS
+from fl_vitlora.rng import generator
+
+
+def rank_of(config: Config, client: int) -> int | None:
+    """Tells a client's rank, at most `finetuning.rank`; None if all clients have just that.
+
+    Args:
+        config: The experiment.
+        client: Its number.
+
+    Example:
+        >>> from fl_vitlora.config import load
+        >>> one_by_one = load(None, {"clients": 3, "finetuning.client_ranks": [1, 4, 2]})
+        >>> [rank_of(one_by_one, client) for client in range(3)]
+        [1, 4, 2]
+    """
+    tuning = config.finetuning
+    if set(tuning.client_ranks) <= {tuning.rank}:
+        return None
+    if not tuning.rank_shares:
+        return tuning.client_ranks[client]
+    return _dealt(tuning.client_ranks, tuning.rank_shares, config.clients, config.seed)[client]
+
+
+def quotas(shares: Sequence[float], total: int) -> list[int]:
+    """Divides a number by shares into whole parts, by largest remainder; of equal ones the first.
+
+    Args:
+        shares: Not negative, not all zero; only their ratio matters.
+        total: Σ of the parts.
+
+    Returns:
+        Parts that are off from share · total by less than one each.
+
+    Example:
+        >>> quotas([0.5, 0.25, 0.25], 10)
+        [5, 3, 2]
+    """
+    exact = [share / sum(shares) * total for share in shares]
+    parts = [math.floor(part + 1e-9) for part in exact]  # 0.29 · 100 is a little less than 29
+    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def check(config: Config) -> None:
+    """Refuses ranks that do not fit the clients, the shares or the model.
+
+    Raises:
+        UserError: With what was expected.
+    """
+    tuning = config.finetuning
+    ranks, shares = tuning.client_ranks, tuning.rank_shares
+    if not ranks and not shares:
+        return
+    if not METHODS[tuning.method].lora:
+        raise UserError(
+            f"finetuning.client_ranks: method {tuning.method} has no low-rank matrices; "
+            "take lora or lora+patch_embed"
+        )
+    if not shares and len(ranks) != config.clients:
+        raise UserError(
+            f"finetuning.client_ranks: expected one for each of {config.clients} clients, got "
+            f"{len(ranks)}; to deal them by shares: finetuning.rank_shares"
+        )
+    if shares and len(shares) != len(ranks):
+        raise UserError(
+            f"finetuning.rank_shares: expected a share for each of {len(ranks)} values in "
+            f"finetuning.client_ranks, got {len(shares)}"
+        )
+    if shares and not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise UserError(f"finetuning.rank_shares: expected a sum of 1, got {sum(shares):g}")
+    if max(ranks) > tuning.rank:
+        raise UserError(
+            f"finetuning.client_ranks: expected ranks up to finetuning.rank {tuning.rank}, got "
+            f"{max(ranks)}"
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _dealt(
+    ranks: tuple[int, ...], shares: tuple[float, ...], clients: int, seed: int
+) -> tuple[int, ...]:
+    """Deals ranks to all clients by the run's seed."""
+    deck = [
+        rank for rank, part in zip(ranks, quotas(shares, clients), strict=True) for _ in range(part)
+    ]
+    order = torch.randperm(clients, generator=generator(seed, "ranks"))
+    return tuple(deck[i] for i in order.tolist())

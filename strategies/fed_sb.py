@@ -1,0 +1,40 @@
+"""Fed-SB: a small square matrix R between frozen B and A is all of the adapter that is trained.
+
+    W + s·B·R·A,    R ← Σₖ pₖ·Rₖ,  pₖ = nₖ / Σn,    so  Σₖ pₖ·B·Rₖ·A = B·R·A
+
+Exact, the product included: it is linear in R. Up and down: r² a pair, and the head and the patch
+embedding; A and B are never sent, every client finds them in its own copy of the pre-trained model.
+
+Source: Singhal et al., arXiv 2502.15436, the aggregation. The paper takes A and B from singular
+vectors of the first step's gradient, for which somebody must show data; here they are singular
+vectors of the pre-trained weight, as in LoRA-XS (Bałazy et al., arXiv 2405.17604).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.lowrank import A, B
+from fl_vitlora.state import State
+from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSB(Strategy):
+    """Federated averaging of the matrix inside a sandwich; it has no hyper-parameters."""
+
+    low_rank = True
+    sums_suffice = True
+    adapter = "sandwich"
+
+    def plan(self, server_round: int) -> ClientPlan:
+        """Lets A and B rest in every round."""
+        del server_round
+        return ClientPlan(frozen=(A, B))
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Adds the mean delta, weighted by the number of images."""
+        return averaged(model, updates), state

@@ -1,0 +1,37 @@
+"""FFA-LoRA: A keeps its random initial value for ever; only B is trained and averaged.
+
+    B ← Σₖ pₖ·Bₖ,  Aₖ = A,  pₖ = nₖ / Σn,    so  Σₖ pₖ·Bₖ·A = B·A
+
+Exact, the product included: it is linear in B. The price is a model that cannot leave the row
+space of A. Up and down: |B|, and the head and the patch embedding; A is never sent.
+
+Source: Sun et al., arXiv 2403.12313, the method, without its differential privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.lowrank import A
+from fl_vitlora.state import State
+from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFALoRA(Strategy):
+    """Federated averaging of LoRA with frozen A; it has no hyper-parameters."""
+
+    low_rank = True
+    sums_suffice = True
+
+    def plan(self, server_round: int) -> ClientPlan:
+        """Lets A rest in every round."""
+        del server_round
+        return ClientPlan(frozen=(A,))
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Adds the mean delta, weighted by the number of images."""
+        return averaged(model, updates), state

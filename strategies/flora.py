@@ -1,0 +1,45 @@
+"""FLoRA: the clients' pairs are stacked and go into the frozen weight; the pair starts over.
+
+    W ← W + s·[B₁, …, B_K]·[p₁A₁; …; p_KA_K] = W + s·Σₖ pₖ·Bₖ·Aₖ,  B ← 0,  A stays,  pₖ = nₖ / Σn
+
+Exact, whatever the clients' ranks rₖ: the stack has rank Σrₖ and nothing is cut. Up: rₖ/r of
+|A| + |B|. Down: the stack, Σrₖ/r of |A| + |B|, which is K·(|A| + |B|) at equal ranks; a client that
+sat out needs every stack that it missed. The pair itself begins each round as it began the first,
+so it need not be sent. The head and the patch embedding are averaged and go both ways.
+
+Source: Wang et al., arXiv 2409.05976, the stacking-based aggregation. The paper draws a new A in
+every round; here it is the first one again, which every client has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.lowrank import A, B, cut, merged, paths, shares, trained
+from fl_vitlora.state import State
+from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLoRA(Strategy):
+    """Stacking of low-rank pairs; it has no hyper-parameters."""
+
+    low_rank = True
+    any_rank = True
+
+    def plan(self, server_round: int) -> ClientPlan:
+        """Lets every pair begin the round as it began the first."""
+        del server_round
+        return ClientPlan(restarted=(A, B))
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Stacks what the clients ended with, each in its own rank, and averages the rest."""
+        clients = [cut(trained(model, update), update.rank) for update in updates]
+        anew = {}
+        for path in paths(model):
+            anew[path + A] = model[path + A].clone()
+            anew[path + B] = model[path + B].new_zeros(model[path + B].shape)
+        return averaged(model, updates) | anew | merged(shares(updates), clients), state

@@ -1,0 +1,57 @@
+"""HetLoRA: factors of any rank, filled up with zeros, averaged by the size of their product.
+
+    A ← Σₖ qₖ·[Aₖ; 0],  B ← Σₖ qₖ·[Bₖ, 0],    qₖ = ‖Bₖ·Aₖ‖ / Σⱼ ‖Bⱼ·Aⱼ‖  (Frobenius)
+
+Biased twice: the mean of products is not the product of means, and in rows that few clients have
+the zeros of the others count. The head and the patch embedding are averaged by samples, exactly. Up
+and down: rₖ/r of |A| + |B|, and the head and the patch embedding; a client of rank rₖ gets the
+first rₖ rows and columns.
+
+Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation. Rank
+self-pruning is left out: a client keeps its rank. The paper writes its weights for one adapted
+matrix; so each pair here has weights of its own, where others take one norm over all pairs. Two
+cases are decided here: a pair whose products are all zero is averaged by samples; and rows beyond
+the rank of every client of the round stay, for once A and B are zero there they have no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.lowrank import A, B, paths, trained
+from fl_vitlora.state import State, mean
+from fl_vitlora.strategy import Strategy, Update, averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class HetLoRA(Strategy):
+    """Sparsity-weighted aggregation of heterogeneous LoRA; it has no hyper-parameters."""
+
+    low_rank = True
+    any_rank = True
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Averages every pair by the norms of its products, and the rest by samples."""
+        clients = [trained(model, update) for update in updates]
+        new = averaged(model, updates)
+        for path in paths(model):
+            a, b = model[path + A], model[path + B]
+            pairs = [{A: client[path + A], B: client[path + B]} for client in clients]
+            norms = [_norm_of_product(pair) for pair in pairs]
+            pair = mean(pairs, norms if any(norms) else [update.samples for update in updates])
+            held = max(update.rank or len(a) for update in updates)
+            new[path + A] = torch.cat([pair[A][:held].to(a.dtype), a[held:]])
+            new[path + B] = torch.cat([pair[B][:, :held].to(b.dtype), b[:, held:]], dim=1)
+        return new, state
+
+
+def _norm_of_product(pair: State) -> float:
+    """Computes ‖B·A‖, the root of tr(BᵀB·AAᵀ), without forming the product."""
+    squared: Tensor = (pair[B].T @ pair[B] * (pair[A] @ pair[A].T)).sum()
+    return float(squared.clamp(min=0).sqrt())

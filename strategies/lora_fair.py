@@ -1,0 +1,58 @@
+"""LoRA-FAIR: FedAvg of the factors, with B corrected towards the mean of products.
+
+    A ← Ā = Σₖ pₖ·Aₖ,  B ← B̄ + ΔB,    ΔB = (Σₖ pₖ·Bₖ·Aₖ - B̄·Ā)·Āᵀ·(Ā·Āᵀ + λI)⁻¹,  pₖ = nₖ / Σn
+
+ΔB minimises ‖Σₖ pₖ·Bₖ·Aₖ - (B̄ + ΔB)·Ā‖² + λ·‖ΔB‖². The product is biased by what of the mean of
+products lies outside the row space of Ā, and by λ; λ = 0 gives the best B that this Ā allows, a
+large λ gives FedAvg. Up and down: |A| + |B|, and the head and the patch embedding, which are
+averaged, exactly.
+
+Source: Bian et al., arXiv 2411.14961, the refinement of B at the server, λ = 0.01. The paper
+minimises S(Σₖ pₖ·Bₖ·Aₖ, (B̄ + ΔB)·Ā) + λ·‖ΔB‖ by SGD, where S tells by the cosine how much the two
+differ. Here S is the squared distance, and the norm of the penalty is squared: this fits the length
+as well as the direction, and has the solution above instead of a learning rate. So a λ does not
+weigh the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fl_vitlora.config import setting
+from fl_vitlora.lowrank import A, B, paths, shares, stack, trained
+from fl_vitlora.state import State, mean
+from fl_vitlora.strategy import Strategy, Update, averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAFAIR(Strategy):
+    """Federated averaging of LoRA with a refined B.
+
+    Attributes:
+        regularization: Weight λ of ‖ΔB‖², not negative.
+    """
+
+    low_rank = True
+
+    regularization: float = setting(0.01, "weight of the correction's squared norm", "[0, inf)")
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Averages everything, then corrects every B."""
+        weights = shares(updates)
+        clients = [trained(model, update) for update in updates]
+        average = mean(clients, weights)
+        new = averaged(model, updates)
+        for path in paths(model):
+            a, b = average[path + A], average[path + B]
+            tall, wide = stack(weights, clients, path)
+            gram = a @ a.T
+            missed = wide @ (tall @ a.T) - b @ gram
+            ridge = gram + self.regularization * torch.eye(len(a)).to(gram)
+            inverse = torch.linalg.pinv(ridge, hermitian=True)  # least squares where λ = 0
+            new[path + B] = (b + missed @ inverse).to(model[path + B].dtype)
+        return new, state

@@ -1,0 +1,367 @@
+"""What clients remember between rounds, on a real client app, and what the server need not send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from fl_vitlora.communication.ledger import Ledger
+from fl_vitlora.config import Config, TrainingConfig, load
+from fl_vitlora.finetuning import targets
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.client_app import make_client_app, workspace
+from fl_vitlora.flower.contents import Instruction
+from fl_vitlora.flower.transport import Transport
+from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, paths
+from fl_vitlora.state import State, add, l2_norm, scale, subtract
+from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
+from tests.flower.conftest import SIZES, LocalGrid, write_shards
+
+B_ROUND, A_ROUND = ClientPlan(frozen=(A,)), ClientPlan(frozen=(B,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Strategy):
+    """A client half without anything."""
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        raise NotImplementedError
+
+
+class Clients:
+    """Three clients of a strategy, on plain images."""
+
+    def __init__(self, folder: Path, strategy: Strategy | None = None, **given: Any) -> None:
+        overrides = {path.replace("__", "."): value for path, value in given.items()}
+        self.config: Config = load(None, {"clients": 3, "encryption.steps": [], **overrides})
+        self.config = replace(
+            self.config,
+            training=TrainingConfig(epochs=2, batch_size=4),
+            encryption=replace(self.config.encryption, key_file=""),
+        )
+        folder.mkdir(exist_ok=True)
+        self.settings = write_shards(folder, self.config, bytes(32), strategy or Plain())
+        self.worker = workspace(self.settings)
+        self.initial = {name: self.worker.initial[name] for name, _ in self.worker.layout.shapes}
+        self.ledger = Ledger()
+        self.grid = LocalGrid(make_client_app(lambda context: self.settings), len(SIZES))
+        self.transport = Transport(
+            self.grid, self.initial, self.ledger, rank_of=self.worker.rank_of, timeout=1
+        )
+        self.transport.greet(len(SIZES))
+
+    def train(
+        self,
+        server_round: int,
+        model: State | GlobalModel,
+        *clients: int,
+        plan: ClientPlan | None = None,
+        broadcast: State | None = None,
+    ) -> list[Update]:
+        whole = model if isinstance(model, GlobalModel) else GlobalModel(tensors=model)
+        config: dict[str, Any] = {
+            messages.SERVER_ROUND: server_round,
+            messages.LEARNING_RATE: 1e-2,
+        }
+        asked = [
+            Instruction(
+                client=client,
+                model=whole,
+                config=config,
+                plan=plan or ClientPlan(),
+                broadcast=broadcast or {},
+            )
+            for client in clients or range(3)
+        ]
+        updates, self.failures = self.transport.exchange(server_round, asked)
+        return updates
+
+    def payload(self, server_round: int, direction: str, client: int = 0) -> int:
+        """Counts the scalars of all packed tensors of one message."""
+        (entry,) = (
+            e
+            for e in self.ledger
+            if (e.round, e.direction, e.client) == (server_round, direction, client)
+            and e.purpose == "training"
+        )
+        return entry.payload // 4
+
+
+def size(state: State, ending: str) -> int:
+    return sum(tensor.numel() for name, tensor in state.items() if name.endswith(ending))
+
+
+def moved(model: State, update: Update) -> State:
+    """A model that moved where this update did."""
+    return {n: w + update.delta[n] if n in update.delta else w for n, w in model.items()}
+
+
+def equal(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+HEADER = 5  # of a packed record, in scalars
+
+
+def test_what_rests_travels_once_and_only_when_it_has_changed(tmp_path: Path):
+    """Alternating halves: each round sends down the half that was trained before it."""
+    clients = Clients(tmp_path)
+    model, a, b = clients.initial, size(clients.initial, A), size(clients.initial, B)
+    rest = sum(tensor.numel() for tensor in model.values()) - a - b
+    for server_round, plan in enumerate((B_ROUND, A_ROUND, B_ROUND, A_ROUND), start=1):
+        (update,) = clients.train(server_round, model, 0, plan=plan)
+        trained_b = plan == B_ROUND
+        up = clients.payload(server_round, "uplink") - HEADER - rest
+        down = clients.payload(server_round, "downlink") - HEADER - rest
+        assert up == (b if trained_b else a)
+        first = server_round == 1
+        assert down == (b if first or not trained_b else a)
+        model = moved(model, update)
+
+
+def test_a_client_that_is_spared_trains_as_one_that_is_sent_everything(tmp_path: Path):
+    """The second client joins in each round anew, so it remembers nothing."""
+    clients, model = Clients(tmp_path), None
+    model = clients.initial
+    for server_round, plan in enumerate((B_ROUND, A_ROUND, B_ROUND), start=1):
+        (update,) = clients.train(server_round, model, 0, plan=plan)
+        fresh = Clients(tmp_path / f"fresh{server_round}")
+        (expected,) = fresh.train(server_round, model, 0, plan=plan)
+        assert equal(update.delta, expected.delta)
+        model = moved(model, update)
+
+
+def test_a_client_that_sat_out_is_sent_all_that_has_changed(tmp_path: Path):
+    clients = Clients(tmp_path)
+    model, plans = clients.initial, (B_ROUND, A_ROUND, B_ROUND)
+    for server_round, plan in enumerate(plans, start=1):
+        participants = (0, 1) if server_round != 2 else (0,)
+        updates = clients.train(server_round, model, *participants, plan=plan)
+        assert clients.failures == []
+        model = moved(model, updates[0])
+    everything = sum(tensor.numel() for tensor in model.values())
+    assert clients.payload(3, "downlink", 1) == HEADER + everything
+    assert clients.payload(3, "downlink", 0) == HEADER + everything - size(model, B)
+
+
+def test_who_did_not_answer_is_taken_to_remember_nothing(tmp_path: Path):
+    clients = Clients(tmp_path)
+    changed = {name: tensor + 1 for name, tensor in clients.initial.items()}
+    clients.train(1, changed, 0, plan=B_ROUND)
+    clients.grid.silent = {0}
+    clients.train(2, changed, 0, plan=B_ROUND)
+    assert [failure.client for failure in clients.failures] == [0]
+    clients.grid.silent = set()
+    clients.train(3, changed, 0, plan=B_ROUND)
+    spared = size(changed, A)
+    assert clients.payload(3, "downlink") == clients.payload(2, "downlink") + spared
+    assert clients.payload(1, "downlink") == clients.payload(3, "downlink")
+
+
+def test_a_client_that_forgot_refuses_instead_of_training_on_something_else(tmp_path: Path):
+    clients = Clients(tmp_path)
+    changed = {name: tensor + 1 for name, tensor in clients.initial.items()}
+    clients.train(1, changed, 0, plan=B_ROUND)
+    clients.grid.kept[0].clear()
+    assert clients.train(2, changed, 0, plan=B_ROUND) == []
+    assert "relies on rested of round 1, and this client remembers nothing" in (
+        clients.failures[0].reason
+    )
+    assert len(clients.train(3, changed, 0, plan=B_ROUND)) == 1  # it is sent everything again
+
+
+def test_what_starts_over_is_never_sent_down(tmp_path: Path):
+    clients = Clients(tmp_path)
+    plan, model = ClientPlan(restarted=(A, B)), clients.initial
+    everything = sum(tensor.numel() for tensor in model.values())
+    for server_round in (1, 2):
+        (update,) = clients.train(server_round, model, 0, plan=plan)
+        pairs = size(model, A) + size(model, B)
+        assert clients.payload(server_round, "downlink") == HEADER + everything - pairs
+        assert clients.payload(server_round, "uplink") == HEADER + everything
+        assert l2_norm({n: t for n, t in update.delta.items() if n.endswith((A, B))}) > 0
+
+
+def merged_pair(model: State, seed: int, rank: int = 3) -> State:
+    chance = torch.Generator().manual_seed(seed)
+    made = {}
+    for path in paths(model):
+        (_, inputs), (outputs, _) = model[path + A].shape, model[path + B].shape
+        made[path + MERGED_A] = torch.randn(rank, inputs, generator=chance) * 0.1
+        made[path + MERGED_B] = torch.randn(outputs, rank, generator=chance) * 0.1
+    return made
+
+
+def test_merged_pairs_are_sent_once_and_those_that_were_missed_too(tmp_path: Path):
+    clients = Clients(tmp_path)
+    model = GlobalModel(tensors=clients.initial)
+    everything = sum(tensor.numel() for tensor in model.tensors.values())
+    clients.train(1, model, 0, 1)
+    for server_round in (2, 3):
+        pairs = merged_pair(model.tensors, server_round)
+        model = model.followed_by(model.tensors, pairs)
+        each = sum(tensor.numel() for tensor in pairs.values())
+        clients.train(server_round, model, *((0,) if server_round == 2 else (0, 1)))
+        assert clients.failures == []
+        assert clients.payload(server_round, "downlink", 0) == 2 * HEADER + everything + each
+    assert clients.payload(3, "downlink", 1) == 2 * HEADER + everything + 2 * each
+    clients.train(4, model, 0, 1)
+    assert clients.payload(4, "downlink", 1) == HEADER + everything
+
+
+def test_a_client_trains_on_the_weights_that_all_merged_pairs_make(tmp_path: Path):
+    clients = Clients(tmp_path)
+    model = GlobalModel(tensors=clients.initial)
+    for seed in (1, 2):
+        model = model.followed_by(model.tensors, merged_pair(model.tensors, seed))
+    (whole,) = clients.train(3, model, 0)
+    stepwise = Clients(tmp_path / "stepwise")
+    step = GlobalModel(tensors=clients.initial)
+    for server_round, seed in ((1, 1), (2, 2)):
+        step = step.followed_by(step.tensors, merged_pair(step.tensors, seed))
+        if server_round == 1:
+            stepwise.train(server_round, step, 0)
+    (update,) = stepwise.train(3, step, 0)
+    for name, tensor in update.delta.items():
+        assert torch.allclose(whole.delta[name], tensor, atol=1e-4), name
+    (plain,) = Clients(tmp_path / "plain").train(3, clients.initial, 0)
+    assert l2_norm(subtract(plain.delta, whole.delta)) > 0.01 * l2_norm(plain.delta)
+
+
+def test_merging_leaves_the_next_client_of_the_worker_its_own_weights(tmp_path: Path):
+    clients = Clients(tmp_path)
+    model = GlobalModel(tensors=clients.initial)
+    (before,) = clients.train(1, model, 1)
+    clients.train(1, model.followed_by(model.tensors, merged_pair(model.tensors, 5)), 0)
+    (after,) = Clients(tmp_path / "again").train(1, model, 1)
+    assert equal(before.delta, after.delta)
+
+
+def test_measuring_brings_merged_pairs_too(tmp_path: Path):
+    clients = Clients(tmp_path)
+    torch.manual_seed(0)
+    speaking = {"head.weight": torch.randn(clients.initial["head.weight"].shape)}
+    model = GlobalModel(tensors={**clients.initial, **speaking})
+    clients.train(1, model, 0)
+    before = clients.transport.measure(1, model, ["right_key"])
+    model = model.followed_by(model.tensors, merged_pair(model.tensors, 3))
+    after = clients.transport.measure(1, model, ["right_key"])
+    assert before != after
+    (update,) = clients.train(2, model, 0)
+    assert clients.failures == []
+    assert clients.payload(2, "downlink") == HEADER + sum(
+        tensor.numel() for tensor in update.delta.values()
+    )
+
+
+def test_a_smaller_rank_trains_as_a_smaller_model_and_sends_no_more(tmp_path: Path):
+    """Rank 4 scaled by α/4, cut to two: as rank 2 with α' = α/2, which has the same scale."""
+    cut_down = Clients(tmp_path, finetuning__client_ranks=[2, 4, 4])
+    small = Clients(tmp_path / "small", finetuning__rank=2, finetuning__alpha=4.0)
+    start = {
+        name: tensor[:2] if name.endswith(A) else tensor[:, :2] if name.endswith(B) else tensor
+        for name, tensor in cut_down.initial.items()
+    }
+    (update,) = cut_down.train(1, cut_down.initial, 0)
+    (expected,) = small.train(1, start, 0)
+    assert update.rank == 2
+    assert cut_down.payload(1, "uplink") == small.payload(1, "uplink")
+    assert cut_down.payload(1, "downlink") == small.payload(1, "downlink")
+    for name, tensor in expected.delta.items():
+        inside = tuple(slice(extent) for extent in tensor.shape)
+        assert torch.allclose(update.delta[name][inside], tensor, atol=1e-6), name
+        assert update.delta[name].square().sum() == pytest.approx(
+            float(tensor.square().sum()), rel=1e-4
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Plain):
+    """Drifts by what it was sent plus what it remembers, and remembers how often it trained."""
+
+    def drift(self, broadcast: State, memory: State) -> State:
+        return add(broadcast, memory) if memory and broadcast else broadcast
+
+    def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
+        del broadcast
+        taken = scale(work.delta, 1 / (work.steps * work.rate))
+        one = {name: torch.ones_like(tensor) for name, tensor in taken.items()}
+        return taken, add(memory, one) if memory else one
+
+
+def test_what_a_strategy_reports_arrives_and_what_it_remembers_stays(tmp_path: Path):
+    clients = Clients(tmp_path, Counting())
+    (first,) = clients.train(1, clients.initial, 0)
+    assert first.steps == 2 * 5
+    for name, tensor in first.report.items():
+        assert torch.allclose(tensor * (10 * 1e-2), first.delta[name], atol=1e-6)
+    still = {name: torch.zeros_like(tensor) for name, tensor in clients.initial.items()}
+    (plain,) = clients.train(1, clients.initial, 1)
+    (drifting,) = clients.train(2, clients.initial, 0, broadcast=still)  # memory is all ones
+    (fresh,) = Clients(tmp_path / "fresh").train(2, clients.initial, 0)
+    gained = subtract(drifting.delta, fresh.delta)
+    mean = sum(float(tensor.sum()) for tensor in gained.values()) / sum(
+        tensor.numel() for tensor in gained.values()
+    )
+    assert mean == pytest.approx(10 * 1e-2, rel=0.3)  # ten steps of η, against the gradient
+    assert plain.client == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnB(Plain):
+    """Every client keeps its B."""
+
+    personal: ClassVar[tuple[str, ...]] = (B,)
+
+
+def test_personal_matrices_never_travel_and_go_on_where_they_were(tmp_path: Path):
+    clients = Clients(tmp_path, OwnB())
+    assert not any(name.endswith(B) for name in clients.initial)
+    (first,) = clients.train(1, clients.initial, 0)
+    (second,) = clients.train(2, clients.initial, 0)
+    (newcomer,) = Clients(tmp_path / "new", OwnB()).train(2, clients.initial, 0)
+    assert not any(name.endswith(B) for name in first.delta)
+    assert not equal(second.delta, newcomer.delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Between(Plain):
+    """Trains the matrix between."""
+
+    adapter: ClassVar[Any] = "sandwich"
+
+    def plan(self, server_round: int) -> ClientPlan:
+        del server_round
+        return ClientPlan(frozen=(A, B))
+
+
+def test_of_a_sandwich_only_the_filling_travels(tmp_path: Path):
+    clients = Clients(tmp_path, Between())
+    (update,) = clients.train(1, clients.initial, 0, plan=Between().plan(1))
+    rest = sum(t.numel() for n, t in clients.initial.items() if not n.endswith((A, B)))
+    assert clients.payload(1, "uplink") == clients.payload(1, "downlink") == HEADER + rest
+    filling = {n: t for n, t in update.delta.items() if n.endswith(".lora_R")}
+    assert {tuple(t.shape) for t in filling.values()} == {(4, 4)}
+    assert l2_norm(filling) > 0
+
+
+def test_increments_can_be_put_and_taken_away(tmp_path: Path):
+    clients = Clients(tmp_path)
+    model = clients.worker.backbone.model
+    frozen = {n: p.clone() for n, p in model.named_parameters() if n.endswith("qkv.base.weight")}
+    (path, *_) = paths(clients.initial)
+    targets.put_increments(model, {path: torch.ones(96, 96)})
+    changed = dict(model.named_parameters())
+    name = "blocks.0.attn.qkv.base.weight"
+    assert torch.allclose(changed[name][:96] - frozen[name][:96], torch.full((96, 96), 2.0))
+    assert torch.equal(changed[name][96:], frozen[name][96:])
+    targets.put_increments(model, {})
+    assert all(torch.equal(changed[n], tensor) for n, tensor in frozen.items())
