@@ -45,7 +45,7 @@ def middle(rising: Tensor, trimmed: int) -> Tensor:
     return rising[trimmed : len(rising) - trimmed].mean(dim=0)
 
 
-def krum(updates: Sequence[Update], byzantine: int, chosen: int) -> list[Update]:
+def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
     """Chooses the updates that lie nearest to others, by the score of Krum.
 
         s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 clients j ≠ k that are nearest to k
@@ -55,7 +55,7 @@ def krum(updates: Sequence[Update], byzantine: int, chosen: int) -> list[Update]
 
     Args:
         updates: K of them.
-        byzantine: f, how many clients may send whatever they like.
+        f: How many clients may send whatever they like.
         chosen: How many updates are wanted; all of them if they are fewer.
 
     Returns:
@@ -63,7 +63,7 @@ def krum(updates: Sequence[Update], byzantine: int, chosen: int) -> list[Update]
 
     Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
     """
-    tolerated = min(byzantine, max(0, (len(updates) - 3) // 2))
+    tolerated = min(f, max(0, (len(updates) - 3) // 2))
     neighbours = max(1, len(updates) - tolerated - 2)
     squares = _squared_distances(updates)
     scores = [sum(sorted(row[:k] + row[k + 1 :])[:neighbours]) for k, row in enumerate(squares)]

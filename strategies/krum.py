@@ -26,13 +26,13 @@ class Krum(Strategy):
     """The delta with the best score of Krum.
 
     Attributes:
-        byzantine: f, how many clients of a round may send whatever they like.
+        f: How many clients of a round may send whatever they like.
     """
 
-    byzantine: int = setting(1, "clients of a round that may send anything", "[0, inf)")
+    f: int = setting(1, "clients of a round that may send anything", "[0, inf)")
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
         """Adds the chosen delta."""
-        return averaged(model, krum(updates, self.byzantine, chosen=1)), state
+        return averaged(model, krum(updates, self.f, chosen=1)), state

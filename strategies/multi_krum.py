@@ -25,19 +25,17 @@ class MultiKrum(Strategy):
     """The mean of the deltas with the best scores of Krum.
 
     Attributes:
-        byzantine: f, how many clients of a round may send whatever they like.
+        f: How many clients of a round may send whatever they like.
         m: How many deltas are averaged; all but f if not given.
     """
 
-    byzantine: int = setting(1, "clients of a round that may send anything", "[0, inf)")
-    m: int | None = setting(
-        None, "deltas that are averaged; K - byzantine if not given", "[1, inf)"
-    )
+    f: int = setting(1, "clients of a round that may send anything", "[0, inf)")
+    m: int | None = setting(None, "deltas that are averaged; K - f if not given", "[1, inf)")
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
         """Adds the mean of the chosen deltas."""
-        m = max(1, len(updates) - self.byzantine) if self.m is None else self.m
-        chosen = krum(updates, self.byzantine, chosen=m)
+        m = max(1, len(updates) - self.f) if self.m is None else self.m
+        chosen = krum(updates, self.f, chosen=m)
         return averaged(model, [replace(update, samples=1) for update in chosen]), state

@@ -36,11 +36,11 @@ def unweighted_mean(deltas: list[Vector]) -> Vector:
     return [sum(column) / len(deltas) for column in zip(*deltas, strict=True)]
 
 
-def scores_of_krum(deltas: list[Vector], byzantine: int) -> Vector:
+def scores_of_krum(deltas: list[Vector], f: int) -> Vector:
     scores = []
     for k, delta in enumerate(deltas):
         others = sorted(distance(delta, o) ** 2 for j, o in enumerate(deltas) if j != k)
-        scores.append(sum(others[: len(deltas) - byzantine - 2]))
+        scores.append(sum(others[: len(deltas) - f - 2]))
     return scores
 
 
@@ -77,21 +77,21 @@ def test_the_trimmed_mean_leaves_the_ends_out(seed: int, beta: float, cut: int):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("byzantine", [0, 1, 2, 3])
-def test_krum_takes_the_delta_of_least_score(seed: int, byzantine: int):
+@pytest.mark.parametrize("f", [0, 1, 2, 3])
+def test_krum_takes_the_delta_of_least_score(seed: int, f: int):
     _, deltas, updates = random_updates(seed, 9)
-    scores = scores_of_krum(deltas, byzantine)
-    assert step("krum", updates, byzantine=byzantine) == deltas[scores.index(min(scores))]
+    scores = scores_of_krum(deltas, f)
+    assert step("krum", updates, f=f) == deltas[scores.index(min(scores))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("byzantine", "m"), [(0, 9), (2, 5), (3, 1), (2, None)])
-def test_multi_krum_averages_the_deltas_of_least_scores(seed: int, byzantine: int, m: int | None):
+@pytest.mark.parametrize(("f", "m"), [(0, 9), (2, 5), (3, 1), (2, None)])
+def test_multi_krum_averages_the_deltas_of_least_scores(seed: int, f: int, m: int | None):
     _, deltas, updates = random_updates(seed, 9)
-    scores = scores_of_krum(deltas, byzantine)
-    best = sorted(range(9), key=scores.__getitem__)[: m or 9 - byzantine]
+    scores = scores_of_krum(deltas, f)
+    best = sorted(range(9), key=scores.__getitem__)[: m or 9 - f]
     expected = unweighted_mean([deltas[k] for k in best])
-    assert step("multi_krum", updates, byzantine=byzantine, m=m) == pytest.approx(expected)
+    assert step("multi_krum", updates, f=f, m=m) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -119,7 +119,7 @@ def test_the_geometric_median_has_the_least_sum_of_distances(seed: int):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("trimmed_mean", {"beta": 0.0}), ("multi_krum", {"byzantine": 0, "m": 6})],
+    [("trimmed_mean", {"beta": 0.0}), ("multi_krum", {"f": 0, "m": 6})],
 )
 def test_without_suspicion_the_mean_is_left(name: str, options: dict[str, Any]):
     _, deltas, updates = random_updates(3)
@@ -130,15 +130,15 @@ def test_without_suspicion_the_mean_is_left(name: str, options: dict[str, Any]):
 
 def test_multi_krum_of_one_is_krum():
     _, _, updates = random_updates(4, 9)
-    one = step("multi_krum", updates, byzantine=2, m=1)
-    assert one == pytest.approx(step("krum", updates, byzantine=2))
+    one = step("multi_krum", updates, f=2, m=1)
+    assert one == pytest.approx(step("krum", updates, f=2))
 
 
 @pytest.mark.parametrize("name", ROBUST)
 @pytest.mark.parametrize("clients", [1, 2, 3, 4])
 def test_with_fewer_clients_than_it_needs_each_does_what_it_can(name: str, clients: int):
     _, deltas, updates = random_updates(5, clients)
-    options = {"krum": {"byzantine": 9}, "multi_krum": {"byzantine": 9, "m": 9}}.get(name, {})
+    options = {"krum": {"f": 9}, "multi_krum": {"f": 9, "m": 9}}.get(name, {})
     got = step(name, updates, **options)
     if clients == 1:
         assert got == pytest.approx(deltas[0])
@@ -168,8 +168,8 @@ def scattered(size: float) -> Callable[[random.Random], Vector]:
     [
         ("median", {}),
         ("trimmed_mean", {"beta": 0.3}),
-        ("krum", {"byzantine": 6}),
-        ("multi_krum", {"byzantine": 6}),
+        ("krum", {"f": 6}),
+        ("multi_krum", {"f": 6}),
         ("geometric_median", {}),
     ],
 )
