@@ -204,5 +204,17 @@ def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> Stat
         >>> averaged({"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}, [update], rate=0.5)
         {'a': tensor([1.]), 'b': tensor([2.])}
     """
-    step = scale(mean([u.delta for u in updates], [u.samples for u in updates]), rate)
+    return moved(model, scale(mean([u.delta for u in updates], [u.samples for u in updates]), rate))
+
+
+def moved(model: State, step: State) -> State:
+    """Adds a step to a model; what the step leaves out stays.
+
+    Args:
+        model: The global tensors that the round began with.
+        step: Some of them, in any type.
+
+    Returns:
+        A new model, in the old one's types.
+    """
     return {n: w + step[n].to(w.dtype) if n in step else w.clone() for n, w in model.items()}

@@ -97,6 +97,7 @@ ROOMS = {
     "fl_vitlora/grid.py": ["config", "errors"],
     "fl_vitlora/strategy.py": ["state"],
     "fl_vitlora/lowrank.py": ["state", "strategy"],
+    "fl_vitlora/robust.py": ["lowrank", "state", "strategy"],
     "fl_vitlora/global_model.py": ["lowrank", "state"],
     "fl_vitlora/encryption/": ["errors"],
     "fl_vitlora/communication/": ["state"],

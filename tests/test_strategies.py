@@ -236,8 +236,8 @@ def test_a_dropped_in_file_is_run_by_its_name(folder: Path):
 def test_the_page_that_teaches_strategies_shows_one_that_works(folder: Path):
     page = (folder / "README.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]
-    (folder / "frozen_a.py").write_text(code, encoding="utf-8")
-    strategy = strategies.load("frozen_a", {"rate": 0.8})
+    (folder / "heavy_ball.py").write_text(code, encoding="utf-8")
+    strategy = strategies.load("heavy_ball", {"momentum": 0.8})
     check_strategy(strategy)  # type: ignore[arg-type]
     assert len([line for line in code.splitlines() if line.strip()]) <= 14
 
@@ -260,6 +260,18 @@ def test_the_wrapper_that_the_page_shows_can_be_made():
     given["strategy.name"] = words[words.index("--strategy") + 1]
     wrapper = vars(strategies.load_for(configuration.load(None, given)))
     assert (wrapper["num_sampled_clients"], wrapper["accountant"].config.target_delta) == (20, 1e-5)
+
+
+def test_the_page_tells_of_every_strategy_what_its_class_says():
+    page = (Path(strategies.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row for row in rows if row[0].strip("`").isidentifier()}
+    assert sorted(told) == strategies.available()
+    for name, row in told.items():
+        strategy = strategies.load(name, {})
+        assert isinstance(strategy, Strategy)
+        answers = ["yes" if said else "no" for said in (strategy.any_rank, strategy.sums_suffice)]
+        assert row[-2:] == answers, name
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ class Wrong(Strategy):
             "pushes away": ClientPlan(proximal_mu=-1.0),
             "plans by chance": ClientPlan(proximal_mu=float(torch.rand(()))),
             "forgets the frozen": ClientPlan(frozen=(".lora_A",)),
+            "restarts a text": ClientPlan(restarted=".lora_A"),  # type: ignore[arg-type]
+            "moves what restarts": ClientPlan(restarted=(".lora_A",)),
         }
         return plans.get(self.fault, ClientPlan())  # type: ignore[no-any-return]
 
@@ -158,6 +160,7 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("plans nothing", "round 1: plan returned None, not a ClientPlan"),
         ("freezes all", "freezes every tensor"),
         ("freezes a text", "'.lora_A', not a tuple"),
+        ("restarts a text", "plan.restarted is '.lora_A', not a tuple"),
         ("pushes away", "proximal_mu is -1.0"),
         ("plans by chance", "plan says something else when asked again"),
         ("broadcasts a part", "the broadcast has missing or strange tensors: "),
@@ -175,6 +178,7 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("divides by none", "the new model has NaN or infinity in head.bias"),
         ("turns", r"the new model has head.weight of shape \(6, 3\), expected \(3, 6\)"),
         ("widens", "head.weight as torch.float64, expected torch.float32"),
+        ("moves what restarts", "lora_A was changed, although plan.restarted says"),
         ("merges half", r"shapes \(2, 6\) and \(0,\), expected \(R, 6\) and \(6, R\)"),
         ("merges nowhere", "nothing can be merged at head: no low-rank pair stands there"),
         ("merges what does not fit", r"shapes \(5, 6\) and \(6, 4\), expected \(R, 6\)"),

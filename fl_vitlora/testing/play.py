@@ -78,8 +78,11 @@ class Play:
             returned.expect_declaration(self.strategy)
 
     def start(self) -> Ending:
-        """Makes what the first round begins with."""
-        return Ending(made_up.made_up_model(self.strategy, self.dtype), {}, {})
+        """Makes what the first round begins with; a B that restarts is zero, as in a run."""
+        model = made_up.made_up_model(self.strategy, self.dtype)
+        restarted = [n for n in model if n.endswith(self.plan(1).restarted)]
+        zeros = {n: torch.zeros_like(model[n]) for n in restarted if n.endswith(lowrank.B)}
+        return Ending(model | zeros, {}, {})
 
     def run(self) -> Ending:
         """Plays all rounds."""
@@ -165,6 +168,7 @@ class Play:
             rest = {n: w for n, w in new.items() if n not in pairs}
             returned.expect_like(rest, ending.model, "the new model")
             returned.expect_types(rest, ending.model, "the new model")
+            returned.expect_kept(rest, ending.model, self.plan(server_round).restarted)
         before = {path: ending.merged.get(path, torch.zeros(())) for path in products}
         return Ending(rest, ending.merged | add(before, products), state)
 

@@ -40,8 +40,10 @@ def expect_plan(plan: object, names: Collection[str]) -> None:
     """Looks at a plan for clients who train and send tensors of these names."""
     if not isinstance(plan, ClientPlan):
         raise ContractError(f"plan returned {plan!r}, not a ClientPlan")
-    if not _are_endings(plan.frozen):
-        raise ContractError(f"plan.frozen is {plan.frozen!r}, not a tuple of endings")
+    for rested in ("frozen", "restarted"):
+        endings = getattr(plan, rested)
+        if not _are_endings(endings):
+            raise ContractError(f"plan.{rested} is {endings!r}, not a tuple of endings")
     if all(name.endswith(plan.frozen) for name in names):
         raise ContractError("the plan freezes every tensor; clients would idle")
     if not (math.isfinite(plan.proximal_mu) and plan.proximal_mu >= 0):
@@ -84,6 +86,13 @@ def expect_types(got: State, like: Mapping[str, Tensor], what: str) -> None:
     for name, tensor in like.items():
         if got[name].dtype != tensor.dtype:
             raise ContractError(f"{what} has {name} as {got[name].dtype}, expected {tensor.dtype}")
+
+
+def expect_kept(got: State, given: Mapping[str, Tensor], endings: tuple[str, ...]) -> None:
+    """Looks whether what restarts in every round was returned as it was given."""
+    for name in (name for name in given if name.endswith(endings)):
+        if not torch.equal(got[name], given[name]):
+            raise ContractError(f"{name} was changed, although plan.restarted says that it is not")
 
 
 def expect_merged(pairs: State, shapes: Mapping[str, Sequence[int]]) -> State:

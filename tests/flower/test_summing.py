@@ -15,7 +15,7 @@ from fl_vitlora.flower.aggregators import OwnAggregator
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.privacy import merged
-from fl_vitlora.state import State, l2_norm
+from fl_vitlora.state import State, l2_norm, subtract
 from fl_vitlora.strategy import ClientPlan, Strategy
 from tests.flower.conftest import SIZES
 from tests.flower.test_memories import Clients
@@ -137,7 +137,11 @@ def test_clients_bound_what_they_send(tmp_path: Path):
 
 
 def test_a_hostile_client_does_not_clip(tmp_path: Path):
-    hostile: dict[str, Any] = {"attack__kinds": ["scale"], "attack__clients": 1, "attack__factor": 100.0}
+    hostile: dict[str, Any] = {
+        "attack__kinds": ["scale"],
+        "attack__clients": 1,
+        "attack__factor": 100.0,
+    }
     clients = make(tmp_path, privacy__clipping_norm=0.05, **hostile)
     norms = sorted(l2_norm(update.delta) for update in clients.train(1, clients.initial))
     assert norms == pytest.approx([0.05, 0.05, 5.0], rel=1e-3)

@@ -54,6 +54,16 @@ WHOLE = Row(up=lambda s, _: s.pair + s.rest, down=lambda s, _: s.pair + s.rest)
 ROWS = {
     "fedavg": WHOLE,
     "fedprox": WHOLE,
+    "fednova": WHOLE,
+    "median": WHOLE,
+    "trimmed_mean": WHOLE,
+    "krum": WHOLE,
+    "multi_krum": WHOLE,
+    "geometric_median": WHOLE,
+    "scaffold": Row(
+        up=lambda s, _: 2 * (s.pair + s.rest) + HEADER,
+        down=lambda s, n: (s.pair + s.rest) if n == 1 else 2 * (s.pair + s.rest) + HEADER,
+    ),
     "lora_fair": WHOLE,
     "flexlora": WHOLE,
     "hetlora": WHOLE,

@@ -1,0 +1,41 @@
+"""Multi-Krum: the mean of the m deltas that lie nearest to others, by the score of Krum.
+
+    w ← w + 1/m · Σ Δₖ over the m clients of least s(k);  s as in `krum`
+
+Between Krum (m = 1) and the unweighted mean (f = 0, m = K), and less noisy than Krum. m is at most
+K, and f is lowered to what K allows. Images are not counted. On LoRA biased as FedAvg: it takes A
+and B each by themselves. Up and down: all trained tensors. It must see each update.
+
+Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fl_vitlora.config import setting
+from fl_vitlora.robust import krum
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Strategy, Update, averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiKrum(Strategy):
+    """The mean of the deltas with the best scores of Krum.
+
+    Attributes:
+        f: How many clients of a round may send whatever they like.
+        m: How many deltas are averaged; all but f if not given.
+    """
+
+    f: int = setting(1, "clients of a round that may send anything", "[0, inf)")
+    m: int | None = setting(None, "deltas that are averaged; K - f if not given", "[1, inf)")
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        """Adds the mean of the chosen deltas."""
+        m = max(1, len(updates) - self.f) if self.m is None else self.m
+        chosen = krum(updates, self.f, chosen=m)
+        return averaged(model, [replace(update, samples=1) for update in chosen]), state

@@ -1,0 +1,197 @@
+"""Robust strategies against loops written from their papers, and against hostile clients."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fl_vitlora.strategy import Update
+from tests.strategies.problems import (
+    Vector,
+    as_state,
+    as_vector,
+    distance,
+    load,
+    random_updates,
+)
+
+SEEDS = range(5)
+ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
+
+
+def step(name: str, updates: list[Update], **options: Any) -> Vector:
+    """How a strategy moves a model of zeros."""
+    new, _ = load(name, **options).aggregate(as_state([0.0] * 7), updates, {})
+    return as_vector(new)
+
+
+def unweighted_mean(deltas: list[Vector]) -> Vector:
+    return [sum(column) / len(deltas) for column in zip(*deltas, strict=True)]
+
+
+def scores_of_krum(deltas: list[Vector], f: int) -> Vector:
+    scores = []
+    for k, delta in enumerate(deltas):
+        others = sorted(distance(delta, o) ** 2 for j, o in enumerate(deltas) if j != k)
+        scores.append(sum(others[: len(deltas) - f - 2]))
+    return scores
+
+
+def weiszfeld(deltas: list[Vector], samples: list[int], rounds: int) -> Vector:
+    z = [0.0] * 7
+    for _ in range(rounds):
+        betas = [
+            n / sum(samples) / max(1e-6, distance(z, d))
+            for n, d in zip(samples, deltas, strict=True)
+        ]
+        z = [
+            sum(b * d[i] for b, d in zip(betas, deltas, strict=True)) / sum(betas) for i in range(7)
+        ]
+    return z
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("clients", [1, 2, 7, 8])
+def test_the_median_is_that_of_every_number(seed: int, clients: int):
+    _, deltas, updates = random_updates(seed, clients)
+    expected = [statistics.median(column) for column in zip(*deltas, strict=True)]
+    assert step("median", updates) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("beta", "cut"), [(0.0, 0), (0.1, 1), (0.29, 2), (0.3, 3), (0.499, 4)])
+def test_the_trimmed_mean_leaves_the_ends_out(seed: int, beta: float, cut: int):
+    _, deltas, updates = random_updates(seed, 10)
+    expected = []
+    for column in zip(*deltas, strict=True):
+        left = sorted(column)[cut : 10 - cut]
+        expected.append(sum(left) / len(left))
+    assert step("trimmed_mean", updates, beta=beta) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("f", [0, 1, 2, 3])
+def test_krum_takes_the_delta_of_least_score(seed: int, f: int):
+    _, deltas, updates = random_updates(seed, 9)
+    scores = scores_of_krum(deltas, f)
+    assert step("krum", updates, f=f) == deltas[scores.index(min(scores))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("f", "m"), [(0, 9), (2, 5), (3, 1), (2, None)])
+def test_multi_krum_averages_the_deltas_of_least_scores(seed: int, f: int, m: int | None):
+    _, deltas, updates = random_updates(seed, 9)
+    scores = scores_of_krum(deltas, f)
+    best = sorted(range(9), key=scores.__getitem__)[: m or 9 - f]
+    expected = unweighted_mean([deltas[k] for k in best])
+    assert step("multi_krum", updates, f=f, m=m) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_the_geometric_median_takes_the_steps_of_weiszfeld(seed: int, iterations: int):
+    _, deltas, updates = random_updates(seed)
+    expected = weiszfeld(deltas, [u.samples for u in updates], iterations)
+    got = step("geometric_median", updates, iterations=iterations)
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_geometric_median_has_the_least_sum_of_distances(seed: int):
+    _, deltas, updates = random_updates(seed)
+    samples = [u.samples for u in updates]
+
+    def cost(z: Vector) -> float:
+        return sum(n * distance(z, d) for n, d in zip(samples, deltas, strict=True))
+
+    found = step("geometric_median", updates, iterations=2000)
+    chance = random.Random(seed)
+    for size, _ in itertools.product((1e-3, 1e-2, 1.0), range(20)):
+        assert cost(found) <= cost([x + chance.gauss(0, size) for x in found]) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("trimmed_mean", {"beta": 0.0}), ("multi_krum", {"f": 0, "m": 6})],
+)
+def test_without_suspicion_the_mean_is_left(name: str, options: dict[str, Any]):
+    _, deltas, updates = random_updates(3)
+    assert step(name, updates, **options) == pytest.approx(unweighted_mean(deltas))
+    equal = [replace(update, samples=7) for update in updates]
+    assert step(name, equal, **options) == pytest.approx(step("fedavg", equal))
+
+
+def test_multi_krum_of_one_is_krum():
+    _, _, updates = random_updates(4, 9)
+    one = step("multi_krum", updates, f=2, m=1)
+    assert one == pytest.approx(step("krum", updates, f=2))
+
+
+@pytest.mark.parametrize("name", ROBUST)
+@pytest.mark.parametrize("clients", [1, 2, 3, 4])
+def test_with_fewer_clients_than_it_needs_each_does_what_it_can(name: str, clients: int):
+    _, deltas, updates = random_updates(5, clients)
+    options = {"krum": {"f": 9}, "multi_krum": {"f": 9, "m": 9}}.get(name, {})
+    got = step(name, updates, **options)
+    if clients == 1:
+        assert got == pytest.approx(deltas[0])
+    for value, column in zip(got, zip(*deltas, strict=True), strict=True):
+        assert min(column) - 1e-6 <= value <= max(column) + 1e-6
+
+
+@pytest.mark.parametrize("name", sorted(set(ROBUST) - {"geometric_median"}))
+def test_who_claims_to_have_more_images_counts_no_more(name: str):
+    _, _, updates = random_updates(6)
+    boastful = [replace(updates[0], samples=10**9), *updates[1:]]
+    assert step(name, boastful) == step(name, updates)
+
+
+def one_for_all(size: float) -> Callable[[random.Random], Vector]:
+    return lambda chance: [size] * 7
+
+
+def scattered(size: float) -> Callable[[random.Random], Vector]:
+    return lambda chance: [chance.choice((-size, size)) for _ in range(7)]
+
+
+@pytest.mark.parametrize("attack", [one_for_all, scattered])
+@pytest.mark.parametrize("size", [1e2, 1e6, 1e30, 3e38])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("median", {}),
+        ("trimmed_mean", {"beta": 0.3}),
+        ("krum", {"f": 6}),
+        ("multi_krum", {"f": 6}),
+        ("geometric_median", {}),
+    ],
+)
+def test_six_of_twenty_who_send_anything_do_not_carry_the_mean_away(
+    name: str, options: dict[str, Any], size: float, attack: Any
+):
+    """Honest deltas lie near (1, …, 1); the result stays there, and that of FedAvg does not."""
+    chance = random.Random(0)
+    deltas = [[chance.gauss(1, 0.1) for _ in range(7)] for _ in range(14)]
+    deltas += [attack(size)(chance) for _ in range(6)]
+    updates = [
+        Update(
+            client=client,
+            samples=10,
+            loss=0.0,
+            delta={n: d.float() for n, d in as_state(delta).items()},
+        )
+        for client, delta in enumerate(deltas)
+    ]
+    model = {n: w.float() for n, w in as_state([0.0] * 7).items()}
+    new, _ = load(name, **options).aggregate(model, updates, {})
+    assert all(torch.isfinite(w).all() for w in new.values())
+    assert distance(as_vector(new), [1.0] * 7) < 0.5
+    ruined, _ = load("fedavg").aggregate(model, updates, {})
+    assert distance(as_vector(ruined), [1.0] * 7) > 10
