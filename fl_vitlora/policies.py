@@ -126,7 +126,7 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
             f"strategy {name} works on low-rank matrices, and method {config.finetuning.method} "
             "has none; take --method lora+patch_embed or lora"
         )
-    if config.finetuning.client_ranks and not strategy.any_rank:
+    if ranks.rank_of(config, 0) is not None and not strategy.any_rank:
         raise UserError(
             f"strategy {name} needs one rank for all clients, but finetuning.client_ranks gives "
             "them ranks of their own; take flora, flexlora or hetlora"

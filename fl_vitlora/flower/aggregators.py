@@ -169,7 +169,9 @@ class OwnAggregator:
         new, merged = split(returned)
         self._check_same("returned", model.tensors, new)
         self._check_merged(model.tensors, merged)
-        return model.followed_by({n: new[n].to(w.dtype) for n, w in model.tensors.items()}, merged)
+        return model.followed_by(
+            {n: new[n].to(w.dtype).contiguous() for n, w in model.tensors.items()}, merged
+        )
 
     def _check_same(self, did: str, model: State, new: State) -> None:
         """Refuses tensors of other names or shapes than the model's."""

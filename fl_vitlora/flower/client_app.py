@@ -38,6 +38,7 @@ from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import (
     READER_FILE,
+    WEIGHT,
     open_reader,
     put_reader,
     reader_of,
@@ -46,9 +47,9 @@ from fl_vitlora.models.reading import (
 from fl_vitlora.privacy import bounded
 from fl_vitlora.ranks import rank_of
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, clip_norm, subtract
+from fl_vitlora.state import State, clip_norm, is_finite, subtract
 from fl_vitlora.strategy import LocalWork, Strategy
-from fl_vitlora.training import LocalTask, best_precision, evaluate, train
+from fl_vitlora.training import LocalTask, Trained, best_precision, evaluate, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +112,9 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
     shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
-    config = message.content.config_records[messages.CONFIG]
     received = read_instruction(message.content, worker.layout, worker.rank_of(client))
-    server_round = int(config[messages.SERVER_ROUND])  # type: ignore[arg-type]
-    rate = float(config[messages.LEARNING_RATE])  # type: ignore[arg-type]
     model, start = _take_in(received, context, worker, client, turn)
-    memory = memories.own(context)
+    memory = memories.own(context, received.taken)
     frozen = worker.layout.ending_with(received.frozen)
     done = train(
         worker.backbone,
@@ -124,51 +122,77 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         shard,
         config=settings.config.training,
         task=LocalTask(
-            learning_rate=rate,
+            learning_rate=received.rate,
             proximal_mu=received.proximal_mu,
             frozen=frozen,
             drift=turn.inward_difference(strategy.drift(received.broadcast, memory)),
         ),
-        generator=generator(settings.config.seed, "batches", server_round, client),
+        generator=generator(settings.config.seed, "batches", received.round, client),
         precision=worker.precision,
     )
     moved = subtract(*(_select(state, worker.layout) for state in (done.state, start)))
     delta = {name: t for name, t in turn.outward(moved).items() if name not in frozen}
-    work = LocalWork(delta=delta, steps=done.steps, rate=rate)
+    work = LocalWork(delta=delta, steps=done.steps, rate=received.rate)
     report, memory = strategy.report(work, received.broadcast, memory)
-    privacy, clipped = settings.config.privacy, None
+    if not all(is_finite(state) for state in (done.state, report, memory)):
+        raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+    content = _write(
+        message.content,
+        context,
+        settings,
+        received,
+        work=work,
+        report={name: report[name] for name in delta} if report else {},
+        done=done,
+        images=len(shard),
+    )
+    memories.keep(context, worker.kept, done.state)
+    memories.keep_own(context, received.round, memory)
+    if frozen:
+        memories.rest(context, received.round, _select(model, worker.layout.only(frozen)))
+    return Message(content, reply_to=message)
+
+
+def _write(
+    instruction: RecordDict,
+    context: Context,
+    settings: ClientSettings,
+    received: Received,
+    *,
+    work: LocalWork,
+    report: State,
+    done: Trained,
+    images: int,
+) -> RecordDict:
+    """Bounds, spoils or masks an update, as it was asked, and writes it."""
+    client, privacy = client_of(context), settings.config.privacy
+    delta, clipped = work.delta, None
     if privacy.clipping_norm is not None:
         delta, report, _ = bounded(delta, report, privacy.clipping_norm)
-    if messages.CLIPPING_NORM in config:  # as wrappers of Flower ask
-        delta, within = clip_norm(delta, float(config[messages.CLIPPING_NORM]))  # type: ignore[arg-type]
+    if received.clipping_norm is not None:
+        delta, within = clip_norm(delta, received.clipping_norm)
         clipped = not within
     delta = adversary.as_sent(settings.config, client, delta)
     if privacy.secure_aggregation:
-        content = masking.write_masked(
+        return masking.write_masked(
             context,
-            message.content,
+            instruction,
             delta=delta,
             report=report,
-            samples=len(shard),
+            samples=images,
             loss=done.loss,
             steps=done.steps,
             limit=privacy.range,
         )
-    else:
-        content = write_update(
-            delta=delta,
-            report=report,
-            samples=len(shard),
-            loss=done.loss,
-            steps=done.steps,
-            rank=worker.rank_of(client),
-            clipped=clipped,
-        )
-    memories.keep(context, worker.kept, done.state)
-    memories.keep_own(context, memory)
-    if frozen:
-        memories.rest(context, server_round, _select(model, worker.layout.only(frozen)))
-    return Message(content, reply_to=message)
+    return write_update(
+        delta=delta,
+        report=report,
+        samples=images,
+        loss=done.loss,
+        steps=done.steps,
+        rank=workspace(settings).rank_of(client),
+        clipped=clipped,
+    )
 
 
 def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:
@@ -206,8 +230,8 @@ def _take_in(
     put_reader(worker.backbone.model, turn.base)
     merged = memories.merge(context, received, worker.layout)
     targets.put_increments(worker.backbone.model, merged)
-    own = memories.kept(context, worker.kept, with_exchanged_reader(initial, turn.base))
-    return model, turn.inward(model) | own
+    first = with_exchanged_reader(initial, turn.base) if WEIGHT in initial else initial
+    return model, turn.inward(model) | memories.kept(context, worker.kept, first)
 
 
 def _select(state: State, layout: Layout) -> State:
@@ -253,7 +277,8 @@ class Workspace:
 
     def initial_of(self, client: int) -> State:
         """Returns the first tensors as a client has them: zero beyond its rank."""
-        return pad(cut(self.initial, self.rank_of(client)), self.initial)
+        rank = self.rank_of(client)
+        return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
 
     def coordinates_of(self, client: int) -> Coordinates:
         """Tells how a client's tensors correspond to the server's."""

@@ -60,8 +60,13 @@ class Received:
         merges: Of how many rounds it is taken to have the pairs, and of how many it has them with
             these; where the first is 0, it starts afresh.
         broadcast: What the strategy sends beside the model.
+        round: From 1.
+        rate: The learning rate.
         frozen: Endings of what rests.
         proximal_mu: Weight of the penalty.
+        clipping_norm: The norm that updates must not exceed, where a wrapper of Flower says one.
+        taken: The round of the last update that the server took of this client, if it has reason to
+            say so: what the client has remembered since, the server knows nothing of.
     """
 
     tensors: State
@@ -70,8 +75,12 @@ class Received:
     merged: State
     merges: tuple[int, int]
     broadcast: State
+    round: int
+    rate: float
     frozen: tuple[str, ...]
     proximal_mu: float
+    clipping_norm: float | None
+    taken: int | None
 
 
 class Writer:
@@ -105,9 +114,13 @@ class Writer:
         records: dict[str, Record] = {
             messages.ARRAYS: self._pack((id(model), spared, rank), lambda: cut(lacking, rank))
         }
+        if memory.missed:
+            config[messages.TAKEN] = memory.taken
         if asked.broadcast:
-            sent = asked.broadcast
-            records[messages.BROADCAST] = self._pack((id(sent), rank), lambda: cut(sent, rank))
+            sent = {name: asked.broadcast[name] for name, _ in self._layout.shapes}
+            records[messages.BROADCAST] = self._pack(
+                (id(asked.broadcast), rank), lambda: cut(sent, rank)
+            )
         if model.merges:
             config[messages.MERGES] = [known, len(model.merges)]
         if known < len(model.merges):
@@ -155,8 +168,12 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         merged=merged,
         merges=(known, merges),
         broadcast=broadcast,
+        round=int(_number(config, messages.SERVER_ROUND) or 0),
+        rate=_number(config, messages.LEARNING_RATE) or 0.0,
         frozen=tuple(cast(list[str], config.get(messages.FROZEN, []))),
-        proximal_mu=float(cast(float, config.get(messages.PROXIMAL_MU, 0.0))),
+        proximal_mu=_number(config, messages.PROXIMAL_MU) or 0.0,
+        clipping_norm=_number(config, messages.CLIPPING_NORM),
+        taken=None if messages.TAKEN not in config else int(_number(config, messages.TAKEN) or 0),
     )
 
 
@@ -174,7 +191,7 @@ def write_update(
 
     Args:
         delta: Tensors after training minus before, without those that rested.
-        report: What the strategy says beside it; of the same names, or empty.
+        report: What the strategy says beside it; of the same names in the same order, or empty.
         samples: Images it trained on.
         loss: Its mean training loss.
         steps: Of the optimiser.
@@ -273,6 +290,10 @@ def _merged_layout(layout: Layout, ranks: Sequence[int]) -> Layout:
             merged.append((path + MERGED_A, (rank, shapes[path + A][1])))
             merged.append((path + MERGED_B, (shapes[path + B][0], rank)))
     return Layout(tuple(merged))
+
+
+def _number(config: ConfigRecord, name: str) -> float | None:
+    return None if name not in config else float(cast(float, config[name]))
 
 
 def _bytes(config: ConfigRecord, name: str) -> bytes:

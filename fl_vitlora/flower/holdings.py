@@ -27,11 +27,15 @@ class Memory:
         round: In which it last took part; 0 for none.
         tensors: As they were sent to it, or as they rested with it, then.
         merges: How many rounds' merged pairs it has.
+        taken: The round of the last update that the server took of it; 0 for none.
+        missed: Whether it was asked since, and its update did not arrive or was not taken.
     """
 
     round: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     merges: int = 0
+    taken: int = 0
+    missed: bool = False
 
 
 class Holdings:
@@ -75,6 +79,7 @@ class Holdings:
             round=server_round,
             tensors={n: t for n, t in model.tensors.items() if n.endswith(plan.frozen)},
             merges=len(model.merges),
+            taken=server_round,
         )
 
     def measured(self, client: int, model: GlobalModel) -> None:
@@ -82,5 +87,5 @@ class Holdings:
         self._memories[client] = replace(self.of(client), merges=len(model.merges))
 
     def missed(self, client: int) -> None:
-        """Notes that nobody knows what a client remembers."""
-        self._memories.pop(client, None)
+        """Notes that nobody knows what a client remembers; its last update that was taken stays."""
+        self._memories[client] = Memory(taken=self.of(client).taken, missed=True)

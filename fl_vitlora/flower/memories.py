@@ -6,6 +6,7 @@
 ``rested``      tensors that rested in its last round, and which these were, and when
 ``increments``  what was merged into its frozen weights so far, and of how many rounds
 ``own``         what the strategy's client half remembers (`Strategy.report`)
+``before``      what it remembered before its last round, should the server not have taken that
 ==============  =================================================================================
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+import torch
 from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from fl_vitlora.global_model import added
 from fl_vitlora.lowrank import A, B, paths
 from fl_vitlora.state import State
 
-KEPT, RESTED, INCREMENTS, OWN = "kept", "rested", "increments", "own"
+KEPT, RESTED, INCREMENTS, OWN, BEFORE = "kept", "rested", "increments", "own", "before"
 WHICH = "-which"  # beside a record: names of its tensors, and a number
 NAMES, NUMBER = "names", "number"
 
@@ -90,24 +92,51 @@ def merge(context: Context, received: Received, layout: Layout) -> State:
     known, merges = received.merges
     if not merges:
         return {}
-    increments = added(
-        _read(context, INCREMENTS, known, _increments(layout)) if known else {}, received.merged
-    )
+    before = _read(context, INCREMENTS, known, _increments(layout)) if known else {}
+    after = added(before, received.merged)
+    increments = {name: after[name] for name, _ in _increments(layout).shapes if name in after}
     _write(context, INCREMENTS, merges, increments)
     return increments
 
 
-def own(context: Context) -> State:
-    """Returns what the strategy's client half remembers; nothing at first."""
+def own(context: Context, taken: int | None) -> State:
+    """Returns what the strategy's client half remembers; nothing at first.
+
+    Args:
+        context: The client's.
+        taken: The round of the last update that the server took, if it says so. What was remembered
+            in a later one is forgotten, for the server has nothing of its report.
+    """
+    if taken is not None and _round_of(context, OWN) > taken:
+        for end in ("", WHICH):
+            context.state[OWN + end] = context.state[BEFORE + end]
     if OWN not in context.state.array_records:
         return {}
     return dict(context.state.array_records[OWN].to_torch_state_dict())
 
 
-def keep_own(context: Context, memory: State) -> None:
-    """Stores it."""
-    if memory or OWN in context.state.array_records:
-        context.state[OWN] = messages.to_arrays(memory)
+def keep_own(context: Context, server_round: int, memory: State) -> None:
+    """Stores it, beside what it was before."""
+    if not memory and OWN not in context.state.array_records:
+        return
+    before = own(context, None)
+    for record, tensors, number in (
+        (BEFORE, before, _round_of(context, OWN)),
+        (OWN, memory, server_round),
+    ):
+        context.state[record] = messages.to_arrays({n: _storable(t) for n, t in tensors.items()})
+        context.state[record + WHICH] = ConfigRecord({NUMBER: number})
+
+
+def _round_of(context: Context, record: str) -> int:
+    """Tells the round in which a record was stored; 0 for none."""
+    which = context.state.config_records.get(record + WHICH, ConfigRecord())
+    return int(cast(int, which.get(NUMBER, 0)))
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    """Writes what Flower's arrays do not know, bfloat16, as float32."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _increments(layout: Layout) -> Layout:

@@ -45,6 +45,7 @@ SPARED_SINCE = "spared-since"  # the round in which it remembered them; 0 where 
 MERGED_RANKS = "merged-ranks"  # of the merged pairs that are sent, by path; 0 for none
 MERGES = "merges"  # of how many rounds the client is taken to have the pairs, and is to have them
 STEPS = "steps"
+TAKEN = "taken"  # the round of the last update that the server took of a client
 CLIPPING_NORM = KEY_CLIPPING_NORM
 CLIENT = "client"
 SAMPLES = "num-examples"  # as Flower's strategies weight by default

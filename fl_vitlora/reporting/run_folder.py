@@ -73,7 +73,7 @@ class RunFolder:
 
     def write_model(self, state: State) -> None:
         """Stores the trained tensors."""
-        self.write("model.safetensors", save(state))
+        self.write("model.safetensors", save({n: t.contiguous() for n, t in state.items()}))
 
 
 def default_path(config: Config) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,14 @@ class LocalGrid(Participants):
     def answer(self, message: Message) -> Message:
         client = message.metadata.dst_node_id - 100
         config: dict[str, Any] = {"partition-id": client, "num-partitions": len(SIZES)}
-        context = Context(1, 100 + client, config, self.kept[client], {})
+        context = Context(1, 100 + client, config, copy.deepcopy(self.kept[client]), {})
         try:
-            return self.app(message, context)
+            reply = self.app(message, context)
         except Exception as error:
             told = f"\nException ClientAppException occurred. Message: {error}"
             return Message(Error(3, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
+        self.kept[client] = context.state  # as in Flower, not what a client that raised had kept
+        return reply
 
 
 def write_shards(

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from flwr.app import Context, Error, Message
 
 from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.config import Config, TrainingConfig, load
 from fl_vitlora.finetuning import targets
-from fl_vitlora.flower import messages
+from fl_vitlora.flower import memories, messages
 from fl_vitlora.flower.client_app import make_client_app, workspace
 from fl_vitlora.flower.contents import Instruction
 from fl_vitlora.flower.summing import Sums
@@ -77,11 +78,12 @@ class Clients:
         *clients: int,
         plan: ClientPlan | None = None,
         broadcast: State | None = None,
+        rate: float = 1e-2,
     ) -> list[Update]:
         whole = model if isinstance(model, GlobalModel) else GlobalModel(tensors=model)
         config: dict[str, Any] = {
             messages.SERVER_ROUND: server_round,
-            messages.LEARNING_RATE: 1e-2,
+            messages.LEARNING_RATE: rate,
         }
         asked = [
             Instruction(
@@ -95,6 +97,10 @@ class Clients:
         ]
         updates, self.failures = self.transport.exchange(server_round, asked)
         return updates
+
+    def context(self, client: int) -> Context:
+        """What a client has kept."""
+        return Context(1, client, {}, self.grid.kept[client], {})
 
     def payload(self, server_round: int, direction: str, client: int = 0) -> int:
         """Counts the scalars of all packed tensors of one message."""
@@ -309,6 +315,13 @@ class Counting(Plain):
         return taken, add(memory, one) if memory else one
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnB(Plain):
+    """Every client keeps its B."""
+
+    personal: ClassVar[tuple[str, ...]] = (B,)
+
+
 def test_what_a_strategy_reports_arrives_and_what_it_remembers_stays(tmp_path: Path):
     clients = Clients(tmp_path, Counting())
     (first,) = clients.train(1, clients.initial, 0)
@@ -327,11 +340,83 @@ def test_what_a_strategy_reports_arrives_and_what_it_remembers_stays(tmp_path: P
     assert plain.client == 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnB(Plain):
-    """Every client keeps its B."""
+def lost(reply: Message, message: Message) -> Message:
+    """The client has done its work, and the server hears nothing of it."""
+    del reply
+    return Message(Error(3, "lost"), reply_to=message)
 
-    personal: ClassVar[tuple[str, ...]] = (B,)
+
+def test_what_a_client_remembered_of_a_round_that_the_server_missed_is_forgotten(tmp_path: Path):
+    """Its reply of the second round is lost: it goes on as if that had not been."""
+    losing, whole = Clients(tmp_path, Counting()), Clients(tmp_path / "whole", Counting())
+    still = {name: torch.zeros_like(tensor) for name, tensor in losing.initial.items()}
+    for clients in (losing, whole):
+        clients.train(1, clients.initial, 0)
+    answer = losing.grid.answer
+    losing.grid.answer = lambda message: lost(answer(message), message)  # type: ignore[method-assign]
+    for server_round in (2, 3):
+        assert losing.train(server_round, losing.initial, 0, broadcast=still) == []
+    losing.grid.answer = answer  # type: ignore[method-assign]
+    (found,) = losing.train(4, losing.initial, 0, broadcast=still)
+    (expected,) = whole.train(4, whole.initial, 0, broadcast=still)
+    assert equal(found.delta, expected.delta)
+    assert memories.own(losing.context(0), None).keys() == losing.initial.keys()
+    for clients in (losing, whole):
+        assert all(float(t.max()) == 2 for t in memories.own(clients.context(0), None).values())
+
+
+@pytest.mark.parametrize("strategy", [Counting(), OwnB()], ids=["memory", "personal"])
+def test_a_diverged_round_leaves_no_trace(strategy: Strategy, tmp_path: Path):
+    clients, fresh = Clients(tmp_path, strategy), Clients(tmp_path / "fresh", strategy)
+    clients.train(1, clients.initial, 0)
+    fresh.train(1, clients.initial, 0)
+    assert clients.train(2, clients.initial, 0, rate=1e30) == []
+    assert "NaN or infinity" in clients.failures[0].reason
+    (found,) = clients.train(3, clients.initial, 0)
+    (expected,) = fresh.train(3, clients.initial, 0)
+    assert equal(found.delta, expected.delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backwards(Counting):
+    """Reports in another order of names."""
+
+    def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
+        said, kept = super().report(work, broadcast, memory)
+        return dict(reversed(said.items())), kept
+
+
+def test_the_order_of_names_does_not_matter(tmp_path: Path):
+    clients, others = Clients(tmp_path, Backwards()), Clients(tmp_path / "others", Counting())
+    sent = dict(reversed(clients.initial.items()))
+    (found,) = clients.train(1, clients.initial, 0, broadcast=sent)
+    (expected,) = others.train(1, clients.initial, 0, broadcast=clients.initial)
+    assert clients.failures == []
+    assert equal(found.report, expected.report)
+
+
+def test_different_pairs_may_be_merged_in_different_rounds(tmp_path: Path):
+    clients = Clients(tmp_path)
+    model = GlobalModel(tensors=clients.initial)
+    pairs = merged_pair(model.tensors, 1)
+    clients.train(1, model, 0)
+    for server_round, path in ((2, paths(model.tensors)[3]), (3, paths(model.tensors)[0])):
+        chosen = {name: tensor for name, tensor in pairs.items() if name.startswith(f"{path}.")}
+        model = model.followed_by(model.tensors, chosen)
+        clients.train(server_round, model, 0)
+        assert clients.failures == []
+    (update,) = clients.train(4, model, 0)
+    (expected,) = Clients(tmp_path / "fresh").train(4, model, 0)
+    assert all(torch.allclose(t, expected.delta[n], atol=1e-5) for n, t in update.delta.items())
+
+
+@pytest.mark.parametrize("method", ["lora+patch_embed", "lora", "head", "full"])
+def test_every_method_trains_and_is_measured(method: str, tmp_path: Path):
+    clients = Clients(tmp_path, finetuning__method=method)
+    updates = clients.train(1, clients.initial)
+    assert clients.failures == []
+    assert all(l2_norm(update.delta) > 0 for update in updates)
+    assert len(clients.transport.measure(1, GlobalModel(tensors=clients.initial), ["right_key"]))
 
 
 def test_personal_matrices_never_travel_and_go_on_where_they_were(tmp_path: Path):
