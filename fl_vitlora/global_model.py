@@ -2,7 +2,7 @@
 
 Strategies may move the product of a low-rank pair into the frozen weight that it stands on
 (`Strategy.aggregate`). Each party must apply every such pair once; so they are kept round by round,
-for whoever missed some, and as their sum, for whoever evaluates.
+for whoever missed some, and as their sum, for whoever evaluates or missed too many.
 
 R rank of a merged pair, m outputs and n inputs of the weight.
 """
@@ -10,12 +10,12 @@ R rank of a merged pair, m outputs and n inputs of the weight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fl_vitlora.lowrank import MERGED_A, MERGED_B
-from fl_vitlora.state import State
+from fl_vitlora.state import State, count
 
 INCREMENT = ".increment"
 
@@ -26,29 +26,48 @@ class GlobalModel:
 
     Attributes:
         tensors: The exchanged ones.
-        merges: Pairs merged so far, ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R), an entry
-            for each round that merged any.
-        increments: Their sum Σ merged_B·merged_A (m, n), by path.
+        increments: All that was merged, Σ merged_B·merged_A (m, n), by path.
+        merges: The pairs of the last rounds, ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R),
+            as long as they are shorter than their sum.
+        rounds: How many rounds have merged any, with those whose pairs are kept no longer.
     """
 
     tensors: State
-    merges: tuple[State, ...] = ()
     increments: State = field(default_factory=dict)
+    merges: tuple[State, ...] = ()
+    rounds: int = 0
 
     def followed_by(self, tensors: State, merged: State) -> GlobalModel:
         """Returns the next round's model."""
         if not merged:
-            return GlobalModel(tensors=tensors, merges=self.merges, increments=self.increments)
+            return replace(self, tensors=tensors)
+        increments = added(self.increments, merged)
+        kept = (*self.merges, merged)
+        while len(kept) > 1 and sum(map(count, kept)) > count(increments):
+            kept = kept[1:]
         return GlobalModel(
-            tensors=tensors,
-            merges=(*self.merges, merged),
-            increments=added(self.increments, merged),
+            tensors=tensors, increments=increments, merges=kept, rounds=self.rounds + 1
         )
+
+    def pairs_since(self, rounds: int) -> State | None:
+        """Returns what was merged since there were so many rounds of it.
+
+        Args:
+            rounds: How many somebody has already.
+
+        Returns:
+            The pairs, joined; None where several rounds' pairs are longer than all increments, or
+            are kept no longer, so that whoever missed them is better served with those.
+        """
+        missed = self.rounds - rounds
+        if missed > len(self.merges):
+            return None
+        return join(self.merges[len(self.merges) - missed :])
 
     def differs_from(self, other: GlobalModel) -> bool:
         """Tells whether anything moved."""
         same = all(torch.equal(t, other.tensors[name]) for name, t in self.tensors.items())
-        return not same or len(self.merges) != len(other.merges)
+        return not same or self.rounds != other.rounds
 
     def stored(self) -> State:
         """Returns all that makes the model out of the public one, under names of their own."""

@@ -10,7 +10,8 @@ K is how many were asked, known before the round: who is absent counts as a zero
 for numbers of samples would be data too. It is the Gaussian mechanism of sensitivity C/K and noise
 multiplier z, for each client against itself sending nothing (zero-out neighbours, as in arXiv
 2103.00039); `flower.accounting` tells ε over the rounds. A strategy is given the noisy mean alone,
-so that whatever it makes of it is as private.
+so that whatever it makes of it is as private (the numbers of samples and steps, and the
+loss, which stand beside it, are not).
 
 The server adds the noise: it is trusted with the mean, and without a secure sum with every update.
 Not private are the numbers of samples, the losses, the measured accuracies, and who took part.

@@ -40,6 +40,12 @@ def rank_of(config: Config, client: int) -> int | None:
     return _dealt(tuning.client_ranks, tuning.rank_shares, config.clients, config.seed)[client]
 
 
+def client_ranks(config: Config) -> tuple[int, ...]:
+    """Lists the ranks of all clients; nothing if all have `finetuning.rank`."""
+    ranks = [rank_of(config, client) for client in range(config.clients)]
+    return tuple(rank for rank in ranks if rank is not None)
+
+
 def quotas(shares: Sequence[float], total: int) -> list[int]:
     """Divides a number by shares into whole parts, by largest remainder; of equal ones the first.
 
@@ -72,6 +78,10 @@ def check(config: Config) -> None:
     ranks, shares = tuning.client_ranks, tuning.rank_shares
     if not ranks and not shares:
         return
+    if not ranks:
+        raise UserError(
+            "finetuning.rank_shares: say of which ranks: finetuning.client_ranks=[1,2,4]"
+        )
     if not METHODS[tuning.method].lora:
         raise UserError(
             f"finetuning.client_ranks: method {tuning.method} has no low-rank matrices; "

@@ -84,6 +84,7 @@ class Roster:
     Attributes:
         round: From 1; larger in every sum of a run.
         members: In the order of their clients, at least three, with Σ share <= 1.
+        limit: Range R of the fixed point numbers, which must be everybody's.
 
     Raises:
         ValueError: When no sum of these would keep anything secret.
@@ -91,6 +92,7 @@ class Roster:
 
     round: int
     members: tuple[Member, ...]
+    limit: float = 4.0
 
     def __post_init__(self) -> None:
         clients, keys = [m.client for m in self.members], {m.key for m in self.members}
@@ -113,7 +115,7 @@ class Roster:
     def digest(self) -> bytes:
         """Names the roster in 32 bytes; whoever was told anything else has another one."""
         parts = [struct.pack("<qd32s", m.client, m.share, m.key) for m in self.members]
-        return hashlib.sha256(struct.pack("<q", self.round) + b"".join(parts)).digest()
+        return hashlib.sha256(struct.pack("<qd", self.round, self.limit) + b"".join(parts)).digest()
 
     def of(self, client: int) -> Member:
         """Finds a participant.

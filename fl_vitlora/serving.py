@@ -41,7 +41,7 @@ from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
 from fl_vitlora.privacy import merged, released, repeatable_key, secret_key
-from fl_vitlora.ranks import rank_of
+from fl_vitlora.ranks import client_ranks, rank_of
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
@@ -174,6 +174,7 @@ class Run:
     def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
         """Trains over Flower's grid, be it simulated or deployed, until done or told to stop."""
         privacy = self.config.privacy
+        sums = self._sums() if privacy.secure_aggregation else None
         personal = client_half(self.strategy).personal
         initial = policies.exchanged(self.config, self.server.initial, personal)
         transport = Transport(
@@ -181,9 +182,7 @@ class Run:
             initial,
             self.ledger,
             rank_of=lambda client: rank_of(self.config, client),
-            sums=Sums(limit=privacy.range, equal=privacy.clipping_norm is not None)
-            if privacy.secure_aggregation
-            else None,
+            sums=sums,
             timeout=self.config.engine.round_timeout,
             tap=self.watch.tap,
             stop=stop,
@@ -202,7 +201,7 @@ class Run:
             seed=self.config.seed,
             training=self.config.training,
             evaluate=lambda number, model: self._measure(evaluator, number, model),
-            observe=self._observe,
+            observe=lambda report: self._observe(report, sums),
             release=self._release,
         )
         final = federation.run(GlobalModel(tensors=initial))
@@ -233,6 +232,8 @@ class Run:
             "method": config.finetuning.method,
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "attack": adversary.hostile(config),
+            "client_ranks": list(client_ranks(config)),
+            "secure_aggregation": self._told_of_sums(),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
             "trainable_parameters": count(self.trained),
             "exchanged_parameters": count(policies.exchanged(config, self.trained, personal)),
@@ -260,7 +261,11 @@ class Run:
         }
         self.folder.write_json("result.json", result)
 
-    def _observe(self, report: RoundReport) -> None:
+    def _sums(self) -> Sums:
+        privacy = self.config.privacy
+        return Sums(limit=privacy.range, equal=privacy.clipping_norm is not None)
+
+    def _observe(self, report: RoundReport, sums: Sums | None) -> None:
         line: Line = {
             "round": report.round,
             "accuracy": report.accuracy,
@@ -274,9 +279,18 @@ class Run:
             "aggregation_error": report.aggregation_error,
             "seconds": round(report.seconds, 4),
         }
+        if sums is not None:
+            line["clipped_scalars"] = sums.clipped
         self.lines.append(line)
         self.folder.append_round(line)
         self.watch.show_round(line)
+
+    def _told_of_sums(self) -> Line | None:
+        """Says whether the server saw only sums, and how many scalars were clipped in them."""
+        if not self.config.privacy.secure_aggregation:
+            return None
+        clipped = sum(line["clipped_scalars"] for line in self.lines)
+        return {"range": self.config.privacy.range, "clipped_scalars": clipped}
 
     def _release(
         self, server_round: int, updates: Sequence[Update], cohort: int

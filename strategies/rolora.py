@@ -5,7 +5,7 @@
 Exact in every round, the product included: it is linear in the factor that moves. Unlike in
 FFA-LoRA both factors are learned, each in half of the rounds. Up: |B| in odd rounds, |A| in even
 ones. Down: new to a client that missed no round is what the round before moved, |A| in odd rounds,
-|B| in even ones. The head and the patch embedding are averaged and go both ways.
+|B| in even ones and in the first. The head and the patch embedding are averaged and go both ways.
 
 Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B moves first: it begins at zero,
 where A has no gradient.

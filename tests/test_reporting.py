@@ -37,6 +37,7 @@ RESULT = {
     "trainable_parameters": 10,
     "total_parameters": 1000,
     "idle_rounds": 0,
+    "secure_aggregation": None,
     "privacy": None,
     "encryption": {
         "steps": [],

@@ -59,7 +59,7 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     except ImportError:
         raise UserError(
             "privacy.noise_multiplier: computing ε takes the package dp-accounting; run: "
-            "python -m pip install 'fl_vitlora[privacy]'"
+            "python -m pip install -e '.[privacy]'"
         ) from None
     event = flower.GaussianPrivacyEvent(noise_multiplier, EVERYBODY, EVERYBODY)
     accountant.compose(event, releases)

@@ -94,6 +94,10 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
     innermost = layers[-1][1]
     trained = int(participants * getattr(innermost, "fraction_train", 1.0))
     trained = max(trained, getattr(innermost, "min_train_nodes", 0))
+    if trained < 1:
+        raise UserError(
+            f"{layers[-1][0]}.fraction_train: none of {participants} participants would train"
+        )
     for path, layer in layers:
         for name in ("min_available_nodes", "min_train_nodes"):
             needed = getattr(layer, name, 0)

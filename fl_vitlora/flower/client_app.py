@@ -179,7 +179,6 @@ def _write(
             instruction,
             delta=delta,
             report=report,
-            samples=images,
             loss=done.loss,
             steps=done.steps,
             limit=privacy.range,

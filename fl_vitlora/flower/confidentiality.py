@@ -65,6 +65,13 @@ def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
             f"{wish}: strategy {name} looks at single updates, which {deed}; those that need only "
             "sums can have it, such as fedavg"
         )
+    bounds = config.privacy.clipping_norm is not None
+    if bounds and type(strategy).report is not Strategy.report:
+        raise UserError(
+            f"privacy.clipping_norm: strategy {name} has clients report beside their updates, and "
+            "remember what they reported; a bounded report is another one; take a strategy without "
+            "reports, such as fedavg"
+        )
     if config.finetuning.client_ranks:
         raise UserError(
             f"{wish} with finetuning.client_ranks: only updates of one rank can be summed before "

@@ -146,4 +146,4 @@ def _accountant(delta: float | None, clients: int) -> PrivacyAccountant | None:
     try:
         return RdpAccountant(config)
     except ImportError:
-        raise UserError("accounting needs a package: pip install 'fl_vitlora[privacy]'") from None
+        raise UserError("accounting needs a package: pip install -e '.[privacy]'") from None

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.holdings import Memory
-from fl_vitlora.global_model import GlobalModel, join
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, cut, pad, paths
 from fl_vitlora.state import State, is_finite
 from fl_vitlora.strategy import ClientPlan, Update
@@ -57,6 +57,7 @@ class Received:
         spared: Names of those that were not, as the client has them.
         since: The round in which it remembered them; 0 where they have their initial values.
         merged: Pairs to be added to frozen weights.
+        increments: Instead of them, all that is to be added to the pre-trained weights, by path.
         merges: Of how many rounds it is taken to have the pairs, and of how many it has them with
             these; where the first is 0, it starts afresh.
         broadcast: What the strategy sends beside the model.
@@ -73,6 +74,7 @@ class Received:
     spared: frozenset[str]
     since: int
     merged: State
+    increments: State
     merges: tuple[int, int]
     broadcast: State
     round: int
@@ -121,18 +123,36 @@ class Writer:
             records[messages.BROADCAST] = self._pack(
                 (id(asked.broadcast), rank), lambda: cut(sent, rank)
             )
-        if model.merges:
-            config[messages.MERGES] = [known, len(model.merges)]
-        if known < len(model.merges):
-            merged, pairs = join(model.merges[known:]), _pairs(self._layout)
-            ranks = [len(merged.get(path + MERGED_A, ())) for path in pairs]
-            order = [name for name, _ in _merged_layout(self._layout, ranks).shapes]
-            records[messages.MERGED] = self._pack(
-                (id(model), known), lambda: {name: merged[name] for name in order}
-            )
-            config[messages.MERGED_RANKS] = ranks
+        if model.rounds:
+            config[messages.MERGES] = [known, model.rounds]
+        if known < model.rounds:
+            self._add_merged(model, known, records, config)
         records[messages.CONFIG] = ConfigRecord(config)
         return RecordDict(records)
+
+    def _add_merged(
+        self,
+        model: GlobalModel,
+        known: int,
+        records: dict[str, Record],
+        config: dict[str, ConfigValue],
+    ) -> None:
+        """Adds the merged pairs that a client lacks, or all increments where those are shorter."""
+        pairs = model.pairs_since(known)
+        if pairs is None:
+            config[messages.MERGES] = [0, model.rounds]
+            config[messages.MERGED_RANKS] = [
+                int(path in model.increments) for path in _pairs(self._layout)
+            ]
+            whole = {p: model.increments[p] for p in _pairs(self._layout) if p in model.increments}
+            records[messages.INCREMENTS] = self._pack((id(model), "all"), lambda: whole)
+            return
+        ranks = [len(pairs.get(path + MERGED_A, ())) for path in _pairs(self._layout)]
+        order = [name for name, _ in _merged_layout(self._layout, ranks).shapes]
+        config[messages.MERGED_RANKS] = ranks
+        records[messages.MERGED] = self._pack(
+            (id(model), known), lambda: {name: pairs[name] for name in order}
+        )
 
     def _pack(self, key: object, make: Callable[[], State]) -> ArrayRecord:
         if key not in self._packed:
@@ -158,6 +178,12 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
     if messages.MERGED in content.array_records:
         ranks = _integers(config, messages.MERGED_RANKS)
         merged = messages.from_packed(content, _merged_layout(layout, ranks), messages.MERGED)
+    increments: State = {}
+    if messages.INCREMENTS in content.array_records:
+        ranks = _integers(config, messages.MERGED_RANKS)
+        marked = {p for p, rank in zip(_pairs(layout), ranks, strict=True) if rank}
+        whole = products_layout(layout).only(frozenset(marked))
+        increments = messages.from_packed(content, whole, messages.INCREMENTS)
     broadcast: State = {}
     if messages.BROADCAST in content.array_records:
         broadcast = _unpack(content, layout, rank, messages.BROADCAST)
@@ -166,6 +192,7 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         spared=frozenset(spared),
         since=int(cast(int, config.get(messages.SPARED_SINCE, 0))),
         merged=merged,
+        increments=increments,
         merges=(known, merges),
         broadcast=broadcast,
         round=int(_number(config, messages.SERVER_ROUND) or 0),
@@ -294,6 +321,13 @@ def _merged_layout(layout: Layout, ranks: Sequence[int]) -> Layout:
 
 def _number(config: ConfigRecord, name: str) -> float | None:
     return None if name not in config else float(cast(float, config[name]))
+
+
+def products_layout(layout: Layout) -> Layout:
+    """Tells names and shapes of the products of all whole pairs, by path."""
+    shapes = dict(layout.shapes)
+    found = [path for path in paths(shapes) if path + B in shapes]
+    return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
 
 
 def _bytes(config: ConfigRecord, name: str) -> bytes:

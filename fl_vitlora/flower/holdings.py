@@ -78,13 +78,13 @@ class Holdings:
         self._memories[client] = Memory(
             round=server_round,
             tensors={n: t for n, t in model.tensors.items() if n.endswith(plan.frozen)},
-            merges=len(model.merges),
+            merges=model.rounds,
             taken=server_round,
         )
 
     def measured(self, client: int, model: GlobalModel) -> None:
         """Notes that a client has been sent a model to measure it: it has all merged pairs."""
-        self._memories[client] = replace(self.of(client), merges=len(model.merges))
+        self._memories[client] = replace(self.of(client), merges=model.rounds)
 
     def missed(self, client: int) -> None:
         """Notes that nobody knows what a client remembers; its last update that was taken stays."""

@@ -31,6 +31,7 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
 from fl_vitlora.privacy import SEVERAL
 from fl_vitlora.secure_sum import (
+    KEY_BYTES,
     Member,
     Roster,
     Secret,
@@ -47,7 +48,7 @@ MASKED_TYPE = "fl_vitlora.masked"
 REVEAL = f"{MessageType.QUERY}.reveal"
 
 PUBLIC, PRIVATE, CLIENT, ROUND = "public-key", "private-key", "client", "round"
-CLIENTS, SHARES, KEYS = "clients", "shares", "keys"
+CLIENTS, SHARES, KEYS, LIMIT = "clients", "shares", "keys", "range"
 DROPPED, SEEDS = "dropped", "seeds"
 
 
@@ -96,6 +97,11 @@ def hide(
             cannot accept, or the update is not finite.
     """
     secret, roster = _kept(context), read_roster(instruction)
+    if roster.limit != limit:
+        raise ValueError(
+            f"the server sums in a range of {roster.limit:g}, this client is to send in one of "
+            f"{limit:g}; privacy.range must be the same everywhere"
+        )
     share = roster.of(secret.client).share
     words = encode(delta, report, loss, limit=limit, share=share)
     masked, after = contribute(secret, roster, words)
@@ -110,7 +116,6 @@ def write_masked(
     *,
     delta: State,
     report: State,
-    samples: int,
     loss: float,
     steps: int,
     limit: float,
@@ -122,7 +127,6 @@ def write_masked(
         instruction: With the roster.
         delta: What training changed.
         report: What the strategy sends beside it, or nothing.
-        samples: Images it trained on; the server knows them since the greeting.
         loss: Mean training loss, which is masked too.
         steps: Of the optimiser.
         limit: Range R of the fixed point numbers.
@@ -131,7 +135,7 @@ def write_masked(
         ValueError: As `hide` does.
     """
     arrays = hide(context, instruction, delta, report, loss, limit=limit)
-    metrics = MetricRecord({messages.SAMPLES: samples, messages.STEPS: steps})
+    metrics = MetricRecord({messages.STEPS: steps})
     return RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
 
 
@@ -158,12 +162,17 @@ def read_key(greeting: RecordDict) -> bytes:
     Raises:
         ValueError: When it brings none.
     """
-    key: bytes = _field(_record(greeting), PUBLIC)
+    key = _field(_record(greeting), PUBLIC)
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        raise ValueError(f"message refused: a public key has {KEY_BYTES} bytes")
     return key
 
 
 def make_roster(
-    server_round: int, keys: Mapping[int, bytes], weights: Mapping[int, float]
+    server_round: int,
+    keys: Mapping[int, bytes],
+    weights: Mapping[int, float],
+    limit: float,
 ) -> Roster:
     """Lists who shall sum up.
 
@@ -171,6 +180,7 @@ def make_roster(
         server_round: From 1.
         keys: Public keys by client.
         weights: By participant: images, or all the same.
+        limit: Range R of the fixed point numbers.
 
     Returns:
         The roster, with shares in proportion to the weights.
@@ -180,7 +190,7 @@ def make_roster(
         Member(client=client, share=weight / total, key=keys[client])
         for client, weight in sorted(weights.items())
     ]
-    return Roster(round=server_round, members=tuple(members))
+    return Roster(round=server_round, members=tuple(members), limit=limit)
 
 
 def write_roster(roster: Roster) -> ConfigRecord:
@@ -229,7 +239,12 @@ def read_seeds(reply: RecordDict) -> Seeds:
         ValueError: When there is none.
     """
     record = _record(reply)
-    return dict(zip(_field(record, CLIENTS), _field(record, SEEDS), strict=True))
+    clients, seeds = _field(record, CLIENTS), _field(record, SEEDS)
+    if not (isinstance(clients, list) and isinstance(seeds, list) and len(clients) == len(seeds)):
+        raise ValueError("message refused: it does not say whose seeds it brings")
+    if not all(isinstance(seed, bytes) and len(seed) == KEY_BYTES for seed in seeds):
+        raise ValueError(f"message refused: a seed has {KEY_BYTES} bytes")
+    return dict(zip(clients, seeds, strict=True))
 
 
 def open_sum(
@@ -237,7 +252,6 @@ def open_sum(
     roster: Roster,
     layout: Layout,
     *,
-    limit: float,
     samples: Mapping[int, int],
     steps: Mapping[int, int],
     population: int,
@@ -248,7 +262,6 @@ def open_sum(
         total: As `secure_sum.add_up` returned it.
         roster: Of the sum.
         layout: Of the deltas in it.
-        limit: Range R of the fixed point numbers.
         samples: Images of each client that is in the sum.
         steps: Optimiser steps that each took.
         population: How many clients there are in all.
@@ -258,7 +271,7 @@ def open_sum(
     """
     left = frozenset(samples)
     share = roster.share(left)
-    mean = decode(total, layout, limit=limit, share=share)
+    mean = decode(total, layout, limit=roster.limit, share=share)
     update = Update(
         client=SEVERAL,
         samples=sum(samples.values()),
@@ -290,6 +303,7 @@ def _field(record: ConfigRecord, name: str) -> Any:
 def _values(roster: Roster) -> dict[str, Any]:
     return {
         ROUND: roster.round,
+        LIMIT: roster.limit,
         CLIENTS: [member.client for member in roster.members],
         SHARES: [member.share for member in roster.members],
         KEYS: [member.key for member in roster.members],
@@ -299,7 +313,7 @@ def _values(roster: Roster) -> dict[str, Any]:
 def _roster(record: ConfigRecord) -> Roster:
     rows = zip(*(_field(record, name) for name in (CLIENTS, SHARES, KEYS)), strict=True)
     members = tuple(Member(client=client, share=share, key=key) for client, share, key in rows)
-    return Roster(round=_field(record, ROUND), members=members)
+    return Roster(round=_field(record, ROUND), members=members, limit=_field(record, LIMIT))
 
 
 def _keep(context: Context, secret: Secret) -> None:

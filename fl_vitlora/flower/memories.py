@@ -21,9 +21,8 @@ from torch import Tensor
 
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.contents import Received
+from fl_vitlora.flower.contents import Received, products_layout
 from fl_vitlora.global_model import added
-from fl_vitlora.lowrank import A, B, paths
 from fl_vitlora.state import State
 
 KEPT, RESTED, INCREMENTS, OWN, BEFORE = "kept", "rested", "increments", "own", "before"
@@ -92,9 +91,10 @@ def merge(context: Context, received: Received, layout: Layout) -> State:
     known, merges = received.merges
     if not merges:
         return {}
-    before = _read(context, INCREMENTS, known, _increments(layout)) if known else {}
+    products = products_layout(layout)
+    before = _read(context, INCREMENTS, known, products) if known else received.increments
     after = added(before, received.merged)
-    increments = {name: after[name] for name, _ in _increments(layout).shapes if name in after}
+    increments = {path: after[path] for path, _ in products.shapes if path in after}
     _write(context, INCREMENTS, merges, increments)
     return increments
 
@@ -137,13 +137,6 @@ def _round_of(context: Context, record: str) -> int:
 def _storable(tensor: Tensor) -> Tensor:
     """Writes what Flower's arrays do not know, bfloat16, as float32."""
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-
-
-def _increments(layout: Layout) -> Layout:
-    """Tells names and shapes of what may have been merged: of the products, by path."""
-    shapes = dict(layout.shapes)
-    found = [path for path in paths(shapes) if path + B in shapes]
-    return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
 
 
 def _write(context: Context, record: str, number: int, tensors: State) -> None:

@@ -31,6 +31,7 @@ METRICS = "metrics"
 BROADCAST = "broadcast"
 REPORT = "report"
 MERGED = "merged"
+INCREMENTS = "increments"
 PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 

@@ -16,7 +16,7 @@ from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
 from fl_vitlora.flower.transport import Failure, Transport
-from fl_vitlora.global_model import GlobalModel, join
+from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.rng import generator
 from fl_vitlora.state import is_finite
@@ -132,7 +132,7 @@ class Federation:
             participants=answered,
             failures=tuple(failures),
             aggregation_error=relative_error(
-                model.tensors, released, new.tensors, join(new.merges[len(model.merges) :])
+                model.tensors, released, new.tensors, new.pairs_since(model.rounds) or {}
             ),
             moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,

@@ -22,6 +22,9 @@ class Sums:
     Args:
         limit: Range R of the fixed point numbers.
         equal: Whether clients weigh the same, instead of by their images.
+
+    Attributes:
+        clipped: Scalars that clients clipped to the range in the last sum, all together.
     """
 
     def __init__(self, *, limit: float, equal: bool) -> None:
@@ -29,20 +32,26 @@ class Sums:
         self._equal = equal
         self._keys: dict[int, bytes] = {}
         self._weights: dict[int, float] = {}
+        self._images: dict[int, int] = {}
+        self.clipped = 0
 
     def greeted(self, client: int, images: int, greeting: RecordDict) -> None:
         """Notes the public key that a client sent with its greeting.
 
         Raises:
-            ValueError: When it sent none.
+            ValueError: When it sent none, or another client's.
         """
-        self._keys[client] = masking.read_key(greeting)
+        key = masking.read_key(greeting)
+        if key in self._keys.values():
+            raise ValueError("message refused: another client has the same public key")
+        self._keys[client] = key
+        self._images[client] = images
         self._weights[client] = 1.0 if self._equal else float(images)
 
     def roster(self, server_round: int, clients: Sequence[int]) -> Roster:
         """Lists who shall take part in the sum of a round."""
         weights = {client: self._weights[client] for client in clients}
-        return masking.make_roster(server_round, self._keys, weights)
+        return masking.make_roster(server_round, self._keys, weights, self._limit)
 
     def add_up(
         self, roster: Roster, replies: Mapping[int, RecordDict], layout: Layout, ask: Ask
@@ -59,9 +68,11 @@ class Sums:
             One update, the mean of all that are in the sum, or none; and why others are not.
         """
         masked: dict[int, Words] = {}
+        steps: dict[int, int] = {}
         failures: dict[int, str] = {}
         for client, content in sorted(replies.items()):
             try:
+                steps[client] = _steps(content)
                 masked[client] = masking.read_masked(content, layout)
             except ValueError as error:
                 failures[client] = str(error)
@@ -71,21 +82,20 @@ class Sums:
             return [], failures | dict.fromkeys(masked, str(error))
         silent = masked.keys() - left
         failures |= dict.fromkeys(silent, "it did not reveal its seeds with those who dropped out")
-        counts = {client: _counts(replies[client]) for client in left}
-        update, _ = masking.open_sum(
+        update, self.clipped = masking.open_sum(
             total,
             roster,
             layout,
-            limit=self._limit,
-            samples={client: samples for client, (samples, _) in counts.items()},
-            steps={client: steps for client, (_, steps) in counts.items()},
+            samples={client: self._images[client] for client in left},
+            steps={client: steps[client] for client in left},
             population=len(self._keys),
         )
         return [update], failures
 
 
-def _counts(content: RecordDict) -> tuple[int, int]:
-    """Reads how many images a client trained on, and in how many steps."""
-    metrics = messages.metrics_of(content)
-    samples, steps = (messages.scalar(metrics, n) for n in (messages.SAMPLES, messages.STEPS))
-    return int(samples), int(steps)
+def _steps(content: RecordDict) -> int:
+    """Reads in how many steps a client trained."""
+    steps = int(messages.scalar(messages.metrics_of(content), messages.STEPS))
+    if steps < 1:
+        raise ValueError(f"it reports {steps} steps")
+    return steps

@@ -60,7 +60,8 @@ MEANING = (
 )
 MEANING_OF_ERROR = (
     "Aggregation error: how far the new product B·A of the low-rank matrices is from the mean of "
-    "the clients' products, in percent of it, the mean over the rounds."
+    "the clients' products, in percent of how far that moved in the round; the mean over the "
+    "rounds. What hostile clients sent counts in the mean."
 )
 DIFFERENCES = "Differences in test accuracy, paired by seed, the best first: mean ± standard error"
 

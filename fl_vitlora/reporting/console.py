@@ -165,6 +165,10 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
             f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's updates, "
             f"{spent['releases']} releases ({spent['accountant']})"
         )
+    if sums := result["secure_aggregation"]:
+        clipped = sums["clipped_scalars"]
+        loss = f"; {clipped} scalars were beyond {sums['range']:g}" if clipped else ""
+        remarks["updates"] = f"the server saw their sums alone{loss}"
     if idle := result["idle_rounds"]:
         remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
     return remarks

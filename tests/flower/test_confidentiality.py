@@ -71,6 +71,14 @@ def test_a_strategy_that_looks_at_single_updates_is_refused(wish: Mapping[str, A
     assert "fedavg" in told
 
 
+@pytest.mark.parametrize("wish", [CLIPPED, NOISY, {**SECURE, **NOISY}])
+def test_who_remembers_what_it_reported_cannot_have_it_bounded(wish: Mapping[str, Any]):
+    scaffold = strategies.load("scaffold", {})
+    with pytest.raises(UserError, match="a bounded report is another one"):
+        check_privacy(configure("scaffold", wish), scaffold)
+    check_privacy(configure("scaffold", SECURE), scaffold)
+
+
 @pytest.mark.parametrize(("wish", "wrapped"), [(SECURE, False), (NOISY, True)])
 def test_a_strategy_of_flower_is_refused_and_its_own_wrappers_are_named(
     wish: Mapping[str, Any], wrapped: bool

@@ -59,8 +59,10 @@ class Wire:
             for client, context in self.contexts.items()
         }
 
-    def roster(self, server_round: int, weights: Mapping[int, float] = SAMPLES) -> Roster:
-        return masking.make_roster(server_round, self.keys, weights)
+    def roster(
+        self, server_round: int, weights: Mapping[int, float] = SAMPLES, limit: float = LIMIT
+    ) -> Roster:
+        return masking.make_roster(server_round, self.keys, weights, limit)
 
     def hide(self, client: int, roster: Roster, update: Update, limit: float = LIMIT) -> RecordDict:
         instruction = RecordDict({masking.RECORD: masking.write_roster(roster)})
@@ -104,7 +106,6 @@ class Wire:
             total,
             roster,
             LAYOUT,
-            limit=LIMIT,
             samples={client: SAMPLES[client] for client in left},
             steps={client: STEPS[client] for client in left},
             population=7,
@@ -199,17 +200,21 @@ def test_a_masked_message_is_as_long_as_an_open_one_and_two_words():
     assert len(data_of(reply)) == open_bytes - HEADER.size + 8
 
 
+def test_a_client_refuses_another_range_than_its_own():
+    wire = Wire()
+    with pytest.raises(ValueError, match=r"the server sums in a range of 8, .* one of 4"):
+        wire.hide(0, wire.roster(1, limit=8.0), UPDATES[0])
+
+
 def test_clipped_scalars_are_counted_together():
     wire = Wire()
-    roster = wire.roster(1)
+    roster = wire.roster(1, limit=0.05)
     masked = {
         client: masking.read_masked(wire.hide(client, roster, update, limit=0.05), LAYOUT)
         for client, update in UPDATES.items()
     }
     total, _ = add_up(roster, masked, wire.ask(roster))
-    _, clipped = masking.open_sum(
-        total, roster, LAYOUT, limit=0.05, samples=SAMPLES, steps=STEPS, population=7
-    )
+    _, clipped = masking.open_sum(total, roster, LAYOUT, samples=SAMPLES, steps=STEPS, population=7)
     large = [
         int((tensor.abs() > 0.05).sum())
         for update in UPDATES.values()

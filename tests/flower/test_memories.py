@@ -235,6 +235,30 @@ def test_merged_pairs_are_sent_once_and_those_that_were_missed_too(tmp_path: Pat
     assert clients.payload(4, "downlink", 1) == HEADER + everything
 
 
+def test_who_missed_many_rounds_is_sent_their_sum(tmp_path: Path):
+    """Rank 40 of 96·96: two rounds' pairs are longer than the product."""
+    clients, fresh = Clients(tmp_path), Clients(tmp_path / "fresh")
+    model = GlobalModel(tensors=clients.initial)
+    clients.train(1, model, 0, 1)
+    for server_round in (2, 3, 4):
+        pairs = merged_pair(model.tensors, server_round, rank=40)
+        model = model.followed_by(model.tensors, {n: t * 0.1 for n, t in pairs.items()})
+        clients.train(server_round, model, 0)
+    everything = sum(tensor.numel() for tensor in model.tensors.values())
+    dense = 96 * 96 * len(paths(model.tensors))
+    (steady, returning) = clients.train(5, model, 0, 1)
+    assert clients.failures == []
+    assert clients.payload(5, "downlink", 0) == HEADER + everything
+    assert clients.payload(5, "downlink", 1) == 2 * HEADER + everything + dense
+    assert clients.payload(4, "downlink", 0) < clients.payload(5, "downlink", 1)
+    assert len(model.merges) == 1
+    expected = fresh.train(5, model, 0, 1)
+    for found, wanted in zip((steady, returning), expected, strict=True):
+        assert l2_norm(subtract(found.delta, wanted.delta)) < 0.01 * l2_norm(wanted.delta)
+    clients.train(6, model.followed_by(model.tensors, pairs), 0, 1)
+    assert clients.failures == []
+
+
 def test_a_client_trains_on_the_weights_that_all_merged_pairs_make(tmp_path: Path):
     clients = Clients(tmp_path)
     model = GlobalModel(tensors=clients.initial)

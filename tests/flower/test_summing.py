@@ -160,3 +160,45 @@ def test_a_plan_rests_tensors_in_a_sum_too(tmp_path: Path):
     (mean,) = hidden.train(1, hidden.initial, plan=ClientPlan(frozen=(".lora_A",)))
     assert not any(name.endswith(".lora_A") for name in mean.delta)
     assert any(name.endswith(".lora_B") for name in mean.delta)
+
+
+def told_wrongly(grid: Any, change: Any) -> Any:
+    """A grid whose second client answers training as `change` makes of it."""
+    app = grid.app
+
+    def answer(message: Any, context: Any) -> Any:
+        reply = app(message, context)
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+            change(reply.content)
+        return reply
+
+    grid.app = answer
+    return grid
+
+
+@pytest.mark.parametrize("record", [messages.METRICS, messages.ARRAYS])
+def test_a_client_that_answers_wrongly_is_left_out_of_the_sum(record: str, tmp_path: Path):
+    hidden = make(tmp_path, **SECURE)
+    told_wrongly(hidden.grid, lambda content: content.pop(record))
+    (mean,) = hidden.train(1, hidden.initial)
+    assert mean.members == 2
+    assert [failure.client for failure in hidden.failures] == [1]
+
+
+def test_numbers_of_images_are_those_of_the_greeting(tmp_path: Path):
+    hidden = make(tmp_path, **SECURE)
+
+    def lie(content: Any) -> None:
+        content[messages.METRICS][messages.SAMPLES] = 10_000
+
+    told_wrongly(hidden.grid, lie)
+    (mean,) = hidden.train(1, hidden.initial)
+    assert mean.samples == sum(SIZES)
+
+
+def test_what_was_clipped_to_the_range_is_counted(tmp_path: Path):
+    hidden = Clients(
+        tmp_path, None, sums=(sums := Sums(limit=1e-3, equal=False)), **SECURE, privacy__range=1e-3
+    )
+    hidden.train(1, hidden.initial)
+    assert sums.clipped > 100
