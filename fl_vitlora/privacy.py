@@ -85,7 +85,7 @@ def bounded(delta: State, report: State, most: float) -> tuple[State, State, boo
     )
 
 
-def merged(updates: Sequence[Update], weights: Sequence[float]) -> Update:
+def mean_update(updates: Sequence[Update], weights: Sequence[float]) -> Update:
     """Averages updates to the one that stands for all of them.
 
     Args:
@@ -100,7 +100,7 @@ def merged(updates: Sequence[Update], weights: Sequence[float]) -> Update:
         ...     Update(client=k, samples=3, loss=k, delta={"w": torch.tensor([4.0 * k])})
         ...     for k in (0, 1)
         ... ]
-        >>> one = merged(updates, [3, 1])
+        >>> one = mean_update(updates, [3, 1])
         >>> one.delta, one.loss, one.samples, one.members
         ({'w': tensor([1.])}, 0.25, 6, 2)
     """

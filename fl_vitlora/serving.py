@@ -40,7 +40,7 @@ from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
-from fl_vitlora.privacy import merged, released, repeatable_key, secret_key
+from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
 from fl_vitlora.ranks import client_ranks, rank_of
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder
@@ -301,7 +301,7 @@ class Run:
             return updates
         key = repeatable_key(self.config.seed) if self.secret_seed is None else secret_key
         noisy = released(
-            merged(updates, [1.0] * len(updates)),
+            mean_update(updates, [1.0] * len(updates)),
             cohort=cohort,
             clipping_norm=privacy.clipping_norm,
             noise_multiplier=privacy.noise_multiplier,

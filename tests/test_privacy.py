@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_vitlora.privacy import bounded, merged, released, repeatable_key, secret_key
+from fl_vitlora.privacy import bounded, mean_update, released, repeatable_key, secret_key
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, add, l2_norm, scale, subtract, zip_map
 from fl_vitlora.strategy import Update
@@ -83,7 +83,7 @@ def test_no_client_moves_the_mean_by_more_than_the_norm_over_the_cohort(seed: in
     updates = [update(k, delta, report) for k, (delta, report, _) in enumerate(parts)]
     quiet = update(1, scale(parts[1][0], 0.0), scale(parts[1][1], 0.0))
     means = [
-        released_with(merged(chosen, [1] * COHORT), noise_multiplier=0.0)
+        released_with(mean_update(chosen, [1] * COHORT), noise_multiplier=0.0)
         for chosen in (updates, [updates[0], quiet, *updates[2:]])
     ]
     moved = [
@@ -98,7 +98,7 @@ def test_no_client_moves_the_mean_by_more_than_the_norm_over_the_cohort(seed: in
 
 def test_an_update_of_several_stands_for_all_of_them():
     updates = [update(k, state(k), state(k + 10), samples=n) for k, n in enumerate((30, 10, 60))]
-    one = merged(updates, [u.samples for u in updates])
+    one = mean_update(updates, [u.samples for u in updates])
     close(one.delta, sum_of(updates, "delta", (0.3, 0.1, 0.6)))
     close(one.report, sum_of(updates, "report", (0.3, 0.1, 0.6)))
     assert (one.client, one.samples, one.members, one.population) == (-1, 100, 3, 9)
@@ -135,7 +135,7 @@ def test_no_two_tensors_have_the_same_noise():
 
 
 def test_noise_is_added_to_the_mean_and_does_not_depend_on_it():
-    one, other = (merged([update(k, state(k))], [1]) for k in (0, 1))
+    one, other = (mean_update([update(k, state(k))], [1]) for k in (0, 1))
     noises = [
         zip_map(
             lambda noisy, plain: noisy - plain / COHORT,
@@ -149,7 +149,7 @@ def test_noise_is_added_to_the_mean_and_does_not_depend_on_it():
 
 def test_without_noise_and_with_all_there_it_is_the_mean_of_equal_weights():
     updates = [update(k, state(k), samples=10 + k) for k in range(COHORT)]
-    mean = merged(updates, [1] * COHORT)
+    mean = mean_update(updates, [1] * COHORT)
     assert released_with(mean, noise_multiplier=0.0).delta["b"].tolist() == mean.delta["b"].tolist()
 
 
@@ -158,7 +158,7 @@ def test_who_is_absent_counts_as_a_zero():
     present = [update(k, state(k)) for k in range(COHORT - 1)]
     everybody = [*present, update(9, state(0, size=0.0))]
     means = [
-        released_with(merged(chosen, [1] * len(chosen)), noise_multiplier=0.0)
+        released_with(mean_update(chosen, [1] * len(chosen)), noise_multiplier=0.0)
         for chosen in (present, everybody)
     ]
     close(means[0].delta, means[1].delta)
@@ -166,7 +166,7 @@ def test_who_is_absent_counts_as_a_zero():
 
 
 def test_losses_are_not_made_private():
-    mean = merged([update(k, state(k)) for k in range(COHORT)], [1] * COHORT)
+    mean = mean_update([update(k, state(k)) for k in range(COHORT)], [1] * COHORT)
     assert released_with(mean, noise_multiplier=5.0).loss == mean.loss
 
 
@@ -177,7 +177,7 @@ def test_noise_keeps_the_type(dtype: torch.dtype):
 
 
 def test_the_key_of_a_simulation_repeats_and_that_of_a_deployment_does_not():
-    mean = merged([update(k, state(k)) for k in range(COHORT)], [1] * COHORT)
+    mean = mean_update([update(k, state(k)) for k in range(COHORT)], [1] * COHORT)
 
     def noisy(key: bytes) -> list[float]:
         assert len(key) == 32

@@ -191,7 +191,7 @@ def test_a_wrapper_that_cannot_be_made_is_answered(options: dict[str, Any], expe
 
 def test_an_account_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(UserError, match=r"pip install 'fl_vitlora\[privacy\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[privacy\]'"):
         strategies.load(f"{DP}ClientSideFixedClipping", {**FIXED, "target_delta": 1e-5})
     strategies.load(f"{DP}ClientSideFixedClipping", FIXED)
 

@@ -17,12 +17,42 @@ proposition 12.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import PrivacyConfig
 from fl_vitlora.errors import UserError
 
+if TYPE_CHECKING:
+    from flwr.supercore.privacy_accounting import PrivacyAccountant
+
 EVERYBODY = 1  # numbers of clients, which do not matter without amplification by sampling
+
+
+def make_accountant(delta: float, clients: int) -> PrivacyAccountant:
+    """Makes Flower's accountant, which counts on no chance having kept a client out of a round.
+
+    Args:
+        delta: δ, in (0, 1).
+        clients: How many there are.
+
+    Raises:
+        UserError: When the package that does the sums is not installed.
+    """
+    from flwr.supercore import privacy_accounting as flower
+    from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
+
+    terms = flower.PrivacyConfig(
+        target_delta=delta,
+        population_size=clients,
+        neighboring_relation=flower.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        sampling_method=flower.SamplingMethod.NO_AMPLIFICATION,
+    )
+    try:
+        return RdpAccountant(terms)
+    except ImportError:
+        raise UserError(
+            "computing ε takes the package dp-accounting: python -m pip install -e '.[privacy]'"
+        ) from None
 
 
 def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
@@ -45,23 +75,10 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     """
     if not noise_multiplier:
         return math.inf
-    from flwr.supercore import privacy_accounting as flower
-    from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
+    from flwr.supercore.privacy_accounting import GaussianPrivacyEvent
 
-    terms = flower.PrivacyConfig(
-        target_delta=delta,
-        population_size=EVERYBODY,
-        neighboring_relation=flower.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        sampling_method=flower.SamplingMethod.NO_AMPLIFICATION,
-    )
-    try:
-        accountant = RdpAccountant(terms)
-    except ImportError:
-        raise UserError(
-            "privacy.noise_multiplier: computing ε takes the package dp-accounting; run: "
-            "python -m pip install -e '.[privacy]'"
-        ) from None
-    event = flower.GaussianPrivacyEvent(noise_multiplier, EVERYBODY, EVERYBODY)
+    accountant = make_accountant(delta, EVERYBODY)
+    event = GaussianPrivacyEvent(noise_multiplier, EVERYBODY, EVERYBODY)
     accountant.compose(event, releases)
     return accountant.get_epsilon(delta)
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from fl_vitlora.config import convert
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.flower import messages
+from fl_vitlora.flower.accounting import make_accountant
 
 if TYPE_CHECKING:
-    from flwr.supercore.privacy_accounting import PrivacyAccountant
+    pass
 
 Parameters = dict[str, inspect.Parameter]
 
@@ -89,7 +90,8 @@ def construct(kind: type[Any], name: str, options: Mapping[str, Any], terms: Ter
         raise UserError(f"strategy {name} needs a value: --set {terms.path}.{missing[0]}=VALUE")
     try:
         if ACCOUNTANT in _parameters(kind):
-            given[ACCOUNTANT] = _accountant(given.pop(TARGET_DELTA, None), terms.clients)
+            delta = given.pop(TARGET_DELTA, None)
+            given[ACCOUNTANT] = None if delta is None else make_accountant(delta, terms.clients)
         return kind(**given)
     except (TypeError, ValueError) as error:
         raise UserError(f"strategy {name}: {error}") from None
@@ -124,26 +126,3 @@ def _hint(parameters: Parameters, key: str, name: str) -> Any:
 def _is_needed(parameter: inspect.Parameter) -> bool:
     named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     return named and parameter.default is parameter.empty
-
-
-def _accountant(delta: float | None, clients: int) -> PrivacyAccountant | None:
-    """Makes an accountant that adds up what each round gives away of one client.
-
-    It does not count on chance having kept a client out of a round, so it holds however the
-    participants are chosen.
-    """
-    if delta is None:
-        return None
-    from flwr.supercore import privacy_accounting as accounting
-    from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
-
-    config = accounting.PrivacyConfig(
-        target_delta=delta,
-        population_size=clients,
-        neighboring_relation=accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        sampling_method=accounting.SamplingMethod.NO_AMPLIFICATION,
-    )
-    try:
-        return RdpAccountant(config)
-    except ImportError:
-        raise UserError("accounting needs a package: pip install -e '.[privacy]'") from None

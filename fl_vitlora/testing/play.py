@@ -17,7 +17,7 @@ import torch
 
 from fl_vitlora import lowrank
 from fl_vitlora.errors import UserError
-from fl_vitlora.privacy import merged
+from fl_vitlora.privacy import mean_update
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
 from fl_vitlora.testing import made_up, returned
@@ -215,7 +215,7 @@ class Play:
         """Lists updates as the server gets them."""
         if self.summed:
             with self._blame(server_round, "summing updates"):
-                return [merged(updates, [update.samples for update in updates])]
+                return [mean_update(updates, [update.samples for update in updates])]
         return updates[::-1] if self.backwards else updates
 
     @contextlib.contextmanager

@@ -78,5 +78,5 @@ def test_nothing_is_stated_where_nothing_is_promised(norm: float | None):
 
 def test_who_lacks_the_package_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(UserError, match=r"pip install 'fl_vitlora\[privacy\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[privacy\]'"):
         epsilon(noise_multiplier=1.0, releases=1, delta=1e-5)

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fl_vitlora.communication.packing import HEADER, Layout, pack
 from fl_vitlora.flower import masking, messages
-from fl_vitlora.privacy import bounded, merged, released
+from fl_vitlora.privacy import bounded, mean_update, released
 from fl_vitlora.rng import generator
 from fl_vitlora.secure_sum import Roster, Seeds, Words, add_up
 from fl_vitlora.state import State, scale
@@ -129,7 +129,7 @@ def close(found: Update, expected: Update) -> None:
 @pytest.mark.parametrize("dropped", [set(), {1}, {0, 4}])
 def test_a_secure_sum_is_the_mean_that_it_would_be_in_the_open(dropped: set[int]):
     left = [update for client, update in UPDATES.items() if client not in dropped]
-    expected = merged(left, [update.samples for update in left])
+    expected = mean_update(left, [update.samples for update in left])
     close(Wire().sum_up(1, dropped=frozenset(dropped)), expected)
 
 
@@ -145,7 +145,7 @@ def test_rounds_follow_each_other_with_others_taking_part():
             dropped=dropped,
         )
         left = [UPDATES[client] for client in chosen if client not in dropped]
-        close(found, merged(left, [update.samples for update in left]))
+        close(found, mean_update(left, [update.samples for update in left]))
 
 
 def test_other_keys_give_the_same_bits():
@@ -170,7 +170,7 @@ def test_it_goes_together_with_differential_privacy():
     left = [update for client, update in private.items() if client != 1]
     terms = {"cohort": 4, "clipping_norm": 0.3, "noise_multiplier": 2.0, "key": bytes(32)}
     found = released(summed, **terms)  # type: ignore[arg-type]
-    expected = released(merged(left, [1.0] * 3), **terms)  # type: ignore[arg-type]
+    expected = released(mean_update(left, [1.0] * 3), **terms)  # type: ignore[arg-type]
     for name, tensor in expected.delta.items():
         torch.testing.assert_close(found.delta[name], tensor, rtol=1e-5, atol=1e-7)
 

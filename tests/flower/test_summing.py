@@ -14,7 +14,7 @@ from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import OwnAggregator
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
-from fl_vitlora.privacy import merged
+from fl_vitlora.privacy import mean_update
 from fl_vitlora.state import State, l2_norm, subtract
 from fl_vitlora.strategy import ClientPlan, Strategy
 from tests.flower.conftest import SIZES
@@ -38,7 +38,7 @@ def test_the_strategy_is_given_the_mean_that_open_updates_have(tmp_path: Path):
     hidden, seen = make(tmp_path, **SECURE), make(tmp_path / "open")
     (mean,) = hidden.train(1, hidden.initial)
     updates = seen.train(1, seen.initial)
-    expected = merged(updates, [u.samples for u in updates])
+    expected = mean_update(updates, [u.samples for u in updates])
     assert hidden.failures == []
     assert (mean.client, mean.members, mean.population) == (-1, 3, 3)
     assert (mean.samples, mean.steps) == (sum(SIZES), expected.steps)
@@ -85,7 +85,7 @@ def test_what_scaffold_reports_is_summed_with_its_update(tmp_path: Path):
     hidden, seen = (make(tmp_path / n, "scaffold", **g) for n, g in (("a", SECURE), ("b", {})))
     (mean,) = hidden.train(1, hidden.initial)
     updates = seen.train(1, seen.initial)
-    assert close(mean.report, merged(updates, [u.samples for u in updates]).report, atol=1e-5)
+    assert close(mean.report, mean_update(updates, [u.samples for u in updates]).report, atol=1e-5)
 
 
 def test_who_drops_out_is_left_out_and_the_others_say_so(tmp_path: Path):
@@ -102,7 +102,7 @@ def test_who_drops_out_is_left_out_and_the_others_say_so(tmp_path: Path):
     updates = seen.train(1, seen.initial, 0, 2)
     assert [(f.client, f.reason) for f in hidden.failures] == [(1, "out of memory")]
     assert mean.members == 2
-    assert close(mean.delta, merged(updates, [u.samples for u in updates]).delta)
+    assert close(mean.delta, mean_update(updates, [u.samples for u in updates]).delta)
     asked = [e for e in hidden.ledger if e.purpose == "revealing"]
     assert sorted((e.client, e.direction) for e in asked) == [
         (client, direction) for client in (0, 2) for direction in ("downlink", "uplink")
@@ -152,7 +152,7 @@ def test_who_weighs_the_same_does_so_in_a_sum_too(tmp_path: Path):
     hidden = make(tmp_path, equal=True, **given)
     seen = make(tmp_path / "open", privacy__clipping_norm=0.05)
     (mean,) = hidden.train(1, hidden.initial)
-    assert close(mean.delta, merged(seen.train(1, seen.initial), [1.0] * 3).delta)
+    assert close(mean.delta, mean_update(seen.train(1, seen.initial), [1.0] * 3).delta)
 
 
 def test_a_plan_rests_tensors_in_a_sum_too(tmp_path: Path):
