@@ -87,6 +87,7 @@ def test_fedprox_differs_from_fedavg_at_the_clients_only():
         ("flwr.serverapp.strategy:Grid", {}, r"unknown strategy of flwr\.serverapp\.strategy"),
         ("flwr.serverapp.strategy:QFedAvg", {}, r"--set strategy\.client_learning_rate=VALUE"),
         ("flwr.serverapp.strategy:FedAdam", {"beta1": 1}, r"did you mean 'beta_1'"),
+        ("FedYogi", {}, r"did you mean 'flwr\.serverapp\.strategy:FedYogi'\?"),
         ("no.such.module:Mine", {}, r"cannot be imported: ModuleNotFoundError"),
     ],
 )
@@ -274,9 +275,22 @@ def test_the_page_tells_of_every_strategy_what_its_class_says():
         assert row[-2:] == answers, name
 
 
+@pytest.mark.parametrize("name", ["my_half.py", "strategies/my_half.py", "./my_half.py"])
+def test_a_file_may_be_named_as_a_path(folder: Path, name: str):
+    (folder / "my_half.py").write_text(USERS, encoding="utf-8")
+    assert type(strategies.load(name, {})).__name__ == "Half"
+
+
 @pytest.mark.parametrize(
     ("text", "expectation"),
     [
+        (USERS.replace("aggregate", "agregate"), "class Half lacks aggregate; .* by 'agregate'"),
+        (USERS.replace("def aggregate", "def _sum"), "class Half lacks aggregate$"),
+        (USERS.replace("(Strategy)", ""), "class Half is not derived from fl_vitlora"),
+        (USERS.replace("@dataclass(frozen=True, kw_only=True)", ""), "Half is no dataclass, but"),
+        (USERS.replace("frozen=True, ", ""), r"TypeError: .*; write @dataclass\(frozen=True, kw"),
+        (USERS.replace("rate: float", "rate: Flaot"), "a type of Half|'Flaot' is not defined"),
+        (USERS.replace("rate: float = 0.5", "rate: float = 'x'"), "does not fit: strategy.rate"),
         ("x = 1\n", r"strategies/mine\.py: expected one class .* found \[\]"),
         (USERS + USERS.replace("Half", "Other"), r"found \['Half', 'Other'\]"),
         ("import nowhere\n", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
