@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -234,13 +237,31 @@ def test_a_dropped_in_file_is_run_by_its_name(folder: Path):
     check_strategy(strategy)
 
 
-def test_the_page_that_teaches_strategies_shows_one_that_works(folder: Path):
+@pytest.mark.parametrize(
+    ("name", "options", "lines"),
+    [("heavy_ball", {"momentum": 0.8}, 14), ("merging", {"rate": 0.5}, 16)],
+)
+def test_the_page_that_teaches_strategies_shows_some_that_work(
+    folder: Path, name: str, options: dict[str, float], lines: int
+):
     page = (folder / "README.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
-    (folder / "heavy_ball.py").write_text(code, encoding="utf-8")
-    strategy = strategies.load("heavy_ball", {"momentum": 0.8})
+    blocks = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    [code] = [block for block in blocks if name.replace("_", "") in block.lower()]
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    strategy = strategies.load(name, options)
     check_strategy(strategy)  # type: ignore[arg-type]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 14
+    assert len([line for line in code.splitlines() if line.strip()]) <= lines
+
+
+def test_the_page_gives_the_helpers_the_signatures_that_they_have():
+    page = (Path(strategies.__file__).parent / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(strategy|lowrank)\.(\w+)\((.*?)\)`", page, re.MULTILINE)
+    assert len(told) == 9
+    for module, name, arguments in told:
+        helper = getattr(importlib.import_module(f"fl_vitlora.{module}"), name)
+        given = inspect.signature(helper).parameters.values()
+        plain = [str(p.replace(annotation=p.empty)) for p in given]
+        assert [text.replace(" ", "") for text in plain] == arguments.replace(" ", "").split(",")
 
 
 def test_a_strategy_of_flowers_kind_may_take_any_options(folder: Path):
