@@ -131,7 +131,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--check-strategy",
         metavar="NAME",
-        help="hold a strategy, named as for --strategy, to the rules of the contract; runs nothing",
+        help="list the parameters of a strategy, named as for --strategy, and hold it to the rules "
+        "of the contract; runs nothing",
     )
     parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
@@ -160,8 +161,13 @@ def read_comparison(arguments: argparse.Namespace) -> Grid | None:
 
 def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:
     """Does the same for the strategy that is to be checked."""
-    overrides = read_overrides(arguments) | {"strategy.name": arguments.check_strategy}
-    return config.load(arguments.config, overrides).strategy
+    overrides, name = read_overrides(arguments), arguments.check_strategy
+    for twice in {"strategy", "strategy.name"} & overrides.keys():
+        raise UserError(
+            f"--check-strategy {name} names the strategy, so it does not take "
+            f"{twice}={overrides[twice]}"
+        )
+    return config.load(arguments.config, overrides | {"strategy.name": name}).strategy
 
 
 def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -239,7 +245,7 @@ def check_strategy(chosen: config.StrategyConfig, *, verbose: bool) -> None:
     from fl_vitlora.experiment import silence
     from fl_vitlora.reporting.console import print_findings
     from fl_vitlora.strategy import Strategy
-    from fl_vitlora.testing import findings
+    from fl_vitlora.testing import findings, rules_for, understood
 
     if not verbose:
         silence()
@@ -250,7 +256,8 @@ def check_strategy(chosen: config.StrategyConfig, *, verbose: bool) -> None:
             "project's contract are checked"
         )
     found = findings(strategy)
-    print_findings(repr(strategy), found)
+    told = [repr(strategy), *understood(strategy)]
+    print_findings(told, found, untried=len(rules_for(strategy)) - len(found))
     if any(problem for _, problem in found):
         raise SystemExit(RULE_BROKEN)
 

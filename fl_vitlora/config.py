@@ -414,7 +414,41 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
             raise unknown("setting", dotted, (f"{path}.{n}" if path else n for n in fields))
         values[key] = convert(hints[key], value, dotted)
         _check_interval(values[key], fields[key].metadata.get("interval"), dotted)
+    for name in (name for name, item in fields.items() if _is_needed(item) and name not in values):
+        dotted = f"{path}.{name}" if path else name
+        raise UserError(f"{dotted} needs a value: --set {dotted}=VALUE")
     return kind(**values)
+
+
+def check_defaults(kind: type[Any], path: str) -> None:
+    """Looks whether the defaults of a dataclass fit its own types and ranges.
+
+    Args:
+        kind: The dataclass.
+        path: Where it stands in the whole, for messages.
+
+    Raises:
+        UserError: When a type is not known, a range is none, or a default is outside.
+    """
+    try:
+        hints = typing.get_type_hints(kind)
+    except (NameError, TypeError) as error:
+        raise UserError(f"{path}: a type of {kind.__name__} is not known: {error}") from None
+    for item in dataclasses.fields(kind):
+        dotted, interval = f"{path}.{item.name}", item.metadata.get("interval")
+        if interval is not None:
+            _read_interval(interval, dotted)
+        if item.default is dataclasses.MISSING:
+            continue
+        try:
+            _check_interval(convert(hints[item.name], item.default, dotted), interval, dotted)
+        except UserError as error:
+            raise UserError(f"its default does not fit: {error}") from None
+
+
+def _is_needed(item: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return item.init and item.default is missing and item.default_factory is missing
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
@@ -510,11 +544,22 @@ def _check_interval(value: Any, interval: str | None, path: str) -> None:
         return
     if interval is None or value is None:
         return
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    low, high = _read_interval(interval, path)
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
     if not (above and below):
         raise UserError(f"{path}: expected a number in {interval}, got {value}")
+
+
+def _read_interval(interval: str, path: str) -> tuple[float, float]:
+    """Reads the bounds of a range."""
+    try:
+        low, high = (float(bound) for bound in interval[1:-1].split(","))
+    except (TypeError, ValueError, AttributeError):
+        low = high = float("nan")
+    if not (low <= high and interval[0] in "[(" and interval[-1] in ")]"):
+        raise UserError(f'{path}: {interval!r} is not a range, such as "(0, 1]" or "[0, inf)"')
+    return low, high
 
 
 def _check_lists(config: Config) -> None:

@@ -8,6 +8,7 @@ The files here, and the modules so named, are the only code that a run imports o
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import pkgutil
@@ -47,7 +48,7 @@ def load(
     """Makes a strategy.
 
     Args:
-        name: A file of this folder without its ending, or ``package.module:Class``.
+        name: A file of this folder, with or without its ending, or ``package.module:Class``.
         options: Its hyper-parameters; what a wrapper of Flower wraps is one of them, ``strategy``:
             a name, or a mapping of a name and hyper-parameters.
         cohort: How many clients take part in a round.
@@ -74,13 +75,26 @@ def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
 
     kind = _named_class(name) if ":" in name else _class_in_file(name)
     if dataclasses.is_dataclass(kind):
-        own: AnyStrategy = from_mapping(kind, options, terms.path)  # type: ignore[assignment]
-        return own
+        return _make_own(kind, name, options, terms)
     if construction.wraps(kind):
         wrapped = _load_wrapped(options.get("strategy", INNERMOST), terms.within(kind))
         options = {**options, "strategy": wrapped}
     strategy: AnyStrategy = construction.construct(kind, name, options, terms)
     return strategy
+
+
+def _make_own(kind: type[Any], name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
+    """Makes a strategy of this project's contract, if its class has the form of one."""
+    from fl_vitlora.testing.declared import expect_form
+
+    try:
+        expect_form(kind)
+        own: AnyStrategy = from_mapping(kind, options, terms.path)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"strategy {name}: {' '.join(str(error).split())}") from error
+    return own
 
 
 def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
@@ -102,14 +116,17 @@ def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
 
 def _class_in_file(name: str) -> type[Any]:
     """Finds the one strategy that a file of this folder defines."""
+    name = name.removeprefix("./").removeprefix(f"{__name__}/").removesuffix(".py")
     if name not in available():
-        raise unknown("strategy", name, available())
+        raise _unknown(name)
     module = _import(f"{__name__}.{name}", name)
     found = [
         kind
         for kind in vars(module).values()
         if inspect.isclass(kind) and kind.__module__ == module.__name__ and _is_strategy(kind)
     ]
+    if not found:
+        _expect_whole(module, f"{__name__}/{name}.py")
     if len(found) != 1:
         raise UserError(
             f"strategies/{name}.py: expected one class derived from fl_vitlora.strategy.Strategy "
@@ -126,8 +143,48 @@ def _named_class(name: str) -> type[Any]:
         n: kind for n, kind in vars(module).items() if inspect.isclass(kind) and _is_strategy(kind)
     }
     if class_name not in kinds:
+        _expect_whole(module, module_name, class_name)
         raise unknown(f"strategy of {module_name}", class_name, kinds)
     return kinds[class_name]
+
+
+def _unknown(name: str) -> UserError:
+    """Says that there is no such file, and whether Flower has a strategy of the name."""
+    import fl_vitlora.flower  # switches telemetry off first
+
+    del fl_vitlora
+    import flwr.serverapp.strategy as flower
+
+    for known, kind in vars(flower).items():
+        if known.lower() == name.lower() and inspect.isclass(kind) and _is_strategy(kind):
+            whole = f"{flower.__name__}:{known}"
+            return UserError(f"unknown strategy {name!r}; did you mean {whole!r}?")
+    return unknown("strategy", name, available())
+
+
+def _expect_whole(module: Any, place: str, class_name: str | None = None) -> None:
+    """Says what keeps the classes of a module, or one of them, from being strategies."""
+    from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+    from fl_vitlora.strategy import Strategy
+
+    own = {
+        name: kind
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind) and kind.__module__ == module.__name__
+    }
+    chosen = [kind for name, kind in own.items() if class_name in (None, name)]
+    for kind in chosen:
+        if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+            written = [name for name in vars(kind) if not name.startswith("_")]
+            near = difflib.get_close_matches(lacking[0], written, n=1, cutoff=0.8)
+            hint = f"; did you mean it by {near[0]!r}?" if near else ""
+            raise UserError(f"{place}: class {kind.__name__} lacks {', '.join(lacking)}{hint}")
+    if chosen and not issubclass(chosen[0], Strategy | FlowerStrategy):
+        raise UserError(
+            f"{place}: class {chosen[0].__name__} is not derived from "
+            "fl_vitlora.strategy.Strategy or flwr.serverapp.strategy.Strategy"
+        )
 
 
 def _import(module: str, name: str) -> Any:
@@ -138,7 +195,8 @@ def _import(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"strategy {name!r} cannot be imported: {cause}") from error
+        form = "; write @dataclass(frozen=True, kw_only=True)" if "dataclass" in cause else ""
+        raise UserError(f"strategy {name!r} cannot be imported: {cause}{form}") from error
 
 
 def _is_strategy(kind: type[Any]) -> bool:

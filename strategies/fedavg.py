@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fl_vitlora.config import setting
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, averaged
 
@@ -28,7 +29,7 @@ class FedAvg(Strategy):
 
     sums_suffice = True
 
-    server_rate: float = 1.0
+    server_rate: float = setting(1.0, "factor on the mean delta", "(0, inf)")
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -128,7 +128,7 @@ ROOMS = {
         "models",
         "training",
     ],
-    "fl_vitlora/testing/": ["errors", "lowrank", "privacy", "rng", "state", "strategy"],
+    "fl_vitlora/testing/": ["config", "errors", "lowrank", "privacy", "rng", "state", "strategy"],
 }
 
 

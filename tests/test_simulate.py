@@ -50,6 +50,10 @@ MISTAKES = {
     "--check-strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
     "--check-strategy fedprox --set strategy.nu=1": ["did you mean 'strategy.mu'?"],
     "--check-strategy flwr.serverapp.strategy:FedAvg": ["a strategy of Flower", "contract"],
+    "--check-strategy FedAdam": ["did you mean 'flwr.serverapp.strategy:FedAdam'?"],
+    "--check-strategy fedprox --strategy fedavg": ["names the strategy", "strategy.name=fedavg"],
+    "--check-strategy fedprox --set strategy=fedavg": ["names the strategy", "strategy=fedavg"],
+    "--check-strategy tests.test_testing:Needy": ["strategy.m needs", "--set strategy.m=VALUE"],
     "--check-strategy fedavg --compare head": ["--check-strategy", "runs nothing", "--compare"],
     "--check-strategy fedavg --seeds 0 1": ["--check-strategy", "--seeds"],
     "--check-strategy fedavg --rotate-key used": ["--check-strategy", "--rotate-key"],
@@ -156,8 +160,11 @@ def test_a_strategy_is_held_to_every_rule(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     simulate.main(["--check-strategy", "fedprox", "--set", "strategy.mu=0.5"])
-    first, *rules, last = capsys.readouterr().out.splitlines()
+    first, declared, first_round, mu, *rules, last = capsys.readouterr().out.splitlines()
     assert first == "FedProx(mu=0.5)"
+    assert declared.startswith("needs LoRA: no, ranks may differ: no, sums suffice: yes, ")
+    assert first_round.startswith("round 1 rests 0 of 12 tensors, holds back by mu = 0.5; ")
+    assert mu == "mu = 0.5  [0, inf)  " + mu.rpartition("  ")[2]
     assert all(rule.startswith("passed  ") for rule in rules)
     assert last == f"{len(rules)} rules, 0 failed"
     assert {path.name for path in elsewhere.iterdir()} == {"used"}
@@ -172,10 +179,19 @@ def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixt
     assert first == "Wrong(fault='divides by none')"
     at = lines.index("failed  returns finite tensors of the right names, shapes and types")
     assert lines[at + 1].strip().startswith("strategy Wrong: round 1: the new model has NaN")
-    assert lines[at + 3].strip() == "as above"
-    assert lines[0] == "passed  plans what a client can do"
-    failed = sum(line.startswith("failed  ") for line in lines)
-    assert last == f"13 rules, {failed} failed"
+    assert lines[at - 1] == "passed  plans what a client can do"
+    assert lines[at + 2 :] == []
+    assert last == "3 rules, 1 failed; the other 11 rules were not tried"
+
+
+def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["--check-strategy", "tests.test_testing:Wrong", "--set"]
+    with pytest.raises(SystemExit):
+        simulate.main([*typed, "strategy.fault=needs three"])
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("failed  works with one client")
+    assert "aggregate fails with 1 of 4 clients: IndexError" in lines[at + 1]
+    assert lines[at + 2] == "failed  works with other clients in every round (as above)"
 
 
 @pytest.mark.parametrize("moment", ["starting workers", "round 1/"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -87,6 +90,7 @@ def test_fedprox_differs_from_fedavg_at_the_clients_only():
         ("flwr.serverapp.strategy:Grid", {}, r"unknown strategy of flwr\.serverapp\.strategy"),
         ("flwr.serverapp.strategy:QFedAvg", {}, r"--set strategy\.client_learning_rate=VALUE"),
         ("flwr.serverapp.strategy:FedAdam", {"beta1": 1}, r"did you mean 'beta_1'"),
+        ("FedYogi", {}, r"did you mean 'flwr\.serverapp\.strategy:FedYogi'\?"),
         ("no.such.module:Mine", {}, r"cannot be imported: ModuleNotFoundError"),
     ],
 )
@@ -233,13 +237,31 @@ def test_a_dropped_in_file_is_run_by_its_name(folder: Path):
     check_strategy(strategy)
 
 
-def test_the_page_that_teaches_strategies_shows_one_that_works(folder: Path):
+@pytest.mark.parametrize(
+    ("name", "options", "lines"),
+    [("heavy_ball", {"momentum": 0.8}, 14), ("merging", {"rate": 0.5}, 16)],
+)
+def test_the_page_that_teaches_strategies_shows_some_that_work(
+    folder: Path, name: str, options: dict[str, float], lines: int
+):
     page = (folder / "README.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
-    (folder / "heavy_ball.py").write_text(code, encoding="utf-8")
-    strategy = strategies.load("heavy_ball", {"momentum": 0.8})
+    blocks = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    [code] = [block for block in blocks if name.replace("_", "") in block.lower()]
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    strategy = strategies.load(name, options)
     check_strategy(strategy)  # type: ignore[arg-type]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 14
+    assert len([line for line in code.splitlines() if line.strip()]) <= lines
+
+
+def test_the_page_gives_the_helpers_the_signatures_that_they_have():
+    page = (Path(strategies.__file__).parent / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(strategy|lowrank)\.(\w+)\((.*?)\)`", page, re.MULTILINE)
+    assert len(told) == 9
+    for module, name, arguments in told:
+        helper = getattr(importlib.import_module(f"fl_vitlora.{module}"), name)
+        given = inspect.signature(helper).parameters.values()
+        plain = [str(p.replace(annotation=p.empty)) for p in given]
+        assert [text.replace(" ", "") for text in plain] == arguments.replace(" ", "").split(",")
 
 
 def test_a_strategy_of_flowers_kind_may_take_any_options(folder: Path):
@@ -274,9 +296,22 @@ def test_the_page_tells_of_every_strategy_what_its_class_says():
         assert row[-2:] == answers, name
 
 
+@pytest.mark.parametrize("name", ["my_half.py", "strategies/my_half.py", "./my_half.py"])
+def test_a_file_may_be_named_as_a_path(folder: Path, name: str):
+    (folder / "my_half.py").write_text(USERS, encoding="utf-8")
+    assert type(strategies.load(name, {})).__name__ == "Half"
+
+
 @pytest.mark.parametrize(
     ("text", "expectation"),
     [
+        (USERS.replace("aggregate", "agregate"), "class Half lacks aggregate; .* by 'agregate'"),
+        (USERS.replace("def aggregate", "def _sum"), "class Half lacks aggregate$"),
+        (USERS.replace("(Strategy)", ""), "class Half is not derived from fl_vitlora"),
+        (USERS.replace("@dataclass(frozen=True, kw_only=True)", ""), "Half is no dataclass, but"),
+        (USERS.replace("frozen=True, ", ""), r"TypeError: .*; write @dataclass\(frozen=True, kw"),
+        (USERS.replace("rate: float", "rate: Flaot"), "a type of Half|'Flaot' is not defined"),
+        (USERS.replace("rate: float = 0.5", "rate: float = 'x'"), "does not fit: strategy.rate"),
         ("x = 1\n", r"strategies/mine\.py: expected one class .* found \[\]"),
         (USERS + USERS.replace("Half", "Other"), r"found \['Half', 'Other'\]"),
         ("import nowhere\n", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),

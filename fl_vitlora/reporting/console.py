@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +12,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 KILOBYTE = 1000
+# where a finding is made more than once, this is all that differs
+CIRCUMSTANCES = re.compile(
+    r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
+)
 
 
 def readable_bytes(count: float) -> str:
@@ -203,22 +208,32 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
 
 
 def print_findings(
-    strategy: str, findings: Sequence[tuple[str, str | None]], console: Console | None = None
+    strategy: Sequence[str],
+    findings: Sequence[tuple[str, str | None]],
+    untried: int = 0,
+    console: Console | None = None,
 ) -> None:
     """Prints what became of every rule that a strategy was held to.
 
     Args:
-        strategy: Its name.
+        strategy: What was understood of it, in lines.
         findings: Of each rule what it says, and the problem, if there is one.
+        untried: How many rules were left.
         console: Where to.
     """
     screen = console or Console(highlight=False, soft_wrap=True)
-    screen.print(strategy, markup=False)
+    for line in strategy:
+        screen.print(line, markup=False)
     told: set[str] = set()
     for rule, problem in findings:
-        screen.print(f"{'[red]failed[/red]' if problem else '[green]passed[/green]'}  {rule}")
-        if problem:
-            screen.print(f"        {'as above' if problem in told else problem}", markup=False)
-            told.add(problem)
+        cause = CIRCUMSTANCES.sub("", problem or "")
+        again = " (as above)" if cause in told else ""
+        screen.print(
+            f"{'[red]failed[/red]' if problem else '[green]passed[/green]'}  {rule}{again}"
+        )
+        if problem and not again:
+            screen.print(f"        {problem}", markup=False)
+            told.add(cause)
     failed = sum(problem is not None for _, problem in findings)
-    screen.print(f"{len(findings)} rules, {failed} failed")
+    left = f"; the other {untried} rules were not tried" if untried else ""
+    screen.print(f"{len(findings)} rules, {failed} failed{left}")

@@ -11,7 +11,8 @@ written to, a client that is missing. The same from the command line, every rule
 
     python simulate.py --check-strategy my_strategy --set strategy.rate=0.5
 
-`made_up` has the model and the deltas, `play` the rounds, `rules` what is looked for.
+`made_up` has the model and the deltas, `play` the rounds, `rules` what is looked for, `declared`
+and `returned` what is looked at, `understood` what a person is told first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import NamedTuple
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.testing.made_up import made_up_model
 from fl_vitlora.testing.play import StrategyError, made_up_updates
-from fl_vitlora.testing.rules import RULES
+from fl_vitlora.testing.rules import RULES, Rule
+from fl_vitlora.testing.understood import understood
 
 __all__ = [
     "Finding",
@@ -30,6 +32,8 @@ __all__ = [
     "findings",
     "made_up_model",
     "made_up_updates",
+    "rules_for",
+    "understood",
 ]
 
 
@@ -61,31 +65,39 @@ def check_strategy(strategy: Strategy) -> None:
         >>> import strategies
         >>> check_strategy(strategies.load("fedavg", {}))
     """
-    for rule in RULES:
-        if rule.concerns(strategy):
-            rule.check(strategy)
+    for rule in rules_for(strategy):
+        rule.check(strategy)
+
+
+def rules_for(strategy: Strategy) -> list[Rule]:
+    """Finds the rules that concern a strategy, in their order."""
+    return [rule for rule in RULES if rule.concerns(strategy)]
 
 
 def findings(strategy: Strategy) -> list[Finding]:
-    """Does what `check_strategy` does, but goes on and tells what became of every rule.
+    """Does what `check_strategy` does, but goes on and tells what became of the rules.
+
+    It ends early where one of the first is broken, since all others would find the same.
 
     Args:
         strategy: With the hyper-parameters to be checked.
 
     Returns:
-        One finding for each rule that concerns the strategy.
+        One finding for each rule that was tried, in the order of `rules_for`.
 
     Example:
         >>> import strategies
         >>> findings(strategies.load("fedavg", {}))[0]
-        Finding(rule='plans what a client can do', problem=None)
+        Finding(rule='says of itself what the contract knows', problem=None)
     """
     found = []
-    for rule in (rule for rule in RULES if rule.concerns(strategy)):
+    for rule in rules_for(strategy):
         try:
             rule.check(strategy)
         except StrategyError as error:
             found.append(Finding(rule.told, str(error)))
+            if rule.first:
+                break
         else:
             found.append(Finding(rule.told, None))
     return found

@@ -15,6 +15,7 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 
 RANK, WIDTH, CLASSES = 2, 6, 3
+BLOCKS = 40  # of the largest ViT
 
 CLIENTS = (0, 1, 2, 3)
 SAMPLES = (40, 30, 20, 10)
@@ -41,6 +42,29 @@ def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
         "head.weight": (CLASSES, WIDTH),
         "head.bias": (CLASSES,),
     }
+
+
+def known_names(strategy: Strategy) -> list[str]:
+    """Names the tensors above, and all that a ViT of timm may have beside them.
+
+    A plan may well speak of what this small model lacks: other layers, or a whole backbone.
+    """
+    layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    others = {"k": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    adapted = [f"{layer}.adapters.{target}" for target, layer in others.items()]
+    factors = SANDWICH if strategy.adapter == "sandwich" else FACTORS
+    return [
+        *shapes(strategy),
+        *("cls_token", "pos_embed", "norm.weight", "norm.bias"),
+        *(
+            f"blocks.{block}.{name}"
+            for block in range(BLOCKS)
+            for name in (
+                *(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")),
+                *(f"{path}{factor}" for path in adapted for factor in factors),
+            )
+        ),
+    ]
 
 
 def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.float32) -> State:

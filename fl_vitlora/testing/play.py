@@ -10,17 +10,18 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fl_vitlora import lowrank
 from fl_vitlora.errors import UserError
 from fl_vitlora.privacy import mean_update
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
-from fl_vitlora.testing import made_up, returned
+from fl_vitlora.testing import declared, made_up, returned
 from fl_vitlora.testing.returned import ContractError
 
 ROUNDS = 3
@@ -73,10 +74,6 @@ class Play:
     hand: Hand = lambda _round, _what, tensors: tensors
     send: Callable[[Strategy], Strategy] = lambda strategy: strategy
 
-    def __post_init__(self) -> None:
-        with self._blame(None):
-            returned.expect_declaration(self.strategy)
-
     def start(self) -> Ending:
         """Makes what the first round begins with; a B that restarts is zero, as in a run."""
         model = made_up.made_up_model(self.strategy, self.dtype)
@@ -104,6 +101,7 @@ class Play:
         sent = [n for n in made_up.shapes(self.strategy) if not n.endswith(self.strategy.personal)]
         with self._blame(server_round, "plan"):
             plan = self.strategy.plan(server_round)
+            declared.expect_plan(plan, made_up.known_names(self.strategy))
             returned.expect_plan(plan, sent)
         return plan
 
@@ -209,7 +207,7 @@ class Play:
             returned.expect_numbers(new, "the new memory")
             if report:
                 returned.expect_like(report, work.delta, "the report")
-        return report, new
+        return report, {name: _as_stored(tensor) for name, tensor in new.items()}
 
     def _listed(self, server_round: int, updates: Sequence[Update]) -> Sequence[Update]:
         """Lists updates as the server gets them."""
@@ -231,13 +229,33 @@ class Play:
             cause = " ".join(
                 f"{type(error).__name__}: {error}{_line(error, self.strategy)}".split()
             )
-            raise self._broken(server_round, f"{half} fails{who}: {cause}") from error
+            advice = "" if half == "plan" else self._advice(server_round, error)
+            raise self._broken(server_round, f"{half} fails{who}: {cause}{advice}") from error
+
+    def _advice(self, server_round: int | None, error: Exception) -> str:
+        """Tells what is behind some errors that authors meet first."""
+        if isinstance(error, FrozenInstanceError):
+            return " (what must be remembered belongs into the state)"
+        frozen = self.strategy.plan(server_round or 1).frozen
+        if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+            if error.args[0].endswith(self.strategy.personal):
+                return " (it is personal, so neither model nor deltas have it)"
+            if error.args[0].endswith(frozen):
+                return " (it rested in this round, so deltas lack it)"
+        if frozen and isinstance(error, ValueError) and str(error).startswith("states differ"):
+            return " (what rested in this round is not in deltas; fl_vitlora.strategy.moved helps)"
+        return ""
 
     def _broken(self, server_round: int | None, finding: str) -> StrategyError:
         """Adds to a finding what is special about the play."""
         ranks = f" (clients of ranks {', '.join(map(str, self.ranks))})" if self.ranks else ""
         dtype = f" (all in {self.dtype})" if self.dtype != torch.float32 else ""
         return broken(self.strategy, server_round, finding + ranks + dtype)
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """A client's memory is kept in arrays, which know no bfloat16."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _line(error: Exception, strategy: Strategy) -> str:

@@ -14,10 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fl_vitlora import lowrank
+from fl_vitlora.errors import UserError
 from fl_vitlora.state import State, clone
 from fl_vitlora.strategy import Strategy
-from fl_vitlora.testing import made_up
+from fl_vitlora.testing import declared, made_up
 from fl_vitlora.testing.play import ROUNDS, Ending, Play, broken
+from fl_vitlora.testing.returned import ContractError
 
 PLANNED_ROUNDS = 50
 TOLERANCE, HALF_TOLERANCE = 1e-5, 2e-2
@@ -33,11 +35,20 @@ class Rule(NamedTuple):
         told: In words.
         check: Raises a `StrategyError` where it is broken.
         concerns: Tells for which strategies it holds.
+        first: Where it is broken, the others would only find the same.
     """
 
     told: str
     check: Callable[[Strategy], None]
     concerns: Callable[[Strategy], bool] = lambda _: True
+    first: bool = False
+
+
+def _declares(strategy: Strategy) -> None:
+    try:
+        declared.expect_declaration(strategy, made_up.known_names(strategy))
+    except (ContractError, UserError) as error:
+        raise broken(strategy, None, str(error)) from None
 
 
 def _plans(strategy: Strategy) -> None:
@@ -183,13 +194,14 @@ def _needs_sums_only(strategy: Strategy) -> None:
 
 
 RULES = (
-    Rule("plans what a client can do", _plans),
-    Rule("returns finite tensors of the right names, shapes and types", _returns),
+    Rule("says of itself what the contract knows", _declares, first=True),
+    Rule("plans what a client can do", _plans, first=True),
+    Rule("returns finite tensors of the right names, shapes and types", _returns, first=True),
     Rule("gives the same bits when the same rounds are played again", _repeats),
     Rule("writes to nothing that it is given", _writes_nothing),
     Rule("moves the model where clients did", _moves),
     Rule("keeps what the model computes where no client changed anything", _rests),
-    Rule("counts the shares of images, not their number", _weighs),
+    Rule("doubling all numbers of images changes nothing", _weighs),
     Rule("does not depend on the order of updates", _ignores_order),
     Rule("works with one client", _stands_alone),
     Rule("works with other clients in every round", _misses_some),

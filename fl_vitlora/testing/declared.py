@@ -1,0 +1,141 @@
+"""What a class says of itself is looked at: its form, its names, and its hyper-parameters.
+
+A name that is misspelt would be ignored in silence: a strategy would run, but another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from fl_vitlora.config import check_defaults
+from fl_vitlora.strategy import ClientPlan, Strategy
+from fl_vitlora.testing.returned import ContractError
+
+FLAGS = ("low_rank", "any_rank", "sums_suffice")
+ADAPTERS = ("lora", "sandwich")
+HALVES = ("plan", "broadcast", "drift", "report", "aggregate")
+CONTRACT = (*HALVES, *FLAGS, "personal", "adapter")
+LIKENESS = 0.85  # from which on a name is taken for a misspelt one
+FORM = "fields need a frozen, keyword-only dataclass and types: @dataclass(frozen=True, " + (
+    "kw_only=True), and then NAME: float = 0.5"
+)
+
+
+def expect_form(kind: type[Any]) -> None:
+    """Looks at a class before there is an instance.
+
+    Args:
+        kind: Derived from `Strategy`.
+
+    Raises:
+        ContractError: When a name is misspelt, or what should be a hyper-parameter is none.
+        UserError: When a default does not fit its type or range.
+    """
+    for own in _lineage(kind):
+        for name in [*vars(own), *_annotations(own)]:
+            if near := _misspelt(name):
+                raise ContractError(
+                    f"{name} is not of the contract; did you mean {near}? "
+                    f"(if not, call it _{name} or otherwise)"
+                )
+        untyped = [name for name, value in vars(own).items() if _is_untyped(own, name, value)]
+        typed = [n for n, hint in _annotations(own).items() if "ClassVar" not in str(hint)]
+        if untyped:
+            raise ContractError(f"{untyped[0]} has no type; {FORM}")
+        if typed and "__dataclass_params__" not in vars(own):
+            raise ContractError(f"{own.__name__} is no dataclass, but has {typed[0]}; {FORM}")
+    loose = [item.name for item in dataclasses.fields(kind) if not item.kw_only]
+    if loose:
+        raise ContractError(f"{loose[0]} is not keyword-only; {FORM}")
+    check_defaults(kind, "strategy")
+
+
+def expect_declaration(strategy: Strategy, names: Collection[str]) -> None:
+    """Looks at what a class says of itself, for tensors of these names."""
+    expect_form(type(strategy))
+    for flag in FLAGS:
+        if not isinstance(getattr(strategy, flag), bool):
+            raise ContractError(f"{flag} is {getattr(strategy, flag)!r}, expected True or False")
+    expect_endings(strategy.personal, names, "personal")
+    if strategy.adapter not in ADAPTERS:
+        raise ContractError(f"adapter is {strategy.adapter!r}, expected one of {ADAPTERS}")
+    for half in HALVES:
+        _expect_arguments(strategy, half)
+
+
+def expect_plan(plan: object, names: Collection[str]) -> None:
+    """Looks at what a plan says, for tensors of these names."""
+    if not isinstance(plan, ClientPlan):
+        raise ContractError(f"plan returned {plan!r}, not a ClientPlan")
+    for rested in ("frozen", "restarted"):
+        expect_endings(getattr(plan, rested), names, f"plan.{rested}")
+
+
+def expect_endings(endings: object, names: Collection[str], what: str) -> None:
+    """Looks for a tuple of endings, each of which some tensor has."""
+    if not isinstance(endings, tuple) or not all(isinstance(ending, str) for ending in endings):
+        raise ContractError(f"{what} is {endings!r}, not a tuple of endings")
+    for ending in endings:
+        if not any(name.endswith(ending) for name in names):
+            near = difflib.get_close_matches(ending, sorted(_endings(names)), n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ContractError(f"{what} has {ending!r}, with which no tensor's name ends{hint}")
+
+
+def _expect_arguments(strategy: Strategy, half: str) -> None:
+    """Looks whether a half can be called as a run calls it."""
+    method, expected = getattr(strategy, half), inspect.signature(getattr(Strategy, half))
+    names = list(expected.parameters)
+    told = f"{half}({', '.join(names)})"
+    if not callable(method):
+        raise ContractError(f"{half} is {method!r:.40}, expected a method {told}")
+    try:
+        inspect.signature(method).bind(*names[1:])
+    except TypeError:
+        own = ", ".join(map(_without_type, inspect.signature(method).parameters.values()))
+        raise ContractError(
+            f"{half} takes ({own}) beside self, expected the arguments of {told}"
+        ) from None
+
+
+def _without_type(parameter: inspect.Parameter) -> str:
+    return str(parameter.replace(annotation=inspect.Parameter.empty))
+
+
+def _lineage(kind: type[Any]) -> Iterator[type[Any]]:
+    """Names a class and those between it and `Strategy`."""
+    return (c for c in kind.__mro__ if issubclass(c, Strategy) and c is not Strategy)
+
+
+def _annotations(own: type[Any]) -> dict[str, Any]:
+    return dict(vars(own).get("__annotations__", {}))
+
+
+def _misspelt(name: str) -> str | None:
+    """Finds the name of the contract that was meant, if another was written."""
+    if name.startswith("_") or name in CONTRACT:
+        return None
+    plain = {known.replace("_", ""): known for known in CONTRACT}
+    near = difflib.get_close_matches(name.lower().replace("_", ""), plain, n=1, cutoff=LIKENESS)
+    return plain[near[0]] if near else None
+
+
+def _is_untyped(own: type[Any], name: str, value: object) -> bool:
+    """Tells whether a value stands in a class as if it were a hyper-parameter; CAPITALS do not."""
+    known = name in CONTRACT or name in _annotations(own)
+    is_code = callable(value) or hasattr(type(value), "__get__")
+    return not (known or name.startswith("_") or name.isupper() or is_code)
+
+
+def _endings(names: Collection[str]) -> set[str]:
+    """Finds all endings of names that begin at a dot, with and without it."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        rests = [".".join(parts[k:]) for k in range(len(parts))]
+        found |= {*rests, *(f".{rest}" for rest in rests[1:])}
+    return found
