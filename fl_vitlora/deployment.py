@@ -26,10 +26,9 @@ from fl_vitlora import policies
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
-from fl_vitlora.flower.aggregators import LoadStrategy, check_cohort, client_half
+from fl_vitlora.flower.aggregators import LoadStrategy, check_experiment, client_half
 from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
 from fl_vitlora.flower.confidentiality import check_privacy
-from fl_vitlora.flower.server import cohort_size
 from fl_vitlora.flower.simulation import choose_workers
 from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.preparation import prepare_model
@@ -82,7 +81,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         policies.check(config)
         strategy = load_strategy(config)
         asked, config = config, policies.for_strategy(config, client_half(strategy))
-        check_cohort(strategy, cohort_size(config.clients, config.fraction))
+        check_experiment(strategy, config)
         check_privacy(config, strategy)
         shards = Path(_given(context.run_config, "shards"))
         classes = _classes(context, shards)

@@ -71,6 +71,19 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
     return [update for _, update in ranked[:chosen]]
 
 
+def too_few_for_krum(clients: int, f: int) -> str:
+    """Says why Krum cannot withstand f of so many clients; empty where it can.
+
+    Example:
+        >>> too_few_for_krum(15, 6), too_few_for_krum(6, 2)
+        ('', 'it withstands f of 2f + 3 clients, and 6 take part: --set strategy.f=1')
+    """
+    if clients >= 2 * f + 3 or not f:
+        return ""
+    most = max(0, (clients - 3) // 2)
+    return f"it withstands f of 2f + 3 clients, and {clients} take part: --set strategy.f={most}"
+
+
 def _squared_distances(updates: Sequence[Update]) -> list[list[float]]:
     """Computes ‖Δⱼ - Δₖ‖² for each pair of clients, (K, K)."""
     squares = [[0.0] * len(updates) for _ in updates]

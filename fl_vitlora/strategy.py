@@ -14,6 +14,7 @@ Only `aggregate`, the server's half, must be written. The whole of FedAvg (arXiv
 
 A round, and who calls what:
 
+    before   objection(config, participants)                    optional: why it cannot be
     server   plan(round), broadcast(state)                      what clients train, get, and pay for
     client   drift(broadcast, memory); trains; report(...)      optional, for control variates
     server   aggregate(model, updates, state)                   the next model
@@ -29,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from fl_vitlora.config import Config
 from fl_vitlora.state import State, mean, scale
 
 
@@ -115,6 +117,19 @@ class Strategy(ABC):
     sums_suffice: ClassVar[bool] = False
     personal: ClassVar[tuple[str, ...]] = ()
     adapter: ClassVar[Literal["lora", "sandwich"]] = "lora"
+
+    def objection(self, config: Config, participants: int) -> str:
+        """Says why an experiment cannot be run as this strategy means it, before it begins.
+
+        Args:
+            config: The experiment.
+            participants: How many clients take part in a round.
+
+        Returns:
+            One line with what would do instead; empty, as by default, if nothing is against it.
+        """
+        del config, participants
+        return ""
 
     def plan(self, server_round: int) -> ClientPlan:
         """Says what clients do in a round.

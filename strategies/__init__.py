@@ -32,7 +32,7 @@ def available() -> list[str]:
 
 def load_for(config: Config) -> AnyStrategy:
     """Makes the strategy of an experiment; see `load`."""
-    from fl_vitlora.flower.server import cohort_size
+    from fl_vitlora.flower.sampling import cohort_size
 
     return load(
         config.strategy.name,

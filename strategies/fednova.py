@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fl_vitlora.config import setting
+from fl_vitlora.config import Config, setting
 from fl_vitlora.lowrank import shares
 from fl_vitlora.state import State, scale
 from fl_vitlora.strategy import Strategy, Update, averaged
@@ -36,6 +36,18 @@ class FedNova(Strategy):
     """
 
     momentum: float = setting(0.0, "of the clients' SGD; 0 for plain SGD and AdamW", "[0, 1)")
+
+    def objection(self, config: Config, participants: int) -> str:
+        """Refuses clients whose optimiser has another momentum than it reckons with."""
+        del participants
+        training = config.training
+        momentum = training.momentum if training.optimizer == "sgd" else 0.0
+        if momentum == self.momentum:
+            return ""
+        return (
+            f"clients train with momentum {momentum:g}, it reckons with {self.momentum:g}: "
+            f"--set strategy.momentum={momentum:g}"
+        )
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fl_vitlora.config import setting
-from fl_vitlora.robust import krum
+from fl_vitlora.config import Config, setting
+from fl_vitlora.robust import krum, too_few_for_krum
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, averaged
 
@@ -31,6 +31,11 @@ class MultiKrum(Strategy):
 
     f: int = setting(1, "clients of a round that may send anything", "[0, inf)")
     m: int | None = setting(None, "deltas that are averaged; K - f if not given", "[1, inf)")
+
+    def objection(self, config: Config, participants: int) -> str:
+        """Refuses a round of fewer clients than the proof asks for."""
+        del config
+        return too_few_for_krum(participants, self.f)
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

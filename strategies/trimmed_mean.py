@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.config import setting
+from fl_vitlora.config import Config, setting
 from fl_vitlora.robust import coordinatewise, middle
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, moved
@@ -32,6 +32,16 @@ class TrimmedMean(Strategy):
     """
 
     beta: float = setting(0.1, "share of the clients cut off at each end", "[0, 0.5)")
+
+    def objection(self, config: Config, participants: int) -> str:
+        """Refuses a share that cuts nobody off."""
+        del config
+        if not self.beta or self.beta * participants >= 1:
+            return ""
+        return (
+            f"beta {self.beta:g} of {participants} clients cuts nobody off; take at least "
+            f"--set strategy.beta={1 / participants:.2g}"
+        )
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -95,7 +95,7 @@ ROOMS = {
     "fl_vitlora/state.py": [],
     "fl_vitlora/config.py": ["errors"],
     "fl_vitlora/grid.py": ["config", "errors"],
-    "fl_vitlora/strategy.py": ["state"],
+    "fl_vitlora/strategy.py": ["config", "state"],
     "fl_vitlora/lowrank.py": ["state", "strategy"],
     "fl_vitlora/robust.py": ["lowrank", "state", "strategy"],
     "fl_vitlora/global_model.py": ["lowrank", "state"],

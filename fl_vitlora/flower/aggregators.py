@@ -16,6 +16,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError, blame, unknown
 from fl_vitlora.flower.contents import ConfigValue, Instruction
 from fl_vitlora.flower.flower_aggregator import FlowerAggregator
+from fl_vitlora.flower.sampling import cohort_size
 from fl_vitlora.flower.transport import Failure
 from fl_vitlora.global_model import GlobalModel, split
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B
@@ -82,6 +83,18 @@ class Unaided(Strategy):
 def client_half(strategy: AnyStrategy) -> Strategy:
     """Returns what clients run of a strategy, and what it asks of an experiment."""
     return strategy if isinstance(strategy, Strategy) else Unaided()
+
+
+def check_experiment(strategy: AnyStrategy, config: Config) -> None:
+    """Refuses an experiment that a strategy cannot be run in.
+
+    Raises:
+        UserError: With what the strategy has against it.
+    """
+    participants = cohort_size(config.clients, config.fraction)
+    check_cohort(strategy, participants)
+    if objection := client_half(strategy).objection(config, participants):
+        raise UserError(f"strategy {config.strategy.name}: {objection}")
 
 
 def check_cohort(strategy: AnyStrategy, participants: int) -> None:

@@ -6,7 +6,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.accounting import epsilon
 from fl_vitlora.flower.aggregators import AnyStrategy
-from fl_vitlora.flower.server import cohort_size
+from fl_vitlora.flower.sampling import cohort_size
 from fl_vitlora.secure_sum import FEWEST
 from fl_vitlora.strategy import Strategy
 

@@ -5,20 +5,17 @@ It is the same for a simulation and a deployment, for this project's strategies 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
+from fl_vitlora.flower.sampling import sample
 from fl_vitlora.flower.transport import Failure, Transport
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.lowrank import relative_error
-from fl_vitlora.rng import generator
 from fl_vitlora.state import is_finite
 from fl_vitlora.strategy import Update
 from fl_vitlora.training import scheduled_rate
@@ -137,34 +134,3 @@ class Federation:
             moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,
         )
-
-
-def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
-    """Chooses the participants of a round.
-
-    Args:
-        clients: Numbers of all clients.
-        fraction: Share to choose, in (0, 1]; rounded up, so at least one.
-        seed: The run's seed.
-        server_round: From 1.
-
-    Returns:
-        Their numbers, sorted.
-
-    Example:
-        >>> len(sample(range(20), 0.25, seed=0, server_round=1))
-        5
-    """
-    order = torch.randperm(len(clients), generator=generator(seed, "sampling", server_round))
-    chosen = order[: cohort_size(len(clients), fraction)]
-    return sorted(clients[position] for position in chosen.tolist())
-
-
-def cohort_size(clients: int, fraction: float) -> int:
-    """Counts the participants of a round; rounding errors of the product do not add one.
-
-    Example:
-        >>> cohort_size(20, 0.15), cohort_size(20, 0.001)
-        (3, 1)
-    """
-    return max(1, math.ceil(clients * fraction - 1e-9))

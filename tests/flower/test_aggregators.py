@@ -13,8 +13,9 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 import strategies
+from fl_vitlora import config as configuration
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.aggregators import OwnAggregator, check_cohort
+from fl_vitlora.flower.aggregators import OwnAggregator, check_cohort, check_experiment
 from fl_vitlora.flower.contents import Writer, read_instruction
 from fl_vitlora.flower.holdings import Memory
 from fl_vitlora.state import State, add
@@ -175,3 +176,32 @@ def test_a_fault_in_a_strategy_is_told_with_its_place():
 def test_a_plan_that_freezes_nothing_by_mistake_is_refused(endings: Any, told: str):
     with pytest.raises(UserError, match=told):
         OwnAggregator(Faulty(endings=endings)).instruct(1, GLOBAL, [0], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("krum", {"strategy.f": 2, "clients": 6}, r"2f \+ 3 clients, and 6 .* strategy\.f=1"),
+        ("multi_krum", {"strategy.f": 9}, r"20 take part: --set strategy\.f=8"),
+        ("krum", {"strategy.f": 6, "fraction": 0.5}, "10 take part"),
+        ("trimmed_mean", {"strategy.beta": 0.04}, "cuts nobody off; take at least .*=0.05"),
+        ("fednova", {"training.optimizer": "sgd"}, r"momentum 0\.9, .* strategy\.momentum=0\.9"),
+    ],
+)
+def test_what_a_strategy_objects_to_is_refused(name: str, given: dict[str, Any], told: str):
+    config = configuration.load(None, {"strategy": name, **given})
+    with pytest.raises(UserError, match=f"strategy {name}: .*{told}") as caught:
+        check_experiment(strategies.load_for(config), config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", strategies.available())
+def test_no_strategy_objects_to_the_default_job(name: str):
+    config = configuration.load(None, {"strategy": name})
+    check_experiment(strategies.load_for(config), config)
+
+
+def test_fednova_takes_the_momentum_that_it_is_told():
+    told = {"training.optimizer": "sgd", "strategy.momentum": 0.9}
+    config = configuration.load(None, {"strategy": "fednova", **told})
+    check_experiment(strategies.load_for(config), config)

@@ -17,12 +17,11 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower.aggregators import make_aggregator
 from fl_vitlora.flower.client_app import ClientSettings, workspace
+from fl_vitlora.flower.sampling import cohort_size, sample
 from fl_vitlora.flower.server import (
     Federation,
     RoundFailedError,
     RoundReport,
-    cohort_size,
-    sample,
 )
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.global_model import GlobalModel
