@@ -4,10 +4,17 @@ Ray is told to import this module in each worker it starts, so that workers get 
 driver's own preparations and not only when the first message comes.
 """
 
+import importlib
+from contextlib import suppress
+
 import torch
 
 import fl_vitlora.flower.client_app  # noqa: F401
 from fl_vitlora.models.backbone import import_timm
 
 import_timm()
+with suppress(
+    ModuleNotFoundError
+):  # the folder beside this package, not one of the current folder,
+    importlib.import_module("strategies")  # which Ray puts first on the path of its workers later
 torch.set_num_threads(1)  # one worker, one core
