@@ -39,6 +39,8 @@ def hostile(config: Config) -> dict[Attack, list[int]]:
         >>> {kind: len(clients) for kind, clients in hostile(six).items()}
         {'scale': 3, 'nan': 3}
     """
+    if not config.attack.clients:
+        return {}
     order = torch.randperm(config.clients, generator=generator(config.seed, "attack")).tolist()
     dealt: dict[Attack, list[int]] = {}
     kinds = itertools.cycle(config.attack.kinds)

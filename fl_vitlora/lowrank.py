@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Update
+from fl_vitlora.strategy import Update, shares
 
 A, B, R = ".lora_A", ".lora_B", ".lora_R"
 MERGED_A, MERGED_B = ".merged_A", ".merged_B"
@@ -47,17 +47,6 @@ def trained(model: State, update: Update) -> State:
         start = _zero_beyond(name, model[name], update.rank).double()
         found[name] = start + update.delta[name].double() if name in update.delta else start
     return found
-
-
-def shares(updates: Sequence[Update]) -> list[float]:
-    """Returns pₖ = nₖ / Σn.
-
-    Example:
-        >>> shares([Update(client=k, samples=n, loss=0.0, delta={}) for k, n in ((0, 3), (1, 1))])
-        [0.75, 0.25]
-    """
-    total = sum(update.samples for update in updates)
-    return [update.samples / total for update in updates]
 
 
 def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tuple[Tensor, Tensor]:

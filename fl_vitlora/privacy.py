@@ -36,10 +36,9 @@ from torch import Tensor
 from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State, clip_norm, count, mean
-from fl_vitlora.strategy import Update
+from fl_vitlora.strategy import SEVERAL, Update
 
 KEY_BYTES = 32
-SEVERAL = -1  # the client of an update that is the mean of several
 
 NoiseKey = Callable[[int], bytes]  # of a round
 

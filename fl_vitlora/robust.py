@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fl_vitlora.lowrank import shares
 from fl_vitlora.state import State, mean, scale, zip_map
-from fl_vitlora.strategy import Update
+from fl_vitlora.strategy import Update, shares
 
 
 def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]) -> State:

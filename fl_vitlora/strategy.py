@@ -33,6 +33,8 @@ from typing import ClassVar, Literal
 from fl_vitlora.config import Config
 from fl_vitlora.state import State, mean, scale
 
+SEVERAL = -1  # the client of an update that is the mean of several
+
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
@@ -200,6 +202,17 @@ class Strategy(ABC):
             ``PATH.lora_A`` and ``PATH.lora_B``: then everybody adds s·merged_B·merged_A to the
             frozen weight that the pair stands on, s = α / r. They are sent to each client once.
         """
+
+
+def shares(updates: Sequence[Update]) -> list[float]:
+    """Returns pₖ = nₖ / Σn.
+
+    Example:
+        >>> shares([Update(client=k, samples=n, loss=0.0, delta={}) for k, n in ((0, 3), (1, 1))])
+        [0.75, 0.25]
+    """
+    total = sum(update.samples for update in updates)
+    return [update.samples / total for update in updates]
 
 
 def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> State:

@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.lowrank import A, merged, shares, trained
+from fl_vitlora.lowrank import A, merged, trained
 from fl_vitlora.state import State, mean, subtract
-from fl_vitlora.strategy import Strategy, Update, averaged
+from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 
 @dataclass(frozen=True, kw_only=True)

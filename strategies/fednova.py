@@ -22,9 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fl_vitlora.config import Config, setting
-from fl_vitlora.lowrank import shares
 from fl_vitlora.state import State, scale
-from fl_vitlora.strategy import Strategy, Update, averaged
+from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.lowrank import refactored, shares, trained
+from fl_vitlora.lowrank import refactored, trained
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Strategy, Update, averaged
+from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.lowrank import A, B, cut, merged, paths, shares, trained
+from fl_vitlora.lowrank import A, B, cut, merged, paths, trained
 from fl_vitlora.state import State
-from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
+from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged, shares
 
 
 @dataclass(frozen=True, kw_only=True)

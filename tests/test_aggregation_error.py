@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_vitlora.lowrank import A, B, R, relative_error, shares, stack, trained
+from fl_vitlora.lowrank import A, B, R, relative_error, stack, trained
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Update, averaged
+from fl_vitlora.strategy import Update, averaged, shares
 
 
 def numbers(a: float, b: float) -> State:

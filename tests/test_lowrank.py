@@ -12,12 +12,11 @@ from fl_vitlora.lowrank import (
     merged,
     pad,
     refactored,
-    shares,
     stack,
     trained,
 )
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Update, averaged
+from fl_vitlora.strategy import Update, averaged, shares
 
 PATH = "blocks.0.q"
 m, n, r = 7, 6, 3

@@ -16,7 +16,7 @@ from fl_vitlora import lowrank
 from fl_vitlora.config import setting
 from fl_vitlora.errors import UserError
 from fl_vitlora.state import State, add, mean, scale, subtract
-from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update, averaged
+from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update, averaged, shares
 from fl_vitlora.testing import (
     StrategyError,
     check_strategy,
@@ -466,7 +466,7 @@ def keeps_b(model: State, updates: Sequence[Update], state: State) -> tuple[Stat
 def refactors(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:
     """FlexLoRA in short: the mean of products, factored again."""
     clients = [lowrank.trained(model, update) for update in updates]
-    refactored = lowrank.refactored(model, lowrank.shares(updates), clients)
+    refactored = lowrank.refactored(model, shares(updates), clients)
     return averaged(model, updates) | refactored, state
 
 
@@ -475,7 +475,7 @@ def stacks(model: State, updates: Sequence[Update], state: State) -> tuple[State
     new = averaged(model, updates)
     clients = [lowrank.trained(model, update) for update in updates]
     for path in lowrank.paths(model):
-        tall, wide = lowrank.stack(lowrank.shares(updates), clients, path)
+        tall, wide = lowrank.stack(shares(updates), clients, path)
         new |= {path + lowrank.MERGED_A: tall.float(), path + lowrank.MERGED_B: wide.float()}
         new[path + lowrank.B].zero_()
     return new, state

@@ -10,15 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fl_vitlora.config import convert
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.accounting import make_accountant
-
-if TYPE_CHECKING:
-    pass
 
 Parameters = dict[str, inspect.Parameter]
 

@@ -29,7 +29,6 @@ from flwr.app import (
 from fl_vitlora.communication.fixed_point import Words, decode, encode, pack_words, unpack_words
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
-from fl_vitlora.privacy import SEVERAL
 from fl_vitlora.secure_sum import (
     KEY_BYTES,
     Member,
@@ -41,7 +40,7 @@ from fl_vitlora.secure_sum import (
     reveal,
 )
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Update
+from fl_vitlora.strategy import SEVERAL, Update
 
 RECORD = "secure-sum"  # in messages, and in a client's context
 MASKED_TYPE = "fl_vitlora.masked"

@@ -93,6 +93,8 @@ def merge(context: Context, received: Received, layout: Layout) -> State:
         return {}
     products = products_layout(layout)
     before = _read(context, INCREMENTS, known, products) if known else received.increments
+    if known == merges:
+        return before
     after = added(before, received.merged)
     increments = {path: after[path] for path, _ in products.shapes if path in after}
     _write(context, INCREMENTS, merges, increments)
