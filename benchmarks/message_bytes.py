@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fl_vitlora.config import FineTuningConfig, ModelConfig
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.messages import full_model_bytes
+from fl_vitlora.flower.measuring import full_model_bytes
 from fl_vitlora.models import backbone
 from fl_vitlora.state import count
 

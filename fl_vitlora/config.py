@@ -49,6 +49,9 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "PE": ("pixel_negative_positive", "pixel_colour_shuffling"),
 }
 
+# Groups of settings that may be given by one text, and which of them that is.
+SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
+
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
 
@@ -214,6 +217,31 @@ class PrivacyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanesConfig:
+    """How tensors travel in one direction."""
+
+    codec: str = setting(
+        "float32", "of all tensors that have none below; --set compression.uplink=int4"
+    )
+    patch_embed: str | None = setting(None, "of the patch embedding")
+    lora_A: str | None = setting(None, "of LoRA's A")  # noqa: N815 - the literature's name
+    lora_B: str | None = setting(None, "of LoRA's B")  # noqa: N815
+    head: str | None = setting(None, "of the head")
+    other: str | None = setting(None, "of all others")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """How tensors are coded on the wire."""
+
+    uplink: LanesConfig = LanesConfig()
+    downlink: LanesConfig = LanesConfig()
+    error_feedback: bool = setting(
+        True, "clients send in a later round what a codec withheld in this one"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where the clients run."""
 
@@ -243,6 +271,7 @@ class Config:
     attack: AttackConfig = AttackConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    compression: CompressionConfig = CompressionConfig()
     engine: EngineConfig = EngineConfig()
 
 
@@ -287,11 +316,11 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
         'fedprox'
     """
-    whole = _name_strategies(copy.deepcopy(dict(tree)))
+    whole = _spell_out(copy.deepcopy(dict(tree)))
     for dotted, value in overrides.items():
-        named = isinstance(value, str) and dotted.rpartition(".")[2] == "strategy"
-        _graft(whole, f"{dotted}.name" if named else dotted, value)
-    config = from_mapping(Config, _gather_strategy_options(_name_strategies(whole)))
+        short = SHORT.get(dotted.rpartition(".")[2]) if isinstance(value, str) else None
+        _graft(whole, f"{dotted}.{short}" if short else dotted, value)
+    config = from_mapping(Config, _gather_strategy_options(_spell_out(whole)))
     _check_lists(config)
     return config
 
@@ -516,14 +545,15 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _name_strategies(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a strategy that is given by its name alone as a mapping; and one that it wraps."""
-    inner = tree.get("strategy")
-    if isinstance(inner, str):
-        inner = {"name": inner}
-    if isinstance(inner, Mapping):
-        return {**tree, "strategy": _name_strategies(inner)}
-    return dict(tree)
+def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes settings that are given by one text as mappings: a strategy and within it, a codec."""
+    whole = dict(tree)
+    for key, value in tree.items():
+        if key in SHORT and isinstance(value, str):
+            whole[key] = {SHORT[key]: value}
+        elif key in (*SHORT, "compression") and isinstance(value, Mapping):
+            whole[key] = _spell_out(value)
+    return whole
 
 
 def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,11 @@ from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
 from fl_vitlora.flower.aggregators import LoadStrategy, check_experiment, client_half
-from fl_vitlora.flower.client_app import ClientSettings, client_of, make_client_app
+from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.simulation import choose_workers
+from fl_vitlora.flower.wiring import check_codecs
+from fl_vitlora.flower.workspace import ClientSettings, client_of
 from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
@@ -83,6 +85,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         asked, config = config, policies.for_strategy(config, client_half(strategy))
         check_experiment(strategy, config)
         check_privacy(config, strategy)
+        check_codecs(config)
         shards = Path(_given(context.run_config, "shards"))
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device

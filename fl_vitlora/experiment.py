@@ -9,11 +9,13 @@ from pathlib import Path
 from fl_vitlora import coordinates, policies
 from fl_vitlora.config import Config
 from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_half
-from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.sampling import cohort_size
 from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
+from fl_vitlora.flower.wiring import check_codecs
+from fl_vitlora.flower.workspace import ClientSettings
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import (
     describe_encryption,
@@ -59,6 +61,7 @@ def run(
     cohort = cohort_size(config.clients, config.fraction)
     check_experiment(strategy, config)
     check_privacy(config, strategy)
+    check_codecs(config)
     workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)
     if config.out:
         check_unused(Path(config.out))

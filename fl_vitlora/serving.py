@@ -33,7 +33,7 @@ from fl_vitlora.evaluation import (
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.accounting import statement
 from fl_vitlora.flower.aggregators import AnyStrategy, client_half, make_aggregator
-from fl_vitlora.flower.messages import full_model_bytes
+from fl_vitlora.flower.measuring import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.flower.transport import Tap, Transport
@@ -41,7 +41,7 @@ from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
 from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
-from fl_vitlora.ranks import client_ranks, rank_of
+from fl_vitlora.ranks import client_ranks
 from fl_vitlora.reporting.plots import plot_accuracy
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
@@ -181,7 +181,7 @@ class Run:
             grid,
             initial,
             self.ledger,
-            rank_of=lambda client: rank_of(self.config, client),
+            config=self.config,
             sums=sums,
             timeout=self.config.engine.round_timeout,
             tap=self.watch.tap,

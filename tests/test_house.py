@@ -43,6 +43,8 @@ ALLOWED = {
         "fl_vitlora/models/backbone.py",  # for the name of its error
         "fl_vitlora/testing/",  # sends a strategy to a client, as Ray would
     ],
+    "msgpack": ["fl_vitlora/communication/parcel.py"],
+    "constriction": ["fl_vitlora/communication/codecs/"],
     "strategies": ["simulate.py", "strategies/"],
     "fl_vitlora.flower": [
         "fl_vitlora/flower/",
@@ -100,7 +102,7 @@ ROOMS = {
     "fl_vitlora/robust.py": ["lowrank", "state", "strategy"],
     "fl_vitlora/global_model.py": ["lowrank", "state"],
     "fl_vitlora/encryption/": ["errors"],
-    "fl_vitlora/communication/": ["state"],
+    "fl_vitlora/communication/": ["errors", "finetuning", "state"],
     "fl_vitlora/secure_sum.py": ["encryption"],
     "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],

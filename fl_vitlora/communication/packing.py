@@ -44,6 +44,11 @@ class Layout:
         return cls(tuple((name, tuple(tensor.shape)) for name, tensor in state.items()))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Lists the names in their order."""
+        return tuple(name for name, _ in self.shapes)
+
+    @property
     def digest(self) -> bytes:
         """Names the layout in 8 bytes."""
         return hashlib.blake2b(repr(self.shapes).encode(), digest_size=8).digest()

@@ -8,74 +8,34 @@ to itself from round to round lives in its Flower context.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_vitlora import adversary, coordinates, policies
+from fl_vitlora import adversary
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
-from fl_vitlora.data.owner import RIGHT_KEY, key_holder, views_of
+from fl_vitlora.data.owner import RIGHT_KEY, views_of
 from fl_vitlora.data.shards import (
-    Shard,
     client_shard,
     client_test_shard,
-    open_shard,
-    shard_metadata,
 )
-from fl_vitlora.encryption.holder import KeyHolder, client_party
-from fl_vitlora.encryption.keys import open_ring
-from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.finetuning import methods, targets
+from fl_vitlora.encryption.holder import client_party
+from fl_vitlora.finetuning import targets
 from fl_vitlora.flower import masking, memories, messages
+from fl_vitlora.flower.client_mod import make_mod
 from fl_vitlora.flower.contents import Received, read_instruction, write_update
-from fl_vitlora.lowrank import cut, pad
-from fl_vitlora.models import backbone
+from fl_vitlora.flower.workspace import ClientSettings, SettingsOf, Workspace, client_of, workspace
 from fl_vitlora.models.reading import (
-    READER_FILE,
     WEIGHT,
-    open_reader,
     put_reader,
-    reader_of,
     with_exchanged_reader,
 )
 from fl_vitlora.privacy import bounded
-from fl_vitlora.ranks import rank_of
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clip_norm, is_finite, subtract
-from fl_vitlora.strategy import LocalWork, Strategy
-from fl_vitlora.training import LocalTask, Trained, best_precision, evaluate, train
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientSettings:
-    """All that a worker must know; it holds no key, no image and no weights.
-
-    Attributes:
-        shards: Folder of the encrypted shards.
-        classes: Outputs of the head.
-        device: "cpu" or "cuda".
-        config: The experiment; it names the client's key ring only where the client's side takes
-            the key (`policies.clients_need_key`).
-        strategy: Its client half.
-    """
-
-    shards: str
-    classes: int
-    device: str
-    config: Config
-    strategy: Strategy
-
-    def __hash__(self) -> int:  # a config holds a mapping; equal settings have equal shards
-        return hash((self.shards, self.classes, self.device))
-
-
-SettingsOf = Callable[[Context], ClientSettings]
+from fl_vitlora.strategy import LocalWork
+from fl_vitlora.training import LocalTask, Trained, evaluate, train
 
 
 def make_client_app(settings_of: SettingsOf) -> ClientApp:
@@ -87,7 +47,7 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
     Returns:
         The app.
     """
-    app = ClientApp()
+    app = ClientApp(mods=[make_mod(settings_of)])
     app.query()(functools.partial(_greet, settings_of))
     app.query("reveal")(masking.answer)
     app.train()(functools.partial(_train, settings_of))
@@ -235,99 +195,3 @@ def _take_in(
 
 def _select(state: State, layout: Layout) -> State:
     return {name: state[name] for name, _ in layout.shapes}
-
-
-def client_of(context: Context) -> int:
-    """Tells which shard a node holds."""
-    return int(context.node_config["partition-id"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workspace:
-    """What a worker process keeps between messages.
-
-    Attributes:
-        config: The experiment.
-        backbone: Model with its adapters, on the device.
-        layout: Of the exchanged tensors.
-        kept: Of the trained tensors that stay with a client.
-        origin: What the public model reads with.
-        start: What the server's model reads with at first.
-        initial: All trained tensors as the server has them at first.
-        holder: Of the client's key, where its side takes it.
-        precision: Of activations.
-        shard: Opens a shard by its name, once.
-    """
-
-    config: Config
-    backbone: backbone.Backbone
-    layout: Layout
-    kept: Layout
-    origin: Reader
-    start: Reader
-    initial: State
-    holder: KeyHolder | None
-    precision: torch.dtype
-    shard: Callable[[str], Shard]
-
-    def rank_of(self, client: int) -> int | None:
-        """Tells a client's rank, if it has one of its own."""
-        return rank_of(self.config, client)
-
-    def initial_of(self, client: int) -> State:
-        """Returns the first tensors as a client has them: zero beyond its rank."""
-        rank = self.rank_of(client)
-        return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
-
-    def coordinates_of(self, client: int) -> Coordinates:
-        """Tells how a client's tensors correspond to the server's."""
-        return coordinates.of_party(
-            self.config,
-            origin=self.origin,
-            start=self.start,
-            initial=self.initial,
-            holder=self.holder,
-            party=client_party(client),
-        )
-
-
-@functools.lru_cache(maxsize=1)
-def workspace(settings: ClientSettings) -> Workspace:
-    """Builds the model once for each process and run; the run before is forgotten."""
-    config, shards = settings.config, Path(settings.shards)
-    built = backbone.build(config.model, settings.classes, config.seed)
-    sandwich = settings.strategy.adapter == "sandwich"
-    methods.prepare(built.model, config.finetuning, config.seed, sandwich=sandwich)
-    origin = reader_of(built)
-    holder = _holder(config, built, shards) if config.encryption.key_file else None
-    if holder is not None:
-        start = coordinates.server_reader(config, origin, holder)
-    else:
-        stored = policies.start_is_adapted(config)
-        start = open_reader(shards / READER_FILE) if stored else origin
-    put_reader(built.model, start)
-    initial = methods.export_state(built.model)
-    device = torch.device(settings.device)
-    built.model.to(device)
-    exchanged = policies.exchanged(config, initial, settings.strategy.personal)
-    return Workspace(
-        config=config,
-        backbone=built,
-        layout=Layout.of(exchanged),
-        kept=Layout.of({n: w for n, w in initial.items() if n not in exchanged}),
-        origin=origin,
-        start=start,
-        initial=initial,
-        holder=holder,
-        precision=best_precision(device, config.engine.mixed_precision),
-        shard=functools.cache(lambda name: open_shard(shards / name)),
-    )
-
-
-def _holder(config: Config, built: backbone.Backbone, shards: Path) -> KeyHolder:
-    """Opens the key ring of a client's side; the shards say which key of it they are under."""
-    first = next(iter(sorted(shards.glob("client-*.safetensors"))))
-    secret = open_ring(Path(config.encryption.key_file)).find(shard_metadata(first)["key_id"])
-    return key_holder(
-        config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
-    )

@@ -172,36 +172,93 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         ValueError: When the message holds other tensors than expected.
     """
     config = content.config_records[messages.CONFIG]
-    spared = layout.marked(_bytes(config, messages.SPARED)) if messages.SPARED in config else ()
-    known, merges = _integers(config, messages.MERGES) or (0, 0)
-    merged: State = {}
-    if messages.MERGED in content.array_records:
-        ranks = _integers(config, messages.MERGED_RANKS)
-        merged = messages.from_packed(content, _merged_layout(layout, ranks), messages.MERGED)
-    increments: State = {}
-    if messages.INCREMENTS in content.array_records:
-        ranks = _integers(config, messages.MERGED_RANKS)
-        marked = {p for p, rank in zip(_pairs(layout), ranks, strict=True) if rank}
-        whole = products_layout(layout).only(frozenset(marked))
-        increments = messages.from_packed(content, whole, messages.INCREMENTS)
-    broadcast: State = {}
-    if messages.BROADCAST in content.array_records:
-        broadcast = _unpack(content, layout, rank, messages.BROADCAST)
+    layouts = instruction_layouts(config, layout, rank)
+
+    def unpack(record: str) -> State:
+        given = record in content.array_records or record == messages.ARRAYS
+        return messages.from_packed(content, layouts[record], record) if given else {}
+
     return Received(
-        tensors=_unpack(content, layout.without(frozenset(spared)), rank, messages.ARRAYS),
-        spared=frozenset(spared),
+        tensors=_filled(unpack(messages.ARRAYS), layout, rank),
+        spared=_spared(config, layout),
         since=int(cast(int, config.get(messages.SPARED_SINCE, 0))),
-        merged=merged,
-        increments=increments,
-        merges=(known, merges),
-        broadcast=broadcast,
-        round=int(_number(config, messages.SERVER_ROUND) or 0),
+        merged=unpack(messages.MERGED),
+        increments=unpack(messages.INCREMENTS),
+        merges=_merges(config),
+        broadcast=_filled(unpack(messages.BROADCAST), layout, rank),
+        round=round_of(config),
         rate=_number(config, messages.LEARNING_RATE) or 0.0,
-        frozen=tuple(cast(list[str], config.get(messages.FROZEN, []))),
+        frozen=frozen_of(config),
         proximal_mu=_number(config, messages.PROXIMAL_MU) or 0.0,
         clipping_norm=_number(config, messages.CLIPPING_NORM),
-        taken=None if messages.TAKEN not in config else int(_number(config, messages.TAKEN) or 0),
+        taken=taken_of(config),
     )
+
+
+def instruction_layouts(
+    config: ConfigRecord, layout: Layout, rank: int | None
+) -> dict[str, Layout]:
+    """Tells names and shapes of the tensors that an instruction brings, by record.
+
+    Args:
+        config: Of the instruction.
+        layout: Of all exchanged tensors.
+        rank: The client's own, if it has one.
+    """
+    ranks = _integers(config, messages.MERGED_RANKS)
+    pairs = _pairs(layout)
+    marked = {p for p, rank in zip(pairs, ranks, strict=True) if rank} if ranks else set()
+    ranks = ranks or [0] * len(pairs)
+    return {
+        messages.ARRAYS: cut_layout(layout.without(_spared(config, layout)), rank),
+        messages.BROADCAST: cut_layout(layout, rank),
+        messages.MERGED: _merged_layout(layout, ranks),
+        messages.INCREMENTS: products_layout(layout).only(frozenset(marked)),
+    }
+
+
+def update_layouts(frozen: tuple[str, ...], layout: Layout, rank: int | None) -> dict[str, Layout]:
+    """Tells names and shapes of the tensors that an update brings, by record.
+
+    Args:
+        frozen: Endings of those that rested.
+        layout: Of all exchanged tensors.
+        rank: The client's own, if it has one.
+    """
+    sent = cut_layout(layout.without(layout.ending_with(frozen)), rank)
+    return {messages.ARRAYS: sent, messages.REPORT: sent}
+
+
+def cut_layout(layout: Layout, rank: int | None) -> Layout:
+    """Tells the shapes that a client of a rank has."""
+    return layout if rank is None else Layout.of(cut(layout.empty(), rank))
+
+
+def round_of(config: ConfigRecord) -> int:
+    """Reads of which round an instruction is."""
+    return int(_number(config, messages.SERVER_ROUND) or 0)
+
+
+def frozen_of(config: ConfigRecord) -> tuple[str, ...]:
+    """Reads the endings of what rests."""
+    return tuple(cast(list[str], config.get(messages.FROZEN, [])))
+
+
+def taken_of(config: ConfigRecord) -> int | None:
+    """Reads the round of the client's last update that the server took, if it says so."""
+    return None if messages.TAKEN not in config else int(_number(config, messages.TAKEN) or 0)
+
+
+def _spared(config: ConfigRecord, layout: Layout) -> frozenset[str]:
+    """Reads which tensors are not sent, as the client has them."""
+    if messages.SPARED not in config:
+        return frozenset()
+    return layout.marked(cast(bytes, config[messages.SPARED]))
+
+
+def _merges(config: ConfigRecord) -> tuple[int, int]:
+    known, merges = _integers(config, messages.MERGES) or (0, 0)
+    return known, merges
 
 
 def write_update(
@@ -252,11 +309,12 @@ def read_update(
     Raises:
         ValueError: When it is not a usable update: one that is not a number anywhere is none.
     """
-    sent = layout.without(layout.ending_with(asked.plan.frozen))
-    delta = _unpack(content, sent, rank, messages.ARRAYS)
+    layouts = update_layouts(asked.plan.frozen, layout, rank)
+    delta = messages.from_packed(content, layouts[messages.ARRAYS])
     report: State = {}
     if messages.REPORT in content.array_records:
-        report = _unpack(content, sent, rank, messages.REPORT)
+        report = messages.from_packed(content, layouts[messages.REPORT], messages.REPORT)
+    delta, report = (_filled(tensors, layout, rank) for tensors in (delta, report))
     if not (is_finite(delta) and is_finite(report)):
         raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
     metrics = messages.metrics_of(content)
@@ -296,12 +354,9 @@ def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:
     return config
 
 
-def _unpack(content: RecordDict, layout: Layout, rank: int | None, record: str) -> State:
-    """Reads tensors that were cut to a rank, and fills them up with zeros."""
-    if rank is None:
-        return messages.from_packed(content, layout, record)
-    whole = layout.empty()
-    return pad(messages.from_packed(content, Layout.of(cut(whole, rank)), record), whole)
+def _filled(tensors: State, layout: Layout, rank: int | None) -> State:
+    """Fills tensors that were cut to a rank up with zeros."""
+    return tensors if rank is None else pad(tensors, layout.empty())
 
 
 def _pairs(layout: Layout) -> list[str]:
@@ -328,10 +383,6 @@ def products_layout(layout: Layout) -> Layout:
     shapes = dict(layout.shapes)
     found = [path for path in paths(shapes) if path + B in shapes]
     return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
-
-
-def _bytes(config: ConfigRecord, name: str) -> bytes:
-    return cast(bytes, config[name])
 
 
 def _integers(config: ConfigRecord, name: str) -> list[int]:

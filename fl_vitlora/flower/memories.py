@@ -1,13 +1,16 @@
 """What a client remembers from round to round: records in its Flower context, which never leave it.
 
-==============  =================================================================================
-``kept``        trained tensors that it never sends: a local patch embedding, or what a strategy
-                leaves to its clients
-``rested``      tensors that rested in its last round, and which these were, and when
-``increments``  what was merged into its frozen weights so far, and of how many rounds
-``own``         what the strategy's client half remembers (`Strategy.report`)
-``before``      what it remembered before its last round, should the server not have taken that
-==============  =================================================================================
+================  ===============================================================================
+``kept``          trained tensors that it never sends: a local patch embedding, or what a strategy
+                  leaves to its clients
+``rested``        tensors that rested in its last round, and which these were, and when
+``increments``    what was merged into its frozen weights so far, and of how many rounds
+``own``           what the strategy's client half remembers (`Strategy.report`)
+``held-...``      values that the changes of a stream led to, and to which version
+``withheld-...``  what codecs kept back of what it sent, and in which round
+``before-...``    ``own`` and ``withheld-...`` as they were before its last round, should the server
+                  not have taken that
+================  ===============================================================================
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
 from fl_vitlora.communication.packing import Layout
@@ -25,7 +28,8 @@ from fl_vitlora.flower.contents import Received, products_layout
 from fl_vitlora.global_model import added
 from fl_vitlora.state import State
 
-KEPT, RESTED, INCREMENTS, OWN, BEFORE = "kept", "rested", "increments", "own", "before"
+KEPT, RESTED, INCREMENTS, OWN = "kept", "rested", "increments", "own"
+HELD, WITHHELD, BEFORE = "held-", "withheld-", "before-"
 WHICH = "-which"  # beside a record: names of its tensors, and a number
 NAMES, NUMBER = "names", "number"
 
@@ -109,9 +113,7 @@ def own(context: Context, taken: int | None) -> State:
         taken: The round of the last update that the server took, if it says so. What was remembered
             in a later one is forgotten, for the server has nothing of its report.
     """
-    if taken is not None and _round_of(context, OWN) > taken:
-        for end in ("", WHICH):
-            context.state[OWN + end] = context.state[BEFORE + end]
+    _take_back(context, OWN, taken)
     if OWN not in context.state.array_records:
         return {}
     return dict(context.state.array_records[OWN].to_torch_state_dict())
@@ -121,13 +123,67 @@ def keep_own(context: Context, server_round: int, memory: State) -> None:
     """Stores it, beside what it was before."""
     if not memory and OWN not in context.state.array_records:
         return
-    before = own(context, None)
-    for record, tensors, number in (
-        (BEFORE, before, _round_of(context, OWN)),
-        (OWN, memory, server_round),
-    ):
-        context.state[record] = messages.to_arrays({n: _storable(t) for n, t in tensors.items()})
-        context.state[record + WHICH] = ConfigRecord({NUMBER: number})
+    _put_aside(context, OWN)
+    context.state[OWN] = messages.to_arrays({n: _storable(t) for n, t in memory.items()})
+    context.state[OWN + WHICH] = ConfigRecord({NUMBER: server_round})
+
+
+def held(context: Context, record: str, version: int, layout: Layout) -> State:
+    """Returns the values that the changes of a stream led to.
+
+    Args:
+        context: The client's.
+        record: That comes as a stream.
+        version: The server takes the client to have.
+        layout: Of all its tensors.
+
+    Raises:
+        ValueError: When the client has another one.
+    """
+    return _read(context, HELD + record, version, layout)
+
+
+def hold(context: Context, record: str, version: int, values: State) -> None:
+    """Stores them."""
+    _write(context, HELD + record, version, values)
+
+
+def withheld(context: Context, record: str, layout: Layout, taken: int | None) -> State:
+    """Returns what codecs kept back of what this client sent.
+
+    Args:
+        context: The client's.
+        record: That it sends.
+        layout: Of all tensors that may stand in it.
+        taken: As for `own`: what was kept back of an update that was lost is lost with it, and
+            what was kept back before is still to be sent.
+    """
+    _take_back(context, WITHHELD + record, taken)
+    if not _round_of(context, WITHHELD + record):
+        return {}
+    return _read(context, WITHHELD + record, _round_of(context, WITHHELD + record), layout)
+
+
+def withhold(context: Context, record: str, server_round: int, tensors: State) -> None:
+    """Stores it, beside what it was before."""
+    if not tensors and WITHHELD + record not in context.state.array_records:
+        return
+    _put_aside(context, WITHHELD + record)
+    _write(context, WITHHELD + record, server_round, tensors)
+
+
+def _put_aside(context: Context, record: str) -> None:
+    """Keeps a record as it is now; what is not there yet stands for round 0."""
+    context.state[BEFORE + record] = context.state.array_records.get(record, ArrayRecord())
+    which = context.state.config_records.get(record + WHICH, ConfigRecord({NUMBER: 0}))
+    context.state[BEFORE + record + WHICH] = which
+
+
+def _take_back(context: Context, record: str, taken: int | None) -> None:
+    """Puts a record back to what it was before its last round, if the server did not take that."""
+    if taken is not None and _round_of(context, record) > taken:
+        for end in ("", WHICH):
+            context.state[record + end] = context.state[BEFORE + record + end]
 
 
 def _round_of(context: Context, record: str) -> int:

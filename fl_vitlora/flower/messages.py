@@ -11,14 +11,10 @@ from collections.abc import Mapping
 from flwr.app import (
     Array,
     ArrayRecord,
-    ConfigRecord,
-    Message,
-    MessageType,
     MetricRecord,
     RecordDict,
 )
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM, KEY_NORM_BIT
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
 from fl_vitlora.communication.packing import Layout, pack, unpack
@@ -34,8 +30,6 @@ MERGED = "merged"
 INCREMENTS = "increments"
 PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
-
-SOME_NODE = 2**63 - 1  # as long as Flower's random node ids
 
 LEARNING_RATE = "learning-rate"
 SERVER_ROUND = "server-round"
@@ -94,42 +88,6 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
         if name not in given or tuple(given[name].shape) != shape:
             raise UserError(f"the strategy returned no tensor {name!r} of shape {shape}")
     return {name: given[name].to(torch.float32) for name, _ in layout.shapes}
-
-
-def message_bytes(message: Message) -> tuple[int, int]:
-    """Measures a message as Flower sends it to and from a SuperLink.
-
-    Args:
-        message: With its metadata set.
-
-    Returns:
-        Bytes of its packed tensors, and bytes of all the rest of its serialised form.
-    """
-    total = sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
-    records = message.content.array_records.values() if message.has_content() else ()
-    payload = sum(len(array.data) for record in records for array in record.values())
-    return payload, total - payload
-
-
-def full_model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Measures the messages of a round of full fine-tuning, for comparison.
-
-    Args:
-        state: All parameters of a model.
-
-    Returns:
-        Bytes of a real message to a client and of a real reply, tensors and all the rest.
-    """
-    arrays = to_packed(state)
-    config = ConfigRecord({SERVER_ROUND: 1, LEARNING_RATE: 1e-3})
-    metrics = MetricRecord({SAMPLES: 1, LOSS: 1.0})
-    down = Message(
-        RecordDict({ARRAYS: arrays, CONFIG: config}),
-        dst_node_id=SOME_NODE,
-        message_type=MessageType.TRAIN,
-    )
-    up = Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=down)
-    return sum(message_bytes(down)), sum(message_bytes(up))
 
 
 def metrics_of(content: RecordDict) -> MetricRecord:

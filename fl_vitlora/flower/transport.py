@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,12 +18,16 @@ from flwr.serverapp import Grid
 
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import Config
 from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
 from fl_vitlora.flower.holdings import Holdings
+from fl_vitlora.flower.measuring import message_bytes
+from fl_vitlora.flower.server_end import Addressed, ServerEnd
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.ranks import rank_of
 from fl_vitlora.secure_sum import Roster, Seeds
 from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan, Update
@@ -55,7 +59,7 @@ class Transport:
         grid: Flower's.
         initial: The exchanged tensors before the first round.
         ledger: Where messages are counted.
-        rank_of: Tells the rank of a client, if it has one of its own.
+        config: The experiment, for the ranks of clients and for codecs; by default there are none.
         sums: Adds up updates that nobody shall see; without it, they are read one by one.
         timeout: Seconds to wait for the replies of a round.
         tap: Is shown every message that passes, for inspection.
@@ -68,7 +72,7 @@ class Transport:
         initial: State,
         ledger: Ledger,
         *,
-        rank_of: Callable[[int], int | None] = lambda client: None,
+        config: Config | None = None,
         sums: Sums | None = None,
         timeout: float,
         tap: Tap | None = None,
@@ -78,7 +82,8 @@ class Transport:
         self._layout = Layout.of(initial)
         self._holdings = Holdings(initial)
         self._plan = ClientPlan()  # of the last round
-        self._rank_of = rank_of
+        self._config = config or Config()
+        self._end = ServerEnd(initial, self._config)
         self._sums = sums
         self._ledger = ledger
         self._timeout = timeout
@@ -98,8 +103,10 @@ class Transport:
         Raises:
             RuntimeError: When a node does not answer, or two hold the same shard.
         """
+        nobody = [Addressed(client=NOBODY, content=RecordDict())]
+        (question,) = self._end.seal(0, nobody)
         requests = [
-            Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
+            Message(question, dst_node_id=node, message_type=MessageType.QUERY)
             for node in self._wait_for_nodes(clients)
         ]
         replies = self._send(requests)
@@ -108,11 +115,12 @@ class Transport:
             if reply.has_error():
                 raise RuntimeError(f"a client cannot start: {first_line(reply.error.reason)}")
             try:
-                metrics = messages.metrics_of(reply.content)
+                content = self._end.open(NOBODY, reply.content)
+                metrics = messages.metrics_of(content)
                 client = int(messages.scalar(metrics, messages.CLIENT))
                 images = int(messages.scalar(metrics, messages.SAMPLES))
                 if self._sums is not None:
-                    self._sums.greeted(client, images, reply.content)
+                    self._sums.greeted(client, images, content)
             except ValueError as error:
                 raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
             if client in samples:
@@ -152,13 +160,11 @@ class Transport:
         clients = {node: client for client, node in self._nodes.items()}
         self._plan = instructions[0].plan
         roster = None if self._sums is None else self._sums.roster(server_round, sorted(asked))
-        requests = self._pack(instructions)
-        if roster is not None:
-            for request in requests:
-                request.content[masking.RECORD] = masking.write_roster(roster)
+        requests = self._pack(server_round, instructions, roster=roster)
         replies = self._send(requests)
         self._count_all(server_round, "training", requests, replies)
         by_client = {clients[reply.metadata.src_node_id]: reply for reply in replies}
+        self._note_followers(asked, by_client)
         updates, reasons = self._read(by_client, asked, roster)
         for client, instruction in asked.items():
             if client not in by_client:
@@ -196,7 +202,7 @@ class Transport:
             Instruction(client=client, model=model, config=config, plan=self._plan)
             for client in sorted(self._nodes)
         ]
-        requests = self._pack(asked, MessageType.EVALUATE)
+        requests = self._pack(server_round, asked, MessageType.EVALUATE)
         replies = self._send(requests)
         self._count_all(server_round, "evaluation", requests, replies)
         if len(replies) < len(requests):
@@ -206,25 +212,57 @@ class Transport:
         for client in clients.values():
             self._holdings.measured(client, model)
         by_client = {clients[reply.metadata.src_node_id]: reply for reply in replies}
-        return [_measured(client, reply, views) for client, reply in sorted(by_client.items())]
+        self._note_followers(clients.values(), by_client)
+        return [self._measured(client, reply, views) for client, reply in sorted(by_client.items())]
+
+    def _measured(self, client: int, reply: Message, views: Sequence[str]) -> tuple[int, Measured]:
+        """Reads what one client measured."""
+        if reply.has_error():
+            raise RuntimeError(f"client {client} cannot evaluate: {first_line(reply.error.reason)}")
+        try:
+            metrics = messages.metrics_of(self._end.open(client, reply.content))
+            return int(messages.scalar(metrics, messages.SAMPLES)), {
+                view: (
+                    messages.scalar(metrics, messages.ACCURACY_OF + view),
+                    messages.scalar(metrics, messages.LOSS_OF + view),
+                )
+                for view in views
+            }
+        except ValueError as error:
+            raise RuntimeError(f"client {client} cannot evaluate: {error}") from None
 
     def _pack(
-        self, instructions: Sequence[Instruction], kind: str = MessageType.TRAIN
+        self,
+        server_round: int,
+        instructions: Sequence[Instruction],
+        kind: str = MessageType.TRAIN,
+        roster: Roster | None = None,
     ) -> list[Message]:
+        """Writes the messages to clients, as they travel."""
         writer = Writer(self._layout)
-        return [
-            Message(
-                writer.write(
-                    asked,
-                    self._holdings.of(asked.client),
-                    self._holdings.spared(asked.client, asked.model.tensors, asked.plan),
-                    self._rank_of(asked.client),
-                ),
-                dst_node_id=self._nodes[asked.client],
-                message_type=kind,
+        addressed = []
+        for asked in instructions:
+            content = writer.write(
+                asked,
+                self._holdings.of(asked.client),
+                self._holdings.spared(asked.client, asked.model.tensors, asked.plan),
+                rank_of(self._config, asked.client),
             )
-            for asked in instructions
+            if roster is not None:
+                content[masking.RECORD] = masking.write_roster(roster)
+            addressed.append(Addressed(client=asked.client, content=content))
+        return [
+            Message(content, dst_node_id=self._nodes[one.client], message_type=kind)
+            for one, content in zip(addressed, self._end.seal(server_round, addressed), strict=True)
         ]
+
+    def _note_followers(self, asked: Iterable[int], replies: Mapping[int, Message]) -> None:
+        """Notes who has read what it was sent: all whose app answered."""
+        for client in asked:
+            if client in replies and not replies[client].has_error():
+                self._end.answered(client)
+            else:
+                self._end.missed(client)
 
     def _read(
         self,
@@ -239,38 +277,39 @@ class Transport:
         for client, reply in sorted(replies.items()):
             if reply.has_error():
                 reasons[client] = str(reply.error.reason)
-            else:
-                contents[client] = reply.content
+                continue
+            try:
+                frozen = asked[client].plan.frozen
+                contents[client] = self._end.open(client, reply.content, frozen)
+            except ValueError as error:
+                reasons[client] = str(error)
         if self._sums is not None and roster is not None:
             layout = self._layout.without(self._layout.ending_with(self._plan.frozen))
             summed, others = self._sums.add_up(roster, contents, layout, self._ask_for_seeds)
             return summed, reasons | others
         for client, content in contents.items():
             try:
-                updates.append(
-                    read_update(
-                        content,
-                        self._layout,
-                        asked[client],
-                        self._rank_of(client),
-                        len(self._nodes),
-                    )
-                )
+                rank = rank_of(self._config, client)
+                one = read_update(content, self._layout, asked[client], rank, len(self._nodes))
+                updates.append(self._end.bounded(one, self._norm(asked[client])))
             except ValueError as error:
                 reasons[client] = str(error)
         return updates, reasons
+
+    def _norm(self, asked: Instruction) -> float | None:
+        """Tells to which norm a client clips its update, by its settings or as it was asked."""
+        told = asked.config.get(messages.CLIPPING_NORM)
+        return float(told) if isinstance(told, int | float) else self._config.privacy.clipping_norm
 
     def _ask_for_seeds(
         self, roster: Roster, left: frozenset[int], dropped: frozenset[int]
     ) -> Mapping[int, Seeds]:
         """Asks those left in a secure sum for their seeds with those who dropped out."""
+        question = masking.ask_for_seeds(roster, dropped)
+        addressed = [Addressed(client=client, content=question) for client in sorted(left)]
         requests = [
-            Message(
-                masking.ask_for_seeds(roster, dropped),
-                dst_node_id=self._nodes[client],
-                message_type=masking.REVEAL,
-            )
-            for client in sorted(left)
+            Message(content, dst_node_id=self._nodes[one.client], message_type=masking.REVEAL)
+            for one, content in zip(addressed, self._end.seal(roster.round, addressed), strict=True)
         ]
         replies = self._send(requests)
         self._count_all(roster.round, "revealing", requests, replies)
@@ -280,7 +319,7 @@ class Transport:
             with suppress(ValueError):  # who answers wrongly has dropped out as well
                 if not reply.has_error():
                     client = clients[reply.metadata.src_node_id]
-                    seeds[client] = masking.read_seeds(reply.content)
+                    seeds[client] = masking.read_seeds(self._end.open(client, reply.content))
         return seeds
 
     def _send(self, requests: Sequence[Message]) -> list[Message]:
@@ -324,36 +363,19 @@ class Transport:
         client: int,
         direction: Direction,
     ) -> None:
-        payload, overhead = messages.message_bytes(message)
+        groups, overhead = message_bytes(message)
         self._ledger.record(
             Entry(
                 round=server_round,
                 purpose=purpose,
                 client=client,
                 direction=direction,
-                payload=payload,
+                payload=sum(groups.values()),
                 overhead=overhead,
             )
         )
         if self._tap is not None:
             self._tap(message)
-
-
-def _measured(client: int, reply: Message, views: Sequence[str]) -> tuple[int, Measured]:
-    """Reads what one client measured."""
-    if reply.has_error():
-        raise RuntimeError(f"client {client} cannot evaluate: {first_line(reply.error.reason)}")
-    try:
-        metrics = messages.metrics_of(reply.content)
-        return int(messages.scalar(metrics, messages.SAMPLES)), {
-            view: (
-                messages.scalar(metrics, messages.ACCURACY_OF + view),
-                messages.scalar(metrics, messages.LOSS_OF + view),
-            )
-            for view in views
-        }
-    except ValueError as error:
-        raise RuntimeError(f"client {client} cannot evaluate: {error}") from None
 
 
 def first_line(text: str | None) -> str:

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_vitlora.config import Config, DataConfig, EncryptionConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data import owner, sources
 from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.flower.aggregators import Unaided
-from fl_vitlora.flower.client_app import ClientSettings, make_client_app
+from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.flower_aggregator import Participants
+from fl_vitlora.flower.folding import fold
+from fl_vitlora.flower.workspace import ClientSettings
 from fl_vitlora.strategy import Strategy
 
 SIZES = (20, 12, 8)  # images of each client
@@ -31,6 +34,13 @@ def _run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's messages know the run that they belong to; tests belong to run 1."""
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def folds(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """A mod for apps that are made up: what they say travels as it must, whatever it is."""
+    reply = call_next(message, context)
+    reply.content = fold(reply.content, {}, {})
+    return reply
 
 
 class LocalGrid(Participants):

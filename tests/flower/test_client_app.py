@@ -18,10 +18,11 @@ from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import ALL_VIEWS
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.client_app import ClientSettings, make_client_app, workspace
+from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.contents import Instruction
 from fl_vitlora.flower.memories import KEPT
 from fl_vitlora.flower.transport import Transport
+from fl_vitlora.flower.workspace import ClientSettings, workspace
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader
 from fl_vitlora.state import State, add, l2_norm, mean, subtract

@@ -1,13 +1,10 @@
-"""States become records and records states; a message is measured by its serialised form."""
+"""States become records and records states."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from hypothesis import given
-from hypothesis import strategies as st
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_vitlora.communication.packing import Layout
@@ -17,10 +14,6 @@ from fl_vitlora.testing import made_up_model
 
 MODEL = made_up_model()
 LAYOUT = Layout.of(MODEL)
-
-
-def message(**records: ArrayRecord | ConfigRecord | MetricRecord) -> Message:
-    return Message(RecordDict(dict(records)), dst_node_id=2, message_type="train")
 
 
 def same(a: State, b: State) -> bool:
@@ -69,53 +62,6 @@ def test_a_strategy_that_returns_other_tensors_is_refused(wrong: dict[str, Tenso
     kept = {name: tensor for name, tensor in MODEL.items() if name != "head.bias"}
     with pytest.raises(ValueError, match=r"no tensor 'head\.bias' of shape \(3,\)"):
         messages.from_arrays(messages.to_arrays(kept | wrong), LAYOUT)
-
-
-@given(scalars=st.integers(0, 300))
-def test_a_message_is_all_of_its_parts_deflated(scalars: int):
-    one = message(
-        arrays=messages.to_packed({"w": torch.zeros(scalars)}), config=ConfigRecord({"a": 1})
-    )
-    payload, overhead = messages.message_bytes(one)
-    assert payload == 20 + 4 * scalars
-    assert payload + overhead == sum(
-        len(part.deflate()) for part in get_all_nested_objects(one).values()
-    )
-    assert 0 < overhead < 1500
-
-
-def test_what_travels_is_what_is_measured():
-    """The parts that a SuperLink stores, inflated again, are the message."""
-    one = message(arrays=messages.to_packed(MODEL))
-    parts = get_all_nested_objects(one)
-    arrays = [part for part in parts.values() if isinstance(part, Array)]
-    assert sum(len(array.deflate()) for array in arrays) < sum(messages.message_bytes(one))
-    assert sum(map(len, (part.deflate() for part in parts.values()))) == sum(
-        messages.message_bytes(one)
-    )
-
-
-def test_more_settings_are_more_overhead_and_no_payload():
-    short = messages.message_bytes(message(config=ConfigRecord({"a": 1})))
-    long = messages.message_bytes(message(config=ConfigRecord({"a": 1, "b": "x" * 100})))
-    assert short[0] == long[0] == 0
-    assert long[1] - short[1] >= 100
-
-
-def test_an_error_is_all_overhead():
-    from flwr.app import Error
-
-    reply = Message(Error(1, "x" * 500), reply_to=message())
-    payload, overhead = messages.message_bytes(reply)
-    assert payload == 0
-    assert overhead > 500
-
-
-def test_a_full_model_costs_its_bytes_and_little_more():
-    down, up = messages.full_model_bytes(MODEL)
-    bare = 4 * sum(tensor.numel() for tensor in MODEL.values())
-    assert bare < down < bare + 1500
-    assert bare < up < bare + 1500
 
 
 def test_numbers_are_read_and_lists_are_not():

@@ -16,7 +16,6 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower.aggregators import make_aggregator
-from fl_vitlora.flower.client_app import ClientSettings, workspace
 from fl_vitlora.flower.sampling import cohort_size, sample
 from fl_vitlora.flower.server import (
     Federation,
@@ -24,6 +23,7 @@ from fl_vitlora.flower.server import (
     RoundReport,
 )
 from fl_vitlora.flower.transport import Transport
+from fl_vitlora.flower.workspace import ClientSettings, workspace
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.state import State, add, l2_norm, mean, scale, subtract
 from fl_vitlora.strategy import Strategy, Update

@@ -12,6 +12,7 @@ import strategies
 from fl_vitlora.communication.packing import HEADER as PACKED_HEADER
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import OwnAggregator
+from fl_vitlora.flower.folding import fold, unfold
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.privacy import mean_update
@@ -50,16 +51,15 @@ def test_a_masked_update_is_no_longer_than_an_open_one_and_shows_nothing_of_it(t
     """Beside the tensors it holds a mean loss and a count."""
     hidden = make(tmp_path, **SECURE)
     hidden.train(1, hidden.initial)
-    masked = [
-        m.content.array_records[messages.ARRAYS][messages.PACKED].data for m in hidden.grid.received
-    ]
+    replies = [unfold(message.content)[0] for message in hidden.grid.received]
+    masked = [reply.array_records[messages.ARRAYS][messages.PACKED].data for reply in replies]
     scalars = sum(tensor.numel() for tensor in hidden.initial.values())
     assert all(len(data) <= PACKED_HEADER.size + 4 * (scalars + 4) for data in masked)
     values = torch.frombuffer(bytearray(masked[0][-4 * scalars :]), dtype=torch.int32).double()
     assert abs(float(values.mean())) < 6 * 2**31 / (3 * scalars) ** 0.5  # as of random words
     assert float(values.std()) == pytest.approx(2**32 / 12**0.5, rel=0.05)
-    for message in hidden.grid.received:
-        assert messages.LOSS not in message.content.metric_records[messages.METRICS]
+    for reply in replies:
+        assert messages.LOSS not in reply.metric_records[messages.METRICS]
 
 
 def test_rounds_of_a_strategy_go_as_in_the_open(tmp_path: Path):
@@ -169,7 +169,9 @@ def told_wrongly(grid: Any, change: Any) -> Any:
     def answer(message: Any, context: Any) -> Any:
         reply = app(message, context)
         if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
-            change(reply.content)
+            content, _, _ = unfold(reply.content)
+            change(content)
+            reply.content = fold(content, {}, {})
         return reply
 
     grid.app = answer

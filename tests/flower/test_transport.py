@@ -19,15 +19,16 @@ from fl_vitlora.config import AttackConfig
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
 from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.client_app import ClientSettings, make_client_app, workspace
+from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.contents import Instruction
 from fl_vitlora.flower.transport import Failure, Transport, first_line
+from fl_vitlora.flower.workspace import ClientSettings, workspace
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan
 from fl_vitlora.training import LocalTask, evaluate, train
-from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid
+from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid, folds
 
 DIRECTIONS = ("downlink", "uplink")
 CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3}
@@ -151,13 +152,17 @@ def test_hostile_clients_send_what_they_are_to_and_the_others_what_they_learnt(
         assert all(torch.equal(update.delta[n], factor * t) for n, t in expected.items())
 
 
-def test_a_client_that_raises_is_a_failure_that_names_the_cause(transport: Transport, model: State):
+def test_a_client_that_raises_is_a_failure_that_names_the_cause(grid: LocalGrid, model: State):
+    """The server's model lacks a tensor that the clients' has."""
     wrong = {name: tensor for name, tensor in model.items() if name != "head.bias"}
-    updates, (failure,) = transport.exchange(1, instruct(model, 0) + instruct(wrong, 1))
-    assert [update.client for update in updates] == [0]
-    assert failure.client == 1
-    assert failure.reason.startswith("message refused: it holds")
-    assert "do client and server build the same model?" in failure.reason
+    transport = Transport(grid, wrong, Ledger(), timeout=1)
+    transport.greet(len(SIZES))
+    updates, failures = transport.exchange(1, instruct(wrong, 0, 1))
+    assert updates == []
+    assert [failure.client for failure in failures] == [0, 1]
+    for failure in failures:
+        assert failure.reason.startswith("message refused: it holds")
+        assert "do client and server build the same model?" in failure.reason
 
 
 def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: LocalGrid):
@@ -207,7 +212,7 @@ def test_a_malformed_reply_is_a_failure(
     if not isinstance(content, RecordDict):
         metrics = {} if content is None else {"metrics": content}
         content = RecordDict({"arrays": messages.to_packed(model), **metrics})
-    foreign, reply = ClientApp(), content
+    foreign, reply = ClientApp(mods=[folds]), content
 
     @foreign.train()
     def _train(message: Message, context: Context) -> Message:
@@ -225,7 +230,7 @@ def test_every_message_is_counted_by_its_serialised_parts(
     transport: Transport, model: State, ledger: Ledger, grid: LocalGrid
 ):
     grid.silent = {2}
-    asked = instruct(model, 0, 2) + instruct({"w": torch.zeros(1)}, 1)
+    asked = instruct(model, 0, 2) + instruct(model, 1, learning_rate=math.nan)
     transport.exchange(1, asked)
     passed = [*grid.sent, *grid.received]
     assert len(passed) == 3 + 2
@@ -236,12 +241,12 @@ def test_every_message_is_counted_by_its_serialised_parts(
         for message in passed
         for part in get_all_nested_objects(message).values()
     )
-    whole = 20 + 4 * sum(tensor.numel() for tensor in model.values())
+    whole = 4 * sum(tensor.numel() for tensor in model.values())
     payloads = {(entry.client, entry.direction): entry.payload for entry in counted}
     assert payloads == {
         (0, "downlink"): whole,
         (0, "uplink"): whole,
-        (1, "downlink"): 24,
+        (1, "downlink"): whole,
         (1, "uplink"): 0,
         (2, "downlink"): whole,
     }
@@ -288,7 +293,7 @@ def test_messages_of_evaluation_are_counted_as_such(
     transport.measure(4, GlobalModel(tensors=model), [RIGHT_KEY])
     counted = [entry for entry in ledger if entry.round == 4]
     assert {entry.purpose for entry in counted} == {"evaluation"}
-    whole = 20 + 4 * sum(tensor.numel() for tensor in model.values())
+    whole = 4 * sum(tensor.numel() for tensor in model.values())
     payloads = sorted((entry.client, entry.direction, entry.payload) for entry in counted)
     assert payloads == [
         (client, direction, whole if direction == "downlink" else 0)
@@ -306,8 +311,10 @@ def test_a_client_that_does_not_measure_in_time_ends_the_run(
         transport.measure(5, GlobalModel(tensors=model), [RIGHT_KEY])
 
 
-def test_a_client_that_cannot_measure_ends_the_run_and_is_named(transport: Transport, model: State):
+def test_a_client_that_cannot_measure_ends_the_run_and_is_named(grid: LocalGrid, model: State):
     wrong = {name: tensor for name, tensor in model.items() if name != "head.bias"}
+    transport = Transport(grid, wrong, Ledger(), timeout=1)
+    transport.greet(len(SIZES))
     with pytest.raises(RuntimeError, match="client 0 cannot evaluate: message refused: it holds"):
         transport.measure(1, GlobalModel(tensors=wrong), [RIGHT_KEY])
 
@@ -334,7 +341,7 @@ def test_a_malformed_measurement_ends_the_run(
     metrics: dict[str, int | float | list[int] | list[float]] | None,
     reason: str,
 ):
-    foreign = ClientApp()
+    foreign = ClientApp(mods=[folds])
 
     @foreign.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:

@@ -1,0 +1,125 @@
+"""What codecs save, lose and cost: bytes, error and milliseconds on the tensors of real models.
+
+python benchmarks/codecs.py
+
+Values are drawn as an update's are spread: normal within a tensor, every tensor at a scale of its
+own. Times are medians of seven on one thread, both ends together, with the message's own format:
+compress, write, read, decode. The last lines compare with the training of one client of the default
+job for one round, in the same process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fl_vitlora.communication.compression import compress, decode
+from fl_vitlora.communication.lanes import read_lanes
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.communication.parcel import Parcel, read, write
+from fl_vitlora.config import FineTuningConfig, ModelConfig, TrainingConfig
+from fl_vitlora.data.shards import Shard
+from fl_vitlora.finetuning import methods
+from fl_vitlora.models import backbone
+from fl_vitlora.rng import generator
+from fl_vitlora.state import State, l2_norm, subtract
+from fl_vitlora.training import LocalTask, train
+
+MODELS = ("vit_letters_16", "vit_base_patch16_224")
+CLASSES, REPEATS, IMAGES = 10, 7, 72
+SPECS = (
+    "float32",
+    "float16",
+    "int8",
+    "int4",
+    "nf4",
+    "qsgd",
+    "int2",
+    "sign",
+    "topk(0.05)+int4",
+    "topk(0.05)+sign",
+    "lowrank(4)+int8",
+)
+
+
+def main() -> None:
+    """Prints a table for each model."""
+    torch.set_num_threads(1)
+    for name in MODELS:
+        built = backbone.build(ModelConfig(name=name, weights="random"), CLASSES, 0)
+        methods.prepare(built.model, FineTuningConfig(), 0)
+        delta = drawn(methods.export_state(built.model))
+        scalars = sum(tensor.numel() for tensor in delta.values())
+        print(f"\n{name}: {scalars:,} scalars")
+        print(f"{'codec':<18} {'bytes':>10} {'bits/scalar':>12} {'error':>7} {'ms':>7}")
+        for spec in SPECS:
+            size, error, seconds = measure(delta, spec)
+            bits = 8 * size / scalars
+            print(f"{spec:<18} {size:>10,} {bits:>12.2f} {error:>7.3f} {1e3 * seconds:>7.1f}")
+    print(f"\na client's training, {IMAGES} images, one epoch: {1e3 * training():.0f} ms")
+
+
+def drawn(like: State) -> State:
+    """Draws values, normal at a scale for each tensor."""
+    chance = generator(0, "benchmark")
+    scales = {name: 10 ** (-3 * torch.rand(1, generator=chance)) for name in like}
+    return {n: scales[n] * torch.randn(t.shape, generator=chance) for n, t in like.items()}
+
+
+def measure(delta: State, spec: str) -> tuple[int, float, float]:
+    """Returns bytes of a message, the relative error of what arrives, and seconds."""
+    layout, lanes = Layout.of(delta), read_lanes({}, spec)
+
+    def travel() -> tuple[int, State]:
+        draw = np.random.default_rng(0)
+        everything = frozenset(delta)
+        part, _ = compress(delta, {}, layout, lanes=lanes, travelling=everything, draw=draw)
+        buffer = write(Parcel(parts=(("arrays", part),)))
+        ((_, arrived),) = read(buffer).parts
+        return len(buffer), decode(arrived, layout)
+
+    size, arrived = travel()
+    return size, l2_norm(subtract(arrived, delta)) / l2_norm(delta), timed(travel)
+
+
+def training() -> float:
+    """Returns seconds that a client of the default job trains in a round."""
+    built = backbone.build(ModelConfig(), CLASSES, 0)
+    methods.prepare(built.model, FineTuningConfig(), 0)
+    state = methods.export_state(built.model)
+    chance = generator(0, "images")
+    images = torch.randint(0, 256, (IMAGES, *built.image_shape), generator=chance)
+    labels = torch.randint(0, CLASSES, (IMAGES,), generator=chance)
+    shard = Shard(images.to(torch.uint8), labels)
+
+    def work() -> None:
+        train(
+            built,
+            state,
+            shard,
+            config=TrainingConfig(),
+            task=LocalTask(learning_rate=1e-2),
+            generator=generator(0, "batches"),
+            precision=torch.float32,
+        )
+
+    return timed(work)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Returns the median of several times, after one that does not count."""
+    work()
+    seconds = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()

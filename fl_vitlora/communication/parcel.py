@@ -1,0 +1,197 @@
+"""The wire format: all that a message says in one flat buffer that describes itself.
+
+    magic "FVL2"    4 bytes; the digit is the version
+    checksum        8 bytes, BLAKE2b of all that follows
+    lengths         two varints: of the head as it stands here, and when it is inflated
+    head            msgpack, deflated with a dictionary of the words that both ends know
+    bodies          the sections of coded tensors, one after the other
+
+The head holds plain values (scalars and lists, by record) and a table of the tensors that follow:
+for each part the record that it belongs to, the digest of its layout, which of the layout's tensors
+it holds, and for each section the group, the codec and the length. Names and shapes do not travel:
+client and server build the same model, and a part that was made for another one is refused.
+
+A buffer that was cut, changed, or is another's is refused before anything of it is decoded; the
+checksum guards against accidents, not against forgers. Lengths are checked before anything is
+allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+MAGIC = b"FVL2"
+CHECKSUM_BYTES = 8
+MOST_HEAD = 2**26  # bytes of an inflated head; a secure sum's roster of a million clients fits
+LONGEST_VARINT = 9  # bytes, of numbers below 2**63
+
+# Words that stand in many heads, the most frequent last: deflating finds near ones cheaper.
+DICTIONARY = (
+    b"secure-sum public-key private-key clients shares keys range dropped seeds masked other body "
+    b"merged increments merged-ranks merges broadcast report views accuracy/ loss/ taken frozen "
+    b".lora_A .lora_B spared spared-since proximal-mu clipping_norm norm_bit float16 bfloat16 nf4 "
+    b"qsgd lowrank(4)+ int8 int4 int2 topk(0.1)+ sign float32 head patch_embed lora_A lora_B "
+    b"client train_loss steps num-examples metrics learning-rate server-round config arrays"
+)
+
+
+class RefusedError(ValueError):
+    """A message that cannot be read."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"message refused: {why}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The coded tensors of one group.
+
+    Attributes:
+        group: Its name.
+        codec: Of its body, as `codecs.parse` reads it; empty for bytes that are no tensors.
+        body: As it travels.
+    """
+
+    group: str
+    codec: str
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Coded tensors of one layout.
+
+    Attributes:
+        digest: Of the layout.
+        marks: Which of its tensors are here (`Layout.mark`); empty for all.
+        sections: By group.
+    """
+
+    digest: bytes = b""
+    marks: bytes = b""
+    sections: tuple[Section, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Counts the bytes of its sections."""
+        return sum(len(section.body) for section in self.sections)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """What a message says.
+
+    Attributes:
+        plain: Scalars, texts, bytes and lists of them, in nested mappings.
+        parts: Pairs of a record's name and coded tensors of it; a record may have several.
+    """
+
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[tuple[str, Part], ...] = ()
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Counts the bytes of all sections by group."""
+        counts: dict[str, int] = {}
+        for _, part in self.parts:
+            for section in part.sections:
+                counts[section.group] = counts.get(section.group, 0) + len(section.body)
+        return counts
+
+
+def write(parcel: Parcel) -> bytes:
+    """Writes a parcel into one buffer.
+
+    Example:
+        >>> part = Part(sections=(Section(group="head", codec="int8", body=bytes(10)),))
+        >>> len(write(Parcel(parts=(("arrays", part),))))
+        47
+    """
+    table = [
+        [record, part.digest, part.marks, [[s.group, s.codec, len(s.body)] for s in part.sections]]
+        for record, part in parcel.parts
+    ]
+    head = msgpack.packb([parcel.plain, table])
+    deflate = zlib.compressobj(9, wbits=-15, zdict=DICTIONARY)
+    deflated = deflate.compress(head) + deflate.flush()
+    bodies = (section.body for _, part in parcel.parts for section in part.sections)
+    rest = b"".join([_varint(len(deflated)), _varint(len(head)), deflated, *bodies])
+    return MAGIC + _checksum(rest) + rest
+
+
+def read(buffer: bytes) -> Parcel:
+    """Reads a buffer that `write` wrote.
+
+    Raises:
+        RefusedError: When it is foreign, cut off or corrupted.
+    """
+    begin = len(MAGIC) + CHECKSUM_BYTES
+    if not buffer.startswith(MAGIC):
+        start = bytes(buffer[: len(MAGIC)])
+        raise RefusedError(f"it begins with {start!r}, a message with {MAGIC!r}")
+    if buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
+        raise RefusedError("it was cut or corrupted on its way")
+    try:
+        (plain, table), place = _read_head(buffer, begin)
+        parts = []
+        for record, digest, marks, rows in table:
+            sections = []
+            for group, codec, size in rows:
+                _expect(type(size) is int and 0 <= size <= len(buffer) - place)
+                _expect(isinstance(group, str) and isinstance(codec, str))
+                body = buffer[place : place + size]
+                sections.append(Section(group=group, codec=codec, body=body))
+                place += size
+            _expect(isinstance(record, str))
+            _expect(isinstance(digest, bytes) and isinstance(marks, bytes))
+            parts.append((record, Part(digest=digest, marks=marks, sections=tuple(sections))))
+        _expect(place == len(buffer) and isinstance(plain, dict))
+    except (ValueError, TypeError, zlib.error, msgpack.UnpackException, RecursionError) as error:
+        if isinstance(error, RefusedError):
+            raise
+        raise RefusedError(f"its head cannot be read: {error}") from None
+    return Parcel(plain=plain, parts=tuple(parts))
+
+
+def _read_head(buffer: bytes, place: int) -> tuple[Any, int]:
+    """Inflates and reads the head, and tells where it ends."""
+    short, place = _read_varint(buffer, place)
+    length, place = _read_varint(buffer, place)
+    if length > MOST_HEAD or place + short > len(buffer):
+        raise RefusedError("it states lengths that it cannot have")
+    inflate = zlib.decompressobj(wbits=-15, zdict=DICTIONARY)
+    head = inflate.decompress(buffer[place : place + short], length + 1)
+    if len(head) != length or not inflate.eof or inflate.unused_data:
+        raise RefusedError("its head has another length than it states")
+    return msgpack.unpackb(head, strict_map_key=False), place + short
+
+
+def _expect(held: bool) -> None:
+    if not held:
+        raise RefusedError("it does not hold what its head says")
+
+
+def _checksum(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
+
+
+def _varint(number: int) -> bytes:
+    """Writes a number in groups of seven bits, the lowest first."""
+    low, high = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(high) if high else bytes([low])
+
+
+def _read_varint(buffer: bytes, place: int) -> tuple[int, int]:
+    """Reads it, and tells where the next thing stands."""
+    number = 0
+    for shift, byte in enumerate(buffer[place : place + LONGEST_VARINT]):
+        number |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return number, place + shift + 1
+    raise RefusedError("a length in it has no end")

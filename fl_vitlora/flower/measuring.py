@@ -1,0 +1,58 @@
+"""The bytes of a serialised message, as Flower sends it to and from a SuperLink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from torch import Tensor
+
+from fl_vitlora.communication.compression import code
+from fl_vitlora.communication.lanes import EXACT
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower import messages
+from fl_vitlora.flower.folding import fold, groups_of
+from fl_vitlora.flower.wiring import chance
+
+SOME_NODE = 2**63 - 1  # as long as Flower's random node ids
+
+
+def message_bytes(message: Message) -> tuple[dict[str, int], int]:
+    """Measures a message.
+
+    Args:
+        message: As it travels, with its metadata set.
+
+    Returns:
+        Bytes of its coded tensors by group, and bytes of all the rest of its serialised form.
+    """
+    groups = groups_of(message.content) if message.has_content() else {}
+    return groups, total_bytes(message) - sum(groups.values())
+
+
+def total_bytes(message: Message) -> int:
+    """Counts the bytes of all objects that a message is serialised to."""
+    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+
+
+def full_model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Measures the messages of a round of full fine-tuning, for comparison.
+
+    Args:
+        state: All parameters of a model.
+
+    Returns:
+        Bytes of a real message to a client and of a real reply, tensors and all the rest.
+    """
+    tensors = {name: tensor.float() for name, tensor in state.items()}
+    parts = {messages.ARRAYS: (code(tensors, Layout.of(tensors), EXACT, chance(0)),)}
+    config = ConfigRecord({messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3})
+    metrics = MetricRecord({messages.SAMPLES: 1, messages.LOSS: 1.0, messages.STEPS: 1})
+    down = Message(
+        fold(RecordDict({messages.CONFIG: config}), parts, {}),
+        dst_node_id=SOME_NODE,
+        message_type=MessageType.TRAIN,
+    )
+    up = Message(fold(RecordDict({messages.METRICS: metrics}), parts, {}), reply_to=down)
+    return total_bytes(down), total_bytes(up)

@@ -1,0 +1,45 @@
+"""What both ends of the wire derive from the configuration: lanes, and chance; what is refused."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from fl_vitlora.communication.lanes import Lanes, parse_lane, read_lanes
+from fl_vitlora.config import Config, LanesConfig, to_mapping
+from fl_vitlora.errors import UserError
+from fl_vitlora.rng import derive_seed
+
+
+@functools.lru_cache(maxsize=8)
+def lanes_of(config: LanesConfig) -> Lanes:
+    """Reads how tensors travel in one direction."""
+    specs: dict[str, Any] = to_mapping(config)
+    return read_lanes(specs, specs.pop("codec"))
+
+
+def chance(seed: int, *path: str | int) -> np.random.Generator:
+    """Makes the generator of what codecs leave to chance in one message."""
+    return np.random.default_rng(derive_seed(seed, "codec", *path))
+
+
+def check_codecs(config: Config) -> None:
+    """Refuses codecs that are none, and those that cannot be combined with what hides updates.
+
+    Raises:
+        UserError: With the place, the reason, and what would do instead.
+    """
+    for direction in ("uplink", "downlink"):
+        specs: dict[str, str | None] = to_mapping(getattr(config.compression, direction))
+        for name, spec in specs.items():
+            try:
+                parse_lane(spec or "float32")
+            except UserError as error:
+                raise UserError(f"compression.{direction}.{name}: {error}") from None
+    if config.privacy.secure_aggregation and not lanes_of(config.compression.uplink).exact:
+        raise UserError(
+            "compression.uplink with privacy.secure_aggregation: masked words look random and no "
+            "codec makes them shorter; leave one away, or take codecs for compression.downlink only"
+        )

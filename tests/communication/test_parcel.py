@@ -1,0 +1,163 @@
+"""The wire format: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+import zlib
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_vitlora.communication import parcel
+from fl_vitlora.communication.parcel import Parcel, Part, Section, read, write
+
+names = st.text(max_size=12)
+scalars = st.one_of(
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.binary(max_size=20),
+    names,
+)
+plains = st.dictionaries(
+    names, st.dictionaries(names, scalars | st.lists(scalars, max_size=4), max_size=4), max_size=3
+)
+sections = st.builds(Section, group=names, codec=names, body=st.binary(max_size=60))
+parts = st.builds(
+    Part,
+    digest=st.binary(max_size=8),
+    marks=st.binary(max_size=4),
+    sections=st.lists(sections, max_size=4).map(tuple),
+)
+parcels = st.builds(
+    Parcel, plain=plains, parts=st.lists(st.tuples(names, parts), max_size=3).map(tuple)
+)
+
+SAMPLE = write(
+    Parcel(
+        plain={"c": {"config": {"server-round": 3, "learning-rate": 0.01}}},
+        parts=(
+            (
+                "arrays",
+                Part(
+                    digest=bytes(range(8)),
+                    sections=(
+                        Section(group="lora_A", codec="int4", body=bytes(range(50))),
+                        Section(group="head", codec="topk(0.1)+sign", body=bytes(30)),
+                    ),
+                ),
+            ),
+        ),
+    )
+)
+
+
+@given(parcels)
+def test_what_is_written_is_read(whole: Parcel):
+    assert read(write(whole)) == whole
+
+
+@given(parcels)
+def test_writing_twice_gives_the_same_bytes(whole: Parcel):
+    assert write(whole) == write(read(write(whole)))
+
+
+def test_bytes_are_counted_by_group():
+    assert read(SAMPLE).groups == {"lora_A": 50, "head": 30}
+
+
+def test_a_usual_message_adds_less_than_100_bytes():
+    assert len(SAMPLE) - 80 < 100
+
+
+@pytest.mark.parametrize("bit", range(8 * len(SAMPLE)))
+def test_a_flipped_bit_is_found(bit: int):
+    flipped = bytearray(SAMPLE)
+    flipped[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(ValueError, match="message refused"):
+        read(bytes(flipped))
+
+
+@pytest.mark.parametrize("length", range(len(SAMPLE)))
+def test_a_buffer_that_was_cut_is_refused(length: int):
+    with pytest.raises(ValueError, match="message refused"):
+        read(SAMPLE[:length])
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_a_buffer_that_goes_on_is_refused(more: bytes):
+    with pytest.raises(ValueError, match="cut or corrupted"):
+        read(SAMPLE + more)
+
+
+@given(st.binary(max_size=300))
+def test_a_foreign_buffer_is_refused(data: bytes):
+    with pytest.raises(ValueError, match="message refused"):
+        read(data)
+
+
+def forged(rest: bytes) -> bytes:
+    """A buffer whose checksum is right, whatever follows it."""
+    return parcel.MAGIC + parcel._checksum(rest) + rest
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300)
+def test_a_right_checksum_over_anything_crashes_nothing(rest: bytes):
+    try:
+        found = read(forged(rest))
+    except ValueError:
+        return
+    assert read(write(found)) == found
+
+
+heads = st.recursive(
+    st.none() | scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner)
+)
+
+
+@given(heads, st.binary(max_size=40))
+@settings(max_examples=300)
+def test_a_head_of_another_form_is_refused_or_read(head: Any, bodies: bytes):
+    packed = msgpack.packb(head)
+    deflate = zlib.compressobj(9, wbits=-15, zdict=parcel.DICTIONARY)
+    deflated = deflate.compress(packed) + deflate.flush()
+    lengths = parcel._varint(len(deflated)) + parcel._varint(len(packed))
+    try:
+        found = read(forged(lengths + deflated + bodies))
+    except ValueError as error:
+        assert "message refused" in str(error)
+        return
+    assert isinstance(found, Parcel)
+
+
+def test_a_small_buffer_makes_nobody_allocate_much():
+    """A head that says it inflates to a gigabyte, and one that does though it says otherwise."""
+    bomb = zlib.compressobj(9, wbits=-15)
+    deflated = b"".join(bomb.compress(bytes(2**20)) for _ in range(200)) + bomb.flush()
+    for said in (2**30, 2**20, 10):
+        lengths = parcel._varint(len(deflated)) + parcel._varint(said)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="message refused"):
+            read(forged(lengths + deflated))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**22
+
+
+def test_lengths_beyond_the_buffer_are_refused():
+    for short in (2**40, 2**62):
+        with pytest.raises(ValueError, match="lengths that it cannot have"):
+            read(forged(parcel._varint(short) + parcel._varint(5) + b"x"))
+    with pytest.raises(ValueError, match="has no end"):
+        read(forged(b"\xff" * 20))
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_numbers_of_any_length_are_read(number: int):
+    written = parcel._varint(number)
+    assert parcel._read_varint(written + struct.pack("<I", 7), 0) == (number, len(written))

@@ -1,0 +1,47 @@
+"""What both ends derive from the configuration, and which combinations are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from fl_vitlora.config import load
+from fl_vitlora.errors import UserError
+from fl_vitlora.flower.wiring import chance, check_codecs, lanes_of
+
+
+def test_one_word_is_the_codec_of_all_groups_and_groups_may_have_their_own():
+    given = {"compression.uplink": "float16", "compression.uplink.head": "bfloat16"}
+    uplink = lanes_of(load(None, given).compression.uplink)
+    assert str(uplink.of("head.bias").codec) == "bfloat16"
+    assert str(uplink.of("patch_embed.proj.weight").codec) == "float16"
+
+
+def test_by_default_nothing_is_compressed():
+    compression = load(None).compression
+    assert lanes_of(compression.uplink).exact
+    assert lanes_of(compression.downlink).exact
+
+
+@pytest.mark.parametrize(
+    ("path", "spec", "told"),
+    [
+        ("compression.uplink", "int44", "compression.uplink.codec: unknown codec 'int44'; did you"),
+        ("compression.downlink.head", "every(0)", "compression.downlink.head: codec 'every(0)'"),
+    ],
+)
+def test_a_codec_that_is_none_is_told_with_its_place(path: str, spec: str, told: str):
+    with pytest.raises(UserError) as caught:
+        check_codecs(load(None, {path: spec}))
+    assert str(caught.value).startswith(told)
+
+
+def test_masked_updates_are_not_compressed_but_what_clients_are_sent_may_be():
+    secure = {"privacy.secure_aggregation": True}
+    check_codecs(load(None, {**secure, "compression.downlink": "float16"}))
+    with pytest.raises(UserError, match="masked words look random"):
+        check_codecs(load(None, {**secure, "compression.uplink": "float16"}))
+
+
+def test_every_message_has_chances_of_its_own():
+    one, same, other = (chance(0, "uplink", n).random(5).tolist() for n in (1, 1, 2))
+    assert one == same != other
