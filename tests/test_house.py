@@ -33,6 +33,7 @@ ALLOWED = {
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
     "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/secure_sum.py"],
+    "constriction": ["fl_vitlora/communication/codecs/entropy.py"],
     "safetensors": [
         "fl_vitlora/data/",
         "fl_vitlora/models/",
@@ -100,7 +101,7 @@ ROOMS = {
     "fl_vitlora/robust.py": ["lowrank", "state", "strategy"],
     "fl_vitlora/global_model.py": ["lowrank", "state"],
     "fl_vitlora/encryption/": ["errors"],
-    "fl_vitlora/communication/": ["state"],
+    "fl_vitlora/communication/": ["errors", "state"],
     "fl_vitlora/secure_sum.py": ["encryption"],
     "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
