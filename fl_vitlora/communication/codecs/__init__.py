@@ -1,8 +1,8 @@
 """Codecs: how a vector of float32 is written in fewer bytes, each a pair of pure functions.
 
-Quantisers write every scalar: float32, float16, bfloat16, int8, int4, int2.
-
-Transforms leave out much of a vector, and hand the rest to another codec.
+Quantisers write every scalar: float32, float16 and bfloat16; int8, int4 and int2, whole multiples
+of a step; nf4, qsgd and sign. Transforms leave out much of a vector and hand the rest to another
+codec: topk, lowrank.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from __future__ import annotations
 from fl_vitlora.communication.codecs.absmax import Int2, Int4, Int8
 from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes
 from fl_vitlora.communication.codecs.floats import BFloat16, Float16, Float32
+from fl_vitlora.communication.codecs.lowrank import LowRank
+from fl_vitlora.communication.codecs.normal_float import NormalFloat4
+from fl_vitlora.communication.codecs.qsgd import QSGD
+from fl_vitlora.communication.codecs.sign import Sign
 from fl_vitlora.communication.codecs.spec import build
+from fl_vitlora.communication.codecs.topk import TopK
 
 __all__ = ["CODECS", "Codec", "Floats", "Shapes", "parse"]
 
@@ -21,6 +26,11 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "int4": Int4,
     "int2": Int2,
+    "nf4": NormalFloat4,
+    "qsgd": QSGD,
+    "sign": Sign,
+    "topk": TopK,
+    "lowrank": LowRank,
 }
 
 

@@ -59,7 +59,8 @@ class Float16(Codec):
     def read(self, reader: Reader, shapes: Shapes) -> Floats:
         """Reads 2 bytes a scalar."""
         data = reader.take(scalars(shapes) * FLOAT16.itemsize)
-        return np.frombuffer(data, FLOAT16).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # a NaN is refused by `decode`
+            return np.frombuffer(data, FLOAT16).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
