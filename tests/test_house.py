@@ -33,6 +33,7 @@ ALLOWED = {
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
     "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/secure_sum.py"],
+    "constriction": ["fl_vitlora/communication/codecs/entropy.py"],
     "safetensors": [
         "fl_vitlora/data/",
         "fl_vitlora/models/",

@@ -1,0 +1,57 @@
+"""Codecs: how a vector of float32 is written in fewer bytes, each a pair of pure functions.
+
+Quantisers write every scalar: float32, float16 and bfloat16; int8, int4 and int2, whole multiples
+of a step; nf4, qsgd and sign. Transforms leave out much of a vector and hand the rest to another
+codec: topk, lowrank.
+"""
+
+from __future__ import annotations
+
+from fl_vitlora.communication.codecs.absmax import Int2, Int4, Int8
+from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes
+from fl_vitlora.communication.codecs.floats import BFloat16, Float16, Float32
+from fl_vitlora.communication.codecs.lowrank import LowRank
+from fl_vitlora.communication.codecs.normal_float import NormalFloat4
+from fl_vitlora.communication.codecs.qsgd import QSGD
+from fl_vitlora.communication.codecs.sign import Sign
+from fl_vitlora.communication.codecs.spec import build
+from fl_vitlora.communication.codecs.topk import TopK
+
+__all__ = ["CODECS", "Codec", "Floats", "Shapes", "parse"]
+
+CODECS: dict[str, type[Codec]] = {
+    "float32": Float32,
+    "float16": Float16,
+    "bfloat16": BFloat16,
+    "int8": Int8,
+    "int4": Int4,
+    "int2": Int2,
+    "nf4": NormalFloat4,
+    "qsgd": QSGD,
+    "sign": Sign,
+    "topk": TopK,
+    "lowrank": LowRank,
+}
+
+
+def parse(spec: str) -> Codec:
+    """Reads a specification: steps joined by "+", transforms first, one quantiser last.
+
+    Args:
+        spec: For example ``"int4(128)"`` or ``"topk(0.05)+int4"``.
+
+    Returns:
+        The codec; as text it is the shortest specification of itself.
+
+    Raises:
+        UserError: When the specification is none.
+
+    Example:
+        >>> str(parse("int8(block=64, rounding=nearest)"))
+        'int8(rounding=nearest)'
+        >>> parse("int5")
+        Traceback (most recent call last):
+        ...
+        fl_vitlora.errors.UserError: unknown codec 'int5'; did you mean 'int8'? ...
+    """
+    return build(spec, CODECS)

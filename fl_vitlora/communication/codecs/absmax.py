@@ -1,0 +1,85 @@
+"""int8, int4, int2: whole multiples of a step that fits the largest scalar of each block.
+
+With b bits there are L = 2^(b-1) - 1 levels on each side of zero; the scale of a block is its
+largest magnitude, rounded up to a bfloat16 so that nothing is clipped. int2 is ternary.
+
+Sources: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861 (blocks);
+Wen et al., "TernGrad", arXiv 1705.07878 (stochastic and ternary, scaled by the largest).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from fl_vitlora.communication.codecs import bfloat16, levels
+from fl_vitlora.communication.codecs.arguments import BLOCK, ROUNDING
+from fl_vitlora.communication.codecs.blocks import blocks_of, in_blocks, read_scales, write_scales
+from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
+from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
+from fl_vitlora.communication.codecs.reader import Reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absmax(Codec):
+    """What int8, int4 and int2 have in common.
+
+    Attributes:
+        block: Scalars that share a scale.
+        rounding: "stochastic", right in the mean, or "nearest", with half the largest error.
+        levels: L, on each side of zero.
+    """
+
+    block: int = field(default=64, metadata=BLOCK)
+    rounding: str = field(default="stochastic", metadata=ROUNDING)
+    levels: ClassVar[int]
+
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Writes the scales, then the levels."""
+        blocks = in_blocks(values, self.block)
+        scales = bfloat16.upward(np.abs(blocks).max(axis=1))
+        chance = draw if self.rounding == "stochastic" else None
+        symbols = levels.to_symbols(blocks, bfloat16.widened(scales), self.levels, chance)
+        return write_scales(scales) + write_symbols(symbols[: len(values)], 2 * self.levels + 1)
+
+    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+        """Reads the scales, then the levels."""
+        n = scalars(shapes)
+        scales = read_scales(reader, blocks_of(n, self.block))
+        symbols = read_symbols(reader, n, 2 * self.levels + 1)
+        return levels.to_values(symbols, scales, self.levels, self.block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8(Absmax):
+    """255 levels.
+
+    Example:
+        >>> str(Int8(block=128, rounding="nearest"))
+        'int8(128,rounding=nearest)'
+    """
+
+    name: ClassVar[str] = "int8"
+    example: ClassVar[str] = "int8(block=64)"
+    levels: ClassVar[int] = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int4(Absmax):
+    """15 levels."""
+
+    name: ClassVar[str] = "int4"
+    example: ClassVar[str] = "int4(block=64)"
+    levels: ClassVar[int] = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int2(Absmax):
+    """Three levels; a block is longer, for a scale would else cost as much as it saves."""
+
+    block: int = field(default=128, metadata=BLOCK)
+    name: ClassVar[str] = "int2"
+    example: ClassVar[str] = "int2(block=128)"
+    levels: ClassVar[int] = 1

@@ -1,0 +1,100 @@
+"""Arguments of codecs: how each is read from text, and which values it may have.
+
+Specifications of codecs also arrive over the wire, so every argument is bounded on both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+WHOLE = re.compile("[0-9]{1,6}")
+DECIMAL = re.compile(r"[0-9]{0,3}\.?[0-9]{1,20}(e-[0-9]{1,3})?")
+
+
+class Argument(Protocol):
+    """A kind of argument; as text it says what it expects."""
+
+    def read(self, text: str) -> object:
+        """Reads a value, or raises `ValueError` at what is no such value at all."""
+
+    def allows(self, value: object) -> bool:
+        """Tells whether the value is of this kind and within its bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A whole number.
+
+    Attributes:
+        low: The least.
+        high: The most.
+
+    Example:
+        >>> str(Whole(low=1, high=127)), Whole(low=1, high=127).allows(128)
+        ('a whole number from 1 to 127', False)
+    """
+
+    low: int
+    high: int
+
+    def read(self, text: str) -> int:
+        """Reads decimal digits."""
+        if not WHOLE.fullmatch(text):
+            raise ValueError("no whole number")
+        return int(text)
+
+    def allows(self, value: object) -> bool:
+        """Tells whether it is an int from low to high."""
+        return type(value) is int and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"a whole number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A number above 0 and at most 1."""
+
+    def read(self, text: str) -> float:
+        """Reads a decimal fraction."""
+        if not DECIMAL.fullmatch(text):
+            raise ValueError("no decimal fraction")
+        return float(text)
+
+    def allows(self, value: object) -> bool:
+        """Tells whether it is a float in (0, 1]."""
+        return type(value) is float and 0 < value <= 1
+
+    def __str__(self) -> str:
+        return "a number above 0 and at most 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneOf:
+    """One of a few words.
+
+    Attributes:
+        words: All of them.
+    """
+
+    words: tuple[str, ...]
+
+    def read(self, text: str) -> str:
+        """Takes the text as it is."""
+        return text
+
+    def allows(self, value: object) -> bool:
+        """Tells whether it is one of the words."""
+        return value in self.words
+
+    def __str__(self) -> str:
+        return " or ".join(self.words)
+
+
+BLOCK: dict[str, Argument] = {"argument": Whole(low=8, high=65536)}
+LEVELS: dict[str, Argument] = {"argument": Whole(low=1, high=127)}
+RANK: dict[str, Argument] = {"argument": Whole(low=1, high=4096)}
+FRACTION: dict[str, Argument] = {"argument": Share()}
+ROUNDING: dict[str, Argument] = {"argument": OneOf(words=("stochastic", "nearest"))}

@@ -1,0 +1,66 @@
+"""Small numbers side by side, at as many bits each as the largest possible one needs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Symbols = NDArray[np.uint8]
+
+
+def width(size: int) -> int:
+    """Counts the bits of a symbol out of so many.
+
+    Example:
+        >>> width(2), width(15), width(256)
+        (1, 4, 8)
+    """
+    return (size - 1).bit_length()
+
+
+def packed_bytes(n: int, bits: int) -> int:
+    """Counts the bytes of n numbers of so many bits, the last one filled up."""
+    return -(-n * bits // 8)
+
+
+def pack(numbers: Symbols, bits: int) -> bytes:
+    """Writes numbers of so many bits, highest bit first; the last byte is filled up with zeros.
+
+    Args:
+        numbers: (n,), each below 2^bits.
+        bits: From 0 to 8.
+
+    Returns:
+        n·bits / 8 bytes, rounded up.
+
+    Example:
+        >>> pack(np.uint8([1, 2, 3]), 4).hex()
+        '1230'
+    """
+    return np.packbits(np.unpackbits(numbers[:, None], axis=1)[:, 8 - bits :]).tobytes()
+
+
+def unpack(data: bytes, n: int, bits: int) -> Symbols:
+    """Reads what `pack` wrote.
+
+    Args:
+        data: The bytes, exactly as many as there must be.
+        n: How many numbers.
+        bits: Of each.
+
+    Returns:
+        (n,).
+
+    Raises:
+        ValueError: When the last byte is not filled up with zeros.
+
+    Example:
+        >>> unpack(bytes.fromhex("1230"), 3, 4).tolist()
+        [1, 2, 3]
+    """
+    every = np.unpackbits(np.frombuffer(data, np.uint8))
+    if every[n * bits :].any():
+        raise ValueError("something is written behind the last number")
+    padded = np.zeros((n, 8), np.uint8)
+    padded[:, 8 - bits :] = every[: n * bits].reshape(n, bits)
+    return np.packbits(padded, axis=1)[:, 0]

@@ -1,0 +1,136 @@
+"""The contract of codecs: vectors of float32 to bytes and back, usually with a loss.
+
+A codec is a value: its class says how, its fields say how finely. `encode` and `decode` are pure;
+what a codec may draw comes from the generator that it is given, so the same draw gives the same
+bytes. What it lost is the business of the caller (error feedback keeps it for the next round).
+
+n scalars, of all tensors of a group one after the other in the order of their shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, fields
+from typing import ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_vitlora.communication.codecs.arguments import Argument
+from fl_vitlora.communication.codecs.reader import Reader
+from fl_vitlora.errors import UserError
+
+Floats = NDArray[np.float32]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def scalars(shapes: Shapes) -> int:
+    """Counts the scalars n of all tensors.
+
+    Example:
+        >>> scalars(((2, 3), (4,)))
+        10
+    """
+    return sum(math.prod(shape) for shape in shapes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec(ABC):
+    """How a vector is written; as text it is a specification that `codecs.parse` reads.
+
+    Attributes:
+        name: Of the codec in specifications.
+        example: A specification, shown beside mistakes.
+        lossless: Whether decoding gives back every bit.
+    """
+
+    name: ClassVar[str]
+    example: ClassVar[str]
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for key, argument in self.arguments().items():
+            if not argument.allows(value := getattr(self, key)):
+                raise self.mistake(f"{key} must be {argument}, got {value!r}")
+
+    def encode(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Writes a vector.
+
+        Args:
+            values: (n,), finite.
+            shapes: Of the tensors that it lists.
+            draw: Where chance comes from.
+
+        Returns:
+            The bytes; none for an empty vector.
+
+        Raises:
+            ValueError: When a value is not finite, or the shapes are of another vector.
+        """
+        if values.shape != (scalars(shapes),):
+            raise ValueError(f"{scalars(shapes)} scalars expected, got shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+        return self.write(values, shapes, draw) if len(values) else b""
+
+    def decode(self, data: bytes, shapes: Shapes) -> Floats:
+        """Reads a vector.
+
+        Args:
+            data: What `encode` wrote for these shapes.
+            shapes: Of the tensors that are expected.
+
+        Returns:
+            (n,), finite.
+
+        Raises:
+            ValueError: When the bytes are foreign, cut off, too many, or of other tensors.
+        """
+        reader = Reader(data)
+        n = scalars(shapes)
+        try:
+            values = self.read(reader, shapes) if n else np.empty(0, np.float32)
+            reader.end()
+        except ValueError as error:
+            raise ValueError(f"refused {n} scalars in {self}: {error}") from None
+        if not np.isfinite(values).all():
+            raise ValueError(f"refused {n} scalars in {self}: not all of them are finite")
+        return values
+
+    @abstractmethod
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Encodes a vector that is checked and not empty."""
+
+    @abstractmethod
+    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+        """Decodes a vector that is not empty, or raises `ValueError`."""
+
+    @classmethod
+    def arguments(cls) -> dict[str, Argument]:
+        """Lists what the codec may be told, in the order of a specification."""
+        return {
+            field.name: cast("Argument", field.metadata["argument"])
+            for field in fields(cls)
+            if "argument" in field.metadata
+        }
+
+    @classmethod
+    def required(cls) -> list[str]:
+        """Lists which of its arguments have no default."""
+        defaults = {field.name: field.default for field in fields(cls)}
+        return [key for key in cls.arguments() if defaults[key] is MISSING]
+
+    @classmethod
+    def mistake(cls, what: str) -> UserError:
+        """Says what is wrong with a specification of this codec."""
+        return UserError(f"codec {cls.name}: {what}; for example {cls.example}")
+
+    def __str__(self) -> str:
+        defaults = {field.name: field.default for field in fields(self)}
+        told = [
+            f"{key}={value}" if place else f"{value}"
+            for place, key in enumerate(self.arguments())
+            if (value := getattr(self, key)) != defaults[key]
+        ]
+        return f"{self.name}({','.join(told)})" if told else self.name

@@ -1,0 +1,126 @@
+"""Entropy coding: symbols that are not equally frequent take fewer bits than their number needs.
+
+One byte says how the symbols follow: packed side by side, or range-coded after a table with the
+frequency of each symbol (Martin 1979, by the package `constriction`, arXiv 2201.01741). The smaller
+is taken, so coding costs one byte where it does not pay. A table takes a byte for each symbol that
+there may be, with 4 bits of exponent and 4 of fraction,
+
+    weight(byte) = (16 + fraction) · 2^exponent        0 for a symbol that never occurs
+
+and both ends compute the same model from it. When reading, the table must be the one of the symbols
+found and coding them again must give the same words: a stream that was tampered with is refused.
+"""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_vitlora.communication.codecs.bits import Symbols, pack, packed_bytes, unpack, width
+from fl_vitlora.communication.codecs.reader import Reader, varint
+
+PLAIN, CODED = b"\0", b"\1"
+WORD = np.dtype("<u4")
+HEAVIEST = 31 << 15  # the weight of byte 255
+
+
+def write_symbols(symbols: Symbols, size: int) -> bytes:
+    """Writes symbols in the smaller of the two ways.
+
+    Args:
+        symbols: (n,), each below ``size``.
+        size: How many symbols there may be, 2 to 256.
+
+    Returns:
+        The bytes; how many symbols there are is not among them.
+
+    Example:
+        >>> len(write_symbols(np.zeros(8000, np.uint8), 3))
+        9
+    """
+    coded = _code(symbols, size)
+    if len(coded) < packed_bytes(len(symbols), width(size)):
+        return CODED + coded
+    return PLAIN + pack(symbols, width(size))
+
+
+def read_symbols(reader: Reader, n: int, size: int) -> Symbols:
+    """Reads what `write_symbols` wrote.
+
+    Args:
+        reader: Stands before the symbols; afterwards behind them.
+        n: How many symbols.
+        size: How many there may be.
+
+    Returns:
+        (n,), each below ``size``.
+
+    Raises:
+        ValueError: When the bytes are anything else.
+    """
+    mode = reader.take(1)
+    if mode == PLAIN:
+        symbols = unpack(reader.take(packed_bytes(n, width(size))), n, width(size))
+        if n and symbols.max() >= size:
+            raise ValueError(f"a symbol is not among the {size} that there are")
+        return symbols
+    if mode != CODED:
+        raise ValueError("its symbols are written in no known way")
+    return _uncode(reader, n, size)
+
+
+def _code(symbols: Symbols, size: int) -> bytes:
+    """Writes table, number of words, and words."""
+    table = _table(np.bincount(symbols, minlength=size))
+    words = _words(symbols, table).astype(WORD, copy=False).tobytes()
+    return table + varint(len(words) // WORD.itemsize) + words
+
+
+def _uncode(reader: Reader, n: int, size: int) -> Symbols:
+    """Reads what `_code` wrote."""
+    table = reader.take(size)
+    data = reader.take(reader.varint() * WORD.itemsize)
+    symbols = _symbols(np.frombuffer(data, WORD).astype(np.uint32), table, n)
+    if _table(np.bincount(symbols, minlength=size)) != table:
+        raise ValueError("its symbols have other frequencies than it says")
+    if _words(symbols, table).astype(WORD, copy=False).tobytes() != data:
+        raise ValueError("its symbols would be coded in other words")
+    return symbols
+
+
+def _table(counts: NDArray[np.intp]) -> bytes:
+    """Writes a weight for every count, relative to the largest."""
+    most = max(1, int(counts.max()))
+    return bytes(_byte(int(count) * HEAVIEST // most) if count else 0 for count in counts)
+
+
+def _byte(weight: int) -> int:
+    """Rounds a weight down to exponent and fraction; the least that occurs is byte 1."""
+    exponent = max(0, weight.bit_length() - 5)
+    return max(1, (exponent << 4) + (weight >> exponent) - 16)
+
+
+def _model(table: bytes) -> constriction.stream.model.Categorical:
+    """Builds the model of a table; its weights are whole, so sums of them are exact."""
+    entries = np.frombuffer(table, np.uint8).astype(np.int64)
+    weights = np.where(entries, (16 + (entries & 15)) << (entries >> 4), 0)
+    return constriction.stream.model.Categorical(weights.astype(np.float64), perfect=False)
+
+
+def _words(symbols: Symbols, table: bytes) -> NDArray[np.uint32]:
+    """Codes symbols under the model of a table."""
+    coder = constriction.stream.queue.RangeEncoder()
+    coder.encode(symbols.astype(np.int32), _model(table))
+    return np.asarray(coder.get_compressed())
+
+
+def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
+    """Decodes words; a coder that gives up does so by exceptions of several kinds."""
+    try:
+        coder = constriction.stream.queue.RangeDecoder(words)
+        return np.asarray(coder.decode(_model(table), n)).astype(np.uint8)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of the compiled coder is no Exception
+        raise ValueError("its words are not those of a range coder") from None

@@ -1,0 +1,80 @@
+"""Plain floats: every scalar in 4 bytes (the whole truth) or in 2, little endian.
+
+float16 has 11 significant bits and ends at ±65504, to which larger values are clipped; bfloat16 has
+8 and the range of float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fl_vitlora.communication.codecs import bfloat16
+from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
+from fl_vitlora.communication.codecs.reader import Reader
+
+HALF = np.dtype("<u2")
+FLOAT16 = np.dtype("<f2")
+FLOAT32 = np.dtype("<f4")
+MOST_FLOAT16 = np.float32(65504)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float32(Codec):
+    """The scalars as they are, bit by bit.
+
+    Example:
+        >>> codec, values = Float32(), np.float32([1.5, -2.0])
+        >>> codec.decode(codec.encode(values, ((2,),), np.random.default_rng(0)), ((2,),)).tolist()
+        [1.5, -2.0]
+    """
+
+    name: ClassVar[str] = "float32"
+    example: ClassVar[str] = "float32"
+    lossless: ClassVar[bool] = True
+
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Writes 4 bytes a scalar."""
+        return values.astype(FLOAT32, copy=False).tobytes()
+
+    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+        """Reads 4 bytes a scalar."""
+        data = reader.take(scalars(shapes) * FLOAT32.itemsize)
+        return np.frombuffer(data, FLOAT32).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float16(Codec):
+    """The nearest float16 within its range."""
+
+    name: ClassVar[str] = "float16"
+    example: ClassVar[str] = "float16"
+
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Writes 2 bytes a scalar."""
+        return np.clip(values, -MOST_FLOAT16, MOST_FLOAT16).astype(FLOAT16).tobytes()
+
+    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+        """Reads 2 bytes a scalar."""
+        data = reader.take(scalars(shapes) * FLOAT16.itemsize)
+        with np.errstate(invalid="ignore"):  # a NaN is refused by `decode`
+            return np.frombuffer(data, FLOAT16).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16(Codec):
+    """The nearest bfloat16."""
+
+    name: ClassVar[str] = "bfloat16"
+    example: ClassVar[str] = "bfloat16"
+
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Writes 2 bytes a scalar."""
+        return bfloat16.nearest(values).astype(HALF, copy=False).tobytes()
+
+    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+        """Reads 2 bytes a scalar."""
+        data = reader.take(scalars(shapes) * HALF.itemsize)
+        return bfloat16.widened(np.frombuffer(data, HALF).astype(np.uint16))

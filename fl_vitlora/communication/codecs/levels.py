@@ -1,0 +1,63 @@
+"""Evenly spaced levels on both sides of zero: -L … 0 … L, as multiples of a block's scale / L.
+
+Rounding is to the nearest level, or stochastic: up with the chance of the remainder, so that the
+mean over the draws is the value itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fl_vitlora.communication.codecs.bits import Symbols
+from fl_vitlora.communication.codecs.blocks import spread
+from fl_vitlora.communication.codecs.codec import Floats
+
+
+def to_symbols(
+    blocks: Floats, scales: Floats, levels: int, draw: np.random.Generator | None
+) -> Symbols:
+    """Rounds scalars to levels.
+
+    Args:
+        blocks: (m, block), none larger in magnitude than its scale.
+        scales: (m,), 0 for a block of zeros.
+        levels: L, at most 127.
+        draw: For stochastic rounding; nearest without it.
+
+    Returns:
+        Level + L, (m·block,).
+
+    Example:
+        >>> to_symbols(np.float32([[-8.0, 0.1, 3.0]]), np.float32([8.0]), 7, None).tolist()
+        [0, 7, 10]
+    """
+    steps = blocks / np.where(scales > 0, scales, np.float32(1))[:, None]
+    steps *= np.float32(levels)
+    if draw is None:
+        np.rint(steps, out=steps)
+    else:
+        steps += draw.random(steps.shape, dtype=np.float32)
+        np.floor(steps, out=steps)
+    np.clip(steps, -levels, levels, out=steps)
+    return (steps + np.float32(levels)).astype(np.uint8).reshape(-1)
+
+
+def to_values(symbols: Symbols, scales: Floats, levels: int, block: int) -> Floats:
+    """Returns the values of levels.
+
+    Args:
+        symbols: Level + L, (n,).
+        scales: (m,).
+        levels: L.
+        block: Scalars of a block.
+
+    Returns:
+        (n,).
+
+    Example:
+        >>> to_values(np.uint8([0, 7, 10]), np.float32([7.0]), 7, 3).tolist()
+        [-7.0, 0.0, 3.0]
+    """
+    steps = symbols.astype(np.float32) - np.float32(levels)
+    steps *= spread(scales / np.float32(levels), block, len(symbols))
+    return steps

@@ -1,0 +1,88 @@
+"""Specifications of codecs: steps joined by "+", transforms first, one quantiser last.
+
+`int4`, `int4(128)`, `int8(block=64,rounding=nearest)`, `topk(0.05)+int4`, `lowrank(4)+int8`: the
+arguments of a step in their order, or by name, or left out where there is a default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fl_vitlora.communication.codecs.arguments import Argument
+from fl_vitlora.communication.codecs.codec import Codec
+from fl_vitlora.communication.codecs.transform import Transform
+from fl_vitlora.errors import UserError, unknown
+
+LONGEST = 200  # characters of a specification
+MOST_STEPS = 4
+STEP = re.compile(r"\s*(?P<name>[^()]*?)\s*(\((?P<arguments>[^()]*)\)\s*)?")
+
+
+def build(spec: str, kinds: Mapping[str, type[Codec]]) -> Codec:
+    """Builds the codec of a specification.
+
+    Args:
+        spec: What the user, or a message, asks for.
+        kinds: All codecs by name.
+
+    Returns:
+        The codec; `build(str(codec), kinds)` is the same one again.
+
+    Raises:
+        UserError: When it is none.
+    """
+    steps = spec.split("+")
+    if len(spec) > LONGEST or len(steps) > MOST_STEPS:
+        raise UserError(
+            f"codec {spec[:40]!r}: at most {MOST_STEPS} steps in {LONGEST} characters are possible"
+        )
+    kind, arguments = _step(steps[-1], kinds)
+    codec = kind(**arguments)
+    for step in reversed(steps[:-1]):
+        kind, arguments = _step(step, kinds)
+        if not issubclass(kind, Transform):
+            raise kind.mistake(f"nothing can follow it, got {str(codec)!r} behind it")
+        codec = kind(**arguments, inner=codec)
+    return codec
+
+
+def _step(text: str, kinds: Mapping[str, type[Codec]]) -> tuple[type[Codec], dict[str, Any]]:
+    """Reads the name and the arguments of one step."""
+    match = STEP.fullmatch(text)
+    if match is None or match["name"] not in kinds:
+        raise unknown("codec", match["name"] if match else text.strip(), kinds)
+    kind = kinds[match["name"]]
+    given = [part.strip() for part in (match["arguments"] or "").split(",")]
+    return kind, _arguments(kind, [] if given == [""] else given)
+
+
+def _arguments(kind: type[Codec], given: list[str]) -> dict[str, Any]:
+    """Finds for each argument which one it is, and reads it."""
+    expected = kind.arguments()
+    if len(given) > len(expected):
+        raise kind.mistake(f"it takes {_listed(expected)}, got {len(given)} arguments")
+    found: dict[str, Any] = {}
+    for place, text in enumerate(given):
+        key, named, value = text.partition("=")
+        name, value = (key.strip(), value.strip()) if named else (list(expected)[place], text)
+        if name not in expected or name in found:
+            raise kind.mistake(f"it takes {_listed(expected)}, each once, got {text!r}")
+        found[name] = _value(kind, name, expected[name], value)
+    if missing := [name for name in kind.required() if name not in found]:
+        raise kind.mistake(f"{missing[0]} is needed, {expected[missing[0]]}")
+    return found
+
+
+def _value(kind: type[Codec], name: str, argument: Argument, text: str) -> object:
+    """Reads one value; its bounds are the codec's own to check."""
+    try:
+        return argument.read(text)
+    except ValueError:
+        raise kind.mistake(f"{name} must be {argument}, got {text!r}") from None
+
+
+def _listed(expected: Mapping[str, Argument]) -> str:
+    """Names all arguments."""
+    return " and ".join(expected) or "no arguments"

@@ -1,0 +1,90 @@
+"""Top-k: only the largest scalars and where they are, all others count as zero.
+
+k is the fraction of n, rounded up; of equal magnitudes the first ones are taken, and zeros never.
+Positions are written as Golomb-Rice coded gaps, the scalars by the inner codec.
+
+Source: Stich et al., "Sparsified SGD with Memory", arXiv 1809.07599.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from fl_vitlora.communication.codecs.arguments import FRACTION
+from fl_vitlora.communication.codecs.codec import Floats, Shapes, scalars
+from fl_vitlora.communication.codecs.reader import Reader, varint
+from fl_vitlora.communication.codecs.rice import Numbers, read_positions, write_positions
+from fl_vitlora.communication.codecs.transform import Transform
+
+ROUNDING_ERROR = 1e-9  # 0.07 · 100 is a little more than 7 in binary
+
+
+def kept(n: int, fraction: float) -> int:
+    """Counts the scalars k that are kept of n.
+
+    Example:
+        >>> kept(100, 0.07), kept(101, 0.07), kept(5, 0.001)
+        (7, 8, 1)
+    """
+    return max(1, math.ceil(fraction * n - ROUNDING_ERROR))
+
+
+def largest(values: Floats, k: int) -> Numbers:
+    """Finds the k largest magnitudes.
+
+    Args:
+        values: (n,).
+        k: From 1 to n.
+
+    Returns:
+        Their positions, ascending; fewer than k where all others are zero.
+
+    Example:
+        >>> largest(np.float32([1, -5, 0, 5, 2]), 3).tolist()
+        [1, 3, 4]
+    """
+    magnitudes = np.abs(values)
+    least = np.partition(magnitudes, len(values) - k)[len(values) - k]
+    if least == 0:
+        return np.flatnonzero(magnitudes)
+    chosen = magnitudes > least
+    equal = np.flatnonzero(magnitudes == least)
+    chosen[equal[: k - np.count_nonzero(chosen)]] = True
+    return np.flatnonzero(chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(Transform):
+    """The largest scalars only.
+
+    Attributes:
+        fraction: The share k / n that is kept.
+    """
+
+    fraction: float = field(metadata=FRACTION)
+    name: ClassVar[str] = "topk"
+    example: ClassVar[str] = "topk(0.05)+int4"
+
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Writes how many scalars there are, where, and then they themselves."""
+        positions = largest(values, kept(len(values), self.fraction))
+        if not len(positions):
+            return varint(0)
+        body = self.inner.encode(values[positions], ((len(positions),),), draw)
+        return varint(len(positions)) + write_positions(positions) + body
+
+    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+        """Reads them back into a vector of zeros."""
+        n = scalars(shapes)
+        values = np.zeros(n, np.float32)
+        k = reader.varint()
+        if k > kept(n, self.fraction):
+            raise ValueError(f"it holds {k} scalars, at most {kept(n, self.fraction)} are possible")
+        if k:
+            positions = read_positions(reader, k, n)
+            values[positions] = self.inner.decode(reader.rest(), ((k,),))
+        return values

@@ -1,0 +1,25 @@
+"""The contract of transforms: codecs that shorten a vector and leave its scalars to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fl_vitlora.communication.codecs.codec import Codec
+from fl_vitlora.communication.codecs.floats import Float32
+
+WHOLE = Float32()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(Codec):
+    """A codec in front of another.
+
+    Attributes:
+        inner: Writes what is left.
+    """
+
+    inner: Codec = WHOLE
+
+    def __str__(self) -> str:
+        own = super().__str__()
+        return own if self.inner == WHOLE else f"{own}+{self.inner}"
