@@ -131,7 +131,7 @@ def deploy(folder: Path) -> None:
         await_file(folder / "deployed" / "result.json", folder)
 
 
-@pytest.fixture(scope="module", params=GIVEN_KEYS.values(), ids=GIVEN_KEYS)
+@pytest.fixture(scope="module", params=list(GIVEN_KEYS.values()), ids=list(GIVEN_KEYS))
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs an experiment twice: a folder with `simulated`, `deployed` and `counts.csv`."""
     folder = tmp_path_factory.mktemp("runs")

@@ -97,7 +97,12 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
 
 
 def message_bytes(message: Message) -> tuple[int, int]:
-    """Measures a message as Flower sends it to and from a SuperLink.
+    """Measures a message as Flower sends it between a SuperLink and a SuperNode.
+
+    A message travels as the objects it is nested of, its metadata among them, each in a request
+    or response of its own. `tests/test_deployment.py` counts them on their way and finds the same
+    bytes. What Flower sends around them is not counted: HTTP and protobuf frames, the trees of
+    object ids by which a node asks for a message, heartbeats, and the app itself.
 
     Args:
         message: With its metadata set.
