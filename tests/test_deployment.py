@@ -1,14 +1,20 @@
-"""The same apps on a real SuperLink and two SuperNodes give what the simulation gave."""
+"""The same apps on a real SuperLink and two SuperNodes give what the simulation gave.
+
+What the nodes send and receive there is counted by the SuperLink as well, and the ledger agrees.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,15 @@ from fl_vitlora.config import load, to_yaml
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PATIENCE = 180  # seconds
+CLIENTS = 2
+GIVEN_KEYS: dict[str, dict[str, Any]] = {
+    "shared key": {},
+    "a key for each client": {
+        "encryption.scope": "client",
+        "encryption.adapt": True,
+        "finetuning.patch_embedding": "aligned",
+    },
+}
 
 
 def free_port() -> int:
@@ -52,35 +67,37 @@ def await_file(path: Path, logs: Path) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.parametrize(
-    "given_keys",
-    [
-        {},
-        {
-            "encryption.scope": "client",
-            "encryption.adapt": True,
-            "finetuning.patch_embedding": "aligned",
-        },
-    ],
-    ids=["shared key", "a key for each client"],
-)
-def test_deployed_run_equals_the_simulated_one(given_keys: dict[str, Any], tmp_path: Path) -> None:
+def wait_for_port(address: str) -> None:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"nothing listens on {address}")
+
+
+def simulate(folder: Path, given_keys: dict[str, Any]) -> None:
+    """Leaves a run in `simulated`, with the shards and the configuration for the other one."""
     settings = {
         **given_keys,
-        "clients": 2,
+        "clients": CLIENTS,
         "rounds": 2,
         "seed": 3,
         "data.limit": 120,
         "engine.device": "cpu",
-        "encryption.key_file": str(tmp_path / "owner.key"),
-        "out": str(tmp_path / "simulated"),
+        "encryption.key_file": str(folder / "owner.key"),
+        "out": str(folder / "simulated"),
     }
-    (tmp_path / "config.yaml").write_text(to_yaml(load(None, settings)))
-    simulate = [sys.executable, "simulate.py", "--config", str(tmp_path / "config.yaml")]
-    subprocess.run(simulate, cwd=ROOT, check=True, capture_output=True)
+    (folder / "config.yaml").write_text(to_yaml(load(None, settings)))
+    command = [sys.executable, "simulate.py", "--config", str(folder / "config.yaml")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
-    given = f'config="{tmp_path}/config.yaml" shards="{tmp_path}/simulated/shards"'
-    api, home = f"127.0.0.1:{free_port()}", tmp_path / "flower"
+
+def deploy(folder: Path) -> None:
+    """Leaves a run in `deployed`, and in `counts.csv` what passed the SuperLink."""
+    given = f'config="{folder}/config.yaml" shards="{folder}/simulated/shards"'
+    api, home = f"127.0.0.1:{free_port()}", folder / "flower"
     home.mkdir()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{api}"\ninsecure = true\n'
@@ -91,37 +108,79 @@ def test_deployed_run_equals_the_simulated_one(given_keys: dict[str, Any], tmp_p
         "FLWR_TELEMETRY_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),  # the apps are those of this checkout, wherever they run
     }
     with contextlib.ExitStack() as stack:
-        link = [str(BIN / "flower-superlink"), "--insecure", "--port", api.rpartition(":")[2]]
+        link = [sys.executable, "-P", str(ROOT / "tests" / "counting_superlink.py")]
+        link += [str(folder / "counts.csv"), "--insecure", "--port", api.rpartition(":")[2]]
         link.append("--disable-runtime-dependency-installation")
-        stack.enter_context(process(tmp_path / "link.log", *link, environment=environment))
-        for client in range(2):
+        stack.enter_context(process(folder / "link.log", *link, environment=environment))
+        for client in range(CLIENTS):
             node = [str(BIN / "flower-supernode"), "--insecure", "--superlink", api]
-            node += ["--node-config", f"partition-id={client} num-partitions=2 {given}"]
+            node += ["--node-config", f"partition-id={client} num-partitions={CLIENTS} {given}"]
             node += ["--port", str(free_port())]
-            log = tmp_path / f"node-{client}.log"
+            log = folder / f"node-{client}.log"
             stack.enter_context(process(log, *node, environment=environment))
         command = [str(BIN / "flwr"), "run", str(ROOT / "deploy"), "here"]
-        command += ["--run-config", f'{given} out="{tmp_path}/deployed" classes=10']
+        command += ["--run-config", f'{given} out="{folder}/deployed" classes=10']
         wait_for_port(api)
         submitted = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-        await_file(tmp_path / "deployed" / "result.json", tmp_path)
+        await_file(folder / "deployed" / "result.json", folder)
 
-    simulated = load_file(tmp_path / "simulated" / "model.safetensors")
-    deployed = load_file(tmp_path / "deployed" / "model.safetensors")
+
+@pytest.fixture(scope="module", params=list(GIVEN_KEYS.values()), ids=list(GIVEN_KEYS))
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs an experiment twice: a folder with `simulated`, `deployed` and `counts.csv`."""
+    folder = tmp_path_factory.mktemp("runs")
+    simulate(folder, request.param)
+    deploy(folder)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sums(entries: Iterable[tuple[str, int, int]]) -> Counter[tuple[str, int]]:
+    """Sums bytes by direction and client."""
+    found: Counter[tuple[str, int]] = Counter()
+    for direction, client, size in entries:
+        found[direction, client] += size
+    return found
+
+
+def clients_of_nodes(folder: Path) -> dict[str, int]:
+    """Reads which SuperNode had which shard off the nodes' own logs."""
+    found = {}
+    for client in range(CLIENTS):
+        told = re.search(r"SuperNode ID: (\d+)", (folder / f"node-{client}.log").read_text())
+        assert told is not None
+        found[told[1]] = client
+    return found
+
+
+def test_deployed_run_equals_the_simulated_one(runs: Path) -> None:
+    simulated = load_file(runs / "simulated" / "model.safetensors")
+    deployed = load_file(runs / "deployed" / "model.safetensors")
     assert simulated.keys() == deployed.keys()
     assert all(torch.equal(simulated[name], deployed[name]) for name in simulated)
 
 
-def wait_for_port(address: str) -> None:
-    host, _, port = address.partition(":")
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"nothing listens on {address}")
+def test_the_ledger_is_what_passed_the_superlink_to_the_byte(runs: Path) -> None:
+    """Of the whole run, greeting and evaluation included; each way, and for each client."""
+    clients = clients_of_nodes(runs)
+    counted = sums(
+        (row["direction"], clients[row["node"]], int(row["bytes"]))
+        for row in rows(runs / "counts.csv")
+    )
+    ledger = sums(
+        (row["direction"], int(row["client"]), int(row["payload"]) + int(row["overhead"]))
+        for row in rows(runs / "deployed" / "communication.csv")
+    )
+    assert len(counted) == 2 * CLIENTS
+    assert counted == ledger
+    assert counted.total() == ledger.total()
