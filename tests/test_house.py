@@ -45,7 +45,6 @@ ALLOWED = {
         "fl_vitlora/testing/",  # sends a strategy to a client, as Ray would
     ],
     "msgpack": ["fl_vitlora/communication/parcel.py"],
-    "constriction": ["fl_vitlora/communication/codecs/"],
     "strategies": ["simulate.py", "strategies/"],
     "fl_vitlora.flower": [
         "fl_vitlora/flower/",

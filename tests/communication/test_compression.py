@@ -121,7 +121,8 @@ def test_what_is_sent_and_what_is_withheld_are_the_whole(spec: str):
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "float32"])
 def test_over_many_rounds_everything_arrives(spec: str):
     """The same change every round: what was sent falls behind by a bounded amount, not more."""
-    change, total, owed = scale(state(), 1e-2), scale(state(), 0.0), {}
+    change, total = scale(state(), 1e-2), scale(state(), 0.0)
+    owed: State = {}
     behind = []
     for number in range(1, 161):
         part, owed = compress(

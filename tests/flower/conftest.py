@@ -54,6 +54,7 @@ class LocalGrid(Participants):
         super().__init__([100 + client for client in range(clients)])
         self.app = app
         self.silent: set[int] = set()
+        self.deaf = False  # replies are lost
         self.sent: list[Message] = []
         self.received: list[Message] = []
         self.kept = [RecordDict() for _ in range(clients)]
@@ -63,7 +64,8 @@ class LocalGrid(Participants):
         for number, message in enumerate(self.sent):
             message.metadata.__dict__["_message_id"] = f"message {number}"
         asked = [m for m in self.sent if m.metadata.dst_node_id - 100 not in self.silent]
-        self.received = [self.answer(message) for message in reversed(asked)]
+        received = [self.answer(message) for message in reversed(asked)]
+        self.received = [] if self.deaf else received
         return [message.metadata.message_id for message in self.sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:  # type: ignore[override]

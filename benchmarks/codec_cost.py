@@ -1,6 +1,6 @@
 """What codecs save, lose and cost: bytes, error and milliseconds on the tensors of real models.
 
-python benchmarks/codecs.py
+python benchmarks/codec_cost.py
 
 Values are drawn as an update's are spread: normal within a tensor, every tensor at a scale of its
 own. Times are medians of seven on one thread, both ends together, with the message's own format:
