@@ -29,7 +29,7 @@ def write_symbols(symbols: Symbols, size: int) -> bytes:
     """Writes symbols in the smaller of the two ways.
 
     Args:
-        symbols: (n,), each below ``size``.
+        symbols: (n,), n > 0, each below ``size``.
         size: How many symbols there may be, 2 to 256.
 
     Returns:
@@ -50,7 +50,7 @@ def read_symbols(reader: Reader, n: int, size: int) -> Symbols:
 
     Args:
         reader: Stands before the symbols; afterwards behind them.
-        n: How many symbols.
+        n: How many symbols, above 0.
         size: How many there may be.
 
     Returns:
@@ -62,7 +62,7 @@ def read_symbols(reader: Reader, n: int, size: int) -> Symbols:
     mode = reader.take(1)
     if mode == PLAIN:
         symbols = unpack(reader.take(packed_bytes(n, width(size))), n, width(size))
-        if n and symbols.max() >= size:
+        if symbols.max() >= size:
             raise ValueError(f"a symbol is not among the {size} that there are")
         return symbols
     if mode != CODED:

@@ -21,8 +21,6 @@ from fl_vitlora.communication.codecs.reader import Reader, varint
 
 Numbers = NDArray[np.int64]
 
-MOST_BITS = 40  # of a remainder
-
 
 def write_positions(positions: Numbers) -> bytes:
     """Writes positions in a vector.
@@ -67,7 +65,7 @@ def read_positions(reader: Reader, k: int, n: int) -> Numbers:
     """
     (bits,) = reader.take(1)
     count = reader.varint()
-    if bits > MOST_BITS or count > k + (n >> bits):
+    if bits > n.bit_length() or count > k + (n >> bits):
         raise ValueError("its positions are further apart than its vector is long")
     ones = np.flatnonzero(_bits(reader, count))
     if len(ones) != k or ones[-1] != count - 1:
@@ -94,7 +92,7 @@ def best_parameter(gaps: Numbers) -> int:
         >>> best_parameter(np.array([40, 50, 60]))
         5
     """
-    choices = range(min(MOST_BITS, int(gaps.max()).bit_length()) + 1)
+    choices = range(int(gaps.max()).bit_length() + 1)
     return min(choices, key=lambda bits: len(gaps) * bits + int((gaps >> bits).sum()))
 
 
