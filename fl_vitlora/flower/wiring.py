@@ -32,12 +32,19 @@ def check_codecs(config: Config) -> None:
         UserError: With the place, the reason, and what would do instead.
     """
     for direction in ("uplink", "downlink"):
+        fed_back = direction == "downlink" or config.compression.error_feedback
         specs: dict[str, str | None] = to_mapping(getattr(config.compression, direction))
         for name, spec in specs.items():
+            where = f"compression.{direction}.{name}"
             try:
-                parse_lane(spec or "float32")
+                codec = parse_lane(spec or "float32").codec
             except UserError as error:
-                raise UserError(f"compression.{direction}.{name}: {error}") from None
+                raise UserError(f"{where}: {error}") from None
+            if fed_back and not codec.contracts:
+                raise UserError(
+                    f"{where}: {codec} strays further than its input is long, so that errors that "
+                    "are fed back would grow; take nearest rounding, more levels or shorter blocks"
+                )
     if config.privacy.secure_aggregation and not lanes_of(config.compression.uplink).exact:
         raise UserError(
             "compression.uplink with privacy.secure_aggregation: masked words look random and no "

@@ -35,6 +35,16 @@ def test_a_codec_that_is_none_is_told_with_its_place(path: str, spec: str, told:
     assert str(caught.value).startswith(told)
 
 
+@pytest.mark.parametrize("spec", ["int2(rounding=stochastic)", "qsgd(7,512)", "topk(0.1)+qsgd(1)"])
+def test_a_codec_that_strays_is_not_fed_its_errors(spec: str):
+    with pytest.raises(UserError, match=r"compression\.uplink\.head: .* would grow"):
+        check_codecs(load(None, {"compression.uplink.head": spec}))
+    with pytest.raises(UserError, match=r"compression\.downlink\.codec: .* would grow"):
+        check_codecs(load(None, {"compression.downlink": spec}))
+    free = {"compression.uplink": spec, "compression.error_feedback": False}
+    check_codecs(load(None, free))
+
+
 def test_masked_updates_are_not_compressed_but_what_clients_are_sent_may_be():
     secure = {"privacy.secure_aggregation": True}
     check_codecs(load(None, {**secure, "compression.downlink": "float16"}))

@@ -36,6 +36,15 @@ class Absmax(Codec):
     rounding: str = field(default="stochastic", metadata=ROUNDING)
     levels: ClassVar[int]
 
+    @property
+    def contracts(self) -> bool:
+        """Tells whether it rounds to nearest, or the largest outweighs all that may go astray.
+
+        Stochastically, a scalar is off by half a step in the mean square at most, M / 2L; and the
+        largest of its block, M, by nothing.
+        """
+        return self.rounding == "nearest" or self.block < 4 * self.levels**2
+
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
         """Writes the scales, then the levels."""
         blocks = in_blocks(values, self.block)
@@ -77,9 +86,14 @@ class Int4(Absmax):
 
 @dataclass(frozen=True, kw_only=True)
 class Int2(Absmax):
-    """Three levels; a block is longer, for a scale would else cost as much as it saves."""
+    """Three levels; a block is longer, for a scale would else cost as much as it saves.
+
+    Rounded stochastically, most scalars of a block move further than they are large: right in the
+    mean, as TernGrad has it, but no codec to feed errors back with.
+    """
 
     block: int = field(default=128, metadata=BLOCK)
+    rounding: str = field(default="nearest", metadata=ROUNDING)
     name: ClassVar[str] = "int2"
     example: ClassVar[str] = "int2(block=128)"
     levels: ClassVar[int] = 1

@@ -49,6 +49,14 @@ class Codec(ABC):
     example: ClassVar[str]
     lossless: ClassVar[bool] = False
 
+    @property
+    def contracts(self) -> bool:
+        """Tells whether errors that are fed back stay bounded: E‖x - Q(x)‖² < ‖x‖² for every x.
+
+        Where that fails, what is withheld may grow from round to round without end.
+        """
+        return True
+
     def __post_init__(self) -> None:
         for key, argument in self.arguments().items():
             if not argument.allows(value := getattr(self, key)):

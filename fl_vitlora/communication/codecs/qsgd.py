@@ -58,10 +58,15 @@ class QSGD(Codec):
         block: Scalars that share a norm.
     """
 
-    levels: int = field(default=7, metadata=LEVELS)
-    block: int = field(default=512, metadata=BLOCK)
+    levels: int = field(default=15, metadata=LEVELS)
+    block: int = field(default=128, metadata=BLOCK)
     name: ClassVar[str] = "qsgd"
-    example: ClassVar[str] = "qsgd(levels=7,block=512)"
+    example: ClassVar[str] = "qsgd(levels=15,block=128)"
+
+    @property
+    def contracts(self) -> bool:
+        """Tells whether s² exceeds the block: the paper bounds the variance by block / s²."""
+        return self.levels**2 > self.block
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
         """Writes the norms, then the levels."""

@@ -20,6 +20,11 @@ class Transform(Codec):
 
     inner: Codec = WHOLE
 
+    @property
+    def contracts(self) -> bool:
+        """Tells what the inner codec tells: what is left out is withheld once."""
+        return self.inner.contracts
+
     def __str__(self) -> str:
         own = super().__str__()
         return own if self.inner == WHOLE else f"{own}+{self.inner}"

@@ -65,9 +65,9 @@ def test_a_scalar_is_off_by_a_step_or_by_half_of_one(
 STOCHASTIC = [
     ("int8(512)", np.inf, 127),
     ("int4(512)", np.inf, 7),
-    ("int2(512)", np.inf, 1),
-    ("qsgd", 2, 7),
-    ("qsgd(1)", 2, 1),
+    ("int2(512,rounding=stochastic)", np.inf, 1),
+    ("qsgd(7,512)", 2, 7),
+    ("qsgd(1,512)", 2, 1),
 ]
 
 

@@ -15,7 +15,7 @@ SPECS = [
     "int4",
     "int4(128,rounding=nearest)",
     "int2",
-    "int2(rounding=nearest)",
+    "int2(rounding=stochastic)",
     "nf4",
     "qsgd",
     "qsgd(1,block=64)",
