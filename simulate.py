@@ -29,13 +29,15 @@ FLAGS = {
     "--dataset": ("data.name", "digits, a Hugging Face data set, or a local path (digits)"),
     "--model": ("model.name", "vit_letters_16 or any timm ViT (vit_letters_16)"),
     "--partition": ("data.partition", "dirichlet, iid, pathological or shard (dirichlet)"),
+    "--budget": ("budget", "bytes that a run may send, as 50MB (no limit)"),
+    "--target-accuracy": ("target_accuracy", "report when it was first reached, as 0.95 (none)"),
     "--seed": ("seed", "of everything random but the owner's secret (0)"),
     "--out": ("out", "run or grid folder (a new one under runs/)"),
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
     "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
 }
 
-TEXTS = {"strategy.name", "data.name", "model.name", "out"}  # taken as they are typed
+TEXTS = {"strategy.name", "data.name", "model.name", "out", "budget"}  # taken as they are typed
 
 EXAMPLES = """examples:
   python simulate.py --clients 20
@@ -48,6 +50,10 @@ EXAMPLES = """examples:
       another strategy and its parameter
   python simulate.py --strategy flwr.serverapp.strategy:FedAdam --set strategy.eta=0.01
       any strategy of Flower, unmodified
+  python simulate.py --config configs/thousand_fold.yaml
+      a thousandth of the bytes: coded tensors, both ways
+  python simulate.py --set compression.uplink=int4 --budget 5MB --target-accuracy 0.9
+      other codecs; no round that would overspend; when 90 % were reached
   python simulate.py --check-strategy my_idea --set strategy.rate=0.5
       whether strategies/my_idea.py keeps the contract, rule by rule, in seconds
   python simulate.py --config configs/cifar10_vit_base.yaml

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.units import parse_bytes
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 # Groups of settings that may be given by one text, and which of them that is.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
 
+Bytes = typing.NewType("Bytes", int)
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
 
@@ -242,6 +244,15 @@ class CompressionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinkConfig:
+    """A client's line in deployment, for which the time on the wire is told."""
+
+    uplink_mbps: float = setting(10.0, "Mbit/s from a client to the server", "(0, inf)")
+    downlink_mbps: float = setting(100.0, "Mbit/s from the server to a client", "(0, inf)")
+    latency_ms: float = setting(50.0, "milliseconds that a message is on its way", "[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where the clients run."""
 
@@ -260,6 +271,12 @@ class Config:
     clients: int = setting(20, "how many hold a shard", "[1, inf)")
     rounds: int = setting(20, "of federated training", "[1, inf)")
     fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
+    budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
+        None, "bytes, as 50MB: no round begins that would overspend; rates stay those of all rounds"
+    )
+    target_accuracy: float | None = setting(
+        None, "in (0, 1]: tells after how many bytes it was first reached", "(0, 1]"
+    )
     seed: int = setting(0, "of everything random but the owner's secret", "[0, inf)")
     out: str | None = setting(None, "run folder; a new one under runs/ if not given")
     data: DataConfig = DataConfig()
@@ -272,6 +289,7 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     compression: CompressionConfig = CompressionConfig()
+    link: LinkConfig = LinkConfig()
     engine: EngineConfig = EngineConfig()
 
 
@@ -485,7 +503,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type[Any], hint), value, path)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # of a NewType it is the latter
         return None if value is None else convert(arguments[0], value, path)
     if hint == tuple[CipherStep, ...]:
         return _read_steps(value, path)
@@ -495,8 +513,8 @@ def convert(hint: Any, value: Any, path: str) -> Any:
         return tuple(convert(arguments[0], item, path) for item in items)
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))
-    if hint is float:
-        return _to_float(value, path)
+    if hint in _READ:
+        return _READ[hint](value, path)
     if hint in _NAMES and type(value) is not hint:
         raise UserError(f"{path}: expected {_NAMES[hint]}, got {value!r}")
     return value
@@ -533,6 +551,9 @@ def _to_float(value: Any, path: str) -> float:
         return float("a truth value" if isinstance(value, bool) else value)
     except (TypeError, ValueError):
         raise UserError(f"{path}: expected a number, got {value!r}") from None
+
+
+_READ: Mapping[Any, Callable[[Any, str], Any]] = {Bytes: parse_bytes, float: _to_float}
 
 
 def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:

@@ -16,13 +16,17 @@ from statistics import fmean
 from typing import Any
 
 from fl_vitlora import adversary, coordinates, policies, training
-from fl_vitlora.communication.ledger import Ledger, full_fine_tuning_bytes
+from fl_vitlora.communication.budget import affords
+from fl_vitlora.communication.ledger import Ledger, full_model_sizes
+from fl_vitlora.communication.link import Link, transfer_seconds
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.communication.summary import reached, summarise
 from fl_vitlora.config import Config
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import TEST_SHARD, open_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import (
     ALL_VIEWS,
     CentralEvaluator,
@@ -42,7 +46,7 @@ from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
 from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
 from fl_vitlora.ranks import client_ranks
-from fl_vitlora.reporting.plots import plot_accuracy
+from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
 from fl_vitlora.strategy import Update
@@ -203,30 +207,34 @@ class Run:
             evaluate=lambda number, model: self._measure(evaluator, number, model),
             observe=lambda report: self._observe(report, sums),
             release=self._release,
+            affords=self._affords,
         )
         final = federation.run(GlobalModel(tensors=initial))
+        self._measure_other_views(evaluator, final)
         end = time.perf_counter()
         down, up = full_model_bytes(self.server.plain)
         self.full_bytes.update(downlink=down, uplink=up)
-        told = aggregator.privacy() or statement(privacy, self.config.rounds)
+        told = aggregator.privacy() or statement(privacy, len(self.lines))
         self.privacy.update(told or {})
         return Outcome(model=final, begin=begin, end=end)
 
     def result(self) -> Line:
         """Sums up, without the times."""
-        config, ledger = self.config, self.ledger
+        config = self.config
         personal = client_half(self.strategy).personal
-        uplink, downlink = ledger.total("uplink"), ledger.total("downlink")
-        full = full_fine_tuning_bytes(
-            ledger,
-            full_downlink=self.full_bytes["downlink"],
-            full_uplink=self.full_bytes["uplink"],
-        )
         return {
             "accuracy": self.lines[-1]["accuracy"],
             "loss": self.lines[-1]["loss"],
             "clients": config.clients,
-            "rounds": config.rounds,
+            "rounds": len(self.lines),
+            "rounds_planned": config.rounds,
+            "stopped": "budget" if len(self.lines) < config.rounds else None,
+            "target": reached(
+                config.target_accuracy,
+                [line["accuracy"] for line in self.lines],
+                self.ledger,
+                self._link,
+            ),
             "seed": config.seed,
             "strategy": config.strategy.name,
             "method": config.finetuning.method,
@@ -240,18 +248,44 @@ class Run:
             "total_parameters": count(self.server.plain),
             "idle_rounds": sum(not line["moved"] for line in self.lines),
             "privacy": self.privacy or None,
-            "communication": {
-                "uplink_bytes": uplink,
-                "downlink_bytes": downlink,
-                "full_fine_tuning_bytes": full,
-                "saving": full / (uplink + downlink),
-            },
+            "communication": summarise(
+                self.ledger, self._link, full_model_sizes(**self.full_bytes)
+            ),
         }
+
+    @property
+    def _link(self) -> Link:
+        told = self.config.link
+        return Link(
+            uplink=told.uplink_mbps, downlink=told.downlink_mbps, latency=told.latency_ms / 1000
+        )
+
+    def _transfer(self, server_round: int) -> float:
+        """Tells how long the messages of a round would travel."""
+        passed = (entry for entry in self.ledger if entry.round == server_round)
+        return transfer_seconds(passed, self._link)[server_round]
+
+    def _affords(self, server_round: int) -> bool:
+        """Tells whether the budget allows another round."""
+        budget = self.config.budget
+        allowed = affords(budget, self.ledger, server_round)
+        if not allowed and server_round == 1:
+            raise UserError(
+                f"budget {budget}: the greeting alone took {self.ledger.total()} bytes, so that no "
+                "round can begin; give more"
+            )
+        return allowed
 
     def write(self, outcome: Outcome, result: Line, started: float) -> None:
         """Writes what is known only at the end; `result.json` last, as the sign of a whole run."""
-        sent = accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in self.lines)
-        plot_accuracy(self.folder.plots, [line["accuracy"] for line in self.lines], list(sent))
+        lines = self.lines
+        plot_accuracy(
+            self.folder.plots,
+            [line["accuracy"] for line in lines],
+            list(accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in lines)),
+            list(accumulate(line["transfer_seconds"] for line in lines)),
+        )
+        plot_traffic(self.folder.plots, traffic(lines))
         self.folder.write("communication.csv", self.ledger.to_csv())
         self.folder.write_model(outcome.model.stored())
         result["seconds"] = {
@@ -276,6 +310,8 @@ class Run:
             "moved": report.moved,
             "uplink_bytes": self.ledger.total("uplink", report.round),
             "downlink_bytes": self.ledger.total("downlink", report.round),
+            "payload_by_group": self.ledger.by_group(report.round),
+            "transfer_seconds": round(self._transfer(report.round), 4),
             "aggregation_error": report.aggregation_error,
             "seconds": round(report.seconds, 4),
         }
@@ -318,6 +354,15 @@ class Run:
         self.measured.update(evaluator.measure(server_round, model, views))
         return self.measured[RIGHT_KEY]
 
+    def _measure_other_views(self, evaluator: Evaluator, model: GlobalModel) -> None:
+        """Measures what a run that ended early has not: its last model without the right key.
+
+        Where clients evaluate, this would take messages after the budget; it is left out then.
+        """
+        missing = tuple(view for view in evaluator.views if view not in self.measured)
+        if missing and isinstance(evaluator, CentralEvaluator):
+            self.measured.update(evaluator.measure(len(self.lines), model, missing))
+
     def _evaluator(self, transport: Transport) -> Evaluator:
         config, backbone = self.config, self.server.backbone
         if policies.clients_evaluate(config):
@@ -339,6 +384,22 @@ class Run:
             holder=self.holder,
             precision=training.best_precision(device, config.engine.mixed_precision),
         )
+
+
+def traffic(lines: Sequence[Line]) -> dict[str, list[int]]:
+    """Gathers the bytes of each round, by tensor group and of the overhead.
+
+    Example:
+        >>> traffic([{"uplink_bytes": 9, "downlink_bytes": 1, "payload_by_group": {"head": 4}}])
+        {'head': [4], 'overhead': [6]}
+    """
+    groups = dict.fromkeys(group for line in lines for group in line["payload_by_group"])
+    sizes = {g: [line["payload_by_group"].get(g, 0) for line in lines] for g in groups}
+    rest = [
+        line["uplink_bytes"] + line["downlink_bytes"] - sum(line["payload_by_group"].values())
+        for line in lines
+    ]
+    return sizes | {"overhead": rest}
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:

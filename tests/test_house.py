@@ -70,7 +70,7 @@ ALLOWED = {
         "fl_vitlora/evaluation.py",
         "fl_vitlora/serving.py",
         "fl_vitlora/experiment.py",
-        "fl_vitlora/flower/client_app.py",
+        "fl_vitlora/flower/workspace.py",
     ],
     "fl_vitlora.policies": [
         "fl_vitlora/coordinates.py",
@@ -78,7 +78,7 @@ ALLOWED = {
         "fl_vitlora/preparation.py",
         "fl_vitlora/experiment.py",
         "fl_vitlora/deployment.py",
-        "fl_vitlora/flower/client_app.py",
+        "fl_vitlora/flower/workspace.py",
     ],
     "fl_vitlora.adversary": [
         "fl_vitlora/policies.py",
@@ -95,7 +95,8 @@ ROOMS = {
     "fl_vitlora/files.py": [],
     "fl_vitlora/rng.py": [],
     "fl_vitlora/state.py": [],
-    "fl_vitlora/config.py": ["errors"],
+    "fl_vitlora/units.py": ["errors"],
+    "fl_vitlora/config.py": ["errors", "units"],
     "fl_vitlora/grid.py": ["config", "errors"],
     "fl_vitlora/strategy.py": ["config", "state"],
     "fl_vitlora/lowrank.py": ["state", "strategy"],

@@ -14,7 +14,7 @@ from fl_vitlora.config import load
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import write_atomically
 from fl_vitlora.reporting.console import RunDisplay, print_result
-from fl_vitlora.reporting.plots import plot_accuracy, plot_labels
+from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
 from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder
 
 LINE = {
@@ -37,6 +37,9 @@ RESULT = {
     "trainable_parameters": 10,
     "total_parameters": 1000,
     "idle_rounds": 0,
+    "rounds_planned": 20,
+    "stopped": None,
+    "target": None,
     "secure_aggregation": None,
     "privacy": None,
     "encryption": {
@@ -51,6 +54,8 @@ RESULT = {
         "downlink_bytes": 2_000_000,
         "full_fine_tuning_bytes": 3_000_000_000,
         "saving": 1499.25,
+        "transfer_seconds": 4.5,
+        "full_fine_tuning_transfer_seconds": 7322.0,
     },
     "seconds": {"setup": 1.0, "training": 2.0, "total": 3.5},
 }
@@ -87,9 +92,16 @@ def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_pictures_are_drawn_and_not_empty(tmp_path: Path) -> None:
-    plot_accuracy(tmp_path, [0.1, 0.8, 0.9], [1000, 2000, 3000])
+    plot_accuracy(tmp_path, [0.1, 0.8, 0.9], [1000, 2000, 3000], [0.5, 1.0, 1.5])
+    plot_traffic(tmp_path, {"head": [10, 20, 30], "overhead": [5, 5, 5]})
     plot_labels(tmp_path, np.array([[5, 0], [1, 3], [0, 2]]), ("cat", "dog"))
-    names = ["accuracy_over_megabytes", "accuracy_over_rounds", "label_distribution"]
+    names = [
+        "accuracy_over_megabytes",
+        "accuracy_over_rounds",
+        "accuracy_over_transfer",
+        "label_distribution",
+        "megabytes_over_rounds",
+    ]
     assert sorted(p.stem for p in tmp_path.glob("*.png")) == names
     for path in tmp_path.glob("*.png"):
         assert len(np.unique(np.asarray(Image.open(path)))) > 10
@@ -125,6 +137,7 @@ def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
     shown = console.export_text()
     for part in ("96.11 %", "none: plain images", "1.0 kB", "2.0 MB", "3.0 GB", "1499.2x", "3.5 s"):
         assert part in shown
+    assert "4.5 s; full fine-tuning 2 h 2 min" in shown
     assert "10 of 1,000" in shown
     assert "(1.00 %)" in shown
     assert "wrong key" not in shown
@@ -140,6 +153,18 @@ def test_the_table_shows_what_was_given_away_and_rounds_without_effect() -> None
     told = "privacy epsilon 3.14 at delta 1e-05 for a client's updates, 18 releases (rdp)"
     assert told in lines
     assert "idle rounds 2 of 20: the model stayed as it was" in lines
+
+
+def test_the_table_shows_what_a_target_took_and_what_a_budget_allowed() -> None:
+    console = Console(record=True, width=120)
+    target = {"accuracy": 0.95, "reached": True, "round": 7, "bytes": 650_000}
+    stopped = {"stopped": "budget", "rounds": 9}
+    print_result({**RESULT, "target": target, **stopped}, "runs/one", console)
+    print_result({**RESULT, "target": {**target, "reached": False}}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "95 % accuracy in round 7, after 650.0 kB" in lines
+    assert "95 % accuracy not reached" in lines
+    assert "stopped the budget allows 9 of 20 rounds" in lines
 
 
 def test_the_table_shows_whose_key_it_was_and_what_another_is_worth() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import threading
@@ -18,6 +19,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.data.shards import open_shard
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import Fixed, client_settings
 from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.aggregators import Unaided
@@ -47,6 +49,8 @@ def test_run_folder_holds_what_is_promised(finished: Finished) -> None:
         "model.safetensors",
         "plots/accuracy_over_rounds.png",
         "plots/accuracy_over_megabytes.png",
+        "plots/accuracy_over_transfer.png",
+        "plots/megabytes_over_rounds.png",
         "plots/label_distribution.png",
         "shards/client-00003.safetensors",
         "shards/test.safetensors",
@@ -80,9 +84,77 @@ def test_ledger_counts_every_byte_that_passed(finished: Finished) -> None:
     wire = finished.result["communication"]
     total = sum(len(part) for part in finished.messages)
     assert wire["uplink_bytes"] + wire["downlink_bytes"] == total
-    table = (finished.folder / "communication.csv").read_text().splitlines()[1:]
+    with (finished.folder / "communication.csv").open() as file:
+        table = list(csv.DictReader(file))
     assert len(table) == 2 * 4 + 2 * 2 * 3  # greetings of 4 clients, two rounds of 3, both ways
-    assert sum(int(a) + int(b) for *_, a, b in (line.split(",") for line in table)) == total
+    assert sum(int(row["total"]) for row in table) == total
+    assert wire["payload_bytes"] + wire["overhead_bytes"] == total
+    groups = {name: sum(int(row[name]) for row in table) for name in wire["by_group"]}
+    assert groups == wire["by_group"]
+    assert set(groups) == {"patch_embed", "lora_A", "lora_B", "head"}
+    assert sum(groups.values()) == 2 * 2 * 3 * 4 * 14_890
+    greeting = sum(int(row["total"]) for row in table if row["purpose"] == "greeting")
+    assert wire["greeting_bytes"] == greeting
+
+
+def test_the_time_on_the_wire_is_that_of_the_slowest_client(finished: Finished) -> None:
+    """By default 10 Mbit/s up, 100 down and 50 ms a message."""
+    with (finished.folder / "communication.csv").open() as file:
+        table = list(csv.DictReader(file))
+    rates = {"uplink": 10e6, "downlink": 100e6}
+    for line in finished.lines:
+        spent = dict.fromkeys(line["participants"], 0.0)
+        for row in table:
+            if int(row["round"]) == line["round"]:
+                seconds = 0.05 + 8 * int(row["total"]) / rates[row["direction"]]
+                spent[int(row["client"])] += seconds
+        assert line["transfer_seconds"] == pytest.approx(max(spent.values()), abs=1e-4)
+    wire = finished.result["communication"]
+    greeting = wire["transfer_seconds"] - sum(line["transfer_seconds"] for line in finished.lines)
+    assert greeting == pytest.approx(0.1, abs=0.01)
+    assert wire["full_fine_tuning_transfer_seconds"] > 2 * 8 * 4 * 567_466 / 10e6
+
+
+def test_a_target_is_told_with_what_it_took(finished: Finished) -> None:
+    assert finished.result["target"] is None
+    assert finished.result["stopped"] is None
+
+
+def test_a_budget_is_never_overspent_and_the_run_is_whole(tmp_path: Path) -> None:
+    """Two rounds of three clients cost 720 kB; a budget for one and a half allows one."""
+    run = execute(tmp_path, budget="600kB", target_accuracy=0.01)
+    wire, result = run.result["communication"], run.result
+    assert 300_000 < wire["uplink_bytes"] + wire["downlink_bytes"] <= 600_000
+    assert (result["rounds"], result["rounds_planned"], result["stopped"]) == (1, 2, "budget")
+    assert set(result["accuracy_by_view"]) == {"right_key", "wrong_key", "no_key"}
+    (line,) = run.lines
+    assert result["accuracy"] == line["accuracy"]
+    sent = wire["uplink_bytes"] + wire["downlink_bytes"]
+    assert result["target"] == {
+        "accuracy": 0.01,
+        "reached": True,
+        "round": 1,
+        "bytes": sent,
+        "transfer_seconds": wire["transfer_seconds"],
+    }
+
+
+def test_a_budget_that_the_greeting_spends_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the greeting alone took"):
+        execute(tmp_path, budget=1000)
+
+
+def test_coded_runs_are_the_same_with_one_worker_and_with_two(tmp_path: Path) -> None:
+    """Codecs draw by round and client, and clients of a stream hold the same."""
+    lanes = {"compression__uplink": "topk(0.2)+int4", "compression__downlink": "int4"}
+    key = {"encryption__key_file": str(tmp_path / "owner.key")}
+    finals = []
+    for workers in (1, 2):
+        run = execute(tmp_path / str(workers), engine__workers=workers, **lanes, **key)
+        assert not any(line["failures"] for line in run.lines)
+        finals.append(load_file(run.folder / "model.safetensors"))
+        assert run.result["communication"]["saving"] > 200
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
 
 
 def test_neither_keys_nor_plain_images_leave_the_owner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ class Finished:
     result: dict[str, Any]
     folder: Path
     messages: list[bytes]
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Reads `rounds.jsonl`."""
+        text = (self.folder / "rounds.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
 
 
 def execute(folder: Path, **overrides: Any) -> Finished:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Direction = Literal["uplink", "downlink"]
@@ -24,7 +24,7 @@ class Entry:
         purpose: What it was for.
         client: Number of the client's shard; -1 for a node that is no client.
         direction: Uplink from a client to the server, downlink from the server to a client.
-        payload: Bytes of packed tensors.
+        groups: Bytes of coded tensors by group (`groups.GROUPS`, or "masked").
         overhead: All other bytes of the serialised message.
     """
 
@@ -32,8 +32,13 @@ class Entry:
     purpose: Purpose = "training"
     client: int
     direction: Direction
-    payload: int
+    groups: Mapping[str, int] = field(default_factory=dict)
     overhead: int
+
+    @property
+    def payload(self) -> int:
+        """Adds the bytes of all groups."""
+        return sum(self.groups.values())
 
     @property
     def total(self) -> int:
@@ -45,7 +50,10 @@ class Ledger:
     """Entries in the order in which messages passed."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self._entries = list(entries)
+        self._entries: list[Entry] = []
+        self._by_round: dict[int, int] = {}
+        for entry in entries:
+            self.record(entry)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
@@ -53,35 +61,70 @@ class Ledger:
     def record(self, entry: Entry) -> None:
         """Adds a message."""
         self._entries.append(entry)
+        self._by_round[entry.round] = self._by_round.get(entry.round, 0) + entry.total
 
-    def total(self, direction: Direction | None = None, server_round: int | None = None) -> int:
-        """Sums bytes.
+    def total(
+        self,
+        direction: Direction | None = None,
+        server_round: int | None = None,
+        *,
+        client: int | None = None,
+        purpose: Purpose | None = None,
+    ) -> int:
+        """Sums bytes, overhead included, of all messages or of some.
 
         Args:
-            direction: Only this one; both if not given.
-            server_round: Only this one; all if not given.
+            direction: Only this one.
+            server_round: Only this one.
+            client: Only this one's.
+            purpose: Only for this.
 
         Returns:
-            Bytes, overhead included.
+            Bytes.
 
         Example:
             >>> ledger = Ledger()
-            >>> ledger.record(Entry(round=1, client=0, direction="uplink", payload=90, overhead=9))
-            >>> ledger.total("uplink"), ledger.total("downlink")
-            (99, 0)
+            >>> one = Entry(round=1, client=0, direction="uplink", groups={"head": 90}, overhead=9)
+            >>> ledger.record(one)
+            >>> ledger.total("uplink"), ledger.total("downlink"), ledger.by_group()
+            (99, 0, {'head': 90})
         """
         return sum(
             entry.total
             for entry in self._entries
-            if direction in (None, entry.direction) and server_round in (None, entry.round)
+            if direction in (None, entry.direction)
+            and server_round in (None, entry.round)
+            and client in (None, entry.client)
+            and purpose in (None, entry.purpose)
         )
+
+    def by_group(self, server_round: int | None = None) -> dict[str, int]:
+        """Sums the bytes of coded tensors by group, in the order in which groups first occur.
+
+        Args:
+            server_round: Only of this one; of all if not given.
+        """
+        sums: dict[str, int] = {}
+        for entry in self._entries:
+            if server_round in (None, entry.round):
+                for group, size in entry.groups.items():
+                    sums[group] = sums.get(group, 0) + size
+        return sums
+
+    def by_round(self) -> dict[int, int]:
+        """Sums bytes, overhead included, by round; 0 is the greeting."""
+        return dict(self._by_round)
 
     def to_csv(self) -> str:
         """Writes a table with a line for every message, round by round, as `_place` sorts them."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Entry)])
-        writer.writerows(astuple(entry) for entry in sorted(self._entries, key=_place))
+        columns = ("round", "purpose", "client", "direction", "payload", "overhead", "total")
+        groups = sorted(self.by_group())
+        writer.writerow([*columns, *groups])
+        for entry in sorted(self._entries, key=_place):
+            sizes = [entry.groups.get(group, 0) for group in groups]
+            writer.writerow([*(getattr(entry, column) for column in columns), *sizes])
         return text.getvalue()
 
 
@@ -90,20 +133,23 @@ def _place(entry: Entry) -> tuple[int, int, int, str]:
     return entry.round, get_args(Purpose).index(entry.purpose), entry.client, entry.direction
 
 
-def full_fine_tuning_bytes(ledger: Ledger, *, full_downlink: int, full_uplink: int) -> int:
-    """Sums what the same messages would have cost if each model among them had been whole.
+def full_model_sizes(*, downlink: int, uplink: int) -> dict[tuple[str, str], int]:
+    """Tells what the messages that carry a model would have had to be if it had been whole.
 
     Args:
-        ledger: Of the run.
-        full_downlink: Measured bytes of one message to a client with all of the model.
-        full_uplink: Measured bytes of one reply with all of the model.
+        downlink: Measured bytes of one message to a client with all of the model.
+        uplink: Measured bytes of one reply with all of the model.
 
     Returns:
-        Bytes in both directions; messages that carry no model count as they are.
+        Bytes by purpose and direction; messages that carry no model count as they are.
     """
-    sizes = {
-        ("training", "downlink"): full_downlink,
-        ("training", "uplink"): full_uplink,
-        ("evaluation", "downlink"): full_downlink,
+    return {
+        ("training", "downlink"): downlink,
+        ("training", "uplink"): uplink,
+        ("evaluation", "downlink"): downlink,
     }
+
+
+def bytes_with(ledger: Ledger, sizes: Mapping[tuple[str, str], int]) -> int:
+    """Sums what the same messages would have cost if some had had other sizes."""
     return sum(sizes.get((entry.purpose, entry.direction), entry.total) for entry in ledger)

@@ -69,6 +69,7 @@ class Federation:
         observe: Is shown every round as it ends.
         release: Makes of a round's updates, and of how many were asked for one, what the strategy
             is given; as they are, if not said otherwise.
+        affords: Tells whether a round may begin; where it may not, the run ends before it.
     """
 
     transport: Transport
@@ -83,9 +84,10 @@ class Federation:
     release: Callable[[int, Sequence[Update], int], Sequence[Update]] = (
         lambda server_round, updates, cohort: updates
     )
+    affords: Callable[[int], bool] = lambda server_round: True
 
     def run(self, model: GlobalModel) -> GlobalModel:
-        """Runs all rounds.
+        """Runs all rounds that can be afforded.
 
         Args:
             model: The initial one.
@@ -97,6 +99,8 @@ class Federation:
             RoundFailedError: When a round yields no model.
         """
         for server_round in range(1, self.rounds + 1):
+            if not self.affords(server_round):
+                break
             model, report = self._round(server_round, model)
             self.observe(report)
         return model

@@ -370,7 +370,7 @@ class Transport:
                 purpose=purpose,
                 client=client,
                 direction=direction,
-                payload=sum(groups.values()),
+                groups=groups,
                 overhead=overhead,
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +50,13 @@ CELL = (
     "median_seconds",
     "aggregation_error_percent",
     "aggregation_error_deviation",
+    "bytes_to_target",
+    "bytes_to_target_deviation",
+    "reached_target",
     "problem",
 )
 DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
-READABLE = ("accuracy %", "seeds", "trained", "MB sent", "saving", "s", "aggregation error %")
+READABLE = ("accuracy %", "seeds", "trained", "MB sent", "saving", "s")
 MEANING = (
     "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; s: the "
     "median of a run."
@@ -147,6 +150,13 @@ def cell_rows(told: Report) -> Iterator[Row]:
                 "aggregation_error_percent": cell.aggregation_error.mean,
                 "aggregation_error_deviation": cell.aggregation_error.spread,
             }
+        if cell.targets:
+            row |= {"reached_target": cell.reached}
+        if cell.to_target is not None:
+            row |= {
+                "bytes_to_target": cell.to_target.mean,
+                "bytes_to_target_deviation": cell.to_target.spread,
+            }
         yield row
 
 
@@ -165,10 +175,16 @@ def difference_rows(told: Report) -> Iterator[Row]:
 
 
 def readable_cells(told: Report) -> list[list[str]]:
-    """Makes a row of texts for each cell, under a row of names."""
-    rows = [[*told.axes, *READABLE]]
+    """Makes a row of texts for each cell, under a row of names; no column says nothing."""
+    extra: dict[str, Callable[[Summary], str]] = {}
+    if any(cell.targets for cell in told.summaries):
+        extra["MB to target"] = _told_target
+    if has_errors(told):
+        extra["aggregation error %"] = lambda cell: str(cell.aggregation_error or "")
+    rows = [[*told.axes, *READABLE, *extra]]
     for cell in told.summaries:
-        numbers = [" and ".join(dict.fromkeys(p.split(":")[0] for p in cell.problems)), *6 * [""]]
+        problems = " and ".join(dict.fromkeys(p.split(":")[0] for p in cell.problems))
+        numbers = [problems, *(len(READABLE) - 1) * [""]]
         if cell.accuracy is not None:
             numbers = [
                 str(cell.accuracy),
@@ -177,10 +193,18 @@ def readable_cells(told: Report) -> list[list[str]]:
                 f"{cell.sent / MEGABYTE:.1f}",
                 f"{cell.saving:.1f}x",
                 f"{cell.seconds:.0f}",
-                str(cell.aggregation_error or ""),
             ]
-        rows.append([*(cell.labels.get(axis, "") for axis in told.axes), *numbers])
-    return rows if has_errors(told) else [row[:-1] for row in rows]
+        told_more = [tell(cell) for tell in extra.values()]
+        rows.append([*(cell.labels.get(axis, "") for axis in told.axes), *numbers, *told_more])
+    return rows
+
+
+def _told_target(cell: Summary) -> str:
+    """Tells what a cell's runs had sent when they reached the target, and how many did."""
+    if cell.to_target is None:
+        return "not reached" if cell.targets else ""
+    some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
+    return f"{cell.to_target.scaled(1 / MEGABYTE)}{some}"
 
 
 def has_errors(told: Report) -> bool:

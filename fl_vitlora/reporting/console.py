@@ -32,6 +32,20 @@ def readable_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def readable_seconds(seconds: float) -> str:
+    """Writes a time in the unit that suits it.
+
+    Example:
+        >>> readable_seconds(7.25), readable_seconds(303), readable_seconds(7322)
+        ('7.2 s', '5 min 3 s', '2 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 class Live:
     """A bar that is on the screen as long as its block runs.
 
@@ -174,6 +188,16 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
         clipped = sums["clipped_scalars"]
         loss = f"; {clipped} scalars were beyond {sums['range']:g}" if clipped else ""
         remarks["updates"] = f"the server saw their sums alone{loss}"
+    if target := result["target"]:
+        remarks[f"{100 * target['accuracy']:g} % accuracy"] = (
+            f"in round {target['round']}, after {readable_bytes(target['bytes'])}"
+            if target["reached"]
+            else "not reached"
+        )
+    if result["stopped"]:
+        remarks["stopped"] = (
+            f"the budget allows {result['rounds']} of {result['rounds_planned']} rounds"
+        )
     if idle := result["idle_rounds"]:
         remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
     return remarks
@@ -197,6 +221,8 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
         "downlink": readable_bytes(wire["downlink_bytes"]),
         "full fine-tuning": readable_bytes(wire["full_fine_tuning_bytes"]),
         "saving": f"[bold]{wire['saving']:.1f}x[/bold] fewer bytes",
+        "time on the wire": f"{readable_seconds(wire['transfer_seconds'])}; full fine-tuning "
+        f"{readable_seconds(wire['full_fine_tuning_transfer_seconds'])}",
         **_remarks(result),
         "time": f"{seconds['total']:.1f} s (set-up {seconds['setup']:.1f} s, "
         f"training {seconds['training']:.1f} s)",

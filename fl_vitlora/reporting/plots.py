@@ -1,12 +1,13 @@
 """The pictures of a run and of a comparison.
 
-A run: accuracy over rounds, accuracy over megabytes, labels of each client. A comparison: accuracy
+A run: accuracy over rounds, megabytes and time on the wire; megabytes over rounds; labels of each
+client. A comparison: accuracy
 over the megabytes sent and over the share of the parameters that is trained, a point for each cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +26,23 @@ MARKERS = "osD^vP*X<>"
 WIDE = 10.0  # from this ratio of largest to smallest on, an axis is logarithmic
 
 
-def plot_accuracy(folder: Path, accuracy: Sequence[float], cumulative: Sequence[int]) -> None:
-    """Draws accuracy over rounds and over the bytes sent so far, in both directions.
+def plot_accuracy(
+    folder: Path, accuracy: Sequence[float], cumulative: Sequence[int], seconds: Sequence[float]
+) -> None:
+    """Draws accuracy over rounds, over bytes and over time on the wire, both directions together.
 
     Args:
         folder: Where to.
         accuracy: After each round, in [0, 1].
         cumulative: Bytes up to the end of each round.
+        seconds: That these travelled.
     """
     rounds = range(1, len(accuracy) + 1)
     megabytes = [total / MEGABYTE for total in cumulative]
     for name, x, label in (
         ("accuracy_over_rounds", rounds, "round"),
         ("accuracy_over_megabytes", megabytes, "megabytes sent, both directions"),
+        ("accuracy_over_transfer", seconds, "seconds on the wire, training not included"),
     ):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
@@ -46,6 +51,25 @@ def plot_accuracy(folder: Path, accuracy: Sequence[float], cumulative: Sequence[
         axes.xaxis.set_major_locator(MaxNLocator(integer=label == "round"))
         axes.grid(alpha=0.3)
         figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def plot_traffic(folder: Path, traffic: Mapping[str, Sequence[int]]) -> None:
+    """Draws what was sent up to the end of each round, one kind of bytes on the other.
+
+    Args:
+        folder: Where to.
+        traffic: Bytes of each round, by kind: groups of tensors, overhead.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    sums = {kind: np.cumsum(sizes) / MEGABYTE for kind, sizes in traffic.items()}
+    rounds = range(1, 1 + max(len(sizes) for sizes in traffic.values()))
+    axes.stackplot(rounds, list(sums.values()), labels=list(sums))
+    axes.set(xlabel="round", ylabel="megabytes sent, both directions")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper left", fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / "megabytes_over_rounds.png", dpi=150)
 
 
 def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> None:

@@ -51,6 +51,10 @@ class Estimate:
         """Writes both with two digits."""
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
+    def scaled(self, factor: float) -> Estimate:
+        """Returns the same in another unit."""
+        return Estimate(self.mean * factor, None if self.spread is None else self.spread * factor)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -67,6 +71,9 @@ class Summary:
         seconds: Of a run, the median.
         aggregation_error: Of the low-rank products, in percent of the round's movement; none
             where no run has one.
+        targets: How many runs had a target of accuracy.
+        reached: How many reached it.
+        to_target: Bytes that these had sent by then; none where no run did.
         problems: Why runs are missing, each reason once.
     """
 
@@ -79,6 +86,9 @@ class Summary:
     saving: float = 0.0
     seconds: float = 0.0
     aggregation_error: Estimate | None = None
+    targets: int = 0
+    reached: int = 0
+    to_target: Estimate | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -212,6 +222,8 @@ def _summary(runs: Sequence[Record]) -> Summary:
         return Summary(labels=runs[0].labels, seeds=0, problems=problems)
     errors = [result.get("aggregation_error") for result in results]
     known = [100.0 * error for error in errors if error is not None]
+    targets = [target for result in results if (target := result.get("target"))]
+    spent = [float(target["bytes"]) for target in targets if target["reached"]]
     return Summary(
         labels=runs[0].labels,
         seeds=len(results),
@@ -222,5 +234,8 @@ def _summary(runs: Sequence[Record]) -> Summary:
         saving=statistics.mean(result["communication"]["saving"] for result in results),
         seconds=statistics.median(result["seconds"]["total"] for result in results),
         aggregation_error=deviation(known) if known else None,
+        targets=len(targets),
+        reached=len(spent),
+        to_target=deviation(spent) if spent else None,
         problems=problems,
     )

@@ -9,8 +9,15 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_vitlora.communication.ledger import Direction, Entry, Ledger, full_fine_tuning_bytes
+from fl_vitlora.communication.ledger import (
+    Direction,
+    Entry,
+    Ledger,
+    bytes_with,
+    full_model_sizes,
+)
 
+GROUPS = ("head", "lora_A", "masked")
 ENTRIES = st.lists(
     st.builds(
         Entry,
@@ -18,7 +25,9 @@ ENTRIES = st.lists(
         purpose=st.sampled_from(["greeting", "training", "evaluation"]),
         client=st.integers(-1, 3),
         direction=st.sampled_from(["uplink", "downlink"]),
-        payload=st.integers(0, 10**9),
+        groups=st.dictionaries(
+            st.sampled_from(["head", "lora_A", "masked"]), st.integers(0, 10**9)
+        ),
         overhead=st.integers(0, 10**4),
     ),
     max_size=12,
@@ -32,7 +41,7 @@ def entry(server_round: int, direction: Direction, payload: int, overhead: int) 
         purpose="training" if server_round else "greeting",
         client=0,
         direction=direction,
-        payload=payload,
+        groups={"head": payload} if payload else {},
         overhead=overhead,
     )
 
@@ -66,6 +75,15 @@ def test_every_byte_is_in_one_direction_and_one_round(entries: list[Entry]):
     assert ledger.total() == sum(one.payload + one.overhead for one in entries)
     assert ledger.total() == ledger.total("uplink") + ledger.total("downlink")
     assert ledger.total() == sum(ledger.total(server_round=r) for r in range(4))
+    assert ledger.total() == sum(ledger.total(client=client) for client in range(-1, 4))
+    assert ledger.total() == sum(
+        ledger.total(purpose=purpose) for purpose in ("greeting", "training", "evaluation")
+    )
+    assert ledger.by_round() == {
+        number: ledger.total(server_round=number) for number in {one.round for one in entries}
+    }
+    assert sum(ledger.by_group().values()) == sum(one.payload for one in entries)
+    assert ledger.by_group(2) == Ledger(one for one in entries if one.round == 2).by_group()
 
 
 @given(entries=ENTRIES)
@@ -75,6 +93,10 @@ def test_the_table_has_a_line_for_every_message_sorted(entries: list[Entry]):
     assert sum(int(line["payload"]) + int(line["overhead"]) for line in lines) == sum(
         one.total for one in entries
     )
+    for line in lines:
+        assert int(line["total"]) == int(line["payload"]) + int(line["overhead"])
+        named = [int(line[group]) for group in GROUPS if group in line]
+        assert int(line["payload"]) == sum(named)
     rank = {"greeting": 0, "training": 1, "evaluation": 2}  # as they follow in a round
     order = [
         (int(line["round"]), rank[line["purpose"]], int(line["client"]), line["direction"])
@@ -85,15 +107,15 @@ def test_the_table_has_a_line_for_every_message_sorted(entries: list[Entry]):
 
 def test_the_table_of_a_small_ledger():
     assert small().to_csv().splitlines()[:3] == [
-        "round,purpose,client,direction,payload,overhead",
-        "0,greeting,0,downlink,0,7",
-        "0,greeting,0,uplink,0,5",
+        "round,purpose,client,direction,payload,overhead,total,head",
+        "0,greeting,0,downlink,0,7,7,0",
+        "0,greeting,0,uplink,0,5,5,0",
     ]
 
 
 def test_full_fine_tuning_pays_the_whole_model_for_every_message_of_training():
     """Two downlinks of 1000 and one uplink of 900 bytes; the greeting costs its 12 bytes as is."""
-    full = full_fine_tuning_bytes(small(), full_downlink=1000, full_uplink=900)
+    full = bytes_with(small(), full_model_sizes(downlink=1000, uplink=900))
     assert full == 12 + 2 * 1000 + 900
 
 
@@ -102,7 +124,7 @@ def test_full_fine_tuning_pays_it_for_evaluation_on_the_way_to_a_client_alone():
     ledger = small()
     ledger.record(replace(entry(2, "downlink", 100, 8), purpose="evaluation"))
     ledger.record(replace(entry(2, "uplink", 0, 8), purpose="evaluation"))
-    full = full_fine_tuning_bytes(ledger, full_downlink=1000, full_uplink=900)
+    full = bytes_with(ledger, full_model_sizes(downlink=1000, uplink=900))
     assert full == (12 + 2 * 1000 + 900) + 1000 + 8
 
 
@@ -111,4 +133,7 @@ def test_evaluation_counts_to_its_round_and_stands_after_training_in_the_table()
     ledger.record(replace(entry(1, "downlink", 100, 4), purpose="evaluation"))
     assert ledger.total(server_round=1) == 110 + 60 + 104
     lines = ledger.to_csv().splitlines()
-    assert lines[5:7] == ["1,evaluation,0,downlink,100,4", "2,training,0,downlink,100,10"]
+    assert lines[5:7] == [
+        "1,evaluation,0,downlink,100,4,104,100",
+        "2,training,0,downlink,100,10,110,100",
+    ]

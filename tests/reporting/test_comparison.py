@@ -115,3 +115,17 @@ def test_a_run_that_ended_is_a_line(tmp_path: Path):
         f"1/6  lora, plain, seed 1: 90.00 %, 1.0 s, {tmp_path / 'run3'}",
         "2/6  lora, plain, seed 2: failed: the loss",
     ]
+
+
+def test_a_column_tells_the_megabytes_to_a_target_if_there_is_one(tmp_path: Path):
+    told = runs(tmp_path)
+    assert "MB to target" not in to_markdown(report("", told, AXES))
+    for run in told[:4]:
+        assert run.result is not None
+        reached = run.labels["method"] == "lora" and run.seed == 0
+        run.result["target"] = {"reached": reached, "bytes": 1_500_000}  # type: ignore[index]
+    table = to_markdown(report("", told, AXES)).splitlines()
+    assert next(line for line in table if "MB to target" in line)
+    head, lora = (next(x for x in table if f"| {name} | plain |" in x) for name in ("head", "lora"))
+    assert head.endswith("| not reached |")
+    assert lora.endswith("| 1.50 (1 of 2) |")

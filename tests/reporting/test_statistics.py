@@ -43,6 +43,17 @@ def test_the_aggregation_error_is_told_over_the_runs_that_have_one():
     assert cell.aggregation_error is None
 
 
+def test_bytes_to_a_target_are_told_over_the_runs_that_reached_it():
+    runs = [record(seed, 0.9, m="a") for seed in range(3)]
+    for run, spent in zip(runs, (2_000_000, 4_000_000, None), strict=True):
+        assert run.result is not None
+        run.result["target"] = {"reached": spent is not None, "bytes": spent}  # type: ignore[index]
+    (cell,) = summarise(runs)
+    assert (cell.targets, cell.reached) == (3, 2)
+    assert cell.to_target is not None
+    assert str(cell.to_target.scaled(1e-6)) == "3.00 ± 1.41"  # root of (1 + 1) / 1
+
+
 def test_one_seed_has_no_deviation():
     (cell,) = summarise([record(0, 0.5, m="a")])
     assert str(cell.accuracy) == "50.00"

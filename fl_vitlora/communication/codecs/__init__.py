@@ -7,7 +7,7 @@ codec: topk, lowrank.
 
 from __future__ import annotations
 
-from fl_vitlora.communication.codecs.absmax import Int2, Int4, Int8
+from fl_vitlora.communication.codecs.absmax import Int2, Int3, Int4, Int8
 from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes
 from fl_vitlora.communication.codecs.floats import BFloat16, Float16, Float32
 from fl_vitlora.communication.codecs.lowrank import LowRank
@@ -25,6 +25,7 @@ CODECS: dict[str, type[Codec]] = {
     "bfloat16": BFloat16,
     "int8": Int8,
     "int4": Int4,
+    "int3": Int3,
     "int2": Int2,
     "nf4": NormalFloat4,
     "qsgd": QSGD,

@@ -1,4 +1,4 @@
-"""int8, int4, int2: whole multiples of a step that fits the largest scalar of each block.
+"""int8, int4, int3, int2: whole multiples of a step that fits the largest scalar of each block.
 
 With b bits there are L = 2^(b-1) - 1 levels on each side of zero; the scale of a block is its
 largest magnitude, rounded up to a bfloat16 so that nothing is clipped. int2 is ternary.
@@ -24,7 +24,7 @@ from fl_vitlora.communication.codecs.reader import Reader
 
 @dataclass(frozen=True, kw_only=True)
 class Absmax(Codec):
-    """What int8, int4 and int2 have in common.
+    """What int8, int4, int3 and int2 have in common.
 
     Attributes:
         block: Scalars that share a scale.
@@ -82,6 +82,15 @@ class Int4(Absmax):
     name: ClassVar[str] = "int4"
     example: ClassVar[str] = "int4(block=64)"
     levels: ClassVar[int] = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int3(Absmax):
+    """Seven levels."""
+
+    name: ClassVar[str] = "int3"
+    example: ClassVar[str] = "int3(block=64)"
+    levels: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,75 @@
+"""What the messages of a run come to, as `result.json` tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from fl_vitlora.communication.ledger import Ledger, bytes_with
+from fl_vitlora.communication.link import Link, transfer_seconds
+
+
+def summarise(
+    ledger: Ledger, link: Link, full_model: Mapping[tuple[str, str], int]
+) -> dict[str, Any]:
+    """Sums up what was sent, and what full fine-tuning would have sent in as many messages.
+
+    Args:
+        ledger: Of the run.
+        link: Of every client.
+        full_model: Sizes of the messages that carry a model, if it were whole
+            (`ledger.full_model_sizes`).
+    """
+    total, groups = ledger.total(), ledger.by_group()
+    full = bytes_with(ledger, full_model)
+    seconds = [transfer_seconds(ledger, link, sizes) for sizes in ({}, full_model)]
+    own, whole = (round(sum(by_round.values()), 3) for by_round in seconds)
+    return {
+        "uplink_bytes": ledger.total("uplink"),
+        "downlink_bytes": ledger.total("downlink"),
+        "greeting_bytes": ledger.total(server_round=0),
+        "payload_bytes": sum(groups.values()),
+        "overhead_bytes": total - sum(groups.values()),
+        "by_group": groups,
+        "full_fine_tuning_bytes": full,
+        "saving": full / total,
+        "transfer_seconds": own,
+        "full_fine_tuning_transfer_seconds": whole,
+    }
+
+
+def reached(
+    target: float | None, accuracy: Sequence[float], ledger: Ledger, link: Link
+) -> dict[str, Any] | None:
+    """Tells in which round a target was first reached, and what had been sent by then.
+
+    Args:
+        target: Accuracy in (0, 1]; None for none.
+        accuracy: After each round.
+        ledger: Of the run.
+        link: Of every client.
+
+    Returns:
+        Plain values; round, bytes and seconds are None if the target was never reached.
+
+    Example:
+        >>> from fl_vitlora.communication.ledger import Entry
+        >>> sent = [Entry(round=n, client=0, direction="uplink", overhead=5) for n in range(4)]
+        >>> line = Link(uplink=1, downlink=1, latency=2.0)
+        >>> reached(0.9, [0.5, 0.92, 0.95], Ledger(sent), line)
+        {'accuracy': 0.9, 'reached': True, 'round': 2, 'bytes': 15, 'transfer_seconds': 6.0}
+    """
+    if target is None:
+        return None
+    sizes, seconds = ledger.by_round(), transfer_seconds(ledger, link)
+    sent = list(accumulate(sizes.get(number, 0) for number in range(len(accuracy) + 1)))
+    spent = list(accumulate(seconds.get(number, 0.0) for number in range(len(accuracy) + 1)))
+    first = next((n for n, value in enumerate(accuracy, start=1) if value >= target), None)
+    return {
+        "accuracy": target,
+        "reached": first is not None,
+        "round": first,
+        "bytes": None if first is None else sent[first],
+        "transfer_seconds": None if first is None else round(spent[first], 3),
+    }

@@ -1,0 +1,41 @@
+"""Amounts as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from fl_vitlora.errors import UserError
+
+# Decimal, as networks are sold, and binary.
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z]*)\s*", re.ASCII)
+
+
+def parse_bytes(amount: object, where: str) -> int:
+    """Reads an amount of bytes.
+
+    Args:
+        amount: A whole number of bytes, or a number and a unit, in any case.
+        where: It stands, for the message.
+
+    Returns:
+        Bytes, rounded down.
+
+    Raises:
+        UserError: When it is neither, or nothing.
+
+    Example:
+        >>> parse_bytes("1.5 MB", "budget"), parse_bytes("2KiB", "budget"), parse_bytes(7, "budget")
+        (1500000, 2048, 7)
+    """
+    match = AMOUNT.fullmatch(str(amount))
+    factors = {unit.lower(): factor for unit, factor in UNITS.items()}
+    if match is None or isinstance(amount, bool) or (match["unit"] or "B").lower() not in factors:
+        units = ", ".join(UNITS)
+        raise UserError(
+            f"{where}: expected bytes, such as 50MB or 1.5GiB ({units}), got {amount!r}"
+        )
+    found = int(float(match["number"]) * factors[(match["unit"] or "B").lower()])
+    if found < 1:
+        raise UserError(f"{where}: expected at least one byte, got {amount!r}")
+    return found

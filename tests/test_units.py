@@ -1,0 +1,42 @@
+"""Amounts of bytes as people write them, and as they do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from fl_vitlora.config import load, to_yaml
+from fl_vitlora.errors import UserError
+from fl_vitlora.units import parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (1, 1),
+        ("1", 1),
+        ("50MB", 50_000_000),
+        ("50 mb", 50_000_000),
+        ("1.5GB", 1_500_000_000),
+        (".5kB", 500),
+        ("1KiB", 1024),
+        ("2MiB", 2 * 2**20),
+        ("1GiB", 2**30),
+        ("800B", 800),
+        (1e6, 1_000_000),
+    ],
+)
+def test_numbers_with_and_without_units_are_read(amount: object, expected: int):
+    assert parse_bytes(amount, "budget") == expected
+
+
+@pytest.mark.parametrize("amount", ["", "MB", "5 XB", "-5MB", "1e9 bytes", True, None, [5], "0", 0])
+def test_anything_else_is_told_with_its_place(amount: object):
+    with pytest.raises(UserError, match=r"^budget: expected "):
+        parse_bytes(amount, "budget")
+
+
+def test_a_budget_is_stored_in_bytes_and_reads_back():
+    config = load(None, {"budget": "50MB"})
+    assert config.budget == 50_000_000
+    assert "budget: 50000000\n" in to_yaml(config)
+    assert load(None).budget is None
