@@ -85,7 +85,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         asked, config = config, policies.for_strategy(config, client_half(strategy))
         check_experiment(strategy, config)
         check_privacy(config, strategy)
-        check_codecs(config)
+        check_codecs(config, client_half(strategy))
         shards = Path(_given(context.run_config, "shards"))
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device

@@ -61,7 +61,7 @@ def run(
     cohort = cohort_size(config.clients, config.fraction)
     check_experiment(strategy, config)
     check_privacy(config, strategy)
-    check_codecs(config)
+    check_codecs(config, client_half(strategy))
     workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)
     if config.out:
         check_unused(Path(config.out))

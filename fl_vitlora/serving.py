@@ -285,7 +285,7 @@ class Run:
             list(accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in lines)),
             list(accumulate(line["transfer_seconds"] for line in lines)),
         )
-        plot_traffic(self.folder.plots, traffic(lines))
+        plot_traffic(self.folder.plots, lines)
         self.folder.write("communication.csv", self.ledger.to_csv())
         self.folder.write_model(outcome.model.stored())
         result["seconds"] = {
@@ -384,22 +384,6 @@ class Run:
             holder=self.holder,
             precision=training.best_precision(device, config.engine.mixed_precision),
         )
-
-
-def traffic(lines: Sequence[Line]) -> dict[str, list[int]]:
-    """Gathers the bytes of each round, by tensor group and of the overhead.
-
-    Example:
-        >>> traffic([{"uplink_bytes": 9, "downlink_bytes": 1, "payload_by_group": {"head": 4}}])
-        {'head': [4], 'overhead': [6]}
-    """
-    groups = dict.fromkeys(group for line in lines for group in line["payload_by_group"])
-    sizes = {g: [line["payload_by_group"].get(g, 0) for line in lines] for g in groups}
-    rest = [
-        line["uplink_bytes"] + line["downlink_bytes"] - sum(line["payload_by_group"].values())
-        for line in lines
-    ]
-    return sizes | {"overhead": rest}
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:

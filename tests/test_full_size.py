@@ -41,6 +41,7 @@ def image_folder(tmp_path: Path) -> Path:
     ids=["as it is", "coded"],
 )
 def test_vit_base_trains_on_two_clients(
+    *,
     lanes: dict[str, str],
     rounds: int,
     least: float,

@@ -93,7 +93,8 @@ def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_pictures_are_drawn_and_not_empty(tmp_path: Path) -> None:
     plot_accuracy(tmp_path, [0.1, 0.8, 0.9], [1000, 2000, 3000], [0.5, 1.0, 1.5])
-    plot_traffic(tmp_path, {"head": [10, 20, 30], "overhead": [5, 5, 5]})
+    sizes = {"uplink_bytes": 50, "downlink_bytes": 60, "payload_by_group": {"head": 70}}
+    plot_traffic(tmp_path, [sizes, {**sizes, "payload_by_group": {"head": 50, "lora_A": 20}}])
     plot_labels(tmp_path, np.array([[5, 0], [1, 3], [0, 2]]), ("cat", "dog"))
     names = [
         "accuracy_over_megabytes",

@@ -19,7 +19,8 @@ from fl_vitlora.communication.packing import unpack
 from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import WHOLE, follow
 from fl_vitlora.flower import memories, messages
-from fl_vitlora.flower.contents import (
+from fl_vitlora.flower.folding import fold, packed_tensors, unfold
+from fl_vitlora.flower.layouts import (
     cut_layout,
     frozen_of,
     instruction_layouts,
@@ -27,7 +28,6 @@ from fl_vitlora.flower.contents import (
     taken_of,
     update_layouts,
 )
-from fl_vitlora.flower.folding import fold, packed_tensors, unfold
 from fl_vitlora.flower.wiring import chance, lanes_of
 from fl_vitlora.flower.workspace import (
     ClientSettings,
@@ -144,8 +144,8 @@ class ClientEnd:
 
     def _with_progress(self, tensors: State) -> State:
         """Adds what was trained and not sent yet, where that is done every n-th round only."""
-        withheld = self._withheld(messages.ARRAYS)
-        resting = {n: t for n, t in withheld.items() if n in tensors and self.lanes.of(n).every > 1}
+        owed = self._owed(messages.ARRAYS)
+        resting = {n: t for n, t in owed.items() if n in tensors and self.lanes.of(n).every > 1}
         return tensors | add({n: tensors[n] for n in resting}, resting)
 
     def encoded(self, record: str, packed: bytes) -> Part:

@@ -9,7 +9,7 @@ and sends, no more of each low-rank matrix than its rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -19,8 +19,20 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.holdings import Memory
+from fl_vitlora.flower.layouts import (
+    frozen_of,
+    instruction_layouts,
+    integers_of,
+    merged_layout,
+    number_of,
+    pairs_of,
+    round_of,
+    spared_of,
+    taken_of,
+    update_layouts,
+)
 from fl_vitlora.global_model import GlobalModel
-from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, cut, pad, paths
+from fl_vitlora.lowrank import MERGED_A, cut, pad
 from fl_vitlora.state import State, is_finite
 from fl_vitlora.strategy import ClientPlan, Update
 
@@ -142,13 +154,15 @@ class Writer:
         if pairs is None:
             config[messages.MERGES] = [0, model.rounds]
             config[messages.MERGED_RANKS] = [
-                int(path in model.increments) for path in _pairs(self._layout)
+                int(path in model.increments) for path in pairs_of(self._layout)
             ]
-            whole = {p: model.increments[p] for p in _pairs(self._layout) if p in model.increments}
+            whole = {
+                p: model.increments[p] for p in pairs_of(self._layout) if p in model.increments
+            }
             records[messages.INCREMENTS] = self._pack((id(model), "all"), lambda: whole)
             return
-        ranks = [len(pairs.get(path + MERGED_A, ())) for path in _pairs(self._layout)]
-        order = [name for name, _ in _merged_layout(self._layout, ranks).shapes]
+        ranks = [len(pairs.get(path + MERGED_A, ())) for path in pairs_of(self._layout)]
+        order = [name for name, _ in merged_layout(self._layout, ranks).shapes]
         config[messages.MERGED_RANKS] = ranks
         records[messages.MERGED] = self._pack(
             (id(model), known), lambda: {name: pairs[name] for name in order}
@@ -180,84 +194,23 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
 
     return Received(
         tensors=_filled(unpack(messages.ARRAYS), layout, rank),
-        spared=_spared(config, layout),
+        spared=spared_of(config, layout),
         since=int(cast(int, config.get(messages.SPARED_SINCE, 0))),
         merged=unpack(messages.MERGED),
         increments=unpack(messages.INCREMENTS),
         merges=_merges(config),
         broadcast=_filled(unpack(messages.BROADCAST), layout, rank),
         round=round_of(config),
-        rate=_number(config, messages.LEARNING_RATE) or 0.0,
+        rate=number_of(config, messages.LEARNING_RATE) or 0.0,
         frozen=frozen_of(config),
-        proximal_mu=_number(config, messages.PROXIMAL_MU) or 0.0,
-        clipping_norm=_number(config, messages.CLIPPING_NORM),
+        proximal_mu=number_of(config, messages.PROXIMAL_MU) or 0.0,
+        clipping_norm=number_of(config, messages.CLIPPING_NORM),
         taken=taken_of(config),
     )
 
 
-def instruction_layouts(
-    config: ConfigRecord, layout: Layout, rank: int | None
-) -> dict[str, Layout]:
-    """Tells names and shapes of the tensors that an instruction brings, by record.
-
-    Args:
-        config: Of the instruction.
-        layout: Of all exchanged tensors.
-        rank: The client's own, if it has one.
-    """
-    ranks = _integers(config, messages.MERGED_RANKS)
-    pairs = _pairs(layout)
-    marked = {p for p, rank in zip(pairs, ranks, strict=True) if rank} if ranks else set()
-    ranks = ranks or [0] * len(pairs)
-    return {
-        messages.ARRAYS: cut_layout(layout.without(_spared(config, layout)), rank),
-        messages.BROADCAST: cut_layout(layout, rank),
-        messages.MERGED: _merged_layout(layout, ranks),
-        messages.INCREMENTS: products_layout(layout).only(frozenset(marked)),
-    }
-
-
-def update_layouts(frozen: tuple[str, ...], layout: Layout, rank: int | None) -> dict[str, Layout]:
-    """Tells names and shapes of the tensors that an update brings, by record.
-
-    Args:
-        frozen: Endings of those that rested.
-        layout: Of all exchanged tensors.
-        rank: The client's own, if it has one.
-    """
-    sent = cut_layout(layout.without(layout.ending_with(frozen)), rank)
-    return {messages.ARRAYS: sent, messages.REPORT: sent}
-
-
-def cut_layout(layout: Layout, rank: int | None) -> Layout:
-    """Tells the shapes that a client of a rank has."""
-    return layout if rank is None else Layout.of(cut(layout.empty(), rank))
-
-
-def round_of(config: ConfigRecord) -> int:
-    """Reads of which round an instruction is."""
-    return int(_number(config, messages.SERVER_ROUND) or 0)
-
-
-def frozen_of(config: ConfigRecord) -> tuple[str, ...]:
-    """Reads the endings of what rests."""
-    return tuple(cast(list[str], config.get(messages.FROZEN, [])))
-
-
-def taken_of(config: ConfigRecord) -> int | None:
-    """Reads the round of the client's last update that the server took, if it says so."""
-    return None if messages.TAKEN not in config else int(_number(config, messages.TAKEN) or 0)
-
-
-def _spared(config: ConfigRecord, layout: Layout) -> frozenset[str]:
-    """Reads which tensors are not sent, as the client has them."""
-    if messages.SPARED not in config:
-        return frozenset()
-    return layout.marked(cast(bytes, config[messages.SPARED]))
-
-
 def _merges(config: ConfigRecord) -> tuple[int, int]:
-    known, merges = _integers(config, messages.MERGES) or (0, 0)
+    known, merges = integers_of(config, messages.MERGES) or (0, 0)
     return known, merges
 
 
@@ -357,33 +310,3 @@ def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:
 def _filled(tensors: State, layout: Layout, rank: int | None) -> State:
     """Fills tensors that were cut to a rank up with zeros."""
     return tensors if rank is None else pad(tensors, layout.empty())
-
-
-def _pairs(layout: Layout) -> list[str]:
-    return paths(name for name, _ in layout.shapes)
-
-
-def _merged_layout(layout: Layout, ranks: Sequence[int]) -> Layout:
-    """Tells names and shapes of merged pairs by their ranks, in the order of pairs."""
-    shapes = dict(layout.shapes)
-    merged: list[tuple[str, tuple[int, ...]]] = []
-    for path, rank in zip(_pairs(layout), ranks, strict=True):
-        if rank:
-            merged.append((path + MERGED_A, (rank, shapes[path + A][1])))
-            merged.append((path + MERGED_B, (shapes[path + B][0], rank)))
-    return Layout(tuple(merged))
-
-
-def _number(config: ConfigRecord, name: str) -> float | None:
-    return None if name not in config else float(cast(float, config[name]))
-
-
-def products_layout(layout: Layout) -> Layout:
-    """Tells names and shapes of the products of all whole pairs, by path."""
-    shapes = dict(layout.shapes)
-    found = [path for path in paths(shapes) if path + B in shapes]
-    return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
-
-
-def _integers(config: ConfigRecord, name: str) -> list[int]:
-    return list(cast(list[int], config.get(name, [])))

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.contents import Received, products_layout
+from fl_vitlora.flower.contents import Received
+from fl_vitlora.flower.layouts import products_layout
 from fl_vitlora.global_model import added
 from fl_vitlora.state import State
 

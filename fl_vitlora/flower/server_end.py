@@ -20,8 +20,8 @@ from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import Stream
 from fl_vitlora.config import Config
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.contents import instruction_layouts, update_layouts
 from fl_vitlora.flower.folding import Versions, fold, packed_tensors, unfold
+from fl_vitlora.flower.layouts import instruction_layouts, update_layouts
 from fl_vitlora.flower.wiring import chance, lanes_of
 from fl_vitlora.lowrank import cut
 from fl_vitlora.ranks import rank_of

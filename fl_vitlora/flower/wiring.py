@@ -11,6 +11,7 @@ from fl_vitlora.communication.lanes import Lanes, parse_lane, read_lanes
 from fl_vitlora.config import Config, LanesConfig, to_mapping
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import derive_seed
+from fl_vitlora.strategy import Strategy
 
 
 @functools.lru_cache(maxsize=8)
@@ -25,8 +26,12 @@ def chance(seed: int, *path: str | int) -> np.random.Generator:
     return np.random.default_rng(derive_seed(seed, "codec", *path))
 
 
-def check_codecs(config: Config) -> None:
-    """Refuses codecs that are none, and those that cannot be combined with what hides updates.
+def check_codecs(config: Config, strategy: Strategy) -> None:
+    """Refuses codecs that are none, and those that cannot be combined with what else was chosen.
+
+    Args:
+        config: The experiment.
+        strategy: What clients run of it.
 
     Raises:
         UserError: With the place, the reason, and what would do instead.
@@ -50,3 +55,11 @@ def check_codecs(config: Config) -> None:
             "compression.uplink with privacy.secure_aggregation: masked words look random and no "
             "codec makes them shorter; leave one away, or take codecs for compression.downlink only"
         )
+    uplink = lanes_of(config.compression.uplink)
+    for ending in strategy.plan(1).restarted:
+        if uplink.of(ending).every > 1:
+            raise UserError(
+                f"compression.uplink every({uplink.of(ending).every}) with strategy "
+                f"{config.strategy.name}: {ending.lstrip('.')} begins every round anew, so that "
+                "what is not sent in a round is lost; let it travel in every round"
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -53,23 +54,38 @@ def plot_accuracy(
         figure.savefig(folder / f"{name}.png", dpi=150)
 
 
-def plot_traffic(folder: Path, traffic: Mapping[str, Sequence[int]]) -> None:
+def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Draws what was sent up to the end of each round, one kind of bytes on the other.
 
     Args:
         folder: Where to.
-        traffic: Bytes of each round, by kind: groups of tensors, overhead.
+        lines: As in `rounds.jsonl`.
     """
+    sums = {kind: np.cumsum(sizes) / MEGABYTE for kind, sizes in traffic(lines).items()}
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    sums = {kind: np.cumsum(sizes) / MEGABYTE for kind, sizes in traffic.items()}
-    rounds = range(1, 1 + max(len(sizes) for sizes in traffic.values()))
-    axes.stackplot(rounds, list(sums.values()), labels=list(sums))
+    axes.stackplot(range(1, len(lines) + 1), list(sums.values()), labels=list(sums))
     axes.set(xlabel="round", ylabel="megabytes sent, both directions")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left", fontsize="small")
     axes.grid(alpha=0.3)
     figure.savefig(folder / "megabytes_over_rounds.png", dpi=150)
+
+
+def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Gathers the bytes of each round, by tensor group and of the overhead.
+
+    Example:
+        >>> traffic([{"uplink_bytes": 9, "downlink_bytes": 1, "payload_by_group": {"head": 4}}])
+        {'head': [4], 'overhead': [6]}
+    """
+    groups = dict.fromkeys(group for line in lines for group in line["payload_by_group"])
+    sizes = {g: [line["payload_by_group"].get(g, 0) for line in lines] for g in groups}
+    rest = [
+        line["uplink_bytes"] + line["downlink_bytes"] - sum(line["payload_by_group"].values())
+        for line in lines
+    ]
+    return sizes | {"overhead": rest}
 
 
 def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+import strategies
 from fl_vitlora.config import load
 from fl_vitlora.errors import UserError
+from fl_vitlora.flower.aggregators import Unaided, client_half
 from fl_vitlora.flower.wiring import chance, check_codecs, lanes_of
 
 
@@ -31,27 +33,35 @@ def test_by_default_nothing_is_compressed():
 )
 def test_a_codec_that_is_none_is_told_with_its_place(path: str, spec: str, told: str):
     with pytest.raises(UserError) as caught:
-        check_codecs(load(None, {path: spec}))
+        check_codecs(load(None, {path: spec}), Unaided())
     assert str(caught.value).startswith(told)
 
 
 @pytest.mark.parametrize("spec", ["int2(rounding=stochastic)", "qsgd(7,512)", "topk(0.1)+qsgd(1)"])
 def test_a_codec_that_strays_is_not_fed_its_errors(spec: str):
     with pytest.raises(UserError, match=r"compression\.uplink\.head: .* would grow"):
-        check_codecs(load(None, {"compression.uplink.head": spec}))
+        check_codecs(load(None, {"compression.uplink.head": spec}), Unaided())
     with pytest.raises(UserError, match=r"compression\.downlink\.codec: .* would grow"):
-        check_codecs(load(None, {"compression.downlink": spec}))
+        check_codecs(load(None, {"compression.downlink": spec}), Unaided())
     free = {"compression.uplink": spec, "compression.error_feedback": False}
-    check_codecs(load(None, free))
+    check_codecs(load(None, free), Unaided())
 
 
 def test_masked_updates_are_not_compressed_but_what_clients_are_sent_may_be():
     secure = {"privacy.secure_aggregation": True}
-    check_codecs(load(None, {**secure, "compression.downlink": "float16"}))
+    check_codecs(load(None, {**secure, "compression.downlink": "float16"}), Unaided())
     with pytest.raises(UserError, match="masked words look random"):
-        check_codecs(load(None, {**secure, "compression.uplink": "float16"}))
+        check_codecs(load(None, {**secure, "compression.uplink": "float16"}), Unaided())
 
 
 def test_every_message_has_chances_of_its_own():
     one, same, other = (chance(0, "uplink", n).random(5).tolist() for n in (1, 1, 2))
     assert one == same != other
+
+
+def test_what_begins_anew_in_every_round_travels_in_every_round():
+    flora = client_half(strategies.load("flora", {}))
+    every = {"compression.uplink.lora_B": "every(2)+int4", "strategy": "flora"}
+    with pytest.raises(UserError, match="lora_B begins every round anew"):
+        check_codecs(load(None, every), flora)
+    check_codecs(load(None, {"compression.uplink.head": "every(2)+int4"}), flora)
