@@ -70,6 +70,7 @@ ALLOWED = {
         "fl_vitlora/evaluation.py",
         "fl_vitlora/serving.py",
         "fl_vitlora/experiment.py",
+        "fl_vitlora/flower/client_app.py",
         "fl_vitlora/flower/workspace.py",
     ],
     "fl_vitlora.policies": [
