@@ -36,6 +36,7 @@ SPECS = [
     "int4",
     "int4(block=32,rounding=nearest)",
     "int2",
+    "ecsq",
     "nf4",
     "qsgd",
     "sign",

@@ -1,7 +1,7 @@
 """Codecs: how a vector of float32 is written in fewer bytes, each a pair of pure functions.
 
 Quantisers write every scalar: float32, float16 and bfloat16; int8, int4 and int2, whole multiples
-of a step; nf4, qsgd and sign. Transforms leave out much of a vector and hand the rest to another
+of a step; ecsq, nf4, qsgd and sign. Transforms leave out much of a vector and hand the rest to another
 codec: topk, lowrank.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fl_vitlora.communication.codecs.absmax import Int2, Int3, Int4, Int8
 from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes
+from fl_vitlora.communication.codecs.ecsq import EntropyCoded
 from fl_vitlora.communication.codecs.floats import BFloat16, Float16, Float32
 from fl_vitlora.communication.codecs.lowrank import LowRank
 from fl_vitlora.communication.codecs.normal_float import NormalFloat4
@@ -27,6 +28,7 @@ CODECS: dict[str, type[Codec]] = {
     "int4": Int4,
     "int3": Int3,
     "int2": Int2,
+    "ecsq": EntropyCoded,
     "nf4": NormalFloat4,
     "qsgd": QSGD,
     "sign": Sign,

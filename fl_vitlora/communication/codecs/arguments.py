@@ -72,6 +72,30 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Number:
+    """A number above 0 and below a bound.
+
+    Attributes:
+        below: The bound.
+    """
+
+    below: float
+
+    def read(self, text: str) -> float:
+        """Reads a decimal number."""
+        if not DECIMAL.fullmatch(text):
+            raise ValueError("no decimal number")
+        return float(text)
+
+    def allows(self, value: object) -> bool:
+        """Tells whether it is a float within."""
+        return type(value) is float and 0 < value < self.below
+
+    def __str__(self) -> str:
+        return f"a number above 0 and below {self.below:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class OneOf:
     """One of a few words.
 
@@ -97,4 +121,5 @@ BLOCK: dict[str, Argument] = {"argument": Whole(low=8, high=65536)}
 LEVELS: dict[str, Argument] = {"argument": Whole(low=1, high=127)}
 RANK: dict[str, Argument] = {"argument": Whole(low=1, high=4096)}
 FRACTION: dict[str, Argument] = {"argument": Share()}
+STEP: dict[str, Argument] = {"argument": Number(below=2.0)}
 ROUNDING: dict[str, Argument] = {"argument": OneOf(words=("stochastic", "nearest"))}

@@ -70,7 +70,9 @@ def test_zeros_come_back_as_zeros(spec: str):
     assert not there_and_back(spec, np.zeros(N, np.float32), SHAPES).any()
 
 
-@pytest.mark.parametrize("spec", ["int8", "int4", "int2", "nf4", "qsgd", "sign", "topk(0.1)"])
+@pytest.mark.parametrize(
+    "spec", ["int8", "int4", "int2", "ecsq", "nf4", "qsgd", "sign", "topk(0.1)"]
+)
 def test_zeros_cost_little(spec: str):
     zeros = np.zeros(100_000, np.float32)
     assert len(parse(spec).encode(zeros, ((100_000,),), draw())) < 1000
@@ -128,6 +130,7 @@ CONTRACTIONS = [
     ("int8(rounding=nearest)", 0.98 / 64),
     ("int4(rounding=nearest)", 0.98 / 64),
     ("int2", 0.98 / 128),
+    ("ecsq", 0.98 / 1024),
     ("nf4", 0.98 / 64),
     ("sign", 0.98 / 256),
     ("topk(0.1)", 0.1),

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from fl_vitlora.communication.codecs import Floats, bfloat16, parse
 from fl_vitlora.communication.codecs.normal_float import BETWEEN, LEVELS, nearest_level
-from tests.communication.codecs.vectors import KINDS, draw, there_and_back, vector
+from tests.communication.codecs.vectors import KINDS, draw, energy, there_and_back, vector
 
 ROUNDED_UP = 1 + 2.0**-7  # a scale as bfloat16, relative to itself
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -146,3 +146,32 @@ def test_signs_keep_the_sum_of_magnitudes(kind: str):
 def test_zero_counts_as_positive():
     values = np.array([2.0, 0.0, -2.0, -0.0], np.float32)
     assert there_and_back("sign", values).tolist() == [1.0, 1.0, -1.0, 1.0]
+
+
+def test_equal_steps_stand_for_the_mean_of_what_was_rounded_to_them():
+    """Of a normal distribution, the mean error per level is what two bytes cannot tell."""
+    values = vector("normal", 20_000)
+    found = there_and_back("ecsq(1.2)", values)
+    step = 1.2 * np.sqrt(np.square(values).mean())
+    sizes = np.rint(np.abs(found) / step)
+    for chosen in (sizes == 1, sizes > 1):
+        error = np.abs(values[chosen]).mean() - np.abs(found[chosen]).mean()
+        assert abs(error) < step / 500
+    assert (np.abs(values[sizes == 0]) < 0.51 * step).all()
+
+
+@pytest.mark.parametrize(("step", "bits", "error"), [(1.0, 2.15, 0.28), (1.6, 1.56, 0.42)])
+def test_equal_steps_are_near_the_bound_of_any_code(step: float, bits: float, error: float):
+    """Shannon's least error at b bits is 2^-b: a quarter of a bit is lost, not more."""
+    values = vector("normal", 50_000)
+    codec = parse(f"ecsq({step})")
+    data = codec.encode(values, ((50_000,),), draw())
+    lost = np.sqrt(energy(codec.decode(data, ((50_000,),)) - values) / energy(values))
+    assert 8 * len(data) / 50_000 == pytest.approx(bits, abs=0.06)
+    assert lost == pytest.approx(error, abs=0.02)
+    assert lost < 2 ** -(bits - 0.35)
+
+
+def test_a_block_of_equal_magnitudes_is_not_lost():
+    values = vector("alternating", 1000)
+    assert np.array_equal(np.sign(there_and_back("ecsq(1.9)", values)), np.sign(values))

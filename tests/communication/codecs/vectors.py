@@ -16,6 +16,8 @@ SPECS = [
     "int4(128,rounding=nearest)",
     "int2",
     "int2(rounding=stochastic)",
+    "ecsq",
+    "ecsq(1.9,block=64)",
     "nf4",
     "qsgd",
     "qsgd(1,block=64)",
