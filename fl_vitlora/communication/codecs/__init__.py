@@ -1,8 +1,8 @@
 """Codecs: how a vector of float32 is written in fewer bytes, each a pair of pure functions.
 
-Quantisers write every scalar: float32, float16 and bfloat16; int8, int4 and int2, whole multiples
-of a step; ecsq, nf4, qsgd and sign. Transforms leave out much of a vector and hand the rest to another
-codec: topk, lowrank.
+Quantisers write every scalar: float32, float16 and bfloat16; int8, int4, int3 and int2, whole
+multiples of a step; ecsq, nf4, qsgd and sign. Transforms leave out much of a vector and hand the
+rest to another codec: topk, lowrank.
 """
 
 from __future__ import annotations

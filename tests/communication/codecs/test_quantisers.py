@@ -156,7 +156,7 @@ def test_equal_steps_stand_for_the_mean_of_what_was_rounded_to_them():
     sizes = np.rint(np.abs(found) / step)
     for chosen in (sizes == 1, sizes > 1):
         error = np.abs(values[chosen]).mean() - np.abs(found[chosen]).mean()
-        assert abs(error) < step / 500
+        assert abs(error) < step / 200
     assert (np.abs(values[sizes == 0]) < 0.51 * step).all()
 
 
