@@ -55,20 +55,22 @@ def plot_accuracy(
 
 
 def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draws what was sent up to the end of each round, one kind of bytes on the other.
+    """Draws what was sent up to the end of each round: by direction, and by group of tensors.
 
     Args:
         folder: Where to.
         lines: As in `rounds.jsonl`.
     """
-    sums = {kind: np.cumsum(sizes) / MEGABYTE for kind, sizes in traffic(lines).items()}
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.stackplot(range(1, len(lines) + 1), list(sums.values()), labels=list(sums))
-    axes.set(xlabel="round", ylabel="megabytes sent, both directions")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper left", fontsize="small")
-    axes.grid(alpha=0.3)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    ways = {way: [line[f"{way}_bytes"] for line in lines] for way in ("uplink", "downlink")}
+    for axes, kinds in zip(panels, (ways, traffic(lines)), strict=True):
+        sums = [np.cumsum(sizes) / MEGABYTE for sizes in kinds.values()]
+        axes.stackplot(range(1, len(lines) + 1), sums, labels=list(kinds))
+        axes.set(xlabel="round", ylabel="megabytes sent")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="upper left", fontsize="small")
+        axes.grid(alpha=0.3)
     figure.savefig(folder / "megabytes_over_rounds.png", dpi=150)
 
 
