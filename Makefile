@@ -1,6 +1,6 @@
 # make check   lint, formatting and types
 # make test    all tests, doctests included (about six minutes on two cores)
-# make bench   speed of encryption and bytes of messages on this machine
+# make bench   speed of encryption, bytes of messages, cost of codecs on this machine
 # make table   the figures of the README: five seeds of each setting (about twenty minutes)
 
 .PHONY: check test bench table
@@ -16,6 +16,7 @@ test:
 bench:
 	python benchmarks/encryption.py
 	python benchmarks/message_bytes.py
+	python benchmarks/codec_cost.py
 
 table:
 	python simulate.py --config configs/grids/default_job.yaml

@@ -88,6 +88,7 @@ class Int4(Absmax):
 class Int3(Absmax):
     """Seven levels."""
 
+    rounding: str = field(default="nearest", metadata=ROUNDING)
     name: ClassVar[str] = "int3"
     example: ClassVar[str] = "int3(block=64)"
     levels: ClassVar[int] = 3
@@ -97,8 +98,8 @@ class Int3(Absmax):
 class Int2(Absmax):
     """Three levels; a block is longer, for a scale would else cost as much as it saves.
 
-    Rounded stochastically, most scalars of a block move further than they are large: right in the
-    mean, as TernGrad has it, but no codec to feed errors back with.
+    Rounded stochastically, as in TernGrad, most scalars of a block move further than they are large:
+    right in the mean, but no codec to feed errors back with. So it goes with three bits.
     """
 
     block: int = field(default=128, metadata=BLOCK)

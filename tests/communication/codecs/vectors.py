@@ -14,6 +14,7 @@ SPECS = [
     "int8(8,rounding=nearest)",
     "int4",
     "int4(128,rounding=nearest)",
+    "int3",
     "int2",
     "int2(rounding=stochastic)",
     "ecsq",
