@@ -4,8 +4,8 @@ python benchmarks/codec_cost.py
 
 Values are drawn as an update's are spread: normal within a tensor, every tensor at a scale of its
 own. Times are medians of seven on one thread, both ends together, with the message's own format:
-compress, write, read, decode; with error feedback a client decodes what it sends, too. The last lines
-compare with the training of one client of the default job for one round, in the same process.
+compress, write, read, decode; with error feedback a client decodes what it sends, too. The last
+lines compare with the training of one client of the default job for one round, in the same process.
 """
 
 from __future__ import annotations

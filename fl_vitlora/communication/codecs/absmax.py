@@ -98,8 +98,8 @@ class Int3(Absmax):
 class Int2(Absmax):
     """Three levels; a block is longer, for a scale would else cost as much as it saves.
 
-    Rounded stochastically, as in TernGrad, most scalars of a block move further than they are large:
-    right in the mean, but no codec to feed errors back with. So it goes with three bits.
+    Rounded stochastically, as in TernGrad, most scalars of a block move further than they are
+    large: right in the mean, but no codec to feed errors back with. So it goes with three bits.
     """
 
     block: int = field(default=128, metadata=BLOCK)

@@ -115,7 +115,8 @@ def shortfall(values: Floats, symbols: Symbols, scales: Floats, block: int) -> b
         Two bytes, in 1/510 of a step: of the first level, and of those between it and the last.
     """
     sizes = np.abs(symbols.astype(np.int8) - np.int8(LEVELS))
-    units = spread(np.where(scales > 0, scales, 1) / np.float32(LEVELS), block, len(values))
+    divisors = np.where(scales > 0, scales, np.float32(1)) / np.float32(LEVELS)
+    units = spread(divisors.astype(np.float32), block, len(values))
     short = sizes - np.abs(values) / units
     found = bytearray()
     for chosen in (sizes == 1, (sizes > 1) & (sizes < LEVELS)):
