@@ -55,8 +55,8 @@ def mean_squares(values: Floats, block: int) -> Floats:
     blocks = in_blocks(values, block)
     counts = np.full(len(blocks), blocks.shape[1], np.float32)
     counts[-1] = len(values) - blocks.shape[1] * (len(blocks) - 1)
-    found: Floats = norms(blocks) / np.sqrt(counts)
-    return found
+    found = norms(blocks) / np.sqrt(counts)
+    return found.astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
