@@ -272,7 +272,7 @@ class Config:
     rounds: int = setting(20, "of federated training", "[1, inf)")
     fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
     budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
-        None, "bytes, as 50MB: no round begins that would overspend; rates stay those of all rounds"
+        None, "bytes, as 50MB: no round begins if one like the costliest before would overspend"
     )
     target_accuracy: float | None = setting(
         None, "in (0, 1]: tells after how many bytes it was first reached", "(0, 1]"

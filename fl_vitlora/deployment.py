@@ -60,6 +60,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     device = choose_workers(config.engine.device, 1, most=1).device
     turns = policies.clients_turn(config)
     strategy = client_half(load_strategy(config))
+    check_codecs(config, strategy)
     return client_settings(config, shards, classes, device, strategy, with_key=turns)
 
 

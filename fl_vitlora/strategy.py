@@ -110,6 +110,9 @@ class Strategy(ABC):
             is given one update, the mean.
         personal: Endings of the names of tensors that every client trains for itself, keeps from
             round to round and never sends. Accuracy is then measured by the clients.
+        rebased: Endings of the names of tensors that the server writes in new coordinates in every
+            round, as factors of a product that it factors anew: what a codec withheld of them in
+            one round says nothing in the next, and is dropped.
         adapter: "lora" has B·A; "sandwich" B·R·A with trained R, and A and B of the pre-trained
             weight's singular vectors.
     """
@@ -118,6 +121,7 @@ class Strategy(ABC):
     any_rank: ClassVar[bool] = False
     sums_suffice: ClassVar[bool] = False
     personal: ClassVar[tuple[str, ...]] = ()
+    rebased: ClassVar[tuple[str, ...]] = ()
     adapter: ClassVar[Literal["lora", "sandwich"]] = "lora"
 
     def objection(self, config: Config, participants: int) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.lowrank import A, refactored, trained
+from fl_vitlora.lowrank import A, B, refactored, trained
 from fl_vitlora.state import State, mean
 from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged, shares
 
@@ -27,6 +27,7 @@ class FedSVD(Strategy):
 
     low_rank = True
     sums_suffice = True
+    rebased = (A, B)
 
     def plan(self, server_round: int) -> ClientPlan:
         """Lets A rest at the clients in every round."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.lowrank import refactored, trained
+from fl_vitlora.lowrank import A, B, refactored, trained
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
@@ -26,6 +26,7 @@ class FlexLoRA(Strategy):
 
     low_rank = True
     any_rank = True
+    rebased = (A, B)
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -150,7 +150,7 @@ def test_the_ledger_counts_evaluation_by_clients(aligned: Finished) -> None:
     assert sum(int(x["payload"]) + int(x["overhead"]) for x in lines) == passed
     wire = aligned.result["communication"]
     assert wire["uplink_bytes"] + wire["downlink_bytes"] == passed
-    model = 20 + 4 * sum(tensor.numel() for tensor in model_of(aligned).values())
+    model = 4 * sum(tensor.numel() for tensor in model_of(aligned).values())
     sent = {x["direction"]: int(x["payload"]) for x in lines if x["purpose"] == "evaluation"}
     assert sent == {"downlink": model, "uplink": 0}
 

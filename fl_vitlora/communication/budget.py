@@ -8,7 +8,9 @@ from fl_vitlora.communication.ledger import Ledger
 def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
     """Tells whether a round may begin: as costly as the costliest so far, it stays in the budget.
 
-    The first round's cost is not known before it; it may begin if the greeting left anything.
+    The first round's cost is not known before it; it may begin if the greeting left anything. A
+    round may also cost more than all before it: one in which a group travels that rested
+    (``every(n)``), or in which somebody returns who must be sent the whole.
 
     Args:
         budget: Bytes of the whole run; None for as many as it takes.

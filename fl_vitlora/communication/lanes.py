@@ -6,6 +6,7 @@ Until then its changes are withheld, and a client trains on from where it was.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from fl_vitlora.communication.codecs import Codec, parse
 from fl_vitlora.communication.groups import GROUPS, group_of
 from fl_vitlora.errors import UserError
 
-EVERY = "every("
+EVERY = re.compile(r"\s*every\s*\(\s*(?P<n>\d{1,5})\s*\)\s*(\+(?P<codec>.*))?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +76,13 @@ def parse_lane(spec: str) -> Lane:
         >>> parse_lane("every(5)+int4").every, parse_lane("int4").every
         (5, 1)
     """
-    if not spec.startswith(EVERY):
+    if "every" not in spec:
         return Lane(codec=parse(spec))
-    number, _, rest = spec.removeprefix(EVERY).partition(")")
-    if not (number.isascii() and number.isdecimal() and int(number) >= 1 and rest[:1] in ("", "+")):
-        raise UserError(f"codec {spec!r}: expected for example every(5)+int4")
-    return Lane(codec=parse(rest[1:] or "float32"), every=int(number))
+    match = EVERY.fullmatch(spec)
+    if match is None or not int(match["n"]):
+        raise UserError(f"codec {spec!r}: expected for example every(5)+int4, the interval first")
+    codec = "float32" if match["codec"] is None else match["codec"]
+    return Lane(codec=parse(codec), every=int(match["n"]))
 
 
 def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
@@ -94,7 +96,8 @@ def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
         >>> read_lanes({"head": "every(2)+float32"}, "float32").of("head.weight").every
         2
     """
-    return Lanes({group: parse_lane(specs.get(group) or default) for group in GROUPS})
+    own = {group: specs.get(group) for group in GROUPS}
+    return Lanes({g: parse_lane(default if spec is None else spec) for g, spec in own.items()})
 
 
 EXACT = read_lanes({}, "float32")

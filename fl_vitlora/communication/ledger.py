@@ -1,6 +1,6 @@
 """The byte ledger: one entry for every message that crossed the grid.
 
-It only counts what it is told; who measures a message's serialised size is `flower.messages`.
+It only counts what it is told; who measures a message's serialised size is `flower.measuring`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Packing: all tensors of a message in one flat float32 buffer behind a 20-byte header.
+"""Packing: all tensors of a record in one flat float32 buffer behind a 20-byte header.
+
+So they are handed from room to room, and so a client remembers them; how they travel is another
+matter (`compression`, `parcel`).
 
 Client and server build the same model, so names and shapes need not travel: the header carries a
 digest of them instead, and a buffer that was made for another model is refused.
@@ -78,7 +81,13 @@ class Layout:
         return np.packbits(bits).tobytes()
 
     def marked(self, bits: bytes) -> frozenset[str]:
-        """Reads what `mark` wrote."""
+        """Reads what `mark` wrote.
+
+        Raises:
+            ValueError: When that is not what `mark` writes.
+        """
+        if len(bits) != -(-len(self.shapes) // 8):
+            raise ValueError(f"message refused: {len(bits)} bytes mark {len(self.shapes)} tensors")
         marks = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self.shapes))
         return frozenset(n for (n, _), one in zip(self.shapes, marks, strict=True) if one)
 

@@ -28,7 +28,8 @@ import msgpack
 
 MAGIC = b"FVL2"
 CHECKSUM_BYTES = 8
-MOST_HEAD = 2**26  # bytes of an inflated head; a secure sum's roster of a million clients fits
+MOST_INFLATION = 16  # times: heads are mostly numbers and keys, and so is what they may allocate
+SMALL_HEAD = 4096  # bytes that any head may have, however well it deflates
 LONGEST_VARINT = 9  # bytes, of numbers below 2**63
 
 # Words that stand in many heads, the most frequent last: deflating finds near ones cheaper.
@@ -134,7 +135,8 @@ def read(buffer: bytes) -> Parcel:
     begin = len(MAGIC) + CHECKSUM_BYTES
     if not buffer.startswith(MAGIC):
         start = bytes(buffer[: len(MAGIC)])
-        raise RefusedError(f"it begins with {start!r}, a message with {MAGIC!r}")
+        version = "; both sides must have the same version" if start[:3] == MAGIC[:3] else ""
+        raise RefusedError(f"it begins with {start!r}, a message with {MAGIC!r}{version}")
     if buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
         raise RefusedError("it was cut or corrupted on its way")
     try:
@@ -163,13 +165,13 @@ def _read_head(buffer: bytes, place: int) -> tuple[Any, int]:
     """Inflates and reads the head, and tells where it ends."""
     short, place = _read_varint(buffer, place)
     length, place = _read_varint(buffer, place)
-    if length > MOST_HEAD or place + short > len(buffer):
+    if length > MOST_INFLATION * short + SMALL_HEAD or place + short > len(buffer):
         raise RefusedError("it states lengths that it cannot have")
     inflate = zlib.decompressobj(wbits=-15, zdict=DICTIONARY)
     head = inflate.decompress(buffer[place : place + short], length + 1)
     if len(head) != length or not inflate.eof or inflate.unused_data:
         raise RefusedError("its head has another length than it states")
-    return msgpack.unpackb(head, strict_map_key=False), place + short
+    return msgpack.unpackb(head), place + short
 
 
 def _expect(held: bool) -> None:

@@ -153,24 +153,26 @@ class ClientEnd:
         layout = update_layouts(frozen_of(self.config), self.worker.layout, self.rank)[record]
         config, server_round = self.settings.config, round_of(self.config)
         client = client_of(self.context)
+        travelling = self.lanes.open(layout.names, server_round, config.rounds)
         part, withheld = compress(
             unpack(packed, layout),
             self._owed(record),
             layout,
             lanes=self.lanes,
-            travelling=self.lanes.open(layout.names, server_round, config.rounds),
+            travelling=travelling,
             draw=chance(config.seed, "uplink", record, server_round, client),
         )
         if not config.compression.error_feedback:
-            withheld = {n: t for n, t in withheld.items() if self.lanes.of(n).every > 1}
+            withheld = {n: t for n, t in withheld.items() if n not in travelling}
         ordered = {n: withheld[n] for n in self.worker.layout.names if n in withheld}
         memories.withhold(self.context, record, server_round, ordered)
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns what was withheld so far, but of tensors that begin every round anew."""
-        restarted = self.settings.strategy.plan(round_of(self.config)).restarted
-        return {n: t for n, t in self._withheld(record).items() if not n.endswith(restarted)}
+        """Returns what was withheld so far, but of tensors of which it says nothing any more."""
+        strategy = self.settings.strategy
+        anew = (*strategy.plan(round_of(self.config)).restarted, *strategy.rebased)
+        return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}
 
     def _withheld(self, record: str) -> State:
         """Returns what was withheld of a record, as far as the server took what was not."""

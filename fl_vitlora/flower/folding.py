@@ -16,7 +16,9 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fl_vitlora.communication.parcel import Parcel, Part, Section, read, write
+from fl_vitlora.communication.groups import GROUPS
+from fl_vitlora.communication.parcel import Parcel, Part, RefusedError, Section, read, write
+from fl_vitlora.communication.stream import WHOLE
 from fl_vitlora.flower import messages
 
 KEY = "f"  # of the one record of a folded message, and of the one value in it
@@ -84,16 +86,27 @@ def unfold(folded: RecordDict) -> tuple[RecordDict, Parts, Versions]:
             content[name] = ConfigRecord(record)
         for name, record in parcel.plain.get(METRICS, {}).items():
             content[name] = MetricRecord(record)
-        versions = {n: (int(a), int(b)) for n, (a, b) in parcel.plain.get(VERSIONS, {}).items()}
-    except (TypeError, AttributeError) as error:
+        versions = {
+            name: _read_version(*pair) for name, pair in parcel.plain.get(VERSIONS, {}).items()
+        }
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"message refused: its records cannot be read: {error}") from None
     for record, part in parcel.parts:
         if [section.group for section in part.sections] == [OPAQUE]:
             (section,) = part.sections
+            if record in content:
+                raise RefusedError(f"{record!r} stands twice in it")
             content[record] = packed_record(section.body, section.codec)
         else:
             parts[record] = (*parts.get(record, ()), part)
     return content, parts, versions
+
+
+def _read_version(known: object, new: object) -> tuple[int, int]:
+    """Reads what the parts of a stream stand on, and lead to."""
+    if type(known) is int and type(new) is int and WHOLE <= known <= new:
+        return known, new
+    raise RefusedError(f"it leads a stream from {known!r} to {new!r}")
 
 
 def packed_record(data: bytes, kind: str) -> ArrayRecord:
@@ -102,11 +115,15 @@ def packed_record(data: bytes, kind: str) -> ArrayRecord:
 
 
 def groups_of(folded: RecordDict) -> dict[str, int]:
-    """Counts the bytes of coded tensors in a message, by group; none in a foreign one."""
+    """Counts the bytes of coded tensors in a message, by group; none in a foreign one.
+
+    A sender may call a group what it likes; what is none of ours is overhead.
+    """
     try:
-        return read(_carried(folded)).groups
+        groups = read(_carried(folded)).groups
     except ValueError:
         return {}
+    return {group: groups[group] for group in (*GROUPS, OPAQUE) if group in groups}
 
 
 def _carry(buffer: bytes) -> RecordDict:

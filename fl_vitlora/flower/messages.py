@@ -1,11 +1,13 @@
 """Flower's records from and to states, and the bytes of a serialised message.
 
-On the wire all tensors of a message are one packed array (`communication.packing`); strategies made
-for Flower see an `ArrayRecord` with one array for each tensor.
+Between the two ends of the wire (`client_mod`, `server_end`) and what reads and writes messages,
+all tensors of a record are one packed array (`communication.packing`); strategies made for Flower
+see an `ArrayRecord` with one array for each tensor.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from flwr.app import (
@@ -52,7 +54,7 @@ ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """Packs a state into the one array that travels."""
+    """Packs a state into one array."""
     data = pack(state)
     return ArrayRecord({PACKED: Array("uint8", (len(data),), PACKED_TYPE, data)})
 
@@ -105,9 +107,9 @@ def scalar(metrics: MetricRecord, name: str) -> float:
     """Reads one number of a metric record.
 
     Raises:
-        ValueError: When it is missing or a list.
+        ValueError: When it is missing, a list or infinite.
     """
     value = metrics.get(name)
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not math.isinf(value):
         return value
     raise ValueError(f"message refused: metric {name!r} is {value!r}, not a number")

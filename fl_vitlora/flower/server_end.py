@@ -65,6 +65,16 @@ class ServerEnd:
         """Tells how instructions travel."""
         return lanes_of(self._config.compression.downlink)
 
+    @property
+    def spares(self) -> bool:
+        """Tells whether what clients have already may be left out of what is sealed.
+
+        Streams leave it out by themselves; and where clients train on from what they have not sent,
+        or were not sent all there was, they do not have what the server takes them to have.
+        """
+        uplink = lanes_of(self._config.compression.uplink)
+        return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
+
     def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[RecordDict]:
         """Codes and folds what clients are sent.
 
@@ -151,6 +161,8 @@ class ServerEnd:
         """Sees to it that an update keeps to the norm that its client clipped it to.
 
         Decoded, and with what was withheld before, it may be longer; noise hides no more than that.
+        What travelled exactly is as long as its client made it: who does not clip is found out by a
+        strategy, not here.
 
         Args:
             update: As it was decoded.

@@ -245,7 +245,7 @@ class Transport:
             content = writer.write(
                 asked,
                 self._holdings.of(asked.client),
-                self._holdings.spared(asked.client, asked.model.tensors, asked.plan),
+                self._spared(asked),
                 rank_of(self._config, asked.client),
             )
             if roster is not None:
@@ -255,6 +255,12 @@ class Transport:
             Message(content, dst_node_id=self._nodes[one.client], message_type=kind)
             for one, content in zip(addressed, self._end.seal(server_round, addressed), strict=True)
         ]
+
+    def _spared(self, asked: Instruction) -> frozenset[str]:
+        """Names the tensors that a client need not be sent."""
+        if not self._end.spares:
+            return frozenset()
+        return self._holdings.spared(asked.client, asked.model.tensors, asked.plan)
 
     def _note_followers(self, asked: Iterable[int], replies: Mapping[int, Message]) -> None:
         """Notes who has read what it was sent: all whose app answered."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fl_vitlora.communication.groups import LORA_A, LORA_B
 from fl_vitlora.communication.lanes import Lanes, parse_lane, read_lanes
 from fl_vitlora.config import Config, LanesConfig, to_mapping
 from fl_vitlora.errors import UserError
@@ -42,7 +43,7 @@ def check_codecs(config: Config, strategy: Strategy) -> None:
         for name, spec in specs.items():
             where = f"compression.{direction}.{name}"
             try:
-                codec = parse_lane(spec or "float32").codec
+                codec = parse_lane("float32" if spec is None else spec).codec
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
             if fed_back and not codec.contracts:
@@ -55,11 +56,32 @@ def check_codecs(config: Config, strategy: Strategy) -> None:
             "compression.uplink with privacy.secure_aggregation: masked words look random and no "
             "codec makes them shorter; leave one away, or take codecs for compression.downlink only"
         )
+    _check_rests(config, strategy)
+
+
+def _check_rests(config: Config, strategy: Strategy) -> None:
+    """Refuses lanes in which what clients train would never arrive.
+
+    Raises:
+        UserError: With the group, and why.
+    """
+    plans = {number: strategy.plan(number) for number in range(1, config.rounds + 1)}
     uplink = lanes_of(config.compression.uplink)
-    for ending in strategy.plan(1).restarted:
-        if uplink.of(ending).every > 1:
+    for group in (LORA_A, LORA_B):
+        every, name = uplink.by_group[group].every, f"{config.strategy.name}: .{group}"
+        if every == 1:
+            continue
+        anew = {ending for plan in plans.values() for ending in plan.restarted} | {
+            *strategy.rebased
+        }
+        if f".{group}" in anew:
             raise UserError(
-                f"compression.uplink every({uplink.of(ending).every}) with strategy "
-                f"{config.strategy.name}: {ending.lstrip('.')} begins every round anew, so that "
-                "what is not sent in a round is lost; let it travel in every round"
+                f"compression.uplink every({every}) with strategy {name} is written anew in every "
+                "round, so that what is not sent in a round is lost; let it travel in every round"
+            )
+        trained = {n for n, plan in plans.items() if not f".{group}".endswith(plan.frozen)}
+        if trained and not any(n % every == 0 or n == config.rounds for n in trained):
+            raise UserError(
+                f"compression.uplink every({every}) with strategy {name} never travels in a round "
+                "in which it is trained; take another interval"
             )

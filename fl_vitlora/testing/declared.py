@@ -18,7 +18,7 @@ from fl_vitlora.testing.returned import ContractError
 FLAGS = ("low_rank", "any_rank", "sums_suffice")
 ADAPTERS = ("lora", "sandwich")
 HALVES = ("plan", "broadcast", "drift", "report", "aggregate")
-CONTRACT = (*HALVES, *FLAGS, "personal", "adapter")
+CONTRACT = (*HALVES, *FLAGS, "personal", "rebased", "adapter")
 LIKENESS = 0.85  # from which on a name is taken for a misspelt one
 FORM = "fields need a frozen, keyword-only dataclass and types: @dataclass(frozen=True, " + (
     "kw_only=True), and then NAME: float = 0.5"
@@ -61,6 +61,7 @@ def expect_declaration(strategy: Strategy, names: Collection[str]) -> None:
         if not isinstance(getattr(strategy, flag), bool):
             raise ContractError(f"{flag} is {getattr(strategy, flag)!r}, expected True or False")
     expect_endings(strategy.personal, names, "personal")
+    expect_endings(strategy.rebased, names, "rebased")
     if strategy.adapter not in ADAPTERS:
         raise ContractError(f"adapter is {strategy.adapter!r}, expected one of {ADAPTERS}")
     for half in HALVES:

@@ -31,6 +31,10 @@ def test_a_group_travels_in_every_nth_round_and_in_the_last():
     assert all(A in lanes.open([A, HEAD], r, rounds=8) for r in range(1, 9))
 
 
+def test_spaces_are_no_matter():
+    assert parse_lane(" every( 2 ) + int4 ") == parse_lane("every(2)+int4")
+
+
 def test_an_interval_alone_is_of_exact_values():
     lane = parse_lane("every(4)")
     assert (lane.every, str(lane.codec)) == (4, "float32")
@@ -43,6 +47,10 @@ def test_an_interval_alone_is_of_exact_values():
         ("every(0)+int4", "expected for example every(5)+int4"),
         ("every(x)+int4", "expected for example every(5)+int4"),
         ("every(3)int4", "expected for example every(5)+int4"),
+        ("int4+every(2)", "the interval first"),
+        ("every(" + 5000 * "9" + ")", "expected for example"),
+        ("every(2)+", "unknown codec"),
+        ("", "unknown codec"),
         ("every(2)+intt8", "did you mean 'int8'"),
     ],
 )

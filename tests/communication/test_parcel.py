@@ -139,14 +139,34 @@ def test_a_small_buffer_makes_nobody_allocate_much():
     """A head that says it inflates to a gigabyte, and one that does though it says otherwise."""
     bomb = zlib.compressobj(9, wbits=-15)
     deflated = b"".join(bomb.compress(bytes(2**20)) for _ in range(200)) + bomb.flush()
-    for said in (2**30, 2**20, 10):
+    for said in (2**30, 2**20, 16 * len(deflated), 10):
         lengths = parcel._varint(len(deflated)) + parcel._varint(said)
         tracemalloc.start()
         with pytest.raises(ValueError, match="message refused"):
             read(forged(lengths + deflated))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert peak < 2**22
+        assert peak < 40 * len(deflated)
+
+
+def test_many_small_things_take_no_more_than_their_bytes_justify():
+    """Empty mappings deflate well, and each takes sixty times its byte in memory."""
+    head = msgpack.packb([{}, [{}] * 2**22])
+    deflate = zlib.compressobj(9, wbits=-15, zdict=parcel.DICTIONARY)
+    deflated = deflate.compress(head) + deflate.flush()
+    data = forged(parcel._varint(len(deflated)) + parcel._varint(len(head)) + deflated)
+    assert len(data) < 10_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="lengths that it cannot have"):
+        read(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_another_version_of_the_format_is_called_so():
+    with pytest.raises(ValueError, match="both sides must have the same version"):
+        read(b"FVL9" + SAMPLE[4:])
 
 
 def test_lengths_beyond_the_buffer_are_refused():

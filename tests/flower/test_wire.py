@@ -222,6 +222,44 @@ def test_without_error_feedback_nothing_is_withheld(tmp_path: Path):
     assert withheld(clients, 0) == {}
 
 
+def test_without_error_feedback_an_interval_withholds_what_did_not_travel(tmp_path: Path):
+    lanes: dict[str, Any] = {"compression__uplink": "every(2)+int4"}
+    clients = Clients(tmp_path, **lanes, compression__error_feedback=False)
+    clients.train(1, away(clients), 0)
+    assert any(tensor.any() for tensor in withheld(clients, 0).values())
+    clients.train(2, away(clients), 0)
+    assert withheld(clients, 0) == {}
+
+
+def test_what_a_client_was_not_sent_is_not_spared_it(tmp_path: Path):
+    """B rested while its lane was closed: once it is open, the client gets the server's."""
+    from tests.flower.test_memories import A_ROUND, B_ROUND
+
+    clients = Clients(tmp_path, compression__downlink="every(3)+float16", rounds=9)
+    model = away(clients, 1.0)
+    for server_round, plan in enumerate((B_ROUND, A_ROUND, B_ROUND), start=1):
+        model = {n: t + 1 if n.endswith(B) else t for n, t in model.items()}
+        clients.train(server_round, model, 0, plan=plan)
+        assert clients.failures == []
+    known = held(clients, 0, 1)
+    assert all(torch.equal(known[n], model[n].half().float()) for n in model if n.endswith(B))
+
+
+def test_factors_in_new_coordinates_owe_nothing_of_the_old(tmp_path: Path):
+    """FlexLoRA factors the product anew in every round."""
+    flexlora = client_half(strategies.load("flexlora", {}))
+    clients = Clients(tmp_path, flexlora, compression__uplink="sign")
+    clients.train(1, clients.initial, 0)
+    (update,) = clients.train(2, clients.initial, 0)
+    exact = Clients(tmp_path / "exact", flexlora)
+    (whole,) = exact.train(2, exact.initial, 0)
+    now = add(update.delta, withheld(clients, 0))
+    pairs = [name for name in now if name.endswith((A, B))]
+    rest = [name for name in now if name not in pairs]
+    assert close({n: now[n] for n in pairs}, {n: whole.delta[n] for n in pairs})
+    assert not close({n: now[n] for n in rest}, {n: whole.delta[n] for n in rest})
+
+
 def test_clients_of_their_own_ranks_follow_streams_of_their_own(tmp_path: Path):
     ranks: dict[str, Any] = {"finetuning__client_ranks": [1, 2, 2]}
     clients = Clients(tmp_path, strategies.load("flexlora", {}), **LOSSY, **ranks)  # type: ignore[arg-type]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import strategies
-from fl_vitlora.config import load
+from fl_vitlora.communication.codecs import CODECS
+from fl_vitlora.config import load, read_yaml, resolve
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.aggregators import Unaided, client_half
 from fl_vitlora.flower.wiring import chance, check_codecs, lanes_of
+from fl_vitlora.grid import is_grid, read_grid
 
 
 def test_one_word_is_the_codec_of_all_groups_and_groups_may_have_their_own():
@@ -61,7 +65,39 @@ def test_every_message_has_chances_of_its_own():
 
 def test_what_begins_anew_in_every_round_travels_in_every_round():
     flora = client_half(strategies.load("flora", {}))
-    every = {"compression.uplink.lora_B": "every(2)+int4", "strategy": "flora"}
-    with pytest.raises(UserError, match="lora_B begins every round anew"):
-        check_codecs(load(None, every), flora)
+    for name in ("flora", "flexlora", "fedsvd"):
+        every = {"compression.uplink.lora_B": "every(2)+int4", "strategy": name}
+        with pytest.raises(UserError, match="lora_B is written anew in every round"):
+            check_codecs(load(None, every), client_half(strategies.load(name, {})))
     check_codecs(load(None, {"compression.uplink.head": "every(2)+int4"}), flora)
+
+
+def test_a_group_that_would_never_travel_when_it_was_trained_is_refused():
+    """RoLoRA trains B in odd rounds; every second round is even, and so is the last."""
+    rolora = client_half(strategies.load("rolora", {}))
+    every = {"compression.uplink.lora_B": "every(2)+int4", "strategy": "rolora"}
+    with pytest.raises(UserError, match="lora_B never travels in a round in which it is trained"):
+        check_codecs(load(None, every), rolora)
+    check_codecs(load(None, {**every, "rounds": 21}), rolora)
+    check_codecs(load(None, {**every, "compression.uplink.lora_B": "every(3)+int4"}), rolora)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_codec_as_it_is_by_default_may_travel_both_ways(name: str):
+    spec = {"topk": "topk(0.1)", "lowrank": "lowrank(2)"}.get(name, name)
+    both = {"compression.uplink": spec, "compression.downlink": spec}
+    check_codecs(load(None, both), Unaided())
+
+
+@pytest.mark.parametrize(
+    "path", ["thousand_fold.yaml", "grids/thousand_fold.yaml", "grids/codecs.yaml"]
+)
+def test_what_the_files_recommend_may_travel(path: str):
+    tree = read_yaml(str(Path(__file__).parents[2] / "configs" / path))
+    experiments = (
+        [config for _, config in read_grid(tree, {}).runs]
+        if is_grid(tree)
+        else [resolve(tree, {})]
+    )
+    for experiment in experiments:
+        check_codecs(experiment, Unaided())

@@ -121,5 +121,5 @@ BLOCK: dict[str, Argument] = {"argument": Whole(low=8, high=65536)}
 LEVELS: dict[str, Argument] = {"argument": Whole(low=1, high=127)}
 RANK: dict[str, Argument] = {"argument": Whole(low=1, high=4096)}
 FRACTION: dict[str, Argument] = {"argument": Share()}
-STEP: dict[str, Argument] = {"argument": Number(below=2.0)}
+STEP: dict[str, Argument] = {"argument": Number(below=1.98)}
 ROUNDING: dict[str, Argument] = {"argument": OneOf(words=("stochastic", "nearest"))}

@@ -64,7 +64,8 @@ class EntropyCoded(Codec):
     """Equal steps, entropy-coded.
 
     Attributes:
-        step: In root mean squares; below 2, so that something of every block is sent.
+        step: In root mean squares; below 2, with room for rounding, so that something of every
+            block is sent.
         block: Scalars that share a root mean square.
 
     Example:

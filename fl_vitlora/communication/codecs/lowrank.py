@@ -55,9 +55,15 @@ def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Float
 
 
 def product(P: Floats, R: Floats) -> Floats:
-    """Returns PᵀR, as a list of scalars within the range of float32."""
+    """Returns PᵀR, as a list of scalars within the range of float32.
+
+    It is added up one rank after the other, so that it is the same bits on every machine.
+    """
+    whole = np.zeros((P.shape[1], R.shape[1]), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # a NaN is refused by `decode`
-        whole: Floats = np.clip(P.T @ R, -LARGEST, LARGEST)
+        for p, r in zip(P, R, strict=True):
+            whole += p[:, None] * r
+        np.clip(whole, -LARGEST, LARGEST, out=whole)
     return whole.reshape(-1)
 
 
@@ -80,6 +86,9 @@ def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
     return ((rank, rows), (rank, columns)) if smaller else (shape,)
 
 
+FINE = ("float32", "float16", "bfloat16", "int8", "int4", "nf4")  # for factors
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Transform):
     """Thin factors of every large matrix.
@@ -91,6 +100,11 @@ class LowRank(Transform):
     rank: int = field(metadata=RANK)
     name: ClassVar[str] = "lowrank"
     example: ClassVar[str] = "lowrank(4)+int8"
+
+    @property
+    def contracts(self) -> bool:
+        """Tells whether the factors are written finely: coarse errors of both would multiply."""
+        return self.inner.name in FINE
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
         """Writes the factors of all tensors by the inner codec."""

@@ -142,7 +142,7 @@ CONTRACTIONS = [
 
 @every_codec
 def test_a_codec_that_says_so_contracts_every_vector(spec: str):
-    """In the mean over draws, and so that those that say they do not have a reason."""
+    """In the mean over draws."""
     codec = parse(spec)
     shares = []
     for kind in KINDS:
@@ -150,7 +150,26 @@ def test_a_codec_that_says_so_contracts_every_vector(spec: str):
         lost = [energy(there_and_back(spec, values, SHAPES, seed) - values) for seed in range(5)]
         if energy(values):
             shares.append(np.mean(lost) / energy(values))
-    assert (max(shares) < 1) == codec.contracts
+    assert max(shares) < 1 or not codec.contracts
+
+
+@pytest.mark.parametrize("spec", ["int2(rounding=stochastic)", "qsgd(1,block=64)"])
+def test_a_codec_that_says_it_strays_has_a_reason(spec: str):
+    values = vector("normal")
+    lost = [energy(there_and_back(spec, values, SHAPES, seed) - values) for seed in range(20)]
+    assert not parse(spec).contracts
+    assert np.mean(lost) > energy(values)
+
+
+def test_coarse_factors_of_one_matrix_stray_by_their_product():
+    """Both factors are half ones: each is rounded up, and the product is four times too large."""
+    u = np.full(256, 0.51, np.float32)
+    u[::128] = 1
+    matrix = np.outer(u, u).reshape(-1).astype(np.float32)
+    lost = energy(there_and_back("lowrank(1)+int2", matrix, ((256, 256),)) - matrix)
+    assert lost > energy(matrix)
+    assert not parse("lowrank(1)+int2").contracts
+    assert parse("lowrank(1)+int8").contracts
 
 
 @pytest.mark.parametrize(("spec", "delta"), CONTRACTIONS)
