@@ -95,9 +95,7 @@ def test_every_codec_as_it_is_by_default_may_travel_both_ways(name: str):
 def test_what_the_files_recommend_may_travel(path: str):
     tree = read_yaml(str(Path(__file__).parents[2] / "configs" / path))
     experiments = (
-        [config for _, config in read_grid(tree, {}).runs]
-        if is_grid(tree)
-        else [resolve(tree, {})]
+        [config for _, config in read_grid(tree, {}).runs] if is_grid(tree) else [resolve(tree, {})]
     )
     for experiment in experiments:
         check_codecs(experiment, Unaided())
