@@ -121,6 +121,6 @@ def compress(
     target = {n: t + residual[n] if n in residual else t for n, t in delta.items()}
     part = code({n: t for n, t in target.items() if n in travelling}, layout, lanes, draw)
     inexact = {name: tensor for name, tensor in target.items() if not lanes.of(name).exact}
-    sent = decode(part, layout)
+    sent = decode(part, layout) if inexact else {}
     withheld = {n: t - sent[n] if n in sent else t for n, t in inexact.items()}
     return part, {n: t for n, t in residual.items() if n not in delta} | withheld

@@ -26,11 +26,12 @@ from typing import Any
 
 import msgpack
 
+from fl_vitlora.communication.codecs.reader import Reader, varint
+
 MAGIC = b"FVL2"
 CHECKSUM_BYTES = 8
 MOST_INFLATION = 16  # times: heads are mostly numbers and keys, and so is what they may allocate
 SMALL_HEAD = 4096  # bytes that any head may have, however well it deflates
-LONGEST_VARINT = 9  # bytes, of numbers below 2**63
 
 # Words that stand in many heads, the most frequent last: deflating finds near ones cheaper.
 DICTIONARY = (
@@ -122,7 +123,7 @@ def write(parcel: Parcel) -> bytes:
     deflate = zlib.compressobj(9, wbits=-15, zdict=DICTIONARY)
     deflated = deflate.compress(head) + deflate.flush()
     bodies = (section.body for _, part in parcel.parts for section in part.sections)
-    rest = b"".join([_varint(len(deflated)), _varint(len(head)), deflated, *bodies])
+    rest = b"".join([varint(len(deflated)), varint(len(head)), deflated, *bodies])
     return MAGIC + _checksum(rest) + rest
 
 
@@ -139,39 +140,38 @@ def read(buffer: bytes) -> Parcel:
         raise RefusedError(f"it begins with {start!r}, a message with {MAGIC!r}{version}")
     if buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
         raise RefusedError("it was cut or corrupted on its way")
+    reader = Reader(buffer[begin:])
     try:
-        (plain, table), place = _read_head(buffer, begin)
+        plain, table = _read_head(reader)
         parts = []
         for record, digest, marks, rows in table:
             sections = []
             for group, codec, size in rows:
-                _expect(type(size) is int and 0 <= size <= len(buffer) - place)
                 _expect(isinstance(group, str) and isinstance(codec, str))
-                body = buffer[place : place + size]
-                sections.append(Section(group=group, codec=codec, body=body))
-                place += size
+                _expect(type(size) is int and size >= 0)
+                sections.append(Section(group=group, codec=codec, body=reader.take(size)))
             _expect(isinstance(record, str))
             _expect(isinstance(digest, bytes) and isinstance(marks, bytes))
             parts.append((record, Part(digest=digest, marks=marks, sections=tuple(sections))))
-        _expect(place == len(buffer) and isinstance(plain, dict))
+        reader.end()
+        _expect(isinstance(plain, dict))
     except (ValueError, TypeError, zlib.error, msgpack.UnpackException, RecursionError) as error:
         if isinstance(error, RefusedError):
             raise
-        raise RefusedError(f"its head cannot be read: {error}") from None
+        raise RefusedError(f"it cannot be read: {error}") from None
     return Parcel(plain=plain, parts=tuple(parts))
 
 
-def _read_head(buffer: bytes, place: int) -> tuple[Any, int]:
-    """Inflates and reads the head, and tells where it ends."""
-    short, place = _read_varint(buffer, place)
-    length, place = _read_varint(buffer, place)
-    if length > MOST_INFLATION * short + SMALL_HEAD or place + short > len(buffer):
+def _read_head(reader: Reader) -> Any:
+    """Inflates and reads the head."""
+    short, length = reader.varint(), reader.varint()
+    if length > MOST_INFLATION * short + SMALL_HEAD:
         raise RefusedError("it states lengths that it cannot have")
     inflate = zlib.decompressobj(wbits=-15, zdict=DICTIONARY)
-    head = inflate.decompress(buffer[place : place + short], length + 1)
+    head = inflate.decompress(reader.take(short), length + 1)
     if len(head) != length or not inflate.eof or inflate.unused_data:
         raise RefusedError("its head has another length than it states")
-    return msgpack.unpackb(head), place + short
+    return msgpack.unpackb(head)
 
 
 def _expect(held: bool) -> None:
@@ -181,19 +181,3 @@ def _expect(held: bool) -> None:
 
 def _checksum(data: bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
-
-
-def _varint(number: int) -> bytes:
-    """Writes a number in groups of seven bits, the lowest first."""
-    low, high = number & 0x7F, number >> 7
-    return bytes([low | 0x80]) + _varint(high) if high else bytes([low])
-
-
-def _read_varint(buffer: bytes, place: int) -> tuple[int, int]:
-    """Reads it, and tells where the next thing stands."""
-    number = 0
-    for shift, byte in enumerate(buffer[place : place + LONGEST_VARINT]):
-        number |= (byte & 0x7F) << (7 * shift)
-        if byte < 0x80:
-            return number, place + shift + 1
-    raise RefusedError("a length in it has no end")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import tracemalloc
 import zlib
 from typing import Any
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_vitlora.communication import parcel
+from fl_vitlora.communication.codecs.reader import varint
 from fl_vitlora.communication.parcel import Parcel, Part, Section, read, write
 
 names = st.text(max_size=12)
@@ -126,7 +126,7 @@ def test_a_head_of_another_form_is_refused_or_read(head: Any, bodies: bytes):
     packed = msgpack.packb(head)
     deflate = zlib.compressobj(9, wbits=-15, zdict=parcel.DICTIONARY)
     deflated = deflate.compress(packed) + deflate.flush()
-    lengths = parcel._varint(len(deflated)) + parcel._varint(len(packed))
+    lengths = varint(len(deflated)) + varint(len(packed))
     try:
         found = read(forged(lengths + deflated + bodies))
     except ValueError as error:
@@ -140,7 +140,7 @@ def test_a_small_buffer_makes_nobody_allocate_much():
     bomb = zlib.compressobj(9, wbits=-15)
     deflated = b"".join(bomb.compress(bytes(2**20)) for _ in range(200)) + bomb.flush()
     for said in (2**30, 2**20, 16 * len(deflated), 10):
-        lengths = parcel._varint(len(deflated)) + parcel._varint(said)
+        lengths = varint(len(deflated)) + varint(said)
         tracemalloc.start()
         with pytest.raises(ValueError, match="message refused"):
             read(forged(lengths + deflated))
@@ -154,7 +154,7 @@ def test_many_small_things_take_no_more_than_their_bytes_justify():
     head = msgpack.packb([{}, [{}] * 2**22])
     deflate = zlib.compressobj(9, wbits=-15, zdict=parcel.DICTIONARY)
     deflated = deflate.compress(head) + deflate.flush()
-    data = forged(parcel._varint(len(deflated)) + parcel._varint(len(head)) + deflated)
+    data = forged(varint(len(deflated)) + varint(len(head)) + deflated)
     assert len(data) < 10_000
     tracemalloc.start()
     with pytest.raises(ValueError, match="lengths that it cannot have"):
@@ -171,13 +171,7 @@ def test_another_version_of_the_format_is_called_so():
 
 def test_lengths_beyond_the_buffer_are_refused():
     for short in (2**40, 2**62):
-        with pytest.raises(ValueError, match="lengths that it cannot have"):
-            read(forged(parcel._varint(short) + parcel._varint(5) + b"x"))
-    with pytest.raises(ValueError, match="has no end"):
+        with pytest.raises(ValueError, match=rf"message refused: .* cut off: {short} bytes"):
+            read(forged(varint(short) + varint(5) + b"x"))
+    with pytest.raises(ValueError, match=r"message refused: .* not a number"):
         read(forged(b"\xff" * 20))
-
-
-@given(st.integers(0, 2**63 - 1))
-def test_numbers_of_any_length_are_read(number: int):
-    written = parcel._varint(number)
-    assert parcel._read_varint(written + struct.pack("<I", 7), 0) == (number, len(written))

@@ -7,6 +7,8 @@ rest to another codec: topk, lowrank.
 
 from __future__ import annotations
 
+import functools
+
 from fl_vitlora.communication.codecs.absmax import Int2, Int3, Int4, Int8
 from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes
 from fl_vitlora.communication.codecs.ecsq import EntropyCoded
@@ -37,6 +39,7 @@ CODECS: dict[str, type[Codec]] = {
 }
 
 
+@functools.lru_cache(maxsize=64)
 def parse(spec: str) -> Codec:
     """Reads a specification: steps joined by "+", transforms first, one quantiser last.
 

@@ -36,6 +36,7 @@ from fl_vitlora.communication.codecs.reader import Reader
 
 LEVELS = 7  # on each side of zero
 FINE = 510  # parts of a step that a byte counts, up to half of it
+FIRST, BEYOND = slice(1, 2), slice(2, LEVELS)  # the levels that share a shortfall
 
 
 def mean_squares(values: Floats, block: int) -> Floats:
@@ -116,11 +117,9 @@ def shortfall(values: Floats, symbols: Symbols, scales: Floats, block: int) -> b
         Two bytes, in 1/510 of a step: of the first level, and of those between it and the last.
     """
     sizes = np.abs(symbols.astype(np.int8) - np.int8(LEVELS))
-    divisors = np.where(scales > 0, scales, np.float32(1)) / np.float32(LEVELS)
-    units = spread(divisors.astype(np.float32), block, len(values))
-    short = sizes - np.abs(values) / units
-    found = bytearray()
-    for chosen in (sizes == 1, (sizes > 1) & (sizes < LEVELS)):
-        mean = float(short[chosen].mean()) if chosen.any() else 0.0
-        found.append(round(min(max(mean, 0.0), 0.5) * FINE))
-    return bytes(found)
+    units = np.where(scales > 0, scales, np.float32(1)) / np.float32(LEVELS)
+    short = sizes - np.abs(values) / spread(units.astype(np.float32), block, len(values))
+    sums = np.bincount(sizes, weights=short, minlength=LEVELS + 1)
+    counts = np.bincount(sizes, minlength=LEVELS + 1)
+    means = (float(sums[of].sum() / max(1, counts[of].sum())) for of in (FIRST, BEYOND))
+    return bytes(round(min(max(mean, 0.0), 0.5) * FINE) for mean in means)

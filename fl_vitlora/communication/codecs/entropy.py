@@ -7,8 +7,8 @@ there may be, with 4 bits of exponent and 4 of fraction,
 
     weight(byte) = (16 + fraction) · 2^exponent        0 for a symbol that never occurs
 
-and both ends compute the same model from it. When reading, the table must be the one of the symbols
-found and coding them again must give the same words: a stream that was tampered with is refused.
+and both ends compute the same model from it. When reading, the words must end with the symbols, and
+the table must be the one of the symbols found: hardly anything else passes for a coded stream.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def write_symbols(symbols: Symbols, size: int) -> bytes:
         >>> len(write_symbols(np.zeros(8000, np.uint8), 3))
         9
     """
-    coded = _code(symbols, size)
-    if len(coded) < packed_bytes(len(symbols), width(size)):
+    plain = packed_bytes(len(symbols), width(size))
+    if size < plain and len(coded := _code(symbols, size)) < plain:
         return CODED + coded
     return PLAIN + pack(symbols, width(size))
 
@@ -84,21 +84,15 @@ def _uncode(reader: Reader, n: int, size: int) -> Symbols:
     symbols = _symbols(np.frombuffer(data, WORD).astype(np.uint32), table, n)
     if _table(np.bincount(symbols, minlength=size)) != table:
         raise ValueError("its symbols have other frequencies than it says")
-    if _words(symbols, table).astype(WORD, copy=False).tobytes() != data:
-        raise ValueError("its symbols would be coded in other words")
     return symbols
 
 
 def _table(counts: NDArray[np.intp]) -> bytes:
-    """Writes a weight for every count, relative to the largest."""
-    most = max(1, int(counts.max()))
-    return bytes(_byte(int(count) * HEAVIEST // most) if count else 0 for count in counts)
-
-
-def _byte(weight: int) -> int:
-    """Rounds a weight down to exponent and fraction; the least that occurs is byte 1."""
-    exponent = max(0, weight.bit_length() - 5)
-    return max(1, (exponent << 4) + (weight >> exponent) - 16)
+    """Writes a weight for every count, relative to the largest, rounded down; at least byte 1."""
+    weights = counts.astype(np.int64) * HEAVIEST // max(1, int(counts.max()))
+    exponents = np.maximum(np.frexp(weights)[1] - 5, 0)
+    entries = np.maximum((exponents << 4) + (weights >> exponents) - 16, 1)
+    return np.where(counts > 0, entries, 0).astype(np.uint8).tobytes()
 
 
 def _model(table: bytes) -> constriction.stream.model.Categorical:
@@ -119,8 +113,11 @@ def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
     """Decodes words; a coder that gives up does so by exceptions of several kinds."""
     try:
         coder = constriction.stream.queue.RangeDecoder(words)
-        return np.asarray(coder.decode(_model(table), n)).astype(np.uint8)
+        symbols = np.asarray(coder.decode(_model(table), n)).astype(np.uint8)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # a panic of the compiled coder is no Exception
         raise ValueError("its words are not those of a range coder") from None
+    if not coder.maybe_exhausted():
+        raise ValueError("its words go on behind the last symbol")
+    return symbols
