@@ -336,7 +336,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     """
     whole = _spell_out(copy.deepcopy(dict(tree)))
     for dotted, value in overrides.items():
-        short = SHORT.get(dotted.rpartition(".")[2]) if isinstance(value, str) else None
+        short = None if isinstance(value, Mapping) else SHORT.get(dotted.rpartition(".")[2])
         _graft(whole, f"{dotted}.{short}" if short else dotted, value)
     config = from_mapping(Config, _gather_strategy_options(_spell_out(whole)))
     _check_lists(config)
@@ -567,10 +567,10 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes settings that are given by one text as mappings: a strategy and within it, a codec."""
+    """Writes what is given by one value as a mapping: a strategy, or the codec of a direction."""
     whole = dict(tree)
     for key, value in tree.items():
-        if key in SHORT and isinstance(value, str):
+        if key in SHORT and not isinstance(value, Mapping):
             whole[key] = {SHORT[key]: value}
         elif key in (*SHORT, "compression") and isinstance(value, Mapping):
             whole[key] = _spell_out(value)

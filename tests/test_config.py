@@ -227,7 +227,7 @@ def test_mistakes_name_path_and_expectation(overrides: dict[str, Any], path: str
         ("- clients\n- 3\n", "a mapping at the top"),
         ("just a text", "a mapping at the top"),
         ("clients: 3\ntraining:\n  epohcs: 2\n", "did you mean 'training.epochs'"),
-        ("strategy: 5\n", "strategy: expected a mapping"),
+        ("strategy: 5\n", "strategy.name: expected a text"),
     ],
 )
 def test_files_that_are_no_experiments_are_refused(tmp_path: Path, text: str, expectation: str):

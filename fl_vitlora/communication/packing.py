@@ -17,6 +17,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,17 +47,17 @@ class Layout:
         """Reads the layout off a state."""
         return cls(tuple((name, tuple(tensor.shape)) for name, tensor in state.items()))
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Lists the names in their order."""
         return tuple(name for name, _ in self.shapes)
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """Names the layout in 8 bytes."""
         return hashlib.blake2b(repr(self.shapes).encode(), digest_size=8).digest()
 
-    @property
+    @cached_property
     def scalars(self) -> int:
         """Counts the scalars of all tensors."""
         return sum(math.prod(shape) for _, shape in self.shapes)
@@ -101,12 +102,13 @@ class Layout:
 
     def shaped(self, scalars: NDArray[np.floating[Any]]) -> State:
         """Gives a list of scalars the names and shapes of the tensors, float32."""
-        sizes = [math.prod(shape) for _, shape in self.shapes]
-        parts = torch.split(torch.from_numpy(scalars.astype(np.float32)), sizes)
-        return {
-            name: part.reshape(shape).clone()
-            for (name, shape), part in zip(self.shapes, parts, strict=True)
-        }
+        found, begin = {}, 0
+        for name, shape in self.shapes:
+            end = begin + math.prod(shape)
+            part = np.array(scalars[begin:end], np.float32)  # memory of its own
+            found[name] = torch.from_numpy(part.reshape(shape))
+            begin = end
+        return found
 
 
 def pack(state: Mapping[str, Tensor]) -> bytes:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fl_vitlora.communication.compression import code, decode
+from fl_vitlora.communication.compression import code, decode, send
 from fl_vitlora.communication.lanes import EXACT, Lanes
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.parcel import Part
@@ -76,15 +76,14 @@ class Stream:
         if not moved:
             return self
         order = {name: moved[name] for name in self.initial if name in moved}
-        part = code(
-            subtract(order, {name: self.held[name] for name in order}), self.layout, lanes, draw
-        )
+        change = subtract(order, {name: self.held[name] for name in order})
+        part, arriving = send(change, self.layout, lanes, draw)
         steps = (*self.steps, part)
         while sum(step.size for step in steps) > 4 * self.layout.scalars:
             steps = steps[1:]
         return Stream(
             initial=self.initial,
-            held=moved_by(self.held, decode(part, self.layout)),
+            held=moved_by(self.held, arriving),
             target=self.target | moved,
             steps=steps,
             version=self.version + 1,

@@ -16,14 +16,13 @@ import numpy as np
 
 from fl_vitlora.communication.codecs import bfloat16, levels
 from fl_vitlora.communication.codecs.arguments import BLOCK, ROUNDING
-from fl_vitlora.communication.codecs.blocks import blocks_of, in_blocks, read_scales, write_scales
-from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
-from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.reader import Reader
+from fl_vitlora.communication.codecs.blocks import in_blocks
+from fl_vitlora.communication.codecs.codec import Floats
+from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 
 @dataclass(frozen=True, kw_only=True)
-class Absmax(Codec):
+class Absmax(Quantiser):
     """What int8, int4, int3 and int2 have in common.
 
     Attributes:
@@ -45,20 +44,23 @@ class Absmax(Codec):
         """
         return self.rounding == "nearest" or self.block < 4 * self.levels**2
 
-    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes the scales, then the levels."""
+    @property
+    def symbols(self) -> int:
+        """Counts the levels, zero among them."""
+        return 2 * self.levels + 1
+
+    def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
+        """Rounds to levels of the largest magnitude."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(np.abs(blocks).max(axis=1))
         chance = draw if self.rounding == "stochastic" else None
         symbols = levels.to_symbols(blocks, bfloat16.widened(scales), self.levels, chance)
-        return write_scales(scales) + write_symbols(symbols[: len(values)], 2 * self.levels + 1)
+        return Quantised(scales=scales, symbols=symbols[: len(values)])
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
-        """Reads the scales, then the levels."""
-        n = scalars(shapes)
-        scales = read_scales(reader, blocks_of(n, self.block))
-        symbols = read_symbols(reader, n, 2 * self.levels + 1)
-        return levels.to_values(symbols, scales, self.levels, self.block)
+    def restore(self, quantised: Quantised) -> Floats:
+        """Multiplies them out."""
+        scales = bfloat16.widened(quantised.scales)
+        return levels.to_values(quantised.symbols, scales, self.levels, self.block)
 
 
 @dataclass(frozen=True, kw_only=True)

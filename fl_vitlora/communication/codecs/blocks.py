@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_vitlora.communication.codecs.bfloat16 import LARGEST, Halves, widened
+from fl_vitlora.communication.codecs.bfloat16 import LARGEST, Halves
 from fl_vitlora.communication.codecs.codec import Floats
 from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
 from fl_vitlora.communication.codecs.reader import Reader
+
+MOST_FLOAT32 = np.finfo(np.float32).max
 
 
 def in_blocks(values: Floats, block: int) -> Floats:
@@ -54,6 +56,27 @@ def spread(scales: Floats, block: int, n: int) -> Floats:
     return np.repeat(scales, min(block, n))[:n]
 
 
+def norms(blocks: Floats) -> Floats:
+    """Computes the Euclidean norm of each block, whatever its magnitude.
+
+    Args:
+        blocks: (m, block).
+
+    Returns:
+        (m,), at most the largest float32.
+
+    Example:
+        >>> [f"{norm:.3g}" for norm in norms(np.float32([[3e30, 4e30], [0, 0]]))]
+        ['5e+30', '0']
+    """
+    largest = np.abs(blocks).max(axis=1)
+    scaled = blocks / np.where(largest > 0, largest, np.float32(1))[:, None]
+    squares = np.einsum("ij,ij->i", scaled, scaled)
+    with np.errstate(over="ignore"):
+        lengths: Floats = np.minimum(largest * np.sqrt(squares), MOST_FLOAT32)
+    return lengths
+
+
 def write_scales(scales: Halves) -> bytes:
     """Writes the scales of all blocks.
 
@@ -67,7 +90,7 @@ def write_scales(scales: Halves) -> bytes:
     return write_symbols(upper, 128) + write_symbols(lower, 256)
 
 
-def read_scales(reader: Reader, count: int) -> Floats:
+def read_scales(reader: Reader, count: int) -> Halves:
     """Reads what `write_scales` wrote.
 
     Args:
@@ -75,7 +98,7 @@ def read_scales(reader: Reader, count: int) -> Floats:
         count: How many blocks m.
 
     Returns:
-        (m,), finite and not negative.
+        bfloat16 (m,), finite and not negative.
 
     Raises:
         ValueError: When the bytes are anything else.
@@ -85,4 +108,4 @@ def read_scales(reader: Reader, count: int) -> Floats:
     scales: Halves = np.left_shift(upper, 8, dtype=np.uint16) | lower
     if scales.max() > LARGEST:
         raise ValueError("a scale is not finite")
-    return widened(scales)
+    return scales

@@ -76,11 +76,39 @@ class Codec(ABC):
         Raises:
             ValueError: When a value is not finite, or the shapes are of another vector.
         """
+        self.check(values, shapes)
+        return self.write(values, shapes, draw) if len(values) else b""
+
+    def send(
+        self, values: Floats, shapes: Shapes, draw: np.random.Generator
+    ) -> tuple[bytes, Floats]:
+        """Writes a vector, and tells what `decode` will make of it.
+
+        Args:
+            values: As for `encode`.
+            shapes: The same.
+            draw: The same.
+
+        Returns:
+            The bytes, and (n,).
+
+        Raises:
+            ValueError: As `encode` does.
+        """
+        data = self.encode(values, shapes, draw)
+        return data, self.decode(data, shapes)
+
+    @staticmethod
+    def check(values: Floats, shapes: Shapes) -> None:
+        """Sees to it that a vector can be written.
+
+        Raises:
+            ValueError: When a value is not finite, or the shapes are of another vector.
+        """
         if values.shape != (scalars(shapes),):
             raise ValueError(f"{scalars(shapes)} scalars expected, got shape {values.shape}")
         if not np.isfinite(values).all():
             raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
-        return self.write(values, shapes, draw) if len(values) else b""
 
     def decode(self, data: bytes, shapes: Shapes) -> Floats:
         """Reads a vector.

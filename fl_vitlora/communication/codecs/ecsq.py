@@ -22,17 +22,9 @@ import numpy as np
 from fl_vitlora.communication.codecs import bfloat16, levels
 from fl_vitlora.communication.codecs.arguments import BLOCK, STEP
 from fl_vitlora.communication.codecs.bits import Symbols
-from fl_vitlora.communication.codecs.blocks import (
-    blocks_of,
-    in_blocks,
-    read_scales,
-    spread,
-    write_scales,
-)
-from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
-from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.qsgd import LARGEST, norms
-from fl_vitlora.communication.codecs.reader import Reader
+from fl_vitlora.communication.codecs.blocks import MOST_FLOAT32, in_blocks, norms, spread
+from fl_vitlora.communication.codecs.codec import Floats
+from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 LEVELS = 7  # on each side of zero
 FINE = 510  # parts of a step that a byte counts, up to half of it
@@ -61,7 +53,7 @@ def mean_squares(values: Floats, block: int) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropyCoded(Codec):
+class EntropyCoded(Quantiser):
     """Equal steps, entropy-coded.
 
     Attributes:
@@ -79,28 +71,33 @@ class EntropyCoded(Codec):
     name: ClassVar[str] = "ecsq"
     example: ClassVar[str] = "ecsq(step=1.0,block=1024)"
 
-    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes the scales, what levels fall short by, and the levels."""
+    more_bytes: ClassVar[int] = 2
+
+    @property
+    def symbols(self) -> int:
+        """Counts the levels, zero among them."""
+        return 2 * LEVELS + 1
+
+    def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
+        """Rounds to steps, and finds what levels fall short by."""
         with np.errstate(over="ignore"):
             largest = mean_squares(values, self.block) * np.float32(self.step * LEVELS)
-        scales = bfloat16.upward(np.minimum(largest, LARGEST))
+        scales = bfloat16.upward(np.minimum(largest, MOST_FLOAT32))
         blocks, wide = in_blocks(values, self.block), bfloat16.widened(scales)
         symbols = levels.to_symbols(blocks, wide, LEVELS, None)[: len(values)]
-        shortfalls = shortfall(values, symbols, wide, self.block)
-        return write_scales(scales) + shortfalls + write_symbols(symbols, 2 * LEVELS + 1)
+        more = shortfall(values, symbols, wide, self.block)
+        return Quantised(scales=scales, symbols=symbols, more=more)
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
-        """Reads them."""
-        n = scalars(shapes)
-        scales = read_scales(reader, blocks_of(n, self.block))
-        first, beyond = np.frombuffer(reader.take(2), np.uint8).astype(np.float32) / FINE
-        symbols = read_symbols(reader, n, 2 * LEVELS + 1)
+    def restore(self, quantised: Quantised) -> Floats:
+        """Returns what levels stand for."""
+        first, beyond = np.frombuffer(quantised.more, np.uint8).astype(np.float32) / FINE
         short = np.full(LEVELS + 1, beyond, np.float32)
         short[:2] = 0, first
         steps = np.arange(LEVELS + 1, dtype=np.float32) - short
         table = np.concatenate([-steps[:0:-1], steps])
-        values: Floats = table[symbols]
-        values *= spread(scales / np.float32(LEVELS), self.block, n)
+        values: Floats = table[quantised.symbols]
+        units = bfloat16.widened(quantised.scales) / np.float32(LEVELS)
+        values *= spread(units, self.block, len(values))
         return values
 
 

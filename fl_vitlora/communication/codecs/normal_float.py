@@ -18,16 +18,9 @@ import numpy as np
 from fl_vitlora.communication.codecs import bfloat16
 from fl_vitlora.communication.codecs.arguments import BLOCK
 from fl_vitlora.communication.codecs.bits import Symbols
-from fl_vitlora.communication.codecs.blocks import (
-    blocks_of,
-    in_blocks,
-    read_scales,
-    spread,
-    write_scales,
-)
-from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
-from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.reader import Reader
+from fl_vitlora.communication.codecs.blocks import in_blocks, spread
+from fl_vitlora.communication.codecs.codec import Floats
+from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 ABOVE, BELOW = 8, 7
 OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the mean of the last quantiles on both sides
@@ -74,7 +67,7 @@ def nearest_level(scaled: Floats) -> Symbols:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormalFloat4(Codec):
+class NormalFloat4(Quantiser):
     """The nearest of 16 normal levels.
 
     Attributes:
@@ -85,17 +78,20 @@ class NormalFloat4(Codec):
     name: ClassVar[str] = "nf4"
     example: ClassVar[str] = "nf4(block=64)"
 
-    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes the scales, then the levels."""
+    @property
+    def symbols(self) -> int:
+        """Counts the levels."""
+        return len(LEVELS)
+
+    def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
+        """Finds the nearest levels."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(np.abs(blocks).max(axis=1))
         divisors = bfloat16.widened(np.maximum(scales, 1))  # the least above zero
         symbols = nearest_level((blocks / divisors[:, None]).reshape(-1)[: len(values)])
-        return write_scales(scales) + write_symbols(symbols, len(LEVELS))
+        return Quantised(scales=scales, symbols=symbols)
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
-        """Reads the scales, then the levels."""
-        n = scalars(shapes)
-        scales = read_scales(reader, blocks_of(n, self.block))
-        symbols = read_symbols(reader, n, len(LEVELS))
-        return LEVELS[symbols] * spread(scales, self.block, n)
+    def restore(self, quantised: Quantised) -> Floats:
+        """Multiplies them out."""
+        symbols, scales = quantised.symbols, bfloat16.widened(quantised.scales)
+        return LEVELS[symbols] * spread(scales, self.block, len(symbols))

@@ -20,37 +20,13 @@ import numpy as np
 
 from fl_vitlora.communication.codecs import bfloat16, levels
 from fl_vitlora.communication.codecs.arguments import BLOCK, LEVELS
-from fl_vitlora.communication.codecs.blocks import blocks_of, in_blocks, read_scales, write_scales
-from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
-from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.reader import Reader
-
-LARGEST = np.finfo(np.float32).max
-
-
-def norms(blocks: Floats) -> Floats:
-    """Computes the Euclidean norm of each block, whatever its magnitude.
-
-    Args:
-        blocks: (m, block).
-
-    Returns:
-        (m,), at most the largest float32.
-
-    Example:
-        >>> [f"{norm:.3g}" for norm in norms(np.float32([[3e30, 4e30], [0, 0]]))]
-        ['5e+30', '0']
-    """
-    largest = np.abs(blocks).max(axis=1)
-    scaled = blocks / np.where(largest > 0, largest, np.float32(1))[:, None]
-    squares = np.einsum("ij,ij->i", scaled, scaled)
-    with np.errstate(over="ignore"):
-        lengths: Floats = np.minimum(largest * np.sqrt(squares), LARGEST)
-    return lengths
+from fl_vitlora.communication.codecs.blocks import in_blocks, norms
+from fl_vitlora.communication.codecs.codec import Floats
+from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 
 @dataclass(frozen=True, kw_only=True)
-class QSGD(Codec):
+class QSGD(Quantiser):
     """Stochastic levels relative to the norm.
 
     Attributes:
@@ -68,16 +44,19 @@ class QSGD(Codec):
         """Tells whether s² exceeds the block: the paper bounds the variance by block / s²."""
         return self.levels**2 > self.block
 
-    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes the norms, then the levels."""
+    @property
+    def symbols(self) -> int:
+        """Counts the levels, zero among them."""
+        return 2 * self.levels + 1
+
+    def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
+        """Rounds to levels of the norm."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(norms(blocks))
         symbols = levels.to_symbols(blocks, bfloat16.widened(scales), self.levels, draw)
-        return write_scales(scales) + write_symbols(symbols[: len(values)], 2 * self.levels + 1)
+        return Quantised(scales=scales, symbols=symbols[: len(values)])
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
-        """Reads the norms, then the levels."""
-        n = scalars(shapes)
-        scales = read_scales(reader, blocks_of(n, self.block))
-        symbols = read_symbols(reader, n, 2 * self.levels + 1)
-        return levels.to_values(symbols, scales, self.levels, self.block)
+    def restore(self, quantised: Quantised) -> Floats:
+        """Multiplies them out."""
+        scales = bfloat16.widened(quantised.scales)
+        return levels.to_values(quantised.symbols, scales, self.levels, self.block)

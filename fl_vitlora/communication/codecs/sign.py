@@ -17,16 +17,9 @@ import numpy as np
 
 from fl_vitlora.communication.codecs import bfloat16
 from fl_vitlora.communication.codecs.arguments import BLOCK
-from fl_vitlora.communication.codecs.blocks import (
-    blocks_of,
-    in_blocks,
-    read_scales,
-    spread,
-    write_scales,
-)
-from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
-from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.reader import Reader
+from fl_vitlora.communication.codecs.blocks import in_blocks, spread
+from fl_vitlora.communication.codecs.codec import Floats
+from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 
 def mean_magnitudes(values: Floats, block: int) -> Floats:
@@ -53,7 +46,7 @@ def mean_magnitudes(values: Floats, block: int) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sign(Codec):
+class Sign(Quantiser):
     """The sign of each scalar, and the mean magnitude of each block.
 
     Attributes:
@@ -64,13 +57,18 @@ class Sign(Codec):
     name: ClassVar[str] = "sign"
     example: ClassVar[str] = "sign(block=256)"
 
-    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes the magnitudes, then the signs."""
-        scales = bfloat16.nearest(mean_magnitudes(values, self.block))
-        return write_scales(scales) + write_symbols((values >= 0).astype(np.uint8), 2)
+    @property
+    def symbols(self) -> int:
+        """Counts the signs."""
+        return 2
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
-        """Reads the magnitudes, then the signs."""
-        n = scalars(shapes)
-        scales = spread(read_scales(reader, blocks_of(n, self.block)), self.block, n)
-        return np.where(read_symbols(reader, n, 2), scales, -scales)
+    def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
+        """Takes the signs."""
+        scales = bfloat16.nearest(mean_magnitudes(values, self.block))
+        return Quantised(scales=scales, symbols=(values >= 0).astype(np.uint8))
+
+    def restore(self, quantised: Quantised) -> Floats:
+        """Gives them their magnitudes."""
+        symbols, scales = quantised.symbols, bfloat16.widened(quantised.scales)
+        magnitudes = spread(scales, self.block, len(symbols))
+        return np.where(symbols, magnitudes, -magnitudes)

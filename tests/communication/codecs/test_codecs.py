@@ -43,6 +43,15 @@ def test_the_same_bytes_give_the_same_vector(spec: str):
 
 
 @every_codec
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_sends_knows_to_the_bit_what_arrives(spec: str, kind: str):
+    codec, values = parse(spec), vector(kind)
+    data, arriving = codec.send(values, SHAPES, draw(3))
+    assert data == codec.encode(values, SHAPES, draw(3))
+    assert arriving.tobytes() == codec.decode(data, SHAPES).tobytes()
+
+
+@every_codec
 def test_the_vector_that_is_written_stays_as_it_was(spec: str):
     values = vector("normal")
     there_and_back(spec, values, SHAPES)

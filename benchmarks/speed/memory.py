@@ -1,0 +1,65 @@
+"""How much memory the processes of a command hold, pages that they share counted once.
+
+Linux only: it reads the proportional set size (PSS) of every descendant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+PROC = Path("/proc")
+EVERY_SECONDS = 0.5
+
+
+class Watch(threading.Thread):
+    """Looks at a process and all its descendants until it is stopped.
+
+    Attributes:
+        total: The most that all held together, in bytes.
+        root: The most that the process itself held.
+        largest: The most that any descendant held.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid, self._stop_it = pid, threading.Event()
+        self.total = self.root = self.largest = 0
+
+    def run(self) -> None:
+        """Looks, again and again."""
+        while not self._stop_it.wait(EVERY_SECONDS):
+            held = {pid: proportional(pid) for pid in family(self._pid)}
+            self.total = max(self.total, sum(held.values()))
+            self.root = max(self.root, held.pop(self._pid, 0))
+            self.largest = max(self.largest, *held.values(), 0)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._stop_it.set()
+        self.join()
+
+
+def family(root: int) -> list[int]:
+    """Lists a process and all its descendants."""
+    parents: dict[int, int] = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+    found, queue = [], [root]
+    while queue:
+        found.append(queue.pop())
+        queue += [child for child, parent in parents.items() if parent == found[-1]]
+    return found
+
+
+def proportional(pid: int) -> int:
+    """Reads a process's share of memory; 0 for one that has ended."""
+    with contextlib.suppress(OSError):
+        for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return 0

@@ -1,0 +1,130 @@
+"""The work that all contenders do: the local steps of a finished run, on its encrypted shards.
+
+A contender is a program of its own. It is given the folder of a run of this project, trains its
+clients for so many rounds, and prints one line of JSON at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config import Config, load
+from fl_vitlora.data.shards import TEST_SHARD, Shard, open_shard
+from fl_vitlora.finetuning import methods
+from fl_vitlora.models import backbone
+from fl_vitlora.models.backbone import normalize
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contender is asked.
+
+    Attributes:
+        folder: A finished run of this project: its configuration and its shards.
+        rounds: How many.
+        workers: How many processes may train.
+    """
+
+    folder: Path
+    rounds: int
+    workers: int
+
+    @property
+    def config(self) -> Config:
+        """Reads the configuration."""
+        return load(str(self.folder / "config.yaml"))
+
+    def shards(self) -> list[Shard]:
+        """Opens the shards of all clients, in their order."""
+        return [open_shard(path) for path in sorted((self.folder / "shards").glob("client-*"))]
+
+    def test_shard(self) -> Shard:
+        """Opens the test images."""
+        return open_shard(self.folder / "shards" / TEST_SHARD)
+
+
+def asked() -> Task:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--workers", type=int, required=True)
+    return Task(**vars(parser.parse_args()))
+
+
+def build(config: Config) -> nn.Module:
+    """Builds the model with its adapters, only what is trained asking for gradients."""
+    built = backbone.build(config.model, CLASSES, config.seed)
+    methods.prepare(built.model, config.finetuning, config.seed)
+    return built.model
+
+
+def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Makes the optimiser of a round."""
+    active = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = config.training
+    return torch.optim.AdamW(
+        active, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+    )
+
+
+def batches(shard: Shard, config: Config) -> list[Tensor]:
+    """Parts the images of an epoch into steps, as `training.train` does."""
+    count = len(shard)
+    return list(torch.randperm(count).tensor_split(-(-count // config.training.batch_size)))
+
+
+def epoch(model: nn.Module, shard: Shard, config: Config) -> float:
+    """Does the arithmetic of one client in one round: bare PyTorch.
+
+    Returns:
+        The mean loss.
+    """
+    stepper, total = optimizer(model, config), 0.0
+    model.train()
+    for chosen in batches(shard, config):
+        logits = model(normalize(shard.images[chosen]))
+        loss = nn.functional.cross_entropy(
+            logits, shard.labels[chosen], label_smoothing=config.training.label_smoothing
+        )
+        stepper.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if config.training.clip_norm is not None:
+            active = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            nn.utils.clip_grad_norm_(active, config.training.clip_norm)
+        stepper.step()
+        total += float(loss.detach()) * len(chosen)
+    return total / len(shard)
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, shard: Shard) -> float:
+    """Measures a model on the test images."""
+    model.eval()
+    logits = model(normalize(shard.images))
+    return float((logits.argmax(dim=-1) == shard.labels).float().mean())
+
+
+def report(seconds: list[float], ready: float, measured: float | None = None) -> None:
+    """Prints the line.
+
+    Args:
+        seconds: Of each round.
+        ready: `time.time()` at the first local step, or shortly before.
+        measured: The accuracy at the end, where there is one.
+    """
+    print(json.dumps({"seconds": seconds, "ready": ready, "accuracy": measured}), flush=True)
+
+
+def now() -> float:
+    """Returns the time of day, which processes share."""
+    return time.time()

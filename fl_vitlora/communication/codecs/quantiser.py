@@ -1,0 +1,90 @@
+"""What block-wise quantisers have in common: a scale for each block, a symbol for each scalar.
+
+    encode:  quantise, then write            decode:  read, then restore
+
+Both ends restore alike, so the sender knows what arrives without reading what it wrote. On the
+wire: the scales, what else the levels depend on, and the symbols, entropy-coded.
+
+n scalars, m blocks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fl_vitlora.communication.codecs.bfloat16 import Halves
+from fl_vitlora.communication.codecs.bits import Symbols
+from fl_vitlora.communication.codecs.blocks import blocks_of, read_scales, write_scales
+from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
+from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
+from fl_vitlora.communication.codecs.reader import Reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantised:
+    """A vector as it travels.
+
+    Attributes:
+        scales: bfloat16 (m,), finite and not negative.
+        symbols: (n,).
+        more: What else levels depend on, of a fixed length.
+    """
+
+    scales: Halves
+    symbols: Symbols
+    more: bytes = b""
+
+
+class Quantiser(Codec):
+    """A codec with blocks, scales and symbols.
+
+    Attributes:
+        block: Scalars that share a scale; a field of each codec, in its own place.
+        more_bytes: How long `Quantised.more` is.
+    """
+
+    block: int
+    more_bytes: ClassVar[int] = 0
+
+    @property
+    @abstractmethod
+    def symbols(self) -> int:
+        """Tells how many symbols there are."""
+
+    @abstractmethod
+    def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
+        """Finds scales and symbols of a vector that is checked and not empty."""
+
+    @abstractmethod
+    def restore(self, quantised: Quantised) -> Floats:
+        """Returns the vector (n,) that they stand for."""
+
+    def send(
+        self, values: Floats, shapes: Shapes, draw: np.random.Generator
+    ) -> tuple[bytes, Floats]:
+        """Writes a vector, and restores what will be read."""
+        self.check(values, shapes)
+        if not len(values):
+            return b"", values
+        quantised = self.quantise(values, draw)
+        return self._written(quantised), self.restore(quantised)
+
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Quantises and writes."""
+        return self._written(self.quantise(values, draw))
+
+    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+        """Reads and restores."""
+        n = scalars(shapes)
+        scales = read_scales(reader, blocks_of(n, self.block))
+        more = reader.take(self.more_bytes)
+        symbols = read_symbols(reader, n, self.symbols)
+        return self.restore(Quantised(scales=scales, symbols=symbols, more=more))
+
+    def _written(self, quantised: Quantised) -> bytes:
+        symbols = write_symbols(quantised.symbols, self.symbols)
+        return write_scales(quantised.scales) + quantised.more + symbols
