@@ -208,6 +208,7 @@ class Run:
             observe=lambda report: self._observe(report, sums),
             release=self._release,
             affords=self._affords,
+            beside=isinstance(evaluator, CentralEvaluator),
         )
         final = federation.run(GlobalModel(tensors=initial))
         self._measure_other_views(evaluator, final)

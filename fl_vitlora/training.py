@@ -23,7 +23,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # on a core, what its cache can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +113,8 @@ def train(
         ValueError: When the task freezes every tensor.
     """
     model = backbone.model
-    methods.load_state(model, state)
     parameters = methods.trainable(model)
+    methods.copy_in(parameters, state)
     active = {name: p for name, p in parameters.items() if name not in task.frozen}
     if not active:
         raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
@@ -125,7 +125,8 @@ def train(
     images, labels = shard.images.to(device), shard.labels.to(device)
     drift = {name: task.drift[name].to(device) for name in active if name in task.drift}
     total, seen, steps = torch.zeros((), device=device), 0, 0
-    model.train()
+    if not model.training:  # else it need not be told to all modules again
+        model.train()
     with _resting(parameters[name] for name in task.frozen):
         for batch in _batches(len(shard), config, generator):
             chosen = batch.to(device)
@@ -138,9 +139,8 @@ def train(
             total += loss.detach() * len(batch)
             seen += len(batch)
             steps += 1
-    model.eval()
     mean_loss = float(total) / max(1, seen)
-    return Trained(state=methods.export_state(model), loss=mean_loss, steps=steps)
+    return Trained(state=methods.copied_out(parameters), loss=mean_loss, steps=steps)
 
 
 @torch.no_grad()
@@ -195,7 +195,8 @@ def evaluate(
     backbone.model.eval()
     device = next(backbone.model.parameters()).device
     correct, loss = 0, 0.0
-    batches = (torch.split(part, EVALUATION_BATCH) for part in (shard.images, shard.labels))
+    size = EVALUATION_BATCH[device.type]
+    batches = (torch.split(part, size) for part in (shard.images, shard.labels))
     for images, labels in zip(*batches, strict=True):
         with _autocast(device, precision):
             logits = backbone.model(normalize(images.to(device))).float()

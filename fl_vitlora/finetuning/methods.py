@@ -100,20 +100,30 @@ def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def export_state(model: nn.Module) -> State:
     """Copies the trained tensors out, float32 on the CPU."""
-    return {
-        name: parameter.detach().to("cpu", torch.float32, copy=True)
-        for name, parameter in trainable(model).items()
-    }
+    return copied_out(trainable(model))
 
 
-@torch.no_grad()
+def copied_out(parameters: Mapping[str, nn.Parameter]) -> State:
+    """Copies parameters, float32 on the CPU."""
+    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Puts trained tensors into the model, in place.
 
     Raises:
         ValueError: When names or shapes differ from the model's.
     """
-    parameters = trainable(model)
+    copy_in(trainable(model), state)
+
+
+@torch.no_grad()
+def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Gives a model's trained parameters new values, in place.
+
+    Raises:
+        ValueError: When names or shapes differ.
+    """
     if parameters.keys() != state.keys():
         differing = sorted(parameters.keys() ^ state.keys())
         raise ValueError(f"expected the model's trained tensors; these differ: {differing}")

@@ -1,7 +1,8 @@
-"""Flower's Ray backend with workers that outlive a simulation.
+"""Flower's Ray backend with workers that outlive a simulation, and never wait for the next message.
 
 At the end of every simulation Flower ends its actors and Ray itself, and has no switch for it. Here
-both stay, so that the next simulation finds worker processes that have made their imports.
+both stay, so that the next simulation finds worker processes that have made their imports. And an
+actor is handed its next message while it works on one, so that it need not wait for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flwr.server.superlink.fleet.vce.backend.backend import BackendConfig
 from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
 
 SECONDS_TO_ANSWER = 60.0
+SLOTS = 2  # messages that an actor has at once: one in work, one that lies ready
 
 
 class KeptWorkers(raybackend.RayBackend):
@@ -33,17 +35,22 @@ class KeptWorkers(raybackend.RayBackend):
         self._actors = actors
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
-        """Fills the pool: first with the actors that are there and alive, then with new ones."""
+        """Fills the pool: first with the actors that are there and alive, then with new ones.
+
+        Flower takes one entry out of the pool for each message, so an actor has one for each slot.
+        """
         pool = BasicActorPool(ClientAppActor, self.client_resources, self.actor_kwargs)
         pool.pool.extend(actor for actor in self._actors if is_alive(actor))
         pool.num_actors = len(pool.pool)
         pool.add_actors_to_pool(pool.actors_capacity - pool.num_actors)
+        pool.pool, pool.num_actors = SLOTS * pool.pool, SLOTS * pool.num_actors
         self.pool, self.app_fn = pool, app_fn
 
     def terminate(self) -> None:
         """Keeps what is idle; an actor that is still busy is let go, and Ray ends it."""
         if self.pool is not None:
-            self._actors[:] = self.pool.pool
+            idle = {actor: self.pool.pool.count(actor) for actor in self.pool.pool}
+            self._actors[:] = [actor for actor, entries in idle.items() if entries == SLOTS]
 
 
 def is_alive(actor: Any) -> bool:

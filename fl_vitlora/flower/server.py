@@ -5,9 +5,11 @@ It is the same for a simulation and a deployment, for this project's strategies 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
@@ -35,7 +37,8 @@ class RoundReport:
         aggregation_error: Of the low-rank products, as a share of the round's movement; None
             where there is nothing to compare (`lowrank.relative_error`).
         moved: Whether the strategy made another model than the one that the round began with.
-        seconds: Wall time of the round, evaluation included.
+        seconds: Wall time from its beginning to that of the next; where models are measured beside
+            the next round, that of the model before is in it.
     """
 
     round: int
@@ -70,6 +73,7 @@ class Federation:
         release: Makes of a round's updates, and of how many were asked for one, what the strategy
             is given; as they are, if not said otherwise.
         affords: Tells whether a round may begin; where it may not, the run ends before it.
+        beside: Whether a model may be measured, in another thread, while the next round goes on.
     """
 
     transport: Transport
@@ -85,6 +89,7 @@ class Federation:
         lambda server_round, updates, cohort: updates
     )
     affords: Callable[[int], bool] = lambda server_round: True
+    beside: bool = False
 
     def run(self, model: GlobalModel) -> GlobalModel:
         """Runs all rounds that can be afforded.
@@ -98,14 +103,33 @@ class Federation:
         Raises:
             RoundFailedError: When a round yields no model.
         """
-        for server_round in range(1, self.rounds + 1):
-            if not self.affords(server_round):
-                break
-            model, report = self._round(server_round, model)
-            self.observe(report)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
+            told: Future[None] | None = None
+            for server_round in range(1, self.rounds + 1):
+                if not self.affords(server_round):
+                    break
+                model, unmeasured = self._round(server_round, model)
+                if told is not None:
+                    told.result()
+                if self.beside:
+                    told = other.submit(self._tell, unmeasured, model)
+                else:
+                    self._tell(unmeasured, model)
+            if told is not None:
+                told.result()
         return model
 
+    def _tell(self, unmeasured: RoundReport, model: GlobalModel) -> None:
+        """Measures the model of a round and reports."""
+        begin = time.perf_counter()
+        accuracy, loss = self.evaluate(unmeasured.round, model)
+        waited = 0.0 if self.beside else time.perf_counter() - begin
+        self.observe(
+            replace(unmeasured, accuracy=accuracy, loss=loss, seconds=unmeasured.seconds + waited)
+        )
+
     def _round(self, server_round: int, model: GlobalModel) -> tuple[GlobalModel, RoundReport]:
+        """Makes the model of a round; its report waits for accuracy and loss."""
         begin = time.perf_counter()
         participants = sample(self.clients, self.fraction, self.seed, server_round)
         rate = scheduled_rate(self.training, server_round, self.rounds)
@@ -121,14 +145,13 @@ class Federation:
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
             )
-        accuracy, loss = self.evaluate(server_round, new)
         images = sum(update.samples for update in updates)
         failed = {failure.client for failure in failures}
         answered = tuple(i.client for i in instructions if i.client not in failed)
         return new, RoundReport(
             round=server_round,
-            accuracy=accuracy,
-            loss=loss,
+            accuracy=math.nan,
+            loss=math.nan,
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=answered,
             failures=tuple(failures),

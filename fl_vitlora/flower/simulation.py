@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,11 +65,31 @@ def choose_workers(device: str, count: int | None, most: int) -> Workers:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and not gpus:
         raise UserError("engine.device cuda: PyTorch sees no GPU here; take --device cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if device == "cpu" or not gpus:
-        return Workers(device="cpu", count=min(most, count or cores or 1))
+        return Workers(device="cpu", count=min(most, count or cores()))
     gpus = min(gpus, most)
     return Workers(device="cuda", count=min(most, count or CLIENTS_PER_GPU * gpus), gpus=gpus)
+
+
+def cores() -> int:
+    """Counts the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def cores_left_to(workers: Workers) -> Iterator[None]:
+    """Computes with the threads that workers on the CPU leave over, one at least, for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    if workers.device == "cpu":
+        torch.set_num_threads(max(1, cores() - workers.count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Ray:
@@ -199,6 +220,7 @@ def simulate(
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
+    from fl_vitlora.flower.delivery import prompt_delivery
     from fl_vitlora.flower.kept_workers import kept_workers
 
     outcome: list[T] = []
@@ -215,7 +237,7 @@ def simulate(
             errors.append(error)
 
     try:
-        with kept_workers(ray.actors):
+        with cores_left_to(ray.workers), kept_workers(ray.actors), prompt_delivery():
             run_simulation(
                 server_app=server_app,
                 client_app=client_app,  # type: ignore[arg-type]

@@ -33,7 +33,10 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan, Update
 
 NODE_POLL_SECONDS = 0.05
-PULL_SECONDS = 0.01  # how often the server looks for replies
+DOWNLINK: Direction = "downlink"
+UPLINK: Direction = "uplink"
+PULL_SECONDS = 0.01  # how often the server looks for replies, at most,
+PULL_SHARE = 3  # and how much longer it waits than it looks
 NOBODY = -1  # in the ledger: a node that is no client
 
 Tap = Callable[[Message], None]
@@ -90,6 +93,8 @@ class Transport:
         self._tap = tap
         self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
+        self._clients: dict[int, int] = {}  # node id -> client
+        self._images: dict[int, int] = {}  # client -> how many
 
     def greet(self, clients: int) -> dict[int, int]:
         """Waits for the nodes and asks each which client it is; workers make ready meanwhile.
@@ -127,10 +132,13 @@ class Transport:
                 raise RuntimeError(f"two nodes hold the shard of client {client}")
             samples[client] = images
             self._nodes[client] = reply.metadata.src_node_id
+            self._clients[reply.metadata.src_node_id] = client
         if len(samples) < len(requests):
             raise RuntimeError(f"{len(requests) - len(samples)} clients did not answer in time")
-        self._count_all(0, "greeting", requests, replies)
-        return dict(sorted(samples.items()))
+        for message in (*requests, *replies):
+            self._count(message, 0, "greeting")
+        self._images = dict(sorted(samples.items()))
+        return self._images
 
     def _wait_for_nodes(self, clients: int) -> list[int]:
         deadline = time.monotonic() + self._timeout
@@ -157,13 +165,11 @@ class Transport:
             mean of all clients that did not fail.
         """
         asked = {instruction.client: instruction for instruction in instructions}
-        clients = {node: client for client, node in self._nodes.items()}
         self._plan = instructions[0].plan
         roster = None if self._sums is None else self._sums.roster(server_round, sorted(asked))
         requests = self._pack(server_round, instructions, roster=roster)
-        replies = self._send(requests)
-        self._count_all(server_round, "training", requests, replies)
-        by_client = {clients[reply.metadata.src_node_id]: reply for reply in replies}
+        replies = self._ask(server_round, "training", requests)
+        by_client = {self._clients[reply.metadata.src_node_id]: reply for reply in replies}
         self._note_followers(asked, by_client)
         updates, reasons = self._read(by_client, asked, roster)
         for client, instruction in asked.items():
@@ -203,16 +209,14 @@ class Transport:
             for client in sorted(self._nodes)
         ]
         requests = self._pack(server_round, asked, MessageType.EVALUATE)
-        replies = self._send(requests)
-        self._count_all(server_round, "evaluation", requests, replies)
+        replies = self._ask(server_round, "evaluation", requests)
         if len(replies) < len(requests):
             missing = len(requests) - len(replies)
             raise RuntimeError(f"round {server_round}: {missing} clients did not evaluate in time")
-        clients = {node: client for client, node in self._nodes.items()}
-        for client in clients.values():
+        for client in self._nodes:
             self._holdings.measured(client, model)
-        by_client = {clients[reply.metadata.src_node_id]: reply for reply in replies}
-        self._note_followers(clients.values(), by_client)
+        by_client = {self._clients[reply.metadata.src_node_id]: reply for reply in replies}
+        self._note_followers(self._nodes, by_client)
         return [self._measured(client, reply, views) for client, reply in sorted(by_client.items())]
 
     def _measured(self, client: int, reply: Message, views: Sequence[str]) -> tuple[int, Measured]:
@@ -317,64 +321,67 @@ class Transport:
             Message(content, dst_node_id=self._nodes[one.client], message_type=masking.REVEAL)
             for one, content in zip(addressed, self._end.seal(roster.round, addressed), strict=True)
         ]
-        replies = self._send(requests)
-        self._count_all(roster.round, "revealing", requests, replies)
-        clients = {node: client for client, node in self._nodes.items()}
+        replies = self._ask(roster.round, "revealing", requests)
         seeds = {}
         for reply in replies:
             with suppress(ValueError):  # who answers wrongly has dropped out as well
                 if not reply.has_error():
-                    client = clients[reply.metadata.src_node_id]
+                    client = self._clients[reply.metadata.src_node_id]
                     seeds[client] = masking.read_seeds(self._end.open(client, reply.content))
         return seeds
 
-    def _send(self, requests: Sequence[Message]) -> list[Message]:
-        """Sends messages and gathers replies until all are there or time is up."""
-        waiting = set(self._grid.push_messages(requests))
+    def _ask(
+        self, server_round: int, purpose: Purpose, requests: Sequence[Message]
+    ) -> list[Message]:
+        """Sends messages and gathers replies; all are counted, while others are still awaited."""
+        return self._send(requests, lambda message: self._count(message, server_round, purpose))
+
+    def _send(
+        self, requests: Sequence[Message], note: Callable[[Message], None] = lambda message: None
+    ) -> list[Message]:
+        """Sends messages and gathers replies until all are there or time is up.
+
+        Whoever has most images comes first, so that the last ones to train are the quickest.
+
+        Args:
+            requests: To one node each.
+            note: Is shown each message that passes, either way.
+        """
+        images = {self._nodes[client]: count for client, count in self._images.items()}
+        order = sorted(requests, key=lambda one: -images.get(one.metadata.dst_node_id, 0))
+        waiting = set(self._grid.push_messages(order))
+        for message in order:
+            note(message)
         replies: list[Message] = []
         deadline = time.monotonic() + self._timeout
         while waiting and time.monotonic() < deadline:
             self._heed_stop()
+            begin = time.monotonic()
             arrived = list(self._grid.pull_messages(waiting))
+            for message in arrived:
+                note(message)
             replies += arrived
             waiting -= {message.metadata.reply_to_message_id for message in arrived}
-            if not arrived:
-                time.sleep(PULL_SECONDS)
+            if waiting:
+                time.sleep(max(PULL_SECONDS, PULL_SHARE * (time.monotonic() - begin)))
         return replies
 
     def _heed_stop(self) -> None:
         if self._stop.is_set():
             raise InterruptedError("the run was stopped")
 
-    def _count_all(
-        self,
-        server_round: int,
-        purpose: Purpose,
-        requests: Sequence[Message],
-        replies: Sequence[Message],
-    ) -> None:
-        clients = {node: client for client, node in self._nodes.items()}
-        for message in requests:
-            client = clients.get(message.metadata.dst_node_id, NOBODY)
-            self._count(message, server_round, purpose, client, "downlink")
-        for message in replies:
-            client = clients.get(message.metadata.src_node_id, NOBODY)
-            self._count(message, server_round, purpose, client, "uplink")
-
-    def _count(
-        self,
-        message: Message,
-        server_round: int,
-        purpose: Purpose,
-        client: int,
-        direction: Direction,
-    ) -> None:
+    def _count(self, message: Message, server_round: int, purpose: Purpose) -> None:
+        """Counts a message and shows it to whoever looks on."""
+        where = message.metadata
+        node, direction = where.dst_node_id, DOWNLINK
+        if where.reply_to_message_id:
+            node, direction = where.src_node_id, UPLINK
         groups, overhead = message_bytes(message)
         self._ledger.record(
             Entry(
                 round=server_round,
                 purpose=purpose,
-                client=client,
+                client=self._clients.get(node, NOBODY),
                 direction=direction,
                 groups=groups,
                 overhead=overhead,

@@ -4,6 +4,7 @@ Ray is told to import this module in each worker it starts, so that workers get 
 driver's own preparations and not only when the first message comes.
 """
 
+import gc
 import importlib
 from contextlib import suppress
 
@@ -18,3 +19,4 @@ with suppress(
 ):  # the folder beside this package, not one of the current folder,
     importlib.import_module("strategies")  # which Ray puts first on the path of its workers later
 torch.set_num_threads(1)  # one worker, one core
+gc.freeze()  # what was imported stays; no need to look through it again and again for garbage
