@@ -65,11 +65,11 @@ def run(
     workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)
     if config.out:
         check_unused(Path(config.out))
-    watch.announce("preparing images and model")
-    images = prepare_images(config)
     own = Engine(verbose=watch.verbose)
-    ray = (engine or own).start(workers)  # comes up while the model is built
+    ray = (engine or own).start(workers)  # comes up beside the preparations
     try:
+        watch.announce("preparing images and model")
+        images = prepare_images(config)
         sandwich = client_half(strategy).adapter == "sandwich"
         backbone = prepare_model(config, images.classes, workers.device, sandwich=sandwich)
         if policies.lacks_key_ring(config):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -36,6 +37,7 @@ NODE_POLL_SECONDS = 0.05
 DOWNLINK: Direction = "downlink"
 UPLINK: Direction = "uplink"
 PULL_SECONDS = 0.01  # how often the server looks for replies, at most,
+MOST_AWAITED = 500  # messages whose replies it looks for, the oldest, while these come in
 PULL_SHARE = 3  # and how much longer it waits than it looks
 NOBODY = -1  # in the ledger: a node that is no client
 
@@ -349,19 +351,21 @@ class Transport:
         """
         images = {self._nodes[client]: count for client, count in self._images.items()}
         order = sorted(requests, key=lambda one: -images.get(one.metadata.dst_node_id, 0))
-        waiting = set(self._grid.push_messages(order))
+        waiting = dict.fromkeys(self._grid.push_messages(order))
         for message in order:
             note(message)
         replies: list[Message] = []
+        arrived: list[Message] = []
         deadline = time.monotonic() + self._timeout
         while waiting and time.monotonic() < deadline:
             self._heed_stop()
             begin = time.monotonic()
-            arrived = list(self._grid.pull_messages(waiting))
+            looked_for = islice(waiting, MOST_AWAITED if arrived else None)
+            arrived = list(self._grid.pull_messages(set(looked_for)))
             for message in arrived:
                 note(message)
+                del waiting[message.metadata.reply_to_message_id]
             replies += arrived
-            waiting -= {message.metadata.reply_to_message_id for message in arrived}
             if waiting:
                 time.sleep(max(PULL_SECONDS, PULL_SHARE * (time.monotonic() - begin)))
         return replies

@@ -23,6 +23,7 @@ from fl_vitlora.reporting.statistics import Summary
 
 MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
+MOST_BARS = 100  # that can be told apart
 MARKERS = "osD^vP*X<>"
 WIDE = 10.0  # from this ratio of largest to smallest on, an axis is logarithmic
 
@@ -100,10 +101,13 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     """
     figure = Figure(figsize=(7, max(3.0, min(12.0, 0.25 * len(counts)))), layout="constrained")
     axes = figure.subplots()
-    left = np.zeros(len(counts), dtype=np.int64)
+    clients, left = np.arange(len(counts)), np.zeros(len(counts), dtype=np.int64)
     for column, name in zip(counts.T, class_names, strict=True):
-        axes.barh(np.arange(len(counts)), column, left=left, label=name)
-        left += column
+        if len(counts) <= MOST_BARS:
+            axes.barh(clients, column, left=left, label=name)
+        else:  # bars without gaps, in one piece
+            axes.fill_betweenx(clients, left, left + column, step="mid", label=name)
+        left = left + column
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.invert_yaxis()
     axes.set(xlabel="training images", ylabel="client")
