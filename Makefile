@@ -1,9 +1,10 @@
 # make check   lint, formatting and types
 # make test    all tests, doctests included (about six minutes on two cores)
 # make bench   speed of encryption, bytes of messages, cost of codecs on this machine
+# make speed   a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
 # make table   the figures of the README: five seeds of each setting (about twenty minutes)
 
-.PHONY: check test bench table
+.PHONY: check test bench speed table
 
 check:
 	python -m ruff check .
@@ -17,6 +18,10 @@ bench:
 	python benchmarks/encryption.py
 	python benchmarks/message_bytes.py
 	python benchmarks/codec_cost.py
+
+speed:
+	python benchmarks/speed/compare.py
+	python benchmarks/speed/scale.py
 
 table:
 	python simulate.py --config configs/grids/default_job.yaml

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -105,6 +107,54 @@ def test_rounds_are_reported_as_they_end(grid: LocalGrid, settings: ClientSettin
     assert all((r.accuracy, r.loss, r.failures) == (0.5, 2.0, ()) for r in loop.reports)
     assert loop.asked == [1, 2]
     assert loop.evaluated[-1] is final
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_measuring_beside_the_next_round_changes_nothing(
+    grid: LocalGrid, settings: ClientSettings, *, beside: bool
+):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}), rounds=3, beside=beside)
+    final = loop.run()
+    alone = Loop(grid, settings, strategies.load("fedavg", {}), rounds=3)
+    assert all(torch.equal(tensor, final[name]) for name, tensor in alone.run().items())
+    assert [report.round for report in loop.reports] == loop.asked == [1, 2, 3]
+    assert all(math.isfinite(report.seconds) for report in loop.reports)
+    assert all(report.accuracy == 0.5 for report in loop.reports)
+
+
+def test_the_next_round_goes_on_while_a_model_is_measured(
+    grid: LocalGrid, settings: ClientSettings, monkeypatch: pytest.MonkeyPatch
+):
+    """The first measurement waits for the second round's instructions."""
+    loop = Loop(grid, settings, strategies.load("fedavg", {}), rounds=2, beside=True)
+    begun, measure = threading.Event(), loop._evaluate
+    instruct = loop.federation.aggregator.instruct
+
+    def instructing(server_round: int, *given: Any) -> Any:
+        if server_round == 2:
+            begun.set()
+        return instruct(server_round, *given)
+
+    def waiting(server_round: int, model: GlobalModel) -> tuple[float, float]:
+        assert begun.wait(timeout=60)
+        return measure(server_round, model)
+
+    object.__setattr__(loop.federation, "evaluate", waiting)
+    monkeypatch.setattr(loop.federation.aggregator, "instruct", instructing)
+    loop.run()
+    assert loop.asked == [1, 2]
+
+
+def test_what_goes_wrong_while_measuring_ends_the_run(grid: LocalGrid, settings: ClientSettings):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}), rounds=5, beside=True)
+
+    def failing(server_round: int, model: GlobalModel) -> tuple[float, float]:
+        raise RuntimeError(f"no test images in round {server_round}")
+
+    object.__setattr__(loop.federation, "evaluate", failing)
+    with pytest.raises(RuntimeError, match="no test images in round 1"):
+        loop.run()
+    assert loop.reports == []
 
 
 def test_a_run_can_be_repeated_bit_by_bit(grid: LocalGrid, settings: ClientSettings):
