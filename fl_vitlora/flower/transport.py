@@ -349,8 +349,7 @@ class Transport:
             requests: To one node each.
             note: Is shown each message that passes, either way.
         """
-        images = {self._nodes[client]: count for client, count in self._images.items()}
-        order = sorted(requests, key=lambda one: -images.get(one.metadata.dst_node_id, 0))
+        order = sorted(requests, key=self._images_at, reverse=True)
         waiting = dict.fromkeys(self._grid.push_messages(order))
         for message in order:
             note(message)
@@ -364,11 +363,15 @@ class Transport:
             arrived = list(self._grid.pull_messages(set(looked_for)))
             for message in arrived:
                 note(message)
-                del waiting[message.metadata.reply_to_message_id]
+                waiting.pop(message.metadata.reply_to_message_id, None)
             replies += arrived
             if waiting:
                 time.sleep(max(PULL_SECONDS, PULL_SHARE * (time.monotonic() - begin)))
         return replies
+
+    def _images_at(self, request: Message) -> int:
+        """Tells how many images a message goes to; before the greeting nobody knows."""
+        return self._images.get(self._clients.get(request.metadata.dst_node_id, NOBODY), 0)
 
     def _heed_stop(self) -> None:
         if self._stop.is_set():
