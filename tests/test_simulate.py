@@ -213,7 +213,7 @@ def test_interruption_ends_a_run_soon(moment: str, tmp_path: Path) -> None:
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
     _, answer = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 130, answer
     assert answer.splitlines()[-1] == "simulate.py: interrupted"
     assert "Traceback" not in answer
 
@@ -236,7 +236,7 @@ def test_a_comparison_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> N
     assert running.stdout.readline().startswith("1/10  head, seed 0: ")
     running.send_signal(signal.SIGINT)
     _, answer = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 130, answer
     told = "simulate.py: interrupted; the same command with --out grid goes on"
     assert answer.splitlines()[-1] == told
     assert "Traceback" not in answer

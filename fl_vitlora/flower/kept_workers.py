@@ -3,16 +3,22 @@
 At the end of every simulation Flower ends its actors and Ray itself, and has no switch for it. Here
 both stay, so that the next simulation finds worker processes that have made their imports. And an
 actor is handed its next message while it works on one, so that it need not wait for it.
+
+A simulation can end while actors are at work: it was broken off, or nobody waits for them any more.
+Whoever then asks Ray for a result after Ray was shut down ends the whole process, with code 1 and
+one line; so nobody is left to ask.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.server.superlink.fleet.vce.backend import raybackend
 from flwr.server.superlink.fleet.vce.backend.backend import BackendConfig
@@ -33,6 +39,9 @@ class KeptWorkers(raybackend.RayBackend):
     def __init__(self, actors: list[Any], backend_config: BackendConfig) -> None:
         super().__init__(backend_config)
         self._actors = actors
+        self._change = threading.Condition()
+        self._in_work = 0
+        self._ended = False
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
         """Fills the pool: first with the actors that are there and alive, then with new ones.
@@ -43,14 +52,35 @@ class KeptWorkers(raybackend.RayBackend):
         pool.pool.extend(actor for actor in self._actors if is_alive(actor))
         pool.num_actors = len(pool.pool)
         pool.add_actors_to_pool(pool.actors_capacity - pool.num_actors)
+        self._actors[:] = pool.pool
         pool.pool, pool.num_actors = SLOTS * pool.pool, SLOTS * pool.num_actors
         self.pool, self.app_fn = pool, app_fn
 
+    def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
+        """Has an actor answer a message; several threads call it at once."""
+        with self._change:
+            if self._ended:
+                raise RuntimeError("the simulation has ended")
+            self._in_work += 1
+        try:
+            return super().process_message(message, context)
+        finally:
+            with self._change:
+                self._in_work -= 1
+                self._change.notify_all()
+
     def terminate(self) -> None:
-        """Keeps what is idle; an actor that is still busy is let go, and Ray ends it."""
-        if self.pool is not None:
-            idle = {actor: self.pool.pool.count(actor) for actor in self.pool.pool}
-            self._actors[:] = [actor for actor, entries in idle.items() if entries == SLOTS]
+        """Keeps what is idle, ends what is busy, and waits until nobody waits for an actor."""
+        with self._change:
+            self._ended = True
+        if self.pool is None:
+            return
+        idle = {actor for actor in self._actors if self.pool.pool.count(actor) == SLOTS}
+        for actor in set(self._actors) - idle:
+            ray.kill(actor)
+        self._actors[:] = idle
+        with self._change:
+            self._change.wait_for(lambda: not self._in_work, SECONDS_TO_ANSWER)
 
 
 def is_alive(actor: Any) -> bool:

@@ -1,0 +1,73 @@
+"""The backend must leave nobody who asks Ray after its end: Ray would end the whole process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BROKEN_OFF = """
+import threading, time
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+from fl_vitlora.flower.kept_workers import KeptWorkers
+from fl_vitlora.flower.simulation import Ray, Workers
+
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+app = ClientApp()
+asked, errors = threading.Barrier(5), []
+
+@app.train()
+def train(message, context):
+    time.sleep(message.content["config"]["seconds"])
+    return Message(RecordDict(), reply_to=message)
+
+def ask(seconds):
+    context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+    content = RecordDict({"config": ConfigRecord({"seconds": seconds})})
+    backend.process_message(Message(content, 1, "train"), context)
+    asked.wait()
+    try:
+        while True:
+            backend.process_message(Message(content, 1, "train"), context)
+    except Exception as error:
+        errors.append(error)
+
+up = Ray(Workers(device="cpu", count=2), verbose=False)
+up.wait()
+kept = []
+backend = KeptWorkers(kept, {"client_resources": {"num_cpus": 1}, "actor": {"tensorflow": 0}})
+backend.build(lambda: app)
+askers = [threading.Thread(target=ask, args=[SECONDS], daemon=True) for _ in range(4)]
+for asker in askers:
+    asker.start()
+asked.wait()
+time.sleep(0.5)
+begin = time.monotonic()
+backend.terminate()
+print(time.monotonic() - begin)
+for asker in askers:
+    asker.join(1)
+assert len(errors) == 4, errors
+up.stop()
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.01, 5.0])
+def test_a_simulation_that_is_broken_off_leaves_nobody_who_waits(
+    seconds: float, tmp_path: Path
+) -> None:
+    program = BROKEN_OFF.replace("SECONDS", str(seconds))
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) < 3.0
