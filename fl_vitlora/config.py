@@ -260,6 +260,7 @@ class EngineConfig:
     workers: int | None = setting(
         None, "client processes; one a core (CPU), four a GPU if not given", "[1, inf)"
     )
+    cohort: int = setting(1, "clients that a worker trains together, as one batch", "[1, inf)")
     mixed_precision: bool = setting(True, "on a GPU: bfloat16, or float16 with loss scaling")
     round_timeout: float = setting(3600.0, "seconds to wait for a round's replies", "(0, inf)")
 

@@ -108,6 +108,7 @@ def run(
             make_client_app(Fixed(settings)),
             federation.serve,
             clients=config.clients,
+            cohort=config.engine.cohort,
             ray=ray,
             verbose=watch.verbose,
         )

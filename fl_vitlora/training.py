@@ -8,17 +8,25 @@ B batch, n images of a shard.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
+from fl_vitlora.descent import (
+    autocast,
+    batches_of,
+    drift_on,
+    make_optimizer,
+    penalty,
+    resting,
+    step,
+)
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
@@ -120,66 +128,27 @@ def train(
         raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
     device = next(iter(active.values())).device
     anchor = {name: state[name].to(device) for name in active} if task.proximal_mu else {}
-    optimizer = _optimizer(active, config, task.learning_rate)
+    optimizer = make_optimizer(active, config, task.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     images, labels = shard.images.to(device), shard.labels.to(device)
     drift = {name: task.drift[name].to(device) for name in active if name in task.drift}
     total, seen, steps = torch.zeros((), device=device), 0, 0
     if not model.training:  # else it need not be told to all modules again
         model.train()
-    with _resting(parameters[name] for name in task.frozen):
-        for batch in _batches(len(shard), config, generator):
+    with resting(parameters[name] for name in task.frozen):
+        for batch in batches_of(len(shard), config, generator):
             chosen = batch.to(device)
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 logits = model(normalize(images[chosen])).float()
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
-            penalized = loss + _penalty(active, anchor, task.proximal_mu)
-            _step(optimizer, scaler, penalized, config.clip_norm)
-            _drift(active, drift, task.learning_rate)
+            penalized = loss + penalty(active, anchor, task.proximal_mu)
+            step(optimizer, scaler, penalized, config.clip_norm)
+            drift_on(active, drift, task.learning_rate)
             total += loss.detach() * len(batch)
             seen += len(batch)
             steps += 1
     mean_loss = float(total) / max(1, seen)
     return Trained(state=methods.copied_out(parameters), loss=mean_loss, steps=steps)
-
-
-@torch.no_grad()
-def _drift(
-    parameters: Mapping[str, nn.Parameter], drift: Mapping[str, Tensor], rate: float
-) -> None:
-    """Moves parameters by what a strategy adds to every step, in place."""
-    for name, change in drift.items():
-        parameters[name].add_(change, alpha=rate)
-
-
-@contextlib.contextmanager
-def _resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Spares the gradients of some parameters for a while."""
-    resting = list(parameters)
-    try:
-        for parameter in resting:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in resting:
-            parameter.requires_grad_()
-
-
-def _step(
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    loss: Tensor,
-    clip_norm: float | None,
-) -> None:
-    """Takes one step down the gradient of a loss."""
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(scaler.scale(loss))
-    if clip_norm is not None:
-        scaler.unscale_(optimizer)
-        trained = (p for group in optimizer.param_groups for p in group["params"])
-        nn.utils.clip_grad_norm_(trained, clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
 
 
 @torch.inference_mode()
@@ -198,7 +167,7 @@ def evaluate(
     size = EVALUATION_BATCH[device.type]
     batches = (torch.split(part, size) for part in (shard.images, shard.labels))
     for images, labels in zip(*batches, strict=True):
-        with _autocast(device, precision):
+        with autocast(device, precision):
             logits = backbone.model(normalize(images.to(device))).float()
         loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
         correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
@@ -210,63 +179,3 @@ def best_precision(device: torch.device, mixed: bool) -> torch.dtype:
     if device.type != "cuda" or not mixed:
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _batches(images: int, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields the positions of each step; every epoch in a new order, all images used."""
-    for _ in range(config.epochs):
-        order = torch.randperm(images, generator=generator)
-        steps = math.ceil(images / config.batch_size)
-        yield from order.tensor_split(steps)
-
-
-def _optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
-) -> torch.optim.Optimizer:
-    groups = _rate_groups(parameters, config, learning_rate)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        betas=(config.beta1, 0.999),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
-def _rate_groups(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
-) -> Sequence[dict[str, object]]:
-    """Gives patch embedding, head and body rates of their own; LoRA has the plain one."""
-    factors = {
-        methods.PATCH_EMBEDDING: config.patch_embed_rate,
-        methods.HEAD: config.head_rate,
-        methods.BODY: config.body_rate,
-    }
-    members: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        members.setdefault(factors.get(methods.group_of(name), 1.0), []).append(parameter)
-    return [{"params": chosen, "lr": learning_rate * f} for f, chosen in members.items()]
-
-
-def _penalty(
-    parameters: Mapping[str, nn.Parameter], anchor: Mapping[str, Tensor], mu: float
-) -> Tensor | float:
-    """Computes μ/2 · ‖w - w_global‖²; nothing where μ is 0."""
-    if not mu:
-        return 0.0
-    squares: Iterable[Tensor] = (
-        (parameter - anchor[name]).square().sum() for name, parameter in parameters.items()
-    )
-    return mu / 2 * torch.stack(list(squares)).sum()
-
-
-def _autocast(
-    device: torch.device, precision: torch.dtype
-) -> contextlib.AbstractContextManager[object]:
-    if precision == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=precision)

@@ -201,6 +201,29 @@ def test_one_worker_and_two_give_the_same_bits(finished: Finished, tmp_path: Pat
     assert alone.result["loss"] == finished.result["loss"]
 
 
+def test_clients_trained_together_learn_what_they_learn_alone_however_many_workers_there_are(
+    finished: Finished, tmp_path: Path
+) -> None:
+    key = finished.config.encryption.key_file
+    both = [
+        execute(
+            tmp_path / str(workers),
+            engine__workers=workers,
+            engine__cohort=2,
+            encryption__key_file=key,
+        )
+        for workers in (1, 2)
+    ]
+    first, second = (load_file(one.folder / "model.safetensors") for one in both)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for together, alone in zip(both[0].lines, finished.lines, strict=True):
+        assert together["participants"] == alone["participants"]
+        assert together["failures"] == []
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-2)
+        for direction in ("uplink_bytes", "downlink_bytes"):
+            assert together[direction] == pytest.approx(alone[direction], rel=1e-3)
+
+
 def test_reference_equals_a_real_run_of_full_fine_tuning(
     finished: Finished, tmp_path: Path
 ) -> None:
@@ -324,7 +347,7 @@ def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: P
         ray.wait()
         settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
         app = make_client_app(Fixed(settings))
-        simulate(app, serve, clients=config.clients, ray=ray, verbose=False)
+        simulate(app, serve, clients=config.clients, cohort=2, ray=ray, verbose=False)
     finally:
         ray.stop()
     for name, one in ended.items():

@@ -108,6 +108,20 @@ def test_the_patch_embedding_of_that_run_was_trained_and_its_clients_had_other_k
     assert not any(torch.equal(turned[0], other) for other in turned[1:])
 
 
+def test_clients_with_keys_of_their_own_train_together(aligned: Finished, tmp_path: Path) -> None:
+    together = execute_with_key(
+        tmp_path,
+        encryption__scope="client",
+        encryption__adapt=True,
+        finetuning__patch_embedding="aligned",
+        rounds=3,
+        engine__cohort=3,
+    )
+    for one, other in zip(together.lines, aligned.lines, strict=True):
+        assert one["failures"] == []
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
+
+
 def reader_of_public(run: Finished) -> Reader:
     return reader_of(prepare_model(run.config, 10, "cpu"))
 

@@ -12,11 +12,13 @@ B batch, T tokens, n inputs, m outputs of a slice, r rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 class Adapter(nn.Module):
@@ -38,9 +40,9 @@ class Adapter(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    def between(self, low: Tensor) -> Tensor:
-        """Maps what A made, (B, T, r), to what B takes."""
-        return low
+    def high(self, low: Tensor, multiply: Multiply) -> Tensor:
+        """Maps what A made, (B, T, r), to what is added but for s, (B, T, m)."""
+        return multiply(low, self.lora_B)
 
     def product(self) -> Tensor:
         """Returns what is added to the weight but for s, (m, n)."""
@@ -74,9 +76,9 @@ class Sandwich(Adapter):
         self.lora_B.data.copy_(left[:, :rank] * signs.T)
         self.lora_R = nn.Parameter(torch.zeros(rank, rank))
 
-    def between(self, low: Tensor) -> Tensor:
-        """Applies R."""
-        return F.linear(low, self.lora_R)
+    def high(self, low: Tensor, multiply: Multiply) -> Tensor:
+        """Applies R, then B."""
+        return multiply(multiply(low, self.lora_R), self.lora_B)
 
     def product(self) -> Tensor:
         """Returns B·R·A."""
@@ -95,6 +97,10 @@ class LoRALinear(nn.Module):
         rank: r.
         alpha: α.
         sandwich: Whether adapters are of the kind B·R·A.
+
+    Attributes:
+        multiply: Applies a thin matrix to (B, T, n); another one where there are several clients'
+            matrices, stacked (`finetuning.stacking`).
     """
 
     def __init__(
@@ -118,18 +124,20 @@ class LoRALinear(nn.Module):
                 for name, (start, end) in self.slices.items()
             }
         )
+        self.multiply: Multiply = F.linear
         self._pretrained: Tensor | None = None  # the frozen weight, once anything was added to it
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, n) to (B, T, outputs of the layer)."""
         out: Tensor = self.base(x)
-        lows = F.linear(x, torch.cat([a.lora_A for a in self._pairs()])).chunk(len(self.slices), -1)
+        wide = torch.cat([adapter.lora_A for adapter in self._pairs()], dim=-2)
+        lows = self.multiply(x, wide).chunk(len(self.slices), -1)
         parts, reached = [], 0
         for (start, end), adapter, low in zip(
             self.slices.values(), self._pairs(), lows, strict=True
         ):
             parts += [out[..., reached:start]] if start > reached else []
-            high = F.linear(adapter.between(low), adapter.lora_B)
+            high = adapter.high(low, self.multiply)
             parts.append(out[..., start:end] + high * self.scale)
             reached = end
         parts += [out[..., reached:]] if reached < out.shape[-1] else []

@@ -1,8 +1,9 @@
 """The ClientApp: unpack the global tensors, train on the own shard, send back the difference.
 
-A worker process serves many clients, one after the other. The frozen backbone and the opened shards
-stay in the process between messages; a message brings only what is exchanged. What a client keeps
-to itself from round to round lives in its Flower context.
+A worker process serves many clients, in turns; where it has several messages at hand, the clients
+are trained in one batch. The frozen backbone and the opened shards stay in the process between
+messages; a message brings only what is exchanged. What a client keeps to itself from round to round
+lives in its Flower context.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_vitlora import adversary
+from fl_vitlora.cohort import Lesson
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import RIGHT_KEY, views_of
@@ -25,6 +27,7 @@ from fl_vitlora.finetuning import targets
 from fl_vitlora.flower import masking, memories, messages
 from fl_vitlora.flower.client_mod import make_mod
 from fl_vitlora.flower.contents import Received, read_instruction, write_update
+from fl_vitlora.flower.meeting import meet
 from fl_vitlora.flower.workspace import ClientSettings, SettingsOf, Workspace, client_of, workspace
 from fl_vitlora.models.reading import (
     WEIGHT,
@@ -35,7 +38,7 @@ from fl_vitlora.privacy import bounded
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clip_norm, is_finite, subtract
 from fl_vitlora.strategy import LocalWork
-from fl_vitlora.training import LocalTask, Trained, evaluate, train
+from fl_vitlora.training import LocalTask, Trained, evaluate
 
 
 def make_client_app(settings_of: SettingsOf) -> ClientApp:
@@ -73,14 +76,12 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     worker, strategy = workspace(settings), settings.strategy
     shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
     received = read_instruction(message.content, worker.layout, worker.rank_of(client))
-    model, start = _take_in(received, context, worker, client, turn)
+    model, start, merged = _take_in(received, context, worker, client, turn)
     memory = memories.own(context, received.taken)
     frozen = worker.layout.ending_with(received.frozen)
-    done = train(
-        worker.backbone,
-        start,
-        shard,
-        config=settings.config.training,
+    lesson = Lesson(
+        start=start,
+        shard=shard,
         task=LocalTask(
             learning_rate=received.rate,
             proximal_mu=received.proximal_mu,
@@ -88,8 +89,10 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
             drift=turn.inward_difference(strategy.drift(received.broadcast, memory)),
         ),
         generator=generator(settings.config.seed, "batches", received.round, client),
-        precision=worker.precision,
+        reader=turn.base,
+        increments=merged,
     )
+    done = meet(worker.teacher.teach, lesson)
     moved = subtract(*(_select(state, worker.layout) for state in (done.state, start)))
     delta = {name: t for name, t in turn.outward(moved).items() if name not in frozen}
     work = LocalWork(delta=delta, steps=done.steps, rate=received.rate)
@@ -160,7 +163,9 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     worker = workspace(settings)
     shard, turn = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
     received = read_instruction(message.content, worker.layout, worker.rank_of(client))
-    _, state = _take_in(received, context, worker, client, turn)
+    _, state, merged = _take_in(received, context, worker, client, turn)
+    put_reader(worker.backbone.model, turn.base)
+    targets.put_increments(worker.backbone.model, merged)
     asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
     seen = {RIGHT_KEY: shard}
     if worker.holder is not None and asked != [RIGHT_KEY]:
@@ -175,22 +180,18 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
 
 def _take_in(
     received: Received, context: Context, worker: Workspace, client: int, turn: Coordinates
-) -> tuple[State, State]:
-    """Makes of what was sent, and of what the client remembers, all that its model trains.
-
-    The frozen rest of the client's model is put in place on the way: its reader, and the frozen
-    weights with all that was merged into them.
+) -> tuple[State, State, State]:
+    """Makes of what was sent, and of what the client remembers, all that its model is made of.
 
     Returns:
-        The exchanged tensors as the server has them, and all trained ones as the client has them.
+        The exchanged tensors as the server has them, all trained ones as the client has them, and
+        what was merged into its frozen weights.
     """
     initial = worker.initial_of(client)
     model = memories.complete(context, received, worker.layout, initial)
-    put_reader(worker.backbone.model, turn.base)
     merged = memories.merge(context, received, worker.layout)
-    targets.put_increments(worker.backbone.model, merged)
     first = with_exchanged_reader(initial, turn.base) if WEIGHT in initial else initial
-    return model, turn.inward(model) | memories.kept(context, worker.kept, first)
+    return model, turn.inward(model) | memories.kept(context, worker.kept, first), merged
 
 
 def _select(state: State, layout: Layout) -> State:

@@ -1,46 +1,86 @@
-"""Handing messages to workers at once, and the same whatever the number of nodes.
+"""Handing messages to workers at once, in bundles, and the same whatever the number of nodes.
 
 Flower's simulation asks ten times a second for each registered node whether a message waits for it,
-and looks through all messages every time: a wait of up to 0.1 s in every exchange, and with ten
-thousand nodes a thread that does nothing else. Here the messages are looked at, not the nodes, and
-they are handed on in the order in which they were sent.
+looks through all messages every time, and hands each to Ray by itself: a wait of up to 0.1 s in
+every exchange, some milliseconds a message, and with ten thousand nodes a thread that does nothing
+else. Here the messages are looked at, not the nodes; they are handed on in the order in which they
+were sent, and several go to a worker in one call.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from queue import Queue
+from queue import Empty, Queue
+from typing import Any
+from uuid import uuid4
 
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.clientapp.client_app import ClientAppException
+from flwr.common.constant import ErrorCode
 from flwr.server.superlink.fleet.vce import vce_api
 from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.supercore.date import now
 
+from fl_vitlora.flower.kept_workers import KeptWorkers
+
 LOOK_SECONDS = 0.01
+WAIT_SECONDS = 1.0  # for a bundle, before it is looked whether there is to be another
+
+
+def bundles(messages: Sequence[Message], most: Mapping[str, int]) -> list[list[Message]]:
+    """Cuts messages into bundles of one kind and of nearly the same size.
+
+    Who is in a bundle with whom depends on nothing but the messages and their order; so what is
+    computed together, and its rounding, does not depend on the number of workers.
+
+    Args:
+        messages: In the order in which they were sent.
+        most: In a bundle, by the kind of message; one of kinds that are not named.
+
+    Returns:
+        Them, in this order.
+    """
+    cut = []
+    for kind, group in itertools.groupby(messages, key=kind_of):
+        alike = list(group)
+        count = math.ceil(len(alike) / most.get(kind, 1))
+        ends = [len(alike) * number // count for number in range(count + 1)]
+        cut += [alike[begin:end] for begin, end in itertools.pairwise(ends)]
+    return cut
+
+
+def kind_of(message: Message) -> str:
+    """Tells whether a message asks a client to train, to evaluate or to answer a query."""
+    return str(message.metadata.message_type.partition(".")[0])
 
 
 def deliver(
     state: InMemoryLinkState,
-    queue: Queue[Message],
+    queue: Queue[list[Message]],
     nodes_mapping: Mapping[int, int],
     f_stop: threading.Event,
+    most: Mapping[str, int],
 ) -> None:
     """Puts every message that waits into the queue of the workers, until it is stopped.
 
-    It has the name and the arguments of what it stands in for.
+    It has the name and the arguments of what it stands in for, and one more.
 
     Args:
         state: Of the simulation.
         queue: Of the workers.
         nodes_mapping: The partition of each node; messages to others wait.
         f_stop: Is set at the end.
+        most: Messages in a bundle, by their kind.
     """
     while not f_stop.is_set():
-        for message in take(state, nodes_mapping):
-            queue.put(message)
+        for bundle in bundles(take(state, nodes_mapping), most):
+            queue.put(bundle)
         f_stop.wait(LOOK_SECONDS)
 
 
@@ -61,15 +101,93 @@ def take(state: InMemoryLinkState, nodes: Mapping[int, int]) -> list[Message]:
     return waiting
 
 
+def work(  # noqa: PLR0917 - as many as Flower hands over
+    messageins_queue: Queue[list[Message]],
+    messageres_queue: Queue[Message],
+    node_info_store: Mapping[int, Any],
+    backend: KeptWorkers,
+    f_stop: threading.Event,
+    metrics: Any,
+) -> None:
+    """Has bundles answered, one after the other, until it is stopped.
+
+    It has the arguments of Flower's `worker`.
+
+    Args:
+        messageins_queue: Bundles of messages to clients.
+        messageres_queue: Takes their replies, or errors in place of them.
+        node_info_store: What remembers the contexts of nodes.
+        backend: That answers.
+        f_stop: Is set at the end.
+        metrics: Counts seconds.
+    """
+    while not f_stop.is_set():
+        try:
+            bundle = messageins_queue.get(timeout=WAIT_SECONDS)
+        except Empty:
+            continue
+        begin = time.perf_counter()
+        for reply in replies_to(bundle, node_info_store, backend):
+            reply.metadata.__dict__["_message_id"] = str(uuid4())  # as Flower does
+            messageres_queue.put(reply)
+        metrics.add_clientapp_runtime(time.perf_counter() - begin)
+
+
+def replies_to(
+    bundle: Sequence[Message], nodes: Mapping[int, Any], backend: KeptWorkers
+) -> Iterator[Message]:
+    """Has a bundle answered, and remembers the contexts that the clients leave.
+
+    Yields:
+        A reply to each message, in which there is an error where the app, or the worker, failed.
+    """
+    run = bundle[0].metadata.run_id
+    stores = [nodes[message.metadata.dst_node_id] for message in bundle]
+    try:
+        answers = backend.answer(bundle, [store.retrieve_context(run) for store in stores])
+    except Exception as error:  # the worker's, for which no client is to blame
+        yield from (refused(message, ErrorCode.UNKNOWN, error) for message in bundle)
+        return
+    for message, store, answer in zip(bundle, stores, answers, strict=True):
+        if isinstance(answer, ClientAppException):
+            yield refused(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, answer)
+        else:
+            reply, context = answer
+            store.update_context(run, context)
+            yield reply
+
+
+def refused(message: Message, code: int, error: Exception) -> Message:
+    """Makes the reply that tells of an error, in Flower's words."""
+    return Message(Error(code=code, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+
+
 @contextmanager
-def prompt_delivery() -> Iterator[None]:
-    """Lets Flower, which names its delivery in the code, find this one in that place."""
-    theirs = vce_api.add_messages_to_queue
-    if list(inspect.signature(theirs).parameters) != list(inspect.signature(deliver).parameters):
+def prompt_delivery(most: Mapping[str, int]) -> Iterator[None]:
+    """Lets Flower, which names its delivery in the code, find this one in that place.
+
+    Args:
+        most: Messages in a bundle, by their kind.
+    """
+
+    def add_messages_to_queue(state: Any, queue: Any, nodes_mapping: Any, f_stop: Any) -> None:
+        deliver(state, queue, nodes_mapping, f_stop, most)
+
+    ours: dict[str, Callable[..., None]] = {
+        "add_messages_to_queue": add_messages_to_queue,
+        "worker": work,
+    }
+    theirs: dict[str, Callable[..., None]] = {name: getattr(vce_api, name) for name in ours}
+    if not all(arguments(theirs[name]) == arguments(ours[name]) for name in ours):
         yield  # another version of Flower, which delivers in its own way
         return
-    vce_api.add_messages_to_queue = deliver  # type: ignore[assignment]
+    vars(vce_api).update(ours)
     try:
         yield
     finally:
-        vce_api.add_messages_to_queue = theirs
+        vars(vce_api).update(theirs)
+
+
+def arguments(function: Callable[..., None]) -> list[str]:
+    """Names the arguments of a function."""
+    return list(inspect.signature(function).parameters)

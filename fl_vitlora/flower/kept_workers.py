@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.client_app import ClientAppException
 from flwr.server.superlink.fleet.vce.backend import raybackend
 from flwr.server.superlink.fleet.vce.backend.backend import BackendConfig
-from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+
+from fl_vitlora.flower.worker import Answer, Worker
 
 SECONDS_TO_ANSWER = 60.0
-SLOTS = 2  # messages that an actor has at once: one in work, one that lies ready
+SLOTS = 2  # bundles of messages that an actor has at once: one in work, one that lies ready
 
 
 class KeptWorkers(raybackend.RayBackend):
@@ -46,9 +49,9 @@ class KeptWorkers(raybackend.RayBackend):
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
         """Fills the pool: first with the actors that are there and alive, then with new ones.
 
-        Flower takes one entry out of the pool for each message, so an actor has one for each slot.
+        An entry is taken out of the pool for each bundle, so an actor has one for each slot.
         """
-        pool = BasicActorPool(ClientAppActor, self.client_resources, self.actor_kwargs)
+        pool = BasicActorPool(Worker, self.client_resources, {})  # type: ignore[arg-type]
         pool.pool.extend(actor for actor in self._actors if is_alive(actor))
         pool.num_actors = len(pool.pool)
         pool.add_actors_to_pool(pool.actors_capacity - pool.num_actors)
@@ -56,30 +59,52 @@ class KeptWorkers(raybackend.RayBackend):
         pool.pool, pool.num_actors = SLOTS * pool.pool, SLOTS * pool.num_actors
         self.pool, self.app_fn = pool, app_fn
 
-    def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
-        """Has an actor answer a message; several threads call it at once."""
+    def answer(
+        self, messages: Sequence[Message], contexts: Sequence[Context]
+    ) -> list[Answer | ClientAppException]:
+        """Has one actor answer some messages; several threads call it at once.
+
+        Args:
+            messages: To other clients each.
+            contexts: Of these clients.
+
+        Returns:
+            Of each its reply and the context it leaves, or what the app raised.
+
+        Raises:
+            RayError: When the actor died.
+        """
         with self._change:
-            if self._ended:
-                raise RuntimeError("the simulation has ended")
+            if self._ended or self.pool is None:
+                raise RuntimeError("there is no simulation")
+            actor: Any = self.pool.pool.pop()
             self._in_work += 1
         try:
-            return super().process_message(message, context)
+            answers = ray.get(actor.answer.remote(self.app_fn, messages, contexts))
         finally:
             with self._change:
+                self.pool.pool.append(actor)
                 self._in_work -= 1
                 self._change.notify_all()
+        return list(answers)
+
+    def process_message(self, message: Message, context: Context) -> Answer:
+        """Does the same for one message, as Flower asks for it."""
+        (answer,) = self.answer([message], [context])
+        if isinstance(answer, ClientAppException):
+            raise answer
+        return answer
 
     def terminate(self) -> None:
         """Keeps what is idle, ends what is busy, and waits until nobody waits for an actor."""
-        with self._change:
-            self._ended = True
         if self.pool is None:
             return
-        idle = {actor for actor in self._actors if self.pool.pool.count(actor) == SLOTS}
-        for actor in set(self._actors) - idle:
-            ray.kill(actor)
-        self._actors[:] = idle
         with self._change:
+            self._ended = True
+            idle = {actor for actor in self._actors if self.pool.pool.count(actor) == SLOTS}
+            for actor in set(self._actors) - idle:
+                ray.kill(actor)
+            self._actors[:] = idle
             self._change.wait_for(lambda: not self._in_work, SECONDS_TO_ANSWER)
 
 

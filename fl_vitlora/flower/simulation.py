@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ T = TypeVar("T")
 WARM_UP = "fl_vitlora.flower.warm_up"
 NICENESS = 0  # Ray takes 15: beside three busy programs, 131 s to the first round instead of 24
 CLIENTS_PER_GPU = 4
+GREETINGS = 100  # to a worker at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +205,7 @@ def simulate(
     main: Callable[[object, threading.Event], T],
     *,
     clients: int,
+    cohort: int,
     ray: Ray,
     verbose: bool,
 ) -> T:
@@ -214,13 +216,14 @@ def simulate(
         main: Takes Flower's grid, and an event that is set when the simulation is broken off; what
             it returns is returned.
         clients: How many nodes there are.
+        cohort: How many clients a worker trains together, at most.
         ray: Is up, and stays up with its workers.
         verbose: Whether Flower may speak.
 
     Returns:
         The result of ``main``.
     """
-    from flwr.app import Context
+    from flwr.app import Context, MessageType
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
@@ -230,18 +233,23 @@ def simulate(
     outcome: list[T] = []
     errors: list[BaseException] = []
     stop = threading.Event()
+    greetings = min(
+        GREETINGS, -(-clients // ray.workers.count)
+    )  # each worker has some, to get ready
+    most = {MessageType.QUERY: greetings, MessageType.TRAIN: cohort}
     server_app = ServerApp()
 
     @server_app.main()
     def _main(grid: Grid, context: Context) -> None:
         del context
         try:
+            push_at_once(grid)
             outcome.append(main(grid, stop))
         except BaseException as error:  # carried to the caller's thread
             errors.append(error)
 
     try:
-        with cores_left_to(ray.workers), kept_workers(ray.actors), prompt_delivery():
+        with cores_left_to(ray.workers), kept_workers(ray.actors), prompt_delivery(most):
             run_simulation(
                 server_app=server_app,
                 client_app=client_app,  # type: ignore[arg-type]
@@ -254,3 +262,14 @@ def simulate(
     if errors:
         raise errors[0]
     return outcome[0]
+
+
+def push_at_once(grid: Any) -> None:
+    """Lets messages that are sent together be seen together, so that bundles do not vary."""
+    push: Callable[[Sequence[object]], Sequence[str]] = grid.push_messages
+
+    def push_messages(messages: Sequence[object]) -> Sequence[str]:
+        with grid.state.lock:
+            return push(messages)
+
+    grid.push_messages = push_messages

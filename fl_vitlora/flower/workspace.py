@@ -15,6 +15,7 @@ import torch
 from flwr.app import Context
 
 from fl_vitlora import coordinates, policies
+from fl_vitlora.cohort import Teacher
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
@@ -24,6 +25,7 @@ from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.stacking import Stack, can_stack
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, reader_of
@@ -78,6 +80,7 @@ class Workspace:
         initial: All trained tensors as the server has them at first.
         holder: Of the client's key, where its side takes it.
         precision: Of activations.
+        teacher: Trains clients, alone or together.
         shard: Opens a shard by its name, once.
     """
 
@@ -90,6 +93,7 @@ class Workspace:
     initial: State
     holder: KeyHolder | None
     precision: torch.dtype
+    teacher: Teacher
     shard: Callable[[str], Shard]
 
     def rank_of(self, client: int) -> int | None:
@@ -131,6 +135,8 @@ def workspace(settings: ClientSettings) -> Workspace:
     initial = methods.export_state(built.model)
     device = torch.device(settings.device)
     built.model.to(device)
+    precision = best_precision(device, config.engine.mixed_precision)
+    together = config.engine.cohort > 1 and can_stack(built.model)
     exchanged = policies.exchanged(config, initial, settings.strategy.personal)
     return Workspace(
         config=config,
@@ -141,7 +147,13 @@ def workspace(settings: ClientSettings) -> Workspace:
         start=start,
         initial=initial,
         holder=holder,
-        precision=best_precision(device, config.engine.mixed_precision),
+        precision=precision,
+        teacher=Teacher(
+            backbone=built,
+            stack=Stack(built.model) if together else None,
+            config=config.training,
+            precision=precision,
+        ),
         shard=functools.cache(lambda name: open_shard(shards / name)),
     )
 

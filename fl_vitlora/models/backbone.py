@@ -39,13 +39,13 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Turns uint8 pixels q of any shape into float32 in [-1, 1]: (q / 255 - 0.5) / 0.5.
+    """Turns uint8 pixels q of any shape into floats in [-1, 1]: (q / 255 - 0.5) / 0.5.
 
     These constants suit encrypted images: they are the same for all channels, which shuffling
     mixes, and an inverted pixel 255 - q becomes the negative. What a model was trained with instead
     is folded into its patch embedding by `build`.
     """
-    return images.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
+    return images.to(torch.get_default_dtype()).div_(255).sub_(0.5).div_(0.5)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,244 @@
+"""Many clients trained in one batch: what each would have learnt alone, in fewer, larger steps.
+
+The trained tensors of the clients are stacked, the frozen ones shared (`finetuning.stacking`). The
+loss is the sum of the clients' own losses, so that the gradient of a slice is its client's; the
+optimiser computes entry by entry; norms are clipped client by client. Whoever has taken all its
+steps leaves, and the batch goes on without it. So every client's tensors are those of training it
+alone, but for the rounding of sums in another order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_vitlora.config import TrainingConfig
+from fl_vitlora.data.shards import Shard
+from fl_vitlora.descent import (
+    autocast,
+    batches_of,
+    clip_each,
+    drift_on,
+    make_optimizer,
+    penalty,
+    resting,
+    step,
+)
+from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning.stacking import Stack
+from fl_vitlora.models.backbone import Backbone, normalize
+from fl_vitlora.models.reading import put_reader
+from fl_vitlora.state import State
+from fl_vitlora.training import LocalTask, Trained, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """All that one client's training depends on, beside what the clients of a run share.
+
+    Attributes:
+        start: All trained tensors, where training starts.
+        shard: Its images.
+        task: What the round asks.
+        generator: Of the order of images, on the CPU.
+        reader: What its model reads patches with, as far as that is frozen.
+        increments: What was merged into its frozen weights, by the paths of pairs.
+    """
+
+    start: State
+    shard: Shard
+    task: LocalTask
+    generator: torch.Generator
+    reader: Reader
+    increments: State = field(default_factory=dict)
+
+    def goes_with(self, other: Lesson) -> bool:
+        """Tells whether the two can be given in one batch."""
+        mine, theirs = self.task, other.task
+        return (
+            mine.learning_rate == theirs.learning_rate
+            and mine.proximal_mu == theirs.proximal_mu
+            and mine.frozen == theirs.frozen
+            and mine.drift.keys() == theirs.drift.keys()
+            and self.increments.keys() == other.increments.keys()
+            and all(torch.equal(t, other.increments[n]) for n, t in self.increments.items())
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Gives lessons.
+
+    Attributes:
+        backbone: A prepared model, the workspace.
+        stack: The same for many clients; none where it cannot be stacked.
+        config: Hyper-parameters.
+        precision: Of activations.
+    """
+
+    backbone: Backbone
+    stack: Stack | None
+    config: TrainingConfig
+    precision: torch.dtype
+
+    def teach(self, lessons: Sequence[Lesson]) -> list[Trained]:
+        """Trains clients, all in one batch that can be.
+
+        Returns:
+            What came of each.
+
+        Raises:
+            ValueError: When a task freezes every tensor.
+        """
+        found: dict[int, Trained] = {}
+        left = list(range(len(lessons)))
+        while left:
+            first = lessons[left[0]]
+            group = [number for number in left if lessons[number].goes_with(first)]
+            if self.stack is None or len(group) == 1:
+                group = group[:1]
+                found[group[0]] = self._alone(first)
+            else:
+                self._put_base(first)
+                trained = train_together(
+                    self.stack,
+                    [lessons[number] for number in group],
+                    config=self.config,
+                    precision=self.precision,
+                )
+                found.update(zip(group, trained, strict=True))
+            left = [number for number in left if number not in found]
+        return [found[number] for number in range(len(lessons))]
+
+    def _alone(self, lesson: Lesson) -> Trained:
+        self._put_base(lesson)
+        return train(
+            self.backbone,
+            lesson.start,
+            lesson.shard,
+            config=self.config,
+            task=lesson.task,
+            generator=lesson.generator,
+            precision=self.precision,
+        )
+
+    def _put_base(self, lesson: Lesson) -> None:
+        put_reader(self.backbone.model, lesson.reader)
+        targets.put_increments(self.backbone.model, lesson.increments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step of the clients that still have one.
+
+    Attributes:
+        images: (B, C, H, W), those of the first client first.
+        labels: (B,).
+        sizes: b_k of the first clients; the others have done all their steps.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sizes: tuple[int, ...]
+
+
+def train_together(
+    stack: Stack,
+    lessons: Sequence[Lesson],
+    *,
+    config: TrainingConfig,
+    precision: torch.dtype = torch.float32,
+) -> list[Trained]:
+    """Trains clients in one batch.
+
+    Args:
+        stack: The workspace; its frozen tensors are those of the lessons.
+        lessons: That go with each other.
+        config: Hyper-parameters.
+        precision: Of activations.
+
+    Returns:
+        What came of each.
+
+    Raises:
+        ValueError: When the task freezes every tensor.
+    """
+    orders = [list(batches_of(len(one.shard), config, one.generator)) for one in lessons]
+    longest_first = sorted(range(len(lessons)), key=lambda number: -len(orders[number]))
+    chosen = [lessons[number] for number in longest_first]
+    steps = [len(orders[number]) for number in longest_first]
+    parameters = stack.load([one.start for one in chosen], [one.reader for one in chosen])
+    task = chosen[0].task
+    active = {name: p for name, p in parameters.items() if name not in task.frozen}
+    if not active:
+        raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
+    device = next(iter(active.values())).device
+    anchor = {name: p.detach().clone() for name, p in active.items()} if task.proximal_mu else {}
+    drift = {
+        name: torch.stack([one.task.drift[name] for one in chosen]).to(device)
+        for name in active
+        if name in task.drift
+    }
+    optimizer = make_optimizer(active, config, task.learning_rate)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    losses = torch.zeros(len(chosen), device=device)
+    states: list[State] = []  # of those who are done, the last in the order of the stack first
+    stack.model.train()
+    with resting(parameters[name] for name in task.frozen):
+        for batch in _batches(chosen, [orders[number] for number in longest_first], device):
+            clients = len(batch.sizes)
+            states += _slices(parameters, range(len(chosen) - len(states) - 1, clients - 1, -1))
+            stack.seat(batch.sizes)
+            with autocast(device, precision):
+                logits = stack.model(normalize(batch.images)).float()
+            own = _losses(logits, batch, config.label_smoothing)
+            penalized = own.sum() + penalty(active, anchor, task.proximal_mu)
+            step(optimizer, scaler, penalized, config.clip_norm, clip_each)
+            drift_on(active, drift, task.learning_rate)
+            losses[:clients] += own.detach() * torch.tensor(batch.sizes, device=device)
+    states += _slices(parameters, range(len(chosen) - len(states) - 1, -1, -1))
+    seen = [config.epochs * len(one.shard) for one in chosen]
+    means = [total / max(1, images) for total, images in zip(losses.tolist(), seen, strict=True)]
+    trained = {
+        number: Trained(state=state, loss=loss, steps=count)
+        for number, state, loss, count in zip(
+            longest_first, reversed(states), means, steps, strict=True
+        )
+    }
+    return [trained[number] for number in range(len(lessons))]
+
+
+def _batches(
+    lessons: Sequence[Lesson], orders: Sequence[Sequence[Tensor]], device: torch.device
+) -> Iterator[Batch]:
+    """Yields the steps of clients side by side; who has most steps comes first."""
+    images = [one.shard.images.to(device) for one in lessons]
+    labels = [one.shard.labels.to(device) for one in lessons]
+    for chosen in itertools.zip_longest(*orders):
+        present = [positions.to(device) for positions in chosen if positions is not None]
+        yield Batch(
+            images=torch.cat([own[at] for own, at in zip(images, present, strict=False)]),
+            labels=torch.cat([own[at] for own, at in zip(labels, present, strict=False)]),
+            sizes=tuple(map(len, present)),
+        )
+
+
+def _losses(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
+    """Returns each client's mean cross-entropy."""
+    sizes = list(batch.sizes)
+    each = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
+    return torch.stack([part.mean() for part in torch.split(each, sizes)])
+
+
+def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
+    """Copies the tensors of some clients out, float32 on the CPU."""
+    return [
+        {n: p.detach()[client].to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+        for client in clients
+    ]

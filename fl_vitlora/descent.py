@@ -1,0 +1,145 @@
+"""The pieces of local training, for one client or for several at once.
+
+Parameters may be one client's, or stacked, (K, ...) for K clients: all but the clipping computes
+entry by entry, so that it is the same for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config import TrainingConfig
+from fl_vitlora.finetuning import methods
+
+Clip = Callable[[Iterable[Tensor], float], object]
+TINY = 1e-6  # added to a norm, as `nn.utils.clip_grad_norm_` does
+
+
+@torch.no_grad()
+def drift_on(
+    parameters: Mapping[str, nn.Parameter], drift: Mapping[str, Tensor], rate: float
+) -> None:
+    """Moves parameters by what a strategy adds to every step, in place."""
+    for name, change in drift.items():
+        parameters[name].add_(change, alpha=rate)
+
+
+@contextlib.contextmanager
+def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Spares the gradients of some parameters for a while."""
+    spared = list(parameters)
+    try:
+        for parameter in spared:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in spared:
+            parameter.requires_grad_()
+
+
+def step(
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loss: Tensor,
+    clip_norm: float | None,
+    clip: Clip = nn.utils.clip_grad_norm_,
+) -> None:
+    """Takes one step down the gradient of a loss.
+
+    Args:
+        optimizer: Of the trained parameters.
+        scaler: Of losses in half precision.
+        loss: To descend.
+        clip_norm: At most this is a gradient's norm, if it is bounded.
+        clip: Bounds it; `clip_each` where parameters are stacked.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(scaler.scale(loss))
+    if clip_norm is not None:
+        scaler.unscale_(optimizer)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        clip(trained, clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[Tensor], clip_norm: float) -> None:
+    """Bounds the norm of each client's gradient by itself, in place.
+
+    Args:
+        parameters: (K, ...), with gradients.
+        clip_norm: The bound.
+    """
+    gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
+    squares = torch.stack([g.square().sum(dim=1) for g in gradients]).sum(dim=0)  # (K,)
+    factors = (clip_norm / (squares.sqrt() + TINY)).clamp(max=1.0).unsqueeze(1)
+    for gradient in gradients:
+        gradient.mul_(factors)
+
+
+def batches_of(images: int, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields the positions of each step; every epoch in a new order, all images used."""
+    for _ in range(config.epochs):
+        order = torch.randperm(images, generator=generator)
+        steps = math.ceil(images / config.batch_size)
+        yield from order.tensor_split(steps)
+
+
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
+) -> torch.optim.Optimizer:
+    """Makes the optimiser of a round, which remembers nothing of the rounds before."""
+    groups = _rate_groups(parameters, config, learning_rate)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(
+        groups,
+        lr=learning_rate,
+        betas=(config.beta1, 0.999),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _rate_groups(
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
+) -> Sequence[dict[str, object]]:
+    """Gives patch embedding, head and body rates of their own; LoRA has the plain one."""
+    factors = {
+        methods.PATCH_EMBEDDING: config.patch_embed_rate,
+        methods.HEAD: config.head_rate,
+        methods.BODY: config.body_rate,
+    }
+    members: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        members.setdefault(factors.get(methods.group_of(name), 1.0), []).append(parameter)
+    return [{"params": chosen, "lr": learning_rate * f} for f, chosen in members.items()]
+
+
+def penalty(
+    parameters: Mapping[str, nn.Parameter], anchor: Mapping[str, Tensor], mu: float
+) -> Tensor | float:
+    """Computes μ/2 · ‖w - w_global‖²; nothing where μ is 0."""
+    if not mu:
+        return 0.0
+    squares: Iterable[Tensor] = (
+        (parameter - anchor[name]).square().sum() for name, parameter in parameters.items()
+    )
+    return mu / 2 * torch.stack(list(squares)).sum()
+
+
+def autocast(
+    device: torch.device, precision: torch.dtype
+) -> contextlib.AbstractContextManager[object]:
+    """Computes activations in another precision, if one is asked for."""
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=precision)

@@ -1,0 +1,58 @@
+"""The process that works for clients: a Ray actor that is handed one message or several."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import ray
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.client_app import ClientAppException
+
+from fl_vitlora.flower.meeting import in_turns
+
+Answer = tuple[Message, Context]
+
+
+@ray.remote
+class Worker:
+    """Runs the app of simulated clients."""
+
+    def answer(
+        self,
+        app_fn: Callable[[], ClientApp],
+        messages: Sequence[Message],
+        contexts: Sequence[Context],
+    ) -> list[Answer | ClientAppException]:
+        """Answers messages, each to another client, with what these remember.
+
+        Args:
+            app_fn: Makes the app.
+            messages: To answer.
+            contexts: Of their clients.
+
+        Returns:
+            Of each its reply and the context it leaves, or what the app raised.
+        """
+        app = app_fn()
+        calls = [
+            functools.partial(_answered, app, message, context)
+            for message, context in zip(messages, contexts, strict=True)
+        ]
+        outcomes = in_turns(calls) if len(calls) > 1 else [_attempted(calls[0])]
+        return [
+            ClientAppException(str(outcome)) if isinstance(outcome, Exception) else outcome
+            for outcome in outcomes
+        ]
+
+
+def _answered(app: ClientApp, message: Message, context: Context) -> Answer:
+    return app(message=message, context=context), context
+
+
+def _attempted(call: Callable[[], Answer]) -> Answer | Exception:
+    try:
+        return call()
+    except Exception as error:  # a client's failure is its answer
+        return error

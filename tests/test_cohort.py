@@ -1,0 +1,247 @@
+"""Clients trained in one batch must come to what each comes to alone.
+
+In double precision the two agree to the last bit of the float32 that is read out, or nearly. In
+single precision sums are rounded in another order, and AdamW makes steps of full size out of
+gradients that are all rounding; so whole runs are compared by what they learn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from fl_vitlora.cohort import Lesson, Teacher
+from fl_vitlora.config import FineTuningConfig, TrainingConfig
+from fl_vitlora.data.shards import Shard
+from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.stacking import Stack, can_stack
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.reading import put_reader, reader_of
+from fl_vitlora.state import State
+from fl_vitlora.training import LocalTask, Trained
+from tests.conftest import MakeBackbone, random_vit
+
+RAGGED = (13, 5, 21, 8, 1)
+CLASSES = 10
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def moved(state: State, by: float, seed: int) -> State:
+    random = torch.Generator().manual_seed(seed)
+    return {n: t + by * torch.randn(t.shape, generator=random) for n, t in state.items()}
+
+
+def shard_of(size: int, shape: Sequence[int], seed: int) -> Shard:
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, *shape), generator=random, dtype=torch.uint8)
+    return Shard(images=images, labels=torch.randint(0, CLASSES, (size,), generator=random))
+
+
+def lessons(
+    backbone: Backbone,
+    *,
+    sizes: Sequence[int] = RAGGED,
+    readers: Sequence[Reader] | None = None,
+    increments: State | None = None,
+    **task: Any,
+) -> list[Lesson]:
+    first = methods.export_state(backbone.model)
+    own = reader_of(backbone)
+    return [
+        Lesson(
+            start=moved(first, 0.05, client),
+            shard=shard_of(size, backbone.image_shape, client),
+            task=LocalTask(**{"learning_rate": 0.01, **task}),
+            generator=torch.Generator().manual_seed(client),
+            reader=readers[client] if readers else own,
+            increments=increments or {},
+        )
+        for client, size in enumerate(sizes)
+    ]
+
+
+def with_task(lesson: Lesson, **changes: Any) -> Lesson:
+    return dataclasses.replace(lesson, task=dataclasses.replace(lesson.task, **changes))
+
+
+def teacher(backbone: Backbone, config: TrainingConfig, *, stacked: bool) -> Teacher:
+    stack = Stack(backbone.model) if stacked else None
+    return Teacher(backbone=backbone, stack=stack, config=config, precision=torch.float32)
+
+
+def both(backbone: Backbone, config: TrainingConfig, **given: Any) -> list[list[Trained]]:
+    backbone.model.double()
+    assert can_stack(backbone.model)
+    first = methods.export_state(backbone.model)
+    twice = [lessons(backbone, **given) for _ in range(2)]
+    found = [
+        teacher(backbone, config, stacked=stacked).teach(lessons_given)
+        for stacked, lessons_given in zip((False, True), twice, strict=True)
+    ]
+    methods.load_state(backbone.model, first)
+    return found
+
+
+def assert_same(alone: Sequence[Trained], together: Sequence[Trained]) -> None:
+    assert [one.steps for one in alone] == [one.steps for one in together]
+    for one, other in zip(alone, together, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-6)
+        assert one.state.keys() == other.state.keys()
+        for name, tensor in one.state.items():
+            torch.testing.assert_close(other.state[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("method", ["lora+patch_embed", "lora", "head"])
+def test_ragged_shards_learn_together_what_they_learn_alone(
+    method: str, optimizer: Literal["adamw", "sgd"], make_backbone: MakeBackbone
+) -> None:
+    config = TrainingConfig(batch_size=4, epochs=2, optimizer=optimizer)
+    alone, together = both(make_backbone(method=method), config)
+    assert_same(alone, together)
+    assert alone[0].steps == 8
+    assert not torch.equal(alone[0].state["head.weight"], alone[1].state["head.weight"])
+
+
+CIRCUMSTANCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clipping": ({"clip_norm": 0.1}, {}),
+    "rates of their own": ({"patch_embed_rate": 0.3, "head_rate": 3.0}, {}),
+    "momentum": ({"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1}, {}),
+    "smoothing": ({"label_smoothing": 0.2}, {}),
+    "a penalty": ({"optimizer": "sgd"}, {"proximal_mu": 3.0}),
+    "frozen factors": ({}, {"frozen": "lora_A"}),
+    "equal shards": ({}, {"sizes": (8, 8, 8)}),
+    "one client": ({}, {"sizes": (9,)}),
+}
+
+
+@pytest.mark.parametrize("name", CIRCUMSTANCES)
+def test_so_they_do_under_all_circumstances(name: str, make_backbone: MakeBackbone) -> None:
+    training, given = CIRCUMSTANCES[name]
+    backbone = make_backbone()
+    if "frozen" in given:
+        names = methods.trainable(backbone.model)
+        given = {"frozen": frozenset(n for n in names if n.endswith(given["frozen"]))}
+    config = TrainingConfig(**{"batch_size": 4, **training})
+    starts = [one.start for one in lessons(backbone, **given)]
+    alone, together = both(backbone, config, **given)
+    assert_same(alone, together)
+    for one, start in zip(together, starts, strict=True):
+        for frozen in given.get("frozen", ()):
+            assert torch.equal(one.state[frozen], start[frozen].float())
+
+
+def test_a_drift_of_each_client_is_its_own(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    config = TrainingConfig(optimizer="sgd", batch_size=4, weight_decay=0.0)
+    backbone.model.double()
+
+    def drifting() -> list[Lesson]:
+        return [
+            with_task(one, drift={"head.bias": torch.full((CLASSES,), float(client))})
+            for client, one in enumerate(lessons(backbone))
+        ]
+
+    first, second = drifting(), drifting()
+    alone = teacher(backbone, config, stacked=False).teach(first)
+    together = teacher(backbone, config, stacked=True).teach(second)
+    assert_same(alone, together)
+    for client, (one, lesson) in enumerate(zip(together, second, strict=True)):
+        gained = one.state["head.bias"].mean() - lesson.start["head.bias"].mean()
+        pushed = client * lesson.task.learning_rate * one.steps  # no gradient moves the mean
+        assert float(gained) == pytest.approx(pushed, abs=1e-6)
+
+
+@pytest.mark.parametrize("per_patch", [False, True])
+@pytest.mark.parametrize("method", ["lora+patch_embed", "lora"])
+def test_clients_that_read_with_keys_of_their_own_go_together(
+    method: str, per_patch: bool, make_backbone: MakeBackbone
+) -> None:
+    backbone = make_backbone(method=method)
+    own = reader_of(backbone)
+    assert own.position is not None
+    weight = own.weight_of_blocks(len(own.position)) if per_patch else own.weight
+
+    def other(client: int) -> Reader:
+        assert own.position is not None
+        order = torch.randperm(len(own.position), generator=torch.Generator().manual_seed(client))
+        flipped = weight.roll(client, dims=-1).double()
+        return Reader(weight=flipped, position=own.position[order].double())
+
+    readers = [other(client) for client in range(len(RAGGED))]
+    put_reader(backbone.model, readers[0])
+    config = TrainingConfig(batch_size=4)
+    alone, together = both(backbone, config, readers=readers)
+    assert_same(alone, together)
+    plain, _ = both(backbone, config)
+    assert plain[1].loss != pytest.approx(alone[1].loss, rel=1e-4)  # the readers do matter
+
+
+def test_what_was_merged_into_frozen_weights_counts(make_backbone: MakeBackbone) -> None:
+    backbone, config = make_backbone(), TrainingConfig(batch_size=4)
+    name = "blocks.0.attn.qkv.adapters.q"
+    width = methods.export_state(backbone.model)[f"{name}.lora_A"].shape[1]
+    alone, together = both(backbone, config, increments={name: torch.randn(width, width)})
+    assert_same(alone, together)
+    plain, _ = both(backbone, config)
+    assert plain[0].loss != pytest.approx(alone[0].loss, rel=1e-6)
+
+
+def test_only_those_who_are_asked_the_same_go_together(make_backbone: MakeBackbone) -> None:
+    backbone, config = make_backbone(), TrainingConfig(batch_size=4)
+    backbone.model.double()
+
+    def mixed() -> list[Lesson]:
+        given = lessons(backbone)
+        merged = {"blocks.0.attn.qkv.adapters.q": torch.eye(given[0].reader.weight.shape[0])}
+        given[1] = with_task(given[1], learning_rate=1e-4)
+        given[3] = dataclasses.replace(given[3], increments=merged)
+        return given
+
+    first, second = mixed(), mixed()
+    assert [first[0].goes_with(one) for one in first] == [True, False, True, False, True]
+    alone = teacher(backbone, config, stacked=False).teach(first)
+    together = teacher(backbone, config, stacked=True).teach(second)
+    assert_same(alone, together)
+
+
+def test_the_matrix_between_is_stacked_as_well() -> None:
+    backbone = random_vit()
+    methods.prepare(backbone.model, FineTuningConfig(), 0, sandwich=True)
+    names = methods.trainable(backbone.model)
+    frozen = frozenset(n for n in names if n.endswith(("lora_A", "lora_B")))
+    assert any(n.endswith("lora_R") for n in names)
+    alone, together = both(backbone, TrainingConfig(batch_size=4), frozen=frozen)
+    assert_same(alone, together)
+
+
+def test_the_model_of_one_stays_as_it_was(make_backbone: MakeBackbone) -> None:
+    backbone, config = make_backbone(), TrainingConfig(batch_size=4)
+    backbone.model.double()
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    teacher(backbone, config, stacked=True).teach(lessons(backbone))
+    after: dict[str, Tensor] = backbone.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_full_fine_tuning_is_not_stacked(make_backbone: MakeBackbone) -> None:
+    assert not can_stack(make_backbone(method="full").model)
+
+
+def test_a_plan_that_freezes_everything_is_refused(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    with pytest.raises(ValueError, match="freezes every tensor"):
+        both(backbone, TrainingConfig(), frozen=frozenset(methods.trainable(backbone.model)))
