@@ -169,7 +169,8 @@ def train_together(
     Raises:
         ValueError: When the task freezes every tensor.
     """
-    orders = [list(batches_of(len(one.shard), config, one.generator)) for one in lessons]
+    device = stack.device
+    orders = [list(batches_of(len(one.shard), config, one.generator, device)) for one in lessons]
     longest_first = sorted(range(len(lessons)), key=lambda number: -len(orders[number]))
     chosen = [lessons[number] for number in longest_first]
     steps = [len(orders[number]) for number in longest_first]
@@ -178,7 +179,6 @@ def train_together(
     active = {name: p for name, p in parameters.items() if name not in task.frozen}
     if not active:
         raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
-    device = next(iter(active.values())).device
     anchor = {name: p.detach().clone() for name, p in active.items()} if task.proximal_mu else {}
     drift = {
         name: torch.stack([one.task.drift[name] for one in chosen]).to(device)
@@ -197,11 +197,12 @@ def train_together(
             stack.seat(batch.sizes)
             with autocast(device, precision):
                 logits = stack.model(normalize(batch.images)).float()
-            own = _losses(logits, batch, config.label_smoothing)
-            penalized = own.sum() + penalty(active, anchor, task.proximal_mu)
+            each = _losses(logits, batch, config.label_smoothing)
+            loss = torch.stack([own.mean() for own in each]).sum()
+            penalized = loss + penalty(active, anchor, task.proximal_mu)
             step(optimizer, scaler, penalized, config.clip_norm, clip_each)
             drift_on(active, drift, task.learning_rate)
-            losses[:clients] += own.detach() * torch.tensor(batch.sizes, device=device)
+            losses[:clients] += torch.stack([own.detach().sum() for own in each])
     states += _slices(parameters, range(len(chosen) - len(states) - 1, -1, -1))
     seen = [config.epochs * len(one.shard) for one in chosen]
     means = [total / max(1, images) for total, images in zip(losses.tolist(), seen, strict=True)]
@@ -221,7 +222,7 @@ def _batches(
     images = [one.shard.images.to(device) for one in lessons]
     labels = [one.shard.labels.to(device) for one in lessons]
     for chosen in itertools.zip_longest(*orders):
-        present = [positions.to(device) for positions in chosen if positions is not None]
+        present = [positions for positions in chosen if positions is not None]
         yield Batch(
             images=torch.cat([own[at] for own, at in zip(images, present, strict=False)]),
             labels=torch.cat([own[at] for own, at in zip(labels, present, strict=False)]),
@@ -229,11 +230,10 @@ def _batches(
         )
 
 
-def _losses(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    """Returns each client's mean cross-entropy."""
-    sizes = list(batch.sizes)
+def _losses(logits: Tensor, batch: Batch, smoothing: float) -> Sequence[Tensor]:
+    """Returns the cross-entropies of each client's images."""
     each = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
-    return torch.stack([part.mean() for part in torch.split(each, sizes)])
+    return torch.split(each, list(batch.sizes))
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:

@@ -136,16 +136,15 @@ def train(
     if not model.training:  # else it need not be told to all modules again
         model.train()
     with resting(parameters[name] for name in task.frozen):
-        for batch in batches_of(len(shard), config, generator):
-            chosen = batch.to(device)
+        for chosen in batches_of(len(shard), config, generator, device):
             with autocast(device, precision):
                 logits = model(normalize(images[chosen])).float()
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
             penalized = loss + penalty(active, anchor, task.proximal_mu)
             step(optimizer, scaler, penalized, config.clip_norm)
             drift_on(active, drift, task.learning_rate)
-            total += loss.detach() * len(batch)
-            seen += len(batch)
+            total += loss.detach() * len(chosen)
+            seen += len(chosen)
             steps += 1
     mean_loss = float(total) / max(1, seen)
     return Trained(state=methods.copied_out(parameters), loss=mean_loss, steps=steps)

@@ -154,6 +154,11 @@ class Stack:
                 module.multiply = self._multiply
         self._original: Any = model
 
+    @property
+    def device(self) -> torch.device:
+        """Tells where it computes."""
+        return next(iter(self._trained.values())).device
+
     def load(self, states: Sequence[State], readers: Sequence[Reader]) -> dict[str, nn.Parameter]:
         """Gives the model the trained tensors of its clients, and what each reads patches with.
 
@@ -165,7 +170,6 @@ class Stack:
             The trained parameters by their names, each with a leading dimension K.
         """
         original, clients = self._original, len(states)
-        device = next(iter(self._trained.values())).device
         frozen: dict[str, Tensor] = {
             f"{HEAD}.{name}": parameter.expand(clients, *parameter.shape)
             for name, parameter in original.head.named_parameters()
@@ -176,14 +180,14 @@ class Stack:
         frozen[f"{PATCHES}.weight"] = torch.stack([r.weight.view_as(kernel) for r in readers])
         for name, tensor in frozen.items():
             if name not in self._trained:
-                self._put(name, tensor.detach().to(device))
+                self._put(name, tensor.detach().to(self.device))
         parameters = {
-            name: nn.Parameter(torch.stack([state[name] for state in states]).to(device))
+            name: nn.Parameter(torch.stack([state[name] for state in states]).to(self.device))
             for name in self._trained
         }
         for name, parameter in parameters.items():
             self._put(name, parameter)
-        self._positions = self._positions_of(readers, device)
+        self._positions = self._positions_of(readers)
         return parameters
 
     def seat(self, sizes: Sequence[int]) -> None:
@@ -194,9 +198,9 @@ class Stack:
         """
         self._seats.sizes = tuple(sizes)
         if self._positions is not None:
-            images = torch.tensor(sizes, device=self._positions.device)
-            positions = self._positions[: len(sizes)].repeat_interleave(images, 0)
-            vars(self.model)[POSITION] = positions
+            each = zip(self._positions.unbind(), sizes, strict=False)
+            places = [own.expand(images, *own.shape) for own, images in each]
+            vars(self.model)[POSITION] = torch.cat(places)
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         return linear(x, weight, None, self._seats)
@@ -206,7 +210,7 @@ class Stack:
         place, _, name = path.rpartition(".")
         setattr(self.model.get_submodule(place), name, tensor)
 
-    def _positions_of(self, readers: Sequence[Reader], device: torch.device) -> Tensor | None:
+    def _positions_of(self, readers: Sequence[Reader]) -> Tensor | None:
         """Stacks whole position embeddings, (K, T, W); none where all read with the model's own."""
         own = readers[0].position
         if own is None or all(r.position is own or _same(r.position, own) for r in readers):
@@ -214,7 +218,7 @@ class Stack:
             return None
         whole = self._original.pos_embed.detach()
         prefix = whole[0, : -len(own)]
-        places = [r.position.to(device) for r in readers if r.position is not None]
+        places = [r.position.to(self.device) for r in readers if r.position is not None]
         return torch.stack([torch.cat([prefix, place]) for place in places])
 
 
