@@ -36,9 +36,17 @@ FLAGS = {
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
     "--cohort": ("engine.cohort", "clients that a worker trains together, as one batch (1)"),
     "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
+    "--ray-address": ("engine.ray_address", "of a running Ray cluster (one is started here)"),
 }
 
-TEXTS = {"strategy.name", "data.name", "model.name", "out", "budget"}  # taken as they are typed
+TEXTS = {
+    "strategy.name",
+    "data.name",
+    "model.name",
+    "out",
+    "budget",
+    "engine.ray_address",
+}  # taken as they are typed
 
 EXAMPLES = """examples:
   python simulate.py --clients 20

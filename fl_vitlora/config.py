@@ -261,6 +261,9 @@ class EngineConfig:
         None, "client processes; one a core (CPU), four a GPU if not given", "[1, inf)"
     )
     cohort: int = setting(1, "clients that a worker trains together, as one batch", "[1, inf)")
+    ray_address: str | None = setting(
+        None, "of a running Ray cluster that sees the run folder; one is started here if not given"
+    )
     mixed_precision: bool = setting(True, "on a GPU: bfloat16, or float16 with loss scaling")
     round_timeout: float = setting(3600.0, "seconds to wait for a round's replies", "(0, inf)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +63,13 @@ def run(
     check_experiment(strategy, config)
     check_privacy(config, strategy)
     check_codecs(config, client_half(strategy))
-    workers = choose_workers(config.engine.device, config.engine.workers, most=cohort)
+    asked_of_ray = config.engine
+    workers = choose_workers(
+        asked_of_ray.device,
+        asked_of_ray.workers,
+        most=math.ceil(cohort / asked_of_ray.cohort),
+        address=asked_of_ray.ray_address or "",
+    )
     if config.out:
         check_unused(Path(config.out))
     own = Engine(verbose=watch.verbose)

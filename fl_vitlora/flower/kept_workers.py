@@ -36,12 +36,13 @@ class KeptWorkers(raybackend.RayBackend):
 
     Args:
         actors: Those that were left; at the end, those that are left now.
+        most: How many there may be; fewer where Ray has not the resources.
         backend_config: What Flower configures a backend with.
     """
 
-    def __init__(self, actors: list[Any], backend_config: BackendConfig) -> None:
+    def __init__(self, actors: list[Any], most: int, backend_config: BackendConfig) -> None:
         super().__init__(backend_config)
-        self._actors = actors
+        self._actors, self._most = actors, most
         self._change = threading.Condition()
         self._in_work = 0
         self._ended = False
@@ -54,7 +55,7 @@ class KeptWorkers(raybackend.RayBackend):
         pool = BasicActorPool(Worker, self.client_resources, {})  # type: ignore[arg-type]
         pool.pool.extend(actor for actor in self._actors if is_alive(actor))
         pool.num_actors = len(pool.pool)
-        pool.add_actors_to_pool(pool.actors_capacity - pool.num_actors)
+        pool.add_actors_to_pool(min(self._most, pool.actors_capacity) - pool.num_actors)
         self._actors[:] = pool.pool
         pool.pool, pool.num_actors = SLOTS * pool.pool, SLOTS * pool.num_actors
         self.pool, self.app_fn = pool, app_fn
@@ -118,14 +119,15 @@ def is_alive(actor: Any) -> bool:
 
 
 @contextmanager
-def kept_workers(actors: list[Any]) -> Iterator[None]:
+def kept_workers(actors: list[Any], most: int) -> Iterator[None]:
     """Lets Flower, which names its backend in the code, find this one in that place.
 
     Args:
         actors: Of the simulations before; it is brought up to date by the simulations inside.
+        most: How many there may be.
     """
     theirs = raybackend.RayBackend
-    raybackend.RayBackend = functools.partial(KeptWorkers, actors)  # type: ignore[assignment, misc]
+    raybackend.RayBackend = functools.partial(KeptWorkers, actors, most)  # type: ignore[assignment, misc]
     try:
         yield
     finally:

@@ -3,13 +3,14 @@
 Flower runs the server in a thread of this process and hands every message for a client to a Ray
 actor. Ray is started here, bound to loopback, early and beside other preparations, because it takes
 seconds; Flower finds it running. It and its workers stay up for the next simulation until they are
-stopped.
+stopped. Or a Ray that runs already, on this machine or several, is joined and left as it was.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ T = TypeVar("T")
 WARM_UP = "fl_vitlora.flower.warm_up"
 NICENESS = 0  # Ray takes 15: beside three busy programs, 131 s to the first round instead of 24
 CLIENTS_PER_GPU = 4
+SECONDS_TO_CONNECT = 5.0
 GREETINGS = 100  # to a worker at once
 
 
@@ -36,11 +38,13 @@ class Workers:
         device: "cpu" or "cuda".
         count: How many.
         gpus: How many GPUs they share.
+        address: Of the Ray cluster they are to run on; empty where one is started here.
     """
 
     device: str
     count: int
     gpus: int = 0
+    address: str = ""
 
     @property
     def resources(self) -> dict[str, int | float]:
@@ -48,29 +52,59 @@ class Workers:
         return {"num_cpus": 1, "num_gpus": self.gpus / self.count}
 
 
-def choose_workers(device: str, count: int | None, most: int) -> Workers:
-    """Resolves "auto" and the number of workers for this machine.
+def choose_workers(device: str, count: int | None, most: int, address: str = "") -> Workers:
+    """Resolves "auto" and the number of workers for this machine, or for a cluster.
 
     Args:
         device: "auto", "cpu" or "cuda".
         count: Workers; one a core on the CPU, four a GPU if not given.
-        most: How many can be busy at once, the participants of a round.
+        most: How many can be busy at once, the bundles of clients in a round.
+        address: Of a Ray cluster, whose cores and GPUs are not known before it is joined.
 
     Returns:
         The workers.
 
     Raises:
-        UserError: When a GPU is demanded and there is none.
+        UserError: When a GPU is demanded and there is none; when a cluster does not answer, or is
+            named without a number of workers.
     """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and not gpus:
         raise UserError("engine.device cuda: PyTorch sees no GPU here; take --device cpu")
+    if address:
+        if count is None:
+            raise UserError(
+                f"engine.ray_address {address}: say how many workers are to run there: --workers 16"
+            )
+        check_address(address)
+        on_gpus = device != "cpu" and gpus > 0
+        return Workers(
+            device="cuda" if on_gpus else "cpu",
+            count=min(most, count),
+            gpus=-(-min(most, count) // CLIENTS_PER_GPU) if on_gpus else 0,
+            address=address,
+        )
     if device == "cpu" or not gpus:
         return Workers(device="cpu", count=min(most, count or cores()))
     gpus = min(gpus, most)
     return Workers(device="cuda", count=min(most, count or CLIENTS_PER_GPU * gpus), gpus=gpus)
+
+
+def check_address(address: str) -> None:
+    """Checks that somebody listens at host:port; Ray itself would wait for minutes.
+
+    Raises:
+        UserError: When nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return  # "auto" and the like, which Ray resolves
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"engine.ray_address {address}: no Ray answers there ({error})") from None
 
 
 def cores() -> int:
@@ -137,24 +171,36 @@ class Ray:
             if not self._verbose:
                 silence()
             ray.init(
-                num_cpus=self.workers.count,
-                num_gpus=self.workers.gpus,
-                include_dashboard=False,
                 configure_logging=self._verbose,
                 log_to_driver=self._verbose,
                 logging_level=logging.INFO if self._verbose else logging.CRITICAL,
-                _node_ip_address="127.0.0.1",
-                _system_config={
-                    "preload_python_modules": [WARM_UP],
-                    "worker_niceness": NICENESS,
-                },
+                **(self._joining() if self.workers.address else self._starting()),
             )
         except Exception as error:  # handed to the thread that waits
             self._error = error
         self._up.set()
         self._ended.wait()
         if self._error is None:
-            ray.shutdown()
+            ray.shutdown()  # a Ray that was joined goes on, without this program's workers
+
+    def _starting(self) -> dict[str, Any]:
+        """Says what a Ray of one's own is to be."""
+        return {
+            "address": "local",  # whatever else runs on this machine
+            "num_cpus": self.workers.count,
+            "num_gpus": self.workers.gpus,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "_system_config": {
+                "preload_python_modules": [WARM_UP],
+                "worker_niceness": NICENESS,
+            },
+        }
+
+    def _joining(self) -> dict[str, Any]:
+        """Says which Ray is to be joined, and where its workers find this package."""
+        path = {"PYTHONPATH": os.environ["PYTHONPATH"]}
+        return {"address": self.workers.address, "runtime_env": {"env_vars": path}}
 
 
 class Engine:
@@ -249,7 +295,11 @@ def simulate(
             errors.append(error)
 
     try:
-        with cores_left_to(ray.workers), kept_workers(ray.actors), prompt_delivery(most):
+        with (
+            cores_left_to(ray.workers),
+            kept_workers(ray.actors, ray.workers.count),
+            prompt_delivery(most),
+        ):
             run_simulation(
                 server_app=server_app,
                 client_app=client_app,  # type: ignore[arg-type]

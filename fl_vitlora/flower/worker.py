@@ -19,6 +19,9 @@ Answer = tuple[Message, Context]
 class Worker:
     """Runs the app of simulated clients."""
 
+    def __init__(self) -> None:
+        import fl_vitlora.flower.warm_up  # noqa: F401 - made already, where this project started Ray
+
     def answer(
         self,
         app_fn: Callable[[], ClientApp],
