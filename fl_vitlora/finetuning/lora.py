@@ -11,8 +11,9 @@ B batch, T tokens, n inputs, m outputs of a slice, r rank.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,7 @@ class LoRALinear(nn.Module):
             }
         )
         self.multiply: Multiply = F.linear
+        self._cuts, self._places = _cuts(base.out_features, list(self.slices.values()))
         self._pretrained: Tensor | None = None  # the frozen weight, once anything was added to it
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,15 +134,9 @@ class LoRALinear(nn.Module):
         out: Tensor = self.base(x)
         wide = torch.cat([adapter.lora_A for adapter in self._pairs()], dim=-2)
         lows = self.multiply(x, wide).chunk(len(self.slices), -1)
-        parts, reached = [], 0
-        for (start, end), adapter, low in zip(
-            self.slices.values(), self._pairs(), lows, strict=True
-        ):
-            parts += [out[..., reached:start]] if start > reached else []
-            high = adapter.high(low, self.multiply)
-            parts.append(out[..., start:end] + high * self.scale)
-            reached = end
-        parts += [out[..., reached:]] if reached < out.shape[-1] else []
+        parts = list(torch.split(out, self._cuts, dim=-1))
+        for place, adapter, low in zip(self._places, self._pairs(), lows, strict=True):
+            parts[place] = parts[place] + adapter.high(low, self.multiply) * self.scale
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @torch.no_grad()
@@ -171,3 +167,23 @@ class LoRALinear(nn.Module):
 
     def _pairs(self) -> list[Adapter]:
         return [self.adapters[name] for name in self.slices]  # type: ignore[misc]
+
+
+def _cuts(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Cuts the outputs of a layer where slices begin and end.
+
+    Args:
+        outputs: Of the layer.
+        slices: Start and end of each, in order and without overlaps.
+
+    Returns:
+        The lengths of all pieces, and which of them are the slices.
+
+    Example:
+        >>> _cuts(9, [(0, 3), (6, 9)]), _cuts(4, [(1, 2)])
+        (([3, 3, 3], [0, 2]), ([1, 1, 2], [1]))
+    """
+    edges = sorted({0, outputs, *(edge for slice_ in slices for edge in slice_)})
+    starts = edges[:-1]
+    lengths = [end - start for start, end in itertools.pairwise(edges)]
+    return lengths, [starts.index(start) for start, _ in slices]

@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, seats: Seats) -> Tens
     """
     sizes = seats.sizes
     clients = len(sizes)
-    weights = weight[:clients]
+    weights = weight if len(weight) == clients else weight[:clients]
     if len(set(sizes)) == 1 and clients > 1:
         rows = x.reshape(clients, -1, x.shape[-1])
         out = torch.bmm(rows, weights.mT)
