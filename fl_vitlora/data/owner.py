@@ -81,6 +81,9 @@ def write_encrypted_shards(
 ) -> None:
     """Encrypts the shard of every client and the test images, and stores them.
 
+    No file waits for the disk, which takes longer than all else where clients are many: from the
+    images, which their owner has, it can be made again.
+
     Args:
         folder: Where to; it must exist.
         train: Training images.
@@ -99,7 +102,7 @@ def write_encrypted_shards(
         shards = _encrypted(images, places, parties, part, holder=holder, at_once=at_once)
         for name, party, shard in zip(owned, parties, shards, strict=True):
             described = {**everywhere, "party": party, "part": part}
-            write_shard(folder / name, shard, described)
+            write_shard(folder / name, shard, described, durable=False)
 
     write(train, "train", {client_shard(c): (client_party(c), p) for c, p in enumerate(parts)})
     own = {client_test_shard(c): (client_party(c), p) for c, p in enumerate(test_parts)}
