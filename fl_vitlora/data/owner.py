@@ -7,7 +7,8 @@ party it was encrypted, so that who holds the key ring can open it, or encrypt i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from fl_vitlora.encryption.keys import KeyRing, key_id
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
+BYTES_AT_ONCE = 2**26  # of plain images
 LEARNABLE_BLOCK = 4  # pixels a side of the blocks of LE and ELE, whatever the model's patches
 RIGHT_KEY, WRONG_KEY, NO_KEY = "right_key", "wrong_key", "no_key"
 
@@ -75,8 +77,12 @@ def write_encrypted_shards(
     test_parts: Sequence[Indices],
     holder: KeyHolder,
     metadata: Mapping[str, str],
+    at_once: int = BYTES_AT_ONCE,
 ) -> None:
     """Encrypts the shard of every client and the test images, and stores them.
+
+    No file waits for the disk, which takes longer than all else where clients are many: from the
+    images, which their owner has, it can be made again.
 
     Args:
         folder: Where to; it must exist.
@@ -86,21 +92,45 @@ def write_encrypted_shards(
         test_parts: Positions of each client's test images; none where one party has them all.
         holder: Of the keys; they are not stored.
         metadata: What may be written beside the images: no secret.
+        at_once: Bytes of plain images that are in memory together, unless one shard has more.
     """
     everywhere = {**metadata, **_describe(holder)}
 
-    def write(name: str, images: Images, positions: Indices, party: str, part: Part) -> None:
-        plain = images.read(positions, *holder.cipher.image_shape[1:])
-        labels = torch.from_numpy(images.labels[positions])
-        shard = Shard(images=holder.encrypt(plain, party, part), labels=labels)
-        write_shard(folder / name, shard, {**everywhere, "party": party, "part": part})
+    def write(images: Images, part: Part, owned: Mapping[str, tuple[str, Indices]]) -> None:
+        parties = [party for party, _ in owned.values()]
+        places = [positions for _, positions in owned.values()]
+        shards = _encrypted(images, places, parties, part, holder=holder, at_once=at_once)
+        for name, party, shard in zip(owned, parties, shards, strict=True):
+            described = {**everywhere, "party": party, "part": part}
+            write_shard(folder / name, shard, described, durable=False)
 
-    for client, positions in enumerate(parts):
-        write(client_shard(client), train, positions, client_party(client), "train")
-    for client, positions in enumerate(test_parts):
-        write(client_test_shard(client), test, positions, client_party(client), "test")
-    if not test_parts:
-        write(TEST_SHARD, test, np.arange(len(test)), TEST, "test")
+    write(train, "train", {client_shard(c): (client_party(c), p) for c, p in enumerate(parts)})
+    own = {client_test_shard(c): (client_party(c), p) for c, p in enumerate(test_parts)}
+    write(test, "test", own or {TEST_SHARD: (TEST, np.arange(len(test)))})
+
+
+def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Groups neighbours of which no group exceeds a sum, unless a single one does.
+
+    Args:
+        sizes: Of each.
+        most: Of a group.
+
+    Yields:
+        The groups, in order; together all.
+
+    Example:
+        >>> list(pieces([1, 2, 9, 1], most=3))
+        [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    start = total = 0
+    for end, size in enumerate(sizes):
+        if end > start and total + size > most:
+            yield slice(start, end)
+            start, total = end, 0
+        total += size
+    if sizes:
+        yield slice(start, len(sizes))
 
 
 def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
@@ -197,6 +227,25 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
         images = replace(holder, secret=ring.current).encrypt(plain, party, part)
         write_shard(path, replace(shard, images=images), {**metadata, "key_id": current})
     return list(old)
+
+
+def _encrypted(
+    images: Images,
+    places: Sequence[Indices],
+    parties: Sequence[str],
+    part: Part,
+    *,
+    holder: KeyHolder,
+    at_once: int,
+) -> Iterator[Shard]:
+    """Reads and encrypts the images of each party, those of many small parties together."""
+    shape = holder.cipher.image_shape
+    for piece in pieces([len(positions) for positions in places], at_once // math.prod(shape)):
+        every = np.concatenate(places[piece])
+        sizes = [len(positions) for positions in places[piece]]
+        plain, labels = images.read(every, *shape[1:]), torch.from_numpy(images.labels[every])
+        encrypted = holder.encrypt_all(plain, parties[piece], sizes, part)
+        yield from map(Shard, encrypted, torch.split(labels, sizes))
 
 
 def _describe(holder: KeyHolder) -> dict[str, str]:

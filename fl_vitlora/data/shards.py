@@ -55,10 +55,19 @@ def client_test_shard(client: int) -> str:
     return f"client-{client:05d}-test.safetensors"
 
 
-def write_shard(path: Path, shard: Shard, metadata: dict[str, str]) -> None:
-    """Writes a shard; the metadata say how it was made and hold no secret."""
+def write_shard(
+    path: Path, shard: Shard, metadata: dict[str, str], *, durable: bool = True
+) -> None:
+    """Writes a shard.
+
+    Args:
+        path: The file.
+        shard: Its content.
+        metadata: How it was made; no secret.
+        durable: See `write_atomically`; a shard that a power failure cut short cannot be opened.
+    """
     tensors = {"images": shard.images.contiguous(), "labels": shard.labels.contiguous()}
-    write_atomically(path, save(tensors, metadata))
+    write_atomically(path, save(tensors, metadata), durable=durable)
 
 
 def shard_metadata(path: Path) -> dict[str, str]:

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_vitlora.config import DataConfig
+from fl_vitlora.data.image_folder import read_image_folder
 from fl_vitlora.errors import UserError
 
 Indices = NDArray[np.int64]
 TEST_SPLITS = ("test", "validation", "valid", "val")
 SPLIT_SEED = 0  # the test images of a source are the same in every run
+ROWS_AT_ONCE = 64  # of a data set, not decoded yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,9 @@ def _open_local(path: Path) -> Any:
         return datasets.load_from_disk(str(path))
     if (path / "state.json").exists():
         return {"train": datasets.load_from_disk(str(path))}
+    listed = read_image_folder(path)
+    if listed is not None:
+        return listed
     try:
         return datasets.load_dataset("imagefolder", data_dir=str(path))
     except Exception as error:
@@ -190,38 +195,62 @@ def _label_column(rows: Any) -> str:
 
 def _class_names(rows: Any, label_column: str) -> tuple[str, ...]:
     kind = rows.features[label_column]
-    names = kind.names if hasattr(kind, "names") else sorted(set(rows[label_column]))
+    names = kind.names if hasattr(kind, "names") else sorted(set(rows[label_column][:]))
     return tuple(str(name) for name in names)
 
 
 def _from_rows(rows: Any, image_column: str, label_column: str, names: tuple[str, ...]) -> Images:
     position = {name: number for number, name in enumerate(names)}
+    values = rows[label_column][:]  # in one piece; a column gives its rows one by one
     if hasattr(rows.features[label_column], "names"):
-        labels = np.asarray(rows[label_column], dtype=np.int64)
+        labels = np.asarray(values, dtype=np.int64)
     else:
-        unknown = sorted({str(value) for value in rows[label_column]} - position.keys())
+        unknown = sorted({str(value) for value in values} - position.keys())
         if unknown:
             raise UserError(f"labels {unknown[:5]} of one split are missing in the training split")
-        labels = np.asarray([position[str(value)] for value in rows[label_column]], dtype=np.int64)
+        labels = np.asarray([position[str(value)] for value in values], dtype=np.int64)
     if len(labels) and labels.min() < 0:
         raise UserError(f"column {label_column!r} holds images without a label (-1)")
+    images, mode = _encoded(rows, image_column), rows.features[image_column].mode
     return Images(
         labels=labels,
         class_names=names,
-        read=lambda positions, *size: _read_rows(rows, image_column, positions, *size),
+        read=lambda positions, *size: _read_rows(images, mode, positions, *size),
     )
 
 
-def _read_rows(rows: Any, image_column: str, positions: Indices, height: int, width: int) -> Tensor:
+def _encoded(rows: Any, image_column: str) -> Any:
+    """Keeps the images alone, as files or as their bytes, to be decoded one by one."""
+    import datasets
+
+    kind = rows.features[image_column]
+    if not isinstance(kind, datasets.Image):
+        raise UserError(f"column {image_column!r} holds {kind}, no images")
+    alone = rows.select_columns(image_column).with_format(None)
+    return alone.cast_column(image_column, datasets.Image(decode=False))
+
+
+def _read_rows(
+    images: Any, mode: str | None, positions: Indices, height: int, width: int
+) -> Tensor:
+    import datasets
     from PIL import Image
 
-    pixels = torch.empty((len(positions), 3, height, width), dtype=torch.uint8)
-    for number, position in enumerate(positions):
-        image = rows[int(position)][image_column].convert("RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels[number] = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-    return pixels
+    (column,) = images.column_names
+    decode = datasets.Image(mode=mode).decode_example
+    pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
+    for start in range(0, len(positions), ROWS_AT_ONCE):
+        rows = images[positions[start : start + ROWS_AT_ONCE].tolist()][column]
+        for number, row in enumerate(rows, start):
+            try:
+                image = decode(row).convert("RGB")
+            except OSError as error:
+                where = row["path"] or f"{positions[number]} of the data set"
+                raise UserError(f"image {where} cannot be read: {_first_line(error)}") from None
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
+            pixels[number] = np.asarray(image).transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
 
 
 def _first_line(error: Exception) -> str:

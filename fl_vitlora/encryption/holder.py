@@ -15,7 +15,7 @@ B images, C channels, H × W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -80,6 +80,27 @@ class KeyHolder:
             Ciphertext of the same shape and type.
         """
         return self._each(self.cipher.encrypt, images, party, part)
+
+    def encrypt_all(
+        self, images: Tensor, parties: Sequence[str], sizes: Sequence[int], part: Part = "train"
+    ) -> Sequence[Tensor]:
+        """Encrypts the images of many parties, in one pass where they are under one key.
+
+        Args:
+            images: uint8 (B, C, H, W), those of the first party first.
+            parties: Whose they are.
+            sizes: How many are each party's, B together.
+            part: As for `encrypt`.
+
+        Returns:
+            What `encrypt` makes of each party's images.
+        """
+        if self.scope in ("shared", "block") or not self.cipher.steps:
+            return torch.split(self.encrypt(images, parties[0], part), list(sizes))
+        return [
+            self.encrypt(own, party, part)
+            for own, party in zip(torch.split(images, list(sizes)), parties, strict=True)
+        ]
 
     def decrypt(self, images: Tensor, party: str, part: Part = "train") -> Tensor:
         """Inverts `encrypt` bit by bit; see there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fl_vitlora.data.owner import (
     divide_test_images,
     encrypt_anew,
     key_holder,
+    pieces,
     views_of,
     write_encrypted_shards,
 )
@@ -108,6 +110,40 @@ def test_the_owner_writes_ciphertext_and_labels_and_nothing_else(
             "party": party,
             "part": part,
         }
+
+
+@pytest.mark.parametrize("scope", ["shared", "client", "image", "block"])
+def test_shards_are_the_same_however_many_are_encrypted_at_once(
+    tmp_path: Path, digits: tuple[Images, Images], scope: str
+):
+    train, test = digits
+    image = 3 * 16 * 16
+    for at_once in (1, 9 * image, 12 * image, 1000 * image):
+        (tmp_path / str(at_once)).mkdir()
+        write_encrypted_shards(
+            tmp_path / str(at_once),
+            train=train,
+            test=test,
+            parts=[np.arange(12, 24), np.array([7, 1]), np.array([3]), np.array([9, 11, 10])],
+            test_parts=[np.arange(7), np.arange(7, 20), np.arange(20, 30)],
+            holder=holder_of(scope=scope),
+            metadata={},
+            at_once=at_once,
+        )
+    for path in (tmp_path / "1").iterdir():
+        shard = open_shard(path)
+        for other in tmp_path.glob(f"*/{path.name}"):
+            assert torch.equal(open_shard(other).images, shard.images)
+            assert torch.equal(open_shard(other).labels, shard.labels)
+            assert shard_metadata(other) == shard_metadata(path)
+
+
+@given(sizes=st.lists(st.integers(0, 9)), most=st.integers(0, 20))
+def test_pieces_are_all_in_order_and_as_few_as_neighbours_allow(sizes: list[int], most: int):
+    groups = [sizes[piece] for piece in pieces(sizes, most)]
+    assert [size for group in groups for size in group] == sizes
+    assert all(sum(group) <= most or len(group) == 1 for group in groups)
+    assert all(sum(group) + follower[0] > most for group, follower in pairwise(groups))
 
 
 def test_labels_stay_with_their_images(tmp_path: Path, digits: tuple[Images, Images]):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
 import pytest
+from flwr_datasets import partitioner as kinds
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.partition import label_counts, partition
 from fl_vitlora.data.sources import Indices
 from fl_vitlora.errors import UserError
+from fl_vitlora.rng import derive_seed
 
 KINDS = {
     "dirichlet": DataConfig(partition="dirichlet"),
@@ -66,6 +69,35 @@ def test_one_client_holds_everything(kind: str):
     config = DataConfig(partition=KINDS[kind].partition, classes_per_client=5)
     (part,) = partition(LABELS, 1, config, 0)
     assert sorted(part.tolist()) == list(range(len(LABELS)))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # how datasets sort
+@every_kind
+def test_the_parts_are_those_of_the_library(kind: str):
+    """Asked for one by one, from a partitioner of our seed, over the images in our order."""
+    config = KINDS[kind]
+    order = np.random.default_rng(derive_seed(3, "partition order")).permutation(len(LABELS))
+    seed = derive_seed(3, "partition") % 2**32
+    partitioner = {
+        "dirichlet": lambda: kinds.DirichletPartitioner(
+            CLIENTS, "label", config.alpha, min_partition_size=config.min_samples, seed=seed
+        ),
+        "iid": lambda: kinds.IidPartitioner(CLIENTS),
+        "pathological": lambda: kinds.PathologicalPartitioner(
+            CLIENTS,
+            "label",
+            config.classes_per_client,
+            class_assignment_mode="first-deterministic",
+            seed=seed,
+        ),
+        "shard": lambda: kinds.ShardPartitioner(
+            CLIENTS, "label", num_shards_per_partition=config.shards_per_client, seed=seed
+        ),
+    }[kind]()
+    partitioner.dataset = datasets.Dataset.from_dict({"label": LABELS[order], "position": order})
+    theirs = [partitioner.load_partition(client)["position"][:] for client in range(CLIENTS)]
+    ours = [part.tolist() for part in partition(LABELS, CLIENTS, config, 3)]
+    assert ours == sorted(theirs, key=len, reverse=True)
 
 
 def test_a_small_alpha_is_uneven_and_a_large_one_even():

@@ -51,9 +51,11 @@ def test_views_and_empty_shards_are_written_too(tmp_path: Path, images: Tensor):
     assert len(open_shard(tmp_path / "b")) == 0
 
 
-def test_no_half_written_file_is_left(tmp_path: Path, images: Tensor):
-    for _ in range(2):  # the second replaces the first
-        write_shard(tmp_path / "shard", Shard(images, LABELS), {})
+@pytest.mark.parametrize("durable", [True, False])
+def test_no_half_written_file_is_left(tmp_path: Path, images: Tensor, *, durable: bool):
+    for shard in (Shard(images[:2], LABELS[:2]), Shard(images, LABELS)):  # the second replaces
+        write_shard(tmp_path / "shard", shard, {}, durable=durable)
+        assert torch.equal(open_shard(tmp_path / "shard").images, shard.images)
     assert [path.name for path in tmp_path.iterdir()] == ["shard"]
 
 

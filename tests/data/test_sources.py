@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fl_vitlora.config import DataConfig
-from fl_vitlora.data.sources import Images, load
+from fl_vitlora.data.sources import ROWS_AT_ONCE, Images, load
 from fl_vitlora.errors import UserError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -182,6 +182,34 @@ def test_columns_that_cannot_be_guessed_are_asked_for(tmp_path: Path):
     blind = save(tmp_path / "b", data.remove_columns("picture"))
     with pytest.raises(UserError, match=r"one image column, found \[\] .* data\.image_column=NAME"):
         load(blind)
+
+
+def test_a_column_of_other_things_than_images_is_refused(tmp_path: Path):
+    data = rows(datasets.Value("int64"), [0, 1] * 4, size=[8] * 8)
+    config = DataConfig(name=save(tmp_path, data).name, image_column="size")
+    with pytest.raises(UserError, match=r"column 'size' holds .*int64.*, no images") as caught:
+        load(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_have_the_colours_that_their_column_allows(tmp_path: Path):
+    """A data set may say that its images are grey, whatever its files are."""
+    data = rows(datasets.ClassLabel(names=["a", "b"]), [0, 1] * 6)
+    grey = data.cast_column("picture", datasets.Image(mode="L"))
+    train, _ = load(save(tmp_path, grey))
+    pixels = train.read(np.arange(len(train)), 8, 8)
+    assert set(pixels[:, 0, 0, 0].tolist()) == {29, 76, 150}  # ITU-R 601 of blue, red, green
+    assert (pixels == pixels[:, :1]).all()
+
+
+def test_more_pictures_than_are_read_at_once_come_in_the_order_asked(tmp_path: Path):
+    kind = datasets.ClassLabel(names=["a", "b"])
+    both = datasets.DatasetDict({"train": rows(kind, [0, 1] * 100), "test": rows(kind, [0, 1])})
+    train, _ = load(save(tmp_path, both))
+    places = np.random.default_rng(0).permutation(200)
+    assert len(places) > 2 * ROWS_AT_ONCE
+    colours = train.read(places, 8, 8)[:, :, 0, 0].tolist()
+    assert colours == [list(list(COLOURS.values())[place % 3]) for place in places]
 
 
 def test_a_folder_of_pictures_is_a_data_set(tmp_path: Path):

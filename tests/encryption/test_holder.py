@@ -115,6 +115,20 @@ def test_in_the_scope_of_blocks_equal_blocks_become_unequal(step: str):
 
 
 @SCOPED
+@pytest.mark.parametrize("steps", [*SCHEMES, None])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_many_parties_are_encrypted_together_as_one_by_one(
+    scope: Scope, steps: str | None, part: Part
+):
+    holder, images, sizes = make(scope, steps or "EtC"), random_images(15), [2, 0, 12, 1]
+    if steps is None:
+        holder = replace(holder, cipher=replace(holder.cipher, steps=()))
+    together = holder.encrypt_all(images, PARTIES, sizes, part)
+    for own, party, some in zip(together, PARTIES, images.split(sizes), strict=True):
+        assert torch.equal(own, holder.encrypt(some, party, part))
+
+
+@SCOPED
 @pytest.mark.parametrize("steps", SCHEMES)
 @pytest.mark.parametrize("count", [0, 1, 12])
 def test_decryption_inverts_encryption_bit_by_bit(scope: Scope, steps: str, count: int):
