@@ -153,8 +153,10 @@ class ServerEnd:
             if record not in layouts or len(coded) != 1:
                 raise ValueError(f"message refused: nobody asked for {len(coded)} times {record!r}")
             layout = layouts[record]
-            zeros = {name: torch.zeros(shape) for name, shape in layout.shapes}
-            content[record] = messages.to_packed(zeros | decode(coded[0], layout))
+            moved = decode(coded[0], layout)
+            content[record] = messages.to_packed(
+                {n: moved[n] if n in moved else torch.zeros(shape) for n, shape in layout.shapes}
+            )
         return content
 
     def bounded(self, update: Update, norm: float | None) -> Update:
