@@ -25,9 +25,9 @@ from fl_vitlora.flower.serialised import object_bytes
 names = st.text(max_size=5)
 integers = st.integers(-(2**63), 2**64 - 1)
 numbers = st.floats() | integers
-metrics = numbers | st.lists(st.floats(), min_size=1, max_size=3)
+values: st.SearchStrategy[Any] = numbers | st.lists(st.floats(), min_size=1, max_size=3)
 scalars = numbers | st.booleans() | st.text(max_size=9) | st.binary(max_size=200)
-settings = scalars | st.lists(st.text(max_size=3), min_size=1, max_size=3)
+settings: st.SearchStrategy[Any] = scalars | st.lists(st.text(max_size=3), min_size=1, max_size=3)
 arrays = st.builds(
     lambda data, kind: Array("uint8", (len(data),), kind, data),
     st.binary(max_size=40) | st.just(b"the same"),
@@ -36,7 +36,7 @@ arrays = st.builds(
 records = (
     st.dictionaries(names, arrays, max_size=4).map(ArrayRecord)
     | st.dictionaries(names, settings, max_size=3).map(ConfigRecord)
-    | st.dictionaries(names, metrics, max_size=3).map(MetricRecord)
+    | st.dictionaries(names, values, max_size=3).map(MetricRecord)
 )
 contents = st.dictionaries(names, records, max_size=4).map(RecordDict)
 
@@ -88,7 +88,7 @@ def test_large_arrays_are_cut_and_equal_chunks_travel_once(chunks: int, beyond: 
 
 
 def test_arrays_of_the_same_numbers_in_other_records_are_told_apart():
-    numbers = [Array(np.float32([1, 2])), Array(np.float32([1, 2])), Array(np.float32([2, 1]))]
+    numbers = [Array(np.array(pair, np.float32)) for pair in ([1, 2], [1, 2], [2, 1])]
     for first in numbers:
         for second in numbers:
             one = message(
