@@ -30,13 +30,19 @@ Parts = Mapping[str, tuple[Part, ...]]  # by record
 Versions = Mapping[str, tuple[int, int]]  # by record: what its parts stand on, and lead to
 
 
-def fold(content: RecordDict, parts: Parts, versions: Versions) -> RecordDict:
+def fold(
+    content: RecordDict,
+    parts: Parts,
+    versions: Versions,
+    before: dict[object, bytes] | None = None,
+) -> RecordDict:
     """Writes all that a message says into one record.
 
     Args:
         content: Its records; of arrays those alone travel that no code stands for.
         parts: Coded tensors.
         versions: Of the records that are streams.
+        before: Buffers folded before, to be added to: what many are told is written once.
 
     Returns:
         What travels.
@@ -53,7 +59,7 @@ def fold(content: RecordDict, parts: Parts, versions: Versions) -> RecordDict:
             plain[kind] = {name: dict(record) for name, record in records.items()}
     if versions:
         plain[VERSIONS] = dict(versions)
-    return _carry(write(Parcel(plain=plain, parts=tuple(table))))
+    return _carry(write(Parcel(plain=plain, parts=tuple(table)), before))
 
 
 def packed_tensors(content: RecordDict) -> dict[str, Array]:

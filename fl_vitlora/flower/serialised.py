@@ -21,6 +21,8 @@ from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde_utils import error_to_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
+from fl_vitlora.communication.codecs.reader import varint
+
 ID = "0" * 64  # as long as any
 
 
@@ -105,8 +107,23 @@ def _of_named(
 
 def _of_scalars(objects: _Objects, record: ConfigRecord | MetricRecord) -> int:
     """Adds what has no objects in it, and is serialised without being hashed."""
+    kind = type(record).__qualname__
+    buffers = [(name, value) for name, value in record.items() if isinstance(value, bytes)]
+    if len(buffers) == len(record):  # as in whatever is folded, which is not copied
+        length = sum(_field(_item(name, value)) for name, value in buffers)
+        return objects.add(kind, (), length, buffers)
     _, _, body = record.deflate().partition(b"\0")
-    return objects.add(type(record).__qualname__, (), len(body), body)
+    return objects.add(kind, (), len(body), body)
+
+
+def _item(name: str, value: bytes) -> int:
+    """Counts the bytes of a named value in a record; without a name there is no field for it."""
+    return (_field(len(name.encode())) if name else 0) + _field(_field(len(value)))
+
+
+def _field(length: int) -> int:
+    """Counts the bytes of a field of protobuf: its tag, its length, and what it holds."""
+    return 1 + len(varint(length)) + length
 
 
 def _of_array(objects: _Objects, array: Array) -> int:

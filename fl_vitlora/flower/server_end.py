@@ -86,13 +86,15 @@ class ServerEnd:
             What travels, in the same order.
         """
         coded: dict[tuple[int, Layout], tuple[Part, ...]] = {}  # of records that many are sent
-        return [self._seal(server_round, one, coded) for one in addressed]
+        before: dict[object, bytes] = {}  # what others are told
+        return [self._seal(server_round, one, coded, before) for one in addressed]
 
     def _seal(
         self,
         server_round: int,
         one: Addressed,
         coded: dict[tuple[int, Layout], tuple[Part, ...]],
+        before: dict[object, bytes],
     ) -> RecordDict:
         rank = rank_of(self._config, one.client)
         config = one.content.config_records.get(messages.CONFIG)
@@ -113,7 +115,7 @@ class ServerEnd:
                 coded[key] = (code(unpack(array.data, layout), layout, EXACT, chance(0)),)
             parts[record] = coded[key]
         self._offered[one.client] = {**self._followed.get(one.client, {}), **versions}
-        return fold(one.content, parts, versions)
+        return fold(one.content, parts, versions, before)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
         """Adds what a client is to have to the stream of all of its rank."""
