@@ -31,8 +31,8 @@ def pause(elapsed: float, looked: float, *, last: float, answered: int, awaited:
     Example:
         >>> pause(0.6, 0.0, last=0.6, answered=300, awaited=600)
         0.05
-        >>> pause(0.625, 0.0, last=0.5, answered=200, awaited=80)
-        0.01875
+        >>> pause(0.625, 0.0, last=0.5, answered=256, awaited=128)
+        0.03125
     """
     rest = last * (answered + awaited) / answered - elapsed if answered else elapsed
     return max(min(SHARE * rest, MOST_SECONDS), LEAST_SECONDS, LOOKS * looked)
