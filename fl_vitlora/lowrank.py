@@ -153,10 +153,11 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
         ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and how far the mean product moved in the round,
         ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖; Frobenius norms over all pairs together, without the factor s.
     """
-    clients = [trained(model, update) for update in updates]
+    weights = torch.tensor(shares(updates), dtype=torch.float64).view(-1, 1, 1)
     error = movement = 0.0
     for path in paths(model):
-        tall, wide = stack(shares(updates), clients, path)
+        tall = (weights * _ends(model, updates, path + A)).flatten(0, 1)
+        wide = _ends(model, updates, path + B).transpose(0, 1).flatten(1)
         exact = wide @ tall
         got = new[path + B].double() @ new[path + A].double()
         if path + MERGED_A in new:
@@ -201,6 +202,15 @@ def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
     if rank is not None and name.endswith(B):
         return (slice(None), slice(rank))
     return (slice(None),) * tensor.ndim
+
+
+def _ends(model: State, updates: Sequence[Update], name: str) -> Tensor:
+    """Returns one matrix as all clients ended with it (K, …), as `trained` does of each."""
+    ranks = {update.rank for update in updates}
+    start = {rank: _zero_beyond(name, model[name], rank).double() for rank in ranks}
+    rests = torch.zeros_like(model[name])
+    deltas = torch.stack([update.delta.get(name, rests) for update in updates])
+    return torch.stack([start[update.rank] for update in updates]) + deltas
 
 
 def _zero_beyond(name: str, tensor: Tensor, rank: int | None) -> Tensor:

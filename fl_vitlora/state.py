@@ -6,6 +6,7 @@ names of their first argument and never share memory with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -127,5 +128,10 @@ def count(a: Mapping[str, Tensor]) -> int:
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:
-    """Tells whether no tensor holds a NaN or an infinity."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in a.values())
+    """Tells whether no tensor holds a NaN or an infinity.
+
+    A sum that is finite has only finite terms; one that is not may just be too large.
+    """
+    return all(
+        math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all()) for tensor in a.values()
+    )

@@ -28,6 +28,7 @@ from fl_vitlora.descent import (
     step,
 )
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 
@@ -159,17 +160,20 @@ def evaluate(
     Returns:
         Accuracy in [0, 1] and mean cross-entropy.
     """
-    methods.load_state(backbone.model, state)
-    backbone.model.eval()
-    device = next(backbone.model.parameters()).device
+    model = backbone.model
+    methods.load_state(model, state)
+    model.eval()
+    device = next(model.parameters()).device
     correct, loss = 0, 0.0
     size = EVALUATION_BATCH[device.type]
     batches = (torch.split(part, size) for part in (shard.images, shard.labels))
-    for images, labels in zip(*batches, strict=True):
-        with autocast(device, precision):
-            logits = backbone.model(normalize(images.to(device))).float()
-        loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
-        correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
+    whole = precision == torch.float32  # in half of it, B·A would be lost beside W
+    with quick_layers(model) if whole else contextlib.nullcontext():
+        for images, labels in zip(*batches, strict=True):
+            with autocast(device, precision):
+                logits = model(normalize(images.to(device))).float()
+            loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
+            correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
     return correct / len(shard), loss / len(shard)
 
 

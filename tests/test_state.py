@@ -156,3 +156,11 @@ def test_scalars_are_counted_in_all_shapes():
 def test_one_bad_number_makes_a_state_not_finite(bad: float):
     assert is_finite({"a": torch.zeros(3)})
     assert not is_finite({"a": torch.zeros(3), "b": torch.tensor([0.0, bad])})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_large_numbers_are_finite_though_their_sum_is_not(dtype: torch.dtype):
+    large = torch.full((3,), torch.finfo(dtype).max, dtype=dtype)
+    assert not torch.isfinite(large.sum())
+    assert is_finite({"a": large, "b": -large})
+    assert not is_finite({"a": torch.cat([large, -large, large.new_tensor([float("inf")])])})

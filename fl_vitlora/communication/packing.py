@@ -12,6 +12,7 @@ endian). Body: the scalars of all tensors in the layout's order, little endian.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import struct
@@ -52,10 +53,10 @@ class Layout:
         """Lists the names in their order."""
         return tuple(name for name, _ in self.shapes)
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """Names the layout in 8 bytes."""
-        return hashlib.blake2b(repr(self.shapes).encode(), digest_size=8).digest()
+        return _digest(self.shapes)
 
     @cached_property
     def scalars(self) -> int:
@@ -111,6 +112,11 @@ class Layout:
         return found
 
 
+@functools.lru_cache(maxsize=64)
+def _digest(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> bytes:
+    return hashlib.blake2b(repr(shapes).encode(), digest_size=8).digest()
+
+
 def pack(state: Mapping[str, Tensor]) -> bytes:
     """Writes a state into one buffer.
 
@@ -125,9 +131,9 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
         44
     """
     layout = Layout.of(state)
-    parts = (tensor.detach().to(torch.float32).contiguous().numpy() for tensor in state.values())
-    body = b"".join(part.astype(SCALAR, copy=False).tobytes() for part in parts)
-    return HEADER.pack(MAGIC, layout.digest, layout.scalars) + body
+    parts = [tensor.detach().to(torch.float32).numpy().ravel() for tensor in state.values()]
+    body = np.concatenate([np.empty(0, SCALAR), *parts], dtype=SCALAR)
+    return b"".join((HEADER.pack(MAGIC, layout.digest, layout.scalars), body.data))
 
 
 def unpack(buffer: bytes, layout: Layout) -> State:

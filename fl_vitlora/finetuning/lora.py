@@ -161,9 +161,16 @@ class LoRALinear(nn.Module):
         layer = nn.Linear(self.base.in_features, self.base.out_features, self.base.bias is not None)
         layer.load_state_dict(self.base.state_dict())
         layer.to(self.base.weight)
-        for (start, end), adapter in zip(self.slices.values(), self._pairs(), strict=True):
-            layer.weight[start:end] += self.scale * adapter.product()
+        layer.weight.copy_(self.merged_weight())
         return layer
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """Returns W + s·B·A in memory of its own."""
+        weight = self.base.weight.detach().clone()
+        for (start, end), adapter in zip(self.slices.values(), self._pairs(), strict=True):
+            weight[start:end] += self.scale * adapter.product()
+        return weight
 
     def _pairs(self) -> list[Adapter]:
         return [self.adapters[name] for name in self.slices]  # type: ignore[misc]

@@ -30,13 +30,19 @@ Parts = Mapping[str, tuple[Part, ...]]  # by record
 Versions = Mapping[str, tuple[int, int]]  # by record: what its parts stand on, and lead to
 
 
-def fold(content: RecordDict, parts: Parts, versions: Versions) -> RecordDict:
+def fold(
+    content: RecordDict,
+    parts: Parts,
+    versions: Versions,
+    before: dict[object, bytes] | None = None,
+) -> RecordDict:
     """Writes all that a message says into one record.
 
     Args:
         content: Its records; of arrays those alone travel that no code stands for.
         parts: Coded tensors.
         versions: Of the records that are streams.
+        before: Buffers folded before, to be added to: what many are told is written once.
 
     Returns:
         What travels.
@@ -53,7 +59,7 @@ def fold(content: RecordDict, parts: Parts, versions: Versions) -> RecordDict:
             plain[kind] = {name: dict(record) for name, record in records.items()}
     if versions:
         plain[VERSIONS] = dict(versions)
-    return _carry(write(Parcel(plain=plain, parts=tuple(table))))
+    return _carry(write(Parcel(plain=plain, parts=tuple(table)), before))
 
 
 def packed_tensors(content: RecordDict) -> dict[str, Array]:
@@ -117,10 +123,11 @@ def packed_record(data: bytes, kind: str) -> ArrayRecord:
 def groups_of(folded: RecordDict) -> dict[str, int]:
     """Counts the bytes of coded tensors in a message, by group; none in a foreign one.
 
-    A sender may call a group what it likes; what is none of ours is overhead.
+    A sender may call a group what it likes; what is none of ours is overhead. Whether it came as it
+    was sent is found out when it is unfolded.
     """
     try:
-        groups = read(_carried(folded)).groups
+        groups = read(_carried(folded), verify=False).groups
     except ValueError:
         return {}
     return {group: groups[group] for group in (*GROUPS, OPAQUE) if group in groups}

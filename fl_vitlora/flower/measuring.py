@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
 from fl_vitlora.communication.compression import code
@@ -13,6 +12,7 @@ from fl_vitlora.communication.lanes import EXACT
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.folding import fold, groups_of
+from fl_vitlora.flower.serialised import object_bytes
 from fl_vitlora.flower.wiring import chance
 
 SOME_NODE = 2**63 - 1  # as long as Flower's random node ids
@@ -33,12 +33,7 @@ def message_bytes(message: Message) -> tuple[dict[str, int], int]:
         Bytes of its coded tensors by group, and bytes of all the rest of its serialised form.
     """
     groups = groups_of(message.content) if message.has_content() else {}
-    return groups, total_bytes(message) - sum(groups.values())
-
-
-def total_bytes(message: Message) -> int:
-    """Counts the bytes of all objects that a message is serialised to."""
-    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    return groups, object_bytes(message) - sum(groups.values())
 
 
 def full_model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -60,4 +55,4 @@ def full_model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
         message_type=MessageType.TRAIN,
     )
     up = Message(fold(RecordDict({messages.METRICS: metrics}), parts, {}), reply_to=down)
-    return total_bytes(down), total_bytes(up)
+    return object_bytes(down), object_bytes(up)

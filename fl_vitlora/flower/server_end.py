@@ -86,13 +86,15 @@ class ServerEnd:
             What travels, in the same order.
         """
         coded: dict[tuple[int, Layout], tuple[Part, ...]] = {}  # of records that many are sent
-        return [self._seal(server_round, one, coded) for one in addressed]
+        before: dict[object, bytes] = {}  # what others are told
+        return [self._seal(server_round, one, coded, before) for one in addressed]
 
     def _seal(
         self,
         server_round: int,
         one: Addressed,
         coded: dict[tuple[int, Layout], tuple[Part, ...]],
+        before: dict[object, bytes],
     ) -> RecordDict:
         rank = rank_of(self._config, one.client)
         config = one.content.config_records.get(messages.CONFIG)
@@ -113,7 +115,7 @@ class ServerEnd:
                 coded[key] = (code(unpack(array.data, layout), layout, EXACT, chance(0)),)
             parts[record] = coded[key]
         self._offered[one.client] = {**self._followed.get(one.client, {}), **versions}
-        return fold(one.content, parts, versions)
+        return fold(one.content, parts, versions, before)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
         """Adds what a client is to have to the stream of all of its rank."""
@@ -153,8 +155,10 @@ class ServerEnd:
             if record not in layouts or len(coded) != 1:
                 raise ValueError(f"message refused: nobody asked for {len(coded)} times {record!r}")
             layout = layouts[record]
-            zeros = {name: torch.zeros(shape) for name, shape in layout.shapes}
-            content[record] = messages.to_packed(zeros | decode(coded[0], layout))
+            moved = decode(coded[0], layout)
+            content[record] = messages.to_packed(
+                {n: moved[n] if n in moved else torch.zeros(shape) for n, shape in layout.shapes}
+            )
         return content
 
     def bounded(self, update: Update, norm: float | None) -> Update:

@@ -27,6 +27,7 @@ from fl_vitlora.flower.holdings import Holdings
 from fl_vitlora.flower.measuring import message_bytes
 from fl_vitlora.flower.server_end import Addressed, ServerEnd
 from fl_vitlora.flower.summing import Sums
+from fl_vitlora.flower.waiting import pause
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.ranks import rank_of
 from fl_vitlora.secure_sum import Roster, Seeds
@@ -36,9 +37,7 @@ from fl_vitlora.strategy import ClientPlan, Update
 NODE_POLL_SECONDS = 0.05
 DOWNLINK: Direction = "downlink"
 UPLINK: Direction = "uplink"
-PULL_SECONDS = 0.01  # how often the server looks for replies, at most,
-MOST_AWAITED = 500  # messages whose replies it looks for, the oldest, while these come in
-PULL_SHARE = 3  # and how much longer it waits than it looks
+MOST_AWAITED = 500  # messages whose replies are looked for, the oldest, while these come in
 NOBODY = -1  # in the ledger: a node that is no client
 
 Tap = Callable[[Message], None]
@@ -350,28 +349,39 @@ class Transport:
             note: Is shown each message that passes, either way.
         """
         order = sorted(requests, key=self._images_at, reverse=True)
-        waiting = dict.fromkeys(self._grid.push_messages(order))
+        sizes = map(self._images_at, order)
+        waiting = dict(zip(self._grid.push_messages(order), sizes, strict=False))
         for message in order:
             note(message)
         replies: list[Message] = []
         arrived: list[Message] = []
-        deadline = time.monotonic() + self._timeout
-        while waiting and time.monotonic() < deadline:
+        answered, awaited = 0, sum(waiting.values())
+        begin = last = time.monotonic()
+        deadline = begin + self._timeout
+        while waiting and (looks := time.monotonic()) < deadline:
             self._heed_stop()
-            begin = time.monotonic()
             looked_for = islice(waiting, MOST_AWAITED if arrived else None)
             arrived = list(self._grid.pull_messages(set(looked_for)))
             for message in arrived:
                 note(message)
-                waiting.pop(message.metadata.reply_to_message_id, None)
+                images = waiting.pop(message.metadata.reply_to_message_id, 0)
+                answered, awaited, last = answered + images, awaited - images, looks
             replies += arrived
             if waiting:
-                time.sleep(max(PULL_SECONDS, PULL_SHARE * (time.monotonic() - begin)))
+                now = time.monotonic()
+                seconds = pause(
+                    now - begin,
+                    now - looks,
+                    last=last - begin,
+                    answered=answered,
+                    awaited=awaited,
+                )
+                self._stop.wait(min(seconds, deadline - now))
         return replies
 
     def _images_at(self, request: Message) -> int:
-        """Tells how many images a message goes to; before the greeting nobody knows."""
-        return self._images.get(self._clients.get(request.metadata.dst_node_id, NOBODY), 0)
+        """Tells how many images a message goes to; before the greeting one is as good as any."""
+        return self._images.get(self._clients.get(request.metadata.dst_node_id, NOBODY), 1)
 
     def _heed_stop(self) -> None:
         if self._stop.is_set():

@@ -66,6 +66,21 @@ def test_writing_twice_gives_the_same_bytes(whole: Parcel):
     assert write(whole) == write(read(write(whole)))
 
 
+@given(st.lists(parcels, max_size=6))
+def test_what_is_written_once_for_many_is_what_each_would_be_written(wholes: list[Parcel]):
+    known: dict[object, bytes] = {}
+    written = [write(whole, known) for whole in [*wholes, *wholes]]
+    assert written == [write(whole) for whole in [*wholes, *wholes]]
+    assert len(known) == len(set(written))
+
+
+def test_numbers_of_other_types_are_not_taken_for_each_other():
+    known: dict[object, bytes] = {}
+    for value in (1, 1.0, True):
+        found = read(write(Parcel(plain={"a": value}), known)).plain["a"]
+        assert type(found) is type(value)
+
+
 def test_bytes_are_counted_by_group():
     assert read(SAMPLE).groups == {"lora_A": 50, "head": 30}
 
@@ -82,10 +97,16 @@ def test_a_flipped_bit_is_found(bit: int):
         read(bytes(flipped))
 
 
+def test_who_only_counts_is_told_lengths_of_changed_bodies_too():
+    changed = SAMPLE[:-1] + bytes([SAMPLE[-1] ^ 1])
+    assert read(changed, verify=False).groups == read(SAMPLE).groups
+
+
+@pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("length", range(len(SAMPLE)))
-def test_a_buffer_that_was_cut_is_refused(length: int):
+def test_a_buffer_that_was_cut_is_refused(length: int, verify: bool):
     with pytest.raises(ValueError, match="message refused"):
-        read(SAMPLE[:length])
+        read(SAMPLE[:length], verify=verify)
 
 
 @given(st.binary(min_size=1, max_size=40))
