@@ -28,7 +28,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, subtract
-from fl_vitlora.training import LocalTask, train
+from fl_vitlora.training.local import LocalTask, train
 
 MODELS = ("vit_letters_16", "vit_base_patch16_224")
 CLASSES, REPEATS, IMAGES = 10, 21, 72

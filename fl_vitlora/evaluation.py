@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 
-from fl_vitlora import training
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, views_of
 from fl_vitlora.data.shards import Shard
@@ -22,6 +21,7 @@ from fl_vitlora.finetuning import targets
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
+from fl_vitlora.training import local
 
 Measured = dict[str, tuple[float, float]]  # accuracy in [0, 1] and mean cross-entropy, by view
 ALL_VIEWS = (RIGHT_KEY, WRONG_KEY, NO_KEY)
@@ -74,8 +74,7 @@ class CentralEvaluator:
         if self.holder is not None and list(views) != [RIGHT_KEY]:
             seen = views_of(self.shard, self.holder, TEST)
         return {
-            view: training.evaluate(self.backbone, state, seen[view], self.precision)
-            for view in views
+            view: local.evaluate(self.backbone, state, seen[view], self.precision) for view in views
         }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fl_vitlora import adversary, coordinates, policies, training
+from fl_vitlora import adversary, coordinates, policies
 from fl_vitlora.communication.budget import affords
 from fl_vitlora.communication.ledger import Ledger, full_model_sizes
 from fl_vitlora.communication.link import Link, transfer_seconds
@@ -50,6 +50,7 @@ from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State, count
 from fl_vitlora.strategy import Update
+from fl_vitlora.training import local
 
 Line = dict[str, Any]
 
@@ -383,7 +384,7 @@ class Run:
                 party=TEST,
             ),
             holder=self.holder,
-            precision=training.best_precision(device, config.engine.mixed_precision),
+            precision=local.best_precision(device, config.engine.mixed_precision),
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_vitlora import coordinates, training
+from fl_vitlora import coordinates
 from fl_vitlora.config import DataConfig, load
 from fl_vitlora.data import sources
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, key_holder
@@ -20,6 +20,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader, reader_of
+from fl_vitlora.training import local
 from tests.conftest import MakeBackbone
 
 
@@ -109,7 +110,7 @@ def test_an_adapted_model_is_measured_as_the_plain_one_on_plain_images(
 ):
     """Of ciphertext with the right key; with a wrong one, or with plain images, as another."""
     plain = make_backbone()
-    expected = training.evaluate(plain, methods.export_state(plain.model), digits)
+    expected = local.evaluate(plain, methods.export_state(plain.model), digits)
     evaluator = central(backbone := make_backbone(), digits, **EXACT[name])
     state = methods.export_state(backbone.model)
     measured = evaluator.measure(1, GlobalModel(tensors=state), evaluator.views)
@@ -127,8 +128,8 @@ def test_without_adaptation_the_plain_images_are_what_no_key_sees(
     state = methods.export_state(backbone.model)
     evaluator = central(backbone, digits, encryption__steps=STEPS)
     measured = evaluator.measure(1, GlobalModel(tensors=state), ALL_VIEWS)
-    assert measured[NO_KEY] == training.evaluate(backbone, state, digits)
-    assert measured[RIGHT_KEY] == training.evaluate(backbone, state, evaluator.shard)
+    assert measured[NO_KEY] == local.evaluate(backbone, state, digits)
+    assert measured[RIGHT_KEY] == local.evaluate(backbone, state, evaluator.shard)
     assert len({measured[view][1] for view in (RIGHT_KEY, WRONG_KEY, NO_KEY)}) == 3
 
 

@@ -109,7 +109,7 @@ ROOMS = {
     "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],
     "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
-    "fl_vitlora/training.py": ["config", "data", "finetuning", "models", "state"],
+    "fl_vitlora/training/": ["config", "data", "encryption", "finetuning", "models", "state"],
     "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],
     "fl_vitlora/ranks.py": ["config", "errors", "finetuning", "rng"],
     "fl_vitlora/policies.py": [
@@ -172,7 +172,7 @@ def python(code: str, **environment: str) -> str:
 def test_the_files_are_found():
     assert len(PRODUCT) > 40
     assert "fl_vitlora/flower/client_app.py" in PRODUCT
-    assert "torch.nn.functional" in imports("fl_vitlora/training.py")
+    assert "torch.nn.functional" in imports("fl_vitlora/training/local.py")
 
 
 @pytest.mark.parametrize("package", ALLOWED)

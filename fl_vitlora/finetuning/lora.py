@@ -101,7 +101,7 @@ class LoRALinear(nn.Module):
 
     Attributes:
         multiply: Applies a thin matrix to (B, T, n); another one where there are several clients'
-            matrices, stacked (`finetuning.stacking`).
+            matrices, stacked (`training.stacking`).
     """
 
     def __init__(

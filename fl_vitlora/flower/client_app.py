@@ -14,7 +14,6 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_vitlora import adversary
-from fl_vitlora.cohort import Lesson
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import RIGHT_KEY, views_of
@@ -38,7 +37,8 @@ from fl_vitlora.privacy import bounded
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clip_norm, is_finite, subtract
 from fl_vitlora.strategy import LocalWork
-from fl_vitlora.training import LocalTask, Trained, evaluate
+from fl_vitlora.training.cohort import Lesson
+from fl_vitlora.training.local import LocalTask, Trained, evaluate
 
 
 def make_client_app(settings_of: SettingsOf) -> ClientApp:

@@ -20,7 +20,7 @@ from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.state import is_finite
 from fl_vitlora.strategy import Update
-from fl_vitlora.training import scheduled_rate
+from fl_vitlora.training.local import scheduled_rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ import torch
 from flwr.app import Context
 
 from fl_vitlora import coordinates, policies
-from fl_vitlora.cohort import Teacher
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
@@ -25,14 +24,16 @@ from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.stacking import Stack, can_stack
+from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, reader_of
 from fl_vitlora.ranks import rank_of
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
-from fl_vitlora.training import best_precision
+from fl_vitlora.training.cohort import Teacher
+from fl_vitlora.training.local import best_precision
+from fl_vitlora.training.stacking import Stack, can_stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,7 @@ def workspace(settings: ClientSettings) -> Workspace:
         stored = policies.start_is_adapted(config)
         start = open_reader(shards / READER_FILE) if stored else origin
     put_reader(built.model, start)
+    quicken(built.model)
     initial = methods.export_state(built.model)
     device = torch.device(settings.device)
     built.model.to(device)

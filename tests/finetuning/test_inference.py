@@ -6,15 +6,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.inference import product_for, quick_layers
+from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.finetuning.lora import LoRALinear
+from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.models.backbone import normalize
 from tests.conftest import MakeBackbone, random_vit
 
@@ -84,21 +82,11 @@ def test_layers_that_compute_otherwise_are_left_alone():
         assert torch.equal(layer(x), expected)
 
 
-@given(
-    batch=st.lists(st.integers(1, 5), max_size=2),
-    inputs=st.integers(1, 40),
-    outs=st.integers(1, 40),
-    bias=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-)
-def test_any_product_is_the_usual_one(
-    batch: list[int], inputs: int, outs: int, bias: bool, dtype: torch.dtype
-):
-    torch.manual_seed(0)
-    weight, x = torch.randn(outs, inputs, dtype=dtype), torch.randn(3, *batch, inputs, dtype=dtype)
-    one = torch.randn(outs, dtype=dtype) if bias else None
-    with torch.inference_mode():
-        for given in (x, x.transpose(0, -2) if batch else x[::2]):
-            found = product_for(weight)(given, weight, one)
-            assert found.shape == (*given.shape[:-1], outs)
-            assert torch.allclose(found, F.linear(given, weight, one), rtol=1e-4, atol=1e-4)
+def test_layers_that_were_quickened_for_training_stay_so(make_backbone: MakeBackbone):
+    model = make_backbone().model
+    quicken(model)
+    before = [vars(module).get("forward") for module in model.modules()]
+    with torch.inference_mode(), quick_layers(model):
+        assert [vars(module).get("forward") for module in model.modules()] != before
+    assert [vars(module).get("forward") for module in model.modules()] == before
+    assert sum(forward is not None for forward in before) == 6 * 4  # a block has four products

@@ -27,7 +27,7 @@ from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan
-from fl_vitlora.training import LocalTask, evaluate, train
+from fl_vitlora.training.local import LocalTask, evaluate, train
 from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid, folds
 
 DIRECTIONS = ("downlink", "uplink")

@@ -8,6 +8,7 @@ B batch, n images of a shard.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,11 @@ from torch.nn import functional as F
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
-from fl_vitlora.descent import (
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.inference import quick_layers
+from fl_vitlora.models.backbone import Backbone, normalize
+from fl_vitlora.state import State
+from fl_vitlora.training.steps import (
     autocast,
     batches_of,
     drift_on,
@@ -27,10 +32,6 @@ from fl_vitlora.descent import (
     resting,
     step,
 )
-from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.inference import quick_layers
-from fl_vitlora.models.backbone import Backbone, normalize
-from fl_vitlora.state import State
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # on a core, what its cache can hold
 

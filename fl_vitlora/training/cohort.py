@@ -1,6 +1,6 @@
 """Many clients trained in one batch: what each would have learnt alone, in fewer, larger steps.
 
-The trained tensors of the clients are stacked, the frozen ones shared (`finetuning.stacking`). The
+The trained tensors of the clients are stacked, the frozen ones shared (`training.stacking`). The
 loss is the sum of the clients' own losses, so that the gradient of a slice is its client's; the
 optimiser computes entry by entry; norms are clipped client by client. Whoever has taken all its
 steps leaves, and the batch goes on without it. So every client's tensors are those of training it
@@ -19,7 +19,14 @@ from torch.nn import functional as F
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
-from fl_vitlora.descent import (
+from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.finetuning import targets
+from fl_vitlora.models.backbone import Backbone, normalize
+from fl_vitlora.models.reading import put_reader
+from fl_vitlora.state import State
+from fl_vitlora.training.local import LocalTask, Trained, train
+from fl_vitlora.training.stacking import Stack
+from fl_vitlora.training.steps import (
     autocast,
     batches_of,
     clip_each,
@@ -29,13 +36,6 @@ from fl_vitlora.descent import (
     resting,
     step,
 )
-from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.finetuning import targets
-from fl_vitlora.finetuning.stacking import Stack
-from fl_vitlora.models.backbone import Backbone, normalize
-from fl_vitlora.models.reading import put_reader
-from fl_vitlora.state import State
-from fl_vitlora.training import LocalTask, Trained, train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, subtract
-from fl_vitlora.training import LocalTask, best_precision, evaluate, scheduled_rate, train
+from fl_vitlora.training.local import LocalTask, best_precision, evaluate, scheduled_rate, train
 from tests.conftest import MakeBackbone
 
 LORA_A, LORA_B = ".lora_A", ".lora_B"

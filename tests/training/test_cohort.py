@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl_vitlora.cohort import Lesson, Teacher
 from fl_vitlora.config import FineTuningConfig, TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.stacking import Stack, can_stack
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.state import State
-from fl_vitlora.training import LocalTask, Trained
+from fl_vitlora.training.cohort import Lesson, Teacher
+from fl_vitlora.training.local import LocalTask, Trained
+from fl_vitlora.training.stacking import Stack, can_stack
 from tests.conftest import MakeBackbone, random_vit
 
 RAGGED = (13, 5, 21, 8, 1)

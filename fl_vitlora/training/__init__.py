@@ -1,0 +1,1 @@
+"""Local training: of one client, or of many in one batch, from the same pieces."""
