@@ -260,7 +260,12 @@ class EngineConfig:
     workers: int | None = setting(
         None, "client processes; one a core (CPU), four a GPU if not given", "[1, inf)"
     )
-    cohort: int = setting(1, "clients that a worker trains together, as one batch", "[1, inf)")
+    cohort: int | None = setting(
+        None,
+        "clients that a worker trains in one batch; a tenth of a round's, in steps of up to 64 "
+        "images, if not given",
+        "[1, inf)",
+    )
     ray_address: str | None = setting(
         None, "of a running Ray cluster that sees the run folder; one is started here if not given"
     )

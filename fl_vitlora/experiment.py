@@ -13,7 +13,7 @@ from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
-from fl_vitlora.flower.sampling import cohort_size
+from fl_vitlora.flower.sampling import cohort_size, trained_together
 from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
 from fl_vitlora.flower.wiring import check_codecs
 from fl_vitlora.flower.workspace import ClientSettings
@@ -63,12 +63,12 @@ def run(
     check_experiment(strategy, config)
     check_privacy(config, strategy)
     check_codecs(config, client_half(strategy))
-    asked_of_ray = config.engine
+    together = trained_together(config)
     workers = choose_workers(
-        asked_of_ray.device,
-        asked_of_ray.workers,
-        most=math.ceil(cohort / asked_of_ray.cohort),
-        address=asked_of_ray.ray_address or "",
+        config.engine.device,
+        config.engine.workers,
+        most=math.ceil(cohort / together),
+        address=config.engine.ray_address or "",
     )
     if config.out:
         check_unused(Path(config.out))
@@ -115,7 +115,7 @@ def run(
             make_client_app(Fixed(settings)),
             federation.serve,
             clients=config.clients,
-            cohort=config.engine.cohort,
+            together=together,
             ray=ray,
             verbose=watch.verbose,
         )

@@ -35,9 +35,11 @@ WARM_UP = 2  # rounds that are not counted
 NAMES = {
     "bare": "bare PyTorch, no federation",
     "ours": "this project",
+    "cohort": "this project, --cohort 5",
     "stock": "a stock Flower app",
     "pfl": "pfl-research",
 }
+OURS = {"ours": [], "cohort": ["--cohort", "5"]}  # what is asked beside the default job
 Line = dict[str, Any]
 
 
@@ -74,9 +76,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pfl", type=Path, help="where pfl-research is, or is installed to")
-    parser.add_argument("--only", nargs="+", choices=["bare", "ours", "stock", "pfl"])
+    parser.add_argument("--only", nargs="+", choices=list(NAMES))
     arguments = parser.parse_args()
-    chosen = arguments.only or ["bare", "ours", "stock", "pfl"]
+    chosen = arguments.only or list(NAMES)
     found: dict[str, list[Measured]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(folder) / "shared"
@@ -96,10 +98,9 @@ def main() -> None:
         for repetition in range(arguments.repetitions):
             for name in chosen:
                 out = Path(folder) / f"{name}-{repetition}"
-                if name == "ours":
-                    run = measure(
-                        [*simulate, *asked, "--out", str(out)], functools.partial(ours, out)
-                    )
+                if name in OURS:
+                    command = [*simulate, *asked, *OURS[name], "--out", str(out)]
+                    run = measure(command, functools.partial(ours, out))
                 else:
                     run = measure(commands[name], printed)
                 found[name].append(run)

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from fl_vitlora.config import Config
 from fl_vitlora.rng import generator
+
+BUNDLES_A_ROUND = 10
+IMAGES_A_STEP = 64
 
 
 def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
@@ -29,6 +33,24 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
     order = torch.randperm(len(clients), generator=generator(seed, "sampling", server_round))
     chosen = order[: cohort_size(len(clients), fraction)]
     return sorted(clients[position] for position in chosen.tolist())
+
+
+def trained_together(config: Config) -> int:
+    """Tells how many clients a worker trains in one batch, at most.
+
+    Where it is not said, a tenth of a round's participants, so that ten workers find work; no more
+    than make up a step of 64 images, which is about what a core's cache holds. It does not depend
+    on the number of workers, as the rounding of sums would with it.
+
+    Example:
+        >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
+        (2, 8)
+    """
+    if config.engine.cohort is not None:
+        return config.engine.cohort
+    participants = cohort_size(config.clients, config.fraction)
+    most = IMAGES_A_STEP // config.training.batch_size
+    return max(1, min(participants // BUNDLES_A_ROUND, most))
 
 
 def cohort_size(clients: int, fraction: float) -> int:

@@ -251,7 +251,7 @@ def simulate(
     main: Callable[[object, threading.Event], T],
     *,
     clients: int,
-    cohort: int,
+    together: int,
     ray: Ray,
     verbose: bool,
 ) -> T:
@@ -262,7 +262,7 @@ def simulate(
         main: Takes Flower's grid, and an event that is set when the simulation is broken off; what
             it returns is returned.
         clients: How many nodes there are.
-        cohort: How many clients a worker trains together, at most.
+        together: How many clients a worker trains in one batch, at most.
         ray: Is up, and stays up with its workers.
         verbose: Whether Flower may speak.
 
@@ -282,7 +282,7 @@ def simulate(
     greetings = min(
         GREETINGS, -(-clients // ray.workers.count)
     )  # each worker has some, to get ready
-    most = {MessageType.QUERY: greetings, MessageType.TRAIN: cohort}
+    most = {MessageType.QUERY: greetings, MessageType.TRAIN: together}
     server_app = ServerApp()
 
     @server_app.main()

@@ -33,7 +33,7 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.cohort import Teacher
 from fl_vitlora.training.local import best_precision
-from fl_vitlora.training.stacking import Stack, can_stack
+from fl_vitlora.training.stacking import can_stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,6 @@ def workspace(settings: ClientSettings) -> Workspace:
     device = torch.device(settings.device)
     built.model.to(device)
     precision = best_precision(device, config.engine.mixed_precision)
-    together = config.engine.cohort > 1 and can_stack(built.model)
     exchanged = policies.exchanged(config, initial, settings.strategy.personal)
     return Workspace(
         config=config,
@@ -152,7 +151,7 @@ def workspace(settings: ClientSettings) -> Workspace:
         precision=precision,
         teacher=Teacher(
             backbone=built,
-            stack=Stack(built.model) if together else None,
+            stacks=can_stack(built.model),
             config=config.training,
             precision=precision,
         ),

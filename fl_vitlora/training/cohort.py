@@ -9,6 +9,7 @@ alone, but for the rounding of sums in another order.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,15 +78,21 @@ class Teacher:
 
     Attributes:
         backbone: A prepared model, the workspace.
-        stack: The same for many clients; none where it cannot be stacked.
+        stacks: Whether clients are trained in one batch, which a model must be fit for
+            (`stacking.can_stack`).
         config: Hyper-parameters.
         precision: Of activations.
     """
 
     backbone: Backbone
-    stack: Stack | None
+    stacks: bool
     config: TrainingConfig
     precision: torch.dtype
+
+    @functools.cached_property
+    def stack(self) -> Stack:
+        """The model for many clients, made when it is first needed."""
+        return Stack(self.backbone.model)
 
     def teach(self, lessons: Sequence[Lesson]) -> list[Trained]:
         """Trains clients, all in one batch that can be.
@@ -101,7 +108,7 @@ class Teacher:
         while left:
             first = lessons[left[0]]
             group = [number for number in left if lessons[number].goes_with(first)]
-            if self.stack is None or len(group) == 1:
+            if not self.stacks or len(group) == 1:
                 group = group[:1]
                 found[group[0]] = self._alone(first)
             else:

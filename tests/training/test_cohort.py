@@ -24,7 +24,7 @@ from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.state import State
 from fl_vitlora.training.cohort import Lesson, Teacher
 from fl_vitlora.training.local import LocalTask, Trained
-from fl_vitlora.training.stacking import Stack, can_stack
+from fl_vitlora.training.stacking import can_stack
 from tests.conftest import MakeBackbone, random_vit
 
 RAGGED = (13, 5, 21, 8, 1)
@@ -77,8 +77,7 @@ def with_task(lesson: Lesson, **changes: Any) -> Lesson:
 
 
 def teacher(backbone: Backbone, config: TrainingConfig, *, stacked: bool) -> Teacher:
-    stack = Stack(backbone.model) if stacked else None
-    return Teacher(backbone=backbone, stack=stack, config=config, precision=torch.float32)
+    return Teacher(backbone=backbone, stacks=stacked, config=config, precision=torch.float32)
 
 
 def both(backbone: Backbone, config: TrainingConfig, **given: Any) -> list[list[Trained]]:

@@ -1,0 +1,129 @@
+"""Many clients in one batch beside one after the other: images a second of local training.
+
+python benchmarks/speed/cohort.py
+python benchmarks/speed/cohort.py --model vit_base_patch16_224 --batch 16 --images 32 --device cuda
+
+Clients have the same number of made-up images, and weights are random: it is about time alone. The
+two ways take turns. The last columns set the floating-point operations a second, of products alone,
+against those of one large product of matrices in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fl_vitlora.config import EngineConfig, FineTuningConfig, ModelConfig, TrainingConfig
+from fl_vitlora.data.shards import Shard
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.products import quicken
+from fl_vitlora.models import backbone
+from fl_vitlora.models.reading import reader_of
+from fl_vitlora.training.cohort import Lesson, Teacher
+from fl_vitlora.training.local import LocalTask, best_precision
+
+CLASSES = 10
+SIDE = 2048  # of the large matrices
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="vit_letters_16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=int, default=72, help="of a client (72)")
+    parser.add_argument("--batch", type=int, default=8, help="images of a client in a step (8)")
+    parser.add_argument("--cohorts", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    parser.add_argument("--repetitions", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(arguments.device)
+    plain, alone, together = teachers(arguments.model, arguments.batch, device)
+    limit = matrix_rate(device, alone.precision)
+    print(
+        "| clients | images/s alone | together | speed-up | of the matrix rate, alone | together |"
+    )
+    print("|--:|--:|--:|--:|--:|--:|")
+    for clients in arguments.cohorts:
+        given = [lesson(alone, arguments.images, client) for client in range(clients)]
+        with FlopCounterMode(display=False) as counter:
+            plain.teach(given)
+        work = counter.get_total_flops()
+        found: dict[str, list[float]] = {"alone": [], "together": []}
+        for _ in range(arguments.repetitions):
+            found["alone"].append(seconds(lambda: alone.teach(given), device))  # noqa: B023
+            found["together"].append(seconds(lambda: together.teach(given), device))  # noqa: B023
+        one, other = (statistics.median(found[name]) for name in found)
+        ratios = [a / b for a, b in zip(*found.values(), strict=True)]
+        images = clients * arguments.images
+        print(
+            f"| {clients} | {images / one:.0f} | {images / other:.0f} "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"| {work / one / limit:.0%} | {work / other / limit:.0%} |",
+            flush=True,
+        )
+
+
+def teachers(model: str, batch: int, device: torch.device) -> tuple[Teacher, Teacher, Teacher]:
+    """Builds who counts operations, who trains clients alone, and who trains them together."""
+    config = TrainingConfig(batch_size=batch)
+    precision = best_precision(device, EngineConfig().mixed_precision)
+    plain, quick = (
+        backbone.build(ModelConfig(name=model, weights="random"), CLASSES, 0) for _ in range(2)
+    )
+    for built in (plain, quick):
+        methods.prepare(built.model, FineTuningConfig(), 0)
+        built.model.to(device)
+    quicken(quick.model)
+    return (
+        Teacher(backbone=plain, stacks=False, config=config, precision=precision),
+        Teacher(backbone=quick, stacks=False, config=config, precision=precision),
+        Teacher(backbone=quick, stacks=True, config=config, precision=precision),
+    )
+
+
+def lesson(teacher: Teacher, images: int, client: int) -> Lesson:
+    """Makes up what a client trains on."""
+    random = torch.Generator().manual_seed(client)
+    shape = teacher.backbone.image_shape
+    return Lesson(
+        start=methods.export_state(teacher.backbone.model),
+        shard=Shard(
+            images=torch.randint(0, 256, (images, *shape), generator=random, dtype=torch.uint8),
+            labels=torch.randint(0, CLASSES, (images,), generator=random),
+        ),
+        task=LocalTask(learning_rate=1e-3),
+        generator=random,
+        reader=reader_of(teacher.backbone),
+    )
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Times something until the device has done it."""
+    begin = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
+    """Measures floating-point operations a second of one large product."""
+    left, right = (torch.randn(SIDE, SIDE, device=device, dtype=precision) for _ in range(2))
+
+    def product() -> object:
+        if device.type == "cpu":
+            return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+        return left @ right
+
+    times = [seconds(product, device) for _ in range(10)]
+    return float(2 * SIDE**3 / min(times))
+
+
+if __name__ == "__main__":
+    main()
