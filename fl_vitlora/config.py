@@ -262,7 +262,7 @@ class EngineConfig:
     )
     cohort: int | None = setting(
         None,
-        "clients that a worker trains in one batch; a tenth of a round's, in steps of up to 64 "
+        "clients that a worker trains in one batch; an eighth of a round's, in steps of up to 64 "
         "images, if not given",
         "[1, inf)",
     )

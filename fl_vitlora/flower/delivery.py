@@ -151,10 +151,13 @@ def replies_to(
     for message, store, answer in zip(bundle, stores, answers, strict=True):
         if isinstance(answer, ClientAppException):
             yield refused(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, answer)
-        else:
-            reply, context = answer
+            continue
+        reply, context = answer
+        try:
             store.update_context(run, context)
-            yield reply
+        except ValueError as error:  # the app changed what it must not
+            reply = refused(message, ErrorCode.UNKNOWN, error)
+        yield reply
 
 
 def refused(message: Message, code: int, error: Exception) -> Message:

@@ -12,10 +12,11 @@ one line; so nobody is left to ask.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from flwr.app import Context, Message
@@ -23,10 +24,11 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
 from flwr.server.superlink.fleet.vce.backend import raybackend
 from flwr.server.superlink.fleet.vce.backend.backend import BackendConfig
-from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+from flwr.simulation.ray_transport.ray_actor import pool_size_from_resources
 
 from fl_vitlora.flower.worker import Answer, Worker
 
+T = TypeVar("T")
 SECONDS_TO_ANSWER = 60.0
 SLOTS = 2  # bundles of messages that an actor has at once: one in work, one that lies ready
 
@@ -44,21 +46,26 @@ class KeptWorkers(raybackend.RayBackend):
         super().__init__(backend_config)
         self._actors, self._most = actors, most
         self._change = threading.Condition()
-        self._in_work = 0
+        self._numbers = itertools.count()
+        self._in_hand: dict[Any, list[int]] = {}  # numbers of the bundles that each actor has
         self._ended = False
 
-    def build(self, app_fn: Callable[[], ClientApp]) -> None:
-        """Fills the pool: first with the actors that are there and alive, then with new ones.
+    @property
+    def num_workers(self) -> int:
+        """Tells how many bundles the actors can have in hand, as many as threads wait for them."""
+        return SLOTS * len(self._in_hand)
 
-        An entry is taken out of the pool for each bundle, so an actor has one for each slot.
-        """
-        pool = BasicActorPool(Worker, self.client_resources, {})  # type: ignore[arg-type]
-        pool.pool.extend(actor for actor in self._actors if is_alive(actor))
-        pool.num_actors = len(pool.pool)
-        pool.add_actors_to_pool(min(self._most, pool.actors_capacity) - pool.num_actors)
-        self._actors[:] = pool.pool
-        pool.pool, pool.num_actors = SLOTS * pool.pool, SLOTS * pool.num_actors
-        self.pool, self.app_fn = pool, app_fn
+    def build(self, app_fn: Callable[[], ClientApp]) -> None:
+        """Takes first the actors that are there and alive, then makes new ones."""
+        actors = [actor for actor in self._actors if is_alive(actor)]
+        most = min(self._most, pool_size_from_resources(self.client_resources))
+        kind: Any = Worker
+        actors += [
+            kind.options(**self.client_resources).remote() for _ in range(most - len(actors))
+        ]
+        self._actors[:] = actors
+        self._in_hand = {actor: [] for actor in actors}
+        self.app_fn = app_fn
 
     def answer(
         self, messages: Sequence[Message], contexts: Sequence[Context]
@@ -76,16 +83,16 @@ class KeptWorkers(raybackend.RayBackend):
             RayError: When the actor died.
         """
         with self._change:
-            if self._ended or self.pool is None:
+            if self._ended or not self._in_hand:
                 raise RuntimeError("there is no simulation")
-            actor: Any = self.pool.pool.pop()
-            self._in_work += 1
+            number = next(self._numbers)
+            actor = least_loaded(self._in_hand)
+            self._in_hand[actor].append(number)
         try:
             answers = ray.get(actor.answer.remote(self.app_fn, messages, contexts))
         finally:
             with self._change:
-                self.pool.pool.append(actor)
-                self._in_work -= 1
+                self._in_hand[actor].remove(number)
                 self._change.notify_all()
         return list(answers)
 
@@ -98,15 +105,29 @@ class KeptWorkers(raybackend.RayBackend):
 
     def terminate(self) -> None:
         """Keeps what is idle, ends what is busy, and waits until nobody waits for an actor."""
-        if self.pool is None:
-            return
         with self._change:
             self._ended = True
-            idle = {actor for actor in self._actors if self.pool.pool.count(actor) == SLOTS}
-            for actor in set(self._actors) - idle:
+            busy = {actor for actor, bundles in self._in_hand.items() if bundles}
+            for actor in busy:
                 ray.kill(actor)
-            self._actors[:] = idle
-            self._change.wait_for(lambda: not self._in_work, SECONDS_TO_ANSWER)
+            self._actors[:] = [actor for actor in self._in_hand if actor not in busy]
+            self._change.wait_for(lambda: not any(self._in_hand.values()), SECONDS_TO_ANSWER)
+
+
+def least_loaded(in_hand: Mapping[T, Sequence[int]]) -> T:
+    """Chooses who is given the next bundle.
+
+    Bundles come with the largest first. So where all have as many, whoever was given the last one
+    has the least to do.
+
+    Args:
+        in_hand: The numbers of the bundles that each has.
+
+    Example:
+        >>> least_loaded({"a": [0], "b": []}), least_loaded({"a": [0], "b": [1]})
+        ('b', 'b')
+    """
+    return min(in_hand, key=lambda one: (len(in_hand[one]), -max(in_hand[one], default=0)))
 
 
 def is_alive(actor: Any) -> bool:

@@ -59,7 +59,10 @@ class Call(Generic[T]):
             self.outcome = self._function()
         except Exception as error:  # handed to who waits for the outcome
             self.outcome = error
-        self._stopped.release()
+        except BaseException as error:  # an app that exits ends its call, not the worker
+            self.outcome = RuntimeError(repr(error))
+        finally:
+            self._stopped.release()
 
 
 def meet(together: Together[T, U], brought: T) -> U:

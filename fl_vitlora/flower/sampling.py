@@ -10,7 +10,7 @@ import torch
 from fl_vitlora.config import Config
 from fl_vitlora.rng import generator
 
-BUNDLES_A_ROUND = 10
+BUNDLES_A_ROUND = 8
 IMAGES_A_STEP = 64
 
 
@@ -38,19 +38,19 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 def trained_together(config: Config) -> int:
     """Tells how many clients a worker trains in one batch, at most.
 
-    Where it is not said, a tenth of a round's participants, so that ten workers find work; no more
-    than make up a step of 64 images, which is about what a core's cache holds. It does not depend
-    on the number of workers, as the rounding of sums would with it.
+    Where it is not said, an eighth of a round's participants, so that about as many workers find
+    work; no more than make up a step of 64 images, which is about what a core's cache holds. It does
+    not depend on the number of workers, as the rounding of sums would with it.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
-        (2, 8)
+        (3, 8)
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
     participants = cohort_size(config.clients, config.fraction)
     most = IMAGES_A_STEP // config.training.batch_size
-    return max(1, min(participants // BUNDLES_A_ROUND, most))
+    return max(1, min(math.ceil(participants / BUNDLES_A_ROUND), most))
 
 
 def cohort_size(clients: int, fraction: float) -> int:

@@ -70,6 +70,18 @@ def test_who_fails_or_needs_nobody_does_not_keep_others_waiting():
     assert table.seen == [[1, 7]]
 
 
+def test_a_call_that_exits_ends_alone():
+    table = Table()
+
+    def exits() -> int:
+        raise SystemExit(3)
+
+    first, second = in_turns([exits, lambda: meet(table.doubled, 4)])
+    assert isinstance(first, RuntimeError)
+    assert str(first) == "SystemExit(3)"
+    assert second == 8
+
+
 def test_an_error_of_what_is_done_together_reaches_all_who_brought_something():
     def refuses(brought: list[int]) -> list[int]:
         raise ValueError(f"not {brought}")
