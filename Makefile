@@ -22,6 +22,8 @@ bench:
 speed:
 	python benchmarks/speed/compare.py
 	python benchmarks/speed/scale.py
+	python benchmarks/speed/cohort.py
+	python benchmarks/speed/worker_memory.py
 
 table:
 	python simulate.py --config configs/grids/default_job.yaml

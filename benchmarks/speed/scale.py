@@ -28,7 +28,7 @@ COHORT, IMAGES, TEST_IMAGES, CLASSES = 100, 2, 100, 10
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, nargs="+", default=[100, 5000, 10_000])
+    parser.add_argument("--clients", type=int, nargs="+", default=[100, 10_000, 20_000])
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     print("| registered | until the first round, s | s a round | MB driver | MB in all |")

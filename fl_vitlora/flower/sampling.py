@@ -39,7 +39,7 @@ def trained_together(config: Config) -> int:
     """Tells how many clients a worker trains in one batch, at most.
 
     Where it is not said, an eighth of a round's participants, so that about as many workers find
-    work; no more than make up a step of 64 images, which is about what a core's cache holds. It does
+    work; no more than make up a step of 64 images, about what a core's cache holds. It does
     not depend on the number of workers, as the rounding of sums would with it.
 
     Example:
