@@ -38,9 +38,10 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 def trained_together(config: Config) -> int:
     """Tells how many clients a worker trains in one batch, at most.
 
-    Where it is not said, an eighth of a round's participants, so that about as many workers find
-    work; no more than make up a step of 64 images, about what a core's cache holds. It does
-    not depend on the number of workers, as the rounding of sums would with it.
+    Where it is not said, an eighth of a round's participants, so that eight workers find work, and
+    no more than make up a step of 64 images, about what a core's cache holds; one in full
+    fine-tuning, which has nothing to share in a batch. It does not depend on the number of workers,
+    as the rounding of sums would with it.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
@@ -48,6 +49,8 @@ def trained_together(config: Config) -> int:
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
+    if config.finetuning.method == "full":
+        return 1
     participants = cohort_size(config.clients, config.fraction)
     most = IMAGES_A_STEP // config.training.batch_size
     return max(1, min(math.ceil(participants / BUNDLES_A_ROUND), most))

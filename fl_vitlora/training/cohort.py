@@ -4,7 +4,8 @@ The trained tensors of the clients are stacked, the frozen ones shared (`trainin
 loss is the sum of the clients' own losses, so that the gradient of a slice is its client's; the
 optimiser computes entry by entry; norms are clipped client by client. Whoever has taken all its
 steps leaves, and the batch goes on without it. So every client's tensors are those of training it
-alone, but for the rounding of sums in another order.
+alone, but for the rounding of sums in another order; and for float16, where a step that overflows
+for one client is left out by all.
 """
 
 from __future__ import annotations

@@ -226,6 +226,19 @@ def test_the_matrix_between_is_stacked_as_well() -> None:
     assert_same(alone, together)
 
 
+def test_who_diverges_diverges_alone(make_backbone: MakeBackbone) -> None:
+    backbone, config = make_backbone(), TrainingConfig(batch_size=4, clip_norm=1.0)
+    backbone.model.double()
+    first, second = lessons(backbone), lessons(backbone)
+    broken = {name: tensor * float("nan") for name, tensor in first[2].start.items()}
+    second[2] = dataclasses.replace(second[2], start=broken)
+    alone = teacher(backbone, config, stacked=False).teach(first)
+    together = teacher(backbone, config, stacked=True).teach(second)
+    assert not any(tensor.isfinite().any() for tensor in together[2].state.values())
+    del alone[2], together[2]
+    assert_same(alone, together)
+
+
 def test_the_model_of_one_stays_as_it_was(make_backbone: MakeBackbone) -> None:
     backbone, config = make_backbone(), TrainingConfig(batch_size=4)
     backbone.model.double()
