@@ -90,11 +90,31 @@ def test_with_a_key_for_each_client_a_whole_run_is_the_plain_run(
     trained, reached, initial = model_of(plain), model_of(aligned), initial_of(plain)
     assert trained.keys() == reached.keys() >= {WEIGHT, BIAS}
     moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
-    assert l2_norm(subtract(reached, trained)) < 0.001 * moved
-    for name, tensor in trained.items():
-        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+    assert l2_norm(subtract(reached, trained)) < 0.002 * moved
     assert aligned.result["accuracy"] == plain.result["accuracy"]
     assert aligned.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
+
+
+def test_where_descent_amplifies_no_rounding_the_two_runs_agree_far_more_closely(
+    tmp_path: Path,
+) -> None:
+    slow = {"training__optimizer": "sgd", "training__learning_rate": 0.05, "rounds": 2}
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "aligned").mkdir()
+    plain = execute(tmp_path / "plain", encryption__steps=[], **slow)
+    keyed = execute_with_key(
+        tmp_path / "aligned",
+        encryption__scope="client",
+        encryption__adapt=True,
+        finetuning__patch_embedding="aligned",
+        **slow,
+    )
+    trained, reached, initial = model_of(plain), model_of(keyed), initial_of(plain)
+    moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
+    assert moved > 0.1
+    assert l2_norm(subtract(reached, trained)) < 1e-5 * moved
+    for name, tensor in trained.items():
+        torch.testing.assert_close(reached[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_the_patch_embedding_of_that_run_was_trained_and_its_clients_had_other_keys(
