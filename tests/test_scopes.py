@@ -28,7 +28,7 @@ from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.models.reading import WEIGHT, reader_of
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.state import State, l2_norm, subtract
-from tests.whole_runs import Finished, execute, owned
+from tests.whole_runs import CALM_SEED, Finished, execute, owned
 
 SECRET = bytes(range(32))  # always the same key, so always the same rounding
 BIAS = "patch_embed.proj.bias"
@@ -44,7 +44,7 @@ def execute_with_key(folder: Path, **overrides: Any) -> Finished:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("plain")
-    return execute(folder, encryption__steps=[], rounds=3)
+    return execute(folder, encryption__steps=[], rounds=3, seed=CALM_SEED)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         encryption__adapt=True,
         finetuning__patch_embedding="aligned",
         rounds=3,
+        seed=CALM_SEED,
     )
 
 
@@ -90,7 +91,9 @@ def test_with_a_key_for_each_client_a_whole_run_is_the_plain_run(
     trained, reached, initial = model_of(plain), model_of(aligned), initial_of(plain)
     assert trained.keys() == reached.keys() >= {WEIGHT, BIAS}
     moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
-    assert l2_norm(subtract(reached, trained)) < 0.002 * moved
+    assert l2_norm(subtract(reached, trained)) < 0.001 * moved
+    for name, tensor in trained.items():
+        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
     assert aligned.result["accuracy"] == plain.result["accuracy"]
     assert aligned.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 
@@ -135,6 +138,7 @@ def test_clients_with_keys_of_their_own_train_together(aligned: Finished, tmp_pa
         encryption__adapt=True,
         finetuning__patch_embedding="aligned",
         rounds=3,
+        seed=CALM_SEED,
         engine__cohort=3,
     )
     for one, other in zip(together.lines, aligned.lines, strict=True):
@@ -275,7 +279,9 @@ def test_a_key_for_every_image_can_be_trained_with(tmp_path: Path) -> None:
 
 def test_clients_measure_what_the_server_would(plain: Finished, tmp_path: Path) -> None:
     """On plain images: the same model, the same test images, only shared out."""
-    done = execute(tmp_path, encryption__steps=[], evaluation__by="clients", rounds=3)
+    done = execute(
+        tmp_path, encryption__steps=[], evaluation__by="clients", rounds=3, seed=CALM_SEED
+    )
     first, second = model_of(plain), model_of(done)
     assert all(torch.equal(first[name], second[name]) for name in first)
     central, shared_out = (
