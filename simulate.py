@@ -39,14 +39,14 @@ FLAGS = {
     "--ray-address": ("engine.ray_address", "of a running Ray cluster (one is started here)"),
 }
 
-TEXTS = {
+TEXTS = {  # taken as they are typed
     "strategy.name",
     "data.name",
     "model.name",
     "out",
     "budget",
     "engine.ray_address",
-}  # taken as they are typed
+}
 
 EXAMPLES = """examples:
   python simulate.py --clients 20

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_vitlora.config import EngineConfig, FineTuningConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.products import quicken
+from fl_vitlora.finetuning.products import product_for, quicken
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.training.cohort import Lesson, Teacher
@@ -116,12 +116,8 @@ def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
     """Measures floating-point operations a second of one large product."""
     left, right = (torch.randn(SIDE, SIDE, device=device, dtype=precision) for _ in range(2))
 
-    def product() -> object:
-        if device.type == "cpu":
-            return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-        return left @ right
-
-    times = [seconds(product, device) for _ in range(10)]
+    product = product_for(right)
+    times = [seconds(lambda: product(left, right, None), device) for _ in range(10)]
     return float(2 * SIDE**3 / min(times))
 
 

@@ -6,7 +6,9 @@ Linux only: it reads the proportional set size (PSS) of every descendant.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -39,6 +41,18 @@ class Watch(threading.Thread):
         """Ends it."""
         self._stop_it.set()
         self.join()
+
+
+def watched(command: Sequence[str], folder: Path) -> Watch:
+    """Runs a command in a folder to its end, what it prints unseen, and tells what it held."""
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    watch = Watch(process.pid)
+    watch.start()
+    failed = process.wait()
+    watch.stop()
+    if failed:
+        raise SystemExit(f"{' '.join(command)} failed with {failed}")
+    return watch
 
 
 def family(root: int) -> list[int]:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from memory import Watch
+from memory import watched
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -41,13 +40,7 @@ def main() -> None:
             command += ["--fraction", str(COHORT / clients), "--rounds", str(arguments.rounds)]
             command += ["--dataset", str(images), "--partition", "iid", "--out", str(out)]
             command += ["--set", f"encryption.key_file={Path(folder) / 'owner.key'}"]
-            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-            watch = Watch(process.pid)
-            watch.start()
-            failed = process.wait()
-            watch.stop()
-            if failed:
-                raise SystemExit(f"{' '.join(command)} failed with {failed}")
+            watch = watched(command, ROOT)
             result = json.loads((out / "result.json").read_text())
             lines = (out / "rounds.jsonl").read_text().splitlines()
             seconds = statistics.median(json.loads(line)["seconds"] for line in lines[1:])

@@ -9,12 +9,11 @@ what all processes hold together (PSS) goes by the number of workers that came i
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from memory import Watch
+from memory import watched
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEGABYTE = 1e6
@@ -42,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=4, help="to compare with one (4)")
     parser.add_argument("--rounds", type=int, default=4)
-    many = parser.parse_args().workers
-    rounds = str(parser.parse_args().rounds)
+    arguments = parser.parse_args()
+    many, rounds = arguments.workers, str(arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         key = f"encryption.key_file={Path(folder) / 'owner.key'}"
 
@@ -55,28 +54,14 @@ def main() -> None:
         def idle(workers: int) -> list[str]:
             return [sys.executable, "-c", IDLE.format(workers=workers)]
 
-        each = {
-            name: (held(command(many)) - held(command(1))) / (many - 1)
-            for name, command in (("torch and Ray alone", idle), ("this project", job))
-        }
+        imports, own = (
+            (watched(of(many), ROOT).total - watched(of(1), ROOT).total) / (many - 1)
+            for of in (idle, job)
+        )
     print("| a further worker of | MB |\n|---|--:|")
-    for name, size in each.items():
-        print(f"| {name} | {size / MEGABYTE:.0f} |")
-    print(
-        f"| beyond the imports | {(each['this project'] - each['torch and Ray alone']) / 1e6:.0f} |"
-    )
-
-
-def held(command: list[str]) -> int:
-    """Runs a command and returns the most that all its processes held together, in bytes."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    watch = Watch(process.pid)
-    watch.start()
-    failed = process.wait()
-    watch.stop()
-    if failed:
-        raise SystemExit(f"{' '.join(command)} failed with {failed}")
-    return watch.total
+    print(f"| torch and Ray alone | {imports / MEGABYTE:.0f} |")
+    print(f"| this project | {own / MEGABYTE:.0f} |")
+    print(f"| beyond the imports | {(own - imports) / MEGABYTE:.0f} |")
 
 
 if __name__ == "__main__":

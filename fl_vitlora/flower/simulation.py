@@ -9,6 +9,7 @@ stopped. Or a Ray that runs already, on this machine or several, is joined and l
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -79,13 +80,11 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
                 f"engine.ray_address {address}: say how many workers are to run there: --workers 16"
             )
         check_address(address)
-        on_gpus = device != "cpu" and gpus > 0
-        return Workers(
-            device="cuda" if on_gpus else "cpu",
-            count=min(most, count),
-            gpus=-(-min(most, count) // CLIENTS_PER_GPU) if on_gpus else 0,
-            address=address,
-        )
+        busy = min(most, count)
+        if device == "cpu" or not gpus:
+            return Workers(device="cpu", count=busy, address=address)
+        taken = math.ceil(busy / CLIENTS_PER_GPU)
+        return Workers(device="cuda", count=busy, gpus=taken, address=address)
     if device == "cpu" or not gpus:
         return Workers(device="cpu", count=min(most, count or cores()))
     gpus = min(gpus, most)
@@ -279,9 +278,8 @@ def simulate(
     outcome: list[T] = []
     errors: list[BaseException] = []
     stop = threading.Event()
-    greetings = min(
-        GREETINGS, -(-clients // ray.workers.count)
-    )  # each worker has some, to get ready
+    each = math.ceil(clients / ray.workers.count)  # so that every worker has some, to get ready
+    greetings = min(GREETINGS, each)
     most = {MessageType.QUERY: greetings, MessageType.TRAIN: together}
     server_app = ServerApp()
 

@@ -43,19 +43,11 @@ class Worker:
             functools.partial(_answered, app, message, context)
             for message, context in zip(messages, contexts, strict=True)
         ]
-        outcomes = in_turns(calls) if len(calls) > 1 else [_attempted(calls[0])]
         return [
             ClientAppException(str(outcome)) if isinstance(outcome, Exception) else outcome
-            for outcome in outcomes
+            for outcome in in_turns(calls)
         ]
 
 
 def _answered(app: ClientApp, message: Message, context: Context) -> Answer:
     return app(message=message, context=context), context
-
-
-def _attempted(call: Callable[[], Answer]) -> Answer | Exception:
-    try:
-        return call()
-    except Exception as error:  # a client's failure is its answer
-        return error

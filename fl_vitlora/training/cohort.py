@@ -29,6 +29,7 @@ from fl_vitlora.state import State
 from fl_vitlora.training.local import LocalTask, Trained, train
 from fl_vitlora.training.stacking import Stack
 from fl_vitlora.training.steps import (
+    active_of,
     autocast,
     batches_of,
     clip_each,
@@ -184,9 +185,7 @@ def train_together(
     steps = [len(orders[number]) for number in longest_first]
     parameters = stack.load([one.start for one in chosen], [one.reader for one in chosen])
     task = chosen[0].task
-    active = {name: p for name, p in parameters.items() if name not in task.frozen}
-    if not active:
-        raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
+    active = active_of(parameters, task.frozen)
     anchor = {name: p.detach().clone() for name, p in active.items()} if task.proximal_mu else {}
     drift = {
         name: torch.stack([one.task.drift[name] for one in chosen]).to(device)

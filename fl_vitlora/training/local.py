@@ -24,6 +24,7 @@ from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 from fl_vitlora.training.steps import (
+    active_of,
     autocast,
     batches_of,
     drift_on,
@@ -125,9 +126,7 @@ def train(
     model = backbone.model
     parameters = methods.trainable(model)
     methods.copy_in(parameters, state)
-    active = {name: p for name, p in parameters.items() if name not in task.frozen}
-    if not active:
-        raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
+    active = active_of(parameters, task.frozen)
     device = next(iter(active.values())).device
     anchor = {name: state[name].to(device) for name in active} if task.proximal_mu else {}
     optimizer = make_optimizer(active, config, task.learning_rate)

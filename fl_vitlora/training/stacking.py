@@ -169,18 +169,13 @@ class Stack:
         Returns:
             The trained parameters by their names, each with a leading dimension K.
         """
-        original, clients = self._original, len(states)
-        frozen: dict[str, Tensor] = {
-            f"{HEAD}.{name}": parameter.expand(clients, *parameter.shape)
-            for name, parameter in original.head.named_parameters()
-        }
-        for name, parameter in original.patch_embed.proj.named_parameters():
-            frozen[f"{PATCHES}.{name}"] = parameter.expand(clients, *parameter.shape)
-        kernel = original.patch_embed.proj.weight
-        frozen[f"{PATCHES}.weight"] = torch.stack([r.weight.view_as(kernel) for r in readers])
-        for name, tensor in frozen.items():
-            if name not in self._trained:
-                self._put(name, tensor.detach().to(self.device))
+        for place in (HEAD, PATCHES):
+            for name, own in self._original.get_submodule(place).named_parameters(prefix=place):
+                if name == f"{PATCHES}.weight" and name not in self._trained:
+                    kernels = torch.stack([reader.weight.view_as(own) for reader in readers])
+                    self._put(name, kernels.to(own.device))
+                elif name not in self._trained:
+                    self._put(name, own.detach().expand(len(states), *own.shape))
         parameters = {
             name: nn.Parameter(torch.stack([state[name] for state in states]).to(self.device))
             for name in self._trained

@@ -29,6 +29,20 @@ def drift_on(
         parameters[name].add_(change, alpha=rate)
 
 
+def active_of(
+    parameters: Mapping[str, nn.Parameter], frozen: frozenset[str]
+) -> dict[str, nn.Parameter]:
+    """Returns what is trained in a round.
+
+    Raises:
+        ValueError: When that is nothing.
+    """
+    active = {name: p for name, p in parameters.items() if name not in frozen}
+    if not active:
+        raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
+    return active
+
+
 @contextlib.contextmanager
 def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Spares the gradients of some parameters for a while."""
