@@ -116,6 +116,7 @@ def run(
             federation.serve,
             clients=config.clients,
             together=together,
+            patience=config.engine.client_timeout,
             ray=ray,
             verbose=watch.verbose,
         )

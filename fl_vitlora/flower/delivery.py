@@ -21,13 +21,13 @@ from typing import Any
 from uuid import uuid4
 
 from flwr.app import Error, Message
-from flwr.clientapp.client_app import ClientAppException
 from flwr.common.constant import ErrorCode
 from flwr.server.superlink.fleet.vce import vce_api
 from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.supercore.date import now
 
 from fl_vitlora.flower.kept_workers import KeptWorkers
+from fl_vitlora.flower.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
 WAIT_SECONDS = 1.0  # for a bundle, before it is looked whether there is to be another
@@ -145,24 +145,27 @@ def replies_to(
     stores = [nodes[message.metadata.dst_node_id] for message in bundle]
     try:
         answers = backend.answer(bundle, [store.retrieve_context(run) for store in stores])
-    except Exception as error:  # the worker's, for which no client is to blame
-        yield from (refused(message, ErrorCode.UNKNOWN, error) for message in bundle)
-        return
+    except Exception as error:  # Ray's, for which no client is to blame
+        answers = [error] * len(bundle)
     for message, store, answer in zip(bundle, stores, answers, strict=True):
-        if isinstance(answer, ClientAppException):
-            yield refused(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, answer)
+        if isinstance(answer, Exception):
+            yield refused(message, answer)
             continue
         reply, context = answer
         try:
             store.update_context(run, context)
         except ValueError as error:  # the app changed what it must not
-            reply = refused(message, ErrorCode.UNKNOWN, error)
+            reply = refused(message, error)
         yield reply
 
 
-def refused(message: Message, code: int, error: Exception) -> Message:
-    """Makes the reply that tells of an error, in Flower's words."""
-    return Message(Error(code=code, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+def refused(message: Message, error: Exception) -> Message:
+    """Makes the reply that tells of an error, with its trace."""
+    if isinstance(error, AppError):  # whose text is the trace that the worker wrote
+        told = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error))
+    else:
+        told = Error(code=ErrorCode.UNKNOWN, reason=trace_of(error))
+    return Message(told, reply_to=message)
 
 
 @contextmanager

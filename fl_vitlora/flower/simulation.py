@@ -251,6 +251,7 @@ def simulate(
     *,
     clients: int,
     together: int,
+    patience: float,
     ray: Ray,
     verbose: bool,
 ) -> T:
@@ -262,6 +263,7 @@ def simulate(
             it returns is returned.
         clients: How many nodes there are.
         together: How many clients a worker trains in one batch, at most.
+        patience: Seconds that a worker may take for each client.
         ray: Is up, and stays up with its workers.
         verbose: Whether Flower may speak.
 
@@ -295,7 +297,7 @@ def simulate(
     try:
         with (
             cores_left_to(ray.workers),
-            kept_workers(ray.actors, ray.workers.count),
+            kept_workers(ray.actors, ray.workers.count, patience),
             prompt_delivery(most),
         ):
             run_simulation(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Sequence
 
 import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.clientapp.client_app import ClientAppException
 
 from fl_vitlora.flower.meeting import in_turns
 
 Answer = tuple[Message, Context]
+
+
+class AppError(RuntimeError):
+    """What a client's app raised, told by the trace that Python shows of it."""
 
 
 @ray.remote
@@ -27,7 +31,7 @@ class Worker:
         app_fn: Callable[[], ClientApp],
         messages: Sequence[Message],
         contexts: Sequence[Context],
-    ) -> list[Answer | ClientAppException]:
+    ) -> list[Answer | AppError]:
         """Answers messages, each to another client, with what these remember.
 
         Args:
@@ -36,7 +40,7 @@ class Worker:
             contexts: Of their clients.
 
         Returns:
-            Of each its reply and the context it leaves, or what the app raised.
+            Of each its reply and the context it leaves, or the trace of what the app raised.
         """
         app = app_fn()
         calls = [
@@ -44,9 +48,14 @@ class Worker:
             for message, context in zip(messages, contexts, strict=True)
         ]
         return [
-            ClientAppException(str(outcome)) if isinstance(outcome, Exception) else outcome
+            AppError(trace_of(outcome)) if isinstance(outcome, Exception) else outcome
             for outcome in in_turns(calls)
         ]
+
+
+def trace_of(error: BaseException) -> str:
+    """Writes an exception as Python shows it, with the lines that it came from."""
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _answered(app: ClientApp, message: Message, context: Context) -> Answer:

@@ -39,7 +39,8 @@ def ask(seconds):
 up = Ray(Workers(device="cpu", count=2), verbose=False)
 up.wait()
 kept = []
-backend = KeptWorkers(kept, 2, {"client_resources": {"num_cpus": 1}, "actor": {"tensorflow": 0}})
+resources = {"num_cpus": 1}
+backend = KeptWorkers(kept, 2, 60.0, {"client_resources": resources, "actor": {"tensorflow": 0}})
 backend.build(lambda: app)
 askers = [threading.Thread(target=ask, args=[SECONDS], daemon=True) for _ in range(4)]
 for asker in askers:

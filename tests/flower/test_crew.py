@@ -1,0 +1,214 @@
+"""Workers die, hang and fail: their bundles are answered, and nobody innocent suffers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_vitlora.flower.crew import Crew, WorkerLostError, persist
+
+Bundle = list[int]
+
+
+def answers(bundle: Sequence[int]) -> list[str]:
+    return [f"answer to {number}" for number in bundle]
+
+
+class Troubled:
+    """Answers, but for the clients that kill it, and those whose app raises, so many times."""
+
+    def __init__(self, deadly: dict[int, int], raising: dict[int, int]) -> None:
+        self.deadly, self.raising, self.asked = dict(deadly), dict(raising), list[Bundle]()
+
+    def __call__(self, bundle: Sequence[int]) -> list[Any]:
+        self.asked.append(list(bundle))
+        dead = [number for number in bundle if self.deadly.get(number, 0) > 0]
+        if dead:
+            self.deadly[dead[0]] -= 1
+            raise WorkerLostError("the worker died")
+        found: list[Any] = list(answers(bundle))
+        for place, number in enumerate(bundle):
+            if self.raising.get(number, 0) > 0:
+                self.raising[number] -= 1
+                found[place] = ValueError(f"client {number}")
+        return found
+
+
+def test_a_passing_trouble_leaves_the_same_answers_to_the_same_bundle():
+    for troubled in (Troubled({2: 1}, {}), Troubled({}, {2: 1})):
+        assert persist([1, 2, 3], troubled) == answers([1, 2, 3])
+        assert troubled.asked == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_an_app_that_raises_again_fails_alone():
+    troubled = Troubled({}, {2: 9})
+    found = persist([1, 2, 3], troubled)
+    assert [found[0], found[2]] == answers([1, 3])
+    assert isinstance(found[1], ValueError)
+    assert len(troubled.asked) == 2
+
+
+def test_a_client_that_kills_every_worker_fails_alone():
+    troubled = Troubled({2: 9}, {})
+    found = persist([1, 2, 3], troubled)
+    assert [found[0], found[2]] == answers([1, 3])
+    assert isinstance(found[1], WorkerLostError)
+    assert troubled.asked == [[1, 2, 3], [1, 2, 3], [1], [2], [3]]
+
+
+@given(
+    bundle=st.lists(st.integers(0, 9), min_size=1, max_size=8, unique=True),
+    deadly=st.dictionaries(st.integers(0, 9), st.sampled_from([1, 99])),
+    raising=st.dictionaries(st.integers(0, 9), st.sampled_from([1, 99])),
+)
+def test_everybody_is_answered_or_blamed_and_asked_three_times_at_most(
+    bundle: Bundle, deadly: dict[int, int], raising: dict[int, int]
+) -> None:
+    troubled = Troubled(deadly, raising)
+    found = persist(bundle, troubled)
+    for number, answer in zip(bundle, found, strict=True):
+        innocent = number not in deadly and number not in raising
+        assert answer == f"answer to {number}" or (isinstance(answer, Exception) and not innocent)
+    assert all(sum(number in asked for asked in troubled.asked) <= 3 for number in bundle)
+
+
+@ray.remote
+class Hand:
+    """A worker that does what its message says."""
+
+    def do(self, messages: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
+        return [self._one(*message) for message in messages]
+
+    def _one(self, what: str, name: str) -> tuple[str, int]:
+        once = Path(name + ".done")
+        if what == "die" or (what == "die once" and not once.exists()):
+            once.touch()
+            os._exit(1)
+        if what == "hang":
+            time.sleep(3600)
+        if what == "sleep":
+            once.touch()
+            time.sleep(3)
+        if what == "raise":
+            raise ValueError(name)
+        return name, os.getpid()
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Office:
+    """A crew of two, and what came of each message."""
+
+    def __init__(self, patience: float = 60.0) -> None:
+        self.hired = [self.hire(), self.hire()]
+        ray.get([hand.__ray_ready__.remote() for hand in self.hired])
+        self.crew = Crew(self.hired[:2], self.hire, patience)
+
+    def hire(self) -> Any:
+        hand: Any = Hand
+        return hand.options(num_cpus=1).remote()
+
+    def close(self) -> None:
+        for hand in self.crew.end():
+            ray.kill(hand)
+
+    def ask(self, bundle: Sequence[tuple[str, str]]) -> list[Any]:
+        tried: list[Any] = []
+
+        def once(messages: Sequence[tuple[str, str]]) -> list[Any]:
+            return list(self.crew.ask(lambda w: w.do.remote(messages), len(messages), tried))
+
+        return persist(bundle, once)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_bundles_are_answered(
+    up: None, tmp_path: Path
+) -> None:
+    office = Office()
+    bundles = [[("work", f"{tmp_path}/{n}")] for n in range(5)]
+    bundles.insert(2, [("die once", f"{tmp_path}/d"), ("work", f"{tmp_path}/e")])
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(office.ask, bundles))
+    names = [[name for name, _ in answers] for answers in found]
+    assert names == [[name for _, name in bundle] for bundle in bundles]
+    assert office.crew.slots == 4
+    office.close()
+
+
+def test_a_worker_that_is_killed_from_outside_loses_nothing(up: None, tmp_path: Path) -> None:
+    office = Office()
+    victim = office.ask([("work", "first")])[0][1]
+    bundles = [[("sleep", f"{tmp_path}/{n}")] for n in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(office.ask, bundle) for bundle in bundles]
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        os.kill(victim, signal.SIGKILL)
+        found = [one.result() for one in asked]
+    assert [answers[0][0] for answers in found] == [name for ((_, name),) in bundles]
+    assert victim not in {answers[0][1] for answers in found}
+    office.close()
+
+
+def test_who_hangs_is_ended_and_the_others_of_its_bundle_are_answered(
+    up: None, tmp_path: Path
+) -> None:
+    office = Office(patience=1.0)
+    bundles = [
+        [("work", "a"), ("hang", "b")],
+        [("work", "c")],
+        [("work", "d")],
+        [("work", "e")],
+    ]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(office.ask, bundles))
+    assert [answers[0][0] for answers in found] == ["a", "c", "d", "e"]
+    lost = found[0][1]
+    assert isinstance(lost, WorkerLostError)
+    assert str(lost) == "no answer within 1 s"
+    office.close()
+
+
+def test_what_an_app_cannot_catch_is_no_death(up: None) -> None:
+    office = Office()
+    with pytest.raises(ValueError, match="name"):
+        office.ask([("raise", "name")])
+    assert office.ask([("work", "x")])[0][0] == "x"
+    office.close()
+
+
+def test_nobody_is_asked_after_the_end(up: None) -> None:
+    office = Office()
+    ended = threading.Event()
+
+    def ask() -> None:
+        with pytest.raises(RuntimeError):
+            office.ask([("hang", "h")])
+        ended.set()
+
+    waiting = threading.Thread(target=ask, daemon=True)
+    waiting.start()
+    time.sleep(1)
+    kept = office.crew.end()
+    waiting.join(10)
+    assert ended.is_set()
+    assert len(kept) == 1
+    ray.kill(kept[0])
+    with pytest.raises(RuntimeError, match="no simulation"):
+        office.ask([("work", "x")])
