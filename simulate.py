@@ -7,16 +7,22 @@ import time
 STARTED = time.perf_counter()
 
 import argparse  # noqa: E402 - the clock starts before the imports
+import contextlib  # noqa: E402
+import dataclasses  # noqa: E402
 import difflib  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Mapping, Sequence  # noqa: E402
+from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
+from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
 from fl_vitlora import __version__, config  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
 from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
+
+if TYPE_CHECKING:
+    from fl_vitlora.serving import Watch
 
 USER_MISTAKE, RUN_FAILED, RULE_BROKEN, INTERRUPTED = 2, 1, 1, 130
 
@@ -32,6 +38,10 @@ FLAGS = {
     "--budget": ("budget", "bytes that a run may send, as 50MB (no limit)"),
     "--target-accuracy": ("target_accuracy", "report when it was first reached, as 0.95 (none)"),
     "--seed": ("seed", "of everything random but the owner's secret (0)"),
+    "--checkpoint-every": (
+        "checkpoint_every",
+        "rounds between states that a run can go on from (1; 0 is none)",
+    ),
     "--out": ("out", "run or grid folder (a new one under runs/)"),
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
     "--cohort": ("engine.cohort", "clients that a worker trains in one batch (an eighth)"),
@@ -47,6 +57,14 @@ TEXTS = {  # taken as they are typed
     "budget",
     "engine.ray_address",
 }
+
+MAY_CHANGE = (  # in a run that goes on, for no bit of it depends on them
+    "engine.workers",
+    "engine.ray_address",
+    "engine.round_timeout",
+    "engine.client_timeout",
+    "checkpoint_every",
+)
 
 EXAMPLES = """examples:
   python simulate.py --clients 20
@@ -67,6 +85,9 @@ EXAMPLES = """examples:
       whether strategies/my_idea.py keeps the contract, rule by rule, in seconds
   python simulate.py --config configs/cifar10_vit_base.yaml
       ViT-B/16 on CIFAR-10, for a machine with a GPU
+
+  python simulate.py --resume runs/NAME
+      a run that was broken off goes on, to the same bits
 
   python simulate.py --rotate-key runs/NAME/shards
       the owner's part: a new secret, and all shards encrypted anew under it
@@ -136,6 +157,13 @@ def make_parser() -> Parser:
         "--seeds", metavar="SEED", nargs="+", help="run everything with each of these"
     )
     parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        type=Path,
+        help="go on with the run of this folder from its last checkpoint, to the same bits; Ctrl-C "
+        "ends a run after its round, a second one at once",
+    )
+    parser.add_argument(
         "--rotate-key",
         metavar="PLACE",
         nargs="+",
@@ -200,21 +228,84 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     return overrides | dict(config.parse_override(text) for text in arguments.overrides)
 
 
-def run(experiment: config.Config, *, verbose: bool) -> None:
+def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> None:
     """Runs an experiment before the user's eyes."""
     import strategies
     from fl_vitlora.experiment import run as run_experiment
     from fl_vitlora.experiment import silence
+    from fl_vitlora.flower.server import PausedError
     from fl_vitlora.reporting.console import RunDisplay, print_result
+    from fl_vitlora.reporting.run_folder import default_path
     from fl_vitlora.serving import Watch
 
     if not verbose:
         silence()
     strategy = strategies.load_for(experiment)
-    with RunDisplay(experiment.rounds) as display:
-        watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
-        result, folder = run_experiment(experiment, strategy, watch, STARTED)
+    experiment = dataclasses.replace(
+        experiment, out=experiment.out or str(default_path(experiment))
+    )
+    try:
+        with RunDisplay(experiment.rounds) as display:
+            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            with pauses_on_signal(watch):
+                result, folder = run_experiment(experiment, strategy, watch, STARTED, resume=resume)
+    except PausedError as pause:
+        fail(f"ended {pause}; {how_to_go_on(experiment)}", INTERRUPTED)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"; {how_to_go_on(experiment)}") from None
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; {how_to_go_on(experiment)}") from error
     print_result(result, str(folder))
+
+
+def how_to_go_on(experiment: config.Config) -> str:
+    """Tells the command that takes a run up again, or that there is nothing to take up."""
+    from fl_vitlora.reporting.run_folder import CONFIG
+
+    begun = (Path(str(experiment.out)) / CONFIG).exists()
+    return f"python simulate.py --resume {experiment.out} goes on" if begun else "nothing was begun"
+
+
+@contextlib.contextmanager
+def pauses_on_signal(watch: Watch) -> Iterator[None]:
+    """Lets the first Ctrl-C, or the first SIGTERM, end a run after its round; the next at once."""
+
+    def heed(number: int, frame: object) -> None:
+        if watch.pause.is_set() or not watch.training.is_set():
+            raise KeyboardInterrupt
+        watch.pause.set()
+        watch.announce("ending after this round; once more to end at once")
+
+    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    """Goes on with a run; one that is at its end is shown."""
+    from fl_vitlora.reporting.console import print_result
+    from fl_vitlora.reporting.run_folder import find_run
+
+    folder = arguments.resume
+    begun, result = find_run(folder)
+    if result is not None:
+        print_result(result, str(folder))
+        return
+    overrides = read_overrides(arguments) | {"out": str(folder)}
+    if arguments.config:
+        asked = config.load(arguments.config, overrides)
+    else:
+        asked = config.resolve(config.to_mapping(begun), overrides)
+    for path, (was, now) in config.differences(begun, asked).items():
+        if path not in MAY_CHANGE:
+            raise UserError(
+                f"--resume {folder}: {path} is {was} there, not {now}; a run goes on as it was "
+                f"begun (what may change: {', '.join(MAY_CHANGE)})"
+            )
+    run(asked, resume=True, verbose=arguments.verbose)
 
 
 def compare(grid: Grid, *, verbose: bool) -> None:
@@ -278,12 +369,17 @@ def check_strategy(chosen: config.StrategyConfig, *, verbose: bool) -> None:
 
 
 def check_flags(given: Mapping[str, Any]) -> None:
-    """Refuses flags that say what to run beside one that runs nothing."""
-    for idle in ("check_strategy", "rotate_key"):
-        others = [n for n in ("compare", "seeds", "rotate_key") if given[n] and n != idle]
-        if given[idle] and others:
-            flags = [f"--{name.replace('_', '-')}" for name in (idle, others[0])]
-            fail(f"{flags[0]} runs nothing, so it does not take {flags[1]}", USER_MISTAKE)
+    """Refuses flags that say what to run beside one that runs nothing, or what was begun."""
+    whys = {
+        "check_strategy": "runs nothing",
+        "rotate_key": "runs nothing",
+        "resume": "goes on with one run",
+    }
+    for one, why in whys.items():
+        others = [n for n in ("compare", "seeds", "rotate_key", "resume") if given[n] and n != one]
+        if given[one] and others:
+            flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
+            fail(f"{flags[0]} {why}, so it does not take {flags[1]}", USER_MISTAKE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -293,6 +389,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if arguments.check_strategy:
             check_strategy(read_strategy(arguments), verbose=arguments.verbose)
+            return
+        if arguments.resume:
+            resume(arguments)
             return
         grid = read_comparison(arguments)
         if arguments.rotate_key:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
@@ -24,10 +25,19 @@ from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
 from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
+from fl_vitlora.reporting.run_folder import CONFIG, find_run
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.serving import Line, Watch
 
 GRID = "grid.yaml"
+
+
+class Execute(Protocol):
+    """Runs an experiment in the folder that its `out` names."""
+
+    def __call__(self, config: Config, *, resume: bool) -> Line:
+        """Returns the result; a run that is resumed goes on in its folder."""
+        ...
 
 
 def default_folder() -> Path:
@@ -74,19 +84,21 @@ def compare(
         but says why, and the next one starts.
     """
     watch = watch or Watch()
-    done = finished_runs(folder)
+    done = runs_in(folder, finished=True)
+    broken_off = runs_in(folder, finished=False)
     records: list[Record] = []
     with Engine(verbose=watch.verbose) as engine:
 
-        def execute(config: Config) -> Line:
+        def execute(config: Config, *, resume: bool) -> Line:
             strategy = load_strategy(config)
-            return run(config, strategy, watch, engine=engine)[0]
+            return run(config, strategy, watch, engine=engine, resume=resume)[0]
 
         for cell, config in grid.runs:
             same = (place for known, place in done if known == config)
             path = next((place for place in same if has_current_key(config, place)), None)
+            place = next((place for known, place in broken_off if known == config), None)
             record = (
-                _attempt(cell, config, folder, execute)
+                _attempt(cell, config, folder, place, execute)
                 if path is None
                 else _read(cell, config, path)
             )
@@ -105,13 +117,18 @@ def tell(grid: Grid, records: list[Record]) -> Report:
     return report(grid.title, records, grid.baselines)
 
 
-def finished_runs(folder: Path) -> list[tuple[Config, Path]]:
-    """Finds all runs in a folder that have a result, each with its configuration but for `out`."""
+def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
+    """Finds runs in a folder, those with a result or those without.
+
+    Returns:
+        Each one's configuration but for `out`, and its folder.
+    """
     found = []
-    for path in sorted(folder.glob("**/result.json")):
+    for path in sorted(folder.glob(f"**/{CONFIG}")):
         with suppress(UserError):  # a configuration of another version is none of this grid
-            config = configuration.load(str(path.with_name("config.yaml")))
-            found.append((dataclasses.replace(config, out=None), path.parent))
+            config, result = find_run(path.parent)
+            if (result is not None) == finished:
+                found.append((dataclasses.replace(config, out=None), path.parent))
     return found
 
 
@@ -127,12 +144,14 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
     return ring.exists() and told["key_id"] == key_id(open_ring(ring).current)
 
 
-def _attempt(cell: Cell, config: Config, folder: Path, execute: Callable[[Config], Line]) -> Record:
-    """Runs one experiment in a new folder, or says why that is not to be."""
-    place = _unused(folder / folder_name(cell.labels, config.seed))
+def _attempt(
+    cell: Cell, config: Config, folder: Path, broken_off: Path | None, execute: Execute
+) -> Record:
+    """Runs one experiment, in a new folder or where it was broken off; or says why it cannot."""
+    place = broken_off or _unused(folder / folder_name(cell.labels, config.seed))
     record = Record(labels=cell.labels, seed=config.seed)
     try:
-        result = execute(dataclasses.replace(config, out=str(place)))
+        result = execute(dataclasses.replace(config, out=str(place)), resume=bool(broken_off))
     except UserError as error:
         return dataclasses.replace(record, problem=_line("refused", error))
     except RuntimeError as error:

@@ -290,6 +290,9 @@ class Config:
         None, "in (0, 1]: tells after how many bytes it was first reached", "(0, 1]"
     )
     seed: int = setting(0, "of everything random but the owner's secret", "[0, inf)")
+    checkpoint_every: int = setting(
+        1, "rounds from one state that a run can go on from to the next; 0 is none", "[0, inf)"
+    )
     out: str | None = setting(None, "run folder; a new one under runs/ if not given")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -426,6 +429,30 @@ def to_yaml(config: Config) -> str:
 def write_yaml(tree: Mapping[str, Any]) -> str:
     """Writes nested plain values for people to read."""
     return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Lists the settings in which two experiments differ.
+
+    Returns:
+        The two values, by dotted path.
+
+    Example:
+        >>> differences(Config(), Config(training=TrainingConfig(epochs=2)))
+        {'training.epochs': (1, 2)}
+    """
+    ours, theirs = (dict(_leaves(to_mapping(config))) for config in (one, other))
+    paths = dict.fromkeys([*ours, *theirs])
+    pairs = {path: (ours.get(path), theirs.get(path)) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def explanations(kind: type[Any] = Config, path: str = "") -> Iterator[tuple[str, Any, str]]:

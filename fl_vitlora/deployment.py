@@ -23,6 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_vitlora import config as configuration
 from fl_vitlora import policies
+from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
@@ -103,6 +104,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             shards=shards,
             folder=folder,
             watch=Watch(),
+            logbook=Logbook.begin(folder.path),
             secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
         )
         outcome = run.serve(grid)

@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_vitlora import coordinates, policies
+from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.config import Config
+from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_half
 from fl_vitlora.flower.client_app import make_client_app
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.sampling import cohort_size, trained_together
@@ -23,10 +26,11 @@ from fl_vitlora.preparation import (
     prepare_holder,
     prepare_images,
     prepare_model,
+    shards_of,
     write_shards,
 )
-from fl_vitlora.reporting.run_folder import RunFolder, check_unused
-from fl_vitlora.serving import Line, Run, Watch, make_server
+from fl_vitlora.reporting.run_folder import CONFIG, RunFolder, check_unused
+from fl_vitlora.serving import Line, Run, Server, Watch, make_server
 from fl_vitlora.strategy import Strategy
 
 
@@ -36,6 +40,8 @@ def run(
     watch: Watch | None = None,
     started: float | None = None,
     engine: Engine | None = None,
+    *,
+    resume: bool = False,
 ) -> tuple[Line, Path]:
     """Runs an experiment and writes its run folder.
 
@@ -45,6 +51,7 @@ def run(
         watch: Who looks on.
         started: `time.perf_counter()` when the program began, so that imports are counted.
         engine: Keeps Ray up for the next run; without one, Ray ends with this run.
+        resume: Whether the run was begun in the folder `out`, and goes on there.
 
     Returns:
         The content of `result.json`, and the run folder.
@@ -53,6 +60,7 @@ def run(
         UserError: When something in the configuration cannot work, before a run folder is made;
             or when the strategy's own code fails in a round.
         RuntimeError: When the run failed.
+        PausedError: When the watch told it to pause.
     """
     watch, started = watch or Watch(), started or time.perf_counter()
     if not watch.verbose:
@@ -70,43 +78,32 @@ def run(
         most=math.ceil(cohort / together),
         address=config.engine.ray_address or "",
     )
-    if config.out:
+    if config.out and not resume:
         check_unused(Path(config.out))
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(workers)  # comes up beside the preparations
     try:
-        watch.announce("preparing images and model")
-        images = prepare_images(config)
-        sandwich = client_half(strategy).adapter == "sandwich"
-        backbone = prepare_model(config, images.classes, workers.device, sandwich=sandwich)
-        if policies.lacks_key_ring(config):
-            watch.announce(f"drawing a new secret: {config.encryption.key_file}")
-        holder = prepare_holder(config, backbone)
-        server = make_server(
-            backbone, lambda origin: coordinates.server_reader(config, origin, holder)
-        )
-        folder = RunFolder.create(asked)
-        watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
-        write_shards(config, images, holder, folder)
-        if policies.reader_is_stored(config):
-            betrays = policies.start_is_adapted(config)
-            name = holder.key_id if betrays else ""
-            write_reader(folder.shards / READER_FILE, server.start, name)
+        stage = _find(config, strategy, watch, workers.device) if resume else None
+        if stage is None:
+            stage = _prepare(asked, config, strategy, watch, workers.device)
         watch.announce("starting workers")
         ray.wait()
         federation = Run(
             config=config,
             strategy=strategy,
-            server=server,
-            shards=folder.shards,
-            folder=folder,
+            server=stage.server,
+            shards=stage.folder.shards,
+            folder=stage.folder,
             watch=watch,
-            holder=holder,
+            logbook=stage.logbook,
+            states=ClientStates(stage.checkpoint.clients if stage.checkpoint else None),
+            checkpoint=stage.checkpoint,
+            holder=stage.holder,
         )
         settings = client_settings(
             config,
-            folder.shards,
-            images.classes,
+            stage.folder.shards,
+            stage.classes,
             workers.device,
             client_half(strategy),
             with_key=policies.clients_need_key(config),
@@ -117,14 +114,100 @@ def run(
             clients=config.clients,
             together=together,
             patience=config.engine.client_timeout,
+            states=federation.states,
             ray=ray,
             verbose=watch.verbose,
         )
     finally:
         own.stop()
-    result = federation.result() | {"encryption": describe_encryption(config, holder)}
+    result = federation.result() | {"encryption": describe_encryption(config, stage.holder)}
     federation.write(outcome, result, started)
-    return result, folder.path
+    return result, stage.folder.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """All that must be there before the first round, or the next.
+
+    Attributes:
+        folder: Of the run, with the shards in it.
+        logbook: Of the run.
+        classes: Outputs of the head.
+        holder: Of the key.
+        server: Its model.
+        checkpoint: From which the run goes on, if it has begun.
+    """
+
+    folder: RunFolder
+    logbook: Logbook
+    classes: int
+    holder: KeyHolder
+    server: Server
+    checkpoint: Checkpoint | None = None
+
+
+def _prepare(
+    asked: Config, config: Config, strategy: AnyStrategy, watch: Watch, device: str
+) -> Stage:
+    """Prepares everything from the images on; writes the run folder, be it new or broken off."""
+    watch.announce("preparing images and model")
+    images = prepare_images(config)
+    holder, server = _prepare_server(config, strategy, watch, images.classes, device)
+    place = Path(asked.out or "")
+    broken_off = bool(asked.out) and (place / CONFIG).exists()
+    folder = RunFolder.reopen(place) if broken_off else RunFolder.create(asked)
+    watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
+    write_shards(config, images, holder, folder)
+    if policies.reader_is_stored(config):
+        betrays = policies.start_is_adapted(config)
+        name = holder.key_id if betrays else ""
+        write_reader(folder.shards / READER_FILE, server.start, name)
+    return Stage(
+        folder=folder,
+        logbook=Logbook.begin(folder.path),
+        classes=images.classes,
+        holder=holder,
+        server=server,
+    )
+
+
+def _find(config: Config, strategy: AnyStrategy, watch: Watch, device: str) -> Stage | None:
+    """Finds everything as a run that was broken off has left it; nothing before its first round."""
+    folder = RunFolder.reopen(Path(str(config.out)))
+    found = Logbook.take_up(folder.path)
+    if found is None:
+        return None
+    watch.announce("preparing the model")
+    classes, key = shards_of(folder.path)
+    holder, server = _prepare_server(config, strategy, watch, classes, device, key)
+    logbook, checkpoint = found
+    return Stage(
+        folder=folder,
+        logbook=logbook,
+        classes=classes,
+        holder=holder,
+        server=server,
+        checkpoint=checkpoint,
+    )
+
+
+def _prepare_server(
+    config: Config,
+    strategy: AnyStrategy,
+    watch: Watch,
+    classes: int,
+    device: str,
+    key: str = "",
+) -> tuple[KeyHolder, Server]:
+    """Makes the server's model, and opens the key ring; a key that is named must be in it."""
+    sandwich = client_half(strategy).adapter == "sandwich"
+    backbone = prepare_model(config, classes, device, sandwich=sandwich)
+    if policies.lacks_key_ring(config):
+        watch.announce(f"drawing a new secret: {config.encryption.key_file}")
+    holder = prepare_holder(config, backbone, key)
+    return holder, make_server(
+        backbone, lambda origin: coordinates.server_reader(config, origin, holder)
+    )
 
 
 def client_settings(

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 
 from fl_vitlora.lowrank import MERGED_A, MERGED_B
 from fl_vitlora.state import State, count
+from fl_vitlora.tree import Tree
 
 INCREMENT = ".increment"
 
@@ -68,6 +70,15 @@ class GlobalModel:
         """Tells whether anything moved."""
         same = all(torch.equal(t, other.tensors[name]) for name, t in self.tensors.items())
         return not same or self.rounds != other.rounds
+
+    def snapshot(self) -> Tree:
+        """Returns all of it, for a checkpoint."""
+        return dict(vars(self))
+
+    @classmethod
+    def restored(cls, tree: Tree) -> Self:
+        """Makes the model of which `snapshot` was taken."""
+        return cls(**{**tree, "merges": tuple(tree["merges"])})
 
     def stored(self) -> State:
         """Returns all that makes the model out of the public one, under names of their own."""

@@ -13,6 +13,7 @@ from fl_vitlora import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.partition import label_counts, partition
+from fl_vitlora.data.shards import shard_metadata
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
@@ -76,8 +77,13 @@ def prepare_model(config: Config, classes: int, device: str, *, sandwich: bool =
     return built
 
 
-def prepare_holder(config: Config, model: Backbone) -> KeyHolder:
+def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
     """Opens the owners' key ring, or makes it if it is missing; plain images need none.
+
+    Args:
+        config: It names the key ring.
+        model: The blocks of the cipher are its patches.
+        key: Id of the secret that is wanted; the current one's if not given.
 
     Raises:
         UserError: When blocks do not divide the images, or the key ring is not in order.
@@ -90,8 +96,22 @@ def prepare_holder(config: Config, model: Backbone) -> KeyHolder:
     )
     if not config.encryption.steps:
         return holder
-    secret = open_or_create_ring(Path(config.encryption.key_file)).current
+    path = Path(config.encryption.key_file)
+    secret = open_ring(path).find(key) if key else open_or_create_ring(path).current
     return replace(holder, secret=secret)
+
+
+def shards_of(run: Path) -> tuple[int, str]:
+    """Reads off the shards of a run what they are of.
+
+    Returns:
+        The number of classes, and the id of their key.
+
+    Raises:
+        UserError: When there are none.
+    """
+    first = shard_metadata(owner.find_shards(run)[0])
+    return int(first["classes"]), first.get("key_id", "")
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:

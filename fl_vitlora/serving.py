@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from fl_vitlora import adversary, coordinates, policies
+from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.communication.budget import affords
 from fl_vitlora.communication.ledger import Ledger, full_model_sizes
 from fl_vitlora.communication.link import Link, transfer_seconds
@@ -36,7 +37,8 @@ from fl_vitlora.evaluation import (
 )
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.accounting import statement
-from fl_vitlora.flower.aggregators import AnyStrategy, client_half, make_aggregator
+from fl_vitlora.flower.aggregators import Aggregator, AnyStrategy, client_half, make_aggregator
+from fl_vitlora.flower.client_states import ClientStates, to_tree
 from fl_vitlora.flower.measuring import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.summing import Sums
@@ -47,7 +49,7 @@ from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
 from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
 from fl_vitlora.ranks import client_ranks
 from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
-from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.reporting.run_folder import RESULT, RunFolder
 from fl_vitlora.state import State, count
 from fl_vitlora.strategy import Update
 from fl_vitlora.training import local
@@ -62,12 +64,16 @@ class Watch:
     Attributes:
         announce: Is told each phase of the set-up.
         show_round: Is shown each line of `rounds.jsonl`.
+        training: Is set when the first round begins.
+        pause: Is set by whoever wants the run to end after the round that is under way.
         tap: Is shown every Flower message, for inspection.
         verbose: Whether Flower and Ray may speak.
     """
 
     announce: Callable[[str], None] = lambda phase: None
     show_round: Callable[[Line], None] = lambda line: None
+    training: threading.Event = field(default_factory=threading.Event)
+    pause: threading.Event = field(default_factory=threading.Event)
     tap: Tap | None = None
     verbose: bool = False
 
@@ -141,6 +147,10 @@ class Run:
         shards: Where the encrypted test shard lies, if clients do not evaluate.
         folder: Where results go.
         watch: Who looks on.
+        logbook: Where rounds are written down, and states to go on from.
+        states: What simulated clients remember; a deployment has them at its nodes, and writes no
+            checkpoints.
+        checkpoint: From which the run goes on.
         holder: Of the key, where key holders evaluate beside the server; a simulation has it.
         ledger: Bytes so far.
         lines: Rounds so far, as in `rounds.jsonl`.
@@ -157,6 +167,9 @@ class Run:
     shards: Path
     folder: RunFolder
     watch: Watch
+    logbook: Logbook
+    states: ClientStates | None = None
+    checkpoint: Checkpoint | None = None
     holder: KeyHolder | None = None
     ledger: Ledger = field(default_factory=Ledger)
     lines: list[Line] = field(default_factory=list)
@@ -196,6 +209,9 @@ class Run:
         clients = transport.greet(self.config.clients)
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
         aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
+        model, done = GlobalModel(tensors=initial), 0
+        if self.checkpoint is not None:
+            model, done = self._take_up(self.checkpoint, transport, aggregator)
         begin = time.perf_counter()
         federation = Federation(
             transport=transport,
@@ -206,12 +222,15 @@ class Run:
             seed=self.config.seed,
             training=self.config.training,
             evaluate=lambda number, model: self._measure(evaluator, number, model),
-            observe=lambda report: self._observe(report, sums),
+            observe=lambda report, model: self._observe(report, model, sums),
             release=self._release,
             affords=self._affords,
+            keep=lambda number, model: self._keep(number, model, transport, aggregator),
+            pauses=self.watch.pause.is_set,
             beside=isinstance(evaluator, CentralEvaluator),
         )
-        final = federation.run(GlobalModel(tensors=initial))
+        self.watch.training.set()
+        final = federation.run(model, done)
         self._measure_other_views(evaluator, final)
         end = time.perf_counter()
         down, up = full_model_bytes(self.server.plain)
@@ -220,6 +239,59 @@ class Run:
         self.privacy.update(told or {})
         return Outcome(model=final, begin=begin, end=end)
 
+    def _keep(
+        self, server_round: int, model: GlobalModel, transport: Transport, aggregator: Aggregator
+    ) -> Callable[[], None]:
+        """Takes hold of all that the run goes on from, and returns what writes it down."""
+        every, states, last = self.config.checkpoint_every, self.states, self.config.rounds
+        due = every and (server_round % every == 0 or server_round == last)
+        if states is None or not states.followed or not (due or self.watch.pause.is_set()):
+            return lambda: None
+        clients, messages = states.now(), list(self.ledger)
+        server = {
+            "made with": self._made_with,
+            "model": model.snapshot(),
+            "strategy": aggregator.snapshot(),
+            "transport": transport.snapshot(),
+        }
+
+        def write() -> None:
+            measured = {"measured": self.measured}
+            self.logbook.write(server_round, server | measured, messages, clients, to_tree)
+
+        return write
+
+    def _take_up(
+        self, checkpoint: Checkpoint, transport: Transport, aggregator: Aggregator
+    ) -> tuple[GlobalModel, int]:
+        """Takes up a checkpoint; the greeting is counted as it was the first time."""
+        server = checkpoint.server
+        for what, was in server["made with"].items():
+            if was != (now := self._made_with[what]):
+                raise UserError(
+                    f"{self.folder.path} was begun with {what} {was}, and goes on with that only; "
+                    f"now it is {now}"
+                )
+        transport.restore(server["transport"])
+        aggregator.restore(*server["strategy"])
+        self.ledger.replace(checkpoint.ledger)
+        for line in checkpoint.lines:
+            self.lines.append(line)
+            self.watch.show_round(line)
+        self.measured.update(
+            {v: (accuracy, loss) for v, (accuracy, loss) in server["measured"].items()}
+        )
+        return GlobalModel.restored(server["model"]), checkpoint.round
+
+    @property
+    def _made_with(self) -> dict[str, str]:
+        """Names what the bits of a run depend on and its configuration does not tell."""
+        keyed = self.holder is not None and self.holder.cipher.steps
+        return {
+            "device": next(self.server.backbone.model.parameters()).device.type,
+            "key": self.holder.key_id if keyed and self.holder else "none",
+        }
+
     def result(self) -> Line:
         """Sums up, without the times."""
         config = self.config
@@ -227,6 +299,7 @@ class Run:
         return {
             "accuracy": self.lines[-1]["accuracy"],
             "loss": self.lines[-1]["loss"],
+            "best": best(self.lines),
             "clients": config.clients,
             "rounds": len(self.lines),
             "rounds_planned": config.rounds,
@@ -295,13 +368,14 @@ class Run:
             "training": round(outcome.end - outcome.begin, 3),
             "total": round(time.perf_counter() - started, 3),
         }
-        self.folder.write_json("result.json", result)
+        self.folder.write_json(RESULT, result)
+        self.logbook.close()
 
     def _sums(self) -> Sums:
         privacy = self.config.privacy
         return Sums(limit=privacy.range, equal=privacy.clipping_norm is not None)
 
-    def _observe(self, report: RoundReport, sums: Sums | None) -> None:
+    def _observe(self, report: RoundReport, model: GlobalModel, sums: Sums | None) -> None:
         line: Line = {
             "round": report.round,
             "accuracy": report.accuracy,
@@ -319,8 +393,10 @@ class Run:
         }
         if sums is not None:
             line["clipped_scalars"] = sums.clipped
+        if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
+            self.folder.write_model(model.stored(), "best_model.safetensors")
         self.lines.append(line)
-        self.folder.append_round(line)
+        self.logbook.note_round(line)
         self.watch.show_round(line)
 
     def _told_of_sums(self) -> Line | None:
@@ -386,6 +462,17 @@ class Run:
             holder=self.holder,
             precision=local.best_precision(device, config.engine.mixed_precision),
         )
+
+
+def best(lines: Sequence[Line]) -> Line:
+    """Finds the first round of the highest accuracy.
+
+    Example:
+        >>> best([{"round": 1, "accuracy": 0.5}, {"round": 2, "accuracy": 0.5}])
+        {'round': 1, 'accuracy': 0.5}
+    """
+    line = max(lines, key=lambda line: line["accuracy"])
+    return {"round": line["round"], "accuracy": line["accuracy"]}
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:

@@ -339,6 +339,7 @@ def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: P
                 shards=shards,
                 folder=folder,
                 watch=Watch(),
+                logbook=Logbook.begin(folder.path),
             )
             ended[name].serve(grid, stop)
 
@@ -348,7 +349,14 @@ def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: P
         settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
         app = make_client_app(Fixed(settings))
         simulate(
-            app, serve, clients=config.clients, together=2, patience=60, ray=ray, verbose=False
+            app,
+            serve,
+            clients=config.clients,
+            together=2,
+            patience=60,
+            states=ClientStates(),
+            ray=ray,
+            verbose=False,
         )
     finally:
         ray.stop()

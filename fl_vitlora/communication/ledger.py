@@ -58,10 +58,17 @@ class Ledger:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def record(self, entry: Entry) -> None:
         """Adds a message."""
         self._entries.append(entry)
         self._by_round[entry.round] = self._by_round.get(entry.round, 0) + entry.total
+
+    def replace(self, other: Ledger) -> None:
+        """Takes another's messages instead of its own."""
+        self._entries, self._by_round = list(other), other.by_round()
 
     def total(
         self,

@@ -12,7 +12,7 @@ Source: Tang et al., arXiv 1905.05957, for compression both ways; here the serve
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ import torch
 from fl_vitlora.communication.compression import code, decode, send
 from fl_vitlora.communication.lanes import EXACT, Lanes
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.communication.parcel import Part
+from fl_vitlora.communication.parcel import Parcel, Part, read, write
 from fl_vitlora.state import State, add, subtract
+from fl_vitlora.tree import Tree
 
 WHOLE = -1  # the version on which values stand that are sent as they are
 
@@ -88,6 +89,16 @@ class Stream:
             steps=steps,
             version=self.version + 1,
         )
+
+    def snapshot(self) -> Tree:
+        """Returns what a stream of the same beginning goes on from."""
+        steps = [write(Parcel(parts=(("", step),))) for step in self.steps]
+        return {"held": self.held, "target": self.target, "steps": steps, "version": self.version}
+
+    def restored(self, tree: Tree) -> Stream:
+        """Makes of a stream's beginning that of which `snapshot` was taken."""
+        steps = tuple(read(step).parts[0][1] for step in tree["steps"])
+        return replace(self, **{**tree, "steps": steps})
 
     def since(self, version: int) -> tuple[int, tuple[Part, ...]]:
         """Tells what somebody lacks.

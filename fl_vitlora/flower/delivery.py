@@ -26,6 +26,7 @@ from flwr.server.superlink.fleet.vce import vce_api
 from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.supercore.date import now
 
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.kept_workers import KeptWorkers
 from fl_vitlora.flower.worker import AppError, trace_of
 
@@ -108,10 +109,11 @@ def work(  # noqa: PLR0917 - as many as Flower hands over
     backend: KeptWorkers,
     f_stop: threading.Event,
     metrics: Any,
+    states: ClientStates,
 ) -> None:
     """Has bundles answered, one after the other, until it is stopped.
 
-    It has the arguments of Flower's `worker`.
+    It has the arguments of Flower's `worker`, and one more.
 
     Args:
         messageins_queue: Bundles of messages to clients.
@@ -120,6 +122,7 @@ def work(  # noqa: PLR0917 - as many as Flower hands over
         backend: That answers.
         f_stop: Is set at the end.
         metrics: Counts seconds.
+        states: Of the clients.
     """
     while not f_stop.is_set():
         try:
@@ -127,14 +130,17 @@ def work(  # noqa: PLR0917 - as many as Flower hands over
         except Empty:
             continue
         begin = time.perf_counter()
-        for reply in replies_to(bundle, node_info_store, backend):
+        for reply in replies_to(bundle, node_info_store, backend, states):
             reply.metadata.__dict__["_message_id"] = str(uuid4())  # as Flower does
             messageres_queue.put(reply)
         metrics.add_clientapp_runtime(time.perf_counter() - begin)
 
 
 def replies_to(
-    bundle: Sequence[Message], nodes: Mapping[int, Any], backend: KeptWorkers
+    bundle: Sequence[Message],
+    nodes: Mapping[int, Any],
+    backend: KeptWorkers,
+    states: ClientStates,
 ) -> Iterator[Message]:
     """Has a bundle answered, and remembers the contexts that the clients leave.
 
@@ -144,7 +150,8 @@ def replies_to(
     run = bundle[0].metadata.run_id
     stores = [nodes[message.metadata.dst_node_id] for message in bundle]
     try:
-        answers = backend.answer(bundle, [store.retrieve_context(run) for store in stores])
+        contexts = [states.lend(store.retrieve_context(run)) for store in stores]
+        answers = backend.answer(bundle, contexts)
     except Exception as error:  # Ray's, for which no client is to blame
         answers = [error] * len(bundle)
     for message, store, answer in zip(bundle, stores, answers, strict=True):
@@ -154,6 +161,7 @@ def replies_to(
         reply, context = answer
         try:
             store.update_context(run, context)
+            states.note(context)
         except ValueError as error:  # the app changed what it must not
             reply = refused(message, error)
         yield reply
@@ -169,24 +177,36 @@ def refused(message: Message, error: Exception) -> Message:
 
 
 @contextmanager
-def prompt_delivery(most: Mapping[str, int]) -> Iterator[None]:
+def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
     """Lets Flower, which names its delivery in the code, find this one in that place.
 
     Args:
         most: Messages in a bundle, by their kind.
+        states: What the clients remember.
     """
 
     def add_messages_to_queue(state: Any, queue: Any, nodes_mapping: Any, f_stop: Any) -> None:
         deliver(state, queue, nodes_mapping, f_stop, most)
 
+    def worker(  # noqa: PLR0917 - as many as Flower hands over
+        messageins_queue: Any,
+        messageres_queue: Any,
+        node_info_store: Any,
+        backend: Any,
+        f_stop: Any,
+        metrics: Any,
+    ) -> None:
+        work(messageins_queue, messageres_queue, node_info_store, backend, f_stop, metrics, states)
+
     ours: dict[str, Callable[..., None]] = {
         "add_messages_to_queue": add_messages_to_queue,
-        "worker": work,
+        "worker": worker,
     }
     theirs: dict[str, Callable[..., None]] = {name: getattr(vce_api, name) for name in ours}
     if not all(arguments(theirs[name]) == arguments(ours[name]) for name in ours):
         yield  # another version of Flower, which delivers in its own way
         return
+    states.followed = True
     vars(vce_api).update(ours)
     try:
         yield

@@ -17,6 +17,7 @@ from torch import Tensor
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan
+from fl_vitlora.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,14 @@ class Holdings:
     def measured(self, client: int, model: GlobalModel) -> None:
         """Notes that a client has been sent a model to measure it: it has all merged pairs."""
         self._memories[client] = replace(self.of(client), merges=model.rounds)
+
+    def snapshot(self) -> Tree:
+        """Returns what is known, for a checkpoint."""
+        return {client: dict(vars(memory)) for client, memory in self._memories.items()}
+
+    def restore(self, tree: Tree) -> None:
+        """Takes up what `snapshot` returned."""
+        self._memories = {client: Memory(**memory) for client, memory in tree.items()}
 
     def missed(self, client: int) -> None:
         """Notes that nobody knows what a client remembers; its last update that was taken stays."""

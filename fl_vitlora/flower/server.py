@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
@@ -52,8 +53,16 @@ class RoundReport:
     seconds: float
 
 
+class PausedError(Exception):
+    """The run was told to pause; its message says after how many rounds it did."""
+
+
 class RoundFailedError(RuntimeError):
     """A round in which no client sent a usable update, or the result is not a number."""
+
+
+def _nothing() -> None:
+    """Writes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +78,13 @@ class Federation:
         seed: The run's seed.
         training: For the schedule of the learning rate.
         evaluate: Measures accuracy and loss of the global model of a round.
-        observe: Is shown every round as it ends.
+        observe: Is shown every round as it ends, and its model.
         release: Makes of a round's updates, and of how many were asked for one, what the strategy
             is given; as they are, if not said otherwise.
         affords: Tells whether a round may begin; where it may not, the run ends before it.
+        keep: Takes hold of the state after a round, in which nothing happens meanwhile; what it
+            returns writes it down once the round is observed.
+        pauses: Tells whether to pause before the next round.
         beside: Whether a model may be measured, in another thread, while the next round goes on.
     """
 
@@ -84,49 +96,66 @@ class Federation:
     seed: int
     training: TrainingConfig
     evaluate: Callable[[int, GlobalModel], tuple[float, float]]
-    observe: Callable[[RoundReport], None]
+    observe: Callable[[RoundReport, GlobalModel], None]
     release: Callable[[int, Sequence[Update], int], Sequence[Update]] = (
         lambda server_round, updates, cohort: updates
     )
     affords: Callable[[int], bool] = lambda server_round: True
+    keep: Callable[[int, GlobalModel], Callable[[], None]] = lambda server_round, model: _nothing
+    pauses: Callable[[], bool] = lambda: False
     beside: bool = False
 
-    def run(self, model: GlobalModel) -> GlobalModel:
+    def run(self, model: GlobalModel, done: int = 0) -> GlobalModel:
         """Runs all rounds that can be afforded.
 
         Args:
-            model: The initial one.
+            model: The initial one, or that of a checkpoint.
+            done: How many rounds made it.
 
         Returns:
             The final one.
 
         Raises:
             RoundFailedError: When a round yields no model.
+            PausedError: When told to pause; the state is kept then.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
             told: Future[None] | None = None
-            for server_round in range(1, self.rounds + 1):
+            for server_round in range(done + 1, self.rounds + 1):
+                if self.pauses():
+                    self._pause(server_round - 1, model, told)
                 if not self.affords(server_round):
                     break
                 model, unmeasured = self._round(server_round, model)
                 if told is not None:
                     told.result()
                 if self.beside:
-                    told = other.submit(self._tell, unmeasured, model)
+                    write = self.keep(server_round, model)
+                    told = other.submit(self._tell, unmeasured, model, write)
                 else:
                     self._tell(unmeasured, model)
             if told is not None:
                 told.result()
         return model
 
-    def _tell(self, unmeasured: RoundReport, model: GlobalModel) -> None:
-        """Measures the model of a round and reports."""
+    def _pause(self, done: int, model: GlobalModel, told: Future[None] | None) -> NoReturn:
+        """Keeps the state after the last round, once that is measured, and ends the run there."""
+        if told is not None:
+            told.result()
+        if done:
+            self.keep(done, model)()
+        raise PausedError(f"after round {done} of {self.rounds}")
+
+    def _tell(
+        self, unmeasured: RoundReport, model: GlobalModel, write: Callable[[], None] | None = None
+    ) -> None:
+        """Measures the model of a round, reports, and writes down what was kept, or is now."""
         begin = time.perf_counter()
         accuracy, loss = self.evaluate(unmeasured.round, model)
         waited = 0.0 if self.beside else time.perf_counter() - begin
-        self.observe(
-            replace(unmeasured, accuracy=accuracy, loss=loss, seconds=unmeasured.seconds + waited)
-        )
+        seconds = unmeasured.seconds + waited
+        self.observe(replace(unmeasured, accuracy=accuracy, loss=loss, seconds=seconds), model)
+        (write or self.keep(unmeasured.round, model))()
 
     def _round(self, server_round: int, model: GlobalModel) -> tuple[GlobalModel, RoundReport]:
         """Makes the model of a round; its report waits for accuracy and loss."""

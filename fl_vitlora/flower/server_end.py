@@ -27,6 +27,7 @@ from fl_vitlora.lowrank import cut
 from fl_vitlora.ranks import rank_of
 from fl_vitlora.state import State, clip_norm, scale
 from fl_vitlora.strategy import Update
+from fl_vitlora.tree import Tree
 
 STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all else travels as it is
 
@@ -176,6 +177,22 @@ class ServerEnd:
             return update
         delta, _ = clip_norm(update.delta, norm)
         return replace(update, delta=delta)
+
+    def snapshot(self) -> Tree:
+        """Returns what the streams hold and who has followed them, for a checkpoint."""
+        streams = [[*place, stream.snapshot()] for place, stream in self._streams.items()]
+        return {"streams": streams, "followed": self._followed}
+
+    def restore(self, tree: Tree) -> None:
+        """Takes up what `snapshot` returned."""
+        self._streams = {
+            (record, rank): Stream.of(self._first(record, rank)).restored(stream)
+            for record, rank, stream in tree["streams"]
+        }
+        self._followed = {
+            client: {record: (base, version) for record, (base, version) in versions.items()}
+            for client, versions in tree["followed"].items()
+        }
 
     def answered(self, client: int) -> None:
         """Notes that a client has followed what it was sent last."""

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from fl_vitlora.errors import UserError
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.quiet import silence
 
 T = TypeVar("T")
@@ -252,6 +253,7 @@ def simulate(
     clients: int,
     together: int,
     patience: float,
+    states: ClientStates,
     ray: Ray,
     verbose: bool,
 ) -> T:
@@ -264,6 +266,7 @@ def simulate(
         clients: How many nodes there are.
         together: How many clients a worker trains in one batch, at most.
         patience: Seconds that a worker may take for each client.
+        states: What the clients remember, now and at the end.
         ray: Is up, and stays up with its workers.
         verbose: Whether Flower may speak.
 
@@ -298,7 +301,7 @@ def simulate(
         with (
             cores_left_to(ray.workers),
             kept_workers(ray.actors, ray.workers.count, patience),
-            prompt_delivery(most),
+            prompt_delivery(most, states),
         ):
             run_simulation(
                 server_app=server_app,

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from flwr.app import Message, MessageType, RecordDict
@@ -33,6 +33,7 @@ from fl_vitlora.ranks import rank_of
 from fl_vitlora.secure_sum import Roster, Seeds
 from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan, Update
+from fl_vitlora.tree import Tree
 
 NODE_POLL_SECONDS = 0.05
 DOWNLINK: Direction = "downlink"
@@ -140,6 +141,23 @@ class Transport:
             self._count(message, 0, "greeting")
         self._images = dict(sorted(samples.items()))
         return self._images
+
+    def snapshot(self) -> Tree:
+        """Returns what is known of the clients and sent to them, for a checkpoint."""
+        return {
+            "holdings": self._holdings.snapshot(),
+            "end": self._end.snapshot(),
+            "plan": dict(vars(self._plan)),
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Takes up what `snapshot` returned."""
+        self._holdings.restore(tree["holdings"])
+        self._end.restore(tree["end"])
+        plan = tree["plan"]
+        self._plan = replace(
+            ClientPlan(**plan), frozen=tuple(plan["frozen"]), restarted=tuple(plan["restarted"])
+        )
 
     def _wait_for_nodes(self, clients: int) -> list[int]:
         deadline = time.monotonic() + self._timeout

@@ -110,7 +110,9 @@ class RunDisplay(Live):
             state += f"  {len(line['failures'])} failed"
         if not line["moved"]:
             state += "  model unchanged"
-        self._progress.update(self._task, description="training", advance=1, state=state)
+        self._progress.update(
+            self._task, description="training", completed=line["round"], state=state
+        )
         if not self._console.is_terminal:
             self._console.print(
                 f"round {line['round']}/{self._rounds}  {state}  {line['seconds']:.1f} s"

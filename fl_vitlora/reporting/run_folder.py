@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,16 +10,18 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 from safetensors.torch import save
 
-from fl_vitlora.config import Config, to_yaml
+from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import write_atomically
 from fl_vitlora.state import State
 
+CONFIG, RESULT = "config.yaml", "result.json"
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
 
@@ -31,6 +34,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: IO[bytes] | None = None
         self.shards = path / "shards"
         self.plots = path / "plots"
 
@@ -50,13 +54,39 @@ class RunFolder:
         folder = cls(Path(config.out) if config.out else default_path(config))
         check_unused(folder.path)
         try:
-            for part in (folder.path, folder.shards, folder.plots):
-                part.mkdir(parents=True, exist_ok=True)
-            folder.write("config.yaml", to_yaml(config))
-            folder.write_json("environment.json", environment())
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write(CONFIG, to_yaml(config))  # first: with it a run can be taken up
+            folder._furnish()
         except OSError as error:
             raise UserError(f"run folder {folder.path}: {error.strerror}") from None
         return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Takes up the folder of a run that was broken off.
+
+        Raises:
+            UserError: When there is none, or another process is writing it.
+        """
+        folder = cls(path)
+        try:
+            folder._furnish()
+        except OSError as error:
+            raise UserError(f"run folder {path}: {error.strerror}") from None
+        return folder
+
+    def _furnish(self) -> None:
+        """Makes the folder this process's own, and makes what is missing in it."""
+        self._lock = (self.path / CONFIG).open("rb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"run folder {self.path}: another process is at this run; wait for its end"
+            ) from None
+        for part in (self.shards, self.plots):
+            part.mkdir(exist_ok=True)
+        self.write_json("environment.json", environment())
 
     def write(self, name: str, content: str | bytes) -> None:
         """Writes a file whole or not at all."""
@@ -66,14 +96,9 @@ class RunFolder:
         """Writes a JSON file for people to read."""
         self.write(name, json.dumps(content, indent=2) + "\n")
 
-    def append_round(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to `rounds.jsonl`."""
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def write_model(self, state: State) -> None:
+    def write_model(self, state: State, name: str = "model.safetensors") -> None:
         """Stores the trained tensors."""
-        self.write("model.safetensors", save({n: t.contiguous() for n, t in state.items()}))
+        self.write(name, save({n: t.contiguous() for n, t in state.items()}))
 
 
 def default_path(config: Config) -> Path:
@@ -87,6 +112,26 @@ def check_unused(path: Path) -> None:
     """Refuses a folder that holds anything; a run is never overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"run folder {path} is in use; choose a new one: --out FOLDER")
+
+
+def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
+    """Finds a run.
+
+    Args:
+        path: Its folder.
+
+    Returns:
+        Its experiment, and its result if it is at its end.
+
+    Raises:
+        UserError: When there is none.
+    """
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} holds no run; expected a folder with a {CONFIG}")
+    config = replace(load(str(path / CONFIG)), out=str(path))
+    if not (path / RESULT).is_file():
+        return config, None
+    return config, json.loads((path / RESULT).read_text(encoding="utf-8"))
 
 
 def environment() -> dict[str, Any]:

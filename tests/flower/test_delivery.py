@@ -12,7 +12,8 @@ from flwr.server.superlink.fleet.vce import vce_api
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_vitlora.flower.delivery import bundles, deliver, prompt_delivery, take, work
+from fl_vitlora.flower.client_states import ClientStates
+from fl_vitlora.flower.delivery import bundles, deliver, prompt_delivery, take
 
 
 def message(name: str, node: int, kind: str = "train") -> Any:
@@ -77,8 +78,8 @@ def current() -> tuple[Any, Any]:
 
 def test_the_installed_flower_delivers_as_is_told_here_and_is_left_as_it_was():
     theirs = current()
-    with prompt_delivery({}):
-        assert current()[1] is work
+    with prompt_delivery({}, ClientStates()):
+        assert current()[1] is not theirs[1]
         assert current()[0] is not theirs[0]
     assert current() == theirs
 
@@ -92,5 +93,5 @@ def test_a_flower_that_asks_for_something_else_delivers_in_its_own_way(
 
     monkeypatch.setattr(vce_api, name, another)
     theirs = current()
-    with prompt_delivery({}):
+    with prompt_delivery({}, ClientStates()):
         assert current() == theirs
