@@ -35,6 +35,7 @@ ALLOWED = {
     "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/secure_sum.py"],
     "constriction": ["fl_vitlora/communication/codecs/entropy.py"],
     "safetensors": [
+        "fl_vitlora/sealed.py",
         "fl_vitlora/data/",
         "fl_vitlora/models/",
         "fl_vitlora/reporting/",
@@ -96,6 +97,7 @@ ROOMS = {
     "fl_vitlora/files.py": [],
     "fl_vitlora/rng.py": [],
     "fl_vitlora/state.py": [],
+    "fl_vitlora/sealed.py": ["errors", "files", "state"],
     "fl_vitlora/units.py": ["errors"],
     "fl_vitlora/config.py": ["errors", "units"],
     "fl_vitlora/grid.py": ["config", "errors"],

@@ -1,0 +1,100 @@
+"""Tensors in a file that tells whether it is still what was written.
+
+A sealed file is a safetensors file whose metadata hold a digest, SHA-256 in hexadecimal digits, of
+all that it says: names, types, shapes and bytes of the tensors, and the other metadata. It betrays
+an accident of disk or copy, be it one bit; it is no signature, so that whoever can write the file
+can also write another digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.files import write_atomically
+from fl_vitlora.state import State
+
+DIGEST = "sha256"
+# What a header can raise: safetensors compares all sizes with the file's before anything is
+# allocated, but leaves types and shapes of nothing to torch.
+UNREADABLE = (SafetensorError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class DamagedFileError(UserError):
+    """A sealed file that is missing, or is not what was written."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}; put a whole copy in its place, or make it anew")
+
+
+def write_sealed(
+    path: Path, tensors: State, metadata: Mapping[str, str], *, durable: bool = True
+) -> None:
+    """Writes tensors with a digest, whole or not at all.
+
+    Args:
+        path: The file; its folder must exist.
+        tensors: By name, on the CPU; none shares memory with another.
+        metadata: What is said beside them; the name `DIGEST` is taken.
+        durable: See `write_atomically`.
+    """
+    laid_out = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    sealed = {**metadata, DIGEST: _digest(laid_out, metadata)}
+    write_atomically(path, save(laid_out, sealed), durable=durable)
+
+
+def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
+    """Reads what `write_sealed` wrote, or refuses the file.
+
+    The tensors are the file's own pages, read when they are needed; what is written into a tensor
+    does not come into the file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name, and the metadata that were given with them.
+
+    Raises:
+        DamagedFileError: When there is none, or any of it is not as it was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise DamagedFileError(path, "is missing") from None
+    except UNREADABLE as error:
+        raise DamagedFileError(path, f"cannot be read ({_one_line(error)})") from None
+    digest = metadata.pop(DIGEST, None)
+    if digest is None:
+        raise DamagedFileError(path, "has no digest, so that nobody can tell whether it is whole")
+    if digest != _digest(tensors, metadata):
+        raise DamagedFileError(path, "is damaged: its content does not have the digest in it")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Computes the digest of contiguous tensors and of what is said beside them.
+
+    A description of all tensors comes first, so that no other tensors give the same bytes.
+    """
+    names = sorted(tensors)
+    described = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
+    head = json.dumps([sorted(metadata.items()), described], separators=(",", ":"))
+    digest = hashlib.sha256(head.encode())
+    for name in names:
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
