@@ -8,7 +8,6 @@ was broken off goes on where it stopped, and one that is asked for more runs wha
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,12 +19,13 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import run
-from fl_vitlora.files import write_atomically
+from fl_vitlora.files import WriteError, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
+from fl_vitlora.preparation import shards_of
 from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
-from fl_vitlora.reporting.run_folder import CONFIG, find_run
+from fl_vitlora.reporting.run_folder import CONFIG, RESULT, find_run, read_result
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.serving import Line, Watch
 
@@ -54,10 +54,11 @@ def prepare_folder(folder: Path, grid: Grid) -> None:
     if folder.exists() and not is_grid_folder(folder):
         raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / GRID, configuration.write_yaml(to_tree(grid)))
-    except OSError as error:
-        raise UserError(f"grid folder {folder}: {error.strerror}") from None
+    except WriteError as error:
+        raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
 
 
 def is_grid_folder(folder: Path) -> bool:
@@ -96,7 +97,8 @@ def compare(
         for cell, config in grid.runs:
             same = (place for known, place in done if known == config)
             path = next((place for place in same if has_current_key(config, place)), None)
-            place = next((place for known, place in broken_off if known == config), None)
+            begun = (place for known, place in broken_off if known == config)
+            place = next((place for place in begun if has_current_key(config, place)), None)
             record = (
                 _attempt(cell, config, folder, place, execute)
                 if path is None
@@ -125,7 +127,8 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
     """
     found = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
-        with suppress(UserError):  # a configuration of another version is none of this grid
+        # a configuration of another version is none of this grid, a damaged result is none
+        with suppress(UserError):
             config, result = find_run(path.parent)
             if (result is not None) == finished:
                 found.append((dataclasses.replace(config, out=None), path.parent))
@@ -140,8 +143,13 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
     if not config.encryption.steps:
         return True
     ring = Path(config.encryption.key_file)
-    told = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))["encryption"]
-    return ring.exists() and told["key_id"] == key_id(open_ring(ring).current)
+    key = ""
+    if (run_folder / RESULT).exists():
+        key = read_result(run_folder)["encryption"]["key_id"]
+    else:
+        with suppress(UserError):  # none is there yet
+            _, key = shards_of(run_folder)
+    return ring.exists() and key == key_id(open_ring(ring).current)
 
 
 def _attempt(
@@ -161,8 +169,7 @@ def _attempt(
 
 def _read(cell: Cell, config: Config, path: Path) -> Record:
     """Reads a run that was done before."""
-    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    return Record(labels=cell.labels, seed=config.seed, result=result, folder=path)
+    return Record(labels=cell.labels, seed=config.seed, result=read_result(path), folder=path)
 
 
 def _unused(path: Path) -> Path:

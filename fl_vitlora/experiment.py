@@ -82,12 +82,14 @@ def run(
         check_unused(Path(config.out))
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(workers)  # comes up beside the preparations
+    stage: Stage | None = None
     try:
         stage = _find(config, strategy, watch, workers.device) if resume else None
         if stage is None:
             stage = _prepare(asked, config, strategy, watch, workers.device)
         watch.announce("starting workers")
         ray.wait()
+        states = ClientStates(stage.checkpoint.clients if stage.checkpoint else {})
         federation = Run(
             config=config,
             strategy=strategy,
@@ -96,7 +98,7 @@ def run(
             folder=stage.folder,
             watch=watch,
             logbook=stage.logbook,
-            states=ClientStates(stage.checkpoint.clients if stage.checkpoint else None),
+            states=states,
             checkpoint=stage.checkpoint,
             holder=stage.holder,
         )
@@ -114,12 +116,14 @@ def run(
             clients=config.clients,
             together=together,
             patience=config.engine.client_timeout,
-            states=federation.states,
+            states=states,
             ray=ray,
             verbose=watch.verbose,
         )
     finally:
         own.stop()
+        if stage is not None:
+            stage.folder.release()
     result = federation.result() | {"encryption": describe_encryption(config, stage.holder)}
     federation.write(outcome, result, started)
     return result, stage.folder.path
@@ -152,7 +156,7 @@ def _prepare(
     """Prepares everything from the images on; writes the run folder, be it new or broken off."""
     watch.announce("preparing images and model")
     images = prepare_images(config)
-    holder, server = _prepare_server(config, strategy, watch, images.classes, device)
+    holder, server = _prepare_server(config, strategy, watch, device, (images.classes, ""))
     place = Path(asked.out or "")
     broken_off = bool(asked.out) and (place / CONFIG).exists()
     folder = RunFolder.reopen(place) if broken_off else RunFolder.create(asked)
@@ -178,13 +182,13 @@ def _find(config: Config, strategy: AnyStrategy, watch: Watch, device: str) -> S
     if found is None:
         return None
     watch.announce("preparing the model")
-    classes, key = shards_of(folder.path)
-    holder, server = _prepare_server(config, strategy, watch, classes, device, key)
+    shards = shards_of(folder.path)
+    holder, server = _prepare_server(config, strategy, watch, device, shards)
     logbook, checkpoint = found
     return Stage(
         folder=folder,
         logbook=logbook,
-        classes=classes,
+        classes=shards[0],
         holder=holder,
         server=server,
         checkpoint=checkpoint,
@@ -195,11 +199,19 @@ def _prepare_server(
     config: Config,
     strategy: AnyStrategy,
     watch: Watch,
-    classes: int,
     device: str,
-    key: str = "",
+    shards: tuple[int, str],
 ) -> tuple[KeyHolder, Server]:
-    """Makes the server's model, and opens the key ring; a key that is named must be in it."""
+    """Makes the server's model, and opens the key ring.
+
+    Args:
+        config: The experiment.
+        strategy: Of it.
+        watch: Who looks on.
+        device: Where the model is to be.
+        shards: As `shards_of` tells; without a key's id, the current secret is taken.
+    """
+    classes, key = shards
     sandwich = client_half(strategy).adapter == "sandwich"
     backbone = prepare_model(config, classes, device, sandwich=sandwich)
     if policies.lacks_key_ring(config):

@@ -156,14 +156,24 @@ def test_a_run_is_known_by_its_configuration_even_an_older_one(tmp_path: Path) -
     tree = configuration.to_mapping(configuration.load(str(folder.path / "config.yaml")))
     del tree["encryption"]["adapt"], tree["data"]["shards_per_client"]
     write_atomically(folder.path / "config.yaml", configuration.write_yaml(tree))
-    assert runs_in(tmp_path) == [(config, folder.path)]
+    assert runs_in(tmp_path, finished=True) == [(config, folder.path)]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_run_whose_result_was_damaged_is_not_done(tmp_path: Path, content: bytes) -> None:
+    config = small(tmp_path).runs[0][1]
+    folder = RunFolder.create(replace(config, out=str(tmp_path / "run")))
+    folder.write_json("result.json", {})
+    assert len(runs_in(tmp_path, finished=True)) == 1
+    folder.write("result.json", content)
+    assert runs_in(tmp_path, finished=True) == []
 
 
 def test_another_key_file_is_another_run(tmp_path: Path) -> None:
     config = small(tmp_path).runs[0][1]
     elsewhere = small(tmp_path / "elsewhere").runs[0][1]
     RunFolder.create(replace(config, out=str(tmp_path / "run"))).write_json("result.json", {})
-    assert [known == elsewhere for known, _ in runs_in(tmp_path)] == [False]
+    assert [known == elsewhere for known, _ in runs_in(tmp_path, finished=True)] == [False]
 
 
 def test_a_run_under_a_secret_that_was_rotated_away_is_another_run(tmp_path: Path) -> None:
@@ -187,7 +197,7 @@ def test_a_run_without_a_result_or_of_another_program_is_not_done(tmp_path: Path
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.yaml").write_text("layers: 12\n")
     (tmp_path / "foreign" / "result.json").write_text(json.dumps({}))
-    assert runs_in(tmp_path) == []
+    assert runs_in(tmp_path, finished=True) == []
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

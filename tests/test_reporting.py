@@ -74,14 +74,6 @@ def test_a_run_folder_tells_what_it_was_made_with(tmp_path: Path) -> None:
     assert set(facts["packages"]) == set(PACKAGES)
 
 
-def test_rounds_are_appended_line_by_line(tmp_path: Path) -> None:
-    folder = RunFolder.create(load(None, {"out": str(tmp_path / "run")}))
-    folder.append_round({"round": 1})
-    folder.append_round({"round": 2})
-    lines = (folder.path / "rounds.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"round": 1}, {"round": 2}]
-
-
 def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import strategies
 from fl_vitlora import config as configuration
+from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.data.shards import open_shard
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import open_ring
@@ -24,6 +25,7 @@ from fl_vitlora.experiment import Fixed, client_settings
 from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.flower.client_app import make_client_app
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.preparation import prepare_model

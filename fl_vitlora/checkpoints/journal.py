@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_vitlora.files import append, write_atomically
 from fl_vitlora.sealed import DamagedFileError
 
 
@@ -45,15 +46,14 @@ class Journal:
         self._digest = hashlib.sha256()
         self._length = 0
         if mark is None:
-            path.write_bytes(b"")
+            write_atomically(path, b"")
         else:
             self._take_up(mark)
 
     def append(self, *lines: Any) -> None:
         """Adds lines, each what JSON can hold."""
         data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-        with self._path.open("ab") as file:
-            file.write(data)
+        append(self._path, data)
         self._digest.update(data)
         self._length += len(data)
 

@@ -102,7 +102,7 @@ class Logbook:
         places: dict[int, int] = state["places"]
         files = {place: _read(_clients_file(run / FOLDER, place)) for place in {*places.values()}}
         book = cls(run, Mark(**state["rounds"]), Mark(**state["ledger"]))
-        ledger = Ledger(_entry(*line) for line in book._ledger.lines())
+        ledger = Ledger(_entry(line) for line in book._ledger.lines())
         book._places, book._noted = places, len(ledger)
         book._kept[server_round] = {*places.values()}
         book._tidy()
@@ -190,14 +190,6 @@ def _read(path: Path) -> Any:
     return build(tensors, json.loads(metadata[CONTENT]))
 
 
-def _entry(
-    server_round: int, purpose: Any, client: int, direction: Any, groups: Any, overhead: int
-) -> Entry:
-    return Entry(
-        round=server_round,
-        purpose=purpose,
-        client=client,
-        direction=direction,
-        groups=groups,
-        overhead=overhead,
-    )
+def _entry(values: list[Any]) -> Entry:
+    names = [one.name for one in dataclasses.fields(Entry)]
+    return Entry(**dict(zip(names, values, strict=True)))

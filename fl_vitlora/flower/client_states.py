@@ -8,6 +8,7 @@ sent back is never changed, but replaced.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
@@ -30,9 +31,9 @@ class ClientStates:
         followed: Whether what clients remember passes through here; set by the delivery.
     """
 
-    def __init__(self, known: Mapping[int, Tree] | None = None) -> None:
+    def __init__(self, known: Mapping[int, Tree] = MappingProxyType({})) -> None:
         self.followed = False
-        self._records = {client: from_tree(tree) for client, tree in (known or {}).items()}
+        self._records = {client: from_tree(tree) for client, tree in known.items()}
 
     def lend(self, context: Context) -> Context:
         """Puts into a context what its client remembers."""

@@ -14,11 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
-from safetensors.torch import save
-
 from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import write_atomically
+from fl_vitlora.files import WriteError, write_atomically, writing
+from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
 CONFIG, RESULT = "config.yaml", "result.json"
@@ -54,11 +53,12 @@ class RunFolder:
         folder = cls(Path(config.out) if config.out else default_path(config))
         check_unused(folder.path)
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            with writing(folder.path):
+                folder.path.mkdir(parents=True, exist_ok=True)
             folder.write(CONFIG, to_yaml(config))  # first: with it a run can be taken up
             folder._furnish()
-        except OSError as error:
-            raise UserError(f"run folder {folder.path}: {error.strerror}") from None
+        except WriteError as error:
+            raise UserError(f"run folder {error}; choose another one: --out FOLDER") from None
         return folder
 
     @classmethod
@@ -71,13 +71,14 @@ class RunFolder:
         folder = cls(path)
         try:
             folder._furnish()
-        except OSError as error:
-            raise UserError(f"run folder {path}: {error.strerror}") from None
+        except WriteError as error:
+            raise UserError(f"run folder {error}") from None
         return folder
 
     def _furnish(self) -> None:
         """Makes the folder this process's own, and makes what is missing in it."""
-        self._lock = (self.path / CONFIG).open("rb")
+        with writing(self.path / CONFIG):
+            self._lock = (self.path / CONFIG).open("rb")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -85,8 +86,14 @@ class RunFolder:
                 f"run folder {self.path}: another process is at this run; wait for its end"
             ) from None
         for part in (self.shards, self.plots):
-            part.mkdir(exist_ok=True)
+            with writing(part):
+                part.mkdir(exist_ok=True)
         self.write_json("environment.json", environment())
+
+    def release(self) -> None:
+        """Lets other processes have it."""
+        if self._lock is not None:
+            self._lock.close()
 
     def write(self, name: str, content: str | bytes) -> None:
         """Writes a file whole or not at all."""
@@ -98,7 +105,7 @@ class RunFolder:
 
     def write_model(self, state: State, name: str = "model.safetensors") -> None:
         """Stores the trained tensors."""
-        self.write(name, save({n: t.contiguous() for n, t in state.items()}))
+        write_sealed(self.path / name, state, {})
 
 
 def default_path(config: Config) -> Path:
@@ -129,9 +136,22 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} holds no run; expected a folder with a {CONFIG}")
     config = replace(load(str(path / CONFIG)), out=str(path))
-    if not (path / RESULT).is_file():
-        return config, None
-    return config, json.loads((path / RESULT).read_text(encoding="utf-8"))
+    return config, read_result(path) if (path / RESULT).exists() else None
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """Reads what a run ended with.
+
+    Raises:
+        UserError: When it cannot be read.
+    """
+    try:
+        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{run / RESULT} cannot be read: {error}") from None
+    if not isinstance(result, dict):
+        raise UserError(f"{run / RESULT} cannot be read: expected a mapping")
+    return result
 
 
 def environment() -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Loop:
             clients=list(transport.greet(len(SIZES))),
             training=TrainingConfig(learning_rate=1e-3),
             evaluate=self._evaluate,
-            observe=self.reports.append,
+            observe=lambda report, model: self.reports.append(report),
             **options,
         )
 
