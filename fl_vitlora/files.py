@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+def write_atomically(
+    path: Path, content: bytes | str, *, durable: bool = True, mode: int = 0o666
+) -> None:
     """Writes a file under a temporary name, syncs it, renames it and syncs the folder.
 
     Args:
@@ -16,10 +18,12 @@ def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) 
         durable: Whether to wait for the disk, about a millisecond. Without it the file outlives
             this program's end, whatever that be, but perhaps not a power failure in the next half
             minute; it must not replace what cannot be made again.
+        mode: Permissions, less what the umask takes away.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch(mode)
         with temporary.open("wb") as file:
             file.write(data)
             if durable:

@@ -8,10 +8,12 @@ can also write another digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,19 +38,25 @@ class DamagedFileError(UserError):
 
 
 def write_sealed(
-    path: Path, tensors: State, metadata: Mapping[str, str], *, durable: bool = True
+    path: Path,
+    tensors: State,
+    metadata: Mapping[str, str],
+    *,
+    durable: bool = True,
+    mode: int = 0o666,
 ) -> None:
     """Writes tensors with a digest, whole or not at all.
 
     Args:
         path: The file; its folder must exist.
-        tensors: By name, on the CPU; none shares memory with another.
+        tensors: By name; none shares memory with another.
         metadata: What is said beside them; the name `DIGEST` is taken.
         durable: See `write_atomically`.
+        mode: See there.
     """
-    laid_out = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, DIGEST: _digest(laid_out, metadata)}
-    write_atomically(path, save(laid_out, sealed), durable=durable)
+    write_atomically(path, save(laid_out, sealed), durable=durable, mode=mode)
 
 
 def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
@@ -66,20 +74,46 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     Raises:
         DamagedFileError: When there is none, or any of it is not as it was written.
     """
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    digest = metadata.pop(DIGEST, None)
+    if digest is None:
+        raise DamagedFileError(
+            path, "has no digest, which older versions did not write: nobody knows if it is whole"
+        )
+    if digest != _digest(tensors, metadata):
+        raise DamagedFileError(path, "is damaged: its content does not have the digest in it")
+    return tensors, metadata
+
+
+def read_sealed_metadata(path: Path) -> dict[str, str]:
+    """Reads the metadata alone, which verifies nothing.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The metadata, if the file has not been damaged since; only `read_sealed` can tell.
+
+    Raises:
+        DamagedFileError: When there is none, or it is no safetensors file.
+    """
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+    metadata.pop(DIGEST, None)
+    return metadata
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise DamagedFileError(path, "is missing") from None
     except UNREADABLE as error:
         raise DamagedFileError(path, f"cannot be read ({_one_line(error)})") from None
-    digest = metadata.pop(DIGEST, None)
-    if digest is None:
-        raise DamagedFileError(path, "has no digest, so that nobody can tell whether it is whole")
-    if digest != _digest(tensors, metadata):
-        raise DamagedFileError(path, "is damaged: its content does not have the digest in it")
-    return tensors, metadata
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

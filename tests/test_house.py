@@ -36,9 +36,7 @@ ALLOWED = {
     "constriction": ["fl_vitlora/communication/codecs/entropy.py"],
     "safetensors": [
         "fl_vitlora/sealed.py",
-        "fl_vitlora/data/",
         "fl_vitlora/models/",
-        "fl_vitlora/reporting/",
         "fl_vitlora/testing/",  # stores what a strategy remembers, as a checkpoint would
     ],
     "pickle": [
@@ -109,7 +107,7 @@ ROOMS = {
     "fl_vitlora/communication/": ["errors", "finetuning", "state"],
     "fl_vitlora/secure_sum.py": ["encryption"],
     "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],
-    "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng"],
+    "fl_vitlora/data/": ["config", "encryption", "errors", "rng", "sealed"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training/": ["config", "data", "encryption", "finetuning", "models", "state"],
     "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],

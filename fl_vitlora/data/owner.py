@@ -21,7 +21,7 @@ from fl_vitlora.data.shards import (
     Shard,
     client_shard,
     client_test_shard,
-    open_shard,
+    read_shard,
     shard_metadata,
     write_shard,
 )
@@ -197,7 +197,7 @@ def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
     """Finds the key that each shard was encrypted under.
 
     Raises:
-        UserError: When a shard is plain, or the ring lacks its key.
+        UserError: When a shard is plain or damaged, or the ring lacks its key.
     """
     return {path: _holder_of(path, ring) for path in shards}
 
@@ -205,8 +205,8 @@ def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
 def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
     """Encrypts shards under the ring's current secret, whatever secret of it they were under.
 
-    Each file is replaced whole; should this be broken off, every shard is still under a key of the
-    ring, and says which.
+    Each file is verified before one is touched, and replaced whole; should this be broken off,
+    every shard is still under a key of the ring, and says which.
 
     Args:
         shards: Files.
@@ -216,12 +216,13 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
         The files that were under another secret.
 
     Raises:
-        UserError: When a shard is plain, or the ring lacks its key; before any file is touched.
+        UserError: When a shard is plain or damaged, or the ring lacks its key; before any file
+            is touched.
     """
     holders, current = holders_of(shards, ring), key_id(ring.current)
     old = {path: holder for path, holder in holders.items() if holder.key_id != current}
     for path, holder in old.items():
-        shard, metadata = open_shard(path), shard_metadata(path)
+        shard, metadata = read_shard(path)
         party, part = metadata["party"], _part(metadata)
         plain = holder.decrypt(shard.images, party, part)
         images = replace(holder, secret=ring.current).encrypt(plain, party, part)
@@ -264,14 +265,14 @@ def _describe(holder: KeyHolder) -> dict[str, str]:
 
 def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
     """Finds the key that a shard was encrypted under; inverts `_describe`."""
-    metadata = shard_metadata(path)
+    shard, metadata = read_shard(path)
     if not metadata.get("key_id"):
         raise UserError(f"shard {path} is not encrypted")
     try:
         cipher = Cipher(
             steps=tuple(metadata["steps"].split(",")),
             block_size=int(metadata["block_size"]),
-            image_shape=tuple(open_shard(path).images.shape[1:]),  # type: ignore[arg-type]
+            image_shape=tuple(shard.images.shape[1:]),  # type: ignore[arg-type]
             fixed_blocks=int(metadata["fixed_blocks"]),
             fixed_entries=int(metadata["fixed_entries"]),
             per_block=metadata["scope"] == "block",

@@ -1,4 +1,4 @@
-"""Shards on disk: the encrypted images and the labels of one holder, in one safetensors file.
+"""Shards on disk: the encrypted images and the labels of one holder, in one sealed file.
 
 n images, C channels, H × W pixels.
 """
@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import write_atomically
+from fl_vitlora.sealed import read_sealed, read_sealed_metadata, write_sealed
 
 TEST_SHARD = "test.safetensors"
 
@@ -66,34 +64,36 @@ def write_shard(
         metadata: How it was made; no secret.
         durable: See `write_atomically`; a shard that a power failure cut short cannot be opened.
     """
-    tensors = {"images": shard.images.contiguous(), "labels": shard.labels.contiguous()}
-    write_atomically(path, save(tensors, metadata), durable=durable)
+    write_sealed(path, {"images": shard.images, "labels": shard.labels}, metadata, durable=durable)
 
 
 def shard_metadata(path: Path) -> dict[str, str]:
-    """Reads how a shard was made.
+    """Reads how a shard was made, and verifies nothing; who goes by it reads the shard as well.
 
     Raises:
         UserError: When there is none, or it is not one.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"shard {path} cannot be read: {error}") from None
+    return read_sealed_metadata(path)
 
 
 def open_shard(path: Path) -> Shard:
-    """Opens a shard.
+    """Opens a shard; see `read_shard`."""
+    return read_shard(path)[0]
+
+
+def read_shard(path: Path) -> tuple[Shard, dict[str, str]]:
+    """Opens a shard and reads how it was made, both as they were written.
 
     Raises:
-        UserError: When there is none, or it is not one.
+        UserError: When there is none, it is damaged, or it is not one.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            shard = Shard(images=file.get_tensor("images"), labels=file.get_tensor("labels"))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"shard {path} cannot be read: {error}") from None
-    if shard.images.dtype != torch.uint8 or len(shard.images) != len(shard.labels):
-        raise UserError(f"shard {path}: expected as many uint8 images as labels")
-    return shard
+    tensors, metadata = read_sealed(path)
+    images, labels = tensors.get("images"), tensors.get("labels")
+    if (
+        images is None
+        or labels is None
+        or (images.dtype, images.ndim) != (torch.uint8, 4)
+        or (labels.dtype, labels.shape) != (torch.int64, images.shape[:1])
+    ):
+        raise UserError(f"{path} is no shard: expected as many uint8 images as labels")
+    return Shard(images=images, labels=labels), metadata

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.files import write_atomically
+from fl_vitlora.errors import UserError
 from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.sealed import read_sealed, write_sealed
 from fl_vitlora.state import State
 
 READER_FILE = "reader.safetensors"
@@ -120,26 +119,31 @@ def write_reader(path: Path, reader: Reader, key_id: str = "") -> None:
         reader: If it is adapted, it betrays the key to who knows the model it was adapted from.
         key_id: Names that key; empty where the reader is not adapted.
     """
-    tensors = {"weight": reader.weight.contiguous()}
+    tensors = {"weight": reader.weight}
     if reader.position is not None:
-        tensors["position"] = reader.position.contiguous()
-    write_atomically(path, save(tensors, {KEY_ID: key_id}))
-    path.chmod(0o600)
+        tensors["position"] = reader.position
+    write_sealed(path, tensors, {KEY_ID: key_id}, mode=0o600)
 
 
 def open_reader(path: Path) -> Reader:
-    """Reads what `write_reader` stored."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """Reads what `write_reader` stored.
+
+    Raises:
+        UserError: When there is none, it is damaged, or it is not one.
+    """
+    tensors, _ = read_sealed(path)
+    if "weight" not in tensors:
+        raise UserError(f"{path} is no reader: it has no weight")
     return Reader(weight=tensors["weight"], position=tensors.get("position"))
 
 
 def adapted_to(path: Path) -> str:
-    """Tells the key that a stored reader is adapted to; empty where there is none."""
-    if not path.exists():
-        return ""
-    with safe_open(path, framework="pt") as file:
-        return str((file.metadata() or {}).get(KEY_ID, ""))
+    """Tells the key that a stored reader is adapted to; empty where there is none.
+
+    Raises:
+        UserError: When it is damaged.
+    """
+    return read_sealed(path)[1].get(KEY_ID, "") if path.exists() else ""
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

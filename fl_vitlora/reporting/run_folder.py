@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from fl_vitlora.config import Config, to_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import write_atomically
+from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
@@ -73,7 +72,7 @@ class RunFolder:
 
     def write_model(self, state: State) -> None:
         """Stores the trained tensors."""
-        self.write("model.safetensors", save({n: t.contiguous() for n, t in state.items()}))
+        write_sealed(self.path / "model.safetensors", state, {})
 
 
 def default_path(config: Config) -> Path:

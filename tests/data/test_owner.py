@@ -332,6 +332,12 @@ def foreign_shard(path: Path) -> None:
     write_shard(path, open_shard(path), shard_metadata(path) | {"key_id": key_id(bytes(32))})
 
 
+def damaged_shard(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 4
+    path.write_bytes(content)
+
+
 def shard_of_nobody(path: Path) -> None:
     metadata = shard_metadata(path)
     del metadata["part"]
@@ -345,9 +351,10 @@ def shard_of_nobody(path: Path) -> None:
         (plain_shard, r"test\.safetensors is not encrypted"),
         (foreign_shard, "key ring .* has no key 1a009aae9b6a6aab"),
         (shard_of_nobody, r"test\.safetensors does not say its part"),
-        (Path.unlink, r"test\.safetensors cannot be read"),
+        (damaged_shard, r"test\.safetensors is damaged"),
+        (Path.unlink, r"test\.safetensors is missing"),
     ],
-    ids=["plain", "foreign", "incomplete", "missing"],
+    ids=["plain", "foreign", "incomplete", "damaged", "missing"],
 )
 def test_what_cannot_be_encrypted_anew_is_refused_before_any_file_is_touched(
     *,

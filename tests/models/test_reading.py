@@ -21,6 +21,7 @@ from fl_vitlora.models.reading import (
     POSITION,
     WEIGHT,
     KernelPerPatch,
+    adapted_to,
     exchanged_reader,
     open_reader,
     put_reader,
@@ -29,6 +30,7 @@ from fl_vitlora.models.reading import (
     write_reader,
 )
 from fl_vitlora.rng import generator
+from fl_vitlora.sealed import write_sealed
 
 SECRET = bytes(range(32))
 SHARED = SCHEMES["ViT-blockwise"]
@@ -254,3 +256,20 @@ def test_a_stored_reader_reads_back_equal(
     assert (again.position is not None) == placed
     if reader.position is not None and again.position is not None:
         assert torch.equal(reader.position, again.position)
+
+
+def test_a_stored_reader_is_its_owners_alone_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "reader.safetensors"
+    assert adapted_to(path) == ""
+    write_reader(path, Reader(weight=torch.randn(96, 48), position=None), "0123")
+    assert path.stat().st_mode & 0o077 == 0
+    assert adapted_to(path) == "0123"
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+    for read in (open_reader, adapted_to):
+        with pytest.raises(UserError, match=r"reader\.safetensors is damaged"):
+            read(path)
+    write_sealed(path, {"position": torch.zeros(2)}, {})
+    with pytest.raises(UserError, match="is no reader"):
+        open_reader(path)
