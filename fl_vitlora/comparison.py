@@ -19,7 +19,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import run
-from fl_vitlora.files import write_atomically
+from fl_vitlora.files import WriteError, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
@@ -44,10 +44,11 @@ def prepare_folder(folder: Path, grid: Grid) -> None:
     if folder.exists() and not is_grid_folder(folder):
         raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / GRID, configuration.write_yaml(to_tree(grid)))
-    except OSError as error:
-        raise UserError(f"grid folder {folder}: {error.strerror}") from None
+    except WriteError as error:
+        raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
 
 
 def is_grid_folder(folder: Path) -> bool:
@@ -109,7 +110,9 @@ def finished_runs(folder: Path) -> list[tuple[Config, Path]]:
     """Finds all runs in a folder that have a result, each with its configuration but for `out`."""
     found = []
     for path in sorted(folder.glob("**/result.json")):
-        with suppress(UserError):  # a configuration of another version is none of this grid
+        # a configuration of another version is none of this grid, a damaged result is none
+        with suppress(UserError):
+            _result(path.parent)
             config = configuration.load(str(path.with_name("config.yaml")))
             found.append((dataclasses.replace(config, out=None), path.parent))
     return found
@@ -123,7 +126,7 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
     if not config.encryption.steps:
         return True
     ring = Path(config.encryption.key_file)
-    told = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))["encryption"]
+    told = _result(run_folder)["encryption"]
     return ring.exists() and told["key_id"] == key_id(open_ring(ring).current)
 
 
@@ -142,8 +145,23 @@ def _attempt(cell: Cell, config: Config, folder: Path, execute: Callable[[Config
 
 def _read(cell: Cell, config: Config, path: Path) -> Record:
     """Reads a run that was done before."""
-    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    return Record(labels=cell.labels, seed=config.seed, result=result, folder=path)
+    return Record(labels=cell.labels, seed=config.seed, result=_result(path), folder=path)
+
+
+def _result(run_folder: Path) -> Line:
+    """Reads what a run ended with.
+
+    Raises:
+        UserError: When it cannot be read.
+    """
+    path = run_folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(result, dict):
+        raise UserError(f"{path} cannot be read: expected a mapping")
+    return result
 
 
 def _unused(path: Path) -> Path:

@@ -1,10 +1,29 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and what is said when the disk takes them not."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+
+class WriteError(RuntimeError):
+    """The system does not take a file: the disk is full, read-only, or a name too long."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file and the system's reason in one line where a write in it fails.
+
+    Raises:
+        WriteError: When it does.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_atomically(
@@ -19,24 +38,49 @@ def write_atomically(
             this program's end, whatever that be, but perhaps not a power failure in the next half
             minute; it must not replace what cannot be made again.
         mode: Permissions, less what the umask takes away.
+
+    Raises:
+        WriteError: When the system does not take it; an older file stays, and nothing else.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch(mode)
-        with temporary.open("wb") as file:
-            file.write(data)
+    with writing(path):
+        try:
+            temporary.touch(mode)
+            with temporary.open("wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
             if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+                sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # whatever was wrong was said
+                temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file, whole or not at all.
+
+    Args:
+        path: The file; it is made if there is none.
+        line: Without its end, to be encoded in UTF-8.
+
+    Raises:
+        WriteError: When the system does not take it; the lines before stay.
+    """
+    with writing(path), path.open("ab", buffering=0) as file:
+        end, rest = file.tell(), f"{line}\n".encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def sync_folder(folder: Path) -> None:
     """Waits until the names in a folder are on the disk, where a folder can be opened for that."""
     if os.name != "posix":
         return

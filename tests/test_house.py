@@ -103,7 +103,7 @@ ROOMS = {
     "fl_vitlora/lowrank.py": ["state", "strategy"],
     "fl_vitlora/robust.py": ["lowrank", "state", "strategy"],
     "fl_vitlora/global_model.py": ["lowrank", "state"],
-    "fl_vitlora/encryption/": ["errors"],
+    "fl_vitlora/encryption/": ["errors", "files"],
     "fl_vitlora/communication/": ["errors", "finetuning", "state"],
     "fl_vitlora/secure_sum.py": ["encryption"],
     "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fl_vitlora.errors import UserError
+from fl_vitlora.files import sync_folder
 
 SECRET_BYTES = 32
 
@@ -136,6 +137,7 @@ def _store(path: Path, ring: Sequence[bytes], *, replace: bool) -> None:
             temporary.replace(path)
         else:
             os.link(temporary, path)  # fails where another process was faster
+        sync_folder(path.parent)  # before anything is encrypted under the secret
     except OSError as error:
         raise UserError(f"key ring {path} cannot be written: {error.strerror}") from None
     finally:

@@ -7,6 +7,7 @@ over the megabytes sent and over the share of the parameters that is trained, a 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from fl_vitlora.data.sources import Indices
+from fl_vitlora.files import write_atomically
 from fl_vitlora.grid import axes_of
 from fl_vitlora.reporting.statistics import Summary
 
@@ -52,7 +54,7 @@ def plot_accuracy(
         axes.set(xlabel=label, ylabel="test accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=label == "round"))
         axes.grid(alpha=0.3)
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        _write(figure, folder / f"{name}.png")
 
 
 def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -72,7 +74,7 @@ def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left", fontsize="small")
         axes.grid(alpha=0.3)
-    figure.savefig(folder / "megabytes_over_rounds.png", dpi=150)
+    _write(figure, folder / "megabytes_over_rounds.png")
 
 
 def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -113,7 +115,7 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     axes.set(xlabel="training images", ylabel="client")
     if len(class_names) <= MOST_NAMED_CLASSES:
         axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-    figure.savefig(folder / "label_distribution.png", dpi=150)
+    _write(figure, folder / "label_distribution.png")
 
 
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
@@ -142,7 +144,14 @@ def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        _write(figure, folder / f"{name}.png")
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Writes a picture whole or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_atomically(path, picture.getvalue())
 
 
 def _draw_cells(axes: Axes, x: Sequence[float], cells: Sequence[Summary]) -> None:

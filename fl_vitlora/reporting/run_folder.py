@@ -14,7 +14,7 @@ from typing import Any
 
 from fl_vitlora.config import Config, to_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import write_atomically
+from fl_vitlora.files import WriteError, append_line, write_atomically, writing
 from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
@@ -50,11 +50,12 @@ class RunFolder:
         check_unused(folder.path)
         try:
             for part in (folder.path, folder.shards, folder.plots):
-                part.mkdir(parents=True, exist_ok=True)
+                with writing(part):
+                    part.mkdir(parents=True, exist_ok=True)
             folder.write("config.yaml", to_yaml(config))
             folder.write_json("environment.json", environment())
-        except OSError as error:
-            raise UserError(f"run folder {folder.path}: {error.strerror}") from None
+        except WriteError as error:
+            raise UserError(f"run folder {error}; choose another one: --out FOLDER") from None
         return folder
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -67,8 +68,7 @@ class RunFolder:
 
     def append_round(self, line: Mapping[str, Any]) -> None:
         """Adds a line to `rounds.jsonl`."""
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path / "rounds.jsonl", json.dumps(line))
 
     def write_model(self, state: State) -> None:
         """Stores the trained tensors."""
