@@ -2,9 +2,10 @@
 # make test    all tests, doctests included (about six minutes on two cores)
 # make bench   speed of encryption, bytes of messages, cost of codecs on this machine
 # make speed   a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
+# make audit   known weaknesses of installed packages, where pip-audit is installed and gets an answer
 # make table   the figures of the README: five seeds of each setting (about twenty minutes)
 
-.PHONY: check test bench speed table
+.PHONY: check test bench speed audit table
 
 check:
 	python -m ruff check .
@@ -24,6 +25,9 @@ speed:
 	python benchmarks/speed/scale.py
 	python benchmarks/speed/cohort.py
 	python benchmarks/speed/worker_memory.py
+
+audit:
+	.ci/audit
 
 table:
 	python simulate.py --config configs/grids/default_job.yaml

@@ -176,7 +176,7 @@ class Run:
     measured: Measured = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
-    secret_seed: int | None = None
+    secret_seed: int | None = field(default=None, repr=False)
 
     @property
     def trained(self) -> State:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fl_vitlora import policies
 from fl_vitlora.adversary import hostile
@@ -190,6 +193,21 @@ def test_names_of_folders_are_safe_and_not_too_long():
     assert folder_name({"data.name": "../a b|c", "x": "*"}, 0) == "a-b-c-seed0"
     assert folder_name({"x": "*"}, 0) == "cell-seed0"
     assert len(folder_name({"x": "y" * 500}, 10)) < 120
+
+
+@given(
+    labels=st.dictionaries(st.text(max_size=5), st.text(max_size=200), max_size=3),
+    seed=st.integers(0, 2**63),
+)
+@example(labels={"data.name": ".."}, seed=0)
+@example(labels={"data.name": "/etc/passwd", "x": "../../.."}, seed=0)
+@example(labels={"x": "C:\\a\0b\n"}, seed=0)
+def test_no_label_leads_out_of_the_folder_of_a_grid(labels: dict[str, str], seed: int):
+    name = folder_name(labels, seed)
+    assert Path("grid", name).parent == Path("grid")
+    assert Path("grid", name).resolve().parent == Path("grid").resolve()
+    assert re.fullmatch(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]*", name)
+    assert len(name) < 120
 
 
 def test_axes_keep_the_order_in_which_they_appear():

@@ -200,6 +200,20 @@ def test_no_room_is_called_by_a_name_that_means_nothing():
     assert not names & {"utils", "util", "helpers", "common", "base", "core", "misc"}
 
 
+def test_what_is_secret_is_not_shown_with_what_holds_it():
+    """A field called so stays out of `repr`, and with it out of logs, errors and tracebacks."""
+    hidden = {}
+    for path in PRODUCT:
+        nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        for kind in (node for node in nodes if isinstance(node, ast.ClassDef)):
+            for line in (line for line in kind.body if isinstance(line, ast.AnnAssign)):
+                name = ast.unparse(line.target)
+                if name.startswith(("secret", "private")):
+                    hidden[kind.name, name] = "repr=False" in ast.unparse(line)
+    assert {("KeyHolder", "secret"), ("KeyRing", "secrets"), ("Secret", "private")} <= set(hidden)
+    assert [field for field, kept in hidden.items() if not kept] == []
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.files import write_atomically
 from fl_vitlora.reporting.console import RunDisplay, print_result
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
-from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder
+from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder, default_path
 
 LINE = {
     "round": 1,
@@ -72,6 +73,14 @@ def test_a_run_folder_tells_what_it_was_made_with(tmp_path: Path) -> None:
     folder = RunFolder.create(load(None, {"out": str(tmp_path / "run")}))
     facts = json.loads((folder.path / "environment.json").read_text())
     assert set(facts["packages"]) == set(PACKAGES)
+
+
+@pytest.mark.parametrize("name", ["..", "/", "../../etc", "a/..", "~", "a/b/c.d", "x" * 300])
+def test_a_folder_that_is_named_for_a_user_lies_where_all_do(name: str) -> None:
+    config = load(None, {})
+    path = default_path(replace(config, data=replace(config.data, name=name)))
+    assert path.resolve().parent == Path("runs").resolve()
+    assert len(path.name) < 256
 
 
 def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:

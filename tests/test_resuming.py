@@ -1,11 +1,10 @@
-"""A run that was broken off and goes on ends with the bits of one that was not, whatever it does."""
+"""A run that was broken off and goes on ends with the bits of one that was not."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,7 +247,7 @@ def test_checkpoints_do_not_pile_up(tmp_path: Path, engine: Engine) -> None:
     config = experiment(tmp_path, "run", {**CODED, "rounds": 5, "fraction": 0.25})
 
     def show(line: dict[str, Any]) -> None:
-        seen.append(len(os.listdir(tmp_path / "run" / "checkpoint")))
+        seen.append(len(list((tmp_path / "run" / "checkpoint").iterdir())))
 
     run(config, strategies.load_for(config), Watch(show_round=show), engine=engine)
     assert len(seen) == 5

@@ -19,7 +19,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.data.shards import open_shard
 from fl_vitlora.encryption.holder import client_party
-from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.encryption.keys import derive_key, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import Fixed, client_settings
 from fl_vitlora.finetuning.methods import export_state, load_state
@@ -174,6 +174,10 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
     ]
     needles = [secret, secret.hex().encode()]
     needles += [part.numpy().tobytes() for part in holder.key(client_party(0)).values()]
+    context = f"shared/seed {finished.config.seed}"
+    derived = [derive_key(secret, f"{context}/{step}") for step in holder.cipher.steps]
+    assert derived  # of these the keys were drawn
+    needles += [form for key in derived for form in (key, key.hex().encode())]
     needles += [image.numpy().tobytes() for image in images.train.read(images.parts[0], 16, 16)]
     needles += [image.numpy().tobytes() for image in images.test.read(np.arange(5), 16, 16)]
     for needle in needles:

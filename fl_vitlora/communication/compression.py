@@ -89,6 +89,15 @@ def decode(part: Part, layout: Layout) -> State:
     return {name: found[name] for name in here.names}
 
 
+def is_exact(part: Part) -> bool:
+    """Tells whether nothing is lost of a part's tensors, each of which takes its four bytes.
+
+    Raises:
+        ValueError: When it names codecs that there are not.
+    """
+    return all(parse(section.codec).lossless for section in part.sections)
+
+
 def _decode(section: Section, layout: Layout) -> Floats:
     """Decodes a group's body with the codec that it names."""
     try:

@@ -244,7 +244,7 @@ def _read_rows(
         for number, row in enumerate(rows, start):
             try:
                 image = decode(row).convert("RGB")
-            except OSError as error:
+            except Exception as error:  # Pillow's, of any kind, a decompression bomb's among them
                 where = row["path"] or f"{positions[number]} of the data set"
                 raise UserError(f"image {where} cannot be read: {_first_line(error)}") from None
             if image.size != (width, height):

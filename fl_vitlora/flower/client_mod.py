@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fl_vitlora.communication.compression import compress, decode
+from fl_vitlora.communication.compression import compress, decode, is_exact
 from fl_vitlora.communication.lanes import Lanes
 from fl_vitlora.communication.packing import unpack
 from fl_vitlora.communication.parcel import Part
@@ -120,6 +120,8 @@ class ClientEnd:
         if versions is None:
             if len(parts) != 1:
                 raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
+            if not is_exact(parts[0]):  # so what it allocates came: some shapes are its sender's
+                raise ValueError(f"message refused: {record!r} is neither exact nor a stream")
             tensors = decode(parts[0], layout)
         else:
             held = self._follow(record, parts, versions)

@@ -25,8 +25,13 @@ def instruction_layouts(
         config: Of the instruction.
         layout: Of all exchanged tensors.
         rank: The client's own, if it has one.
+
+    Raises:
+        ValueError: When it states ranks that are none.
     """
     ranks = integers_of(config, messages.MERGED_RANKS)
+    if not all(type(merged) is int and merged >= 0 for merged in ranks):
+        raise ValueError(f"message refused: {messages.MERGED_RANKS} are {ranks}")
     pairs = pairs_of(layout)
     marked = {p for p, rank in zip(pairs, ranks, strict=True) if rank} if ranks else set()
     ranks = ranks or [0] * len(pairs)

@@ -8,6 +8,7 @@ stopped. Or a Ray that runs already, on this machine or several, is joined and l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -170,12 +171,14 @@ class Ray:
             _let_workers_import_this_package()
             if not self._verbose:
                 silence()
-            ray.init(
-                configure_logging=self._verbose,
-                log_to_driver=self._verbose,
-                logging_level=logging.INFO if self._verbose else logging.CRITICAL,
-                **(self._joining() if self.workers.address else self._starting()),
-            )
+            place = contextlib.nullcontext() if self.workers.address else loopback_alone()
+            with place:
+                ray.init(
+                    configure_logging=self._verbose,
+                    log_to_driver=self._verbose,
+                    logging_level=logging.INFO if self._verbose else logging.CRITICAL,
+                    **(self._joining() if self.workers.address else self._starting()),
+                )
         except Exception as error:  # handed to the thread that waits
             self._error = error
         self._up.set()
@@ -201,6 +204,23 @@ class Ray:
         """Says which Ray is to be joined, and where its workers find this package."""
         path = {"PYTHONPATH": os.environ["PYTHONPATH"]}
         return {"address": self.workers.address, "runtime_env": {"env_vars": path}}
+
+
+@contextmanager
+def loopback_alone() -> Iterator[None]:
+    """Lets a Ray that is started here listen on loopback alone, as it does on macOS and Windows.
+
+    Elsewhere Ray takes 127.0.0.1 for this machine's name on the network, and listens on every
+    address that it has; whoever reaches one of them can then run code in the workers.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 class Engine:

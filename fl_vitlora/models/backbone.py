@@ -6,6 +6,7 @@ head; what of it is trained is the business of `finetuning`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from fl_vitlora.rng import derive_seed
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 UNREADABLE = (OSError, SafetensorError, UnpicklingError)
+
+# A checkpoint is data: older versions of timm would run what stands in one.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 SMALL: Mapping[str, Any] = {
     "img_size": 16,

@@ -23,6 +23,8 @@ from fl_vitlora.state import State
 CONFIG, RESULT = "config.yaml", "result.json"
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
+LONGEST_NAME = 40  # of the data in the name of a folder, which may have 255 bytes
+
 
 class RunFolder:
     """One run's files.
@@ -110,7 +112,7 @@ class RunFolder:
 
 def default_path(config: Config) -> Path:
     """Names a new run folder after its time, data, method and seed."""
-    data = Path(config.data.name).name
+    data = Path(config.data.name).name[:LONGEST_NAME]
     label = f"{data}-{config.finetuning.method}-seed{config.seed}"
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label.replace('+', '-')}"
 

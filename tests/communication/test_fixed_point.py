@@ -144,6 +144,14 @@ def test_words_take_as_many_bytes_as_floats(reports: bool):
     assert len(buffer) == len(pack(delta)) + 4 * LAYOUT.scalars * reports + 8
 
 
+@given(count=st.integers(0, 2**64 - 1), body=st.binary(max_size=80))
+def test_a_header_that_promises_any_number_of_words_is_refused(count: int, body: bytes):
+    if len(body) == 4 * count and count in (LAYOUT.scalars + 2, 2 * LAYOUT.scalars + 2):
+        return  # it keeps its promise
+    with pytest.raises(ValueError, match="message refused"):
+        unpack_words(HEADER.pack(b"FVS1", LAYOUT.digest, count) + body, LAYOUT)
+
+
 def test_foreign_words_are_refused():
     words = encode(state(0), {}, 1.0, limit=LIMIT, share=0.5)
     buffer, other = pack_words(words, LAYOUT), Layout((("a", (12,)),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fl_vitlora.communication.packing import Layout, pack, unpack
+from fl_vitlora.communication.packing import HEADER, MAGIC, Layout, pack, unpack
 
 SHAPES = st.dictionaries(
     st.text("ab.0", min_size=1, max_size=6),
@@ -91,6 +92,21 @@ def test_what_is_unpacked_can_be_written_to():
 def test_buffers_that_do_not_fit_are_refused(buffer: bytes, expectation: str):
     with pytest.raises(ValueError, match=expectation):
         unpack(buffer, LAYOUT)
+
+
+@given(count=st.integers(0, 2**64 - 1), body=st.binary(max_size=50))
+def test_a_header_that_promises_any_number_of_scalars_allocates_nothing(count: int, body: bytes):
+    tracemalloc.start()
+    for digest in (LAYOUT.digest, bytes(8)):
+        try:
+            found = unpack(HEADER.pack(MAGIC, digest, count) + body, LAYOUT)
+        except ValueError:
+            continue
+        assert (digest, count, len(body)) == (LAYOUT.digest, 5, 20)
+        assert Layout.of(found) == LAYOUT
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,11 @@ def test_a_file_that_is_no_image_is_one_clear_error(tmp_path: Path):
         for number in range(5):
             Image.new("RGB", (8, 8)).save(folder / name / f"{number}.png")
     broken = folder / "dog" / "3.png"
-    for content in (b"no image", broken.read_bytes()[:45]):
+    whole = broken.read_bytes()
+    bomb = io.BytesIO()  # 50 kB that would be 1.2 GB
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    wrong_chunk = whole[:33] + b"\0\0\0\1zTXt" + whole[41:]
+    for content in (b"no image", whole[:45], wrong_chunk, bomb.getvalue(), b""):
         broken.write_bytes(content)
         train, test = load(DataConfig(name=str(folder)))
         with pytest.raises(UserError, match=rf"image {broken} cannot be read: ") as caught:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import stat
+import traceback
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,19 @@ def test_a_ring_shows_no_secret(tmp_path: Path):
     for secret in (SECRET, ANOTHER):
         assert secret.hex() not in shown
         assert repr(secret) not in shown
+
+
+@pytest.mark.parametrize("spoilt", [b"x", b"\xff", SECRET.hex().encode()[:10]])
+def test_a_spoilt_ring_betrays_nothing_of_the_rest(tmp_path: Path, spoilt: bytes):
+    """Neither in the error nor in what it came of, as a traceback shows them."""
+    path = store(tmp_path / "owner.key", lines(SECRET, ANOTHER) + spoilt)
+    with pytest.raises(UserError) as caught:
+        open_ring(path)
+    told = "".join(traceback.format_exception(caught.value))
+    told += "".join(traceback.TracebackException.from_exception(caught.value).format())
+    assert "owner.key" in told
+    for secret in (SECRET, ANOTHER):
+        assert secret.hex()[:10] not in told
 
 
 def test_a_ring_that_is_not_there_is_not_made_by_who_only_reads(tmp_path: Path):

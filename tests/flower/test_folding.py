@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_vitlora.communication import parcel
 from fl_vitlora.communication.parcel import Parcel, Part, Section
+from fl_vitlora.flower import messages
 from fl_vitlora.flower.folding import KEY, LARGE, fold, groups_of, packed_record, unfold
 
 values = (
@@ -81,6 +86,31 @@ def test_a_record_that_stands_twice_is_refused(twice: str):
     metrics = {"m": {"metrics": {"n": 1}}}
     with pytest.raises(ValueError, match="stands twice"):
         unfold(sent(metrics, ("arrays", opaque), (twice, opaque)))
+
+
+def numpy_file(shape: tuple[int, ...], dtype: str = "<f4", body: bytes = b"") -> bytes:
+    """What `numpy.load` reads: a header that may promise anything, and a body."""
+    file = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + body
+
+
+@pytest.mark.parametrize("name", [messages.PACKED, "weight"])
+@pytest.mark.parametrize("record", [KEY, messages.ARRAYS])
+@pytest.mark.parametrize(
+    "data", [numpy_file((2**60,)), numpy_file((1,), "|O", pickle.dumps(["an object"]))]
+)
+def test_an_array_of_flower_is_neither_allocated_nor_unpickled(name: str, record: str, data: bytes):
+    """What comes is a buffer or is refused: nothing in it is ever read as a file of numpy."""
+    content = RecordDict({record: ArrayRecord({name: Array("float32", (2**60,), "numpy", data)})})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="message refused"):
+        unfold(content)
+    assert groups_of(content) == {}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize(

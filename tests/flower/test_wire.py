@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy as flower
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 import strategies
+from fl_vitlora.communication.groups import group_of
 from fl_vitlora.communication.lanes import EXACT
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.communication.parcel import Part, Section
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.flower import memories, messages
 from fl_vitlora.flower.aggregators import client_half, make_aggregator
+from fl_vitlora.flower.client_mod import ClientEnd
 from fl_vitlora.flower.folding import groups_of, unfold
+from fl_vitlora.flower.layouts import merged_layout, pairs_of
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.lowrank import A, B
 from fl_vitlora.state import State, add, l2_norm, scale, subtract
@@ -335,3 +340,27 @@ def test_factors_that_begin_anew_owe_nothing_of_the_last_round(tmp_path: Path):
     now = add(update.delta, withheld(clients, 0))
     pairs = [name for name in now if name.endswith((A, B))]
     assert close({n: now[n] for n in pairs}, {n: whole.delta[n] for n in pairs})
+
+
+@pytest.mark.parametrize("ranks", [[2**40], [2**31], [-1], [0.5]])
+@pytest.mark.parametrize("codec", ["topk(0.1)", "float32", "sign", "int4"])
+def test_ranks_that_nothing_was_sent_for_allocate_nothing(
+    tmp_path: Path, codec: str, ranks: list[int]
+):
+    """Who sends merged pairs states their shapes; a few bytes must not become terabytes."""
+    clients = Clients(tmp_path)
+    pairs = pairs_of(clients.worker.layout)
+    config = ConfigRecord({messages.MERGED_RANKS: ranks + [0 * ranks[0]] * (len(pairs) - 1)})
+    asked = RecordDict({messages.CONFIG: config})
+    context = clients.context(0)
+    context.node_config["partition-id"] = 0
+    end = ClientEnd(settings=clients.settings, context=context, asked=asked)
+    layout = merged_layout(clients.worker.layout, config[messages.MERGED_RANKS])  # type: ignore[arg-type]
+    group = group_of(layout.names[0])
+    part = Part(digest=layout.digest, sections=(Section(group=group, codec=codec, body=b"\0"),))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="refused"):
+        end.decoded(messages.MERGED, (part,), None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -252,6 +257,48 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str):
     path.write_bytes(b"not weights at all")
     with pytest.raises(UserError, match=r"weights\.safetensors"):
         build(ModelConfig(name=name, weights=str(path)), 10, 0)
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def pickled(path: Path, bomb: Bomb) -> None:
+    path.write_bytes(pickle.dumps(bomb, protocol=2))
+
+
+def checkpoint(path: Path, bomb: Bomb) -> None:
+    torch.save({"head.weight": bomb}, path)
+
+
+def archive(path: Path, bomb: Bomb) -> None:
+    with path.open("wb") as file:
+        np.savez(file, weight=np.array([bomb], dtype=object))
+
+
+@pytest.mark.parametrize("write", [pickled, checkpoint, archive])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin", ".npz", ".pkl"])
+@pytest.mark.parametrize("name", ["vit_letters_16", TINY])
+def test_no_weights_run_what_stands_in_them(
+    tmp_path: Path, name: str, suffix: str, write: Callable[[Path, Bomb], None]
+):
+    path, sign = tmp_path / f"weights{suffix}", tmp_path / "it was run"
+    write(path, Bomb(sign))
+    with pytest.raises(UserError, match="weights") as caught:
+        build(ModelConfig(name=name, weights=str(path)), 10, 0)
+    assert "\n" not in str(caught.value)
+    assert not sign.exists()
+    with contextlib.suppress(Exception):
+        torch.load(path, weights_only=False)  # as an older timm would
+    assert not sign.exists()
+    pickle.loads(pickle.dumps(Bomb(sign)))
+    assert sign.exists()
 
 
 def test_weights_that_no_hub_gives_are_one_line(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_vitlora.communication.codecs import parse
+from fl_vitlora.communication.codecs.reader import varint
 from tests.communication.codecs.vectors import KINDS, SHAPES, SPECS, N, draw, vector
 
 every_codec = pytest.mark.parametrize("spec", SPECS)
@@ -90,3 +92,17 @@ def test_numbers_that_are_not_finite_are_refused(spec: str):
 def test_an_error_is_one_line(spec: str):
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
         parse(spec).decode(b"\xff" * 7, SHAPES)
+
+
+@every_codec
+@given(at=st.integers(0), number=st.integers(2**20, 2**63 - 1), over=st.integers(0, 9))
+@settings(max_examples=30)
+def test_numbers_however_large_allocate_nothing(spec: str, at: int, number: int, over: int):
+    """A count that stands anywhere in a vector of 608 scalars may promise 2⁶⁰ of them."""
+    data = BUFFERS[spec, "normal"]
+    place = at % len(data)
+    tracemalloc.start()
+    read(spec, data[:place] + varint(number) + data[place + over :])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
