@@ -203,6 +203,7 @@ class Run:
             clients=list(clients),
             rounds=self.config.rounds,
             fraction=self.config.fraction,
+            quorum=self.config.min_clients,
             seed=self.config.seed,
             training=self.config.training,
             evaluate=lambda number, model: self._measure(evaluator, number, model),

@@ -22,6 +22,8 @@ from fl_vitlora.state import is_finite
 from fl_vitlora.strategy import Update
 from fl_vitlora.training.local import scheduled_rate
 
+MOST_NAMED = 3  # failures in the message of a round that failed
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
@@ -53,7 +55,7 @@ class RoundReport:
 
 
 class RoundFailedError(RuntimeError):
-    """A round in which no client sent a usable update, or the result is not a number."""
+    """A round in which too few clients sent a usable update, or the result is not a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class Federation:
         clients: Numbers of all clients.
         rounds: How many to run.
         fraction: Share of the clients in a round, at least one.
+        quorum: Updates without which a round fails; in a secure sum each member counts.
         seed: The run's seed.
         training: For the schedule of the learning rate.
         evaluate: Measures accuracy and loss of the global model of a round.
@@ -81,6 +84,7 @@ class Federation:
     clients: Sequence[int]
     rounds: int
     fraction: float
+    quorum: int = 1
     seed: int
     training: TrainingConfig
     evaluate: Callable[[int, GlobalModel], tuple[float, float]]
@@ -101,7 +105,7 @@ class Federation:
             The final one.
 
         Raises:
-            RoundFailedError: When a round yields no model.
+            RoundFailedError: When a round has fewer updates than the quorum, or yields no model.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
             told: Future[None] | None = None
@@ -136,9 +140,12 @@ class Federation:
         config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: rate}
         instructions = self.aggregator.instruct(server_round, model, participants, config)
         updates, failures = self.transport.exchange(server_round, instructions)
-        if not updates:
-            causes = f"; client {failures[0].client}: {failures[0].reason}" if failures else ""
-            raise RoundFailedError(f"round {server_round}: no client sent an update{causes}")
+        usable = sum(update.members for update in updates)
+        if usable < self.quorum:
+            raise RoundFailedError(
+                f"round {server_round}: {usable} of {len(instructions)} clients sent a usable "
+                f"update, fewer than {self.quorum} (min_clients){first_reasons(failures)}"
+            )
         released = self.release(server_round, updates, len(instructions))
         new = self.aggregator.aggregate(server_round, model, released, failures)
         if not is_finite(new.stored()):
@@ -161,3 +168,15 @@ class Federation:
             moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,
         )
+
+
+def first_reasons(failures: Sequence[Failure]) -> str:
+    """Tells why the first clients failed, and how many others did.
+
+    Example:
+        >>> first_reasons([Failure(client=client, reason="late") for client in range(5)])
+        '; client 0: late; client 1: late; client 2: late; and 2 more'
+    """
+    told = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
+    more = len(failures) - len(told)
+    return "".join(told) + (f"; and {more} more" if more else "")

@@ -213,7 +213,29 @@ def test_one_client_is_enough_and_the_others_are_reported(
 def test_a_round_without_updates_ends_the_run(grid: LocalGrid, settings: ClientSettings):
     loop = Loop(grid, settings, strategies.load("fedavg", {}))
     grid.silent = {0, 1, 2}
-    with pytest.raises(RoundFailedError, match="round 1: no client sent an update; client 0: no"):
+    with pytest.raises(RoundFailedError) as caught:
+        loop.run()
+    late = "no reply within 1 s"
+    assert str(caught.value) == (
+        "round 1: 0 of 3 clients sent a usable update, fewer than 1 (min_clients); "
+        f"client 0: {late}; client 1: {late}; client 2: {late}"
+    )
+    assert loop.reports == []
+
+
+@pytest.mark.parametrize("quorum", [1, 2, 3])
+def test_a_round_below_the_quorum_ends_the_run(
+    grid: LocalGrid, settings: ClientSettings, quorum: int
+):
+    loop = Loop(grid, settings, strategies.load("fedavg", {}), quorum=quorum)
+    grid.silent = {1}
+    if quorum <= 2:
+        loop.run()
+        assert [report.participants for report in loop.reports] == [(0, 2)] * 2
+        return
+    with pytest.raises(
+        RoundFailedError, match=r"round 1: 2 of 3 clients .* fewer than 3 .*t 1: no"
+    ):
         loop.run()
     assert loop.reports == []
 
