@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -37,6 +38,7 @@ from fl_vitlora.evaluation import (
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.accounting import statement
 from fl_vitlora.flower.aggregators import AnyStrategy, client_half, make_aggregator
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.measuring import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.summing import Sums
@@ -207,6 +209,7 @@ class Run:
             seed=self.config.seed,
             training=self.config.training,
             evaluate=lambda number, model: self._measure(evaluator, number, model),
+            note=self._keep_traces,
             observe=lambda report: self._observe(report, sums),
             release=self._release,
             affords=self._affords,
@@ -242,6 +245,7 @@ class Run:
             "strategy": config.strategy.name,
             "method": config.finetuning.method,
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
+            "failures": counted(self.lines),
             "attack": adversary.hostile(config),
             "client_ranks": list(client_ranks(config)),
             "secure_aggregation": self._told_of_sums(),
@@ -324,6 +328,11 @@ class Run:
         self.folder.append_round(line)
         self.watch.show_round(line)
 
+    def _keep_traces(self, failures: Sequence[Failure]) -> None:
+        """Writes down what was told of the failures of a round."""
+        for failed in failures:
+            self.folder.write_failure(failed.round, failed.client, failed.trace)
+
     def _told_of_sums(self) -> Line | None:
         """Says whether the server saw only sums, and how many scalars were clipped in them."""
         if not self.config.privacy.secure_aggregation:
@@ -398,3 +407,24 @@ def mean_known(values: Sequence[float | None]) -> float | None:
     """
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def counted(lines: Sequence[Line]) -> Line:
+    """Counts failures, in all and by client, with the reason of each client's first.
+
+    Args:
+        lines: Of `rounds.jsonl`.
+
+    Example:
+        >>> late = [{"client": 3, "reason": "no reply within 1 s"}]
+        >>> counted([{"failures": late}, {"failures": []}, {"failures": late}])
+        {'updates': 2, 'clients': {'3': 2}, 'reasons': {'3': 'no reply within 1 s'}}
+    """
+    failures = [failed for line in lines for failed in line["failures"]]
+    times = sorted(Counter(failed["client"] for failed in failures).items())
+    reasons = {failed["client"]: failed["reason"] for failed in reversed(failures)}
+    return {
+        "updates": len(failures),
+        "clients": {str(client): count for client, count in times},
+        "reasons": {str(client): reasons[client] for client, _ in times},
+    }

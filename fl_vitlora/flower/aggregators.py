@@ -15,9 +15,9 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError, blame, unknown
 from fl_vitlora.flower.contents import ConfigValue, Instruction
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.flower_aggregator import FlowerAggregator
 from fl_vitlora.flower.sampling import cohort_size
-from fl_vitlora.flower.transport import Failure
 from fl_vitlora.global_model import GlobalModel, split
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B
 from fl_vitlora.state import State

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.sampling import sample
-from fl_vitlora.flower.transport import Failure, Transport
+from fl_vitlora.flower.transport import Transport
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.state import is_finite
@@ -73,6 +74,7 @@ class Federation:
         training: For the schedule of the learning rate.
         evaluate: Measures accuracy and loss of the global model of a round.
         observe: Is shown every round as it ends.
+        note: Is shown a round's failures as they are known; the round may fail of them.
         release: Makes of a round's updates, and of how many were asked for one, what the strategy
             is given; as they are, if not said otherwise.
         affords: Tells whether a round may begin; where it may not, the run ends before it.
@@ -89,6 +91,7 @@ class Federation:
     training: TrainingConfig
     evaluate: Callable[[int, GlobalModel], tuple[float, float]]
     observe: Callable[[RoundReport], None]
+    note: Callable[[Sequence[Failure]], None] = lambda failures: None
     release: Callable[[int, Sequence[Update], int], Sequence[Update]] = (
         lambda server_round, updates, cohort: updates
     )
@@ -140,6 +143,7 @@ class Federation:
         config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: rate}
         instructions = self.aggregator.instruct(server_round, model, participants, config)
         updates, failures = self.transport.exchange(server_round, instructions)
+        self.note(failures)
         usable = sum(update.members for update in updates)
         if usable < self.quorum:
             raise RoundFailedError(
@@ -174,7 +178,7 @@ def first_reasons(failures: Sequence[Failure]) -> str:
     """Tells why the first clients failed, and how many others did.
 
     Example:
-        >>> first_reasons([Failure(client=client, reason="late") for client in range(5)])
+        >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])
         '; client 0: late; client 1: late; client 2: late; and 2 more'
     """
     told = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]

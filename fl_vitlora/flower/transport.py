@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 
 from flwr.app import Message, MessageType, RecordDict
@@ -23,6 +22,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
+from fl_vitlora.flower.failures import Failure, first_line
 from fl_vitlora.flower.holdings import Holdings
 from fl_vitlora.flower.measuring import message_bytes
 from fl_vitlora.flower.server_end import Addressed, ServerEnd
@@ -41,19 +41,6 @@ MOST_AWAITED = 500  # messages whose replies are looked for, the oldest, while t
 NOBODY = -1  # in the ledger: a node that is no client
 
 Tap = Callable[[Message], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A client that sent no usable update.
-
-    Attributes:
-        client: Who.
-        reason: One line.
-    """
-
-    client: int
-    reason: str
 
 
 class Transport:
@@ -181,7 +168,7 @@ class Transport:
             else:
                 self._holdings.answered(client, server_round, instruction.model, instruction.plan)
         return updates, [
-            Failure(client=client, reason=first_line(reasons[client])) for client in sorted(reasons)
+            Failure.of(server_round, client, reasons[client]) for client in sorted(reasons)
         ]
 
     def measure(
@@ -406,12 +393,3 @@ class Transport:
         )
         if self._tap is not None:
             self._tap(message)
-
-
-def first_line(text: str | None) -> str:
-    """Shortens what Flower says of an exception to its cause."""
-    lines = [
-        line.strip() for line in (text or "").replace("\\n", "\n").splitlines() if line.strip()
-    ]
-    cause = next((line for line in lines if "Message:" in line), lines[-1] if lines else "unknown")
-    return cause.rpartition("Message:")[2].strip().rstrip("'>")[:300]

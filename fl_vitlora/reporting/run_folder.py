@@ -33,6 +33,7 @@ class RunFolder:
         self.path = path
         self.shards = path / "shards"
         self.plots = path / "plots"
+        self.failures = path / "failures"  # only where there are any
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -70,6 +71,12 @@ class RunFolder:
         """Adds a line to `rounds.jsonl`."""
         with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def write_failure(self, server_round: int, client: int, trace: str) -> None:
+        """Writes down what is known of an update that did not come."""
+        self.failures.mkdir(exist_ok=True)
+        name = f"round-{server_round:05d}-client-{client:05d}.txt"
+        write_atomically(self.failures / name, f"{trace}\n", durable=False)
 
     def write_model(self, state: State) -> None:
         """Stores the trained tensors."""

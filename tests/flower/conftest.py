@@ -80,7 +80,7 @@ class LocalGrid(Participants):
             reply = self.app(message, context)
         except Exception as error:
             told = f"\nException ClientAppException occurred. Message: {error}"
-            return Message(Error(3, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
+            return Message(Error(2, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
         self.kept[client] = context.state  # as in Flower, not what a client that raised had kept
         return reply
 

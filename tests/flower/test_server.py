@@ -18,6 +18,7 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower.aggregators import make_aggregator
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.sampling import cohort_size, sample
 from fl_vitlora.flower.server import (
     Federation,
@@ -227,7 +228,9 @@ def test_a_round_without_updates_ends_the_run(grid: LocalGrid, settings: ClientS
 def test_a_round_below_the_quorum_ends_the_run(
     grid: LocalGrid, settings: ClientSettings, quorum: int
 ):
-    loop = Loop(grid, settings, strategies.load("fedavg", {}), quorum=quorum)
+    noted: list[Failure] = []
+    fedavg = strategies.load("fedavg", {})
+    loop = Loop(grid, settings, fedavg, quorum=quorum, note=noted.extend)
     grid.silent = {1}
     if quorum <= 2:
         loop.run()
@@ -238,6 +241,7 @@ def test_a_round_below_the_quorum_ends_the_run(
     ):
         loop.run()
     assert loop.reports == []
+    assert [(failed.round, failed.client) for failed in noted] == [(1, 1)]
 
 
 def test_an_aggregate_that_is_not_a_number_ends_the_run(grid: LocalGrid, settings: ClientSettings):

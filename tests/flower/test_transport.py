@@ -21,7 +21,8 @@ from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.contents import Instruction
-from fl_vitlora.flower.transport import Failure, Transport, first_line
+from fl_vitlora.flower.failures import Failure
+from fl_vitlora.flower.transport import Transport
 from fl_vitlora.flower.workspace import ClientSettings, workspace
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import generator
@@ -169,7 +170,7 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
     grid.silent = {0, 2}
     updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
     assert [update.client for update in updates] == [1]
-    assert failures == [Failure(client=c, reason="no reply within 1 s") for c in (0, 2)]
+    assert failures == [Failure.of(1, client, "no reply within 1 s") for client in (0, 2)]
 
 
 @pytest.mark.parametrize(
@@ -391,19 +392,3 @@ def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, mod
     grid = Twins(make_client_app(lambda context: settings), 2)
     with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
         Transport(grid, model, Ledger(), timeout=0.5).greet(2)
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        (None, "unknown"),
-        ("", "unknown"),
-        ("only this", "only this"),
-        ("first\nlast", "last"),
-        ("<class 'X'>:<'\nException X occurred. Message: no memory'>", "no memory"),
-        ("a\\nMessage: told\\nafter", "told"),
-        ("x" * 1000, "x" * 300),
-    ],
-)
-def test_what_flower_says_is_shortened_to_its_cause(text: str | None, line: str):
-    assert first_line(text) == line

@@ -1,0 +1,76 @@
+"""Clients that sent no usable update: who, when, why, and what is known of it.
+
+What an exception says reaches the server as one text, in one of three forms: a traceback, as the
+workers of a simulation send it; `<class 'X'>:<'...'>`, as Flower's nodes do; and the same around
+the words of a `ClientAppException`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LONGEST = 300  # characters of a reason
+TRACEBACK = "Traceback (most recent call last):"
+MESSAGE = "Message:"  # in a `ClientAppException`
+QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
+SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError): ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A client that sent no usable update.
+
+    Attributes:
+        round: From 1.
+        client: Who.
+        reason: One line.
+        trace: All that was told, with the traceback where there is one.
+    """
+
+    round: int
+    client: int
+    reason: str
+    trace: str
+
+    @classmethod
+    def of(cls, server_round: int, client: int, told: str) -> Failure:
+        """Makes one of what was told of it."""
+        trace = unescaped(told).strip()
+        return cls(round=server_round, client=client, reason=first_line(told), trace=trace)
+
+
+def first_line(told: str | None) -> str:
+    r"""Finds the cause in what was told of an exception.
+
+    Args:
+        told: A traceback, what Flower makes of an exception, or any other text.
+
+    Returns:
+        The first line of the exception's message, with its type where the message alone might not
+        be understood; of other texts the last line.
+
+    Example:
+        >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
+        "KeyError: 'head'"
+        >>> first_line("<class 'ValueError'>:<'no images\nsee above'>")
+        'no images'
+    """
+    text = unescaped(told or "")
+    quoted = QUOTED.fullmatch(text)
+    kind, text = quoted.groups() if quoted else ("", text)
+    if TRACEBACK in text:
+        lines = [line for line in text.rpartition(TRACEBACK)[2].splitlines() if line.strip()]
+        cause = next((line for line in lines if not line[0].isspace()), "")
+    elif MESSAGE in text:
+        cause = text.partition(MESSAGE)[2].strip().partition("\n")[0]
+    elif quoted:
+        cause = f"{kind}: {text.strip()}".partition("\n")[0]
+    else:
+        cause = text.strip().rpartition("\n")[2]
+    return SELF_EVIDENT.sub("", cause.strip(), count=1)[:LONGEST] or "unknown"
+
+
+def unescaped(told: str) -> str:
+    """Breaks a text into lines that came as the one line of a `repr`."""
+    return told if "\n" in told else told.replace("\\n", "\n")
