@@ -9,7 +9,7 @@ and sends, no more of each low-rank matrix than its rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -23,7 +23,7 @@ from fl_vitlora.flower.layouts import (
     frozen_of,
     instruction_layouts,
     integers_of,
-    merged_layout,
+    merged_ranks,
     number_of,
     pairs_of,
     round_of,
@@ -31,8 +31,8 @@ from fl_vitlora.flower.layouts import (
     taken_of,
     update_layouts,
 )
-from fl_vitlora.global_model import GlobalModel
-from fl_vitlora.lowrank import MERGED_A, cut, pad
+from fl_vitlora.global_model import GlobalModel, join, part
+from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
 from fl_vitlora.state import State, is_finite
 from fl_vitlora.strategy import ClientPlan, Update
 
@@ -68,7 +68,7 @@ class Received:
         tensors: Those of the model that were sent, in full shape.
         spared: Names of those that were not, as the client has them.
         since: The round in which it remembered them; 0 where they have their initial values.
-        merged: Pairs to be added to frozen weights.
+        merged: Pairs to be added to frozen weights, one round's after the other's.
         increments: Instead of them, all that is to be added to the pre-trained weights, by path.
         merges: Of how many rounds it is taken to have the pairs, and of how many it has them with
             these; where the first is 0, it starts afresh.
@@ -85,7 +85,7 @@ class Received:
     tensors: State
     spared: frozenset[str]
     since: int
-    merged: State
+    merged: Sequence[State]
     increments: State
     merges: tuple[int, int]
     broadcast: State
@@ -150,22 +150,20 @@ class Writer:
         config: dict[str, ConfigValue],
     ) -> None:
         """Adds the merged pairs that a client lacks, or all increments where those are shorter."""
-        pairs = model.pairs_since(known)
-        if pairs is None:
+        merges, paths = model.merges_since(known), pairs_of(self._layout)
+        if merges is None:
             config[messages.MERGES] = [0, model.rounds]
-            config[messages.MERGED_RANKS] = [
-                int(path in model.increments) for path in pairs_of(self._layout)
-            ]
-            whole = {
-                p: model.increments[p] for p in pairs_of(self._layout) if p in model.increments
-            }
+            config[messages.MERGED_RANKS] = [int(path in model.increments) for path in paths]
+            whole = {p: model.increments[p] for p in paths if p in model.increments}
             records[messages.INCREMENTS] = self._pack((id(model), "all"), lambda: whole)
             return
-        ranks = [len(pairs.get(path + MERGED_A, ())) for path in pairs_of(self._layout)]
-        order = [name for name, _ in merged_layout(self._layout, ranks).shapes]
-        config[messages.MERGED_RANKS] = ranks
+        config[messages.MERGED_RANKS] = [
+            len(pairs.get(path + MERGED_A, ())) for pairs in merges for path in paths
+        ]
+        joined = join(merges)
+        order = [path + end for path in paths for end in (MERGED_A, MERGED_B)]
         records[messages.MERGED] = self._pack(
-            (id(model), known), lambda: {name: pairs[name] for name in order}
+            (id(model), known), lambda: {n: joined[n] for n in order if n in joined}
         )
 
     def _pack(self, key: object, make: Callable[[], State]) -> ArrayRecord:
@@ -196,7 +194,7 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         tensors=_filled(unpack(messages.ARRAYS), layout, rank),
         spared=spared_of(config, layout),
         since=int(cast(int, config.get(messages.SPARED_SINCE, 0))),
-        merged=unpack(messages.MERGED),
+        merged=part(unpack(messages.MERGED), merged_ranks(config, layout)),
         increments=unpack(messages.INCREMENTS),
         merges=_merges(config),
         broadcast=_filled(unpack(messages.BROADCAST), layout, rank),

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import cast
 
@@ -100,7 +101,7 @@ def merge(context: Context, received: Received, layout: Layout) -> State:
     before = _read(context, INCREMENTS, known, products) if known else received.increments
     if known == merges:
         return before
-    after = added(before, received.merged)
+    after = functools.reduce(added, received.merged, before)
     increments = {path: after[path] for path, _ in products.shapes if path in after}
     _write(context, INCREMENTS, merges, increments)
     return increments

@@ -17,7 +17,7 @@ from fl_vitlora.flower.aggregators import Aggregator
 from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.sampling import sample
 from fl_vitlora.flower.transport import Transport
-from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.global_model import GlobalModel, join
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.state import is_finite
 from fl_vitlora.strategy import Update
@@ -167,7 +167,7 @@ class Federation:
             participants=answered,
             failures=tuple(failures),
             aggregation_error=relative_error(
-                model.tensors, released, new.tensors, new.pairs_since(model.rounds) or {}
+                model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
             ),
             moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,
