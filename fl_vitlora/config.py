@@ -270,7 +270,9 @@ class EngineConfig:
         None, "of a running Ray cluster that sees the run folder; one is started here if not given"
     )
     mixed_precision: bool = setting(True, "on a GPU: bfloat16, or float16 with loss scaling")
-    round_timeout: float = setting(3600.0, "seconds to wait for a round's replies", "(0, inf)")
+    round_timeout: float = setting(
+        3600.0, "seconds to wait for a round's replies, and as long for repeated ones", "(0, inf)"
+    )
     client_timeout: float = setting(
         900.0, "seconds that a worker may take for a client before it is replaced", "(0, inf)"
     )

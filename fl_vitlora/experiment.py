@@ -102,6 +102,7 @@ def run(
             folder=folder,
             watch=watch,
             holder=holder,
+            repeats_errors=False,  # its workers repeat what raised before the server hears of it
         )
         settings = client_settings(
             config,

@@ -151,6 +151,8 @@ class Run:
         privacy: What the strategy's accountant says at the end, if it has one.
         secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
             whoever knows what noise was added can take it off again.
+        repeats_errors: Whether a client whose app raised is asked once more in the same round; not
+            in a simulation, whose engine has tried twice before the server hears of it.
     """
 
     config: Config
@@ -166,6 +168,7 @@ class Run:
     full_bytes: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     secret_seed: int | None = None
+    repeats_errors: bool = True
 
     @property
     def trained(self) -> State:
@@ -191,6 +194,7 @@ class Run:
             config=self.config,
             sums=sums,
             timeout=self.config.engine.round_timeout,
+            repeats_errors=self.repeats_errors,
             tap=self.watch.tap,
             stop=stop,
         )

@@ -109,7 +109,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         done=done,
         images=len(shard),
     )
-    memories.keep(context, worker.kept, done.state)
+    memories.keep(context, received.round, worker.kept, done.state)
     memories.keep_own(context, received.round, memory)
     if frozen:
         memories.rest(context, received.round, _select(model, worker.layout.only(frozen)))
@@ -191,7 +191,8 @@ def _take_in(
     model = memories.complete(context, received, worker.layout, initial)
     merged = memories.merge(context, received, worker.layout)
     first = with_exchanged_reader(initial, turn.base) if WEIGHT in initial else initial
-    return model, turn.inward(model) | memories.kept(context, worker.kept, first), merged
+    kept = memories.kept(context, worker.kept, first, received.taken)
+    return model, turn.inward(model) | kept, merged
 
 
 def _select(state: State, layout: Layout) -> State:

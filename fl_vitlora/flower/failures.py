@@ -8,9 +8,11 @@ the words of a `ClientAppException`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LONGEST = 300  # characters of a reason
+MOST_NAMED = 3  # failures in the message of a round that failed
 TRACEBACK = "Traceback (most recent call last):"
 MESSAGE = "Message:"  # in a `ClientAppException`
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
@@ -34,10 +36,18 @@ class Failure:
     trace: str
 
     @classmethod
-    def of(cls, server_round: int, client: int, told: str) -> Failure:
-        """Makes one of what was told of it."""
-        trace = unescaped(told).strip()
-        return cls(round=server_round, client=client, reason=first_line(told), trace=trace)
+    def of(cls, server_round: int, client: int, *told: str) -> Failure:
+        """Makes one of what was told of it, each time that the client was asked.
+
+        The reason is that of the first time; the second may be its consequence.
+        """
+        traces = dict.fromkeys(unescaped(text).strip() for text in told)
+        return cls(
+            round=server_round,
+            client=client,
+            reason=first_line(told[0]),
+            trace="\n\nasked again:\n\n".join(traces),
+        )
 
 
 def first_line(told: str | None) -> str:
@@ -74,3 +84,15 @@ def first_line(told: str | None) -> str:
 def unescaped(told: str) -> str:
     """Breaks a text into lines that came as the one line of a `repr`."""
     return told if "\n" in told else told.replace("\\n", "\n")
+
+
+def first_reasons(failures: Sequence[Failure]) -> str:
+    """Tells why the first clients failed, and how many others did.
+
+    Example:
+        >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])
+        '; client 0: late; client 1: late; client 2: late; and 2 more'
+    """
+    told = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
+    more = len(failures) - len(told)
+    return "".join(told) + (f"; and {more} more" if more else "")

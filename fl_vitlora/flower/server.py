@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
-from fl_vitlora.flower.failures import Failure
+from fl_vitlora.flower.failures import Failure, first_reasons
 from fl_vitlora.flower.sampling import sample
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.global_model import GlobalModel, join
@@ -22,8 +22,6 @@ from fl_vitlora.lowrank import relative_error
 from fl_vitlora.state import is_finite
 from fl_vitlora.strategy import Update
 from fl_vitlora.training.local import scheduled_rate
-
-MOST_NAMED = 3  # failures in the message of a round that failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +170,3 @@ class Federation:
             moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,
         )
-
-
-def first_reasons(failures: Sequence[Failure]) -> str:
-    """Tells why the first clients failed, and how many others did.
-
-    Example:
-        >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])
-        '; client 0: late; client 1: late; client 2: late; and 2 more'
-    """
-    told = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
-    more = len(failures) - len(told)
-    return "".join(told) + (f"; and {more} more" if more else "")

@@ -57,6 +57,7 @@ class LocalGrid(Participants):
         self.deaf = False  # replies are lost
         self.sent: list[Message] = []
         self.received: list[Message] = []
+        self.passed: list[Message] = []  # all so far
         self.kept = [RecordDict() for _ in range(clients)]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:  # type: ignore[override]
@@ -66,6 +67,7 @@ class LocalGrid(Participants):
         asked = [m for m in self.sent if m.metadata.dst_node_id - 100 not in self.silent]
         received = [self.answer(message) for message in reversed(asked)]
         self.received = [] if self.deaf else received
+        self.passed += [*self.sent, *self.received]
         return [message.metadata.message_id for message in self.sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:  # type: ignore[override]

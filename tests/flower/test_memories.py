@@ -49,6 +49,8 @@ class Clients:
         folder: Path,
         strategy: Strategy | None = None,
         sums: Sums | None = None,
+        *,
+        repeats_errors: bool = True,
         **given: Any,
     ) -> None:
         overrides = {path.replace("__", "."): value for path, value in given.items()}
@@ -71,6 +73,7 @@ class Clients:
             config=self.config,
             sums=sums,
             timeout=1,
+            repeats_errors=repeats_errors,
         )
         self.transport.greet(len(SIZES))
 
@@ -188,7 +191,7 @@ def test_who_did_not_answer_is_taken_to_remember_nothing(tmp_path: Path):
 
 
 def test_a_client_that_forgot_refuses_instead_of_training_on_something_else(tmp_path: Path):
-    clients = Clients(tmp_path)
+    clients = Clients(tmp_path, repeats_errors=False)
     changed = {name: tensor + 1 for name, tensor in clients.initial.items()}
     clients.train(1, changed, 0, plan=B_ROUND)
     clients.grid.kept[0].clear()
@@ -197,6 +200,19 @@ def test_a_client_that_forgot_refuses_instead_of_training_on_something_else(tmp_
         clients.failures[0].reason
     )
     assert len(clients.train(3, changed, 0, plan=B_ROUND)) == 1  # it is sent everything again
+
+
+def test_a_client_that_forgot_is_sent_everything_in_the_same_round(tmp_path: Path):
+    clients = Clients(tmp_path)
+    changed = {name: tensor + 1 for name, tensor in clients.initial.items()}
+    clients.train(1, changed, 0, plan=B_ROUND)
+    clients.grid.kept[0].clear()
+    (update,) = clients.train(2, changed, 0, plan=B_ROUND)
+    (expected,) = Clients(tmp_path / "fresh").train(2, changed, 0, plan=B_ROUND)
+    assert clients.failures == []
+    assert equal(update.delta, expected.delta)
+    down = [e.payload // 4 for e in clients.ledger if (e.round, e.direction) == (2, "downlink")]
+    assert down[1] - down[0] == size(changed, A)
 
 
 def test_what_starts_over_is_never_sent_down(tmp_path: Path):
