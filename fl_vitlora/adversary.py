@@ -3,7 +3,8 @@
 A hostile client trains like any other, and then multiplies its update Δ by a number:
 
     sign_flip   -Δ      away from where its own images point
-    scale       c·Δ     c = `attack.factor`: one client outvotes all others
+    scale       c·Δ     c = `attack.factor`: one client outvotes all others; where it says more than
+                        any training comes to (`flower.contents.LARGEST`), the server refuses it
     nan         NaN     a broken client; the server refuses such an update and counts a failure
 
 It does not know the updates of others, and what it reports beside its own is honest.

@@ -25,7 +25,7 @@ from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower import masking, memories, messages
 from fl_vitlora.flower.client_mod import make_mod
-from fl_vitlora.flower.contents import Received, read_instruction, write_update
+from fl_vitlora.flower.contents import Received, read_instruction, refuse_absurd, write_update
 from fl_vitlora.flower.meeting import meet
 from fl_vitlora.flower.workspace import ClientSettings, SettingsOf, Workspace, client_of, workspace
 from fl_vitlora.models.reading import (
@@ -35,7 +35,7 @@ from fl_vitlora.models.reading import (
 )
 from fl_vitlora.privacy import bounded
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, clip_norm, is_finite, subtract
+from fl_vitlora.state import State, clip_norm, subtract
 from fl_vitlora.strategy import LocalWork
 from fl_vitlora.training.cohort import Lesson
 from fl_vitlora.training.local import LocalTask, Trained, evaluate
@@ -97,8 +97,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     delta = {name: t for name, t in turn.outward(moved).items() if name not in frozen}
     work = LocalWork(delta=delta, steps=done.steps, rate=received.rate)
     report, memory = strategy.report(work, received.broadcast, memory)
-    if not all(is_finite(state) for state in (done.state, report, memory)):
-        raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+    refuse_absurd(done.state, delta, report, memory)
     content = _write(
         message.content,
         context,

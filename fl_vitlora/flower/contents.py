@@ -33,8 +33,12 @@ from fl_vitlora.flower.layouts import (
 )
 from fl_vitlora.global_model import GlobalModel, join, part
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
-from fl_vitlora.state import State, is_finite
+from fl_vitlora.state import State, is_finite, is_within
 from fl_vitlora.strategy import ClientPlan, Update
+
+# No trained weight moves as far as that, nor does a gradient grow so large; and where one client
+# says so much, float32 still has steps of a sixteenth for what the others say.
+LARGEST = 1e6
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 Scalar = int | float | str | bytes | bool
@@ -258,7 +262,7 @@ def read_update(
         population: How many clients there are in all.
 
     Raises:
-        ValueError: When it is not a usable update: one that is not a number anywhere is none.
+        ValueError: When it is not a usable update.
     """
     layouts = update_layouts(asked.plan.frozen, layout, rank)
     delta = messages.from_packed(content, layouts[messages.ARRAYS])
@@ -266,8 +270,7 @@ def read_update(
     if messages.REPORT in content.array_records:
         report = messages.from_packed(content, layouts[messages.REPORT], messages.REPORT)
     delta, report = (_filled(tensors, layout, rank) for tensors in (delta, report))
-    if not (is_finite(delta) and is_finite(report)):
-        raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+    refuse_absurd(delta, report)
     metrics = messages.metrics_of(content)
     samples, steps = (int(messages.scalar(metrics, n)) for n in (messages.SAMPLES, messages.STEPS))
     loss = messages.scalar(metrics, messages.LOSS)
@@ -285,6 +288,18 @@ def read_update(
         report=report,
         population=population,
     )
+
+
+def refuse_absurd(*states: State) -> None:
+    """Refuses what would ruin a sum; both ends look, for a server need not trust its clients.
+
+    Raises:
+        ValueError: When there is a NaN, an infinity, or a number beyond what training comes to.
+    """
+    if all(is_within(state, LARGEST) for state in states):
+        return
+    number = f"a number beyond {LARGEST:g}" if all(map(is_finite, states)) else "NaN or infinity"
+    raise ValueError(f"its update holds {number}; a smaller learning rate may help")
 
 
 def _norm_bit(metrics: MetricRecord) -> State:

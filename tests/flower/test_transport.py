@@ -139,6 +139,57 @@ def test_a_diverged_update_is_a_failure(transport: Transport, model: State):
     assert "NaN or infinity" in failure.reason
 
 
+@pytest.mark.parametrize(("number", "taken"), [(1e6, [1]), (-1e6, [1]), (1.001e6, []), (-1e30, [])])
+@pytest.mark.parametrize("record", [messages.ARRAYS, messages.REPORT])
+def test_an_absurd_number_is_refused_as_nan_is(
+    transport: Transport,
+    model: State,
+    grid: LocalGrid,
+    *,
+    number: float,
+    taken: list[int],
+    record: str,
+):
+    said = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
+    spoilt = {**said, "head.bias": torch.full_like(model["head.bias"], number)}
+    metrics = MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1})
+    states = {messages.ARRAYS: said, messages.REPORT: said, record: spoilt}
+    packed = {name: messages.to_packed(state) for name, state in states.items()}
+    foreign = ClientApp(mods=[folds])
+
+    @foreign.train()
+    def _train(message: Message, context: Context) -> Message:
+        return Message(RecordDict({**packed, messages.METRICS: metrics}), reply_to=message)
+
+    grid.app = foreign
+    updates, failures = transport.exchange(1, instruct(model, 1))
+    assert [update.client for update in updates] == taken
+    assert [failure.client for failure in failures if "beyond 1e+06" in failure.reason] == (
+        [] if taken else [1]
+    )
+
+
+def test_a_client_does_not_send_an_absurd_number(transport: Transport, model: State):
+    """At this rate training moves the head's bias by millions."""
+    plan = ClientPlan(frozen=(".weight", "proj.bias", ".lora_A", ".lora_B"))
+    updates, (failure,) = transport.exchange(1, instruct(model, 1, plan=plan, learning_rate=1e7))
+    assert updates == []
+    assert "its update holds a number beyond 1e+06" in failure.reason
+
+
+def test_the_attack_by_scale_is_no_absurd_number(
+    transport: Transport, model: State, grid: LocalGrid, settings: ClientSettings
+):
+    """With its default factor and the default rate: to refuse it is the strategy's part."""
+    config = replace(settings.config, clients=3, attack=AttackConfig(kinds=("scale",), clients=1))
+    grid.app = make_client_app(lambda context: replace(settings, config=config))
+    rate = settings.config.training.learning_rate
+    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2, learning_rate=rate))
+    assert failures == []
+    norms = sorted(l2_norm(update.delta) for update in updates)
+    assert norms[2] > 20 * norms[1]
+
+
 def test_hostile_clients_send_what_they_are_to_and_the_others_what_they_learnt(
     transport: Transport, model: State, grid: LocalGrid, settings: ClientSettings
 ):
