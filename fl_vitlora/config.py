@@ -56,6 +56,7 @@ SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "
 Bytes = typing.NewType("Bytes", int)
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
+Fault = Literal["raise", "crash", "slow"]
 
 
 def setting(default: Any, explanation: str, interval: str | None = None) -> Any:
@@ -191,6 +192,18 @@ class AttackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultsConfig:
+    """What happens to unreliable clients, for research on what a federation withstands."""
+
+    kinds: tuple[Fault, ...] = setting(
+        (), "what happens to them before they train, dealt to them in turn; [] is nothing"
+    )
+    clients: int = setting(0, "how many are unreliable, drawn by the seed", "[0, inf)")
+    rate: float = setting(1.0, "chance that it happens to one in a round", "(0, 1]")
+    delay: float = setting(10.0, "seconds that a slow one waits", "[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Who measures accuracy after every round."""
 
@@ -301,6 +314,7 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
     attack: AttackConfig = AttackConfig()
+    faults: FaultsConfig = FaultsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     compression: CompressionConfig = CompressionConfig()

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fl_vitlora import adversary, coordinates, policies
+from fl_vitlora import adversary, coordinates, faults, policies
 from fl_vitlora.communication.budget import affords
 from fl_vitlora.communication.ledger import Ledger, full_model_sizes
 from fl_vitlora.communication.link import Link, transfer_seconds
@@ -251,6 +251,7 @@ class Run:
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "failures": counted(self.lines),
             "attack": adversary.hostile(config),
+            "faults": faults.unreliable(config),
             "client_ranks": list(client_ranks(config)),
             "secure_aggregation": self._told_of_sums(),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},

@@ -13,7 +13,7 @@ import functools
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_vitlora import adversary
+from fl_vitlora import adversary, faults
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import RIGHT_KEY, views_of
@@ -76,6 +76,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     worker, strategy = workspace(settings), settings.strategy
     shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
     received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    faults.strike(settings.config, client, received.round)
     model, start, merged = _take_in(received, context, worker, client, turn)
     memory = memories.own(context, received.taken)
     frozen = worker.layout.ending_with(received.frozen)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 LONGEST = 300  # characters of a reason
 MOST_NAMED = 3  # failures in the message of a round that failed
-TRACEBACK = "Traceback (most recent call last):"
-MESSAGE = "Message:"  # in a `ClientAppException`
+FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # in a traceback
+WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # once more each time it is sent
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
 SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError): ")
 
@@ -41,7 +41,7 @@ class Failure:
 
         The reason is that of the first time; the second may be its consequence.
         """
-        traces = dict.fromkeys(unescaped(text).strip() for text in told)
+        traces = dict.fromkeys(map(unwrapped, told))
         return cls(
             round=server_round,
             client=client,
@@ -50,7 +50,7 @@ class Failure:
         )
 
 
-def first_line(told: str | None) -> str:
+def first_line(told: str) -> str:
     r"""Finds the cause in what was told of an exception.
 
     Args:
@@ -58,7 +58,7 @@ def first_line(told: str | None) -> str:
 
     Returns:
         The first line of the exception's message, with its type where the message alone might not
-        be understood; of other texts the last line.
+        be understood.
 
     Example:
         >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
@@ -66,24 +66,23 @@ def first_line(told: str | None) -> str:
         >>> first_line("<class 'ValueError'>:<'no images\nsee above'>")
         'no images'
     """
-    text = unescaped(told or "")
-    quoted = QUOTED.fullmatch(text)
-    kind, text = quoted.groups() if quoted else ("", text)
-    if TRACEBACK in text:
-        lines = [line for line in text.rpartition(TRACEBACK)[2].splitlines() if line.strip()]
-        cause = next((line for line in lines if not line[0].isspace()), "")
-    elif MESSAGE in text:
-        cause = text.partition(MESSAGE)[2].strip().partition("\n")[0]
-    elif quoted:
-        cause = f"{kind}: {text.strip()}".partition("\n")[0]
-    else:
-        cause = text.strip().rpartition("\n")[2]
-    return SELF_EVIDENT.sub("", cause.strip(), count=1)[:LONGEST] or "unknown"
+    *_, after = FRAME.split(unwrapped(told))
+    lines = [line for line in after.splitlines() if line.strip() and not line[0].isspace()]
+    return SELF_EVIDENT.sub("", lines[0], count=1)[:LONGEST] if lines else "unknown"
 
 
-def unescaped(told: str) -> str:
-    """Breaks a text into lines that came as the one line of a `repr`."""
-    return told if "\n" in told else told.replace("\\n", "\n")
+def unwrapped(told: str) -> str:
+    r"""Takes off what Flower puts around the text of an exception, and Ray around that.
+
+    Example:
+        >>> unwrapped("<class 'KeyError'>:<''head''>")
+        "KeyError: 'head'"
+    """
+    text = told if "\n" in told else told.replace("\\n", "\n")  # some come as a `repr`
+    kind, text = quoted.groups() if (quoted := QUOTED.fullmatch(text)) else ("", text)
+    if wrapped := WRAPPED.match(text):
+        return text[wrapped.end() :].strip()
+    return f"{kind}: {text}".strip() if kind else text.strip()
 
 
 def first_reasons(failures: Sequence[Failure]) -> str:

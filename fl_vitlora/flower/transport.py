@@ -139,7 +139,7 @@ class Transport:
         samples: dict[int, int] = {}
         for reply in replies:
             if reply.has_error():
-                raise RuntimeError(f"a client cannot start: {first_line(reply.error.reason)}")
+                raise RuntimeError(f"a client cannot start: {first_line(str(reply.error.reason))}")
             try:
                 content = self._end.open(NOBODY, reply.content)
                 metrics = messages.metrics_of(content)
@@ -318,7 +318,7 @@ class Transport:
                 refused[client] = Refused(how="silent", told=f"no reply within {self._timeout:g} s")
             elif reply.has_error():
                 how: How = "silent" if reply.error.code in UNHEARD else "raised"
-                refused[client] = Refused(how=how, told=reply.error.reason or "")
+                refused[client] = Refused(how=how, told=str(reply.error.reason))
             else:
                 try:
                     content = self._end.open(client, reply.content, instruction.plan.frozen)

@@ -15,12 +15,13 @@ from fl_vitlora.flower.failures import Failure, first_line
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        (None, "unknown"),
         ("", "unknown"),
         ("only this", "only this"),
-        ("first\nlast", "last"),
+        ("first\nlast", "first"),
         ("<class 'X'>:<'\nException X occurred. Message: no memory'>", "no memory"),
-        ("a\\nMessage: told\\nafter", "told"),
+        ("\\nException X occurred. Message: told\\nafter", "told"),
+        ("\nException X occurred. Message: " * 2 + "told twice", "told twice"),
+        ("Message: none of Flower's", "Message: none of Flower's"),
         ("x" * 1000, "x" * 300),
         ("<class 'ValueError'>:<'expected 'a' or 'b''>", "expected 'a' or 'b'"),
         ("<class 'KeyError'>:<''head''>", "KeyError: 'head'"),
@@ -31,7 +32,7 @@ from fl_vitlora.flower.failures import Failure, first_line
         ("<class 'ClientAppException'>:<'\nException X occurred. Message: '>", "unknown"),
     ],
 )
-def test_what_flower_says_is_shortened_to_its_cause(text: str | None, line: str):
+def test_what_flower_says_is_shortened_to_its_cause(text: str, line: str):
     assert first_line(text) == line
 
 
