@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +146,18 @@ def test_a_run_in_which_five_of_twenty_always_raise_is_the_run_of_the_other_fift
     assert all((found[name] == tensor).all() for name, tensor in expected.items())
     assert fifteen.result["failures"]["updates"] == 0
     assert failing.result["accuracy"] == fifteen.result["accuracy"]
+
+
+def test_a_client_that_takes_its_worker_along_is_the_only_one_left_out(tmp_path: Path):
+    """Three train in a batch: the two beside it are asked again, each alone."""
+    done = execute(
+        tmp_path, **{**TWENTY, "engine__cohort": 3}, faults__kinds=["crash"], faults__clients=1
+    )
+    (crashing,) = unreliable(done.config)["crash"]
+    for line in done.lines:
+        (failed,) = line["failures"]
+        assert failed["client"] == crashing
+        assert failed["reason"].startswith("the worker died")
+        assert line["participants"] == [c for c in range(20) if c != crashing]
+    assert done.result["failures"]["clients"] == {str(crashing): 2}
+    assert len(list((done.folder / "failures").iterdir())) == 2

@@ -16,7 +16,7 @@ MOST_NAMED = 3  # failures in the message of a round that failed
 FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # in a traceback
 WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # once more each time it is sent
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
-SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError): ")
+SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
 
 
 @dataclass(frozen=True, kw_only=True)
