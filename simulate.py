@@ -30,6 +30,7 @@ FLAGS = {
     "--clients": ("clients", "how many hold a shard of encrypted images (20)"),
     "--rounds": ("rounds", "rounds of federated training (20)"),
     "--fraction": ("fraction", "share of the clients that train in a round (1.0)"),
+    "--min-clients": ("min_clients", "updates without which a round, and the run, fails (1)"),
     "--strategy": ("strategy.name", "a file in strategies/ or package.module:Class (fedavg)"),
     "--method": ("finetuning.method", "lora+patch_embed, lora, head or full (lora+patch_embed)"),
     "--dataset": ("data.name", "digits, a Hugging Face data set, or a local path (digits)"),

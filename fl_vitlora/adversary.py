@@ -3,7 +3,8 @@
 A hostile client trains like any other, and then multiplies its update Δ by a number:
 
     sign_flip   -Δ      away from where its own images point
-    scale       c·Δ     c = `attack.factor`: one client outvotes all others
+    scale       c·Δ     c = `attack.factor`: one client outvotes all others; where it says more than
+                        any training comes to (`flower.contents.LARGEST`), the server refuses it
     nan         NaN     a broken client; the server refuses such an update and counts a failure
 
 It does not know the updates of others, and what it reports beside its own is honest.
@@ -11,16 +12,14 @@ It does not know the updates of others, and what it reports beside its own is ho
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from fl_vitlora.config import Attack, Config
 from fl_vitlora.errors import UserError
-from fl_vitlora.rng import generator
+from fl_vitlora.rng import deal, generator
 from fl_vitlora.state import State, scale
 
 
@@ -39,14 +38,8 @@ def hostile(config: Config) -> dict[Attack, list[int]]:
         >>> {kind: len(clients) for kind, clients in hostile(six).items()}
         {'scale': 3, 'nan': 3}
     """
-    if not config.attack.clients:
-        return {}
-    order = torch.randperm(config.clients, generator=generator(config.seed, "attack")).tolist()
-    dealt: dict[Attack, list[int]] = {}
-    kinds = itertools.cycle(config.attack.kinds)
-    for client, kind in zip(order[: config.attack.clients], kinds, strict=False):
-        dealt.setdefault(kind, []).append(client)
-    return {kind: sorted(clients) for kind, clients in dealt.items()}
+    attack = config.attack
+    return deal(attack.kinds, attack.clients, config.clients, generator(config.seed, "attack"))
 
 
 def kind_of(config: Config, client: int) -> Attack | None:

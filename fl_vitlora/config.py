@@ -56,6 +56,7 @@ SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "
 Bytes = typing.NewType("Bytes", int)
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
+Fault = Literal["raise", "crash", "slow"]
 
 
 def setting(default: Any, explanation: str, interval: str | None = None) -> Any:
@@ -191,6 +192,18 @@ class AttackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultsConfig:
+    """What happens to unreliable clients, for research on what a federation withstands."""
+
+    kinds: tuple[Fault, ...] = setting(
+        (), "what happens to them before they train, dealt to them in turn; [] is nothing"
+    )
+    clients: int = setting(0, "how many are unreliable, drawn by the seed", "[0, inf)")
+    rate: float = setting(1.0, "chance that it happens to one in a round", "(0, 1]")
+    delay: float = setting(10.0, "seconds that a slow one waits", "[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Who measures accuracy after every round."""
 
@@ -270,7 +283,9 @@ class EngineConfig:
         None, "of a running Ray cluster that sees the run folder; one is started here if not given"
     )
     mixed_precision: bool = setting(True, "on a GPU: bfloat16, or float16 with loss scaling")
-    round_timeout: float = setting(3600.0, "seconds to wait for a round's replies", "(0, inf)")
+    round_timeout: float = setting(
+        3600.0, "seconds to wait for a round's replies, and as long for repeated ones", "(0, inf)"
+    )
     client_timeout: float = setting(
         900.0, "seconds that a worker may take for a client before it is replaced", "(0, inf)"
     )
@@ -283,6 +298,7 @@ class Config:
     clients: int = setting(20, "how many hold a shard", "[1, inf)")
     rounds: int = setting(20, "of federated training", "[1, inf)")
     fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
+    min_clients: int = setting(1, "updates without which a round, and the run, fails", "[1, inf)")
     budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
         None, "bytes, as 50MB: no round begins if one like the costliest before would overspend"
     )
@@ -301,6 +317,7 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
     attack: AttackConfig = AttackConfig()
+    faults: FaultsConfig = FaultsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     compression: CompressionConfig = CompressionConfig()

@@ -101,6 +101,7 @@ def run(
             states=states,
             checkpoint=stage.checkpoint,
             holder=stage.holder,
+            repeats_errors=False,  # its workers repeat what raised before the server hears of it
         )
         settings = client_settings(
             config,

@@ -51,20 +51,19 @@ class GlobalModel:
             tensors=tensors, increments=increments, merges=kept, rounds=self.rounds + 1
         )
 
-    def pairs_since(self, rounds: int) -> State | None:
+    def merges_since(self, rounds: int) -> tuple[State, ...] | None:
         """Returns what was merged since there were so many rounds of it.
 
         Args:
             rounds: How many somebody has already.
 
         Returns:
-            The pairs, joined; None where several rounds' pairs are longer than all increments, or
-            are kept no longer, so that whoever missed them is better served with those.
+            The pairs of each round; None where several rounds' pairs are longer than all
+            increments, or are kept no longer, so that whoever missed them is better served with
+            those.
         """
         missed = self.rounds - rounds
-        if missed > len(self.merges):
-            return None
-        return join(self.merges[len(self.merges) - missed :])
+        return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]
 
     def differs_from(self, other: GlobalModel) -> bool:
         """Tells whether anything moved."""
@@ -108,6 +107,31 @@ def join(merges: Sequence[State]) -> State:
         )
         for name in names
     }
+
+
+def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
+    """Parts what `join` wrote into the pairs of each round.
+
+    Whoever adds them one after the other has what it would have had without missing a round, to the
+    last bit.
+
+    Args:
+        joined: Pairs of several rounds.
+        ranks: R of each round's pairs, by path.
+
+    Example:
+        >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
+        >>> [[tuple(t.shape) for t in p.values()] for p in part(join([one, one]), [{"p": 1}] * 2)]
+        [[(1, 3), (2, 1)], [(1, 3), (2, 1)]]
+    """
+    rounds: list[State] = [{} for _ in ranks]
+    for name, tensor in joined.items():
+        path, dim = name.rpartition(".")[0], 0 if name.endswith(MERGED_A) else 1
+        pieces = torch.split(tensor, [each.get(path, 0) for each in ranks], dim)
+        for pairs, piece in zip(rounds, pieces, strict=True):
+            if piece.numel():
+                pairs[name] = piece.contiguous()
+    return rounds
 
 
 def added(increments: Mapping[str, torch.Tensor], merged: State) -> State:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fl_vitlora import adversary, ranks
+from fl_vitlora import adversary, faults, ranks
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
@@ -166,6 +166,7 @@ def check(config: Config) -> None:
         UserError: With the reason, and what would work instead.
     """
     adversary.check(config)
+    faults.check(config)
     ranks.check(config)
     encryption, policy = config.encryption, config.finetuning.patch_embedding
     if keeps_reader(config) and config.evaluation.by == "central":

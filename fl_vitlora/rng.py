@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
@@ -36,6 +40,31 @@ def derive_seed(seed: int, *path: str | int) -> int:
     """
     text = "/".join(str(part) for part in (seed, *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def deal(
+    kinds: Sequence[T], chosen: int, clients: int, draw: torch.Generator
+) -> dict[T, list[int]]:
+    """Draws some of the clients, and deals kinds to them in turn.
+
+    Args:
+        kinds: What there is to deal; none only where nobody is drawn.
+        chosen: How many clients are drawn.
+        clients: How many there are.
+        draw: Decides who; of one and the same, more are the fewer and others.
+
+    Returns:
+        Their numbers, sorted, by kind.
+
+    Example:
+        >>> {kind: len(who) for kind, who in deal("ab", 3, 20, generator(0, "deal")).items()}
+        {'a': 2, 'b': 1}
+    """
+    order = torch.randperm(clients, generator=draw).tolist()
+    dealt: dict[T, list[int]] = {}
+    for client, kind in zip(order[:chosen], itertools.cycle(kinds), strict=False):
+        dealt.setdefault(kind, []).append(client)
+    return {kind: sorted(who) for kind, who in dealt.items()}
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:

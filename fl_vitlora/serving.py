@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -15,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fl_vitlora import adversary, coordinates, policies
+from fl_vitlora import adversary, coordinates, faults, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.communication.budget import affords
 from fl_vitlora.communication.ledger import Ledger, full_model_sizes
@@ -39,6 +40,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.accounting import statement
 from fl_vitlora.flower.aggregators import Aggregator, AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.client_states import ClientStates, to_tree
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.measuring import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.summing import Sums
@@ -159,6 +161,8 @@ class Run:
         privacy: What the strategy's accountant says at the end, if it has one.
         secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
             whoever knows what noise was added can take it off again.
+        repeats_errors: Whether a client whose app raised is asked once more in the same round; not
+            in a simulation, whose engine has tried twice before the server hears of it.
     """
 
     config: Config
@@ -177,6 +181,7 @@ class Run:
     full_bytes: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     secret_seed: int | None = field(default=None, repr=False)
+    repeats_errors: bool = True
 
     @property
     def trained(self) -> State:
@@ -202,6 +207,7 @@ class Run:
             config=self.config,
             sums=sums,
             timeout=self.config.engine.round_timeout,
+            repeats_errors=self.repeats_errors,
             tap=self.watch.tap,
             stop=stop,
         )
@@ -219,9 +225,11 @@ class Run:
             clients=list(clients),
             rounds=self.config.rounds,
             fraction=self.config.fraction,
+            quorum=self.config.min_clients,
             seed=self.config.seed,
             training=self.config.training,
             evaluate=lambda number, model: self._measure(evaluator, number, model),
+            note=self._keep_traces,
             observe=lambda report, model: self._observe(report, model, sums),
             release=self._release,
             affords=self._affords,
@@ -314,7 +322,9 @@ class Run:
             "strategy": config.strategy.name,
             "method": config.finetuning.method,
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
+            "failures": counted(self.lines),
             "attack": adversary.hostile(config),
+            "faults": faults.unreliable(config),
             "client_ranks": list(client_ranks(config)),
             "secure_aggregation": self._told_of_sums(),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
@@ -398,6 +408,11 @@ class Run:
         self.lines.append(line)
         self.logbook.note_round(line)
         self.watch.show_round(line)
+
+    def _keep_traces(self, failures: Sequence[Failure]) -> None:
+        """Writes down what was told of the failures of a round."""
+        for failed in failures:
+            self.folder.write_failure(failed.round, failed.client, failed.trace)
 
     def _told_of_sums(self) -> Line | None:
         """Says whether the server saw only sums, and how many scalars were clipped in them."""
@@ -484,3 +499,24 @@ def mean_known(values: Sequence[float | None]) -> float | None:
     """
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def counted(lines: Sequence[Line]) -> Line:
+    """Counts failures, in all and by client, with the reason of each client's first.
+
+    Args:
+        lines: Of `rounds.jsonl`.
+
+    Example:
+        >>> late = [{"client": 3, "reason": "no reply within 1 s"}]
+        >>> counted([{"failures": late}, {"failures": []}, {"failures": late}])
+        {'updates': 2, 'clients': {'3': 2}, 'reasons': {'3': 'no reply within 1 s'}}
+    """
+    failures = [failed for line in lines for failed in line["failures"]]
+    times = sorted(Counter(failed["client"] for failed in failures).items())
+    reasons = {failed["client"]: failed["reason"] for failed in reversed(failures)}
+    return {
+        "updates": len(failures),
+        "clients": {str(client): count for client, count in times},
+        "reasons": {str(client): reasons[client] for client, _ in times},
+    }

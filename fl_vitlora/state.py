@@ -135,3 +135,14 @@ def is_finite(a: Mapping[str, Tensor]) -> bool:
     return all(
         math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all()) for tensor in a.values()
     )
+
+
+def is_within(a: Mapping[str, Tensor], most: float) -> bool:
+    """Tells whether all scalars are numbers of at most so much, in absolute value.
+
+    Example:
+        >>> a = {"w": torch.tensor([2.0, -3.0])}
+        >>> is_within(a, 3.0), is_within(a, 2.9), is_within({"w": torch.tensor(math.nan)}, 3.0)
+        (True, False, False)
+    """
+    return all(bool((tensor.abs() <= most).all()) for tensor in a.values())

@@ -85,6 +85,11 @@ ALLOWED = {
         "fl_vitlora/serving.py",
         "fl_vitlora/flower/client_app.py",
     ],
+    "fl_vitlora.faults": [
+        "fl_vitlora/policies.py",
+        "fl_vitlora/serving.py",
+        "fl_vitlora/flower/client_app.py",
+    ],
     "fl_vitlora.evaluation": ["fl_vitlora/serving.py", "fl_vitlora/flower/transport.py"],
     "fl_vitlora.encryption.steps": ["fl_vitlora/encryption/"],
 }
@@ -111,11 +116,13 @@ ROOMS = {
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training/": ["config", "data", "encryption", "finetuning", "models", "state"],
     "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],
+    "fl_vitlora/faults.py": ["config", "errors", "rng"],
     "fl_vitlora/ranks.py": ["config", "errors", "finetuning", "rng"],
     "fl_vitlora/policies.py": [
         "adversary",
         "config",
         "errors",
+        "faults",
         "finetuning",
         "models",
         "ranks",

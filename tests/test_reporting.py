@@ -43,6 +43,7 @@ RESULT = {
     "target": None,
     "secure_aggregation": None,
     "privacy": None,
+    "failures": {"updates": 0, "clients": {}, "reasons": {}},
     "encryption": {
         "steps": [],
         "scope": "shared",
@@ -155,6 +156,42 @@ def test_the_table_shows_what_was_given_away_and_rounds_without_effect() -> None
     told = "privacy epsilon 3.14 at delta 1e-05 for a client's updates, 18 releases (rdp)"
     assert told in lines
     assert "idle rounds 2 of 20: the model stayed as it was" in lines
+
+
+def test_the_table_names_who_failed_most_often_and_why() -> None:
+    console = Console(record=True, width=120)
+    clients = {"1": 1, "4": 20, "7": 2, "8": 3, "11": 1}
+    reasons = {client: f"cause [{client}]" for client in clients}
+    failures = {"updates": 27, "clients": clients, "reasons": reasons}
+    print_result({**RESULT, "failures": failures}, "runs/one", console)
+    print_result(RESULT, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    begin = lines.index("failures client 4, 20 times: cause [4]")
+    assert lines[begin + 1 : begin + 4] == [
+        "client 8, 3 times: cause [8]",
+        "client 7, 2 times: cause [7]",
+        "and 2 more; see runs/one/failures",
+    ]
+    assert sum("failures" in line for line in lines) == 2  # nothing of the run without any
+
+
+def test_the_table_names_who_failed_once() -> None:
+    console = Console(record=True, width=120)
+    failures = {"updates": 1, "clients": {"2": 1}, "reasons": {"2": "out of memory"}}
+    print_result({**RESULT, "failures": failures}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "failures client 2, once: out of memory" in lines
+    assert not any("more" in line for line in lines)
+
+
+def test_what_is_told_of_a_failure_has_a_file(tmp_path: Path) -> None:
+    folder = RunFolder.create(load(None, {"out": str(tmp_path / "run")}))
+    assert not folder.failures.exists()
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no images'
+    folder.write_failure(3, 7, trace)
+    (path,) = folder.failures.iterdir()
+    assert path.name == "round-00003-client-00007.txt"
+    assert path.read_text() == f"{trace}\n"
 
 
 def test_the_table_shows_what_a_target_took_and_what_a_budget_allowed() -> None:

@@ -76,6 +76,7 @@ def test_result_and_rounds_have_their_fields(finished: Finished) -> None:
         sum(line["aggregation_error"] for line in lines) / 2
     )
     assert result["attack"] == {}
+    assert result["failures"] == {"updates": 0, "clients": {}, "reasons": {}}
 
 
 def test_resolved_config_reads_back_equal(finished: Finished) -> None:

@@ -47,6 +47,8 @@ MISTAKES = {
         "strategy.min_train_nodes 50",
         "20 clients",
     ],
+    "--min-clients 5 --fraction 0.2": ["min_clients 5", "only 4 clients", "--fraction"],
+    "--min-clients 0": ["min_clients", "[1, inf)"],
     "--check-strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
     "--check-strategy fedprox --set strategy.nu=1": ["did you mean 'strategy.mu'?"],
     "--check-strategy flwr.serverapp.strategy:FedAvg": ["a strategy of Flower", "contract"],

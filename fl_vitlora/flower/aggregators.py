@@ -15,9 +15,9 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError, blame, unknown
 from fl_vitlora.flower.contents import ConfigValue, Instruction
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.flower_aggregator import FlowerAggregator
 from fl_vitlora.flower.sampling import cohort_size
-from fl_vitlora.flower.transport import Failure
 from fl_vitlora.global_model import GlobalModel, split
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B
 from fl_vitlora.state import State
@@ -93,6 +93,12 @@ def check_experiment(strategy: AnyStrategy, config: Config) -> None:
     """
     participants = cohort_size(config.clients, config.fraction)
     check_cohort(strategy, participants)
+    trained = trained_clients(strategy, participants)
+    if config.min_clients > trained:
+        raise UserError(
+            f"min_clients {config.min_clients}: only {trained} clients train in a round; take at "
+            f"most {trained}, or raise --clients or --fraction"
+        )
     if objection := client_half(strategy).objection(config, participants):
         raise UserError(f"strategy {config.strategy.name}: {objection}")
 
@@ -104,9 +110,7 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
         UserError: When it would wait for more for ever, or share its noise among others.
     """
     layers = list(_layers(strategy))
-    innermost = layers[-1][1]
-    trained = int(participants * getattr(innermost, "fraction_train", 1.0))
-    trained = max(trained, getattr(innermost, "min_train_nodes", 0))
+    trained = trained_clients(strategy, participants)
     if trained < 1:
         raise UserError(
             f"{layers[-1][0]}.fraction_train: none of {participants} participants would train"
@@ -125,6 +129,13 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
                 f"{path}.num_sampled_clients {expected}: {trained} clients train in a round, and "
                 f"noise is scaled by them: --set {path}.num_sampled_clients={trained}"
             )
+
+
+def trained_clients(strategy: AnyStrategy, participants: int) -> int:
+    """Counts those of a round's participants that train; a strategy of Flower may choose fewer."""
+    *_, (_, innermost) = _layers(strategy)
+    trained = int(participants * getattr(innermost, "fraction_train", 1.0))
+    return max(trained, getattr(innermost, "min_train_nodes", 0))
 
 
 def _layers(strategy: object, path: str = "strategy") -> Iterator[tuple[str, object]]:

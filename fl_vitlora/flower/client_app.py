@@ -13,7 +13,7 @@ import functools
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_vitlora import adversary
+from fl_vitlora import adversary, faults
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import RIGHT_KEY, views_of
@@ -25,7 +25,7 @@ from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower import masking, memories, messages
 from fl_vitlora.flower.client_mod import make_mod
-from fl_vitlora.flower.contents import Received, read_instruction, write_update
+from fl_vitlora.flower.contents import Received, read_instruction, refuse_absurd, write_update
 from fl_vitlora.flower.meeting import meet
 from fl_vitlora.flower.workspace import ClientSettings, SettingsOf, Workspace, client_of, workspace
 from fl_vitlora.models.reading import (
@@ -35,7 +35,7 @@ from fl_vitlora.models.reading import (
 )
 from fl_vitlora.privacy import bounded
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, clip_norm, is_finite, subtract
+from fl_vitlora.state import State, clip_norm, subtract
 from fl_vitlora.strategy import LocalWork
 from fl_vitlora.training.cohort import Lesson
 from fl_vitlora.training.local import LocalTask, Trained, evaluate
@@ -76,6 +76,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     worker, strategy = workspace(settings), settings.strategy
     shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
     received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    faults.strike(settings.config, client, received.round)
     model, start, merged = _take_in(received, context, worker, client, turn)
     memory = memories.own(context, received.taken)
     frozen = worker.layout.ending_with(received.frozen)
@@ -97,8 +98,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     delta = {name: t for name, t in turn.outward(moved).items() if name not in frozen}
     work = LocalWork(delta=delta, steps=done.steps, rate=received.rate)
     report, memory = strategy.report(work, received.broadcast, memory)
-    if not all(is_finite(state) for state in (done.state, report, memory)):
-        raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+    refuse_absurd(done.state, delta, report, memory)
     content = _write(
         message.content,
         context,
@@ -109,7 +109,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         done=done,
         images=len(shard),
     )
-    memories.keep(context, worker.kept, done.state)
+    memories.keep(context, received.round, worker.kept, done.state)
     memories.keep_own(context, received.round, memory)
     if frozen:
         memories.rest(context, received.round, _select(model, worker.layout.only(frozen)))
@@ -191,7 +191,8 @@ def _take_in(
     model = memories.complete(context, received, worker.layout, initial)
     merged = memories.merge(context, received, worker.layout)
     first = with_exchanged_reader(initial, turn.base) if WEIGHT in initial else initial
-    return model, turn.inward(model) | memories.kept(context, worker.kept, first), merged
+    kept = memories.kept(context, worker.kept, first, received.taken)
+    return model, turn.inward(model) | kept, merged
 
 
 def _select(state: State, layout: Layout) -> State:

@@ -9,7 +9,7 @@ and sends, no more of each low-rank matrix than its rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -23,7 +23,7 @@ from fl_vitlora.flower.layouts import (
     frozen_of,
     instruction_layouts,
     integers_of,
-    merged_layout,
+    merged_ranks,
     number_of,
     pairs_of,
     round_of,
@@ -31,10 +31,14 @@ from fl_vitlora.flower.layouts import (
     taken_of,
     update_layouts,
 )
-from fl_vitlora.global_model import GlobalModel
-from fl_vitlora.lowrank import MERGED_A, cut, pad
-from fl_vitlora.state import State, is_finite
+from fl_vitlora.global_model import GlobalModel, join, part
+from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
+from fl_vitlora.state import State, is_finite, is_within
 from fl_vitlora.strategy import ClientPlan, Update
+
+# No trained weight moves as far as that, nor does a gradient grow so large; and where one client
+# says so much, float32 still has steps of a sixteenth for what the others say.
+LARGEST = 1e6
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
 Scalar = int | float | str | bytes | bool
@@ -68,7 +72,7 @@ class Received:
         tensors: Those of the model that were sent, in full shape.
         spared: Names of those that were not, as the client has them.
         since: The round in which it remembered them; 0 where they have their initial values.
-        merged: Pairs to be added to frozen weights.
+        merged: Pairs to be added to frozen weights, one round's after the other's.
         increments: Instead of them, all that is to be added to the pre-trained weights, by path.
         merges: Of how many rounds it is taken to have the pairs, and of how many it has them with
             these; where the first is 0, it starts afresh.
@@ -85,7 +89,7 @@ class Received:
     tensors: State
     spared: frozenset[str]
     since: int
-    merged: State
+    merged: Sequence[State]
     increments: State
     merges: tuple[int, int]
     broadcast: State
@@ -150,22 +154,20 @@ class Writer:
         config: dict[str, ConfigValue],
     ) -> None:
         """Adds the merged pairs that a client lacks, or all increments where those are shorter."""
-        pairs = model.pairs_since(known)
-        if pairs is None:
+        merges, paths = model.merges_since(known), pairs_of(self._layout)
+        if merges is None:
             config[messages.MERGES] = [0, model.rounds]
-            config[messages.MERGED_RANKS] = [
-                int(path in model.increments) for path in pairs_of(self._layout)
-            ]
-            whole = {
-                p: model.increments[p] for p in pairs_of(self._layout) if p in model.increments
-            }
+            config[messages.MERGED_RANKS] = [int(path in model.increments) for path in paths]
+            whole = {p: model.increments[p] for p in paths if p in model.increments}
             records[messages.INCREMENTS] = self._pack((id(model), "all"), lambda: whole)
             return
-        ranks = [len(pairs.get(path + MERGED_A, ())) for path in pairs_of(self._layout)]
-        order = [name for name, _ in merged_layout(self._layout, ranks).shapes]
-        config[messages.MERGED_RANKS] = ranks
+        config[messages.MERGED_RANKS] = [
+            len(pairs.get(path + MERGED_A, ())) for pairs in merges for path in paths
+        ]
+        joined = join(merges)
+        order = [path + end for path in paths for end in (MERGED_A, MERGED_B)]
         records[messages.MERGED] = self._pack(
-            (id(model), known), lambda: {name: pairs[name] for name in order}
+            (id(model), known), lambda: {n: joined[n] for n in order if n in joined}
         )
 
     def _pack(self, key: object, make: Callable[[], State]) -> ArrayRecord:
@@ -196,7 +198,7 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         tensors=_filled(unpack(messages.ARRAYS), layout, rank),
         spared=spared_of(config, layout),
         since=int(cast(int, config.get(messages.SPARED_SINCE, 0))),
-        merged=unpack(messages.MERGED),
+        merged=part(unpack(messages.MERGED), merged_ranks(config, layout)),
         increments=unpack(messages.INCREMENTS),
         merges=_merges(config),
         broadcast=_filled(unpack(messages.BROADCAST), layout, rank),
@@ -260,7 +262,7 @@ def read_update(
         population: How many clients there are in all.
 
     Raises:
-        ValueError: When it is not a usable update: one that is not a number anywhere is none.
+        ValueError: When it is not a usable update.
     """
     layouts = update_layouts(asked.plan.frozen, layout, rank)
     delta = messages.from_packed(content, layouts[messages.ARRAYS])
@@ -268,8 +270,7 @@ def read_update(
     if messages.REPORT in content.array_records:
         report = messages.from_packed(content, layouts[messages.REPORT], messages.REPORT)
     delta, report = (_filled(tensors, layout, rank) for tensors in (delta, report))
-    if not (is_finite(delta) and is_finite(report)):
-        raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
+    refuse_absurd(delta, report)
     metrics = messages.metrics_of(content)
     samples, steps = (int(messages.scalar(metrics, n)) for n in (messages.SAMPLES, messages.STEPS))
     loss = messages.scalar(metrics, messages.LOSS)
@@ -287,6 +288,18 @@ def read_update(
         report=report,
         population=population,
     )
+
+
+def refuse_absurd(*states: State) -> None:
+    """Refuses what would ruin a sum; both ends look, for a server need not trust its clients.
+
+    Raises:
+        ValueError: When there is a NaN, an infinity, or a number beyond what training comes to.
+    """
+    if all(is_within(state, LARGEST) for state in states):
+        return
+    number = f"a number beyond {LARGEST:g}" if all(map(is_finite, states)) else "NaN or infinity"
+    raise ValueError(f"its update holds {number}; a smaller learning rate may help")
 
 
 def _norm_bit(metrics: MetricRecord) -> State:

@@ -18,7 +18,7 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError, blame
 from fl_vitlora.flower import messages, strategy_state
 from fl_vitlora.flower.contents import ConfigValue, Instruction
-from fl_vitlora.flower.transport import Failure
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import derive_seed, seeded
 from fl_vitlora.state import State, add

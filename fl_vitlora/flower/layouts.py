@@ -6,7 +6,7 @@ what an instruction says is spared, rests or was merged, and from the client's r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import cast
 
 from flwr.app import ConfigRecord
@@ -29,12 +29,9 @@ def instruction_layouts(
     Raises:
         ValueError: When it states ranks that are none.
     """
-    ranks = integers_of(config, messages.MERGED_RANKS)
-    if not all(type(merged) is int and merged >= 0 for merged in ranks):
-        raise ValueError(f"message refused: {messages.MERGED_RANKS} are {ranks}")
-    pairs = pairs_of(layout)
-    marked = {p for p, rank in zip(pairs, ranks, strict=True) if rank} if ranks else set()
-    ranks = ranks or [0] * len(pairs)
+    rounds = merged_ranks(config, layout)
+    ranks = {path: sum(each[path] for each in rounds) for path in pairs_of(layout)}
+    marked = {path for path, rank in ranks.items() if rank}
     return {
         messages.ARRAYS: cut_layout(layout.without(spared_of(config, layout)), rank),
         messages.BROADCAST: cut_layout(layout, rank),
@@ -87,11 +84,24 @@ def pairs_of(layout: Layout) -> list[str]:
     return paths(name for name, _ in layout.shapes)
 
 
-def merged_layout(layout: Layout, ranks: Sequence[int]) -> Layout:
+def merged_ranks(config: ConfigRecord, layout: Layout) -> list[dict[str, int]]:
+    """Reads the ranks of the merged pairs that are sent: of each round, by path.
+
+    Raises:
+        ValueError: When they are none.
+    """
+    pairs, ranks = pairs_of(layout), integers_of(config, messages.MERGED_RANKS)
+    if not all(type(rank) is int and rank >= 0 for rank in ranks):
+        raise ValueError(f"message refused: {messages.MERGED_RANKS} are {ranks}")
+    begins = range(0, len(ranks), max(1, len(pairs)))
+    return [dict(zip(pairs, ranks[b : b + len(pairs)], strict=True)) for b in begins]
+
+
+def merged_layout(layout: Layout, ranks: Mapping[str, int]) -> Layout:
     """Tells names and shapes of merged pairs by their ranks, in the order of pairs."""
     shapes = dict(layout.shapes)
     merged: list[tuple[str, tuple[int, ...]]] = []
-    for path, rank in zip(pairs_of(layout), ranks, strict=True):
+    for path, rank in ranks.items():
         if rank:
             merged.append((path + MERGED_A, (rank, shapes[path + A][1])))
             merged.append((path + MERGED_B, (shapes[path + B][0], rank)))

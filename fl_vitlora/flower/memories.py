@@ -8,13 +8,14 @@
 ``own``           what the strategy's client half remembers (`Strategy.report`)
 ``held-...``      values that the changes of a stream led to, and to which version
 ``withheld-...``  what codecs kept back of what it sent, and in which round
-``before-...``    ``own`` and ``withheld-...`` as they were before its last round, should the server
-                  not have taken that
+``before-...``    ``kept``, ``own`` and ``withheld-...`` as they were before its last round, should
+                  the server not have taken that
 ================  ===============================================================================
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import cast
 
@@ -35,24 +36,30 @@ WHICH = "-which"  # beside a record: names of its tensors, and a number
 NAMES, NUMBER = "names", "number"
 
 
-def kept(context: Context, layout: Layout, initial: Mapping[str, Tensor]) -> State:
+def kept(
+    context: Context, layout: Layout, initial: Mapping[str, Tensor], taken: int | None
+) -> State:
     """Returns the tensors that only this client has.
 
     Args:
         context: The client's.
         layout: Of these tensors.
         initial: Their values before its first round, among others.
+        taken: As for `own`: a round that is repeated begins with what the first attempt began with.
     """
-    if KEPT in context.state.array_records:
+    _take_back(context, KEPT, taken)
+    if messages.PACKED in context.state.array_records.get(KEPT, ()):
         return messages.from_packed(context.state, layout, record=KEPT)
     return {name: initial[name] for name, _ in layout.shapes}
 
 
-def keep(context: Context, layout: Layout, trained: Mapping[str, Tensor]) -> None:
-    """Stores the tensors that only this client has."""
+def keep(
+    context: Context, server_round: int, layout: Layout, trained: Mapping[str, Tensor]
+) -> None:
+    """Stores the tensors that only this client has, beside what they were before."""
     if layout.shapes:
-        own = {name: trained[name] for name, _ in layout.shapes}
-        context.state[KEPT] = messages.to_packed(own)
+        _put_aside(context, KEPT)
+        _write(context, KEPT, server_round, {name: trained[name] for name, _ in layout.shapes})
 
 
 def complete(
@@ -100,7 +107,7 @@ def merge(context: Context, received: Received, layout: Layout) -> State:
     before = _read(context, INCREMENTS, known, products) if known else received.increments
     if known == merges:
         return before
-    after = added(before, received.merged)
+    after = functools.reduce(added, received.merged, before)
     increments = {path: after[path] for path, _ in products.shapes if path in after}
     _write(context, INCREMENTS, merges, increments)
     return increments

@@ -15,9 +15,10 @@ from typing import NoReturn
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
+from fl_vitlora.flower.failures import Failure, first_reasons
 from fl_vitlora.flower.sampling import sample
-from fl_vitlora.flower.transport import Failure, Transport
-from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.flower.transport import Transport
+from fl_vitlora.global_model import GlobalModel, join
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.state import is_finite
 from fl_vitlora.strategy import Update
@@ -58,7 +59,7 @@ class PausedError(Exception):
 
 
 class RoundFailedError(RuntimeError):
-    """A round in which no client sent a usable update, or the result is not a number."""
+    """A round in which too few clients sent a usable update, or the result is not a number."""
 
 
 def _nothing() -> None:
@@ -75,10 +76,12 @@ class Federation:
         clients: Numbers of all clients.
         rounds: How many to run.
         fraction: Share of the clients in a round, at least one.
+        quorum: Updates without which a round fails; in a secure sum each member counts.
         seed: The run's seed.
         training: For the schedule of the learning rate.
         evaluate: Measures accuracy and loss of the global model of a round.
         observe: Is shown every round as it ends, and its model.
+        note: Is shown a round's failures as they are known; the round may fail of them.
         release: Makes of a round's updates, and of how many were asked for one, what the strategy
             is given; as they are, if not said otherwise.
         affords: Tells whether a round may begin; where it may not, the run ends before it.
@@ -93,10 +96,12 @@ class Federation:
     clients: Sequence[int]
     rounds: int
     fraction: float
+    quorum: int = 1
     seed: int
     training: TrainingConfig
     evaluate: Callable[[int, GlobalModel], tuple[float, float]]
     observe: Callable[[RoundReport, GlobalModel], None]
+    note: Callable[[Sequence[Failure]], None] = lambda failures: None
     release: Callable[[int, Sequence[Update], int], Sequence[Update]] = (
         lambda server_round, updates, cohort: updates
     )
@@ -116,7 +121,7 @@ class Federation:
             The final one.
 
         Raises:
-            RoundFailedError: When a round yields no model.
+            RoundFailedError: When a round has fewer updates than the quorum, or yields no model.
             PausedError: When told to pause; the state is kept then.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
@@ -165,9 +170,13 @@ class Federation:
         config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: rate}
         instructions = self.aggregator.instruct(server_round, model, participants, config)
         updates, failures = self.transport.exchange(server_round, instructions)
-        if not updates:
-            causes = f"; client {failures[0].client}: {failures[0].reason}" if failures else ""
-            raise RoundFailedError(f"round {server_round}: no client sent an update{causes}")
+        self.note(failures)
+        usable = sum(update.members for update in updates)
+        if usable < self.quorum:
+            raise RoundFailedError(
+                f"round {server_round}: {usable} of {len(instructions)} clients sent a usable "
+                f"update, fewer than {self.quorum} (min_clients){first_reasons(failures)}"
+            )
         released = self.release(server_round, updates, len(instructions))
         new = self.aggregator.aggregate(server_round, model, released, failures)
         if not is_finite(new.stored()):
@@ -185,7 +194,7 @@ class Federation:
             participants=answered,
             failures=tuple(failures),
             aggregation_error=relative_error(
-                model.tensors, released, new.tensors, new.pairs_since(model.rounds) or {}
+                model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
             ),
             moved=new.differs_from(model),
             seconds=time.perf_counter() - begin,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Literal, TypeVar
 
 from flwr.app import Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
@@ -23,6 +25,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
+from fl_vitlora.flower.failures import Failure, first_line, first_reasons
 from fl_vitlora.flower.holdings import Holdings
 from fl_vitlora.flower.measuring import message_bytes
 from fl_vitlora.flower.server_end import Addressed, ServerEnd
@@ -41,20 +44,33 @@ UPLINK: Direction = "uplink"
 MOST_AWAITED = 500  # messages whose replies are looked for, the oldest, while these come in
 NOBODY = -1  # in the ledger: a node that is no client
 
+KINDS: Mapping[Purpose, str] = {
+    "training": MessageType.TRAIN,
+    "evaluation": MessageType.EVALUATE,
+}
+UNHEARD = (  # what Flower answers in place of a node that does not
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+
+T = TypeVar("T")
+How = Literal["silent", "raised", "unusable"]
 Tap = Callable[[Message], None]
+Reasons = dict[int, tuple[str, ...]]  # by client: why it failed, each time that it was asked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A client that sent no usable update.
+class Refused:
+    """Why what a client answered is of no use.
 
     Attributes:
-        client: Who.
-        reason: One line.
+        how: It did not answer, its app raised, or it sent what is no answer.
+        told: What is known of it.
     """
 
-    client: int
-    reason: str
+    how: How
+    told: str
 
 
 class Transport:
@@ -66,7 +82,9 @@ class Transport:
         ledger: Where messages are counted.
         config: The experiment, for the ranks of clients and for codecs; by default there are none.
         sums: Adds up updates that nobody shall see; without it, they are read one by one.
-        timeout: Seconds to wait for the replies of a round.
+        timeout: Seconds to wait for the replies of a round, and as long again for those of clients
+            that are asked once more.
+        repeats_errors: Whether a client whose app raised is asked once more.
         tap: Is shown every message that passes, for inspection.
         stop: Ends all waiting when it is set.
     """
@@ -80,6 +98,7 @@ class Transport:
         config: Config | None = None,
         sums: Sums | None = None,
         timeout: float,
+        repeats_errors: bool = True,
         tap: Tap | None = None,
         stop: threading.Event | None = None,
     ) -> None:
@@ -92,6 +111,7 @@ class Transport:
         self._sums = sums
         self._ledger = ledger
         self._timeout = timeout
+        self._repeats_errors = repeats_errors
         self._tap = tap
         self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
@@ -120,7 +140,7 @@ class Transport:
         samples: dict[int, int] = {}
         for reply in replies:
             if reply.has_error():
-                raise RuntimeError(f"a client cannot start: {first_line(reply.error.reason)}")
+                raise RuntimeError(f"a client cannot start: {first_line(str(reply.error.reason))}")
             try:
                 content = self._end.open(NOBODY, reply.content)
                 metrics = messages.metrics_of(content)
@@ -173,7 +193,7 @@ class Transport:
     def exchange(
         self, server_round: int, instructions: Sequence[Instruction]
     ) -> tuple[list[Update], list[Failure]]:
-        """Sends the instructions of a round and waits for the updates.
+        """Sends the instructions of a round and waits for the updates; see `_answers` for failures.
 
         Args:
             server_round: From 1.
@@ -183,24 +203,33 @@ class Transport:
             Updates and failures, each sorted by client; of a secure sum there is one update, the
             mean of all clients that did not fail.
         """
-        asked = {instruction.client: instruction for instruction in instructions}
+        asked = {one.client: one for one in sorted(instructions, key=lambda one: one.client)}
         self._plan = instructions[0].plan
-        roster = None if self._sums is None else self._sums.roster(server_round, sorted(asked))
-        requests = self._pack(server_round, instructions, roster=roster)
-        replies = self._ask(server_round, "training", requests)
-        by_client = {self._clients[reply.metadata.src_node_id]: reply for reply in replies}
-        self._note_followers(asked, by_client)
-        updates, reasons = self._read(by_client, asked, roster)
+        if self._sums is None:
+            read, reasons = self._answers(server_round, asked, self._read_update)
+            updates = [read[client] for client in sorted(read)]
+        else:
+            updates, reasons = self._add_up(self._sums, server_round, asked)
         for client, instruction in asked.items():
-            if client not in by_client:
-                reasons[client] = f"no reply within {self._timeout:g} s"
             if client in reasons:
                 self._holdings.missed(client)
             else:
                 self._holdings.answered(client, server_round, instruction.model, instruction.plan)
         return updates, [
-            Failure(client=client, reason=first_line(reasons[client])) for client in sorted(reasons)
+            Failure.of(server_round, client, *reasons[client]) for client in sorted(reasons)
         ]
+
+    def _add_up(
+        self, sums: Sums, server_round: int, asked: Mapping[int, Instruction]
+    ) -> tuple[list[Update], Reasons]:
+        """Asks for masked updates, of which it sees the sum alone."""
+        roster = sums.roster(server_round, list(asked))
+        contents, reasons = self._answers(
+            server_round, asked, lambda asked, content: content, roster=roster
+        )
+        layout = self._layout.without(self._layout.ending_with(self._plan.frozen))
+        updates, others = sums.add_up(roster, contents, layout, self._ask_for_seeds)
+        return updates, reasons | {client: (reason,) for client, reason in others.items()}
 
     def measure(
         self, server_round: int, model: GlobalModel, views: Sequence[str]
@@ -223,43 +252,109 @@ class Transport:
             messages.SERVER_ROUND: server_round,
             messages.VIEWS: list(views),
         }
-        asked = [
-            Instruction(client=client, model=model, config=config, plan=self._plan)
+        asked = {
+            client: Instruction(client=client, model=model, config=config, plan=self._plan)
             for client in sorted(self._nodes)
-        ]
-        requests = self._pack(server_round, asked, MessageType.EVALUATE)
-        replies = self._ask(server_round, "evaluation", requests)
-        if len(replies) < len(requests):
-            missing = len(requests) - len(replies)
-            raise RuntimeError(f"round {server_round}: {missing} clients did not evaluate in time")
-        for client in self._nodes:
+        }
+        measured, reasons = self._answers(
+            server_round, asked, lambda asked, content: read_measured(content, views), "evaluation"
+        )
+        if reasons:
+            failures = [Failure.of(server_round, client, *reasons[client]) for client in reasons]
+            raise RuntimeError(
+                f"round {server_round}: {len(failures)} of {len(asked)} clients did not measure "
+                f"the model{first_reasons(failures)}"
+            )
+        for client in asked:
             self._holdings.measured(client, model)
-        by_client = {self._clients[reply.metadata.src_node_id]: reply for reply in replies}
-        self._note_followers(self._nodes, by_client)
-        return [self._measured(client, reply, views) for client, reply in sorted(by_client.items())]
+        return [measured[client] for client in sorted(measured)]
 
-    def _measured(self, client: int, reply: Message, views: Sequence[str]) -> tuple[int, Measured]:
-        """Reads what one client measured."""
-        if reply.has_error():
-            raise RuntimeError(f"client {client} cannot evaluate: {first_line(reply.error.reason)}")
-        try:
-            metrics = messages.metrics_of(self._end.open(client, reply.content))
-            return int(messages.scalar(metrics, messages.SAMPLES)), {
-                view: (
-                    messages.scalar(metrics, messages.ACCURACY_OF + view),
-                    messages.scalar(metrics, messages.LOSS_OF + view),
-                )
-                for view in views
-            }
-        except ValueError as error:
-            raise RuntimeError(f"client {client} cannot evaluate: {error}") from None
+    def _answers(
+        self,
+        server_round: int,
+        asked: Mapping[int, Instruction],
+        read: Callable[[Instruction, RecordDict], T],
+        purpose: Purpose = "training",
+        roster: Roster | None = None,
+    ) -> tuple[dict[int, T], Reasons]:
+        """Asks clients, and once more in the same round those whose answer cannot be used.
+
+        Who failed begins again: it is sent all that it needs, whatever it may remember of the first
+        attempt. Who did not answer in time is not asked again. In a secure sum neither is who sent
+        anything: that may have been a masked vector, and two masked vectors under one mask betray
+        their difference. Only a client whose app raised has sent none.
+
+        Args:
+            server_round: From 1.
+            asked: By client.
+            read: Makes of an instruction and of the records of its reply what is returned, or
+                raises a `ValueError`.
+            purpose: Training or evaluation.
+            roster: Of a secure sum.
+
+        Returns:
+            What was read, by client; and of each that failed why, at first and when asked again.
+        """
+        answers, refused = self._ask(server_round, asked, read, purpose, roster)
+        again = {c: asked[c] for c, how in refused.items() if self._is_asked_again(how, roster)}
+        if not again:
+            return answers, {client: (how.told,) for client, how in refused.items()}
+        for client in again:
+            self._holdings.missed(client)
+        more, still = self._ask(server_round, again, read, purpose, roster)
+        return answers | more, {
+            client: (how.told, still[client].told) if client in still else (how.told,)
+            for client, how in refused.items()
+            if client not in more
+        }
+
+    def _is_asked_again(self, refused: Refused, roster: Roster | None) -> bool:
+        """Tells whether another attempt may help, and betrays nothing."""
+        if refused.how == "raised":
+            return self._repeats_errors
+        return refused.how == "unusable" and roster is None
+
+    def _ask(
+        self,
+        server_round: int,
+        asked: Mapping[int, Instruction],
+        read: Callable[[Instruction, RecordDict], T],
+        purpose: Purpose,
+        roster: Roster | None,
+    ) -> tuple[dict[int, T], dict[int, Refused]]:
+        """Asks clients once; notes who has followed what it was sent."""
+        requests = self._pack(server_round, list(asked.values()), KINDS[purpose], roster)
+        replies = {
+            self._clients[reply.metadata.src_node_id]: reply
+            for reply in self._counted(server_round, purpose, requests)
+        }
+        answers: dict[int, T] = {}
+        refused: dict[int, Refused] = {}
+        for client, instruction in asked.items():
+            reply = replies.get(client)
+            if reply is None:
+                refused[client] = Refused(how="silent", told=f"no reply within {self._timeout:g} s")
+            elif reply.has_error():
+                how: How = "silent" if reply.error.code in UNHEARD else "raised"
+                refused[client] = Refused(how=how, told=str(reply.error.reason))
+            else:
+                try:
+                    content = self._end.open(client, reply.content, instruction.plan.frozen)
+                    answers[client] = read(instruction, content)
+                except ValueError as error:
+                    refused[client] = Refused(how="unusable", told=str(error))
+            if client in answers:
+                self._end.answered(client)
+            else:
+                self._end.missed(client)
+        return answers, refused
 
     def _pack(
         self,
         server_round: int,
         instructions: Sequence[Instruction],
-        kind: str = MessageType.TRAIN,
-        roster: Roster | None = None,
+        kind: str,
+        roster: Roster | None,
     ) -> list[Message]:
         """Writes the messages to clients, as they travel."""
         writer = Writer(self._layout)
@@ -285,45 +380,11 @@ class Transport:
             return frozenset()
         return self._holdings.spared(asked.client, asked.model.tensors, asked.plan)
 
-    def _note_followers(self, asked: Iterable[int], replies: Mapping[int, Message]) -> None:
-        """Notes who has read what it was sent: all whose app answered."""
-        for client in asked:
-            if client in replies and not replies[client].has_error():
-                self._end.answered(client)
-            else:
-                self._end.missed(client)
-
-    def _read(
-        self,
-        replies: Mapping[int, Message],
-        asked: Mapping[int, Instruction],
-        roster: Roster | None,
-    ) -> tuple[list[Update], dict[int, str]]:
-        """Reads the replies of a round: updates sorted by client, and why others are none."""
-        updates: list[Update] = []
-        reasons: dict[int, str] = {}
-        contents: dict[int, RecordDict] = {}
-        for client, reply in sorted(replies.items()):
-            if reply.has_error():
-                reasons[client] = str(reply.error.reason)
-                continue
-            try:
-                frozen = asked[client].plan.frozen
-                contents[client] = self._end.open(client, reply.content, frozen)
-            except ValueError as error:
-                reasons[client] = str(error)
-        if self._sums is not None and roster is not None:
-            layout = self._layout.without(self._layout.ending_with(self._plan.frozen))
-            summed, others = self._sums.add_up(roster, contents, layout, self._ask_for_seeds)
-            return summed, reasons | others
-        for client, content in contents.items():
-            try:
-                rank = rank_of(self._config, client)
-                one = read_update(content, self._layout, asked[client], rank, len(self._nodes))
-                updates.append(self._end.bounded(one, self._norm(asked[client])))
-            except ValueError as error:
-                reasons[client] = str(error)
-        return updates, reasons
+    def _read_update(self, asked: Instruction, content: RecordDict) -> Update:
+        """Reads an update, and sees to it that it keeps to its norm."""
+        rank = rank_of(self._config, asked.client)
+        update = read_update(content, self._layout, asked, rank, len(self._nodes))
+        return self._end.bounded(update, self._norm(asked))
 
     def _norm(self, asked: Instruction) -> float | None:
         """Tells to which norm a client clips its update, by its settings or as it was asked."""
@@ -340,7 +401,7 @@ class Transport:
             Message(content, dst_node_id=self._nodes[one.client], message_type=masking.REVEAL)
             for one, content in zip(addressed, self._end.seal(roster.round, addressed), strict=True)
         ]
-        replies = self._ask(roster.round, "revealing", requests)
+        replies = self._counted(roster.round, "revealing", requests)
         seeds = {}
         for reply in replies:
             with suppress(ValueError):  # who answers wrongly has dropped out as well
@@ -349,7 +410,7 @@ class Transport:
                     seeds[client] = masking.read_seeds(self._end.open(client, reply.content))
         return seeds
 
-    def _ask(
+    def _counted(
         self, server_round: int, purpose: Purpose, requests: Sequence[Message]
     ) -> list[Message]:
         """Sends messages and gathers replies; all are counted, while others are still awaited."""
@@ -426,10 +487,17 @@ class Transport:
             self._tap(message)
 
 
-def first_line(text: str | None) -> str:
-    """Shortens what Flower says of an exception to its cause."""
-    lines = [
-        line.strip() for line in (text or "").replace("\\n", "\n").splitlines() if line.strip()
-    ]
-    cause = next((line for line in lines if "Message:" in line), lines[-1] if lines else "unknown")
-    return cause.rpartition("Message:")[2].strip().rstrip("'>")[:300]
+def read_measured(content: RecordDict, views: Sequence[str]) -> tuple[int, Measured]:
+    """Reads what one client measured: its number of test images, accuracy and loss by view.
+
+    Raises:
+        ValueError: When a number is missing.
+    """
+    metrics = messages.metrics_of(content)
+    return int(messages.scalar(metrics, messages.SAMPLES)), {
+        view: (
+            messages.scalar(metrics, messages.ACCURACY_OF + view),
+            messages.scalar(metrics, messages.LOSS_OF + view),
+        )
+        for view in views
+    }

@@ -8,10 +8,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 KILOBYTE = 1000
+MOST_NAMED = 3  # clients that failed
 # where a finding is made more than once, this is all that differs
 CIRCUMSTANCES = re.compile(
     r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
@@ -205,9 +207,26 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
     return remarks
 
 
+def _failures(failures: Mapping[str, Any], folder: str) -> str:
+    """Names the clients that failed most often, with the reason of each one's first failure."""
+    times: Mapping[str, int] = failures["clients"]
+    order = sorted(times, key=lambda client: -times[client])
+    told = [
+        f"client {client}, {_times(times[client])}: {failures['reasons'][client]}"
+        for client in order[:MOST_NAMED]
+    ]
+    if more := len(order) - len(told):
+        told.append(f"and {more} more; see {folder}/failures")
+    return "\n".join(told)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def print_result(result: Mapping[str, Any], folder: str, console: Console | None = None) -> None:
     """Prints the table that ends a run; ``result`` is as in `result.json`."""
-    wire, seconds = result["communication"], result["seconds"]
+    wire, seconds, failures = (result[key] for key in ("communication", "seconds", "failures"))
     share = result["trainable_parameters"] / result["total_parameters"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
@@ -226,6 +245,7 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
         "time on the wire": f"{readable_seconds(wire['transfer_seconds'])}; full fine-tuning "
         f"{readable_seconds(wire['full_fine_tuning_transfer_seconds'])}",
         **_remarks(result),
+        **({"failures": escape(_failures(failures, folder))} if failures["updates"] else {}),
         "time": f"{seconds['total']:.1f} s (set-up {seconds['setup']:.1f} s, "
         f"training {seconds['training']:.1f} s)",
         "run folder": folder,

@@ -38,6 +38,7 @@ class RunFolder:
         self._lock: IO[bytes] | None = None
         self.shards = path / "shards"
         self.plots = path / "plots"
+        self.failures = path / "failures"  # only where there are any
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -104,6 +105,13 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file for people to read."""
         self.write(name, json.dumps(content, indent=2) + "\n")
+
+    def write_failure(self, server_round: int, client: int, trace: str) -> None:
+        """Writes down what is known of an update that did not come."""
+        with writing(self.failures):
+            self.failures.mkdir(exist_ok=True)
+        name = f"round-{server_round:05d}-client-{client:05d}.txt"
+        write_atomically(self.failures / name, f"{trace}\n", durable=False)
 
     def write_model(self, state: State, name: str = "model.safetensors") -> None:
         """Stores the trained tensors."""

@@ -57,6 +57,7 @@ class LocalGrid(Participants):
         self.deaf = False  # replies are lost
         self.sent: list[Message] = []
         self.received: list[Message] = []
+        self.passed: list[Message] = []  # all so far
         self.kept = [RecordDict() for _ in range(clients)]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:  # type: ignore[override]
@@ -66,6 +67,7 @@ class LocalGrid(Participants):
         asked = [m for m in self.sent if m.metadata.dst_node_id - 100 not in self.silent]
         received = [self.answer(message) for message in reversed(asked)]
         self.received = [] if self.deaf else received
+        self.passed += [*self.sent, *self.received]
         return [message.metadata.message_id for message in self.sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:  # type: ignore[override]
@@ -80,7 +82,7 @@ class LocalGrid(Participants):
             reply = self.app(message, context)
         except Exception as error:
             told = f"\nException ClientAppException occurred. Message: {error}"
-            return Message(Error(3, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
+            return Message(Error(2, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
         self.kept[client] = context.state  # as in Flower, not what a client that raised had kept
         return reply
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flwr.serverapp.strategy as flower
@@ -199,6 +199,34 @@ def test_what_a_strategy_objects_to_is_refused(name: str, given: dict[str, Any],
 def test_no_strategy_objects_to_the_default_job(name: str):
     config = configuration.load(None, {"strategy": name})
     check_experiment(strategies.load_for(config), config)
+
+
+@pytest.mark.parametrize(
+    ("given", "trained"),
+    [
+        ({"clients": 20}, 20),
+        ({"clients": 20, "fraction": 0.25}, 5),
+        (
+            {
+                "clients": 20,
+                "strategy": "flwr.serverapp.strategy:FedAvg",
+                "strategy.fraction_train": 0.5,
+            },
+            10,
+        ),
+    ],
+    ids=["all", "a fraction", "half of them by a strategy of Flower"],
+)
+def test_more_updates_than_clients_train_are_never_waited_for(given: dict[str, Any], trained: int):
+    enough = configuration.load(None, {"encryption.steps": [], "min_clients": trained, **given})
+    strategy = strategies.load_for(enough)
+    check_experiment(strategy, enough)
+    with pytest.raises(UserError) as caught:
+        check_experiment(strategy, replace(enough, min_clients=trained + 1))
+    assert str(caught.value) == (
+        f"min_clients {trained + 1}: only {trained} clients train in a round; take at most "
+        f"{trained}, or raise --clients or --fraction"
+    )
 
 
 def test_fednova_takes_the_momentum_that_it_is_told():

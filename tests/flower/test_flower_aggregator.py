@@ -22,8 +22,8 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.flower_aggregator import Participants
-from fl_vitlora.flower.transport import Failure
 from fl_vitlora.state import State, clip_norm, clone, is_finite, l2_norm, mean, subtract
 from tests.flower.played import (
     ADAPTIVE,
@@ -152,7 +152,7 @@ def test_failures_are_passed_on_and_left_out():
     strategy = Recording(fraction_evaluate=0.0)
     aggregator = aggregator_of(strategy)
     aggregator.instruct(1, GLOBAL, CLIENTS, CONFIG)
-    failures = [Failure(client=2, reason="ran out of memory")]
+    failures = [Failure.of(1, 2, "ran out of memory")]
     model = aggregator.aggregate(1, GLOBAL, made_up(1, [0, 1, 3]), failures)
     wrong = [reply for reply in strategy.replies if reply.has_error()]
     assert [(r.metadata.src_node_id, r.error.reason) for r in wrong] == [(2, "ran out of memory")]
@@ -279,7 +279,7 @@ def test_a_round_with_a_failure_gives_nothing_away():
         load("DifferentialPrivacyServerSideFixedClipping", target_delta=1e-5)
     )
     aggregator.instruct(1, GLOBAL, CLIENTS, CONFIG)
-    failures = [Failure(client=2, reason="ran out of memory")]
+    failures = [Failure.of(1, 2, "ran out of memory")]
     model = aggregator.aggregate(1, GLOBAL, made_up(1, [0, 1, 3]), failures)
     assert same(model.tensors, MODEL)
     spent = aggregator.privacy()

@@ -12,11 +12,13 @@ import torch
 from flwr.app import Context, Error, Message
 
 from fl_vitlora.communication.ledger import Ledger
+from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config, TrainingConfig, load
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower import memories, messages
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.contents import Instruction
+from fl_vitlora.flower.layouts import products_layout
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.flower.workspace import workspace
@@ -47,6 +49,8 @@ class Clients:
         folder: Path,
         strategy: Strategy | None = None,
         sums: Sums | None = None,
+        *,
+        repeats_errors: bool = True,
         **given: Any,
     ) -> None:
         overrides = {path.replace("__", "."): value for path, value in given.items()}
@@ -69,6 +73,7 @@ class Clients:
             config=self.config,
             sums=sums,
             timeout=1,
+            repeats_errors=repeats_errors,
         )
         self.transport.greet(len(SIZES))
 
@@ -186,7 +191,7 @@ def test_who_did_not_answer_is_taken_to_remember_nothing(tmp_path: Path):
 
 
 def test_a_client_that_forgot_refuses_instead_of_training_on_something_else(tmp_path: Path):
-    clients = Clients(tmp_path)
+    clients = Clients(tmp_path, repeats_errors=False)
     changed = {name: tensor + 1 for name, tensor in clients.initial.items()}
     clients.train(1, changed, 0, plan=B_ROUND)
     clients.grid.kept[0].clear()
@@ -195,6 +200,19 @@ def test_a_client_that_forgot_refuses_instead_of_training_on_something_else(tmp_
         clients.failures[0].reason
     )
     assert len(clients.train(3, changed, 0, plan=B_ROUND)) == 1  # it is sent everything again
+
+
+def test_a_client_that_forgot_is_sent_everything_in_the_same_round(tmp_path: Path):
+    clients = Clients(tmp_path)
+    changed = {name: tensor + 1 for name, tensor in clients.initial.items()}
+    clients.train(1, changed, 0, plan=B_ROUND)
+    clients.grid.kept[0].clear()
+    (update,) = clients.train(2, changed, 0, plan=B_ROUND)
+    (expected,) = Clients(tmp_path / "fresh").train(2, changed, 0, plan=B_ROUND)
+    assert clients.failures == []
+    assert equal(update.delta, expected.delta)
+    down = [e.payload // 4 for e in clients.ledger if (e.round, e.direction) == (2, "downlink")]
+    assert down[1] - down[0] == size(changed, A)
 
 
 def test_what_starts_over_is_never_sent_down(tmp_path: Path):
@@ -234,6 +252,27 @@ def test_merged_pairs_are_sent_once_and_those_that_were_missed_too(tmp_path: Pat
     assert clients.payload(3, "downlink", 1) == 2 * HEADER + everything + 2 * each
     clients.train(4, model, 0, 1)
     assert clients.payload(4, "downlink", 1) == HEADER + everything
+
+
+@pytest.mark.parametrize("rank", [3, 40], ids=["pairs", "their sum"])
+def test_who_missed_rounds_has_the_same_weights_as_who_did_not_to_the_last_bit(
+    rank: int, tmp_path: Path
+):
+    """The second pair moves one path alone; rank 40 of two rounds is longer than the product."""
+    clients = Clients(tmp_path)
+    model = GlobalModel(tensors=clients.initial)
+    first, *_ = paths(clients.initial)
+    for server_round in (1, 2, 3):
+        pairs = merged_pair(model.tensors, server_round, rank)
+        chosen = {n: t for n, t in pairs.items() if server_round != 2 or n.startswith(f"{first}.")}
+        model = model.followed_by(model.tensors, chosen)
+        clients.train(server_round, model, *((0, 1) if server_round == 3 else (0,)))
+        assert clients.failures == []
+    products = products_layout(Layout.of(clients.initial))
+    for client in (0, 1):
+        state = clients.context(client).state
+        increments = messages.from_packed(state, products, record=memories.INCREMENTS)
+        assert equal(increments, model.increments)
 
 
 def test_who_missed_many_rounds_is_sent_their_sum(tmp_path: Path):

@@ -18,6 +18,7 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower.aggregators import make_aggregator
+from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.sampling import cohort_size, sample
 from fl_vitlora.flower.server import (
     Federation,
@@ -213,9 +214,34 @@ def test_one_client_is_enough_and_the_others_are_reported(
 def test_a_round_without_updates_ends_the_run(grid: LocalGrid, settings: ClientSettings):
     loop = Loop(grid, settings, strategies.load("fedavg", {}))
     grid.silent = {0, 1, 2}
-    with pytest.raises(RoundFailedError, match="round 1: no client sent an update; client 0: no"):
+    with pytest.raises(RoundFailedError) as caught:
+        loop.run()
+    late = "no reply within 1 s"
+    assert str(caught.value) == (
+        "round 1: 0 of 3 clients sent a usable update, fewer than 1 (min_clients); "
+        f"client 0: {late}; client 1: {late}; client 2: {late}"
+    )
+    assert loop.reports == []
+
+
+@pytest.mark.parametrize("quorum", [1, 2, 3])
+def test_a_round_below_the_quorum_ends_the_run(
+    grid: LocalGrid, settings: ClientSettings, quorum: int
+):
+    noted: list[Failure] = []
+    fedavg = strategies.load("fedavg", {})
+    loop = Loop(grid, settings, fedavg, quorum=quorum, note=noted.extend)
+    grid.silent = {1}
+    if quorum <= 2:
+        loop.run()
+        assert [report.participants for report in loop.reports] == [(0, 2)] * 2
+        return
+    with pytest.raises(
+        RoundFailedError, match=r"round 1: 2 of 3 clients .* fewer than 3 .*t 1: no"
+    ):
         loop.run()
     assert loop.reports == []
+    assert [(failed.round, failed.client) for failed in noted] == [(1, 1)]
 
 
 def test_an_aggregate_that_is_not_a_number_ends_the_run(grid: LocalGrid, settings: ClientSettings):

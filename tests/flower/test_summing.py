@@ -13,6 +13,7 @@ from fl_vitlora.communication.packing import HEADER as PACKED_HEADER
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import OwnAggregator
 from fl_vitlora.flower.folding import fold, unfold
+from fl_vitlora.flower.server import Federation, RoundFailedError, RoundReport
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.privacy import mean_update
@@ -107,6 +108,34 @@ def test_who_drops_out_is_left_out_and_the_others_say_so(tmp_path: Path):
     assert sorted((e.client, e.direction) for e in asked) == [
         (client, direction) for client in (0, 2) for direction in ("downlink", "uplink")
     ]
+
+
+@pytest.mark.parametrize("quorum", [2, 3])
+def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: Path):
+    """The server sees one update, the mean of two clients."""
+    hidden = make(tmp_path, **SECURE)
+    strategy = strategies.load("fedavg", {})
+    assert isinstance(strategy, Strategy)
+    reports: list[RoundReport] = []
+    federation = Federation(
+        transport=hidden.transport,
+        aggregator=OwnAggregator(strategy),
+        clients=[0, 1, 2],
+        rounds=1,
+        fraction=1.0,
+        quorum=quorum,
+        seed=0,
+        training=hidden.config.training,
+        evaluate=lambda number, model: (0.5, 2.0),
+        observe=reports.append,
+    )
+    hidden.grid.silent = {1}
+    if quorum == 2:
+        federation.run(GlobalModel(tensors=hidden.initial))
+        assert [report.participants for report in reports] == [(0, 2)]
+        return
+    with pytest.raises(RoundFailedError, match=r"2 of 3 clients .* fewer than 3 .*; client 1: no"):
+        federation.run(GlobalModel(tensors=hidden.initial))
 
 
 def test_a_sum_of_one_is_refused(tmp_path: Path):

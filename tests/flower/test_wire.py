@@ -138,7 +138,7 @@ def test_of_a_lost_reply_nothing_is_left(fails: str, tmp_path: Path):
 
 
 def test_a_client_that_holds_another_version_refuses(tmp_path: Path):
-    clients = Clients(tmp_path, **LOSSY)
+    clients = Clients(tmp_path, repeats_errors=False, **LOSSY)
     clients.train(1, away(clients), 0, 1)
     clients.grid.kept[0] = RecordDict()
     clients.train(2, away(clients, 1.1), 0, 1)

@@ -1,0 +1,97 @@
+"""Clients that sent no usable update: who, when, why, and what is known of it.
+
+What an exception says reaches the server as one text, in one of three forms: a traceback, as the
+workers of a simulation send it; `<class 'X'>:<'...'>`, as Flower's nodes do; and the same around
+the words of a `ClientAppException`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LONGEST = 300  # characters of a reason
+MOST_NAMED = 3  # failures in the message of a round that failed
+FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # in a traceback
+WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # once more each time it is sent
+QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
+SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A client that sent no usable update.
+
+    Attributes:
+        round: From 1.
+        client: Who.
+        reason: One line.
+        trace: All that was told, with the traceback where there is one.
+    """
+
+    round: int
+    client: int
+    reason: str
+    trace: str
+
+    @classmethod
+    def of(cls, server_round: int, client: int, *told: str) -> Failure:
+        """Makes one of what was told of it, each time that the client was asked.
+
+        The reason is that of the first time; the second may be its consequence.
+        """
+        traces = dict.fromkeys(map(unwrapped, told))
+        return cls(
+            round=server_round,
+            client=client,
+            reason=first_line(told[0]),
+            trace="\n\nasked again:\n\n".join(traces),
+        )
+
+
+def first_line(told: str) -> str:
+    r"""Finds the cause in what was told of an exception.
+
+    Args:
+        told: A traceback, what Flower makes of an exception, or any other text.
+
+    Returns:
+        The first line of the exception's message, with its type where the message alone might not
+        be understood.
+
+    Example:
+        >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
+        "KeyError: 'head'"
+        >>> first_line("<class 'ValueError'>:<'no images\nsee above'>")
+        'no images'
+    """
+    *_, after = FRAME.split(unwrapped(told))
+    lines = [line for line in after.splitlines() if line.strip() and not line[0].isspace()]
+    return SELF_EVIDENT.sub("", lines[0], count=1)[:LONGEST] if lines else "unknown"
+
+
+def unwrapped(told: str) -> str:
+    r"""Takes off what Flower puts around the text of an exception, and Ray around that.
+
+    Example:
+        >>> unwrapped("<class 'KeyError'>:<''head''>")
+        "KeyError: 'head'"
+    """
+    text = told if "\n" in told else told.replace("\\n", "\n")  # some come as a `repr`
+    kind, text = quoted.groups() if (quoted := QUOTED.fullmatch(text)) else ("", text)
+    if wrapped := WRAPPED.match(text):
+        return text[wrapped.end() :].strip()
+    return f"{kind}: {text}".strip() if kind else text.strip()
+
+
+def first_reasons(failures: Sequence[Failure]) -> str:
+    """Tells why the first clients failed, and how many others did.
+
+    Example:
+        >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])
+        '; client 0: late; client 1: late; client 2: late; and 2 more'
+    """
+    told = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
+    more = len(failures) - len(told)
+    return "".join(told) + (f"; and {more} more" if more else "")
