@@ -48,9 +48,22 @@ class Workers:
     address: str = ""
 
     @property
+    def a_gpu(self) -> int:
+        """Counts the most of them that share one GPU; none on the CPU."""
+        return math.ceil(self.count / self.gpus) if self.gpus else 0
+
+    @property
     def resources(self) -> dict[str, int | float]:
-        """Returns the share of the machine that each takes, as Ray counts it."""
-        return {"num_cpus": 1, "num_gpus": self.gpus / self.count}
+        """Returns the share of the machine that each takes, as Ray counts it.
+
+        A whole number of shares makes up a GPU, so that all find a place: with five workers of two
+        fifths on two GPUs, one would wait for ever.
+
+        Example:
+            >>> Workers(device="cuda", count=3, gpus=2).resources
+            {'num_cpus': 1, 'num_gpus': 0.5}
+        """
+        return {"num_cpus": 1, "num_gpus": 1 / self.a_gpu if self.gpus else 0}
 
 
 def choose_workers(device: str, count: int | None, most: int, address: str = "") -> Workers:
