@@ -35,7 +35,7 @@ FLAGS = {
     "--out": ("out", "run or grid folder (a new one under runs/)"),
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
     "--cohort": ("engine.cohort", "clients that a worker trains in one batch (an eighth)"),
-    "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
+    "--workers": ("engine.workers", "client processes (one a core, up to four a GPU)"),
     "--ray-address": ("engine.ray_address", "of a running Ray cluster (one is started here)"),
 }
 

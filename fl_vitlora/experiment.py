@@ -12,6 +12,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_half
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.confidentiality import check_privacy
+from fl_vitlora.flower.gpu_sharing import workers_in_memory
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.sampling import cohort_size, trained_together
 from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
@@ -85,6 +86,8 @@ def run(
         server = make_server(
             backbone, lambda origin: coordinates.server_reader(config, origin, holder)
         )
+        shards = [len(part) for part in images.parts]
+        workers = workers_in_memory(workers, config, backbone, shards, ray)
         folder = RunFolder.create(asked)
         watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
         write_shards(config, images, holder, folder)
@@ -116,6 +119,7 @@ def run(
             federation.serve,
             clients=config.clients,
             together=together,
+            workers=workers,
             ray=ray,
             verbose=watch.verbose,
         )

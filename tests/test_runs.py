@@ -347,7 +347,15 @@ def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: P
         ray.wait()
         settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
         app = make_client_app(Fixed(settings))
-        simulate(app, serve, clients=config.clients, together=2, ray=ray, verbose=False)
+        simulate(
+            app,
+            serve,
+            clients=config.clients,
+            together=2,
+            workers=workers,
+            ray=ray,
+            verbose=False,
+        )
     finally:
         ray.stop()
     for name, one in ended.items():
