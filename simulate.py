@@ -41,12 +41,12 @@ FLAGS = {
     "--seed": ("seed", "of everything random but the owner's secret (0)"),
     "--checkpoint-every": (
         "checkpoint_every",
-        "rounds between states that a run can go on from (1; 0 is none)",
+        "rounds from one state that a run can go on from to the next (1)",
     ),
     "--out": ("out", "run or grid folder (a new one under runs/)"),
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
     "--cohort": ("engine.cohort", "clients that a worker trains in one batch (an eighth)"),
-    "--workers": ("engine.workers", "client processes (one a core, or four a GPU)"),
+    "--workers": ("engine.workers", "client processes (one a core, up to four a GPU)"),
     "--ray-address": ("engine.ray_address", "of a running Ray cluster (one is started here)"),
 }
 
@@ -232,9 +232,8 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> None:
     """Runs an experiment before the user's eyes."""
     import strategies
+    from fl_vitlora.experiment import PausedError, silence
     from fl_vitlora.experiment import run as run_experiment
-    from fl_vitlora.experiment import silence
-    from fl_vitlora.flower.server import PausedError
     from fl_vitlora.reporting.console import RunDisplay, print_result
     from fl_vitlora.reporting.run_folder import default_path
     from fl_vitlora.serving import Watch

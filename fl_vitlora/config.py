@@ -271,7 +271,9 @@ class EngineConfig:
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one")
     workers: int | None = setting(
-        None, "client processes; one a core (CPU), four a GPU if not given", "[1, inf)"
+        None,
+        "client processes; one a core (CPU), up to four a GPU, as its memory holds, if not given",
+        "[1, inf)",
     )
     cohort: int | None = setting(
         None,

@@ -15,8 +15,10 @@ from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.confidentiality import check_privacy
+from fl_vitlora.flower.gpu_sharing import workers_in_memory
 from fl_vitlora.flower.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.sampling import cohort_size, trained_together
+from fl_vitlora.flower.server import PausedError as PausedError  # noqa: PLC0414
 from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
 from fl_vitlora.flower.wiring import check_codecs
 from fl_vitlora.flower.workspace import ClientSettings
@@ -87,6 +89,8 @@ def run(
         stage = _find(config, strategy, watch, workers.device) if resume else None
         if stage is None:
             stage = _prepare(asked, config, strategy, watch, workers.device)
+        shards = stage.folder.shards
+        workers = workers_in_memory(workers, config, stage.server.backbone, shards, ray)
         watch.announce("starting workers")
         ray.wait()
         states = ClientStates(stage.checkpoint.clients if stage.checkpoint else {})
@@ -118,6 +122,7 @@ def run(
             together=together,
             patience=config.engine.client_timeout,
             states=states,
+            workers=workers,
             ray=ray,
             verbose=watch.verbose,
         )

@@ -362,6 +362,7 @@ def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: P
             together=2,
             patience=60,
             states=ClientStates(),
+            workers=workers,
             ray=ray,
             verbose=False,
         )

@@ -15,6 +15,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.sealed import read_sealed, read_sealed_metadata, write_sealed
 
 TEST_SHARD = "test.safetensors"
+CLIENT_SHARDS = "client-*.safetensors"
 
 
 @dataclass(frozen=True)

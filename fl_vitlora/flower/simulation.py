@@ -14,22 +14,27 @@ import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.quiet import silence
 
+if TYPE_CHECKING:
+    from fl_vitlora.training.memory import Memory
+
 T = TypeVar("T")
 WARM_UP = "fl_vitlora.flower.warm_up"
 NICENESS = 0  # Ray takes 15: beside three busy programs, 131 s to the first round instead of 24
-CLIENTS_PER_GPU = 4
+WORKERS_PER_GPU = 4  # at most, where nobody said a number
 SECONDS_TO_CONNECT = 5.0
+SECONDS_TO_END = 10.0
 GREETINGS = 100  # to a worker at once
 
 
@@ -50,9 +55,22 @@ class Workers:
     address: str = ""
 
     @property
+    def a_gpu(self) -> int:
+        """Counts the most of them that share one GPU; none on the CPU."""
+        return math.ceil(self.count / self.gpus) if self.gpus else 0
+
+    @property
     def resources(self) -> dict[str, int | float]:
-        """Returns the share of the machine that each takes, as Ray counts it."""
-        return {"num_cpus": 1, "num_gpus": self.gpus / self.count}
+        """Returns the share of the machine that each takes, as Ray counts it.
+
+        A whole number of shares makes up a GPU, so that all find a place: with five workers of two
+        fifths on two GPUs, one would wait for ever.
+
+        Example:
+            >>> Workers(device="cuda", count=3, gpus=2).resources
+            {'num_cpus': 1, 'num_gpus': 0.5}
+        """
+        return {"num_cpus": 1, "num_gpus": 1 / self.a_gpu if self.gpus else 0}
 
 
 def choose_workers(device: str, count: int | None, most: int, address: str = "") -> Workers:
@@ -60,7 +78,8 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
 
     Args:
         device: "auto", "cpu" or "cuda".
-        count: Workers; one a core on the CPU, four a GPU if not given.
+        count: Workers; one a core on the CPU, four a GPU if not given, of which its memory may
+            not hold all (`gpu_sharing`).
         most: How many can be busy at once, the bundles of clients in a round.
         address: Of a Ray cluster, whose cores and GPUs are not known before it is joined.
 
@@ -85,12 +104,12 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
         busy = min(most, count)
         if device == "cpu" or not gpus:
             return Workers(device="cpu", count=busy, address=address)
-        taken = math.ceil(busy / CLIENTS_PER_GPU)
+        taken = math.ceil(busy / WORKERS_PER_GPU)
         return Workers(device="cuda", count=busy, gpus=taken, address=address)
     if device == "cpu" or not gpus:
         return Workers(device="cpu", count=min(most, count or cores()))
     gpus = min(gpus, most)
-    return Workers(device="cuda", count=min(most, count or CLIENTS_PER_GPU * gpus), gpus=gpus)
+    return Workers(device="cuda", count=min(most, count or WORKERS_PER_GPU * gpus), gpus=gpus)
 
 
 def check_address(address: str) -> None:
@@ -141,11 +160,14 @@ class Ray:
     Attributes:
         workers: The same.
         actors: Flower's, left by the last simulation to the next.
+        measured: The memory that a worker on a GPU needs, after what it depends on; if known.
     """
 
     def __init__(self, workers: Workers, *, verbose: bool) -> None:
         self.workers = workers
         self.actors: list[Any] = []
+        self.measured: tuple[object, Memory] | None = None
+        self._seated: Workers | None = None  # whom the actors were made for
         self._verbose = verbose
         self._error: Exception | None = None
         self._up, self._ended = threading.Event(), threading.Event()
@@ -157,6 +179,34 @@ class Ray:
         self._up.wait()
         if self._error is not None:
             raise RuntimeError(f"Ray does not start: {self._error}") from self._error
+
+    def actors_for(self, workers: Workers) -> list[Any]:
+        """Returns the actors that were left by as many workers, and ends those of any others.
+
+        Args:
+            workers: Those of the next simulation.
+
+        Returns:
+            The actors, which the simulation keeps up to date.
+        """
+        if workers != self._seated:
+            self.end_actors()
+            self._seated = workers
+        return self.actors
+
+    def end_actors(self) -> None:
+        """Ends the actors that are left, and waits until their memory is free again."""
+        if not self.actors:
+            return
+        import ray
+
+        processes = [process for actor in self.actors if (process := _process_of(actor))]
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors.clear()
+        deadline = time.monotonic() + SECONDS_TO_END
+        while any(map(_runs, processes)) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """Ends it and its workers."""
@@ -259,6 +309,25 @@ class Engine:
             self._ray = None
 
 
+def _process_of(actor: Any) -> int | None:
+    """Asks an actor on this machine for the number of its process; none if it does not answer."""
+    import ray
+
+    try:
+        return int(ray.get(actor.process.remote(), timeout=SECONDS_TO_END))
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return None
+
+
+def _runs(process: int) -> bool:
+    """Tells whether there is a process of that number."""
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
 def _let_workers_import_this_package() -> None:
     """Puts this very copy of the package first on the path that worker processes inherit."""
     here = str(Path(__file__).resolve().parents[2])
@@ -274,6 +343,7 @@ def simulate(
     together: int,
     patience: float,
     states: ClientStates,
+    workers: Workers,
     ray: Ray,
     verbose: bool,
 ) -> T:
@@ -287,6 +357,7 @@ def simulate(
         together: How many clients a worker trains in one batch, at most.
         patience: Seconds that a worker may take for each client.
         states: What the clients remember, now and at the end.
+        workers: Those that train, not more than Ray was started for.
         ray: Is up, and stays up with its workers.
         verbose: Whether Flower may speak.
 
@@ -303,7 +374,7 @@ def simulate(
     outcome: list[T] = []
     errors: list[BaseException] = []
     stop = threading.Event()
-    each = math.ceil(clients / ray.workers.count)  # so that every worker has some, to get ready
+    each = math.ceil(clients / workers.count)  # so that every worker has some, to get ready
     greetings = min(GREETINGS, each)
     most = {MessageType.QUERY: greetings, MessageType.TRAIN: together}
     server_app = ServerApp()
@@ -319,15 +390,15 @@ def simulate(
 
     try:
         with (
-            cores_left_to(ray.workers),
-            kept_workers(ray.actors, ray.workers.count, patience),
+            cores_left_to(workers),
+            kept_workers(ray.actors_for(workers), workers.count, patience),
             prompt_delivery(most, states),
         ):
             run_simulation(
                 server_app=server_app,
                 client_app=client_app,  # type: ignore[arg-type]
                 num_supernodes=clients,
-                backend_config={"client_resources": {**ray.workers.resources}},
+                backend_config={"client_resources": {**workers.resources}},
                 verbose_logging=verbose,
             )
     finally:

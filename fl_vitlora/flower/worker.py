@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,10 @@ class Worker:
 
     def __init__(self) -> None:
         import fl_vitlora.flower.warm_up  # noqa: F401 - made already, where this project started Ray
+
+    def process(self) -> int:
+        """Returns the number of its process."""
+        return os.getpid()
 
     def answer(
         self,

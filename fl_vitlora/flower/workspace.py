@@ -19,7 +19,7 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import key_holder
-from fl_vitlora.data.shards import Shard, open_shard, shard_metadata
+from fl_vitlora.data.shards import CLIENT_SHARDS, Shard, open_shard, shard_metadata
 from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
@@ -161,7 +161,7 @@ def workspace(settings: ClientSettings) -> Workspace:
 
 def _holder(config: Config, built: backbone.Backbone, shards: Path) -> KeyHolder:
     """Opens the key ring of a client's side; the shards say which key of it they are under."""
-    first = next(iter(sorted(shards.glob("client-*.safetensors"))))
+    first = next(iter(sorted(shards.glob(CLIENT_SHARDS))))
     secret = open_ring(Path(config.encryption.key_file)).find(shard_metadata(first)["key_id"])
     return key_holder(
         config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret

@@ -127,7 +127,7 @@ def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: P
         seed=0,
         training=hidden.config.training,
         evaluate=lambda number, model: (0.5, 2.0),
-        observe=reports.append,
+        observe=lambda report, model: reports.append(report),
     )
     hidden.grid.silent = {1}
     if quorum == 2:
