@@ -3,9 +3,10 @@
 # make bench   speed of encryption, bytes of messages, cost of codecs on this machine
 # make speed   a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
 # make audit   known weaknesses of installed packages, where pip-audit is installed and gets an answer
+# make chaos   a hundred runs that are killed, cut and starved at random moments (an hour)
 # make table   the figures of the README: five seeds of each setting (about twenty minutes)
 
-.PHONY: check test bench speed audit table
+.PHONY: chaos check test bench speed audit table
 
 check:
 	python -m ruff check .
@@ -28,6 +29,9 @@ speed:
 
 audit:
 	.ci/audit
+
+chaos:
+	python -m tests.chaos --runs 100
 
 table:
 	python simulate.py --config configs/grids/default_job.yaml

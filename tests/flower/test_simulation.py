@@ -9,12 +9,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fl_vitlora.flower.simulation import Ray, Workers
+from tests.processes import PROC, descendants
 
 # Ray is told of two GPUs that are not there, and deals them out all the same.
 SEATED = """
@@ -23,6 +23,7 @@ import ray
 from flwr.clientapp import ClientApp
 from fl_vitlora.flower.kept_workers import KeptWorkers
 from fl_vitlora.flower.simulation import Ray, Workers
+from tests.processes import PROC, descendants
 
 def seat(count):
     workers = Workers(device="cuda", count=count, gpus=2)
@@ -48,25 +49,7 @@ print(json.dumps([first, again, left, third, fewer]))
 up.stop()
 """
 
-PROC = Path("/proc")
 LISTENS = "0A"  # as the kernel's tables of sockets say it
-
-
-def descendants(process: int) -> Iterator[int]:
-    """Names all processes below one."""
-    parents = {}
-    for place in PROC.glob("[0-9]*"):
-        try:
-            parents[int(place.name)] = int(
-                (place / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
-    waiting = [process]
-    while waiting:
-        parent = waiting.pop()
-        waiting += (children := [child for child, above in parents.items() if above == parent])
-        yield from children
 
 
 def sockets(process: int) -> set[str]:
