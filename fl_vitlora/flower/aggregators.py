@@ -101,11 +101,15 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
     """Refuses a Flower strategy that expects other clients than take part in a round.
 
     Raises:
-        UserError: When it would wait for more for ever, or share its noise among others.
+        UserError: When it would wait for more for ever, is to train what is no share of them, or
+            would share its noise among others.
     """
     layers = list(_layers(strategy))
     innermost = layers[-1][1]
-    trained = int(participants * getattr(innermost, "fraction_train", 1.0))
+    share = getattr(innermost, "fraction_train", 1.0)
+    if not 0 <= share <= 1:
+        raise UserError(f"{layers[-1][0]}.fraction_train: expected a share in [0, 1], got {share}")
+    trained = int(participants * share)
     trained = max(trained, getattr(innermost, "min_train_nodes", 0))
     if trained < 1:
         raise UserError(
