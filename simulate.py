@@ -24,6 +24,7 @@ from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
 if TYPE_CHECKING:
     from fl_vitlora.serving import Watch
 
+LONGEST_LINE = 1000
 USER_MISTAKE, RUN_FAILED, RULE_BROKEN, INTERRUPTED = 2, 1, 1, 130
 
 FLAGS = {
@@ -110,15 +111,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
-        wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+        words = message.removeprefix("unrecognized arguments: ").split()
+        if not words:
+            fail(f"{message}'' (see --help)", USER_MISTAKE)
+        wrong = words[0]
         near = difflib.get_close_matches(wrong.partition("=")[0], self._option_string_actions, n=1)
         hint = f"; did you mean {near[0]}?" if wrong.startswith("-") and near else ""
         fail(f"{message}{hint} (see --help)", USER_MISTAKE)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Prints one line and ends the program."""
-    print(f"simulate.py: {' '.join(message.split())}", file=sys.stderr)
+    """Prints one line, whatever is in it, and ends the program."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(f"simulate.py: {line}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -195,7 +202,7 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
 
 def read_comparison(arguments: argparse.Namespace) -> Grid | None:
     """Does the same for a comparison, if one is asked for by flags or by the file."""
-    tree = config.read_yaml(arguments.config) if arguments.config else {}
+    tree = {} if arguments.config is None else config.read_yaml(arguments.config)
     if arguments.compare:
         tree["compare"] = read_words(arguments.compare)
     if arguments.seeds:
@@ -377,7 +384,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
     }
     for one, why in whys.items():
         others = [n for n in ("compare", "seeds", "rotate_key", "resume") if given[n] and n != one]
-        if given[one] and others:
+        if given[one] is not None and others:
             flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
             fail(f"{flags[0]} {why}, so it does not take {flags[1]}", USER_MISTAKE)
 
@@ -387,10 +394,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     check_flags(vars(arguments))
     try:
-        if arguments.check_strategy:
+        if arguments.check_strategy is not None:
             check_strategy(read_strategy(arguments), verbose=arguments.verbose)
             return
-        if arguments.resume:
+        if arguments.resume is not None:
             resume(arguments)
             return
         grid = read_comparison(arguments)
@@ -406,6 +413,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.verbose:
             raise
         fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
+    except OSError as error:  # a place that the user named, or the disk
+        if arguments.verbose or error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror} (more with --verbose)", USER_MISTAKE)
     except KeyboardInterrupt as stop:
         print(f"simulate.py: interrupted{stop}", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)  # a thread of Flower may wait for a Ray that is gone, for ever

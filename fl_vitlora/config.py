@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.errors import MOST_SHOWN, UserError, shown, unknown
 from fl_vitlora.units import parse_bytes
 
 T = TypeVar("T")
@@ -49,6 +50,11 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "ELE": ("block_nibble_shuffling", "block_scrambling"),
     "PE": ("pixel_negative_positive", "pixel_colour_shuffling"),
 }
+
+# More than any experiment says, less than a program chokes on.
+DEEPEST, MOST_VALUES = 20, 100_000  # in a YAML text
+LONGEST_NUMBER = 63  # bits
+LONGEST_TEXT, LONGEST_NAME = 2000, 255  # bytes of a setting, and between the slashes of a path
 
 # Groups of settings that may be given by one text, and which of them that is.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
@@ -226,7 +232,7 @@ class PrivacyConfig:
         None, "differential privacy: largest norm C of an update; none if not given", "(0, inf)"
     )
     noise_multiplier: float = setting(
-        0.0, "standard deviation z of its noise, on a sum, over the clipping norm", "[0, inf)"
+        0.0, "standard deviation z of its noise, on a sum, over the clipping norm", "[0, 1000000]"
     )
     delta: float = setting(1e-5, "the δ for which ε is computed", "(0, 1)")
 
@@ -298,7 +304,7 @@ class Config:
     """A complete experiment."""
 
     clients: int = setting(20, "how many hold a shard", "[1, inf)")
-    rounds: int = setting(20, "of federated training", "[1, inf)")
+    rounds: int = setting(20, "of federated training", "[1, 1000000]")
     fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
     min_clients: int = setting(1, "updates without which a round, and the run, fails", "[1, inf)")
     budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
@@ -328,11 +334,28 @@ class Config:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that stands twice in a mapping instead of taking the last."""
+    """Reads YAML, and tells the place of what a plain loader would let pass, or break at.
+
+    A key that stands twice in a mapping is refused, instead of taking the last, and so are numbers
+    of hundreds of digits. What Python has against a value, as 2024-99-99, is a mistake of the YAML.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Makes the value of any node."""
+        try:
+            value = super().construct_object(node, deep=deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            told = f"{shown(node.value)} is no value of {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, told, node.start_mark) from None
+        if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+            told = f"a whole number of more than {LONGEST_NUMBER} bits"
+            raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Makes a mapping; ``<<`` may bring keys that are given again."""
-        own = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
+        own = [key.value for key in keys if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in own if own.count(key) > 1}, key=str)
         if twice:
             raise yaml.constructor.ConstructorError(
@@ -384,18 +407,55 @@ def read_yaml(name: str) -> dict[str, Any]:
         UserError: When there is none, or it holds no mapping.
     """
     path = Path(name)
-    if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "no YAML file there"
-        raise UserError(f"--config {path}: no such file ({near})")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
+        if not path.is_file():
+            raise UserError(f"--config {name}: {_why_no_file(path)}")
+        tree = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {name}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
+            f"--config {name}: not valid YAML: {' '.join(str(error).split())}"
         ) from None
     if tree is not None and not isinstance(tree, dict):
-        raise UserError(f"--config {path}: expected a mapping at the top, got {tree!r:.60}")
+        raise UserError(f"--config {name}: expected a mapping at the top, got {shown(tree)}")
     return tree or {}
+
+
+def _why_no_file(path: Path) -> str:
+    """Says what is there instead of a file, or what files are near."""
+    if path.exists():
+        return f"expected a file, got a {'folder' if path.is_dir() else 'device or the like'}"
+    near = sorted(map(str, path.parent.glob("*.yaml")))[:MOST_SHOWN]
+    return f"no such file ({', '.join(near) or 'no YAML file there'})"
+
+
+def _parse(text: str) -> Any:
+    """Reads YAML that is no larger than an experiment may be.
+
+    Raises:
+        yaml.YAMLError: When it is none, or too large.
+    """
+    try:
+        values = yaml.load(text, StrictLoader)
+    except RecursionError:
+        raise yaml.YAMLError(f"nested deeper than {DEEPEST} levels") from None
+    _check_extent(values)
+    return values
+
+
+def _check_extent(values: Any) -> None:
+    """Refuses what aliases multiply, or lead in a circle."""
+    waiting, found = [(values, 0)], 0
+    while waiting:
+        (value, depth), found = waiting.pop(), found + 1
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"nested deeper than {DEEPEST} levels")
+        if found > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values")
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        if isinstance(parts, list | tuple | set):
+            waiting.extend((part, depth + 1) for part in parts)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -406,9 +466,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         ('encryption.steps', ['pixel_shuffling'])
     """
     path, separator, value = text.partition("=")
-    if not separator or not path.strip():
-        raise UserError(f"--set {text!r}: expected PATH=VALUE, for example training.epochs=2")
-    return path.strip(), parse_value(value, f"--set {text!r}")
+    if not separator or not all(name.strip() for name in path.split(".")):
+        raise UserError(f"--set {shown(text)}: expected PATH=VALUE, for example training.epochs=2")
+    return path.strip(), parse_value(value, f"--set {shown(text)}")
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -419,9 +479,10 @@ def parse_value(text: str, where: str) -> Any:
         [[], 'EtC']
     """
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{where}: {text!r} is not a YAML value") from None
+        return _parse(text)
+    except yaml.YAMLError as error:
+        why = getattr(error, "problem", None) or error
+        raise UserError(f"{where}: {shown(text)} is not a YAML value ({why})") from None
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -509,7 +570,7 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
         UserError: When a key is unknown or a value does not fit its annotation.
     """
     if not isinstance(tree, Mapping):
-        raise UserError(f"{path or 'the configuration'}: expected a mapping, got {tree!r}")
+        raise UserError(f"{path or 'the configuration'}: expected a mapping, got {shown(tree)}")
     hints = typing.get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {}
@@ -569,12 +630,14 @@ def convert(hint: Any, value: Any, path: str) -> Any:
         single = arguments[0] is int and type(value) is int
         items = [value] if single else _to_list(value, path)
         return tuple(convert(arguments[0], item, path) for item in items)
+    if origin is Callable and not callable(value):
+        raise UserError(f"{path}: expected a function, which cannot be set, got {shown(value)}")
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))
     if hint in _READ:
         return _READ[hint](value, path)
     if hint in _NAMES and type(value) is not hint:
-        raise UserError(f"{path}: expected {_NAMES[hint]}, got {value!r}")
+        raise UserError(f"{path}: expected {_NAMES[hint]}, got {shown(value)}")
     return value
 
 
@@ -584,34 +647,56 @@ def _read_steps(value: Any, path: str) -> tuple[Any, ...]:
         return SCHEMES[value]
     steps, read = typing.get_args(CipherStep), tuple(_to_list(value, path))
     for step in read:
-        if step in SCHEMES:
+        if step in list(SCHEMES):
             raise UserError(f"{path}: the scheme {step} stands alone, not in a list")
         if step not in steps:
             raise unknown(f"{path}", step, [*SCHEMES, *steps])
     return read
 
 
-_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
+_NAMES = {int: "a whole number", bool: "true or false"}
 
 
 def _to_list(value: Any, path: str) -> Sequence[Any]:
     """Reads a list; "a,b" is one too, and nothing is an empty one."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",")]
-    if value is not None and not isinstance(value, Sequence):
-        raise UserError(f"{path}: expected a list, got {value!r}")
+    if value is not None and not isinstance(value, list | tuple):
+        raise UserError(f"{path}: expected a list, got {shown(value)}")
     return value or []
 
 
 def _to_float(value: Any, path: str) -> float:
     """Reads a number; YAML takes 1e-3 for a text, people do not."""
     try:
-        return float("a truth value" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: expected a number, got {value!r}") from None
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (OverflowError, ValueError):
+        number = math.nan
+    if math.isnan(number) or isinstance(value, bool):
+        raise UserError(f"{path}: expected a number, got {shown(value)}")
+    return number
 
 
-_READ: Mapping[Any, Callable[[Any, str], Any]] = {Bytes: parse_bytes, float: _to_float}
+def _to_text(value: Any, path: str) -> str:
+    """Reads a text that can be the name of a file, and be written to one."""
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{path}: expected a text, got {shown(value)}")
+    encoded = value.encode(errors="replace")
+    if "\0" in value or encoded.decode() != value:
+        raise UserError(f"{path}: expected a text of Unicode without NUL, got {shown(value)}")
+    if len(encoded) > LONGEST_TEXT or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        raise UserError(
+            f"{path}: expected at most {LONGEST_NAME} bytes between slashes, and {LONGEST_TEXT} in "
+            f"all, got {shown(value)}"
+        )
+    return value
+
+
+_READ: Mapping[Any, Callable[[Any, str], Any]] = {
+    Bytes: parse_bytes,
+    float: _to_float,
+    str: _to_text,
+}
 
 
 def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import reprlib
 import traceback
 from collections.abc import Iterable, Iterator
 
 MOST_SHOWN = 20
+LONGEST_SHOWN = 80
 
 
 class UserError(ValueError):
     """A mistake in what the user asked for; its message is one line that tells how to mend it."""
+
+
+def shown(value: object) -> str:
+    """Writes a value as Python does, cut short where it is long, deep or in a circle.
+
+    Example:
+        >>> shown([1, "two"]), shown([0] * 1000)
+        ("[1, 'two']", '[0, 0, 0, 0, 0, 0, ...]')
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = LONGEST_SHOWN
+    return short.repr(value)
 
 
 def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
@@ -31,11 +45,12 @@ def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
     """
     names = sorted(choices)
     lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(str(given).lower(), lower, n=5, cutoff=0.5)
+    found = difflib.get_close_matches(str(given)[:LONGEST_SHOWN].lower(), lower, n=5, cutoff=0.5)
     near = [lower[name] for name in found]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     few = names if len(names) <= MOST_SHOWN else [*near, f"{len(names)} in all"]
-    return UserError(f"unknown {what} {given!r}{hint} (choices: {', '.join(few)})")
+    told = f"choices: {', '.join(few)}" if names else "there is none"
+    return UserError(f"unknown {what} {shown(given)}{hint} ({told})")
 
 
 @contextlib.contextmanager

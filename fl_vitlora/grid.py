@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fl_vitlora.config import Config, explanations, parse_value, resolve, to_mapping
-from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.errors import UserError, shown, unknown
 
 Settings = Mapping[str, Any]  # values by dotted path
 Labels = Mapping[str, str]  # the label that a cell has on each axis
@@ -31,6 +32,7 @@ SECTIONS = ("title", "compare", "baseline", "seeds")  # what a grid's file adds 
 METHOD = "finetuning.method"
 NO_AXIS = {"seed": "give several with --seeds", "out": "every run gets a folder of its own"}
 LONGEST_NAME = 100
+MOST_RUNS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ def read_words(words: Iterable[str]) -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {}
     for word in words:
         path, values = word.split("=", 1) if "=" in word else (METHOD, word)
-        axes.setdefault(path, []).extend(parse_value(f"[{values}]", f"--compare {word!r}"))
+        axes.setdefault(path, []).extend(parse_value(f"[{values}]", f"--compare {shown(word)}"))
     return axes
 
 
@@ -154,6 +156,7 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
     seeds = _read_seeds(tree.get("seeds", [shared.seed]))
     sections = _listed(tree.get("compare") or {})
     products = tuple(tuple(_read_axes(section, given)) for section in sections)
+    _check_number(products, seeds)
 
     def vary(settings: Settings) -> Config:
         config = resolve(experiment, {**given, **settings})
@@ -243,17 +246,19 @@ def _listed(value: Any) -> list[Any]:
 def _read_seeds(seeds: Any) -> tuple[int, ...]:
     """Reads whole numbers, each once."""
     if not isinstance(seeds, list) or not seeds:
-        raise UserError(f"seeds: expected a list such as [0, 1, 2], got {seeds!r}")
+        raise UserError(f"seeds: expected a list such as [0, 1, 2], got {shown(seeds)}")
     read = tuple(resolve({}, {"seed": seed}).seed for seed in seeds)
     if len(set(read)) < len(read):
-        raise UserError(f"seeds: one stands twice in {seeds}")
+        raise UserError(f"seeds: one stands twice in {shown(seeds)}")
     return read
 
 
 def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
     """Reads a product, whose axes must not touch each other's settings, nor those of a flag."""
     if not isinstance(section, Mapping):
-        raise UserError(f"compare: expected axes such as {{{METHOD}: [head, lora]}}, got {section}")
+        raise UserError(
+            f"compare: expected axes such as {{{METHOD}: [head, lora]}}, got {shown(section)}"
+        )
     owners: dict[str, str] = dict.fromkeys(given, "a flag")
     for name, values in section.items():
         axis = _read_axis(str(name), values)
@@ -276,6 +281,8 @@ def _read_axis(name: str, values: Any) -> Axis:
             raise unknown("setting", name, _settings())
         labelled = {label: {name: value} for label, value in labelled.items()}
     for path in itertools.chain.from_iterable(labelled.values()):
+        if not isinstance(path, str):
+            raise unknown("setting", path, _settings())
         if path in NO_AXIS:
             raise UserError(f"compare: {path} cannot be varied by an axis; {NO_AXIS[path]}")
     return Axis(name=name, choices=labelled)
@@ -286,7 +293,7 @@ def _label(name: str, values: Any) -> dict[str, Any]:
     values = _listed(values)
     labelled = {label_of(value): value for value in values}
     if len(labelled) < len(values):
-        raise UserError(f"compare: a value of {name} stands twice in {values}")
+        raise UserError(f"compare: a value of {name} stands twice in {shown(values)}")
     return labelled
 
 
@@ -322,6 +329,16 @@ def _union(products: Sequence[Sequence[Axis]]) -> Iterator[tuple[Labels, Setting
                 raise UserError(f"compare: two different cells are called {name_of(labels)!r}")
             if seen[key] is settings:
                 yield labels, settings
+
+
+def _check_number(products: Sequence[Sequence[Axis]], seeds: Sequence[int]) -> None:
+    """Refuses more runs than anybody waits for, before they are listed."""
+    cells = sum(math.prod(len(axis.choices) for axis in axes) for axes in products)
+    if cells * len(seeds) > MOST_RUNS:
+        raise UserError(
+            f"compare: {cells} combinations with {len(seeds)} seeds each; take at most {MOST_RUNS} "
+            "runs in all"
+        )
 
 
 def _check_baseline(grid: Grid) -> None:

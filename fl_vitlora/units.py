@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-from fl_vitlora.errors import UserError
+from fl_vitlora.errors import UserError, shown
 
 # Decimal, as networks are sold, and binary.
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MOST = 1e18  # bytes; more is never sent
 AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z]*)\s*", re.ASCII)
 
 
@@ -22,7 +23,7 @@ def parse_bytes(amount: object, where: str) -> int:
         Bytes, rounded down.
 
     Raises:
-        UserError: When it is neither, or nothing.
+        UserError: When it is neither, or nothing, or more than there is.
 
     Example:
         >>> parse_bytes("1.5 MB", "budget"), parse_bytes("2KiB", "budget"), parse_bytes(7, "budget")
@@ -33,9 +34,9 @@ def parse_bytes(amount: object, where: str) -> int:
     if match is None or isinstance(amount, bool) or (match["unit"] or "B").lower() not in factors:
         units = ", ".join(UNITS)
         raise UserError(
-            f"{where}: expected bytes, such as 50MB or 1.5GiB ({units}), got {amount!r}"
+            f"{where}: expected bytes, such as 50MB or 1.5GiB ({units}), got {shown(amount)}"
         )
-    found = int(float(match["number"]) * factors[(match["unit"] or "B").lower()])
-    if found < 1:
-        raise UserError(f"{where}: expected at least one byte, got {amount!r}")
-    return found
+    found = float(match["number"]) * factors[(match["unit"] or "B").lower()]
+    if not 1 <= found < MOST:
+        raise UserError(f"{where}: expected one byte or more, to {MOST:.0e}, got {shown(amount)}")
+    return int(found)

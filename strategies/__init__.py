@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import Config, from_mapping
-from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.errors import UserError, shown, unknown
 
 if TYPE_CHECKING:
     from fl_vitlora.flower.aggregators import AnyStrategy
@@ -74,26 +74,27 @@ def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
     from fl_vitlora.flower import construction
 
     kind = _named_class(name) if ":" in name else _class_in_file(name)
-    if dataclasses.is_dataclass(kind):
-        return _make_own(kind, name, options, terms)
-    if construction.wraps(kind):
-        wrapped = _load_wrapped(options.get("strategy", INNERMOST), terms.within(kind))
-        options = {**options, "strategy": wrapped}
-    strategy: AnyStrategy = construction.construct(kind, name, options, terms)
+    try:
+        if dataclasses.is_dataclass(kind):
+            return _make_own(kind, options, terms)
+        if construction.wraps(kind):
+            wrapped = _load_wrapped(options.get("strategy", INNERMOST), terms.within(kind))
+            options = {**options, "strategy": wrapped}
+        strategy: AnyStrategy = construction.construct(kind, name, options, terms)
+    except UserError:
+        raise
+    except Exception as error:  # of the strategy's own code
+        cause = error if isinstance(error, TypeError | ValueError) else _cause(error)
+        raise UserError(f"strategy {name}: {' '.join(str(cause).split())}") from error
     return strategy
 
 
-def _make_own(kind: type[Any], name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
+def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
     """Makes a strategy of this project's contract, if its class has the form of one."""
     from fl_vitlora.testing.declared import expect_form
 
-    try:
-        expect_form(kind)
-        own: AnyStrategy = from_mapping(kind, options, terms.path)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"strategy {name}: {' '.join(str(error).split())}") from error
+    expect_form(kind)
+    own: AnyStrategy = from_mapping(kind, options, terms.path)
     return own
 
 
@@ -101,10 +102,10 @@ def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
     """Makes what a wrapper of Flower wraps; given by its name, or with options beside it."""
     from fl_vitlora.strategy import Strategy
 
-    if not isinstance(given, str | Mapping):
-        raise UserError(f"{terms.path}: expected the name of a strategy, got {given!r}")
-    options = {"name": given} if isinstance(given, str) else {"name": INNERMOST, **given}
+    options = {"name": INNERMOST, **given} if isinstance(given, Mapping) else {"name": given}
     name = options.pop("name")
+    if not isinstance(name, str):
+        raise UserError(f"{terms.path}: expected the name of a strategy, got {shown(name)}")
     strategy = _load(name, options, terms)
     if isinstance(strategy, Strategy):
         raise UserError(
@@ -193,10 +194,14 @@ def _import(module: str, name: str) -> Any:
     del fl_vitlora
     try:
         return importlib.import_module(module)
-    except Exception as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
+    except (Exception, SystemExit) as error:
+        cause = _cause(error)
         form = "; write @dataclass(frozen=True, kw_only=True)" if "dataclass" in cause else ""
         raise UserError(f"strategy {name!r} cannot be imported: {cause}{form}") from error
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _is_strategy(kind: type[Any]) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,19 @@ def test_where_nobody_answers_is_a_mistake_told_at_once():
     with pytest.raises(UserError, match="no Ray answers there"):
         choose_workers("cpu", 2, most=4, address=f"127.0.0.1:{free_port()}")
     assert time.monotonic() - begin < 6
+
+
+def test_what_answers_in_another_language_is_no_ray():
+    with socketserver.TCPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(UserError, match="what answers there is no Ray"):
+            check_address(f"127.0.0.1:{server.server_address[1]}")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:10001", ":6379", "host:port"])
+def test_what_is_no_address_is_told_with_what_one_is(address: str):
+    with pytest.raises(UserError, match=f"{address}: expected auto, or HOST:PORT"):
+        check_address(address)
 
 
 def test_the_size_of_a_cluster_is_not_guessed():

@@ -195,7 +195,7 @@ def test_what_is_no_override_is_refused(text: str):
         ({"clients": 0}, "clients", "[1, inf)"),
         ({"fraction": 0}, "fraction", "(0, 1]"),
         ({"fraction": 1.01}, "fraction", "(0, 1]"),
-        ({"fraction": float("nan")}, "fraction", "(0, 1]"),
+        ({"fraction": float("nan")}, "fraction", "a number"),
         ({"seed": -1}, "seed", "[0, inf)"),
         ({"data.test_fraction": 1}, "data.test_fraction", "(0, 1)"),
         ({"training.momentum": 1.0}, "training.momentum", "[0, 1)"),
@@ -285,3 +285,36 @@ def test_explanations_list_the_values_of_settings_that_know_but_a_few() -> None:
     assert told["encryption.scope"].endswith("(shared, client, image, block)")
     assert told["finetuning.targets"].endswith("(q, k, v, proj, fc1, fc2)")
     assert "(" not in told["clients"]
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "0x_", "!!int one", "!!bool perhaps", "9" * 5000])
+def test_a_value_that_python_objects_to_is_told_with_its_place(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="is not a YAML value"):
+        parse_override(f"clients={text}")
+    with pytest.raises(UserError, match=r"not valid YAML: .* line 2, column 10"):
+        load(write(tmp_path, f"rounds: 3\nclients: {text}\n"))
+
+
+@pytest.mark.parametrize("text", ["&all [*all]", "[" * 30 + "]" * 30, "[" * 9999])
+def test_what_is_nested_too_deep_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="nested deeper than 20 levels"):
+        parse_override(f"strategy.x={text}")
+
+
+def test_values_that_aliases_multiply_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 15))]
+    with pytest.raises(UserError, match="more than 100000 values"):
+        load(write(tmp_path, "\n".join(lines)))
+
+
+def test_a_long_value_is_told_in_short() -> None:
+    with pytest.raises(UserError) as caught:
+        load(None, {"clients": ["many"] * 5000})
+    assert str(caught.value).startswith("clients: expected a whole number, got ['many', 'many',")
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud800", "n" * 256, "n/" * 1001])
+def test_a_text_that_can_name_no_file_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="out: expected "):
+        load(None, {"out": name})

@@ -246,3 +246,14 @@ def test_with_the_attack_two_clients_are_hostile_in_each_way_and_without_it_none
         kinds = () if cell.labels["hostile"] == "none" else ("sign_flip", "scale", "nan")
         found = {kind: len(clients) for kind, clients in hostile(config).items()}
         assert found == dict.fromkeys(kinds, 2)
+
+
+def test_more_runs_than_anybody_waits_for_are_refused_before_they_are_listed() -> None:
+    axes = {"clients": list(range(2, 1002)), "rounds": list(range(1, 1001))}
+    with pytest.raises(UserError, match="compare: 1000000 combinations with 3 seeds each"):
+        read_grid({"compare": axes, "seeds": [0, 1, 2]}, {})
+
+
+def test_a_path_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown setting 1"):
+        read_grid({"compare": {"where": {"here": {1: 2}}}}, {})

@@ -269,3 +269,14 @@ def test_telemetry_is_off_before_flower_is_imported():
         "import flwr.supercore.telemetry as t; print(t.FLWR_TELEMETRY_ENABLED)"
     )
     assert python(code, FLWR_TELEMETRY_ENABLED="1").strip() == "0"
+
+
+def test_the_hub_is_silent_though_it_is_imported_later():
+    """Its loggers take their level at their import."""
+    told = python(
+        "from fl_vitlora.flower.quiet import silence; silence()\n"
+        "import logging, datasets, huggingface_hub\n"
+        "names = ['datasets', 'huggingface_hub']\n"
+        "print([logging.getLogger(name).level for name in names])"
+    )
+    assert told.strip() == "[50, 50]"

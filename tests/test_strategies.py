@@ -92,6 +92,9 @@ def test_fedprox_differs_from_fedavg_at_the_clients_only():
         ("flwr.serverapp.strategy:FedAdam", {"beta1": 1}, r"did you mean 'beta_1'"),
         ("FedYogi", {}, r"did you mean 'flwr\.serverapp\.strategy:FedYogi'\?"),
         ("no.such.module:Mine", {}, r"cannot be imported: ModuleNotFoundError"),
+        ("os:path", {}, r"unknown strategy of os 'path' \(there is none\)"),
+        ("flwr.serverapp.strategy:FedAvg", {"train_metrics_aggr_fn": 3}, r"expected a function"),
+        ("flwr.serverapp.strategy:FedAdam", {"eta": "nan"}, r"strategy\.eta: expected a number"),
     ],
 )
 def test_what_cannot_be_loaded_is_answered(name: str, options: dict[str, Any], expectation: str):
@@ -316,6 +319,12 @@ def test_a_file_may_be_named_as_a_path(folder: Path, name: str):
         (USERS + USERS.replace("Half", "Other"), r"found \['Half', 'Other'\]"),
         ("import nowhere\n", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("class Half(\n", "cannot be imported: SyntaxError"),
+        ("raise SystemExit(0)\n", "cannot be imported: SystemExit: 0"),
+        ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
+        (
+            USERS + "    def __post_init__(self):\n        1 / 0\n",
+            "mine: ZeroDivisionError: division",
+        ),
         ("from strategies.fedavg import FedAvg\n", r"expected one class .* found \[\]"),
     ],
 )

@@ -29,7 +29,9 @@ def test_numbers_with_and_without_units_are_read(amount: object, expected: int):
     assert parse_bytes(amount, "budget") == expected
 
 
-@pytest.mark.parametrize("amount", ["", "MB", "5 XB", "-5MB", "1e9 bytes", True, None, [5], "0", 0])
+@pytest.mark.parametrize(
+    "amount", ["", "MB", "5 XB", "-5MB", "1e9 bytes", True, None, [5], "0", 0, "9" * 400]
+)
 def test_anything_else_is_told_with_its_place(amount: object):
     with pytest.raises(UserError, match=r"^budget: expected "):
         parse_bytes(amount, "budget")

@@ -64,7 +64,11 @@ def key_holder(
         fixed_entries=encryption.fixed_entries,
         per_block=encryption.scope == "block",
     )
-    _ = cipher.geometry  # refuses what does not fit the images
+    try:
+        _ = cipher.geometry  # refuses what does not fit the images
+    except UserError as error:
+        given = f"encryption.block_size {cipher.block_size}: " if encryption.block_size else ""
+        raise UserError(f"{given}{error}") from None
     return KeyHolder(cipher=cipher, secret=secret, scope=encryption.scope, seed=config.seed)
 
 

@@ -8,6 +8,7 @@ n images of H × W pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from fl_vitlora.errors import UserError
 Indices = NDArray[np.int64]
 TEST_SPLITS = ("test", "validation", "valid", "val")
 SPLIT_SEED = 0  # the test images of a source are the same in every run
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # with or without its owner
 ROWS_AT_ONCE = 64  # of a data set, not decoded yet
 
 
@@ -120,6 +122,7 @@ def _hugging_face(config: DataConfig) -> tuple[Images, Images]:
     for column in (image_column, label_column):
         if column not in first.column_names:
             raise UserError(f"{config.name} has no column {column!r}, only {first.column_names}")
+    _expect_labels(first, label_column)
     names = _class_names(first, label_column)
     parts = {
         split: _from_rows(rows, image_column, label_column, names) for split, rows in splits.items()
@@ -138,23 +141,28 @@ def _open_local(path: Path) -> Any:
         return None
     if not path.is_dir():
         raise UserError(f"data set {path}: expected a folder, got a file")
-    if (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(str(path))
-    if (path / "state.json").exists():
-        return {"train": datasets.load_from_disk(str(path))}
-    listed = read_image_folder(path)
-    if listed is not None:
-        return listed
+    datasets.disable_progress_bars()  # they would stand before the line that says what is wrong
     try:
+        if (path / "dataset_dict.json").exists():
+            return datasets.load_from_disk(str(path))
+        if (path / "state.json").exists():
+            return {"train": datasets.load_from_disk(str(path))}
+        listed = read_image_folder(path)
+        if listed is not None:
+            return listed
         return datasets.load_dataset("imagefolder", data_dir=str(path))
     except Exception as error:
         raise UserError(
             f"data set {path}: expected a saved data set or folders of images named after their "
             f"classes ({_first_line(error)})"
         ) from error
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _open_hub(name: str) -> Any:
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"data set {name!r}: no such folder; choose another one: --dataset FOLDER")
     import datasets
 
     try:
@@ -191,6 +199,17 @@ def _label_column(rows: Any) -> str:
     raise UserError(
         f"found no label column among {rows.column_names}; name it: --set data.label_column=NAME"
     )
+
+
+def _expect_labels(rows: Any, label_column: str) -> None:
+    """Refuses a column of images, lists and the like, of which no two values are one class."""
+    import datasets
+
+    kind = rows.features[label_column]
+    if not isinstance(kind, datasets.ClassLabel | datasets.Value):
+        raise UserError(
+            f"data.label_column {label_column}: expected labels, got {type(kind).__name__}"
+        )
 
 
 def _class_names(rows: Any, label_column: str) -> tuple[str, ...]:

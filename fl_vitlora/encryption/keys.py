@@ -93,6 +93,8 @@ def open_ring(path: Path) -> KeyRing:
     Raises:
         UserError: When there is none, others may read it, or it is not a key ring.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"key ring {path}: expected a file, got a folder or a device")
     try:
         lines = path.read_text(encoding="ascii").split()
         found = tuple(bytes.fromhex(line) for line in lines)

@@ -107,9 +107,13 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
     """Refuses a Flower strategy that expects other clients than take part in a round.
 
     Raises:
-        UserError: When it would wait for more for ever, or share its noise among others.
+        UserError: When it would wait for more for ever, is to train what is no share of them, or
+            would share its noise among others.
     """
     layers = list(_layers(strategy))
+    share = getattr(layers[-1][1], "fraction_train", 1.0)
+    if not 0 <= share <= 1:
+        raise UserError(f"{layers[-1][0]}.fraction_train: expected a share in [0, 1], got {share}")
     trained = trained_clients(strategy, participants)
     if trained < 1:
         raise UserError(

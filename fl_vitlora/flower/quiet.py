@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import flwr.supercore.logger  # noqa: F401 - it sets the level of its logger when imported
 
 TALKATIVE = ("flwr", "ray", "huggingface_hub", "datasets", "timm")
+LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # are read by those at their import
 
 
 def silence() -> None:
@@ -16,3 +18,4 @@ def silence() -> None:
     """
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.update(dict.fromkeys(LEVELS, "critical"))

@@ -35,6 +35,9 @@ NICENESS = 0  # Ray takes 15: beside three busy programs, 131 s to the first rou
 WORKERS_PER_GPU = 4  # at most, where nobody said a number
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_END = 10.0
+# Ray speaks gRPC, and so HTTP/2 (RFC 9113): each side begins with its settings, frame type 4.
+HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
 GREETINGS = 100  # to a worker at once
 
 
@@ -113,18 +116,24 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
 
 
 def check_address(address: str) -> None:
-    """Checks that somebody listens at host:port; Ray itself would wait for minutes.
+    """Checks that somebody at host:port speaks as Ray does; Ray itself would wait for minutes.
 
     Raises:
-        UserError: When nobody does.
+        UserError: When nobody does, or it is no address.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:
-        return  # "auto" and the like, which Ray resolves
+    if address == "auto":
+        return  # Ray finds the one on this machine
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UserError(f"engine.ray_address {address}: expected auto, or HOST:PORT")
     try:
-        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
-    except (OSError, OverflowError) as error:
+        with socket.create_connection((host, int(port)), SECONDS_TO_CONNECT) as line:
+            line.sendall(HTTP2_GREETING)
+            answer = line.recv(len(HTTP2_SETTINGS))
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"engine.ray_address {address}: no Ray answers there ({error})") from None
+    if answer[3:4] != HTTP2_SETTINGS[3:4] and os.environ.get("RAY_USE_TLS") != "1":
+        raise UserError(f"engine.ray_address {address}: what answers there is no Ray")
 
 
 def cores() -> int:
@@ -177,6 +186,10 @@ class Ray:
     def wait(self) -> None:
         """Waits until it is up."""
         self._up.wait()
+        if self._error is not None and self.workers.address:
+            raise UserError(f"engine.ray_address {self.workers.address}: {self._error}") from (
+                self._error
+            )
         if self._error is not None:
             raise RuntimeError(f"Ray does not start: {self._error}") from self._error
 
@@ -300,6 +313,8 @@ class Engine:
         if self._ray is None or self._ray.workers != workers:
             self.stop()
             self._ray = Ray(workers, verbose=self._verbose)
+        if workers.address:
+            self._ray.wait()  # what the user named may not be there
         return self._ray
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ head; what of it is trained is the business of `finetuning`.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,14 @@ from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.rng import derive_seed
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-UNREADABLE = (OSError, SafetensorError, UnpicklingError)
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    SafetensorError,
+    UnpicklingError,
+)
 
 # A checkpoint is data: older versions of timm would run what stands in one.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -107,6 +115,11 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
     _fold_normalization(patch_embedding.proj, defaults.get("mean", 0.5), defaults.get("std", 0.5))
     model.eval().requires_grad_(requires_grad=False)
     height, width = patch_embedding.img_size
+    if min(height, width) < patch_embedding.patch_size[0]:
+        raise UserError(
+            f"model.image_size {height}x{width}: not a single patch of {config.name} fits in; it "
+            f"has {patch_embedding.patch_size[0]} pixels a side"
+        )
     return Backbone(
         model=model,
         image_shape=(patch_embedding.proj.in_channels, height, width),
@@ -143,7 +156,7 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
     try:
         state = {key: value.to(torch.float32) for key, value in load_file(path).items()}
         model.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
+    except (*UNREADABLE, RuntimeError) as error:
         raise UserError(f"weights {path} do not fit {name}: {_one_line(error)}") from None
 
 
@@ -158,12 +171,32 @@ def _from_timm(config: ModelConfig) -> nn.Module:
     if config.weights not in ("pretrained", "random"):
         arguments["pretrained_cfg_overlay"] = {"file": str(_existing_file(config.weights))}
     _check_patch_size(config)
-    return _explain(
-        lambda: timm.create_model(
+
+    def create() -> nn.Module:
+        model: nn.Module = timm.create_model(
             config.name, pretrained=config.weights != "random", num_classes=0, **arguments
-        ),
-        config,
-    )
+        )
+        return model
+
+    model = _explain(create, config)
+    if "pretrained_cfg_overlay" in arguments:
+        _expect_same(model, create(), config)
+    return model
+
+
+def _expect_same(model: nn.Module, again: nn.Module, config: ModelConfig) -> None:
+    """Refuses a file that lacks weights: timm leaves those at random, so that no two are the same.
+
+    Raises:
+        UserError: With how many there are, and the first of them.
+    """
+    other = dict(again.named_parameters())
+    drawn = [n for n, weight in model.named_parameters() if not torch.equal(weight, other[n])]
+    if drawn:
+        raise UserError(
+            f"weights {config.weights} do not fit {config.name}: {len(drawn)} tensors are missing, "
+            f"first {drawn[0]}"
+        )
 
 
 def _check_patch_size(config: ModelConfig) -> None:
@@ -177,7 +210,8 @@ def _check_patch_size(config: ModelConfig) -> None:
 def _explain(create: Callable[[], nn.Module], config: ModelConfig) -> nn.Module:
     """Turns what timm and the hub raise into one line for the user."""
     try:
-        return create()
+        with warnings.catch_warnings(action="ignore"):  # of what is about to fail, or is no matter
+            return create()
     except TypeError as error:
         raise UserError(
             f"model {config.name} takes no other image or patch size ({_one_line(error)})"

@@ -126,9 +126,12 @@ def default_path(config: Config) -> Path:
 
 
 def check_unused(path: Path) -> None:
-    """Refuses a folder that holds anything; a run is never overwritten."""
+    """Refuses a folder that holds anything, as no run is overwritten, or that cannot be made."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"run folder {path} is in use; choose a new one: --out FOLDER")
+    above = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"run folder {path}: {above} takes none; choose another one: --out FOLDER")
 
 
 def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:

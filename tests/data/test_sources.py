@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,9 +268,32 @@ def test_a_path_that_is_no_data_set_is_refused(tmp_path: Path):
         load(DataConfig(name=str(tmp_path / "empty")))
 
 
-def test_what_is_neither_here_nor_on_the_hub_is_one_clear_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_what_is_neither_here_nor_on_the_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"neither 'digits', nor a local path.* --dataset FOLDER"):
-        load(DataConfig(name=str(tmp_path / "nowhere")))
+        load(DataConfig(name="nobody/nowhere"))
+
+
+def test_a_path_is_not_asked_of_the_hub():
+    with pytest.raises(UserError, match="'photos/of/cats': no such folder"):
+        load(DataConfig(name="photos/of/cats"))
+
+
+@pytest.mark.parametrize("name", ["dataset_dict.json", "state.json"])
+def test_a_saved_data_set_that_is_broken_is_refused(tmp_path: Path, name: str):
+    (tmp_path / name).write_text('{"splits": ["train"]}')
+    with pytest.raises(UserError, match=f"data set {tmp_path}: expected a saved data set"):
+        load(DataConfig(name=str(tmp_path)))
+
+
+def test_images_are_no_labels(tmp_path: Path):
+    saved = save(tmp_path, rows(datasets.ClassLabel(names=["a", "b"]), [0, 1] * 3))
+    with pytest.raises(UserError, match=r"data\.label_column picture: expected labels, got Image"):
+        load(replace(saved, label_column="picture"))
+
+
+def test_a_picture_too_large_to_be_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train, _ = load(save(tmp_path, rows(datasets.ClassLabel(names=["a", "b"]), [0, 1] * 5)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match="cannot be read: DecompressionBombError"):
+        train.read(np.array([0]), 8, 8)

@@ -88,8 +88,15 @@ def test_a_place_that_cannot_hold_a_key_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be written"):
         open_or_create_ring(file / "owner.key")
     (tmp_path / "folder").mkdir(mode=0o700)
-    with pytest.raises(UserError, match="expected 64 hexadecimal digits"):
+    with pytest.raises(UserError, match="expected a file"):
         open_or_create_ring(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("place", [".", "/dev/zero", "pipe"])
+def test_what_is_no_file_is_refused_without_reading(tmp_path: Path, place: str):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="expected a file, got a folder or a device"):
+        open_or_create_ring(tmp_path / place)
 
 
 def test_a_link_to_nowhere_is_not_followed(tmp_path: Path):

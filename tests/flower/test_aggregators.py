@@ -118,6 +118,12 @@ def test_a_strategy_that_would_wait_forever_is_refused(name: str):
         check_cohort(strategy, participants=4)
 
 
+@pytest.mark.parametrize("share", [-0.5, 1.5, 5.0])
+def test_a_share_of_the_participants_is_one(share: float):
+    with pytest.raises(UserError, match=rf"strategy\.fraction_train: .* \[0, 1\], got {share}"):
+        check_cohort(load("FedAvg", fraction_train=share), participants=4)
+
+
 def test_a_strategy_in_a_wrapper_that_would_wait_forever_is_refused():
     wrapper = load(
         "DifferentialPrivacyServerSideFixedClipping", strategy={"min_available_nodes": 5}

@@ -235,6 +235,10 @@ def test_normalization_leaves_its_input_alone(images: Tensor):
             ModelConfig(name=TINY, weights="random", image_size=(32,), patch_size=5),
             r"patch size 5 does not divide .* nearest that does is 4",
         ),
+        (
+            ModelConfig(name=TINY, weights="random", image_size=(8,)),
+            r"model\.image_size 8x8: not a single patch",
+        ),
     ],
 )
 def test_models_that_cannot_serve_are_refused(config: ModelConfig, expectation: str):
@@ -299,6 +303,26 @@ def test_no_weights_run_what_stands_in_them(
     assert not sign.exists()
     pickle.loads(pickle.dumps(Bomb(sign)))
     assert sign.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weight": torch.zeros(2)}])
+def test_a_file_that_lacks_weights_is_refused_and_not_filled_up_at_random(
+    tmp_path: Path, content: Any
+):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"weights\.pt") as caught:
+        build(ModelConfig(name=TINY, weights=str(tmp_path / "weights.pt"), image_size=(32,)), 10, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_lacks_one_tensor_is_refused_with_its_name(
+    tiny_weights: tuple[Path, dict[str, Tensor]], tmp_path: Path
+):
+    _, state = tiny_weights
+    name = "blocks.3.mlp.fc1.weight"
+    save_file({n: w for n, w in state.items() if n != name}, tmp_path / "cut.safetensors")
+    with pytest.raises(UserError, match=f"1 tensors are missing, first {name}"):
+        build(ModelConfig(name=TINY, weights=str(tmp_path / "cut.safetensors")), 10, 0)
 
 
 def test_weights_that_no_hub_gives_are_one_line(monkeypatch: pytest.MonkeyPatch):
