@@ -47,6 +47,7 @@ JOBS: dict[str, list[str]] = {
     "scaffold": ["--strategy", "scaffold"],
     "fedsa_lora": ["--strategy", "fedsa_lora"],
     "flora": ["--strategy", "flora", "--fraction", "0.5"],
+    "twenty clients": ["--clients", "20", "--set", "data.limit=400"],
     "secure sums": ["--set", "privacy.secure_aggregation=true"],
 }
 
@@ -339,18 +340,21 @@ class Chaos:
             self._undisturbed[job] = Undisturbed(digest_of(case.run), whole, first)
         return self._undisturbed[job]
 
-    def run(self, seed: int, fault: str | None = None) -> tuple[str, str, str]:
+    def run(
+        self, seed: int, fault: str | None = None, job: str | None = None
+    ) -> tuple[str, str, str]:
         """Disturbs one run.
 
         Args:
             seed: Of what happens, and when.
             fault: One of `FAULTS`; by the seed if not given.
+            job: One of `JOBS`; by the seed if not given.
 
         Returns:
             Fault, job and outcome.
         """
         draw = random.Random(seed)
-        job = draw.choice(list(JOBS))
+        job = job or draw.choice(list(JOBS))
         fault = fault or list(FAULTS)[seed % len(FAULTS)]
         case = Case(self._new_place(), self._key, job, self.undisturbed(job), draw)
         outcome = outcome_of(case, FAULTS[fault])
@@ -367,17 +371,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="seed of the first")
+    parser.add_argument("--fault", choices=FAULTS, help="this one alone")
     given = parser.parse_args(argv)
     chaos = Chaos(Path(tempfile.mkdtemp(prefix="chaos-")))
     counts: dict[str, Counter[str]] = {fault: Counter() for fault in FAULTS}
     for seed in range(given.first, given.first + given.runs):
-        fault, job, outcome = chaos.run(seed)
+        fault, job, outcome = chaos.run(seed, given.fault)
         counts[fault][outcome.partition(":")[0]] += 1
         print(f"{seed:4}  {fault:28}  {job:12}  {outcome}", flush=True)
     found = [kind for outcomes in counts.values() for kind in outcomes]
     kinds = list(dict.fromkeys(["same bits", "clear stop", *found]))
     print(f"\n| fault | runs | {' | '.join(kinds)} |\n|---|--:|{'--:|' * len(kinds)}")
-    for fault, outcomes in counts.items():
+    for fault, outcomes in ((name, counted) for name, counted in counts.items() if counted):
         cells = [outcomes.total(), *(outcomes[kind] for kind in kinds)]
         print(f"| {fault} | {' | '.join(map(str, cells))} |")
     return int(bool(set(kinds) - {"same bits", "clear stop"}))
