@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -196,8 +197,14 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
     assert lines[at + 2] == "failed  works with other clients in every round (as above)"
 
 
-@pytest.mark.parametrize("moment", ["starting workers", "round 1/"])
-def test_interruption_ends_a_run_soon(moment: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["preparing", "starting workers", "round 1/"])
+def test_interruption_ends_a_run_soon_and_says_how_to_go_on(moment: str, tmp_path: Path) -> None:
+    goes_on = r"python simulate\.py --resume runs/\S+ goes on"
+    told = {
+        "preparing": r"simulate\.py: interrupted; nothing was begun",
+        "starting workers": rf"simulate\.py: interrupted; {goes_on}",
+        "round 1/": rf"simulate\.py: ended after round \d+ of 500; {goes_on}",
+    }
     program = (
         "import signal, simulate\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal\n"
@@ -216,8 +223,50 @@ def test_interruption_ends_a_run_soon(moment: str, tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     _, answer = running.communicate(timeout=60)
     assert running.returncode == 130, answer
-    assert answer.splitlines()[-1] == "simulate.py: interrupted"
-    assert "Traceback" not in answer
+    (line,) = answer.splitlines()
+    assert re.fullmatch(told[moment], line), line
+
+
+@pytest.fixture
+def begun(elsewhere: Path) -> Path:
+    """A run that was broken off before its first round."""
+    place = elsewhere / "begun"
+    place.mkdir()
+    experiment = config.load(None, {"clients": 4, "strategy": "fedprox", "strategy.mu": 0.1})
+    (place / "config.yaml").write_text(config.to_yaml(experiment))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--rounds 30", ["rounds is 20 there, not 30", "what may change: engine.workers"]),
+        ("--set strategy.mu=0.2", ["strategy.mu is 0.1 there, not 0.2"]),
+        ("--strategy fedavg", ["strategy.name is fedprox there, not fedavg"]),
+        ("--seeds 0 1", ["--resume goes on with one run", "--seeds"]),
+        ("--rotate-key begun", ["--rotate-key runs nothing", "--resume"]),
+        ("--clinets 3", ["did you mean --clients?"]),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_one(
+    flags: str, expected: list[str], begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = answer_to(f"--resume begun {flags}", capsys)
+    assert all(part in answer for part in expected), answer
+    assert [path.name for path in begun.iterdir()] == ["config.yaml"]
+
+
+def test_there_must_be_a_run_to_go_on_with(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nowhere holds no run; expected a folder with a config.yaml" in answer_to(
+        "--resume nowhere", capsys
+    )
+
+
+def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (begun / "result.json").write_text("[1]")
+    assert "result.json cannot be read: expected a mapping" in answer_to("--resume begun", capsys)
 
 
 def test_a_comparison_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
