@@ -97,11 +97,13 @@ def test_what_is_refused_or_fails_is_told_and_the_rest_goes_on(finished: Finishe
     assert failed in table
 
 
-def test_what_is_done_is_kept_and_what_was_broken_off_is_redone_beside(finished: Finished) -> None:
+def test_what_is_done_is_kept_and_what_was_broken_off_goes_on_there(
+    finished: Finished,
+) -> None:
     assert [(r.labels, r.seed, r.folder and r.folder.name) for r in finished.records] == [
         ({"finetuning.method": "head"}, 0, "head-seed0"),
         ({"finetuning.method": "head"}, 1, "head-seed1"),
-        ({"finetuning.method": "lora"}, 0, "lora-seed0-again1"),
+        ({"finetuning.method": "lora"}, 0, "lora-seed0"),
         ({"finetuning.method": "lora"}, 1, "lora-seed1"),
     ]
     assert finished.records[0].result == finished.first[2].result

@@ -355,7 +355,7 @@ def test_ranks_that_nothing_was_sent_for_allocate_nothing(
     context = clients.context(0)
     context.node_config["partition-id"] = 0
     end = ClientEnd(settings=clients.settings, context=context, asked=asked)
-    layout = merged_layout(clients.worker.layout, config[messages.MERGED_RANKS])  # type: ignore[arg-type]
+    layout = merged_layout(clients.worker.layout, {pairs[0]: ranks[0]})
     group = group_of(layout.names[0])
     part = Part(digest=layout.digest, sections=(Section(group=group, codec=codec, body=b"\0"),))
     tracemalloc.start()
