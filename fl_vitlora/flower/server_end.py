@@ -181,7 +181,7 @@ class ServerEnd:
     def snapshot(self) -> Tree:
         """Returns what the streams hold and who has followed them, for a checkpoint."""
         streams = [[*place, stream.snapshot()] for place, stream in self._streams.items()]
-        return {"streams": streams, "followed": self._followed}
+        return {"streams": streams, "followed": dict(self._followed)}
 
     def restore(self, tree: Tree) -> None:
         """Takes up what `snapshot` returned."""
