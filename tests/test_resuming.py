@@ -112,8 +112,6 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_broken_off(
     broken = experiment(tmp_path, "broken", CASES[case])
     with pytest.raises(PausedError, match=r"after round [12] of 4"):
         play(broken, engine, until=1)
-    with pytest.raises(PausedError, match=r"after round [23] of 4"):
-        play(broken, engine, until=2, resume=True)
     play(broken, engine, resume=True)
     assert same(left(tmp_path / "broken"), left(tmp_path / "whole"))
     assert not (tmp_path / "broken" / "checkpoint").exists()

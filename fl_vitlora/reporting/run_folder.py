@@ -88,6 +88,8 @@ class RunFolder:
             raise UserError(
                 f"run folder {self.path}: another process is at this run; wait for its end"
             ) from None
+        except OSError:
+            pass  # a file system that knows no locks
         for part in (self.shards, self.plots):
             with writing(part):
                 part.mkdir(exist_ok=True)
