@@ -59,6 +59,7 @@ def corrupt(delta: Mapping[str, Tensor], kind: Attack, factor: float) -> State:
         A new update with the same tensors.
 
     Example:
+        >>> import torch
         >>> corrupt({"w": torch.tensor([1.0, -2.0])}, "sign_flip", 100.0)
         {'w': tensor([-1.,  2.])}
     """
