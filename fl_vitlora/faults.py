@@ -46,6 +46,8 @@ def unreliable(config: Config) -> dict[Fault, list[int]]:
 def fault_of(config: Config, client: int, server_round: int) -> Fault | None:
     """Tells what happens to a client in a round; nothing to a reliable one."""
     kind = next((kind for kind, clients in unreliable(config).items() if client in clients), None)
+    if kind is None:
+        return None
     chance = torch.rand((), generator=generator(config.seed, "faults", server_round, client)).item()
     return kind if chance < config.faults.rate else None
 

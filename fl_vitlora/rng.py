@@ -60,6 +60,8 @@ def deal(
         >>> {kind: len(who) for kind, who in deal("ab", 3, 20, generator(0, "deal")).items()}
         {'a': 2, 'b': 1}
     """
+    if not chosen:
+        return {}  # every message asks, and there may be ten thousand clients
     order = torch.randperm(clients, generator=draw).tolist()
     dealt: dict[T, list[int]] = {}
     for client, kind in zip(order[:chosen], itertools.cycle(kinds), strict=False):

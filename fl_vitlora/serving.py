@@ -294,10 +294,10 @@ class Run:
     @property
     def _made_with(self) -> dict[str, str]:
         """Names what the bits of a run depend on and its configuration does not tell."""
-        keyed = self.holder is not None and self.holder.cipher.steps
+        holder = self.holder
         return {
             "device": next(self.server.backbone.model.parameters()).device.type,
-            "key": self.holder.key_id if keyed and self.holder else "none",
+            "key": holder.key_id if holder is not None and holder.cipher.steps else "none",
         }
 
     def result(self) -> Line:

@@ -104,12 +104,10 @@ class Undisturbed:
     Attributes:
         digest: Of its final model.
         seconds: That it takes.
-        training: That it takes before the first round has ended.
     """
 
     digest: str
     seconds: float
-    training: float
 
 
 class Case:
@@ -328,16 +326,14 @@ class Chaos:
     def undisturbed(self, job: str) -> Undisturbed:
         """Runs a job with nothing happening to it, once."""
         if job not in self._undisturbed:
-            nothing = Undisturbed("", 0.0, 0.0)
+            nothing = Undisturbed("", 0.0)
             case = Case(self._new_place(), self._key, job, nothing, random.Random(0))
             program = case.start()
-            program.wait_until(lambda: case.rounds() > 0)
-            first = time.monotonic() - program.begin
             code = program.end()
             if code:
                 raise RuntimeError(f"{job} fails undisturbed: {program.text}")
-            whole = time.monotonic() - program.begin
-            self._undisturbed[job] = Undisturbed(digest_of(case.run), whole, first)
+            seconds = time.monotonic() - program.begin
+            self._undisturbed[job] = Undisturbed(digest_of(case.run), seconds)
         return self._undisturbed[job]
 
     def run(

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,9 +46,9 @@ class Checkpoint:
 
     round: int
     server: Tree
-    clients: Mapping[int, Tree] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    clients: Mapping[int, Tree]
+    ledger: Ledger
+    lines: list[dict[str, Any]]
 
 
 class Logbook:
@@ -126,7 +126,7 @@ class Logbook:
         clients: Mapping[int, object],
         tree_of: Callable[[Any], Tree],
     ) -> None:
-        """Writes a checkpoint, and removes what is not needed any more.
+        """Writes a checkpoint if it is not there yet, and removes what is not needed any more.
 
         Args:
             server_round: After which it is.
@@ -135,6 +135,8 @@ class Logbook:
             clients: What each client remembers; another object than before where it has changed.
             tree_of: Makes a tree of that; an empty one is not stored.
         """
+        if server_round in self._kept:
+            return
         changed = {c: state for c, state in clients.items() if self._written.get(c) is not state}
         trees = {client: tree_of(state) for client, state in changed.items()}
         if filled := {client: tree for client, tree in trees.items() if tree}:

@@ -20,7 +20,7 @@ from fl_vitlora.files import WriteError, write_atomically, writing
 from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
-CONFIG, RESULT = "config.yaml", "result.json"
+CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
 LONGEST_NAME = 40  # of the data in the name of a folder, which may have 255 bytes
@@ -93,7 +93,8 @@ class RunFolder:
         for part in (self.shards, self.plots):
             with writing(part):
                 part.mkdir(exist_ok=True)
-        self.write_json("environment.json", environment())
+        if not (self.path / ENVIRONMENT).exists():  # of the process that began the run
+            self.write_json(ENVIRONMENT, environment())
 
     def release(self) -> None:
         """Lets other processes have it."""
