@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
-from fl_vitlora import __version__, config  # noqa: E402
+from fl_vitlora import __version__, config, settings, yaml_text  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
 from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
 
@@ -131,14 +131,14 @@ def fail(message: str, code: int) -> NoReturn:
 
 def make_parser() -> Parser:
     """Describes the command line."""
-    settings = "".join(
+    explained = "".join(
         f"  {path:<30} {'' if default is None else plain(default):<18} {explanation}\n"
-        for path, default, explanation in config.explanations()
+        for path, default, explanation in settings.explanations(config.Config)
     )
     parser = Parser(
         prog="simulate.py",
         description=__doc__,
-        epilog=EXAMPLES + settings,
+        epilog=EXAMPLES + explained,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -202,11 +202,11 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
 
 def read_comparison(arguments: argparse.Namespace) -> Grid | None:
     """Does the same for a comparison, if one is asked for by flags or by the file."""
-    tree = {} if arguments.config is None else config.read_yaml(arguments.config)
+    tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
     if arguments.compare:
         tree["compare"] = read_words(arguments.compare)
     if arguments.seeds:
-        tree["seeds"] = [config.parse_value(seed, "--seeds") for seed in arguments.seeds]
+        tree["seeds"] = [yaml_text.parse_value(seed, "--seeds") for seed in arguments.seeds]
     return read_grid(tree, read_overrides(arguments)) if is_grid(tree) else None
 
 
@@ -230,10 +230,10 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
             overrides[path] = given[path]
         elif given[path] is not None:
             try:
-                overrides |= [config.parse_override(f"{path}={given[path]}")]
+                overrides |= [yaml_text.parse_override(f"{path}={given[path]}")]
             except UserError as error:
                 raise UserError(f"{flag}: {error}") from None
-    return overrides | dict(config.parse_override(text) for text in arguments.overrides)
+    return overrides | dict(yaml_text.parse_override(text) for text in arguments.overrides)
 
 
 def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> None:

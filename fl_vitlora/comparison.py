@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
@@ -28,6 +27,7 @@ from fl_vitlora.reporting.comparison import Report, report, write_plots, write_t
 from fl_vitlora.reporting.run_folder import CONFIG, RESULT, find_run, read_result
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.serving import Line, Watch
+from fl_vitlora.yaml_text import write_yaml
 
 GRID = "grid.yaml"
 
@@ -56,7 +56,7 @@ def prepare_folder(folder: Path, grid: Grid) -> None:
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / GRID, configuration.write_yaml(to_tree(grid)))
+        write_atomically(folder / GRID, write_yaml(to_tree(grid)))
     except WriteError as error:
         raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
 

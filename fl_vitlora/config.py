@@ -1,29 +1,22 @@
-"""What an experiment is: frozen dataclasses, read from YAML and from `--set a.b=c`.
+"""What an experiment is: frozen dataclasses, made of a YAML file and of `--set a.b=c`.
 
-The dataclasses are plain values without behaviour; every field carries its explanation in its
-metadata, from which `--help` is made. Reading is one generic function: it walks a mapping along
-the annotations of a dataclass and names path, value, expectation and the nearest key when
-something does not fit.
+The dataclasses are plain values without behaviour. How they are read is told in `settings`, and
+what YAML may say in `yaml_text`.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-
-from fl_vitlora.errors import MOST_SHOWN, UserError, shown, unknown
-from fl_vitlora.units import parse_bytes
-
-T = TypeVar("T")
+from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.settings import from_mapping, setting, to_list
+from fl_vitlora.units import Bytes
+from fl_vitlora.yaml_text import read_yaml, write_yaml
 
 CipherStep = Literal[
     "block_scrambling",
@@ -51,23 +44,29 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "PE": ("pixel_negative_positive", "pixel_colour_shuffling"),
 }
 
-# More than any experiment says, less than a program chokes on.
-DEEPEST, MOST_VALUES = 20, 100_000  # in a YAML text
-LONGEST_NUMBER = 63  # bits
-LONGEST_TEXT, LONGEST_NAME = 2000, 255  # bytes of a setting, and between the slashes of a path
-
 # Groups of settings that may be given by one text, and which of them that is.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
 
-Bytes = typing.NewType("Bytes", int)
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
 Fault = Literal["raise", "crash", "slow"]
 
 
-def setting(default: Any, explanation: str, interval: str | None = None) -> Any:
-    """A dataclass field with its explanation for `--help` and its range, such as "(0, 1]"."""
-    return field(default=default, metadata={"explanation": explanation, "interval": interval})
+def read_steps(value: Any, path: str) -> tuple[Any, ...]:
+    """Reads a scheme's name or a list of steps.
+
+    Raises:
+        UserError: When it is neither.
+    """
+    if isinstance(value, str) and value in SCHEMES:
+        return SCHEMES[value]
+    steps, read = typing.get_args(CipherStep), tuple(to_list(value, path))
+    for step in read:
+        if step in list(SCHEMES):
+            raise UserError(f"{path}: the scheme {step} stands alone, not in a list")
+        if step not in steps:
+            raise unknown(f"{path}", step, [*SCHEMES, *steps])
+    return read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +118,7 @@ class EncryptionConfig:
     steps: tuple[CipherStep, ...] = setting(
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
         "in this order, or a scheme: ViT-blockwise, EtC, LE, ELE, PE; [] is plain",
+        read=read_steps,
     )
     scope: Literal["shared", "client", "image", "block"] = setting(
         "shared", "a key for all, for each client, for each image, or one that differs by block"
@@ -333,37 +333,6 @@ class Config:
     engine: EngineConfig = EngineConfig()
 
 
-class StrictLoader(yaml.SafeLoader):
-    """Reads YAML, and tells the place of what a plain loader would let pass, or break at.
-
-    A key that stands twice in a mapping is refused, instead of taking the last, and so are numbers
-    of hundreds of digits. What Python has against a value, as 2024-99-99, is a mistake of the YAML.
-    """
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Makes the value of any node."""
-        try:
-            value = super().construct_object(node, deep=deep)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            told = f"{shown(node.value)} is no value of {node.tag.rpartition(':')[2]}"
-            raise yaml.constructor.ConstructorError(None, None, told, node.start_mark) from None
-        if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-            told = f"a whole number of more than {LONGEST_NUMBER} bits"
-            raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
-        return value
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Makes a mapping; ``<<`` may bring keys that are given again."""
-        keys = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
-        own = [key.value for key in keys if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({key for key in own if own.count(key) > 1}, key=str)
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]!r} stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep=deep)
-
-
 def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads an experiment: defaults, then a YAML file, then overrides; and checks its ranges.
 
@@ -400,91 +369,6 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     return config
 
 
-def read_yaml(name: str) -> dict[str, Any]:
-    """Reads the file that `--config` names, as nested plain values.
-
-    Raises:
-        UserError: When there is none, or it holds no mapping.
-    """
-    path = Path(name)
-    try:
-        if not path.is_file():
-            raise UserError(f"--config {name}: {_why_no_file(path)}")
-        tree = _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {name}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config {name}: not valid YAML: {' '.join(str(error).split())}"
-        ) from None
-    if tree is not None and not isinstance(tree, dict):
-        raise UserError(f"--config {name}: expected a mapping at the top, got {shown(tree)}")
-    return tree or {}
-
-
-def _why_no_file(path: Path) -> str:
-    """Says what is there instead of a file, or what files are near."""
-    if path.exists():
-        return f"expected a file, got a {'folder' if path.is_dir() else 'device or the like'}"
-    near = sorted(map(str, path.parent.glob("*.yaml")))[:MOST_SHOWN]
-    return f"no such file ({', '.join(near) or 'no YAML file there'})"
-
-
-def _parse(text: str) -> Any:
-    """Reads YAML that is no larger than an experiment may be.
-
-    Raises:
-        yaml.YAMLError: When it is none, or too large.
-    """
-    try:
-        values = yaml.load(text, StrictLoader)
-    except RecursionError:
-        raise yaml.YAMLError(f"nested deeper than {DEEPEST} levels") from None
-    _check_extent(values)
-    return values
-
-
-def _check_extent(values: Any) -> None:
-    """Refuses what aliases multiply, or lead in a circle."""
-    waiting, found = [(values, 0)], 0
-    while waiting:
-        (value, depth), found = waiting.pop(), found + 1
-        if depth > DEEPEST:
-            raise yaml.YAMLError(f"nested deeper than {DEEPEST} levels")
-        if found > MOST_VALUES:
-            raise yaml.YAMLError(f"more than {MOST_VALUES} values")
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        if isinstance(parts, list | tuple | set):
-            waiting.extend((part, depth + 1) for part in parts)
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Reads one ``a.b=c`` of the command line; c is YAML.
-
-    Example:
-        >>> parse_override("encryption.steps=[pixel_shuffling]")
-        ('encryption.steps', ['pixel_shuffling'])
-    """
-    path, separator, value = text.partition("=")
-    if not separator or not all(name.strip() for name in path.split(".")):
-        raise UserError(f"--set {shown(text)}: expected PATH=VALUE, for example training.epochs=2")
-    return path.strip(), parse_value(value, f"--set {shown(text)}")
-
-
-def parse_value(text: str, where: str) -> Any:
-    """Reads a value as YAML writes it; ``where`` it stands is told with a mistake.
-
-    Example:
-        >>> parse_value("[[], EtC]", "--compare")
-        [[], 'EtC']
-    """
-    try:
-        return _parse(text)
-    except yaml.YAMLError as error:
-        why = getattr(error, "problem", None) or error
-        raise UserError(f"{where}: {shown(text)} is not a YAML value ({why})") from None
-
-
 def to_mapping(config: Any) -> dict[str, Any]:
     """Turns a config into nested plain values, as YAML and JSON can hold them."""
 
@@ -504,11 +388,6 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """Writes an experiment so that `load` reads it back equal."""
     return write_yaml(to_mapping(config))
-
-
-def write_yaml(tree: Mapping[str, Any]) -> str:
-    """Writes nested plain values for people to read."""
-    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -533,170 +412,6 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield from _leaves(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
-
-
-def explanations(kind: type[Any] = Config, path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yields (dotted path, default, explanation) of every setting."""
-    hints = typing.get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from explanations(hints[item.name], f"{path}{item.name}.")
-        elif item.name == "options":
-            yield f"{path}NAME", "", item.metadata["explanation"]
-        else:
-            explanation = item.metadata["explanation"] + _told_choices(hints[item.name])
-            yield f"{path}{item.name}", item.default, explanation
-
-
-def _told_choices(hint: Any) -> str:
-    """Lists the values of a setting that knows but a few."""
-    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
-    return f" ({', '.join(choices)})" if choices else ""
-
-
-def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
-    """Makes a dataclass of nested plain values.
-
-    Args:
-        kind: The dataclass.
-        tree: A mapping of its field names.
-        path: Where it stands in the whole, for messages.
-
-    Returns:
-        An instance of ``kind``.
-
-    Raises:
-        UserError: When a key is unknown or a value does not fit its annotation.
-    """
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{path or 'the configuration'}: expected a mapping, got {shown(tree)}")
-    hints = typing.get_type_hints(kind)
-    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values = {}
-    for key, value in tree.items():
-        dotted = f"{path}.{key}" if path else str(key)
-        if key not in fields:
-            raise unknown("setting", dotted, (f"{path}.{n}" if path else n for n in fields))
-        values[key] = convert(hints[key], value, dotted)
-        _check_interval(values[key], fields[key].metadata.get("interval"), dotted)
-    for name in (name for name, item in fields.items() if _is_needed(item) and name not in values):
-        dotted = f"{path}.{name}" if path else name
-        raise UserError(f"{dotted} needs a value: --set {dotted}=VALUE")
-    return kind(**values)
-
-
-def check_defaults(kind: type[Any], path: str) -> None:
-    """Looks whether the defaults of a dataclass fit its own types and ranges.
-
-    Args:
-        kind: The dataclass.
-        path: Where it stands in the whole, for messages.
-
-    Raises:
-        UserError: When a type is not known, a range is none, or a default is outside.
-    """
-    try:
-        hints = typing.get_type_hints(kind)
-    except (NameError, TypeError) as error:
-        raise UserError(f"{path}: a type of {kind.__name__} is not known: {error}") from None
-    for item in dataclasses.fields(kind):
-        dotted, interval = f"{path}.{item.name}", item.metadata.get("interval")
-        if interval is not None:
-            _read_interval(interval, dotted)
-        if item.default is dataclasses.MISSING:
-            continue
-        try:
-            _check_interval(convert(hints[item.name], item.default, dotted), interval, dotted)
-        except UserError as error:
-            raise UserError(f"its default does not fit: {error}") from None
-
-
-def _is_needed(item: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return item.init and item.default is missing and item.default_factory is missing
-
-
-def convert(hint: Any, value: Any, path: str) -> Any:
-    """Fits one value to one annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_mapping(typing.cast(type[Any], hint), value, path)
-    if origin in (types.UnionType, typing.Union):  # of a NewType it is the latter
-        return None if value is None else convert(arguments[0], value, path)
-    if hint == tuple[CipherStep, ...]:
-        return _read_steps(value, path)
-    if origin is tuple:
-        single = arguments[0] is int and type(value) is int
-        items = [value] if single else _to_list(value, path)
-        return tuple(convert(arguments[0], item, path) for item in items)
-    if origin is Callable and not callable(value):
-        raise UserError(f"{path}: expected a function, which cannot be set, got {shown(value)}")
-    if origin is Literal and value not in arguments:
-        raise unknown(path, value, map(str, arguments))
-    if hint in _READ:
-        return _READ[hint](value, path)
-    if hint in _NAMES and type(value) is not hint:
-        raise UserError(f"{path}: expected {_NAMES[hint]}, got {shown(value)}")
-    return value
-
-
-def _read_steps(value: Any, path: str) -> tuple[Any, ...]:
-    """Reads a scheme's name or a list of steps."""
-    if isinstance(value, str) and value in SCHEMES:
-        return SCHEMES[value]
-    steps, read = typing.get_args(CipherStep), tuple(_to_list(value, path))
-    for step in read:
-        if step in list(SCHEMES):
-            raise UserError(f"{path}: the scheme {step} stands alone, not in a list")
-        if step not in steps:
-            raise unknown(f"{path}", step, [*SCHEMES, *steps])
-    return read
-
-
-_NAMES = {int: "a whole number", bool: "true or false"}
-
-
-def _to_list(value: Any, path: str) -> Sequence[Any]:
-    """Reads a list; "a,b" is one too, and nothing is an empty one."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",")]
-    if value is not None and not isinstance(value, list | tuple):
-        raise UserError(f"{path}: expected a list, got {shown(value)}")
-    return value or []
-
-
-def _to_float(value: Any, path: str) -> float:
-    """Reads a number; YAML takes 1e-3 for a text, people do not."""
-    try:
-        number = float(value) if isinstance(value, int | float | str) else math.nan
-    except (OverflowError, ValueError):
-        number = math.nan
-    if math.isnan(number) or isinstance(value, bool):
-        raise UserError(f"{path}: expected a number, got {shown(value)}")
-    return number
-
-
-def _to_text(value: Any, path: str) -> str:
-    """Reads a text that can be the name of a file, and be written to one."""
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{path}: expected a text, got {shown(value)}")
-    encoded = value.encode(errors="replace")
-    if "\0" in value or encoded.decode() != value:
-        raise UserError(f"{path}: expected a text of Unicode without NUL, got {shown(value)}")
-    if len(encoded) > LONGEST_TEXT or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
-        raise UserError(
-            f"{path}: expected at most {LONGEST_NAME} bytes between slashes, and {LONGEST_TEXT} in "
-            f"all, got {shown(value)}"
-        )
-    return value
-
-
-_READ: Mapping[Any, Callable[[Any, str], Any]] = {
-    Bytes: parse_bytes,
-    float: _to_float,
-    str: _to_text,
-}
 
 
 def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -728,32 +443,6 @@ def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in strategy.items() if key != "name"}
     name = {"name": strategy["name"]} if "name" in strategy else {}
     return {**tree, "strategy": {**name, "options": own}}
-
-
-def _check_interval(value: Any, interval: str | None, path: str) -> None:
-    """Refuses a number outside its range; "(0, 1]" excludes 0 and includes 1."""
-    if isinstance(value, tuple):
-        for item in value:
-            _check_interval(item, interval, path)
-        return
-    if interval is None or value is None:
-        return
-    low, high = _read_interval(interval, path)
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    if not (above and below):
-        raise UserError(f"{path}: expected a number in {interval}, got {value}")
-
-
-def _read_interval(interval: str, path: str) -> tuple[float, float]:
-    """Reads the bounds of a range."""
-    try:
-        low, high = (float(bound) for bound in interval[1:-1].split(","))
-    except (TypeError, ValueError, AttributeError):
-        low = high = float("nan")
-    if not (low <= high and interval[0] in "[(" and interval[-1] in ")]"):
-        raise UserError(f'{path}: {interval!r} is not a range, such as "(0, 1]" or "[0, inf)"')
-    return low, high
 
 
 def _check_lists(config: Config) -> None:

@@ -22,8 +22,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fl_vitlora.config import Config, explanations, parse_value, resolve, to_mapping
+from fl_vitlora.config import Config, resolve, to_mapping
 from fl_vitlora.errors import UserError, shown, unknown
+from fl_vitlora.settings import explanations
+from fl_vitlora.yaml_text import parse_value
 
 Settings = Mapping[str, Any]  # values by dotted path
 Labels = Mapping[str, str]  # the label that a cell has on each axis
@@ -298,7 +300,7 @@ def _label(name: str, values: Any) -> dict[str, Any]:
 
 
 def _settings() -> list[str]:
-    return [path for path, _, _ in explanations()]
+    return [path for path, _, _ in explanations(Config)]
 
 
 def _is_setting(name: str) -> bool:

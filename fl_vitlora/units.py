@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import typing
 
 from fl_vitlora.errors import UserError, shown
+
+Bytes = typing.NewType("Bytes", int)
 
 # Decimal, as networks are sold, and binary.
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

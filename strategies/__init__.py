@@ -15,8 +15,9 @@ import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fl_vitlora.config import Config, from_mapping
+from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError, shown, unknown
+from fl_vitlora.settings import from_mapping
 
 if TYPE_CHECKING:
     from fl_vitlora.flower.aggregators import AnyStrategy

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fl_vitlora.config import Config, setting
+from fl_vitlora.config import Config
+from fl_vitlora.settings import setting
 from fl_vitlora.state import State, scale
 from fl_vitlora.strategy import Strategy, Update, averaged, shares
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fl_vitlora.config import Config, setting
+from fl_vitlora.config import Config
 from fl_vitlora.robust import krum, too_few_for_krum
+from fl_vitlora.settings import setting
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, averaged
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.config import Config, setting
+from fl_vitlora.config import Config
 from fl_vitlora.robust import coordinatewise, middle
+from fl_vitlora.settings import setting
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, moved
 

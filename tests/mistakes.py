@@ -22,7 +22,7 @@ from hypothesis.strategies import SearchStrategy
 
 import simulate
 import strategies
-from fl_vitlora import config, grid
+from fl_vitlora import config, grid, units, yaml_text
 from fl_vitlora.communication.codecs import CODECS
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
@@ -155,7 +155,7 @@ WRONG: Mapping[Any, Callable[[str | None], SearchStrategy[Any]]] = {
         ANYTHING.filter(lambda value: type(value) is not str),
         st.sampled_from(["", "a\0b", "\ud800", "n" * 256, "n/" * 1001]),
     ),
-    config.Bytes: lambda interval: st.one_of(
+    units.Bytes: lambda interval: st.one_of(
         st.integers(max_value=0),
         st.sampled_from([True, [5], {}, math.nan, math.inf, "9" * 400]),
         st.sampled_from(["MB", "5 XB", "1e3 MB", "-5MB", "0kB", "5 M B", "five", ""]),
@@ -350,7 +350,7 @@ def is_refused(content: bytes) -> bool:
     path = Path(FILE)
     path.write_bytes(content)
     try:
-        tree = config.read_yaml(FILE)
+        tree = yaml_text.read_yaml(FILE)
         _ = grid.read_grid(tree, {}) if grid.is_grid(tree) else config.resolve(tree, {})
     except UserError:
         return True

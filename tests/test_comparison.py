@@ -23,6 +23,7 @@ from fl_vitlora.files import write_atomically
 from fl_vitlora.grid import Grid, read_grid
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.reporting.statistics import Record
+from fl_vitlora.yaml_text import write_yaml
 
 METHODS = {"finetuning.method": ["head", "lora"]}
 TREE: dict[str, Any] = {"title": "Small", "compare": METHODS, "seeds": [0, 1]}
@@ -157,7 +158,7 @@ def test_a_run_is_known_by_its_configuration_even_an_older_one(tmp_path: Path) -
     folder.write_json("result.json", {})
     tree = configuration.to_mapping(configuration.load(str(folder.path / "config.yaml")))
     del tree["encryption"]["adapt"], tree["data"]["shards_per_client"]
-    write_atomically(folder.path / "config.yaml", configuration.write_yaml(tree))
+    write_atomically(folder.path / "config.yaml", write_yaml(tree))
     assert runs_in(tmp_path, finished=True) == [(config, folder.path)]
 
 

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from fl_vitlora.config import (
     SCHEMES,
     Config,
-    explanations,
     load,
-    parse_override,
-    read_yaml,
     to_mapping,
     to_yaml,
 )
 from fl_vitlora.errors import UserError
+from fl_vitlora.settings import explanations
+from fl_vitlora.yaml_text import parse_override, read_yaml
 
 STEPS = ("block_scrambling", "pixel_shuffling", "negative_positive")
 
@@ -252,7 +251,7 @@ def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path):
 
 
 def test_every_setting_is_explained_and_can_be_set_to_its_default():
-    settings = [setting for setting in explanations() if setting[0] != "strategy.NAME"]
+    settings = [setting for setting in explanations(Config) if setting[0] != "strategy.NAME"]
     assert len(settings) > 40
     assert all(explanation for _, _, explanation in settings)
     overrides = {path: default for path, default, _ in settings}
@@ -281,7 +280,7 @@ def test_a_scheme_stands_for_its_steps_and_alone() -> None:
 
 
 def test_explanations_list_the_values_of_settings_that_know_but_a_few() -> None:
-    told = {path: text for path, _, text in explanations()}
+    told = {path: text for path, _, text in explanations(Config)}
     assert told["encryption.scope"].endswith("(shared, client, image, block)")
     assert told["finetuning.targets"].endswith("(q, k, v, proj, fc1, fc2)")
     assert "(" not in told["clients"]
@@ -293,6 +292,17 @@ def test_a_value_that_python_objects_to_is_told_with_its_place(tmp_path: Path, t
         parse_override(f"clients={text}")
     with pytest.raises(UserError, match=r"not valid YAML: .* line 2, column 10"):
         load(write(tmp_path, f"rounds: 3\nclients: {text}\n"))
+
+
+@pytest.mark.parametrize(("text", "meaning"), [("1:30", 90), ("010", 8), ("-1_0:00.5", -600.5)])
+def test_a_number_that_means_another_one_in_yaml_is_refused(text: str, meaning: float) -> None:
+    with pytest.raises(UserError, match=f"means {meaning} in YAML"):
+        parse_override(f"training.epochs={text}")
+
+
+@pytest.mark.parametrize("text", ["'1:30'", "0", "0.10", "0x1f", "1_000", "1:30pm", "a:b"])
+def test_other_numbers_and_texts_are_taken(text: str) -> None:
+    assert parse_override(f"strategy.x={text}") == ("strategy.x", yaml.safe_load(text))
 
 
 @pytest.mark.parametrize("text", ["&all [*all]", "[" * 30 + "]" * 30, "[" * 9999])

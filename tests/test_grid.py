@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from fl_vitlora import policies
 from fl_vitlora.adversary import hostile
-from fl_vitlora.config import SCHEMES, write_yaml
+from fl_vitlora.config import SCHEMES
 from fl_vitlora.errors import UserError
 from fl_vitlora.grid import Grid, axes_of, folder_name, read_grid, read_words, to_tree
+from fl_vitlora.yaml_text import write_yaml
 
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "grids").glob("*.yaml"))
 

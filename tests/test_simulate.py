@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import simulate
-from fl_vitlora import config
+from fl_vitlora import config, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -136,7 +136,7 @@ def test_help_explains_every_setting() -> None:
     )
     missing = [
         (path, explanation)
-        for path, _, explanation in config.explanations()
+        for path, _, explanation in settings.explanations(config.Config)
         if path not in done.stdout or explanation not in done.stdout
     ]
     assert missing == []

@@ -22,6 +22,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.errors import UserError
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.testing import check_strategy, made_up_model, made_up_updates
+from fl_vitlora.yaml_text import parse_override
 
 USERS = '''
 """Half of FedAvg."""
@@ -281,7 +282,7 @@ def test_the_wrapper_that_the_page_shows_can_be_made():
     command = page.split("take another strategy of Flower")[1].split("```")[1]
     words = command.replace("\\\n", " ").split()
     typed = [word for flag, word in pairwise(words) if flag == "--set"]
-    given = dict(configuration.parse_override(word) for word in typed)
+    given = dict(parse_override(word) for word in typed)
     given["strategy.name"] = words[words.index("--strategy") + 1]
     wrapper = vars(strategies.load_for(configuration.load(None, given)))
     assert (wrapper["num_sampled_clients"], wrapper["accountant"].config.target_delta) == (20, 1e-5)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fl_vitlora.config import convert
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.accounting import make_accountant
+from fl_vitlora.settings import convert
 
 Parameters = dict[str, inspect.Parameter]
 

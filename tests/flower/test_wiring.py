@@ -8,11 +8,12 @@ import pytest
 
 import strategies
 from fl_vitlora.communication.codecs import CODECS
-from fl_vitlora.config import load, read_yaml, resolve
+from fl_vitlora.config import load, resolve
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.aggregators import Unaided, client_half
 from fl_vitlora.flower.wiring import chance, check_codecs, lanes_of
 from fl_vitlora.grid import is_grid, read_grid
+from fl_vitlora.yaml_text import read_yaml
 
 
 def test_one_word_is_the_codec_of_all_groups_and_groups_may_have_their_own():
