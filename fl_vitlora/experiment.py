@@ -11,6 +11,7 @@ from fl_vitlora import coordinates, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.errors import UserError
 from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_half
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
@@ -59,8 +60,8 @@ def run(
         The content of `result.json`, and the run folder.
 
     Raises:
-        UserError: When something in the configuration cannot work, before a run folder is made;
-            or when the strategy's own code fails in a round.
+        UserError: When something in the configuration or in the images cannot work, and no new run
+            folder is left; or when the strategy's own code fails in a round.
         RuntimeError: When the run failed.
         PausedError: When the watch told it to pause.
     """
@@ -167,7 +168,12 @@ def _prepare(
     broken_off = bool(asked.out) and (place / CONFIG).exists()
     folder = RunFolder.reopen(place) if broken_off else RunFolder.create(asked)
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
-    write_shards(config, images, holder, folder)
+    try:
+        write_shards(config, images, holder, folder)
+    except UserError:  # an image that cannot be read: what could not begin leaves nothing
+        if not broken_off:
+            folder.discard()
+        raise
     if policies.reader_is_stored(config):
         betrays = policies.start_is_adapted(config)
         name = holder.key_id if betrays else ""

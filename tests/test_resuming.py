@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import strategies
 from fl_vitlora import config as configuration
@@ -250,3 +251,24 @@ def test_checkpoints_do_not_pile_up(tmp_path: Path, engine: Engine) -> None:
     run(config, strategies.load_for(config), Watch(show_round=show), engine=engine)
     assert len(seen) == 5
     assert max(seen) <= 1 + 2 + 5  # the ledger, two checkpoints, a file for each client at most
+
+
+def test_a_run_that_an_image_keeps_from_beginning_leaves_no_folder(
+    tmp_path: Path, engine: Engine
+) -> None:
+    images = tmp_path / "images"
+    for label in ("cat", "dog"):
+        (images / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (16, 16)).save(images / label / f"{number}.png")
+    image = images / "dog" / "3.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:45])
+    options = {"data.name": str(images), "data.partition": "iid", "clients": 2, "data.limit": None}
+    config = experiment(tmp_path, "run", options)
+    with pytest.raises(UserError, match=f"image {image} cannot be read"):
+        play(config, engine)
+    assert not (tmp_path / "run").exists()
+    image.write_bytes(whole)
+    play(config, engine)
+    assert (tmp_path / "run" / "result.json").exists()

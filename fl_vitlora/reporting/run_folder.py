@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -100,6 +101,11 @@ class RunFolder:
         """Lets other processes have it."""
         if self._lock is not None:
             self._lock.close()
+
+    def discard(self) -> None:
+        """Removes it, where nothing in it is worth keeping."""
+        self.release()
+        shutil.rmtree(self.path)
 
     def write(self, name: str, content: str | bytes) -> None:
         """Writes a file whole or not at all."""
