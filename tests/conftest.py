@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor
 import fl_vitlora.flower  # noqa: F401 - switches telemetry off before any test imports Flower
 from fl_vitlora.config import FineTuningConfig, ModelConfig
 from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.rng import generator
@@ -32,6 +33,13 @@ def images() -> Tensor:
     return torch.randint(
         0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=generator(0, "test images")
     )
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """Keeps one Ray up for the whole runs of a file."""
+    with Engine(verbose=False) as engine:
+        yield engine
 
 
 def random_vit(*, classes: int = 10, seed: int = 0) -> Backbone:

@@ -19,6 +19,7 @@ from fl_vitlora.config import Config, load
 from fl_vitlora.errors import UserError
 from fl_vitlora.faults import fault_of, strike, unreliable
 from fl_vitlora.flower import server
+from fl_vitlora.flower.simulation import Engine
 from tests.whole_runs import execute
 
 
@@ -115,15 +116,15 @@ TWENTY: dict[str, Any] = {
 
 
 def test_a_run_in_which_five_of_twenty_always_raise_is_the_run_of_the_other_fifteen(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ):
     """The same shards, and in the second run a server that never asks the five."""
     folder, alone = (tmp_path_factory.mktemp(name) for name in ("failing", "alone"))
-    failing = execute(folder, faults__kinds=["raise"], faults__clients=5, **TWENTY)
+    failing = execute(folder, engine, faults__kinds=["raise"], faults__clients=5, **TWENTY)
     drawn = unreliable(failing.config)["raise"]
     others = [client for client in range(20) if client not in drawn]
     monkeypatch.setattr(server, "sample", lambda *given: others)
-    fifteen = execute(alone, encryption__key_file=str(folder / "owner.key"), **TWENTY)
+    fifteen = execute(alone, engine, encryption__key_file=str(folder / "owner.key"), **TWENTY)
 
     assert [line["participants"] for line in failing.lines] == [others, others]
     assert [line["participants"] for line in fifteen.lines] == [others, others]
@@ -148,10 +149,16 @@ def test_a_run_in_which_five_of_twenty_always_raise_is_the_run_of_the_other_fift
     assert failing.result["accuracy"] == fifteen.result["accuracy"]
 
 
-def test_a_client_that_takes_its_worker_along_is_the_only_one_left_out(tmp_path: Path):
+def test_a_client_that_takes_its_worker_along_is_the_only_one_left_out(
+    tmp_path: Path, engine: Engine
+):
     """Three train in a batch: the two beside it are asked again, each alone."""
     done = execute(
-        tmp_path, **{**TWENTY, "engine__cohort": 3}, faults__kinds=["crash"], faults__clients=1
+        tmp_path,
+        engine,
+        **{**TWENTY, "engine__cohort": 3},
+        faults__kinds=["crash"],
+        faults__clients=1,
     )
     (crashing,) = unreliable(done.config)["crash"]
     for line in done.lines:

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,6 @@ CASES: dict[str, dict[str, Any]] = {
 # Times differ, and with Flower's random names of nodes a message by a byte or two.
 NOT_THE_SAME = ("seconds", "transfer_seconds", "communication", "uplink_bytes", "downlink_bytes")
 WIRE = ("overhead", "total")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine(verbose=False) as engine:
-        yield engine
 
 
 def experiment(folder: Path, name: str, options: dict[str, Any]) -> Config:

@@ -26,7 +26,7 @@ from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
-from fl_vitlora.flower.simulation import Ray, choose_workers, simulate
+from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
@@ -36,8 +36,8 @@ from tests.whole_runs import CALM_SEED, Finished, execute, owned
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return execute(tmp_path_factory.mktemp("encrypted"))
+def finished(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Finished:
+    return execute(tmp_path_factory.mktemp("encrypted"), engine)
 
 
 def test_run_folder_holds_what_is_promised(finished: Finished) -> None:
@@ -123,9 +123,9 @@ def test_a_target_is_told_with_what_it_took(finished: Finished) -> None:
     assert finished.result["stopped"] is None
 
 
-def test_a_budget_is_never_overspent_and_the_run_is_whole(tmp_path: Path) -> None:
+def test_a_budget_is_never_overspent_and_the_run_is_whole(tmp_path: Path, engine: Engine) -> None:
     """Two rounds of three clients cost 720 kB; a budget for one and a half allows one."""
-    run = execute(tmp_path, budget="600kB", target_accuracy=0.01)
+    run = execute(tmp_path, engine, budget="600kB", target_accuracy=0.01)
     wire, result = run.result["communication"], run.result
     assert 300_000 < wire["uplink_bytes"] + wire["downlink_bytes"] <= 600_000
     assert (result["rounds"], result["rounds_planned"], result["stopped"]) == (1, 2, "budget")
@@ -142,18 +142,20 @@ def test_a_budget_is_never_overspent_and_the_run_is_whole(tmp_path: Path) -> Non
     }
 
 
-def test_a_budget_that_the_greeting_spends_is_a_mistake(tmp_path: Path) -> None:
+def test_a_budget_that_the_greeting_spends_is_a_mistake(tmp_path: Path, engine: Engine) -> None:
     with pytest.raises(UserError, match="the greeting alone took"):
-        execute(tmp_path, budget=1000)
+        execute(tmp_path, engine, budget=1000)
 
 
-def test_coded_runs_are_the_same_with_one_worker_and_with_two(tmp_path: Path) -> None:
+def test_coded_runs_are_the_same_with_one_worker_and_with_two(
+    tmp_path: Path, engine: Engine
+) -> None:
     """Codecs draw by round and client, and clients of a stream hold the same."""
     lanes = {"compression__uplink": "topk(0.2)+int4", "compression__downlink": "int4"}
     key = {"encryption__key_file": str(tmp_path / "owner.key")}
     finals = []
     for workers in (1, 2):
-        run = execute(tmp_path / str(workers), engine__workers=workers, **lanes, **key)
+        run = execute(tmp_path / str(workers), engine, engine__workers=workers, **lanes, **key)
         assert not any(line["failures"] for line in run.lines)
         finals.append(load_file(run.folder / "model.safetensors"))
         assert run.result["communication"]["saving"] > 200
@@ -197,9 +199,11 @@ def test_shards_are_ciphertext_that_the_key_opens(finished: Finished) -> None:
         assert torch.equal(holder.decrypt(shard.images, client_party(client)), plain)
 
 
-def test_one_worker_and_two_give_the_same_bits(finished: Finished, tmp_path: Path) -> None:
+def test_one_worker_and_two_give_the_same_bits(
+    finished: Finished, tmp_path: Path, engine: Engine
+) -> None:
     key = finished.config.encryption.key_file
-    alone = execute(tmp_path, engine__workers=1, encryption__key_file=key)
+    alone = execute(tmp_path, engine, engine__workers=1, encryption__key_file=key)
     first = load_file(finished.folder / "model.safetensors")
     second = load_file(alone.folder / "model.safetensors")
     assert first.keys() == second.keys()
@@ -209,12 +213,13 @@ def test_one_worker_and_two_give_the_same_bits(finished: Finished, tmp_path: Pat
 
 
 def test_clients_trained_together_learn_what_they_learn_alone_however_many_workers_there_are(
-    finished: Finished, tmp_path: Path
+    finished: Finished, tmp_path: Path, engine: Engine
 ) -> None:
     key = finished.config.encryption.key_file
     both = [
         execute(
             tmp_path / str(workers),
+            engine,
             engine__workers=workers,
             engine__cohort=2,
             encryption__key_file=key,
@@ -232,18 +237,19 @@ def test_clients_trained_together_learn_what_they_learn_alone_however_many_worke
 
 
 def test_reference_equals_a_real_run_of_full_fine_tuning(
-    finished: Finished, tmp_path: Path
+    finished: Finished, tmp_path: Path, engine: Engine
 ) -> None:
-    full = execute(tmp_path, finetuning__method="full")
+    full = execute(tmp_path, engine, finetuning__method="full")
     wire = full.result["communication"]
     promised = finished.result["communication"]["full_fine_tuning_bytes"]
     assert wire["uplink_bytes"] + wire["downlink_bytes"] == pytest.approx(promised, rel=0.01)
     assert wire["saving"] == pytest.approx(1, rel=0.01)
 
 
-def test_flower_strategy_runs_on_plain_images(tmp_path: Path) -> None:
+def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) -> None:
     done = execute(
         tmp_path,
+        engine,
         encryption__steps=[],
         strategy__name="flwr.serverapp.strategy:FedAdam",
         strategy__eta=0.01,
@@ -262,7 +268,7 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path) -> None:
     assert not (tmp_path / "owner.key").exists()
 
 
-def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> None:
+def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path, engine: Engine) -> None:
     """Three rounds with partial participation and AdamW; E is compared after adapting it.
 
     Both runs are float32 and add in another order; AdamW makes steps of such differences wherever
@@ -271,11 +277,13 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path) -> Non
     """
     (tmp_path / "plain").mkdir()
     (tmp_path / "encrypted").mkdir()
-    plain = execute(tmp_path / "plain", encryption__steps=[], rounds=3, seed=CALM_SEED)
+    plain = execute(tmp_path / "plain", engine, encryption__steps=[], rounds=3, seed=CALM_SEED)
     secret = tmp_path / "encrypted" / "owner.key"
     secret.write_text(bytes(range(32)).hex())  # always the same key, so always the same rounding
     secret.chmod(0o600)
-    encrypted = execute(tmp_path / "encrypted", encryption__adapt=True, rounds=3, seed=CALM_SEED)
+    encrypted = execute(
+        tmp_path / "encrypted", engine, encryption__adapt=True, rounds=3, seed=CALM_SEED
+    )
     _, holder = owned(encrypted.config)
     backbone = prepare_model(plain.config, 10, "cpu")
     initial = export_state(backbone.model)
@@ -324,7 +332,9 @@ FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
 }
 
 
-def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: Path) -> None:
+def test_all_strategies_of_flower_run_unmodified(
+    finished: Finished, tmp_path: Path, engine: Engine
+) -> None:
     """Each by its class name, two rounds on the same encrypted shards, over one Ray."""
     config = dataclasses.replace(finished.config, fraction=1.0)
     shards = finished.folder / "shards"
@@ -350,24 +360,21 @@ def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: P
             )
             ended[name].serve(grid, stop)
 
-    ray = Ray(workers, verbose=False)
-    try:
-        ray.wait()
-        settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
-        app = make_client_app(Fixed(settings))
-        simulate(
-            app,
-            serve,
-            clients=config.clients,
-            together=2,
-            patience=60,
-            states=ClientStates(),
-            workers=workers,
-            ray=ray,
-            verbose=False,
-        )
-    finally:
-        ray.stop()
+    ray = engine.start(workers)
+    ray.wait()
+    settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
+    app = make_client_app(Fixed(settings))
+    simulate(
+        app,
+        serve,
+        clients=config.clients,
+        together=2,
+        patience=60,
+        states=ClientStates(),
+        workers=workers,
+        ray=ray,
+        verbose=False,
+    )
     for name, one in ended.items():
         assert [len(line["participants"]) for line in one.lines] == [4, 4], name
         assert all(line["moved"] for line in one.lines), name
@@ -376,9 +383,10 @@ def test_all_strategies_of_flower_run_unmodified(finished: Finished, tmp_path: P
     assert len({one.lines[-1]["loss"] for one in ended.values()}) > 12  # they do differ
 
 
-def test_a_private_run_tells_what_it_gave_away(tmp_path: Path) -> None:
+def test_a_private_run_tells_what_it_gave_away(tmp_path: Path, engine: Engine) -> None:
     done = execute(
         tmp_path,
+        engine,
         encryption__steps=[],
         strategy="flwr.serverapp.strategy:DifferentialPrivacyClientSideFixedClipping",
         strategy__strategy="flwr.serverapp.strategy:FedAvg",

@@ -25,6 +25,7 @@ from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.experiment import client_settings
 from fl_vitlora.finetuning.methods import export_state
 from fl_vitlora.flower.aggregators import Unaided
+from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.models.reading import WEIGHT, reader_of
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.state import State, l2_norm, subtract
@@ -34,23 +35,24 @@ SECRET = bytes(range(32))  # always the same key, so always the same rounding
 BIAS = "patch_embed.proj.bias"
 
 
-def execute_with_key(folder: Path, **overrides: Any) -> Finished:
+def execute_with_key(folder: Path, engine: Engine, **overrides: Any) -> Finished:
     ring = folder / "owner.key"
     ring.write_text(SECRET.hex())
     ring.chmod(0o600)
-    return execute(folder, **overrides)
+    return execute(folder, engine, **overrides)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def plain(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Finished:
     folder = tmp_path_factory.mktemp("plain")
-    return execute(folder, encryption__steps=[], rounds=3, seed=CALM_SEED)
+    return execute(folder, engine, encryption__steps=[], rounds=3, seed=CALM_SEED)
 
 
 @pytest.fixture(scope="module")
-def aligned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def aligned(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Finished:
     return execute_with_key(
         tmp_path_factory.mktemp("aligned"),
+        engine,
         encryption__scope="client",
         encryption__adapt=True,
         finetuning__patch_embedding="aligned",
@@ -60,9 +62,10 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def kept(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Finished:
     return execute_with_key(
         tmp_path_factory.mktemp("kept"),
+        engine,
         encryption__scope="client",
         encryption__adapt=True,
         finetuning__patch_embedding="local",
@@ -99,14 +102,15 @@ def test_with_a_key_for_each_client_a_whole_run_is_the_plain_run(
 
 
 def test_where_descent_amplifies_no_rounding_the_two_runs_agree_far_more_closely(
-    tmp_path: Path,
+    tmp_path: Path, engine: Engine
 ) -> None:
     slow = {"training__optimizer": "sgd", "training__learning_rate": 0.05, "rounds": 2}
     (tmp_path / "plain").mkdir()
     (tmp_path / "aligned").mkdir()
-    plain = execute(tmp_path / "plain", encryption__steps=[], **slow)
+    plain = execute(tmp_path / "plain", engine, encryption__steps=[], **slow)
     keyed = execute_with_key(
         tmp_path / "aligned",
+        engine,
         encryption__scope="client",
         encryption__adapt=True,
         finetuning__patch_embedding="aligned",
@@ -131,9 +135,12 @@ def test_the_patch_embedding_of_that_run_was_trained_and_its_clients_had_other_k
     assert not any(torch.equal(turned[0], other) for other in turned[1:])
 
 
-def test_clients_with_keys_of_their_own_train_together(aligned: Finished, tmp_path: Path) -> None:
+def test_clients_with_keys_of_their_own_train_together(
+    aligned: Finished, tmp_path: Path, engine: Engine
+) -> None:
     together = execute_with_key(
         tmp_path,
+        engine,
         encryption__scope="client",
         encryption__adapt=True,
         finetuning__patch_embedding="aligned",
@@ -243,9 +250,12 @@ def test_what_is_local_learns_from_round_to_round(kept: Finished) -> None:
         ("EtC", "aligned"),  # in which the server's model needs a kernel for every patch
     ],
 )
-def test_keys_of_clients_do_without_adaptation(steps: str, policy: str, tmp_path: Path) -> None:
+def test_keys_of_clients_do_without_adaptation(
+    steps: str, policy: str, tmp_path: Path, engine: Engine
+) -> None:
     done = execute_with_key(
         tmp_path,
+        engine,
         encryption__steps=steps,
         encryption__scope="client",
         finetuning__patch_embedding=policy,
@@ -266,8 +276,8 @@ def test_keys_of_clients_do_without_adaptation(steps: str, policy: str, tmp_path
     }
 
 
-def test_a_key_for_every_image_can_be_trained_with(tmp_path: Path) -> None:
-    done = execute_with_key(tmp_path, encryption__scope="image", data__limit=80, rounds=1)
+def test_a_key_for_every_image_can_be_trained_with(tmp_path: Path, engine: Engine) -> None:
+    done = execute_with_key(tmp_path, engine, encryption__scope="image", data__limit=80, rounds=1)
     assert json.loads((done.folder / "rounds.jsonl").read_text())["failures"] == []
     images, holder = owned(done.config)
     for client, part in enumerate(images.parts):
@@ -277,10 +287,12 @@ def test_a_key_for_every_image_can_be_trained_with(tmp_path: Path) -> None:
     assert set(done.result["accuracy_by_view"]) == {"right_key", "wrong_key", "no_key"}
 
 
-def test_clients_measure_what_the_server_would(plain: Finished, tmp_path: Path) -> None:
+def test_clients_measure_what_the_server_would(
+    plain: Finished, tmp_path: Path, engine: Engine
+) -> None:
     """On plain images: the same model, the same test images, only shared out."""
     done = execute(
-        tmp_path, encryption__steps=[], evaluation__by="clients", rounds=3, seed=CALM_SEED
+        tmp_path, engine, encryption__steps=[], evaluation__by="clients", rounds=3, seed=CALM_SEED
     )
     first, second = model_of(plain), model_of(done)
     assert all(torch.equal(first[name], second[name]) for name in first)

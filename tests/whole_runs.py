@@ -12,6 +12,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.experiment import run
+from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.preparation import OwnedImages, prepare_holder, prepare_images, prepare_model
 from fl_vitlora.serving import Watch
 
@@ -46,7 +47,8 @@ class Finished:
         return [json.loads(line) for line in text.splitlines()]
 
 
-def execute(folder: Path, **overrides: Any) -> Finished:
+def execute(folder: Path, engine: Engine | None = None, **overrides: Any) -> Finished:
+    """Runs a small experiment in a folder, over a Ray that is up already or over its own."""
     given = {path.replace("__", "."): value for path, value in overrides.items()}
     paths = {"out": str(folder / "run"), "encryption.key_file": str(folder / "owner.key")}
     config = configuration.load(None, {**SMALL, **paths, **given})
@@ -59,7 +61,7 @@ def execute(folder: Path, **overrides: Any) -> Finished:
             part.deflate() for part in get_all_nested_objects(message).values()
         )
     )
-    result, path = run(config, strategy, watch)
+    result, path = run(config, strategy, watch, engine=engine)
     return Finished(config, result, path, messages)
 
 
