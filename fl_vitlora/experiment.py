@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_vitlora import coordinates, policies
-from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
+from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_half
+from fl_vitlora.files import sync_files
+from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, check_storable, client_half
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.confidentiality import check_privacy
@@ -26,13 +27,14 @@ from fl_vitlora.flower.workspace import ClientSettings
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import (
     describe_encryption,
+    holds_shards,
     prepare_holder,
     prepare_images,
     prepare_model,
     shards_of,
     write_shards,
 )
-from fl_vitlora.reporting.run_folder import CONFIG, RunFolder, check_unused
+from fl_vitlora.reporting.run_folder import RunFolder, check_unused
 from fl_vitlora.serving import Line, Run, Server, Watch, make_server
 from fl_vitlora.strategy import Strategy
 
@@ -72,6 +74,8 @@ def run(
     asked, config = config, policies.for_strategy(config, client_half(strategy))
     cohort = cohort_size(config.clients, config.fraction)
     check_experiment(strategy, config)
+    if config.checkpoint_every:
+        check_storable(strategy)
     check_privacy(config, strategy)
     check_codecs(config, client_half(strategy))
     together = trained_together(config)
@@ -89,7 +93,7 @@ def run(
     try:
         stage = _find(config, strategy, watch, workers.device) if resume else None
         if stage is None:
-            stage = _prepare(asked, config, strategy, watch, workers.device)
+            stage = _prepare(asked, config, strategy, watch, workers.device, again=resume)
         shards = stage.folder.shards
         workers = workers_in_memory(workers, config, stage.server.backbone, shards, ray)
         watch.announce("starting workers")
@@ -127,12 +131,13 @@ def run(
             ray=ray,
             verbose=watch.verbose,
         )
+        own.stop()
+        result = federation.result() | {"encryption": describe_encryption(config, stage.holder)}
+        federation.write(outcome, result, started)
     finally:
         own.stop()
         if stage is not None:
             stage.folder.release()
-    result = federation.result() | {"encryption": describe_encryption(config, stage.holder)}
-    federation.write(outcome, result, started)
     return result, stage.folder.path
 
 
@@ -158,26 +163,43 @@ class Stage:
 
 
 def _prepare(
-    asked: Config, config: Config, strategy: AnyStrategy, watch: Watch, device: str
+    asked: Config,
+    config: Config,
+    strategy: AnyStrategy,
+    watch: Watch,
+    device: str,
+    *,
+    again: bool,
 ) -> Stage:
-    """Prepares everything from the images on; writes the run folder, be it new or broken off."""
+    """Prepares everything from the images on, and writes the run folder.
+
+    Args:
+        asked: The experiment as it was asked for; it is written down.
+        config: The same as the strategy wants it.
+        strategy: Of it.
+        watch: Who looks on.
+        device: Where the server's model is to be.
+        again: Whether the folder is there, of a run that was broken off before its first
+            checkpoint: with shards under the key that they are under, it is the same run.
+    """
     watch.announce("preparing images and model")
     images = prepare_images(config)
-    holder, server = _prepare_server(config, strategy, watch, device, (images.classes, ""))
     place = Path(asked.out or "")
-    broken_off = bool(asked.out) and (place / CONFIG).exists()
-    folder = RunFolder.reopen(place) if broken_off else RunFolder.create(asked)
+    key = shards_of(place)[1] if again and holds_shards(place) else ""
+    holder, server = _prepare_server(config, strategy, watch, device, (images.classes, key))
+    folder = RunFolder.reopen(place) if again else RunFolder.create(asked)
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
         write_shards(config, images, holder, folder)
     except UserError:  # an image that cannot be read: what could not begin leaves nothing
-        if not broken_off:
+        if not again:
             folder.discard()
         raise
     if policies.reader_is_stored(config):
         betrays = policies.start_is_adapted(config)
         name = holder.key_id if betrays else ""
         write_reader(folder.shards / READER_FILE, server.start, name)
+    sync_files(folder.shards)  # before there are rounds that can only go on with them
     return Stage(
         folder=folder,
         logbook=Logbook.begin(folder.path),
@@ -191,7 +213,13 @@ def _find(config: Config, strategy: AnyStrategy, watch: Watch, device: str) -> S
     """Finds everything as a run that was broken off has left it; nothing before its first round."""
     folder = RunFolder.reopen(Path(str(config.out)))
     found = Logbook.take_up(folder.path)
+    if found is None and lacks_checkpoints(folder.path, config.checkpoint_every):
+        raise UserError(
+            f"{folder.path} has rounds and no checkpoint to go on from; begin a new run: "
+            "--out FOLDER"
+        )
     if found is None:
+        folder.release()
         return None
     watch.announce("preparing the model")
     shards = shards_of(folder.path)
@@ -226,7 +254,7 @@ def _prepare_server(
     classes, key = shards
     sandwich = client_half(strategy).adapter == "sandwich"
     backbone = prepare_model(config, classes, device, sandwich=sandwich)
-    if policies.lacks_key_ring(config):
+    if policies.lacks_key_ring(config) and not key:
         watch.announce(f"drawing a new secret: {config.encryption.key_file}")
     holder = prepare_holder(config, backbone, key)
     return holder, make_server(

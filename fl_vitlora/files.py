@@ -27,7 +27,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(
-    path: Path, content: bytes | str, *, durable: bool = True, mode: int = 0o666
+    path: Path,
+    content: bytes | str,
+    *,
+    durable: bool = True,
+    mode: int = 0o666,
+    new: bool = False,
 ) -> None:
     """Writes a file under a temporary name, syncs it, renames it and syncs the folder.
 
@@ -38,6 +43,7 @@ def write_atomically(
             this program's end, whatever that be, but perhaps not a power failure in the next half
             minute; it must not replace what cannot be made again.
         mode: Permissions, less what the umask takes away.
+        new: Whether an older file, be it a moment old, is not replaced but an error.
 
     Raises:
         WriteError: When the system does not take it; an older file stays, and nothing else.
@@ -52,7 +58,10 @@ def write_atomically(
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
-            temporary.replace(path)
+            if new:
+                os.link(temporary, path)
+            else:
+                temporary.replace(path)
             if durable:
                 sync_folder(path.parent)
         finally:
@@ -78,6 +87,18 @@ def append(path: Path, content: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+def sync_files(folder: Path) -> None:
+    """Waits until all files of a folder are on the disk, which were written without waiting.
+
+    Raises:
+        WriteError: When the disk does not take one after all.
+    """
+    for path in folder.iterdir():
+        with writing(path), path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import READER_FILE, adapted_to
 from fl_vitlora.reporting.plots import plot_labels
-from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.reporting.run_folder import SHARDS, RunFolder, is_under_way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,11 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
     return replace(holder, secret=secret)
 
 
+def holds_shards(run: Path) -> bool:
+    """Tells whether a run has any shards yet."""
+    return any((run / SHARDS).glob("*.safetensors"))
+
+
 def shards_of(run: Path) -> tuple[int, str]:
     """Reads off the shards of a run what they are of.
 
@@ -108,10 +113,17 @@ def shards_of(run: Path) -> tuple[int, str]:
         The number of classes, and the id of their key.
 
     Raises:
-        UserError: When there are none.
+        UserError: When there are none, or their keys differ.
     """
-    first = shard_metadata(owner.find_shards(run)[0])
-    return int(first["classes"]), first.get("key_id", "")
+    told = {path: shard_metadata(path) for path in owner.find_shards(run)}
+    first, *others = ((path, one.get("key_id", "")) for path, one in told.items())
+    for path, key in others:
+        if key != first[1]:
+            raise UserError(
+                f"shards of a run are under one key: {path} is under {key or 'none'}, {first[0]} "
+                f"under {first[1] or 'none'}"
+            )
+    return int(told[first[0]]["classes"]), first[1]
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
@@ -137,11 +149,17 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
         The new key id, and the shards.
 
     Raises:
-        UserError: When there is no shard, one of them cannot be opened with the ring, or a model
-            beside them is adapted to the old key; before anything is changed.
+        UserError: When there is no shard, one of them cannot be opened with the ring, a model
+            beside them is adapted to the old key, or a run with them is not at its end; before
+            anything is changed.
     """
     shards = [path for place in places for path in owner.find_shards(place)]
     for folder in {path.parent for path in shards}:
+        if is_under_way(folder.parent):
+            raise UserError(
+                f"{folder.parent} is not at its end, and a run goes on with its key only; finish "
+                f"it first, --resume {folder.parent}, or move its shards elsewhere"
+            )
         if adapted_to(folder / READER_FILE):
             raise UserError(
                 f"{folder / READER_FILE} is adapted to the key of these shards and would not read "

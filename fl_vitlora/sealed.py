@@ -55,7 +55,7 @@ def write_sealed(
         mode: See there.
     """
     laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sealed = {**metadata, DIGEST: _digest(laid_out, metadata)}
+    sealed = {**metadata, DIGEST: digest_of(laid_out, metadata)}
     write_atomically(path, save(laid_out, sealed), durable=durable, mode=mode)
 
 
@@ -82,7 +82,7 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
         raise DamagedFileError(
             path, "has no digest, which older versions did not write: nobody knows if it is whole"
         )
-    if digest != _digest(tensors, metadata):
+    if digest != digest_of(tensors, metadata):
         raise DamagedFileError(path, "is damaged: its content does not have the digest in it")
     return tensors, metadata
 
@@ -116,17 +116,21 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DamagedFileError(path, f"cannot be read ({_one_line(error)})") from None
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Computes the digest of contiguous tensors and of what is said beside them.
+def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Computes the digest of tensors, wherever they are, and of what is said beside them.
 
     A description of all tensors comes first, so that no other tensors give the same bytes.
+
+    Returns:
+        64 hexadecimal digits.
     """
     names = sorted(tensors)
     described = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
     head = json.dumps([sorted(metadata.items()), described], separators=(",", ":"))
     digest = hashlib.sha256(head.encode())
     for name in names:
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensors[name].detach().cpu().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

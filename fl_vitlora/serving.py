@@ -6,6 +6,7 @@ holder evaluates beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 
 from fl_vitlora import adversary, coordinates, faults, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
+from fl_vitlora.circumstances import Circumstances, changes
 from fl_vitlora.communication.budget import affords
 from fl_vitlora.communication.ledger import Ledger, full_model_sizes
 from fl_vitlora.communication.link import Link, transfer_seconds
@@ -159,6 +161,7 @@ class Run:
         measured: The last measurements, by view of the test images.
         full_bytes: Of a downlink and an uplink message with the whole model, once measured.
         privacy: What the strategy's accountant says at the end, if it has one.
+        changes: What was another than before when the run went on, and after which round.
         secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
             whoever knows what noise was added can take it off again.
         repeats_errors: Whether a client whose app raised is asked once more in the same round; not
@@ -180,6 +183,7 @@ class Run:
     measured: Measured = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    changes: list[Line] = field(default_factory=list)
     secret_seed: int | None = field(default=None, repr=False)
     repeats_errors: bool = True
 
@@ -215,9 +219,10 @@ class Run:
         clients = transport.greet(self.config.clients)
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
         aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
+        found = self._circumstances() if self.states is not None else None
         model, done = GlobalModel(tensors=initial), 0
-        if self.checkpoint is not None:
-            model, done = self._take_up(self.checkpoint, transport, aggregator)
+        if self.checkpoint is not None and found is not None:
+            model, done = self._take_up(self.checkpoint, found, transport, aggregator)
         begin = time.perf_counter()
         federation = Federation(
             transport=transport,
@@ -230,10 +235,10 @@ class Run:
             training=self.config.training,
             evaluate=lambda number, model: self._measure(evaluator, number, model),
             note=self._keep_traces,
-            observe=lambda report, model: self._observe(report, model, sums),
+            observe=self._observe,
             release=self._release,
             affords=self._affords,
-            keep=lambda number, model: self._keep(number, model, transport, aggregator),
+            keep=lambda number, model: self._keep(number, model, found, transport, aggregator),
             pauses=self.watch.pause.is_set,
             beside=isinstance(evaluator, CentralEvaluator),
         )
@@ -248,16 +253,24 @@ class Run:
         return Outcome(model=final, begin=begin, end=end)
 
     def _keep(
-        self, server_round: int, model: GlobalModel, transport: Transport, aggregator: Aggregator
+        self,
+        server_round: int,
+        model: GlobalModel,
+        found: Circumstances | None,
+        transport: Transport,
+        aggregator: Aggregator,
     ) -> Callable[[], None]:
         """Takes hold of all that the run goes on from, and returns what writes it down."""
         every, states, last = self.config.checkpoint_every, self.states, self.config.rounds
         due = every and (server_round % every == 0 or server_round == last)
-        if states is None or not states.followed or not (due or self.watch.pause.is_set()):
+        if states is None or found is None or not states.followed:
+            return lambda: None
+        if not due and not self.watch.pause.is_set():
             return lambda: None
         clients, messages = states.now(), list(self.ledger)
         server = {
-            "made with": self._made_with,
+            "circumstances": dataclasses.asdict(found),
+            "changes": list(self.changes),
             "model": model.snapshot(),
             "strategy": aggregator.snapshot(),
             "transport": transport.snapshot(),
@@ -270,16 +283,24 @@ class Run:
         return write
 
     def _take_up(
-        self, checkpoint: Checkpoint, transport: Transport, aggregator: Aggregator
+        self,
+        checkpoint: Checkpoint,
+        found: Circumstances,
+        transport: Transport,
+        aggregator: Aggregator,
     ) -> tuple[GlobalModel, int]:
         """Takes up a checkpoint; the greeting is counted as it was the first time."""
         server = checkpoint.server
-        for what, was in server["made with"].items():
-            if was != (now := self._made_with[what]):
-                raise UserError(
-                    f"{self.folder.path} was begun with {what} {was}, and goes on with that only; "
-                    f"now it is {now}"
-                )
+        before = Circumstances(**server["circumstances"])
+        for what, (was, now) in changes(before.must_stay, found.must_stay).items():
+            raise UserError(
+                f"{self.folder.path} was begun with {what} {was}, and goes on with that only; "
+                f"now it is {now}"
+            )
+        self.changes.extend(server["changes"])
+        if changed := changes(before.may_change, found.may_change):
+            self.changes.append({"after_round": checkpoint.round, "changed": changed})
+            self.watch.announce(f"goes on with another {', '.join(changed)} than before")
         transport.restore(server["transport"])
         aggregator.restore(*server["strategy"])
         self.ledger.replace(checkpoint.ledger)
@@ -291,14 +312,15 @@ class Run:
         )
         return GlobalModel.restored(server["model"]), checkpoint.round
 
-    @property
-    def _made_with(self) -> dict[str, str]:
-        """Names what the bits of a run depend on and its configuration does not tell."""
+    def _circumstances(self) -> Circumstances:
+        """Gathers what the bits depend on beside the configuration, before any training."""
         holder = self.holder
-        return {
-            "device": next(self.server.backbone.model.parameters()).device.type,
-            "key": holder.key_id if holder is not None and holder.cipher.steps else "none",
-        }
+        return Circumstances.of(
+            weights=self.server.plain,
+            device=next(self.server.backbone.model.parameters()).device.type,
+            key=holder.key_id if holder is not None and holder.cipher.steps else "none",
+            strategy=self.strategy,
+        )
 
     def result(self) -> Line:
         """Sums up, without the times."""
@@ -323,6 +345,7 @@ class Run:
             "method": config.finetuning.method,
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "failures": counted(self.lines),
+            "changes": self.changes,
             "attack": adversary.hostile(config),
             "faults": faults.unreliable(config),
             "client_ranks": list(client_ranks(config)),
@@ -385,7 +408,7 @@ class Run:
         privacy = self.config.privacy
         return Sums(limit=privacy.range, equal=privacy.clipping_norm is not None)
 
-    def _observe(self, report: RoundReport, model: GlobalModel, sums: Sums | None) -> None:
+    def _observe(self, report: RoundReport, model: GlobalModel) -> None:
         line: Line = {
             "round": report.round,
             "accuracy": report.accuracy,
@@ -401,8 +424,8 @@ class Run:
             "aggregation_error": report.aggregation_error,
             "seconds": round(report.seconds, 4),
         }
-        if sums is not None:
-            line["clipped_scalars"] = sums.clipped
+        if report.clipped is not None:
+            line["clipped_scalars"] = report.clipped
         if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
             self.folder.write_model(model.stored(), "best_model.safetensors")
         self.lines.append(line)

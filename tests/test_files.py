@@ -20,6 +20,7 @@ from fl_vitlora.config import load
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import WriteError, append, write_atomically
 from fl_vitlora.grid import read_grid
+from fl_vitlora.reporting import run_folder
 from fl_vitlora.reporting.run_folder import RunFolder
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
@@ -32,19 +33,16 @@ import resource, sys, torch
 from pathlib import Path
 import numpy as np
 from fl_vitlora.checkpoints.journal import Journal
-from fl_vitlora.config import load
-from fl_vitlora.data.owner import encrypt_anew
+from fl_vitlora.data.owner import encrypt_anew, find_shards
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.models.reading import write_reader
-from fl_vitlora.preparation import rotate_key
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import RunFolder
 
 run, key = Path(sys.argv[1]), sys.argv[2]
 folder = RunFolder(run)
 journal = Journal(run / "rounds.jsonl")
-config = load(None, {"encryption.key_file": key})
 reader = Reader(weight=torch.zeros(99, 9), position=None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for write in (
@@ -53,7 +51,7 @@ for write in (
     lambda: journal.append({"text": "x" * 2000}),
     lambda: plot_labels(folder.plots, np.ones((2, 2), dtype=np.int64), ("a", "b")),
     lambda: write_reader(folder.shards / "reader.safetensors", reader),
-    lambda: rotate_key(config, [run]),
+    lambda: encrypt_anew(find_shards(run), open_ring(Path(key)).rotated()),
     lambda: [open_ring(Path(key)).rotated() for _ in range(20)],
 ):
     try:
@@ -151,6 +149,24 @@ def test_a_name_too_long_is_told(tmp_path: Path) -> None:
         with pytest.raises(WriteError, match="cannot be written: File name too long"):
             write(tmp_path / ("x" * 300), b"text")
     assert contents(tmp_path) == {}
+
+
+def test_a_new_file_replaces_none(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"mine", new=True)
+    with pytest.raises(WriteError, match="file cannot be written: File exists"):
+        write_atomically(tmp_path / "file", b"yours", new=True)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_of_two_processes_that_find_a_run_folder_free_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(None, {"out": str(tmp_path / "run")})
+    first = RunFolder.create(config)
+    monkeypatch.setattr(run_folder, "check_unused", lambda path: None)  # it has looked before
+    with pytest.raises(UserError, match=r"config.yaml cannot be written: File exists; choose"):
+        RunFolder.create(config)
+    first.release()
 
 
 def test_lines_are_added_to_what_is_there(tmp_path: Path) -> None:

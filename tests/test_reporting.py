@@ -38,6 +38,7 @@ RESULT = {
     "trainable_parameters": 10,
     "total_parameters": 1000,
     "idle_rounds": 0,
+    "changes": [],
     "rounds_planned": 20,
     "stopped": None,
     "target": None,

@@ -11,17 +11,22 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import strategies
+from fl_vitlora import circumstances
 from fl_vitlora import config as configuration
+from fl_vitlora.circumstances import versions_and_code
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import run
 from fl_vitlora.flower.server import PausedError
 from fl_vitlora.flower.simulation import Engine
+from fl_vitlora.models.backbone import WEIGHTS_FOLDER
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.sealed import DamagedFileError
 from fl_vitlora.serving import Watch
+from strategies.fedavg import FedAvg
 from tests.whole_runs import SMALL
 
 ROUNDS = 4
@@ -175,15 +180,64 @@ def test_a_damaged_file_that_there_is_one_of_ends_the_run_with_its_name(
         play(config, engine, resume=True)
 
 
-def test_a_run_that_lost_its_checkpoints_begins_again_from_its_configuration(
+def test_a_run_begins_again_before_its_first_checkpoint_and_not_after_it(
     paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
 ) -> None:
     folder, expected = paused
     config = copy_of(folder, tmp_path)
     shutil.rmtree(tmp_path / "run" / "checkpoint")
+    with pytest.raises(UserError, match="has rounds and no checkpoint to go on from"):
+        play(config, engine, resume=True)
+    rounds = tmp_path / "run" / "rounds.jsonl"
+    rounds.write_text(rounds.read_text().splitlines()[0] + "\n")  # as before the first checkpoint
     (tmp_path / "run" / "shards" / "client-00002.safetensors").unlink()
     play(config, engine, resume=True)
     assert same(left(tmp_path / "run"), expected)
+
+
+def test_a_run_that_begins_again_needs_the_key_of_its_shards(
+    paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
+) -> None:
+    config = copy_of(paused[0], tmp_path)
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    (tmp_path / "run" / "rounds.jsonl").unlink()
+    ring = tmp_path / "owner.key"
+    ring.unlink()
+    with pytest.raises(UserError, match=f"key ring {ring}: no such file"):
+        play(config, engine, resume=True)
+    assert not ring.exists()
+
+
+def test_a_run_does_not_go_on_with_other_weights(tmp_path: Path, engine: Engine) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(WEIGHTS_FOLDER / "vit_letters_16.safetensors", weights)
+    config = experiment(tmp_path, "run", {"model.weights": str(weights)})
+    with pytest.raises(PausedError):
+        play(config, engine, until=1)
+    tensors = load_file(weights)
+    tensors["blocks.0.attn.qkv.weight"][0, 0] += 1e-3
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=r"was begun with weights [0-9a-f]{12}, and goes on with"):
+        play(config, engine, resume=True)
+
+
+def test_a_run_that_goes_on_with_another_library_or_strategy_tells_it(
+    paused: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = copy_of(paused[0], tmp_path)
+    now = versions_and_code(FedAvg())
+    mended = {**now, "NumPy": "0.1", "FedAvg": "mended"}
+    monkeypatch.setattr(circumstances, "versions_and_code", lambda strategy: mended)
+    play(config, engine, resume=True)
+    (told,) = left(tmp_path / "run")["result"]["changes"]
+    assert told["after_round"] in (2, 3)  # the next round had begun when it was told to pause
+    assert told["changed"] == {
+        "NumPy": [now["NumPy"], "0.1"],
+        "FedAvg": [now["FedAvg"], "mended"],
+    }
 
 
 def test_a_run_goes_on_with_another_number_of_workers(
@@ -202,7 +256,15 @@ def test_shards_under_another_key_are_another_run(
     from fl_vitlora.preparation import rotate_key
 
     config = copy_of(paused[0], tmp_path)
-    rotate_key(config, [tmp_path / "run"])
+    with pytest.raises(UserError, match=f"{tmp_path / 'run'} is not at its end"):
+        rotate_key(config, [tmp_path / "run"])
+    shards, elsewhere = tmp_path / "run" / "shards", tmp_path / "elsewhere"
+    shutil.copytree(shards, elsewhere)
+    rotate_key(config, [elsewhere])
+    shutil.copy(elsewhere / "client-00001.safetensors", shards)
+    with pytest.raises(UserError, match=r"shards of a run are under one key: .*client-00001"):
+        play(config, engine, resume=True)
+    shutil.copytree(elsewhere, shards, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"was begun with key \w+, and goes on with that only"):
         play(config, engine, resume=True)
 

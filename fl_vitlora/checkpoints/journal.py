@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_vitlora.files import append, write_atomically
+from fl_vitlora.files import append, write_atomically, writing
 from fl_vitlora.sealed import DamagedFileError
 
 
@@ -62,8 +62,12 @@ class Journal:
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
     def mark(self) -> Mark:
-        """Waits until all of it is on the disk, and tells how far it is."""
-        with self._path.open("rb") as file:
+        """Waits until all of it is on the disk, and tells how far it is.
+
+        Raises:
+            WriteError: When the disk does not take it after all.
+        """
+        with writing(self._path), self._path.open("rb") as file:
             os.fsync(file.fileno())
         return Mark(length=self._length, digest=self._digest.hexdigest())
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from fl_vitlora.sealed import DamagedFileError, read_sealed, write_sealed
 from fl_vitlora.tree import Tree, build, flatten
 
 FOLDER, LEDGER, ROUNDS = "checkpoint", "ledger.jsonl", "rounds.jsonl"
-CONTENT = "content"
+SERVER_FILE = re.compile(r"round-(\d{6,})\.safetensors")
+CONTENT, ROUND = "content", "round"
 KEPT = 2
 ONLY_OWNER = 0o600  # what clients remember is theirs
 
@@ -49,6 +51,24 @@ class Checkpoint:
     clients: Mapping[int, Tree]
     ledger: Ledger
     lines: list[dict[str, Any]]
+
+
+def lacks_checkpoints(run: Path, every: int) -> bool:
+    """Tells whether a run has told rounds that nothing of it can go on from.
+
+    That is not so before its first checkpoint, where it is begun again to the same bits.
+
+    Args:
+        run: Its folder.
+        every: Rounds from one checkpoint to the next; 0 if it writes none.
+    """
+    told = (run / ROUNDS).read_bytes().count(b"\n") if (run / ROUNDS).exists() else 0
+    return told > every and not _rounds_in(run / FOLDER)
+
+
+def remove(run: Path) -> None:
+    """Removes the checkpoints of a run that is at its end."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
 class Logbook:
@@ -98,21 +118,24 @@ class Logbook:
 
     @classmethod
     def _take_up(cls, run: Path, server_round: int) -> tuple[Self, Checkpoint]:
-        state = _read(_server_file(run / FOLDER, server_round))
-        places: dict[int, int] = state["places"]
-        files = {place: _read(_clients_file(run / FOLDER, place)) for place in {*places.values()}}
-        book = cls(run, Mark(**state["rounds"]), Mark(**state["ledger"]))
-        ledger = Ledger(_entry(line) for line in book._ledger.lines())
-        book._places, book._noted = places, len(ledger)
-        book._kept[server_round] = {*places.values()}
-        book._tidy()
-        return book, Checkpoint(
-            round=server_round,
-            server=state["server"],
-            clients={client: files[place][client] for client, place in places.items()},
-            ledger=ledger,
-            lines=book._rounds.lines(),
-        )
+        path, folder = _server_file(run / FOLDER, server_round), run / FOLDER
+        try:
+            state = _read(path, server_round)
+            places: dict[int, int] = state["places"]
+            files = {p: _read(_clients_file(folder, p), p) for p in {*places.values()}}
+            book = cls(run, Mark(**state["rounds"]), Mark(**state["ledger"]))
+            ledger = Ledger(_entry(line) for line in book._ledger.lines())
+            book._places, book._noted = places, len(ledger)
+            book._kept[server_round] = {*places.values()}
+            return book, Checkpoint(
+                round=server_round,
+                server=state["server"],
+                clients={client: files[place][client] for client, place in places.items()},
+                ledger=ledger,
+                lines=book._rounds.lines(),
+            )
+        except (AttributeError, LookupError, TypeError) as error:
+            raise DamagedFileError(path, f"is no checkpoint of this version ({error!r})") from None
 
     def note_round(self, line: Mapping[str, Any]) -> None:
         """Adds a line to `rounds.jsonl`."""
@@ -140,7 +163,7 @@ class Logbook:
         changed = {c: state for c, state in clients.items() if self._written.get(c) is not state}
         trees = {client: tree_of(state) for client, state in changed.items()}
         if filled := {client: tree for client, tree in trees.items() if tree}:
-            _write(_clients_file(self._folder, server_round), filled)
+            _write(_clients_file(self._folder, server_round), server_round, filled)
         self._places |= dict.fromkeys(filled, server_round)
         self._ledger.append(*(dataclasses.astuple(entry) for entry in messages[self._noted :]))
         state = {
@@ -149,7 +172,7 @@ class Logbook:
             "rounds": dataclasses.asdict(self._rounds.mark()),
             "ledger": dataclasses.asdict(self._ledger.mark()),
         }
-        _write(_server_file(self._folder, server_round), state)
+        _write(_server_file(self._folder, server_round), server_round, state)
         self._kept[server_round] = {*self._places.values()}
         self._written.update(changed)
         self._noted = len(messages)
@@ -157,7 +180,7 @@ class Logbook:
 
     def close(self) -> None:
         """Removes what only serves to go on, for the run is at its end."""
-        shutil.rmtree(self._folder)
+        remove(self._folder.parent)
 
     def _tidy(self) -> None:
         """Removes all checkpoints but the newest, and clients' files that these do not name."""
@@ -179,16 +202,21 @@ def _clients_file(folder: Path, server_round: int) -> Path:
 
 def _rounds_in(folder: Path) -> list[int]:
     """Lists the rounds after which there are checkpoints."""
-    return [int(path.stem.partition("-")[2]) for path in folder.glob("round-*.safetensors")]
+    names = (SERVER_FILE.fullmatch(path.name) for path in folder.glob("round-*"))
+    return [int(name[1]) for name in names if name]
 
 
-def _write(path: Path, tree: Tree) -> None:
+def _write(path: Path, server_round: int, tree: Tree) -> None:
     tensors, plain = flatten(tree)
-    write_sealed(path, tensors, {CONTENT: json.dumps(plain)}, mode=ONLY_OWNER)
+    told = {CONTENT: json.dumps(plain), ROUND: str(server_round)}
+    write_sealed(path, tensors, told, mode=ONLY_OWNER)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, server_round: int) -> Any:
+    """Reads a file that must be of a round, whatever its name says."""
     tensors, metadata = read_sealed(path)
+    if metadata.get(ROUND) != str(server_round):
+        raise DamagedFileError(path, f"is that of round {metadata.get(ROUND, 'none')}")
     return build(tensors, json.loads(metadata[CONTENT]))
 
 

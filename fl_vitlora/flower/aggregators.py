@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError, blame, unknown
+from fl_vitlora.flower import strategy_state
 from fl_vitlora.flower.contents import ConfigValue, Instruction
 from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.flower_aggregator import FlowerAggregator
@@ -101,6 +102,21 @@ def check_experiment(strategy: AnyStrategy, config: Config) -> None:
         )
     if objection := client_half(strategy).objection(config, participants):
         raise UserError(f"strategy {config.strategy.name}: {objection}")
+
+
+def check_storable(strategy: AnyStrategy) -> None:
+    """Refuses a Flower strategy that keeps what no checkpoint can hold.
+
+    Raises:
+        UserError: With what that is.
+    """
+    if isinstance(strategy, Strategy):
+        return
+    for name, kind in strategy_state.unstorable(strategy).items():
+        raise UserError(
+            f"strategy {type(strategy).__name__}: its {name} is a {kind}, which no checkpoint can "
+            "hold, so that the run could not be resumed; it runs without: --checkpoint-every 0"
+        )
 
 
 def check_cohort(strategy: AnyStrategy, participants: int) -> None:

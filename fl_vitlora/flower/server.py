@@ -39,6 +39,7 @@ class RoundReport:
         aggregation_error: Of the low-rank products, as a share of the round's movement; None
             where there is nothing to compare (`lowrank.relative_error`).
         moved: Whether the strategy made another model than the one that the round began with.
+        clipped: Scalars beyond the range of a secure sum; None where updates are not summed.
         seconds: Wall time from its beginning to that of the next; where models are measured beside
             the next round, that of the model before is in it.
     """
@@ -51,6 +52,7 @@ class RoundReport:
     failures: tuple[Failure, ...]
     aggregation_error: float | None
     moved: bool
+    clipped: int | None = None
     seconds: float
 
 
@@ -197,5 +199,6 @@ class Federation:
                 model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
             ),
             moved=new.differs_from(model),
+            clipped=self.transport.clipped,
             seconds=time.perf_counter() - begin,
         )

@@ -42,6 +42,21 @@ def snapshot(strategy: Strategy) -> tuple[State, dict[str, Any]]:
     return tensors, _write_strategy(strategy, "", tensors)
 
 
+def unstorable(strategy: Strategy) -> dict[str, str]:
+    """Names what a snapshot would miss, and of what type it is."""
+    plain = snapshot(strategy)[1]
+    found: dict[str, str] = {}
+    while plain:
+        found |= plain["missing"]
+        inner = (one["strategy"] for one in plain["attributes"].values() if _holds_strategy(one))
+        plain = next(inner, {})
+    return found
+
+
+def _holds_strategy(stored: Any) -> bool:
+    return isinstance(stored, dict) and "strategy" in stored
+
+
 def restore(strategy: Strategy, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Gives a strategy what a snapshot holds.
 
@@ -102,7 +117,7 @@ def _is_known(value: Any) -> bool:
     """Tells what `_write` can write: numbers, texts, arrays, and lists and mappings of them."""
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biuf"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return all(map(_is_known, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_known, value.values()))
@@ -112,9 +127,10 @@ def _is_known(value: Any) -> bool:
 def _write(value: Any, path: str, tensors: State) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         tensors[path] = torch.from_numpy(np.array(value, order="C"))
-        return {"array": path}
-    if isinstance(value, list):
-        return [_write(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return {"array" if isinstance(value, np.ndarray) else "number": path}
+    if isinstance(value, list | tuple):
+        items = [_write(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, dict):
         return {"dict": {k: _write(item, f"{path}/{k}", tensors) for k, item in value.items()}}
     if isinstance(value, ArrayRecord):
@@ -124,8 +140,11 @@ def _write(value: Any, path: str, tensors: State) -> Any:
 
 def _read(stored: Any, tensors: Mapping[str, Tensor]) -> Any:
     match stored:
-        case {"array": path}:
-            return tensors[path].numpy().copy()
+        case {"array": path} | {"number": path}:
+            array = tensors[path].numpy().copy()
+            return array if "array" in stored else array[()]
+        case {"tuple": items}:
+            return tuple(_read(items, tensors))
         case {"dict": items}:
             return {key: _read(item, tensors) for key, item in items.items()}
         case {"record": items}:

@@ -118,6 +118,11 @@ class Transport:
         self._clients: dict[int, int] = {}  # node id -> client
         self._images: dict[int, int] = {}  # client -> how many
 
+    @property
+    def clipped(self) -> int | None:
+        """Counts the scalars beyond the range of the last secure sum; None without sums."""
+        return None if self._sums is None else self._sums.clipped
+
     def greet(self, clients: int) -> dict[int, int]:
         """Waits for the nodes and asks each which client it is; workers make ready meanwhile.
 

@@ -202,6 +202,9 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
         remarks["stopped"] = (
             f"the budget allows {result['rounds']} of {result['rounds_planned']} rounds"
         )
+    for one in result["changes"]:
+        told = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in one["changed"].items())
+        remarks[f"after round {one['after_round']}"] = f"went on with {told}"
     if idle := result["idle_rounds"]:
         remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
     return remarks

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import WriteError, write_atomically, writing
@@ -22,6 +23,7 @@ from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
+SHARDS = "shards"
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
 LONGEST_NAME = 40  # of the data in the name of a folder, which may have 255 bytes
@@ -37,7 +39,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[bytes] | None = None
-        self.shards = path / "shards"
+        self.shards = path / SHARDS
         self.plots = path / "plots"
         self.failures = path / "failures"  # only where there are any
 
@@ -59,7 +61,9 @@ class RunFolder:
         try:
             with writing(folder.path):
                 folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write(CONFIG, to_yaml(config))  # first: with it a run can be taken up
+            # First: with it a run can be taken up; and of two processes that found the folder
+            # free, one has it.
+            write_atomically(folder.path / CONFIG, to_yaml(config), new=True)
             folder._furnish()
         except WriteError as error:
             raise UserError(f"run folder {error}; choose another one: --out FOLDER") from None
@@ -159,6 +163,11 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
         raise UserError(f"{path} holds no run; expected a folder with a {CONFIG}")
     config = replace(load(str(path / CONFIG)), out=str(path))
     return config, read_result(path) if (path / RESULT).exists() else None
+
+
+def is_under_way(run: Path) -> bool:
+    """Tells whether a run has begun its rounds and is not at its end, if there is one at all."""
+    return (run / CONFIG).exists() and (run / ROUNDS).exists() and not (run / RESULT).exists()
 
 
 def read_result(run: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fl_vitlora.checkpoints.journal import Journal, Mark
+from fl_vitlora.files import WriteError
 from fl_vitlora.sealed import DamagedFileError
 
 
@@ -39,6 +42,18 @@ def test_what_came_after_the_mark_is_cut_off_and_the_journal_goes_on(tmp_path: P
 def test_a_new_journal_forgets_the_old_one(tmp_path: Path) -> None:
     Journal(tmp_path / "journal").append("old")
     assert Journal(tmp_path / "journal").lines() == []
+
+
+def test_a_disk_that_does_not_take_it_after_all_is_told_with_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(tmp_path / "journal")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match="journal cannot be written: No space left"):
+        journal.mark()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fl_vitlora.checkpoints.logbook import Logbook
+from fl_vitlora.checkpoints.logbook import Logbook, lacks_checkpoints, remove
 from fl_vitlora.communication.ledger import Entry, Ledger
-from fl_vitlora.sealed import DamagedFileError
+from fl_vitlora.sealed import DamagedFileError, write_sealed
 
 
 class Remembers:
@@ -109,6 +110,50 @@ def test_what_all_states_need_is_told_by_its_name_when_it_is_damaged(
     (played.place / "checkpoint" / name).write_bytes(b"")
     with pytest.raises(DamagedFileError, match=name):
         Logbook.take_up(played.place)
+
+
+def test_the_two_newest_are_kept_after_going_on_too(played: Played) -> None:
+    found = Logbook.take_up(played.place)
+    assert found is not None
+    assert {"round-000002.safetensors", "round-000003.safetensors"} <= played.files
+    found[0].write(4, {}, [*found[1].ledger], {}, tree_of)
+    rounds = {name for name in played.files if name.startswith("round")}
+    assert rounds == {"round-000003.safetensors", "round-000004.safetensors"}
+
+
+def test_a_file_under_the_name_of_another_round_is_no_state_of_it(played: Played) -> None:
+    folder = played.place / "checkpoint"
+    shutil.copy(folder / "round-000002.safetensors", folder / "round-000004.safetensors")
+    shutil.copy(folder / "round-000002.safetensors", folder / "round-000003-copy.safetensors")
+    found = Logbook.take_up(played.place)
+    assert found is not None
+    assert found[1].round == 3
+
+
+def test_a_state_of_another_layout_is_passed_over_and_told_if_there_is_no_other(
+    played: Played,
+) -> None:
+    newest, older = (played.place / "checkpoint" / f"round-{n:06d}.safetensors" for n in (3, 2))
+    write_sealed(newest, {}, {"content": '{"map": []}', "round": "3"})
+    found = Logbook.take_up(played.place)
+    assert found is not None
+    assert found[1].round == 2
+    older.unlink()
+    with pytest.raises(DamagedFileError, match=f"{newest} is no checkpoint of this version"):
+        Logbook.take_up(played.place)
+
+
+def test_rounds_that_are_told_and_lost_are_not_those_before_the_first_state(tmp_path: Path) -> None:
+    assert not lacks_checkpoints(tmp_path, 2)
+    run = Played(tmp_path)
+    for number in (1, 2):
+        run.book.note_round({"round": number})
+    assert not lacks_checkpoints(tmp_path, 2)
+    assert lacks_checkpoints(tmp_path, 0)
+    run.round(3)
+    assert not lacks_checkpoints(tmp_path, 2)
+    remove(tmp_path)
+    assert lacks_checkpoints(tmp_path, 2)
 
 
 def test_a_run_at_its_end_keeps_its_rounds_alone(played: Played) -> None:

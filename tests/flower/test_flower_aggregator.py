@@ -21,7 +21,7 @@ import strategies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower import messages
-from fl_vitlora.flower.aggregators import Aggregator
+from fl_vitlora.flower.aggregators import Aggregator, check_storable
 from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.flower_aggregator import Participants
 from fl_vitlora.state import State, clip_norm, clone, is_finite, l2_norm, mean, subtract
@@ -361,6 +361,37 @@ def test_memory_that_cannot_be_stored_is_named_when_it_is_missed():
     tensors, plain = aggregator_of(Remembering()).snapshot()
     with pytest.raises(UserError, match="Remembering cannot go on: its seen is a set"):
         aggregator_of(Remembering()).restore(tensors, plain)
+
+
+def test_memory_that_cannot_be_stored_is_told_before_the_run_as_well():
+    class Wrapped(flower.FedAvg):
+        def __init__(self) -> None:
+            super().__init__(fraction_evaluate=0.0)
+            self.seen = {1, 2}
+
+    check_storable(load("FedAdam"))
+    outer = load("DifferentialPrivacyServerSideFixedClipping")
+    check_storable(outer)
+    vars(outer)["strategy"] = Wrapped()
+    with pytest.raises(UserError, match="its seen is a set, which no checkpoint can hold"):
+        check_storable(outer)
+
+
+def test_numbers_and_tuples_come_back_as_what_they_were(tmp_path: Path):
+    class Counting(flower.FedAvg):
+        def __init__(self) -> None:
+            super().__init__(fraction_evaluate=0.0)
+            self.rate: Any = None
+            self.history: list[Any] = []
+
+    first, second = Counting(), Counting()
+    first.rate, first.history = np.float32(0.1), [(1, 0.5), (2, np.arange(3))]
+    aggregator_of(second).restore(*stored(aggregator_of(first), tmp_path))
+    assert type(second.rate) is np.float32
+    assert second.rate == first.rate
+    assert second.history[0] == (1, 0.5)
+    assert type(second.history[1]) is tuple
+    assert second.history[1][1].tolist() == [0, 1, 2]
 
 
 def test_fedadam_is_adam_on_the_mean_update():

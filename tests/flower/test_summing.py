@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.privacy import mean_update
 from fl_vitlora.state import State, l2_norm, subtract
-from fl_vitlora.strategy import ClientPlan, Strategy
+from fl_vitlora.strategy import ClientPlan, Strategy, Update
 from tests.flower.conftest import SIZES
 from tests.flower.test_memories import Clients
 
@@ -28,7 +30,8 @@ SECURE: dict[str, Any] = {"privacy__secure_aggregation": True}
 def make(folder: Path, name: str = "fedavg", *, equal: bool = False, **given: Any) -> Clients:
     strategy = strategies.load(name, {})
     assert isinstance(strategy, Strategy)
-    sums = Sums(limit=4.0, equal=equal) if given.get("privacy__secure_aggregation") else None
+    limit = given.get("privacy__range", 4.0)
+    sums = Sums(limit=limit, equal=equal) if given.get("privacy__secure_aggregation") else None
     return Clients(folder, strategy, sums=sums, **given)
 
 
@@ -136,6 +139,47 @@ def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: P
         return
     with pytest.raises(RoundFailedError, match=r"2 of 3 clients .* fewer than 3 .*; client 1: no"):
         federation.run(GlobalModel(tensors=hidden.initial))
+
+
+def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
+    """Plays two rounds; beside the next, the first model is measured after the second sum."""
+    hidden = make(folder, **SECURE, privacy__range=1e-3)
+    strategy = strategies.load("fedavg", {})
+    assert isinstance(strategy, Strategy)
+    reports: list[RoundReport] = []
+    second = threading.Event()
+
+    def measure(number: int, model: GlobalModel) -> tuple[float, float]:
+        assert not beside or number == 2 or second.wait(60)
+        return 0.5, 2.0
+
+    def release(number: int, updates: Sequence[Update], cohort: int) -> Sequence[Update]:
+        if number == 2:
+            second.set()
+        return updates
+
+    Federation(
+        transport=hidden.transport,
+        aggregator=OwnAggregator(strategy),
+        clients=[0, 1, 2],
+        rounds=2,
+        fraction=1.0,
+        seed=0,
+        training=hidden.config.training,
+        evaluate=measure,
+        observe=lambda report, model: reports.append(report),
+        release=release,
+        beside=beside,
+    ).run(GlobalModel(tensors=hidden.initial))
+    return [report.clipped for report in reports]
+
+
+def test_the_clipped_scalars_of_a_round_are_told_with_it_however_late_it_is_measured(
+    tmp_path: Path,
+):
+    late = clipped_by_round(tmp_path / "late", beside=True)
+    assert late == clipped_by_round(tmp_path / "at once", beside=False)
+    assert late[0] != late[1]  # otherwise nothing would be shown
 
 
 def test_a_sum_of_one_is_refused(tmp_path: Path):
