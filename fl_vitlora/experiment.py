@@ -222,6 +222,7 @@ def _find(config: Config, strategy: AnyStrategy, watch: Watch, device: str) -> S
         folder.release()
         return None
     watch.announce("preparing the model")
+    folder.forget_failures(after=found[1].round)
     shards = shards_of(folder.path)
     holder, server = _prepare_server(config, strategy, watch, device, shards)
     logbook, checkpoint = found

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+TEMPORARY = ".*.tmp"  # what a file is called until it is whole
+
 
 class WriteError(RuntimeError):
     """The system does not take a file: the disk is full, read-only, or a name too long."""

@@ -240,6 +240,21 @@ def test_a_run_that_goes_on_with_another_library_or_strategy_tells_it(
     }
 
 
+def test_what_was_half_written_or_is_run_again_is_gone(
+    paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
+) -> None:
+    config = copy_of(paused[0], tmp_path)
+    half = tmp_path / "run" / "shards" / ".client-00000.safetensors.1234.tmp"
+    half.write_bytes(b"half")
+    traces = [tmp_path / "run" / "failures" / f"round-0000{n}-client-00001.txt" for n in (1, 4)]
+    traces[0].parent.mkdir()
+    for trace in traces:
+        trace.write_text("no reply")
+    play(config, engine, resume=True)
+    assert not half.exists()
+    assert [trace.exists() for trace in traces] == [True, False]
+
+
 def test_a_run_goes_on_with_another_number_of_workers(
     paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
 ) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import WriteError, write_atomically, writing
+from fl_vitlora.files import TEMPORARY, WriteError, write_atomically, writing
 from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
@@ -71,7 +71,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Takes up the folder of a run that was broken off.
+        """Takes up the folder of a run that was broken off, without what was half written in it.
 
         Raises:
             UserError: When there is none, or another process is writing it.
@@ -79,6 +79,9 @@ class RunFolder:
         folder = cls(path)
         try:
             folder._furnish()
+            for half in path.rglob(TEMPORARY):
+                with writing(half):
+                    half.unlink()
         except WriteError as error:
             raise UserError(f"run folder {error}") from None
         return folder
@@ -125,6 +128,12 @@ class RunFolder:
             self.failures.mkdir(exist_ok=True)
         name = f"round-{server_round:05d}-client-{client:05d}.txt"
         write_atomically(self.failures / name, f"{trace}\n", durable=False)
+
+    def forget_failures(self, after: int) -> None:
+        """Removes what was written of failures in rounds that are run again."""
+        for path in self.failures.glob("round-*-client-*.txt"):
+            if int(path.name.split("-")[1]) > after:
+                path.unlink()
 
     def write_model(self, state: State, name: str = "model.safetensors") -> None:
         """Stores the trained tensors."""
