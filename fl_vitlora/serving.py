@@ -208,6 +208,7 @@ class Run:
             sums=sums,
             timeout=self.config.engine.round_timeout,
             repeats_errors=self.repeats_errors,
+            states=self.states,
             tap=self.watch.tap,
             stop=stop,
         )

@@ -24,6 +24,7 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import masking, messages
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
 from fl_vitlora.flower.failures import Failure, first_line, first_reasons
 from fl_vitlora.flower.holdings import Holdings
@@ -85,6 +86,7 @@ class Transport:
         timeout: Seconds to wait for the replies of a round, and as long again for those of clients
             that are asked once more.
         repeats_errors: Whether a client whose app raised is asked once more.
+        states: What simulated clients remember; is told which replies are not waited for any more.
         tap: Is shown every message that passes, for inspection.
         stop: Ends all waiting when it is set.
     """
@@ -99,6 +101,7 @@ class Transport:
         sums: Sums | None = None,
         timeout: float,
         repeats_errors: bool = True,
+        states: ClientStates | None = None,
         tap: Tap | None = None,
         stop: threading.Event | None = None,
     ) -> None:
@@ -112,6 +115,7 @@ class Transport:
         self._ledger = ledger
         self._timeout = timeout
         self._repeats_errors = repeats_errors
+        self._states = states or ClientStates()
         self._tap = tap
         self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
@@ -421,6 +425,7 @@ class Transport:
     ) -> list[Message]:
         """Sends messages and gathers replies until all are there or time is up.
 
+        What has not come by then is void: its client remembers what it did before it was asked.
         Whoever has most images comes first, so that the last ones to train are the quickest.
 
         Args:
@@ -456,6 +461,7 @@ class Transport:
                     awaited=awaited,
                 )
                 self._stop.wait(min(seconds, deadline - now))
+        self._states.give_up(waiting)
         return replies
 
     def _images_at(self, request: Message) -> int:
