@@ -11,6 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -56,6 +57,7 @@ class Crew:
         self._change = threading.Condition()
         self._waiting = 0
         self._ended = False
+        self._kept: list[Any] = []
 
     @property
     def slots(self) -> int:
@@ -93,14 +95,18 @@ class Crew:
                 self._change.notify_all()
 
     def end(self) -> list[Any]:
-        """Ends all who are busy, waits until nobody waits for a worker, and returns the others."""
+        """Ends all who are busy, waits until nobody waits for a worker, and returns the others.
+
+        Whoever calls it again is told the same.
+        """
         with self._change:
-            self._ended = True
-            busy = [worker for worker, hand in self._hands.items() if hand.bundles]
-            for worker in busy:
-                ray.kill(worker)
+            if not self._ended:
+                self._ended = True
+                self._kept = [worker for worker, hand in self._hands.items() if not hand.bundles]
+                for worker in self._hands.keys() - self._kept:
+                    end_process(worker)
             self._change.wait_for(lambda: not self._waiting, SECONDS_TO_END)
-            return [worker for worker in self._hands if worker not in busy]
+            return list(self._kept)
 
     def _hand_out(self, call: Callable[[Any], Any], tried: list[Any]) -> tuple[Any, int, Any]:
         with self._change:
@@ -133,7 +139,6 @@ class Crew:
             self._take_back(worker, number)
             return found
         self._replace(worker)
-        ray.kill(worker)
         raise WorkerLostError(f"no answer within {messages * self._patience:g} s")
 
     def _seconds_left(self, worker: Any, number: int, messages: int) -> float:
@@ -152,11 +157,16 @@ class Crew:
             hand.since = time.monotonic()
 
     def _replace(self, worker: Any) -> None:
-        """Hires another in the place of one that was lost, whoever notices it first."""
+        """Hires another in the place of one that is lost, whoever notices it first.
+
+        The lost one is ended, if it lives: not every error of Ray's says that it does not, and it
+        would keep its share of the machine from the other.
+        """
         with self._change:
             hand = self._hands.pop(worker, None)
             if hand is None:
                 return
+            end_process(worker)
             self._culprits[worker] = hand.bundles[0]
             if not self._ended:
                 self._hands[self._hire()] = Hand()
@@ -165,6 +175,12 @@ class Crew:
         """Tells whether a lost worker had this bundle in work, so that it may be the cause."""
         with self._change:
             return self._ended or self._culprits[worker] == number
+
+
+def end_process(worker: Any) -> None:
+    """Ends a worker, be it alive or not, as far as Ray can."""
+    with suppress(Exception):
+        ray.kill(worker)
 
 
 def least_loaded(in_hand: Mapping[T, Sequence[int]]) -> T:
