@@ -4,6 +4,8 @@ Flower keeps the context of a node to itself. Here it passes through on its way 
 back: what a client remembers is taken from here, and put here again. A record that a worker has
 sent back is never changed, but replaced; and only with replies that the server waits for, so that
 a worker that comes to its end at last puts no old record over a newer one.
+
+The delivery and the server meet here also to tell each other what became of single messages.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class ClientStates:
         self.followed = False
         self._records = {client: from_tree(tree) for client, tree in known.items()}
         self._given_up: set[str] = set()
+        self._apart: set[str] = set()
 
     def lend(self, context: Context) -> Context:
         """Puts into a context what its client remembers."""
@@ -53,6 +56,14 @@ class ClientStates:
     def is_given_up(self, message: str) -> bool:
         """Tells whether nobody waits any more for the reply to a message of that id."""
         return message in self._given_up
+
+    def take_apart(self, messages: Iterable[str]) -> None:
+        """Notes the ids of messages that went together and were answered one by one."""
+        self._apart.update(messages)
+
+    def is_taken_apart(self, message: str) -> bool:
+        """Tells whether a message of that id was answered by itself, against the plan."""
+        return message in self._apart
 
     def now(self) -> dict[int, RecordDict]:
         """Returns what each client remembers now, for `to_tree`."""

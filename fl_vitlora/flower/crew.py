@@ -20,6 +20,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
 SLOTS = 2  # bundles of messages that a worker has at once: one in work, one that lies ready
+LOSSES = 3  # of workers over a bundle, until it is taken apart
+RAISES = 2  # of an app, until it is believed
 SECONDS_TO_END = 60.0
 
 
@@ -199,20 +201,21 @@ def least_loaded(in_hand: Mapping[T, Sequence[int]]) -> T:
     return min(in_hand, key=lambda one: (len(in_hand[one]), -max(in_hand[one], default=0)))
 
 
-def persist(
-    bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]
-) -> list[Any | WorkerLostError]:
+def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tuple[list[Any], bool]:
     """Has a bundle answered though workers die and apps raise, which may be a passing trouble.
 
-    All of it is repeated once, so that what passes leaves the same bits as if nothing had been. A
-    bundle that two workers were lost over is then taken apart, and whoever answers alone is saved.
+    All of it is repeated, once where an app raised and twice where workers were lost, so that what
+    passes leaves the same bits as if nothing had been. A bundle that three workers were lost over
+    is then taken apart, and whoever answers alone is saved; but who trains alone rounds otherwise
+    than in a batch.
 
     Args:
         bundle: Of messages.
-        ask: Returns of each its answer, or what was raised instead; raises `WorkerLostError`.
+        ask: Returns of each its answer, or what was raised instead; raises `WorkerLostError`, or
+            Ray's error where a worker failed over the whole bundle.
 
     Returns:
-        The answers, and errors where there is none.
+        The answers, errors where there is none; and whether the bundle was taken apart.
 
     Example:
         >>> def ask(bundle):
@@ -220,23 +223,26 @@ def persist(
         ...         raise WorkerLostError("out of memory")
         ...     return [text.upper() for text in bundle]
         >>> persist(["a", "bad", "b"], ask)
-        ['A', WorkerLostError('out of memory'), 'B']
+        (['A', WorkerLostError('out of memory'), 'B'], True)
     """
     answers: list[Any] = []
-    for _ in range(2):
-        try:
-            answers = ask(bundle)
-        except WorkerLostError as error:
-            answers = [error] * len(bundle)
+    lost = raised = 0
+    while lost < LOSSES and raised < RAISES:
+        answers = _answers(bundle, ask)
         if not any(isinstance(answer, Exception) for answer in answers):
-            return answers
-    if len(bundle) == 1 or not isinstance(answers[0], WorkerLostError):
-        return answers
-    return [_alone(one, ask) for one in bundle]
+            return answers, False
+        if isinstance(answers[0], WorkerLostError):
+            lost += 1
+        else:
+            raised += 1
+    if len(bundle) == 1 or lost < LOSSES:
+        return answers, False
+    return [answer for one in bundle for answer in _answers([one], ask)], True
 
 
-def _alone(one: T, ask: Callable[[Sequence[T]], list[Any]]) -> Any | WorkerLostError:
+def _answers(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+    """Asks once; an error over the whole bundle is everybody's answer."""
     try:
-        return ask([one])[0]
-    except WorkerLostError as error:
-        return error
+        return ask(bundle)
+    except (WorkerLostError, RayTaskError) as error:
+        return [error] * len(bundle)

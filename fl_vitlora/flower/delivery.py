@@ -159,9 +159,11 @@ def replies_to(
     stores = [nodes[message.metadata.dst_node_id] for message in bundle]
     try:
         contexts = [states.lend(store.retrieve_context(run)) for store in stores]
-        answers = backend.answer(bundle, contexts)
+        answers, apart = backend.answer(bundle, contexts)
     except Exception as error:  # Ray's, for which no client is to blame
-        answers = [error] * len(bundle)
+        answers, apart = [error] * len(bundle), False
+    if apart:
+        states.take_apart(message.metadata.message_id for message in bundle)
     for message, store, answer in zip(bundle, stores, answers, strict=True):
         if isinstance(answer, Exception):
             yield refused(message, answer)

@@ -62,7 +62,7 @@ class KeptWorkers(raybackend.RayBackend):
 
     def answer(
         self, messages: Sequence[Message], contexts: Sequence[Context]
-    ) -> list[Answer | Exception]:
+    ) -> tuple[list[Answer | Exception], bool]:
         """Has one actor answer some messages; several threads call it at once.
 
         Args:
@@ -71,7 +71,7 @@ class KeptWorkers(raybackend.RayBackend):
 
         Returns:
             Of each its reply and the context it leaves; or what the app raised, or that the actor
-            was lost, the second time too.
+            was lost, each time. And whether each was answered alone at last, after such losses.
         """
         tried: list[Any] = []
 
@@ -85,7 +85,7 @@ class KeptWorkers(raybackend.RayBackend):
 
     def process_message(self, message: Message, context: Context) -> Answer:
         """Does the same for one message, as Flower asks for it."""
-        (answer,) = self.answer([message], [context])
+        (answer,), _ = self.answer([message], [context])
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -86,9 +86,14 @@ class Transport:
         timeout: Seconds to wait for the replies of a round, and as long again for those of clients
             that are asked once more.
         repeats_errors: Whether a client whose app raised is asked once more.
-        states: What simulated clients remember; is told which replies are not waited for any more.
+        states: What simulated clients remember; is told which replies are not waited for any more,
+            and tells who was taken out of its bundle.
         tap: Is shown every message that passes, for inspection.
         stop: Ends all waiting when it is set.
+
+    Attributes:
+        taken_apart: Clients whose update of the last round is one that they made alone, after
+            workers were lost over all who were to train with them; it may be rounded otherwise.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Transport:
         self._timeout = timeout
         self._repeats_errors = repeats_errors
         self._states = states or ClientStates()
+        self.taken_apart: tuple[int, ...] = ()
         self._tap = tap
         self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
@@ -209,6 +215,7 @@ class Transport:
         """
         asked = {one.client: one for one in sorted(instructions, key=lambda one: one.client)}
         self._plan = instructions[0].plan
+        self.taken_apart = ()
         if self._sums is None:
             read, reasons = self._answers(server_round, asked, self._read_update)
             updates = [read[client] for client in sorted(read)]
@@ -219,6 +226,7 @@ class Transport:
                 self._holdings.missed(client)
             else:
                 self._holdings.answered(client, server_round, instruction.model, instruction.plan)
+        self.taken_apart = tuple(sorted(set(self.taken_apart) - reasons.keys()))
         return updates, [
             Failure.of(server_round, client, *reasons[client]) for client in sorted(reasons)
         ]
@@ -347,6 +355,10 @@ class Transport:
                     answers[client] = read(instruction, content)
                 except ValueError as error:
                     refused[client] = Refused(how="unusable", told=str(error))
+            if reply is not None and self._states.is_taken_apart(
+                reply.metadata.reply_to_message_id
+            ):
+                self.taken_apart = (*self.taken_apart, client)
             if client in answers:
                 self._end.answered(client)
             else:

@@ -102,14 +102,14 @@ class Slow:
     """Answers each message, and lets something happen meanwhile."""
 
     def __init__(self, number: int, meanwhile: Any = lambda: None) -> None:
-        self.number, self.meanwhile, self.asked = number, meanwhile, 0
+        self.number, self.meanwhile, self.asked, self.apart = number, meanwhile, 0, False
 
     def answer(self, messages: Any, contexts: Any) -> Any:
         self.asked += 1
         kept = [remembering(context, self.number) for context in contexts]
         self.meanwhile()
         replies = [Message(RecordDict(), reply_to=message) for message in messages]
-        return list(zip(replies, kept, strict=True))
+        return list(zip(replies, kept, strict=True)), self.apart
 
 
 def test_a_late_reply_is_void_and_puts_no_old_state_over_a_newer_one() -> None:
@@ -141,6 +141,13 @@ def test_nobody_works_for_messages_that_are_given_up() -> None:
     assert [reply.has_error() for reply in replies] == [True, True]
     assert backend.asked == 0
     assert states.now() == {}
+
+
+def test_who_was_taken_out_of_its_bundle_is_told() -> None:
+    nodes, states, backend = {3: Node(3), 4: Node(4)}, ClientStates(), Slow(1)
+    for number, backend.apart in enumerate([False, True]):
+        list(replies_to([to(3, number), to(4, number)], nodes, backend, states))  # type: ignore[arg-type]
+        assert states.is_taken_apart(f"message {number}") == backend.apart
 
 
 def current() -> tuple[Any, Any]:

@@ -124,6 +124,22 @@ def test_replies_that_did_not_come_in_time_are_given_up(grid: LocalGrid, model: 
     }
 
 
+def test_who_made_its_update_out_of_its_bundle_is_told_round_by_round(
+    grid: LocalGrid, model: State
+) -> None:
+    states = ClientStates()
+    transport = Transport(grid, model, Ledger(), timeout=1, states=states)
+    transport.greet(len(SIZES))
+    states.take_apart(["message 0", "message 2"])  # to the clients 0 and 2, who have most and least
+    transport.exchange(1, instruct(model, 0, 1, 2))
+    assert list(transport.taken_apart) == [0, 2]
+    transport.exchange(2, instruct(model, 1))
+    assert list(transport.taken_apart) == [1]  # the local grid counts anew
+    grid.silent = {1}
+    transport.exchange(3, instruct(model, 1))
+    assert list(transport.taken_apart) == []
+
+
 def test_the_penalty_reaches_the_client(transport: Transport, model: State):
     free, held = (
         transport.exchange(1, instruct(model, 0, plan=ClientPlan(proximal_mu=mu)))[0][0].delta
