@@ -1,8 +1,9 @@
 """The worker processes of a simulation: who has what in hand, and who takes the place of the dead.
 
 A worker is handed its next bundle while it works on one, so that it need not wait for it. When it
-dies, or takes too long and is ended, another is hired at once. Its bundles are lost, but only the
-one it worked on can have been the cause; the other is handed out again.
+dies, or takes too long and is ended, another is hired at once, whose time begins when it is up. The
+bundles of the lost one are lost, but only the one it worked on can have been the cause; the other
+is handed out again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ SLOTS = 2  # bundles of messages that a worker has at once: one in work, one tha
 LOSSES = 3  # of workers over a bundle, until it is taken apart
 RAISES = 2  # of an app, until it is believed
 SECONDS_TO_END = 60.0
+SECONDS_TO_START = 300.0  # for a process and its imports, on a machine that has much else to do
+SECONDS_TO_LOOK = 0.5  # whether a worker is up
 
 
 class WorkerLostError(RuntimeError):
@@ -35,11 +38,20 @@ class Hand:
 
     Attributes:
         bundles: Numbers; the first is in work.
-        since: When it began with that, by `time.monotonic`.
+        since: When it began with that, or was to start, by `time.monotonic`.
+        start: Ray's reference to what it tells when it is up; none, once it is known to be.
     """
 
     bundles: list[int] = field(default_factory=list)
     since: float = 0.0
+    start: Any = None
+
+    @property
+    def is_up(self) -> bool:
+        """Tells whether the worker has started; the first time that it has, its time begins."""
+        if self.start is not None and ray.wait([self.start], timeout=0, fetch_local=False)[0]:
+            self.start, self.since = None, time.monotonic()
+        return self.start is None
 
 
 class Crew:
@@ -48,11 +60,11 @@ class Crew:
     Args:
         workers: Ray's actors.
         hire: Makes one more.
-        patience: Seconds that a worker may take for one message.
+        patience: Seconds that a worker that is up may take for one message.
     """
 
     def __init__(self, workers: Sequence[Any], hire: Callable[[], Any], patience: float) -> None:
-        self._hands = {worker: Hand() for worker in workers}
+        self._hands = {worker: Hand(start=worker.__ray_ready__.remote()) for worker in workers}
         self._hire, self._patience = hire, patience
         self._culprits: dict[Any, int] = {}  # of each that was lost, the bundle it worked on
         self._numbers = itertools.count()
@@ -140,15 +152,19 @@ class Crew:
                 ) from error
             self._take_back(worker, number)
             return found
-        self._replace(worker)
+        hand = self._replace(worker)
+        if hand is not None and hand.start is not None:
+            raise WorkerLostError(f"a worker did not start within {SECONDS_TO_START:g} s")
         raise WorkerLostError(f"no answer within {messages * self._patience:g} s")
 
     def _seconds_left(self, worker: Any, number: int, messages: int) -> float:
-        """Tells how long a bundle may still take; all the time, if it is not in work yet."""
+        """Tells how long to wait for a bundle before it is looked again, or nothing at its end."""
         with self._change:
             hand = self._hands.get(worker)
             if hand is None or hand.bundles[0] != number:
                 return self._patience
+            if not hand.is_up:
+                return min(SECONDS_TO_LOOK, hand.since + SECONDS_TO_START - time.monotonic())
             return hand.since + messages * self._patience - time.monotonic()
 
     def _take_back(self, worker: Any, number: int) -> None:
@@ -156,22 +172,27 @@ class Crew:
         with self._change:
             hand = self._hands.get(worker, Hand([number]))
             hand.bundles.remove(number)
-            hand.since = time.monotonic()
+            hand.since, hand.start = time.monotonic(), None
 
-    def _replace(self, worker: Any) -> None:
+    def _replace(self, worker: Any) -> Hand | None:
         """Hires another in the place of one that is lost, whoever notices it first.
 
         The lost one is ended, if it lives: not every error of Ray's says that it does not, and it
         would keep its share of the machine from the other.
+
+        Returns:
+            What it had in hand, for who noticed it first.
         """
         with self._change:
             hand = self._hands.pop(worker, None)
             if hand is None:
-                return
+                return None
             end_process(worker)
             self._culprits[worker] = hand.bundles[0]
             if not self._ended:
-                self._hands[self._hire()] = Hand()
+                other = self._hire()
+                self._hands[other] = Hand(start=other.__ray_ready__.remote())
+            return hand
 
     def _is_to_blame(self, worker: Any, number: int) -> bool:
         """Tells whether a lost worker had this bundle in work, so that it may be the cause."""

@@ -16,6 +16,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_vitlora.flower import crew as crews
 from fl_vitlora.flower.crew import Crew, WorkerLostError, persist
 
 Bundle = list[int]
@@ -120,6 +121,38 @@ class Hand:
             once.touch()
             raise ValueError(name)
         return name, os.getpid()
+
+
+@ray.remote
+class Slow:
+    """A worker that takes two seconds to start."""
+
+    def __init__(self) -> None:
+        time.sleep(2)
+
+    def do(self) -> int:
+        return 1
+
+
+def slow() -> Any:
+    hand: Any = Slow
+    return hand.options(num_cpus=1).remote()
+
+
+def test_the_time_of_a_worker_begins_when_it_is_up(up: None) -> None:
+    crew = Crew([slow()], slow, patience=1.0)
+    assert crew.ask(lambda worker: worker.do.remote(), 1, []) == 1
+    for hand in crew.end():
+        ray.kill(hand)
+
+
+def test_who_does_not_start_is_replaced(up: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "SECONDS_TO_START", 0.6)
+    crew = Crew([slow()], slow, patience=60.0)
+    with pytest.raises(WorkerLostError, match="did not start"):
+        crew.ask(lambda worker: worker.do.remote(), 1, [])
+    for hand in crew.end():
+        ray.kill(hand)
 
 
 @pytest.fixture(scope="module")
