@@ -212,6 +212,7 @@ class Run:
             sums=sums,
             timeout=self.config.engine.round_timeout,
             repeats_errors=self.repeats_errors,
+            states=self.states,
             tap=self.watch.tap,
             stop=stop,
         )
@@ -416,6 +417,7 @@ class Run:
             "train_loss": report.train_loss,
             "participants": list(report.participants),
             "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
+            "taken_apart": list(report.taken_apart),
             "moved": report.moved,
             "uplink_bytes": self.ledger.total("uplink", report.round),
             "downlink_bytes": self.ledger.total("downlink", report.round),

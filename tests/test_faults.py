@@ -157,14 +157,17 @@ def test_a_client_that_takes_its_worker_along_is_the_only_one_left_out(
         tmp_path,
         engine,
         **{**TWENTY, "engine__cohort": 3},
+        rounds=1,
         faults__kinds=["crash"],
         faults__clients=1,
     )
     (crashing,) = unreliable(done.config)["crash"]
-    for line in done.lines:
-        (failed,) = line["failures"]
-        assert failed["client"] == crashing
-        assert failed["reason"].startswith("the worker died")
-        assert line["participants"] == [c for c in range(20) if c != crashing]
-    assert done.result["failures"]["clients"] == {str(crashing): 2}
-    assert len(list((done.folder / "failures").iterdir())) == 2
+    (line,) = done.lines
+    (failed,) = line["failures"]
+    assert failed["client"] == crashing
+    assert failed["reason"].startswith("the worker died")
+    assert line["participants"] == [c for c in range(20) if c != crashing]
+    assert 1 <= len(line["taken_apart"]) <= 2  # seven bundles
+    assert set(line["taken_apart"]) < set(line["participants"])
+    assert done.result["failures"]["clients"] == {str(crashing): 1}
+    assert len(list((done.folder / "failures").iterdir())) == 1

@@ -156,7 +156,7 @@ def test_coded_runs_are_the_same_with_one_worker_and_with_two(
     finals = []
     for workers in (1, 2):
         run = execute(tmp_path / str(workers), engine, engine__workers=workers, **lanes, **key)
-        assert not any(line["failures"] for line in run.lines)
+        assert not any(line["failures"] or line["taken_apart"] for line in run.lines)
         finals.append(load_file(run.folder / "model.safetensors"))
         assert run.result["communication"]["saving"] > 200
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])

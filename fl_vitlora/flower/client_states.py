@@ -2,7 +2,10 @@
 
 Flower keeps the context of a node to itself. Here it passes through on its way to a worker and
 back: what a client remembers is taken from here, and put here again. A record that a worker has
-sent back is never changed, but replaced.
+sent back is never changed, but replaced; and only with replies that the server waits for, so that
+a worker that comes to its end at last puts no old record over a newer one.
+
+The delivery and the server meet here also to tell each other what became of single messages.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class ClientStates:
     def __init__(self, known: Mapping[int, Tree] = MappingProxyType({})) -> None:
         self.followed = False
         self._records = {client: from_tree(tree) for client, tree in known.items()}
+        self._given_up: set[str] = set()
+        self._apart: set[str] = set()
 
     def lend(self, context: Context) -> Context:
         """Puts into a context what its client remembers."""
@@ -43,6 +48,22 @@ class ClientStates:
     def note(self, context: Context) -> None:
         """Notes what the client of a context remembers from now on."""
         self._records[client_of(context)] = context.state
+
+    def give_up(self, messages: Iterable[str]) -> None:
+        """Notes the ids of messages whose replies nobody waits for any more."""
+        self._given_up.update(messages)
+
+    def is_given_up(self, message: str) -> bool:
+        """Tells whether nobody waits any more for the reply to a message of that id."""
+        return message in self._given_up
+
+    def take_apart(self, messages: Iterable[str]) -> None:
+        """Notes the ids of messages that went together and were answered one by one."""
+        self._apart.update(messages)
+
+    def is_taken_apart(self, message: str) -> bool:
+        """Tells whether a message of that id was answered by itself, against the plan."""
+        return message in self._apart
 
     def now(self) -> dict[int, RecordDict]:
         """Returns what each client remembers now, for `to_tree`."""

@@ -1,8 +1,9 @@
 """The worker processes of a simulation: who has what in hand, and who takes the place of the dead.
 
 A worker is handed its next bundle while it works on one, so that it need not wait for it. When it
-dies, or takes too long and is ended, another is hired at once. Its bundles are lost, but only the
-one it worked on can have been the cause; the other is handed out again.
+dies, or takes too long and is ended, another is hired at once, whose time begins when it is up. The
+bundles of the lost one are lost, but only the one it worked on can have been the cause; the other
+is handed out again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,7 +21,11 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
 SLOTS = 2  # bundles of messages that a worker has at once: one in work, one that lies ready
+LOSSES = 3  # of workers over a bundle, until it is taken apart
+RAISES = 2  # of an app, until it is believed
 SECONDS_TO_END = 60.0
+SECONDS_TO_START = 300.0  # for a process and its imports, on a machine that has much else to do
+SECONDS_TO_LOOK = 0.5  # whether a worker is up
 
 
 class WorkerLostError(RuntimeError):
@@ -32,11 +38,20 @@ class Hand:
 
     Attributes:
         bundles: Numbers; the first is in work.
-        since: When it began with that, by `time.monotonic`.
+        since: When it began with that, or was to start, by `time.monotonic`.
+        start: Ray's reference to what it tells when it is up; none, once it is known to be.
     """
 
     bundles: list[int] = field(default_factory=list)
     since: float = 0.0
+    start: Any = None
+
+    @property
+    def is_up(self) -> bool:
+        """Tells whether the worker has started; the first time that it has, its time begins."""
+        if self.start is not None and ray.wait([self.start], timeout=0, fetch_local=False)[0]:
+            self.start, self.since = None, time.monotonic()
+        return self.start is None
 
 
 class Crew:
@@ -45,17 +60,18 @@ class Crew:
     Args:
         workers: Ray's actors.
         hire: Makes one more.
-        patience: Seconds that a worker may take for one message.
+        patience: Seconds that a worker that is up may take for one message.
     """
 
     def __init__(self, workers: Sequence[Any], hire: Callable[[], Any], patience: float) -> None:
-        self._hands = {worker: Hand() for worker in workers}
+        self._hands = {worker: Hand(start=worker.__ray_ready__.remote()) for worker in workers}
         self._hire, self._patience = hire, patience
         self._culprits: dict[Any, int] = {}  # of each that was lost, the bundle it worked on
         self._numbers = itertools.count()
         self._change = threading.Condition()
         self._waiting = 0
         self._ended = False
+        self._kept: list[Any] = []
 
     @property
     def slots(self) -> int:
@@ -93,14 +109,18 @@ class Crew:
                 self._change.notify_all()
 
     def end(self) -> list[Any]:
-        """Ends all who are busy, waits until nobody waits for a worker, and returns the others."""
+        """Ends all who are busy, waits until nobody waits for a worker, and returns the others.
+
+        Whoever calls it again is told the same.
+        """
         with self._change:
-            self._ended = True
-            busy = [worker for worker, hand in self._hands.items() if hand.bundles]
-            for worker in busy:
-                ray.kill(worker)
+            if not self._ended:
+                self._ended = True
+                self._kept = [worker for worker, hand in self._hands.items() if not hand.bundles]
+                for worker in self._hands.keys() - self._kept:
+                    end_process(worker)
             self._change.wait_for(lambda: not self._waiting, SECONDS_TO_END)
-            return [worker for worker in self._hands if worker not in busy]
+            return list(self._kept)
 
     def _hand_out(self, call: Callable[[Any], Any], tried: list[Any]) -> tuple[Any, int, Any]:
         with self._change:
@@ -132,16 +152,19 @@ class Crew:
                 ) from error
             self._take_back(worker, number)
             return found
-        self._replace(worker)
-        ray.kill(worker)
+        hand = self._replace(worker)
+        if hand is not None and hand.start is not None:
+            raise WorkerLostError(f"a worker did not start within {SECONDS_TO_START:g} s")
         raise WorkerLostError(f"no answer within {messages * self._patience:g} s")
 
     def _seconds_left(self, worker: Any, number: int, messages: int) -> float:
-        """Tells how long a bundle may still take; all the time, if it is not in work yet."""
+        """Tells how long to wait for a bundle before it is looked again, or nothing at its end."""
         with self._change:
             hand = self._hands.get(worker)
             if hand is None or hand.bundles[0] != number:
                 return self._patience
+            if not hand.is_up:
+                return min(SECONDS_TO_LOOK, hand.since + SECONDS_TO_START - time.monotonic())
             return hand.since + messages * self._patience - time.monotonic()
 
     def _take_back(self, worker: Any, number: int) -> None:
@@ -149,22 +172,38 @@ class Crew:
         with self._change:
             hand = self._hands.get(worker, Hand([number]))
             hand.bundles.remove(number)
-            hand.since = time.monotonic()
+            hand.since, hand.start = time.monotonic(), None
 
-    def _replace(self, worker: Any) -> None:
-        """Hires another in the place of one that was lost, whoever notices it first."""
+    def _replace(self, worker: Any) -> Hand | None:
+        """Hires another in the place of one that is lost, whoever notices it first.
+
+        The lost one is ended, if it lives: not every error of Ray's says that it does not, and it
+        would keep its share of the machine from the other.
+
+        Returns:
+            What it had in hand, for who noticed it first.
+        """
         with self._change:
             hand = self._hands.pop(worker, None)
             if hand is None:
-                return
+                return None
+            end_process(worker)
             self._culprits[worker] = hand.bundles[0]
             if not self._ended:
-                self._hands[self._hire()] = Hand()
+                other = self._hire()
+                self._hands[other] = Hand(start=other.__ray_ready__.remote())
+            return hand
 
     def _is_to_blame(self, worker: Any, number: int) -> bool:
         """Tells whether a lost worker had this bundle in work, so that it may be the cause."""
         with self._change:
             return self._ended or self._culprits[worker] == number
+
+
+def end_process(worker: Any) -> None:
+    """Ends a worker, be it alive or not, as far as Ray can."""
+    with suppress(Exception):
+        ray.kill(worker)
 
 
 def least_loaded(in_hand: Mapping[T, Sequence[int]]) -> T:
@@ -183,20 +222,21 @@ def least_loaded(in_hand: Mapping[T, Sequence[int]]) -> T:
     return min(in_hand, key=lambda one: (len(in_hand[one]), -max(in_hand[one], default=0)))
 
 
-def persist(
-    bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]
-) -> list[Any | WorkerLostError]:
+def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tuple[list[Any], bool]:
     """Has a bundle answered though workers die and apps raise, which may be a passing trouble.
 
-    All of it is repeated once, so that what passes leaves the same bits as if nothing had been. A
-    bundle that two workers were lost over is then taken apart, and whoever answers alone is saved.
+    All of it is repeated, once where an app raised and twice where workers were lost, so that what
+    passes leaves the same bits as if nothing had been. A bundle that three workers were lost over
+    is then taken apart, and whoever answers alone is saved; but who trains alone rounds otherwise
+    than in a batch.
 
     Args:
         bundle: Of messages.
-        ask: Returns of each its answer, or what was raised instead; raises `WorkerLostError`.
+        ask: Returns of each its answer, or what was raised instead; raises `WorkerLostError`, or
+            Ray's error where a worker failed over the whole bundle.
 
     Returns:
-        The answers, and errors where there is none.
+        The answers, errors where there is none; and whether the bundle was taken apart.
 
     Example:
         >>> def ask(bundle):
@@ -204,23 +244,26 @@ def persist(
         ...         raise WorkerLostError("out of memory")
         ...     return [text.upper() for text in bundle]
         >>> persist(["a", "bad", "b"], ask)
-        ['A', WorkerLostError('out of memory'), 'B']
+        (['A', WorkerLostError('out of memory'), 'B'], True)
     """
     answers: list[Any] = []
-    for _ in range(2):
-        try:
-            answers = ask(bundle)
-        except WorkerLostError as error:
-            answers = [error] * len(bundle)
+    lost = raised = 0
+    while lost < LOSSES and raised < RAISES:
+        answers = _answers(bundle, ask)
         if not any(isinstance(answer, Exception) for answer in answers):
-            return answers
-    if len(bundle) == 1 or not isinstance(answers[0], WorkerLostError):
-        return answers
-    return [_alone(one, ask) for one in bundle]
+            return answers, False
+        if isinstance(answers[0], WorkerLostError):
+            lost += 1
+        else:
+            raised += 1
+    if len(bundle) == 1 or lost < LOSSES:
+        return answers, False
+    return [answer for one in bundle for answer in _answers([one], ask)], True
 
 
-def _alone(one: T, ask: Callable[[Sequence[T]], list[Any]]) -> Any | WorkerLostError:
+def _answers(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+    """Asks once; an error over the whole bundle is everybody's answer."""
     try:
-        return ask([one])[0]
-    except WorkerLostError as error:
-        return error
+        return ask(bundle)
+    except (WorkerLostError, RayTaskError) as error:
+        return [error] * len(bundle)

@@ -31,6 +31,7 @@ from fl_vitlora.flower.kept_workers import KeptWorkers
 from fl_vitlora.flower.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
+LATE = "nobody waits for this reply any more"
 WAIT_SECONDS = 1.0  # for a bundle, before it is looked whether there is to be another
 
 
@@ -144,19 +145,31 @@ def replies_to(
 ) -> Iterator[Message]:
     """Has a bundle answered, and remembers the contexts that the clients leave.
 
+    A reply that nobody waits for any more is void, and so is what its client would remember of it;
+    where that is known beforehand, nobody works for it.
+
     Yields:
-        A reply to each message, in which there is an error where the app, or the worker, failed.
+        A reply to each message, in which there is an error where the app, or the worker, failed, or
+        where it came too late.
     """
+    if all(is_late(message, states) for message in bundle):
+        yield from (refused(message, TimeoutError(LATE)) for message in bundle)
+        return
     run = bundle[0].metadata.run_id
     stores = [nodes[message.metadata.dst_node_id] for message in bundle]
     try:
         contexts = [states.lend(store.retrieve_context(run)) for store in stores]
-        answers = backend.answer(bundle, contexts)
+        answers, apart = backend.answer(bundle, contexts)
     except Exception as error:  # Ray's, for which no client is to blame
-        answers = [error] * len(bundle)
+        answers, apart = [error] * len(bundle), False
+    if apart:
+        states.take_apart(message.metadata.message_id for message in bundle)
     for message, store, answer in zip(bundle, stores, answers, strict=True):
         if isinstance(answer, Exception):
             yield refused(message, answer)
+            continue
+        if is_late(message, states):
+            yield refused(message, TimeoutError(LATE))
             continue
         reply, context = answer
         try:
@@ -165,6 +178,11 @@ def replies_to(
         except ValueError as error:  # the app changed what it must not
             reply = refused(message, error)
         yield reply
+
+
+def is_late(message: Message, states: ClientStates) -> bool:
+    """Tells whether the server does not wait for the reply to a message any more."""
+    return states.is_given_up(message.metadata.message_id)
 
 
 def refused(message: Message, error: Exception) -> Message:

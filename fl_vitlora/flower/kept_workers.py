@@ -6,12 +6,12 @@ those that die in a simulation Flower keeps the dead; here a `Crew` replaces the
 
 A simulation can end while actors are at work: it was broken off, or nobody waits for them any more.
 Whoever then asks Ray for a result after Ray was shut down ends the whole process, with code 1 and
-one line; so nobody is left to ask.
+one line; so nobody is left to ask. Flower ends its backend only after all have come who wait for an
+actor; who is at work for nobody is ended before that, or it would hold up the end of the run.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +62,7 @@ class KeptWorkers(raybackend.RayBackend):
 
     def answer(
         self, messages: Sequence[Message], contexts: Sequence[Context]
-    ) -> list[Answer | Exception]:
+    ) -> tuple[list[Answer | Exception], bool]:
         """Has one actor answer some messages; several threads call it at once.
 
         Args:
@@ -71,7 +71,7 @@ class KeptWorkers(raybackend.RayBackend):
 
         Returns:
             Of each its reply and the context it leaves; or what the app raised, or that the actor
-            was lost, the second time too.
+            was lost, each time. And whether each was answered alone at last, after such losses.
         """
         tried: list[Any] = []
 
@@ -85,13 +85,17 @@ class KeptWorkers(raybackend.RayBackend):
 
     def process_message(self, message: Message, context: Context) -> Answer:
         """Does the same for one message, as Flower asks for it."""
-        (answer,) = self.answer([message], [context])
+        (answer,), _ = self.answer([message], [context])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    def end(self) -> None:
+        """Ends what is busy, and waits until nobody waits for an actor."""
+        self._crew.end()
+
     def terminate(self) -> None:
-        """Keeps what is idle, ends what is busy, and waits until nobody waits for an actor."""
+        """Does the same, and leaves what was idle to the next simulation."""
         self._actors[:] = self._crew.end()
 
     def _hire(self) -> Any:
@@ -109,18 +113,29 @@ def is_alive(actor: Any) -> bool:
 
 
 @contextmanager
-def kept_workers(actors: list[Any], most: int, patience: float) -> Iterator[None]:
+def kept_workers(actors: list[Any], most: int, patience: float) -> Iterator[Callable[[], None]]:
     """Lets Flower, which names its backend in the code, find this one in that place.
 
     Args:
         actors: Of the simulations before; it is brought up to date by the simulations inside.
         most: How many there may be.
         patience: Seconds that an actor may take for one message.
+
+    Yields:
+        What ends the simulation inside, for whoever knows that nobody waits for an answer any more.
     """
-    theirs = raybackend.RayBackend
-    ours = functools.partial(KeptWorkers, actors, most, patience)
+    theirs, made = raybackend.RayBackend, list[KeptWorkers]()
+
+    def ours(backend_config: BackendConfig) -> KeptWorkers:
+        made.append(KeptWorkers(actors, most, patience, backend_config))
+        return made[-1]
+
+    def end() -> None:
+        for backend in made:
+            backend.end()
+
     raybackend.RayBackend = ours  # type: ignore[assignment, misc]
     try:
-        yield
+        yield end
     finally:
         raybackend.RayBackend = theirs  # type: ignore[misc]

@@ -36,6 +36,7 @@ class RoundReport:
         train_loss: Mean training loss of the participants, weighted by images.
         participants: Clients whose updates were aggregated.
         failures: Clients that sent none, and why.
+        taken_apart: Participants that trained alone after workers were lost (`Transport`).
         aggregation_error: Of the low-rank products, as a share of the round's movement; None
             where there is nothing to compare (`lowrank.relative_error`).
         moved: Whether the strategy made another model than the one that the round began with.
@@ -50,6 +51,7 @@ class RoundReport:
     train_loss: float
     participants: tuple[int, ...]
     failures: tuple[Failure, ...]
+    taken_apart: tuple[int, ...]
     aggregation_error: float | None
     moved: bool
     clipped: int | None = None
@@ -195,6 +197,7 @@ class Federation:
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=answered,
             failures=tuple(failures),
+            taken_apart=self.transport.taken_apart,
             aggregation_error=relative_error(
                 model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
             ),

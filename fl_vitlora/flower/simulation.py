@@ -402,11 +402,13 @@ def simulate(
             outcome.append(main(grid, stop))
         except BaseException as error:  # carried to the caller's thread
             errors.append(error)
+        finally:
+            end()
 
     try:
         with (
             cores_left_to(workers),
-            kept_workers(ray.actors_for(workers), workers.count, patience),
+            kept_workers(ray.actors_for(workers), workers.count, patience) as end,
             prompt_delivery(most, states),
         ):
             run_simulation(

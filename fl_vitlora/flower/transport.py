@@ -24,6 +24,7 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import masking, messages
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
 from fl_vitlora.flower.failures import Failure, first_line, first_reasons
 from fl_vitlora.flower.holdings import Holdings
@@ -85,8 +86,14 @@ class Transport:
         timeout: Seconds to wait for the replies of a round, and as long again for those of clients
             that are asked once more.
         repeats_errors: Whether a client whose app raised is asked once more.
+        states: What simulated clients remember; is told which replies are not waited for any more,
+            and tells who was taken out of its bundle.
         tap: Is shown every message that passes, for inspection.
         stop: Ends all waiting when it is set.
+
+    Attributes:
+        taken_apart: Clients whose update of the last round is one that they made alone, after
+            workers were lost over all who were to train with them; it may be rounded otherwise.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Transport:
         sums: Sums | None = None,
         timeout: float,
         repeats_errors: bool = True,
+        states: ClientStates | None = None,
         tap: Tap | None = None,
         stop: threading.Event | None = None,
     ) -> None:
@@ -112,6 +120,8 @@ class Transport:
         self._ledger = ledger
         self._timeout = timeout
         self._repeats_errors = repeats_errors
+        self._states = states or ClientStates()
+        self.taken_apart: tuple[int, ...] = ()
         self._tap = tap
         self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
@@ -210,6 +220,7 @@ class Transport:
         """
         asked = {one.client: one for one in sorted(instructions, key=lambda one: one.client)}
         self._plan = instructions[0].plan
+        self.taken_apart = ()
         if self._sums is None:
             read, reasons = self._answers(server_round, asked, self._read_update)
             updates = [read[client] for client in sorted(read)]
@@ -220,6 +231,7 @@ class Transport:
                 self._holdings.missed(client)
             else:
                 self._holdings.answered(client, server_round, instruction.model, instruction.plan)
+        self.taken_apart = tuple(sorted(set(self.taken_apart) - reasons.keys()))
         return updates, [
             Failure.of(server_round, client, *reasons[client]) for client in sorted(reasons)
         ]
@@ -348,6 +360,10 @@ class Transport:
                     answers[client] = read(instruction, content)
                 except ValueError as error:
                     refused[client] = Refused(how="unusable", told=str(error))
+            if reply is not None and self._states.is_taken_apart(
+                reply.metadata.reply_to_message_id
+            ):
+                self.taken_apart = (*self.taken_apart, client)
             if client in answers:
                 self._end.answered(client)
             else:
@@ -426,6 +442,7 @@ class Transport:
     ) -> list[Message]:
         """Sends messages and gathers replies until all are there or time is up.
 
+        What has not come by then is void: its client remembers what it did before it was asked.
         Whoever has most images comes first, so that the last ones to train are the quickest.
 
         Args:
@@ -461,6 +478,7 @@ class Transport:
                     awaited=awaited,
                 )
                 self._stop.wait(min(seconds, deadline - now))
+        self._states.give_up(waiting)
         return replies
 
     def _images_at(self, request: Message) -> int:

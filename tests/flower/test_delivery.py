@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.server.superlink.fleet.vce import vce_api
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_vitlora.flower.client_states import ClientStates
-from fl_vitlora.flower.delivery import bundles, deliver, prompt_delivery, take
+from fl_vitlora.flower.delivery import bundles, deliver, prompt_delivery, replies_to, take
 
 
 def message(name: str, node: int, kind: str = "train") -> Any:
@@ -70,6 +71,83 @@ def test_messages_of_different_kinds_do_not_go_together():
     sent = [message(str(number), number, kind) for number, kind in enumerate(kinds)]
     cut = bundles(sent, {"query": 9, "train": 9})
     assert [names(bundle) for bundle in cut] == [["0", "1"], ["2", "3"], ["4"], ["5"], ["6"]]
+
+
+class Node:
+    """The store of a node's context."""
+
+    def __init__(self, client: int) -> None:
+        self.context = Context(1, client, {"partition-id": client}, RecordDict(), {})
+
+    def retrieve_context(self, run: int) -> Context:
+        return self.context
+
+    def update_context(self, run: int, context: Context) -> None:
+        self.context = context
+
+
+def to(client: int, number: int) -> Message:
+    sent = Message(RecordDict(), dst_node_id=client, message_type="train")
+    sent.metadata.__dict__["_message_id"] = f"message {number}"
+    return sent
+
+
+def remembering(context: Context, number: int) -> Context:
+    """The context that a worker sends back: a copy of what it was lent, with a new record."""
+    state = RecordDict({**context.state, "last": ConfigRecord({"number": number})})
+    return Context(context.run_id, context.node_id, context.node_config, state, {})
+
+
+class Slow:
+    """Answers each message, and lets something happen meanwhile."""
+
+    def __init__(self, number: int, meanwhile: Any = lambda: None) -> None:
+        self.number, self.meanwhile, self.asked, self.apart = number, meanwhile, 0, False
+
+    def answer(self, messages: Any, contexts: Any) -> Any:
+        self.asked += 1
+        kept = [remembering(context, self.number) for context in contexts]
+        self.meanwhile()
+        replies = [Message(RecordDict(), reply_to=message) for message in messages]
+        return list(zip(replies, kept, strict=True)), self.apart
+
+
+def test_a_late_reply_is_void_and_puts_no_old_state_over_a_newer_one() -> None:
+    """While a worker is at the first message, the server gives it up and has the next answered."""
+    nodes, states = {3: Node(3)}, ClientStates()
+    numbers = []
+
+    def ask(backend: Slow) -> list[Message]:
+        replies = list(replies_to([to(3, backend.number)], nodes, backend, states))  # type: ignore[arg-type]
+        numbers.append(states.now()[3]["last"]["number"])
+        assert nodes[3].context.state == states.now()[3]
+        return replies
+
+    def meanwhile() -> None:
+        states.give_up(["message 1"])
+        (reply,) = ask(Slow(2))
+        assert not reply.has_error()
+
+    (late,) = ask(Slow(1, meanwhile))
+    assert "nobody waits" in str(late.error.reason)
+    assert numbers == [2, 2]
+
+
+def test_nobody_works_for_messages_that_are_given_up() -> None:
+    states, backend = ClientStates(), Slow(1)
+    states.give_up(["message 1", "message 2"])
+    bundle = [to(3, 1), to(4, 2)]
+    replies = list(replies_to(bundle, {3: Node(3), 4: Node(4)}, backend, states))  # type: ignore[arg-type]
+    assert [reply.has_error() for reply in replies] == [True, True]
+    assert backend.asked == 0
+    assert states.now() == {}
+
+
+def test_who_was_taken_out_of_its_bundle_is_told() -> None:
+    nodes, states, backend = {3: Node(3), 4: Node(4)}, ClientStates(), Slow(1)
+    for number, backend.apart in enumerate([False, True]):
+        list(replies_to([to(3, number), to(4, number)], nodes, backend, states))  # type: ignore[arg-type]
+        assert states.is_taken_apart(f"message {number}") == backend.apart
 
 
 def current() -> tuple[Any, Any]:

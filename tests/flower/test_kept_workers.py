@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl_vitlora.flower.client_states import ClientStates
+from fl_vitlora.flower.simulation import Engine, Workers, simulate
+
+SLOW = 30.0  # seconds
 
 BROKEN_OFF = """
 import threading, time
@@ -72,3 +82,48 @@ def test_a_simulation_that_is_broken_off_leaves_nobody_who_waits(
     )
     assert ended.returncode == 0, ended.stderr
     assert float(ended.stdout) < 3.0
+
+
+app = ClientApp()
+
+
+@app.train()
+def _train(message: Message, context: Context) -> Message:
+    time.sleep(float(message.content.config_records["config"]["seconds"]))  # type: ignore[arg-type]
+    return Message(RecordDict(), reply_to=message)
+
+
+def test_who_is_at_work_for_nobody_does_not_hold_up_the_end_and_is_replaced(engine: Engine) -> None:
+    """The server asks two clients, waits for the quick one alone, and is done."""
+    workers = Workers(device="cpu", count=2)
+    ray = engine.start(workers)
+    ray.wait()
+
+    def serve(grid: Any, stop: threading.Event) -> list[float]:
+        while len(nodes := list(grid.get_node_ids())) < 2:
+            time.sleep(0.05)
+        sent = [
+            Message(RecordDict({"config": ConfigRecord({"seconds": seconds})}), node, "train")
+            for node, seconds in zip(nodes, (0.01, SLOW), strict=True)
+        ]
+        quick, _ = grid.push_messages(sent)
+        while not list(grid.pull_messages({quick})):
+            time.sleep(0.05)
+        done.append(time.monotonic())
+        return done
+
+    done: list[float] = []
+    for _ in range(2):
+        simulate(
+            app,
+            serve,
+            clients=2,
+            together=1,
+            patience=60.0,
+            states=ClientStates(),
+            workers=workers,
+            ray=ray,
+            verbose=False,
+        )
+        assert time.monotonic() - done[-1] < SLOW / 2
+        assert len(ray.actors) == 1

@@ -21,6 +21,7 @@ from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
 from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import make_client_app
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import Instruction
 from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.transport import Transport
@@ -107,6 +108,36 @@ def test_frozen_tensors_are_neither_trained_nor_sent(
     assert down.payload - up.payload == 4 * sum(
         t.numel() for n, t in model.items() if n not in update.delta
     )
+
+
+def test_replies_that_did_not_come_in_time_are_given_up(grid: LocalGrid, model: State) -> None:
+    states = ClientStates()
+    transport = Transport(grid, model, Ledger(), timeout=1, states=states)
+    transport.greet(len(SIZES))
+    grid.silent = {1}
+    transport.exchange(1, instruct(model, 0, 1, 2))
+    sent = {m.metadata.dst_node_id - 100: m.metadata.message_id for m in grid.sent}
+    assert {client: states.is_given_up(sent[client]) for client in sent} == {
+        0: False,
+        1: True,
+        2: False,
+    }
+
+
+def test_who_made_its_update_out_of_its_bundle_is_told_round_by_round(
+    grid: LocalGrid, model: State
+) -> None:
+    states = ClientStates()
+    transport = Transport(grid, model, Ledger(), timeout=1, states=states)
+    transport.greet(len(SIZES))
+    states.take_apart(["message 0", "message 2"])  # to the clients 0 and 2, who have most and least
+    transport.exchange(1, instruct(model, 0, 1, 2))
+    assert list(transport.taken_apart) == [0, 2]
+    transport.exchange(2, instruct(model, 1))
+    assert list(transport.taken_apart) == [1]  # the local grid counts anew
+    grid.silent = {1}
+    transport.exchange(3, instruct(model, 1))
+    assert list(transport.taken_apart) == []
 
 
 def test_the_penalty_reaches_the_client(transport: Transport, model: State):
