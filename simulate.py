@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 from fl_vitlora import __version__, config, settings, yaml_text  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
 from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
+from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
 
 if TYPE_CHECKING:
     from fl_vitlora.serving import Watch
@@ -391,6 +392,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and turns errors into one line and an exit code."""
+    outlive_readers()
     arguments = make_parser().parse_args(argv)
     check_flags(vars(arguments))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -141,6 +142,22 @@ def test_help_explains_every_setting() -> None:
     ]
     assert missing == []
     assert all(flag in done.stdout for flag in simulate.FLAGS)
+
+
+@pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("--clinets 20", 2)])
+def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "simulate.py", *typed.split()],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=writer,
+        check=False,
+        timeout=60,
+    )
+    os.close(writer)
+    assert done.returncode == code
 
 
 def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
