@@ -328,10 +328,12 @@ def compare(grid: Grid, *, verbose: bool) -> None:
     if not verbose:
         silence()
     folder = Path(grid.out) if grid.out else comparison.default_folder()
-    comparison.prepare_folder(folder, grid)
     records = []
     try:
-        with ComparisonDisplay(len(grid.runs)) as display:
+        with (
+            comparison.prepare_folder(folder, grid),
+            ComparisonDisplay(len(grid.runs)) as display,
+        ):
             watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
             for record in comparison.compare(grid, folder, strategies.load_for, watch):
                 display.show_run(describe(record))

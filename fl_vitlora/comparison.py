@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import run
-from fl_vitlora.files import WriteError, write_atomically, writing
+from fl_vitlora.files import HeldError, Hold, WriteError, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
@@ -45,20 +45,31 @@ def default_folder() -> Path:
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-comparison"
 
 
-def prepare_folder(folder: Path, grid: Grid) -> None:
+def prepare_folder(folder: Path, grid: Grid) -> Hold:
     """Makes a grid folder, or takes up one that is there, and writes down what is asked for.
 
+    Returns:
+        What keeps other processes off the folder until it is released.
+
     Raises:
-        UserError: When it holds anything but a grid, or cannot be made.
+        UserError: When it holds anything but a grid, cannot be made, or another process is at it.
     """
     if folder.exists() and not is_grid_folder(folder):
         raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / GRID, write_yaml(to_tree(grid)))
-    except WriteError as error:
-        raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
+    with ExitStack() as undo:
+        try:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                hold = undo.enter_context(Hold(folder))
+            write_atomically(folder / GRID, write_yaml(to_tree(grid)))
+        except WriteError as error:
+            raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
+        except HeldError:
+            raise UserError(
+                f"grid folder {folder}: another process is at this comparison; wait for its end"
+            ) from None
+        undo.pop_all()
+    return hold
 
 
 def is_grid_folder(folder: Path) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 
 class WriteError(RuntimeError):
@@ -78,6 +81,52 @@ def append(path: Path, content: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+class HeldError(RuntimeError):
+    """Another process holds a file or folder."""
+
+
+class Hold:
+    """Keeps other processes from holding a file or folder too, until released or this one's end.
+
+    A file that is replaced is another one; a folder stays the same. Where a file system knows no
+    locks, nobody is kept off.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        HeldError: When another holds it.
+        OSError: When it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise HeldError(f"another process holds {path}") from None
+        except OSError:
+            pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets other processes have it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import simulate
 import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.comparison import compare, has_current_key, prepare_folder, runs_in
@@ -41,8 +42,8 @@ def small(folder: Path, **tree: Any) -> Grid:
 
 
 def start(grid: Grid, folder: Path) -> Iterator[Record]:
-    prepare_folder(folder, grid)
-    return compare(grid, folder, strategies.load_for)
+    with prepare_folder(folder, grid):
+        yield from compare(grid, folder, strategies.load_for)
 
 
 def state_of(folder: Path) -> dict[str, int]:
@@ -217,5 +218,25 @@ def test_a_single_run_is_no_grid_but_a_folder_of_runs_is(tmp_path: Path) -> None
     RunFolder.create(replace(grid.runs[0][1], out=str(tmp_path / "runs" / "one")))
     with pytest.raises(UserError, match="no grid"):
         prepare_folder(tmp_path / "runs" / "one", grid)
-    prepare_folder(tmp_path / "runs", grid)
+    prepare_folder(tmp_path / "runs", grid).release()
     assert (tmp_path / "runs" / "grid.yaml").is_file()
+
+
+def test_two_processes_are_not_let_at_one_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, grid = tmp_path / "grid", small(tmp_path)
+    with prepare_folder(folder, grid):
+        before = (folder / "grid.yaml").read_text()
+        with pytest.raises(UserError, match="another process is at this comparison"):
+            prepare_folder(folder, small(tmp_path, seeds=[7]))
+        assert [path.name for path in folder.iterdir()] == ["grid.yaml"]
+        assert (folder / "grid.yaml").read_text() == before  # which the first goes on with
+        with pytest.raises(SystemExit) as ended:
+            simulate.main(["--compare", "head", "--seeds", "7", "--out", str(folder)])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == (
+            f"simulate.py: grid folder {folder}: another process is at this comparison; "
+            "wait for its end\n"
+        )
+    prepare_folder(folder, grid).release()
