@@ -237,7 +237,7 @@ class Ray:
             if not self._verbose:
                 silence()
             place = contextlib.nullcontext() if self.workers.address else loopback_alone()
-            with place, sigterm_as_before():
+            with place, sigterm_as_before(), hangup_blocked():
                 ray.init(
                     configure_logging=self._verbose,
                     log_to_driver=self._verbose,
@@ -303,6 +303,19 @@ def sigterm_as_before() -> Iterator[None]:
         yield
     finally:
         put(signal.SIGTERM, before)
+
+
+@contextmanager
+def hangup_blocked() -> Iterator[None]:
+    """Lets processes that begin meanwhile outlive the terminal, as Ray lets them outlive Ctrl-C.
+
+    A terminal that is closed tells all of them; this program ends its round, and then them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Engine:
