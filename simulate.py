@@ -170,7 +170,7 @@ def make_parser() -> Parser:
         metavar="RUN",
         type=Path,
         help="go on with the run of this folder from its last checkpoint, to the same bits; Ctrl-C "
-        "ends a run after its round, a second one at once",
+        "ends a run, or a comparison, after its round, a second one at once",
     )
     parser.add_argument(
         "--rotate-key",
@@ -276,7 +276,10 @@ def how_to_go_on(experiment: config.Config) -> str:
 
 @contextlib.contextmanager
 def pauses_on_signal(watch: Watch) -> Iterator[None]:
-    """Lets the first Ctrl-C, or the first SIGTERM, end a run after its round; the next at once."""
+    """Lets the first signal to end a run do so after its round; the next at once.
+
+    Before a run's first round there is nothing to wait for, and the first does so at once.
+    """
 
     def heed(number: int, frame: object) -> None:
         if watch.pause.is_set() or not watch.training.is_set():
@@ -284,12 +287,19 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
         watch.pause.set()
         watch.announce("ending after this round; once more to end at once")
 
-    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, heed) for number in heeded_signals()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def heeded_signals() -> Iterator[signal.Signals]:
+    """Names Ctrl-C, SIGTERM and, but under `nohup`, the end of a terminal."""
+    yield from (signal.SIGINT, signal.SIGTERM)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        yield signal.SIGHUP
 
 
 def resume(arguments: argparse.Namespace) -> None:
@@ -320,7 +330,7 @@ def compare(grid: Grid, *, verbose: bool) -> None:
     """Runs a comparison before the user's eyes."""
     import strategies
     from fl_vitlora import comparison
-    from fl_vitlora.experiment import silence
+    from fl_vitlora.experiment import PausedError, silence
     from fl_vitlora.reporting.comparison import describe, print_report
     from fl_vitlora.reporting.console import ComparisonDisplay
     from fl_vitlora.serving import Watch
@@ -335,9 +345,12 @@ def compare(grid: Grid, *, verbose: bool) -> None:
             ComparisonDisplay(len(grid.runs)) as display,
         ):
             watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
-            for record in comparison.compare(grid, folder, strategies.load_for, watch):
-                display.show_run(describe(record))
-                records.append(record)
+            with pauses_on_signal(watch):
+                for record in comparison.compare(grid, folder, strategies.load_for, watch):
+                    display.show_run(describe(record))
+                    records.append(record)
+    except PausedError as pause:
+        fail(f"ended {pause}; the same command with --out {folder} goes on", INTERRUPTED)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"; the same command with --out {folder} goes on") from None
     print_report(comparison.tell(grid, records), str(folder))

@@ -17,7 +17,7 @@ from typing import Protocol
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import run
+from fl_vitlora.experiment import PausedError, run
 from fl_vitlora.files import HeldError, Hold, WriteError, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
@@ -94,6 +94,9 @@ def compare(
     Yields:
         Each run when it has ended, or is found done. A run that is refused or fails has no result
         but says why, and the next one starts.
+
+    Raises:
+        PausedError: When the watch told it to pause, and a run did so or was still to be started.
     """
     watch = watch or Watch()
     done = runs_in(folder, finished=True)
@@ -102,8 +105,15 @@ def compare(
     with Engine(verbose=watch.verbose) as engine:
 
         def execute(config: Config, *, resume: bool) -> Line:
+            watch.training.clear()  # before the look at the pause: whoever asks later finds it so
+            if watch.pause.is_set():
+                raise PausedError(f"after run {len(records)} of {len(grid.runs)}")
             strategy = load_strategy(config)
-            return run(config, strategy, watch, engine=engine, resume=resume)[0]
+            try:
+                return run(config, strategy, watch, engine=engine, resume=resume)[0]
+            except PausedError as pause:
+                number = f"run {len(records) + 1} of {len(grid.runs)}"
+                raise PausedError(f"{pause}, {number}") from None
 
         for cell, config in grid.runs:
             same = (place for known, place in done if known == config)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -15,15 +15,17 @@ from PIL import Image
 
 import simulate
 import strategies
+from fl_vitlora import comparison
 from fl_vitlora import config as configuration
 from fl_vitlora.comparison import compare, has_current_key, prepare_folder, runs_in
 from fl_vitlora.encryption.keys import key_id, open_or_create_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import run
+from fl_vitlora.experiment import PausedError, run
 from fl_vitlora.files import write_atomically
 from fl_vitlora.grid import Grid, read_grid
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.reporting.statistics import Record
+from fl_vitlora.serving import Watch
 from fl_vitlora.yaml_text import write_yaml
 
 METHODS = {"finetuning.method": ["head", "lora"]}
@@ -134,6 +136,43 @@ def test_a_second_call_runs_nothing(finished: Finished) -> None:
     assert len(before) > 20
     assert list(start(finished.grid, finished.folder)) == finished.records
     assert state_of(finished.folder) == before
+
+
+def test_a_pause_keeps_from_no_run_that_is_done(finished: Finished) -> None:
+    watch = Watch()
+    watch.pause.set()
+    again = compare(finished.grid, finished.folder, strategies.load_for, watch)
+    assert list(again) == finished.records
+
+
+def test_a_comparison_pauses_between_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch()
+    trained: list[bool] = []  # when a run begins
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        trained.append(watch.training.is_set())
+        watch.training.set()
+        if len(trained) == 2:
+            watch.pause.set()
+        raise UserError("it cannot do")
+
+    monkeypatch.setattr(comparison, "run", refuse)
+    with pytest.raises(PausedError, match=r"^after run 2 of 4$"):
+        list(compare(small(tmp_path), tmp_path, strategies.load_for, watch))
+    assert trained == [False, False]
+
+
+def test_a_run_that_pauses_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause(*_: object, **__: object) -> NoReturn:
+        raise PausedError("after round 3 of 20")
+
+    monkeypatch.setattr(comparison, "run", pause)
+    with pytest.raises(PausedError, match=r"^after round 3 of 20, run 1 of 4$"):
+        list(compare(small(tmp_path), tmp_path, strategies.load_for))
 
 
 def test_the_request_in_the_folder_is_the_same_grid(finished: Finished) -> None:
