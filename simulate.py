@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 from fl_vitlora import __version__, config, settings, yaml_text  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
 from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
+from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
 
 if TYPE_CHECKING:
     from fl_vitlora.serving import Watch
@@ -60,7 +61,9 @@ TEXTS = {  # taken as they are typed
     "engine.ray_address",
 }
 
-MAY_CHANGE = (  # in a run that goes on, for no bit of it depends on them
+MAY_CHANGE = (  # in a run that goes on: no bit of it depends on who works, and files may move
+    "encryption.key_file",
+    "model.weights",
     "engine.workers",
     "engine.ray_address",
     "engine.round_timeout",
@@ -169,7 +172,7 @@ def make_parser() -> Parser:
         metavar="RUN",
         type=Path,
         help="go on with the run of this folder from its last checkpoint, to the same bits; Ctrl-C "
-        "ends a run after its round, a second one at once",
+        "ends a run, or a comparison, after its round, a second one at once",
     )
     parser.add_argument(
         "--rotate-key",
@@ -275,7 +278,10 @@ def how_to_go_on(experiment: config.Config) -> str:
 
 @contextlib.contextmanager
 def pauses_on_signal(watch: Watch) -> Iterator[None]:
-    """Lets the first Ctrl-C, or the first SIGTERM, end a run after its round; the next at once."""
+    """Lets the first signal to end a run do so after its round; the next at once.
+
+    Before a run's first round there is nothing to wait for, and the first does so at once.
+    """
 
     def heed(number: int, frame: object) -> None:
         if watch.pause.is_set() or not watch.training.is_set():
@@ -283,7 +289,7 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
         watch.pause.set()
         watch.announce("ending after this round; once more to end at once")
 
-    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, heed) for number in heeded_signals()}
     try:
         yield
     finally:
@@ -291,14 +297,23 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def heeded_signals() -> Iterator[signal.Signals]:
+    """Names Ctrl-C, SIGTERM and, but under `nohup`, the end of a terminal."""
+    yield from (signal.SIGINT, signal.SIGTERM)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        yield signal.SIGHUP
+
+
 def resume(arguments: argparse.Namespace) -> None:
     """Goes on with a run; one that is at its end is shown."""
+    from fl_vitlora.checkpoints.logbook import remove as remove_checkpoints
     from fl_vitlora.reporting.console import print_result
     from fl_vitlora.reporting.run_folder import find_run
 
     folder = arguments.resume
     begun, result = find_run(folder)
     if result is not None:
+        remove_checkpoints(folder)  # it may have been killed just before it did
         print_result(result, str(folder))
         return
     overrides = read_overrides(arguments) | {"out": str(folder)}
@@ -319,7 +334,7 @@ def compare(grid: Grid, *, verbose: bool) -> None:
     """Runs a comparison before the user's eyes."""
     import strategies
     from fl_vitlora import comparison
-    from fl_vitlora.experiment import silence
+    from fl_vitlora.experiment import PausedError, silence
     from fl_vitlora.reporting.comparison import describe, print_report
     from fl_vitlora.reporting.console import ComparisonDisplay
     from fl_vitlora.serving import Watch
@@ -327,14 +342,19 @@ def compare(grid: Grid, *, verbose: bool) -> None:
     if not verbose:
         silence()
     folder = Path(grid.out) if grid.out else comparison.default_folder()
-    comparison.prepare_folder(folder, grid)
     records = []
     try:
-        with ComparisonDisplay(len(grid.runs)) as display:
+        with (
+            comparison.prepare_folder(folder, grid),
+            ComparisonDisplay(len(grid.runs)) as display,
+        ):
             watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
-            for record in comparison.compare(grid, folder, strategies.load_for, watch):
-                display.show_run(describe(record))
-                records.append(record)
+            with pauses_on_signal(watch):
+                for record in comparison.compare(grid, folder, strategies.load_for, watch):
+                    display.show_run(describe(record))
+                    records.append(record)
+    except PausedError as pause:
+        fail(f"ended {pause}; the same command with --out {folder} goes on", INTERRUPTED)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"; the same command with --out {folder} goes on") from None
     print_report(comparison.tell(grid, records), str(folder))
@@ -391,6 +411,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, runs, and turns errors into one line and an exit code."""
+    outlive_readers()
     arguments = make_parser().parse_args(argv)
     check_flags(vars(arguments))
     try:

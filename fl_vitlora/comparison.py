@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
+from fl_vitlora.checkpoints.logbook import lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import run
-from fl_vitlora.files import WriteError, write_atomically, writing
+from fl_vitlora.experiment import PausedError, run
+from fl_vitlora.files import HeldError, Hold, WriteError, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
@@ -45,20 +46,31 @@ def default_folder() -> Path:
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-comparison"
 
 
-def prepare_folder(folder: Path, grid: Grid) -> None:
+def prepare_folder(folder: Path, grid: Grid) -> Hold:
     """Makes a grid folder, or takes up one that is there, and writes down what is asked for.
 
+    Returns:
+        What keeps other processes off the folder until it is released.
+
     Raises:
-        UserError: When it holds anything but a grid, or cannot be made.
+        UserError: When it holds anything but a grid, cannot be made, or another process is at it.
     """
     if folder.exists() and not is_grid_folder(folder):
         raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / GRID, write_yaml(to_tree(grid)))
-    except WriteError as error:
-        raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
+    with ExitStack() as undo:
+        try:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                hold = undo.enter_context(Hold(folder))
+            write_atomically(folder / GRID, write_yaml(to_tree(grid)))
+        except WriteError as error:
+            raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
+        except HeldError:
+            raise UserError(
+                f"grid folder {folder}: another process is at this comparison; wait for its end"
+            ) from None
+        undo.pop_all()
+    return hold
 
 
 def is_grid_folder(folder: Path) -> bool:
@@ -83,6 +95,9 @@ def compare(
     Yields:
         Each run when it has ended, or is found done. A run that is refused or fails has no result
         but says why, and the next one starts.
+
+    Raises:
+        PausedError: When the watch told it to pause, and a run did so or was still to be started.
     """
     watch = watch or Watch()
     done = runs_in(folder, finished=True)
@@ -91,14 +106,21 @@ def compare(
     with Engine(verbose=watch.verbose) as engine:
 
         def execute(config: Config, *, resume: bool) -> Line:
+            watch.training.clear()  # before the look at the pause: whoever asks later finds it so
+            if watch.pause.is_set():
+                raise PausedError(f"after run {len(records)} of {len(grid.runs)}")
             strategy = load_strategy(config)
-            return run(config, strategy, watch, engine=engine, resume=resume)[0]
+            try:
+                return run(config, strategy, watch, engine=engine, resume=resume)[0]
+            except PausedError as pause:
+                number = f"run {len(records) + 1} of {len(grid.runs)}"
+                raise PausedError(f"{pause}, {number}") from None
 
         for cell, config in grid.runs:
             same = (place for known, place in done if known == config)
             path = next((place for place in same if has_current_key(config, place)), None)
             begun = (place for known, place in broken_off if known == config)
-            place = next((place for place in begun if has_current_key(config, place)), None)
+            place = next((place for place in begun if can_go_on(config, place)), None)
             record = (
                 _attempt(cell, config, folder, place, execute)
                 if path is None
@@ -150,6 +172,12 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
         with suppress(UserError):  # none is there yet
             _, key = shards_of(run_folder)
     return ring.exists() and key == key_id(open_ring(ring).current)
+
+
+def can_go_on(config: Config, run_folder: Path) -> bool:
+    """Tells whether a run that was broken off can be taken up where it is."""
+    lost = lacks_checkpoints(run_folder, config.checkpoint_every)
+    return not lost and has_current_key(config, run_folder)
 
 
 def _attempt(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 TEMPORARY = ".*.tmp"  # what a file is called until it is whole
 
@@ -101,6 +104,56 @@ def sync_files(folder: Path) -> None:
         with writing(path), path.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
+
+
+class HeldError(RuntimeError):
+    """Another process holds a file or folder."""
+
+
+class Hold:
+    """Keeps other processes from holding a file or folder too, until released or gone.
+
+    A file that is replaced is another one; a folder stays the same. Where a file system knows no
+    locks, nobody is kept off.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        HeldError: When another holds it.
+        OSError: When it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = None  # until it is opened
+        self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise HeldError(f"another process holds {path}") from None
+        except OSError:
+            pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __del__(self) -> None:
+        self.release()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets other processes have it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def sync_folder(folder: Path) -> None:

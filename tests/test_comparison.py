@@ -7,22 +7,25 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 from PIL import Image
 
+import simulate
 import strategies
+from fl_vitlora import comparison
 from fl_vitlora import config as configuration
-from fl_vitlora.comparison import compare, has_current_key, prepare_folder, runs_in
+from fl_vitlora.comparison import can_go_on, compare, has_current_key, prepare_folder, runs_in
 from fl_vitlora.encryption.keys import key_id, open_or_create_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import run
+from fl_vitlora.experiment import PausedError, run
 from fl_vitlora.files import write_atomically
 from fl_vitlora.grid import Grid, read_grid
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.reporting.statistics import Record
+from fl_vitlora.serving import Watch
 from fl_vitlora.yaml_text import write_yaml
 
 METHODS = {"finetuning.method": ["head", "lora"]}
@@ -41,8 +44,8 @@ def small(folder: Path, **tree: Any) -> Grid:
 
 
 def start(grid: Grid, folder: Path) -> Iterator[Record]:
-    prepare_folder(folder, grid)
-    return compare(grid, folder, strategies.load_for)
+    with prepare_folder(folder, grid):
+        yield from compare(grid, folder, strategies.load_for)
 
 
 def state_of(folder: Path) -> dict[str, int]:
@@ -135,6 +138,43 @@ def test_a_second_call_runs_nothing(finished: Finished) -> None:
     assert state_of(finished.folder) == before
 
 
+def test_a_pause_keeps_from_no_run_that_is_done(finished: Finished) -> None:
+    watch = Watch()
+    watch.pause.set()
+    again = compare(finished.grid, finished.folder, strategies.load_for, watch)
+    assert list(again) == finished.records
+
+
+def test_a_comparison_pauses_between_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch()
+    trained: list[bool] = []  # when a run begins
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        trained.append(watch.training.is_set())
+        watch.training.set()
+        if len(trained) == 2:
+            watch.pause.set()
+        raise UserError("it cannot do")
+
+    monkeypatch.setattr(comparison, "run", refuse)
+    with pytest.raises(PausedError, match=r"^after run 2 of 4$"):
+        list(compare(small(tmp_path), tmp_path, strategies.load_for, watch))
+    assert trained == [False, False]
+
+
+def test_a_run_that_pauses_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause(*_: object, **__: object) -> NoReturn:
+        raise PausedError("after round 3 of 20")
+
+    monkeypatch.setattr(comparison, "run", pause)
+    with pytest.raises(PausedError, match=r"^after round 3 of 20, run 1 of 4$"):
+        list(compare(small(tmp_path), tmp_path, strategies.load_for))
+
+
 def test_the_request_in_the_folder_is_the_same_grid(finished: Finished) -> None:
     tree = yaml.safe_load((finished.folder / "grid.yaml").read_text())
     assert read_grid(tree, {}) == finished.grid
@@ -194,6 +234,15 @@ def test_a_run_under_a_secret_that_was_rotated_away_is_another_run(tmp_path: Pat
     assert has_current_key(plain, folder.path)
 
 
+def test_a_run_that_lost_its_checkpoints_is_run_anew_elsewhere(tmp_path: Path) -> None:
+    config = small(tmp_path).runs[0][1]
+    config = replace(config, encryption=replace(config.encryption, steps=()))
+    folder = RunFolder.create(replace(config, out=str(tmp_path / "run")))
+    assert can_go_on(config, folder.path)
+    folder.write("rounds.jsonl", '{"round": 1}\n{"round": 2}\n')
+    assert not can_go_on(config, folder.path)
+
+
 def test_a_run_without_a_result_or_of_another_program_is_not_done(tmp_path: Path) -> None:
     config = small(tmp_path).runs[0][1]
     RunFolder.create(replace(config, out=str(tmp_path / "broken off")))
@@ -217,5 +266,25 @@ def test_a_single_run_is_no_grid_but_a_folder_of_runs_is(tmp_path: Path) -> None
     RunFolder.create(replace(grid.runs[0][1], out=str(tmp_path / "runs" / "one")))
     with pytest.raises(UserError, match="no grid"):
         prepare_folder(tmp_path / "runs" / "one", grid)
-    prepare_folder(tmp_path / "runs", grid)
+    prepare_folder(tmp_path / "runs", grid).release()
     assert (tmp_path / "runs" / "grid.yaml").is_file()
+
+
+def test_two_processes_are_not_let_at_one_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, grid = tmp_path / "grid", small(tmp_path)
+    with prepare_folder(folder, grid):
+        before = (folder / "grid.yaml").read_text()
+        with pytest.raises(UserError, match="another process is at this comparison"):
+            prepare_folder(folder, small(tmp_path, seeds=[7]))
+        assert [path.name for path in folder.iterdir()] == ["grid.yaml"]
+        assert (folder / "grid.yaml").read_text() == before  # which the first goes on with
+        with pytest.raises(SystemExit) as ended:
+            simulate.main(["--compare", "head", "--seeds", "7", "--out", str(folder)])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == (
+            f"simulate.py: grid folder {folder}: another process is at this comparison; "
+            "wait for its end\n"
+        )
+    prepare_folder(folder, grid).release()

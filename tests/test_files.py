@@ -18,7 +18,7 @@ import pytest
 from fl_vitlora.comparison import prepare_folder
 from fl_vitlora.config import load
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import WriteError, append, write_atomically
+from fl_vitlora.files import HeldError, Hold, WriteError, append, write_atomically
 from fl_vitlora.grid import read_grid
 from fl_vitlora.reporting import run_folder
 from fl_vitlora.reporting.run_folder import RunFolder
@@ -173,6 +173,20 @@ def test_lines_are_added_to_what_is_there(tmp_path: Path) -> None:
     for line in (b"one\n", b"zwei", b""):
         append(tmp_path / "lines", line)
     assert (tmp_path / "lines").read_bytes() == b"one\nzwei"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_one_holds_a_file_or_a_folder_at_a_time(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "file":
+        path.touch()
+    else:
+        path.mkdir()
+    with Hold(path) as first:
+        with pytest.raises(HeldError, match=str(path)):
+            Hold(path)
+        first.release()
+        Hold(path).release()
 
 
 @dataclass(frozen=True)

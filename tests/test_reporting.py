@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from fl_vitlora.reporting.console import RunDisplay, print_result
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
 from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder, default_path
 
+ROOT = Path(__file__).resolve().parent.parent
 LINE = {
     "round": 1,
     "accuracy": 0.5,
@@ -28,6 +32,24 @@ LINE = {
     "moved": True,
     "seconds": 2.0,
 }
+SHOWS = """
+import sys, threading
+from fl_vitlora.reporting.console import ComparisonDisplay, RunDisplay, print_result
+from fl_vitlora.reporting.output import outlive_readers
+line, result = {line!r}, {result!r}
+outlive_readers()
+with RunDisplay(20) as display:
+    display.announce("preparing")
+    sys.stdin.readline()  # until the reader is gone
+    display.show_round(line)
+    other = threading.Thread(target=display.show_round, args=(line,))
+    other.start()
+    other.join()
+with ComparisonDisplay(2) as display:
+    display.show_run("head")
+print_result(result, "runs/one")
+print("to its end", file=sys.stderr)
+"""
 RESULT = {
     "accuracy": 0.9611,
     "accuracy_by_view": {"right_key": 0.9611},
@@ -123,6 +145,39 @@ def test_each_round_is_a_line_where_there_is_no_terminal() -> None:
     assert second == "round 1/20  accuracy 50.0 %  loss 1.250  1.5 kB sent  1 failed  2.0 s"
     assert third == "round 2/20  accuracy 50.0 %  loss 1.250  3.0 kB sent  2.0 s"
     assert fourth.endswith("4.5 kB sent  model unchanged  2.0 s")
+
+
+def test_a_run_outlives_the_reader_of_its_lines() -> None:
+    showing = subprocess.Popen(
+        [sys.executable, "-c", SHOWS.format(line=LINE, result=RESULT)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert showing.stdout is not None
+    assert showing.stdout.readline() == "preparing\n"
+    showing.stdout.close()
+    _, errors = showing.communicate("gone\n", timeout=60)
+    assert (showing.returncode, errors) == (0, "to its end\n")
+
+
+def test_a_run_outlives_its_terminal() -> None:
+    reader, terminal = os.openpty()
+    showing = subprocess.Popen(
+        [sys.executable, "-c", SHOWS.format(line=LINE, result=RESULT)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.read(reader, 1)
+    os.close(terminal)
+    os.close(reader)
+    _, errors = showing.communicate("gone\n", timeout=60)
+    assert (showing.returncode, errors) == (0, "to its end\n")
 
 
 def test_a_terminal_sees_a_bar_with_the_time_left() -> None:

@@ -265,6 +265,17 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert same(left(tmp_path / "run"), expected)
 
 
+def test_a_key_ring_may_have_moved(
+    paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
+) -> None:
+    folder, expected = paused
+    config = copy_of(folder, tmp_path)
+    moved = (tmp_path / "owner.key").rename(tmp_path / "moved.key")
+    ring = dataclasses.replace(config.encryption, key_file=str(moved))
+    play(dataclasses.replace(config, encryption=ring), engine, resume=True)
+    assert same(left(tmp_path / "run"), expected)
+
+
 def test_shards_under_another_key_are_another_run(
     paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 import simulate
 from fl_vitlora import config, settings
+from fl_vitlora.serving import Watch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -143,6 +146,22 @@ def test_help_explains_every_setting() -> None:
     assert all(flag in done.stdout for flag in simulate.FLAGS)
 
 
+@pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("--clinets 20", 2)])
+def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "simulate.py", *typed.split()],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=writer,
+        check=False,
+        timeout=60,
+    )
+    os.close(writer)
+    assert done.returncode == code
+
+
 def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "experiment.yaml"
     file.write_text("clients: 7\nrounds: 3\nstrategy: fedprox\n")
@@ -197,34 +216,90 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
     assert lines[at + 2] == "failed  works with other clients in every round (as above)"
 
 
-@pytest.mark.parametrize("moment", ["preparing", "starting workers", "round 1/"])
-def test_interruption_ends_a_run_soon_and_says_how_to_go_on(moment: str, tmp_path: Path) -> None:
+def watched() -> Watch:
+    """A run whose rounds have begun."""
+    watch = Watch()
+    watch.training.set()
+    return watch
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_lets_the_round_end_and_the_second_does_not(
+    number: signal.Signals,
+) -> None:
+    watch, before = watched(), signal.signal(number, signal.SIG_DFL)
+    try:
+        with simulate.pauses_on_signal(watch):
+            os.kill(os.getpid(), number)
+            assert watch.pause.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_before_the_first_round_the_first_signal_ends_a_run() -> None:
+    with simulate.pauses_on_signal(Watch()), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_hangup_that_was_ignored_stays_so() -> None:
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        watch = watched()
+        with simulate.pauses_on_signal(watch):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not watch.pause.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("preparing", signal.SIGINT),
+        ("starting workers", signal.SIGINT),
+        ("round 1/", signal.SIGHUP),
+    ],
+)
+def test_interruption_ends_a_run_soon_and_says_how_to_go_on(
+    moment: str, number: signal.Signals, tmp_path: Path
+) -> None:
     goes_on = r"python simulate\.py --resume runs/\S+ goes on"
     told = {
         "preparing": r"simulate\.py: interrupted; nothing was begun",
         "starting workers": rf"simulate\.py: interrupted; {goes_on}",
         "round 1/": rf"simulate\.py: ended after round \d+ of 500; {goes_on}",
     }
-    program = (
-        "import signal, simulate\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal\n"
-        "simulate.main(['--clients', '4', '--rounds', '500'])"
-    )
-    running = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    running = started("--clients 4 --rounds 500", tmp_path)
     assert running.stdout is not None
     while not running.stdout.readline().startswith(moment):
         assert running.poll() is None
-    running.send_signal(signal.SIGINT)
+    os.killpg(running.pid, number)  # Ray's processes are told too
     _, answer = running.communicate(timeout=60)
     assert running.returncode == 130, answer
     (line,) = answer.splitlines()
     assert re.fullmatch(told[moment], line), line
+
+
+def started(typed: str, place: Path) -> subprocess.Popen[str]:
+    """Starts the program as a terminal does."""
+    program = (
+        "import signal, simulate\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        f"simulate.main({typed.split()})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @pytest.fixture
@@ -240,7 +315,7 @@ def begun(elsewhere: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--rounds 30", ["rounds is 20 there, not 30", "what may change: engine.workers"]),
+        ("--rounds 30", ["rounds is 20 there, not 30", "what may change: encryption.key_file"]),
         ("--set strategy.mu=0.2", ["strategy.mu is 0.1 there, not 0.2"]),
         ("--strategy fedavg", ["strategy.name is fedprox there, not fedavg"]),
         ("--seeds 0 1", ["--resume goes on with one run", "--seeds"]),
@@ -269,29 +344,26 @@ def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[st
     assert "result.json cannot be read: expected a mapping" in answer_to("--resume begun", capsys)
 
 
-def test_a_comparison_that_is_interrupted_says_how_to_go_on(tmp_path: Path) -> None:
-    program = (
-        "import signal, simulate\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal\n"
-        "simulate.main('--compare head --seeds 0 1 2 3 4 5 6 7 8 9 --clients 3 --rounds 3 '\n"
-        "              '--set data.limit=80 --out grid'.split())"
-    )
-    running = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stdout is not None
-    assert running.stdout.readline().startswith("1/10  head, seed 0: ")
-    running.send_signal(signal.SIGINT)
+def test_a_comparison_that_is_interrupted_ends_after_a_round_and_says_how_to_go_on(
+    tmp_path: Path,
+) -> None:
+    typed = "--compare rounds=1,500 --method head --clients 3 --set data.limit=80 --out grid"
+    running = started(typed, tmp_path)
+    rounds = tmp_path / "grid" / "500-seed0" / "rounds.jsonl"
+    while not (rounds.exists() and rounds.stat().st_size):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
     _, answer = running.communicate(timeout=60)
     assert running.returncode == 130, answer
-    told = "simulate.py: interrupted; the same command with --out grid goes on"
-    assert answer.splitlines()[-1] == told
-    assert "Traceback" not in answer
-    assert len((tmp_path / "grid" / "runs.csv").read_text().splitlines()) > 1
+    found = re.fullmatch(
+        r"simulate\.py: ended after round (\d+) of 500, run 2 of 2; "
+        r"the same command with --out grid goes on\n",
+        answer,
+    )
+    assert found, answer
+    assert len(rounds.read_text().splitlines()) == int(found[1])
+    assert len((tmp_path / "grid" / "runs.csv").read_text().splitlines()) == 1 + 1
 
 
 def test_a_comparison_of_which_nothing_can_run_ends_like_a_mistake(

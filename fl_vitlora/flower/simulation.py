@@ -9,9 +9,11 @@ stopped. Or a Ray that runs already, on this machine or several, is joined and l
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
+import signal
 import socket
 import threading
 import time
@@ -235,7 +237,7 @@ class Ray:
             if not self._verbose:
                 silence()
             place = contextlib.nullcontext() if self.workers.address else loopback_alone()
-            with place:
+            with place, sigterm_as_before(), hangup_blocked():
                 ray.init(
                     configure_logging=self._verbose,
                     log_to_driver=self._verbose,
@@ -284,6 +286,36 @@ def loopback_alone() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def sigterm_as_before() -> Iterator[None]:
+    """Keeps this program's handler of SIGTERM, be it one in Python or the system's.
+
+    That of Ray's libraries writes a stack first, and ends the program with SIGABRT three seconds
+    later, whatever it does meanwhile. Python sets handlers in its main thread alone, hence this.
+    """
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    get.argtypes, put.argtypes = [ctypes.c_int], [ctypes.c_int, ctypes.c_void_p]
+    before = get(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        put(signal.SIGTERM, before)
+
+
+@contextmanager
+def hangup_blocked() -> Iterator[None]:
+    """Lets processes that begin meanwhile outlive the terminal, as Ray lets them outlive Ctrl-C.
+
+    A terminal that is closed tells all of them; this program ends its round, and then them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Engine:

@@ -459,8 +459,10 @@ class Transport:
         answered, awaited = 0, sum(waiting.values())
         begin = last = time.monotonic()
         deadline = begin + self._timeout
-        while waiting and (looks := time.monotonic()) < deadline:
+        looks = begin
+        while waiting and looks <= deadline:  # the last look is after it, however long that is
             self._heed_stop()
+            looks = time.monotonic()
             looked_for = islice(waiting, MOST_AWAITED if arrived else None)
             arrived = list(self._grid.pull_messages(set(looked_for)))
             for message in arrived:
@@ -477,7 +479,7 @@ class Transport:
                     answered=answered,
                     awaited=awaited,
                 )
-                self._stop.wait(min(seconds, deadline - now))
+                self._stop.wait(max(0.0, min(seconds, deadline - now)))
         self._states.give_up(waiting)
         return replies
 

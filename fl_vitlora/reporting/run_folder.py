@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -13,12 +12,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import TEMPORARY, WriteError, write_atomically, writing
+from fl_vitlora.files import TEMPORARY, HeldError, Hold, WriteError, write_atomically, writing
 from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
@@ -38,7 +37,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[bytes] | None = None
+        self._hold: Hold | None = None
         self.shards = path / SHARDS
         self.plots = path / "plots"
         self.failures = path / "failures"  # only where there are any
@@ -88,16 +87,13 @@ class RunFolder:
 
     def _furnish(self) -> None:
         """Makes the folder this process's own, and makes what is missing in it."""
-        with writing(self.path / CONFIG):
-            self._lock = (self.path / CONFIG).open("rb")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with writing(self.path / CONFIG):
+                self._hold = Hold(self.path / CONFIG)
+        except HeldError:
             raise UserError(
                 f"run folder {self.path}: another process is at this run; wait for its end"
             ) from None
-        except OSError:
-            pass  # a file system that knows no locks
         for part in (self.shards, self.plots):
             with writing(part):
                 part.mkdir(exist_ok=True)
@@ -106,8 +102,8 @@ class RunFolder:
 
     def release(self) -> None:
         """Lets other processes have it."""
-        if self._lock is not None:
-            self._lock.close()
+        if self._hold is not None:
+            self._hold.release()
 
     def discard(self) -> None:
         """Removes it, where nothing in it is worth keeping."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -338,6 +340,26 @@ def test_who_fails_to_measure_is_asked_once_more(
     failing = Failing(grid, 2, how)
     assert transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY]) == expected
     assert failing.asked == 2
+
+
+def test_who_answered_while_nobody_could_look_is_heard(
+    transport: Transport, model: State, grid: LocalGrid, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a machine that slept beyond the time limit."""
+    look, looks = grid.pull_messages, [0]
+
+    def look_and_sleep(message_ids: Iterable[str]) -> list[Message]:
+        looks[0] += 1
+        if looks[0] > 1:
+            return look(message_ids)
+        time.sleep(1.1)
+        return []
+
+    monkeypatch.setattr(grid, "pull_messages", look_and_sleep)
+    updates, failures = transport.exchange(1, instruct(model, 0, 1))
+    assert failures == []
+    assert [update.client for update in updates] == [0, 1]
+    assert looks == [2]
 
 
 def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: LocalGrid):
