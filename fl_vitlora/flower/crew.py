@@ -1,26 +1,25 @@
-"""The worker processes of a simulation: who has what in hand, and who takes the place of the dead.
+"""The worker processes of a simulation: who is at work, and who takes the place of the dead.
 
-A worker is handed its next bundle while it works on one, so that it need not wait for it. When it
-dies, or takes too long and is ended, another is hired at once, whose time begins when it is up. The
-bundles of the lost one are lost, but only the one it worked on can have been the cause; the other
-is handed out again.
+A worker is handed a bundle when it has none; those who wait to hand out the next are more than the
+workers, so that it need not wait for it. No bundle lies ready at a worker: one that is slow would
+keep it from those that are idle, and Ray cannot take it back from there. When a worker dies, or
+takes too long and is ended, another is hired at once, whose time begins when it is up.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
-SLOTS = 2  # bundles of messages that a worker has at once: one in work, one that lies ready
+SLOTS = 2  # bundles of messages for each worker: one in work, one that is the next for any of them
 LOSSES = 3  # of workers over a bundle, until it is taken apart
 RAISES = 2  # of an app, until it is believed
 SECONDS_TO_END = 60.0
@@ -34,15 +33,15 @@ class WorkerLostError(RuntimeError):
 
 @dataclass
 class Hand:
-    """What a worker has in hand.
+    """What is known of a worker.
 
     Attributes:
-        bundles: Numbers; the first is in work.
+        busy: Whether it has a bundle.
         since: When it began with that, or was to start, by `time.monotonic`.
         start: Ray's reference to what it tells when it is up; none, once it is known to be.
     """
 
-    bundles: list[int] = field(default_factory=list)
+    busy: bool = False
     since: float = 0.0
     start: Any = None
 
@@ -66,8 +65,6 @@ class Crew:
     def __init__(self, workers: Sequence[Any], hire: Callable[[], Any], patience: float) -> None:
         self._hands = {worker: Hand(start=worker.__ray_ready__.remote()) for worker in workers}
         self._hire, self._patience = hire, patience
-        self._culprits: dict[Any, int] = {}  # of each that was lost, the bundle it worked on
-        self._numbers = itertools.count()
         self._change = threading.Condition()
         self._waiting = 0
         self._ended = False
@@ -75,7 +72,7 @@ class Crew:
 
     @property
     def slots(self) -> int:
-        """Tells how many bundles can be in hand."""
+        """Tells how many bundles can be in work or the next."""
         return SLOTS * len(self._hands)
 
     def ask(self, call: Callable[[Any], Any], messages: int, tried: list[Any]) -> Any:
@@ -84,7 +81,8 @@ class Crew:
         Args:
             call: Begins it at a worker that it is given; returns Ray's reference to the result.
             messages: How many it is about.
-            tried: Workers that others are preferred to; the one that is chosen is added.
+            tried: Workers that it is not asked of while there are others; the one that is chosen is
+                added.
 
         Returns:
             The result.
@@ -96,13 +94,8 @@ class Crew:
         with self._change:
             self._waiting += 1
         try:
-            while True:
-                worker, number, result = self._hand_out(call, tried)
-                try:
-                    return self._wait(worker, number, result, messages)
-                except WorkerLostError:
-                    if self._is_to_blame(worker, number):
-                        raise
+            worker, result = self._hand_out(call, tried)
+            return self._wait(worker, result, messages)
         finally:
             with self._change:
                 self._waiting -= 1
@@ -116,110 +109,97 @@ class Crew:
         with self._change:
             if not self._ended:
                 self._ended = True
-                self._kept = [worker for worker, hand in self._hands.items() if not hand.bundles]
+                self._kept = [worker for worker, hand in self._hands.items() if not hand.busy]
                 for worker in self._hands.keys() - self._kept:
                     end_process(worker)
+                self._change.notify_all()
             self._change.wait_for(lambda: not self._waiting, SECONDS_TO_END)
             return list(self._kept)
 
-    def _hand_out(self, call: Callable[[Any], Any], tried: list[Any]) -> tuple[Any, int, Any]:
-        with self._change:
-            if self._ended or not self._hands:
-                raise RuntimeError("there is no simulation")
-            others = {w: hand for w, hand in self._hands.items() if w not in tried}
-            worker = least_loaded({w: h.bundles for w, h in (others or self._hands).items()})
-            tried.append(worker)
-            result, number, hand = call(worker), next(self._numbers), self._hands[worker]
-            if not hand.bundles:
-                hand.since = time.monotonic()
-            hand.bundles.append(number)
-            return worker, number, result
+    def _hand_out(self, call: Callable[[Any], Any], tried: list[Any]) -> tuple[Any, Any]:
+        """Waits until a worker is idle that others have not failed before.
 
-    def _wait(self, worker: Any, number: int, result: Any, messages: int) -> Any:
+        Where several are, who is asked again asks the one that was hired last: the others may have
+        died as well, which nobody notices before they are asked.
+        """
+        with self._change:
+            self._change.wait_for(lambda: self._is_over or self._idle(tried))
+            if self._is_over:
+                raise RuntimeError("there is no simulation")
+            worker = self._idle(tried)[-1 if tried else 0]
+            result, hand = call(worker), self._hands[worker]
+            tried.append(worker)
+            hand.busy, hand.since = True, time.monotonic()
+            return worker, result
+
+    @property
+    def _is_over(self) -> bool:
+        return self._ended or not self._hands
+
+    def _idle(self, tried: Sequence[Any]) -> list[Any]:
+        """Lists who has no bundle, of those that have not been tried, if there are any."""
+        others = [worker for worker in self._hands if worker not in tried]
+        return [worker for worker in others or self._hands if not self._hands[worker].busy]
+
+    def _wait(self, worker: Any, result: Any, messages: int) -> Any:
         """Waits for a result as long as the worker is alive and not overdue with it."""
-        while (seconds := self._seconds_left(worker, number, messages)) > 0:
+        while (seconds := self._seconds_left(worker, messages)) > 0:
             try:
                 found = ray.get(result, timeout=min(seconds, threading.TIMEOUT_MAX))
             except GetTimeoutError:
                 continue
             except RayTaskError:
-                self._take_back(worker, number)
+                self._take_back(worker)
                 raise
             except RayError as error:
                 self._replace(worker)
                 raise WorkerLostError(
                     "the worker died: killed, crashed or out of memory"
                 ) from error
-            self._take_back(worker, number)
+            self._take_back(worker)
             return found
         hand = self._replace(worker)
-        if hand is not None and hand.start is not None:
+        if hand.start is not None:
             raise WorkerLostError(f"a worker did not start within {SECONDS_TO_START:g} s")
         raise WorkerLostError(f"no answer within {messages * self._patience:g} s")
 
-    def _seconds_left(self, worker: Any, number: int, messages: int) -> float:
-        """Tells how long to wait for a bundle before it is looked again, or nothing at its end."""
+    def _seconds_left(self, worker: Any, messages: int) -> float:
+        """Tells how long to wait for a worker before it is looked again, or nothing at its end."""
         with self._change:
-            hand = self._hands.get(worker)
-            if hand is None or hand.bundles[0] != number:
-                return self._patience
+            hand = self._hands[worker]
             if not hand.is_up:
                 return min(SECONDS_TO_LOOK, hand.since + SECONDS_TO_START - time.monotonic())
             return hand.since + messages * self._patience - time.monotonic()
 
-    def _take_back(self, worker: Any, number: int) -> None:
-        """Notes that a bundle is done; the worker has begun with the next."""
+    def _take_back(self, worker: Any) -> None:
+        """Notes that a worker has done its bundle."""
         with self._change:
-            hand = self._hands.get(worker, Hand([number]))
-            hand.bundles.remove(number)
-            hand.since, hand.start = time.monotonic(), None
+            hand = self._hands[worker]
+            hand.busy, hand.start = False, None
+            self._change.notify_all()
 
-    def _replace(self, worker: Any) -> Hand | None:
-        """Hires another in the place of one that is lost, whoever notices it first.
+    def _replace(self, worker: Any) -> Hand:
+        """Hires another in the place of one that is lost, and returns what was known of that.
 
         The lost one is ended, if it lives: not every error of Ray's says that it does not, and it
         would keep its share of the machine from the other.
-
-        Returns:
-            What it had in hand, for who noticed it first.
         """
         with self._change:
-            hand = self._hands.pop(worker, None)
-            if hand is None:
-                return None
+            hand = self._hands.pop(worker)
             end_process(worker)
-            self._culprits[worker] = hand.bundles[0]
-            if not self._ended:
-                other = self._hire()
-                self._hands[other] = Hand(start=other.__ray_ready__.remote())
+            try:
+                if not self._ended:
+                    other = self._hire()
+                    self._hands[other] = Hand(start=other.__ray_ready__.remote())
+            finally:
+                self._change.notify_all()
             return hand
-
-    def _is_to_blame(self, worker: Any, number: int) -> bool:
-        """Tells whether a lost worker had this bundle in work, so that it may be the cause."""
-        with self._change:
-            return self._ended or self._culprits[worker] == number
 
 
 def end_process(worker: Any) -> None:
     """Ends a worker, be it alive or not, as far as Ray can."""
     with suppress(Exception):
         ray.kill(worker)
-
-
-def least_loaded(in_hand: Mapping[T, Sequence[int]]) -> T:
-    """Chooses who is given the next bundle.
-
-    Bundles come with the largest first. So where all have as many, whoever was given the last one
-    has the least to do.
-
-    Args:
-        in_hand: The numbers of the bundles that each has.
-
-    Example:
-        >>> least_loaded({"a": [0], "b": []}), least_loaded({"a": [0], "b": [1]})
-        ('b', 'b')
-    """
-    return min(in_hand, key=lambda one: (len(in_hand[one]), -max(in_hand[one], default=0)))
 
 
 def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tuple[list[Any], bool]:

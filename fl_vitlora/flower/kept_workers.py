@@ -48,7 +48,7 @@ class KeptWorkers(raybackend.RayBackend):
 
     @property
     def num_workers(self) -> int:
-        """Tells how many bundles the actors can have in hand, as many as threads wait for them."""
+        """Tells how many threads are to hand out bundles."""
         return self._crew.slots
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:

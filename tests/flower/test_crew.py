@@ -15,9 +15,10 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayActorError
 
 from fl_vitlora.flower import crew as crews
-from fl_vitlora.flower.crew import Crew, WorkerLostError, persist
+from fl_vitlora.flower.crew import Crew, WorkerLostError, end_process, persist
 
 Bundle = list[int]
 
@@ -136,7 +137,7 @@ class Slow:
 
 def slow() -> Any:
     hand: Any = Slow
-    return hand.options(num_cpus=1).remote()
+    return hand.options(num_cpus=0.5).remote()
 
 
 def test_the_time_of_a_worker_begins_when_it_is_up(up: None) -> None:
@@ -215,6 +216,35 @@ def test_a_worker_that_is_killed_from_outside_loses_nothing(up: None, tmp_path: 
     assert [answers[0][0] for answers in found] == [name for ((_, name),) in bundles]
     assert victim not in {answers[0][1] for answers in found}
     office.close()
+
+
+def test_no_bundle_waits_for_a_slow_worker_beside_an_idle_one(up: None, tmp_path: Path) -> None:
+    office = Office()
+    with ThreadPoolExecutor(office.crew.slots) as threads:
+        slow = threads.submit(office.ask, [("sleep", f"{tmp_path}/slow")])
+        while not (tmp_path / "slow.done").exists():
+            time.sleep(0.05)
+        list(threads.map(office.ask, [[("work", str(number))] for number in range(20)]))
+        assert not slow.done()
+    office.close()
+
+
+def test_who_is_asked_again_asks_the_last_that_was_hired(up: None) -> None:
+    """All were killed while they were idle; a bundle is not lost to one after the other."""
+    crowd = [slow() for _ in range(4)]
+    ray.get([hand.__ray_ready__.remote() for hand in crowd])
+    crew = Crew(crowd, slow, patience=60.0)
+    for hand in crowd:
+        ray.kill(hand)
+        with pytest.raises(RayActorError):
+            while True:
+                ray.get(hand.do.remote())
+    tried: list[Any] = []
+    with pytest.raises(WorkerLostError):
+        crew.ask(lambda worker: worker.do.remote(), 1, tried)
+    assert crew.ask(lambda worker: worker.do.remote(), 1, tried) == 1
+    for hand in crew.end():
+        end_process(hand)
 
 
 def test_who_hangs_is_ended_and_the_others_of_its_bundle_are_answered(
