@@ -50,7 +50,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
     """Makes a grid folder, or takes up one that is there, and writes down what is asked for.
 
     Returns:
-        What keeps other processes off the folder until it is released.
+        What keeps other processes off the folder until it is closed.
 
     Raises:
         UserError: When it holds anything but a grid, cannot be made, or another process is at it.

@@ -8,8 +8,6 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 TEMPORARY = ".*.tmp"  # what a file is called until it is whole
 
@@ -110,8 +108,8 @@ class HeldError(RuntimeError):
     """Another process holds a file or folder."""
 
 
-class Hold:
-    """Keeps other processes from holding a file or folder too, until released or gone.
+class Hold(contextlib.ExitStack):
+    """Keeps other processes from holding a file or folder too, until closed or gone.
 
     A file that is replaced is another one; a folder stays the same. Where a file system knows no
     locks, nobody is kept off.
@@ -125,35 +123,19 @@ class Hold:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor: int | None = None  # until it is opened
-        self._descriptor = os.open(path, os.O_RDONLY)
+        super().__init__()
+        descriptor = os.open(path, os.O_RDONLY)
+        self.callback(os.close, descriptor)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.release()
+            self.close()
             raise HeldError(f"another process holds {path}") from None
         except OSError:
             pass
 
-    def __enter__(self) -> Self:
-        return self
-
     def __del__(self) -> None:
-        self.release()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Lets other processes have it."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self.close()
 
 
 def sync_folder(folder: Path) -> None:

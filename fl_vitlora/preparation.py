@@ -13,7 +13,6 @@ from fl_vitlora import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.partition import label_counts, partition
-from fl_vitlora.data.shards import shard_metadata
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
@@ -115,7 +114,7 @@ def shards_of(run: Path) -> tuple[int, str]:
     Raises:
         UserError: When there are none, or their keys differ.
     """
-    told = {path: shard_metadata(path) for path in owner.find_shards(run)}
+    told = owner.find_shards(run)
     first, *others = ((path, one.get("key_id", "")) for path, one in told.items())
     for path, key in others:
         if key != first[1]:

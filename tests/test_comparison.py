@@ -266,7 +266,7 @@ def test_a_single_run_is_no_grid_but_a_folder_of_runs_is(tmp_path: Path) -> None
     RunFolder.create(replace(grid.runs[0][1], out=str(tmp_path / "runs" / "one")))
     with pytest.raises(UserError, match="no grid"):
         prepare_folder(tmp_path / "runs" / "one", grid)
-    prepare_folder(tmp_path / "runs", grid).release()
+    prepare_folder(tmp_path / "runs", grid).close()
     assert (tmp_path / "runs" / "grid.yaml").is_file()
 
 
@@ -287,4 +287,4 @@ def test_two_processes_are_not_let_at_one_comparison(
             f"simulate.py: grid folder {folder}: another process is at this comparison; "
             "wait for its end\n"
         )
-    prepare_folder(folder, grid).release()
+    prepare_folder(folder, grid).close()

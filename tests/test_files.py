@@ -185,8 +185,8 @@ def test_one_holds_a_file_or_a_folder_at_a_time(tmp_path: Path, kind: str) -> No
     with Hold(path) as first:
         with pytest.raises(HeldError, match=str(path)):
             Hold(path)
-        first.release()
-        Hold(path).release()
+        first.close()
+        Hold(path).close()
 
 
 @dataclass(frozen=True)

@@ -183,15 +183,19 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
     }
 
 
-def find_shards(place: Path) -> list[Path]:
+def find_shards(place: Path) -> dict[Path, dict[str, str]]:
     """Finds the shards at a place: one file, all of a folder, or all of a run folder.
+
+    Returns:
+        What each says of itself (`shard_metadata`), by its path.
 
     Raises:
         UserError: When there is none.
     """
     folder = place / "shards" if (place / "shards").is_dir() else place
     found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [place]
-    shards = [path for path in found if path.is_file() and "party" in shard_metadata(path)]
+    told = {path: shard_metadata(path) for path in found if path.is_file()}
+    shards = {path: metadata for path, metadata in told.items() if "party" in metadata}
     if not shards:
         raise UserError(f"{place}: no shard there; expected a file such as {client_shard(0)}")
     return shards

@@ -103,7 +103,7 @@ class RunFolder:
     def release(self) -> None:
         """Lets other processes have it."""
         if self._hold is not None:
-            self._hold.release()
+            self._hold.close()
 
     def discard(self) -> None:
         """Removes it, where nothing in it is worth keeping."""
