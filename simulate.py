@@ -37,7 +37,7 @@ FLAGS = {
     "--method": ("finetuning.method", "lora+patch_embed, lora, head or full (lora+patch_embed)"),
     "--dataset": ("data.name", "digits, a Hugging Face data set, or a local path (digits)"),
     "--model": ("model.name", "vit_letters_16 or any timm ViT (vit_letters_16)"),
-    "--partition": ("data.partition", "dirichlet, iid, pathological or shard (dirichlet)"),
+    "--partition": ("data.partition", "dirichlet, iid, pathological, shard or natural (dirichlet)"),
     "--budget": ("budget", "bytes that a run may send, as 50MB (no limit)"),
     "--target-accuracy": ("target_accuracy", "report when it was first reached, as 0.95 (none)"),
     "--seed": ("seed", "of everything random but the owner's secret (0)"),
@@ -256,7 +256,12 @@ def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> No
     )
     try:
         with RunDisplay(experiment.rounds) as display:
-            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            watch = Watch(
+                announce=display.announce,
+                note=display.note,
+                show_round=display.show_round,
+                verbose=verbose,
+            )
             with pauses_on_signal(watch):
                 result, folder = run_experiment(experiment, strategy, watch, STARTED, resume=resume)
     except PausedError as pause:
@@ -348,7 +353,12 @@ def compare(grid: Grid, *, verbose: bool) -> None:
             comparison.prepare_folder(folder, grid),
             ComparisonDisplay(len(grid.runs)) as display,
         ):
-            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            watch = Watch(
+                announce=display.announce,
+                note=display.note,
+                show_round=display.show_round,
+                verbose=verbose,
+            )
             with pauses_on_signal(watch):
                 for record in comparison.compare(grid, folder, strategies.load_for, watch):
                     display.show_run(describe(record))

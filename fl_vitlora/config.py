@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -74,10 +75,30 @@ class DataConfig:
     """Which images, and who holds which of them."""
 
     name: str = setting("digits", "'digits' (bundled), a Hugging Face data set, or a local path")
+    config: str | None = setting(None, "configuration of a Hugging Face data set that has several")
+    revision: str | None = setting(None, "branch, tag or commit of a Hugging Face data set")
+    train_split: str | None = setting(None, "split to train on; found by its name if not given")
+    test_split: str | None = setting(
+        None, "split to test on, or 'none' to hold out a share; found by its name if not given"
+    )
+    layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
+        "auto", "what the first folders of a folder of images are, or that a table lists its images"
+    )
     image_column: str | None = setting(None, "column of the images; found by its type if not given")
     label_column: str | None = setting(None, "column of the labels; found by its type if not given")
-    partition: Literal["dirichlet", "iid", "pathological", "shard"] = setting(
-        "dirichlet", "how labels are spread over the clients"
+    fit: Literal["squash", "crop", "pad"] = setting(
+        "squash", "what happens to images of another aspect ratio than the model's"
+    )
+    background: tuple[int, ...] = setting(
+        (255, 255, 255),
+        "colour behind transparent pixels and beside padded images: grey, or red, green, blue",
+        "[0, 255]",
+    )
+    pixel_range: tuple[float, ...] = setting(
+        (), "values that become black and white, for images of more than 8 bits; [] is the format's"
+    )
+    partition: Literal["dirichlet", "iid", "pathological", "shard", "natural"] = setting(
+        "dirichlet", "how labels are spread over the clients; natural keeps a folder for each"
     )
     alpha: float = setting(
         0.5, "concentration of the Dirichlet partition; small is uneven", "(0, inf)"
@@ -453,7 +474,17 @@ def _check_lists(config: Config) -> None:
     ):
         if len(set(items)) < len(items):
             raise UserError(f"{path}: an entry stands twice in {list(items)}")
+    if len(config.data.background) not in (1, 3):
+        raise UserError("data.background: expected a grey level, or red, green and blue")
+    if config.data.pixel_range and (
+        len(config.data.pixel_range) != 2 or not _rises(*config.data.pixel_range)
+    ):
+        raise UserError("data.pixel_range: expected two numbers, the lower one first")
     if config.model.image_size is not None and len(config.model.image_size) not in (1, 2):
         raise UserError("model.image_size: expected one side, or height and width")
     if not config.finetuning.targets:
         raise UserError("finetuning.targets: expected at least one of q, k, v, proj, fc1, fc2")
+
+
+def _rises(low: float, high: float) -> bool:
+    return math.isfinite(low) and math.isfinite(high) and low < high

@@ -34,7 +34,7 @@ from fl_vitlora.preparation import (
     shards_of,
     write_shards,
 )
-from fl_vitlora.reporting.run_folder import RunFolder, check_unused
+from fl_vitlora.reporting.run_folder import DATA, RunFolder, check_unused
 from fl_vitlora.serving import Line, Run, Server, Watch, make_server
 from fl_vitlora.strategy import Strategy
 
@@ -184,10 +184,12 @@ def _prepare(
     """
     watch.announce("preparing images and model")
     images = prepare_images(config)
+    watch.note(images.told)
     place = Path(asked.out or "")
     key = shards_of(place)[1] if again and holds_shards(place) else ""
     holder, server = _prepare_server(config, strategy, watch, device, (images.classes, key))
     folder = RunFolder.reopen(place) if again else RunFolder.create(asked)
+    folder.write(DATA, f"{images.told}\n")
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
         write_shards(config, images, holder, folder)

@@ -12,7 +12,12 @@ from pathlib import Path
 from fl_vitlora import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
-from fl_vitlora.data.partition import label_counts, partition
+from fl_vitlora.data.partition import (
+    divide_by_owner,
+    label_counts,
+    natural_partition,
+    partition,
+)
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
@@ -34,12 +39,14 @@ class OwnedImages:
         test: Test images.
         parts: Positions of each client's training images.
         test_parts: Positions of each client's test images; none where clients do not evaluate.
+        told: One line that says which images were found, and which of them are used.
     """
 
     train: Images
     test: Images
     parts: list[Indices]
     test_parts: list[Indices]
+    told: str
 
     @property
     def classes(self) -> int:
@@ -53,14 +60,29 @@ def prepare_images(config: Config) -> OwnedImages:
     Raises:
         UserError: When the source or the partition cannot work, or test images do not suffice.
     """
-    train, test = sources.load(config.data)
-    parts = partition(train.labels, config.clients, config.data, config.seed)
-    test_parts = (
-        owner.divide_test_images(len(test), config.clients, config.seed)
-        if policies.clients_evaluate(config)
-        else []
+    source = sources.load_source(config.data)
+    train, test = source.train, source.test
+    evaluate, test_parts = policies.clients_evaluate(config), list[Indices]()
+    if train.owners is not None and config.data.partition == "natural":
+        parts, order = natural_partition(train.owners, config.clients, config.data)
+        if evaluate:
+            test_parts = divide_by_owner(test.owners, order)
+    else:
+        parts = partition(train.labels, config.clients, config.data, config.seed)
+        if evaluate:
+            test_parts = owner.divide_test_images(len(test), config.clients, config.seed)
+    told = _tell_partition(source, config)
+    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts, told=told)
+
+
+def _tell_partition(source: sources.Source, config: Config) -> str:
+    """Adds to what is told of a source that clients' folders are pooled, if they are."""
+    if source.train.owners is None or config.data.partition == "natural":
+        return source.told
+    return (
+        f"{source.told}; the images of all clients' folders are pooled and dealt anew "
+        f"({config.data.partition}; data.partition=natural keeps them apart)"
     )
-    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts)
 
 
 def prepare_model(config: Config, classes: int, device: str, *, sandwich: bool = False) -> Backbone:

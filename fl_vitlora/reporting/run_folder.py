@@ -23,6 +23,7 @@ from fl_vitlora.state import State
 
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 SHARDS = "shards"
+DATA = "data.txt"  # the line that says which images were found, and which of them are used
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
 LONGEST_NAME = 40  # of the data in the name of a folder, which may have 255 bytes
