@@ -47,7 +47,7 @@ def _read(listing: Listing, name: str, split: str, images: Collection[str]) -> d
         if not line.strip():
             continue
         image, *rest = line.split("\t")
-        places = [place for place in (f"{split}/images/{image}", f"{split}/{image}")]
+        places = [f"{split}/images/{image}", f"{split}/{image}"]
         found = [place for place in places if place in images]
         if not rest or not rest[0].strip() or not found:
             raise UserError(

@@ -60,7 +60,7 @@ class Part:
 
 
 def plain_name(name: str) -> str:
-    """Writes a class name in the one way in which names are compared.
+    r"""Writes a class name in the one way in which names are compared.
 
     Accents may be stored in two ways that look the same; file systems differ in it.
 

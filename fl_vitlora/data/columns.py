@@ -46,9 +46,7 @@ def has_no_labels(rows: Any, label_column: str) -> bool:
     return len(rows) > 0 and values <= {None, UNLABELLED}
 
 
-def to_part(
-    where: str, rows: Any, columns: tuple[str, str], folders: Sequence[Path]
-) -> Part:
+def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[Path]) -> Part:
     """Makes a part of one split.
 
     Args:

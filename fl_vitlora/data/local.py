@@ -98,7 +98,9 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
     if wanted == "table":
         tables = tables or only_table(listing)
         if not tables:
-            raise UserError(f"data set {path}: data.layout=table, and no table such as metadata.csv")
+            raise UserError(
+                f"data set {path}: data.layout=table, and no table such as metadata.csv"
+            )
         return _from_tables(path, listing, tables, config)
     if wanted == "auto" and config.partition != "natural":
         kinds = [
@@ -157,9 +159,7 @@ def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
     return Choice(train="", test=None, unused=())
 
 
-def _from_tables(
-    path: Path, listing: Listing, tables: Sequence[str], config: DataConfig
-) -> Found:
+def _from_tables(path: Path, listing: Listing, tables: Sequence[str], config: DataConfig) -> Found:
     parts = read_tables(listing, tables, config)
     used = sum(len(part) for part in parts.values())
     left = len(listing.images) - used
@@ -172,9 +172,7 @@ def _from_tables(
     )
 
 
-def _from_parquet(
-    path: Path, names: Sequence[str], config: DataConfig, listing: Listing
-) -> Found:
+def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
     grouped = group_shards(path, names, config.config)
     _expect_inside(path, listing, names)
     files = {split: [path / name for name in shards] for split, shards in grouped.items()}

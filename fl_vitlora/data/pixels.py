@@ -26,7 +26,7 @@ from fl_vitlora.errors import UserError
 
 ROWS_AT_ONCE = 64  # images that are in memory together, not decoded yet
 FORMATS = (  # that nothing but the imaging library reads; EPS, for one, starts another program
-    "AVIF BMP DIB GIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
+    ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
 )
 DEEP = ("I", "F")  # modes of 32 bits
 FULL_16 = 65535.0
@@ -212,7 +212,5 @@ def _fitted(image: Any, height: int, width: int, look: Look) -> Any:
     if look.fit == "crop":
         return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     if look.fit == "pad":
-        return ImageOps.pad(
-            image, (width, height), Image.Resampling.BICUBIC, color=look.background
-        )
+        return ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, color=look.background)
     return image.resize((width, height), Image.Resampling.BICUBIC)

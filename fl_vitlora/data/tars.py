@@ -102,7 +102,9 @@ def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
 def _image_of(key: str, members: Mapping[str, Member], config: DataConfig) -> Member | None:
     if config.image_column in members:
         return members[str(config.image_column)]
-    found = [m for ending, m in members.items() if f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+    found = [
+        m for ending, m in members.items() if f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES
+    ]
     if len(found) > 1:
         raise UserError(
             f"{found[0].tar}, sample {key}: expected one image, found endings {sorted(members)}; "

@@ -56,7 +56,7 @@ def oracle(names: list[str]) -> tuple[dict[str, str], dict[str, str] | None] | N
     images = [parts for parts in images if not parts[-1].startswith(".")]
     heads = {parts[0] for parts in images}
     known = {head: SPLIT_OF[head.lower()] for head in heads if head.lower() in SPLIT_OF}
-    if known and set(known) != heads or len(set(known.values())) < len(known):
+    if (known and set(known) != heads) or len(set(known.values())) < len(known):
         return None
     by_split: dict[str, dict[str, str]] = {}
     for parts in images:

@@ -148,7 +148,9 @@ def test_a_test_split_is_used_and_its_pictures_are_read(tmp_path: Path):
 def test_a_label_that_training_images_lack_is_refused(tmp_path: Path):
     kind = datasets.Value("string")
     both = datasets.DatasetDict({"train": rows(kind, ["a", "b"]), "test": rows(kind, ["a", "c"])})
-    with pytest.raises(UserError, match=r"the test split holds classes that the .*: 'c' \(training: a, b"):
+    with pytest.raises(
+        UserError, match=r"the test split holds classes that the .*: 'c' \(training: a, b"
+    ):
         load(save(tmp_path, both))
 
 
