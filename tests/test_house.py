@@ -32,6 +32,10 @@ ALLOWED = {
     "sklearn": ["fl_vitlora/data/"],
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
+    "pyarrow": ["fl_vitlora/data/"],
+    "pydicom": ["fl_vitlora/data/"],
+    "huggingface_hub": ["fl_vitlora/data/"],
+    "PIL": ["fl_vitlora/data/", "fl_vitlora/models/"],
     "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/secure_sum.py"],
     "constriction": ["fl_vitlora/communication/codecs/entropy.py"],
     "safetensors": [

@@ -162,7 +162,7 @@ def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str
 
 
 def _expect_no_mark(place: str, texts: Sequence[str]) -> None:
-    """Refuses -1 beside whole numbers from 0: it says that there is no label; beside 1 it is one."""
+    """Refuses -1 beside whole numbers, where it says that there is no label; not beside 1 alone."""
     mark = str(UNLABELLED)
     others = set(texts) - {mark}
     if mark in texts and others != {"1"} and all(text.isdecimal() for text in others):

@@ -41,8 +41,9 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
             found = datasets.load_dataset(name, config.config, revision=config.revision)
     except Exception as error:
         if "onfig name is missing" in str(error) or "BuilderConfig" in str(error):
+            told = " ".join(str(error).split())[:500]
             raise UserError(
-                f"data set {name!r}: {first_line(error)}; choose one: --set data.config=NAME"
+                f"data set {name!r}: {told}; choose one: --set data.config=NAME"
             ) from error
         raise UserError(
             f"data set {name!r} is neither 'digits', nor a local path, nor to be had from the "

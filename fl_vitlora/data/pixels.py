@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_vitlora.config import DataConfig
-from fl_vitlora.data.classes import Encoded, Fetch
+from fl_vitlora.data.classes import Encoded, Part
 from fl_vitlora.data.images import Indices
 from fl_vitlora.data.listing import is_dicom
 from fl_vitlora.errors import UserError
@@ -59,14 +59,11 @@ def look_of(config: DataConfig) -> Look:
     )
 
 
-def read_pixels(
-    fetch: Fetch, mode: str | None, look: Look, positions: Indices, height: int, width: int
-) -> Tensor:
+def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: int) -> Tensor:
     """Reads images.
 
     Args:
-        fetch: Gives the images at positions, as they are stored.
-        mode: Pillow's mode to which the source says that its images are converted.
+        part: Gives the images at positions, as they are stored.
         look: How images are made to fit.
         positions: Of the images.
         height: H.
@@ -80,9 +77,9 @@ def read_pixels(
     """
     pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
     for start in range(0, len(positions), ROWS_AT_ONCE):
-        for number, stored in enumerate(fetch(positions[start : start + ROWS_AT_ONCE]), start):
+        for number, stored in enumerate(part.fetch(positions[start : start + ROWS_AT_ONCE]), start):
             try:
-                image = _decode(stored, mode, look)
+                image = _decode(stored, part.mode, look)
             except UserError as error:
                 raise UserError(f"image {stored.name}: {error}") from None
             except Exception as error:  # Pillow's, of any kind, a decompression bomb's among them

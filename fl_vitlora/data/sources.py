@@ -143,7 +143,7 @@ def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataCon
     return Images(
         labels=labels,
         class_names=names,
-        read=lambda positions, *size: read_pixels(part.fetch, part.mode, look, positions, *size),
+        read=lambda positions, *size: read_pixels(part, look, positions, *size),
         owners=part.owners,
     )
 

@@ -25,20 +25,10 @@ from fl_vitlora.errors import UserError, shown
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson")
 METADATA = "metadata"
-IMAGE_COLUMNS = [
-    "file_name",
-    "image",
-    "img",
-    "picture",
-    "photo",
-    "image_path",
-    "img_path",
-    "file_path",
-    "filepath",
-    "filename",
-    "file",
-    "path",
-]
+IMAGE_COLUMNS = (
+    *("file_name", "image", "img", "picture", "photo", "image_path", "img_path"),
+    *("file_path", "filepath", "filename", "file", "path"),
+)
 LABEL_COLUMNS = ["label", "labels", "fine_label", "target", "class", "class_name", "category"]
 SPLIT_COLUMN = "split"
 LONGEST_FIELD = 2**24  # characters
