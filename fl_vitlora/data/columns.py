@@ -14,12 +14,10 @@ import numpy as np
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Fetch, Part, labels_of, number_classes, plain_name
 from fl_vitlora.data.images import Indices
-from fl_vitlora.data.labels import class_of
+from fl_vitlora.data.labels import UNLABELLED, class_of, expect_no_mark
 from fl_vitlora.data.places import resolve_inside
 from fl_vitlora.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS
 from fl_vitlora.errors import UserError
-
-UNLABELLED = -1  # as the library and the hub write it
 
 
 def find_columns(where: str, rows: Any, config: DataConfig) -> tuple[str, str]:
@@ -156,17 +154,9 @@ def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str
         if value not in known:
             known[value] = class_of(value, f"{place} {row} (counted from 0)")
         texts.append(known[value])
-    _expect_no_mark(place, texts)
+    expect_no_mark(texts, lambda row: f"{place} {row} (counted from 0)")
     names = number_classes(texts)
     return labels_of(texts, names), names
-
-
-def _expect_no_mark(place: str, texts: Sequence[str]) -> None:
-    """Refuses -1 beside whole numbers, where it says that there is no label; not beside 1 alone."""
-    mark = str(UNLABELLED)
-    others = set(texts) - {mark}
-    if mark in texts and others != {"1"} and all(text.isdecimal() for text in others):
-        raise UserError(f"{place} {texts.index(mark)} (counted from 0): no label ({mark})")
 
 
 def _encoded(rows: Any, image_column: str) -> Any:

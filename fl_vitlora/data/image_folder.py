@@ -159,7 +159,8 @@ def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: Dat
 
 def _are_clients(files: Sequence[File]) -> bool:
     """Tells whether all images lie in splits below the first folder."""
-    return all(len(file.parts) > 3 and meaning_of(file.parts[1]) for file in files)
+    several = len({file.parts[0] for file in files}) > 1
+    return several and all(len(file.parts) > 3 and meaning_of(file.parts[1]) for file in files)
 
 
 def _sort(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fl_vitlora.data.classes import plain_name
 from fl_vitlora.errors import UserError, shown
 
+UNLABELLED = -1  # as the hub and its library write it
 WHOLE = re.compile(r"(-?\d+)\.0+")  # as tables write whole numbers where a value is missing
 
 
@@ -42,3 +44,21 @@ def class_of(value: Any, where: str) -> str:
         raise UserError(f"{where}: no label")
     whole = WHOLE.fullmatch(name)
     return whole[1] if whole else name
+
+
+def expect_no_mark(names: Sequence[str], where: Callable[[int], str]) -> None:
+    """Refuses -1 beside whole numbers, where it means "no label"; not beside 1 alone.
+
+    Args:
+        names: The class of each row.
+        where: Names a row, for messages.
+
+    Raises:
+        UserError: When a row has no label.
+    """
+    mark = str(UNLABELLED)
+    if mark not in names:
+        return
+    others = set(names) - {mark}
+    if others != {"1"} and all(name.isdecimal() for name in others):
+        raise UserError(f"{where(names.index(mark))}: no label ({mark})")

@@ -59,6 +59,8 @@ def open_folder(config: DataConfig) -> Found:
     path = Path(config.name)
     if not path.is_dir():
         raise UserError(f"data set {path}: expected a folder, got a file")
+    if config.revision:
+        raise UserError(f"data.revision is for the hub; {path} is a folder")
     if is_saved(path):
         return from_rows(str(path), open_saved(path), config, [path])
     listing = list_folder(path, dicom=can_read_dicom())

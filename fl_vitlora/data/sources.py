@@ -157,4 +157,5 @@ def _tell(train: Images, test: Images, origin: str, notes: tuple[str, ...]) -> s
         f"data: {count(len(train), 'image')} for training, {len(test):,} for testing ({origin}), "
         f"{len(train.class_names)} classes: {name_some(train.class_names)}"
     )
-    return f"{told}; not used: {', '.join(notes)}" if notes else told
+    told = f"{told}; not used: {', '.join(notes)}" if notes else told
+    return "".join(c if c.isprintable() else " " for c in told)  # names may hold anything

@@ -60,25 +60,33 @@ def open_parquet(root: Path, files: Mapping[str, Sequence[Path]]) -> Mapping[str
         files: By split.
     """
     with _local(root):
-        from datasets.data_files import DataFilesDict, DataFilesList
-        from datasets.packaged_modules.parquet.parquet import Parquet
+        return {split: _read_parquet(root, paths) for split, paths in files.items()}
 
-        # The marks make files that have changed another data set in the library's cache.
-        lists = {
-            _plain_split(number): DataFilesList(
-                [str(path.resolve()) for path in paths], [_mark(path) for path in paths]
+
+def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
+    """Reads the files of one split, which may number its classes in a way of its own."""
+    import datasets
+    import pyarrow.parquet
+    from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    kinds = [
+        datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path)) for path in paths
+    ]
+    for path, kind in zip(paths, kinds, strict=True):
+        if kind != kinds[0]:
+            raise UserError(
+                f"data set {root}: {path} has other columns or class names than {paths[0]}"
             )
-            for number, paths in enumerate(files.values())
-        }
-        builder = Parquet(
-            cache_dir=str(cache_folder()),
-            dataset_name="images",
-            hash=None,
-            data_files=DataFilesDict(lists),
-        )
-        builder.download_and_prepare(verification_mode="no_checks")
-        found = builder.as_dataset()
-        return {split: found[_plain_split(number)] for number, split in enumerate(files)}
+    # The marks make files that have changed another data set in the library's cache.
+    files = DataFilesList([str(path.resolve()) for path in paths], [_mark(path) for path in paths])
+    builder = Parquet(
+        cache_dir=str(cache_folder()),
+        dataset_name="images",
+        data_files=DataFilesDict({"train": files}),
+    )
+    builder.download_and_prepare(verification_mode="no_checks")
+    return builder.as_dataset(split="train")
 
 
 def group_shards(
@@ -158,7 +166,7 @@ def _local(path: Path) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"data set {path}: expected a saved data set, parquet files, or folders of images "
-            f"named after their classes ({first_line(error)})"
+            f"named after their classes ({first_line(error.__cause__ or error)})"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
@@ -171,10 +179,6 @@ def _expect_own_files(path: Path) -> None:
     for file in [*state.get("_data_files", []), *(state.get("_indices_files") or [])]:
         if Path(file["filename"]).name != file["filename"]:
             raise UserError(f"data set {path}: {file['filename']!r} is no file of its folder")
-
-
-def _plain_split(number: int) -> str:
-    return f"split{number}"  # the library allows fewer letters than file names do
 
 
 def _mark(path: Path) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Fetch, Part, labels_of, number_classes
 from fl_vitlora.data.images import Indices
-from fl_vitlora.data.labels import class_of
+from fl_vitlora.data.labels import class_of, expect_no_mark
 from fl_vitlora.data.listing import DICOM_SUFFIXES, IMAGE_SUFFIXES, Listing, suffix_of
 from fl_vitlora.data.places import resolve_inside
 from fl_vitlora.data.splits import meaning_of
@@ -91,7 +91,7 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
     """
     splits: dict[str, list[tuple[Encoded, str, str]]] = {}
     known = {file.name for file in listing.images if not file.linked}
-    seen: dict[Path, tuple[str, str]] = {}
+    seen = _Seen(listing.root)
     for name in names:
         rows = list(_rows(listing.root / name, name))
         if not rows:
@@ -103,18 +103,31 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
             split = _split_of(name, row)
             path = _path_of(row, image_column, folder, listing, known)
             label = class_of(row.values.get(label_column), f"{row.where}, column {label_column!r}")
-            if seen.setdefault(path, (split, label)) != (split, label):
-                raise UserError(
-                    f"{row.where}: {shown(row.values[image_column])} stands in another split or "
-                    "class as well; an image belongs to one split and one class"
-                )
+            seen.expect_new(path, row.where)
             splits.setdefault(split, []).append((Encoded(str(path), path=path), label, row.where))
     return {split: _part(rows) for split, rows in splits.items()}
+
+
+class _Seen:
+    """The images that were named before: an image in two rows could be in two splits."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._rows: dict[tuple[int, int], tuple[Path, str]] = {}
+
+    def expect_new(self, path: Path, where: str) -> None:
+        """Refuses a second row of an image."""
+        told = path.stat()
+        first, before = self._rows.setdefault((told.st_dev, told.st_ino), (path, where))
+        if before != where and (first == path or told.st_nlink > 1):
+            name = path.relative_to(self._root.resolve())
+            raise UserError(f"{where}: the image {name} was named before, in {before}")
 
 
 def _part(rows: Sequence[tuple[Encoded, str, str]]) -> Part:
     images = [image for image, _, _ in rows]
     labels = [label for _, label, _ in rows]
+    expect_no_mark(labels, lambda row: rows[row][2])
     classes = number_classes(labels)
     return Part(labels=labels_of(labels, classes), names=classes, fetch=_fetcher(images))
 
@@ -201,9 +214,10 @@ def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collec
     where = f"{row.where}, column {column!r}"
     if not isinstance(value, str):
         raise UserError(f"{where}: expected the path of an image, got {shown(value)}")
+    root = listing.root.resolve()
     for name in (f"{folder}{value}", value):
         if name in known:  # most are, and need no look at the disk
-            return listing.root / name
+            return root / name
     starts = [listing.root / folder, listing.root]
     return resolve_inside(value, starts, [listing.root], where)
 
@@ -211,7 +225,9 @@ def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collec
 def _split_of(name: str, row: Row) -> str:
     """Finds the split of a row: its own column, else the table's name, else the table's folder."""
     told = row.values.get(SPLIT_COLUMN)
-    if isinstance(told, str) and told.strip():
+    if SPLIT_COLUMN in row.values:
+        if not isinstance(told, str) or not told.strip():
+            raise UserError(f"{row.where}, column {SPLIT_COLUMN!r}: expected a split, got nothing")
         return told.strip()
     stem, folder = _stem(name), name.rpartition("/")[0]
     if meaning_of(stem):

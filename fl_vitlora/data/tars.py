@@ -16,8 +16,8 @@ from typing import Any
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Fetch, Part, count, labels_of, number_classes
 from fl_vitlora.data.images import Indices
-from fl_vitlora.data.labels import class_of
-from fl_vitlora.data.listing import IMAGE_SUFFIXES
+from fl_vitlora.data.labels import class_of, expect_no_mark
+from fl_vitlora.data.listing import IMAGE_SUFFIXES, is_passed_over
 from fl_vitlora.data.tables import LABEL_COLUMNS
 from fl_vitlora.errors import UserError
 
@@ -79,6 +79,7 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
             labels.append(_label_of(image, members, config))
     if not images:
         raise UserError(f"{paths[0]}: found no image in {count(len(paths), 'tar file')}")
+    expect_no_mark(labels, lambda row: images[row].where)
     names = number_classes(labels)
     return Part(labels=labels_of(labels, names), names=names, fetch=_fetcher(images)), unused
 
@@ -91,9 +92,12 @@ def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
             for entry in tar:
                 folder, slash, name = entry.name.rpartition("/")
                 stem, _, ending = name.partition(".")
-                if entry.isreg() and stem:
+                parts = [part for part in entry.name.split("/") if part.strip(".")]
+                if entry.isreg() and not any(map(is_passed_over, parts)):
                     place = Member(path, entry.name, entry.offset_data, entry.size)
-                    samples.setdefault(f"{folder}{slash}{stem}", {})[ending.lower()] = place
+                    sample = samples.setdefault(f"{folder}{slash}{stem}", {})
+                    if sample.setdefault(ending.lower(), place) is not place:
+                        raise UserError(f"{place.where}: a second member of that name")
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     yield from samples.items()

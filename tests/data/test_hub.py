@@ -64,7 +64,7 @@ def test_configuration_split_and_revision_are_settings(monkeypatch: pytest.Monke
     assert "(the split two)" in load_source(wanted).told
     assert asked == [(("some/set", "fine"), {"revision": "v1"})]
     assert datasets.config.HF_DATASETS_TRUST_REMOTE_CODE is False
-    with pytest.raises(UserError, match="unknown data.test_split 'three'"):
+    with pytest.raises(UserError, match=r"unknown data\.test_split 'three'"):
         load_source(DataConfig(name="some/set", train_split="one", test_split="three"))
 
 

@@ -201,9 +201,9 @@ def store(root: Path, data: datasets.Dataset, **state: Any) -> Path:
     import pyarrow as pa
 
     root.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(root / "data-0.arrow"), "wb") as sink:
-        with pa.ipc.new_stream(sink, data.data.table.schema) as writer:
-            writer.write_table(data.data.table)
+    table, place = data.data.table, str(root / "data-0.arrow")
+    with pa.OSFile(place, "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
     told = {"_data_files": [{"filename": "data-0.arrow"}], "_fingerprint": "x", "_split": None}
     told |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None} | state
     (root / "state.json").write_text(json.dumps({"_output_all_columns": False} | told))
@@ -373,6 +373,16 @@ def test_configurations_of_a_clone_are_a_setting(tmp_path: Path):
     assert classes(read(tmp_path, config="coarse").train) == ["dog", "cat"]
 
 
+def test_parquet_files_that_number_their_classes_differently_are_matched_by_name(tmp_path: Path):
+    """The library takes the names of the first file for all others."""
+    other = datasets.Features({**NAMES, "label": datasets.ClassLabel(names=["dog", "cat"])})
+    labelled([0, 1, 0]).to_parquet(str(tmp_path / "train-0.parquet"))
+    labelled([0, 0, 1], other).to_parquet(str(tmp_path / "test-0.parquet"))
+    assert classes(read(tmp_path).test) == ["dog", "dog", "cat"]
+    labelled([0, 1], other).to_parquet(str(tmp_path / "train-1.parquet"))
+    assert "has other columns or class names than" in refusal(tmp_path)
+
+
 def test_damaged_parquet_is_one_line(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
     assert f"data set {tmp_path}: expected a saved data set, parquet files" in refusal(tmp_path)
@@ -407,8 +417,9 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 def test_tar_files_of_a_webdataset_are_read(tmp_path: Path):
     train = {f"x/{n:03}.png": picture(n) for n in range(3)}
-    train |= {f"x/{n:03}.cls": str(n % 2 + 9).encode() for n in range(3)}
-    train["x/000.pickle"] = b"cos\nsystem\n(S'false'\ntR."  # is never opened
+    train = {f"./{name}": content for name, content in train.items()}
+    train |= {f"./x/{n:03}.cls": str(n % 2 + 9).encode() for n in range(3)}
+    train["./x/000.pickle"] = b"cos\nsystem\n(S'false'\ntR."  # is never opened
     write_tar(tmp_path / "train-000.tar", train)
     told = {"7.png": picture(7), "7.json": json.dumps({"label": 10, "caption": "x"}).encode()}
     write_tar(tmp_path / "test-000.tar", {**told, "readme.md": b"x"})
@@ -445,8 +456,8 @@ def test_what_a_tar_file_lacks_is_named(tmp_path: Path, members: dict[str, bytes
         ({"metadata.csv": "file_name,label\n0.png,a\n1.png,b\n2.png,a\n3.png,b\n"}, {}),
         (
             {
-                "metadata.csv": "file_name,label,split\n0.png,a,train\n1.png,b,\n2.png,a,test\n"
-                "3.png,b,test\n"
+                "metadata.csv": "file_name,label,split\n0.png,a,train\n1.png,b,train\n"
+                "2.png,a,test\n3.png,b,test\n"
             },
             {},
         ),
@@ -501,7 +512,10 @@ def test_metadata_in_the_folders_of_splits_is_read(tmp_path: Path):
         ("file_name,label\n0.png,a\n1.png\n", "line 3, column 'label': no label"),
         ("file_name,label\n0.png,a\n,b\n", "line 3, column 'file_name': expected the path"),
         ("file_name,label\n0.png,a\n1.png,b,c\n", "line 3: more fields than columns"),
-        ("file_name,label\n0.png,a\n0.png,b\n", "line 3: '0.png' stands in another split or class"),
+        ("file_name,label\n0.png,a\n0.png,b\n", "line 3: the image 0.png was named before, in"),
+        ("file_name,label\n0.png,a\n./0.png,a\n", "line 3: the image 0.png was named before, in"),
+        ("file_name,label\n0.png,1\n1.png,-1\n2.png,0\n", "line 3: no label (-1)"),
+        ("file_name,label,split\n0.png,a,train\n1.png,b,\n", "line 3, column 'split': expected"),
         ("file_name,label\n", "metadata.csv has no rows"),
         ("", "metadata.csv has no rows"),
         ("x,y,z\n1,2,3\n", "found no column of image paths among ['x', 'y', 'z']"),
