@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_vitlora.data.pixels import scale
+from fl_vitlora.data.depth import scale
 from fl_vitlora.errors import UserError
 
 INSTALL = "pip install 'fl_vitlora[dicom]'"

@@ -15,24 +15,27 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Part
+from fl_vitlora.data.depth import (
+    MAYBE_FEWER,
+    expect_readable_colours,
+    has_16_bits,
+    is_deep,
+    to_8_bits,
+)
 from fl_vitlora.data.images import Indices
 from fl_vitlora.data.listing import is_dicom
 from fl_vitlora.errors import UserError
 
+LOOKED_AT = 8  # images of which the depth is looked at before all are read
 ROWS_AT_ONCE = 64  # images that are in memory together, not decoded yet
 FORMATS = (  # that nothing but the imaging library reads; EPS, for one, starts another program
     ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
 )
-DEEP = ("I", "F")  # modes of 32 bits
-FULL_16 = 65535.0
-DARK_16 = 4096  # an image of 16 bits that stays below this holds 12 bits, most likely
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # of TIFF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,31 +93,38 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
     return torch.from_numpy(pixels)
 
 
+def tell_depth(part: Part, look: Look) -> str | None:
+    """Looks at a few images, and tells if they have 16 bits of which the upper ones are unused.
+
+    Args:
+        part: The images.
+        look: With a stated range there is nothing to tell.
+
+    Returns:
+        A note for the user; None where there is nothing to tell.
+    """
+    from PIL import Image
+
+    brightest = []
+    for stored in part.fetch(np.linspace(0, len(part) - 1, LOOKED_AT).astype(np.int64)):
+        try:
+            source = stored.path if stored.content is None else io.BytesIO(stored.content)
+            with Image.open(source, formats=_formats()) as image:  # type: ignore[arg-type]
+                if image.mode.startswith("I;16"):
+                    brightest.append(int(np.asarray(image).max()))
+        except Exception:
+            continue
+    if look.pixel_range or not brightest or max(brightest) >= MAYBE_FEWER:
+        return None
+    return (
+        f"images of 16 bits hold no value above {max(brightest)} of 65535, as far as looked at; if "
+        "they hold fewer bits, say it: --set data.pixel_range=[LOW,HIGH]"
+    )
+
+
 def first_line(error: Exception) -> str:
     """Tells an error of another library in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
-
-
-def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Maps a range of values to 0 to 255, and what is beyond to its ends.
-
-    Example:
-        >>> scale(np.array([0.0, 32768.0, 65535.0, 70000.0]), 0, 65535).tolist()
-        [0, 128, 255, 255]
-    """
-    share = (values.astype(np.float64) - low) / (high - low)
-    return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
-
-
-def expect_full_range(values: NDArray[Any], bits: str = "16 bits") -> None:
-    """Refuses an image of 16 bits that looks as if it held fewer, as 12 bits of a scanner."""
-    brightest = int(values.max(initial=0))
-    if 0 < brightest < DARK_16:
-        raise UserError(
-            f"{bits} a channel, and no value above {brightest} of 65535; say which values are "
-            f"black and white: --set data.pixel_range=[0,{'4095'}] for 12 bits, [0,65535] if it is "
-            "as dark as that"
-        )
 
 
 def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
@@ -129,14 +139,15 @@ def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
     with Image.open(source, formats=_formats()) as opened:  # type: ignore[arg-type]
         if opened.format == "TIFF" and getattr(opened, "n_frames", 1) > 1:
             raise UserError(f"expected one image, found {opened.n_frames} pages")  # type: ignore[attr-defined]
-        depth = _depth(opened)
+        sixteen = has_16_bits(opened)
         opened.load()
         image = ImageOps.exif_transpose(opened)
-        if image.mode in DEEP or image.mode.startswith("I;"):
-            return Image.fromarray(_shallow(image, opened, depth, look)).convert("RGB")
-        if depth == 16:
-            _expect_shallow(image, look)
-        if mode is not None and mode not in DEEP and not mode.startswith("I;"):
+        if is_deep(image.mode):
+            grey = to_8_bits(image, opened, look.pixel_range)
+            return Image.fromarray(grey).convert("RGB")
+        if sixteen:
+            expect_readable_colours(image, look.pixel_range)
+        if mode is not None and not is_deep(mode):
             image = image.convert(mode)
         return _opaque(image, look.background)
 
@@ -147,45 +158,6 @@ def _formats() -> tuple[str, ...]:
 
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _depth(image: Any) -> int:
-    """Returns the bits a channel of a file that was opened and not decoded yet."""
-    told = str([tile[3] for tile in image.tile])
-    return 16 if ";16" in told else 8
-
-
-def _shallow(image: Any, opened: Any, depth: int, look: Look) -> NDArray[np.uint8]:
-    """Scales grey values of more than 8 bits."""
-    values = np.asarray(image)
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UserError("holds values that are not finite")
-    if look.pixel_range:
-        low, high = look.pixel_range
-    elif opened.format in ("PPM", "JPEG2000") and depth == 16:
-        low, high = 0.0, FULL_16
-    elif not sixteen:
-        kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits"
-        raise UserError(
-            f"holds {kind} from {values.min():g} to {values.max():g}; say which of them are black "
-            "and white: --set data.pixel_range=[LOW,HIGH]"
-        )
-    else:
-        expect_full_range(values)
-        low, high = 0.0, FULL_16
-    grey = scale(values, low, high)
-    inverted = getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    return 255 - grey if inverted else grey
-
-
-def _expect_shallow(image: Any, look: Look) -> None:
-    """Refuses colours of 16 bits, of which 8 are read, if a range is stated or they look dark."""
-    if look.pixel_range and tuple(look.pixel_range) != (0.0, FULL_16):
-        raise UserError("colours of 16 bits cannot be scaled by data.pixel_range; convert it")
-    colours = image.convert("RGB") if image.mode in ("RGB", "CMYK") else image.getchannel(0)
-    if not look.pixel_range:
-        expect_full_range(np.asarray(colours).astype(np.uint16) * 256, "colours of 16 bits")
 
 
 def _opaque(image: Any, background: tuple[int, int, int]) -> Any:

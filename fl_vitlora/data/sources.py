@@ -21,7 +21,7 @@ from fl_vitlora.data.images import Images as Images  # noqa: PLC0414 - for all w
 from fl_vitlora.data.images import Indices as Indices  # noqa: PLC0414
 from fl_vitlora.data.local import Found, from_rows, open_folder
 from fl_vitlora.data.pixels import ROWS_AT_ONCE as ROWS_AT_ONCE  # noqa: PLC0414
-from fl_vitlora.data.pixels import look_of, read_pixels
+from fl_vitlora.data.pixels import look_of, read_pixels, tell_depth
 from fl_vitlora.errors import UserError
 
 SPLIT_SEED = 0  # the test images of a source are the same in every run
@@ -63,16 +63,16 @@ def load_source(config: DataConfig) -> Source:
     """
     if config.name == "digits":
         train, test = _hold_out(_digits(), config.test_fraction)
-        told, notes = _held_out(config), ()
+        told, notes, warning = _held_out(config), (), None
     else:
-        train, test, told, notes = _found(config)
+        train, test, told, notes, warning = _found(config)
     if config.partition == "natural" and train.owners is None:
         raise UserError(
             f"data.partition natural: {config.name} has no folder for each client; expected "
             "CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME"
         )
     train, test = _limit(train, config.limit), _limit(test, config.limit)
-    return Source(train=train, test=test, told=_tell(train, test, told, notes))
+    return Source(train=train, test=test, told=_tell(train, test, told, notes, warning))
 
 
 def _digits() -> Images:
@@ -113,23 +113,24 @@ def _limit(images: Images, limit: int | None) -> Images:
     return images.select(np.random.default_rng(SPLIT_SEED).permutation(len(images))[:limit])
 
 
-def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...]]:
+def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], str | None]:
     """Opens a folder or a data set of the hub, and numbers the classes of both splits alike."""
     found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
     choice = found.choice
     part = found.part(choice.train)
     expect_classes(config.name, part)
     unused = [f"split {name} ({count(found.sizes[name], 'image')})" for name in choice.unused]
+    depth = tell_depth(part, look_of(config))
     notes = (*unused, *found.notes)
     train = _images(part, part.labels, part.names, config)
     if choice.test is None:
-        return *_hold_out(train, config.test_fraction), _held_out(config), notes
+        return *_hold_out(train, config.test_fraction), _held_out(config), notes, depth
     other = found.part(choice.test)
     labels = match_classes(config.name, choice.test, other, part.names)
     if not len(labels):
         raise UserError(f"data set {config.name}: the split {choice.test} holds no images")
     test = _images(other, labels, part.names, config)
-    return train, test, f"the split {choice.test}", notes
+    return train, test, f"the split {choice.test}", notes, depth
 
 
 def _from_hub(config: DataConfig) -> Found:
@@ -152,10 +153,13 @@ def _held_out(config: DataConfig) -> str:
     return f"{100 * config.test_fraction:g} % held out of the training images"
 
 
-def _tell(train: Images, test: Images, origin: str, notes: tuple[str, ...]) -> str:
+def _tell(
+    train: Images, test: Images, origin: str, notes: tuple[str, ...], warning: str | None
+) -> str:
     told = (
         f"data: {count(len(train), 'image')} for training, {len(test):,} for testing ({origin}), "
         f"{len(train.class_names)} classes: {name_some(train.class_names)}"
     )
-    told = f"{told}; not used: {', '.join(notes)}" if notes else told
+    told += f"; not used: {', '.join(notes)}" if notes else ""
+    told += f"; {warning}" if warning else ""
     return "".join(c if c.isprintable() else " " for c in told)  # names may hold anything

@@ -301,6 +301,20 @@ def test_sixteen_bits_in_a_saved_data_set_are_scaled(tmp_path: Path):
     assert pixels[0, 0].tolist() == [[0, 255], [128, 1]]
 
 
+@pytest.mark.parametrize(("brightest", "told"), [(16383, True), (65535, False)])
+def test_images_of_14_bits_in_16_are_told(tmp_path: Path, brightest: int, told: bool):
+    """They may be dark images of 16 bits; nobody but the user can know."""
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, brightest]], np.uint16)).save(file, "PNG")
+    images = [{"bytes": file.getvalue(), "path": None}] * 6
+    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 3}, NAMES)
+    data.save_to_disk(str(tmp_path / "a"))
+    assert ("no value above 16383 of 65535" in read(tmp_path / "a", test_fraction=0.4).told) == told
+    stated = read(tmp_path / "a", test_fraction=0.4, pixel_range=(0, brightest))
+    assert "65535" not in stated.told
+    assert stated.train.read(np.array([0]), 1, 2)[0, 0].tolist() == [[0, 255]]
+
+
 def test_a_list_of_links_is_refused(tmp_path: Path):
     root = tmp_path / "a"
     root.mkdir()
