@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def plain_name(name: str) -> str:
     Accents may be stored in two ways that look the same; file systems differ in it.
 
     Example:
-        >>> plain_name("cafe\\u0301") == "caf\\u00e9"
+        >>> plain_name("cafe\u0301") == "caf\u00e9"
         True
     """
     return unicodedata.normalize("NFC", name).encode(errors="replace").decode()
@@ -122,9 +123,9 @@ def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) ->
 
 def expect_classes(where: str, part: Part) -> None:
     """Refuses training images that are of fewer than two classes, or twice named classes."""
-    twice = [name for name in set(part.names) if part.names.count(name) > 1]
-    if twice:
-        raise UserError(f"data set {where}: two classes have the same name, {shown(twice[0])}")
+    often, times = Counter(part.names).most_common(1)[0] if part.names else ("", 0)
+    if times > 1:
+        raise UserError(f"data set {where}: two classes have the same name, {shown(often)}")
     used = np.unique(part.labels)
     if len(used) < 2:
         only = f"all of class {part.names[used[0]]!r}" if len(used) else "none"

@@ -96,6 +96,8 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
     parquet = [f.name for f in listing.others if suffix_of(f.name) == ".parquet"]
     tars = [f.name for f in listing.others if suffix_of(f.name) == ".tar"]
     tables = find_tables(listing)
+    if config.config and not (parquet or tars):
+        raise UserError(f"data.config is for the hub and its clones; {path} has no configurations")
     wanted = config.layout
     if wanted == "table":
         tables = tables or only_table(listing)
@@ -176,7 +178,7 @@ def _from_tables(path: Path, listing: Listing, tables: Sequence[str], config: Da
 
 def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
     grouped = group_shards(path, names, config.config)
-    _expect_inside(path, listing, names)
+    _expect_distinct(path, listing, names)
     files = {split: [path / name for name in shards] for split, shards in grouped.items()}
     found = from_rows(str(path), open_parquet(path, files), config, [path])
     used = [name for shards in grouped.values() for name in shards]
@@ -187,7 +189,7 @@ def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing:
 
 def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
     grouped = group_shards(path, names, config.config)
-    _expect_inside(path, listing, names)
+    _expect_distinct(path, listing, names)
     parts, unused = {}, 0
     for split, shards in grouped.items():
         parts[split], more = read_tars([path / name for name in shards], config)
@@ -202,11 +204,12 @@ def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Li
     )
 
 
-def _expect_inside(path: Path, listing: Listing, names: Sequence[str]) -> None:
+def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None:
     """Refuses one file under two names: its images would be in two splits, or twice in one."""
     first: dict[tuple[int, int], str] = {}
+    known = set(names)
     for file in listing.others:
-        if file.name in names and first.setdefault(file.place, file.name) != file.name:
+        if file.name in known and first.setdefault(file.place, file.name) != file.name:
             raise UserError(
                 f"data set {path}: {first[file.place]} and {file.name} are the same file"
             )
@@ -214,13 +217,15 @@ def _expect_inside(path: Path, listing: Listing, names: Sequence[str]) -> None:
 
 def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
     """Counts the files that were not read."""
+    known = set(used)
     left = [
         file
         for file in listing.others
-        if file.name not in set(used) and file.parts[-1].lower() not in SILENT
+        if file.name not in known and file.parts[-1].lower() not in SILENT
     ]
     dicom = _dicom_files(listing.root, left)
-    others = [file for file in left if file not in dicom]
+    scans = {file.name for file in dicom}
+    others = [file for file in left if file.name not in scans]
     notes = []
     if dicom:
         notes.append(f"{count(len(dicom), 'DICOM file')} (to read them: {INSTALL})")
