@@ -22,6 +22,7 @@ from fl_vitlora.data.splits import meaning_of
 from fl_vitlora.errors import UserError
 
 SHARD = re.compile(r"^([A-Za-z]+?)(?:[-_.]?\d[\d._-]*(?:of[-_]?\d+)?(?:[-_.].*)?)?$")
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS holds instead of a file
 DATA = "data"  # the folder in which the hub keeps parquet files
 
 
@@ -70,6 +71,13 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
     from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.packaged_modules.parquet.parquet import Parquet
 
+    for path in paths:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(
+                    f"data set {root}: {path} is a pointer to a file that was not downloaded; in "
+                    "the clone: git lfs pull"
+                )
     kinds = [
         datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path)) for path in paths
     ]

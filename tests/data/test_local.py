@@ -400,6 +400,8 @@ def test_parquet_files_that_number_their_classes_differently_are_matched_by_name
 def test_damaged_parquet_is_one_line(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
     assert f"data set {tmp_path}: expected a saved data set, parquet files" in refusal(tmp_path)
+    (tmp_path / "train.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x")
+    assert "was not downloaded; in the clone: git lfs pull" in refusal(tmp_path)
 
 
 def test_parquet_beside_images_is_refused(tmp_path: Path):
