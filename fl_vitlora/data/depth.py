@@ -26,7 +26,8 @@ def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
         [0, 128, 255, 255]
     """
     share = (values.astype(np.float64) - low) / (high - low)
-    return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    return scaled
 
 
 def is_deep(mode: str) -> bool:

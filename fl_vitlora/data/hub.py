@@ -80,7 +80,8 @@ def _ask(name: str, revision: str | None) -> Exception | None:
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code < 500:
             raise
-        return error
+        failure: Exception = error
+        return failure
     except Exception as error:
         return error
     return None

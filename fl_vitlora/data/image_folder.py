@@ -76,7 +76,7 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
             f"data set {where}: {count(len(loose), 'image')} outside of the class folders, such as "
             f"{loose[0].name}; move or remove them"
         )
-    layout = config.layout
+    layout: str = config.layout
     if config.partition == "natural" and layout == "auto":
         layout = "clients"
     strict = layout == "auto"

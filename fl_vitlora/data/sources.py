@@ -61,9 +61,11 @@ def load_source(config: DataConfig) -> Source:
     Raises:
         UserError: When the source is not found or not understood.
     """
+    notes: tuple[str, ...] = ()
+    warning: str | None = None
     if config.name == "digits":
         train, test = _hold_out(_digits(), config.test_fraction)
-        told, notes, warning = _held_out(config), (), None
+        told = _held_out(config)
     else:
         train, test, told, notes, warning = _found(config)
     if config.partition == "natural" and train.owners is None:

@@ -28,7 +28,7 @@ TREES = 300
 
 def put(root: Path, names: list[str]) -> dict[tuple[int, ...], str]:
     """Puts an image of its own colour at each name that is one, and returns names by colour."""
-    colours = {}
+    colours: dict[tuple[int, ...], str] = {}
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
