@@ -139,7 +139,7 @@ def test_transparent_pixels_show_the_background(mode: str):
     """What colour lies under a transparent pixel is arbitrary, and was once shown."""
     image = Image.new("RGBA", (4, 1), (0, 0, 0, 0))
     image.putpixel((3, 0), (0, 0, 0, 255))
-    settings = {}
+    settings: dict[str, Any] = {}
     if mode == "P":
         image = Image.new("P", (4, 1), 0)
         image.putpalette([0, 0, 0, 0, 0, 0])
@@ -243,19 +243,19 @@ def write_dicom(path: Path, values: np.ndarray, bits: int, kind: str, **tags: An
 @pytest.mark.parametrize(
     ("values", "kind", "tags", "pixel_range", "expected"),
     [
-        (np.uint16([[0, 2048, 4095]]), "MONOCHROME2", {}, (), [0, 128, 255]),
-        (np.uint16([[0, 2048, 4095]]), "MONOCHROME1", {}, (), [255, 127, 0]),
-        (np.int16([[-2048, 0, 2047]]), "MONOCHROME2", {}, (), [0, 128, 255]),
-        (np.uint8([[0, 7, 255]]), "MONOCHROME2", {}, (), [0, 7, 255]),
+        (np.array([[0, 2048, 4095]], np.uint16), "MONOCHROME2", {}, (), [0, 128, 255]),
+        (np.array([[0, 2048, 4095]], np.uint16), "MONOCHROME1", {}, (), [255, 127, 0]),
+        (np.array([[-2048, 0, 2047]], np.int16), "MONOCHROME2", {}, (), [0, 128, 255]),
+        (np.array([[0, 7, 255]], np.uint8), "MONOCHROME2", {}, (), [0, 7, 255]),
         (
-            np.uint16([[0, 1024, 2024]]),
+            np.array([[0, 1024, 2024]], np.uint16),
             "MONOCHROME2",
             {"RescaleSlope": 2, "RescaleIntercept": -1024},
             (-1024, 3024),
             [0, 129, 255],
         ),
         (
-            np.uint16([[0, 1024, 4095]]),
+            np.array([[0, 1024, 4095]], np.uint16),
             "MONOCHROME2",
             {"RescaleSlope": 1, "RescaleIntercept": -1024},
             (),
@@ -282,7 +282,7 @@ def test_dicom_of_several_frames_is_refused_and_colours_are_read(tmp_path: Path)
     path = write_dicom(tmp_path / "a.dcm", values, 8, "MONOCHROME2", NumberOfFrames=2)
     with pytest.raises(UserError, match="image x: expected one image, found 2 frames"):
         decode(path)
-    colours = np.uint8([[[1, 2, 3], [4, 5, 6]]])
+    colours = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     path = write_dicom(tmp_path / "b.dcm", colours, 8, "RGB")
     assert read_dicom(path, ()).tolist() == colours.tolist()
 
