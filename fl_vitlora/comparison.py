@@ -19,7 +19,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import PausedError, run
-from fl_vitlora.files import HeldError, Hold, WriteError, write_atomically, writing
+from fl_vitlora.files import HeldError, Hold, WriteError, make_folder, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
@@ -59,8 +59,8 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
         raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
     with ExitStack() as undo:
         try:
+            make_folder(folder)
             with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
                 hold = undo.enter_context(Hold(folder))
             write_atomically(folder / GRID, write_yaml(to_tree(grid)))
         except WriteError as error:

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import write_atomically
+from fl_vitlora.files import PRIVATE, write_atomically
 from fl_vitlora.state import State
 
 DIGEST = "sha256"
@@ -43,7 +43,7 @@ def write_sealed(
     metadata: Mapping[str, str],
     *,
     durable: bool = True,
-    mode: int = 0o666,
+    mode: int = PRIVATE,
 ) -> None:
     """Writes tensors with a digest, whole or not at all.
 
@@ -52,7 +52,7 @@ def write_sealed(
         tensors: By name; none shares memory with another.
         metadata: What is said beside them; the name `DIGEST` is taken.
         durable: See `write_atomically`.
-        mode: See there.
+        mode: See there; by default the file is its owner's alone.
     """
     laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, DIGEST: digest_of(laid_out, metadata)}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fl_vitlora.files import write_atomically, writing
+from fl_vitlora.files import make_folder, write_atomically
 from fl_vitlora.grid import name_of
 from fl_vitlora.reporting.plots import MEGABYTE, plot_comparison
 from fl_vitlora.reporting.statistics import (
@@ -114,8 +114,7 @@ def write_plots(folder: Path, told: Report) -> None:
     """Draws the cells that have a result."""
     cells = [summary for summary in told.summaries if summary.accuracy]
     if cells:
-        with writing(folder / "plots"):
-            (folder / "plots").mkdir(exist_ok=True)
+        make_folder(folder / "plots")
         plot_comparison(folder / "plots", cells, told.title)
 
 

@@ -17,7 +17,16 @@ from typing import Any, Self
 from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import TEMPORARY, HeldError, Hold, WriteError, write_atomically, writing
+from fl_vitlora.files import (
+    TEMPORARY,
+    HeldError,
+    Hold,
+    WriteError,
+    make_folder,
+    make_private_folder,
+    write_atomically,
+    writing,
+)
 from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
@@ -58,8 +67,7 @@ class RunFolder:
         folder = cls(Path(config.out) if config.out else default_path(config))
         check_unused(folder.path)
         try:
-            with writing(folder.path):
-                folder.path.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.path)
             # First: with it a run can be taken up; and of two processes that found the folder
             # free, one has it.
             write_atomically(folder.path / CONFIG, to_yaml(config), new=True)
@@ -94,9 +102,8 @@ class RunFolder:
             raise UserError(
                 f"run folder {self.path}: another process is at this run; wait for its end"
             ) from None
-        for part in (self.shards, self.plots):
-            with writing(part):
-                part.mkdir(exist_ok=True)
+        make_private_folder(self.shards)
+        make_folder(self.plots)
         if not (self.path / ENVIRONMENT).exists():  # of the process that began the run
             self.write_json(ENVIRONMENT, environment())
 
@@ -120,8 +127,7 @@ class RunFolder:
 
     def write_failure(self, server_round: int, client: int, trace: str) -> None:
         """Writes down what is known of an update that did not come."""
-        with writing(self.failures):
-            self.failures.mkdir(exist_ok=True)
+        make_folder(self.failures)
         name = f"round-{server_round:05d}-client-{client:05d}.txt"
         write_atomically(self.failures / name, f"{trace}\n", durable=False)
 
