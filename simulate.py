@@ -97,6 +97,9 @@ EXAMPLES = """examples:
   python simulate.py --rotate-key runs/NAME/shards
       the owner's part: a new secret, and all shards encrypted anew under it
 
+  python simulate.py --storage-keys runs/NAME/shards --out keys/storage
+      the owner's part: for each deployed node a key that opens its shard file, and no image
+
 comparisons:
   python simulate.py --compare head lora lora+patch_embed full --seeds 0 1 2 3 4
       four methods, five seeds each: a table, pictures and all runs in one folder
@@ -181,6 +184,14 @@ def make_parser() -> Parser:
         type=Path,
         help="draw a new secret and encrypt shards, or folders of shards, anew; trains nothing; "
         "encryption.key_file names the ring, which keeps its old secrets",
+    )
+    parser.add_argument(
+        "--storage-keys",
+        metavar="PLACE",
+        nargs="+",
+        type=Path,
+        help="write for each party that has shards at these places the key that opens its files at "
+        "rest, and no image in them, to the folder --out; a deployed node is given its file",
     )
     parser.add_argument(
         "--check-strategy",
@@ -372,6 +383,16 @@ def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
     print(f"encrypted anew under key {name}: {len(shards)} shards")
 
 
+def storage_keys(experiment: config.Config, places: Sequence[Path]) -> None:
+    """Writes the storage keys of shards, one file for each party."""
+    from fl_vitlora import preparation
+
+    if experiment.out is None:
+        raise UserError("--storage-keys needs a folder to write to: --out FOLDER")
+    files = preparation.hand_out_keys(experiment, places, Path(experiment.out))
+    print(f"storage keys in {experiment.out}: {', '.join(file.name for file in files)}")
+
+
 def check_strategy(chosen: config.StrategyConfig, *, verbose: bool) -> None:
     """Holds a strategy to every rule of the contract, before the user's eyes."""
     import strategies
@@ -400,10 +421,12 @@ def check_flags(given: Mapping[str, Any]) -> None:
     whys = {
         "check_strategy": "runs nothing",
         "rotate_key": "runs nothing",
+        "storage_keys": "runs nothing",
         "resume": "goes on with one run",
     }
+    beside = ("compare", "seeds", "rotate_key", "storage_keys", "resume")
     for one, why in whys.items():
-        others = [n for n in ("compare", "seeds", "rotate_key", "resume") if given[n] and n != one]
+        others = [name for name in beside if given[name] and name != one]
         if given[one] is not None and others:
             flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
             fail(f"{flags[0]} {why}, so it does not take {flags[1]}", USER_MISTAKE)
@@ -424,6 +447,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         grid = read_comparison(arguments)
         if arguments.rotate_key:
             rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)
+        elif arguments.storage_keys:
+            storage_keys(read_config(arguments), arguments.storage_keys)
         elif grid is not None:
             compare(grid, verbose=arguments.verbose)
         else:

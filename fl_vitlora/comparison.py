@@ -23,7 +23,7 @@ from fl_vitlora.files import HeldError, Hold, WriteError, make_folder, write_ato
 from fl_vitlora.flower.aggregators import LoadStrategy
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
-from fl_vitlora.preparation import shards_of
+from fl_vitlora.preparation import shards_of, storage_keys
 from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
 from fl_vitlora.reporting.run_folder import CONFIG, RESULT, find_run, read_result
 from fl_vitlora.reporting.statistics import Record
@@ -170,7 +170,7 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
         key = read_result(run_folder)["encryption"]["key_id"]
     else:
         with suppress(UserError):  # none is there yet
-            _, key = shards_of(run_folder)
+            key = shards_of(run_folder, storage_keys(config)).key
     return ring.exists() and key == key_id(open_ring(ring).current)
 
 

@@ -131,6 +131,11 @@ class EncryptionConfig:
     adapt: bool = setting(False, "adapt the model to the key: exact, but the model betrays the key")
     allow_meaningless: bool = setting(False, "run combinations that cannot work, for demonstration")
     key_file: str = setting("keys/owner.key", "the owner's key ring; made if it is missing")
+    at_rest: Literal["ring", "passphrase", "none"] = setting(
+        "ring",
+        "seal shards on the disk, by a key of the ring or by the passphrase in the variable "
+        "FL_VITLORA_PASSPHRASE; plain images too",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

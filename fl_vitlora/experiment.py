@@ -11,6 +11,7 @@ from fl_vitlora import coordinates, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.storage import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import sync_files
 from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, check_storable, client_half
@@ -26,12 +27,15 @@ from fl_vitlora.flower.wiring import check_codecs
 from fl_vitlora.flower.workspace import ClientSettings
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import (
+    check_storage,
     describe_encryption,
     holds_shards,
     prepare_holder,
     prepare_images,
     prepare_model,
+    prepare_storage,
     shards_of,
+    storage_keys,
     write_shards,
 )
 from fl_vitlora.reporting.run_folder import RunFolder, check_unused
@@ -78,6 +82,7 @@ def run(
         check_storable(strategy)
     check_privacy(config, strategy)
     check_codecs(config, client_half(strategy))
+    check_storage(config)
     together = trained_together(config)
     workers = choose_workers(
         config.engine.device,
@@ -103,7 +108,9 @@ def run(
             config=config,
             strategy=strategy,
             server=stage.server,
+            class_names=stage.class_names,
             shards=stage.folder.shards,
+            storage=stage.storage,
             folder=stage.folder,
             watch=watch,
             logbook=stage.logbook,
@@ -115,10 +122,11 @@ def run(
         settings = client_settings(
             config,
             stage.folder.shards,
-            stage.classes,
+            stage.class_names,
             workers.device,
             client_half(strategy),
             with_key=policies.clients_need_key(config),
+            storage=stage.storage,
         )
         outcome = simulate(
             make_client_app(Fixed(settings)),
@@ -148,7 +156,8 @@ class Stage:
     Attributes:
         folder: Of the run, with the shards in it.
         logbook: Of the run.
-        classes: Outputs of the head.
+        class_names: In the order of the head's outputs.
+        storage: Opens the shards where they are sealed at rest, and nothing else.
         holder: Of the key.
         server: Its model.
         checkpoint: From which the run goes on, if it has begun.
@@ -156,7 +165,8 @@ class Stage:
 
     folder: RunFolder
     logbook: Logbook
-    classes: int
+    class_names: tuple[str, ...]
+    storage: StorageKeys | None
     holder: KeyHolder
     server: Server
     checkpoint: Checkpoint | None = None
@@ -185,12 +195,15 @@ def _prepare(
     watch.announce("preparing images and model")
     images = prepare_images(config)
     place = Path(asked.out or "")
-    key = shards_of(place)[1] if again and holds_shards(place) else ""
-    holder, server = _prepare_server(config, strategy, watch, device, (images.classes, key))
+    key = shards_of(place, storage_keys(config)).key if again and holds_shards(place) else ""
+    holder, server = _prepare_server(
+        config, strategy, watch, device, class_names=images.class_names, key=key
+    )
+    storage = prepare_storage(config)
     folder = RunFolder.reopen(place) if again else RunFolder.create(asked)
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
-        write_shards(config, images, holder, folder)
+        write_shards(config, images, holder, folder, storage)
     except UserError:  # an image that cannot be read: what could not begin leaves nothing
         if not again:
             folder.discard()
@@ -199,11 +212,13 @@ def _prepare(
         betrays = policies.start_is_adapted(config)
         name = holder.key_id if betrays else ""
         write_reader(folder.shards / READER_FILE, server.start, name)
+    folder.write_classes(images.class_names)
     sync_files(folder.shards)  # before there are rounds that can only go on with them
     return Stage(
         folder=folder,
         logbook=Logbook.begin(folder.path),
-        classes=images.classes,
+        class_names=images.class_names,
+        storage=None if storage is None else StorageKeys(roots={storage.name: storage.root}),
         holder=holder,
         server=server,
     )
@@ -223,13 +238,17 @@ def _find(config: Config, strategy: AnyStrategy, watch: Watch, device: str) -> S
         return None
     watch.announce("preparing the model")
     folder.forget_failures(after=found[1].round)
-    shards = shards_of(folder.path)
-    holder, server = _prepare_server(config, strategy, watch, device, shards)
+    keys = storage_keys(config)
+    shards = shards_of(folder.path, keys)
+    holder, server = _prepare_server(
+        config, strategy, watch, device, class_names=shards.class_names, key=shards.key
+    )
     logbook, checkpoint = found
     return Stage(
         folder=folder,
         logbook=logbook,
-        classes=shards[0],
+        class_names=shards.class_names,
+        storage=None if config.encryption.at_rest == "none" else keys.only(shards.sealed),
         holder=holder,
         server=server,
         checkpoint=checkpoint,
@@ -241,7 +260,9 @@ def _prepare_server(
     strategy: AnyStrategy,
     watch: Watch,
     device: str,
-    shards: tuple[int, str],
+    *,
+    class_names: tuple[str, ...],
+    key: str,
 ) -> tuple[KeyHolder, Server]:
     """Makes the server's model, and opens the key ring.
 
@@ -250,11 +271,11 @@ def _prepare_server(
         strategy: Of it.
         watch: Who looks on.
         device: Where the model is to be.
-        shards: As `shards_of` tells; without a key's id, the current secret is taken.
+        class_names: Those that the head tells apart.
+        key: Id of the secret; without it, the current one is taken.
     """
-    classes, key = shards
     sandwich = client_half(strategy).adapter == "sandwich"
-    backbone = prepare_model(config, classes, device, sandwich=sandwich)
+    backbone = prepare_model(config, len(class_names), device, sandwich=sandwich)
     if policies.lacks_key_ring(config) and not key:
         watch.announce(f"drawing a new secret: {config.encryption.key_file}")
     holder = prepare_holder(config, backbone, key)
@@ -266,19 +287,25 @@ def _prepare_server(
 def client_settings(
     config: Config,
     shards: Path,
-    classes: int,
+    class_names: tuple[str, ...],
     device: str,
     strategy: Strategy,
     *,
     with_key: bool,
+    storage: StorageKeys | None = None,
 ) -> ClientSettings:
-    """Gathers what the workers are told; where the key ring lies only if they must know."""
+    """Gathers what the workers are told; where the key ring lies only if they must know.
+
+    The storage keys open the files of shards, and no image in them. They are handed over in memory,
+    not as a path: on the disk they would lie beside what they protect.
+    """
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
     return ClientSettings(
         shards=str(shards.resolve()),
-        classes=classes,
+        class_names=class_names,
         device=device,
         strategy=strategy,
+        storage=storage,
         config=replace(config, encryption=replace(config.encryption, key_file=ring)),
     )
 

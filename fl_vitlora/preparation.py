@@ -12,11 +12,25 @@ from pathlib import Path
 from fl_vitlora import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
+from fl_vitlora.data.classes import disagreement
 from fl_vitlora.data.partition import label_counts, partition
+from fl_vitlora.data.shards import TEST_SHARD, class_names_of, shard_metadata
 from fl_vitlora.data.sources import Images, Indices
+from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
+from fl_vitlora.encryption.storage import (
+    StorageKey,
+    StorageKeys,
+    of_new_passphrase,
+    of_ring,
+    of_secret,
+    open_party_keys,
+    passphrase,
+    write_party_key,
+)
 from fl_vitlora.errors import UserError
+from fl_vitlora.files import WriteError, make_folder, make_private_folder
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
@@ -42,9 +56,9 @@ class OwnedImages:
     test_parts: list[Indices]
 
     @property
-    def classes(self) -> int:
-        """Counts the classes."""
-        return len(self.train.class_names)
+    def class_names(self) -> tuple[str, ...]:
+        """Names the classes, in the order in which labels number them."""
+        return self.train.class_names
 
 
 def prepare_images(config: Config) -> OwnedImages:
@@ -105,24 +119,121 @@ def holds_shards(run: Path) -> bool:
     return any((run / SHARDS).glob("*.safetensors"))
 
 
-def shards_of(run: Path) -> tuple[int, str]:
+@dataclass(frozen=True, kw_only=True)
+class ShardsOfRun:
+    """What the shards of a run are, as all of them say.
+
+    Attributes:
+        class_names: In the order in which the run numbers them.
+        key: Id of the secret that the images are encrypted under; empty where they are plain.
+        sealed: Names of the storage keys that files are sealed under.
+    """
+
+    class_names: tuple[str, ...]
+    key: str
+    sealed: frozenset[str]
+
+
+def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
     """Reads off the shards of a run what they are of.
 
-    Returns:
-        The number of classes, and the id of their key.
+    Args:
+        run: Its folder.
+        keys: Those that may open the shards.
 
     Raises:
-        UserError: When there are none, or their keys differ.
+        UserError: When there are none, their keys or their classes differ, or one does not name
+            its classes.
     """
-    told = owner.find_shards(run)
-    first, *others = ((path, one.get("key_id", "")) for path, one in told.items())
-    for path, key in others:
-        if key != first[1]:
+    paths = owner.find_shards(run)
+    told = {path: shard_metadata(path, keys) for path in paths}
+    first = next((path for path in paths if path.name == TEST_SHARD), paths[0])
+    key, names = told[first].get("key_id", ""), class_names_of(told[first], first)
+    for path, one in told.items():
+        other = one.get("key_id", "")
+        if other != key:
             raise UserError(
-                f"shards of a run are under one key: {path} is under {key or 'none'}, {first[0]} "
-                f"under {first[1] or 'none'}"
+                f"shards of a run are under one key: {path} is under {other or 'none'}, {first} "
+                f"under {key or 'none'}"
             )
-    return int(told[first[0]]["classes"]), first[1]
+        if set(own := class_names_of(one, path)) != set(names):
+            raise UserError(
+                f"shards of a run have the same classes: {path} has others than {first} "
+                f"({disagreement(own, names)})"
+            )
+    sealed = {under[0] for path in paths if (under := sealed_under(path)) is not None}
+    return ShardsOfRun(class_names=names, key=key, sealed=frozenset(sealed))
+
+
+def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
+    """Finds what shards can be opened with; a passphrase is looked for when one is needed.
+
+    Args:
+        config: It names the key ring, which need not be there.
+        given: A file of storage keys of single parties, where somebody was handed one.
+
+    Raises:
+        UserError: When ring or file are not in order.
+    """
+    if given is not None:
+        return open_party_keys(given)
+    path = Path(config.encryption.key_file)
+    return of_ring(open_ring(path)) if path.is_file() else StorageKeys(source=f"key ring {path}")
+
+
+def check_storage(config: Config) -> None:
+    """Finds out whether there is a passphrase where one is asked for, before anything is begun.
+
+    Raises:
+        UserError: When there is none.
+    """
+    if config.encryption.at_rest == "passphrase":
+        passphrase("encryption.at_rest passphrase")
+
+
+def prepare_storage(config: Config) -> StorageKey | None:
+    """Makes what new shards are sealed under; none where they are to be in the clear.
+
+    Raises:
+        UserError: When the key ring is not in order, or there is no passphrase.
+    """
+    if config.encryption.at_rest == "none":
+        return None
+    if config.encryption.at_rest == "passphrase":
+        return of_new_passphrase()
+    return of_secret(open_or_create_ring(Path(config.encryption.key_file)).current)
+
+
+def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
+    """Writes for each party that has shards the storage key that opens its files and no others.
+
+    Args:
+        config: It names the key ring.
+        places: Shards, or folders of them.
+        folder: Where to; it is made if it is missing, for the owner alone.
+
+    Returns:
+        The files, such as `client-00003.key`.
+
+    Raises:
+        UserError: When there is no shard, one is in the clear, or its key is not on the ring.
+    """
+    keys, found = storage_keys(config), {}
+    for path in (path for place in places for path in owner.find_shards(place)):
+        under = sealed_under(path)
+        if under is None:
+            raise UserError(f"{path} is not sealed at rest, so that no key opens it")
+        name, party = under
+        file = folder / f"{path.stem.removesuffix('-test')}.key"
+        found[file] = name, party, keys.find(name, party, path)
+    try:
+        make_folder(folder.absolute().parent)
+        make_private_folder(folder)
+    except WriteError as error:
+        raise UserError(f"storage keys: {error}") from None
+    for file, (name, party, key) in found.items():
+        write_party_key(file, name, party, key)
+    return list(found)
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
@@ -132,6 +243,7 @@ def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
         "scope": holder.scope,
         "key_id": holder.key_id if holder.cipher.steps else None,
         "key_space_bits": round(holder.key_space_bits, 1),
+        "at_rest": config.encryption.at_rest,
         "adapted": policies.adapts(config),
         "patch_embedding": policies.what_becomes_of_reader(config),
     }
@@ -170,8 +282,14 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
     return key_id(ring.current), owner.encrypt_anew(shards, ring)
 
 
-def write_shards(config: Config, images: OwnedImages, holder: KeyHolder, folder: RunFolder) -> None:
-    """Encrypts and stores all shards, and draws who holds which labels."""
+def write_shards(
+    config: Config,
+    images: OwnedImages,
+    holder: KeyHolder,
+    folder: RunFolder,
+    storage: StorageKey | None,
+) -> None:
+    """Encrypts, seals and stores all shards, and draws who holds which labels."""
     owner.write_encrypted_shards(
         folder.shards,
         train=images.train,
@@ -179,7 +297,8 @@ def write_shards(config: Config, images: OwnedImages, holder: KeyHolder, folder:
         parts=images.parts,
         test_parts=images.test_parts,
         holder=holder,
-        metadata={"data": config.data.name, "classes": str(images.classes)},
+        metadata={"data": config.data.name},
+        storage=storage,
     )
-    counts = label_counts(images.train.labels, images.parts, images.classes)
-    plot_labels(folder.plots, counts, images.train.class_names)
+    counts = label_counts(images.train.labels, images.parts, len(images.class_names))
+    plot_labels(folder.plots, counts, images.class_names)

@@ -27,9 +27,10 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.summary import reached, summarise
 from fl_vitlora.config import Config
 from fl_vitlora.data.owner import RIGHT_KEY
-from fl_vitlora.data.shards import TEST_SHARD, open_shard
+from fl_vitlora.data.shards import TEST_SHARD, open_own_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.storage import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import (
     ALL_VIEWS,
@@ -148,7 +149,9 @@ class Run:
         config: The experiment.
         strategy: An instance of this project's or of Flower's contract.
         server: Its model.
+        class_names: In the order of the head's outputs; what clients must have.
         shards: Where the encrypted test shard lies, if clients do not evaluate.
+        storage: Opens that shard where it is sealed at rest.
         folder: Where results go.
         watch: Who looks on.
         logbook: Where rounds are written down, and states to go on from.
@@ -171,6 +174,7 @@ class Run:
     config: Config
     strategy: AnyStrategy
     server: Server
+    class_names: tuple[str, ...]
     shards: Path
     folder: RunFolder
     watch: Watch
@@ -178,6 +182,7 @@ class Run:
     states: ClientStates | None = None
     checkpoint: Checkpoint | None = None
     holder: KeyHolder | None = None
+    storage: StorageKeys | None = field(default=None, repr=False)
     ledger: Ledger = field(default_factory=Ledger)
     lines: list[Line] = field(default_factory=list)
     measured: Measured = field(default_factory=dict)
@@ -209,6 +214,7 @@ class Run:
             initial,
             self.ledger,
             config=self.config,
+            class_names=self.class_names,
             sums=sums,
             timeout=self.config.engine.round_timeout,
             repeats_errors=self.repeats_errors,
@@ -318,6 +324,7 @@ class Run:
         holder = self.holder
         return Circumstances.of(
             weights=self.server.plain,
+            class_names=self.class_names,
             device=next(self.server.backbone.model.parameters()).device.type,
             key=holder.key_id if holder is not None and holder.cipher.steps else "none",
             strategy=self.strategy,
@@ -332,6 +339,7 @@ class Run:
             "loss": self.lines[-1]["loss"],
             "best": best(self.lines),
             "clients": config.clients,
+            "class_names": list(self.class_names),
             "rounds": len(self.lines),
             "rounds_planned": config.rounds,
             "stopped": "budget" if len(self.lines) < config.rounds else None,
@@ -396,7 +404,7 @@ class Run:
         )
         plot_traffic(self.folder.plots, lines)
         self.folder.write("communication.csv", self.ledger.to_csv())
-        self.folder.write_model(outcome.model.stored())
+        self.folder.write_model(outcome.model.stored(), class_names=self.class_names)
         result["seconds"] = {
             "setup": round(outcome.begin - started, 3),
             "training": round(outcome.end - outcome.begin, 3),
@@ -429,7 +437,9 @@ class Run:
         if report.clipped is not None:
             line["clipped_scalars"] = report.clipped
         if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
-            self.folder.write_model(model.stored(), "best_model.safetensors")
+            self.folder.write_model(
+                model.stored(), "best_model.safetensors", class_names=self.class_names
+            )
         self.lines.append(line)
         self.logbook.note_round(line)
         self.watch.show_round(line)
@@ -490,7 +500,7 @@ class Run:
         device = next(backbone.model.parameters()).device
         return CentralEvaluator(
             backbone=backbone,
-            shard=open_shard(self.shards / TEST_SHARD),
+            shard=open_own_shard(self.shards / TEST_SHARD, self.class_names, self.storage),
             coordinates=coordinates.of_party(
                 config,
                 origin=self.server.origin,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl_vitlora import policies
 from fl_vitlora.config import Config, load
-from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
+from fl_vitlora.data.shards import client_shard, client_test_shard
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import key_id
 from fl_vitlora.encryption.reader import Reader
@@ -29,7 +29,7 @@ from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.models.reading import WEIGHT, reader_of
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.state import State, l2_norm, subtract
-from tests.whole_runs import CALM_SEED, Finished, execute, owned
+from tests.whole_runs import CALM_SEED, Finished, execute, opened, owned
 
 SECRET = bytes(range(32))  # always the same key, so always the same rounding
 BIAS = "patch_embed.proj.bias"
@@ -164,7 +164,7 @@ def test_every_clients_shards_open_with_its_own_key_alone(aligned: Finished) -> 
             (client_shard(client), images.train, images.parts[client]),
             (client_test_shard(client), images.test, images.test_parts[client]),
         ):
-            ciphertext = open_shard(aligned.folder / "shards" / name).images
+            ciphertext = opened(aligned, name).images
             expected = source.read(part, 16, 16)
             assert torch.equal(holder.decrypt(ciphertext, client_party(client)), expected)
             other = holder.decrypt(ciphertext, client_party((client + 1) % 4))
@@ -281,7 +281,7 @@ def test_a_key_for_every_image_can_be_trained_with(tmp_path: Path, engine: Engin
     assert json.loads((done.folder / "rounds.jsonl").read_text())["failures"] == []
     images, holder = owned(done.config)
     for client, part in enumerate(images.parts):
-        ciphertext = open_shard(done.folder / "shards" / client_shard(client)).images
+        ciphertext = opened(done, client_shard(client)).images
         expected = images.train.read(part, 16, 16)
         assert torch.equal(holder.decrypt(ciphertext, client_party(client)), expected)
     assert set(done.result["accuracy_by_view"]) == {"right_key", "wrong_key", "no_key"}
@@ -311,7 +311,7 @@ def test_clients_measure_what_the_server_would(
 
 def told(config: Config) -> str:
     with_key = policies.clients_need_key(config)
-    settings = client_settings(config, Path("shards"), 10, "cpu", Unaided(), with_key=with_key)
+    settings = client_settings(config, Path("shards"), ("a",), "cpu", Unaided(), with_key=with_key)
     return settings.config.encryption.key_file
 
 

@@ -10,10 +10,17 @@ from typing import Any
 import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
+from fl_vitlora.data.shards import Shard, open_shard
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.experiment import run
 from fl_vitlora.flower.simulation import Engine
-from fl_vitlora.preparation import OwnedImages, prepare_holder, prepare_images, prepare_model
+from fl_vitlora.preparation import (
+    OwnedImages,
+    prepare_holder,
+    prepare_images,
+    prepare_model,
+    storage_keys,
+)
 from fl_vitlora.serving import Watch
 
 SMALL = {
@@ -68,4 +75,10 @@ def execute(folder: Path, engine: Engine | None = None, **overrides: Any) -> Fin
 def owned(config: Config) -> tuple[OwnedImages, KeyHolder]:
     """What only the owners of a run have: plain images and the key."""
     images = prepare_images(config)
-    return images, prepare_holder(config, prepare_model(config, images.classes, "cpu"))
+    model = prepare_model(config, len(images.class_names), "cpu")
+    return images, prepare_holder(config, model)
+
+
+def opened(done: Finished, name: str) -> Shard:
+    """Opens a shard of a run with the storage keys of its ring."""
+    return open_shard(done.folder / "shards" / name, storage_keys(done.config))

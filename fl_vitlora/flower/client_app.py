@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_vitlora import adversary, faults
@@ -59,12 +59,13 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
 
 
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Tells which client this node is, and makes the worker ready."""
+    """Tells which client this node is and what its classes are, and makes the worker ready."""
     settings = settings_of(context)
     client = client_of(context)
     samples = len(workspace(settings).shard(client_shard(client)))
     metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
-    content = RecordDict({messages.METRICS: metrics})
+    names = ConfigRecord({messages.CLASSES: list(settings.class_names)})
+    content = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
     if settings.config.privacy.secure_aggregation:
         content[masking.RECORD] = masking.introduce(context, client)
     return Message(content, reply_to=message)

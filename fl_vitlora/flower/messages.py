@@ -45,6 +45,7 @@ STEPS = "steps"
 TAKEN = "taken"  # the round of the last update that the server took of a client
 CLIPPING_NORM = KEY_CLIPPING_NORM
 CLIENT = "client"
+CLASSES = "classes"  # their names, in the order in which the sender numbers them
 SAMPLES = "num-examples"  # as Flower's strategies weight by default
 LOSS = "train_loss"  # as Flower's QFedAvg expects it
 NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
@@ -101,6 +102,19 @@ def metrics_of(content: RecordDict) -> MetricRecord:
     if METRICS not in content.metric_records:
         raise ValueError("message refused: it carries no metrics")
     return content.metric_records[METRICS]
+
+
+def class_names_of(content: RecordDict) -> tuple[str, ...]:
+    """Reads the names of the classes in a greeting.
+
+    Raises:
+        ValueError: When it has none.
+    """
+    record = content.config_records.get(CONFIG)
+    names = None if record is None else record.get(CLASSES)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(str(name) for name in names)
+    raise ValueError("message refused: it does not name the sender's classes")
 
 
 def scalar(metrics: MetricRecord, name: str) -> float:

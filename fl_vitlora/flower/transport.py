@@ -22,6 +22,8 @@ from flwr.serverapp import Grid
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
+from fl_vitlora.data.classes import disagreement
+from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.client_states import ClientStates
@@ -82,6 +84,8 @@ class Transport:
         initial: The exchanged tensors before the first round.
         ledger: Where messages are counted.
         config: The experiment, for the ranks of clients and for codecs; by default there are none.
+        class_names: Of the run, in its order, which every client must have; without them, classes
+            are not compared.
         sums: Adds up updates that nobody shall see; without it, they are read one by one.
         timeout: Seconds to wait for the replies of a round, and as long again for those of clients
             that are asked once more.
@@ -103,6 +107,7 @@ class Transport:
         ledger: Ledger,
         *,
         config: Config | None = None,
+        class_names: Sequence[str] | None = None,
         sums: Sums | None = None,
         timeout: float,
         repeats_errors: bool = True,
@@ -115,6 +120,7 @@ class Transport:
         self._holdings = Holdings(initial)
         self._plan = ClientPlan()  # of the last round
         self._config = config or Config()
+        self._class_names = class_names
         self._end = ServerEnd(initial, self._config)
         self._sums = sums
         self._ledger = ledger
@@ -144,6 +150,7 @@ class Transport:
 
         Raises:
             RuntimeError: When a node does not answer, or two hold the same shard.
+            UserError: When a client has other classes than the run, or in another order.
         """
         nobody = [Addressed(client=NOBODY, content=RecordDict())]
         (question,) = self._end.seal(0, nobody)
@@ -161,10 +168,12 @@ class Transport:
                 metrics = messages.metrics_of(content)
                 client = int(messages.scalar(metrics, messages.CLIENT))
                 images = int(messages.scalar(metrics, messages.SAMPLES))
+                names = messages.class_names_of(content)
                 if self._sums is not None:
                     self._sums.greeted(client, images, content)
             except ValueError as error:
                 raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
+            self._compare_classes(client, names)
             if client in samples:
                 raise RuntimeError(f"two nodes hold the shard of client {client}")
             samples[client] = images
@@ -176,6 +185,16 @@ class Transport:
             self._count(message, 0, "greeting")
         self._images = dict(sorted(samples.items()))
         return self._images
+
+    def _compare_classes(self, client: int, names: Sequence[str]) -> None:
+        """Refuses a client whose labels mean something else than the run's."""
+        if self._class_names is None:
+            return
+        if differs := disagreement(names, self._class_names):
+            raise UserError(
+                f"client {client} has other classes than this run: {differs}; give its node the "
+                "run's list, --node-config 'classes=\"FILE\"', by which labels are matched by name"
+            )
 
     def snapshot(self) -> Tree:
         """Returns what is known of the clients and sent to them, for a checkpoint."""

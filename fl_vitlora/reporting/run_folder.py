@@ -9,15 +9,17 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load, to_yaml
+from fl_vitlora.data.classes import CLASS_NAMES, write_names
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import (
+    PRIVATE,
     TEMPORARY,
     HeldError,
     Hold,
@@ -31,6 +33,7 @@ from fl_vitlora.sealed import write_sealed
 from fl_vitlora.state import State
 
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
+CLASSES = "classes.json"
 SHARDS = "shards"
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
@@ -137,9 +140,16 @@ class RunFolder:
             if int(path.name.split("-")[1]) > after:
                 path.unlink()
 
-    def write_model(self, state: State, name: str = "model.safetensors") -> None:
-        """Stores the trained tensors."""
-        write_sealed(self.path / name, state, {})
+    def write_model(
+        self, state: State, name: str = "model.safetensors", class_names: Sequence[str] = ()
+    ) -> None:
+        """Stores the trained tensors, and the names of the classes in the order of the head."""
+        told = {CLASS_NAMES: write_names(class_names)} if class_names else {}
+        write_sealed(self.path / name, state, told)
+
+    def write_classes(self, class_names: Sequence[str]) -> None:
+        """Stores the names of the classes, in the run's order, for who deploys its shards."""
+        write_atomically(self.path / CLASSES, write_names(class_names) + "\n", mode=PRIVATE)
 
 
 def default_path(config: Config) -> Path:

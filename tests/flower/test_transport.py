@@ -33,7 +33,7 @@ from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan
 from fl_vitlora.training.local import LocalTask, evaluate, train
-from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid, folds
+from tests.flower.conftest import KEYS, SIZES, TEST_SIZES, LocalGrid, folds
 
 DIRECTIONS = ("downlink", "uplink")
 CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3}
@@ -80,7 +80,7 @@ def test_an_update_is_what_training_on_the_shard_gives(
     done = train(
         workspace(settings).backbone,
         model,
-        open_shard(shards / client_shard(1)),
+        open_shard(shards / client_shard(1), KEYS),
         config=settings.config.training,
         task=LocalTask(learning_rate=1e-3),
         generator=generator(0, "batches", 1, 1),
@@ -477,7 +477,7 @@ def test_clients_measure_a_model_on_test_images_of_their_own(
     answers = transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
     assert [samples for samples, _ in answers] == list(TEST_SIZES)
     for client, (_, measured) in enumerate(answers):
-        own = open_shard(shards / client_test_shard(client))
+        own = open_shard(shards / client_test_shard(client), KEYS)
         assert measured == {RIGHT_KEY: evaluate(workspace(settings).backbone, model, own)}
 
 
