@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
@@ -21,6 +22,7 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.config import AttackConfig
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
 from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
+from fl_vitlora.errors import UserError
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
@@ -599,3 +601,47 @@ def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, mod
     grid = Twins(make_client_app(lambda context: settings), 2)
     with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
         Transport(grid, model, Ledger(), timeout=0.5).greet(2)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("1023456789", "client . has other classes than this run: class 0 is '0' there and '1'"),
+        ("012345678x", "client . has other classes than this run: only there: '9'; .* run: 'x'"),
+        ("012345678", "client . has other classes than this run: only there: '9'"),
+    ],
+    ids=["another order", "another class", "a class less"],
+)
+def test_a_client_with_other_classes_ends_the_run(
+    grid: LocalGrid, model: State, names: str, says: str
+):
+    """Its node counts from another list, so that its head would learn other classes."""
+    transport = Transport(grid, model, Ledger(), timeout=1, class_names=tuple(names))
+    with pytest.raises(UserError, match=says) as caught:
+        transport.greet(len(SIZES))
+    assert "--node-config 'classes=" in str(caught.value)
+
+
+def test_clients_with_the_run_s_classes_are_welcome(
+    grid: LocalGrid, model: State, settings: ClientSettings
+):
+    transport = Transport(grid, model, Ledger(), timeout=1, class_names=settings.class_names)
+    assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
+
+
+@pytest.mark.parametrize("names", [None, [1, 2], "text"])
+def test_a_greeting_without_names_of_classes_ends_the_run(
+    grid: LocalGrid, model: State, names: Any
+):
+    foreign = ClientApp(mods=[folds])
+
+    @foreign.query()
+    def _greet(message: Message, context: Context) -> Message:
+        content = RecordDict({"metrics": MetricRecord({"client": 0, "num-examples": 3})})
+        if names is not None:
+            content["config"] = ConfigRecord({"classes": names})
+        return Message(content, reply_to=message)
+
+    grid.app = foreign
+    with pytest.raises(RuntimeError, match="it does not name the sender's classes"):
+        Transport(grid, model, Ledger(), timeout=1, class_names=("a",)).greet(1)
