@@ -70,7 +70,7 @@ def test_a_node_opens_its_shard_with_its_storage_key_alone(handed_out: Path) -> 
     assert settings.storage is not None
     assert settings.storage.roots == {}
     assert len(workspace(settings).shard("client-00000.safetensors")) == 20
-    with pytest.raises(UserError, match="sealed under storage key .* of test"):
+    with pytest.raises(UserError, match=r"sealed under storage key .* of test"):
         workspace(settings).shard("test.safetensors")
 
 

@@ -133,11 +133,7 @@ def test_a_chunk_is_aes_gcm_under_a_nonce_that_counts(place: Path):
     assert check.hex() == told["check"]
     start = length + len(TEXT) + 16
     nonces = [bytes(10) + bytes([number, number == 3]) for number in range(4)]
-    chunks = [
-        content[start : start + 80],
-        content[start + 80 : start + 160],
-        content[start + 160 :],
-    ]
+    chunks = [content[at : at + 80] for at in range(start, len(content), 80)]
     opened = [
         AESGCM(key).decrypt(nonce, chunk, content[:length])
         for nonce, chunk in zip(nonces[1:], chunks, strict=True)
