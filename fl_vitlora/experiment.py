@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl_vitlora import coordinates, policies
@@ -166,7 +166,7 @@ class Stage:
     folder: RunFolder
     logbook: Logbook
     class_names: tuple[str, ...]
-    storage: StorageKeys | None
+    storage: StorageKeys | None = field(repr=False)
     holder: KeyHolder
     server: Server
     checkpoint: Checkpoint | None = None

@@ -112,11 +112,11 @@ ROOMS = {
     "fl_vitlora/tree.py": ["state"],
     "fl_vitlora/global_model.py": ["lowrank", "state", "tree"],
     "fl_vitlora/checkpoints/": ["communication", "files", "sealed", "state", "tree"],
-    "fl_vitlora/encryption/": ["errors", "files"],
+    "fl_vitlora/encryption/": ["errors", "files", "sealed"],
     "fl_vitlora/communication/": ["errors", "finetuning", "state", "tree"],
     "fl_vitlora/secure_sum.py": ["encryption"],
     "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],
-    "fl_vitlora/data/": ["config", "encryption", "errors", "rng", "sealed"],
+    "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng", "sealed"],
     "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
     "fl_vitlora/training/": ["config", "data", "encryption", "finetuning", "models", "state"],
     "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],
@@ -228,9 +228,10 @@ def test_what_is_secret_is_not_shown_with_what_holds_it():
         for kind in (node for node in nodes if isinstance(node, ast.ClassDef)):
             for line in (line for line in kind.body if isinstance(line, ast.AnnAssign)):
                 name = ast.unparse(line.target)
-                if name.startswith(("secret", "private")):
+                if name.startswith(("secret", "private", "root", "storage")):
                     hidden[kind.name, name] = "repr=False" in ast.unparse(line)
     assert {("KeyHolder", "secret"), ("KeyRing", "secrets"), ("Secret", "private")} <= set(hidden)
+    assert {("StorageKey", "root"), ("StorageKeys", "roots")} <= set(hidden)
     assert [field for field, kept in hidden.items() if not kept] == []
 
 
