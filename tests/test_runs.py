@@ -206,8 +206,9 @@ def test_a_thief_without_the_key_ring_has_no_image_no_label_and_no_key(finished:
     needles = [form for key in keys for form in (key, key.hex().encode())]
     for name in ("client-00000.safetensors", "client-00003.safetensors", "test.safetensors"):
         shard = opened(finished, name)
-        needles += [image.numpy().tobytes() for image in shard.images]
-        needles += [shard.labels.numpy().tobytes(), bytes(shard.labels.tolist())]
+        needles += [image.numpy().tobytes() for image in shard.images[:10]]
+        if len(shard) > 15:  # a few labels are found anywhere
+            needles += [shard.labels.numpy().tobytes(), bytes(shard.labels.tolist())]
     for needle in needles:
         assert len(needle) > 15
         assert not any(needle in hay for hay in haystack)
