@@ -49,12 +49,12 @@ def handed_out(tmp_path: Path) -> Path:
 
 def settings_of(node: Path, **given: Any) -> ClientSettings:
     """Reads the settings of a node that its operator gave these values."""
-    values = {
+    values: dict[str, bool | float | int | str] = {
         "partition-id": 0,
         "config": str(node / "config.yaml"),
         "shards": str(node / "shards"),
     }
-    values |= {name.replace("_", "-"): str(value) for name, value in given.items()}
+    values.update({name.replace("_", "-"): str(value) for name, value in given.items()})
     context = Context(1, 1, values, RecordDict(), {})
     return node_settings(context, load_strategy)
 

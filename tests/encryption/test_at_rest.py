@@ -55,7 +55,7 @@ def refused(place: Path, content: bytes) -> bool:
 def test_what_is_sealed_comes_back(place: Path, size: int):
     body = bytes(number % 251 for number in range(size))
     written(place, body)
-    assert unseal(place, KEYS) == (TEXT, body)
+    assert unseal(place, KEYS) == (TEXT, bytearray(body))
     assert unseal_text(place, KEYS) == TEXT
     assert sealed_under(place) == (KEY.name, PARTY)
 

@@ -60,7 +60,7 @@ def test_all_secrets_of_a_ring_open_what_they_sealed(tmp_path: Path):
     place = tmp_path / "file"
     for secret in rotated.secrets:
         place.write_bytes(b"".join(seal(b"text", memoryview(b"x"), of_secret(secret), "test")))
-        assert unseal(place, of_ring(rotated)) == (b"text", b"x")
+        assert unseal(place, of_ring(rotated)) == (b"text", bytearray(b"x"))
     with pytest.raises(UserError, match=str(first.path)):
         unseal(place, of_ring(first))  # which has not the last one
     only = of_ring(rotated).only([of_secret(rotated.current).name, "nothing"])
@@ -76,10 +76,13 @@ def test_a_passphrase_opens_what_it_sealed(tmp_path: Path, monkeypatch: pytest.M
     assert key.root == expected.derive("four common words, in German: Käse".encode())
     place = tmp_path / "file"
     place.write_bytes(b"".join(seal(b"text", memoryview(b"x"), key, "test")))
-    assert unseal(place, StorageKeys()) == (b"text", b"x")
+    assert unseal(place, StorageKeys()) == (b"text", bytearray(b"x"))
     handed_over = StorageKeys().only([key.name])
     monkeypatch.setenv(PASSPHRASE, "another one")
-    assert unseal(place, handed_over) == (b"text", b"x")  # as a worker, which has no passphrase
+    assert unseal(place, handed_over) == (
+        b"text",
+        bytearray(b"x"),
+    )  # as a worker, which has no passphrase
     with pytest.raises(UserError, match=f"sealed under another passphrase than .* {PASSPHRASE}"):
         unseal(place, StorageKeys())
     monkeypatch.delenv(PASSPHRASE)
