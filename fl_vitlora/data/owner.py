@@ -115,9 +115,9 @@ def write_encrypted_shards(
     def write(images: Images, part: Part, owned: Mapping[str, tuple[str, Indices]]) -> None:
         parties = [party for party, _ in owned.values()]
         places = [positions for _, positions in owned.values()]
+        names = write_names(images.class_names)
         shards = _encrypted(images, places, parties, part, holder=holder, at_once=at_once)
         for name, party, shard in zip(owned, parties, shards, strict=True):
-            names = write_names(images.class_names)
             described = {**everywhere, CLASS_NAMES: names, "party": party, "part": part}
             write_shard(folder / name, shard, described, storage, durable=False)
 
