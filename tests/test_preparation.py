@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fl_vitlora.data.shards import (
 )
 from fl_vitlora.encryption import storage
 from fl_vitlora.encryption.at_rest import sealed_under
-from fl_vitlora.encryption.keys import key_id, open_or_create_ring, open_ring
+from fl_vitlora.encryption.keys import derive_key, key_id, open_or_create_ring, open_ring
 from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.storage import PASSPHRASE, StorageKeys, of_ring
 from fl_vitlora.errors import UserError
@@ -257,3 +258,19 @@ def test_no_key_is_handed_out_for_what_is_in_the_clear(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not sealed at rest, so that no key opens it"):
         hand_out_keys(config, [tmp_path / "run"], tmp_path / "keys")
     assert not (tmp_path / "keys").exists()
+
+
+def test_what_workers_are_handed_opens_files_and_no_image(tmp_path: Path) -> None:
+    """The keys of images come of the secret, which does not follow from a storage key."""
+    config = prepare(tmp_path, {})
+    secret = open_ring(tmp_path / "owner.key").current
+    told = shards_of(tmp_path / "run", storage_keys(config))
+    handed = storage_keys(config).only(told.sealed)
+    travels = pickle.dumps(handed)
+    assert storage.of_secret(secret).root in travels  # the search finds
+    derived = [derive_key(secret, f"shared/seed 0/{step}") for step in config.encryption.steps]
+    assert derived
+    for needle in (secret, *derived):
+        assert needle not in travels
+        assert needle.hex().encode() not in travels
+    assert len(open_shard(tmp_path / "run" / "shards" / client_shard(0), handed)) == 12
