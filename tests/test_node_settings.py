@@ -35,7 +35,7 @@ def handed_out(tmp_path: Path) -> Path:
         node / "shards",
         train=train,
         test=test,
-        parts=[np.arange(20)],
+        parts=[np.arange(12), np.arange(12, 20)],
         test_parts=[],
         holder=key_holder(owners, patch_size=4, image_shape=(3, 16, 16), secret=secret),
         metadata={},
@@ -69,9 +69,27 @@ def test_a_node_opens_its_shard_with_its_storage_key_alone(handed_out: Path) -> 
     assert settings.config.encryption.key_file == ""
     assert settings.storage is not None
     assert settings.storage.roots == {}
-    assert len(workspace(settings).shard("client-00000.safetensors")) == 20
+    assert len(workspace(settings).shard("client-00000.safetensors")) == 12
     with pytest.raises(UserError, match=r"sealed under storage key .* of test"):
         workspace(settings).shard("test.safetensors")
+
+
+@pytest.mark.parametrize("client", [0, 1])
+def test_a_node_that_turns_tensors_reads_its_own_shard_alone(handed_out: Path, client: int) -> None:
+    """Which secret of the ring it is must not be asked of a shard that it cannot open."""
+    aligned = {
+        "encryption.key_file": str(handed_out.parent / "owner.key"),
+        "engine.device": "cpu",
+        "encryption.scope": "client",
+        "encryption.adapt": True,
+        "finetuning.patch_embedding": "aligned",
+    }
+    (handed_out / "config.yaml").write_text(to_yaml(load(None, aligned)))
+    key = handed_out / "keys" / f"client-{client:05d}.key"
+    settings = settings_of(handed_out, partition_id=client, storage_key=key)
+    holder = workspace(settings).holder
+    assert holder is not None
+    assert holder.secret == open_or_create_ring(handed_out.parent / "owner.key").current
 
 
 def test_a_node_without_a_storage_key_says_what_it_needs(handed_out: Path) -> None:

@@ -91,6 +91,10 @@ class StorageKeys:
             "has it, --set encryption.key_file=FILE, or give a node its storage-key"
         )
 
+    def opens(self, name: str, party: str) -> bool:
+        """Tells whether a party's file can be opened; of a passphrase it is not known before."""
+        return (name, party) in self.parties or name in self.roots or name.startswith(BY_PASSPHRASE)
+
     def only(self, names: Iterable[str]) -> StorageKeys:
         """Returns the roots of these names alone, as far as they are there or can be derived."""
         wanted = {name: self.roots[name] for name in names if name in self.roots}

@@ -27,6 +27,7 @@ from fl_vitlora.data.shards import (
     shard_metadata,
 )
 from fl_vitlora.data.shelf import MOST_KEPT, Shelf
+from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
@@ -179,10 +180,15 @@ def _shelf(settings: ClientSettings) -> Shelf:
 
 
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
-    """Opens the key ring of a client's side; the shards say which key of it they are under."""
-    config = settings.config
-    first = next(iter(sorted(Path(settings.shards).glob(CLIENT_SHARDS))))
-    told = shard_metadata(first, settings.storage or NO_KEYS)
+    """Opens the key ring of a client's side; the shards say which key of it they are under.
+
+    A deployed node opens its own shards alone, whoever else's lie in the folder.
+    """
+    config, keys = settings.config, settings.storage or NO_KEYS
+    paths = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
+    under = ((path, sealed_under(path)) for path in paths)
+    own = (path for path, key in under if key is None or keys.opens(*key))
+    told = shard_metadata(next(own, paths[0]), keys)
     secret = open_ring(Path(config.encryption.key_file)).find(told["key_id"])
     return key_holder(
         config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
