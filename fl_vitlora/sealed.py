@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import PRIVATE, write_atomically
+from fl_vitlora.files import PRIVATE, write_parts
 from fl_vitlora.state import State
 
 DIGEST = "sha256"
+LENGTH = struct.Struct("<Q")  # of the header, before it
 # What a header can raise: safetensors compares all sizes with the file's before anything is
 # allocated, but leaves types and shapes of nothing to torch.
 UNREADABLE = (SafetensorError, OSError, RuntimeError, TypeError, ValueError)
@@ -45,7 +47,7 @@ def write_sealed(
     durable: bool = True,
     mode: int = PRIVATE,
 ) -> None:
-    """Writes tensors with a digest, whole or not at all.
+    """Writes tensors with a digest, whole or not at all; the same content gives the same bytes.
 
     Args:
         path: The file; its folder must exist.
@@ -56,7 +58,7 @@ def write_sealed(
     """
     laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, DIGEST: digest_of(laid_out, metadata)}
-    write_atomically(path, save(laid_out, sealed), durable=durable, mode=mode)
+    write_parts(path, _in_order(save(laid_out, sealed)), durable=durable, mode=mode)
 
 
 def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
@@ -132,6 +134,20 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
         flat = tensors[name].detach().cpu().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _in_order(content: bytes) -> tuple[bytes, memoryview]:
+    """Sorts the metadata of a safetensors file, which the library writes in an order by chance.
+
+    Returns:
+        The header, and the bytes of the tensors.
+    """
+    end = LENGTH.size + LENGTH.unpack_from(content)[0]
+    header = json.loads(content[LENGTH.size : end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH.size)  # what follows is aligned
+    return LENGTH.pack(len(text)) + text, memoryview(content)[end:]
 
 
 def _one_line(error: Exception) -> str:

@@ -77,6 +77,16 @@ def test_no_tensors_and_no_metadata_are_sealed_too(place: Path):
     assert read_sealed(place) == ({}, {})
 
 
+def test_the_same_content_gives_the_same_bytes(place: Path):
+    """The library writes metadata in an order by chance; runs are compared by their files."""
+    contents = set()
+    for _ in range(20):
+        write_sealed(place, TENSORS, METADATA)
+        contents.add(place.read_bytes())
+    assert len(contents) == 1
+    assert not refused(place, contents.pop())
+
+
 def test_views_of_one_tensor_are_written_as_what_they_show(place: Path):
     whole = torch.arange(24.0).view(4, 6)
     views = {"turned": whole[:, :3].T, "rest": whole[:, 3:]}
