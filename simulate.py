@@ -256,7 +256,12 @@ def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> No
     )
     try:
         with RunDisplay(experiment.rounds) as display:
-            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            watch = Watch(
+                announce=display.announce,
+                note=display.note,
+                show_round=display.show_round,
+                verbose=verbose,
+            )
             with pauses_on_signal(watch):
                 result, folder = run_experiment(experiment, strategy, watch, STARTED, resume=resume)
     except PausedError as pause:
@@ -348,7 +353,12 @@ def compare(grid: Grid, *, verbose: bool) -> None:
             comparison.prepare_folder(folder, grid),
             ComparisonDisplay(len(grid.runs)) as display,
         ):
-            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            watch = Watch(
+                announce=display.announce,
+                note=display.note,
+                show_round=display.show_round,
+                verbose=verbose,
+            )
             with pauses_on_signal(watch):
                 for record in comparison.compare(grid, folder, strategies.load_for, watch):
                     display.show_run(describe(record))

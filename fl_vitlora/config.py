@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.finetuning.rates import LETTERS, ORDINARY, Rates, rates_of
 from fl_vitlora.settings import from_mapping, setting, to_list
 from fl_vitlora.units import Bytes
 from fl_vitlora.yaml_text import read_yaml, write_yaml
@@ -46,6 +47,9 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 
 # Groups of settings that may be given by one text, and which of them that is.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
+
+RATES = tuple(item.name for item in dataclasses.fields(Rates))  # settings that depend on the model
+AUTO = "auto"
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
@@ -159,16 +163,41 @@ class TrainingConfig:
     """What a client does with its shard in a round."""
 
     optimizer: Literal["adamw", "sgd"] = setting("adamw", "local optimiser, fresh in every round")
-    learning_rate: float = setting(2e-2, "at the peak of the schedule", "(0, inf)")
-    patch_embed_rate: float = setting(0.25, "factor on the rate of the patch embedding", "(0, inf)")
-    head_rate: float = setting(1.0, "factor on the rate of the head", "(0, inf)")
-    body_rate: float = setting(0.3, "factor on the rate of all else (method full)", "(0, inf)")
+    learning_rate: float = setting(
+        LETTERS.learning_rate,
+        "rate at the peak of the schedule; the default is the bundled model's, "
+        f"{ORDINARY.learning_rate:g} for another model",
+        "(0, inf)",
+    )
+    patch_embed_rate: float = setting(
+        LETTERS.patch_embed_rate,
+        f"factor on the rate of the patch embedding; {ORDINARY.patch_embed_rate:g} for another "
+        "model than the bundled",
+        "(0, inf)",
+    )
+    head_rate: float = setting(
+        LETTERS.head_rate,
+        f"factor on the rate of the head; {ORDINARY.head_rate:g} for another model than the "
+        "bundled",
+        "(0, inf)",
+    )
+    body_rate: float = setting(
+        LETTERS.body_rate,
+        f"factor on the rate of all else (method full); {ORDINARY.body_rate:g} for another model "
+        "than the bundled",
+        "(0, inf)",
+    )
     schedule: Literal["cosine", "constant"] = setting("cosine", "of the rate, over the rounds")
     warmup_rounds: int = setting(0, "rounds in which the rate rises to its peak", "[0, inf)")
     batch_size: int = setting(8, "images a step", "[1, inf)")
     epochs: int = setting(1, "passes over the shard in a round", "[1, inf)")
     weight_decay: float = setting(0.0, "of AdamW (decoupled) or SGD", "[0, inf)")
-    beta1: float = setting(0.5, "of AdamW: memory of the gradient; short, for few steps", "[0, 1)")
+    beta1: float = setting(
+        LETTERS.beta1,
+        "memory of the gradient in AdamW, short for few steps; "
+        f"{ORDINARY.beta1:g} for another model than the bundled",
+        "[0, 1)",
+    )
     momentum: float = setting(0.9, "of SGD", "[0, 1)")
     clip_norm: float | None = setting(
         None, "largest gradient norm; no clipping if not given", "(0, inf)"
@@ -364,9 +393,26 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     for dotted, value in overrides.items():
         short = None if isinstance(value, Mapping) else SHORT.get(dotted.rpartition(".")[2])
         _graft(whole, f"{dotted}.{short}" if short else dotted, value)
-    config = from_mapping(Config, _gather_strategy_options(_spell_out(whole)))
+    config = from_mapping(Config, _gather_strategy_options(_spell_out(_without_auto(whole))))
     _check_lists(config)
-    return config
+    return _with_rates(config, whole)
+
+
+def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out rates that are given as nothing or as auto: they are the model's own."""
+    training = tree.get("training")
+    if not isinstance(training, Mapping):
+        return dict(tree)
+    kept = {k: v for k, v in training.items() if not (k in RATES and v in (None, AUTO))}
+    return {**tree, "training": kept}
+
+
+def _with_rates(config: Config, tree: Mapping[str, Any]) -> Config:
+    """Gives the rates that an experiment does not say the values of its model."""
+    given = _without_auto(tree).get("training") or {}
+    rates = dataclasses.asdict(rates_of(config.model.name))
+    own = {name: rate for name, rate in rates.items() if name not in given}
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **own))
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

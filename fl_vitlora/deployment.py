@@ -11,6 +11,7 @@ Only owners ever hold the key; see `deploy/README.md` for a walk-through.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from fl_vitlora import config as configuration
@@ -93,6 +95,8 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         device = choose_workers(config.engine.device, 1, most=1).device
         sandwich = client_half(strategy).adapter == "sandwich"
         built = prepare_model(config, classes, device, sandwich=sandwich)
+        for note in built.notes:
+            log(logging.INFO, note)
         given = policies.server_needs_reader(config)
         start = open_reader(shards / READER_FILE) if given else None
         server = make_server(built, lambda origin: start or origin)

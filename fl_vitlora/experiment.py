@@ -26,6 +26,7 @@ from fl_vitlora.flower.wiring import check_codecs
 from fl_vitlora.flower.workspace import ClientSettings
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import (
+    check_model,
     describe_encryption,
     holds_shards,
     prepare_holder,
@@ -87,6 +88,7 @@ def run(
     )
     if config.out and not resume:
         check_unused(Path(config.out))
+    check_model(config)  # before Ray starts: whoever mistyped a name is told at once
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(workers)  # comes up beside the preparations
     stage: Stage | None = None
@@ -255,6 +257,8 @@ def _prepare_server(
     classes, key = shards
     sandwich = client_half(strategy).adapter == "sandwich"
     backbone = prepare_model(config, classes, device, sandwich=sandwich)
+    for note in backbone.notes:
+        watch.note(note)
     if policies.lacks_key_ring(config) and not key:
         watch.announce(f"drawing a new secret: {config.encryption.key_file}")
     holder = prepare_holder(config, backbone, key)

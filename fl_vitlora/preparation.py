@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from fl_vitlora import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
@@ -61,6 +63,23 @@ def prepare_images(config: Config) -> OwnedImages:
         else []
     )
     return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts)
+
+
+def check_model(config: Config) -> None:
+    """Looks at the parts of a model and for its weights, in a second and without its numbers.
+
+    The bundled models are known to fit. What only numbers tell `prepare_model` finds out.
+
+    Raises:
+        UserError: When the model or the method cannot work, or the weights are not to be had.
+    """
+    model = config.model
+    if model.name in backbone.BUNDLED and model.weights in (backbone.PRETRAINED, backbone.RANDOM):
+        return
+    drafted = backbone.draft(model, classes=2)
+    with torch.device("meta"):
+        methods.prepare(drafted.model, config.finetuning, config.seed)
+        methods.check_gradients(drafted.model, drafted.image_shape)
 
 
 def prepare_model(config: Config, classes: int, device: str, *, sandwich: bool = False) -> Backbone:

@@ -48,7 +48,9 @@ from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.learning import class_shares, warning
 from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.classifier import outputs_of
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
 from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
 from fl_vitlora.ranks import client_ranks
@@ -67,6 +69,7 @@ class Watch:
 
     Attributes:
         announce: Is told each phase of the set-up.
+        note: Is told, in a sentence, what a user should know and may not expect.
         show_round: Is shown each line of `rounds.jsonl`.
         training: Is set when the first round begins.
         pause: Is set by whoever wants the run to end after the round that is under way.
@@ -75,6 +78,7 @@ class Watch:
     """
 
     announce: Callable[[str], None] = lambda phase: None
+    note: Callable[[str], None] = lambda sentence: None
     show_round: Callable[[Line], None] = lambda line: None
     training: threading.Event = field(default_factory=threading.Event)
     pause: threading.Event = field(default_factory=threading.Event)
@@ -160,6 +164,7 @@ class Run:
         lines: Rounds so far, as in `rounds.jsonl`.
         measured: The last measurements, by view of the test images.
         full_bytes: Of a downlink and an uplink message with the whole model, once measured.
+        shares: Of the classes in the test images, once they are known.
         privacy: What the strategy's accountant says at the end, if it has one.
         changes: What was another than before when the run went on, and after which round.
         secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
@@ -182,6 +187,7 @@ class Run:
     lines: list[Line] = field(default_factory=list)
     measured: Measured = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
+    shares: list[float] = field(default_factory=list)
     privacy: dict[str, Any] = field(default_factory=dict)
     changes: list[Line] = field(default_factory=list)
     secret_seed: int | None = field(default=None, repr=False)
@@ -217,6 +223,8 @@ class Run:
             stop=stop,
         )
         evaluator = self._evaluator(transport)
+        labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
+        self.shares.extend(class_shares(labels, outputs_of(self.server.backbone.model)))
         clients = transport.greet(self.config.clients)
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
         aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
@@ -347,6 +355,8 @@ class Run:
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "failures": counted(self.lines),
             "changes": self.changes,
+            "warnings": [told for line in self.lines for told in line.get("warnings", [])],
+            "model": {"name": config.model.name, "weights": self.server.backbone.source},
             "attack": adversary.hostile(config),
             "faults": faults.unreliable(config),
             "client_ranks": list(client_ranks(config)),
@@ -428,6 +438,8 @@ class Run:
         }
         if report.clipped is not None:
             line["clipped_scalars"] = report.clipped
+        if told := warning([*self.lines, line], self.config, self.shares):
+            line["warnings"] = [told]
         if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
             self.folder.write_model(model.stored(), "best_model.safetensors")
         self.lines.append(line)

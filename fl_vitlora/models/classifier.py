@@ -57,3 +57,9 @@ def _last_layer(modules: Iterable[nn.Module], classes: int) -> nn.Linear | None:
     """Finds the last linear layer with an output for each class."""
     linear = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == classes]
     return linear[-1] if linear else None
+
+
+def outputs_of(model: nn.Module) -> int:
+    """Counts the classes that a model's classifier tells apart."""
+    layers = [m for h in heads_of(model) for m in h.modules() if isinstance(m, nn.Linear)]
+    return layers[-1].out_features if layers else 0

@@ -225,11 +225,15 @@ def readable_differences(told: Report) -> list[list[str]]:
 
 
 def readable_problems(told: Report) -> list[str]:
-    """Tells why runs are missing: each reason once for a cell, with the seeds it is true of."""
+    """Tells why runs are missing, and warnings: each once for a cell, with the seeds it is of."""
     found: dict[tuple[str, str], list[int]] = {}
     for run in told.records:
-        if run.problem:
-            found.setdefault((name_of(run.labels), run.problem), []).append(run.seed)
+        warned = (run.result or {}).get("warnings", ())
+        for problem in [
+            *([run.problem] if run.problem else []),
+            *(f"warning: {w}" for w in warned),
+        ]:
+            found.setdefault((name_of(run.labels), problem), []).append(run.seed)
     return [
         f"{name}, seed {', '.join(map(str, seeds))}: {problem}"
         for (name, problem), seeds in found.items()

@@ -62,6 +62,10 @@ class Live:
         self._progress.start()
         return self
 
+    def note(self, sentence: str) -> None:
+        """Prints a sentence that stays on the screen, above the bar."""
+        self._progress.console.print(sentence, markup=False, soft_wrap=True)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -104,6 +108,8 @@ class RunDisplay(Live):
     def show_round(self, line: Mapping[str, Any]) -> None:
         """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""
         self._sent += line["uplink_bytes"] + line["downlink_bytes"]
+        for told in line.get("warnings", ()):
+            self.note(f"warning: {told}")
         state = (
             f"accuracy {100 * line['accuracy']:.1f} %  loss {line['loss']:.3f}  "
             f"{readable_bytes(self._sent)} sent"
@@ -152,6 +158,8 @@ class ComparisonDisplay(Live):
 
     def show_round(self, line: Mapping[str, Any]) -> None:
         """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""
+        for told in line.get("warnings", ()):
+            self.note(f"warning: {told}")
         self.announce(f"round {line['round']}  accuracy {100 * line['accuracy']:.1f} %")
 
     def show_run(self, line: str) -> None:
@@ -205,6 +213,8 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
     for one in result["changes"]:
         told = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in one["changed"].items())
         remarks[f"after round {one['after_round']}"] = f"went on with {told}"
+    for told in result.get("warnings", ()):
+        remarks["warning"] = escape(told)
     if idle := result["idle_rounds"]:
         remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
     return remarks
