@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl_vitlora.errors import UserError, unknown
-from fl_vitlora.finetuning.rates import LETTERS, ORDINARY, Rates, rates_of
+from fl_vitlora.rates import LETTERS, ORDINARY, Rates, rates_of
 from fl_vitlora.settings import from_mapping, setting, to_list
 from fl_vitlora.units import Bytes
 from fl_vitlora.yaml_text import read_yaml, write_yaml

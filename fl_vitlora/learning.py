@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.config import Config
-from fl_vitlora.finetuning.rates import rates_of
+from fl_vitlora.rates import rates_of
 
 ROUNDS = 3  # that are looked at together; the first rounds of any run may be bad
 NEAR = 0.99  # of the loss of guessing: no better than this is not learning

@@ -39,6 +39,7 @@ from fl_vitlora.evaluation import (
     Measured,
 )
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.accounting import statement
 from fl_vitlora.flower.aggregators import Aggregator, AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.client_states import ClientStates, to_tree
@@ -50,7 +51,6 @@ from fl_vitlora.flower.transport import Tap, Transport
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.learning import class_shares, warning
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.classifier import outputs_of
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
 from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
 from fl_vitlora.ranks import client_ranks

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import targets
-from fl_vitlora.models.classifier import head_parameters
+from fl_vitlora.finetuning.classifier import head_parameters
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fl_vitlora.config import ModelConfig
 from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.classifier import replace_heads
 from fl_vitlora.models import timm_models
-from fl_vitlora.models.classifier import replace_heads
 from fl_vitlora.models.fitting import fit
 from fl_vitlora.models.weight_file import read_weights
 from fl_vitlora.rng import derive_seed

@@ -105,9 +105,9 @@ def fit(
     converted, misfit = _compare(model, own, convert, found.others)
     if misfit and convert is not None:  # the file may name its tensors in another way throughout
         plain = without_wrapper(tensors)
-        once_more, other = _compare(model, plain, convert, {})
+        once_more, other = _compare(model, plain.tensors, convert, plain.others)
         if not other:
-            own, converted, misfit, notes = plain, once_more, other, []
+            found, own, converted, misfit, notes = plain, plain.tensors, once_more, other, []
     if misfit:
         raise UserError(f"weights {place} do not fit {name}: {misfit}")
     if not new_patches:

@@ -119,10 +119,16 @@ def rank(prefix: str) -> int:
     return 3 if "student" in parts else 2
 
 
-def without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Takes off what stands before all names alike, for files that name tensors in another way."""
+def without_wrapper(tensors: Mapping[str, Tensor]) -> Found:
+    """Takes off what stands before most names, for files that name tensors in another way."""
     prefix = _common_wrapper(tensors)
-    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+    own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+    others = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(prefix) and not _is_training_state(name, tensor)
+    }
+    return Found(prefix=prefix, tensors=own, others=others)
 
 
 def _common_wrapper(names: Collection[str]) -> str:
