@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ from fl_vitlora.models.weight_file import (
 )
 
 FOLDER, HUB, TIMM = "local-dir:", "hf-hub:", "timm/"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*\w(@[\w./-]+)?", re.ASCII)
 SUGGESTED = ("vit_*", "deit*")
 _BUILDING = threading.Lock()
 
@@ -85,6 +87,8 @@ def resolved_name(name: str, bundled: Mapping[str, Any]) -> str:
             raise UserError(f"model {name}: expected a folder with config.json and weights")
         return f"{FOLDER}{folder}"
     if name.startswith(HUB):
+        if not REPOSITORY.fullmatch(name.removeprefix(HUB)):
+            raise UserError(f"model {name}: expected hf-hub:owner/name, or owner/name@revision")
         return name
     plain = name.removeprefix(TIMM)
     if not timm.is_model(plain):

@@ -7,6 +7,7 @@ The result is flat: tensors by dotted names, so that `{"model": {"cls_token": t}
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -128,8 +129,12 @@ def _is_safetensors(path: Path) -> bool:
 
 def _load_torch(path: Path) -> Any:
     """Loads a file of torch; the options of a training script are the only object allowed."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with (
+        path.open("rb") as file,  # of a name, torch would look at the ending
+        torch.serialization.safe_globals([argparse.Namespace]),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _unsafe(path: Path) -> str:
