@@ -33,9 +33,10 @@ def test_every_bundled_model_has_rates_of_its_own():
 
 def test_the_default_job_keeps_its_rates():
     """Another rate would be other bits."""
-    assert Rates(
-        learning_rate=2e-2, head_rate=1.0, patch_embed_rate=0.25, body_rate=0.3, beta1=0.5
-    ) == LETTERS
+    assert (
+        Rates(learning_rate=2e-2, head_rate=1.0, patch_embed_rate=0.25, body_rate=0.3, beta1=0.5)
+        == LETTERS
+    )
     assert rates(load(None).training) == rates(Config().training) == LETTERS
 
 
