@@ -64,7 +64,7 @@ class Live:
 
     def note(self, sentence: str) -> None:
         """Prints a sentence that stays on the screen, above the bar."""
-        self._progress.console.print(sentence, markup=False, soft_wrap=True)
+        self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(
         self,
