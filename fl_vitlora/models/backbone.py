@@ -213,6 +213,7 @@ def _from_timm(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
         convert=loader.convert,
         new_grid=config.image_size is not None or config.patch_size is not None,
         new_patches=config.patch_size is not None,
+        pooling=not loader.strict,
     )
     tag = str(loader.config.get("tag") or "")
     named = f"{loader.config.get('architecture')}.{tag} of " if tag and path is None else ""

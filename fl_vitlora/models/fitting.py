@@ -33,7 +33,9 @@ BESIDE: Mapping[str, str] = {
     r"text(_model|_encoder|_projection)?|logit_(scale|bias)|token_embedding": "a text encoder",
 }
 VISUAL = "visual."  # before the names of the image encoder in CLIP's files; all others are text
-COMPUTED = ("relative_position_index", "attn_mask", "periods", "bias_mask")  # from sizes alone
+# What timm's filters leave out, because a model computes it from sizes alone.
+COMPUTED = ("relative_position_index", "attn_mask", "periods", "bias_mask")
+POOLING = "attn_pool."
 DISTILLATION = "dist_token"
 POSITION, PATCHES = "pos_embed", "patch_embed.proj.weight"
 MOST_NAMED = 3
@@ -79,6 +81,7 @@ def fit(
     convert: Convert | None = None,
     new_grid: bool = False,
     new_patches: bool = False,
+    pooling: bool = False,
 ) -> tuple[str, ...]:
     """Puts the weights of a file into a model, in place, or refuses them.
 
@@ -91,6 +94,7 @@ def fit(
         new_grid: Whether another image or patch size was asked for, so that another grid of
             patches is no news.
         new_patches: Whether another patch size was asked for.
+        pooling: Whether timm leaves out a pooling head that this variant of the model has not.
 
     Returns:
         Sentences for the user: which copy was taken, what was left out, and what was resampled.
@@ -102,10 +106,10 @@ def fit(
     found = find_model(tensors, expected, where)
     place = f"{where} ({found.prefix}*)" if found.prefix else where
     own, notes = _without_distillation(found.tensors, expected)
-    converted, misfit = _compare(model, own, convert, found.others)
+    converted, misfit = _compare(model, own, convert, found.others, pooling=pooling)
     if misfit and convert is not None:  # the file may name its tensors in another way throughout
         plain = without_wrapper(tensors)
-        once_more, other = _compare(model, plain.tensors, convert, plain.others)
+        once_more, other = _compare(model, plain.tensors, convert, plain.others, pooling=pooling)
         if not other:
             found, own, converted, misfit, notes = plain, plain.tensors, once_more, other, []
     if misfit:
@@ -140,6 +144,8 @@ def _compare(
     own: Mapping[str, Tensor],
     convert: Convert | None,
     others: Iterable[str],
+    *,
+    pooling: bool,
 ) -> tuple[dict[str, Tensor], Misfit]:
     """Converts tensors; returns what the model takes, and what does not fit."""
     expected = model.state_dict()
@@ -149,10 +155,17 @@ def _compare(
             made = dict(own if convert is None else convert(dict(own), model))
     except UNREADABLE as error:  # because a tensor is missing, or has another shape
         made, problem = dict(own), one_line(error)
-    surplus = [name for name in made if name not in expected and not _computed(name, model)]
-    surplus += [*_lost(own, made, model), *others]
+    computed = {name for name, _ in model.named_buffers()} - expected.keys()
+    surplus = [name for name in made if name not in expected and name not in computed]
+    surplus += [*_lost(own, made, computed), *others]
     text = any(name.startswith(VISUAL) for name in own)
-    rightly = [n for n in surplus if beside(n) or (text and not n.startswith(VISUAL))]
+    rightly = [
+        name
+        for name in surplus
+        if beside(name)
+        or (text and not name.startswith(VISUAL))
+        or (pooling and name.startswith(POOLING))
+    ]
     shapes = [
         told
         for name, tensor in made.items()
@@ -169,27 +182,28 @@ def _compare(
     return {name: tensor for name, tensor in made.items() if name in expected}, misfit
 
 
-def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], model: nn.Module) -> list[str]:
+def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]) -> list[str]:
     """Lists tensors of which nothing is left after a conversion, under whatever name.
 
     What a model computes itself is no loss, nor is a bias of zeros.
     """
-    kept = {t.untyped_storage().data_ptr() for t in made.values() if isinstance(t, Tensor)}
+    results = {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
+    origins = {name: _origins(tensor, own) for name, tensor in results.items()}
+    kept = {origin for found in origins.values() for origin in found}
     return [
         name
         for name, tensor in own.items()
-        if name not in made
-        and tensor.untyped_storage().data_ptr() not in kept
-        and not _computed(name, model)
+        if name not in kept
+        and (name not in made or origins.get(name))  # else its numbers were computed anew
+        and not (name in computed or name.rpartition(".")[2] in COMPUTED)
         and not (name.endswith("bias") and not tensor.any())
     ]
 
 
-def _computed(name: str, model: nn.Module) -> bool:
-    """Tells whether a model computes a tensor from its sizes, so that none is to be loaded."""
-    if name.rpartition(".")[2] in COMPUTED:
-        return True
-    return name not in model.state_dict() and name in dict(model.named_buffers())
+def _origins(tensor: Tensor, own: Mapping[str, Tensor]) -> list[str]:
+    """Lists the tensors of a file in whose memory a converted tensor lies."""
+    place = tensor.data_ptr()
+    return [n for n, t in own.items() if t.data_ptr() <= place < t.data_ptr() + t.nbytes]
 
 
 def _difference(name: str, tensor: Any, expected: Tensor) -> str | None:
@@ -254,9 +268,14 @@ def _told(found: Found, dropped: Iterable[str]) -> list[str]:
             f"{prefix}*" if prefix else "the plain names" for prefix in found.passed_over
         )
         notes.append(f"these were taken, and {others} left out")
-    if kinds := list(dict.fromkeys(beside(name) or "a text encoder" for name in dropped)):
+    if kinds := list(dict.fromkeys(map(_kind, dropped))):
         notes.append(f"{' and '.join(kinds)} in the file was left out")
     return notes
+
+
+def _kind(name: str) -> str:
+    """Says what a tensor is that was left out rightly."""
+    return beside(name) or ("a pooling head" if name.startswith(POOLING) else "a text encoder")
 
 
 def _tensors(names: list[str]) -> str:

@@ -43,10 +43,12 @@ class Loader:
     Attributes:
         config: timm's description of the weights.
         convert: timm's filter for checkpoints, if the model has one.
+        strict: Whether timm would insist on all names; where not, it leaves out a pooling head.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     convert: Convert | None = None
+    strict: bool = True
 
     def __call__(
         self,
@@ -54,10 +56,12 @@ class Loader:
         pretrained_cfg: Mapping[str, Any] | None = None,
         *args: object,
         filter_fn: Callable[..., Any] | None = None,
+        strict: bool = True,
         **kwargs: object,
     ) -> None:
         """Takes the place of timm's `load_pretrained`, and only remembers."""
         del args, kwargs
+        self.strict = strict
         self.config = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
         if filter_fn is not None and len(inspect.signature(filter_fn).parameters) == 1:
             self.convert = lambda tensors, model: filter_fn(tensors)

@@ -71,7 +71,7 @@ def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
         where: The file, for messages.
 
     Raises:
-        UserError: When there is no tensor in it, or two of one name.
+        UserError: When there is no tensor in it, two of one name, or a sparse or quantised one.
 
     Example:
         >>> list(tensors_of({"model": {"a": torch.zeros(1)}, "epoch": 3}, "FILE"))
@@ -83,6 +83,8 @@ def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
     for name, tensor in _walk(content):
         if name in found:
             raise UserError(f"weights {where}: there are two tensors {name}")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(f"weights {where}: {name} is not a plain tensor of numbers")
         found[name] = tensor
     if not found:
         raise UserError(f"weights {where}: there is no tensor, only {shown(list(content))}")

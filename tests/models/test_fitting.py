@@ -184,6 +184,40 @@ def test_what_only_sounds_like_a_head_is_refused(extra: str):
     assert extra in refused("vit", {**weights("vit"), extra: torch.ones(2)})
 
 
+@pytest.mark.parametrize(
+    "extra", ["foo.attn_mask", "blocks.0.attn.relative_position_index", "rope.periods"]
+)
+def test_what_other_models_compute_is_refused_too(extra: str):
+    assert extra in refused("vit", {**weights("vit"), extra: torch.ones(2)})
+
+
+def test_what_a_filter_overwrites_is_refused():
+    """A file with a tensor under its old and its new name holds one too many."""
+    own = weights("dinov2")
+    twice = {**own, "mask_token": torch.zeros(1), "blocks.0.mlp.w3.bias": own["norm.bias"] + 1}
+    assert "blocks.0.mlp" in refused("dinov2", twice)
+
+
+def test_a_pooling_head_is_left_out_only_where_timm_does_so():
+    more = {**weights("vit"), "attn_pool.q.weight": torch.ones(2)}
+    assert "attn_pool.q.weight" in refused("vit", more)
+    assert put("vit", more, pooling=True) == (
+        "weights FILE: a pooling head in the file was left out",
+    )
+
+
+def test_tensors_that_share_memory_are_told_apart():
+    """Files map all tensors from one storage: what is lost among them is found all the same."""
+    own = weights("deit distilled")
+    flat = torch.cat([tensor.flatten() for tensor in own.values()])
+    sizes = [tensor.numel() for tensor in own.values()]
+    views = {n: part.view_as(own[n]) for n, part in zip(own, flat.split(sizes), strict=True)}
+    assert put("deit distilled", views) == ()
+    assert "blocks.0.pre_logits" in refused(
+        "deit distilled", {**views, "blocks.0.pre_logits": flat[:0].new_ones(3)}
+    )
+
+
 def test_a_distillation_token_is_left_out_where_the_model_has_none():
     own = weights("deit distilled")
     (note,) = put("vit", own)

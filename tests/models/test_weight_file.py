@@ -71,6 +71,8 @@ def test_a_file_that_needs_code_is_refused_and_says_so(tmp_path: Path, protocol:
         (lambda path: torch.save(ONE, path), "expected tensors by name"),
         (lambda path: torch.save({"epoch": 3}, path), r"there is no tensor, only \['epoch'\]"),
         (lambda path: torch.save({"a.b": ONE, "a": {"b": ONE}}, path), "two tensors a.b"),
+        (lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "a is not a plain tensor"),
+        (lambda path: torch.save({"a": torch.ones(2, device="meta")}, path), "not a plain|read"),
         (lambda path: path.mkdir(), "cannot be read"),
     ],
 )
