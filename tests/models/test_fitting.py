@@ -323,9 +323,9 @@ def test_positions_are_resampled_to_another_grid_and_patches_only_if_asked(name:
         assert "position embedding was resampled" in note
         assert put(name, {**own, "pos_embed": larger}, new_grid=True) == ()
     if name != "cait":
-        larger = {**own, "patch_embed.proj.weight": torch.randn(24, 3, 8, 8)}
-        assert "made for patches of 8 pixels, expected 4" in refused(name, larger)
-        assert put(name, larger, new_patches=True) == ()
+        patches = {**own, "patch_embed.proj.weight": torch.randn(24, 3, 8, 8)}
+        assert "made for patches of 8 pixels, expected 4" in refused(name, patches)
+        assert put(name, patches, new_patches=True) == ()
 
 
 def test_halves_are_read_and_whole_numbers_are_not():

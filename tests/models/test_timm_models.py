@@ -29,7 +29,7 @@ def as_on_the_hub(folder: Path) -> dict[str, Tensor]:
     """Writes a small model as the hub lays it out: config.json and model.safetensors."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    state = timm.create_model(TINY, num_classes=7, **DEPTH).state_dict()
+    state: dict[str, Tensor] = timm.create_model(TINY, num_classes=7, **DEPTH).state_dict()
     save_file(state, folder / "model.safetensors")
     described = {
         "architecture": TINY,
