@@ -355,7 +355,7 @@ class Run:
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "failures": counted(self.lines),
             "changes": self.changes,
-            "warnings": [told for line in self.lines for told in line.get("warnings", [])],
+            "warnings": self.warnings,
             "model": {"name": config.model.name, "weights": self.server.backbone.source},
             "attack": adversary.hostile(config),
             "faults": faults.unreliable(config),
@@ -371,6 +371,11 @@ class Run:
                 self.ledger, self._link, full_model_sizes(**self.full_bytes)
             ),
         }
+
+    @property
+    def warnings(self) -> list[str]:
+        """Returns what the rounds so far warn of."""
+        return [told for line in self.lines for told in line.get("warnings", [])]
 
     @property
     def _link(self) -> Link:
