@@ -16,6 +16,7 @@ from fl_vitlora.data.partition import label_counts, partition
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
+from fl_vitlora.encryption.withstands import falls_to_ciphertexts
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
@@ -132,6 +133,7 @@ def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
         "scope": holder.scope,
         "key_id": holder.key_id if holder.cipher.steps else None,
         "key_space_bits": round(holder.key_space_bits, 1),
+        "falls_to_ciphertexts": falls_to_ciphertexts(holder.cipher, holder.scope, config.data.name),
         "adapted": policies.adapts(config),
         "patch_embedding": policies.what_becomes_of_reader(config),
     }

@@ -12,7 +12,7 @@ Each yᵢ by itself is as good as random; in the sum the masks cancel to the las
 2. *Training.* The server sends all participants one `Roster`: the round, who takes part, with which
    share and which public key. seedᵢⱼ = HKDF(X25519(private keyᵢ, public keyⱼ), roster, i, j): it is
    for one round, and only where all were told the same do the masks cancel. Client i sends yᵢ, of
-   as many bytes as xᵢ.
+   as many bytes as xᵢ. The roster costs every participant about 47 bytes of downlink for each.
 3. *Only if some dropped out.* The server asks the others for the seeds that they have in common
    with those, removes the masks, and has the sum of the others. Other rounds' seeds stay unknown.
 

@@ -262,6 +262,24 @@ def test_the_table_shows_what_a_target_took_and_what_a_budget_allowed() -> None:
     assert "stopped the budget allows 9 of 20 rounds" in lines
 
 
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (10, "key falls to 10 ciphertexts (docs/trust.md)"),
+        ("not measured", "key falls to not measured (docs/trust.md)"),
+        (None, None),
+    ],
+)
+def test_the_table_shows_from_how_many_ciphertexts_the_key_falls(
+    found: int | str | None, line: str | None
+) -> None:
+    console = Console(record=True, width=120)
+    encryption = {**RESULT["encryption"], "falls_to_ciphertexts": found}  # type: ignore[dict-item]
+    print_result({**RESULT, "encryption": encryption}, "runs/one", console)
+    lines = [" ".join(shown.split()) for shown in console.export_text().splitlines()]
+    assert [shown for shown in lines if "falls to" in shown] == ([line] if line else [])
+
+
 def test_the_table_shows_whose_key_it_was_and_what_another_is_worth() -> None:
     console = Console(record=True, width=120)
     encryption = {

@@ -261,6 +261,7 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) ->
         "scope": "shared",
         "key_id": None,
         "key_space_bits": 0,
+        "falls_to_ciphertexts": None,
         "adapted": False,
         "patch_embedding": "aggregate",
     }

@@ -271,6 +271,7 @@ def test_keys_of_clients_do_without_adaptation(
         "scope": "client",
         "key_id": key_id(SECRET),
         "key_space_bits": done.result["encryption"]["key_space_bits"],
+        "falls_to_ciphertexts": done.result["encryption"]["falls_to_ciphertexts"],
         "adapted": False,
         "patch_embedding": policy,
     }

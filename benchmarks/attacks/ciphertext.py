@@ -19,6 +19,8 @@ images.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -76,7 +78,8 @@ class Normal:
         """Fits one to samples (M, D)."""
         covariance = np.cov(samples.T) + RIDGE * np.eye(samples.shape[1])
         volume = float(np.linalg.slogdet(covariance)[1])
-        return cls(samples.mean(axis=0), np.linalg.inv(covariance), volume)
+        precision: Matrix = np.linalg.inv(covariance).astype(np.float64)
+        return cls(samples.mean(axis=0), precision, volume)
 
     def likelihood(self, samples: Matrix) -> Matrix:
         """Computes the log-likelihood of samples (..., D), up to a constant."""
@@ -221,7 +224,7 @@ def improved(
         there = plain[:, np.argsort(places)]
         return _likelihoods([there[:, :, np.argsort(order)] for order in orders], prior)
 
-    before, best = -np.inf, -np.finfo(np.float64).max
+    before, best = -math.inf, -sys.float_info.max
     while best > before:
         before = best
         places, best = by_exchanges(places, of_places)
@@ -229,9 +232,7 @@ def improved(
     return entries, places, best
 
 
-def by_exchanges(
-    order: Indices, score: Callable[[Indices], Matrix]
-) -> tuple[Indices, float]:
+def by_exchanges(order: Indices, score: Callable[[Indices], Matrix]) -> tuple[Indices, float]:
     """Exchanges the pair that raises a score most, until none does.
 
     Args:
@@ -273,7 +274,8 @@ def _likelihood(plain: Blocks, entries: Indices, places: Indices, prior: Prior) 
 def _likelihoods(candidates: Sequence[Blocks], prior: Prior) -> Matrix:
     """Computes how likely each candidate's images are together, (m,)."""
     flat = np.stack([blocks.reshape(len(blocks), -1) for blocks in candidates])
-    return prior.whole.likelihood(flat).sum(axis=-1)
+    together: Matrix = prior.whole.likelihood(flat).sum(axis=-1)
+    return together
 
 
 def _pooled(blocks: Blocks) -> Matrix:
@@ -283,5 +285,3 @@ def _pooled(blocks: Blocks) -> Matrix:
 
 def _first(groups: Sequence[Indices]) -> Indices:
     return np.array([group[0] for group in groups])
-
-

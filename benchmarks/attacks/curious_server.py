@@ -23,18 +23,17 @@ class Notes:
     """What the server has written down.
 
     Attributes:
-        change: E_t - E_0 of the aggregated patch embedding after every round t, (W, D) each.
+        steps: How every round changed the aggregated patch embedding, (W, D) each.
         uploads: The change that each client sent in each round, by client, (W, D) each. Under
             secure aggregation there is one entry only: the mean.
     """
 
-    change: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
     uploads: list[dict[int, Tensor]] = field(default_factory=list)
 
     def write(self, before: State, after: State, updates: Sequence[Update]) -> None:
         """Writes down one round."""
-        step = (after[WEIGHT] - before[WEIGHT]).flatten(1)
-        self.change.append(self.change[-1] + step if self.change else step)
+        self.steps.append((after[WEIGHT] - before[WEIGHT]).flatten(1))
         self.uploads.append({u.client: u.delta[WEIGHT].flatten(1) for u in updates})
 
 

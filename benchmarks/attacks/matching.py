@@ -47,7 +47,8 @@ def best_orders(
 
 def assignment(costs: Matrix) -> Indices:
     """Assigns each row a column of its own so that the sum of costs is least."""
-    return linear_sum_assignment(costs)[1].astype(np.int64)
+    columns: Indices = linear_sum_assignment(costs)[1].astype(np.int64)
+    return columns
 
 
 def mirror_images(rows: int, columns: int) -> Iterator[Indices]:
@@ -85,8 +86,9 @@ def entry_order(
     """Extends an order of groups of entries to the entries, those of a group in any order.
 
     Example:
-        >>> entry_order([np.array([0, 2]), np.array([1])], [np.array([0]), np.array([1, 2])], [1, 0])
-        array([1, 0, 2])
+        >>> seen, known = [np.array([0, 2]), np.array([1])], [np.array([0]), np.array([1, 2])]
+        >>> entry_order(seen, known, [1, 0]).tolist()
+        [1, 0, 2]
     """
     entries = np.empty(sum(map(len, seen)), dtype=np.int64)
     for group, origin in zip(seen, order, strict=True):

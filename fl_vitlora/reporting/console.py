@@ -172,6 +172,15 @@ def _key(encryption: Mapping[str, Any]) -> str:
     )
 
 
+def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
+    """Tells from how many ciphertexts the key has been recovered; nothing of plain images."""
+    found = encryption.get("falls_to_ciphertexts")
+    if found is None:
+        return {}
+    told = found if isinstance(found, str) else f"{found} ciphertexts"
+    return {"key falls to": f"{told} (docs/trust.md)"}
+
+
 def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
     """Tells what the model makes of test images without the right key, where that was measured."""
     names = {"wrong_key": "  under a wrong key", "no_key": "  on plain images"}
@@ -237,6 +246,7 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
         **_other_views(result["accuracy_by_view"]),
         "encryption": ", ".join(result["encryption"]["steps"]) or "none: plain images",
         "key": _key(result["encryption"]),
+        **_withstands(result["encryption"]),
         "method": f"{result['method']}, {result['strategy']}, {result['clients']} clients, "
         f"{result['rounds']} rounds",
         "trained": f"{result['trainable_parameters']:,} of {result['total_parameters']:,} "
