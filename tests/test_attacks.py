@@ -17,7 +17,7 @@ from benchmarks.attacks.ciphertext import Prior, key_from_ciphertext, signed_blo
 from benchmarks.attacks.curious_server import CuriousFedAvg
 from benchmarks.attacks.embedding import key_from_embedding
 from benchmarks.attacks.matching import best_orders, mirror_images
-from benchmarks.attacks.second_order import Matrix, signs
+from benchmarks.attacks.second_order import Matrix, correlations, signs
 from benchmarks.attacks.single_image import mask_of, table_of_features
 from fl_vitlora.config import Config
 from fl_vitlora.data import sources
@@ -140,7 +140,7 @@ def test_no_order_of_pixels_and_blocks_changes_the_features(digits: Images):
 
 def test_an_order_is_found_of_matrices_of_any_kind():
     generator = np.random.default_rng(0)
-    known = np.corrcoef(generator.normal(size=(12, 4)) @ generator.normal(size=(4, 50)))
+    known = correlations(generator.normal(size=(50, 4)) @ generator.normal(size=(4, 12)))
     truth = generator.permutation(12)
     found = best_orders(known[np.ix_(truth, truth)], known, generator)[0]
     assert np.allclose(known[np.ix_(found, found)], known[np.ix_(truth, truth)])
