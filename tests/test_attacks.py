@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from torch import Tensor
 
 from benchmarks.attacks import measures
@@ -74,11 +76,12 @@ def test_a_cipher_of_fewer_steps_falls_to_the_same_attack(digits: Images, prior:
     assert sum(exact) >= len(exact) - 1
 
 
-def test_three_ciphertexts_give_the_whole_mask(digits: Images, prior: Prior):
+def test_three_ciphertexts_give_the_whole_mask_up_to_one_bit(digits: Images):
     for number in KEYS:
         ciphertext = holder(number).encrypt(pixels(digits, 700, 703), TEST)
-        guess = key_from_ciphertext(ciphertext, prior)
-        assert measures.share_of_mask(guess, holder(number).key(TEST)) > 0.9
+        flips = signs(correlations(signed_blocks(ciphertext, BLOCK).reshape(-1, 48)))
+        guess = {"negative_positive": torch.from_numpy(flips < 0)}
+        assert measures.share_of_mask(guess, holder(number).key(TEST), up_to_all=True) > 0.9
 
 
 def test_pooling_finds_nothing_where_every_image_has_a_key(digits: Images, prior: Prior):
@@ -125,8 +128,8 @@ def test_one_ciphertext_shows_its_mask_where_the_background_is_dark(digits: Imag
 def test_labels_are_read_far_above_chance_though_every_image_has_a_key(digits: Images):
     ciphertext = holder(0, "image").encrypt(pixels(digits, 0, 600), TEST)
     table, labels = table_of_features(ciphertext, BLOCK), digits.labels[:600]
-    trees = ExtraTreesClassifier(100, random_state=0).fit(table[:400], labels[:400])
-    assert trees.score(table[400:], labels[400:]) > 0.3
+    classifier = make_pipeline(StandardScaler(), SVC(C=10)).fit(table[:400], labels[:400])
+    assert classifier.score(table[400:], labels[400:]) > 0.4
 
 
 def test_no_order_of_pixels_and_blocks_changes_the_features(digits: Images):

@@ -43,7 +43,7 @@ def main() -> None:
     if arguments.attack == "ciphertext":
         show("n", [trials.from_ciphertext(arguments.images, seed) for seed in seeds])
     elif arguments.attack == "image":
-        show("scope", [{"image": trials.with_key_per_image(seed)} for seed in seeds])
+        show("scope", [{"image": trials.with_key_per_image()} for _ in seeds])
     else:
         print(
             f"chance: mask {100 * measures.chance_of_mask(SHAPE[0] * BLOCK**2):.1f} %, "

@@ -1,8 +1,8 @@
 """What can be read of images that have a key each: of one ciphertext without any other.
 
-No order of pixels or blocks changes the levels of an image, the sums of its blocks, or the singular
-values of its matrix of blocks. These are features of the plain image that stay in its ciphertext,
-and an ordinary classifier reads labels from them.
+No order of pixels or blocks changes the levels of an image, the moments of its blocks, their
+distances, or the singular values of its matrix of blocks. These are features of the plain image
+that stay in its ciphertext, and an ordinary classifier reads labels from them.
 
 n images, N blocks, D entries a block.
 """
@@ -16,7 +16,9 @@ from torch import Tensor
 from benchmarks.attacks.second_order import Matrix
 from fl_vitlora.encryption.blocks import to_blocks
 
-LEVELS = 16  # of the histogram
+LEVELS = 25  # of a histogram; odd, so that no boundary is at zero
+DIGITS = 9  # beyond which numbers are rounding
+QUANTILES = 20
 WHITE = 255
 
 
@@ -55,19 +57,40 @@ def features(image: Tensor, block_size: int) -> Matrix:
     """
     blocks = to_blocks(image[None], block_size)[0]
     plain = (blocks ^ (mask_of(image, block_size) * WHITE).to(torch.uint8)).double().numpy() / WHITE
-    centred = plain - plain.mean(axis=0)
+    of_rows, of_columns = plain - plain.mean(axis=1, keepdims=True), plain - plain.mean(axis=0)
+    both = of_rows - of_rows.mean(axis=0)
     return np.concatenate(
         [
-            np.histogram(plain, bins=LEVELS, range=(0, 1))[0] / plain.size,
-            np.sort(plain.mean(axis=1)),
-            np.sort(plain.std(axis=1)),
-            np.sort(plain.mean(axis=0)),
-            np.sort(plain.std(axis=0)),
-            np.sort(np.linalg.norm(plain @ plain.T, axis=0)),
-            np.linalg.svd(plain, compute_uv=False),
-            np.linalg.svd(centred, compute_uv=False),
+            *(
+                np.linalg.svd(matrix, compute_uv=False)
+                for matrix in (plain, of_rows, of_columns, both)
+            ),
+            *(_histogram(matrix) for matrix in (plain, of_rows, of_columns)),
+            _moments_in_order(plain),
+            _moments_in_order(plain.T),
+            _distances(plain),
+            _distances(plain.T),
         ]
     )
+
+
+def _histogram(matrix: Matrix) -> Matrix:
+    """Counts values by levels, as shares."""
+    return np.histogram(matrix.round(DIGITS), bins=LEVELS, range=(-1, 1))[0] / matrix.size
+
+
+def _moments_in_order(rows: Matrix) -> Matrix:
+    """Computes mean, deviation, third moment and extremes of rows, ordered by the mean."""
+    mean = rows.mean(axis=1)
+    skew = ((rows - mean[:, None]) ** 3).mean(axis=1)
+    moments = np.stack([mean, rows.std(axis=1), skew, rows.min(axis=1), rows.max(axis=1)])
+    return moments[:, np.lexsort(moments[::-1].round(DIGITS))].reshape(-1)
+
+
+def _distances(rows: Matrix) -> Matrix:
+    """Computes quantiles of the distances of every two rows."""
+    apart = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+    return np.quantile(apart[np.triu_indices(len(rows), 1)], np.linspace(0, 1, QUANTILES))
 
 
 def table_of_features(images: Tensor, block_size: int) -> Matrix:
