@@ -90,7 +90,8 @@ def _moments_in_order(rows: Matrix) -> Matrix:
 def _distances(rows: Matrix) -> Matrix:
     """Computes quantiles of the distances of every two rows."""
     apart = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
-    return np.quantile(apart[np.triu_indices(len(rows), 1)], np.linspace(0, 1, QUANTILES))
+    found: Matrix = np.quantile(apart[np.triu_indices(len(rows), 1)], np.linspace(0, 1, QUANTILES))
+    return found
 
 
 def table_of_features(images: Tensor, block_size: int) -> Matrix:
