@@ -15,6 +15,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from benchmarks.attacks import measures
+from benchmarks.attacks.__main__ import show
 from benchmarks.attacks.ciphertext import Prior, key_from_ciphertext, signed_blocks
 from benchmarks.attacks.curious_server import CuriousFedAvg
 from benchmarks.attacks.embedding import key_from_embedding
@@ -178,6 +179,16 @@ def test_shares_of_a_key_are_told_as_a_reader_counts_them():
     assert measures.share_of_places(guess, truth, 2) == 0
     assert measures.share_of_places(guess, truth, 2, up_to_mirrored=True) == 1
     assert measures.share_of_blocks(guess, truth) == 1
+
+
+def test_a_table_shows_mean_and_deviation_over_keys(capsys: pytest.CaptureFixture[str]):
+    show("n", [{3: {"mask": 1.0, "places": 0.5}}, {3: {"mask": 1.0, "places": 1.0}}])
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "| n | mask | places |",
+        "|--:|--:|--:|",
+        "| 3 | 100.0 ± 0.0 | 75.0 ± 35.4 |",
+    ]
 
 
 def test_a_curious_server_aggregates_as_fedavg_and_sends_its_notes_to_nobody():

@@ -30,7 +30,9 @@ RUNS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Runs one attack on several keys and prints a table."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.attacks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("attack", choices=["ciphertext", "embedding", "uploads", "image"])
     parser.add_argument("--keys", type=int, help="how many keys are tried (10; of runs 3)")

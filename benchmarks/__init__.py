@@ -1,1 +1,0 @@
-"""What this project measures of itself."""
