@@ -25,7 +25,13 @@ from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
 from fl_vitlora.preparation import shards_of
 from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
-from fl_vitlora.reporting.run_folder import CONFIG, RESULT, find_run, read_result
+from fl_vitlora.reporting.run_folder import (
+    CONFIG,
+    RESULT,
+    find_run,
+    has_current_form,
+    read_result,
+)
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.serving import Line, Watch
 from fl_vitlora.yaml_text import write_yaml
@@ -149,10 +155,11 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
     """
     found = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
-        # a configuration of another version is none of this grid, a damaged result is none
+        # A configuration of another version is none of this grid. A damaged result is none, nor is
+        # one whose saving was told against another reference: such a run is run again.
         with suppress(UserError):
             config, result = find_run(path.parent)
-            if (result is not None) == finished:
+            if (result is not None) == finished and (result is None or has_current_form(result)):
                 found.append((dataclasses.replace(config, out=None), path.parent))
     return found
 

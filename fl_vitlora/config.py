@@ -234,6 +234,11 @@ class PrivacyConfig:
     noise_multiplier: float = setting(
         0.0, "standard deviation z of its noise, on a sum, over the clipping norm", "[0, 1000000]"
     )
+    target_epsilon: float | None = setting(
+        None,
+        "largest ε of the whole run; it chooses noise_multiplier, which is then left at 0",
+        "(0, inf)",
+    )
     delta: float = setting(1e-5, "the δ for which ε is computed", "(0, 1)")
 
 

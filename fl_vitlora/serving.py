@@ -7,6 +7,7 @@ holder evaluates beside it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections import Counter
@@ -21,11 +22,12 @@ from fl_vitlora import adversary, coordinates, faults, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.circumstances import Circumstances, changes
 from fl_vitlora.communication.budget import affords
-from fl_vitlora.communication.ledger import Ledger, full_model_sizes
+from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.link import Link, transfer_seconds
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.communication.reference import Attendance, MessageSizes, full_fine_tuning
 from fl_vitlora.communication.summary import reached, summarise
-from fl_vitlora.config import Config
+from fl_vitlora.config import Config, PrivacyConfig
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import TEST_SHARD, open_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
@@ -39,18 +41,26 @@ from fl_vitlora.evaluation import (
     Measured,
 )
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.accounting import statement
+from fl_vitlora.flower.accounting import statement, with_chosen_noise
 from fl_vitlora.flower.aggregators import Aggregator, AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.client_states import ClientStates, to_tree
 from fl_vitlora.flower.failures import Failure
-from fl_vitlora.flower.measuring import full_model_bytes
+from fl_vitlora.flower.measuring import reference_sizes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.flower.transport import Tap, Transport
+from fl_vitlora.flower.wiring import lanes_of
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
-from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
+from fl_vitlora.privacy import (
+    FROM_SEED,
+    FROM_SYSTEM,
+    mean_update,
+    released,
+    repeatable_key,
+    secret_key,
+)
 from fl_vitlora.ranks import client_ranks
 from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RESULT, RunFolder
@@ -102,6 +112,15 @@ class Server:
     def plain(self) -> State:
         """Returns the parameters of the plain model, the public patch embedding among them."""
         return {**methods.plain_parameters(self.backbone.model), WEIGHT: self.origin.weight}
+
+    @property
+    def whole(self) -> State:
+        """Returns what full fine-tuning would exchange: the model as it was built.
+
+        What a method adds to the model is not in it, whatever its tensors are called.
+        """
+        built = {name: tensor.detach().cpu() for name, tensor in self.backbone.built.items()}
+        return {**built, WEIGHT: self.origin.weight}
 
 
 def make_server(backbone: Backbone, start: Callable[[Reader], Reader]) -> Server:
@@ -159,7 +178,7 @@ class Run:
         ledger: Bytes so far.
         lines: Rounds so far, as in `rounds.jsonl`.
         measured: The last measurements, by view of the test images.
-        full_bytes: Of a downlink and an uplink message with the whole model, once measured.
+        full_bytes: Sizes of the messages of full fine-tuning, once measured (`MessageSizes`).
         privacy: What the strategy's accountant says at the end, if it has one.
         changes: What was another than before when the run went on, and after which round.
         secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
@@ -247,10 +266,10 @@ class Run:
         final = federation.run(model, done)
         self._measure_other_views(evaluator, final)
         end = time.perf_counter()
-        down, up = full_model_bytes(self.server.plain)
-        self.full_bytes.update(downlink=down, uplink=up)
-        told = aggregator.privacy() or statement(privacy, len(self.lines))
-        self.privacy.update(told or {})
+        self.full_bytes.update(vars(reference_sizes(self.server.whole)))
+        if told := aggregator.privacy() or statement(self._noise, len(self.lines)):
+            source = FROM_SEED if self.secret_seed is None else FROM_SYSTEM
+            self.privacy.update(told | {"noise_from": source})
         return Outcome(model=final, begin=begin, end=end)
 
     def _keep(
@@ -354,13 +373,20 @@ class Run:
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
             "trainable_parameters": count(self.trained),
             "exchanged_parameters": count(policies.exchanged(config, self.trained, personal)),
-            "total_parameters": count(self.server.plain),
+            "total_parameters": count(self.server.whole),
             "idle_rounds": sum(not line["moved"] for line in self.lines),
             "privacy": self.privacy or None,
-            "communication": summarise(
-                self.ledger, self._link, full_model_sizes(**self.full_bytes)
-            ),
+            "communication": summarise(self.ledger, self._link, self._full_fine_tuning()),
         }
+
+    def _full_fine_tuning(self) -> Ledger:
+        """Writes what full fine-tuning under FedAvg would have sent in the rounds so far."""
+        return full_fine_tuning(
+            self.config.clients,
+            [Attendance.of(line) for line in self.lines],
+            MessageSizes(**self.full_bytes),
+            start_is_known=not lanes_of(self.config.compression.downlink).exact,
+        )
 
     @property
     def _link(self) -> Link:
@@ -446,11 +472,16 @@ class Run:
         clipped = sum(line["clipped_scalars"] for line in self.lines)
         return {"range": self.config.privacy.range, "clipped_scalars": clipped}
 
+    @functools.cached_property
+    def _noise(self) -> PrivacyConfig:
+        """Returns the settings of privacy with the noise that a target of ε asks for."""
+        return with_chosen_noise(self.config.privacy, self.config.rounds)
+
     def _release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
         """Gives the strategy the updates of a round, or where they are private their noisy mean."""
-        privacy = self.config.privacy
+        privacy = self._noise
         if privacy.clipping_norm is None:
             return updates
         key = repeatable_key(self.config.seed) if self.secret_seed is None else secret_key

@@ -17,6 +17,7 @@ from rich.console import Console
 from fl_vitlora.config import load
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import write_atomically
+from fl_vitlora.privacy import FROM_SEED
 from fl_vitlora.reporting.console import RunDisplay, print_result
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
 from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder, default_path
@@ -79,6 +80,7 @@ RESULT = {
         "downlink_bytes": 2_000_000,
         "full_fine_tuning_bytes": 3_000_000_000,
         "saving": 1499.25,
+        "saving_with_flower": 250.04,
         "transfer_seconds": 4.5,
         "full_fine_tuning_transfer_seconds": 7322.0,
     },
@@ -196,6 +198,7 @@ def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
     shown = console.export_text()
     for part in ("96.11 %", "none: plain images", "1.0 kB", "2.0 MB", "3.0 GB", "1499.2x", "3.5 s"):
         assert part in shown
+    assert "1499.2x fewer bytes; 250.0x with Flower's own traffic" in shown
     assert "4.5 s; full fine-tuning 2 h 2 min" in shown
     assert "10 of 1,000" in shown
     assert "(1.00 %)" in shown
@@ -209,9 +212,19 @@ def test_the_table_shows_what_was_given_away_and_rounds_without_effect() -> None
     spent = {"epsilon": 3.14159, "delta": 1e-5, "releases": 18, "accountant": "rdp"}
     print_result({**RESULT, "privacy": spent, "idle_rounds": 2}, "runs/one", console)
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert not any(line.startswith("noise from") for line in lines)  # older results do not say
     told = "privacy epsilon 3.14 at delta 1e-05 for a client's updates, 18 releases (rdp)"
     assert told in lines
     assert "idle rounds 2 of 20: the model stayed as it was" in lines
+
+
+def test_the_table_says_where_the_noise_came_from() -> None:
+    console = Console(record=True, width=120)
+    spent = {"epsilon": 3.1, "delta": 1e-5, "releases": 18, "accountant": "rdp"}
+    print_result({**RESULT, "privacy": {**spent, "noise_from": FROM_SEED}}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    told = "noise from seed of the run (config.yaml); whoever has it can take the noise off"
+    assert told in lines
 
 
 def test_the_table_names_who_failed_most_often_and_why() -> None:

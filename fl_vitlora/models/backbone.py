@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -68,11 +68,14 @@ class Backbone:
         model: A timm model with a fresh head.
         image_shape: (C, H, W) that it takes.
         patch_size: Pixels a side.
+        built: The parameters of the model as it was built, by name. A fine-tuning method may add
+            others to the model, and may move these to other names; it does not change this list.
     """
 
     model: nn.Module
     image_shape: tuple[int, int, int]
     patch_size: int
+    built: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def image_size(config: ModelConfig) -> tuple[int, int] | None:
@@ -124,6 +127,7 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
         model=model,
         image_shape=(patch_embedding.proj.in_channels, height, width),
         patch_size=patch_embedding.patch_size[0],
+        built=dict(model.named_parameters()),
     )
 
 

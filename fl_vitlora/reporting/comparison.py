@@ -26,7 +26,13 @@ from fl_vitlora.reporting.statistics import (
 
 Row = Mapping[str, object]
 
-WIRE = ("uplink_bytes", "downlink_bytes", "saving")
+WIRE = (
+    "uplink_bytes",
+    "downlink_bytes",
+    "full_fine_tuning_bytes",
+    "saving",
+    "saving_with_flower",
+)
 RUN = (
     "seed",
     "accuracy",
@@ -47,6 +53,7 @@ CELL = (
     "total_parameters",
     "sent_bytes",
     "saving",
+    "saving_with_flower",
     "median_seconds",
     "aggregation_error_percent",
     "aggregation_error_deviation",
@@ -58,8 +65,9 @@ CELL = (
 DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
 READABLE = ("accuracy %", "seeds", "trained", "MB sent", "saving", "s")
 MEANING = (
-    "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; s: the "
-    "median of a run."
+    "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; saving: "
+    "bytes of full fine-tuning under FedAvg, with the same participants, over the bytes sent; s: "
+    "the median of a run."
 )
 MEANING_OF_ERROR = (
     "Aggregation error: how far the new product B·A of the low-rank matrices is from the mean of "
@@ -144,6 +152,7 @@ def cell_rows(told: Report) -> Iterator[Row]:
                 "total_parameters": cell.total,
                 "sent_bytes": cell.sent,
                 "saving": cell.saving,
+                "saving_with_flower": cell.saving_with_flower,
                 "median_seconds": cell.seconds,
             }
         if cell.aggregation_error is not None:

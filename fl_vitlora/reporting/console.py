@@ -188,6 +188,8 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
             f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's updates, "
             f"{spent['releases']} releases ({spent['accountant']})"
         )
+        if source := spent.get("noise_from"):
+            remarks["noise from"] = source
     if sums := result["secure_aggregation"]:
         clipped = sums["clipped_scalars"]
         loss = f"; {clipped} scalars were beyond {sums['range']:g}" if clipped else ""
@@ -208,6 +210,12 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
     if idle := result["idle_rounds"]:
         remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
     return remarks
+
+
+def _with_flower(wire: Mapping[str, Any]) -> str:
+    """Tells the saving with Flower's own traffic; results of older versions do not know it."""
+    saving = wire.get("saving_with_flower")
+    return "" if saving is None else f"; {saving:.1f}x with Flower's own traffic"
 
 
 def _failures(failures: Mapping[str, Any], folder: str) -> str:
@@ -244,7 +252,7 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
         "uplink": readable_bytes(wire["uplink_bytes"]),
         "downlink": readable_bytes(wire["downlink_bytes"]),
         "full fine-tuning": readable_bytes(wire["full_fine_tuning_bytes"]),
-        "saving": f"[bold]{wire['saving']:.1f}x[/bold] fewer bytes",
+        "saving": f"[bold]{wire['saving']:.1f}x[/bold] fewer bytes{_with_flower(wire)}",
         "time on the wire": f"{readable_seconds(wire['transfer_seconds'])}; full fine-tuning "
         f"{readable_seconds(wire['full_fine_tuning_transfer_seconds'])}",
         **_remarks(result),

@@ -190,6 +190,16 @@ def read_result(run: Path) -> dict[str, Any]:
     return result
 
 
+def has_current_form(result: Mapping[str, Any]) -> bool:
+    """Tells whether a result was written by a version that told savings as this one does.
+
+    Older ones compared with as many whole models as the run had messages, repeated and evaluating
+    ones among them. Such savings may not stand in one table with others.
+    """
+    wire = result.get("communication")
+    return not isinstance(wire, Mapping) or "saving_with_flower" in wire
+
+
 def environment() -> dict[str, Any]:
     """Describes the machine and the versions that a result came from."""
     import torch

@@ -48,6 +48,7 @@ def test_every_run_has_a_line_and_every_line_all_columns(tmp_path: Path):
     assert [row["seed"] for row in rows] == ["0", "1", "0", "1", "2", "0"]
     assert rows[0]["folder"] == "run0"
     assert rows[0]["uplink_bytes"] == "1000000"
+    assert (rows[0]["saving"], rows[0]["saving_with_flower"]) == ("10.0", "8.0")
     assert (rows[4]["accuracy"], rows[4]["problem"]) == ("", "failed: the loss")
     assert (rows[5]["method"], rows[5]["images"]) == ("full", "")
     with (tmp_path / "table.csv").open() as file:
