@@ -27,7 +27,8 @@ class Circumstances:
     """Under which a run is made.
 
     Attributes:
-        must_stay: What a run cannot go on without: device, key, and a digest of the weights.
+        must_stay: What a run cannot go on without: device, key, a digest of the weights, and the
+            strategy's class and parameters.
         may_change: Versions of libraries, and digests of this package's and the strategy's code.
     """
 
@@ -35,7 +36,7 @@ class Circumstances:
     may_change: Mapping[str, str]
 
     @classmethod
-    def of(cls, *, weights: State, device: str, key: str, strategy: object) -> Self:
+    def of(cls, *, weights: State, device: str, key: str, strategy: object, name: str) -> Self:
         """Looks at what there is now.
 
         Args:
@@ -43,10 +44,11 @@ class Circumstances:
             device: Kind of the server's device.
             key: Id of the secret that the images are encrypted under.
             strategy: An instance.
+            name: Its class and parameters, in one line.
         """
         digest = digest_of(weights, {})[:SHOWN]
         return cls(
-            must_stay={"device": device, "key": key, "weights": digest},
+            must_stay={"device": device, "key": key, "weights": digest, "strategy": name},
             may_change=versions_and_code(strategy),
         )
 

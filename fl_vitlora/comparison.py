@@ -21,6 +21,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import PausedError, run
 from fl_vitlora.files import HeldError, Hold, WriteError, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
+from fl_vitlora.flower.identity import told
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
 from fl_vitlora.preparation import shards_of
@@ -122,7 +123,8 @@ def compare(
                 number = f"run {len(records) + 1} of {len(grid.runs)}"
                 raise PausedError(f"{pause}, {number}") from None
 
-        for cell, config in grid.runs:
+        for cell, asked in grid.runs:
+            config = as_it_runs(asked, load_strategy)
             same = (place for known, place in done if known == config)
             path = next((place for place in same if has_current_key(config, place)), None)
             begun = (place for known, place in broken_off if known == config)
@@ -162,6 +164,14 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
             if (result is not None) == finished and (result is None or has_current_form(result)):
                 found.append((dataclasses.replace(config, out=None), path.parent))
     return found
+
+
+def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
+    """Names the strategy that a run has, by which it is known in its folder."""
+    try:
+        return told(config, load_strategy(config))
+    except UserError:  # is told when the run is tried
+        return config
 
 
 def has_current_key(config: Config, run_folder: Path) -> bool:

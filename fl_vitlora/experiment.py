@@ -13,6 +13,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import sync_files
+from fl_vitlora.flower import identity
 from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, check_storable, client_half
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
@@ -51,7 +52,8 @@ def run(
     """Runs an experiment and writes its run folder.
 
     Args:
-        config: The experiment.
+        config: The experiment. Where it names another strategy than the instance, or other
+            parameters, the run folder names the instance.
         strategy: An instance of this project's or of Flower's contract.
         watch: Who looks on.
         started: `time.perf_counter()` when the program began, so that imports are counted.
@@ -70,6 +72,7 @@ def run(
     watch, started = watch or Watch(), started or time.perf_counter()
     if not watch.verbose:
         silence()
+    config = identity.told(config, strategy)
     policies.check(config)
     asked, config = config, policies.for_strategy(config, client_half(strategy))
     cohort = cohort_size(config.clients, config.fraction)

@@ -41,6 +41,7 @@ from fl_vitlora.evaluation import (
     Measured,
 )
 from fl_vitlora.finetuning import methods
+from fl_vitlora.flower import identity
 from fl_vitlora.flower.accounting import statement, with_chosen_noise
 from fl_vitlora.flower.aggregators import Aggregator, AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.client_states import ClientStates, to_tree
@@ -185,6 +186,7 @@ class Run:
             whoever knows what noise was added can take it off again.
         repeats_errors: Whether a client whose app raised is asked once more in the same round; not
             in a simulation, whose engine has tried twice before the server hears of it.
+        parameters: Of the strategy, as it was handed over.
     """
 
     config: Config
@@ -205,6 +207,11 @@ class Run:
     changes: list[Line] = field(default_factory=list)
     secret_seed: int | None = field(default=None, repr=False)
     repeats_errors: bool = True
+    parameters: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Reads the strategy's parameters before its first round, in which it may change them."""
+        object.__setattr__(self, "parameters", identity.parameters(self.strategy))
 
     @property
     def trained(self) -> State:
@@ -312,7 +319,8 @@ class Run:
         """Takes up a checkpoint; the greeting is counted as it was the first time."""
         server = checkpoint.server
         before = Circumstances(**server["circumstances"])
-        for what, (was, now) in changes(before.must_stay, found.must_stay).items():
+        known = {"strategy": found.must_stay["strategy"], **before.must_stay}  # older: not written
+        for what, (was, now) in changes(known, found.must_stay).items():
             raise UserError(
                 f"{self.folder.path} was begun with {what} {was}, and goes on with that only; "
                 f"now it is {now}"
@@ -340,6 +348,7 @@ class Run:
             device=next(self.server.backbone.model.parameters()).device.type,
             key=holder.key_id if holder is not None and holder.cipher.steps else "none",
             strategy=self.strategy,
+            name=identity.describe(self.strategy),
         )
 
     def result(self) -> Line:
@@ -362,6 +371,8 @@ class Run:
             ),
             "seed": config.seed,
             "strategy": config.strategy.name,
+            "strategy_class": identity.class_path(self.strategy),
+            "strategy_parameters": self.parameters,
             "method": config.finetuning.method,
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "failures": counted(self.lines),

@@ -17,8 +17,10 @@ import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora import experiment, policies
 from fl_vitlora.communication.ledger import Ledger
+from fl_vitlora.flower import identity
 from fl_vitlora.flower.aggregators import AnyStrategy, client_half
 from fl_vitlora.flower.client_app import make_client_app
+from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.serving import Run, Watch
 from fl_vitlora.state import count
 from tests.flower.conftest import SIZES, LocalGrid
@@ -54,7 +56,14 @@ class Forgetful(LocalGrid):
 
 
 def serve(
-    folder: Path, grid: Any = None, strategy: AnyStrategy | None = None, **given: Any
+    folder: Path,
+    grid: Any = None,
+    strategy: AnyStrategy | None = None,
+    states: ClientStates | None = None,
+    *,
+    resume: bool = False,
+    secret_seed: int | None = None,
+    **given: Any,
 ) -> tuple[dict[str, Any], Run]:
     """Runs an experiment; a part of `experiment.run`, with another grid."""
     folder.mkdir(exist_ok=True)
@@ -62,8 +71,11 @@ def serve(
     settings = {path.replace("__", "."): value for path, value in given.items()}
     asked = configuration.load(None, {**SMALL, **paths, **settings})
     strategy = strategy or strategies.load_for(asked)
+    asked = identity.told(asked, strategy)
     config = policies.for_strategy(asked, client_half(strategy))
-    stage = experiment._prepare(asked, config, strategy, Watch(), "cpu", again=False)
+    stage = experiment._find(config, strategy, Watch(), "cpu") if resume else None
+    if stage is None:
+        stage = experiment._prepare(asked, config, strategy, Watch(), "cpu", again=False)
     told = experiment.client_settings(
         config,
         stage.folder.shards,
@@ -81,10 +93,15 @@ def serve(
         watch=Watch(),
         logbook=stage.logbook,
         holder=stage.holder,
+        states=states,
+        checkpoint=stage.checkpoint,
+        secret_seed=secret_seed,
     )
     app = make_client_app(experiment.Fixed(told))
-    run.serve(grid(app) if grid else LocalGrid(app, CLIENTS))
-    stage.folder.release()
+    try:
+        run.serve(grid(app) if grid else LocalGrid(app, CLIENTS))
+    finally:
+        stage.folder.release()
     return run.result(), run
 
 
@@ -198,3 +215,15 @@ def test_what_a_method_adds_is_no_part_of_the_model(tmp_path: Path):
     before = count(run.server.whole)
     run.server.backbone.model.register_parameter("prompts", nn.Parameter(torch.zeros(8, 96)))
     assert count(run.server.whole) == before == MODEL
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_noise_is_told_with_where_it_came_from(*, deployed: bool, tmp_path: Path):
+    pytest.importorskip("dp_accounting")
+    aim = {"privacy__clipping_norm": 1, "privacy__target_epsilon": 8}
+    told, _ = serve(tmp_path, secret_seed=7 if deployed else None, **aim)
+    privacy = told["privacy"]
+    assert ("seed of the run (config.yaml)" in privacy["noise_from"]) != deployed
+    assert privacy["target_epsilon"] == 8
+    assert 7.9 < privacy["epsilon"] <= 8
+    assert privacy["noise_multiplier"] == pytest.approx(0.9, abs=0.1)
