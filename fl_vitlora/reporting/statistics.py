@@ -245,4 +245,4 @@ def _summary(runs: Sequence[Record]) -> Summary:
 
 
 def _mean_saving(results: Iterable[Mapping[str, Any]], name: str) -> float:
-    return statistics.mean(result["communication"][name] for result in results)
+    return statistics.mean(float(result["communication"][name]) for result in results)
