@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 
 from fl_vitlora.communication.ledger import Direction, Entry
 
-AROUND: Mapping[Direction, int] = {"downlink": 6_000, "uplink": 6_000}  # bytes around a message
+AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # bytes around a message
 
 
 def with_flower(entries: Iterable[Entry]) -> int:

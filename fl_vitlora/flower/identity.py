@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from flwr.serverapp import strategy as flower_strategies
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fl_vitlora.config import Config, StrategyConfig
@@ -36,6 +37,23 @@ def class_path(strategy: object) -> str:
     """
     kind = type(strategy)
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def setting_of(strategy: object) -> str:
+    """Names a strategy as `strategy.name` does: by its file, or else by its class.
+
+    Example:
+        >>> from strategies.fedavg import FedAvg
+        >>> setting_of(FedAvg())
+        'fedavg'
+    """
+    kind = type(strategy)
+    package, _, file = kind.__module__.rpartition(".")
+    if package == FOLDER:
+        return file
+    if getattr(flower_strategies, kind.__qualname__, None) is kind:
+        return f"{flower_strategies.__name__}:{kind.__qualname__}"
+    return class_path(strategy)
 
 
 def parameters(strategy: AnyStrategy) -> dict[str, Any]:
@@ -74,7 +92,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Strategy | FlowerStrategy):
-        return {"name": class_path(value), **parameters(value)}
+        return {"name": setting_of(value), **parameters(value)}
     return f"({type(value).__name__})"
 
 
@@ -104,7 +122,7 @@ def told(config: Config, strategy: AnyStrategy) -> Config:
     terms = Terms.of(cohort=cohort_size(config.clients, config.fraction), clients=config.clients)
     if _makes(config.strategy.name, config.strategy.options, strategy, terms):
         return config
-    named = StrategyConfig(name=class_path(strategy), options=parameters(strategy))
+    named = StrategyConfig(name=setting_of(strategy), options=parameters(strategy))
     return dataclasses.replace(config, strategy=named)
 
 

@@ -84,10 +84,10 @@ def test_texts_of_numbers_are_numbers():
 @pytest.mark.parametrize(
     ("config", "strategy", "name", "options"),
     [
-        (Config(), FedProx(mu=0.5), "strategies.fedprox:FedProx", {"mu": 0.5}),
-        (named("fedprox", mu=0.1), FedProx(mu=0.5), "strategies.fedprox:FedProx", {"mu": 0.5}),
-        (named("fedprox", mu=0.1), FedAvg(), "strategies.fedavg:FedAvg", {"server_rate": 1.0}),
-        (named("fedprox", mo=0.1), FedAvg(), "strategies.fedavg:FedAvg", {"server_rate": 1.0}),
+        (Config(), FedProx(mu=0.5), "fedprox", {"mu": 0.5}),
+        (named("fedprox", mu=0.1), FedProx(mu=0.5), "fedprox", {"mu": 0.5}),
+        (named("fedprox", mu=0.1), FedAvg(), "fedavg", {"server_rate": 1.0}),
+        (named("fedprox", mo=0.1), FedAvg(), "fedavg", {"server_rate": 1.0}),
         (
             Config(),
             Mine(rate=2.0, start=torch.zeros(1)),
@@ -112,6 +112,9 @@ def test_what_is_written_down_makes_the_instance_again(tmp_path: Path):
         cohort=20,
         clients=20,
     )
+    assert told(Config(), strategy).strategy.name == (
+        "flwr.serverapp.strategy:DifferentialPrivacyClientSideFixedClipping"
+    )
     for one in (strategy, Mine(rate=3.0), FedProx(mu=0.25)):
         file = tmp_path / "config.yaml"
         file.write_text(to_yaml(told(Config(), one)))
@@ -132,10 +135,13 @@ def test_a_class_that_cannot_be_imported_again_is_refused_when_it_is_loaded():
 def test_the_run_folder_names_the_instance_and_goes_on_with_an_equal_one_only(tmp_path: Path):
     """The configuration asks for fedavg; the run is handed FedProx."""
     result, run = serve(tmp_path, strategy=FedProx(mu=0.5), states=followed())
-    assert (result["strategy"], result["strategy_class"]) == 2 * ("strategies.fedprox:FedProx",)
+    assert (result["strategy"], result["strategy_class"]) == (
+        "fedprox",
+        "strategies.fedprox:FedProx",
+    )
     assert result["strategy_parameters"] == {"mu": 0.5}
     written = load(str(run.folder.path / "config.yaml")).strategy
-    assert written == StrategyConfig(name="strategies.fedprox:FedProx", options={"mu": 0.5})
+    assert written == StrategyConfig(name="fedprox", options={"mu": 0.5})
     with pytest.raises(UserError, match=r"with strategy strategies\.fedprox:FedProx\(mu=0\.5\), a"):
         serve(tmp_path, strategy=FedProx(mu=0.25), states=followed(), resume=True)
     again, _ = serve(tmp_path, strategy=FedProx(mu=0.5), states=followed(), resume=True)
