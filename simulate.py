@@ -10,6 +10,7 @@ import argparse  # noqa: E402 - the clock starts before the imports
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import difflib  # noqa: E402
+import functools  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
@@ -17,7 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
-from fl_vitlora import __version__, config, settings, yaml_text  # noqa: E402
+HERE = Path(__file__).resolve().parent
+if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path.cwd() != HERE:
+    del sys.path[0]  # `python -m simulate` in a folder of somebody else imports nothing from there
+
+from fl_vitlora import __version__, config, confirmation, settings, yaml_text  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
 from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
 from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
@@ -188,6 +193,13 @@ def make_parser() -> Parser:
         help="list the parameters of a strategy, named as for --strategy, and hold it to the rules "
         "of the contract; runs nothing",
     )
+    parser.add_argument(
+        "--trust-strategy",
+        metavar="NAME",
+        nargs="+",
+        help="run the code of these strategies, package.module:Class, which a file names; those of "
+        "this project and of Flower, and what is named on the command line, need no such word",
+    )
     parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
     return parser
@@ -239,8 +251,18 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     return overrides | dict(yaml_text.parse_override(text) for text in arguments.overrides)
 
 
-def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> None:
+def confirmed_by(arguments: argparse.Namespace) -> frozenset[str]:
+    """Gathers all texts that were typed as values; code or a cluster among them is confirmed."""
+    typed = [read_overrides(arguments), read_words(arguments.compare or ())]
+    named = [arguments.trust_strategy or (), arguments.check_strategy]
+    return frozenset(confirmation.texts_in([*typed, *named]))
+
+
+def run(
+    experiment: config.Config, confirmed: frozenset[str], *, resume: bool = False, verbose: bool
+) -> None:
     """Runs an experiment before the user's eyes."""
+    confirmation.check_confirmed(experiment, confirmed)
     import strategies
     from fl_vitlora.experiment import PausedError, silence
     from fl_vitlora.experiment import run as run_experiment
@@ -250,7 +272,7 @@ def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> No
 
     if not verbose:
         silence()
-    strategy = strategies.load_for(experiment)
+    strategy = strategies.load_for(experiment, confirmed)
     experiment = dataclasses.replace(
         experiment, out=experiment.out or str(default_path(experiment))
     )
@@ -273,7 +295,9 @@ def how_to_go_on(experiment: config.Config) -> str:
     from fl_vitlora.reporting.run_folder import CONFIG
 
     begun = (Path(str(experiment.out)) / CONFIG).exists()
-    return f"python simulate.py --resume {experiment.out} goes on" if begun else "nothing was begun"
+    flags = confirmation.flags_for(experiment)
+    command = f"python simulate.py --resume {experiment.out}{flags}"
+    return f"{command} goes on" if begun else "nothing was begun"
 
 
 @contextlib.contextmanager
@@ -327,11 +351,13 @@ def resume(arguments: argparse.Namespace) -> None:
                 f"--resume {folder}: {path} is {was} there, not {now}; a run goes on as it was "
                 f"begun (what may change: {', '.join(MAY_CHANGE)})"
             )
-    run(asked, resume=True, verbose=arguments.verbose)
+    run(asked, confirmed_by(arguments), resume=True, verbose=arguments.verbose)
 
 
-def compare(grid: Grid, *, verbose: bool) -> None:
+def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
     """Runs a comparison before the user's eyes."""
+    for cell in grid.cells:
+        confirmation.check_confirmed(cell.config, confirmed)
     import strategies
     from fl_vitlora import comparison
     from fl_vitlora.experiment import PausedError, silence
@@ -342,6 +368,7 @@ def compare(grid: Grid, *, verbose: bool) -> None:
     if not verbose:
         silence()
     folder = Path(grid.out) if grid.out else comparison.default_folder()
+    load = functools.partial(strategies.load_for, confirmed=confirmed)
     records = []
     try:
         with (
@@ -350,7 +377,7 @@ def compare(grid: Grid, *, verbose: bool) -> None:
         ):
             watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
             with pauses_on_signal(watch):
-                for record in comparison.compare(grid, folder, strategies.load_for, watch):
+                for record in comparison.compare(grid, folder, load, watch):
                     display.show_run(describe(record))
                     records.append(record)
     except PausedError as pause:
@@ -372,8 +399,11 @@ def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
     print(f"encrypted anew under key {name}: {len(shards)} shards")
 
 
-def check_strategy(chosen: config.StrategyConfig, *, verbose: bool) -> None:
+def check_strategy(
+    chosen: config.StrategyConfig, confirmed: frozenset[str], *, verbose: bool
+) -> None:
     """Holds a strategy to every rule of the contract, before the user's eyes."""
+    confirmation.check_strategy(chosen, confirmed)
     import strategies
     from fl_vitlora.experiment import silence
     from fl_vitlora.reporting.console import print_findings
@@ -416,7 +446,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_flags(vars(arguments))
     try:
         if arguments.check_strategy is not None:
-            check_strategy(read_strategy(arguments), verbose=arguments.verbose)
+            chosen = read_strategy(arguments)
+            check_strategy(chosen, confirmed_by(arguments), verbose=arguments.verbose)
             return
         if arguments.resume is not None:
             resume(arguments)
@@ -425,9 +456,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.rotate_key:
             rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)
         elif grid is not None:
-            compare(grid, verbose=arguments.verbose)
+            compare(grid, confirmed_by(arguments), verbose=arguments.verbose)
         else:
-            run(read_config(arguments), verbose=arguments.verbose)
+            run(read_config(arguments), confirmed_by(arguments), verbose=arguments.verbose)
     except UserError as error:
         fail(str(error), USER_MISTAKE)
     except RuntimeError as error:

@@ -6,6 +6,9 @@ Every node finds its configuration in what its operator gave to Flower:
 * the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where the
   folder of shards need hold no more than the encrypted test images.
 
+A strategy that is neither this project's nor Flower's is named there as well, ``trust-strategy``:
+the configuration may come from others, and alone it brings no code.
+
 Only owners ever hold the key; see `deploy/README.md` for a walk-through.
 """
 
@@ -13,9 +16,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -27,7 +30,7 @@ from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.data.shards import TEST_SHARD, client_shard, shard_metadata
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import client_settings
-from fl_vitlora.flower.aggregators import LoadStrategy, check_experiment, client_half
+from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, client_half
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.confidentiality import check_privacy
 from fl_vitlora.flower.simulation import choose_workers
@@ -37,6 +40,16 @@ from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.serving import Run, Watch, make_server
+
+TRUSTED = "trust-strategy"
+
+
+class LoadStrategy(Protocol):
+    """Makes the strategy of an experiment."""
+
+    def __call__(self, config: configuration.Config, confirmed: Collection[str]) -> AnyStrategy:
+        """Refuses code that is not known and not among the names that were confirmed."""
+        ...
 
 
 def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
@@ -60,7 +73,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
     device = choose_workers(config.engine.device, 1, most=1).device
     turns = policies.clients_turn(config)
-    strategy = client_half(load_strategy(config))
+    strategy = client_half(load_strategy(config, _confirmed(context.node_config)))
     check_codecs(config, strategy)
     return client_settings(config, shards, classes, device, strategy, with_key=turns)
 
@@ -83,7 +96,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
         )
         policies.check(config)
-        strategy = load_strategy(config)
+        strategy = load_strategy(config, _confirmed(context.run_config))
         asked, config = config, policies.for_strategy(config, client_half(strategy))
         check_experiment(strategy, config)
         check_privacy(config, strategy)
@@ -128,6 +141,11 @@ def _classes(context: Context, shards: Path) -> int:
             "there are: --run-config 'classes=10 ...'"
         )
     return classes
+
+
+def _confirmed(values: Mapping[str, Any]) -> list[str]:
+    """Reads which strategy the operator of this node trusts, if it is one from elsewhere."""
+    return [str(values[TRUSTED])] if TRUSTED in values else []
 
 
 def _given(values: Mapping[str, Any], name: str) -> str:

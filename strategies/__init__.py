@@ -2,7 +2,9 @@
 
 A file holds one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
 `flwr.serverapp.strategy.Strategy`. One that lives elsewhere is named as ``package.module:Class``.
-The files here, and the modules so named, are the only code that a run imports on a user's word.
+The files here, and the modules so named, are the only code that a run imports on a user's word. A
+module that only a file names, a configuration or a run folder, is imported on no word at all
+(`fl_vitlora.confirmation`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import Config
+from fl_vitlora.confirmation import check_strategy
 from fl_vitlora.errors import UserError, shown, unknown
 from fl_vitlora.settings import from_mapping
 
@@ -31,10 +34,19 @@ def available() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load_for(config: Config) -> AnyStrategy:
-    """Makes the strategy of an experiment; see `load`."""
+def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
+    """Makes the strategy of an experiment; see `load`.
+
+    Args:
+        config: The experiment, whoever wrote it.
+        confirmed: Names of strategies that the person in charge typed.
+
+    Raises:
+        UserError: When nobody confirmed code that it names, and as `load` does.
+    """
     from fl_vitlora.flower.sampling import cohort_size
 
+    check_strategy(config.strategy, confirmed)
     return load(
         config.strategy.name,
         config.strategy.options,

@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -242,6 +243,7 @@ class Ray:
                     configure_logging=self._verbose,
                     log_to_driver=self._verbose,
                     logging_level=logging.INFO if self._verbose else logging.CRITICAL,
+                    job_config=job_with_own_path(),
                     **(self._joining() if self.workers.address else self._starting()),
                 )
         except Exception as error:  # handed to the thread that waits
@@ -376,10 +378,43 @@ def _runs(process: int) -> bool:
 
 
 def _let_workers_import_this_package() -> None:
-    """Puts this very copy of the package first on the path that worker processes inherit."""
+    """Puts this very copy of the package first on the path that worker processes inherit.
+
+    They import nothing from the working directory for being started there (``python -P``).
+    """
     here = str(Path(__file__).resolve().parents[2])
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != here]
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def job_with_own_path() -> Any:
+    """Describes this program to Ray, so that workers import from where this program does.
+
+    Ray puts the working directory first on the path of every worker. In a folder of somebody else,
+    whatever is called ``torch.py`` there would be run. Here Ray does so only where this program
+    imports from its working directory itself.
+
+    Returns:
+        A `JobConfig`.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:  # then Ray leaves the path as it is
+            return not imports_from(Path.cwd())
+
+    return OwnPath()
+
+
+def imports_from(folder: Path) -> bool:
+    """Tells whether this program imports modules from a folder.
+
+    Example:
+        >>> imports_from(Path(__file__).parent)
+        False
+    """
+    return any(Path(place).resolve() == folder.resolve() for place in sys.path)
 
 
 def simulate(
