@@ -306,6 +306,12 @@ class Config:
     clients: int = setting(20, "how many hold a shard", "[1, inf)")
     rounds: int = setting(20, "of federated training", "[1, 1000000]")
     fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
+    max_client_share: float | None = setting(
+        None,
+        "largest weight of one client among those of a round, however many images it reports; no "
+        "limit if not given",
+        "(0, 1]",
+    )
     min_clients: int = setting(1, "updates without which a round, and the run, fails", "[1, inf)")
     budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
         None, "bytes, as 50MB: no round begins if one like the costliest before would overspend"

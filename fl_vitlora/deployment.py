@@ -17,6 +17,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,7 +76,8 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     turns = policies.clients_turn(config)
     strategy = client_half(load_strategy(config, _confirmed(context.node_config)))
     check_codecs(config, strategy)
-    return client_settings(config, shards, classes, device, strategy, with_key=turns)
+    settings = client_settings(config, shards, classes, device, strategy, with_key=turns)
+    return replace(settings, fresh_order=config.privacy.secure_aggregation)
 
 
 def make_server_app(load_strategy: LoadStrategy) -> ServerApp:

@@ -265,14 +265,16 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
 Ask = Callable[[frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
-def add_up(roster: Roster, masked: Mapping[int, Words], ask: Ask) -> tuple[Words, frozenset[int]]:
+def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, frozenset[int]]:
     """At the server: adds up masked vectors, with the help of those left if some dropped out.
 
-    Who does not answer when it is asked for seeds has dropped out as well.
+    A client that does not answer when it is asked for seeds has dropped out as well. The seeds with
+    a client that dropped out open its vector, so that vector is deleted before they are asked for.
 
     Args:
         roster: Of the sum.
-        masked: y of each participant whose vector arrived, uint32 (W,).
+        masked: y of each participant whose vector arrived, uint32 (W,); it is emptied, and the
+            caller keeps no other reference to the vectors.
         ask: The second exchange.
 
     Returns:
@@ -282,10 +284,14 @@ def add_up(roster: Roster, masked: Mapping[int, Words], ask: Ask) -> tuple[Words
         ValueError: When fewer than two are left, or vectors differ in length.
     """
     if len({len(vector) for vector in masked.values()}) > 1:
+        masked.clear()
         raise ValueError("the vectors of a sum differ in length")
     left, seeds = frozenset(masked), dict[int, Seeds]()
     while dropped := roster.clients - left:
+        for client in masked.keys() & dropped:
+            del masked[client]
         if len(left) < FEWEST_LEFT:
+            masked.clear()
             raise ValueError(
                 f"clients {sorted(dropped)} dropped out; {len(left)} left are too few for a "
                 "secure sum"
@@ -298,5 +304,5 @@ def add_up(roster: Roster, masked: Mapping[int, Words], ask: Ask) -> tuple[Words
     total = np.zeros(len(next(iter(masked.values()))), dtype=np.uint32)
     for client in sorted(left):
         known = {other: seeds[client][other] for other in roster.clients - left}
-        total += masked[client] - mask(client, known, len(total))
+        total += masked.pop(client) - mask(client, known, len(total))
     return total, left

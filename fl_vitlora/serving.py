@@ -42,6 +42,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.accounting import statement
 from fl_vitlora.flower.aggregators import Aggregator, AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.client_states import ClientStates, to_tree
+from fl_vitlora.flower.counts import largest_share
 from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.measuring import full_model_bytes
 from fl_vitlora.flower.server import Federation, RoundReport
@@ -59,6 +60,7 @@ from fl_vitlora.strategy import Update
 from fl_vitlora.training import local
 
 Line = dict[str, Any]
+MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3  # share of all images that is told, among so many clients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,7 @@ class Run:
         measured: The last measurements, by view of the test images.
         full_bytes: Of a downlink and an uplink message with the whole model, once measured.
         privacy: What the strategy's accountant says at the end, if it has one.
+        images: That each client greeted with.
         changes: What was another than before when the run went on, and after which round.
         secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
             whoever knows what noise was added can take it off again.
@@ -183,6 +186,7 @@ class Run:
     measured: Measured = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    images: dict[int, int] = field(default_factory=dict)
     changes: list[Line] = field(default_factory=list)
     secret_seed: int | None = field(default=None, repr=False)
     repeats_errors: bool = True
@@ -218,6 +222,8 @@ class Run:
         )
         evaluator = self._evaluator(transport)
         clients = transport.greet(self.config.clients)
+        self.images.update(clients)
+        self._warn_of_one()
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
         aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
         found = self._circumstances() if self.states is not None else None
@@ -252,6 +258,15 @@ class Run:
         told = aggregator.privacy() or statement(privacy, len(self.lines))
         self.privacy.update(told or {})
         return Outcome(model=final, begin=begin, end=end)
+
+    def _warn_of_one(self) -> None:
+        """Tells if one of several clients says that it holds most of all images."""
+        client, share = largest_share(self.images)
+        if share > MOST_OF_ALL and len(self.images) >= FEWEST_COMPARED:
+            self.watch.announce(
+                f"client {client} reports {share:.0%} of all images and weighs as much; "
+                "max_client_share bounds that"
+            )
 
     def _keep(
         self,
@@ -350,6 +365,9 @@ class Run:
             "attack": adversary.hostile(config),
             "faults": faults.unreliable(config),
             "client_ranks": list(client_ranks(config)),
+            "largest_share": dict(
+                zip(("client", "share"), largest_share(self.images), strict=True)
+            ),
             "secure_aggregation": self._told_of_sums(),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
             "trainable_parameters": count(self.trained),

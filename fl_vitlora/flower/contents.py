@@ -8,7 +8,6 @@ and sends, no more of each low-rank matrix than its rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -18,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
+from fl_vitlora.flower.counts import Counts, check_images, read_loss, read_steps
 from fl_vitlora.flower.holdings import Memory
 from fl_vitlora.flower.layouts import (
     frozen_of,
@@ -250,7 +250,13 @@ def write_update(
 
 
 def read_update(
-    content: RecordDict, layout: Layout, asked: Instruction, rank: int | None, population: int
+    content: RecordDict,
+    layout: Layout,
+    asked: Instruction,
+    rank: int | None,
+    *,
+    population: int,
+    expected: Counts,
 ) -> Update:
     """Reads at the server what `write_update` wrote.
 
@@ -260,6 +266,7 @@ def read_update(
         asked: What the client was asked.
         rank: Its own, if it has one.
         population: How many clients there are in all.
+        expected: What it must say of its images and steps.
 
     Raises:
         ValueError: When it is not a usable update.
@@ -272,15 +279,13 @@ def read_update(
     delta, report = (_filled(tensors, layout, rank) for tensors in (delta, report))
     refuse_absurd(delta, report)
     metrics = messages.metrics_of(content)
-    samples, steps = (int(messages.scalar(metrics, n)) for n in (messages.SAMPLES, messages.STEPS))
-    loss = messages.scalar(metrics, messages.LOSS)
-    if samples < 1 or steps < 1 or not math.isfinite(loss):
-        raise ValueError(f"it reports {samples} images, {steps} steps and a loss of {loss}")
+    check_images(metrics, expected)
+    steps, loss = read_steps(metrics, expected), read_loss(metrics)
     if messages.CLIPPING_NORM in asked.config:
         report = _norm_bit(metrics)
     return Update(
         client=asked.client,
-        samples=samples,
+        samples=expected.images,
         loss=loss,
         delta=delta,
         steps=steps,

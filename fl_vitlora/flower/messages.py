@@ -50,6 +50,7 @@ LOSS = "train_loss"  # as Flower's QFedAvg expects it
 NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
 EQUAL_WEIGHT = "equal-weight"  # is 1 for every client, so that strategies can weight by it
 VIEWS = "views"
+LARGEST_EXACT = 2.0**53  # up to which every whole number is a float
 ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
 
 
@@ -113,3 +114,15 @@ def scalar(metrics: MetricRecord, name: str) -> float:
     if isinstance(value, int | float) and not math.isinf(value):
         return value
     raise ValueError(f"message refused: metric {name!r} is {value!r}, not a number")
+
+
+def whole(metrics: MetricRecord, name: str) -> int:
+    """Reads one whole number of a metric record, to its last digit.
+
+    Raises:
+        ValueError: When it is missing, or anything but a whole number.
+    """
+    value = scalar(metrics, name)
+    if isinstance(value, int) or (abs(value) < LARGEST_EXACT and value.is_integer()):
+        return int(value)
+    raise ValueError(f"message refused: metric {name!r} is {value!r}, not a whole number")

@@ -26,6 +26,7 @@ from fl_vitlora.evaluation import Measured
 from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
+from fl_vitlora.flower.counts import Counts, limited, read_accuracy, read_images, read_loss
 from fl_vitlora.flower.failures import Failure, first_line, first_reasons
 from fl_vitlora.flower.holdings import Holdings
 from fl_vitlora.flower.measuring import message_bytes
@@ -126,7 +127,9 @@ class Transport:
         self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
         self._clients: dict[int, int] = {}  # node id -> client
-        self._images: dict[int, int] = {}  # client -> how many
+        self._images: dict[int, int] = {}  # client -> how many, as it greeted
+        self._test_images: dict[int, int] = {}  # client -> how many, as it first said
+        self._training = None if config is None else config.training
 
     @property
     def clipped(self) -> int | None:
@@ -159,10 +162,10 @@ class Transport:
             try:
                 content = self._end.open(NOBODY, reply.content)
                 metrics = messages.metrics_of(content)
-                client = int(messages.scalar(metrics, messages.CLIENT))
-                images = int(messages.scalar(metrics, messages.SAMPLES))
+                client = messages.whole(metrics, messages.CLIENT)
+                images = read_images(metrics)
                 if self._sums is not None:
-                    self._sums.greeted(client, images, content)
+                    self._sums.greeted(client, content)
             except ValueError as error:
                 raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
             if client in samples:
@@ -221,11 +224,12 @@ class Transport:
         asked = {one.client: one for one in sorted(instructions, key=lambda one: one.client)}
         self._plan = instructions[0].plan
         self.taken_apart = ()
+        weights = limited({c: self._images[c] for c in asked}, self._config.max_client_share)
         if self._sums is None:
             read, reasons = self._answers(server_round, asked, self._read_update)
-            updates = [read[client] for client in sorted(read)]
+            updates = [replace(read[client], samples=weights[client]) for client in sorted(read)]
         else:
-            updates, reasons = self._add_up(self._sums, server_round, asked)
+            updates, reasons = self._add_up(self._sums, server_round, asked, weights)
         for client, instruction in asked.items():
             if client in reasons:
                 self._holdings.missed(client)
@@ -237,15 +241,22 @@ class Transport:
         ]
 
     def _add_up(
-        self, sums: Sums, server_round: int, asked: Mapping[int, Instruction]
+        self,
+        sums: Sums,
+        server_round: int,
+        asked: Mapping[int, Instruction],
+        weights: Mapping[int, int],
     ) -> tuple[list[Update], Reasons]:
         """Asks for masked updates, of which it sees the sum alone."""
-        roster = sums.roster(server_round, list(asked))
+        roster = sums.roster(server_round, weights)
         contents, reasons = self._answers(
             server_round, asked, lambda asked, content: content, roster=roster
         )
         layout = self._layout.without(self._layout.ending_with(self._plan.frozen))
-        updates, others = sums.add_up(roster, contents, layout, self._ask_for_seeds)
+        expected = {client: self._expected(client) for client in asked}
+        updates, others = sums.add_up(
+            roster, contents, layout, self._ask_for_seeds, images=weights, expected=expected
+        )
         return updates, reasons | {client: (reason,) for client, reason in others.items()}
 
     def measure(
@@ -274,7 +285,10 @@ class Transport:
             for client in sorted(self._nodes)
         }
         measured, reasons = self._answers(
-            server_round, asked, lambda asked, content: read_measured(content, views), "evaluation"
+            server_round,
+            asked,
+            lambda asked, content: self._read_measured(asked.client, content, views),
+            "evaluation",
         )
         if reasons:
             failures = [Failure.of(server_round, client, *reasons[client]) for client in reasons]
@@ -404,8 +418,29 @@ class Transport:
     def _read_update(self, asked: Instruction, content: RecordDict) -> Update:
         """Reads an update, and sees to it that it keeps to its norm."""
         rank = rank_of(self._config, asked.client)
-        update = read_update(content, self._layout, asked, rank, len(self._nodes))
+        update = read_update(
+            content,
+            self._layout,
+            asked,
+            rank,
+            population=len(self._nodes),
+            expected=self._expected(asked.client),
+        )
         return self._end.bounded(update, self._norm(asked))
+
+    def _read_measured(
+        self, client: int, content: RecordDict, views: Sequence[str]
+    ) -> tuple[int, Measured]:
+        """Reads what a client measured, on as many images as it did the first time."""
+        images, measured = read_measured(content, views)
+        first = self._test_images.setdefault(client, images)
+        if images != first:
+            raise ValueError(f"it reports {images} test images; before it had {first}")
+        return images, measured
+
+    def _expected(self, client: int) -> Counts:
+        """Tells what the update of a client must state."""
+        return Counts.of(self._images[client], self._training)
 
     def _norm(self, asked: Instruction) -> float | None:
         """Tells to which norm a client clips its update, by its settings or as it was asked."""
@@ -516,13 +551,13 @@ def read_measured(content: RecordDict, views: Sequence[str]) -> tuple[int, Measu
     """Reads what one client measured: its number of test images, accuracy and loss by view.
 
     Raises:
-        ValueError: When a number is missing.
+        ValueError: When a number is missing, or cannot be one of these.
     """
     metrics = messages.metrics_of(content)
-    return int(messages.scalar(metrics, messages.SAMPLES)), {
+    return read_images(metrics), {
         view: (
-            messages.scalar(metrics, messages.ACCURACY_OF + view),
-            messages.scalar(metrics, messages.LOSS_OF + view),
+            read_accuracy(metrics, messages.ACCURACY_OF + view),
+            read_loss(metrics, messages.LOSS_OF + view),
         )
         for view in views
     }

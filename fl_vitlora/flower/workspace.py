@@ -47,6 +47,8 @@ class ClientSettings:
         config: The experiment; it names the client's key ring only where the client's side takes
             the key (`policies.clients_need_key`).
         strategy: Its client half.
+        fresh_order: Whether a client draws the order of its images anew for every training, from
+            the system's randomness, instead of deriving it from the run's seed.
     """
 
     shards: str
@@ -54,6 +56,7 @@ class ClientSettings:
     device: str
     config: Config
     strategy: Strategy
+    fresh_order: bool = False
 
     def __hash__(self) -> int:  # a config holds a mapping; equal settings have equal shards
         return hash((self.shards, self.classes, self.device))

@@ -110,8 +110,17 @@ def batches_of(
     """
     for _ in range(config.epochs):
         order = torch.randperm(images, generator=generator).to(device)
-        steps = math.ceil(images / config.batch_size)
-        yield from order.tensor_split(steps)
+        yield from order.tensor_split(steps_of(images, config) // config.epochs)
+
+
+def steps_of(images: int, config: TrainingConfig) -> int:
+    """Counts the optimiser steps of a round; they follow from the images and the plan alone.
+
+    Example:
+        >>> steps_of(40, TrainingConfig(epochs=2, batch_size=16))
+        6
+    """
+    return config.epochs * math.ceil(images / config.batch_size)
 
 
 def make_optimizer(

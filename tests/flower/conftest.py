@@ -104,7 +104,7 @@ def write_shards(
         parts=np.split(positions, np.cumsum(SIZES)[:-1]),
         test_parts=np.split(positions, np.cumsum(TEST_SIZES)[:-1]),
         holder=owner.key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=secret),
-        metadata={},
+        metadata={"classes": "10"},
     )
     return ClientSettings(
         shards=str(folder), classes=10, device="cpu", config=config, strategy=strategy or Unaided()

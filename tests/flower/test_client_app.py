@@ -48,7 +48,9 @@ class Clients:
             config, patch_size=4, image_shape=(3, 16, 16), secret=SECRET
         )
         self.grid = LocalGrid(make_client_app(lambda context: self.settings), len(SIZES))
-        self.transport = Transport(self.grid, self.initial(), Ledger(), timeout=1)
+        self.transport = Transport(
+            self.grid, self.initial(), Ledger(), config=self.settings.config, timeout=1
+        )
         self.transport.greet(len(SIZES))
 
     def initial(self) -> State:

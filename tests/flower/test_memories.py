@@ -70,7 +70,7 @@ class Clients:
             self.grid,
             self.initial,
             self.ledger,
-            config=self.config,
+            config=self.settings.config,
             sums=sums,
             timeout=1,
             repeats_errors=repeats_errors,

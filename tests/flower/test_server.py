@@ -79,7 +79,7 @@ class Loop:
         self.reports: list[RoundReport] = []
         self.asked: list[int] = []
         self.evaluated: list[State] = []
-        transport = Transport(grid, self.start, Ledger(), timeout=1)
+        transport = Transport(grid, self.start, Ledger(), config=settings.config, timeout=1)
         options: dict[str, Any] = {"rounds": 2, "fraction": 1.0, "seed": 0, **given}
         self.federation = Federation(
             transport=transport,

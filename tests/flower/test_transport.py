@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import Instruction
 from fl_vitlora.flower.failures import Failure
+from fl_vitlora.flower.folding import fold, unfold
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.flower.workspace import ClientSettings, workspace
 from fl_vitlora.global_model import GlobalModel
@@ -37,6 +39,9 @@ from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid, folds
 
 DIRECTIONS = ("downlink", "uplink")
 CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3}
+
+
+SAID: dict[str, Any] = {"num-examples": 12, "train_loss": 1.0, "steps": 2}  # by client 1
 
 
 @pytest.fixture
@@ -52,8 +57,8 @@ def ledger() -> Ledger:
 
 
 @pytest.fixture
-def transport(grid: LocalGrid, model: State, ledger: Ledger) -> Transport:
-    transport = Transport(grid, model, ledger, timeout=1)
+def transport(grid: LocalGrid, model: State, ledger: Ledger, settings: ClientSettings) -> Transport:
+    transport = Transport(grid, model, ledger, config=settings.config, timeout=1)
     assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
     return transport
 
@@ -97,6 +102,20 @@ def test_the_same_round_gives_the_same_bits_and_another_round_others(
     )
     assert all(torch.equal(first[name], again[name]) for name in model)
     assert not all(torch.equal(first[name], other[name]) for name in model)
+
+
+def test_a_client_that_draws_its_order_anew_never_gives_an_update_twice(
+    model: State, settings: ClientSettings
+):
+    """Nor does one whose images, client 2's, are all in one batch, where no order matters."""
+    fresh = replace(settings, fresh_order=True)
+    grid = LocalGrid(make_client_app(lambda context: fresh), len(SIZES))
+    transport = Transport(grid, model, Ledger(), config=settings.config, timeout=1)
+    transport.greet(len(SIZES))
+    first, again = (transport.exchange(1, instruct(model, 0, 1, 2))[0] for _ in range(2))
+    assert [update.samples for update in again] == list(SIZES)
+    for one, other in zip(first, again, strict=True):
+        assert l2_norm(subtract(one.delta, other.delta)) > 0.02 * l2_norm(one.delta)
 
 
 def test_frozen_tensors_are_neither_trained_nor_sent(
@@ -185,7 +204,7 @@ def test_an_absurd_number_is_refused_as_nan_is(
 ):
     said = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
     spoilt = {**said, "head.bias": torch.full_like(model["head.bias"], number)}
-    metrics = MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1})
+    metrics = MetricRecord({"num-examples": 12, "train_loss": 1.0, "steps": 2})
     states = {messages.ARRAYS: said, messages.REPORT: said, record: spoilt}
     packed = {name: messages.to_packed(state) for name, state in states.items()}
     foreign = ClientApp(mods=[folds])
@@ -362,6 +381,57 @@ def test_who_answered_while_nobody_could_look_is_heard(
     assert looks == [2]
 
 
+@pytest.mark.parametrize("claimed", [0, -1, 10**9 + 1, 2**62, 1.5, [3], math.nan])
+def test_a_greeting_with_an_absurd_number_of_images_is_refused(
+    grid: LocalGrid, model: State, claimed: Any
+):
+    app = grid.app
+
+    def boast(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        content, _, _ = unfold(reply.content)
+        content[messages.METRICS][messages.SAMPLES] = claimed
+        reply.content = fold(content, {}, {})
+        return reply
+
+    grid.app = boast  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=r"greets as no client of ours does: .*(images|number)"):
+        Transport(grid, model, Ledger(), timeout=1).greet(len(SIZES))
+
+
+def test_test_images_do_not_change_their_number(
+    transport: Transport, model: State, grid: LocalGrid
+):
+    transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
+    app = grid.app
+
+    def more(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        content, _, _ = unfold(reply.content)
+        content[messages.METRICS][messages.SAMPLES] = 10**6
+        reply.content = fold(content, {}, {})
+        return reply
+
+    grid.app = more  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="reports 1000000 test images; before it had 5"):
+        transport.measure(2, GlobalModel(tensors=model), [RIGHT_KEY])
+
+
+@pytest.mark.parametrize(("share", "weights"), [(None, [20, 12, 8]), (0.4, [13, 12, 8])])
+def test_no_client_weighs_more_than_its_largest_share(
+    grid: LocalGrid,
+    model: State,
+    settings: ClientSettings,
+    share: float | None,
+    weights: list[int],
+):
+    config = replace(settings.config, max_client_share=share)
+    transport = Transport(grid, model, Ledger(), config=config, timeout=1)
+    transport.greet(len(SIZES))
+    updates, _ = transport.exchange(1, instruct(model, 0, 1, 2))
+    assert [update.samples for update in updates] == weights
+
+
 def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: LocalGrid):
     grid.silent = {0, 2}
     grid.passed.clear()
@@ -377,39 +447,37 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         (RecordDict(), "carries no packed state"),
         (RecordDict({"metrics": MetricRecord({"num-examples": 3})}), "carries no packed state"),
         (None, "carries no metrics"),
-        (MetricRecord({"train_loss": 1.0}), "'num-examples' is None, not a number"),
-        (MetricRecord({"num-examples": 3, "train_loss": [1.0]}), "not a number"),
-        (MetricRecord({"num-examples": 0, "train_loss": 1.0, "steps": 1}), "reports 0 images"),
-        (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 0}), "0 steps"),
-        (MetricRecord({"num-examples": 3, "train_loss": math.nan, "steps": 1}), "a loss of nan"),
-        (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1}), "'norm_bit' is None"),
-        (
-            MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1, "norm_bit": 7}),
-            "reports a norm bit of 7",
-        ),
+        ({"train_loss": 1.0}, "'num-examples' is None, not a number"),
+        (SAID | {"train_loss": [1.0]}, "not a number"),
+        (SAID | {"num-examples": 0}, "reports 0 images; in its greeting it had 12"),
+        (SAID | {"num-examples": -12}, "reports -12 images"),
+        (SAID | {"num-examples": 13}, "reports 13 images"),
+        (SAID | {"num-examples": 2**62}, "reports 4611686018427387904 images"),
+        (SAID | {"num-examples": 12.5}, "12.5, not a whole number"),
+        (SAID | {"num-examples": math.nan}, "nan, not a whole number"),
+        (SAID | {"num-examples": [12]}, "not a number"),
+        (SAID | {"steps": 0}, "reports 0 steps, where its 12 images make 2"),
+        (SAID | {"steps": 3}, "reports 3 steps"),
+        (SAID | {"steps": 2**62}, "steps"),
+        (SAID | {"steps": 2.5}, "not a whole number"),
+        (SAID | {"train_loss": math.nan}, "a loss of nan"),
+        (SAID | {"train_loss": -0.1}, "a loss of -0.1"),
+        (SAID | {"train_loss": 1e30}, "a loss of 1e+30"),
+        (SAID | {"train_loss": math.inf}, "not a number"),
+        (SAID, "'norm_bit' is None"),
+        (SAID | {"norm_bit": 7}, "reports a norm bit of 7"),
     ],
-    ids=[
-        "empty",
-        "no state",
-        "no metrics",
-        "no count",
-        "a list",
-        "no image",
-        "no step",
-        "no number",
-        "no bit",
-        "not a bit",
-    ],
+    ids=lambda value: None if isinstance(value, RecordDict) else str(value)[-40:],
 )
 def test_a_malformed_reply_is_a_failure(
     transport: Transport,
     model: State,
     grid: LocalGrid,
-    content: RecordDict | MetricRecord | None,
+    content: RecordDict | dict[str, Any] | None,
     reason: str,
 ):
     if not isinstance(content, RecordDict):
-        metrics = {} if content is None else {"metrics": content}
+        metrics = {} if content is None else {"metrics": MetricRecord(content)}
         content = RecordDict({"arrays": messages.to_packed(model), **metrics})
     foreign, reply = ClientApp(mods=[folds]), content
 
@@ -539,8 +607,14 @@ def test_who_has_no_key_cannot_show_the_plain_images(transport: Transport, model
         ({}, "'num-examples' is None, not a number"),
         ({"num-examples": 3, "accuracy/right_key": 0.5}, "'loss/right_key' is None"),
         ({"num-examples": 3, "accuracy/right_key": [0.5], "loss/right_key": 1.0}, "not a number"),
+        ({"num-examples": 0, "accuracy/right_key": 0.5, "loss/right_key": 1.0}, "0 images"),
+        ({"num-examples": 2**62, "accuracy/right_key": 0.5, "loss/right_key": 1.0}, "images"),
+        ({"num-examples": 3, "accuracy/right_key": 1.5, "loss/right_key": 1.0}, "accuracy of 1.5"),
+        ({"num-examples": 3, "accuracy/right_key": -1, "loss/right_key": 1.0}, "accuracy of -1"),
+        ({"num-examples": 3, "accuracy/right_key": 0.5, "loss/right_key": -1.0}, "loss of -1"),
+        ({"num-examples": 3, "accuracy/right_key": math.nan, "loss/right_key": 1.0}, "of nan"),
     ],
-    ids=["nothing", "no count", "no loss", "a list"],
+    ids=lambda value: None if isinstance(value, dict) else str(value)[-30:],
 )
 def test_a_malformed_measurement_ends_the_run(
     transport: Transport,
