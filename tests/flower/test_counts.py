@@ -94,5 +94,9 @@ def node(folder: Path, *, secure: bool = False, name: str = "fedavg") -> Context
     config = load(None, given_settings)
     write_shards(folder, config, bytes(32))
     (folder / "config.yaml").write_text(to_yaml(config))
-    told = {"partition-id": 0, "shards": str(folder), "config": str(folder / "config.yaml")}
+    told: dict[str, Any] = {
+        "partition-id": 0,
+        "shards": str(folder),
+        "config": str(folder / "config.yaml"),
+    }
     return Context(1, 1, told, RecordDict(), {})

@@ -390,7 +390,7 @@ def test_a_greeting_with_an_absurd_number_of_images_is_refused(
     def boast(message: Message, context: Context) -> Message:
         reply = app(message, context)
         content, _, _ = unfold(reply.content)
-        content[messages.METRICS][messages.SAMPLES] = claimed
+        content.metric_records[messages.METRICS][messages.SAMPLES] = claimed
         reply.content = fold(content, {}, {})
         return reply
 
@@ -408,7 +408,7 @@ def test_test_images_do_not_change_their_number(
     def more(message: Message, context: Context) -> Message:
         reply = app(message, context)
         content, _, _ = unfold(reply.content)
-        content[messages.METRICS][messages.SAMPLES] = 10**6
+        content.metric_records[messages.METRICS][messages.SAMPLES] = 10**6
         reply.content = fold(content, {}, {})
         return reply
 
