@@ -13,6 +13,7 @@ import difflib  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+import textwrap  # noqa: E402
 from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
@@ -26,30 +27,31 @@ if TYPE_CHECKING:
     from fl_vitlora.serving import Watch
 
 LONGEST_LINE = 1000
+HELP_WIDTH = 74
 USER_MISTAKE, RUN_FAILED, RULE_BROKEN, INTERRUPTED = 2, 1, 1, 130
 
 FLAGS = {
-    "--clients": ("clients", "how many hold a shard of encrypted images (20)"),
-    "--rounds": ("rounds", "rounds of federated training (20)"),
-    "--fraction": ("fraction", "share of the clients that train in a round (1.0)"),
-    "--min-clients": ("min_clients", "updates without which a round, and the run, fails (1)"),
-    "--strategy": ("strategy.name", "a file in strategies/ or package.module:Class (fedavg)"),
+    "--clients": ("clients", "Number of clients; each holds a shard of encrypted images (20)"),
+    "--rounds": ("rounds", "Number of rounds of federated training (20)"),
+    "--fraction": ("fraction", "Share of the clients that train in a round (1.0)"),
+    "--min-clients": ("min_clients", "Fewest usable updates that a round needs (1)"),
+    "--strategy": ("strategy.name", "A file in strategies/ or package.module:Class (fedavg)"),
     "--method": ("finetuning.method", "lora+patch_embed, lora, head or full (lora+patch_embed)"),
     "--dataset": ("data.name", "digits, a Hugging Face data set, or a local path (digits)"),
     "--model": ("model.name", "vit_letters_16 or any timm ViT (vit_letters_16)"),
     "--partition": ("data.partition", "dirichlet, iid, pathological or shard (dirichlet)"),
-    "--budget": ("budget", "bytes that a run may send, as 50MB (no limit)"),
-    "--target-accuracy": ("target_accuracy", "report when it was first reached, as 0.95 (none)"),
-    "--seed": ("seed", "of everything random but the owner's secret (0)"),
-    "--checkpoint-every": (
-        "checkpoint_every",
-        "rounds from one state that a run can go on from to the next (1)",
+    "--budget": ("budget", "Bytes that the run may send, for example 50MB (no limit)"),
+    "--target-accuracy": (
+        "target_accuracy",
+        "Tell after how many bytes this test accuracy was first reached, for example 0.95 (none)",
     ),
-    "--out": ("out", "run or grid folder (a new one under runs/)"),
+    "--seed": ("seed", "Seed of everything random except the owner's secret (0)"),
+    "--checkpoint-every": ("checkpoint_every", "Number of rounds between two checkpoints (1)"),
+    "--out": ("out", "Folder of the run or of the comparison (a new one under runs/)"),
     "--device": ("engine.device", "auto, cpu or cuda (auto)"),
-    "--cohort": ("engine.cohort", "clients that a worker trains in one batch (an eighth)"),
-    "--workers": ("engine.workers", "client processes (one a core, up to four a GPU)"),
-    "--ray-address": ("engine.ray_address", "of a running Ray cluster (one is started here)"),
+    "--cohort": ("engine.cohort", "Clients that a worker trains in one batch (an eighth)"),
+    "--workers": ("engine.workers", "Number of worker processes (one a core, up to four a GPU)"),
+    "--ray-address": ("engine.ray_address", "Address of a running Ray cluster (start Ray here)"),
 }
 
 TEXTS = {  # taken as they are typed
@@ -76,36 +78,40 @@ EXAMPLES = """examples:
       the main job: 20 clients, encrypted digits, LoRA + patch embedding
   python simulate.py --method full --seed 1
       the same with full fine-tuning, for comparison
-  python simulate.py --set encryption.steps=[]
+  python simulate.py --set 'encryption.steps=[]'
       the same on plain images
   python simulate.py --strategy fedprox --set strategy.mu=0.1
       another strategy and its parameter
-  python simulate.py --strategy flwr.serverapp.strategy:FedAdam --set strategy.eta=0.01
+  python simulate.py --strategy flwr.serverapp.strategy:FedAdam \\
+    --set strategy.eta=0.01
       any strategy of Flower, unmodified
   python simulate.py --config configs/thousand_fold.yaml
-      a thousandth of the bytes: coded tensors, both ways
-  python simulate.py --set compression.uplink=int4 --budget 5MB --target-accuracy 0.9
-      other codecs; no round that would overspend; when 90 % were reached
+      a thousandth of the bytes: compressed tensors in both directions
+  python simulate.py --set compression.uplink=int4 --budget 5MB \\
+    --target-accuracy 0.9
+      other codecs, a limit on bytes, and the bytes until 90 % accuracy
   python simulate.py --check-strategy my_idea --set strategy.rate=0.5
-      whether strategies/my_idea.py keeps the contract, rule by rule, in seconds
+      test strategies/my_idea.py against the contract, rule by rule, in seconds
   python simulate.py --config configs/cifar10_vit_base.yaml
       ViT-B/16 on CIFAR-10, for a machine with a GPU
 
   python simulate.py --resume runs/NAME
-      a run that was broken off goes on, to the same bits
+      continue an interrupted run, to the same bits
 
   python simulate.py --rotate-key runs/NAME/shards
-      the owner's part: a new secret, and all shards encrypted anew under it
+      for the data owner: draw a new secret and encrypt all shards under it
 
 comparisons:
-  python simulate.py --compare head lora lora+patch_embed full --seeds 0 1 2 3 4
-      four methods, five seeds each: a table, pictures and all runs in one folder
-  python simulate.py --compare head lora encryption.steps=[],[pixel_shuffling],EtC
+  python simulate.py --compare head lora lora+patch_embed full --seeds 0-4
+      four methods with five seeds each: a table, plots and all runs in a folder
+  python simulate.py --compare head lora \\
+    'encryption.steps=[],[pixel_shuffling],EtC'
       every combination of two methods and three encryptions
-  python simulate.py --config configs/grids/default_job.yaml --out runs/default_job
-      a comparison from a file; the same command again goes on where it was broken off
+  python simulate.py --config configs/grids/default_job.yaml \\
+    --out runs/default_job
+      a comparison from a file; the same command again continues it
 
-all settings, for --set and for YAML files (with their defaults):
+all settings with their defaults, for --set PATH=VALUE and for YAML files:
 """
 
 
@@ -134,21 +140,17 @@ def fail(message: str, code: int) -> NoReturn:
 
 def make_parser() -> Parser:
     """Describes the command line."""
-    explained = "".join(
-        f"  {path:<30} {'' if default is None else plain(default):<18} {explanation}\n"
-        for path, default, explanation in settings.explanations(config.Config)
-    )
     parser = Parser(
         prog="simulate.py",
-        description=__doc__,
-        epilog=EXAMPLES + explained,
+        description=textwrap.fill(str(__doc__), HELP_WIDTH),
+        epilog=EXAMPLES + explained(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for flag, (path, explanation) in FLAGS.items():
         parser.add_argument(flag, dest=path, metavar="VALUE", help=explanation)
     parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file of settings; flags override it"
+        "--config", metavar="FILE", help="Read settings from a YAML file; flags override it"
     )
     parser.add_argument(
         "--set",
@@ -156,41 +158,57 @@ def make_parser() -> Parser:
         metavar="PATH=VALUE",
         action="append",
         default=[],
-        help="any setting, for example training.epochs=2; may be given several times",
+        help="Set any setting, for example training.epochs=2; may be given several times",
     )
     parser.add_argument(
         "--compare",
         metavar="AXIS",
         nargs="+",
-        help="methods, or PATH=V1,V2,... for any setting; several are combined",
+        help="Compare methods or strategies by their names, or PATH=V1,V2,... for any setting; "
+        "several axes are combined",
     )
     parser.add_argument(
-        "--seeds", metavar="SEED", nargs="+", help="run everything with each of these"
+        "--seeds",
+        metavar="SEED",
+        nargs="+",
+        help="Run everything with each of these seeds: 0 1 2, 0,1,2 or 0-2",
     )
     parser.add_argument(
         "--resume",
         metavar="RUN",
         type=Path,
-        help="go on with the run of this folder from its last checkpoint, to the same bits; Ctrl-C "
-        "ends a run, or a comparison, after its round, a second one at once",
+        help="Continue the run in this folder from its last checkpoint, to the same bits. Ctrl-C "
+        "ends a run or a comparison after the current round; a second Ctrl-C ends it at once",
     )
     parser.add_argument(
         "--rotate-key",
         metavar="PLACE",
         nargs="+",
         type=Path,
-        help="draw a new secret and encrypt shards, or folders of shards, anew; trains nothing; "
-        "encryption.key_file names the ring, which keeps its old secrets",
+        help="Draw a new secret and encrypt shards, or folders of shards, again under it; trains "
+        "nothing. encryption.key_file names the key ring, which keeps its old secrets",
     )
     parser.add_argument(
         "--check-strategy",
         metavar="NAME",
-        help="list the parameters of a strategy, named as for --strategy, and hold it to the rules "
-        "of the contract; runs nothing",
+        help="Show the parameters of a strategy, named as for --strategy, and test it against the "
+        "rules of the contract; runs nothing",
     )
-    parser.add_argument("--verbose", action="store_true", help="let Flower and Ray speak")
+    parser.add_argument(
+        "--verbose", action="store_true", help="Show the messages of Flower and Ray"
+    )
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
     return parser
+
+
+def explained() -> str:
+    """Lists every setting with its default, folded to 80 columns."""
+    lines = []
+    for path, default, explanation in settings.explanations(config.Config):
+        told = "" if default in (None, "") else f" = {plain(default)}"
+        folded = textwrap.wrap(explanation, HELP_WIDTH, break_long_words=False)
+        lines += [f"  {path}{told}", *(f"      {line}" for line in folded)]
+    return "\n".join(lines) + "\n"
 
 
 def plain(value: Any) -> str:

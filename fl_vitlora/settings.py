@@ -58,10 +58,10 @@ def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, st
 
 
 def _told_choices(hint: Any) -> str:
-    """Lists the values of a setting that knows but a few."""
+    """Lists the values of a setting that has only a few."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
-    return f" ({', '.join(choices)})" if choices else ""
+    return f" Choices: {', '.join(choices)}." if choices else ""
 
 
 def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:

@@ -137,12 +137,14 @@ def test_help_explains_every_setting() -> None:
         text=True,
         check=True,
     )
+    told = " ".join(done.stdout.split())
     missing = [
         (path, explanation)
         for path, _, explanation in settings.explanations(config.Config)
-        if path not in done.stdout or explanation not in done.stdout
+        if f" {path} " not in told or " ".join(explanation.split()) not in told
     ]
     assert missing == []
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     assert all(flag in done.stdout for flag in simulate.FLAGS)
 
 
