@@ -19,8 +19,9 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
 from fl_vitlora import __version__, config, settings, yaml_text  # noqa: E402
+from fl_vitlora.abbreviations import flags_meant, meant  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
-from fl_vitlora.grid import Grid, is_grid, read_grid, read_words  # noqa: E402
+from fl_vitlora.grid import Grid, is_grid, is_several, read_grid, read_seeds, read_words  # noqa: E402
 from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
 
 if TYPE_CHECKING:
@@ -124,9 +125,19 @@ class Parser(argparse.ArgumentParser):
         if not words:
             fail(f"{message}'' (see --help)", USER_MISTAKE)
         wrong = words[0]
-        near = difflib.get_close_matches(wrong.partition("=")[0], self._option_string_actions, n=1)
-        hint = f"; did you mean {near[0]}?" if wrong.startswith("-") and near else ""
+        near = self._nearest(wrong.partition("=")[0]) if wrong.startswith("-") else []
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        if not wrong.startswith("-"):
+            hint = "; --compare takes several values of a setting, and --seeds several seeds"
         fail(f"{message}{hint} (see --help)", USER_MISTAKE)
+
+    def _nearest(self, wrong: str) -> list[str]:
+        """Finds the flags that may have been meant, or the settings that have no flag."""
+        of_path = {path: flag for flag, (path, _) in FLAGS.items()}
+        paths = meant(wrong.lstrip("-"), config.paths())
+        found = [of_path.get(path) or f"--set {path}=VALUE" for path in paths]
+        close = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
+        return found or flags_meant(wrong) or close
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -225,9 +236,11 @@ def read_comparison(arguments: argparse.Namespace) -> Grid | None:
     """Does the same for a comparison, if one is asked for by flags or by the file."""
     tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
     if arguments.compare:
-        tree["compare"] = read_words(arguments.compare)
+        import strategies
+
+        tree["compare"] = read_words(arguments.compare, strategies.available())
     if arguments.seeds:
-        tree["seeds"] = [yaml_text.parse_value(seed, "--seeds") for seed in arguments.seeds]
+        tree["seeds"] = read_seeds(arguments.seeds)
     return read_grid(tree, read_overrides(arguments)) if is_grid(tree) else None
 
 
@@ -246,6 +259,8 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """Gathers flags and `--set`, the later over the earlier."""
     given = vars(arguments)
     overrides: dict[str, Any] = {}
+    if given["seed"] is not None and is_several(given["seed"]):
+        raise UserError(f"--seed {given['seed']} names several seeds: --seeds {given['seed']}")
     for flag, (path, _) in FLAGS.items():
         if given[path] is not None and path in TEXTS:
             overrides[path] = given[path]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl_vitlora.errors import UserError, unknown
-from fl_vitlora.settings import from_mapping, setting, to_list
+from fl_vitlora.settings import explanations, from_mapping, setting, to_list
 from fl_vitlora.units import Bytes
 from fl_vitlora.yaml_text import read_yaml, write_yaml
 
@@ -44,7 +45,7 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "PE": ("pixel_negative_positive", "pixel_colour_shuffling"),
 }
 
-# Groups of settings that may be given by one text, and which of them that is.
+# Groups of settings that may be given by one value, and the setting that gets it.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
@@ -472,11 +473,41 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     """
     whole = _spell_out(copy.deepcopy(dict(tree)))
     for dotted, value in overrides.items():
-        short = None if isinstance(value, Mapping) else SHORT.get(dotted.rpartition(".")[2])
-        _graft(whole, f"{dotted}.{short}" if short else dotted, value)
-    config = from_mapping(Config, _gather_strategy_options(_spell_out(whole)))
+        _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
+    spelt_out = _gather_strategy_options(_spell_out(whole))
+    _check_names(Config, spelt_out)
+    config = from_mapping(Config, spelt_out)
     _check_lists(config)
     return config
+
+
+@functools.cache
+def paths() -> tuple[str, ...]:
+    """Lists the dotted paths of all settings."""
+    return tuple(path for path, _, _ in explanations(Config))
+
+
+def full_path(dotted: str) -> str:
+    """Writes out the path of a group that is given by one value.
+
+    Example:
+        >>> full_path("compression.uplink"), full_path("clients")
+        ('compression.uplink.codec', 'clients')
+    """
+    group, _, last = dotted.rpartition(".")
+    whole = f"{dotted}.{SHORT.get(last, '')}"
+    wraps = last == "strategy" and f"{group}.".startswith("strategy.")
+    return whole if wraps or whole in paths() else dotted
+
+
+def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
+    """Says that there is no such setting, and which one may have been meant.
+
+    Args:
+        dotted: What was written.
+        siblings: The settings of the same group; all settings if not given.
+    """
+    return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -553,6 +584,16 @@ def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in strategy.items() if key != "name"}
     name = {"name": strategy["name"]} if "name" in strategy else {}
     return {**tree, "strategy": {**name, "options": own}}
+
+
+def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> None:
+    """Refuses settings that do not exist; the answer looks for them in all groups."""
+    hints = typing.get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints:
+            raise unknown_setting(f"{path}{key}", [f"{path}{name}" for name in hints])
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _check_names(hints[key], value, f"{path}{key}.")
 
 
 def _check_lists(config: Config) -> None:
