@@ -102,7 +102,7 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
         linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         raise UserError(
             f"LoRA finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "
-            "choose others: --set finetuning.targets=[q,v]"
+            "choose others: --set 'finetuning.targets=[q,v]'"
         )
     return layer
 
