@@ -130,14 +130,17 @@ def is_grid(tree: Settings) -> bool:
     return not {"compare", "seeds"}.isdisjoint(tree)
 
 
-def read_words(words: Iterable[str], strategies: Sequence[str] = ()) -> dict[str, list[Any]]:
+def read_words(
+    words: Iterable[str], strategies: Sequence[str] | None = None
+) -> dict[str, list[Any]]:
     """Reads the axes of a command line as a YAML file would give them.
 
     A bare word is a method, the name of a strategy, or a scheme of encryption.
 
     Args:
         words: As they were typed.
-        strategies: Names of strategies; ``package.module:Class`` is one in any case.
+        strategies: Names of strategies, if they are known; ``package.module:Class`` is one in any
+            case.
 
     Example:
         >>> read_words(["head", "lora", "encryption.steps=[],EtC"])
@@ -163,7 +166,7 @@ def _protect_commas(values: str) -> str:
     return CALL.sub(lambda call: json.dumps(call[0]), values)
 
 
-def _axis_of_word(value: Any, strategies: Sequence[str]) -> str:
+def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
     """Finds the axis of a bare word.
 
     Raises:
@@ -172,7 +175,7 @@ def _axis_of_word(value: Any, strategies: Sequence[str]) -> str:
     methods, schemes = _choices_of(METHOD), list(SCHEMES)
     if value in methods or not isinstance(value, str):
         return METHOD
-    if value in strategies or ":" in value:
+    if value in (strategies or ()) or ":" in value:
         return "strategy"
     if value in schemes:
         return "encryption.steps"
@@ -182,6 +185,8 @@ def _axis_of_word(value: Any, strategies: Sequence[str]) -> str:
                 f"--compare {value}: expected {METHOD}, a strategy or an axis; {value} is a value "
                 f"of {path}: --compare {path}={value},..."
             )
+    if strategies is None:
+        return METHOD
     raise unknown(f"{METHOD} or strategy", value, [*methods, *schemes, *strategies])
 
 

@@ -5,6 +5,7 @@ Whatever can be wrong with an experiment is found out here, before anything is w
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,12 +153,15 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
             beside them is adapted to the old key, or a run with them is not at its end; before
             anything is changed.
     """
-    shards = [path for place in places for path in owner.find_shards(place)]
+    found = [path for place in places for path in owner.find_shards(place)]
+    shards = list({path.resolve(): path for path in found}.values())  # each once, however named
+    owner.check_all_described(places, shards)
     for folder in {path.parent for path in shards}:
         if is_under_way(folder.parent):
             raise UserError(
                 f"{folder.parent} is not at its end, and a run goes on with its key only; finish "
-                f"it first, --resume {folder.parent}, or move its shards elsewhere"
+                f"it first, --resume {shlex.quote(str(folder.parent))}, or move its shards "
+                "elsewhere"
             )
         if adapted_to(folder / READER_FILE):
             raise UserError(

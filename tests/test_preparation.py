@@ -17,6 +17,7 @@ from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import rotate_key
+from fl_vitlora.sealed import read_sealed, write_sealed
 
 
 @pytest.fixture
@@ -103,3 +104,67 @@ def test_shards_beside_a_model_that_is_adapted_to_their_key_are_refused(
         rotate_key(config, [shards])
     assert (tmp_path / "owner.key").read_bytes() == before
     assert names(shards) == {old}
+
+
+WRONG = {
+    "steps": ["", "xor", "pixel_shuffling,pixel_shuffling", "pixel_shuffling, EtC", "\n"],
+    "block_size": ["four", "0", "-4", "4.0", "3", "32", "", "1e1", "9" * 40, "\u0664"],
+    "fixed_blocks": ["one", "-1", "17", ""],
+    "fixed_entries": ["one", "-1", "49", ""],
+    "scope": ["clients", "", "Shared", "shared,client"],
+    "seed": ["none", "-1", "0.5", ""],
+    "party": ["client", "client -1", "client one", "", "tester", "client 1 "],
+    "part": ["training", "", "Test"],
+    "key_id": ["0123456789abcdef", "no key", "\x1b[2J"],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in WRONG.items() for value in (*values, None)],
+)
+def test_a_shard_with_wrong_metadata_is_refused_by_field_before_anything_changes(
+    config: Config, tmp_path: Path, field: str, value: str | None
+) -> None:
+    shards = tmp_path / "run" / "shards"
+    path = shards / client_shard(1)
+    tensors, metadata = read_sealed(path)
+    changed = {name: told for name, told in metadata.items() if name != field}
+    write_sealed(path, tensors, changed if value is None else changed | {field: value})
+    before = {path: path.read_bytes() for path in (*shards.iterdir(), tmp_path / "owner.key")}
+    with pytest.raises(UserError) as caught:
+        rotate_key(config, [shards])
+    told = {"key_id": "no key" if value else "encrypted"}.get(field, field)
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 16, 18), (20, 3, 6, 16), (20, 0, 16, 16), (20, 3, 0, 0)])
+def test_images_that_do_not_fit_the_metadata_are_refused(
+    config: Config, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / "run" / "shards" / client_shard(1)
+    _, metadata = read_sealed(path)
+    images, labels = torch.zeros(shape, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64)
+    write_sealed(path, {"images": images, "labels": labels}, metadata)
+    with pytest.raises(UserError, match=f"shard {path}: (block_size|images of shape)"):
+        rotate_key(config, [tmp_path / "run"])
+
+
+def test_a_shard_that_is_named_twice_is_encrypted_anew_once(config: Config, tmp_path: Path) -> None:
+    """Twice over, the second time would decrypt with a key that it is not under any more."""
+    shards = tmp_path / "run" / "shards"
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    places = [tmp_path / "run", shards / client_shard(0), tmp_path / "link"]
+    ring = open_ring(tmp_path / "owner.key")
+    plain = decrypted(config, shards / client_shard(0), ring.current)
+    rotate_key(config, places)
+    now = open_ring(tmp_path / "owner.key").current
+    assert torch.equal(decrypted(config, shards / client_shard(0), now), plain)
+
+
+def decrypted(config: Config, path: Path, secret: bytes) -> torch.Tensor:
+    """Opens the shard of client 0."""
+    holder = key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=secret)
+    return holder.decrypt(open_shard(path).images, "client 0")

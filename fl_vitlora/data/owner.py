@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from fl_vitlora.config import Config
+from fl_vitlora.data.descriptions import read_description
 from fl_vitlora.data.shards import (
+    CLIENT_SHARDS,
     TEST_SHARD,
     Shard,
     client_shard,
@@ -201,6 +203,20 @@ def find_shards(place: Path) -> dict[Path, dict[str, str]]:
     return shards
 
 
+def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
+    """Checks that no shard in a folder was passed over because it does not say whose it is.
+
+    Raises:
+        UserError: When one was, by its name.
+    """
+    known = {path.resolve() for path in shards}
+    for folder in (path for place in places for path in (place, place / "shards")):
+        named = [*folder.glob(CLIENT_SHARDS), *folder.glob(TEST_SHARD)]
+        for path in sorted(named):
+            if path.resolve() not in known:
+                raise UserError(f"shard {path} does not say its party; write the shard anew")
+
+
 def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
     """Finds the key that each shard was encrypted under.
 
@@ -276,21 +292,12 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
     shard, metadata = read_shard(path)
     if not metadata.get("key_id"):
         raise UserError(f"shard {path} is not encrypted")
+    told = read_description(path, metadata, tuple(shard.images.shape[1:]))
     try:
-        cipher = Cipher(
-            steps=tuple(metadata["steps"].split(",")),
-            block_size=int(metadata["block_size"]),
-            image_shape=tuple(shard.images.shape[1:]),  # type: ignore[arg-type]
-            fixed_blocks=int(metadata["fixed_blocks"]),
-            fixed_entries=int(metadata["fixed_entries"]),
-            per_block=metadata["scope"] == "block",
-        )
-        scope, seed = metadata["scope"], int(metadata["seed"])
-        _ = metadata["party"], metadata["part"]  # needed later, missed now
-    except KeyError as missing:
-        raise UserError(f"shard {path} does not say its {missing.args[0]}; write it anew") from None
-    secret = ring.find(metadata["key_id"])
-    return KeyHolder(cipher=cipher, secret=secret, scope=scope, seed=seed)  # type: ignore[arg-type]
+        secret = ring.find(metadata["key_id"])
+    except UserError as error:
+        raise UserError(f"shard {path}: {error}") from None
+    return KeyHolder(cipher=told.cipher, secret=secret, scope=told.scope, seed=told.seed)
 
 
 def _part(metadata: Mapping[str, str]) -> Part:
