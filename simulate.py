@@ -14,6 +14,7 @@ import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import textwrap  # noqa: E402
+import threading  # noqa: E402
 from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
@@ -313,8 +314,12 @@ def how_to_go_on(experiment: config.Config) -> str:
 def pauses_on_signal(watch: Watch) -> Iterator[None]:
     """Lets the first signal to end a run do so after its round; the next at once.
 
-    Before a run's first round there is nothing to wait for, and the first does so at once.
+    Before a run's first round there is nothing to wait for, and the first does so at once. Python
+    sets handlers in its main thread only, so that a run in another thread goes without.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def heed(number: int, frame: object) -> None:
         if watch.pause.is_set() or not watch.training.is_set():

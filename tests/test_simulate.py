@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -184,6 +185,40 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
     assert done.returncode == code
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_a_terminal_of_another_encoding_gets_help_tables_and_mistakes(encoding: str) -> None:
+    show = (
+        "import simulate; from fl_vitlora.reporting.output import outlive_readers\n"
+        "from rich.console import Console\n"
+        "outlive_readers(); Console().print('95.6 \\u00b1 0.5 \\u2013 \\u65e5')\n"
+        "simulate.make_parser().print_help(); simulate.main(['--set', 'clients=\\u65e5'])"
+    )
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", show],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 2, err
+    assert out.splitlines()[0] in ("95.6 +- 0.5 - \\u65e5", "95.6 ± 0.5 - \\u65e5")
+    assert "encryption.steps" in out
+    assert err == "simulate.py: clients: expected a whole number, got '\\u65e5'\n"
+
+
+def test_a_file_does_not_take_the_place_of_an_output_that_is_closed() -> None:
+    show = (
+        "import os; os.close(1); os.close(0)\n"
+        "from fl_vitlora.reporting.output import open_standard_files; open_standard_files()\n"
+        "raise SystemExit(os.open('simulate.py', os.O_RDONLY))"
+    )
+    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode > 2
+
+
 def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "experiment.yaml"
     file.write_text("clients: 7\nrounds: 3\nstrategy: fedprox\n")
@@ -259,6 +294,19 @@ def test_the_first_signal_lets_the_round_end_and_the_second_does_not(
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
+
+
+def test_a_run_in_another_thread_goes_without_handlers_of_signals() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def run() -> None:
+        with simulate.pauses_on_signal(watched()):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
 
 
 def test_before_the_first_round_the_first_signal_ends_a_run() -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.quiet import silence
+from fl_vitlora.flower.session_folder import session_folder
 
 if TYPE_CHECKING:
     from fl_vitlora.training.memory import Memory
@@ -181,6 +182,7 @@ class Ray:
         self._seated: Workers | None = None  # whom the actors were made for
         self._verbose = verbose
         self._error: Exception | None = None
+        self._folder = contextlib.ExitStack()
         self._up, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
         self._thread.start()
@@ -193,6 +195,8 @@ class Ray:
                 self._error
             )
         if self._error is not None:
+            if isinstance(self._error, UserError):
+                raise self._error
             raise RuntimeError(f"Ray does not start: {self._error}") from self._error
 
     def actors_for(self, workers: Workers) -> list[Any]:
@@ -250,10 +254,12 @@ class Ray:
         self._ended.wait()
         if self._error is None:
             ray.shutdown()  # a Ray that was joined goes on, without this program's workers
+        self._folder.close()
 
     def _starting(self) -> dict[str, Any]:
         """Says what a Ray of one's own is to be."""
         return {
+            **self._folder.enter_context(session_folder()),
             "address": "local",  # whatever else runs on this machine
             "num_cpus": self.workers.count,
             "num_gpus": self.workers.gpus,
