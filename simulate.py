@@ -11,6 +11,7 @@ import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import difflib  # noqa: E402
 import os  # noqa: E402
+import shlex  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import textwrap  # noqa: E402
@@ -188,7 +189,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        type=Path,
+        type=place,
         help="Continue the run in this folder from its last checkpoint, to the same bits. Ctrl-C "
         "ends a run or a comparison after the current round; a second Ctrl-C ends it at once",
     )
@@ -196,7 +197,7 @@ def make_parser() -> Parser:
         "--rotate-key",
         metavar="PLACE",
         nargs="+",
-        type=Path,
+        type=place,
         help="Draw a new secret and encrypt shards, or folders of shards, again under it; trains "
         "nothing. encryption.key_file names the key ring, which keeps its old secrets",
     )
@@ -211,6 +212,11 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
     return parser
+
+
+def place(text: str) -> Path:
+    """Reads a path of the command line; a shell leaves the ``~`` of ``--resume=~/run`` as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - as a shell, where no home is known
 
 
 def explained() -> str:
@@ -290,7 +296,12 @@ def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> No
     )
     try:
         with RunDisplay(experiment.rounds) as display:
-            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            watch = Watch(
+                announce=display.announce,
+                note=display.note,
+                show_round=display.show_round,
+                verbose=verbose,
+            )
             with pauses_on_signal(watch):
                 result, folder = run_experiment(experiment, strategy, watch, STARTED, resume=resume)
     except PausedError as pause:
@@ -307,7 +318,8 @@ def how_to_go_on(experiment: config.Config) -> str:
     from fl_vitlora.reporting.run_folder import CONFIG
 
     begun = (Path(str(experiment.out)) / CONFIG).exists()
-    return f"python simulate.py --resume {experiment.out} goes on" if begun else "nothing was begun"
+    folder = shlex.quote(str(experiment.out))
+    return f"python simulate.py --resume {folder} goes on" if begun else "nothing was begun"
 
 
 @contextlib.contextmanager
@@ -346,26 +358,35 @@ def resume(arguments: argparse.Namespace) -> None:
     """Goes on with a run; one that is at its end is shown."""
     from fl_vitlora.checkpoints.logbook import remove as remove_checkpoints
     from fl_vitlora.reporting.console import print_result
-    from fl_vitlora.reporting.run_folder import find_run
+    from fl_vitlora.reporting.run_folder import find_run, located
 
     folder = arguments.resume
     begun, result = find_run(folder)
-    if result is not None:
-        remove_checkpoints(folder)  # it may have been killed just before it did
-        print_result(result, str(folder))
-        return
     overrides = read_overrides(arguments) | {"out": str(folder)}
     if arguments.config:
         asked = config.load(arguments.config, overrides)
     else:
         asked = config.resolve(config.to_mapping(begun), overrides)
-    for path, (was, now) in config.differences(begun, asked).items():
-        if path not in MAY_CHANGE:
-            raise UserError(
-                f"--resume {folder}: {path} is {was} there, not {now}; a run goes on as it was "
-                f"begun (what may change: {', '.join(MAY_CHANGE)})"
-            )
-    run(asked, resume=True, verbose=arguments.verbose)
+    told = "; ".join(
+        f"{path} is {was} there, not {now}"
+        for path, (was, now) in config.differences(begun, asked).items()
+        if path not in MAY_CHANGE
+    )
+    if told and result is not None:
+        raise UserError(
+            f"--resume {folder}: this run is finished, and its settings differ: {told}; begin a "
+            "new run with another --out, or leave these settings out to see the result"
+        )
+    if told:
+        raise UserError(
+            f"--resume {folder}: {told}; a run goes on as it was begun (what may change: "
+            f"{', '.join(MAY_CHANGE)})"
+        )
+    if result is not None:
+        remove_checkpoints(folder)  # it may have been killed just before it did
+        print_result(result, str(folder))
+        return
+    run(located(asked, begun, folder), resume=True, verbose=arguments.verbose)
 
 
 def compare(grid: Grid, *, verbose: bool) -> None:
@@ -380,21 +401,27 @@ def compare(grid: Grid, *, verbose: bool) -> None:
     if not verbose:
         silence()
     folder = Path(grid.out) if grid.out else comparison.default_folder()
+    again = f"the same command with --out {shlex.quote(str(folder))} goes on"
     records = []
     try:
         with (
             comparison.prepare_folder(folder, grid),
             ComparisonDisplay(len(grid.runs)) as display,
         ):
-            watch = Watch(announce=display.announce, show_round=display.show_round, verbose=verbose)
+            watch = Watch(
+                announce=display.announce,
+                note=display.note,
+                show_round=display.show_round,
+                verbose=verbose,
+            )
             with pauses_on_signal(watch):
                 for record in comparison.compare(grid, folder, strategies.load_for, watch):
                     display.show_run(describe(record))
                     records.append(record)
     except PausedError as pause:
-        fail(f"ended {pause}; the same command with --out {folder} goes on", INTERRUPTED)
+        fail(f"ended {pause}; {again}", INTERRUPTED)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"; the same command with --out {folder} goes on") from None
+        raise KeyboardInterrupt(f"; {again}") from None
     print_report(comparison.tell(grid, records), str(folder))
     if any(record.failed for record in records):
         fail("a run failed; the table says which and why", RUN_FAILED)

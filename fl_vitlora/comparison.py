@@ -25,7 +25,14 @@ from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
 from fl_vitlora.preparation import shards_of
 from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
-from fl_vitlora.reporting.run_folder import CONFIG, RESULT, find_run, read_result
+from fl_vitlora.reporting.run_folder import (
+    CONFIG,
+    RESULT,
+    begun_in,
+    find_run,
+    read_result,
+    with_ring_of,
+)
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.serving import Line, Watch
 from fl_vitlora.yaml_text import write_yaml
@@ -102,6 +109,7 @@ def compare(
     watch = watch or Watch()
     done = runs_in(folder, finished=True)
     broken_off = runs_in(folder, finished=False)
+    starts = [begun_in(place) for _, place in (*done, *broken_off)]
     records: list[Record] = []
     with Engine(verbose=watch.verbose) as engine:
 
@@ -116,10 +124,11 @@ def compare(
                 number = f"run {len(records) + 1} of {len(grid.runs)}"
                 raise PausedError(f"{pause}, {number}") from None
 
-        for cell, config in grid.runs:
-            same = (place for known, place in done if known == config)
+        for cell, asked in grid.runs:
+            config = with_ring_of(asked, starts)
+            same = (place for known, place in done if is_same(known, config))
             path = next((place for place in same if has_current_key(config, place)), None)
-            begun = (place for known, place in broken_off if known == config)
+            begun = (place for known, place in broken_off if is_same(known, config))
             place = next((place for place in begun if can_go_on(config, place)), None)
             record = (
                 _attempt(cell, config, folder, place, execute)
@@ -155,6 +164,16 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
             if (result is not None) == finished:
                 found.append((dataclasses.replace(config, out=None), path.parent))
     return found
+
+
+def is_same(known: Config, config: Config) -> bool:
+    """Tells whether two experiments are the same, wherever the key ring lies.
+
+    Which secret it holds is compared by `has_current_key`.
+    """
+    ring = config.encryption.key_file
+    encryption = dataclasses.replace(known.encryption, key_file=ring)
+    return dataclasses.replace(known, encryption=encryption) == config
 
 
 def has_current_key(config: Config, run_folder: Path) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl_vitlora.errors import UserError, unknown
-from fl_vitlora.settings import explanations, from_mapping, setting, to_list
+from fl_vitlora.settings import explanations, from_mapping, read_path, setting, to_list
 from fl_vitlora.units import Bytes
 from fl_vitlora.yaml_text import read_yaml, write_yaml
 
@@ -47,6 +47,9 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 
 # Groups of settings that may be given by one value, and the setting that gets it.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
+
+# Settings that are, or may be, the path of a file or folder.
+PATHS = ("out", "data.name", "model.weights", "encryption.key_file")
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
@@ -476,7 +479,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
         _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
     spelt_out = _gather_strategy_options(_spell_out(whole))
     _check_names(Config, spelt_out)
-    config = from_mapping(Config, spelt_out)
+    config = from_mapping(Config, _with_homes(spelt_out))
     _check_lists(config)
     return config
 
@@ -584,6 +587,17 @@ def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in strategy.items() if key != "name"}
     name = {"name": strategy["name"]} if "name" in strategy else {}
     return {**tree, "strategy": {**name, "options": own}}
+
+
+def _with_homes(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Writes out home folders in the settings that are paths."""
+    whole = dict(tree)
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            whole[key] = _with_homes(value, f"{path}{key}.")
+        elif f"{path}{key}" in PATHS and isinstance(value, str):
+            whole[key] = read_path(value, f"{path}{key}")
+    return whole
 
 
 def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> None:

@@ -37,6 +37,7 @@ from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.serving import Run, Watch, make_server
+from fl_vitlora.settings import read_path
 
 
 def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
@@ -56,7 +57,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
         UserError: When its operator left something out.
     """
     config = configuration.load(_given(context.node_config, "config"))
-    shards = Path(_given(context.node_config, "shards"))
+    shards = Path(read_path(_given(context.node_config, "shards"), "shards"))
     classes = int(shard_metadata(shards / client_shard(client_of(context)))["classes"])
     device = choose_workers(config.engine.device, 1, most=1).device
     turns = policies.clients_turn(config)
@@ -88,7 +89,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         check_experiment(strategy, config)
         check_privacy(config, strategy)
         check_codecs(config, client_half(strategy))
-        shards = Path(_given(context.run_config, "shards"))
+        shards = Path(read_path(_given(context.run_config, "shards"), "shards"))
         classes = _classes(context, shards)
         device = choose_workers(config.engine.device, 1, most=1).device
         sandwich = client_half(strategy).adapter == "sandwich"

@@ -182,6 +182,11 @@ def _prepare(
         again: Whether the folder is there, of a run that was broken off before its first
             checkpoint: with shards under the key that they are under, it is the same run.
     """
+    if again and policies.lacks_key_ring(config):
+        raise UserError(
+            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run goes on "
+            "with the secret that it was begun with: --set encryption.key_file=FILE"
+        )
     watch.announce("preparing images and model")
     images = prepare_images(config)
     place = Path(asked.out or "")
@@ -256,7 +261,8 @@ def _prepare_server(
     sandwich = client_half(strategy).adapter == "sandwich"
     backbone = prepare_model(config, classes, device, sandwich=sandwich)
     if policies.lacks_key_ring(config) and not key:
-        watch.announce(f"drawing a new secret: {config.encryption.key_file}")
+        place = Path(config.encryption.key_file).absolute()
+        watch.note(f"new key ring with a new secret: {place}")
     holder = prepare_holder(config, backbone, key)
     return holder, make_server(
         backbone, lambda origin: coordinates.server_reader(config, origin, holder)

@@ -23,7 +23,13 @@ from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import READER_FILE, adapted_to
 from fl_vitlora.reporting.plots import plot_labels
-from fl_vitlora.reporting.run_folder import SHARDS, RunFolder, is_under_way
+from fl_vitlora.reporting.run_folder import (
+    SHARDS,
+    RunFolder,
+    begun_in,
+    is_under_way,
+    with_ring_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +174,7 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
                 f"{folder / READER_FILE} is adapted to the key of these shards and would not read "
                 "them any more; run the experiment again with the new secret instead"
             )
+    config = with_ring_of(config, [begun_in(path.parent.parent) for path in shards])
     ring = open_ring(Path(config.encryption.key_file))
     owner.holders_of(shards, ring)
     ring = ring.rotated()

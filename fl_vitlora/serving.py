@@ -67,6 +67,7 @@ class Watch:
 
     Attributes:
         announce: Is told each phase of the set-up.
+        note: Is told what a person should read, such as which images were found.
         show_round: Is shown each line of `rounds.jsonl`.
         training: Is set when the first round begins.
         pause: Is set by whoever wants the run to end after the round that is under way.
@@ -75,6 +76,7 @@ class Watch:
     """
 
     announce: Callable[[str], None] = lambda phase: None
+    note: Callable[[str], None] = lambda line: None
     show_round: Callable[[Line], None] = lambda line: None
     training: threading.Event = field(default_factory=threading.Event)
     pause: threading.Event = field(default_factory=threading.Event)

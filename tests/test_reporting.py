@@ -14,12 +14,24 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fl_vitlora import experiment
 from fl_vitlora.config import load
+from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import write_atomically
 from fl_vitlora.reporting.console import RunDisplay, print_result
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
-from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder, default_path
+from fl_vitlora.reporting.run_folder import (
+    PACKAGES,
+    RunFolder,
+    begun_in,
+    default_path,
+    find_run,
+    located,
+    with_ring_of,
+)
+from fl_vitlora.serving import Watch
+from strategies.fedavg import FedAvg
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = {
@@ -97,6 +109,43 @@ def test_a_run_folder_tells_what_it_was_made_with(tmp_path: Path) -> None:
     folder = RunFolder.create(load(None, {"out": str(tmp_path / "run")}))
     facts = json.loads((folder.path / "environment.json").read_text())
     assert set(facts["packages"]) == set(PACKAGES)
+
+
+@pytest.fixture
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was begun in one working directory, with a key ring there; now it is another."""
+    for name in ("start", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "start")
+    open_or_create_ring(Path("keys/owner.key"))
+    RunFolder.create(load(None, {"out": str(tmp_path / "run")})).release()
+    monkeypatch.chdir(tmp_path / "other")
+    return tmp_path
+
+
+def test_a_key_ring_is_looked_for_where_the_run_was_begun(moved: Path) -> None:
+    begun, _ = find_run(moved / "run")
+    asked = located(begun, begun, moved / "run")
+    ring = str(moved / "start" / "keys" / "owner.key")
+    assert begun_in(moved / "run") == moved / "start"
+    assert asked.encryption.key_file == ring
+    assert (asked.data.name, asked.model.weights) == ("digits", "pretrained")
+    assert with_ring_of(begun, [begun_in(moved / "run")]).encryption.key_file == ring
+
+
+def test_a_key_ring_that_is_named_anew_is_taken(moved: Path) -> None:
+    begun, _ = find_run(moved / "run")
+    named = replace(begun, encryption=replace(begun.encryption, key_file="mine.key"))
+    assert located(named, begun, moved / "run").encryption.key_file == "mine.key"
+
+
+def test_a_run_that_goes_on_never_makes_a_key_ring(moved: Path) -> None:
+    (moved / "start" / "keys" / "owner.key").unlink()
+    begun, _ = find_run(moved / "run")
+    asked = located(begun, begun, moved / "run")
+    with pytest.raises(UserError, match=r"owner\.key: no such file; a run goes on with the secret"):
+        experiment._prepare(asked, asked, FedAvg(), Watch(), "cpu", again=True)
+    assert not list(moved.rglob("*.key"))
 
 
 @pytest.mark.parametrize("name", ["..", "/", "../../etc", "a/..", "~", "a/b/c.d", "x" * 300])

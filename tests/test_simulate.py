@@ -409,6 +409,51 @@ def test_there_must_be_a_run_to_go_on_with(
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--rounds 30", ["rounds is 20 there, not 30"]),
+        (
+            "--set strategy.mu=0.2 --seed 3",
+            ["strategy.mu is 0.1 there, not 0.2", "seed is 0 there, not 3"],
+        ),
+    ],
+)
+def test_a_run_at_its_end_is_not_changed(
+    flags: str, told: list[str], begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (begun / "result.json").write_text("{}")
+    answer = answer_to(f"--resume begun {flags}", capsys)
+    assert "this run is finished, and its settings differ" in answer
+    assert all(part in answer for part in told)
+
+
+@pytest.mark.parametrize("flag", ["--out", "--set model.weights", "--set encryption.key_file"])
+def test_a_home_folder_is_written_out_and_a_variable_is_not_taken_for_a_name(
+    flag: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    typed = f"{flag}=~/place".split()
+    read = simulate.read_config(simulate.make_parser().parse_args(typed))
+    assert f"'{elsewhere}/place'" in repr(read)
+    assert "~" not in repr(read)
+    assert "begins with a variable" in answer_to(f"{flag}=$HOME/place", capsys)
+    assert "home folder is not known" in answer_to(f"{flag}=~nobody-of-this-name/place", capsys)
+
+
+@pytest.mark.parametrize("text", ["~/place.yaml", "place.yaml"])
+def test_a_file_in_a_home_folder_may_name_others_there(
+    text: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    settings = "data: {name: ~/images}\nmodel: {weights: ~/w}\nout: ~/o\n"
+    (elsewhere / "place.yaml").write_text(f"{settings}encryption: {{key_file: ~/k}}\n")
+    read = config.load(text)
+    assert (read.data.name, read.model.weights) == (f"{elsewhere}/images", f"{elsewhere}/w")
+    assert (read.out, read.encryption.key_file) == (f"{elsewhere}/o", f"{elsewhere}/k")
+    assert simulate.make_parser().parse_args(["--resume=~/o"]).resume == elsewhere / "o"
+
+
 def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (begun / "result.json").write_text("[1]")
     assert "result.json cannot be read: expected a mapping" in answer_to("--resume begun", capsys)

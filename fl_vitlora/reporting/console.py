@@ -101,6 +101,10 @@ class RunDisplay(Live):
         if not self._console.is_terminal:
             self._console.print(phase)
 
+    def note(self, line: str) -> None:
+        """Shows a line that stays on the screen."""
+        self._console.print(escape(line), soft_wrap=True)
+
     def show_round(self, line: Mapping[str, Any]) -> None:
         """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""
         self._sent += line["uplink_bytes"] + line["downlink_bytes"]
@@ -133,6 +137,7 @@ class ComparisonDisplay(Live):
         self._runs = runs
         self._console = console or Console()
         self._shown = 0
+        self._notes: set[str] = set()
         progress = Progress(
             TextColumn("run"),
             BarColumn(),
@@ -149,6 +154,12 @@ class ComparisonDisplay(Live):
     def announce(self, phase: str) -> None:
         """Names what is being done."""
         self._progress.update(self._task, description=phase)
+
+    def note(self, line: str) -> None:
+        """Shows a line that stays on the screen; the runs of a comparison say it once together."""
+        if line not in self._notes:
+            self._notes.add(line)
+            self._console.print(escape(line), soft_wrap=True)
 
     def show_round(self, line: Mapping[str, Any]) -> None:
         """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""

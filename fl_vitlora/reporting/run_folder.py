@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -170,6 +170,66 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
     return config, read_result(path) if (path / RESULT).exists() else None
 
 
+def begun_in(run: Path) -> Path:
+    """Tells the working directory in which a run was begun; this one where it is not known."""
+    try:
+        told = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["directory"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return Path.cwd()
+    return Path(told) if isinstance(told, str) and Path(told).is_absolute() else Path.cwd()
+
+
+def find_from(name: str, start: Path) -> str:
+    """Finds a file that was named in another working directory.
+
+    Args:
+        name: Its path, as it was written.
+        start: That directory.
+
+    Returns:
+        The path as seen from there, if there is such a file; else the path as it is.
+    """
+    there = start / name
+    return name if start == Path.cwd() or not there.exists() else str(there)
+
+
+def located(asked: Config, begun: Config, run: Path) -> Config:
+    """Finds the files of a run that goes on where the run was begun, wherever it goes on.
+
+    Args:
+        asked: The experiment as it goes on; files that it names anew are left as they are.
+        begun: The experiment as it was begun.
+        run: Its folder.
+    """
+    start = begun_in(run)
+    changes: dict[str, Any] = {}
+    for group, name in (("encryption", "key_file"), ("model", "weights"), ("data", "name")):
+        now = getattr(asked, group)
+        written = getattr(now, name)
+        if written == getattr(getattr(begun, group), name):
+            changes[group] = replace(now, **{name: find_from(written, start)})
+    return replace(asked, **changes)
+
+
+def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
+    """Finds the key ring of runs that were begun in other working directories.
+
+    Args:
+        config: It names the ring.
+        starts: Working directories in which the runs were begun.
+
+    Returns:
+        The experiment with the first ring that is there; as it is where this directory has one, or
+        none of them.
+    """
+    name = config.encryption.key_file
+    if Path(name).exists():
+        return config
+    there = (find_from(name, start) for start in starts)
+    found = next((ring for ring in there if Path(ring).exists()), name)
+    return replace(config, encryption=replace(config.encryption, key_file=found))
+
+
 def is_under_way(run: Path) -> bool:
     """Tells whether a run has begun its rounds and is not at its end, if there is one at all."""
     return (run / CONFIG).exists() and (run / ROUNDS).exists() and not (run / RESULT).exists()
@@ -198,6 +258,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "directory": str(Path.cwd()),  # from which relative paths of the configuration are seen
         "cpus": os.cpu_count(),
         "gpus": gpus if torch.cuda.is_available() else [],
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
