@@ -300,6 +300,7 @@ def run(experiment: config.Config, *, resume: bool = False, verbose: bool) -> No
                 announce=display.announce,
                 note=display.note,
                 show_round=display.show_round,
+                tap=display.show_message,
                 verbose=verbose,
             )
             with pauses_on_signal(watch):
@@ -412,6 +413,7 @@ def compare(grid: Grid, *, verbose: bool) -> None:
                 announce=display.announce,
                 note=display.note,
                 show_round=display.show_round,
+                tap=display.show_message,
                 verbose=verbose,
             )
             with pauses_on_signal(watch):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +239,42 @@ def test_a_terminal_sees_a_bar_with_the_time_left() -> None:
     assert "training" in shown
     assert "1/2" in shown
     assert "accuracy 50.0 %" in shown
+
+
+def message(kind: str = "train", *, reply: bool = False) -> Any:
+    """What is seen of a Flower message."""
+    metadata = SimpleNamespace(message_type=kind, reply_to_message_id="1" if reply else "")
+    return SimpleNamespace(metadata=metadata)
+
+
+def test_the_bar_moves_during_set_up_and_within_a_round_and_never_back() -> None:
+    console = Console(record=True, width=80, force_terminal=True)
+    with RunDisplay(2, console) as display:
+        (task,) = display._progress.tasks
+        assert task.total is None  # moves to and fro
+        for one in [message(), message(), message("query"), message("evaluate", reply=True)]:
+            display.show_message(one)
+        assert (task.total, task.completed) == (2, 0)
+        display.show_message(message(reply=True))
+        assert task.completed == 0.5
+        display.show_message(message(reply=True))
+        for one in [message(), message()]:  # the next round begins before this one is shown
+            display.show_message(one)
+        assert task.completed == 1
+        display.show_round({**LINE, "failures": []})
+        display.show_message(message(reply=True))
+        assert task.completed == 1.5
+    assert len("training" + console.export_text().rpartition("training")[2].rstrip()) <= 80
+
+
+def test_a_long_round_is_told_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(record=True, width=80, force_terminal=False)
+    with RunDisplay(2, console) as display:
+        display.show_message(message())
+        display.show_message(message())
+        monkeypatch.setattr("fl_vitlora.reporting.console.SECONDS_OF_SILENCE", -1.0)
+        display.show_message(message(reply=True))
+    assert console.export_text() == "round 1/2  1 of 2 clients have answered\n"
 
 
 def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
