@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_vitlora.config import CipherStep
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, Part, Scope
-from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.errors import UserError, shown
 
 NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 PARTY = re.compile(rf"{TEST}|client \d{{1,9}}", re.ASCII)
+STEPS = typing.get_args(CipherStep)
 CHANNELS, SIDE = (1, 64), (1, 2**16)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,9 @@ NAMES = ["flwr.serverapp.strategy:FedAdam", "fedavg", "topk(0.1)+int4"]
 
 def grid(axes: int) -> list[Record]:
     """Two cells of a comparison with so many axes of long labels."""
-    return [
-        record(seed, 0.9, error=0.25, **{f"axis {i}": f"{n}-{i}" for i in range(axes)})
-        for n in NAMES[:2]
-        for seed in (0, 1)
-    ]
+    cells = [{f"axis {i}": f"{name}-{i}" for i in range(axes)} for name in NAMES[:2]]
+    whole = {seed: record(seed, 0.9, error=0.25) for seed in (0, 1)}
+    return [replace(whole[seed], labels=labels) for labels in cells for seed in whole]
 
 
 @pytest.mark.parametrize("axes", [1, 2, 4])
