@@ -208,7 +208,7 @@ def read_seeds(words: Iterable[str]) -> list[Any]:
         >>> read_seeds(["0-2", "7"]), read_seeds(["0..1"]), read_seeds(["3,4"])
         ([0, 1, 2, 7], [0, 1], [3, 4])
     """
-    parts = [part for word in words for part in (word.strip("[]").split(",") or [word])]
+    parts = [part for word in words for part in word.split(",")]
     return [seed for part in parts for seed in _seeds_of(part.strip())]
 
 
