@@ -56,7 +56,7 @@ def session_folder(
     why = "cannot be written" if fits(own) else "is too long for the paths of Ray's sockets"
     raise UserError(
         f"{own} {why}; name a writable folder of at most {LONGEST_SOCKET - ADDED - len('/ray')} "
-        "plain characters: RAY_TMPDIR=/short/folder python simulate.py ..."
+        "plain characters: export RAY_TMPDIR=/short/folder"
     )
 
 
