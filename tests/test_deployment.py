@@ -26,7 +26,7 @@ from fl_vitlora.config import load, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-PATIENCE = 180  # seconds
+PATIENCE = 600  # seconds; a watchdog
 CLIENTS = 2
 GIVEN_KEYS: dict[str, dict[str, Any]] = {
     "shared key": {},
@@ -55,7 +55,7 @@ def process(log: Path, *command: str, environment: dict[str, str]) -> Iterator[N
             yield
         finally:
             running.terminate()
-            running.wait(timeout=30)
+            running.wait(timeout=PATIENCE)
 
 
 def await_file(path: Path, logs: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_run_outlives_the_reader_of_its_lines() -> None:
     assert showing.stdout is not None
     assert showing.stdout.readline() == "preparing\n"
     showing.stdout.close()
-    _, errors = showing.communicate("gone\n", timeout=60)
+    _, errors = showing.communicate("gone\n", timeout=300)
     assert (showing.returncode, errors) == (0, "to its end\n")
 
 
@@ -176,7 +176,7 @@ def test_a_run_outlives_its_terminal() -> None:
     os.read(reader, 1)
     os.close(terminal)
     os.close(reader)
-    _, errors = showing.communicate("gone\n", timeout=60)
+    _, errors = showing.communicate("gone\n", timeout=300)
     assert (showing.returncode, errors) == (0, "to its end\n")
 
 

@@ -32,7 +32,7 @@ from fl_vitlora.preparation import prepare_model
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.serving import Run, Watch, make_server
 from fl_vitlora.state import State, l2_norm, subtract
-from tests.whole_runs import CALM_SEED, Finished, execute, owned
+from tests.whole_runs import DESCENT, ROUNDING, Finished, execute, owned
 
 
 @pytest.fixture(scope="module")
@@ -269,21 +269,14 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) ->
 
 
 def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path, engine: Engine) -> None:
-    """Three rounds with partial participation and AdamW; E is compared after adapting it.
+    """Three rounds with partial participation; E is compared after adapting it.
 
-    Both runs are float32 and add in another order; AdamW makes steps of such differences wherever
-    a gradient is nearly zero. So the distance of all weights is measured against how far training
-    moved them, on a seed where few gradients are.
+    The key is a new one each time. For AdamW, and for double precision, see `test_adaptation`.
     """
     (tmp_path / "plain").mkdir()
     (tmp_path / "encrypted").mkdir()
-    plain = execute(tmp_path / "plain", engine, encryption__steps=[], rounds=3, seed=CALM_SEED)
-    secret = tmp_path / "encrypted" / "owner.key"
-    secret.write_text(bytes(range(32)).hex())  # always the same key, so always the same rounding
-    secret.chmod(0o600)
-    encrypted = execute(
-        tmp_path / "encrypted", engine, encryption__adapt=True, rounds=3, seed=CALM_SEED
-    )
+    plain = execute(tmp_path / "plain", engine, encryption__steps=[], rounds=3, **DESCENT)
+    encrypted = execute(tmp_path / "encrypted", engine, encryption__adapt=True, rounds=3, **DESCENT)
     _, holder = owned(encrypted.config)
     backbone = prepare_model(plain.config, 10, "cpu")
     initial = export_state(backbone.model)
@@ -297,14 +290,13 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path, engine
 
     reached = {name: reached[name] for name in trained}
     moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
-    assert l2_norm(subtract(reached, adapted(trained))) < 0.001 * moved
-    for name, tensor in adapted(trained).items():
-        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+    assert moved > 0.1
+    assert l2_norm(subtract(reached, adapted(trained))) < ROUNDING * moved
     assert l2_norm(subtract(reached, trained)) > 0.5 * moved  # without adapting it is another E
     seen = encrypted.result["accuracy_by_view"]
-    assert seen["right_key"] == encrypted.result["accuracy"] == plain.result["accuracy"]
+    assert seen["right_key"] == encrypted.result["accuracy"]
     assert max(seen["wrong_key"], seen["no_key"]) < 0.5 * seen["right_key"]
-    assert encrypted.result["accuracy"] == plain.result["accuracy"]
+    assert encrypted.result["accuracy"] == pytest.approx(plain.result["accuracy"], abs=0.01)
     assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 
 

@@ -156,7 +156,7 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
         stdout=writer,
         stderr=writer,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     os.close(writer)
     assert done.returncode == code
@@ -278,7 +278,7 @@ def test_interruption_ends_a_run_soon_and_says_how_to_go_on(
     while not running.stdout.readline().startswith(moment):
         assert running.poll() is None
     os.killpg(running.pid, number)  # Ray's processes are told too
-    _, answer = running.communicate(timeout=60)
+    _, answer = running.communicate(timeout=300)
     assert running.returncode == 130, answer
     (line,) = answer.splitlines()
     assert re.fullmatch(told[moment], line), line
@@ -354,7 +354,7 @@ def test_a_comparison_that_is_interrupted_ends_after_a_round_and_says_how_to_go_
         assert running.poll() is None
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
-    _, answer = running.communicate(timeout=60)
+    _, answer = running.communicate(timeout=300)
     assert running.returncode == 130, answer
     found = re.fullmatch(
         r"simulate\.py: ended after round (\d+) of 500, run 2 of 2; "

@@ -99,13 +99,23 @@ def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def export_state(model: nn.Module) -> State:
-    """Copies the trained tensors out, float32 on the CPU."""
+    """Copies the trained tensors of a model to the CPU: float32, or float64 where the model is."""
     return copied_out(trainable(model))
 
 
-def copied_out(parameters: Mapping[str, nn.Parameter]) -> State:
-    """Copies parameters, float32 on the CPU."""
-    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+def copied_out(parameters: Mapping[str, Tensor]) -> State:
+    """Copies parameters to the CPU: float32, or float64 where they are.
+
+    Example:
+        >>> whole = {"w": nn.Parameter(torch.ones(1, dtype=torch.float64))}
+        >>> half = {"w": nn.Parameter(torch.ones(1, dtype=torch.bfloat16))}
+        >>> copied_out(whole)["w"].dtype, copied_out(half)["w"].dtype
+        (torch.float64, torch.float32)
+    """
+    return {
+        name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True)
+        for name, p in parameters.items()
+    }
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

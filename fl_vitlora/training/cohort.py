@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning import methods, targets
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
@@ -38,6 +38,7 @@ from fl_vitlora.training.steps import (
     penalty,
     resting,
     step,
+    unhalved,
 )
 
 
@@ -203,7 +204,7 @@ def train_together(
             states += _slices(parameters, range(len(chosen) - len(states) - 1, clients - 1, -1))
             stack.seat(batch.sizes)
             with autocast(device, precision):
-                logits = stack.model(normalize(batch.images)).float()
+                logits = unhalved(stack.model(normalize(batch.images)))
             each = _losses(logits, batch, config.label_smoothing)
             loss = torch.stack([own.mean() for own in each]).sum()
             penalized = loss + penalty(active, anchor, task.proximal_mu)
@@ -244,8 +245,8 @@ def _losses(logits: Tensor, batch: Batch, smoothing: float) -> Sequence[Tensor]:
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
-    """Copies the tensors of some clients out, float32 on the CPU."""
+    """Copies the tensors of some clients out, as `methods.copied_out` does."""
     return [
-        {n: p.detach()[client].to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+        methods.copied_out({name: p.detach()[client] for name, p in parameters.items()})
         for client in clients
     ]

@@ -32,6 +32,7 @@ from fl_vitlora.training.steps import (
     penalty,
     resting,
     step,
+    unhalved,
 )
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # on a core, what its cache can hold
@@ -139,7 +140,7 @@ def train(
     with resting(parameters[name] for name in task.frozen):
         for chosen in batches_of(len(shard), config, generator, device):
             with autocast(device, precision):
-                logits = model(normalize(images[chosen])).float()
+                logits = unhalved(model(normalize(images[chosen])))
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
             penalized = loss + penalty(active, anchor, task.proximal_mu)
             step(optimizer, scaler, penalized, config.clip_norm)
@@ -171,7 +172,7 @@ def evaluate(
     with quick_layers(model) if whole else contextlib.nullcontext():
         for images, labels in zip(*batches, strict=True):
             with autocast(device, precision):
-                logits = model(normalize(images.to(device))).float()
+                logits = unhalved(model(normalize(images.to(device))))
             loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
             correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
     return correct / len(shard), loss / len(shard)

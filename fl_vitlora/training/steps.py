@@ -159,6 +159,11 @@ def penalty(
     return mu / 2 * torch.stack(list(squares)).sum()
 
 
+def unhalved(logits: Tensor) -> Tensor:
+    """Returns logits in float32 where they are in half of it; others stay as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def autocast(
     device: torch.device, precision: torch.dtype
 ) -> contextlib.AbstractContextManager[object]:

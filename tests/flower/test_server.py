@@ -137,7 +137,7 @@ def test_the_next_round_goes_on_while_a_model_is_measured(
         return instruct(server_round, *given)
 
     def waiting(server_round: int, model: GlobalModel) -> tuple[float, float]:
-        assert begun.wait(timeout=60)
+        assert begun.wait(timeout=300)
         return measure(server_round, model)
 
     object.__setattr__(loop.federation, "evaluate", waiting)

@@ -150,7 +150,7 @@ def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
     second = threading.Event()
 
     def measure(number: int, model: GlobalModel) -> tuple[float, float]:
-        assert not beside or number == 2 or second.wait(60)
+        assert not beside or number == 2 or second.wait(300)
         return 0.5, 2.0
 
     def release(number: int, updates: Sequence[Update], cohort: int) -> Sequence[Update]:
