@@ -67,7 +67,7 @@ def test_a_masked_update_is_no_longer_than_an_open_one_and_shows_nothing_of_it(t
 
 
 def test_rounds_of_a_strategy_go_as_in_the_open(tmp_path: Path):
-    """Alternating halves over three rounds, up to what AdamW makes of the last bits."""
+    """Alternating halves over three rounds; plain descent keeps the rounding small."""
     final = []
     for number, given in enumerate((SECURE, {})):
         clients = make(tmp_path / str(number), "rolora", **given)
