@@ -67,7 +67,7 @@ class Clients:
     def train(self, model: State, server_round: int = 1) -> list[State]:
         config: dict[str, Any] = {
             messages.SERVER_ROUND: server_round,
-            messages.LEARNING_RATE: 1e-2,
+            messages.LEARNING_RATE: 5e-2,
         }
         asked = [
             Instruction(client=c, model=GlobalModel(tensors=model), config=config) for c in CLIENTS
