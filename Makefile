@@ -1,7 +1,7 @@
 # make check   lint, formatting and types
-# make test    all tests, doctests included (about six minutes on two cores)
+# make test    all tests, doctests included (about half an hour on two cores)
 # make bench   speed of encryption, bytes of messages, cost of codecs on this machine
-# make speed   a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
+# make speed   start-up; a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
 # make audit   known weaknesses of installed packages, where pip-audit is installed and gets an answer
 # make chaos   a hundred runs that are killed, cut and starved at random moments (an hour)
 # make table   the figures of the README: five seeds of each setting (about twenty minutes)
@@ -22,6 +22,7 @@ bench:
 	python benchmarks/codec_cost.py
 
 speed:
+	python benchmarks/speed/start_up.py
 	python benchmarks/speed/compare.py
 	python benchmarks/speed/scale.py
 	python benchmarks/speed/cohort.py

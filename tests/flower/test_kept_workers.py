@@ -36,14 +36,17 @@ def train(message, context):
     time.sleep(message.content["config"]["seconds"])
     return Message(RecordDict(), reply_to=message)
 
+def message(seconds):
+    content = RecordDict({"config": ConfigRecord({"seconds": seconds})})
+    return Message(content, 1, "train")
+
 def ask(seconds):
     context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
-    content = RecordDict({"config": ConfigRecord({"seconds": seconds})})
-    backend.process_message(Message(content, 1, "train"), context)
+    backend.process_message(message(0.01), context)  # the workers are up
     asked.wait()
     try:
         while True:
-            backend.process_message(Message(content, 1, "train"), context)
+            backend.process_message(message(seconds), context)
     except Exception as error:
         errors.append(error)
 
@@ -51,7 +54,7 @@ up = Ray(Workers(device="cpu", count=2), verbose=False)
 up.wait()
 kept = []
 resources = {"num_cpus": 1}
-backend = KeptWorkers(kept, 2, 60.0, {"client_resources": resources, "actor": {"tensorflow": 0}})
+backend = KeptWorkers(kept, 2, 3600.0, {"client_resources": resources, "actor": {"tensorflow": 0}})
 backend.build(lambda: app)
 askers = [threading.Thread(target=ask, args=[SECONDS], daemon=True) for _ in range(4)]
 for asker in askers:
@@ -117,7 +120,7 @@ def test_who_is_at_work_for_nobody_does_not_hold_up_the_end_and_is_replaced(engi
             serve,
             clients=2,
             together=1,
-            patience=60.0,
+            patience=2 * SLOW,
             states=ClientStates(),
             workers=workers,
             ray=ray,
