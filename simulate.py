@@ -24,6 +24,7 @@ from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
 
 if TYPE_CHECKING:
     from fl_vitlora.serving import Watch
+    from fl_vitlora.testing import Finding
 
 LONGEST_LINE = 1000
 USER_MISTAKE, RUN_FAILED, RULE_BROKEN, INTERRUPTED = 2, 1, 1, 130
@@ -383,16 +384,31 @@ def check_strategy(chosen: config.StrategyConfig, *, verbose: bool) -> None:
     if not verbose:
         silence()
     strategy = strategies.load(chosen.name, chosen.options)
-    if not isinstance(strategy, Strategy):
-        raise UserError(
-            f"--check-strategy {chosen.name}: this is a strategy of Flower; only those of this "
-            "project's contract are checked"
-        )
-    found = findings(strategy)
-    told = [repr(strategy), *understood(strategy)]
-    print_findings(told, found, untried=len(rules_for(strategy)) - len(found))
+    if isinstance(strategy, Strategy):
+        found, rules = findings(strategy), len(rules_for(strategy))
+        told = [repr(strategy), *understood(strategy)]
+    else:
+        found, rules, told = check_flower_strategy(chosen)
+    print_findings(told, found, untried=rules - len(found))
     if any(problem for _, problem in found):
         raise SystemExit(RULE_BROKEN)
+
+
+def check_flower_strategy(chosen: config.StrategyConfig) -> tuple[list[Finding], int, list[str]]:
+    """Holds a strategy of Flower to what a run needs of it.
+
+    Returns:
+        The findings, the number of rules, and what was understood of the strategy.
+    """
+    import strategies
+    from fl_vitlora.flower.checking import RULES, flower_findings, flower_understood
+    from fl_vitlora.testing.made_up import CLIENTS
+
+    def make() -> Any:
+        clients = len(CLIENTS)
+        return strategies.load(chosen.name, chosen.options, cohort=clients, clients=clients)
+
+    return flower_findings(make), len(RULES), [chosen.name, *flower_understood(make())]
 
 
 def check_flags(given: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import (
     ALL_VIEWS,
+    Answer,
     CentralEvaluator,
     ClientsEvaluator,
     Evaluator,
@@ -159,6 +160,7 @@ class Run:
         ledger: Bytes so far.
         lines: Rounds so far, as in `rounds.jsonl`.
         measured: The last measurements, by view of the test images.
+        evaluated: What a strategy of Flower made of the clients' last measurements.
         full_bytes: Of a downlink and an uplink message with the whole model, once measured.
         privacy: What the strategy's accountant says at the end, if it has one.
         changes: What was another than before when the run went on, and after which round.
@@ -181,6 +183,7 @@ class Run:
     ledger: Ledger = field(default_factory=Ledger)
     lines: list[Line] = field(default_factory=list)
     measured: Measured = field(default_factory=dict)
+    evaluated: Line = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     changes: list[Line] = field(default_factory=list)
@@ -216,10 +219,10 @@ class Run:
             tap=self.watch.tap,
             stop=stop,
         )
-        evaluator = self._evaluator(transport)
-        clients = transport.greet(self.config.clients)
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
         aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
+        evaluator = self._evaluator(transport, aggregator)
+        clients = transport.greet(self.config.clients)
         found = self._circumstances() if self.states is not None else None
         model, done = GlobalModel(tensors=initial), 0
         if self.checkpoint is not None and found is not None:
@@ -428,6 +431,10 @@ class Run:
         }
         if report.clipped is not None:
             line["clipped_scalars"] = report.clipped
+        if report.metrics:
+            line["strategy_metrics"] = dict(report.metrics)
+        if self.evaluated:
+            line["strategy_evaluation"] = dict(self.evaluated)
         if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
             self.folder.write_model(model.stored(), "best_model.safetensors")
         self.lines.append(line)
@@ -481,12 +488,17 @@ class Run:
         if missing and isinstance(evaluator, CentralEvaluator):
             self.measured.update(evaluator.measure(len(self.lines), model, missing))
 
-    def _evaluator(self, transport: Transport) -> Evaluator:
+    def _evaluator(self, transport: Transport, aggregator: Aggregator) -> Evaluator:
         config, backbone = self.config, self.server.backbone
         if policies.clients_evaluate(config):
             keyed = self.holder is not None and config.encryption.steps
             views = ALL_VIEWS if keyed else (RIGHT_KEY,)
-            return ClientsEvaluator(transport=transport, views=views)
+
+            def show(server_round: int, model: GlobalModel, answers: Sequence[Answer]) -> None:
+                self.evaluated.clear()
+                self.evaluated.update(aggregator.evaluated(server_round, model, answers))
+
+            return ClientsEvaluator(transport=transport, views=views, show=show)
         device = next(backbone.model.parameters()).device
         return CentralEvaluator(
             backbone=backbone,

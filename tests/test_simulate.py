@@ -55,7 +55,8 @@ MISTAKES = {
     "--min-clients 0": ["min_clients", "[1, inf)"],
     "--check-strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
     "--check-strategy fedprox --set strategy.nu=1": ["did you mean 'strategy.mu'?"],
-    "--check-strategy flwr.serverapp.strategy:FedAvg": ["a strategy of Flower", "contract"],
+    "--check-strategy flwr.server.strategy:FedAvg": ["older", "flwr.serverapp.strategy:FedAvg"],
+    "--strategy flwr.server.strategy:FedYogi": ["older", "flwr.serverapp.strategy:FedYogi"],
     "--check-strategy FedAdam": ["did you mean 'flwr.serverapp.strategy:FedAdam'?"],
     "--check-strategy fedprox --strategy fedavg": ["names the strategy", "strategy.name=fedavg"],
     "--check-strategy fedprox --set strategy=fedavg": ["names the strategy", "strategy=fedavg"],
@@ -190,6 +191,18 @@ def test_a_strategy_is_held_to_every_rule(
     assert all(rule.startswith("passed  ") for rule in rules)
     assert last == f"{len(rules)} rules, 0 failed"
     assert {path.name for path in elsewhere.iterdir()} == {"used"}
+
+
+def test_a_strategy_of_flower_is_held_to_what_a_run_needs_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    simulate.main(["--check-strategy", "flwr.serverapp.strategy:FedAdam"])
+    name, replaced, called, *rules, last = capsys.readouterr().out.splitlines()
+    assert name == "flwr.serverapp.strategy:FedAdam"
+    assert replaced == "a strategy of Flower; replaces: nothing"
+    assert called == "every public method is called"
+    assert all(rule.startswith("passed  ") for rule in rules)
+    assert last == f"{len(rules)} rules, 0 failed"
 
 
 def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         shard=shard,
         task=LocalTask(
             learning_rate=received.rate,
+            epochs=received.epochs,
             proximal_mu=received.proximal_mu,
             frozen=frozen,
             drift=turn.inward_difference(strategy.drift(received.broadcast, memory)),

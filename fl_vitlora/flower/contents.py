@@ -41,8 +41,7 @@ from fl_vitlora.strategy import ClientPlan, Update
 LARGEST = 1e6
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
-Scalar = int | float | str | bytes | bool
-ConfigValue = Scalar | list[int] | list[float] | list[str] | list[bytes] | list[bool]
+ConfigValue = messages.ConfigValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +78,7 @@ class Received:
         broadcast: What the strategy sends beside the model.
         round: From 1.
         rate: The learning rate.
+        epochs: Passes over the shard, if a strategy says how many.
         frozen: Endings of what rests.
         proximal_mu: Weight of the penalty.
         clipping_norm: The norm that updates must not exceed, where a wrapper of Flower says one.
@@ -95,6 +95,7 @@ class Received:
     broadcast: State
     round: int
     rate: float
+    epochs: int | None
     frozen: tuple[str, ...]
     proximal_mu: float
     clipping_norm: float | None
@@ -204,11 +205,24 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         broadcast=_filled(unpack(messages.BROADCAST), layout, rank),
         round=round_of(config),
         rate=number_of(config, messages.LEARNING_RATE) or 0.0,
+        epochs=_epochs(config),
         frozen=frozen_of(config),
         proximal_mu=number_of(config, messages.PROXIMAL_MU) or 0.0,
         clipping_norm=number_of(config, messages.CLIPPING_NORM),
         taken=taken_of(config),
     )
+
+
+def _epochs(config: ConfigRecord) -> int | None:
+    """Reads how many passes over the shard a strategy asks for.
+
+    Raises:
+        ValueError: When it is no whole number from 1.
+    """
+    epochs = config.get(messages.LOCAL_EPOCHS)
+    if epochs is None or (isinstance(epochs, int) and epochs >= 1):
+        return epochs
+    raise ValueError(f"message refused: {messages.LOCAL_EPOCHS} is {epochs!r}")
 
 
 def _merges(config: ConfigRecord) -> tuple[int, int]:

@@ -34,6 +34,7 @@ PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
 LEARNING_RATE = "learning-rate"
+LOCAL_EPOCHS = "local-epochs"  # of one client in one round, where a strategy says so
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 FROZEN = "frozen"
@@ -49,8 +50,13 @@ SAMPLES = "num-examples"  # as Flower's strategies weight by default
 LOSS = "train_loss"  # as Flower's QFedAvg expects it
 NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
 EQUAL_WEIGHT = "equal-weight"  # is 1 for every client, so that strategies can weight by it
+ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # shown to strategies of Flower
 VIEWS = "views"
 ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
+
+
+Scalar = int | float | str | bytes | bool
+ConfigValue = Scalar | list[int] | list[float] | list[str] | list[bytes] | list[bool]
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
-from fl_vitlora.evaluation import Measured
+from fl_vitlora.evaluation import Answer, Measured
 from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
@@ -248,9 +248,7 @@ class Transport:
         updates, others = sums.add_up(roster, contents, layout, self._ask_for_seeds)
         return updates, reasons | {client: (reason,) for client, reason in others.items()}
 
-    def measure(
-        self, server_round: int, model: GlobalModel, views: Sequence[str]
-    ) -> list[tuple[int, Measured]]:
+    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> list[Answer]:
         """Lets every client measure a model on its own encrypted test images.
 
         Args:
@@ -259,7 +257,7 @@ class Transport:
             views: Names of `data.owner.views_of`, as who sees the test images.
 
         Returns:
-            Number of test images and what was measured on them, sorted by client.
+            The answers, sorted by client.
 
         Raises:
             RuntimeError: When a client does not answer as it should; an accuracy over some of the
@@ -284,7 +282,7 @@ class Transport:
             )
         for client in asked:
             self._holdings.measured(client, model)
-        return [measured[client] for client in sorted(measured)]
+        return [Answer(client, *measured[client]) for client in sorted(measured)]
 
     def _answers(
         self,

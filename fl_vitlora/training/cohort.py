@@ -179,7 +179,11 @@ def train_together(
         ValueError: When the task freezes every tensor.
     """
     device = stack.device
-    orders = [list(batches_of(len(one.shard), config, one.generator, device)) for one in lessons]
+    size, epochs = config.batch_size, [one.task.epochs_of(config) for one in lessons]
+    orders = [
+        list(batches_of(len(one.shard), passes, size, one.generator, device))
+        for one, passes in zip(lessons, epochs, strict=True)
+    ]
     longest_first = sorted(range(len(lessons)), key=lambda number: -len(orders[number]))
     chosen = [lessons[number] for number in longest_first]
     steps = [len(orders[number]) for number in longest_first]
@@ -211,7 +215,7 @@ def train_together(
             drift_on(active, drift, task.learning_rate)
             losses[:clients] += torch.stack([own.detach().sum() for own in each])
     states += _slices(parameters, range(len(chosen) - len(states) - 1, -1, -1))
-    seen = [config.epochs * len(one.shard) for one in chosen]
+    seen = [epochs[number] * len(lessons[number].shard) for number in longest_first]
     means = [total / max(1, images) for total, images in zip(losses.tolist(), seen, strict=True)]
     trained = {
         number: Trained(state=state, loss=loss, steps=count)

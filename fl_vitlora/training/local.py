@@ -43,15 +43,21 @@ class LocalTask:
 
     Attributes:
         learning_rate: Of this round.
+        epochs: Passes over the shard in this round; those of the configuration if not given.
         proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
         frozen: Trained tensors that rest in this round.
         drift: What is added to tensors after every step, times the learning rate.
     """
 
     learning_rate: float
+    epochs: int | None = None
     proximal_mu: float = 0.0
     frozen: frozenset[str] = frozenset()
     drift: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def epochs_of(self, config: TrainingConfig) -> int:
+        """Returns the passes over the shard."""
+        return config.epochs if self.epochs is None else self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +140,11 @@ def train(
     images, labels = shard.images.to(device), shard.labels.to(device)
     drift = {name: task.drift[name].to(device) for name in active if name in task.drift}
     total, seen, steps = torch.zeros((), device=device), 0, 0
+    epochs = task.epochs_of(config)
     if not model.training:  # else it need not be told to all modules again
         model.train()
     with resting(parameters[name] for name in task.frozen):
-        for chosen in batches_of(len(shard), config, generator, device):
+        for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
             with autocast(device, precision):
                 logits = model(normalize(images[chosen])).float()
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)

@@ -98,19 +98,24 @@ def clip_each(parameters: Iterable[Tensor], clip_norm: float) -> None:
 
 
 def batches_of(
-    images: int, config: TrainingConfig, generator: torch.Generator, device: torch.device
+    images: int,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """Yields the positions of each step; every epoch in a new order, all images used.
 
     Args:
         images: n.
-        config: Epochs and the size of batches.
+        epochs: Passes over the images.
+        batch_size: Most images of a step.
         generator: Of the order, on the CPU, so that it is the same on every device.
         device: Of the positions; they are copied there once an epoch.
     """
-    for _ in range(config.epochs):
+    for _ in range(epochs):
         order = torch.randperm(images, generator=generator).to(device)
-        steps = math.ceil(images / config.batch_size)
+        steps = math.ceil(images / batch_size)
         yield from order.tensor_split(steps)
 
 

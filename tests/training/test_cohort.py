@@ -8,6 +8,7 @@ gradients that are all rounding; so whole runs are compared by what they learn.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -257,3 +258,20 @@ def test_a_plan_that_freezes_everything_is_refused(make_backbone: MakeBackbone) 
     backbone = make_backbone()
     with pytest.raises(ValueError, match="freezes every tensor"):
         both(backbone, TrainingConfig(), frozen=frozenset(methods.trainable(backbone.model)))
+
+
+def test_clients_may_make_different_numbers_of_passes(make_backbone: MakeBackbone) -> None:
+    """A strategy may ask each client for epochs of its own; they still share a batch."""
+    config = TrainingConfig(batch_size=4, epochs=5)
+    backbone = make_backbone()
+    backbone.model.double()
+    first = methods.export_state(backbone.model)
+    found = []
+    for stacked in (False, True):
+        given = [with_task(one, epochs=n) for one, n in zip(lessons(backbone), (1, 3, 2))]  # noqa: B905
+        found.append(teacher(backbone, config, stacked=stacked).teach(given))
+        methods.load_state(backbone.model, first)
+    assert_same(*found)
+    assert [one.steps for one in found[0]] == [
+        n * math.ceil(size / 4) for n, size in zip((1, 3, 2), RAGGED, strict=False)
+    ]
