@@ -1,12 +1,13 @@
 # make check   lint, formatting and types
-# make test    all tests, doctests included (about six minutes on two cores)
+# make test    all tests, doctests included (about half an hour on two cores)
 # make bench   speed of encryption, bytes of messages, cost of codecs on this machine
-# make speed   a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
+# make speed   start-up; a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
+# make attacks what a key withstands: the attacks of docs/trust.md (about twenty minutes)
 # make audit   known weaknesses of installed packages, where pip-audit is installed and gets an answer
 # make chaos   a hundred runs that are killed, cut and starved at random moments (an hour)
 # make table   the figures of the README: five seeds of each setting (about twenty minutes)
 
-.PHONY: chaos check test bench speed audit table
+.PHONY: attacks chaos check test bench speed audit table
 
 check:
 	python -m ruff check .
@@ -22,10 +23,17 @@ bench:
 	python benchmarks/codec_cost.py
 
 speed:
+	python benchmarks/speed/start_up.py
 	python benchmarks/speed/compare.py
 	python benchmarks/speed/scale.py
 	python benchmarks/speed/cohort.py
 	python benchmarks/speed/worker_memory.py
+
+attacks:
+	python -m benchmarks.attacks ciphertext
+	python -m benchmarks.attacks embedding
+	python -m benchmarks.attacks uploads --rounds 1 5 --keys 2
+	python -m benchmarks.attacks image --keys 5
 
 audit:
 	.ci/audit

@@ -30,6 +30,7 @@ from fl_vitlora.encryption.holder import TEST
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import WEIGHT, reader_of
+from fl_vitlora.preparation import storage_keys
 
 STEP = "pixel_shuffling"
 
@@ -50,12 +51,12 @@ def shares(run: Path, plain: Iterable[Path]) -> dict[str, tuple[float, float]]:
     """Attacks one run in every way; returns shares of entries and of places that are found."""
     config = configuration.load(str(run / "config.yaml"))
     public = backbone.build(config.model, 2, config.seed)
-    name = shard_metadata(run / "shards" / TEST_SHARD)["key_id"]
+    told = shard_metadata(run / "shards" / TEST_SHARD, storage_keys(config))
     holder = key_holder(
         config,
         patch_size=public.patch_size,
         image_shape=public.image_shape,
-        secret=open_ring(Path(config.encryption.key_file)).find(name),
+        secret=open_ring(Path(config.encryption.key_file)).find(told["key_id"]),
     )
     truth = holder.key(TEST)[STEP]
     pixels = public.patch_size**2

@@ -1,13 +1,16 @@
 """How many bytes a message has for each method: measured on real messages of a real model.
 
-python benchmarks/message_bytes.py
+The saving is that of a round without anything around it: both messages of full fine-tuning over
+both messages of the method.
+
+    python benchmarks/message_bytes.py
 """
 
 from __future__ import annotations
 
 from fl_vitlora.config import FineTuningConfig, ModelConfig
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.measuring import full_model_bytes
+from fl_vitlora.flower.measuring import model_bytes
 from fl_vitlora.models import backbone
 from fl_vitlora.state import count
 
@@ -27,7 +30,7 @@ def main() -> None:
             built = backbone.build(ModelConfig(name=model, weights="random"), CLASSES, 0)
             methods.prepare(built.model, FineTuningConfig(method=method), 0)
             state = methods.export_state(built.model)
-            down, up = full_model_bytes(state)
+            down, up = model_bytes(state)
             full.setdefault(model, down + up)
             print(
                 f"{model:<22} {method:<18} {count(state):>11,} {down:>12,} {up:>12,}"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from fl_vitlora.data.class_names import write_names
 from fl_vitlora.sealed import digest_of
 from fl_vitlora.state import State
 
@@ -27,7 +28,8 @@ class Circumstances:
     """Under which a run is made.
 
     Attributes:
-        must_stay: What a run cannot go on without: device, key, and a digest of the weights.
+        must_stay: What a run cannot go on without: device, key, digests of classes and weights, and
+            the strategy's class and parameters.
         may_change: Versions of libraries, and digests of this package's and the strategy's code.
     """
 
@@ -35,18 +37,36 @@ class Circumstances:
     may_change: Mapping[str, str]
 
     @classmethod
-    def of(cls, *, weights: State, device: str, key: str, strategy: object) -> Self:
+    def of(
+        cls,
+        *,
+        weights: State,
+        class_names: Sequence[str],
+        device: str,
+        key: str,
+        strategy: object,
+        name: str,
+    ) -> Self:
         """Looks at what there is now.
 
         Args:
             weights: Of the public model before any training.
+            class_names: Of the run, in the order of the head's outputs.
             device: Kind of the server's device.
             key: Id of the secret that the images are encrypted under.
             strategy: An instance.
+            name: Its class and parameters, in one line.
         """
         digest = digest_of(weights, {})[:SHOWN]
+        classes = hashlib.sha256(write_names(class_names).encode()).hexdigest()[:SHOWN]
         return cls(
-            must_stay={"device": device, "key": key, "weights": digest},
+            must_stay={
+                "classes": classes,
+                "device": device,
+                "key": key,
+                "weights": digest,
+                "strategy": name,
+            },
             may_change=versions_and_code(strategy),
         )
 

@@ -19,13 +19,22 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import PausedError, run
-from fl_vitlora.files import HeldError, Hold, WriteError, write_atomically, writing
+from fl_vitlora.files import HeldError, Hold, WriteError, make_folder, write_atomically, writing
 from fl_vitlora.flower.aggregators import LoadStrategy
+from fl_vitlora.flower.identity import told
 from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.grid import Cell, Grid, folder_name, to_tree
-from fl_vitlora.preparation import shards_of
+from fl_vitlora.preparation import shards_of, storage_keys
 from fl_vitlora.reporting.comparison import Report, report, write_plots, write_tables
-from fl_vitlora.reporting.run_folder import CONFIG, RESULT, find_run, read_result
+from fl_vitlora.reporting.run_folder import (
+    CONFIG,
+    RESULT,
+    begun_in,
+    find_run,
+    has_current_form,
+    read_result,
+    with_ring_of,
+)
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.serving import Line, Watch
 from fl_vitlora.yaml_text import write_yaml
@@ -59,8 +68,8 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
         raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
     with ExitStack() as undo:
         try:
+            make_folder(folder)
             with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
                 hold = undo.enter_context(Hold(folder))
             write_atomically(folder / GRID, write_yaml(to_tree(grid)))
         except WriteError as error:
@@ -102,6 +111,7 @@ def compare(
     watch = watch or Watch()
     done = runs_in(folder, finished=True)
     broken_off = runs_in(folder, finished=False)
+    starts = [begun_in(place) for _, place in (*done, *broken_off)]
     records: list[Record] = []
     with Engine(verbose=watch.verbose) as engine:
 
@@ -116,10 +126,11 @@ def compare(
                 number = f"run {len(records) + 1} of {len(grid.runs)}"
                 raise PausedError(f"{pause}, {number}") from None
 
-        for cell, config in grid.runs:
-            same = (place for known, place in done if known == config)
+        for cell, asked in grid.runs:
+            config = with_ring_of(as_it_runs(asked, load_strategy), starts)
+            same = (place for known, place in done if is_same(known, config))
             path = next((place for place in same if has_current_key(config, place)), None)
-            begun = (place for known, place in broken_off if known == config)
+            begun = (place for known, place in broken_off if is_same(known, config))
             place = next((place for place in begun if can_go_on(config, place)), None)
             record = (
                 _attempt(cell, config, folder, place, execute)
@@ -149,12 +160,31 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
     """
     found = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
-        # a configuration of another version is none of this grid, a damaged result is none
+        # A configuration of another version is none of this grid. A damaged result is none, nor is
+        # one whose saving was told against another reference: such a run is run again.
         with suppress(UserError):
             config, result = find_run(path.parent)
-            if (result is not None) == finished:
+            if (result is not None) == finished and (result is None or has_current_form(result)):
                 found.append((dataclasses.replace(config, out=None), path.parent))
     return found
+
+
+def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
+    """Names the strategy that a run has, by which it is known in its folder."""
+    try:
+        return told(config, load_strategy(config))
+    except UserError:  # is told when the run is tried
+        return config
+
+
+def is_same(known: Config, config: Config) -> bool:
+    """Tells whether two experiments are the same, wherever the key ring lies.
+
+    Which secret it holds is compared by `has_current_key`.
+    """
+    ring = config.encryption.key_file
+    encryption = dataclasses.replace(known.encryption, key_file=ring)
+    return dataclasses.replace(known, encryption=encryption) == config
 
 
 def has_current_key(config: Config, run_folder: Path) -> bool:
@@ -170,7 +200,7 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
         key = read_result(run_folder)["encryption"]["key_id"]
     else:
         with suppress(UserError):  # none is there yet
-            _, key = shards_of(run_folder)
+            key = shards_of(run_folder, storage_keys(config)).key
     return ring.exists() and key == key_id(open_ring(ring).current)
 
 

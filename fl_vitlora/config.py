@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl_vitlora.errors import UserError, unknown
-from fl_vitlora.settings import from_mapping, setting, to_list
+from fl_vitlora.rates import LETTERS, ORDINARY, Rates, rates_of
+from fl_vitlora.settings import explanations, from_mapping, read_path, setting, to_list
 from fl_vitlora.units import Bytes
 from fl_vitlora.yaml_text import read_yaml, write_yaml
 
@@ -44,8 +47,14 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "PE": ("pixel_negative_positive", "pixel_colour_shuffling"),
 }
 
-# Groups of settings that may be given by one text, and which of them that is.
+# Groups of settings that may be given by one value, and the setting that gets it.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
+
+# Settings that are, or may be, the path of a file or folder.
+PATHS = ("out", "data.name", "model.weights", "encryption.key_file")
+
+RATES = tuple(item.name for item in dataclasses.fields(Rates))  # settings that depend on the model
+AUTO = "auto"
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
@@ -71,118 +80,241 @@ def read_steps(value: Any, path: str) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and who holds which of them."""
+    """The images, and how they are divided among the clients."""
 
-    name: str = setting("digits", "'digits' (bundled), a Hugging Face data set, or a local path")
-    image_column: str | None = setting(None, "column of the images; found by its type if not given")
-    label_column: str | None = setting(None, "column of the labels; found by its type if not given")
-    partition: Literal["dirichlet", "iid", "pathological", "shard"] = setting(
-        "dirichlet", "how labels are spread over the clients"
+    name: str = setting(
+        "digits", "The data: 'digits' (bundled), a Hugging Face data set, or a local path."
+    )
+    config: str | None = setting(None, "Configuration of a Hugging Face data set that has several.")
+    revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face data set.")
+    train_split: str | None = setting(
+        None, "Name of the split to train on. Default: found by its name."
+    )
+    test_split: str | None = setting(
+        None,
+        "Name of the split to test on, or 'none' to hold out a share of the training images. "
+        "Default: found by its name.",
+    )
+    layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
+        "auto",
+        "What the first folders of a folder of images are, or that a table lists the images.",
+    )
+    image_column: str | None = setting(
+        None, "Column that holds the images. Default: found by its type."
+    )
+    label_column: str | None = setting(
+        None, "Column that holds the labels. Default: found by its type."
+    )
+    fit: Literal["squash", "crop", "pad"] = setting(
+        "squash", "How images of another aspect ratio than the model's are made to fit."
+    )
+    background: tuple[int, ...] = setting(
+        (255, 255, 255),
+        "Colour behind transparent pixels and beside padded images: a grey level, or red, green "
+        "and blue.",
+        "[0, 255]",
+    )
+    pixel_range: tuple[float, ...] = setting(
+        (),
+        "The two values that become black and white in images of more than 8 bits; [] takes the "
+        "range of the file format.",
+    )
+    partition: Literal["dirichlet", "iid", "pathological", "shard", "natural"] = setting(
+        "dirichlet",
+        "How the images are divided among the clients; natural keeps a folder for each client.",
     )
     alpha: float = setting(
-        0.5, "concentration of the Dirichlet partition; small is uneven", "(0, inf)"
+        0.5,
+        "Concentration of the Dirichlet partition; a small value makes clients differ more.",
+        "(0, inf)",
     )
     classes_per_client: int = setting(
-        2, "labels a client holds in the pathological partition", "[1, inf)"
+        2, "Number of labels that each client holds in the pathological partition.", "[1, inf)"
     )
     shards_per_client: int = setting(
-        2, "label-sorted shards a client holds in the shard partition", "[1, inf)"
+        2,
+        "Number of label-sorted shards that each client holds in the shard partition.",
+        "[1, inf)",
     )
-    min_samples: int = setting(2, "fewest images a client may hold", "[1, inf)")
+    min_samples: int = setting(2, "Smallest number of images that a client may hold.", "[1, inf)")
     test_fraction: float = setting(
-        0.2, "share held out for testing where the data has no test split", "(0, 1)"
+        0.2,
+        "Share of the images that becomes the test set where the data has no test split.",
+        "(0, 1)",
     )
-    limit: int | None = setting(None, "use only so many training and test images", "[1, inf)")
+    limit: int | None = setting(
+        None,
+        "Use only this many training images and this many test images. Default: all.",
+        "[1, inf)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which backbone, with which weights."""
+    """The backbone and its weights."""
 
     name: str = setting(
-        "vit_letters_16", "'vit_letters_16', 'vit_letters_16_plain' (bundled) or any timm ViT"
+        "vit_letters_16",
+        "The backbone: 'vit_letters_16', 'vit_letters_16_plain' (both bundled) or any timm ViT.",
     )
-    weights: str = setting("pretrained", "'pretrained' (bundled or hub), 'random', or a local file")
+    weights: str = setting(
+        "pretrained",
+        "Weights of the backbone: 'pretrained' (bundled or from the hub), 'random', or a local "
+        "file.",
+    )
     image_size: tuple[int, ...] | None = setting(
-        None, "pixels a side, or [height, width]; the model's own if not given", "[1, inf)"
+        None,
+        "Side of the images in pixels, or [height, width]. Default: the model's own.",
+        "[1, inf)",
     )
     patch_size: int | None = setting(
-        None, "pixels a side; the model's own if not given", "[1, inf)"
+        None, "Side of a patch in pixels. Default: the model's own.", "[1, inf)"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncryptionConfig:
-    """What the data owner does to the images before they leave."""
+    """How the data owner encrypts the images before anybody else gets them."""
 
     steps: tuple[CipherStep, ...] = setting(
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
-        "in this order, or a scheme: ViT-blockwise, EtC, LE, ELE, PE; [] is plain",
+        "Steps of the encryption, in this order, or a scheme: ViT-blockwise, EtC, LE, ELE, PE; [] "
+        "means plain images.",
         read=read_steps,
     )
     scope: Literal["shared", "client", "image", "block"] = setting(
-        "shared", "a key for all, for each client, for each image, or one that differs by block"
+        "shared",
+        "Which images share a key: all of them, those of one client, each image for itself, or one "
+        "key that differs by block.",
     )
     block_size: int | None = setting(
-        None, "pixels a side; 4 for LE and ELE, else the model's patch size", "[1, inf)"
+        None,
+        "Side of an encryption block in pixels. Default: 4 for LE and ELE, else the model's patch "
+        "size.",
+        "[1, inf)",
     )
-    fixed_blocks: int = setting(0, "blocks that scrambling leaves in their place", "[0, inf)")
-    fixed_entries: int = setting(0, "entries of a block that shuffling leaves", "[0, inf)")
-    adapt: bool = setting(False, "adapt the model to the key: exact, but the model betrays the key")
-    allow_meaningless: bool = setting(False, "run combinations that cannot work, for demonstration")
-    key_file: str = setting("keys/owner.key", "the owner's key ring; made if it is missing")
+    fixed_blocks: int = setting(
+        0, "Number of blocks that block scrambling leaves in their place.", "[0, inf)"
+    )
+    fixed_entries: int = setting(
+        0, "Number of entries of a block that pixel shuffling leaves in their place.", "[0, inf)"
+    )
+    adapt: bool = setting(
+        False, "Adapt the model to the key. The result is exact, but the model reveals the key."
+    )
+    allow_meaningless: bool = setting(
+        False, "Run combinations of settings that cannot work, for demonstration."
+    )
+    key_file: str = setting(
+        "keys/owner.key", "The owner's key ring: a file of secrets. It is made if it is missing."
+    )
+    at_rest: Literal["ring", "passphrase", "none"] = setting(
+        "ring",
+        "What seals the shards on the disk, plain ones too: a key of the ring, the passphrase in "
+        "the variable FL_VITLORA_PASSPHRASE, or nothing.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningConfig:
-    """What of the backbone is trained and exchanged."""
+    """Which tensors of the backbone are trained and exchanged."""
 
     method: Literal["lora+patch_embed", "lora", "head", "full"] = setting(
-        "lora+patch_embed", "which tensors are trained"
+        "lora+patch_embed", "Which tensors are trained and exchanged."
     )
-    rank: int = setting(4, "rank r of the low-rank matrices", "[1, inf)")
+    rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
     client_ranks: tuple[int, ...] = setting(
-        (), "of the clients: one for each, or values to be dealt; [] is rank for all", "[1, inf)"
+        (),
+        "Ranks of the clients: one for each client, or values that rank_shares distributes; [] "
+        "gives every client finetuning.rank.",
+        "[1, inf)",
     )
     rank_shares: tuple[float, ...] = setting(
-        (), "of the clients that get each of client_ranks; [] if that lists them all", "(0, 1]"
+        (),
+        "Share of the clients that gets each value of client_ranks; [] if client_ranks lists one "
+        "rank for each client.",
+        "(0, 1]",
     )
-    alpha: float = setting(8.0, "their scale is alpha / r", "(0, inf)")
-    targets: tuple[Adapted, ...] = setting(("q", "v"), "projections of every block that get them")
+    alpha: float = setting(
+        8.0, "Scale of the low-rank matrices: their product is multiplied by alpha / r.", "(0, inf)"
+    )
+    targets: tuple[Adapted, ...] = setting(
+        ("q", "v"), "Layers of every transformer block that get low-rank matrices."
+    )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
-        "aggregate", "averaged as it is, averaged in plain coordinates, or kept by the client"
+        "aggregate",
+        "What happens to the clients' patch embeddings: averaged as they are, averaged in plain "
+        "coordinates, or kept by each client.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What a client does with its shard in a round."""
+    """How a client trains on its shard in a round."""
 
-    optimizer: Literal["adamw", "sgd"] = setting("adamw", "local optimiser, fresh in every round")
-    learning_rate: float = setting(2e-2, "at the peak of the schedule", "(0, inf)")
-    patch_embed_rate: float = setting(0.25, "factor on the rate of the patch embedding", "(0, inf)")
-    head_rate: float = setting(1.0, "factor on the rate of the head", "(0, inf)")
-    body_rate: float = setting(0.3, "factor on the rate of all else (method full)", "(0, inf)")
-    schedule: Literal["cosine", "constant"] = setting("cosine", "of the rate, over the rounds")
-    warmup_rounds: int = setting(0, "rounds in which the rate rises to its peak", "[0, inf)")
-    batch_size: int = setting(8, "images a step", "[1, inf)")
-    epochs: int = setting(1, "passes over the shard in a round", "[1, inf)")
-    weight_decay: float = setting(0.0, "of AdamW (decoupled) or SGD", "[0, inf)")
-    beta1: float = setting(0.5, "of AdamW: memory of the gradient; short, for few steps", "[0, 1)")
-    momentum: float = setting(0.9, "of SGD", "[0, 1)")
-    clip_norm: float | None = setting(
-        None, "largest gradient norm; no clipping if not given", "(0, inf)"
+    optimizer: Literal["adamw", "sgd"] = setting(
+        "adamw", "Optimiser of the clients; it starts afresh in every round."
     )
-    label_smoothing: float = setting(0.0, "of the cross-entropy", "[0, 1)")
+    learning_rate: float = setting(
+        LETTERS.learning_rate,
+        "Learning rate at the peak of the schedule. The default is that of the bundled models; "
+        f"other models have {ORDINARY.learning_rate:g}.",
+        "(0, inf)",
+    )
+    patch_embed_rate: float = setting(
+        LETTERS.patch_embed_rate,
+        "Factor on the learning rate of the patch embedding. Default of other models than the "
+        f"bundled: {ORDINARY.patch_embed_rate:g}.",
+        "(0, inf)",
+    )
+    head_rate: float = setting(
+        LETTERS.head_rate,
+        "Factor on the learning rate of the head. Default of other models than the bundled: "
+        f"{ORDINARY.head_rate:g}.",
+        "(0, inf)",
+    )
+    body_rate: float = setting(
+        LETTERS.body_rate,
+        "Factor on the learning rate of all other tensors (method full). Default of other models "
+        f"than the bundled: {ORDINARY.body_rate:g}.",
+        "(0, inf)",
+    )
+    schedule: Literal["cosine", "constant"] = setting(
+        "cosine", "How the learning rate changes over the rounds."
+    )
+    warmup_rounds: int = setting(
+        0, "Number of rounds in which the learning rate rises to its peak.", "[0, inf)"
+    )
+    batch_size: int = setting(8, "Number of images in a training step.", "[1, inf)")
+    epochs: int = setting(
+        1, "Number of passes over a client's images in a round (local epochs).", "[1, inf)"
+    )
+    weight_decay: float = setting(0.0, "Weight decay of AdamW (decoupled) or SGD.", "[0, inf)")
+    beta1: float = setting(
+        LETTERS.beta1,
+        "AdamW's decay rate of the mean gradient; small, because a round has few steps. Default of "
+        f"other models than the bundled: {ORDINARY.beta1:g}.",
+        "[0, 1)",
+    )
+    momentum: float = setting(0.9, "Momentum of SGD.", "[0, 1)")
+    clip_norm: float | None = setting(
+        None,
+        "Largest norm of a gradient; a longer one is scaled down. Default: no clipping.",
+        "(0, inf)",
+    )
+    label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy loss.", "[0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyConfig:
-    """Which aggregation strategy, with which hyper-parameters."""
+    """The aggregation strategy and its hyper-parameters."""
 
-    name: str = setting("fedavg", "a file in strategies/ or 'package.module:Class'")
+    name: str = setting(
+        "fedavg", "The aggregation strategy: a file in strategies/ or 'package.module:Class'."
+    )
     options: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"explanation": "its parameters: --set strategy.NAME=VALUE"}
+        default_factory=dict,
+        metadata={"explanation": "A parameter of the strategy, for example --set strategy.mu=0.1."},
     )
 
 
@@ -191,10 +323,12 @@ class AttackConfig:
     """What hostile clients do, for research on robust strategies."""
 
     kinds: tuple[Attack, ...] = setting(
-        (), "what they do to their updates, dealt to them in turn; [] is none"
+        (), "What hostile clients do to their updates, assigned to them in turn; [] means nothing."
     )
-    clients: int = setting(0, "how many are hostile, drawn by the seed", "[0, inf)")
-    factor: float = setting(100.0, "on the update of a client that scales", "(0, inf)")
+    clients: int = setting(0, "Number of hostile clients; the seed chooses which.", "[0, inf)")
+    factor: float = setting(
+        100.0, "Factor by which a hostile client of kind scale multiplies its update.", "(0, inf)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +336,17 @@ class FaultsConfig:
     """What happens to unreliable clients, for research on what a federation withstands."""
 
     kinds: tuple[Fault, ...] = setting(
-        (), "what happens to them before they train, dealt to them in turn; [] is nothing"
+        (),
+        "What happens to unreliable clients before they train, assigned to them in turn; [] means "
+        "nothing.",
     )
-    clients: int = setting(0, "how many are unreliable, drawn by the seed", "[0, inf)")
-    rate: float = setting(1.0, "chance that it happens to one in a round", "(0, 1]")
-    delay: float = setting(10.0, "seconds that a slow one waits", "[0, inf)")
+    clients: int = setting(0, "Number of unreliable clients; the seed chooses which.", "[0, inf)")
+    rate: float = setting(
+        1.0, "Probability that it happens to an unreliable client in a round.", "(0, 1]"
+    )
+    delay: float = setting(
+        10.0, "Seconds that an unreliable client of kind slow waits.", "[0, inf)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,88 +354,113 @@ class EvaluationConfig:
     """Who measures accuracy after every round."""
 
     by: Literal["auto", "central", "clients"] = setting(
-        "auto", "clients where it takes a key or a patch embedding that only they have"
+        "auto",
+        "Who measures the test accuracy; auto chooses clients where only they have the key or the "
+        "patch embedding.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-    """What hides an update from the server, and a client in the model."""
+    """Secure aggregation and differential privacy."""
 
     secure_aggregation: bool = setting(
-        False, "mask updates in pairs of clients: the server sees their sum alone"
+        False, "Mask the updates in pairs of clients, so that the server sees only their sum."
     )
     range: float = setting(
-        4.0, "largest scalar of an update that is summed securely; clipped beyond", "(0, inf)"
+        4.0,
+        "Largest absolute value in an update under secure aggregation; larger ones are clipped.",
+        "(0, inf)",
     )
     clipping_norm: float | None = setting(
-        None, "differential privacy: largest norm C of an update; none if not given", "(0, inf)"
+        None,
+        "Largest norm C of an update, for differential privacy. Default: no differential privacy.",
+        "(0, inf)",
     )
     noise_multiplier: float = setting(
-        0.0, "standard deviation z of its noise, on a sum, over the clipping norm", "[0, 1000000]"
+        0.0,
+        "Standard deviation of the noise on the sum of the updates, divided by the clipping norm.",
+        "[0, 1000000]",
     )
-    delta: float = setting(1e-5, "the δ for which ε is computed", "(0, 1)")
+    target_epsilon: float | None = setting(
+        None,
+        "Largest epsilon of the whole run; it chooses noise_multiplier, which is then left at 0.",
+        "(0, inf)",
+    )
+    delta: float = setting(1e-5, "The delta for which epsilon is computed.", "(0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanesConfig:
-    """How tensors travel in one direction."""
+    """How tensors are compressed in one direction."""
 
     codec: str = setting(
-        "float32", "of all tensors that have none below; --set compression.uplink=int4"
+        "float32",
+        "Codec of all tensors without a codec of their own, for example int4.",
     )
-    patch_embed: str | None = setting(None, "of the patch embedding")
-    lora_A: str | None = setting(None, "of LoRA's A")  # noqa: N815 - the literature's name
-    lora_B: str | None = setting(None, "of LoRA's B")  # noqa: N815
-    head: str | None = setting(None, "of the head")
-    other: str | None = setting(None, "of all others")
+    patch_embed: str | None = setting(None, "Codec of the patch embedding. Default: codec.")
+    lora_A: str | None = setting(None, "Codec of the LoRA matrices A. Default: codec.")  # noqa: N815 - the literature's name
+    lora_B: str | None = setting(None, "Codec of the LoRA matrices B. Default: codec.")  # noqa: N815
+    head: str | None = setting(None, "Codec of the head. Default: codec.")
+    other: str | None = setting(None, "Codec of all other tensors. Default: codec.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionConfig:
-    """How tensors are coded on the wire."""
+    """How tensors are compressed in both directions."""
 
     uplink: LanesConfig = LanesConfig()
     downlink: LanesConfig = LanesConfig()
-    error_feedback: bool = setting(
-        True, "clients send in a later round what a codec withheld in this one"
-    )
+    error_feedback: bool = setting(True, "Send in a later round what a codec withheld in this one.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkConfig:
-    """A client's line in deployment, for which the time on the wire is told."""
+    """A client's network line, for which the transfer time is computed."""
 
-    uplink_mbps: float = setting(10.0, "Mbit/s from a client to the server", "(0, inf)")
-    downlink_mbps: float = setting(100.0, "Mbit/s from the server to a client", "(0, inf)")
-    latency_ms: float = setting(50.0, "milliseconds that a message is on its way", "[0, inf)")
+    uplink_mbps: float = setting(
+        10.0, "Speed of a client's line to the server in Mbit/s.", "(0, inf)"
+    )
+    downlink_mbps: float = setting(
+        100.0, "Speed of the line from the server to a client in Mbit/s.", "(0, inf)"
+    )
+    latency_ms: float = setting(50.0, "Milliseconds that a message is on its way.", "[0, inf)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where the clients run."""
 
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Where the clients compute; auto takes a GPU if there is one."
+    )
     workers: int | None = setting(
         None,
-        "client processes; one a core (CPU), up to four a GPU, as its memory holds, if not given",
+        "Number of worker processes. Default: one for each core, or up to four for each GPU.",
         "[1, inf)",
     )
     cohort: int | None = setting(
         None,
-        "clients that a worker trains in one batch; an eighth of a round's, in steps of up to 64 "
-        "images, if not given",
+        "Number of clients that a worker trains in one batch. Default: an eighth of a round's "
+        "clients, in steps of up to 64 images.",
         "[1, inf)",
     )
     ray_address: str | None = setting(
-        None, "of a running Ray cluster that sees the run folder; one is started here if not given"
+        None,
+        "Address of a running Ray cluster that can read the run folder. Default: start Ray here.",
     )
-    mixed_precision: bool = setting(True, "on a GPU: bfloat16, or float16 with loss scaling")
+    mixed_precision: bool = setting(
+        True,
+        "Compute in bfloat16 on a GPU, or in float16 with loss scaling where the GPU has no "
+        "bfloat16.",
+    )
     round_timeout: float = setting(
-        3600.0, "seconds to wait for a round's replies, and as long for repeated ones", "(0, inf)"
+        3600.0,
+        "Seconds to wait for the replies of a round; repeated messages get as long again.",
+        "(0, inf)",
     )
     client_timeout: float = setting(
-        900.0, "seconds that a worker may take for a client before it is replaced", "(0, inf)"
+        900.0, "Seconds that a worker may take for one client before it is replaced.", "(0, inf)"
     )
 
 
@@ -303,21 +468,37 @@ class EngineConfig:
 class Config:
     """A complete experiment."""
 
-    clients: int = setting(20, "how many hold a shard", "[1, inf)")
-    rounds: int = setting(20, "of federated training", "[1, 1000000]")
-    fraction: float = setting(1.0, "share of the clients that train in a round", "(0, 1]")
-    min_clients: int = setting(1, "updates without which a round, and the run, fails", "[1, inf)")
+    clients: int = setting(20, "Number of clients; each holds a shard of the images.", "[1, inf)")
+    rounds: int = setting(20, "Number of rounds of federated training.", "[1, 1000000]")
+    fraction: float = setting(1.0, "Share of the clients that train in a round.", "(0, 1]")
+    max_client_share: float | None = setting(
+        None,
+        "Largest weight of one client among those of a round, however many images it reports. "
+        "Default: no limit.",
+        "(0, 1]",
+    )
+    min_clients: int = setting(
+        1, "Fewest usable updates that a round needs; with fewer the run stops.", "[1, inf)"
+    )
     budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
-        None, "bytes, as 50MB: no round begins if one like the costliest before would overspend"
+        None,
+        "Bytes that the run may send, for example 50MB; a round that could overspend does not "
+        "begin. Default: no limit.",
     )
     target_accuracy: float | None = setting(
-        None, "in (0, 1]: tells after how many bytes it was first reached", "(0, 1]"
+        None,
+        "Test accuracy, for example 0.95; the result tells after how many bytes it was first "
+        "reached.",
+        "(0, 1]",
     )
-    seed: int = setting(0, "of everything random but the owner's secret", "[0, inf)")
+    seed: int = setting(0, "Seed of everything random except the owner's secret.", "[0, inf)")
     checkpoint_every: int = setting(
-        1, "rounds from one state that a run can go on from to the next; 0 is none", "[0, inf)"
+        1,
+        "Number of rounds between two checkpoints, from which --resume can continue; 0 writes "
+        "none.",
+        "[0, inf)",
     )
-    out: str | None = setting(None, "run folder; a new one under runs/ if not given")
+    out: str | None = setting(None, "Run folder. Default: a new folder under runs/.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     encryption: EncryptionConfig = EncryptionConfig()
@@ -362,11 +543,58 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     """
     whole = _spell_out(copy.deepcopy(dict(tree)))
     for dotted, value in overrides.items():
-        short = None if isinstance(value, Mapping) else SHORT.get(dotted.rpartition(".")[2])
-        _graft(whole, f"{dotted}.{short}" if short else dotted, value)
-    config = from_mapping(Config, _gather_strategy_options(_spell_out(whole)))
+        _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
+    spelt_out = _gather_strategy_options(_spell_out(_without_auto(whole)))
+    _check_names(Config, spelt_out)
+    config = from_mapping(Config, _with_homes(spelt_out))
     _check_lists(config)
-    return config
+    return _with_rates(config, whole)
+
+
+def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out rates that are given as nothing or as auto: they are the model's own."""
+    training = tree.get("training")
+    if not isinstance(training, Mapping):
+        return dict(tree)
+    kept = {k: v for k, v in training.items() if not (k in RATES and v in (None, AUTO))}
+    return {**tree, "training": kept}
+
+
+def _with_rates(config: Config, tree: Mapping[str, Any]) -> Config:
+    """Gives the rates that an experiment does not say the values of its model."""
+    given = _without_auto(tree).get("training") or {}
+    rates = dataclasses.asdict(rates_of(config.model.name))
+    own = {name: rate for name, rate in rates.items() if name not in given}
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **own))
+
+
+@functools.cache
+def paths() -> tuple[str, ...]:
+    """Lists the dotted paths of all settings."""
+    return tuple(path for path, _, _ in explanations(Config))
+
+
+def full_path(dotted: str) -> str:
+    """Writes out the path of a group that is given by one value.
+
+    Example:
+        >>> full_path("compression.uplink"), full_path("clients")
+        ('compression.uplink.codec', 'clients')
+    """
+    group, _, last = dotted.rpartition(".")
+    whole = f"{dotted}.{SHORT.get(last, '')}"
+    wraps = last == "strategy" and f"{group}.".startswith("strategy.")
+    return whole if wraps or whole in paths() else dotted
+
+
+def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
+    """Says that there is no such setting, and which one may have been meant.
+
+    Args:
+        dotted: What was written.
+        siblings: The settings of the same group; all settings if not given.
+    """
+    return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -445,6 +673,27 @@ def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "strategy": {**name, "options": own}}
 
 
+def _with_homes(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Writes out home folders in the settings that are paths."""
+    whole = dict(tree)
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            whole[key] = _with_homes(value, f"{path}{key}.")
+        elif f"{path}{key}" in PATHS and isinstance(value, str):
+            whole[key] = read_path(value, f"{path}{key}")
+    return whole
+
+
+def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> None:
+    """Refuses settings that do not exist; the answer looks for them in all groups."""
+    hints = typing.get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints:
+            raise unknown_setting(f"{path}{key}", [f"{path}{name}" for name in hints])
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _check_names(hints[key], value, f"{path}{key}.")
+
+
 def _check_lists(config: Config) -> None:
     """Refuses lists that no run could honour."""
     for path, items in (
@@ -453,7 +702,17 @@ def _check_lists(config: Config) -> None:
     ):
         if len(set(items)) < len(items):
             raise UserError(f"{path}: an entry stands twice in {list(items)}")
+    if len(config.data.background) not in (1, 3):
+        raise UserError("data.background: expected a grey level, or red, green and blue")
+    if config.data.pixel_range and (
+        len(config.data.pixel_range) != 2 or not _rises(*config.data.pixel_range)
+    ):
+        raise UserError("data.pixel_range: expected two numbers, the lower one first")
     if config.model.image_size is not None and len(config.model.image_size) not in (1, 2):
         raise UserError("model.image_size: expected one side, or height and width")
     if not config.finetuning.targets:
         raise UserError("finetuning.targets: expected at least one of q, k, v, proj, fc1, fc2")
+
+
+def _rises(low: float, high: float) -> bool:
+    return math.isfinite(low) and math.isfinite(high) and low < high

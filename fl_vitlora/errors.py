@@ -8,6 +8,8 @@ import reprlib
 import traceback
 from collections.abc import Iterable, Iterator
 
+from fl_vitlora.abbreviations import meant
+
 MOST_SHOWN = 20
 LONGEST_SHOWN = 80
 
@@ -28,13 +30,16 @@ def shown(value: object) -> str:
     return short.repr(value)
 
 
-def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
+def unknown(
+    what: str, given: object, choices: Iterable[str], elsewhere: Iterable[str] = ()
+) -> UserError:
     """Says that a name is not known, what there is, and which of it comes nearest.
 
     Args:
         what: The thing that was named, for example ``"strategy"``.
         given: What the user wrote.
         choices: All valid names.
+        elsewhere: Names that are valid in another place, and may be what was meant.
 
     Returns:
         The error to raise.
@@ -43,14 +48,26 @@ def unknown(what: str, given: object, choices: Iterable[str]) -> UserError:
         >>> str(unknown("strategy", "fedavgg", ["fedavg", "fedprox"]))
         "unknown strategy 'fedavgg'; did you mean 'fedavg'? (choices: fedavg, fedprox)"
     """
-    names = sorted(choices)
-    lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(str(given)[:LONGEST_SHOWN].lower(), lower, n=5, cutoff=0.5)
-    near = [lower[name] for name in found]
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    few = names if len(names) <= MOST_SHOWN else [*near, f"{len(names)} in all"]
-    told = f"choices: {', '.join(few)}" if names else "there is none"
+    names, others = sorted(choices), list(elsewhere)
+    close = _close(str(given), names, cutoff=0.5)
+    ends = {name.rpartition(".")[2]: name for name in others}
+    same = meant(given, dict.fromkeys([*names, *others]))
+    far = [ends[end] for end in _close(str(given).rpartition(".")[2], ends, cutoff=0.8)]
+    near = same or close[:1] or far[:1]
+    if not same and far and not _close(str(given), names, cutoff=0.8):
+        near = far[:1]
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    few = dict.fromkeys([*near, *close, f"{len(names)} in all"])
+    shown_names = names if len(names) <= MOST_SHOWN else few
+    told = f"choices: {', '.join(shown_names)}" if names else "there is none"
     return UserError(f"unknown {what} {shown(given)}{hint} ({told})")
+
+
+def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """Finds names that are spelt alike, whatever their case; the closest is the first."""
+    lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(given[:LONGEST_SHOWN].lower(), lower, n=5, cutoff=cutoff)
+    return [lower[name] for name in found]
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ accuracy and mean loss over all test images, for each view of them (`data.owner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -78,13 +78,27 @@ class CentralEvaluator:
         }
 
 
+class Answer(NamedTuple):
+    """What one client measured.
+
+    Attributes:
+        client: Number of the client.
+        images: Number of its test images.
+        measured: Accuracy and loss on them, by view.
+    """
+
+    client: int
+    images: int
+    measured: Measured
+
+
 class Asks(Protocol):
     """What asks every client to measure a model on its own test images."""
 
     def measure(
         self, server_round: int, model: GlobalModel, views: Sequence[str]
-    ) -> Sequence[tuple[int, Measured]]:
-        """Returns number of test images and what was measured on them, for each client."""
+    ) -> Sequence[Answer]:
+        """Returns the answers of all clients."""
         ...
 
 
@@ -95,17 +109,20 @@ class ClientsEvaluator:
     Attributes:
         transport: What asks them.
         views: The views of the test images that they can show.
+        show: Is shown the round, the model and the answers, before they are averaged.
     """
 
     transport: Asks
     views: tuple[str, ...]
+    show: Callable[[int, GlobalModel, Sequence[Answer]], None] = lambda number, model, answers: None
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
         """Asks the clients, and averages over all their test images."""
         answers = self.transport.measure(server_round, model, views)
-        images = sum(samples for samples, _ in answers)
+        self.show(server_round, model, answers)
+        images = sum(answer.images for answer in answers)
 
         def mean(view: str, which: int) -> float:
-            return sum(samples * measured[view][which] for samples, measured in answers) / images
+            return sum(a.images * a.measured[view][which] for a in answers) / images
 
         return {view: (mean(view, 0), mean(view, 1)) for view in views}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl_vitlora import coordinates, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.storage import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import sync_files
+from fl_vitlora.flower import identity
 from fl_vitlora.flower.aggregators import AnyStrategy, check_experiment, check_storable, client_half
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
@@ -26,15 +28,19 @@ from fl_vitlora.flower.wiring import check_codecs
 from fl_vitlora.flower.workspace import ClientSettings
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.preparation import (
+    check_model,
+    check_storage,
     describe_encryption,
     holds_shards,
     prepare_holder,
     prepare_images,
     prepare_model,
+    prepare_storage,
     shards_of,
+    storage_keys,
     write_shards,
 )
-from fl_vitlora.reporting.run_folder import RunFolder, check_unused
+from fl_vitlora.reporting.run_folder import DATA, RunFolder, check_unused
 from fl_vitlora.serving import Line, Run, Server, Watch, make_server
 from fl_vitlora.strategy import Strategy
 
@@ -51,7 +57,8 @@ def run(
     """Runs an experiment and writes its run folder.
 
     Args:
-        config: The experiment.
+        config: The experiment. Where it names another strategy than the instance, or other
+            parameters, the run folder names the instance.
         strategy: An instance of this project's or of Flower's contract.
         watch: Who looks on.
         started: `time.perf_counter()` when the program began, so that imports are counted.
@@ -70,6 +77,7 @@ def run(
     watch, started = watch or Watch(), started or time.perf_counter()
     if not watch.verbose:
         silence()
+    config = identity.told(config, strategy)
     policies.check(config)
     asked, config = config, policies.for_strategy(config, client_half(strategy))
     cohort = cohort_size(config.clients, config.fraction)
@@ -78,6 +86,7 @@ def run(
         check_storable(strategy)
     check_privacy(config, strategy)
     check_codecs(config, client_half(strategy))
+    check_storage(config)
     together = trained_together(config)
     workers = choose_workers(
         config.engine.device,
@@ -87,6 +96,7 @@ def run(
     )
     if config.out and not resume:
         check_unused(Path(config.out))
+    check_model(config)  # before Ray starts: whoever mistyped a name is told at once
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(workers)  # comes up beside the preparations
     stage: Stage | None = None
@@ -103,7 +113,9 @@ def run(
             config=config,
             strategy=strategy,
             server=stage.server,
+            class_names=stage.class_names,
             shards=stage.folder.shards,
+            storage=stage.storage,
             folder=stage.folder,
             watch=watch,
             logbook=stage.logbook,
@@ -115,10 +127,11 @@ def run(
         settings = client_settings(
             config,
             stage.folder.shards,
-            stage.classes,
+            stage.class_names,
             workers.device,
             client_half(strategy),
             with_key=policies.clients_need_key(config),
+            storage=stage.storage,
         )
         outcome = simulate(
             make_client_app(Fixed(settings)),
@@ -148,7 +161,8 @@ class Stage:
     Attributes:
         folder: Of the run, with the shards in it.
         logbook: Of the run.
-        classes: Outputs of the head.
+        class_names: In the order of the head's outputs.
+        storage: Opens the shards where they are sealed at rest, and nothing else.
         holder: Of the key.
         server: Its model.
         checkpoint: From which the run goes on, if it has begun.
@@ -156,7 +170,8 @@ class Stage:
 
     folder: RunFolder
     logbook: Logbook
-    classes: int
+    class_names: tuple[str, ...]
+    storage: StorageKeys | None = field(repr=False)
     holder: KeyHolder
     server: Server
     checkpoint: Checkpoint | None = None
@@ -182,15 +197,25 @@ def _prepare(
         again: Whether the folder is there, of a run that was broken off before its first
             checkpoint: with shards under the key that they are under, it is the same run.
     """
+    if again and policies.lacks_key_ring(config):
+        raise UserError(
+            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run goes on "
+            "with the secret that it was begun with: --set encryption.key_file=FILE"
+        )
     watch.announce("preparing images and model")
     images = prepare_images(config)
+    watch.note(images.told)
     place = Path(asked.out or "")
-    key = shards_of(place)[1] if again and holds_shards(place) else ""
-    holder, server = _prepare_server(config, strategy, watch, device, (images.classes, key))
+    key = shards_of(place, storage_keys(config)).key if again and holds_shards(place) else ""
+    holder, server = _prepare_server(
+        config, strategy, watch, device, class_names=images.class_names, key=key
+    )
+    storage = prepare_storage(config)
     folder = RunFolder.reopen(place) if again else RunFolder.create(asked)
+    folder.write(DATA, f"{images.told}\n")
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
-        write_shards(config, images, holder, folder)
+        write_shards(config, images, holder, folder, storage)
     except UserError:  # an image that cannot be read: what could not begin leaves nothing
         if not again:
             folder.discard()
@@ -199,11 +224,13 @@ def _prepare(
         betrays = policies.start_is_adapted(config)
         name = holder.key_id if betrays else ""
         write_reader(folder.shards / READER_FILE, server.start, name)
+    folder.write_classes(images.class_names)
     sync_files(folder.shards)  # before there are rounds that can only go on with them
     return Stage(
         folder=folder,
         logbook=Logbook.begin(folder.path),
-        classes=images.classes,
+        class_names=images.class_names,
+        storage=None if storage is None else StorageKeys(roots={storage.name: storage.root}),
         holder=holder,
         server=server,
     )
@@ -223,13 +250,17 @@ def _find(config: Config, strategy: AnyStrategy, watch: Watch, device: str) -> S
         return None
     watch.announce("preparing the model")
     folder.forget_failures(after=found[1].round)
-    shards = shards_of(folder.path)
-    holder, server = _prepare_server(config, strategy, watch, device, shards)
+    keys = storage_keys(config)
+    shards = shards_of(folder.path, keys)
+    holder, server = _prepare_server(
+        config, strategy, watch, device, class_names=shards.class_names, key=shards.key
+    )
     logbook, checkpoint = found
     return Stage(
         folder=folder,
         logbook=logbook,
-        classes=shards[0],
+        class_names=shards.class_names,
+        storage=None if config.encryption.at_rest == "none" else keys.only(shards.sealed),
         holder=holder,
         server=server,
         checkpoint=checkpoint,
@@ -241,7 +272,9 @@ def _prepare_server(
     strategy: AnyStrategy,
     watch: Watch,
     device: str,
-    shards: tuple[int, str],
+    *,
+    class_names: tuple[str, ...],
+    key: str,
 ) -> tuple[KeyHolder, Server]:
     """Makes the server's model, and opens the key ring.
 
@@ -250,13 +283,16 @@ def _prepare_server(
         strategy: Of it.
         watch: Who looks on.
         device: Where the model is to be.
-        shards: As `shards_of` tells; without a key's id, the current secret is taken.
+        class_names: Those that the head tells apart.
+        key: Id of the secret; without it, the current one is taken.
     """
-    classes, key = shards
     sandwich = client_half(strategy).adapter == "sandwich"
-    backbone = prepare_model(config, classes, device, sandwich=sandwich)
+    backbone = prepare_model(config, len(class_names), device, sandwich=sandwich)
+    for note in backbone.notes:
+        watch.note(note)
     if policies.lacks_key_ring(config) and not key:
-        watch.announce(f"drawing a new secret: {config.encryption.key_file}")
+        place = Path(config.encryption.key_file).absolute()
+        watch.note(f"new key ring with a new secret: {place}")
     holder = prepare_holder(config, backbone, key)
     return holder, make_server(
         backbone, lambda origin: coordinates.server_reader(config, origin, holder)
@@ -266,19 +302,25 @@ def _prepare_server(
 def client_settings(
     config: Config,
     shards: Path,
-    classes: int,
+    class_names: tuple[str, ...],
     device: str,
     strategy: Strategy,
     *,
     with_key: bool,
+    storage: StorageKeys | None = None,
 ) -> ClientSettings:
-    """Gathers what the workers are told; where the key ring lies only if they must know."""
+    """Gathers what the workers are told; where the key ring lies only if they must know.
+
+    The storage keys open the files of shards, and no image in them. They are handed over in memory,
+    not as a path: on the disk they would lie beside what they protect.
+    """
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
     return ClientSettings(
         shards=str(shards.resolve()),
-        classes=classes,
+        class_names=class_names,
         device=device,
         strategy=strategy,
+        storage=storage,
         config=replace(config, encryption=replace(config.encryption, key_file=ring)),
     )
 

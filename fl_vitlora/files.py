@@ -6,14 +6,26 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 TEMPORARY = ".*.tmp"  # what a file is called until it is whole
+PUBLIC, PRIVATE, PRIVATE_FOLDER = 0o666, 0o600, 0o700  # permissions; the umask narrows the first
 
 
 class WriteError(RuntimeError):
-    """The system does not take a file: the disk is full, read-only, or a name too long."""
+    """The system does not take a file: the disk is full, read-only, or a name too long.
+
+    Args:
+        path: The file or folder.
+        reason: What the system says.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be written: {reason}")
+        self.reason = reason
 
 
 @contextlib.contextmanager
@@ -26,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise WriteError(path, str(error.strerror or error)) from error
 
 
 def write_atomically(
@@ -34,7 +46,7 @@ def write_atomically(
     content: bytes | str,
     *,
     durable: bool = True,
-    mode: int = 0o666,
+    mode: int = PUBLIC,
     new: bool = False,
 ) -> None:
     """Writes a file under a temporary name, syncs it, renames it and syncs the folder.
@@ -45,19 +57,43 @@ def write_atomically(
         durable: Whether to wait for the disk, about a millisecond. Without it the file outlives
             this program's end, whatever that be, but perhaps not a power failure in the next half
             minute; it must not replace what cannot be made again.
-        mode: Permissions, less what the umask takes away.
+        mode: `PUBLIC` gives the permissions that the umask leaves, and those of `PRIVATE` at
+            least; any other mode is set as it is, whatever the umask.
         new: Whether an older file, be it a moment old, is not replaced but an error.
 
     Raises:
         WriteError: When the system does not take it; an older file stays, and nothing else.
     """
     data = content.encode() if isinstance(content, str) else content
+    write_parts(path, [data], durable=durable, mode=mode, new=new)
+
+
+def write_parts(
+    path: Path,
+    parts: Iterable[bytes | memoryview],
+    *,
+    durable: bool = True,
+    mode: int = PUBLIC,
+    new: bool = False,
+) -> None:
+    """Writes a file that is made part by part; see `write_atomically`.
+
+    Args:
+        path: The file; its folder must exist. An older file of that name is replaced.
+        parts: The content, in order.
+        durable: See `write_atomically`.
+        mode: See there.
+        new: See there.
+
+    Raises:
+        WriteError: When the system does not take it; an older file stays, and nothing else.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            temporary.touch(mode)
-            with temporary.open("wb") as file:
-                file.write(data)
+            with _open_new(temporary, mode) as file:
+                for part in parts:
+                    file.write(part)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -70,6 +106,52 @@ def write_atomically(
         finally:
             with contextlib.suppress(OSError):  # whatever was wrong was said
                 temporary.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it; the owner can use each new one, whatever the umask.
+
+    Raises:
+        WriteError: When the system does not allow it.
+    """
+    missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
+    with writing(folder):
+        for place in reversed(missing):
+            place.mkdir(exist_ok=True)
+            given = stat.S_IMODE(place.stat().st_mode)
+            if given | PRIVATE_FOLDER != given:
+                place.chmod(given | PRIVATE_FOLDER)
+        folder.mkdir(exist_ok=True)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Makes a folder, or takes one that is there, and lets its owner alone into it.
+
+    Args:
+        folder: The folder; the one above it must exist.
+
+    Raises:
+        WriteError: When the system does not allow it.
+    """
+    with writing(folder):
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        if stat.S_IMODE(folder.stat().st_mode) != PRIVATE_FOLDER:
+            folder.chmod(PRIVATE_FOLDER)
+
+
+def _open_new(path: Path, mode: int) -> BinaryIO:
+    """Opens an empty file for writing, with its permissions before anything is in it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, mode)
+    try:
+        given = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        wanted = given | PRIVATE if mode == PUBLIC else mode
+        if given != wanted:
+            os.fchmod(descriptor, wanted)
+        return os.fdopen(descriptor, "wb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def append(path: Path, content: bytes) -> None:
@@ -132,7 +214,9 @@ class Hold(contextlib.ExitStack):
             self.close()
             raise HeldError(f"another process holds {path}") from None
         except OSError:
-            pass
+            return
+        # A child that is just being started may have a copy of the descriptor for a moment.
+        self.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
 
     def __del__(self) -> None:
         self.close()

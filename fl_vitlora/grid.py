@@ -16,15 +16,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import re
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from fl_vitlora.config import Config, resolve, to_mapping
+from fl_vitlora.config import (
+    SCHEMES,
+    Config,
+    full_path,
+    paths,
+    resolve,
+    to_mapping,
+    unknown_setting,
+)
 from fl_vitlora.errors import UserError, shown, unknown
-from fl_vitlora.settings import explanations
 from fl_vitlora.yaml_text import parse_value
 
 Settings = Mapping[str, Any]  # values by dotted path
@@ -35,6 +44,8 @@ METHOD = "finetuning.method"
 NO_AXIS = {"seed": "give several with --seeds", "out": "every run gets a folder of its own"}
 LONGEST_NAME = 100
 MOST_RUNS = 10_000
+SEED_RANGE = re.compile(r"(\d{1,18})\s*(?:-|\.\.+|–|:)\s*(\d{1,18})", re.ASCII)
+CALL = re.compile(r"[^,\[\]{}'\"]*\([^()'\"]*,[^()'\"]*\)[^,\[\]{}'\"]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +130,109 @@ def is_grid(tree: Settings) -> bool:
     return not {"compare", "seeds"}.isdisjoint(tree)
 
 
-def read_words(words: Iterable[str]) -> dict[str, list[Any]]:
+def read_words(
+    words: Iterable[str], strategies: Sequence[str] | None = None
+) -> dict[str, list[Any]]:
     """Reads the axes of a command line as a YAML file would give them.
+
+    A bare word is a method, the name of a strategy, or a scheme of encryption.
+
+    Args:
+        words: As they were typed.
+        strategies: Names of strategies, if they are known; ``package.module:Class`` is one in any
+            case.
 
     Example:
         >>> read_words(["head", "lora", "encryption.steps=[],EtC"])
         {'finetuning.method': ['head', 'lora'], 'encryption.steps': [[], 'EtC']}
+        >>> read_words(["fedavg", "fedprox"], ["fedavg", "fedprox"])
+        {'strategy': ['fedavg', 'fedprox']}
     """
     axes: dict[str, list[Any]] = {}
     for word in words:
-        path, values = word.split("=", 1) if "=" in word else (METHOD, word)
-        axes.setdefault(path, []).extend(parse_value(f"[{values}]", f"--compare {shown(word)}"))
+        path, equals, values = word.partition("=")
+        where = f"--compare {shown(word)}"
+        read = parse_value(f"[{_protect_commas(values if equals else word)}]", where)
+        for value in read:
+            name = path if equals else _axis_of_word(value, strategies)
+            axes.setdefault(name, []).append(value)
+        if not read:
+            axes.setdefault(path if equals else METHOD, [])
     return axes
+
+
+def _protect_commas(values: str) -> str:
+    """Puts values such as ``int4(128,nearest)`` in quotes, whose commas divide no list."""
+    return CALL.sub(lambda call: json.dumps(call[0]), values)
+
+
+def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
+    """Finds the axis of a bare word.
+
+    Raises:
+        UserError: When it is a value of another setting, or is misspelt.
+    """
+    methods, schemes = _choices_of(METHOD), list(SCHEMES)
+    if value in methods or not isinstance(value, str):
+        return METHOD
+    if value in (strategies or ()) or ":" in value:
+        return "strategy"
+    if value in schemes:
+        return "encryption.steps"
+    for path in paths():
+        if path != METHOD and value in _choices_of(path):
+            raise UserError(
+                f"--compare {value}: expected {METHOD}, a strategy or an axis; {value} is a value "
+                f"of {path}: --compare {path}={value},..."
+            )
+    if strategies is None:
+        return METHOD
+    raise unknown(f"{METHOD} or strategy", value, [*methods, *schemes, *strategies])
+
+
+def _choices_of(path: str) -> tuple[Any, ...]:
+    """Lists the values of a setting that has only a few; of any other there are none."""
+    kind: Any = Config
+    for name in path.split("."):
+        kind = typing.get_type_hints(kind).get(name)
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+
+def read_seeds(words: Iterable[str]) -> list[Any]:
+    """Reads seeds of a command line: numbers, lists and ranges.
+
+    Raises:
+        UserError: When a range runs backwards, or holds more seeds than anybody waits for.
+
+    Example:
+        >>> read_seeds(["0-2", "7"]), read_seeds(["0..1"]), read_seeds(["3,4"])
+        ([0, 1, 2, 7], [0, 1], [3, 4])
+    """
+    parts = [part for word in words for part in word.split(",")]
+    return [seed for part in parts for seed in _seeds_of(part.strip())]
+
+
+def is_several(seed: str) -> bool:
+    """Tells a range or a list of seeds from a single one.
+
+    Example:
+        >>> is_several("0-4"), is_several("0,1"), is_several("7")
+        (True, True, False)
+    """
+    return SEED_RANGE.fullmatch(seed) is not None or "," in seed
+
+
+def _seeds_of(text: str) -> list[Any]:
+    match = SEED_RANGE.fullmatch(text)
+    if match is None:
+        return [parse_value(text, "--seeds")]
+    first, last = int(match[1]), int(match[2])
+    if not first <= last < first + MOST_RUNS:
+        raise UserError(
+            f"seeds: {text} is no range of at most {MOST_RUNS} seeds; expected numbers such as "
+            "0 1 2, or a range such as 0-4"
+        )
+    return list(range(first, last + 1))
 
 
 def read_grid(tree: Settings, given: Settings) -> Grid:
@@ -247,8 +349,12 @@ def _listed(value: Any) -> list[Any]:
 
 def _read_seeds(seeds: Any) -> tuple[int, ...]:
     """Reads whole numbers, each once."""
+    if isinstance(seeds, str):
+        seeds = read_seeds([seeds])
     if not isinstance(seeds, list) or not seeds:
-        raise UserError(f"seeds: expected a list such as [0, 1, 2], got {shown(seeds)}")
+        raise UserError(
+            f"seeds: expected a list such as [0, 1, 2] or a range such as 0-4, got {shown(seeds)}"
+        )
     read = tuple(resolve({}, {"seed": seed}).seed for seed in seeds)
     if len(set(read)) < len(read):
         raise UserError(f"seeds: one stands twice in {shown(seeds)}")
@@ -261,14 +367,16 @@ def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
         raise UserError(
             f"compare: expected axes such as {{{METHOD}: [head, lora]}}, got {shown(section)}"
         )
-    owners: dict[str, str] = dict.fromkeys(given, "a flag")
+    owners: dict[str, str] = dict.fromkeys(map(full_path, given), "a flag")
     for name, values in section.items():
         axis = _read_axis(str(name), values)
         paths = dict.fromkeys(path for settings in axis.choices.values() for path in settings)
         for path in paths:
-            if _full(path) in owners:
-                raise UserError(f"{path} is given by {owners[_full(path)]} and by axis {name} too")
-        owners |= {_full(path): f"axis {name}" for path in paths}
+            if full_path(path) in owners:
+                raise UserError(
+                    f"{path} is given by {owners[full_path(path)]} and by axis {name} too"
+                )
+        owners |= {full_path(path): f"axis {name}" for path in paths}
         yield axis
 
 
@@ -280,11 +388,11 @@ def _read_axis(name: str, values: Any) -> Axis:
     labelled = {label_of(label): choice for label, choice in choices.items()}
     if not all(isinstance(choice, Mapping) for choice in labelled.values()):
         if not _is_setting(name):
-            raise unknown("setting", name, _settings())
+            raise unknown_setting(name)
         labelled = {label: {name: value} for label, value in labelled.items()}
     for path in itertools.chain.from_iterable(labelled.values()):
         if not isinstance(path, str):
-            raise unknown("setting", path, _settings())
+            raise unknown_setting(path)
         if path in NO_AXIS:
             raise UserError(f"compare: {path} cannot be varied by an axis; {NO_AXIS[path]}")
     return Axis(name=name, choices=labelled)
@@ -299,17 +407,9 @@ def _label(name: str, values: Any) -> dict[str, Any]:
     return labelled
 
 
-def _settings() -> list[str]:
-    return [path for path, _, _ in explanations(Config)]
-
-
 def _is_setting(name: str) -> bool:
-    """Knows all settings, the parameters of strategies, and the short form of a strategy's name."""
-    return name == "strategy" or name.startswith("strategy.") or name in _settings()
-
-
-def _full(path: str) -> str:
-    return "strategy.name" if path == "strategy" else path
+    """Knows all settings, the parameters of strategies, and the short forms of groups."""
+    return name.startswith("strategy.") or full_path(name) in paths()
 
 
 def _choices(axis: Axis) -> dict[str, Any]:

@@ -71,7 +71,12 @@ def server_needs_reader(config: Config) -> bool:
 
 def lacks_key_ring(config: Config) -> bool:
     """Tells whether a run would draw a new secret."""
-    return bool(config.encryption.steps) and not Path(config.encryption.key_file).exists()
+    return needs_key_ring(config) and not Path(config.encryption.key_file).exists()
+
+
+def needs_key_ring(config: Config) -> bool:
+    """Tells whether images are encrypted, or shards sealed, under a key ring."""
+    return bool(config.encryption.steps) or config.encryption.at_rest == "ring"
 
 
 def keeps_reader(config: Config) -> bool:

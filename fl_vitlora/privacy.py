@@ -39,6 +39,8 @@ from fl_vitlora.state import State, clip_norm, count, mean
 from fl_vitlora.strategy import SEVERAL, Update
 
 KEY_BYTES = 32
+FROM_SEED = "seed of the run (config.yaml); whoever has it can take the noise off"
+FROM_SYSTEM = "randomness of the server's system; nobody can draw it again"
 
 NoiseKey = Callable[[int], bytes]  # of a round
 

@@ -1,7 +1,7 @@
 """Means that a few arbitrary updates cannot carry away: what robust strategies put for the mean.
 
 Distances and middles are taken in float64, where no float32 is so large that it would overflow.
-Clients count their images themselves, so most of this does not look at the counts.
+Clients count their images themselves, so none of this looks at the counts unless it is asked to.
 
 K clients, of whom at most f are byzantine: they send whatever they like.
 """
@@ -91,18 +91,22 @@ def _squared_distances(updates: Sequence[Update]) -> list[list[float]]:
     return squares
 
 
-def geometric_median(updates: Sequence[Update], smoothing: float, iterations: int) -> State:
-    """Approaches the point of least summed distance from the deltas, weighted by images.
+def geometric_median(
+    updates: Sequence[Update], smoothing: float, iterations: int, *, by_images: bool = False
+) -> State:
+    """Approaches the point of least summed distance from the deltas.
 
         z = argmin Σ pₖ·‖z - Δₖ‖;  z ← Σ βₖ·Δₖ / Σ βₖ,  βₖ = pₖ / max(ν, ‖z - Δₖ‖)
 
-    It begins at z = 0, the model of the round, so that a delta from far away has lost its weight
-    before the first step.
+    pₖ = 1/K, so that a client gains nothing by the count of images that it reports. It begins at
+    z = 0, the model of the round, so that a delta from far away has lost its weight before the
+    first step.
 
     Args:
         updates: K of them.
         smoothing: ν, which keeps the weight of a delta finite that z has met.
         iterations: Of Weiszfeld's algorithm.
+        by_images: Whether pₖ is the client's share of all images instead, as in the paper.
 
     Returns:
         The point, at least in float32.
@@ -110,10 +114,11 @@ def geometric_median(updates: Sequence[Update], smoothing: float, iterations: in
     Source: Pillutla et al., Robust aggregation for federated learning, arXiv 1912.13445.
     """
     deltas = [{n: _at_least_float32(d) for n, d in update.delta.items()} for update in updates]
+    weights = shares(updates) if by_images else [1 / len(updates)] * len(updates)
     centre = scale(deltas[0], 0.0)
     for _ in range(iterations):
         distances = [_squared_distance(centre, delta) ** 0.5 for delta in deltas]
-        pairs = zip(shares(updates), distances, strict=True)
+        pairs = zip(weights, distances, strict=True)
         centre = mean(deltas, [share / max(smoothing, distance) for share, distance in pairs])
     return centre
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import write_atomically
+from fl_vitlora.files import PRIVATE, write_parts
 from fl_vitlora.state import State
 
 DIGEST = "sha256"
+METADATA = "__metadata__"
+LENGTH = struct.Struct("<Q")  # of the header, in bytes
 # What a header can raise: safetensors compares all sizes with the file's before anything is
 # allocated, but leaves types and shapes of nothing to torch.
 UNREADABLE = (SafetensorError, OSError, RuntimeError, TypeError, ValueError)
@@ -43,7 +46,7 @@ def write_sealed(
     metadata: Mapping[str, str],
     *,
     durable: bool = True,
-    mode: int = 0o666,
+    mode: int = PRIVATE,
 ) -> None:
     """Writes tensors with a digest, whole or not at all.
 
@@ -52,11 +55,25 @@ def write_sealed(
         tensors: By name; none shares memory with another.
         metadata: What is said beside them; the name `DIGEST` is taken.
         durable: See `write_atomically`.
-        mode: See there.
+        mode: See there; by default the file is its owner's alone.
     """
     laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, DIGEST: digest_of(laid_out, metadata)}
-    write_atomically(path, save(laid_out, sealed), durable=durable, mode=mode)
+    write_parts(path, _in_order(save(laid_out, sealed)), durable=durable, mode=mode)
+
+
+def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
+    """Yields a safetensors file with its header in a fixed order, so that equal files are alike.
+
+    The library writes the metadata in an order that differs from one call to the next.
+    """
+    (length,) = LENGTH.unpack_from(file)
+    header = json.loads(file[LENGTH.size : LENGTH.size + length])
+    metadata = {METADATA: dict(sorted(header.pop(METADATA).items()))}
+    text = json.dumps({**metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH.size)  # as safetensors aligns what follows
+    yield LENGTH.pack(len(text)) + text
+    yield memoryview(file)[LENGTH.size + length :]
 
 
 def read_sealed(path: Path) -> tuple[State, dict[str, str]]:

@@ -12,7 +12,7 @@ Each yᵢ by itself is as good as random; in the sum the masks cancel to the las
 2. *Training.* The server sends all participants one `Roster`: the round, who takes part, with which
    share and which public key. seedᵢⱼ = HKDF(X25519(private keyᵢ, public keyⱼ), roster, i, j): it is
    for one round, and only where all were told the same do the masks cancel. Client i sends yᵢ, of
-   as many bytes as xᵢ.
+   as many bytes as xᵢ. The roster costs every participant about 47 bytes of downlink for each.
 3. *Only if some dropped out.* The server asks the others for the seeds that they have in common
    with those, removes the masks, and has the sum of the others. Other rounds' seeds stay unknown.
 
@@ -265,14 +265,16 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
 Ask = Callable[[frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
-def add_up(roster: Roster, masked: Mapping[int, Words], ask: Ask) -> tuple[Words, frozenset[int]]:
+def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, frozenset[int]]:
     """At the server: adds up masked vectors, with the help of those left if some dropped out.
 
-    Who does not answer when it is asked for seeds has dropped out as well.
+    A client that does not answer when it is asked for seeds has dropped out as well. The seeds with
+    a client that dropped out open its vector, so that vector is deleted before they are asked for.
 
     Args:
         roster: Of the sum.
-        masked: y of each participant whose vector arrived, uint32 (W,).
+        masked: y of each participant whose vector arrived, uint32 (W,); it is emptied, and the
+            caller keeps no other reference to the vectors.
         ask: The second exchange.
 
     Returns:
@@ -282,10 +284,14 @@ def add_up(roster: Roster, masked: Mapping[int, Words], ask: Ask) -> tuple[Words
         ValueError: When fewer than two are left, or vectors differ in length.
     """
     if len({len(vector) for vector in masked.values()}) > 1:
+        masked.clear()
         raise ValueError("the vectors of a sum differ in length")
     left, seeds = frozenset(masked), dict[int, Seeds]()
     while dropped := roster.clients - left:
+        for client in masked.keys() & dropped:
+            del masked[client]
         if len(left) < FEWEST_LEFT:
+            masked.clear()
             raise ValueError(
                 f"clients {sorted(dropped)} dropped out; {len(left)} left are too few for a "
                 "secure sum"
@@ -298,5 +304,5 @@ def add_up(roster: Roster, masked: Mapping[int, Words], ask: Ask) -> tuple[Words
     total = np.zeros(len(next(iter(masked.values()))), dtype=np.uint32)
     for client in sorted(left):
         known = {other: seeds[client][other] for other in roster.clients - left}
-        total += masked[client] - mask(client, known, len(total))
+        total += masked.pop(client) - mask(client, known, len(total))
     return total, left

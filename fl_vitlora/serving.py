@@ -7,6 +7,7 @@ holder evaluates beside it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections import Counter
@@ -21,36 +22,51 @@ from fl_vitlora import adversary, coordinates, faults, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.circumstances import Circumstances, changes
 from fl_vitlora.communication.budget import affords
-from fl_vitlora.communication.ledger import Ledger, full_model_sizes
+from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.link import Link, transfer_seconds
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.communication.reference import Attendance, MessageSizes, full_fine_tuning
 from fl_vitlora.communication.summary import reached, summarise
-from fl_vitlora.config import Config
+from fl_vitlora.config import Config, PrivacyConfig
 from fl_vitlora.data.owner import RIGHT_KEY
-from fl_vitlora.data.shards import TEST_SHARD, open_shard
+from fl_vitlora.data.shards import TEST_SHARD, open_own_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.storage import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.evaluation import (
     ALL_VIEWS,
+    Answer,
     CentralEvaluator,
     ClientsEvaluator,
     Evaluator,
     Measured,
 )
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.accounting import statement
+from fl_vitlora.finetuning.classifier import outputs_of
+from fl_vitlora.flower import identity
+from fl_vitlora.flower.accounting import statement, with_chosen_noise
 from fl_vitlora.flower.aggregators import Aggregator, AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.client_states import ClientStates, to_tree
+from fl_vitlora.flower.counts import largest_share
 from fl_vitlora.flower.failures import Failure
-from fl_vitlora.flower.measuring import full_model_bytes
+from fl_vitlora.flower.measuring import reference_sizes
 from fl_vitlora.flower.server import Federation, RoundReport
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.flower.transport import Tap, Transport
+from fl_vitlora.flower.wiring import lanes_of
 from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.learning import class_shares, warning
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import WEIGHT, put_reader, reader_of
-from fl_vitlora.privacy import mean_update, released, repeatable_key, secret_key
+from fl_vitlora.privacy import (
+    FROM_SEED,
+    FROM_SYSTEM,
+    mean_update,
+    released,
+    repeatable_key,
+    secret_key,
+)
 from fl_vitlora.ranks import client_ranks
 from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RESULT, RunFolder
@@ -59,6 +75,7 @@ from fl_vitlora.strategy import Update
 from fl_vitlora.training import local
 
 Line = dict[str, Any]
+MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3  # share of all images that is told, among so many clients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +84,7 @@ class Watch:
 
     Attributes:
         announce: Is told each phase of the set-up.
+        note: Is told, in a sentence, what a user should know and may not expect.
         show_round: Is shown each line of `rounds.jsonl`.
         training: Is set when the first round begins.
         pause: Is set by whoever wants the run to end after the round that is under way.
@@ -75,6 +93,7 @@ class Watch:
     """
 
     announce: Callable[[str], None] = lambda phase: None
+    note: Callable[[str], None] = lambda sentence: None
     show_round: Callable[[Line], None] = lambda line: None
     training: threading.Event = field(default_factory=threading.Event)
     pause: threading.Event = field(default_factory=threading.Event)
@@ -102,6 +121,15 @@ class Server:
     def plain(self) -> State:
         """Returns the parameters of the plain model, the public patch embedding among them."""
         return {**methods.plain_parameters(self.backbone.model), WEIGHT: self.origin.weight}
+
+    @property
+    def whole(self) -> State:
+        """Returns what full fine-tuning would exchange: the model as it was built.
+
+        What a method adds to the model is not in it, whatever its tensors are called.
+        """
+        built = {name: tensor.detach().cpu() for name, tensor in self.backbone.built.items()}
+        return {**built, WEIGHT: self.origin.weight}
 
 
 def make_server(backbone: Backbone, start: Callable[[Reader], Reader]) -> Server:
@@ -148,7 +176,9 @@ class Run:
         config: The experiment.
         strategy: An instance of this project's or of Flower's contract.
         server: Its model.
+        class_names: In the order of the head's outputs; what clients must have.
         shards: Where the encrypted test shard lies, if clients do not evaluate.
+        storage: Opens that shard where it is sealed at rest.
         folder: Where results go.
         watch: Who looks on.
         logbook: Where rounds are written down, and states to go on from.
@@ -159,18 +189,23 @@ class Run:
         ledger: Bytes so far.
         lines: Rounds so far, as in `rounds.jsonl`.
         measured: The last measurements, by view of the test images.
-        full_bytes: Of a downlink and an uplink message with the whole model, once measured.
+        evaluated: What a strategy of Flower made of the clients' last measurements.
+        full_bytes: Sizes of the messages of full fine-tuning, once measured (`MessageSizes`).
+        shares: Of the classes in the test images, once they are known.
         privacy: What the strategy's accountant says at the end, if it has one.
+        images: That each client greeted with.
         changes: What was another than before when the run went on, and after which round.
         secret_seed: Of what the strategy draws, if that is not to follow from the run's seed:
             whoever knows what noise was added can take it off again.
         repeats_errors: Whether a client whose app raised is asked once more in the same round; not
             in a simulation, whose engine has tried twice before the server hears of it.
+        parameters: Of the strategy, as it was handed over.
     """
 
     config: Config
     strategy: AnyStrategy
     server: Server
+    class_names: tuple[str, ...]
     shards: Path
     folder: RunFolder
     watch: Watch
@@ -178,14 +213,23 @@ class Run:
     states: ClientStates | None = None
     checkpoint: Checkpoint | None = None
     holder: KeyHolder | None = None
+    storage: StorageKeys | None = field(default=None, repr=False)
     ledger: Ledger = field(default_factory=Ledger)
     lines: list[Line] = field(default_factory=list)
     measured: Measured = field(default_factory=dict)
+    evaluated: Line = field(default_factory=dict)
     full_bytes: dict[str, int] = field(default_factory=dict)
+    shares: list[float] = field(default_factory=list)
     privacy: dict[str, Any] = field(default_factory=dict)
+    images: dict[int, int] = field(default_factory=dict)
     changes: list[Line] = field(default_factory=list)
     secret_seed: int | None = field(default=None, repr=False)
     repeats_errors: bool = True
+    parameters: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Reads the strategy's parameters before its first round, in which it may change them."""
+        object.__setattr__(self, "parameters", identity.parameters(self.strategy))
 
     @property
     def trained(self) -> State:
@@ -209,6 +253,7 @@ class Run:
             initial,
             self.ledger,
             config=self.config,
+            class_names=self.class_names,
             sums=sums,
             timeout=self.config.engine.round_timeout,
             repeats_errors=self.repeats_errors,
@@ -216,10 +261,14 @@ class Run:
             tap=self.watch.tap,
             stop=stop,
         )
-        evaluator = self._evaluator(transport)
-        clients = transport.greet(self.config.clients)
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
         aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
+        evaluator = self._evaluator(transport, aggregator)
+        labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
+        self.shares.extend(class_shares(labels, outputs_of(self.server.backbone.model)))
+        clients = transport.greet(self.config.clients)
+        self.images.update(clients)
+        self._warn_of_one()
         found = self._circumstances() if self.states is not None else None
         model, done = GlobalModel(tensors=initial), 0
         if self.checkpoint is not None and found is not None:
@@ -247,11 +296,20 @@ class Run:
         final = federation.run(model, done)
         self._measure_other_views(evaluator, final)
         end = time.perf_counter()
-        down, up = full_model_bytes(self.server.plain)
-        self.full_bytes.update(downlink=down, uplink=up)
-        told = aggregator.privacy() or statement(privacy, len(self.lines))
-        self.privacy.update(told or {})
+        self.full_bytes.update(vars(reference_sizes(self.server.whole, self.class_names)))
+        if told := aggregator.privacy() or statement(self._noise, len(self.lines)):
+            source = FROM_SEED if self.secret_seed is None else FROM_SYSTEM
+            self.privacy.update(told | {"noise_from": source})
         return Outcome(model=final, begin=begin, end=end)
+
+    def _warn_of_one(self) -> None:
+        """Tells if one of several clients says that it holds most of all images."""
+        client, share = largest_share(self.images)
+        if share > MOST_OF_ALL and len(self.images) >= FEWEST_COMPARED:
+            self.watch.announce(
+                f"client {client} reports {share:.0%} of all images and weighs as much; "
+                "max_client_share bounds that"
+            )
 
     def _keep(
         self,
@@ -293,7 +351,8 @@ class Run:
         """Takes up a checkpoint; the greeting is counted as it was the first time."""
         server = checkpoint.server
         before = Circumstances(**server["circumstances"])
-        for what, (was, now) in changes(before.must_stay, found.must_stay).items():
+        known = {"strategy": found.must_stay["strategy"], **before.must_stay}  # older: not written
+        for what, (was, now) in changes(known, found.must_stay).items():
             raise UserError(
                 f"{self.folder.path} was begun with {what} {was}, and goes on with that only; "
                 f"now it is {now}"
@@ -318,9 +377,11 @@ class Run:
         holder = self.holder
         return Circumstances.of(
             weights=self.server.plain,
+            class_names=self.class_names,
             device=next(self.server.backbone.model.parameters()).device.type,
             key=holder.key_id if holder is not None and holder.cipher.steps else "none",
             strategy=self.strategy,
+            name=identity.describe(self.strategy),
         )
 
     def result(self) -> Line:
@@ -332,6 +393,7 @@ class Run:
             "loss": self.lines[-1]["loss"],
             "best": best(self.lines),
             "clients": config.clients,
+            "class_names": list(self.class_names),
             "rounds": len(self.lines),
             "rounds_planned": config.rounds,
             "stopped": "budget" if len(self.lines) < config.rounds else None,
@@ -343,24 +405,43 @@ class Run:
             ),
             "seed": config.seed,
             "strategy": config.strategy.name,
+            "strategy_class": identity.class_path(self.strategy),
+            "strategy_parameters": self.parameters,
             "method": config.finetuning.method,
             "aggregation_error": mean_known([line["aggregation_error"] for line in self.lines]),
             "failures": counted(self.lines),
             "changes": self.changes,
+            "warnings": self.warnings,
+            "model": {"name": config.model.name, "weights": self.server.backbone.source},
             "attack": adversary.hostile(config),
             "faults": faults.unreliable(config),
             "client_ranks": list(client_ranks(config)),
+            "largest_share": dict(
+                zip(("client", "share"), largest_share(self.images), strict=True)
+            ),
             "secure_aggregation": self._told_of_sums(),
             "accuracy_by_view": {view: accuracy for view, (accuracy, _) in self.measured.items()},
             "trainable_parameters": count(self.trained),
             "exchanged_parameters": count(policies.exchanged(config, self.trained, personal)),
-            "total_parameters": count(self.server.plain),
+            "total_parameters": count(self.server.whole),
             "idle_rounds": sum(not line["moved"] for line in self.lines),
             "privacy": self.privacy or None,
-            "communication": summarise(
-                self.ledger, self._link, full_model_sizes(**self.full_bytes)
-            ),
+            "communication": summarise(self.ledger, self._link, self._full_fine_tuning()),
         }
+
+    def _full_fine_tuning(self) -> Ledger:
+        """Writes what full fine-tuning under FedAvg would have sent in the rounds so far."""
+        return full_fine_tuning(
+            self.config.clients,
+            [Attendance.of(line) for line in self.lines],
+            MessageSizes(**self.full_bytes),
+            start_is_known=not lanes_of(self.config.compression.downlink).exact,
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Returns what the rounds so far warn of."""
+        return [told for line in self.lines for told in line.get("warnings", [])]
 
     @property
     def _link(self) -> Link:
@@ -396,7 +477,7 @@ class Run:
         )
         plot_traffic(self.folder.plots, lines)
         self.folder.write("communication.csv", self.ledger.to_csv())
-        self.folder.write_model(outcome.model.stored())
+        self.folder.write_model(outcome.model.stored(), class_names=self.class_names)
         result["seconds"] = {
             "setup": round(outcome.begin - started, 3),
             "training": round(outcome.end - outcome.begin, 3),
@@ -428,8 +509,16 @@ class Run:
         }
         if report.clipped is not None:
             line["clipped_scalars"] = report.clipped
+        if told := warning([*self.lines, line], self.config, self.shares):
+            line["warnings"] = [told]
+        if report.metrics:
+            line["strategy_metrics"] = dict(report.metrics)
+        if self.evaluated:
+            line["strategy_evaluation"] = dict(self.evaluated)
         if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
-            self.folder.write_model(model.stored(), "best_model.safetensors")
+            self.folder.write_model(
+                model.stored(), "best_model.safetensors", class_names=self.class_names
+            )
         self.lines.append(line)
         self.logbook.note_round(line)
         self.watch.show_round(line)
@@ -446,11 +535,16 @@ class Run:
         clipped = sum(line["clipped_scalars"] for line in self.lines)
         return {"range": self.config.privacy.range, "clipped_scalars": clipped}
 
+    @functools.cached_property
+    def _noise(self) -> PrivacyConfig:
+        """Returns the settings of privacy with the noise that a target of ε asks for."""
+        return with_chosen_noise(self.config.privacy, self.config.rounds)
+
     def _release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
         """Gives the strategy the updates of a round, or where they are private their noisy mean."""
-        privacy = self.config.privacy
+        privacy = self._noise
         if privacy.clipping_norm is None:
             return updates
         key = repeatable_key(self.config.seed) if self.secret_seed is None else secret_key
@@ -481,16 +575,21 @@ class Run:
         if missing and isinstance(evaluator, CentralEvaluator):
             self.measured.update(evaluator.measure(len(self.lines), model, missing))
 
-    def _evaluator(self, transport: Transport) -> Evaluator:
+    def _evaluator(self, transport: Transport, aggregator: Aggregator) -> Evaluator:
         config, backbone = self.config, self.server.backbone
         if policies.clients_evaluate(config):
             keyed = self.holder is not None and config.encryption.steps
             views = ALL_VIEWS if keyed else (RIGHT_KEY,)
-            return ClientsEvaluator(transport=transport, views=views)
+
+            def show(server_round: int, model: GlobalModel, answers: Sequence[Answer]) -> None:
+                self.evaluated.clear()
+                self.evaluated.update(aggregator.evaluated(server_round, model, answers))
+
+            return ClientsEvaluator(transport=transport, views=views, show=show)
         device = next(backbone.model.parameters()).device
         return CentralEvaluator(
             backbone=backbone,
-            shard=open_shard(self.shards / TEST_SHARD),
+            shard=open_own_shard(self.shards / TEST_SHARD, self.class_names, self.storage),
             coordinates=coordinates.of_party(
                 config,
                 origin=self.server.origin,

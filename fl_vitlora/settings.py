@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,10 +60,10 @@ def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, st
 
 
 def _told_choices(hint: Any) -> str:
-    """Lists the values of a setting that knows but a few."""
+    """Lists the values of a setting that has only a few."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
-    return f" ({', '.join(choices)})" if choices else ""
+    return f" Choices: {', '.join(choices)}." if choices else ""
 
 
 def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
@@ -196,6 +198,38 @@ def _to_text(value: Any, path: str) -> str:
         )
     return value
 
+
+def read_path(text: str, path: str) -> str:
+    """Reads the path of a file or folder, in which ``~`` is a home folder, as in a shell.
+
+    Args:
+        text: The path as it was written.
+        path: The setting, for messages.
+
+    Raises:
+        UserError: When a home folder is not known, or a variable begins the path: in a file it is
+            not replaced, and would name a folder that nobody means.
+
+    Example:
+        >>> read_path("images/~old", "data.name")
+        'images/~old'
+    """
+    if VARIABLE.match(text):
+        raise UserError(
+            f"{path}: {shown(text)} begins with a variable, which is not replaced here; write the "
+            "folder itself, or ~ for the home folder"
+        )
+    if not text.startswith("~"):
+        return text
+    whole = str(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises where no home is known
+    if whole.startswith("~"):
+        raise UserError(
+            f"{path}: {shown(text)}: this home folder is not known; write the folder itself"
+        )
+    return whole
+
+
+VARIABLE = re.compile(r"\$(\w+|\{\w+\})(/|$)", re.ASCII)
 
 _READ: Mapping[Any, Reader] = {
     Bytes: parse_bytes,

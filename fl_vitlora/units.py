@@ -43,3 +43,32 @@ def parse_bytes(amount: object, where: str) -> int:
     if not 1 <= found < MOST:
         raise UserError(f"{where}: expected one byte or more, to {MOST:.0e}, got {shown(amount)}")
     return int(found)
+
+
+STEP = 1000  # from one decimal unit to the next
+
+
+def unit_of(count: float) -> tuple[int, str]:
+    """Chooses the decimal unit in which a number of bytes is written.
+
+    Example:
+        >>> unit_of(60_413), unit_of(999_960), unit_of(7)
+        ((1000, 'kB'), (1000000, 'MB'), (1, 'B'))
+    """
+    factor, names = 1, ["B", "kB", "MB", "GB", "TB"]
+    for name in names[:-1]:
+        if round(count / factor, 0 if factor == 1 else 1) < STEP:
+            return factor, name
+        factor *= STEP
+    return factor, names[-1]
+
+
+def readable_bytes(count: float) -> str:
+    """Writes a number of bytes with a decimal unit.
+
+    Example:
+        >>> readable_bytes(60_413), readable_bytes(343_225_384), readable_bytes(812)
+        ('60.4 kB', '343.2 MB', '812 B')
+    """
+    factor, unit = unit_of(count)
+    return f"{count:.0f} B" if factor == 1 else f"{count / factor:.1f} {unit}"

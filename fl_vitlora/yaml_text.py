@@ -6,6 +6,7 @@ something else than the author meant is refused, and so is what no experiment ne
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_yaml(name: str) -> dict[str, Any]:
     Raises:
         UserError: When there is none, or it holds no mapping.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - as a shell, where no home is known
     try:
         if not path.is_file():
             raise UserError(f"--config {name}: {_why_no_file(path)}")

@@ -2,7 +2,9 @@
 
 A file holds one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
 `flwr.serverapp.strategy.Strategy`. One that lives elsewhere is named as ``package.module:Class``.
-The files here, and the modules so named, are the only code that a run imports on a user's word.
+The files here, and the modules so named, are the only code that a run imports on a user's word. A
+module that only a file names, a configuration or a run folder, is imported on no word at all
+(`fl_vitlora.confirmation`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import Config
+from fl_vitlora.confirmation import check_strategy
 from fl_vitlora.errors import UserError, shown, unknown
 from fl_vitlora.settings import from_mapping
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from fl_vitlora.flower.aggregators import AnyStrategy
     from fl_vitlora.flower.construction import Terms
 
+OLDER = "flwr.server.strategy"  # Flower's interface before its Message API
 INNERMOST = "flwr.serverapp.strategy:FedAvg"  # what a wrapper wraps if nothing else is named
 
 
@@ -31,10 +35,19 @@ def available() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load_for(config: Config) -> AnyStrategy:
-    """Makes the strategy of an experiment; see `load`."""
+def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
+    """Makes the strategy of an experiment; see `load`.
+
+    Args:
+        config: The experiment, whoever wrote it.
+        confirmed: Names of strategies that the person in charge typed.
+
+    Raises:
+        UserError: When nobody confirmed code that it names, and as `load` does.
+    """
     from fl_vitlora.flower.sampling import cohort_size
 
+    check_strategy(config.strategy, confirmed)
     return load(
         config.strategy.name,
         config.strategy.options,
@@ -140,6 +153,8 @@ def _class_in_file(name: str) -> type[Any]:
 def _named_class(name: str) -> type[Any]:
     """Imports ``package.module:Class``."""
     module_name, _, class_name = name.partition(":")
+    if module_name.startswith(OLDER):
+        raise _older(f"strategy {name}", class_name)
     module = _import(module_name, name)
     kinds = {
         n: kind for n, kind in vars(module).items() if inspect.isclass(kind) and _is_strategy(kind)
@@ -164,6 +179,26 @@ def _unknown(name: str) -> UserError:
     return unknown("strategy", name, available())
 
 
+def _older(what: str, class_name: str) -> UserError:
+    """Says that a strategy is of Flower's older interface, and which one came after it."""
+    import fl_vitlora.flower  # switches telemetry off first
+
+    del fl_vitlora
+    import flwr.serverapp.strategy as flower
+
+    successor = class_name if class_name in vars(flower) else "Strategy"
+    return UserError(
+        f"{what} is of Flower's older interface {OLDER}, which works on lists of NumPy arrays and "
+        f"is not called here; its successor is {flower.__name__}:{successor}"
+    )
+
+
+def _older_base(kind: type[Any]) -> str | None:
+    """Names the class of Flower's older interface that a class derives from, if it does."""
+    found = (c for c in kind.__mro__[1:] if c.__module__.startswith(OLDER))
+    return next((c.__name__ for c in found), None)
+
+
 def _expect_whole(module: Any, place: str, class_name: str | None = None) -> None:
     """Says what keeps the classes of a module, or one of them, from being strategies."""
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -176,6 +211,9 @@ def _expect_whole(module: Any, place: str, class_name: str | None = None) -> Non
         if inspect.isclass(kind) and kind.__module__ == module.__name__
     }
     chosen = [kind for name, kind in own.items() if class_name in (None, name)]
+    for kind in chosen:
+        if base := _older_base(kind):
+            raise _older(f"{place}: class {kind.__name__}", base)
     for kind in chosen:
         if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
             written = [name for name in vars(kind) if not name.startswith("_")]

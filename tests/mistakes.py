@@ -544,7 +544,7 @@ def misused_flags(draw: st.DrawFn) -> Mistake:
     ways = [
         Mistake(("--check-strategy", checked, *other.split()), ("--check-strategy",)),
         Mistake(("--check-strategy", "fedavg", *twice), ("--check-strategy",)),
-        Mistake(("--check-strategy", "flwr.serverapp.strategy:FedAvg"), ("--check-strategy",)),
+        Mistake(("--check-strategy", "flwr.server.strategy:FedAvg"), ("older",)),
         Mistake(("--rotate-key", place), (place[:20] or ".", "shard")),
         Mistake(("--rotate-key", place, "--seeds", "0", "1"), ("--rotate-key",)),
         Mistake(("--rotate-key", "used", "--config", "nowhere.yaml"), ("nowhere.yaml",)),

@@ -212,6 +212,16 @@ def test_a_run_whose_result_was_damaged_is_not_done(tmp_path: Path, content: byt
     assert runs_in(tmp_path, finished=True) == []
 
 
+def test_a_run_whose_saving_was_told_against_another_reference_is_run_again(tmp_path: Path) -> None:
+    """Its figures may not stand in one table with those of today."""
+    config = small(tmp_path).runs[0][1]
+    folder = RunFolder.create(replace(config, out=str(tmp_path / "run")))
+    for known, wire in ((0, {"saving": 54.0}), (1, {"saving": 36.0, "saving_with_flower": 33.0})):
+        folder.write_json("result.json", {"communication": wire})
+        assert len(runs_in(tmp_path, finished=True)) == known
+    assert runs_in(tmp_path, finished=False) == []
+
+
 def test_another_key_file_is_another_run(tmp_path: Path) -> None:
     config = small(tmp_path).runs[0][1]
     elsewhere = small(tmp_path / "elsewhere").runs[0][1]

@@ -279,11 +279,11 @@ def test_a_scheme_stands_for_its_steps_and_alone() -> None:
         load(None, {"encryption.steps": ["LE", "pixel_shuffling"]})
 
 
-def test_explanations_list_the_values_of_settings_that_know_but_a_few() -> None:
+def test_explanations_list_the_values_of_settings_that_have_only_a_few() -> None:
     told = {path: text for path, _, text in explanations(Config)}
-    assert told["encryption.scope"].endswith("(shared, client, image, block)")
-    assert told["finetuning.targets"].endswith("(q, k, v, proj, fc1, fc2)")
-    assert "(" not in told["clients"]
+    assert told["encryption.scope"].endswith("Choices: shared, client, image, block.")
+    assert told["finetuning.targets"].endswith("Choices: q, k, v, proj, fc1, fc2.")
+    assert "Choices" not in told["clients"]
 
 
 @pytest.mark.parametrize("text", ["2024-13-45", "0x_", "!!int one", "!!bool perhaps", "9" * 5000])

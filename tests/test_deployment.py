@@ -22,11 +22,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fl_vitlora import policies
 from fl_vitlora.config import load, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-PATIENCE = 180  # seconds
+PATIENCE = 600  # seconds; a watchdog
 CLIENTS = 2
 GIVEN_KEYS: dict[str, dict[str, Any]] = {
     "shared key": {},
@@ -55,7 +56,7 @@ def process(log: Path, *command: str, environment: dict[str, str]) -> Iterator[N
             yield
         finally:
             running.terminate()
-            running.wait(timeout=30)
+            running.wait(timeout=PATIENCE)
 
 
 def await_file(path: Path, logs: Path) -> None:
@@ -94,9 +95,22 @@ def simulate(folder: Path, given_keys: dict[str, Any]) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
+def hand_out(folder: Path) -> Path:
+    """Gives every node the storage key of its shard; the ring to those alone that turn by it."""
+    config = load(str(folder / "config.yaml"))
+    if not policies.clients_turn(config):
+        config = load(str(folder / "config.yaml"), {"encryption.key_file": "nowhere.key"})
+    (folder / "deployed.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "simulate.py", "--config", str(folder / "config.yaml")]
+    command += ["--storage-keys", str(folder / "simulated"), "--out", str(folder / "keys")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder / "keys"
+
+
 def deploy(folder: Path) -> None:
     """Leaves a run in `deployed`, and in `counts.csv` what passed the SuperLink."""
-    given = f'config="{folder}/config.yaml" shards="{folder}/simulated/shards"'
+    given = f'config="{folder}/deployed.yaml" shards="{folder}/simulated/shards"'
+    keys = hand_out(folder)
     api, home = f"127.0.0.1:{free_port()}", folder / "flower"
     home.mkdir()
     (home / "config.toml").write_text(
@@ -117,12 +131,17 @@ def deploy(folder: Path) -> None:
         stack.enter_context(process(folder / "link.log", *link, environment=environment))
         for client in range(CLIENTS):
             node = [str(BIN / "flower-supernode"), "--insecure", "--superlink", api]
-            node += ["--node-config", f"partition-id={client} num-partitions={CLIENTS} {given}"]
+            node += ["--node-config", f"partition-id={client} num-partitions={CLIENTS} {given} "]
+            node[-1] += f'storage-key="{keys}/client-{client:05d}.key"'
             node += ["--port", str(free_port())]
             log = folder / f"node-{client}.log"
             stack.enter_context(process(log, *node, environment=environment))
         command = [str(BIN / "flwr"), "run", str(ROOT / "deploy"), "here"]
-        command += ["--run-config", f'{given} out="{folder}/deployed" classes=10']
+        told = f'out="{folder}/deployed"'
+        if (keys / "test.key").exists():  # else clients evaluate
+            told += f' storage-key="{keys}/test.key"'
+        told += f' classes="{folder}/simulated/classes.json"'
+        command += ["--run-config", f"{given} {told}"]
         wait_for_port(api)
         submitted = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False

@@ -15,7 +15,7 @@ from fl_vitlora.data import sources
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, key_holder
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.holder import TEST
-from fl_vitlora.evaluation import ALL_VIEWS, CentralEvaluator, ClientsEvaluator, Measured
+from fl_vitlora.evaluation import ALL_VIEWS, Answer, CentralEvaluator, ClientsEvaluator
 from fl_vitlora.finetuning import methods
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.models.backbone import Backbone
@@ -27,12 +27,10 @@ from tests.conftest import MakeBackbone
 class Answering:
     """Clients that have measured already."""
 
-    def __init__(self, *answers: tuple[int, Measured]) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self.answers, self.asked = answers, []  # type: ignore[var-annotated]
 
-    def measure(
-        self, server_round: int, model: Any, views: Sequence[str]
-    ) -> Sequence[tuple[int, Measured]]:
+    def measure(self, server_round: int, model: Any, views: Sequence[str]) -> Sequence[Answer]:
         self.asked.append((server_round, tuple(views)))
         return self.answers
 
@@ -40,8 +38,8 @@ class Answering:
 def test_answers_of_clients_are_weighted_by_their_test_images():
     """(1 · 0.5 + 3 · 0.9) / 4 and (1 · 2.0 + 3 · 1.0) / 4."""
     clients = Answering(
-        (1, {RIGHT_KEY: (0.5, 2.0), NO_KEY: (0.0, 3.0)}),
-        (3, {RIGHT_KEY: (0.9, 1.0), NO_KEY: (0.4, 7.0)}),
+        Answer(0, 1, {RIGHT_KEY: (0.5, 2.0), NO_KEY: (0.0, 3.0)}),
+        Answer(1, 3, {RIGHT_KEY: (0.9, 1.0), NO_KEY: (0.4, 7.0)}),
     )
     evaluator = ClientsEvaluator(transport=clients, views=ALL_VIEWS)
     measured = evaluator.measure(2, GlobalModel(tensors={}), [RIGHT_KEY, NO_KEY])

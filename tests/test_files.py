@@ -218,7 +218,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         while process.poll() is None and not (run / "rounds.jsonl").exists():
             time.sleep(0.01)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
-        output, errors = process.communicate(timeout=100)
+        output, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     own = [line for line in errors.splitlines() if "ray_log_sink" not in line]  # Ray's log is full
@@ -251,7 +251,7 @@ def test_every_write_names_its_file_and_spoils_nothing(stopped: Stopped) -> None
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout.splitlines() == [
         f"{kind} {path} cannot be written: File too large"

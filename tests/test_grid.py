@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 
 from fl_vitlora import policies
 from fl_vitlora.adversary import hostile
-from fl_vitlora.config import SCHEMES
+from fl_vitlora.config import SCHEMES, full_path
 from fl_vitlora.errors import UserError
-from fl_vitlora.grid import Grid, axes_of, folder_name, read_grid, read_words, to_tree
+from fl_vitlora.grid import (
+    Grid,
+    axes_of,
+    folder_name,
+    read_grid,
+    read_seeds,
+    read_words,
+    to_tree,
+)
 from fl_vitlora.yaml_text import write_yaml
 
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "grids").glob("*.yaml"))
@@ -111,6 +119,41 @@ def test_bare_words_are_methods():
         "finetuning.method": ["head", "lora"],
         "clients": [3, 5],
     }
+
+
+def test_bare_words_may_be_strategies_and_schemes_too():
+    words = ["fedavg", "lora", "flwr.serverapp.strategy:FedAdam", "EtC", "fedprox"]
+    assert read_words(words, ["fedavg", "fedprox"]) == {
+        "strategy": ["fedavg", "flwr.serverapp.strategy:FedAdam", "fedprox"],
+        "finetuning.method": ["lora"],
+        "encryption.steps": ["EtC"],
+    }
+
+
+@pytest.mark.parametrize("group", ["strategy", "compression.uplink", "compression.downlink"])
+def test_a_group_with_a_short_form_can_be_an_axis(group: str):
+    values = ["fedavg", "fedprox"] if group == "strategy" else ["int8", "topk(0.1)+int4"]
+    grid = read_grid({"compare": read_words([f"{group}={','.join(values)}"])}, {})
+    assert [cell.name for cell in grid.cells] == values
+    assert len({str(cell.config) for cell in grid.cells}) == 2
+    with pytest.raises(UserError, match="given by a flag and by axis"):
+        read_grid({"compare": {group: values}}, {full_path(group): values[0]})
+
+
+def test_a_comma_within_a_codec_divides_no_list():
+    words = read_words(["compression.uplink=int4(128,nearest),int8,topk(0.1)+int4(64, nearest)"])
+    assert words == {
+        "compression.uplink": ["int4(128,nearest)", "int8", "topk(0.1)+int4(64, nearest)"]
+    }
+
+
+@pytest.mark.parametrize("words", [["0-2"], ["0..2"], ["0,1,2"], ["0", "1-2"]])
+def test_seeds_are_numbers_lists_and_ranges(words: list[str]):
+    assert read_grid({"seeds": read_seeds(words)}, {}).seeds == (0, 1, 2)
+
+
+def test_a_file_may_give_a_range_of_seeds():
+    assert read_grid({"seeds": "3-5"}, {}).seeds == (3, 4, 5)
 
 
 def test_what_is_no_yaml_is_told_with_its_place():

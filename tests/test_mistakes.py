@@ -6,10 +6,8 @@ import contextlib
 import functools
 import io
 import os
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +31,8 @@ from tests.mistakes import (
 
 EXAMPLES = 60  # of each family
 VALUES = 10  # of each setting, all wrong
-PROCESSES, SECONDS = 14, 3.0
+PROCESSES = 14
+WATCHDOG = 300  # seconds; how long a mistake takes is measured by benchmarks/speed/start_up.py
 
 generated = functools.partial(
     settings, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -130,9 +129,8 @@ def test_what_is_found_out_beside_the_preparations_is_one_line_too(mistake: Mist
 
 @generated(max_examples=PROCESSES)
 @given(ANY)
-def test_a_process_of_its_own_says_the_same_within_three_seconds(mistake: Mistake) -> None:
+def test_a_process_of_its_own_says_the_same(mistake: Mistake) -> None:
     assume(all(can_be_typed(word) for word in mistake.argv))
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with written(mistake):
         done = subprocess.run(
             [sys.executable, str(ROOT / "simulate.py"), *mistake.argv],
@@ -140,14 +138,11 @@ def test_a_process_of_its_own_says_the_same_within_three_seconds(mistake: Mistak
             capture_output=True,
             text=True,
             errors="surrogateescape",
-            timeout=60,
+            timeout=WATCHDOG,
             check=False,
         )
-    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
     expect_one_line(mistake, done.returncode, done.stderr)
     assert done.stdout == ""
-    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert min(worked, wall) < SECONDS  # a busy machine makes it wait
 
 
 MARKS = "{}[]&*!:,- \n'\"0x1.e_<?|>%@#ab"  # of which YAML is made

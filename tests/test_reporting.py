@@ -8,18 +8,33 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from fl_vitlora import experiment
 from fl_vitlora.config import load
+from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.files import write_atomically
+from fl_vitlora.privacy import FROM_SEED
 from fl_vitlora.reporting.console import RunDisplay, print_result
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
-from fl_vitlora.reporting.run_folder import PACKAGES, RunFolder, default_path
+from fl_vitlora.reporting.run_folder import (
+    PACKAGES,
+    RunFolder,
+    begun_in,
+    default_path,
+    find_run,
+    located,
+    with_ring_of,
+)
+from fl_vitlora.serving import Watch
+from strategies.fedavg import FedAvg
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = {
@@ -79,6 +94,7 @@ RESULT = {
         "downlink_bytes": 2_000_000,
         "full_fine_tuning_bytes": 3_000_000_000,
         "saving": 1499.25,
+        "saving_with_flower": 250.04,
         "transfer_seconds": 4.5,
         "full_fine_tuning_transfer_seconds": 7322.0,
     },
@@ -97,6 +113,43 @@ def test_a_run_folder_tells_what_it_was_made_with(tmp_path: Path) -> None:
     folder = RunFolder.create(load(None, {"out": str(tmp_path / "run")}))
     facts = json.loads((folder.path / "environment.json").read_text())
     assert set(facts["packages"]) == set(PACKAGES)
+
+
+@pytest.fixture
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was begun in one working directory, with a key ring there; now it is another."""
+    for name in ("start", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "start")
+    open_or_create_ring(Path("keys/owner.key"))
+    RunFolder.create(load(None, {"out": str(tmp_path / "run")})).release()
+    monkeypatch.chdir(tmp_path / "other")
+    return tmp_path
+
+
+def test_a_key_ring_is_looked_for_where_the_run_was_begun(moved: Path) -> None:
+    begun, _ = find_run(moved / "run")
+    asked = located(begun, begun, moved / "run")
+    ring = str(moved / "start" / "keys" / "owner.key")
+    assert begun_in(moved / "run") == moved / "start"
+    assert asked.encryption.key_file == ring
+    assert (asked.data.name, asked.model.weights) == ("digits", "pretrained")
+    assert with_ring_of(begun, [begun_in(moved / "run")]).encryption.key_file == ring
+
+
+def test_a_key_ring_that_is_named_anew_is_taken(moved: Path) -> None:
+    begun, _ = find_run(moved / "run")
+    named = replace(begun, encryption=replace(begun.encryption, key_file="mine.key"))
+    assert located(named, begun, moved / "run").encryption.key_file == "mine.key"
+
+
+def test_a_run_that_goes_on_never_makes_a_key_ring(moved: Path) -> None:
+    (moved / "start" / "keys" / "owner.key").unlink()
+    begun, _ = find_run(moved / "run")
+    asked = located(begun, begun, moved / "run")
+    with pytest.raises(UserError, match=r"owner\.key: no such file; a run goes on with the secret"):
+        experiment._prepare(asked, asked, FedAvg(), Watch(), "cpu", again=True)
+    assert not list(moved.rglob("*.key"))
 
 
 @pytest.mark.parametrize("name", ["..", "/", "../../etc", "a/..", "~", "a/b/c.d", "x" * 300])
@@ -159,7 +212,7 @@ def test_a_run_outlives_the_reader_of_its_lines() -> None:
     assert showing.stdout is not None
     assert showing.stdout.readline() == "preparing\n"
     showing.stdout.close()
-    _, errors = showing.communicate("gone\n", timeout=60)
+    _, errors = showing.communicate("gone\n", timeout=300)
     assert (showing.returncode, errors) == (0, "to its end\n")
 
 
@@ -176,7 +229,7 @@ def test_a_run_outlives_its_terminal() -> None:
     os.read(reader, 1)
     os.close(terminal)
     os.close(reader)
-    _, errors = showing.communicate("gone\n", timeout=60)
+    _, errors = showing.communicate("gone\n", timeout=300)
     assert (showing.returncode, errors) == (0, "to its end\n")
 
 
@@ -190,12 +243,49 @@ def test_a_terminal_sees_a_bar_with_the_time_left() -> None:
     assert "accuracy 50.0 %" in shown
 
 
+def message(kind: str = "train", *, reply: bool = False) -> Any:
+    """What is seen of a Flower message."""
+    metadata = SimpleNamespace(message_type=kind, reply_to_message_id="1" if reply else "")
+    return SimpleNamespace(metadata=metadata)
+
+
+def test_the_bar_moves_during_set_up_and_within_a_round_and_never_back() -> None:
+    console = Console(record=True, width=80, force_terminal=True)
+    with RunDisplay(2, console) as display:
+        (task,) = display._progress.tasks
+        totals = [task.total]  # without one, the bar moves to and fro
+        for one in [message(), message(), message("query"), message("evaluate", reply=True)]:
+            display.show_message(one)
+        assert [*totals, task.total, task.completed] == [None, 2, 0]
+        display.show_message(message(reply=True))
+        assert task.completed == 0.5
+        display.show_message(message(reply=True))
+        for one in [message(), message()]:  # the next round begins before this one is shown
+            display.show_message(one)
+        assert task.completed == 1
+        display.show_round({**LINE, "failures": []})
+        display.show_message(message(reply=True))
+        assert task.completed == 1.5
+    assert len("training" + console.export_text().rpartition("training")[2].rstrip()) <= 80
+
+
+def test_a_long_round_is_told_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(record=True, width=80, force_terminal=False)
+    with RunDisplay(2, console) as display:
+        display.show_message(message())
+        display.show_message(message())
+        monkeypatch.setattr("fl_vitlora.reporting.console.SECONDS_OF_SILENCE", -1.0)
+        display.show_message(message(reply=True))
+    assert console.export_text() == "round 1/2  1 of 2 clients have answered\n"
+
+
 def test_the_table_shows_accuracy_bytes_saving_and_time() -> None:
     console = Console(record=True, width=120)
     print_result(RESULT, "runs/one", console)
     shown = console.export_text()
     for part in ("96.11 %", "none: plain images", "1.0 kB", "2.0 MB", "3.0 GB", "1499.2x", "3.5 s"):
         assert part in shown
+    assert "1499.2x fewer bytes; 250.0x with Flower's own traffic" in shown
     assert "4.5 s; full fine-tuning 2 h 2 min" in shown
     assert "10 of 1,000" in shown
     assert "(1.00 %)" in shown
@@ -209,9 +299,19 @@ def test_the_table_shows_what_was_given_away_and_rounds_without_effect() -> None
     spent = {"epsilon": 3.14159, "delta": 1e-5, "releases": 18, "accountant": "rdp"}
     print_result({**RESULT, "privacy": spent, "idle_rounds": 2}, "runs/one", console)
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert not any(line.startswith("noise from") for line in lines)  # older results do not say
     told = "privacy epsilon 3.14 at delta 1e-05 for a client's updates, 18 releases (rdp)"
     assert told in lines
     assert "idle rounds 2 of 20: the model stayed as it was" in lines
+
+
+def test_the_table_says_where_the_noise_came_from() -> None:
+    console = Console(record=True, width=120)
+    spent = {"epsilon": 3.1, "delta": 1e-5, "releases": 18, "accountant": "rdp"}
+    print_result({**RESULT, "privacy": {**spent, "noise_from": FROM_SEED}}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    told = "noise from seed of the run (config.yaml); whoever has it can take the noise off"
+    assert told in lines
 
 
 def test_the_table_names_who_failed_most_often_and_why() -> None:
@@ -260,6 +360,24 @@ def test_the_table_shows_what_a_target_took_and_what_a_budget_allowed() -> None:
     assert "95 % accuracy in round 7, after 650.0 kB" in lines
     assert "95 % accuracy not reached" in lines
     assert "stopped the budget allows 9 of 20 rounds" in lines
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (10, "key falls to 10 ciphertexts (docs/trust.md)"),
+        ("not measured", "key falls to not measured (docs/trust.md)"),
+        (None, None),
+    ],
+)
+def test_the_table_shows_from_how_many_ciphertexts_the_key_falls(
+    found: int | str | None, line: str | None
+) -> None:
+    console = Console(record=True, width=120)
+    encryption = {**RESULT["encryption"], "falls_to_ciphertexts": found}  # type: ignore[dict-item]
+    print_result({**RESULT, "encryption": encryption}, "runs/one", console)
+    lines = [" ".join(shown.split()) for shown in console.export_text().splitlines()]
+    assert [shown for shown in lines if "falls to" in shown] == ([line] if line else [])
 
 
 def test_the_table_shows_whose_key_it_was_and_what_another_is_worth() -> None:

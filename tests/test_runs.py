@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.checkpoints.logbook import Logbook
-from fl_vitlora.data.shards import open_shard
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import derive_key, open_ring
+from fl_vitlora.encryption.storage import of_secret
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import Fixed, client_settings
 from fl_vitlora.finetuning.methods import export_state, load_state
@@ -28,11 +29,11 @@ from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.simulation import Engine, choose_workers, simulate
 from fl_vitlora.models.reading import reader_of
-from fl_vitlora.preparation import prepare_model
+from fl_vitlora.preparation import prepare_model, storage_keys
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.serving import Run, Watch, make_server
 from fl_vitlora.state import State, l2_norm, subtract
-from tests.whole_runs import CALM_SEED, Finished, execute, owned
+from tests.whole_runs import DESCENT, ROUNDING, Finished, execute, opened, owned
 
 
 @pytest.fixture(scope="module")
@@ -186,14 +187,49 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
     for needle in needles:
         assert len(needle) > 15
         assert not any(needle in hay for hay in haystack)
-    ciphertext = open_shard(finished.folder / "shards" / "client-00000.safetensors").images
-    assert any(ciphertext[0].numpy().tobytes() in hay for hay in haystack)  # the search finds
+    name = open_ring(Path(finished.config.encryption.key_file)).path.name
+    assert any(name.encode() in hay for hay in haystack)  # the search finds
+
+
+def test_a_thief_without_the_key_ring_has_no_image_no_label_and_no_key(finished: Finished) -> None:
+    """Looks through the whole run folder and all that Ray left on the disk for the session."""
+    ring = open_ring(Path(finished.config.encryption.key_file))
+    storage = of_secret(ring.current)
+    session = Path("/tmp/ray/session_latest").resolve()
+    haystack = [
+        path.read_bytes()
+        for place in (finished.folder, session)
+        for path in place.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    ]
+    keys = [storage.root, *(storage.of_party(party) for party in ("test", "client 0", "client 3"))]
+    needles = [form for key in keys for form in (key, key.hex().encode())]
+    for name in ("client-00000.safetensors", "client-00003.safetensors", "test.safetensors"):
+        shard = opened(finished, name)
+        needles += [image.numpy().tobytes() for image in shard.images[:10]]
+        if len(shard) > 15:  # a few labels are found anywhere
+            needles += [shard.labels.numpy().tobytes(), bytes(shard.labels.tolist())]
+    for needle in needles:
+        assert len(needle) > 15
+        assert not any(needle in hay for hay in haystack)
+    assert any(storage.name.encode() in hay for hay in haystack)  # the search finds
+
+
+def test_the_names_of_the_classes_are_in_the_run_folder_and_in_its_models(
+    finished: Finished,
+) -> None:
+    digits = [str(digit) for digit in range(10)]
+    assert finished.result["class_names"] == digits
+    assert json.loads((finished.folder / "classes.json").read_text()) == digits
+    for name in ("model.safetensors", "best_model.safetensors"):
+        with safe_open(finished.folder / name, framework="pt") as file:
+            assert json.loads(file.metadata()["class_names"]) == digits
 
 
 def test_shards_are_ciphertext_that_the_key_opens(finished: Finished) -> None:
     images, holder = owned(finished.config)
     for client, part in enumerate(images.parts):
-        shard = open_shard(finished.folder / "shards" / f"client-{client:05d}.safetensors")
+        shard = opened(finished, f"client-{client:05d}.safetensors")
         plain = images.train.read(part, 16, 16)
         assert not (shard.images == plain).all(dim=(1, 2, 3)).any()
         assert torch.equal(holder.decrypt(shard.images, client_party(client)), plain)
@@ -239,11 +275,14 @@ def test_clients_trained_together_learn_what_they_learn_alone_however_many_worke
 def test_reference_equals_a_real_run_of_full_fine_tuning(
     finished: Finished, tmp_path: Path, engine: Engine
 ) -> None:
+    """Greetings included; ids of nodes and messages are longer or shorter, up to 64 bytes each."""
     full = execute(tmp_path, engine, finetuning__method="full")
     wire = full.result["communication"]
     promised = finished.result["communication"]["full_fine_tuning_bytes"]
-    assert wire["uplink_bytes"] + wire["downlink_bytes"] == pytest.approx(promised, rel=0.01)
-    assert wire["saving"] == pytest.approx(1, rel=0.01)
+    assert wire["full_fine_tuning_bytes"] == promised
+    sent, slack = wire["uplink_bytes"] + wire["downlink_bytes"], 64 * wire["messages"]
+    assert abs(sent - promised) <= slack
+    assert abs(wire["saving"] - 1) <= slack / sent
 
 
 def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) -> None:
@@ -251,6 +290,7 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) ->
         tmp_path,
         engine,
         encryption__steps=[],
+        encryption__at_rest="none",
         strategy__name="flwr.serverapp.strategy:FedAdam",
         strategy__eta=0.01,
         rounds=1,
@@ -261,6 +301,8 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) ->
         "scope": "shared",
         "key_id": None,
         "key_space_bits": 0,
+        "falls_to_ciphertexts": None,
+        "at_rest": "none",
         "adapted": False,
         "patch_embedding": "aggregate",
     }
@@ -269,21 +311,14 @@ def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) ->
 
 
 def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path, engine: Engine) -> None:
-    """Three rounds with partial participation and AdamW; E is compared after adapting it.
+    """Three rounds with partial participation; E is compared after adapting it.
 
-    Both runs are float32 and add in another order; AdamW makes steps of such differences wherever
-    a gradient is nearly zero. So the distance of all weights is measured against how far training
-    moved them, on a seed where few gradients are.
+    The key is a new one each time. For AdamW, and for double precision, see `test_adaptation`.
     """
     (tmp_path / "plain").mkdir()
     (tmp_path / "encrypted").mkdir()
-    plain = execute(tmp_path / "plain", engine, encryption__steps=[], rounds=3, seed=CALM_SEED)
-    secret = tmp_path / "encrypted" / "owner.key"
-    secret.write_text(bytes(range(32)).hex())  # always the same key, so always the same rounding
-    secret.chmod(0o600)
-    encrypted = execute(
-        tmp_path / "encrypted", engine, encryption__adapt=True, rounds=3, seed=CALM_SEED
-    )
+    plain = execute(tmp_path / "plain", engine, encryption__steps=[], rounds=3, **DESCENT)
+    encrypted = execute(tmp_path / "encrypted", engine, encryption__adapt=True, rounds=3, **DESCENT)
     _, holder = owned(encrypted.config)
     backbone = prepare_model(plain.config, 10, "cpu")
     initial = export_state(backbone.model)
@@ -297,14 +332,13 @@ def test_with_key_adaptation_a_whole_run_is_the_plain_run(tmp_path: Path, engine
 
     reached = {name: reached[name] for name in trained}
     moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
-    assert l2_norm(subtract(reached, adapted(trained))) < 0.001 * moved
-    for name, tensor in adapted(trained).items():
-        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+    assert moved > 0.1
+    assert l2_norm(subtract(reached, adapted(trained))) < ROUNDING * moved
     assert l2_norm(subtract(reached, trained)) > 0.5 * moved  # without adapting it is another E
     seen = encrypted.result["accuracy_by_view"]
-    assert seen["right_key"] == encrypted.result["accuracy"] == plain.result["accuracy"]
+    assert seen["right_key"] == encrypted.result["accuracy"]
     assert max(seen["wrong_key"], seen["no_key"]) < 0.5 * seen["right_key"]
-    assert encrypted.result["accuracy"] == plain.result["accuracy"]
+    assert encrypted.result["accuracy"] == pytest.approx(plain.result["accuracy"], abs=0.01)
     assert encrypted.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 
 
@@ -339,6 +373,7 @@ def test_all_strategies_of_flower_run_unmodified(
     config = dataclasses.replace(finished.config, fraction=1.0)
     shards = finished.folder / "shards"
     server = make_server(prepare_model(config, 10, "cpu"), lambda origin: origin)
+    class_names, storage = tuple(finished.result["class_names"]), storage_keys(config)
     workers = choose_workers("cpu", 2, most=4)
     ended: dict[str, Run] = {}
 
@@ -353,7 +388,9 @@ def test_all_strategies_of_flower_run_unmodified(
                 config=named,
                 strategy=strategy,
                 server=server,
+                class_names=class_names,
                 shards=shards,
+                storage=storage,
                 folder=folder,
                 watch=Watch(),
                 logbook=Logbook.begin(folder.path),
@@ -362,7 +399,9 @@ def test_all_strategies_of_flower_run_unmodified(
 
     ray = engine.start(workers)
     ray.wait()
-    settings = client_settings(config, shards, 10, "cpu", Unaided(), with_key=False)
+    settings = client_settings(
+        config, shards, class_names, "cpu", Unaided(), with_key=False, storage=storage
+    )
     app = make_client_app(Fixed(settings))
     simulate(
         app,

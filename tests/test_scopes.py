@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl_vitlora import policies
 from fl_vitlora.config import Config, load
-from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
+from fl_vitlora.data.shards import client_shard, client_test_shard
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import key_id
 from fl_vitlora.encryption.reader import Reader
@@ -29,9 +29,9 @@ from fl_vitlora.flower.simulation import Engine
 from fl_vitlora.models.reading import WEIGHT, reader_of
 from fl_vitlora.preparation import prepare_model
 from fl_vitlora.state import State, l2_norm, subtract
-from tests.whole_runs import CALM_SEED, Finished, execute, owned
+from tests.whole_runs import DESCENT, ROUNDING, Finished, execute, opened, owned
 
-SECRET = bytes(range(32))  # always the same key, so always the same rounding
+SECRET = bytes(range(32))  # one key ring for all runs, so that they can be compared
 BIAS = "patch_embed.proj.bias"
 
 
@@ -45,7 +45,7 @@ def execute_with_key(folder: Path, engine: Engine, **overrides: Any) -> Finished
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Finished:
     folder = tmp_path_factory.mktemp("plain")
-    return execute(folder, engine, encryption__steps=[], rounds=3, seed=CALM_SEED)
+    return execute(folder, engine, encryption__steps=[], rounds=3, **DESCENT)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Finishe
         encryption__adapt=True,
         finetuning__patch_embedding="aligned",
         rounds=3,
-        seed=CALM_SEED,
+        **DESCENT,
     )
 
 
@@ -88,40 +88,15 @@ def test_with_a_key_for_each_client_a_whole_run_is_the_plain_run(
 ) -> None:
     """Nothing is turned back for comparison: the server's model is in plain coordinates.
 
-    Both runs are float32 and add in another order; see
-    `test_with_key_adaptation_a_whole_run_is_the_plain_run`.
+    For AdamW, and for double precision, see `test_adaptation`.
     """
     trained, reached, initial = model_of(plain), model_of(aligned), initial_of(plain)
     assert trained.keys() == reached.keys() >= {WEIGHT, BIAS}
     moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
-    assert l2_norm(subtract(reached, trained)) < 0.001 * moved
-    for name, tensor in trained.items():
-        torch.testing.assert_close(reached[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
-    assert aligned.result["accuracy"] == plain.result["accuracy"]
-    assert aligned.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
-
-
-def test_where_descent_amplifies_no_rounding_the_two_runs_agree_far_more_closely(
-    tmp_path: Path, engine: Engine
-) -> None:
-    slow = {"training__optimizer": "sgd", "training__learning_rate": 0.05, "rounds": 2}
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "aligned").mkdir()
-    plain = execute(tmp_path / "plain", engine, encryption__steps=[], **slow)
-    keyed = execute_with_key(
-        tmp_path / "aligned",
-        engine,
-        encryption__scope="client",
-        encryption__adapt=True,
-        finetuning__patch_embedding="aligned",
-        **slow,
-    )
-    trained, reached, initial = model_of(plain), model_of(keyed), initial_of(plain)
-    moved = l2_norm(subtract(trained, {name: initial[name] for name in trained}))
     assert moved > 0.1
-    assert l2_norm(subtract(reached, trained)) < 1e-5 * moved
-    for name, tensor in trained.items():
-        torch.testing.assert_close(reached[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+    assert l2_norm(subtract(reached, trained)) < ROUNDING * moved
+    assert aligned.result["accuracy"] == pytest.approx(plain.result["accuracy"], abs=0.01)
+    assert aligned.result["loss"] == pytest.approx(plain.result["loss"], rel=1e-4)
 
 
 def test_the_patch_embedding_of_that_run_was_trained_and_its_clients_had_other_keys(
@@ -145,12 +120,12 @@ def test_clients_with_keys_of_their_own_train_together(
         encryption__adapt=True,
         finetuning__patch_embedding="aligned",
         rounds=3,
-        seed=CALM_SEED,
         engine__cohort=3,
+        **DESCENT,
     )
     for one, other in zip(together.lines, aligned.lines, strict=True):
         assert one["failures"] == []
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def reader_of_public(run: Finished) -> Reader:
@@ -164,7 +139,7 @@ def test_every_clients_shards_open_with_its_own_key_alone(aligned: Finished) -> 
             (client_shard(client), images.train, images.parts[client]),
             (client_test_shard(client), images.test, images.test_parts[client]),
         ):
-            ciphertext = open_shard(aligned.folder / "shards" / name).images
+            ciphertext = opened(aligned, name).images
             expected = source.read(part, 16, 16)
             assert torch.equal(holder.decrypt(ciphertext, client_party(client)), expected)
             other = holder.decrypt(ciphertext, client_party((client + 1) % 4))
@@ -271,6 +246,8 @@ def test_keys_of_clients_do_without_adaptation(
         "scope": "client",
         "key_id": key_id(SECRET),
         "key_space_bits": done.result["encryption"]["key_space_bits"],
+        "falls_to_ciphertexts": done.result["encryption"]["falls_to_ciphertexts"],
+        "at_rest": "ring",
         "adapted": False,
         "patch_embedding": policy,
     }
@@ -281,7 +258,7 @@ def test_a_key_for_every_image_can_be_trained_with(tmp_path: Path, engine: Engin
     assert json.loads((done.folder / "rounds.jsonl").read_text())["failures"] == []
     images, holder = owned(done.config)
     for client, part in enumerate(images.parts):
-        ciphertext = open_shard(done.folder / "shards" / client_shard(client)).images
+        ciphertext = opened(done, client_shard(client)).images
         expected = images.train.read(part, 16, 16)
         assert torch.equal(holder.decrypt(ciphertext, client_party(client)), expected)
     assert set(done.result["accuracy_by_view"]) == {"right_key", "wrong_key", "no_key"}
@@ -292,7 +269,7 @@ def test_clients_measure_what_the_server_would(
 ) -> None:
     """On plain images: the same model, the same test images, only shared out."""
     done = execute(
-        tmp_path, engine, encryption__steps=[], evaluation__by="clients", rounds=3, seed=CALM_SEED
+        tmp_path, engine, encryption__steps=[], evaluation__by="clients", rounds=3, **DESCENT
     )
     first, second = model_of(plain), model_of(done)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -302,7 +279,7 @@ def test_clients_measure_what_the_server_would(
     )
     for one, other in zip(central, shared_out, strict=True):
         assert other["accuracy"] == pytest.approx(one["accuracy"], abs=1e-12)
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert other["loss"] == pytest.approx(one["loss"], rel=ROUNDING)
     assert done.result["accuracy_by_view"] == {"right_key": done.result["accuracy"]}
     assert not (done.folder / "shards" / "test.safetensors").exists()
     images, _ = owned(done.config)
@@ -311,7 +288,7 @@ def test_clients_measure_what_the_server_would(
 
 def told(config: Config) -> str:
     with_key = policies.clients_need_key(config)
-    settings = client_settings(config, Path("shards"), 10, "cpu", Unaided(), with_key=with_key)
+    settings = client_settings(config, Path("shards"), ("a",), "cpu", Unaided(), with_key=with_key)
     return settings.config.encryption.key_file
 
 

@@ -188,3 +188,10 @@ def test_the_folder_is_synced_after_the_file_if_it_is_to_last(
     monkeypatch.setattr(os, "fsync", note)
     write_sealed(tmp_path / "file", TENSORS, METADATA, durable=durable)
     assert synced == ([(False, []), (True, ["file"])] if durable else [])
+
+
+def test_equal_content_gives_equal_files(sealed: bytes, place: Path) -> None:
+    """The library's own order of metadata differs from call to call."""
+    for _ in range(20):
+        write_sealed(place, TENSORS, dict(reversed(METADATA.items())))
+        assert place.read_bytes() == sealed

@@ -251,6 +251,23 @@ def test_who_falls_silent_when_asked_for_seeds_has_dropped_out_as_well():
     assert [dropped for _, dropped in party.asked] == [{3}, {3, 7}, {0, 3, 7}]
 
 
+def test_no_vector_is_held_whose_seeds_are_asked_for():
+    """Of those that never arrived, and of those that fall silent one after the other."""
+    party = Party()
+    party.leaving = [7, 0]
+    masked = {c: words for c, words in party.send().items() if c != 3}
+    held: list[set[int]] = []
+
+    def ask(left: frozenset[int], dropped: frozenset[int]) -> Mapping[int, Seeds]:
+        held.append(set(masked))
+        assert not masked.keys() & dropped
+        return party.ask(left, dropped)
+
+    total, _ = add_up(ROSTER, masked, ask)
+    assert held == [{0, 2, 7, 11}, {0, 2, 11}, {2, 11}]
+    assert (masked, total.tolist()) == ({}, plain_sum({2, 11}))
+
+
 def test_who_reveals_but_half_of_the_seeds_counts_as_silent():
     party = Party()
 

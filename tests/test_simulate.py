@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,6 +44,10 @@ MISTAKES = {
     "--rotate-key": ["--rotate-key", "at least one argument"],
     "--rotate-key used --seeds 0 1": ["--rotate-key", "--seeds"],
     "--rotate-key nowhere": ["nowhere", "no shard", "client-00000.safetensors"],
+    "--storage-keys used": ["--storage-keys", "--out FOLDER"],
+    "--storage-keys nowhere --out keys": ["nowhere", "no shard", "client-00000.safetensors"],
+    "--storage-keys used --seeds 0 1": ["--storage-keys", "--seeds"],
+    "--set encryption.at_rest=rings": ["encryption.at_rest", "did you mean 'ring'?"],
     "--config missing.yaml": ["missing.yaml", "no such file"],
     "--strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
     "--strategy fedprox --set strategy.nu=1": ["strategy.nu", "did you mean 'strategy.mu'?"],
@@ -55,7 +60,8 @@ MISTAKES = {
     "--min-clients 0": ["min_clients", "[1, inf)"],
     "--check-strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
     "--check-strategy fedprox --set strategy.nu=1": ["did you mean 'strategy.mu'?"],
-    "--check-strategy flwr.serverapp.strategy:FedAvg": ["a strategy of Flower", "contract"],
+    "--check-strategy flwr.server.strategy:FedAvg": ["older", "flwr.serverapp.strategy:FedAvg"],
+    "--strategy flwr.server.strategy:FedYogi": ["older", "flwr.serverapp.strategy:FedYogi"],
     "--check-strategy FedAdam": ["did you mean 'flwr.serverapp.strategy:FedAdam'?"],
     "--check-strategy fedprox --strategy fedavg": ["names the strategy", "strategy.name=fedavg"],
     "--check-strategy fedprox --set strategy=fedavg": ["names the strategy", "strategy=fedavg"],
@@ -83,6 +89,26 @@ MISTAKES = {
     "--compare head --seeds one": ["seed", "whole number", "'one'"],
     "--compare head --seeds 0 1 --seed 2": ["seed", "seeds"],
     "--compare head --out used/result.json": ["no grid", "--out FOLDER"],
+    "--compare fedavgg fedprox": ["did you mean 'fedavg'?"],
+    "--compare head iid": ["--compare data.partition=iid"],
+    "--compare head --seeds 4-0": ["seeds: 4-0", "0-4"],
+    "--compare head --seeds 0-99999999999": ["seeds: 0-99999999999", "10000"],
+    "--compare lr=1,2": ["did you mean 'training.learning_rate'?"],
+    "--seed 0-4": ["--seeds 0-4"],
+    "--seed 0,1": ["--seeds 0,1"],
+    "--seed 0 1": ["unrecognized arguments: 1", "--seeds"],
+    "--device gpu": ["did you mean 'cuda'?"],
+    "--partition non-iid": ["did you mean 'dirichlet'?"],
+    "--lr 1": ["did you mean --set training.learning_rate=VALUE?"],
+    "--batch-size=8": ["did you mean --set training.batch_size=VALUE?"],
+    "--num-clients 3": ["did you mean --clients?"],
+    "--alpha 1": ["--set data.alpha=VALUE or --set finetuning.alpha=VALUE"],
+    "--gpu": ["did you mean --device?"],
+    "--continue runs/1": ["did you mean --resume?"],
+    "--set lr=1e-3": ["did you mean 'training.learning_rate'?"],
+    "--set alpha=1": ["'data.alpha' or 'finetuning.alpha'"],
+    "--set training.rank=3": ["did you mean 'finetuning.rank'?"],
+    "--set learnig_rate=3": ["did you mean 'training.learning_rate'?"],
 }
 
 
@@ -137,12 +163,14 @@ def test_help_explains_every_setting() -> None:
         text=True,
         check=True,
     )
+    told = " ".join(done.stdout.split())
     missing = [
         (path, explanation)
         for path, _, explanation in settings.explanations(config.Config)
-        if path not in done.stdout or explanation not in done.stdout
+        if f" {path} " not in told or " ".join(explanation.split()) not in told
     ]
     assert missing == []
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     assert all(flag in done.stdout for flag in simulate.FLAGS)
 
 
@@ -156,10 +184,44 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
         stdout=writer,
         stderr=writer,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     os.close(writer)
     assert done.returncode == code
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_a_terminal_of_another_encoding_gets_help_tables_and_mistakes(encoding: str) -> None:
+    show = (
+        "import simulate; from fl_vitlora.reporting.output import outlive_readers\n"
+        "from rich.console import Console\n"
+        "outlive_readers(); Console().print('95.6 \\u00b1 0.5 \\u2013 \\u65e5')\n"
+        "simulate.make_parser().print_help(); simulate.main(['--set', 'clients=\\u65e5'])"
+    )
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", show],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 2, err
+    assert out.splitlines()[0] in ("95.6 +- 0.5 - \\u65e5", "95.6 ± 0.5 - \\u65e5")
+    assert "encryption.steps" in out
+    assert err == "simulate.py: clients: expected a whole number, got '\\u65e5'\n"
+
+
+def test_a_file_does_not_take_the_place_of_an_output_that_is_closed() -> None:
+    show = (
+        "import os; os.close(1); os.close(0)\n"
+        "from fl_vitlora.reporting.output import open_standard_files; open_standard_files()\n"
+        "raise SystemExit(os.open('simulate.py', os.O_RDONLY))"
+    )
+    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode > 2
 
 
 def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
@@ -190,6 +252,18 @@ def test_a_strategy_is_held_to_every_rule(
     assert all(rule.startswith("passed  ") for rule in rules)
     assert last == f"{len(rules)} rules, 0 failed"
     assert {path.name for path in elsewhere.iterdir()} == {"used"}
+
+
+def test_a_strategy_of_flower_is_held_to_what_a_run_needs_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    simulate.main(["--check-strategy", "flwr.serverapp.strategy:FedAdam"])
+    name, replaced, called, *rules, last = capsys.readouterr().out.splitlines()
+    assert name == "flwr.serverapp.strategy:FedAdam"
+    assert replaced == "a strategy of Flower; replaces: nothing"
+    assert called == "every public method is called"
+    assert all(rule.startswith("passed  ") for rule in rules)
+    assert last == f"{len(rules)} rules, 0 failed"
 
 
 def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +313,19 @@ def test_the_first_signal_lets_the_round_end_and_the_second_does_not(
         signal.signal(number, before)
 
 
+def test_a_run_in_another_thread_goes_without_handlers_of_signals() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def run() -> None:
+        with simulate.pauses_on_signal(watched()):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
 def test_before_the_first_round_the_first_signal_ends_a_run() -> None:
     with simulate.pauses_on_signal(Watch()), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -278,7 +365,7 @@ def test_interruption_ends_a_run_soon_and_says_how_to_go_on(
     while not running.stdout.readline().startswith(moment):
         assert running.poll() is None
     os.killpg(running.pid, number)  # Ray's processes are told too
-    _, answer = running.communicate(timeout=60)
+    _, answer = running.communicate(timeout=300)
     assert running.returncode == 130, answer
     (line,) = answer.splitlines()
     assert re.fullmatch(told[moment], line), line
@@ -339,6 +426,51 @@ def test_there_must_be_a_run_to_go_on_with(
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--rounds 30", ["rounds is 20 there, not 30"]),
+        (
+            "--set strategy.mu=0.2 --seed 3",
+            ["strategy.mu is 0.1 there, not 0.2", "seed is 0 there, not 3"],
+        ),
+    ],
+)
+def test_a_run_at_its_end_is_not_changed(
+    flags: str, told: list[str], begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (begun / "result.json").write_text("{}")
+    answer = answer_to(f"--resume begun {flags}", capsys)
+    assert "this run is finished, and its settings differ" in answer
+    assert all(part in answer for part in told)
+
+
+@pytest.mark.parametrize("flag", ["--out", "--set model.weights", "--set encryption.key_file"])
+def test_a_home_folder_is_written_out_and_a_variable_is_not_taken_for_a_name(
+    flag: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    typed = f"{flag}=~/place".split()
+    read = simulate.read_config(simulate.make_parser().parse_args(typed))
+    assert f"'{elsewhere}/place'" in repr(read)
+    assert "~" not in repr(read)
+    assert "begins with a variable" in answer_to(f"{flag}=$HOME/place", capsys)
+    assert "home folder is not known" in answer_to(f"{flag}=~nobody-of-this-name/place", capsys)
+
+
+@pytest.mark.parametrize("text", ["~/place.yaml", "place.yaml"])
+def test_a_file_in_a_home_folder_may_name_others_there(
+    text: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    settings = "data: {name: ~/images}\nmodel: {weights: ~/w}\nout: ~/o\n"
+    (elsewhere / "place.yaml").write_text(f"{settings}encryption: {{key_file: ~/k}}\n")
+    read = config.load(text)
+    assert (read.data.name, read.model.weights) == (f"{elsewhere}/images", f"{elsewhere}/w")
+    assert (read.out, read.encryption.key_file) == (f"{elsewhere}/o", f"{elsewhere}/k")
+    assert simulate.make_parser().parse_args(["--resume=~/o"]).resume == elsewhere / "o"
+
+
 def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (begun / "result.json").write_text("[1]")
     assert "result.json cannot be read: expected a mapping" in answer_to("--resume begun", capsys)
@@ -354,7 +486,7 @@ def test_a_comparison_that_is_interrupted_ends_after_a_round_and_says_how_to_go_
         assert running.poll() is None
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
-    _, answer = running.communicate(timeout=60)
+    _, answer = running.communicate(timeout=300)
     assert running.returncode == 130, answer
     found = re.fullmatch(
         r"simulate\.py: ended after round (\d+) of 500, run 2 of 2; "

@@ -104,10 +104,10 @@ def test_what_cannot_be_loaded_is_answered(name: str, options: dict[str, Any], e
     assert "\n" not in str(caught.value)
 
 
-def test_a_strategy_of_flower_gets_the_options_and_no_evaluation():
+def test_a_strategy_of_flower_gets_the_options_and_sums_up_all_that_measure():
     strategy = strategies.load("flwr.serverapp.strategy:FedAdam", {"eta": 0.5})
     assert type(strategy) is flwr.serverapp.strategy.FedAdam
-    assert (strategy.eta, strategy.fraction_evaluate, strategy.min_train_nodes) == (0.5, 0.0, 1)
+    assert (strategy.eta, strategy.fraction_evaluate, strategy.min_train_nodes) == (0.5, 1.0, 1)
 
 
 DP = "flwr.serverapp.strategy:DifferentialPrivacy"
@@ -140,7 +140,7 @@ def test_a_wrapper_of_flower_is_given_what_it_wraps(
     assert (wrapper["noise_multiplier"], wrapper["num_sampled_clients"]) == (0.1, 5)
     assert type(inner) is getattr(flwr.serverapp.strategy, kind)
     assert getattr(inner, "eta", None) == eta
-    assert (inner.fraction_evaluate, inner.min_train_nodes) == (0.0, 1)
+    assert (inner.fraction_evaluate, inner.min_train_nodes) == (1.0, 1)
 
 
 def test_a_wrapper_may_wrap_a_wrapper():

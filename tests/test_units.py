@@ -6,7 +6,7 @@ import pytest
 
 from fl_vitlora.config import load, to_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.units import parse_bytes
+from fl_vitlora.units import parse_bytes, readable_bytes
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,21 @@ def test_a_budget_is_stored_in_bytes_and_reads_back():
     assert config.budget == 50_000_000
     assert "budget: 50000000\n" in to_yaml(config)
     assert load(None).budget is None
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [
+        (0, "0 B"),
+        (812, "812 B"),
+        (999.4, "999 B"),
+        (999.6, "1.0 kB"),
+        (49_000, "49.0 kB"),
+        (999_960, "1.0 MB"),
+        (24_000_000, "24.0 MB"),
+        (1.8e9, "1.8 GB"),
+        (2.5e15, "2500.0 TB"),
+    ],
+)
+def test_bytes_are_written_in_the_unit_that_suits_them(count: float, written: str):
+    assert readable_bytes(count) == written

@@ -20,6 +20,7 @@ from fl_vitlora.data.shards import TEST_SHARD, Shard, open_shard
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import normalize
+from fl_vitlora.preparation import storage_keys
 
 CLASSES = 10
 
@@ -45,11 +46,13 @@ class Task:
 
     def shards(self) -> list[Shard]:
         """Opens the shards of all clients, in their order."""
-        return [open_shard(path) for path in sorted((self.folder / "shards").glob("client-*"))]
+        keys = storage_keys(self.config)
+        paths = sorted((self.folder / "shards").glob("client-*"))
+        return [open_shard(path, keys) for path in paths]
 
     def test_shard(self) -> Shard:
         """Opens the test images."""
-        return open_shard(self.folder / "shards" / TEST_SHARD)
+        return open_shard(self.folder / "shards" / TEST_SHARD, storage_keys(self.config))
 
 
 def asked() -> Task:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_vitlora.files import append, write_atomically, writing
+from fl_vitlora.files import PUBLIC, append, write_atomically, writing
 from fl_vitlora.sealed import DamagedFileError
 
 
@@ -36,17 +36,18 @@ class Journal:
     Args:
         path: The file; it is begun anew, unless it is taken up at a mark.
         mark: Where it is good to; what came later is cut off.
+        mode: Permissions of a new file; see `write_atomically`.
 
     Raises:
         DamagedFileError: When the file does not have what the mark says.
     """
 
-    def __init__(self, path: Path, mark: Mark | None = None) -> None:
+    def __init__(self, path: Path, mark: Mark | None = None, mode: int = PUBLIC) -> None:
         self._path = path
         self._digest = hashlib.sha256()
         self._length = 0
         if mark is None:
-            write_atomically(path, b"")
+            write_atomically(path, b"", mode=mode)
         else:
             self._take_up(mark)
 

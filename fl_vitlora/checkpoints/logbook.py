@@ -5,10 +5,11 @@
     checkpoint/round-000012.safetensors     the server's state after round 12, and where the rest is
     checkpoint/clients-000012.safetensors   of each client that has changed since the one before
 
-All are sealed: the safetensors files by a digest of their own, the journals by the marks that stand
-in the server's state. A file is written whole under another name and renamed, the server's last.
-The two newest checkpoints are kept; should the newest be damaged, the run goes on from the one
-before, to the same bits.
+What clients remember is theirs: the folder `checkpoint` and its files are the owner's alone,
+whatever the umask. All are sealed: the safetensors files by a digest of their own, the journals by
+the marks that stand in the server's state. A file is written whole under another name and renamed,
+the server's last. The two newest checkpoints are kept; should the newest be damaged, the run goes
+on from the one before, to the same bits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Self
 
 from fl_vitlora.checkpoints.journal import Journal, Mark
 from fl_vitlora.communication.ledger import Entry, Ledger
+from fl_vitlora.files import PRIVATE, make_private_folder
 from fl_vitlora.sealed import DamagedFileError, read_sealed, write_sealed
 from fl_vitlora.tree import Tree, build, flatten
 
@@ -31,7 +33,6 @@ FOLDER, LEDGER, ROUNDS = "checkpoint", "ledger.jsonl", "rounds.jsonl"
 SERVER_FILE = re.compile(r"round-(\d{6,})\.safetensors")
 CONTENT, ROUND = "content", "round"
 KEPT = 2
-ONLY_OWNER = 0o600  # what clients remember is theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Logbook:
     def __init__(self, run: Path, rounds: Mark | None = None, ledger: Mark | None = None) -> None:
         self._folder = run / FOLDER
         self._rounds = Journal(run / ROUNDS, rounds)
-        self._ledger = Journal(self._folder / LEDGER, ledger)
+        self._ledger = Journal(self._folder / LEDGER, ledger, mode=PRIVATE)
         self._places: dict[int, int] = {}  # of a client's state, the round of the file it is in
         self._kept: dict[int, set[int]] = {}  # the same of all clients, by checkpoint
         self._written: dict[int, object] = {}  # clients' states as they are on the disk
@@ -93,7 +94,7 @@ class Logbook:
     def begin(cls, run: Path) -> Self:
         """Begins one; what was there of an earlier one is no more."""
         shutil.rmtree(run / FOLDER, ignore_errors=True)
-        (run / FOLDER).mkdir()
+        make_private_folder(run / FOLDER)
         return cls(run)
 
     @classmethod
@@ -209,7 +210,7 @@ def _rounds_in(folder: Path) -> list[int]:
 def _write(path: Path, server_round: int, tree: Tree) -> None:
     tensors, plain = flatten(tree)
     told = {CONTENT: json.dumps(plain), ROUND: str(server_round)}
-    write_sealed(path, tensors, told, mode=ONLY_OWNER)
+    write_sealed(path, tensors, told)
 
 
 def _read(path: Path, server_round: int) -> Any:

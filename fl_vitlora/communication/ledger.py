@@ -138,25 +138,3 @@ class Ledger:
 def _place(entry: Entry) -> tuple[int, int, int, str]:
     """Sorts by round, then purpose as they follow in a round, then client and direction."""
     return entry.round, get_args(Purpose).index(entry.purpose), entry.client, entry.direction
-
-
-def full_model_sizes(*, downlink: int, uplink: int) -> dict[tuple[str, str], int]:
-    """Tells what the messages that carry a model would have had to be if it had been whole.
-
-    Args:
-        downlink: Measured bytes of one message to a client with all of the model.
-        uplink: Measured bytes of one reply with all of the model.
-
-    Returns:
-        Bytes by purpose and direction; messages that carry no model count as they are.
-    """
-    return {
-        ("training", "downlink"): downlink,
-        ("training", "uplink"): uplink,
-        ("evaluation", "downlink"): downlink,
-    }
-
-
-def bytes_with(ledger: Ledger, sizes: Mapping[tuple[str, str], int]) -> int:
-    """Sums what the same messages would have cost if some had had other sizes."""
-    return sum(sizes.get((entry.purpose, entry.direction), entry.total) for entry in ledger)

@@ -11,7 +11,7 @@ the ledger: what protocols add below is not in them, nor is the time to train.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fl_vitlora.communication.ledger import Direction, Entry
@@ -48,23 +48,19 @@ class Link:
         return self.latency + 8 * size / (rate * MEGABIT)
 
 
-def transfer_seconds(
-    entries: Iterable[Entry], link: Link, sizes: Mapping[tuple[str, str], int] | None = None
-) -> dict[int, float]:
+def transfer_seconds(entries: Iterable[Entry], link: Link) -> dict[int, float]:
     """Tells how long the messages of each round travel.
 
     Args:
         entries: Of a ledger.
         link: Of every client.
-        sizes: By purpose and direction, instead of the bytes that were counted.
 
     Returns:
         Seconds by round, for the slowest client of each.
     """
-    sizes = sizes or {}
     spent: dict[int, dict[int, float]] = {}
     for entry in entries:
-        size = sizes.get((entry.purpose, entry.direction), entry.total)
         clients = spent.setdefault(entry.round, {})
-        clients[entry.client] = clients.get(entry.client, 0.0) + link.seconds(entry.direction, size)
+        seconds = link.seconds(entry.direction, entry.total)
+        clients[entry.client] = clients.get(entry.client, 0.0) + seconds
     return {number: max(clients.values()) for number, clients in sorted(spent.items())}

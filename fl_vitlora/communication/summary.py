@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from fl_vitlora.communication.ledger import Ledger, bytes_with
+from fl_vitlora.communication.carrier import with_flower
+from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.link import Link, transfer_seconds
 
 
-def summarise(
-    ledger: Ledger, link: Link, full_model: Mapping[tuple[str, str], int]
-) -> dict[str, Any]:
-    """Sums up what was sent, and what full fine-tuning would have sent in as many messages.
+def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
+    """Sums up what was sent, beside what full fine-tuning would have sent.
 
     Args:
         ledger: Of the run.
         link: Of every client.
-        full_model: Sizes of the messages that carry a model, if it were whole
-            (`ledger.full_model_sizes`).
+        full: Of full fine-tuning under FedAvg (`reference.full_fine_tuning`).
+
+    Returns:
+        Plain values. `saving` is how many times the bytes of the run full fine-tuning sends;
+        `saving_with_flower` is the same with what Flower's transport adds to both (`carrier`).
     """
     total, groups = ledger.total(), ledger.by_group()
-    full = bytes_with(ledger, full_model)
-    seconds = [transfer_seconds(ledger, link, sizes) for sizes in ({}, full_model)]
-    own, whole = (round(sum(by_round.values()), 3) for by_round in seconds)
+    both = (ledger, full)
+    own, whole = (round(sum(transfer_seconds(one, link).values()), 3) for one in both)
+    carried, whole_carried = map(with_flower, both)
     return {
         "uplink_bytes": ledger.total("uplink"),
         "downlink_bytes": ledger.total("downlink"),
@@ -32,8 +34,13 @@ def summarise(
         "payload_bytes": sum(groups.values()),
         "overhead_bytes": total - sum(groups.values()),
         "by_group": groups,
-        "full_fine_tuning_bytes": full,
-        "saving": full / total,
+        "messages": len(ledger),
+        "with_flower_bytes": carried,
+        "full_fine_tuning_bytes": full.total(),
+        "full_fine_tuning_messages": len(full),
+        "full_fine_tuning_with_flower_bytes": whole_carried,
+        "saving": full.total() / total,
+        "saving_with_flower": whole_carried / carried,
         "transfer_seconds": own,
         "full_fine_tuning_transfer_seconds": whole,
     }

@@ -1,114 +1,271 @@
-"""Folders of images by class, listed in one pass over the names of their files.
+"""Folders of images by class, for each split and for each client, from the names of folders alone.
 
-`datasets` searches a folder for more than forty patterns to find out what it holds, which takes
-half a second for every thousand files. Most folders need no search: they hold a folder for each
-class, or for each split with one for each class in it, and nothing but images. Those are listed
-here, the same rows in the same order; what is laid out otherwise is left to the library.
+The rule has one sentence: splits are recognised among the folders of the first level only, and
+below them every folder is a class, whatever its name is. Names of files decide nothing. A folder
+that could be understood in two ways is refused with the setting that says how it is meant.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-SPLITS = {  # folders, in the library's order of splits
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
-NOT_LISTED = re.compile(r"(^|/)(\.|__)")  # what the library passes over
-SPLIT_WORD = re.compile(  # what it takes for the name of a split
-    r"(^|[-._ 0-9/])(train|training|valid|validation|val|dev|test|testing|eval|evaluation)"
-    r"($|[-._ 0-9/])"
-    r"|^data/"
+import numpy as np
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data.annotations import annotate
+from fl_vitlora.data.classes import (
+    Encoded,
+    Fetch,
+    Part,
+    count,
+    labels_of,
+    name_some,
+    plain_name,
 )
+from fl_vitlora.data.images import Indices
+from fl_vitlora.data.listing import File, Listing, same_file
+from fl_vitlora.data.splits import SPLITS, TRAIN, meaning_of
+from fl_vitlora.errors import UserError
+
+INNER = "images"  # the folder within a class, or within a split without classes, that adds nothing
 
 
-def read_image_folder(folder: Path) -> dict[str, Any] | None:
-    """Lists a folder of images as `datasets.load_dataset("imagefolder")` does.
+@dataclass(frozen=True)
+class Item:
+    """An image and what the folders say about it.
+
+    Attributes:
+        file: The image.
+        split: The folder of its split; empty where there are none.
+        label: The name of its class; None where it lies in no class folder.
+        client: The folder of its client; empty where there are none.
+    """
+
+    file: File
+    split: str
+    label: str | None
+    client: str = ""
+
+
+def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
+    """Finds split, class and client of every image.
 
     Args:
-        folder: ``CLASS/NAME.png`` or ``SPLIT/CLASS/NAME.png``, with any of `SUFFIXES`.
+        listing: All files of the folder.
+        config: `layout` says how the folder is meant where that is not clear.
 
     Returns:
-        A data set with the columns ``image`` and ``label`` for each split, its images not opened
-        yet; nothing where the folder holds anything else.
+        The images, sorted by name, each file once.
+
+    Raises:
+        UserError: When the folder can be understood in two ways or in none.
     """
-    root = folder.resolve()
-    try:
-        splits = _by_split(sorted(_names(root)))
-    except OSError:
-        return None
-    if splits is None or len(_classes(splits["train"])) < 2:
-        return None
-    classes = _classes(name for names in splits.values() for name in names)
-    return {split: _rows(root, names, classes) for split, names in splits.items()}
+    where, files = listing.root, listing.images
+    loose = [file for file in files if len(file.parts) == 1]
+    heads = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    if not heads:
+        raise UserError(
+            f"data set {where}: {count(len(files), 'image')} and no folders; expected folders of "
+            "images named after their classes, or a metadata.csv with the columns file_name "
+            "and label"
+        )
+    if loose:
+        raise UserError(
+            f"data set {where}: {count(len(loose), 'image')} outside of the class folders, such as "
+            f"{loose[0].name}; move or remove them"
+        )
+    layout: str = config.layout
+    if config.partition == "natural" and layout == "auto":
+        layout = "clients"
+    strict = layout == "auto"
+    if layout == "auto":
+        layout = _guess(where, files, heads, config)
+    if layout == "clients":
+        return _once(where, _by_client(where, files, heads))
+    items = _sort(where, files, 0, splits=layout == "splits", strict=strict)
+    if layout == "splits":
+        items = _settle(where, _read_annotations(listing, items), config)
+    return _once(where, items)
 
 
-def _names(folder: Path | str, within: str = "") -> Iterator[str]:
-    """Names all files of a folder, relative to it."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = f"{within}{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                yield from _names(entry.path, f"{name}/")
-            else:  # what is no file, as a link to nowhere, gets a name that no image has
-                yield name if entry.is_file() else f"{name}/"
+def to_parts(root: Path, items: Sequence[Item]) -> dict[str, Part]:
+    """Makes a part of each split, its classes in the order of their names."""
+    clients = sorted({item.client for item in items})
+    owner = {client: number for number, client in enumerate(clients)}
+    parts = {}
+    for split in sorted({item.split for item in items}):
+        own = [item for item in items if item.split == split]
+        names = [item.label for item in own if item.label is not None]
+        classes = number_folders(names)
+        parts[split] = Part(
+            labels=labels_of(names, classes),
+            names=classes,
+            fetch=_fetcher(root, [item.file for item in own if item.label is not None]),
+            owners=(
+                np.array([owner[item.client] for item in own if item.label is not None])
+                if clients != [""]
+                else None
+            ),
+        )
+    return parts
 
 
-def _by_split(names: Sequence[str]) -> dict[str, list[str]] | None:
-    """Sorts files into splits, nothing if the library might understand them in another way.
-
-    Example:
-        >>> _by_split(["cat/1.png", "dog/1.png"])
-        {'train': ['cat/1.png', 'dog/1.png']}
-        >>> _by_split(["train/cat/1.png", "val/cat/1.png"])
-        {'train': ['train/cat/1.png'], 'validation': ['val/cat/1.png']}
-        >>> _by_split(["cat/1.png", "dog/1.png", "labels.csv"])
-    """
-    if not all(name.lower().endswith(SUFFIXES) for name in names):
-        return None
-    if any(map(NOT_LISTED.search, names)):
-        return None
-    depths = {name.count("/") for name in names}
-    if depths == {1} and not any(map(SPLIT_WORD.search, names)):
-        return {"train": list(names)}
-    if depths != {2}:
-        return None
-    folders: dict[str, list[str]] = {}
-    for name in names:
-        folders.setdefault(name.partition("/")[0], []).append(name)
-    known = [folder for folder in SPLITS if folder in folders]
-    splits = {SPLITS[folder]: folders[folder] for folder in known}
-    if len(splits) < len(folders) or "train" not in splits:
-        return None
-    return None if any(map(SPLIT_WORD.search, _classes(names))) else splits
+def number_folders(names: Iterable[str]) -> tuple[str, ...]:
+    """Orders the names of class folders, as texts."""
+    return tuple(sorted(set(names)))
 
 
-def _classes(names: Iterable[str]) -> list[str]:
-    """Names the classes of files, those of the folders that they lie in."""
-    return sorted({_class(name) for name in names})
+def without_labels(items: Sequence[Item]) -> set[str]:
+    """Finds the splits of which no image has a class."""
+    return {item.split for item in items} - {item.split for item in items if item.label is not None}
 
 
-def _class(name: str) -> str:
-    return name.rsplit("/", 2)[-2]
+def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: DataConfig) -> str:
+    """Finds out how a folder is laid out, where only one way makes sense."""
+    asked = {name.lower() for name in (config.train_split, config.test_split) if name}
+    splits = [head for head in heads if meaning_of(head) or head.lower() in asked]
+    others = [head for head in heads if head not in splits]
+    if splits and others:
+        raise UserError(
+            f"data set {where}: {name_some(splits)} could be splits or classes beside "
+            f"{name_some(others)}; say which: --set data.layout=classes if all of them are "
+            "classes, --set data.layout=splits to use the splits alone"
+        )
+    if splits:
+        if all(len(file.parts) == 2 for file in files):
+            raise UserError(
+                f"data set {where}: {name_some(splits)} hold images and no class folders; if they "
+                "are classes: --set data.layout=classes"
+            )
+        return "splits"
+    if _are_clients(files):
+        raise UserError(
+            f"data set {where}: found a folder for each of {len(heads)} clients "
+            f"({name_some(heads)}), with splits below; keep them as clients: --set "
+            f"data.partition=natural --clients {len(heads)}, or pool them: --set "
+            "data.layout=clients"
+        )
+    if len(heads) == 1:
+        inner = sorted({file.parts[1] for file in files if len(file.parts) > 2})
+        hint = f"; did you mean --dataset {where / heads[0]}?" if inner and inner != [INNER] else ""
+        raise UserError(
+            f"data set {where}: found one folder only, {heads[0]}; expected a folder for each of "
+            f"at least two classes{hint}"
+        )
+    return "classes"
 
 
-def _rows(root: Path, names: Sequence[str], classes: Sequence[str]) -> Any:
-    import datasets
+def _are_clients(files: Sequence[File]) -> bool:
+    """Tells whether all images lie in splits below the first folder."""
+    several = len({file.parts[0] for file in files}) > 1
+    return several and all(len(file.parts) > 3 and meaning_of(file.parts[1]) for file in files)
 
-    number = {name: label for label, name in enumerate(classes)}
-    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
-    return datasets.Dataset.from_dict(
-        {
-            "image": [f"{root}/{name}" for name in names],
-            "label": [number[_class(name)] for name in names],
-        },
-        features=datasets.Features(kinds),
-    )
+
+def _sort(
+    where: Path, files: Sequence[File], depth: int, *, splits: bool, strict: bool
+) -> list[Item]:
+    """Reads split and class off the folders from a depth on."""
+    below = depth + 1 if splits else depth
+    items = []
+    for file in files:
+        parts = file.parts
+        split = parts[depth] if splits else ""
+        label = plain_name(parts[below]) if len(parts) > below + 1 else None
+        inner = parts[below + 1 : -1]
+        if strict and inner and inner != (INNER,):
+            raise UserError(
+                f"data set {where}: expected images right in the class folder "
+                f"{'/'.join(parts[: below + 1])}, found {file.name}; if all folders below a class "
+                f"belong to it: --set data.layout={'splits' if splits else 'classes'}; if the "
+                "first folders are clients: --set data.partition=natural"
+            )
+        items.append(Item(file, split, label))
+    return items
+
+
+def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
+    """Reads the classes of a split from its file of annotations, if it has one."""
+    labels = annotate(listing, {item.split for item in items})
+    if not labels:
+        return items
+    annotated = {name.partition("/")[0] for name in labels}
+    for item in items:
+        if item.split in annotated and item.file.name not in labels:
+            raise UserError(
+                f"data set {listing.root}: {item.file.name} is missing in the annotations of "
+                f"{item.split}"
+            )
+    return [replace(item, label=labels.get(item.file.name, item.label)) for item in items]
+
+
+def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
+    """Refuses splits that mix images with and without a class, and finds those without any."""
+    trained = {item.label for item in items if _is_trained(item.split, config)}
+    settled = []
+    for split in dict.fromkeys(item.split for item in items):
+        own = [item for item in items if item.split == split]
+        if {item.label for item in own} == {INNER} and INNER not in trained:
+            own = [replace(item, label=None) for item in own]
+        bare = [item for item in own if item.label is None]
+        refused = len(bare) < len(own) or _is_trained(split, config)
+        if bare and refused and meaning_of(split):
+            raise UserError(
+                f"data set {where}: {count(len(bare), 'image')} of {split} in no class folder, "
+                f"such as {bare[0].file.name}; expected {split}/CLASS/NAME"
+            )
+        settled += own
+    return settled
+
+
+def _is_trained(split: str, config: DataConfig) -> bool:
+    asked = config.train_split
+    return split.lower() == asked.lower() if asked else meaning_of(split) == TRAIN
+
+
+def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list[Item]:
+    """Reads client, then split if all clients have them, then class."""
+    below = {file.parts[1] for file in files if len(file.parts) > 2}
+    splits = bool(below) and all(meaning_of(name) for name in below)
+    if not splits and any(meaning_of(name) for name in below):
+        raise UserError(
+            f"data set {where}: expected all clients' folders to hold splits, or classes, found "
+            f"{name_some(sorted(below))}"
+        )
+    items = []
+    for head in heads:
+        own = [file for file in files if file.parts[0] == head]
+        for item in _sort(where, own, 1, splits=splits, strict=True):
+            if item.label is None:
+                raise UserError(
+                    f"data set {where}: {item.file.name} lies in no class folder; expected "
+                    f"{head}/{'SPLIT/' if splits else ''}CLASS/NAME"
+                )
+            # Clients may spell their splits differently; all mean the same split.
+            items.append(replace(item, client=head, split=SPLITS.get(item.split.lower(), "")))
+    return items
+
+
+def _once(root: Path, items: Sequence[Item]) -> list[Item]:
+    """Keeps each file once, and refuses a file that lies in two splits or classes."""
+    first: dict[tuple[int, int], Item] = {}
+    kept = []
+    for item in items:
+        known = first.setdefault(item.file.place, item)
+        if known is item or not same_file(root, known.file, item.file):
+            kept.append(item)
+        elif (known.split, known.label, known.client) != (item.split, item.label, item.client):
+            raise UserError(
+                f"data set {root}: {known.file.name} and {item.file.name} are the same file; an "
+                "image belongs to one split and one class"
+            )
+    return kept
+
+
+def _fetcher(root: Path, files: Sequence[File]) -> Fetch:
+    def fetch(positions: Indices) -> list[Encoded]:
+        chosen = [files[position] for position in positions.tolist()]
+        return [Encoded(name=str(root / f.name), path=root / f.name) for f in chosen]
+
+    return fetch

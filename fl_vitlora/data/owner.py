@@ -1,8 +1,9 @@
 """The data owner's side: plain images go in, encrypted shards come out.
 
 This is the only place where plain images and a key meet. What it writes is all that workers and
-server will ever see: ciphertext and labels. A shard's metadata say under which key and for which
-party it was encrypted, so that who holds the key ring can open it, or encrypt it anew.
+server will ever see: ciphertext and labels, in files that are sealed at rest. A shard's metadata
+say under which key and for which party it was encrypted, so that who holds the key ring can open
+it, or encrypt it anew.
 """
 
 from __future__ import annotations
@@ -16,19 +17,30 @@ import numpy as np
 import torch
 
 from fl_vitlora.config import Config
+from fl_vitlora.data.class_names import CLASS_NAMES, write_names
+from fl_vitlora.data.descriptions import read_description
 from fl_vitlora.data.shards import (
+    CLIENT_SHARDS,
     TEST_SHARD,
     Shard,
     client_shard,
     client_test_shard,
+    is_shard,
     read_shard,
-    shard_metadata,
     write_shard,
 )
 from fl_vitlora.data.sources import Images, Indices
+from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, KeyHolder, Part, client_party
 from fl_vitlora.encryption.keys import KeyRing, key_id
+from fl_vitlora.encryption.storage import (
+    BY_PASSPHRASE,
+    StorageKey,
+    of_ring,
+    of_secret,
+    root_of_passphrase,
+)
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
@@ -81,6 +93,7 @@ def write_encrypted_shards(
     test_parts: Sequence[Indices],
     holder: KeyHolder,
     metadata: Mapping[str, str],
+    storage: StorageKey | None = None,
     at_once: int = BYTES_AT_ONCE,
 ) -> None:
     """Encrypts the shard of every client and the test images, and stores them.
@@ -96,6 +109,7 @@ def write_encrypted_shards(
         test_parts: Positions of each client's test images; none where one party has them all.
         holder: Of the keys; they are not stored.
         metadata: What may be written beside the images: no secret.
+        storage: What the shards are sealed under at rest; without it they are in the clear.
         at_once: Bytes of plain images that are in memory together, unless one shard has more.
     """
     everywhere = {**metadata, **_describe(holder)}
@@ -103,10 +117,11 @@ def write_encrypted_shards(
     def write(images: Images, part: Part, owned: Mapping[str, tuple[str, Indices]]) -> None:
         parties = [party for party, _ in owned.values()]
         places = [positions for _, positions in owned.values()]
+        names = write_names(images.class_names)
         shards = _encrypted(images, places, parties, part, holder=holder, at_once=at_once)
         for name, party, shard in zip(owned, parties, shards, strict=True):
-            described = {**everywhere, "party": party, "part": part}
-            write_shard(folder / name, shard, described, durable=False)
+            described = {**everywhere, CLASS_NAMES: names, "party": party, "part": part}
+            write_shard(folder / name, shard, described, storage, durable=False)
 
     write(train, "train", {client_shard(c): (client_party(c), p) for c, p in enumerate(parts)})
     own = {client_test_shard(c): (client_party(c), p) for c, p in enumerate(test_parts)}
@@ -183,29 +198,42 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
     }
 
 
-def find_shards(place: Path) -> dict[Path, dict[str, str]]:
+def find_shards(place: Path) -> list[Path]:
     """Finds the shards at a place: one file, all of a folder, or all of a run folder.
-
-    Returns:
-        What each says of itself (`shard_metadata`), by its path.
 
     Raises:
         UserError: When there is none.
     """
     folder = place / "shards" if (place / "shards").is_dir() else place
     found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [place]
-    told = {path: shard_metadata(path) for path in found if path.is_file()}
-    shards = {path: metadata for path, metadata in told.items() if "party" in metadata}
+    shards = [path for path in found if path.is_file() and is_shard(path)]
     if not shards:
         raise UserError(f"{place}: no shard there; expected a file such as {client_shard(0)}")
     return shards
 
 
-def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
-    """Finds the key that each shard was encrypted under.
+def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
+    """Checks that no shard in a folder was passed over because it does not say whose it is.
 
     Raises:
-        UserError: When a shard is plain or damaged, or the ring lacks its key.
+        UserError: When one was, by its name.
+    """
+    known = {path.resolve() for path in shards}
+    for folder in (path for place in places for path in (place, place / "shards")):
+        named = [*folder.glob(CLIENT_SHARDS), *folder.glob(TEST_SHARD)]
+        for path in sorted(named):
+            if path.resolve() not in known:
+                raise UserError(f"shard {path} does not say its party; write the shard anew")
+
+
+def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
+    """Finds the key that the images of each shard were encrypted under.
+
+    Returns:
+        The key holders; one without steps where only the file is sealed.
+
+    Raises:
+        UserError: When a shard is plain and in the clear, or damaged, or the ring lacks its key.
     """
     return {path: _holder_of(path, ring) for path in shards}
 
@@ -213,8 +241,10 @@ def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
 def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
     """Encrypts shards under the ring's current secret, whatever secret of it they were under.
 
-    Each file is verified before one is touched, and replaced whole; should this be broken off,
-    every shard is still under a key of the ring, and says which.
+    What was sealed at rest under a secret of the ring is sealed under the current one as well; what
+    was sealed under a passphrase stays so. Each file is verified before one is touched, and
+    replaced whole; should this be broken off, every shard is still under keys of the ring, and says
+    which.
 
     Args:
         shards: Files.
@@ -224,18 +254,42 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
         The files that were under another secret.
 
     Raises:
-        UserError: When a shard is plain or damaged, or the ring lacks its key; before any file
-            is touched.
+        UserError: When a shard is plain and in the clear, or damaged, or the ring lacks its key;
+            before any file is touched.
     """
     holders, current = holders_of(shards, ring), key_id(ring.current)
-    old = {path: holder for path, holder in holders.items() if holder.key_id != current}
-    for path, holder in old.items():
-        shard, metadata = read_shard(path)
-        party, part = metadata["party"], _part(metadata)
-        plain = holder.decrypt(shard.images, party, part)
-        images = replace(holder, secret=ring.current).encrypt(plain, party, part)
-        write_shard(path, replace(shard, images=images), {**metadata, "key_id": current})
-    return list(old)
+    keys = of_ring(ring)
+    changed = []
+    for path, holder in holders.items():
+        new, storage = replace(holder, secret=ring.current), _storage_anew(path, ring)
+        encrypted = bool(holder.cipher.steps)
+        if holder.key_id == current and not _is_under_another(path, storage):
+            continue
+        shard, metadata = read_shard(path, keys)
+        if encrypted:
+            party, part = metadata["party"], _part(metadata)
+            plain = holder.decrypt(shard.images, party, part)
+            shard = replace(shard, images=new.encrypt(plain, party, part))
+            metadata = {**metadata, "key_id": current}
+        write_shard(path, shard, metadata, storage)
+        changed.append(path)
+    return changed
+
+
+def _is_under_another(path: Path, storage: StorageKey | None) -> bool:
+    """Tells whether a file is sealed under another key than one."""
+    under = sealed_under(path)
+    return under is not None and storage is not None and under[0] != storage.name
+
+
+def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
+    """Finds what a shard is to be sealed under when it is written anew, as it was before."""
+    under = sealed_under(path)
+    if under is None:
+        return None
+    if under[0].startswith(BY_PASSPHRASE):
+        return root_of_passphrase(under[0], f"{path} is sealed under a passphrase")
+    return of_secret(ring.current)
 
 
 def _encrypted(
@@ -273,24 +327,18 @@ def _describe(holder: KeyHolder) -> dict[str, str]:
 
 def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
     """Finds the key that a shard was encrypted under; inverts `_describe`."""
-    shard, metadata = read_shard(path)
-    if not metadata.get("key_id"):
-        raise UserError(f"shard {path} is not encrypted")
+    shard, metadata = read_shard(path, of_ring(ring))
+    under, name = sealed_under(path), metadata.get("key_id", "")
+    if not name and (under is None or under[0].startswith(BY_PASSPHRASE)):
+        raise UserError(f"shard {path} is not encrypted under a key ring")
+    told = read_description(path, metadata, tuple(shard.images.shape[1:]))
+    if told.cipher.steps and not name:
+        raise UserError(f"shard {path} does not say its key_id; write the shard anew")
     try:
-        cipher = Cipher(
-            steps=tuple(metadata["steps"].split(",")),
-            block_size=int(metadata["block_size"]),
-            image_shape=tuple(shard.images.shape[1:]),  # type: ignore[arg-type]
-            fixed_blocks=int(metadata["fixed_blocks"]),
-            fixed_entries=int(metadata["fixed_entries"]),
-            per_block=metadata["scope"] == "block",
-        )
-        scope, seed = metadata["scope"], int(metadata["seed"])
-        _ = metadata["party"], metadata["part"]  # needed later, missed now
-    except KeyError as missing:
-        raise UserError(f"shard {path} does not say its {missing.args[0]}; write it anew") from None
-    secret = ring.find(metadata["key_id"])
-    return KeyHolder(cipher=cipher, secret=secret, scope=scope, seed=seed)  # type: ignore[arg-type]
+        secret = ring.find(name or (under or ("",))[0])
+    except UserError as error:
+        raise UserError(f"shard {path}: {error}") from None
+    return KeyHolder(cipher=told.cipher, secret=secret, scope=told.scope, seed=told.seed)
 
 
 def _part(metadata: Mapping[str, str]) -> Part:

@@ -52,6 +52,55 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
     return sorted(parts, key=len, reverse=True)
 
 
+def natural_partition(
+    owners: Indices, clients: int, config: DataConfig
+) -> tuple[list[Indices], list[int]]:
+    """Leaves every image with the client whose folder it lies in.
+
+    Args:
+        owners: int64 (n,), the client that holds each image.
+        clients: K.
+        config: `min_samples`.
+
+    Returns:
+        K arrays of positions, the largest first as in `partition`; and the owner of each.
+
+    Raises:
+        UserError: When there are not K owners, or one of them has too few images.
+    """
+    found = np.unique(owners).tolist()
+    if len(found) != clients:
+        raise UserError(
+            f"data.partition natural: the data set has training images of {len(found)} clients: "
+            f"--clients {len(found)}"
+        )
+    parts = {owner: np.flatnonzero(owners == owner) for owner in found}
+    order = sorted(found, key=lambda owner: len(parts[owner]), reverse=True)
+    smallest = len(parts[order[-1]])
+    if smallest < config.min_samples:
+        raise UserError(
+            f"data.partition natural: a client has {smallest} training images, fewer than "
+            f"data.min_samples = {config.min_samples}"
+        )
+    return [parts[owner] for owner in order], order
+
+
+def divide_by_owner(owners: Indices | None, order: list[int]) -> list[Indices]:
+    """Gives every client its own test images.
+
+    Args:
+        owners: int64 (n,), the client that holds each test image.
+        order: The clients, as `natural_partition` tells.
+
+    Raises:
+        UserError: When a client has none.
+    """
+    parts = [np.flatnonzero(owners == owner) for owner in order]
+    if not all(map(len, parts)):
+        raise UserError("evaluation.by clients: a client's folder has no test images of its own")
+    return parts
+
+
 def label_counts(labels: Indices, parts: list[Indices], classes: int) -> Indices:
     """Counts the labels of each client, int64 (K, classes)."""
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])

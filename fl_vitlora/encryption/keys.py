@@ -8,7 +8,6 @@ results; the secret and the keys derived from it may not.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import stat
@@ -20,7 +19,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import sync_folder
+from fl_vitlora.files import (
+    PRIVATE,
+    WriteError,
+    make_folder,
+    make_private_folder,
+    write_atomically,
+)
 
 SECRET_BYTES = 32
 
@@ -127,21 +132,11 @@ def open_or_create_ring(path: Path) -> KeyRing:
 
 def _store(path: Path, ring: Sequence[bytes], *, replace: bool) -> None:
     """Writes a key ring whole or not at all; a new one never overwrites another."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = "".join(secret.hex() + "\n" for secret in ring)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.writelines(secret.hex() + "\n" for secret in ring)
-            file.flush()
-            os.fsync(descriptor)
-        if replace:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)  # fails where another process was faster
-        sync_folder(path.parent)  # before anything is encrypted under the secret
-    except OSError as error:
-        raise UserError(f"key ring {path} cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if not path.parent.exists():
+            make_folder(path.parent.parent)
+            make_private_folder(path.parent)
+        write_atomically(path, text, mode=PRIVATE, new=not replace)
+    except WriteError as error:
+        raise UserError(f"key ring {path} cannot be written: {error.reason}") from None

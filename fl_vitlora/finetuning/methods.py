@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning.classifier import head_parameters
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State
 
@@ -23,6 +24,7 @@ PATCH_EMBEDDING = "patch_embed"
 HEAD = "head"
 LORA = "lora"
 BODY = "body"
+HEADS = ("head", "head_dist")  # all that timm's models with a plain patch embedding call theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,9 @@ def group_of(name: str) -> str:
     if name.endswith((".lora_A", ".lora_B", ".lora_R")):
         return LORA
     first = name.partition(".")[0]
-    return first if first in (PATCH_EMBEDDING, HEAD) else BODY
+    if first in HEADS:
+        return HEAD
+    return PATCH_EMBEDDING if first == PATCH_EMBEDDING else BODY
 
 
 def prepare(
@@ -78,6 +82,7 @@ def prepare(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
             targets.attach(model, config.targets, config.rank, config.alpha, sandwich=sandwich)
+    _check_heads(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(group_of(name) in method.groups)
     missing = method.groups - {BODY} - {group_of(name) for name in trainable(model)}
@@ -85,6 +90,23 @@ def prepare(
         raise UserError(
             f"method {config.method} finds no {', '.join(sorted(missing))} in "
             f"{type(model).__name__}; choose another: --method full"
+        )
+
+
+def _check_heads(model: nn.Module) -> None:
+    """Compares what the model says is its classifier with what is called a head.
+
+    Names decide what travels how; a classifier that they do not tell would be taken for the body.
+
+    Raises:
+        UserError: When they differ.
+    """
+    heads = head_parameters(model)
+    called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
+    if differing := sorted(heads ^ called):
+        raise UserError(
+            f"{type(model).__name__} has a classifier that is not told from its body by name "
+            f"({', '.join(differing[:3])}); take a plain ViT, for example vit_base_patch16_224"
         )
 
 
@@ -99,13 +121,23 @@ def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def export_state(model: nn.Module) -> State:
-    """Copies the trained tensors out, float32 on the CPU."""
+    """Copies the trained tensors of a model to the CPU: float32, or float64 where the model is."""
     return copied_out(trainable(model))
 
 
-def copied_out(parameters: Mapping[str, nn.Parameter]) -> State:
-    """Copies parameters, float32 on the CPU."""
-    return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+def copied_out(parameters: Mapping[str, Tensor]) -> State:
+    """Copies parameters to the CPU: float32, or float64 where they are.
+
+    Example:
+        >>> whole = {"w": nn.Parameter(torch.ones(1, dtype=torch.float64))}
+        >>> half = {"w": nn.Parameter(torch.ones(1, dtype=torch.bfloat16))}
+        >>> copied_out(whole)["w"].dtype, copied_out(half)["w"].dtype
+        (torch.float64, torch.float32)
+    """
+    return {
+        name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True)
+        for name, p in parameters.items()
+    }
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

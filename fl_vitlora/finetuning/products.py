@@ -2,13 +2,16 @@
 
 PyTorch leaves float32 products on x86 processors to MKL, which does not use the widest vectors of
 those that are not Intel's; oneDNN, which comes with PyTorch as well, does, and on such processors
-takes half the time. PyTorch knows no gradient of its product; it is here.
+takes half the time. PyTorch knows no gradient of its product; it is here. The two libraries add in
+different orders, so that their products differ by rounding. The environment variable
+``FL_VITLORA_PRODUCTS`` names the library for a whole run; the tests take both in turn.
 
 B·T rows, n inputs, m outputs.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fl_vitlora.errors import UserError
+
 ONE_DNN = "_linear_pointwise"  # its linear layer, with nothing after it
+LIBRARIES = ("mkl", "onednn")
+LIBRARY = os.environ.get("FL_VITLORA_PRODUCTS", "onednn")  # Ray's workers inherit it
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of input, weight and bias
 
 
@@ -28,8 +35,17 @@ def product_for(weight: Tensor) -> Product:
         weight: (m, n).
 
     Returns:
-        oneDNN's product where MKL's would be taken; else PyTorch's choice.
+        oneDNN's product where MKL's would be taken and is not asked for; else PyTorch's choice.
+
+    Raises:
+        UserError: When the environment names a library that there is not.
     """
+    if LIBRARY not in LIBRARIES:
+        raise UserError(
+            f"FL_VITLORA_PRODUCTS={LIBRARY} in the environment: expected {' or '.join(LIBRARIES)}"
+        )
+    if LIBRARY == "mkl":
+        return F.linear
     mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32
     if mkl and plain and hasattr(torch.ops.mkldnn, ONE_DNN):

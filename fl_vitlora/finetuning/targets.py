@@ -43,7 +43,10 @@ def attach(
     """
     blocks = list(getattr(model, "blocks", []))
     if not blocks:
-        raise UserError(f"LoRA finds no transformer blocks in {type(model).__name__}")
+        raise UserError(
+            f"LoRA finds no transformer blocks in {type(model).__name__}; take a plain ViT, or "
+            "--method full"
+        )
     for block in blocks:
         for path in dict.fromkeys(LAYERS[target] for target in targets):
             layer = _find(block, path)
@@ -100,9 +103,13 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
         layer = None
     if not isinstance(layer, nn.Linear):
         linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+        there = ",".join(target for target, place in LAYERS.items() if place in linear)
+        others = (
+            f"choose others: --set 'finetuning.targets=[{there}]'" if there else "take a plain ViT"
+        )
         raise UserError(
             f"LoRA finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "
-            "choose others: --set finetuning.targets=[q,v]"
+            f"{others}, or --method full"
         )
     return layer
 

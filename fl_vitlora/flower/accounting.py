@@ -17,6 +17,7 @@ proposition 12.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import PrivacyConfig
@@ -25,6 +26,8 @@ from fl_vitlora.errors import UserError
 if TYPE_CHECKING:
     from flwr.supercore.privacy_accounting import PrivacyAccountant
 
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6  # between which a noise multiplier is looked for
+NOISE_TOLERANCE = 1e-4  # of the noise multiplier that is found
 EVERYBODY = 1  # numbers of clients, which do not matter without amplification by sampling
 
 
@@ -83,11 +86,67 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     return accountant.get_epsilon(delta)
 
 
+def noise_for(*, target: float, releases: int, delta: float) -> float:
+    """Finds the least noise that keeps a run within an ε.
+
+    More noise means a smaller ε, so that a bisection on a logarithmic scale finds z. The answer is
+    above the exact one by at most a ten-thousandth of it: the ε of the run is at most the target.
+
+    Args:
+        target: ε, positive.
+        releases: T, how many noisy means will be made of updates.
+        delta: δ, in (0, 1).
+
+    Returns:
+        z, the noise multiplier.
+
+    Raises:
+        UserError: When no noise reaches the target, or the package that does the sums is missing.
+
+    Example:
+        >>> z = noise_for(target=8.0, releases=20, delta=1e-5)
+        >>> 7.99 < epsilon(noise_multiplier=z, releases=20, delta=1e-5) <= 8.0
+        True
+    """
+
+    def spent(noise_multiplier: float) -> float:
+        return epsilon(noise_multiplier=noise_multiplier, releases=releases, delta=delta)
+
+    low, high = LEAST_NOISE, MOST_NOISE
+    if (least := spent(high)) > target:
+        raise UserError(
+            f"privacy.target_epsilon {target:g}: with privacy.delta {delta:g} the accountant tells "
+            f"no ε below {least:.2g}, whatever the noise; take a larger target"
+        )
+    if spent(low) <= target:
+        raise UserError(
+            f"privacy.target_epsilon {target:g}: a noise multiplier of {low:g} already keeps it, "
+            "which hides nobody; take a smaller target, or set privacy.noise_multiplier"
+        )
+    while high > low * (1 + NOISE_TOLERANCE):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if spent(middle) <= target else (middle, high)
+    return high
+
+
+def with_chosen_noise(privacy: PrivacyConfig, releases: int) -> PrivacyConfig:
+    """Returns the settings with the noise multiplier that a target asks for, if there is a target.
+
+    Args:
+        privacy: As it was asked for; `confidentiality.check_privacy` has checked it.
+        releases: T, how many rounds are planned.
+    """
+    if privacy.target_epsilon is None:
+        return privacy
+    noise = noise_for(target=privacy.target_epsilon, releases=releases, delta=privacy.delta)
+    return replace(privacy, noise_multiplier=noise)
+
+
 def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
     """Says in `result.json` what a run's differential privacy came to.
 
     Args:
-        privacy: As it was asked for.
+        privacy: With the noise that the run had (`with_chosen_noise`).
         releases: T, how many rounds there were.
 
     Returns:
@@ -95,7 +154,9 @@ def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
     """
     if not privacy.noise_multiplier:
         return None
+    target = privacy.target_epsilon
     return {
+        **({} if target is None else {"target_epsilon": target}),
         "epsilon": epsilon(
             noise_multiplier=privacy.noise_multiplier, releases=releases, delta=privacy.delta
         ),

@@ -11,13 +11,20 @@ from typing import Any, Protocol
 
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
+from fl_vitlora import policies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError, blame, unknown
+from fl_vitlora.evaluation import Answer
 from fl_vitlora.flower import strategy_state
 from fl_vitlora.flower.contents import ConfigValue, Instruction
 from fl_vitlora.flower.failures import Failure
-from fl_vitlora.flower.flower_aggregator import FlowerAggregator
+from fl_vitlora.flower.flower_aggregator import (
+    FlowerAggregator,
+    Metrics,
+    asks_for_evaluation,
+    own_evaluation,
+)
 from fl_vitlora.flower.sampling import cohort_size
 from fl_vitlora.global_model import GlobalModel, split
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B
@@ -49,6 +56,16 @@ class Aggregator(Protocol):
         failures: Sequence[Failure],
     ) -> GlobalModel:
         """Makes the next global model of at least one update."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """Returns what the strategy itself says of the training of the last round."""
+        ...
+
+    def evaluated(
+        self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
+    ) -> Metrics:
+        """Returns what the strategy itself says of what the clients measured."""
         ...
 
     def privacy(self) -> dict[str, Any] | None:
@@ -100,8 +117,27 @@ def check_experiment(strategy: AnyStrategy, config: Config) -> None:
             f"min_clients {config.min_clients}: only {trained} clients train in a round; take at "
             f"most {trained}, or raise --clients or --fraction"
         )
+    check_evaluation(strategy, config)
     if objection := client_half(strategy).objection(config, participants):
         raise UserError(f"strategy {config.strategy.name}: {objection}")
+
+
+def check_evaluation(strategy: AnyStrategy, config: Config) -> None:
+    """Refuses a Flower strategy whose own evaluation would never be called.
+
+    Raises:
+        UserError: When one party measures for all, and the strategy asks clients to measure.
+    """
+    if isinstance(strategy, Strategy) or policies.clients_evaluate(config):
+        return
+    for path, layer in _layers(strategy):
+        own = own_evaluation(layer)
+        if own and asks_for_evaluation(strategy, cohort_size(config.clients, config.fraction)):
+            raise UserError(
+                f"{path}: {type(layer).__name__} has {own} of its own, which sums up what clients "
+                "measure, and in this run one party measures for all; let clients measure: "
+                "--set evaluation.by=clients"
+            )
 
 
 def check_storable(strategy: AnyStrategy) -> None:
@@ -243,6 +279,17 @@ class OwnAggregator:
                     f"strategy {type(self._strategy).__name__} merged what fits no low-rank pair: "
                     f"{path}"
                 )
+
+    def metrics(self) -> Metrics:
+        """Says nothing."""
+        return {}
+
+    def evaluated(
+        self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
+    ) -> Metrics:
+        """Says nothing."""
+        del server_round, model, answers
+        return {}
 
     def privacy(self) -> None:
         """Counts nothing."""

@@ -9,8 +9,11 @@ lives in its Flower context.
 from __future__ import annotations
 
 import functools
+import secrets
+from dataclasses import replace
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_vitlora import adversary, faults
@@ -18,6 +21,7 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import RIGHT_KEY, views_of
 from fl_vitlora.data.shards import (
+    Shard,
     client_shard,
     client_test_shard,
 )
@@ -59,12 +63,13 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
 
 
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Tells which client this node is, and makes the worker ready."""
+    """Tells which client this node is and what its classes are, and makes the worker ready."""
     settings = settings_of(context)
     client = client_of(context)
     samples = len(workspace(settings).shard(client_shard(client)))
     metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
-    content = RecordDict({messages.METRICS: metrics})
+    names = ConfigRecord({messages.CLASSES: list(settings.class_names)})
+    content = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
     if settings.config.privacy.secure_aggregation:
         content[masking.RECORD] = masking.introduce(context, client)
     return Message(content, reply_to=message)
@@ -80,16 +85,18 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     model, start, merged = _take_in(received, context, worker, client, turn)
     memory = memories.own(context, received.taken)
     frozen = worker.layout.ending_with(received.frozen)
+    order = _order(settings, received.round, client)
     lesson = Lesson(
         start=start,
-        shard=shard,
+        shard=_drawn(settings, shard, order),
         task=LocalTask(
             learning_rate=received.rate,
+            epochs=received.epochs,
             proximal_mu=received.proximal_mu,
             frozen=frozen,
             drift=turn.inward_difference(strategy.drift(received.broadcast, memory)),
         ),
-        generator=generator(settings.config.seed, "batches", received.round, client),
+        generator=order,
         reader=turn.base,
         increments=merged,
     )
@@ -114,6 +121,30 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     if frozen:
         memories.rest(context, received.round, _select(model, worker.layout.only(frozen)))
     return Message(content, reply_to=message)
+
+
+def _order(settings: ClientSettings, server_round: int, client: int) -> torch.Generator:
+    """Makes what draws the order of a client's images in a round.
+
+    Where updates are summed securely, two sums over the same updates with one member less would
+    betray that member. So in a deployment no two trainings of a round go in the same order.
+    """
+    if settings.fresh_order:
+        return torch.Generator().manual_seed(secrets.randbits(63))
+    return generator(settings.config.seed, "batches", server_round, client)
+
+
+def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:
+    """Chooses what a client trains on: its shard.
+
+    Where no two trainings may give the same update, and one batch holds the whole shard, so that no
+    order matters, as many images are drawn from the shard with replacement (a bootstrap sample).
+    """
+    images = len(shard)
+    if not settings.fresh_order or images > settings.config.training.batch_size:
+        return shard
+    chosen = torch.randint(images, (images,), generator=order)
+    return replace(shard, images=shard.images[chosen], labels=shard.labels[chosen])
 
 
 def _write(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fl_vitlora.config import Config
+from fl_vitlora.config import Config, PrivacyConfig
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.accounting import epsilon
+from fl_vitlora.flower.accounting import epsilon, with_chosen_noise
 from fl_vitlora.flower.aggregators import AnyStrategy
 from fl_vitlora.flower.sampling import cohort_size
 from fl_vitlora.secure_sum import FEWEST
@@ -29,11 +29,7 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
         UserError: With the reason, and what would work instead.
     """
     privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
-    if privacy.noise_multiplier and privacy.clipping_norm is None:
-        raise UserError(
-            f"privacy.noise_multiplier {privacy.noise_multiplier} without privacy.clipping_norm: "
-            "noise hides updates of a bounded norm alone; bound it: --set privacy.clipping_norm=1"
-        )
+    _check_noise(privacy)
     if sees_only_sums(config):
         _check_strategy(config, strategy)
     if privacy.secure_aggregation and cohort < FEWEST:
@@ -41,9 +37,26 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
             f"privacy.secure_aggregation: a sum of {cohort} betrays its parts, so at least "
             f"{FEWEST} clients must take part in a round; raise --clients or --fraction"
         )
+    chosen = with_chosen_noise(privacy, config.rounds)
     epsilon(  # or the lack of its package would show only at the end
-        noise_multiplier=privacy.noise_multiplier, releases=config.rounds, delta=privacy.delta
+        noise_multiplier=chosen.noise_multiplier, releases=config.rounds, delta=privacy.delta
     )
+
+
+def _check_noise(privacy: PrivacyConfig) -> None:
+    """Refuses noise that is told twice, and noise on updates of any norm."""
+    noise, target = privacy.noise_multiplier, privacy.target_epsilon
+    if noise and target is not None:
+        raise UserError(
+            f"privacy.target_epsilon {target:g} chooses the noise, so it does not go with "
+            f"privacy.noise_multiplier {noise:g}; leave one of the two away"
+        )
+    if (noise or target is not None) and privacy.clipping_norm is None:
+        wish = f"noise_multiplier {noise:g}" if noise else f"target_epsilon {target:g}"
+        raise UserError(
+            f"privacy.{wish} without privacy.clipping_norm: noise hides updates of a bounded norm "
+            "alone; bound it: --set privacy.clipping_norm=1"
+        )
 
 
 def _check_strategy(config: Config, strategy: AnyStrategy) -> None:

@@ -43,7 +43,7 @@ class Terms:
     def of(cls, *, cohort: int, clients: int) -> Terms:
         """Says what the outermost strategy is told, if so many clients take part in a round."""
         defaults = {
-            "fraction_evaluate": 0.0,
+            "fraction_evaluate": 1.0,  # of the clients that measure, all are summed up
             "min_train_nodes": 1,
             "min_evaluate_nodes": 0,
             "min_available_nodes": 1,

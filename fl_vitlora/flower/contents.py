@@ -8,7 +8,6 @@ and sends, no more of each low-rank matrix than its rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -18,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import messages
+from fl_vitlora.flower.counts import Counts, check_images, read_loss, read_steps
 from fl_vitlora.flower.holdings import Memory
 from fl_vitlora.flower.layouts import (
     frozen_of,
@@ -41,8 +41,7 @@ from fl_vitlora.strategy import ClientPlan, Update
 LARGEST = 1e6
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
-Scalar = int | float | str | bytes | bool
-ConfigValue = Scalar | list[int] | list[float] | list[str] | list[bytes] | list[bool]
+ConfigValue = messages.ConfigValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +78,7 @@ class Received:
         broadcast: What the strategy sends beside the model.
         round: From 1.
         rate: The learning rate.
+        epochs: Passes over the shard, if a strategy says how many.
         frozen: Endings of what rests.
         proximal_mu: Weight of the penalty.
         clipping_norm: The norm that updates must not exceed, where a wrapper of Flower says one.
@@ -95,6 +95,7 @@ class Received:
     broadcast: State
     round: int
     rate: float
+    epochs: int | None
     frozen: tuple[str, ...]
     proximal_mu: float
     clipping_norm: float | None
@@ -204,11 +205,24 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         broadcast=_filled(unpack(messages.BROADCAST), layout, rank),
         round=round_of(config),
         rate=number_of(config, messages.LEARNING_RATE) or 0.0,
+        epochs=_epochs(config),
         frozen=frozen_of(config),
         proximal_mu=number_of(config, messages.PROXIMAL_MU) or 0.0,
         clipping_norm=number_of(config, messages.CLIPPING_NORM),
         taken=taken_of(config),
     )
+
+
+def _epochs(config: ConfigRecord) -> int | None:
+    """Reads how many passes over the shard a strategy asks for.
+
+    Raises:
+        ValueError: When it is no whole number from 1.
+    """
+    epochs = config.get(messages.LOCAL_EPOCHS)
+    if epochs is None or (isinstance(epochs, int) and epochs >= 1):
+        return epochs
+    raise ValueError(f"message refused: {messages.LOCAL_EPOCHS} is {epochs!r}")
 
 
 def _merges(config: ConfigRecord) -> tuple[int, int]:
@@ -250,7 +264,13 @@ def write_update(
 
 
 def read_update(
-    content: RecordDict, layout: Layout, asked: Instruction, rank: int | None, population: int
+    content: RecordDict,
+    layout: Layout,
+    asked: Instruction,
+    rank: int | None,
+    *,
+    population: int,
+    expected: Counts,
 ) -> Update:
     """Reads at the server what `write_update` wrote.
 
@@ -260,6 +280,7 @@ def read_update(
         asked: What the client was asked.
         rank: Its own, if it has one.
         population: How many clients there are in all.
+        expected: What it must say of its images and steps.
 
     Raises:
         ValueError: When it is not a usable update.
@@ -272,15 +293,13 @@ def read_update(
     delta, report = (_filled(tensors, layout, rank) for tensors in (delta, report))
     refuse_absurd(delta, report)
     metrics = messages.metrics_of(content)
-    samples, steps = (int(messages.scalar(metrics, n)) for n in (messages.SAMPLES, messages.STEPS))
-    loss = messages.scalar(metrics, messages.LOSS)
-    if samples < 1 or steps < 1 or not math.isfinite(loss):
-        raise ValueError(f"it reports {samples} images, {steps} steps and a loss of {loss}")
+    check_images(metrics, expected)
+    steps, loss = read_steps(metrics, expected), read_loss(metrics)
     if messages.CLIPPING_NORM in asked.config:
         report = _norm_bit(metrics)
     return Update(
         client=asked.client,
-        samples=samples,
+        samples=expected.images,
         loss=loss,
         delta=delta,
         steps=steps,

@@ -6,23 +6,28 @@ gives it replies as it expects them: whole tensors instead of deltas, each by it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from flwr.supercore.run import Run
 
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.errors import UserError, blame
-from fl_vitlora.flower import messages, strategy_state
+from fl_vitlora.evaluation import Answer, Measured
+from fl_vitlora.flower import client_keys, messages, strategy_state
 from fl_vitlora.flower.contents import ConfigValue, Instruction
 from fl_vitlora.flower.failures import Failure
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.rng import derive_seed, seeded
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import Update
+
+Metrics = dict[str, int | float | list[int] | list[float]]
 
 FAILED = 1  # Flower's error code for a client app that raised
 
@@ -41,6 +46,7 @@ class FlowerAggregator:
         self._layout = layout
         self._seed = seed
         self._asked: dict[int, Message] = {}
+        self._metrics: Metrics = {}
 
     def instruct(
         self,
@@ -71,7 +77,9 @@ class FlowerAggregator:
             Instruction(
                 client=client,
                 model=states[id(_only(message.content.array_records))],
-                config=dict(_only(message.content.config_records)),
+                config=client_keys.understood(
+                    dict(_only(message.content.config_records)), config, self._name
+                ),
             )
             for client, message in sorted(self._asked.items())
         ]
@@ -91,10 +99,43 @@ class FlowerAggregator:
         ]
         chance = derive_seed(self._seed, "flower noise", server_round)
         with seeded(chance), blame(self._strategy, server_round):
-            arrays, _ = self._strategy.aggregate_train(server_round, replies)
+            arrays, metrics = self._strategy.aggregate_train(server_round, replies)
+        self._metrics = _plain(metrics)
         if arrays is None:
             return model
         return GlobalModel(tensors=messages.from_arrays(arrays, self._layout))
+
+    def metrics(self) -> Metrics:
+        """Returns what the strategy made of the training metrics of the last round."""
+        return dict(self._metrics)
+
+    def evaluated(
+        self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
+    ) -> Metrics:
+        """Lets the strategy choose among the clients that measured, and sum their answers up.
+
+        Every client has measured the model by then; a strategy that asks only some of them is
+        given the answers of those.
+        """
+        clients = [answer.client for answer in answers]
+        chance = derive_seed(self._seed, "flower evaluation", server_round)
+        with seeded(chance), blame(self._strategy, server_round):
+            sent = self._strategy.configure_evaluate(
+                server_round,
+                messages.to_arrays(model.tensors),
+                ConfigRecord({messages.SERVER_ROUND: server_round}),
+                Participants(clients),
+            )
+            asked = {message.metadata.dst_node_id: message for message in sent}
+            for message in asked.values():
+                _expect_no_keys(message, self._name)
+            replies = [
+                Message(_evaluation(answer.images, answer.measured), reply_to=asked[answer.client])
+                for answer in answers
+                if answer.client in asked
+            ]
+            metrics = self._strategy.aggregate_evaluate(server_round, replies)
+        return _plain(metrics)
 
     def privacy(self) -> dict[str, Any] | None:
         """Asks the strategy's accountant."""
@@ -116,6 +157,10 @@ class FlowerAggregator:
         """Puts it back."""
         strategy_state.restore(self._strategy, tensors, plain)
 
+    @property
+    def _name(self) -> str:
+        return type(self._strategy).__name__
+
     def _reply(self, update: Update) -> Message:
         asked = self._asked[update.client]
         sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
@@ -124,6 +169,7 @@ class FlowerAggregator:
             {
                 messages.SAMPLES: update.samples,
                 messages.LOSS: update.loss,
+                messages.STEPS: update.steps,
                 messages.EQUAL_WEIGHT: 1,
             }
         )
@@ -179,6 +225,67 @@ class Participants(Grid):
         raise UserError(
             "a strategy may ask the grid for its nodes; messages are sent by the server loop"
         )
+
+
+def own_evaluation(strategy: object) -> str | None:
+    """Names what a strategy has of its own for the evaluation by clients, if anything."""
+    for name in ("configure_evaluate", "aggregate_evaluate"):
+        if not _is_flowers(getattr(type(strategy), name, None)):
+            return name
+    chosen = "evaluate_metrics_aggr_fn"
+    return None if _is_flowers(getattr(strategy, chosen, None)) else chosen
+
+
+def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
+    """Returns True if a strategy would ask clients to measure; a copy of it is asked."""
+    try:
+        sent = copy.deepcopy(strategy).configure_evaluate(
+            1,
+            ArrayRecord(),
+            ConfigRecord({messages.SERVER_ROUND: 1}),
+            Participants(range(participants)),
+        )
+        return bool(list(sent))
+    except Exception:  # the strategy's own code needs a real model: it means to ask
+        return True
+
+
+def _is_flowers(code: object) -> bool:
+    """Returns True if a function is Flower's own, or not there."""
+    return code is None or str(getattr(code, "__module__", "")).startswith("flwr.")
+
+
+def _evaluation(images: int, measured: Measured) -> RecordDict:
+    """Writes what one client measured on its own test images as Flower's strategies expect it."""
+    accuracy, loss = measured[RIGHT_KEY]
+    metrics = MetricRecord(
+        {
+            messages.SAMPLES: images,
+            messages.ACCURACY: accuracy,
+            messages.EVALUATION_LOSS: loss,
+            messages.EQUAL_WEIGHT: 1,
+        }
+    )
+    return RecordDict({messages.METRICS: metrics})
+
+
+def _expect_no_keys(message: Message, strategy: str) -> None:
+    """Refuses a configuration of the evaluation, of which clients read nothing.
+
+    Raises:
+        UserError: With the name of the first key.
+    """
+    for record in message.content.config_records.values():
+        for name in record.keys() - {messages.SERVER_ROUND}:
+            raise UserError(
+                f"strategy {strategy} sends clients the key {name!r} for their evaluation, of "
+                f"which they read {messages.SERVER_ROUND!r} alone; leave the key out"
+            )
+
+
+def _plain(metrics: MetricRecord | None) -> Metrics:
+    """Writes aggregated metrics as JSON can hold them, without what every client says alike."""
+    return {name: value for name, value in (metrics or {}).items() if name != messages.EQUAL_WEIGHT}
 
 
 def _only(records: Mapping[str, Any]) -> Any:

@@ -55,7 +55,10 @@ DROPPED, SEEDS = "dropped", "seeds"
 
 
 def introduce(context: Context, client: int) -> ConfigRecord:
-    """Draws a client's keys and keeps them.
+    """Draws a client's keys, once in a run, and keeps them.
+
+    A client that is greeted again keeps its keys, and what it knows of the sums that it was in: new
+    masks over the update of a round that it has sent already would betray that update.
 
     Args:
         context: Where.
@@ -64,7 +67,8 @@ def introduce(context: Context, client: int) -> ConfigRecord:
     Returns:
         What its greeting says of it, under `RECORD`: the public key.
     """
-    secret = draw_secret(client)
+    known = RECORD in context.state.config_records
+    secret = _kept(context) if known else draw_secret(client)
     _keep(context, secret)
     return ConfigRecord({PUBLIC: secret.public})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from fl_vitlora.communication.compression import code
 from fl_vitlora.communication.lanes import EXACT
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.communication.reference import MessageSizes
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.folding import fold, groups_of
 from fl_vitlora.flower.serialised import object_bytes
@@ -36,11 +37,37 @@ def message_bytes(message: Message) -> tuple[dict[str, int], int]:
     return groups, object_bytes(message) - sum(groups.values())
 
 
-def full_model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Measures the messages of a round of full fine-tuning, for comparison.
+def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> MessageSizes:
+    """Measures the messages of full fine-tuning under FedAvg, without sending them.
+
+    A message of a real run may be some bytes longer or shorter: numbers of nodes and of images have
+    more digits or fewer.
 
     Args:
-        state: All parameters of a model.
+        state: All parameters of the plain model.
+        class_names: The names of the classes, which every client greets with.
+    """
+    question = Message(
+        fold(RecordDict(), {}, {}), dst_node_id=SOME_NODE, message_type=MessageType.QUERY
+    )
+    metrics = MetricRecord({messages.CLIENT: 1, messages.SAMPLES: 1})
+    names = ConfigRecord({messages.CLASSES: list(class_names)})
+    told = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
+    greeting = Message(fold(told, {}, {}), reply_to=question)
+    downlink, uplink = model_bytes(state)
+    return MessageSizes(
+        question=object_bytes(question),
+        greeting=object_bytes(greeting),
+        downlink=downlink,
+        uplink=uplink,
+    )
+
+
+def model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Measures the two messages of a round that carry all of a state, as float32.
+
+    Args:
+        state: Tensors by name.
 
     Returns:
         Bytes of a real message to a client and of a real reply, tensors and all the rest.

@@ -34,6 +34,7 @@ PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
 LEARNING_RATE = "learning-rate"
+LOCAL_EPOCHS = "local-epochs"  # of one client in one round, where a strategy says so
 SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 FROZEN = "frozen"
@@ -45,12 +46,19 @@ STEPS = "steps"
 TAKEN = "taken"  # the round of the last update that the server took of a client
 CLIPPING_NORM = KEY_CLIPPING_NORM
 CLIENT = "client"
+CLASSES = "classes"  # their names, in the order in which the sender numbers them
 SAMPLES = "num-examples"  # as Flower's strategies weight by default
 LOSS = "train_loss"  # as Flower's QFedAvg expects it
 NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
 EQUAL_WEIGHT = "equal-weight"  # is 1 for every client, so that strategies can weight by it
+ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # shown to strategies of Flower
 VIEWS = "views"
+LARGEST_EXACT = 2.0**53  # up to which every whole number is a float
 ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
+
+
+Scalar = int | float | str | bytes | bool
+ConfigValue = Scalar | list[int] | list[float] | list[str] | list[bytes] | list[bool]
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -103,6 +111,19 @@ def metrics_of(content: RecordDict) -> MetricRecord:
     return content.metric_records[METRICS]
 
 
+def class_names_of(content: RecordDict) -> tuple[str, ...]:
+    """Reads the names of the classes in a greeting.
+
+    Raises:
+        ValueError: When it has none.
+    """
+    record = content.config_records.get(CONFIG)
+    names = None if record is None else record.get(CLASSES)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(str(name) for name in names)
+    raise ValueError("message refused: it does not name the sender's classes")
+
+
 def scalar(metrics: MetricRecord, name: str) -> float:
     """Reads one number of a metric record.
 
@@ -113,3 +134,15 @@ def scalar(metrics: MetricRecord, name: str) -> float:
     if isinstance(value, int | float) and not math.isinf(value):
         return value
     raise ValueError(f"message refused: metric {name!r} is {value!r}, not a number")
+
+
+def whole(metrics: MetricRecord, name: str) -> int:
+    """Reads one whole number of a metric record, to its last digit.
+
+    Raises:
+        ValueError: When it is missing, or anything but a whole number.
+    """
+    value = scalar(metrics, name)
+    if isinstance(value, int) or (abs(value) < LARGEST_EXACT and value.is_integer()):
+        return int(value)
+    raise ValueError(f"message refused: metric {name!r} is {value!r}, not a whole number")

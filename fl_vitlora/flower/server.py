@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.aggregators import Aggregator
 from fl_vitlora.flower.failures import Failure, first_reasons
+from fl_vitlora.flower.flower_aggregator import Metrics
 from fl_vitlora.flower.sampling import sample
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.global_model import GlobalModel, join
@@ -40,6 +41,7 @@ class RoundReport:
         aggregation_error: Of the low-rank products, as a share of the round's movement; None
             where there is nothing to compare (`lowrank.relative_error`).
         moved: Whether the strategy made another model than the one that the round began with.
+        metrics: What a strategy of Flower made of the clients' training metrics.
         clipped: Scalars beyond the range of a secure sum; None where updates are not summed.
         seconds: Wall time from its beginning to that of the next; where models are measured beside
             the next round, that of the model before is in it.
@@ -54,6 +56,7 @@ class RoundReport:
     taken_apart: tuple[int, ...]
     aggregation_error: float | None
     moved: bool
+    metrics: Metrics = field(default_factory=dict)
     clipped: int | None = None
     seconds: float
 
@@ -202,6 +205,7 @@ class Federation:
                 model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
             ),
             moved=new.differs_from(model),
+            metrics=self.aggregator.metrics(),
             clipped=self.transport.clipped,
             seconds=time.perf_counter() - begin,
         )

@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.quiet import silence
+from fl_vitlora.flower.session_folder import session_folder
 
 if TYPE_CHECKING:
     from fl_vitlora.training.memory import Memory
@@ -181,6 +183,7 @@ class Ray:
         self._seated: Workers | None = None  # whom the actors were made for
         self._verbose = verbose
         self._error: Exception | None = None
+        self._folder = contextlib.ExitStack()
         self._up, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
         self._thread.start()
@@ -193,6 +196,8 @@ class Ray:
                 self._error
             )
         if self._error is not None:
+            if isinstance(self._error, UserError):
+                raise self._error
             raise RuntimeError(f"Ray does not start: {self._error}") from self._error
 
     def actors_for(self, workers: Workers) -> list[Any]:
@@ -242,6 +247,7 @@ class Ray:
                     configure_logging=self._verbose,
                     log_to_driver=self._verbose,
                     logging_level=logging.INFO if self._verbose else logging.CRITICAL,
+                    job_config=job_with_own_path(),
                     **(self._joining() if self.workers.address else self._starting()),
                 )
         except Exception as error:  # handed to the thread that waits
@@ -250,10 +256,12 @@ class Ray:
         self._ended.wait()
         if self._error is None:
             ray.shutdown()  # a Ray that was joined goes on, without this program's workers
+        self._folder.close()
 
     def _starting(self) -> dict[str, Any]:
         """Says what a Ray of one's own is to be."""
         return {
+            **self._folder.enter_context(session_folder()),
             "address": "local",  # whatever else runs on this machine
             "num_cpus": self.workers.count,
             "num_gpus": self.workers.gpus,
@@ -376,10 +384,43 @@ def _runs(process: int) -> bool:
 
 
 def _let_workers_import_this_package() -> None:
-    """Puts this very copy of the package first on the path that worker processes inherit."""
+    """Puts this very copy of the package first on the path that worker processes inherit.
+
+    They import nothing from the working directory for being started there (``python -P``).
+    """
     here = str(Path(__file__).resolve().parents[2])
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != here]
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def job_with_own_path() -> Any:
+    """Describes this program to Ray, so that workers import from where this program does.
+
+    Ray puts the working directory first on the path of every worker. In a folder of somebody else,
+    whatever is called ``torch.py`` there would be run. Here Ray does so only where this program
+    imports from its working directory itself.
+
+    Returns:
+        A `JobConfig`.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:  # then Ray leaves the path as it is
+            return not imports_from(Path.cwd())
+
+    return OwnPath()
+
+
+def imports_from(folder: Path) -> bool:
+    """Tells whether this program imports modules from a folder.
+
+    Example:
+        >>> imports_from(Path(__file__).parent)
+        False
+    """
+    return any(Path(place).resolve() == folder.resolve() for place in sys.path)
 
 
 def simulate(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from flwr.app import RecordDict
 
 from fl_vitlora.communication.fixed_point import Words
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower import masking, messages
+from fl_vitlora.flower.counts import Counts, check_images, read_steps
 from fl_vitlora.secure_sum import Roster, Seeds, add_up
 from fl_vitlora.strategy import Update
 
@@ -31,11 +32,9 @@ class Sums:
         self._limit = limit
         self._equal = equal
         self._keys: dict[int, bytes] = {}
-        self._weights: dict[int, float] = {}
-        self._images: dict[int, int] = {}
         self.clipped = 0
 
-    def greeted(self, client: int, images: int, greeting: RecordDict) -> None:
+    def greeted(self, client: int, greeting: RecordDict) -> None:
         """Notes the public key that a client sent with its greeting.
 
         Raises:
@@ -45,24 +44,34 @@ class Sums:
         if key in self._keys.values():
             raise ValueError("message refused: another client has the same public key")
         self._keys[client] = key
-        self._images[client] = images
-        self._weights[client] = 1.0 if self._equal else float(images)
 
-    def roster(self, server_round: int, clients: Sequence[int]) -> Roster:
-        """Lists who shall take part in the sum of a round."""
-        weights = {client: self._weights[client] for client in clients}
+    def roster(self, server_round: int, images: Mapping[int, int]) -> Roster:
+        """Lists who shall take part in the sum of a round, with the images that each weighs by."""
+        weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
         return masking.make_roster(server_round, self._keys, weights, self._limit)
 
     def add_up(
-        self, roster: Roster, replies: Mapping[int, RecordDict], layout: Layout, ask: Ask
+        self,
+        roster: Roster,
+        replies: dict[int, RecordDict],
+        layout: Layout,
+        ask: Ask,
+        *,
+        images: Mapping[int, int],
+        expected: Mapping[int, Counts],
     ) -> tuple[list[Update], dict[int, str]]:
         """Adds up the replies of a round.
 
+        The seeds of a client that is not in the sum open its masked words. So its reply is deleted
+        before anybody is asked for them.
+
         Args:
             roster: Of the round.
-            replies: By client, of all that answered.
+            replies: By client, of all that answered; it is emptied.
             layout: Of their deltas.
             ask: The second exchange, if some dropped out.
+            images: That each client of the roster weighs by.
+            expected: What each must say about itself.
 
         Returns:
             One update, the mean of all that are in the sum, or none; and why others are not.
@@ -70,32 +79,33 @@ class Sums:
         masked: dict[int, Words] = {}
         steps: dict[int, int] = {}
         failures: dict[int, str] = {}
-        for client, content in sorted(replies.items()):
+        for client in sorted(replies):
             try:
-                steps[client] = _steps(content)
-                masked[client] = masking.read_masked(content, layout)
+                steps[client], masked[client] = _read(replies.pop(client), layout, expected[client])
             except ValueError as error:
                 failures[client] = str(error)
+        arrived = frozenset(masked)
         try:
             total, left = add_up(roster, masked, lambda left, dropped: ask(roster, left, dropped))
         except ValueError as error:
-            return [], failures | dict.fromkeys(masked, str(error))
-        silent = masked.keys() - left
+            return [], failures | dict.fromkeys(arrived, str(error))
+        silent = arrived - left
         failures |= dict.fromkeys(silent, "it did not reveal its seeds with those who dropped out")
         update, self.clipped = masking.open_sum(
             total,
             roster,
             layout,
-            samples={client: self._images[client] for client in left},
+            samples={client: images[client] for client in left},
             steps={client: steps[client] for client in left},
             population=len(self._keys),
         )
         return [update], failures
 
 
-def _steps(content: RecordDict) -> int:
-    """Reads in how many steps a client trained."""
-    steps = int(messages.scalar(messages.metrics_of(content), messages.STEPS))
-    if steps < 1:
-        raise ValueError(f"it reports {steps} steps")
-    return steps
+def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, Words]:
+    """Reads a reply: its steps, and then its masked words."""
+    metrics = messages.metrics_of(content)
+    if messages.SAMPLES in metrics:
+        check_images(metrics, expected)
+    steps = read_steps(metrics, expected)
+    return steps, masking.read_masked(content, layout)

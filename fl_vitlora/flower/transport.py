@@ -22,10 +22,13 @@ from flwr.serverapp import Grid
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
-from fl_vitlora.evaluation import Measured
+from fl_vitlora.data.class_names import disagreement
+from fl_vitlora.errors import UserError
+from fl_vitlora.evaluation import Answer, Measured
 from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import ConfigValue, Instruction, Writer, read_update
+from fl_vitlora.flower.counts import Counts, limited, read_accuracy, read_images, read_loss
 from fl_vitlora.flower.failures import Failure, first_line, first_reasons
 from fl_vitlora.flower.holdings import Holdings
 from fl_vitlora.flower.measuring import message_bytes
@@ -82,6 +85,8 @@ class Transport:
         initial: The exchanged tensors before the first round.
         ledger: Where messages are counted.
         config: The experiment, for the ranks of clients and for codecs; by default there are none.
+        class_names: Of the run, in its order, which every client must have; without them, classes
+            are not compared.
         sums: Adds up updates that nobody shall see; without it, they are read one by one.
         timeout: Seconds to wait for the replies of a round, and as long again for those of clients
             that are asked once more.
@@ -103,6 +108,7 @@ class Transport:
         ledger: Ledger,
         *,
         config: Config | None = None,
+        class_names: Sequence[str] | None = None,
         sums: Sums | None = None,
         timeout: float,
         repeats_errors: bool = True,
@@ -115,6 +121,7 @@ class Transport:
         self._holdings = Holdings(initial)
         self._plan = ClientPlan()  # of the last round
         self._config = config or Config()
+        self._class_names = class_names
         self._end = ServerEnd(initial, self._config)
         self._sums = sums
         self._ledger = ledger
@@ -126,7 +133,9 @@ class Transport:
         self._stop = stop or threading.Event()
         self._nodes: dict[int, int] = {}  # client -> node id
         self._clients: dict[int, int] = {}  # node id -> client
-        self._images: dict[int, int] = {}  # client -> how many
+        self._images: dict[int, int] = {}  # client -> how many, as it greeted
+        self._test_images: dict[int, int] = {}  # client -> how many, as it first said
+        self._training = None if config is None else config.training
 
     @property
     def clipped(self) -> int | None:
@@ -144,6 +153,7 @@ class Transport:
 
         Raises:
             RuntimeError: When a node does not answer, or two hold the same shard.
+            UserError: When a client has other classes than the run, or in another order.
         """
         nobody = [Addressed(client=NOBODY, content=RecordDict())]
         (question,) = self._end.seal(0, nobody)
@@ -159,12 +169,14 @@ class Transport:
             try:
                 content = self._end.open(NOBODY, reply.content)
                 metrics = messages.metrics_of(content)
-                client = int(messages.scalar(metrics, messages.CLIENT))
-                images = int(messages.scalar(metrics, messages.SAMPLES))
+                client = messages.whole(metrics, messages.CLIENT)
+                images = read_images(metrics)
+                names = messages.class_names_of(content)
                 if self._sums is not None:
-                    self._sums.greeted(client, images, content)
+                    self._sums.greeted(client, content)
             except ValueError as error:
                 raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
+            self._compare_classes(client, names)
             if client in samples:
                 raise RuntimeError(f"two nodes hold the shard of client {client}")
             samples[client] = images
@@ -176,6 +188,16 @@ class Transport:
             self._count(message, 0, "greeting")
         self._images = dict(sorted(samples.items()))
         return self._images
+
+    def _compare_classes(self, client: int, names: Sequence[str]) -> None:
+        """Refuses a client whose labels mean something else than the run's."""
+        if self._class_names is None:
+            return
+        if differs := disagreement(names, self._class_names):
+            raise UserError(
+                f"client {client} has other classes than this run: {differs}; give its node the "
+                "run's list, --node-config 'classes=\"FILE\"', by which labels are matched by name"
+            )
 
     def snapshot(self) -> Tree:
         """Returns what is known of the clients and sent to them, for a checkpoint."""
@@ -221,11 +243,12 @@ class Transport:
         asked = {one.client: one for one in sorted(instructions, key=lambda one: one.client)}
         self._plan = instructions[0].plan
         self.taken_apart = ()
+        weights = limited({c: self._images[c] for c in asked}, self._config.max_client_share)
         if self._sums is None:
             read, reasons = self._answers(server_round, asked, self._read_update)
-            updates = [read[client] for client in sorted(read)]
+            updates = [replace(read[client], samples=weights[client]) for client in sorted(read)]
         else:
-            updates, reasons = self._add_up(self._sums, server_round, asked)
+            updates, reasons = self._add_up(self._sums, server_round, asked, weights)
         for client, instruction in asked.items():
             if client in reasons:
                 self._holdings.missed(client)
@@ -237,20 +260,25 @@ class Transport:
         ]
 
     def _add_up(
-        self, sums: Sums, server_round: int, asked: Mapping[int, Instruction]
+        self,
+        sums: Sums,
+        server_round: int,
+        asked: Mapping[int, Instruction],
+        weights: Mapping[int, int],
     ) -> tuple[list[Update], Reasons]:
         """Asks for masked updates, of which it sees the sum alone."""
-        roster = sums.roster(server_round, list(asked))
+        roster = sums.roster(server_round, weights)
         contents, reasons = self._answers(
             server_round, asked, lambda asked, content: content, roster=roster
         )
         layout = self._layout.without(self._layout.ending_with(self._plan.frozen))
-        updates, others = sums.add_up(roster, contents, layout, self._ask_for_seeds)
+        expected = {client: self._expected(one) for client, one in asked.items()}
+        updates, others = sums.add_up(
+            roster, contents, layout, self._ask_for_seeds, images=weights, expected=expected
+        )
         return updates, reasons | {client: (reason,) for client, reason in others.items()}
 
-    def measure(
-        self, server_round: int, model: GlobalModel, views: Sequence[str]
-    ) -> list[tuple[int, Measured]]:
+    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> list[Answer]:
         """Lets every client measure a model on its own encrypted test images.
 
         Args:
@@ -259,7 +287,7 @@ class Transport:
             views: Names of `data.owner.views_of`, as who sees the test images.
 
         Returns:
-            Number of test images and what was measured on them, sorted by client.
+            The answers, sorted by client.
 
         Raises:
             RuntimeError: When a client does not answer as it should; an accuracy over some of the
@@ -274,7 +302,10 @@ class Transport:
             for client in sorted(self._nodes)
         }
         measured, reasons = self._answers(
-            server_round, asked, lambda asked, content: read_measured(content, views), "evaluation"
+            server_round,
+            asked,
+            lambda asked, content: self._read_measured(asked.client, content, views),
+            "evaluation",
         )
         if reasons:
             failures = [Failure.of(server_round, client, *reasons[client]) for client in reasons]
@@ -284,7 +315,7 @@ class Transport:
             )
         for client in asked:
             self._holdings.measured(client, model)
-        return [measured[client] for client in sorted(measured)]
+        return [Answer(client, *measured[client]) for client in sorted(measured)]
 
     def _answers(
         self,
@@ -404,8 +435,32 @@ class Transport:
     def _read_update(self, asked: Instruction, content: RecordDict) -> Update:
         """Reads an update, and sees to it that it keeps to its norm."""
         rank = rank_of(self._config, asked.client)
-        update = read_update(content, self._layout, asked, rank, len(self._nodes))
+        update = read_update(
+            content,
+            self._layout,
+            asked,
+            rank,
+            population=len(self._nodes),
+            expected=self._expected(asked),
+        )
         return self._end.bounded(update, self._norm(asked))
+
+    def _read_measured(
+        self, client: int, content: RecordDict, views: Sequence[str]
+    ) -> tuple[int, Measured]:
+        """Reads what a client measured, on as many images as it did the first time."""
+        images, measured = read_measured(content, views)
+        first = self._test_images.setdefault(client, images)
+        if images != first:
+            raise ValueError(f"it reports {images} test images; before it had {first}")
+        return images, measured
+
+    def _expected(self, asked: Instruction) -> Counts:
+        """Tells what the update of a client must state; a strategy may ask for other epochs."""
+        training, epochs = self._training, asked.config.get(messages.LOCAL_EPOCHS)
+        if training is not None and isinstance(epochs, int):
+            training = replace(training, epochs=epochs)
+        return Counts.of(self._images[asked.client], training)
 
     def _norm(self, asked: Instruction) -> float | None:
         """Tells to which norm a client clips its update, by its settings or as it was asked."""
@@ -516,13 +571,13 @@ def read_measured(content: RecordDict, views: Sequence[str]) -> tuple[int, Measu
     """Reads what one client measured: its number of test images, accuracy and loss by view.
 
     Raises:
-        ValueError: When a number is missing.
+        ValueError: When a number is missing, or cannot be one of these.
     """
     metrics = messages.metrics_of(content)
-    return int(messages.scalar(metrics, messages.SAMPLES)), {
+    return read_images(metrics), {
         view: (
-            messages.scalar(metrics, messages.ACCURACY_OF + view),
-            messages.scalar(metrics, messages.LOSS_OF + view),
+            read_accuracy(metrics, messages.ACCURACY_OF + view),
+            read_loss(metrics, messages.LOSS_OF + view),
         )
         for view in views
     }

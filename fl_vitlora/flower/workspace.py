@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,10 +19,19 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data.owner import key_holder
-from fl_vitlora.data.shards import CLIENT_SHARDS, Shard, open_shard, shard_metadata
+from fl_vitlora.data.shards import (
+    CLIENT_SHARDS,
+    NO_KEYS,
+    Shard,
+    open_own_shard,
+    shard_metadata,
+)
+from fl_vitlora.data.shelf import MOST_KEPT, Shelf
+from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.storage import StorageKeys
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.lowrank import cut, pad
@@ -38,25 +47,31 @@ from fl_vitlora.training.stacking import can_stack
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSettings:
-    """All that a worker must know; it holds no key, no image and no weights.
+    """All that a worker must know; it holds no key of images, no image and no weights.
 
     Attributes:
         shards: Folder of the encrypted shards.
-        classes: Outputs of the head.
+        class_names: Of the run, in the order of the head's outputs.
         device: "cpu" or "cuda".
         config: The experiment; it names the client's key ring only where the client's side takes
             the key (`policies.clients_need_key`).
         strategy: Its client half.
+        fresh_order: Whether a client draws the order of its images anew for every training, from
+            the system's randomness, instead of deriving it from the run's seed.
+        storage: Opens the shards where they are sealed at rest; it travels from the program to its
+            workers in memory, and is written nowhere.
     """
 
     shards: str
-    classes: int
+    class_names: tuple[str, ...]
     device: str
     config: Config
     strategy: Strategy
+    fresh_order: bool = False
+    storage: StorageKeys | None = field(default=None, repr=False)
 
     def __hash__(self) -> int:  # a config holds a mapping; equal settings have equal shards
-        return hash((self.shards, self.classes, self.device))
+        return hash((self.shards, self.class_names, self.device))
 
 
 SettingsOf = Callable[[Context], ClientSettings]
@@ -82,7 +97,7 @@ class Workspace:
         holder: Of the client's key, where its side takes it.
         precision: Of activations.
         teacher: Trains clients, alone or together.
-        shard: Opens a shard by its name, once.
+        shard: Opens a shard by its name; those used last stay open.
     """
 
     config: Config
@@ -122,11 +137,11 @@ class Workspace:
 def workspace(settings: ClientSettings) -> Workspace:
     """Builds the model once for each process and run; the run before is forgotten."""
     config, shards = settings.config, Path(settings.shards)
-    built = backbone.build(config.model, settings.classes, config.seed)
+    built = backbone.build(config.model, len(settings.class_names), config.seed)
     sandwich = settings.strategy.adapter == "sandwich"
     methods.prepare(built.model, config.finetuning, config.seed, sandwich=sandwich)
     origin = reader_of(built)
-    holder = _holder(config, built, shards) if config.encryption.key_file else None
+    holder = _holder(settings, built) if config.encryption.key_file else None
     if holder is not None:
         start = coordinates.server_reader(config, origin, holder)
     else:
@@ -155,14 +170,26 @@ def workspace(settings: ClientSettings) -> Workspace:
             config=config.training,
             precision=precision,
         ),
-        shard=functools.cache(lambda name: open_shard(shards / name)),
+        shard=_shelf(settings),
     )
 
 
-def _holder(config: Config, built: backbone.Backbone, shards: Path) -> KeyHolder:
+def _shelf(settings: ClientSettings) -> Shelf:
+    """Opens the run's shards, the labels in the run's numbers."""
+    names, keys = settings.class_names, settings.storage
+    shards = Path(settings.shards)
+    most = None if keys is None else MOST_KEPT
+    return Shelf(lambda name: open_own_shard(shards / name, names, keys), most)
+
+
+def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
     """Opens the key ring of a client's side; the shards say which key of it they are under."""
-    first = next(iter(sorted(shards.glob(CLIENT_SHARDS))))
-    secret = open_ring(Path(config.encryption.key_file)).find(shard_metadata(first)["key_id"])
+    config, keys = settings.config, settings.storage or NO_KEYS
+    shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
+    # A deployed node has the storage key of its own client alone, and may see others' files.
+    own = (path for path in shards if (under := sealed_under(path)) is None or keys.open(*under))
+    told = shard_metadata(next(own, shards[0]), keys)
+    secret = open_ring(Path(config.encryption.key_file)).find(told["key_id"])
     return key_holder(
         config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
     )

@@ -7,31 +7,24 @@ head; what of it is trained is the business of `finetuning`.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fl_vitlora.config import ModelConfig
-from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.classifier import replace_heads
+from fl_vitlora.models import timm_models
+from fl_vitlora.models.fitting import fit
+from fl_vitlora.models.weight_file import read_weights
 from fl_vitlora.rng import derive_seed
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-UNREADABLE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    SafetensorError,
-    UnpicklingError,
-)
+PRETRAINED, RANDOM = "pretrained", "random"
 
 # A checkpoint is data: older versions of timm would run what stands in one.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -68,11 +61,18 @@ class Backbone:
         model: A timm model with a fresh head.
         image_shape: (C, H, W) that it takes.
         patch_size: Pixels a side.
+        built: The parameters of the model as it was built, by name. A fine-tuning method may add
+            others to the model, and may move these to other names; it does not change this list.
+        source: Where its weights are from: the pretrained tag with its repository, or the file.
+        notes: What the user should know of its weights, in sentences.
     """
 
     model: nn.Module
     image_shape: tuple[int, int, int]
     patch_size: int
+    built: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    source: str = RANDOM
+    notes: tuple[str, ...] = ()
 
 
 def image_size(config: ModelConfig) -> tuple[int, int] | None:
@@ -108,27 +108,80 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
-        model = _bundled(config) if config.name in BUNDLED else _from_timm(config)
-        _replace_head(model, classes)
-    patch_embedding = _patch_embedding(model, config.name)
+        model, source, notes = _bundled(config) if config.name in BUNDLED else _from_timm(config)
+        replace_heads(model, classes)
     defaults: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    _fold_normalization(patch_embedding.proj, defaults.get("mean", 0.5), defaults.get("std", 0.5))
+    projection = patch_embedding(model, config.name).proj
+    _fold_normalization(projection, defaults.get("mean", 0.5), defaults.get("std", 0.5))
+    return _described(model, config.name, source, notes)
+
+
+def draft(config: ModelConfig, classes: int) -> Backbone:
+    """Builds a model without memory for its numbers, which takes a second, to look at its parts.
+
+    Args:
+        config: Name, weights and sizes; weights are looked for and not read.
+        classes: Outputs of the head.
+
+    Returns:
+        The backbone on the device `meta`.
+
+    Raises:
+        UserError: When name or sizes do not fit, or the weights are not to be had.
+    """
+    if config.weights not in (PRETRAINED, RANDOM):
+        _existing_file(config.weights)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        if config.name in BUNDLED:
+            model, loader = _small(config), None
+        else:
+            model, loader = _created(config)
+        patch_embedding(model, config.name)
+        replace_heads(model, classes)
+    if config.weights == PRETRAINED and loader is not None:
+        timm_models.check_at_hand(loader, config.name)
+    return _described(model, config.name)
+
+
+def _described(
+    model: nn.Module, name: str, source: str = RANDOM, notes: tuple[str, ...] = ()
+) -> Backbone:
+    """Freezes a model, and reads off what it takes."""
+    found = patch_embedding(model, name)
     model.eval().requires_grad_(requires_grad=False)
-    height, width = patch_embedding.img_size
-    if min(height, width) < patch_embedding.patch_size[0]:
+    height, width = found.img_size
+    if min(height, width) < found.patch_size[0]:
         raise UserError(
-            f"model.image_size {height}x{width}: not a single patch of {config.name} fits in; it "
-            f"has {patch_embedding.patch_size[0]} pixels a side"
+            f"model.image_size {height}x{width}: not a single patch of {name} fits in; it "
+            f"has {found.patch_size[0]} pixels a side"
         )
     return Backbone(
         model=model,
-        image_shape=(patch_embedding.proj.in_channels, height, width),
-        patch_size=patch_embedding.patch_size[0],
+        image_shape=(found.proj.in_channels, height, width),
+        patch_size=found.patch_size[0],
+        built=dict(model.named_parameters()),
+        source=source,
+        notes=notes,
     )
 
 
-def _bundled(config: ModelConfig) -> nn.Module:
+def _bundled(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
     """Builds a model whose weights ship with the package."""
+    model = _small(config)
+    if config.weights == RANDOM:
+        return model, RANDOM, ()
+    own = config.weights == PRETRAINED
+    path = WEIGHTS_FOLDER / f"{config.name}.safetensors" if own else _existing_file(config.weights)
+    notes = fit(model, read_weights(path), name=config.name, where=str(path))
+    return model, "bundled" if own else str(path), notes
+
+
+def _small(config: ModelConfig) -> nn.Module:
+    """Builds the architecture of the bundled weights.
+
+    Raises:
+        UserError: When another size is asked for.
+    """
     from timm.models.vision_transformer import VisionTransformer
 
     shape = dict(BUNDLED[config.name])
@@ -141,62 +194,46 @@ def _bundled(config: ModelConfig) -> nn.Module:
                 "take a timm model for other sizes: --model vit_tiny_patch16_224"
             )
     model: nn.Module = VisionTransformer(**shape, num_classes=0)
-    if config.weights != "random":
-        _load(model, _bundled_weights(config), config.name)
     return model
 
 
-def _bundled_weights(config: ModelConfig) -> Path:
-    if config.weights == "pretrained":
-        return WEIGHTS_FOLDER / f"{config.name}.safetensors"
-    return _existing_file(config.weights)
-
-
-def _load(model: nn.Module, path: Path, name: str) -> None:
-    try:
-        state = {key: value.to(torch.float32) for key, value in load_file(path).items()}
-        model.load_state_dict(state)
-    except (*UNREADABLE, RuntimeError) as error:
-        raise UserError(f"weights {path} do not fit {name}: {_one_line(error)}") from None
-
-
-def _from_timm(config: ModelConfig) -> nn.Module:
+def _from_timm(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
     """Builds any timm ViT at the sizes asked for, its position embedding resampled to them."""
-    import timm
+    path = None if config.weights in (PRETRAINED, RANDOM) else _existing_file(config.weights)
+    model, loader = _created(config)
+    patch_embedding(model, config.name)
+    if config.weights == RANDOM:
+        return model, RANDOM, ()
+    if path is None:
+        source, tensors = timm_models.published(loader, config.name)
+    else:
+        source, tensors = str(path), read_weights(path)
+    notes = fit(
+        model,
+        tensors,
+        name=config.name,
+        where=source,
+        convert=loader.convert,
+        new_grid=config.image_size is not None or config.patch_size is not None,
+        new_patches=config.patch_size is not None,
+        pooling=not loader.strict,
+    )
+    tag = str(loader.config.get("tag") or "")
+    named = f"{loader.config.get('architecture')}.{tag} of " if tag and path is None else ""
+    return model, f"{named}{source}", notes
 
-    if not timm.is_model(config.name):
-        raise unknown("model", config.name, [*BUNDLED, *timm.list_models(["vit_*", "deit*"])])
-    sizes = {"img_size": image_size(config), "patch_size": config.patch_size}
-    arguments: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
-    if config.weights not in ("pretrained", "random"):
-        arguments["pretrained_cfg_overlay"] = {"file": str(_existing_file(config.weights))}
-    _check_patch_size(config)
 
-    def create() -> nn.Module:
-        model: nn.Module = timm.create_model(
-            config.name, pretrained=config.weights != "random", num_classes=0, **arguments
-        )
-        return model
-
-    model = _explain(create, config)
-    if "pretrained_cfg_overlay" in arguments:
-        _expect_same(model, create(), config)
-    return model
-
-
-def _expect_same(model: nn.Module, again: nn.Module, config: ModelConfig) -> None:
-    """Refuses a file that lacks weights: timm leaves those at random, so that no two are the same.
+def _created(config: ModelConfig) -> tuple[nn.Module, timm_models.Loader]:
+    """Builds a timm model at the sizes asked for, with random weights.
 
     Raises:
-        UserError: With how many there are, and the first of them.
+        UserError: When timm does not know it, or sizes do not fit.
     """
-    other = dict(again.named_parameters())
-    drawn = [n for n, weight in model.named_parameters() if not torch.equal(weight, other[n])]
-    if drawn:
-        raise UserError(
-            f"weights {config.weights} do not fit {config.name}: {len(drawn)} tensors are missing, "
-            f"first {drawn[0]}"
-        )
+    sizes = {"img_size": image_size(config), "patch_size": config.patch_size}
+    arguments: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    name = timm_models.resolved_name(config.name, BUNDLED)
+    _check_patch_size(config)
+    return timm_models.create(name, arguments, config.name)
 
 
 def _check_patch_size(config: ModelConfig) -> None:
@@ -207,50 +244,48 @@ def _check_patch_size(config: ModelConfig) -> None:
         grid(*size, config.patch_size)
 
 
-def _explain(create: Callable[[], nn.Module], config: ModelConfig) -> nn.Module:
-    """Turns what timm and the hub raise into one line for the user."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what is about to fail, or is no matter
-            return create()
-    except TypeError as error:
-        raise UserError(
-            f"model {config.name} takes no other image or patch size ({_one_line(error)})"
-        ) from error
-    except (*UNREADABLE, RuntimeError, ValueError, AssertionError) as error:
-        local = config.weights not in ("pretrained", "random")
-        cause = f"from {config.weights}" if local else "from the hub"
-        raise UserError(
-            f"weights of {config.name} cannot be had {cause} ({_one_line(error)}); offline, give "
-            "a file: --set model.weights=FILE, or train from nothing: --set model.weights=random"
-        ) from error
-
-
 def _existing_file(path: str) -> Path:
-    if not Path(path).is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise UserError(f"model.weights {path!r}: expected 'pretrained', 'random', or a file")
-    return Path(path)
+    return file
 
 
-def _replace_head(model: nn.Module, classes: int) -> None:
-    """Puts a head of zeros: all classes are equally likely at first, whatever the features."""
-    reset = getattr(model, "reset_classifier", None)
-    if not callable(reset):
-        raise UserError(f"{type(model).__name__} has no classifier that could be replaced")
-    reset(classes)
-    head = getattr(model, "head", None)
-    for parameter in head.parameters() if isinstance(head, nn.Linear) else ():
-        nn.init.zeros_(parameter)
+def patch_embedding(model: nn.Module, name: str) -> Any:
+    """Finds the patch embedding; only models that start with one can read encrypted images.
 
+    Every patch must be read by itself, once, from the pixels, and then by attention: with
+    overlapping patches or a convolutional stem, ciphertext of a block would meet its neighbours.
 
-def _patch_embedding(model: nn.Module, name: str) -> Any:
-    """Finds the patch embedding; only models that start with one can read encrypted images."""
+    Raises:
+        UserError: When the model starts with something else.
+    """
     found = getattr(model, "patch_embed", None)
-    if found is None or not isinstance(getattr(found, "proj", None), nn.Conv2d):
+    if not _is_plain(found) or not _attends(model):
         raise UserError(
-            f"model {name} has no patch embedding of non-overlapping patches; "
-            "take a plain ViT, for example vit_base_patch16_224"
+            f"model {name} has no patch embedding of non-overlapping patches with attention after "
+            "it; take a plain ViT, for example vit_base_patch16_224"
         )
     return found
+
+
+def _is_plain(found: Any) -> bool:
+    """Tells whether a module is one convolution of square patches side by side, and no more."""
+    projection = getattr(found, "proj", None)
+    if not isinstance(projection, nn.Conv2d) or getattr(found, "img_size", None) is None:
+        return False
+    height, width = projection.kernel_size
+    return (
+        height == width
+        and projection.stride == projection.kernel_size
+        and projection.padding in ((0, 0), 0, "valid")
+        and (projection.dilation, projection.groups) == ((1, 1), 1)
+        and all(name.startswith(("proj.", "norm.")) for name, _ in found.named_parameters())
+    )
+
+
+def _attends(model: nn.Module) -> bool:
+    return any("attn" in name.rpartition(".")[2] for name, _ in model.named_modules())
 
 
 @torch.no_grad()
@@ -272,7 +307,3 @@ def _fold_normalization(
         convolution.bias.add_(constant)
     elif constant.any():
         convolution.bias = nn.Parameter(constant)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -122,7 +122,7 @@ def write_reader(path: Path, reader: Reader, key_id: str = "") -> None:
     tensors = {"weight": reader.weight}
     if reader.position is not None:
         tensors["position"] = reader.position
-    write_sealed(path, tensors, {KEY_ID: key_id}, mode=0o600)
+    write_sealed(path, tensors, {KEY_ID: key_id})
 
 
 def open_reader(path: Path) -> Reader:

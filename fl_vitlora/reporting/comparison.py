@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from fl_vitlora.files import write_atomically, writing
+from fl_vitlora.files import make_folder, write_atomically
 from fl_vitlora.grid import name_of
-from fl_vitlora.reporting.plots import MEGABYTE, plot_comparison
+from fl_vitlora.reporting.layout import print_table, print_wrapped, screen
+from fl_vitlora.reporting.plots import plot_comparison
 from fl_vitlora.reporting.statistics import (
     Difference,
     Record,
@@ -23,10 +23,17 @@ from fl_vitlora.reporting.statistics import (
     percent,
     summarise,
 )
+from fl_vitlora.units import readable_bytes, unit_of
 
 Row = Mapping[str, object]
 
-WIRE = ("uplink_bytes", "downlink_bytes", "saving")
+WIRE = (
+    "uplink_bytes",
+    "downlink_bytes",
+    "full_fine_tuning_bytes",
+    "saving",
+    "saving_with_flower",
+)
 RUN = (
     "seed",
     "accuracy",
@@ -47,6 +54,7 @@ CELL = (
     "total_parameters",
     "sent_bytes",
     "saving",
+    "saving_with_flower",
     "median_seconds",
     "aggregation_error_percent",
     "aggregation_error_deviation",
@@ -56,10 +64,11 @@ CELL = (
     "problem",
 )
 DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
-READABLE = ("accuracy %", "seeds", "trained", "MB sent", "saving", "s")
+READABLE = ("accuracy %", "seeds", "trained", "sent", "saving", "s")
 MEANING = (
-    "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; s: the "
-    "median of a run."
+    "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; saving: "
+    "bytes of full fine-tuning under FedAvg, with the same participants, over the bytes sent; s: "
+    "the median of a run."
 )
 MEANING_OF_ERROR = (
     "Aggregation error: how far the new product B·A of the low-rank matrices is from the mean of "
@@ -114,8 +123,7 @@ def write_plots(folder: Path, told: Report) -> None:
     """Draws the cells that have a result."""
     cells = [summary for summary in told.summaries if summary.accuracy]
     if cells:
-        with writing(folder / "plots"):
-            (folder / "plots").mkdir(exist_ok=True)
+        make_folder(folder / "plots")
         plot_comparison(folder / "plots", cells, told.title)
 
 
@@ -144,6 +152,7 @@ def cell_rows(told: Report) -> Iterator[Row]:
                 "total_parameters": cell.total,
                 "sent_bytes": cell.sent,
                 "saving": cell.saving,
+                "saving_with_flower": cell.saving_with_flower,
                 "median_seconds": cell.seconds,
             }
         if cell.aggregation_error is not None:
@@ -179,7 +188,7 @@ def readable_cells(told: Report) -> list[list[str]]:
     """Makes a row of texts for each cell, under a row of names; no column says nothing."""
     extra: dict[str, Callable[[Summary], str]] = {}
     if any(cell.targets for cell in told.summaries):
-        extra["MB to target"] = _told_target
+        extra["to target"] = _told_target
     if has_errors(told):
         extra["aggregation error %"] = lambda cell: str(cell.aggregation_error or "")
     rows = [[*told.axes, *READABLE, *extra]]
@@ -191,7 +200,7 @@ def readable_cells(told: Report) -> list[list[str]]:
                 str(cell.accuracy),
                 str(cell.seeds),
                 f"{cell.trainable:,}",
-                f"{cell.sent / MEGABYTE:.1f}",
+                readable_bytes(cell.sent),
                 f"{cell.saving:.1f}x",
                 f"{cell.seconds:.0f}",
             ]
@@ -205,7 +214,8 @@ def _told_target(cell: Summary) -> str:
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
-    return f"{cell.to_target.scaled(1 / MEGABYTE)}{some}"
+    factor, unit = unit_of(cell.to_target.mean)
+    return f"{cell.to_target.scaled(1 / factor)} {unit}{some}"
 
 
 def has_errors(told: Report) -> bool:
@@ -225,11 +235,15 @@ def readable_differences(told: Report) -> list[list[str]]:
 
 
 def readable_problems(told: Report) -> list[str]:
-    """Tells why runs are missing: each reason once for a cell, with the seeds it is true of."""
+    """Tells why runs are missing, and warnings: each once for a cell, with the seeds it is of."""
     found: dict[tuple[str, str], list[int]] = {}
     for run in told.records:
-        if run.problem:
-            found.setdefault((name_of(run.labels), run.problem), []).append(run.seed)
+        warned = (run.result or {}).get("warnings", ())
+        for problem in [
+            *([run.problem] if run.problem else []),
+            *(f"warning: {w}" for w in warned),
+        ]:
+            found.setdefault((name_of(run.labels), problem), []).append(run.seed)
     return [
         f"{name}, seed {', '.join(map(str, seeds))}: {problem}"
         for (name, problem), seeds in found.items()
@@ -278,29 +292,14 @@ def markdown_table(rows: Sequence[Sequence[str]], texts: int) -> str:
 
 def print_report(told: Report, folder: str, console: Console | None = None) -> None:
     """Prints what `table.md` holds."""
-    console = console or Console()
-    console.print(rich_table(readable_cells(told), len(told.axes), told.title))
+    console = console or screen()
+    print_table(console, readable_cells(told), len(told.axes), told.title)
     for problem in readable_problems(told):
-        console.print(problem, markup=False)
+        print_wrapped(console, Text(problem))
     if told.differences:
-        console.print(rich_table(readable_differences(told), 2, DIFFERENCES))
+        console.print()
+        print_table(console, readable_differences(told), 2, DIFFERENCES)
     console.print(f"grid folder  {folder}", markup=False, soft_wrap=True)
-
-
-def rich_table(rows: Sequence[Sequence[str]], texts: int, title: str) -> Table:
-    """Makes the same for a terminal."""
-    table = Table(title=escape(title) or None, box=None, padding=(0, 2, 0, 0), title_justify="left")
-    for column, name in enumerate(rows[0]):
-        is_text = column < texts
-        table.add_column(
-            escape(name),
-            justify="left" if is_text else "right",
-            no_wrap=not is_text,
-            overflow="fold",
-        )
-    for row in rows[1:]:
-        table.add_row(*map(escape, row))
-    return table
 
 
 def describe(record: Record) -> str:

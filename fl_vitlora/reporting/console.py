@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-KILOBYTE = 1000
+from fl_vitlora.reporting.layout import print_named, screen
+from fl_vitlora.units import readable_bytes
+
+SECONDS_OF_SILENCE = 15.0  # after which a round that is under way is told, without a terminal
 MOST_NAMED = 3  # clients that failed
 # where a finding is made more than once, this is all that differs
 CIRCUMSTANCES = re.compile(
     r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
 )
-
-
-def readable_bytes(count: float) -> str:
-    """Writes a number of bytes with a decimal unit.
-
-    Example:
-        >>> readable_bytes(60_413), readable_bytes(343_225_384)
-        ('60.4 kB', '343.2 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < KILOBYTE:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= KILOBYTE
-    return f"{count:.1f} TB"
 
 
 def readable_seconds(seconds: float) -> str:
@@ -62,6 +58,10 @@ class Live:
         self._progress.start()
         return self
 
+    def note(self, sentence: str) -> None:
+        """Prints a sentence that stays on the screen, above the bar."""
+        self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -69,6 +69,33 @@ class Live:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class Replies:
+    """Counts how many of the clients that were asked to train have answered."""
+
+    def __init__(self) -> None:
+        self.asked = self.answered = 0
+
+    def note(self, message: Any) -> bool:
+        """Counts a Flower message that passes, either way; tells whether it was one to train."""
+        if message.metadata.message_type.partition(".")[0] != "train":
+            return False
+        if message.metadata.reply_to_message_id:
+            self.answered += 1
+        elif self.answered:  # the first of the next round
+            self.asked, self.answered = 1, 0
+        else:
+            self.asked += 1
+        return True
+
+    @property
+    def share(self) -> float:
+        """Returns the part of those asked that has answered."""
+        return min(1.0, self.answered / self.asked) if self.asked else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.answered} of {self.asked} clients"
 
 
 class RunDisplay(Live):
@@ -81,29 +108,60 @@ class RunDisplay(Live):
 
     def __init__(self, rounds: int, console: Console | None = None) -> None:
         self._rounds = rounds
-        self._console = console or Console()
+        self._console = console or screen()
         self._sent = 0
+        self._done = 0.0  # rounds, and the part of the one that is under way
+        self._replies = Replies()
+        self._told = time.monotonic()
         progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_interactive,
         )
         super().__init__(progress)
-        self._task: TaskID = progress.add_task("preparing", total=rounds, state="")
+        # Without a total the bar moves to and fro, as long as nobody knows how long it will be.
+        self._task: TaskID = progress.add_task("preparing", total=None, state="", count="")
 
     def announce(self, phase: str) -> None:
         """Names what is being done before the first round."""
         self._progress.update(self._task, description=phase)
-        if not self._console.is_terminal:
-            self._console.print(phase)
+        self._print(phase)
+
+    def _print(self, line: str) -> None:
+        """Prints a line where there is no terminal to show a bar."""
+        if not self._console.is_interactive:
+            self._console.print(line, markup=False, soft_wrap=True)
+            self._told = time.monotonic()
+
+    def show_message(self, message: Any) -> None:
+        """Moves the bar within a round: by each client that has answered."""
+        if not self._replies.note(message):
+            return
+        begun = min(int(self._done) + 1, self._rounds)
+        if time.monotonic() - self._told > SECONDS_OF_SILENCE:
+            self._print(f"round {begun}/{self._rounds}  {self._replies} have answered")
+        self._move(int(self._done) + self._replies.share)
+
+    def _move(self, done: float) -> None:
+        """Moves the bar, never back: a round may end when the next has begun."""
+        self._done = max(self._done, min(done, self._rounds))
+        self._progress.update(
+            self._task,
+            description="training",
+            total=self._rounds,
+            completed=self._done,
+            count=f"{int(self._done)}/{self._rounds}",
+        )
 
     def show_round(self, line: Mapping[str, Any]) -> None:
         """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""
         self._sent += line["uplink_bytes"] + line["downlink_bytes"]
+        for told in line.get("warnings", ()):
+            self.note(f"warning: {told}")
         state = (
             f"accuracy {100 * line['accuracy']:.1f} %  loss {line['loss']:.3f}  "
             f"{readable_bytes(self._sent)} sent"
@@ -112,13 +170,9 @@ class RunDisplay(Live):
             state += f"  {len(line['failures'])} failed"
         if not line["moved"]:
             state += "  model unchanged"
-        self._progress.update(
-            self._task, description="training", completed=line["round"], state=state
-        )
-        if not self._console.is_terminal:
-            self._console.print(
-                f"round {line['round']}/{self._rounds}  {state}  {line['seconds']:.1f} s"
-            )
+        self._progress.update(self._task, state=state)
+        self._move(line["round"])
+        self._print(f"round {line['round']}/{self._rounds}  {state}  {line['seconds']:.1f} s")
 
 
 class ComparisonDisplay(Live):
@@ -131,8 +185,11 @@ class ComparisonDisplay(Live):
 
     def __init__(self, runs: int, console: Console | None = None) -> None:
         self._runs = runs
-        self._console = console or Console()
+        self._replies = Replies()
+        self._round = ""
+        self._console = console or screen()
         self._shown = 0
+        self._notes: set[str] = set()
         progress = Progress(
             TextColumn("run"),
             BarColumn(),
@@ -140,7 +197,7 @@ class ComparisonDisplay(Live):
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_interactive,
             transient=True,
         )
         super().__init__(progress)
@@ -150,13 +207,28 @@ class ComparisonDisplay(Live):
         """Names what is being done."""
         self._progress.update(self._task, description=phase)
 
+    def note(self, sentence: str) -> None:
+        """Shows a line that stays on the screen; the runs of a comparison say it once together."""
+        if sentence not in self._notes:
+            self._notes.add(sentence)
+            super().note(sentence)
+
     def show_round(self, line: Mapping[str, Any]) -> None:
         """Shows a round that ended; ``line`` is as in `rounds.jsonl`."""
-        self.announce(f"round {line['round']}  accuracy {100 * line['accuracy']:.1f} %")
+        for told in line.get("warnings", ()):
+            self.note(f"warning: {told}")
+        self._round = f"round {line['round']}  accuracy {100 * line['accuracy']:.1f} %"
+        self.announce(self._round)
+
+    def show_message(self, message: Any) -> None:
+        """Shows how far a round is: by each client that has answered."""
+        if self._replies.note(message):
+            self.announce(f"{self._round}  next round: {self._replies}".strip())
 
     def show_run(self, line: str) -> None:
         """Shows a run that ended."""
         self._shown += 1
+        self._round = ""
         self._progress.update(self._task, advance=1)
         self._console.print(f"{self._shown}/{self._runs}  {line}", markup=False, soft_wrap=True)
 
@@ -170,6 +242,15 @@ def _key(encryption: Mapping[str, Any]) -> str:
         f"{encryption['key_id']}, scope {encryption['scope']}{adapted}, "
         f"patch embedding {encryption['patch_embedding']}"
     )
+
+
+def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
+    """Tells from how many ciphertexts the key has been recovered; nothing of plain images."""
+    found = encryption.get("falls_to_ciphertexts")
+    if found is None:
+        return {}
+    told = found if isinstance(found, str) else f"{found} ciphertexts"
+    return {"key falls to": f"{told} (docs/trust.md)"}
 
 
 def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
@@ -188,6 +269,8 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
             f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's updates, "
             f"{spent['releases']} releases ({spent['accountant']})"
         )
+        if source := spent.get("noise_from"):
+            remarks["noise from"] = source
     if sums := result["secure_aggregation"]:
         clipped = sums["clipped_scalars"]
         loss = f"; {clipped} scalars were beyond {sums['range']:g}" if clipped else ""
@@ -205,9 +288,17 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
     for one in result["changes"]:
         told = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in one["changed"].items())
         remarks[f"after round {one['after_round']}"] = f"went on with {told}"
+    for told in result.get("warnings", ()):
+        remarks["warning"] = escape(told)
     if idle := result["idle_rounds"]:
         remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
     return remarks
+
+
+def _with_flower(wire: Mapping[str, Any]) -> str:
+    """Tells the saving with Flower's own traffic; results of older versions do not know it."""
+    saving = wire.get("saving_with_flower")
+    return "" if saving is None else f"; {saving:.1f}x with Flower's own traffic"
 
 
 def _failures(failures: Mapping[str, Any], folder: str) -> str:
@@ -231,12 +322,12 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
     """Prints the table that ends a run; ``result`` is as in `result.json`."""
     wire, seconds, failures = (result[key] for key in ("communication", "seconds", "failures"))
     share = result["trainable_parameters"] / result["total_parameters"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
         "test accuracy": f"[bold]{100 * result['accuracy']:.2f} %[/bold]",
         **_other_views(result["accuracy_by_view"]),
         "encryption": ", ".join(result["encryption"]["steps"]) or "none: plain images",
         "key": _key(result["encryption"]),
+        **_withstands(result["encryption"]),
         "method": f"{result['method']}, {result['strategy']}, {result['clients']} clients, "
         f"{result['rounds']} rounds",
         "trained": f"{result['trainable_parameters']:,} of {result['total_parameters']:,} "
@@ -244,18 +335,17 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
         "uplink": readable_bytes(wire["uplink_bytes"]),
         "downlink": readable_bytes(wire["downlink_bytes"]),
         "full fine-tuning": readable_bytes(wire["full_fine_tuning_bytes"]),
-        "saving": f"[bold]{wire['saving']:.1f}x[/bold] fewer bytes",
+        "saving": f"[bold]{wire['saving']:.1f}x[/bold] fewer bytes{_with_flower(wire)}",
         "time on the wire": f"{readable_seconds(wire['transfer_seconds'])}; full fine-tuning "
         f"{readable_seconds(wire['full_fine_tuning_transfer_seconds'])}",
         **_remarks(result),
         **({"failures": escape(_failures(failures, folder))} if failures["updates"] else {}),
         "time": f"{seconds['total']:.1f} s (set-up {seconds['setup']:.1f} s, "
         f"training {seconds['training']:.1f} s)",
-        "run folder": folder,
+        "run folder": escape(folder),
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    (console or Console()).print(table)
+    named = {name: Text.from_markup(value) for name, value in rows.items()}
+    print_named(console or screen(), named)
 
 
 def print_findings(

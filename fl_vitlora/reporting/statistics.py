@@ -67,7 +67,8 @@ class Summary:
         trainable: Parameters that are trained and exchanged.
         total: Parameters of the whole model.
         sent: Bytes in both directions, the mean.
-        saving: Against full fine-tuning, the mean.
+        saving: Bytes of full fine-tuning over those sent, the mean.
+        saving_with_flower: The same with what Flower's transport adds to both, the mean.
         seconds: Of a run, the median.
         aggregation_error: Of the low-rank products, in percent of the round's movement; none
             where no run has one.
@@ -84,6 +85,7 @@ class Summary:
     total: int = 0
     sent: float = 0.0
     saving: float = 0.0
+    saving_with_flower: float = 0.0
     seconds: float = 0.0
     aggregation_error: Estimate | None = None
     targets: int = 0
@@ -231,7 +233,8 @@ def _summary(runs: Sequence[Record]) -> Summary:
         trainable=results[0]["trainable_parameters"],
         total=results[0]["total_parameters"],
         sent=statistics.mean(sent_bytes(result) for result in results),
-        saving=statistics.mean(result["communication"]["saving"] for result in results),
+        saving=_mean_saving(results, "saving"),
+        saving_with_flower=_mean_saving(results, "saving_with_flower"),
         seconds=statistics.median(result["seconds"]["total"] for result in results),
         aggregation_error=deviation(known) if known else None,
         targets=len(targets),
@@ -239,3 +242,7 @@ def _summary(runs: Sequence[Record]) -> Summary:
         to_target=deviation(spent) if spent else None,
         problems=problems,
     )
+
+
+def _mean_saving(results: Iterable[Mapping[str, Any]], name: str) -> float:
+    return statistics.mean(float(result["communication"][name]) for result in results)

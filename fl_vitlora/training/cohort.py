@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.reader import Reader
-from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning import methods, targets
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
@@ -38,6 +38,7 @@ from fl_vitlora.training.steps import (
     penalty,
     resting,
     step,
+    unhalved,
 )
 
 
@@ -179,7 +180,11 @@ def train_together(
         ValueError: When the task freezes every tensor.
     """
     device = stack.device
-    orders = [list(batches_of(len(one.shard), config, one.generator, device)) for one in lessons]
+    size, epochs = config.batch_size, [one.task.epochs_of(config) for one in lessons]
+    orders = [
+        list(batches_of(len(one.shard), passes, size, one.generator, device))
+        for one, passes in zip(lessons, epochs, strict=True)
+    ]
     longest_first = sorted(range(len(lessons)), key=lambda number: -len(orders[number]))
     chosen = [lessons[number] for number in longest_first]
     steps = [len(orders[number]) for number in longest_first]
@@ -203,7 +208,7 @@ def train_together(
             states += _slices(parameters, range(len(chosen) - len(states) - 1, clients - 1, -1))
             stack.seat(batch.sizes)
             with autocast(device, precision):
-                logits = stack.model(normalize(batch.images)).float()
+                logits = unhalved(stack.model(normalize(batch.images)))
             each = _losses(logits, batch, config.label_smoothing)
             loss = torch.stack([own.mean() for own in each]).sum()
             penalized = loss + penalty(active, anchor, task.proximal_mu)
@@ -211,7 +216,7 @@ def train_together(
             drift_on(active, drift, task.learning_rate)
             losses[:clients] += torch.stack([own.detach().sum() for own in each])
     states += _slices(parameters, range(len(chosen) - len(states) - 1, -1, -1))
-    seen = [config.epochs * len(one.shard) for one in chosen]
+    seen = [epochs[number] * len(lessons[number].shard) for number in longest_first]
     means = [total / max(1, images) for total, images in zip(losses.tolist(), seen, strict=True)]
     trained = {
         number: Trained(state=state, loss=loss, steps=count)
@@ -244,8 +249,8 @@ def _losses(logits: Tensor, batch: Batch, smoothing: float) -> Sequence[Tensor]:
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
-    """Copies the tensors of some clients out, float32 on the CPU."""
+    """Copies the tensors of some clients out, as `methods.copied_out` does."""
     return [
-        {n: p.detach()[client].to("cpu", torch.float32, copy=True) for n, p in parameters.items()}
+        methods.copied_out({name: p.detach()[client] for name, p in parameters.items()})
         for client in clients
     ]

@@ -32,6 +32,7 @@ from fl_vitlora.training.steps import (
     penalty,
     resting,
     step,
+    unhalved,
 )
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # on a core, what its cache can hold
@@ -43,15 +44,21 @@ class LocalTask:
 
     Attributes:
         learning_rate: Of this round.
+        epochs: Passes over the shard in this round; those of the configuration if not given.
         proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
         frozen: Trained tensors that rest in this round.
         drift: What is added to tensors after every step, times the learning rate.
     """
 
     learning_rate: float
+    epochs: int | None = None
     proximal_mu: float = 0.0
     frozen: frozenset[str] = frozenset()
     drift: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def epochs_of(self, config: TrainingConfig) -> int:
+        """Returns the passes over the shard."""
+        return config.epochs if self.epochs is None else self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +141,13 @@ def train(
     images, labels = shard.images.to(device), shard.labels.to(device)
     drift = {name: task.drift[name].to(device) for name in active if name in task.drift}
     total, seen, steps = torch.zeros((), device=device), 0, 0
+    epochs = task.epochs_of(config)
     if not model.training:  # else it need not be told to all modules again
         model.train()
     with resting(parameters[name] for name in task.frozen):
-        for chosen in batches_of(len(shard), config, generator, device):
+        for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
             with autocast(device, precision):
-                logits = model(normalize(images[chosen])).float()
+                logits = unhalved(model(normalize(images[chosen])))
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
             penalized = loss + penalty(active, anchor, task.proximal_mu)
             step(optimizer, scaler, penalized, config.clip_norm)
@@ -171,7 +179,7 @@ def evaluate(
     with quick_layers(model) if whole else contextlib.nullcontext():
         for images, labels in zip(*batches, strict=True):
             with autocast(device, precision):
-                logits = model(normalize(images.to(device))).float()
+                logits = unhalved(model(normalize(images.to(device))))
             loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
             correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
     return correct / len(shard), loss / len(shard)

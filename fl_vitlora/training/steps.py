@@ -98,20 +98,34 @@ def clip_each(parameters: Iterable[Tensor], clip_norm: float) -> None:
 
 
 def batches_of(
-    images: int, config: TrainingConfig, generator: torch.Generator, device: torch.device
+    images: int,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """Yields the positions of each step; every epoch in a new order, all images used.
 
     Args:
         images: n.
-        config: Epochs and the size of batches.
+        epochs: Passes over the images.
+        batch_size: Most images of a step.
         generator: Of the order, on the CPU, so that it is the same on every device.
         device: Of the positions; they are copied there once an epoch.
     """
-    for _ in range(config.epochs):
+    for _ in range(epochs):
         order = torch.randperm(images, generator=generator).to(device)
-        steps = math.ceil(images / config.batch_size)
-        yield from order.tensor_split(steps)
+        yield from order.tensor_split(math.ceil(images / batch_size))
+
+
+def steps_of(images: int, config: TrainingConfig) -> int:
+    """Counts the optimiser steps of a round; they follow from the images and the plan alone.
+
+    Example:
+        >>> steps_of(40, TrainingConfig(epochs=2, batch_size=16))
+        6
+    """
+    return config.epochs * math.ceil(images / config.batch_size)
 
 
 def make_optimizer(
@@ -157,6 +171,11 @@ def penalty(
         (parameter - anchor[name]).square().sum() for name, parameter in parameters.items()
     )
     return mu / 2 * torch.stack(list(squares)).sum()
+
+
+def unhalved(logits: Tensor) -> Tensor:
+    """Returns logits in float32 where they are in half of it; others stay as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def autocast(

@@ -9,13 +9,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_vitlora.communication.ledger import (
-    Direction,
-    Entry,
-    Ledger,
-    bytes_with,
-    full_model_sizes,
-)
+from fl_vitlora.communication.ledger import Direction, Entry, Ledger
 
 GROUPS = ("head", "lora_A", "masked")
 ENTRIES = st.lists(
@@ -111,21 +105,6 @@ def test_the_table_of_a_small_ledger():
         "0,greeting,0,downlink,0,7,7,0",
         "0,greeting,0,uplink,0,5,5,0",
     ]
-
-
-def test_full_fine_tuning_pays_the_whole_model_for_every_message_of_training():
-    """Two downlinks of 1000 and one uplink of 900 bytes; the greeting costs its 12 bytes as is."""
-    full = bytes_with(small(), full_model_sizes(downlink=1000, uplink=900))
-    assert full == 12 + 2 * 1000 + 900
-
-
-def test_full_fine_tuning_pays_it_for_evaluation_on_the_way_to_a_client_alone():
-    """A client that measures the model must be sent it, but answers with numbers only."""
-    ledger = small()
-    ledger.record(replace(entry(2, "downlink", 100, 8), purpose="evaluation"))
-    ledger.record(replace(entry(2, "uplink", 0, 8), purpose="evaluation"))
-    full = bytes_with(ledger, full_model_sizes(downlink=1000, uplink=900))
-    assert full == (12 + 2 * 1000 + 900) + 1000 + 8
 
 
 def test_evaluation_counts_to_its_round_and_stands_after_training_in_the_table():

@@ -32,11 +32,5 @@ def test_a_round_takes_as_long_as_its_slowest_client():
     assert transfer_seconds(ledger, LINK) == pytest.approx({1: 2.1, 2: 0.5})
 
 
-def test_other_sizes_may_be_asked_about():
-    ledger = Ledger([entry(1, 0, "downlink", 10), entry(1, 0, "uplink", 10)])
-    whole = {("training", "uplink"): 3_000_000}
-    assert transfer_seconds(ledger, LINK, whole) == pytest.approx({1: 0.500001 + 3.5})
-
-
 def test_nothing_sent_takes_no_time():
     assert transfer_seconds([], LINK) == {}

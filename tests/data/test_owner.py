@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_the_owner_writes_ciphertext_and_labels_and_nothing_else(
             assert set(file.keys()) == {"images", "labels"}
         assert shard_metadata(tmp_path / name) == {
             "a": "b",
+            "class_names": json.dumps([str(digit) for digit in range(10)]),
             "steps": ",".join(STEPS),
             "block_size": "4",
             "fixed_blocks": "0",

@@ -9,19 +9,29 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fl_vitlora.data.class_names import write_names
 from fl_vitlora.data.shards import (
+    TEST_SHARD,
     Shard,
     client_shard,
     client_test_shard,
+    is_shard,
+    open_own_shard,
     open_shard,
     read_shard,
     shard_metadata,
     write_shard,
 )
+from fl_vitlora.data.shelf import Shelf
+from fl_vitlora.encryption.storage import StorageKey, StorageKeys, of_secret
 from fl_vitlora.errors import UserError
 from fl_vitlora.sealed import write_sealed
 
 LABELS = torch.tensor([3, 1, 4, 1, 5])
+KEY = of_secret(bytes(32))
+KEYS = StorageKeys(roots={KEY.name: KEY.root}, source="key ring a")
+NAMES = tuple("abcdef")
+OWN = {"party": "client 3", "part": "train", "class_names": write_names(NAMES)}
 
 
 def test_what_is_written_is_read(tmp_path: Path, images: Tensor):
@@ -109,3 +119,103 @@ def test_a_file_of_other_tensors_is_refused(tmp_path: Path, tensors: dict[str, T
     write_sealed(tmp_path / "shard", tensors, {})
     with pytest.raises(UserError, match=f"{tmp_path / 'shard'} is no shard"):
         open_shard(tmp_path / "shard")
+
+
+@pytest.fixture(params=[None, KEY], ids=["in the clear", "sealed"])
+def key(request: pytest.FixtureRequest) -> StorageKey | None:
+    found: StorageKey | None = request.param
+    return found
+
+
+def keys_for(key: StorageKey | None) -> StorageKeys | None:
+    return None if key is None else KEYS
+
+
+@pytest.mark.parametrize("kept", [5, 1, 0])
+def test_a_sealed_shard_is_read_as_it_was_written(tmp_path: Path, images: Tensor, kept: int):
+    path, shard = tmp_path / "shard", Shard(images[:kept].flip(-1), LABELS[:kept])
+    write_shard(path, shard, OWN, KEY)
+    opened, metadata = read_shard(path, KEYS)
+    assert torch.equal(opened.images, shard.images)
+    assert torch.equal(opened.labels, shard.labels)
+    assert (opened.images.dtype, opened.labels.dtype) == (torch.uint8, torch.int64)
+    assert metadata == shard_metadata(path, KEYS) == OWN
+    assert is_shard(path)
+    opened.images.fill_(0)  # memory of its own
+    assert torch.equal(open_shard(path, KEYS).images, shard.images)
+
+
+def test_a_sealed_shard_tells_a_thief_nothing(tmp_path: Path, images: Tensor):
+    labels = torch.arange(5).repeat(1)
+    write_shard(tmp_path / "shard", Shard(images, labels), OWN, KEY)
+    content = (tmp_path / "shard").read_bytes()
+    needles = [image.numpy().tobytes() for image in images]
+    needles += [labels.numpy().tobytes(), b"class_names", b"train", KEY.root]
+    assert not any(needle in content for needle in needles)
+    assert b"client 3" in content  # the search finds: whose it is, its name tells as well
+    with pytest.raises(UserError, match=f"shard is sealed under storage key {KEY.name} of client"):
+        read_shard(tmp_path / "shard")
+    with pytest.raises(UserError, match="is sealed under storage key"):
+        shard_metadata(tmp_path / "shard")
+
+
+def test_labels_are_numbered_as_the_run_does(
+    tmp_path: Path, images: Tensor, key: StorageKey | None
+):
+    path = tmp_path / client_shard(3)
+    write_shard(path, Shard(images, LABELS), OWN, key)
+    for order in (NAMES, NAMES[::-1], tuple("fadbec")):
+        labels = open_own_shard(path, order, keys_for(key)).labels
+        assert [order[place] for place in labels] == [NAMES[place] for place in LABELS]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({**OWN, "class_names": '["a","b","c","d","e","g"]'}, "only there: 'g'; only .* run: 'f'"),
+        ({"party": "client 3", "part": "train"}, "does not name its classes, as .* older versions"),
+        ({**OWN, "class_names": "10"}, "expected the names of the classes as a list"),
+        ({**OWN, "class_names": '["a","b"]'}, "has label 1 to 5, and names for 0 to 1"),
+        ({**OWN, "party": "client 4"}, "is the shard of client 4 to train with, not .* client 3"),
+        ({**OWN, "part": "test"}, "is the shard of client 3 to test with, not .* train with"),
+    ],
+    ids=["another class", "no names", "a number", "too few names", "another's", "for testing"],
+)
+def test_a_shard_that_means_something_else_is_refused_by_name(
+    tmp_path: Path, images: Tensor, metadata: dict[str, str], says: str, key: StorageKey | None
+):
+    path = tmp_path / client_shard(3)
+    write_shard(path, Shard(images, LABELS), metadata, key)
+    with pytest.raises(UserError, match=says) as caught:
+        open_own_shard(path, NAMES, keys_for(key))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_in_the_clear_does_not_pass_for_a_sealed_one(tmp_path: Path, images: Tensor):
+    """Else whoever can write the disk could put one of his own in its place."""
+    path = tmp_path / TEST_SHARD
+    write_shard(path, Shard(images, LABELS), {**OWN, "party": "test", "part": "test"})
+    assert len(open_own_shard(path, NAMES)) == 5
+    with pytest.raises(UserError, match=r"test\.safetensors is in the clear, where"):
+        open_own_shard(path, NAMES, KEYS)
+
+
+def test_as_many_shards_stay_open_as_memory_allows(images: Tensor):
+    opened: list[str] = []
+
+    def open_one(name: str) -> Shard:
+        opened.append(name)
+        return Shard(images.repeat(int(name), 1, 1, 1), LABELS)
+
+    shelf = Shelf(open_one, most=3 * images.nbytes)
+    for name in ("1", "2", "1", "2", "1"):
+        assert len(shelf(name).images) == 5 * int(name)
+    assert opened == ["1", "2"]
+    shelf("2"), shelf("9"), shelf("9")  # one that is larger than allowed is kept alone
+    shelf("1"), shelf("2")
+    assert opened == ["1", "2", "9", "1", "2"]
+    everything = Shelf(open_one, most=None)
+    for name in ("9", "8", "9", "8"):
+        everything(name)
+    assert opened[5:] == ["9", "8"]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl_vitlora.finetuning import methods
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning import methods, products
 from fl_vitlora.finetuning.products import frozen_linear, product_for, quicken
 from fl_vitlora.models.backbone import normalize
 from tests.conftest import MakeBackbone
@@ -94,3 +95,12 @@ def test_a_copy_computes_with_its_own_weights():
     x = torch.randn(2, 3)
     assert other(x).abs().max() == 0
     assert layer(x).abs().max() > 0
+
+
+def test_the_environment_names_the_library(monkeypatch: pytest.MonkeyPatch):
+    weight = torch.ones(2, 3)
+    monkeypatch.setattr(products, "LIBRARY", "mkl")
+    assert product_for(weight) is F.linear
+    monkeypatch.setattr(products, "LIBRARY", "openblas")
+    with pytest.raises(UserError, match="PRODUCTS=openblas in the environment: expected mkl or"):
+        product_for(weight)

@@ -17,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fl_vitlora.config import Config, DataConfig, EncryptionConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data import owner, sources
 from fl_vitlora.encryption.steps import STEPS
+from fl_vitlora.encryption.storage import StorageKeys, of_secret
 from fl_vitlora.flower.aggregators import Unaided
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.flower_aggregator import Participants
@@ -27,6 +28,8 @@ from fl_vitlora.strategy import Strategy
 SIZES = (20, 12, 8)  # images of each client
 TEST_SIZES = (5, 15, 20)  # test images of each
 SECRET = bytes(range(32))
+STORAGE = of_secret(bytes(reversed(range(32))))  # of another secret: workers open files, no images
+KEYS = StorageKeys(roots={STORAGE.name: STORAGE.root}, source="a test")
 
 
 @pytest.fixture(autouse=True)
@@ -105,9 +108,15 @@ def write_shards(
         test_parts=np.split(positions, np.cumsum(TEST_SIZES)[:-1]),
         holder=owner.key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=secret),
         metadata={},
+        storage=None if config.encryption.at_rest == "none" else STORAGE,
     )
     return ClientSettings(
-        shards=str(folder), classes=10, device="cpu", config=config, strategy=strategy or Unaided()
+        shards=str(folder),
+        class_names=train.class_names,
+        device="cpu",
+        config=config,
+        strategy=strategy or Unaided(),
+        storage=KEYS,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fl_vitlora.config import PrivacyConfig
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.accounting import epsilon, statement
+from fl_vitlora.flower.accounting import epsilon, noise_for, statement, with_chosen_noise
 
 ORDERS = [1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512, 1024]
 CASES = [(0.5, 1, 1e-5), (1.0, 20, 1e-5), (2.0, 20, 1e-3), (5.0, 100, 1e-6), (30.0, 3, 1e-5)]
@@ -80,3 +80,40 @@ def test_who_lacks_the_package_is_told_how_to_get_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(UserError, match=r"pip install -e '.\[privacy\]'"):
         epsilon(noise_multiplier=1.0, releases=1, delta=1e-5)
+
+
+TARGETS = [(0.1, 1, 1e-5), (1.0, 20, 1e-5), (8.0, 20, 1e-3), (50.0, 3, 1e-6), (3.0, 1000, 1e-5)]
+
+
+@pytest.mark.parametrize(("target", "rounds", "delta"), TARGETS)
+def test_a_target_chooses_the_least_noise_that_keeps_it(target: float, rounds: int, delta: float):
+    """By the formula: the noise keeps the target, and a thousandth less of it does not."""
+    z = noise_for(target=target, releases=rounds, delta=delta)
+    assert by_hand(z, rounds, delta) <= target
+    assert by_hand(0.999 * z, rounds, delta) > target
+
+
+@pytest.mark.parametrize(("target", "rounds", "delta"), TARGETS)
+def test_the_noise_that_is_chosen_keeps_the_target_exactly_too(
+    target: float, rounds: int, delta: float
+):
+    assert exact_delta(noise_for(target=target, releases=rounds, delta=delta), rounds, target) < (
+        delta
+    )
+
+
+@pytest.mark.parametrize(("target", "delta", "why"), [(1e-6, 1e-12, "larger"), (1e9, 0.1, "small")])
+def test_a_target_that_no_noise_gives_is_refused(target: float, delta: float, why: str):
+    with pytest.raises(UserError, match=rf"^privacy\.target_epsilon [^\n]+ {why}[^\n]+$"):
+        noise_for(target=target, releases=20, delta=delta)
+
+
+def test_what_was_chosen_is_written_down_beside_the_target():
+    asked = PrivacyConfig(clipping_norm=0.5, target_epsilon=8.0)
+    chosen = with_chosen_noise(asked, 20)
+    told = statement(chosen, releases=20)
+    assert told is not None
+    assert told["target_epsilon"] == 8.0
+    assert told["noise_multiplier"] == chosen.noise_multiplier == pytest.approx(2.85, abs=0.05)
+    assert 7.99 < told["epsilon"] <= 8.0
+    assert with_chosen_noise(PrivacyConfig(clipping_norm=0.5), 20).noise_multiplier == 0

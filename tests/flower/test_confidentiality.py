@@ -106,9 +106,29 @@ def test_noise_without_a_norm_is_refused():
     assert "without privacy.clipping_norm" in told
 
 
+AIMING = {**CLIPPED, "privacy.target_epsilon": 8}
+
+
+def test_a_target_of_epsilon_takes_a_norm_and_no_noise_beside_it():
+    check_privacy(configure("fedavg", AIMING), strategy_of("fedavg"))
+    both = {**AIMING, "privacy.noise_multiplier": 1}
+    assert "does not go with privacy.noise_multiplier 1" in refusal(configure("fedavg", both))
+    alone = {"privacy.target_epsilon": 8}
+    assert "target_epsilon 8 without privacy.clipping_norm" in refusal(configure("fedavg", alone))
+    assert "looks at single updates" in refusal(configure("choosy", AIMING))
+
+
+def test_a_target_that_no_noise_reaches_is_refused_before_the_run():
+    told = refusal(
+        configure("fedavg", AIMING, {"privacy.target_epsilon": 1e-6, "privacy.delta": 1e-12})
+    )
+    assert "take a larger target" in told
+
+
 @pytest.mark.parametrize(
     "given",
     [
+        {"privacy.target_epsilon": 0},
         {"privacy.range": 0},
         {"privacy.clipping_norm": 0},
         {"privacy.noise_multiplier": -1},

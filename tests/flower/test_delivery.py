@@ -47,12 +47,12 @@ def test_delivery_goes_on_until_it_is_stopped():
     state, queue, stop = state_of(message("a", 1)), Queue[Any](), threading.Event()
     thread = threading.Thread(target=deliver, args=(state, queue, {1: 0}, stop, {}))
     thread.start()
-    assert names(queue.get(timeout=10)) == ["a"]
+    assert names(queue.get(timeout=60)) == ["a"]
     with state.lock:
         state.message_ins_store["b"] = message("b", 1)
-    assert names(queue.get(timeout=10)) == ["b"]
+    assert names(queue.get(timeout=60)) == ["b"]
     stop.set()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert not thread.is_alive()
     assert queue.empty()
 

@@ -171,6 +171,7 @@ def test_a_reply_holds_what_flowers_strategies_expect():
     (reply,) = strategy.replies
     assert dict(reply.content.metric_records["metrics"]) == {
         "num-examples": 30,
+        "steps": 3,
         "train_loss": 2.0,
         "equal-weight": 1,
     }

@@ -13,7 +13,7 @@ from fl_vitlora.communication.compression import code
 from fl_vitlora.communication.lanes import EXACT
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower.folding import LARGE, fold
-from fl_vitlora.flower.measuring import full_model_bytes, message_bytes
+from fl_vitlora.flower.measuring import message_bytes, model_bytes, reference_sizes
 from fl_vitlora.flower.wiring import chance
 from fl_vitlora.state import State
 from fl_vitlora.testing import made_up_model
@@ -72,5 +72,14 @@ def test_a_message_that_is_not_folded_is_all_overhead():
 
 def test_a_full_model_costs_its_bytes_and_little_more():
     bare = 4 * sum(tensor.numel() for tensor in MODEL.values())
-    for total in full_model_bytes(MODEL):
+    for total in model_bytes(MODEL):
         assert bare < total < bare + 600
+
+
+def test_the_reference_has_the_sizes_of_real_messages():
+    """The question and its answer carry no tensors; names of tensors do not travel."""
+    sizes = reference_sizes(MODEL, ["cat", "dog"])
+    assert (sizes.downlink, sizes.uplink) == model_bytes(MODEL)
+    renamed = {f"other.{number}": tensor for number, tensor in enumerate(MODEL.values())}
+    assert abs(reference_sizes(renamed, ["cat", "dog"]).downlink - sizes.downlink) < 100
+    assert 200 < sizes.question < sizes.greeting < 600

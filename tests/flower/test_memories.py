@@ -57,7 +57,9 @@ class Clients:
         self.config: Config = load(None, {"clients": 3, "encryption.steps": [], **overrides})
         self.config = replace(
             self.config,
-            training=TrainingConfig(epochs=2, batch_size=4),
+            training=TrainingConfig(
+                epochs=2, batch_size=4, optimizer="sgd"
+            ),  # keeps rounding small
             encryption=replace(self.config.encryption, key_file=""),
         )
         folder.mkdir(exist_ok=True)
@@ -70,7 +72,7 @@ class Clients:
             self.grid,
             self.initial,
             self.ledger,
-            config=self.config,
+            config=self.settings.config,
             sums=sums,
             timeout=1,
             repeats_errors=repeats_errors,

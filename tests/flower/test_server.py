@@ -6,6 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.flower.aggregators import make_aggregator
+from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.failures import Failure
 from fl_vitlora.flower.sampling import cohort_size, sample
 from fl_vitlora.flower.server import (
@@ -79,13 +81,19 @@ class Loop:
         self.reports: list[RoundReport] = []
         self.asked: list[int] = []
         self.evaluated: list[State] = []
-        transport = Transport(grid, self.start, Ledger(), timeout=1)
-        options: dict[str, Any] = {"rounds": 2, "fraction": 1.0, "seed": 0, **given}
+        transport = Transport(grid, self.start, Ledger(), config=settings.config, timeout=1)
+        training = TrainingConfig(learning_rate=1e-3)
+        options: dict[str, Any] = {
+            "rounds": 2,
+            "fraction": 1.0,
+            "seed": 0,
+            "training": training,
+            **given,
+        }
         self.federation = Federation(
             transport=transport,
             aggregator=make_aggregator(strategy, Layout.of(self.start), 0),
             clients=list(transport.greet(len(SIZES))),
-            training=TrainingConfig(learning_rate=1e-3),
             evaluate=self._evaluate,
             observe=lambda report, model: self.reports.append(report),
             **options,
@@ -137,7 +145,7 @@ def test_the_next_round_goes_on_while_a_model_is_measured(
         return instruct(server_round, *given)
 
     def waiting(server_round: int, model: GlobalModel) -> tuple[float, float]:
-        assert begun.wait(timeout=60)
+        assert begun.wait(timeout=300)
         return measure(server_round, model)
 
     object.__setattr__(loop.federation, "evaluate", waiting)
@@ -267,11 +275,23 @@ def test_a_round_that_leaves_the_model_as_it_was_is_reported(
     assert [report.moved for report in (*idle.reports, *busy.reports)] == [False] * 2 + [True] * 2
 
 
+@pytest.fixture
+def descent(grid: LocalGrid, settings: ClientSettings) -> ClientSettings:
+    """Clients that descend without AdamW, which makes whole steps of rounding."""
+    training = replace(settings.config.training, optimizer="sgd")
+    plain = replace(settings, config=replace(settings.config, training=training))
+    grid.app = make_client_app(lambda context: plain)
+    return plain
+
+
+FAST = TrainingConfig(learning_rate=0.05)
+
+
 def test_the_penalty_of_flowers_fedprox_is_applied_as_ours_is(
-    grid: LocalGrid, settings: ClientSettings
+    grid: LocalGrid, descent: ClientSettings
 ):
     ours, theirs, free = (
-        Loop(grid, settings, strategies.load(name, options)).run()
+        Loop(grid, descent, strategies.load(name, options), training=FAST).run()
         for name, options in (
             ("fedprox", {"mu": 10.0}),
             ("flwr.serverapp.strategy:FedProx", {"proximal_mu": 10.0}),
@@ -283,9 +303,9 @@ def test_the_penalty_of_flowers_fedprox_is_applied_as_ours_is(
     assert loose > 1e-3
 
 
-def test_a_flower_strategy_drives_the_same_loop(grid: LocalGrid, settings: ClientSettings):
+def test_a_flower_strategy_drives_the_same_loop(grid: LocalGrid, descent: ClientSettings):
     ours, theirs = (
-        Loop(grid, settings, strategies.load(name, {})).run()
+        Loop(grid, descent, strategies.load(name, {}), training=FAST).run()
         for name in ("fedavg", "flwr.serverapp.strategy:FedAvg")
     )
     assert all(torch.allclose(theirs[n], t, atol=1e-5) for n, t in ours.items())

@@ -30,7 +30,7 @@ def seat(count):
     actors = up.actors_for(workers)
     backend = KeptWorkers(actors, count, 60.0, {"client_resources": workers.resources})
     backend.build(ClientApp)
-    return ray.get([actor.__ray_call__.remote(place) for actor in actors], timeout=60)
+    return ray.get([actor.__ray_call__.remote(place) for actor in actors], timeout=300)
 
 def place(actor):
     return os.getpid(), ray.get_gpu_ids()
@@ -112,7 +112,7 @@ def test_workers_spread_over_gpus_and_are_kept_only_for_as_many(tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 
 import strategies
+from fl_vitlora.communication.fixed_point import TAIL, pack_words
 from fl_vitlora.communication.packing import HEADER as PACKED_HEADER
-from fl_vitlora.flower import messages
+from fl_vitlora.flower import masking, messages
 from fl_vitlora.flower.aggregators import OwnAggregator
+from fl_vitlora.flower.counts import Counts
 from fl_vitlora.flower.folding import fold, unfold
 from fl_vitlora.flower.server import Federation, RoundFailedError, RoundReport
 from fl_vitlora.flower.summing import Sums
 from fl_vitlora.global_model import GlobalModel
 from fl_vitlora.privacy import mean_update
-from fl_vitlora.state import State, l2_norm, subtract
+from fl_vitlora.secure_sum import Roster, Seeds
+from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
 from tests.flower.conftest import SIZES
 from tests.flower.test_memories import Clients
@@ -67,7 +75,7 @@ def test_a_masked_update_is_no_longer_than_an_open_one_and_shows_nothing_of_it(t
 
 
 def test_rounds_of_a_strategy_go_as_in_the_open(tmp_path: Path):
-    """Alternating halves over three rounds, up to what AdamW makes of the last bits."""
+    """Alternating halves over three rounds; plain descent keeps the rounding small."""
     final = []
     for number, given in enumerate((SECURE, {})):
         clients = make(tmp_path / str(number), "rolora", **given)
@@ -150,7 +158,7 @@ def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
     second = threading.Event()
 
     def measure(number: int, model: GlobalModel) -> tuple[float, float]:
-        assert not beside or number == 2 or second.wait(60)
+        assert not beside or number == 2 or second.wait(300)
         return 0.5, 2.0
 
     def release(number: int, updates: Sequence[Update], cohort: int) -> Sequence[Update]:
@@ -268,7 +276,86 @@ def test_numbers_of_images_are_those_of_the_greeting(tmp_path: Path):
 
     told_wrongly(hidden.grid, lie)
     (mean,) = hidden.train(1, hidden.initial)
-    assert mean.samples == sum(SIZES)
+    assert mean.samples == SIZES[0] + SIZES[2]
+    assert [(f.client, f.reason) for f in hidden.failures] == [
+        (1, "it reports 10000 images; in its greeting it had 12")
+    ]
+
+
+@pytest.mark.parametrize("steps", [0, 5, 2**62, 6.5])
+def test_other_steps_than_the_plan_has_are_refused_in_a_sum(steps: float, tmp_path: Path):
+    hidden = make(tmp_path, **SECURE)
+
+    def lie(content: Any) -> None:
+        content[messages.METRICS][messages.STEPS] = steps
+
+    told_wrongly(hidden.grid, lie)
+    (mean,) = hidden.train(1, hidden.initial)
+    assert mean.members == 2
+    assert [failure.client for failure in hidden.failures] == [1]
+
+
+def test_a_refused_reply_is_deleted_before_anybody_is_asked_for_its_seeds(tmp_path: Path):
+    """With the seeds its masked words could be read; nothing refers to them any more by then."""
+    hidden = make(tmp_path, **SECURE)
+    sums, sizes = Sums(limit=4.0, equal=False), dict(enumerate(SIZES))
+    for client in sizes:
+        context = Context(1, client, {}, RecordDict(), {})
+        sums.greeted(client, RecordDict({masking.RECORD: masking.introduce(context, client)}))
+    roster, layout = sums.roster(1, sizes), hidden.worker.layout
+    words = np.zeros(layout.scalars + TAIL, np.uint32)
+
+    def reply(steps: int) -> RecordDict:
+        data = pack_words(words, layout)
+        array = Array("uint8", (len(data),), masking.MASKED_TYPE, data)
+        metrics = MetricRecord({messages.STEPS: steps})
+        return RecordDict(
+            {messages.ARRAYS: ArrayRecord({messages.PACKED: array}), messages.METRICS: metrics}
+        )
+
+    replies = {0: reply(10), 1: reply(99), 2: reply(4)}
+    traces = {client: weakref.ref(content) for client, content in replies.items()}
+    asked = []
+
+    def ask(roster: Roster, left: frozenset[int], dropped: frozenset[int]) -> dict[int, Seeds]:
+        gc.collect()
+        asked.append((set(left), set(dropped)))
+        assert all(traces[client]() is None for client in dropped)
+        return {}  # nobody answers: then nobody is left either
+
+    training = hidden.settings.config.training
+    expected = {client: Counts.of(images, training) for client, images in sizes.items()}
+    updates, failures = sums.add_up(roster, replies, layout, ask, images=sizes, expected=expected)
+    assert (updates, asked) == ([], [({0, 2}, {1})])
+    assert "reports 99 steps, where its 12 images make 6" in failures[1]
+
+
+def two_sums(folder: Path, *, fresh: bool) -> float:
+    """Sums one round twice, the second time in a run of its own and without client 1.
+
+    Returns:
+        How far the difference of the sums is from client 1's update, over the length of that.
+    """
+    found: list[dict[str, float | State]] = []
+    folder.mkdir()
+    for number in range(2):
+        hidden = make(folder / str(number), **SECURE)
+        hidden.settings = replace(hidden.settings, fresh_order=fresh)
+        hidden.grid.silent = {1} if number else set()
+        (mean,) = hidden.train(1, hidden.initial)
+        found.append({"images": float(mean.samples), "delta": mean.delta})
+    sums = [scale(one["delta"], one["images"]) for one in found]  # type: ignore[arg-type]
+    apart = scale(subtract(*sums), 1 / SIZES[1])
+    seen = make(folder / "seen")
+    (own,) = seen.train(1, seen.initial, 1)
+    return l2_norm(subtract(apart, own.delta)) / l2_norm(own.delta)
+
+
+def test_two_sums_of_a_round_betray_a_member_only_where_the_order_of_images_repeats(
+    tmp_path: Path,
+):
+    assert two_sums(tmp_path / "repeats", fresh=False) < 1e-5
+    assert two_sums(tmp_path / "fresh", fresh=True) > 0.05
 
 
 def test_what_was_clipped_to_the_range_is_counted(tmp_path: Path):

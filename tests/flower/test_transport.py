@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
@@ -21,11 +22,13 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.config import AttackConfig
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
 from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
+from fl_vitlora.errors import UserError
 from fl_vitlora.flower import messages
 from fl_vitlora.flower.client_app import make_client_app
 from fl_vitlora.flower.client_states import ClientStates
 from fl_vitlora.flower.contents import Instruction
 from fl_vitlora.flower.failures import Failure
+from fl_vitlora.flower.folding import fold, unfold
 from fl_vitlora.flower.transport import Transport
 from fl_vitlora.flower.workspace import ClientSettings, workspace
 from fl_vitlora.global_model import GlobalModel
@@ -33,10 +36,13 @@ from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan
 from fl_vitlora.training.local import LocalTask, evaluate, train
-from tests.flower.conftest import SIZES, TEST_SIZES, LocalGrid, folds
+from tests.flower.conftest import KEYS, SIZES, TEST_SIZES, LocalGrid, folds
 
 DIRECTIONS = ("downlink", "uplink")
 CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3}
+
+
+SAID: dict[str, Any] = {"num-examples": 12, "train_loss": 1.0, "steps": 2}  # by client 1
 
 
 @pytest.fixture
@@ -52,8 +58,8 @@ def ledger() -> Ledger:
 
 
 @pytest.fixture
-def transport(grid: LocalGrid, model: State, ledger: Ledger) -> Transport:
-    transport = Transport(grid, model, ledger, timeout=1)
+def transport(grid: LocalGrid, model: State, ledger: Ledger, settings: ClientSettings) -> Transport:
+    transport = Transport(grid, model, ledger, config=settings.config, timeout=1)
     assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
     return transport
 
@@ -80,7 +86,7 @@ def test_an_update_is_what_training_on_the_shard_gives(
     done = train(
         workspace(settings).backbone,
         model,
-        open_shard(shards / client_shard(1)),
+        open_shard(shards / client_shard(1), KEYS),
         config=settings.config.training,
         task=LocalTask(learning_rate=1e-3),
         generator=generator(0, "batches", 1, 1),
@@ -97,6 +103,20 @@ def test_the_same_round_gives_the_same_bits_and_another_round_others(
     )
     assert all(torch.equal(first[name], again[name]) for name in model)
     assert not all(torch.equal(first[name], other[name]) for name in model)
+
+
+def test_a_client_that_draws_its_order_anew_never_gives_an_update_twice(
+    model: State, settings: ClientSettings
+):
+    """Nor does one whose images, client 2's, are all in one batch, where no order matters."""
+    fresh = replace(settings, fresh_order=True)
+    grid = LocalGrid(make_client_app(lambda context: fresh), len(SIZES))
+    transport = Transport(grid, model, Ledger(), config=settings.config, timeout=1)
+    transport.greet(len(SIZES))
+    first, again = (transport.exchange(1, instruct(model, 0, 1, 2))[0] for _ in range(2))
+    assert [update.samples for update in again] == list(SIZES)
+    for one, other in zip(first, again, strict=True):
+        assert l2_norm(subtract(one.delta, other.delta)) > 0.02 * l2_norm(one.delta)
 
 
 def test_frozen_tensors_are_neither_trained_nor_sent(
@@ -185,7 +205,7 @@ def test_an_absurd_number_is_refused_as_nan_is(
 ):
     said = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
     spoilt = {**said, "head.bias": torch.full_like(model["head.bias"], number)}
-    metrics = MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1})
+    metrics = MetricRecord({"num-examples": 12, "train_loss": 1.0, "steps": 2})
     states = {messages.ARRAYS: said, messages.REPORT: said, record: spoilt}
     packed = {name: messages.to_packed(state) for name, state in states.items()}
     foreign = ClientApp(mods=[folds])
@@ -362,6 +382,57 @@ def test_who_answered_while_nobody_could_look_is_heard(
     assert looks == [2]
 
 
+@pytest.mark.parametrize("claimed", [0, -1, 10**9 + 1, 2**62, 1.5, [3], math.nan])
+def test_a_greeting_with_an_absurd_number_of_images_is_refused(
+    grid: LocalGrid, model: State, claimed: Any
+):
+    app = grid.app
+
+    def boast(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        content, _, _ = unfold(reply.content)
+        content.metric_records[messages.METRICS][messages.SAMPLES] = claimed
+        reply.content = fold(content, {}, {})
+        return reply
+
+    grid.app = boast  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=r"greets as no client of ours does: .*(images|number)"):
+        Transport(grid, model, Ledger(), timeout=1).greet(len(SIZES))
+
+
+def test_test_images_do_not_change_their_number(
+    transport: Transport, model: State, grid: LocalGrid
+):
+    transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
+    app = grid.app
+
+    def more(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        content, _, _ = unfold(reply.content)
+        content.metric_records[messages.METRICS][messages.SAMPLES] = 10**6
+        reply.content = fold(content, {}, {})
+        return reply
+
+    grid.app = more  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="reports 1000000 test images; before it had 5"):
+        transport.measure(2, GlobalModel(tensors=model), [RIGHT_KEY])
+
+
+@pytest.mark.parametrize(("share", "weights"), [(None, [20, 12, 8]), (0.4, [13, 12, 8])])
+def test_no_client_weighs_more_than_its_largest_share(
+    grid: LocalGrid,
+    model: State,
+    settings: ClientSettings,
+    share: float | None,
+    weights: list[int],
+):
+    config = replace(settings.config, max_client_share=share)
+    transport = Transport(grid, model, Ledger(), config=config, timeout=1)
+    transport.greet(len(SIZES))
+    updates, _ = transport.exchange(1, instruct(model, 0, 1, 2))
+    assert [update.samples for update in updates] == weights
+
+
 def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: LocalGrid):
     grid.silent = {0, 2}
     grid.passed.clear()
@@ -377,39 +448,37 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         (RecordDict(), "carries no packed state"),
         (RecordDict({"metrics": MetricRecord({"num-examples": 3})}), "carries no packed state"),
         (None, "carries no metrics"),
-        (MetricRecord({"train_loss": 1.0}), "'num-examples' is None, not a number"),
-        (MetricRecord({"num-examples": 3, "train_loss": [1.0]}), "not a number"),
-        (MetricRecord({"num-examples": 0, "train_loss": 1.0, "steps": 1}), "reports 0 images"),
-        (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 0}), "0 steps"),
-        (MetricRecord({"num-examples": 3, "train_loss": math.nan, "steps": 1}), "a loss of nan"),
-        (MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1}), "'norm_bit' is None"),
-        (
-            MetricRecord({"num-examples": 3, "train_loss": 1.0, "steps": 1, "norm_bit": 7}),
-            "reports a norm bit of 7",
-        ),
+        ({"train_loss": 1.0}, "'num-examples' is None, not a number"),
+        (SAID | {"train_loss": [1.0]}, "not a number"),
+        (SAID | {"num-examples": 0}, "reports 0 images; in its greeting it had 12"),
+        (SAID | {"num-examples": -12}, "reports -12 images"),
+        (SAID | {"num-examples": 13}, "reports 13 images"),
+        (SAID | {"num-examples": 2**62}, "reports 4611686018427387904 images"),
+        (SAID | {"num-examples": 12.5}, "12.5, not a whole number"),
+        (SAID | {"num-examples": math.nan}, "nan, not a whole number"),
+        (SAID | {"num-examples": [12]}, "not a number"),
+        (SAID | {"steps": 0}, "reports 0 steps, where its 12 images make 2"),
+        (SAID | {"steps": 3}, "reports 3 steps"),
+        (SAID | {"steps": 2**62}, "steps"),
+        (SAID | {"steps": 2.5}, "not a whole number"),
+        (SAID | {"train_loss": math.nan}, "a loss of nan"),
+        (SAID | {"train_loss": -0.1}, "a loss of -0.1"),
+        (SAID | {"train_loss": 1e30}, "a loss of 1e+30"),
+        (SAID | {"train_loss": math.inf}, "not a number"),
+        (SAID, "'norm_bit' is None"),
+        (SAID | {"norm_bit": 7}, "reports a norm bit of 7"),
     ],
-    ids=[
-        "empty",
-        "no state",
-        "no metrics",
-        "no count",
-        "a list",
-        "no image",
-        "no step",
-        "no number",
-        "no bit",
-        "not a bit",
-    ],
+    ids=lambda value: None if isinstance(value, RecordDict) else str(value)[-40:],
 )
 def test_a_malformed_reply_is_a_failure(
     transport: Transport,
     model: State,
     grid: LocalGrid,
-    content: RecordDict | MetricRecord | None,
+    content: RecordDict | dict[str, Any] | None,
     reason: str,
 ):
     if not isinstance(content, RecordDict):
-        metrics = {} if content is None else {"metrics": content}
+        metrics = {} if content is None else {"metrics": MetricRecord(content)}
         content = RecordDict({"arrays": messages.to_packed(model), **metrics})
     foreign, reply = ClientApp(mods=[folds]), content
 
@@ -475,9 +544,9 @@ def test_clients_measure_a_model_on_test_images_of_their_own(
     transport: Transport, model: State, settings: ClientSettings, shards: Path
 ):
     answers = transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
-    assert [samples for samples, _ in answers] == list(TEST_SIZES)
-    for client, (_, measured) in enumerate(answers):
-        own = open_shard(shards / client_test_shard(client))
+    assert [answer.images for answer in answers] == list(TEST_SIZES)
+    for client, _, measured in answers:
+        own = open_shard(shards / client_test_shard(client), KEYS)
         assert measured == {RIGHT_KEY: evaluate(workspace(settings).backbone, model, own)}
 
 
@@ -539,8 +608,14 @@ def test_who_has_no_key_cannot_show_the_plain_images(transport: Transport, model
         ({}, "'num-examples' is None, not a number"),
         ({"num-examples": 3, "accuracy/right_key": 0.5}, "'loss/right_key' is None"),
         ({"num-examples": 3, "accuracy/right_key": [0.5], "loss/right_key": 1.0}, "not a number"),
+        ({"num-examples": 0, "accuracy/right_key": 0.5, "loss/right_key": 1.0}, "0 images"),
+        ({"num-examples": 2**62, "accuracy/right_key": 0.5, "loss/right_key": 1.0}, "images"),
+        ({"num-examples": 3, "accuracy/right_key": 1.5, "loss/right_key": 1.0}, "accuracy of 1.5"),
+        ({"num-examples": 3, "accuracy/right_key": -1, "loss/right_key": 1.0}, "accuracy of -1"),
+        ({"num-examples": 3, "accuracy/right_key": 0.5, "loss/right_key": -1.0}, "loss of -1"),
+        ({"num-examples": 3, "accuracy/right_key": math.nan, "loss/right_key": 1.0}, "of nan"),
     ],
-    ids=["nothing", "no count", "no loss", "a list"],
+    ids=lambda value: None if isinstance(value, dict) else str(value)[-30:],
 )
 def test_a_malformed_measurement_ends_the_run(
     transport: Transport,
@@ -599,3 +674,47 @@ def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, mod
     grid = Twins(make_client_app(lambda context: settings), 2)
     with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
         Transport(grid, model, Ledger(), timeout=0.5).greet(2)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("1023456789", "client . has other classes than this run: class 0 is '0' there and '1'"),
+        ("012345678x", "client . has other classes than this run: only there: '9'; .* run: 'x'"),
+        ("012345678", "client . has other classes than this run: only there: '9'"),
+    ],
+    ids=["another order", "another class", "a class less"],
+)
+def test_a_client_with_other_classes_ends_the_run(
+    grid: LocalGrid, model: State, names: str, says: str
+):
+    """Its node counts from another list, so that its head would learn other classes."""
+    transport = Transport(grid, model, Ledger(), timeout=1, class_names=tuple(names))
+    with pytest.raises(UserError, match=says) as caught:
+        transport.greet(len(SIZES))
+    assert "--node-config 'classes=" in str(caught.value)
+
+
+def test_clients_with_the_run_s_classes_are_welcome(
+    grid: LocalGrid, model: State, settings: ClientSettings
+):
+    transport = Transport(grid, model, Ledger(), timeout=1, class_names=settings.class_names)
+    assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
+
+
+@pytest.mark.parametrize("names", [None, [1, 2], "text"])
+def test_a_greeting_without_names_of_classes_ends_the_run(
+    grid: LocalGrid, model: State, names: Any
+):
+    foreign = ClientApp(mods=[folds])
+
+    @foreign.query()
+    def _greet(message: Message, context: Context) -> Message:
+        content = RecordDict({"metrics": MetricRecord({"client": 0, "num-examples": 3})})
+        if names is not None:
+            content["config"] = ConfigRecord({"classes": names})
+        return Message(content, reply_to=message)
+
+    grid.app = foreign
+    with pytest.raises(RuntimeError, match="it does not name the sender's classes"):
+        Transport(grid, model, Ledger(), timeout=1, class_names=("a",)).greet(1)

@@ -97,6 +97,16 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
     return path, state
 
 
+def test_a_backbone_says_where_its_weights_are_from(tiny_weights: tuple[Path, Any]):
+    path, _ = tiny_weights
+    built = build(ModelConfig(name=TINY, weights=str(path)), 7, 0)
+    assert built.source == str(path)
+    assert built.notes == (f"weights {path}: a head in the file was left out",)
+    assert build(ModelConfig(), 7, 0).source == "bundled"
+    assert random_letters().source == "random"
+    assert build(ModelConfig(), 7, 0).notes == ()
+
+
 def test_a_local_file_gives_its_weights(tiny_weights: tuple[Path, dict[str, Tensor]]):
     path, state = tiny_weights
     built = build(ModelConfig(name=TINY, weights=str(path)), 7, 0)
@@ -321,8 +331,17 @@ def test_a_file_that_lacks_one_tensor_is_refused_with_its_name(
     _, state = tiny_weights
     name = "blocks.3.mlp.fc1.weight"
     save_file({n: w for n, w in state.items() if n != name}, tmp_path / "cut.safetensors")
-    with pytest.raises(UserError, match=f"1 tensors are missing, first {name}"):
+    with pytest.raises(UserError, match=rf"1 tensor \({name}\) missing"):
         build(ModelConfig(name=TINY, weights=str(tmp_path / "cut.safetensors")), 10, 0)
+
+
+def test_layer_scale_of_another_model_is_refused_by_name(tmp_path: Path):
+    """timm would drop it, and what is left falls to chance."""
+    other = timm.create_model(TINY, num_classes=1000, init_values=1e-5).state_dict()
+    save_file(other, tmp_path / "dinov2.safetensors")
+    with pytest.raises(UserError, match=r"24 tensors \(blocks\.0\.ls1\.gamma.* not used") as caught:
+        build(ModelConfig(name=TINY, weights=str(tmp_path / "dinov2.safetensors")), 10, 0)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_that_no_hub_gives_are_one_line(monkeypatch: pytest.MonkeyPatch):

@@ -48,6 +48,7 @@ def test_every_run_has_a_line_and_every_line_all_columns(tmp_path: Path):
     assert [row["seed"] for row in rows] == ["0", "1", "0", "1", "2", "0"]
     assert rows[0]["folder"] == "run0"
     assert rows[0]["uplink_bytes"] == "1000000"
+    assert (rows[0]["saving"], rows[0]["saving_with_flower"]) == ("10.0", "8.0")
     assert (rows[4]["accuracy"], rows[4]["problem"]) == ("", "failed: the loss")
     assert (rows[5]["method"], rows[5]["images"]) == ("full", "")
     with (tmp_path / "table.csv").open() as file:
@@ -63,7 +64,7 @@ def test_every_run_has_a_line_and_every_line_all_columns(tmp_path: Path):
 def test_markdown_holds_cells_problems_and_differences(tmp_path: Path):
     lines = to_markdown(report("A title", runs(tmp_path), AXES)).splitlines()
     assert lines[0] == "# A title"
-    assert "| head | plain | 80.00 ± 0.00 | 2 | 10 | 3.0 | 10.0x | 1 |" in lines
+    assert "| head | plain | 80.00 ± 0.00 | 2 | 10 | 3.0 MB | 10.0x | 1 |" in lines
     assert "| full |  | refused |  |  |  |  |  |" in lines
     assert "* lora, plain, seed 2: failed: the loss" in lines
     assert "| lora against head | plain | +10.00 ± 0.00 | 2 |" in lines
@@ -72,9 +73,9 @@ def test_markdown_holds_cells_problems_and_differences(tmp_path: Path):
 def test_the_aggregation_error_has_a_column_where_any_run_has_one(tmp_path: Path):
     more = record(3, 0.9, error=0.25, method="lora", images="plain")
     found = to_markdown(report("", [*runs(tmp_path), more], AXES))
-    assert "| accuracy % | seeds | trained | MB sent | saving | s | aggregation error % |" in found
-    assert "| head | plain | 80.00 ± 0.00 | 2 | 10 | 3.0 | 10.0x | 1 |  |" in found
-    assert "| lora | plain | 90.00 ± 0.00 | 3 | 10 | 3.0 | 10.0x | 1 | 25.00 |" in found
+    assert "| accuracy % | seeds | trained | sent | saving | s | aggregation error % |" in found
+    assert "| head | plain | 80.00 ± 0.00 | 2 | 10 | 3.0 MB | 10.0x | 1 |  |" in found
+    assert "| lora | plain | 90.00 ± 0.00 | 3 | 10 | 3.0 MB | 10.0x | 1 | 25.00 |" in found
     assert "| full |  | refused |  |  |  |  |  |  |" in found
     assert "Aggregation error: how far" in found
     assert "ggregation error" not in to_markdown(report("", runs(tmp_path), AXES))
@@ -117,15 +118,15 @@ def test_a_run_that_ended_is_a_line(tmp_path: Path):
     ]
 
 
-def test_a_column_tells_the_megabytes_to_a_target_if_there_is_one(tmp_path: Path):
+def test_a_column_tells_the_bytes_to_a_target_if_there_is_one(tmp_path: Path):
     told = runs(tmp_path)
-    assert "MB to target" not in to_markdown(report("", told, AXES))
+    assert "to target" not in to_markdown(report("", told, AXES))
     for run in told[:4]:
         assert run.result is not None
         reached = run.labels["method"] == "lora" and run.seed == 0
         run.result["target"] = {"reached": reached, "bytes": 1_500_000}  # type: ignore[index]
     table = to_markdown(report("", told, AXES)).splitlines()
-    assert next(line for line in table if "MB to target" in line)
+    assert next(line for line in table if "to target" in line)
     head, lora = (next(x for x in table if f"| {name} | plain |" in x) for name in ("head", "lora"))
     assert head.endswith("| not reached |")
-    assert lora.endswith("| 1.50 (1 of 2) |")
+    assert lora.endswith("| 1.50 MB (1 of 2) |")

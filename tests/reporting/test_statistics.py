@@ -12,7 +12,13 @@ from fl_vitlora.reporting.statistics import Record, differences, summarise
 def record(
     seed: int, accuracy: float, seconds: float = 1.0, error: float | None = None, **labels: str
 ) -> Record:
-    wire = {"uplink_bytes": 1_000_000, "downlink_bytes": 2_000_000, "saving": 10.0}
+    wire = {
+        "uplink_bytes": 1_000_000,
+        "downlink_bytes": 2_000_000,
+        "full_fine_tuning_bytes": 30_000_000,
+        "saving": 10.0,
+        "saving_with_flower": 8.0,
+    }
     result: dict[str, Any] = {
         "accuracy": accuracy,
         "loss": 1.0,
@@ -32,6 +38,7 @@ def test_a_cell_is_the_mean_and_the_sample_deviation_of_its_seeds():
     assert cell.accuracy.mean == pytest.approx(94)
     assert cell.accuracy.spread == pytest.approx(4)  # root of (16 + 0 + 16) / 2
     assert (cell.seeds, cell.seconds, cell.sent, cell.saving) == (3, 4, 3_000_000, 10)
+    assert cell.saving_with_flower == 8
     assert str(cell.accuracy) == "94.00 ± 4.00"
 
 

@@ -98,18 +98,19 @@ def test_multi_krum_averages_the_deltas_of_least_scores(seed: int, f: int, m: in
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_the_geometric_median_takes_the_steps_of_weiszfeld(seed: int, iterations: int):
     _, deltas, updates = random_updates(seed)
-    expected = weiszfeld(deltas, [u.samples for u in updates], iterations)
-    got = step("geometric_median", updates, iterations=iterations)
-    assert got == pytest.approx(expected, abs=1e-6)
+    for by_images in (False, True):
+        counts = [u.samples if by_images else 1 for u in updates]
+        expected = weiszfeld(deltas, counts, iterations)
+        got = step("geometric_median", updates, iterations=iterations, by_images=by_images)
+        assert got == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_geometric_median_has_the_least_sum_of_distances(seed: int):
     _, deltas, updates = random_updates(seed)
-    samples = [u.samples for u in updates]
 
     def cost(z: Vector) -> float:
-        return sum(n * distance(z, d) for n, d in zip(samples, deltas, strict=True))
+        return sum(distance(z, d) for d in deltas)
 
     found = step("geometric_median", updates, iterations=2000)
     chance = random.Random(seed)
@@ -146,11 +147,30 @@ def test_with_fewer_clients_than_it_needs_each_does_what_it_can(name: str, clien
         assert min(column) - 1e-6 <= value <= max(column) + 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(set(ROBUST) - {"geometric_median"}))
-def test_who_claims_to_have_more_images_counts_no_more(name: str):
+@pytest.mark.parametrize("name", ROBUST)
+@pytest.mark.parametrize("liar", [0, 3])
+@pytest.mark.parametrize("claimed", [1, 10**9, 2**62, 2**63 - 1])
+def test_a_client_that_reports_other_counts_moves_nothing(name: str, liar: int, claimed: int):
+    """Neither images nor steps: what it can do it does with its delta, as every other client."""
     _, _, updates = random_updates(6)
-    boastful = [replace(updates[0], samples=10**9), *updates[1:]]
+    boastful = list(updates)
+    boastful[liar] = replace(updates[liar], samples=claimed, steps=claimed)
     assert step(name, boastful) == step(name, updates)
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_a_lie_about_images_does_not_help_a_hostile_delta(name: str):
+    """One of nine clients sends a delta from far away and says that it has nearly all images."""
+    _, deltas, updates = random_updates(7, 9)
+    hostile = {n: torch.full_like(d, 1e5) for n, d in updates[4].delta.items()}
+    modest = [replace(u, delta=hostile) if i == 4 else u for i, u in enumerate(updates)]
+    boastful = [replace(u, samples=2**62) if i == 4 else u for i, u in enumerate(modest)]
+    options = {"trimmed_mean": {"beta": 0.2}}.get(name, {})
+    moved = step(name, boastful, **options)
+    assert moved == step(name, modest, **options)
+    others = [delta for i, delta in enumerate(deltas) if i != 4]
+    for value, column in zip(moved, zip(*others, strict=True), strict=True):
+        assert abs(value) < 2 * max(map(abs, column)) + 1e-3
 
 
 def one_for_all(size: float) -> Callable[[random.Random], Vector]:

@@ -252,7 +252,8 @@ def test_evaluation_runs_over_more_than_one_batch(make_backbone: MakeBackbone, s
     state = methods.export_state(backbone.model)
     many = replace(shard, images=shard.images.repeat(7, 1, 1, 1), labels=shard.labels.repeat(7))
     assert len(many) > 256
-    assert evaluate(backbone, state, many) == pytest.approx(evaluate(backbone, state, shard))
+    once = evaluate(backbone, state, shard)
+    assert evaluate(backbone, state, many) == pytest.approx(once, rel=1e-5)  # of 256 float32 terms
 
 
 @pytest.mark.parametrize("mixed", [True, False])

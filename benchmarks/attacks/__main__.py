@@ -1,0 +1,96 @@
+"""Attacks on the key of the default job; prints what share of it each one finds.
+
+python -m benchmarks.attacks ciphertext    from n ciphertexts, with other digits known in plain
+python -m benchmarks.attacks embedding     from the aggregated patch embedding of trained models
+python -m benchmarks.attacks uploads       from what one client sends, where each has its own key
+python -m benchmarks.attacks image         what is read where every image has a key of its own
+
+Printed is the mean over keys ± the standard deviation, in percent. Every key is new, so that
+figures differ a little from run to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.attacks import measures, trials
+from benchmarks.attacks.trials import BLOCK, SHAPE, Shares
+from fl_vitlora.flower.simulation import Engine
+
+RUNS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "secure sums": {"privacy.secure_aggregation": True},
+    "noise": {"privacy.clipping_norm": 1, "privacy.noise_multiplier": 0.5},
+}
+
+
+def main() -> None:
+    """Runs one attack on several keys and prints a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.attacks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("attack", choices=["ciphertext", "embedding", "uploads", "image"])
+    parser.add_argument("--keys", type=int, help="how many keys are tried (10; of runs 3)")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 3, 5, 10, 100, 360])
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 5, 19])
+    parser.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
+    arguments = parser.parse_args()
+    runs = arguments.attack in ("embedding", "uploads")
+    seeds = range(arguments.keys or (3 if runs else 10))
+    if arguments.attack == "ciphertext":
+        show("n", [trials.from_ciphertext(arguments.images, seed) for seed in seeds])
+    elif arguments.attack == "image":
+        show("scope", [{"image": trials.with_key_per_image()} for _ in seeds])
+    else:
+        print(
+            f"chance: mask {100 * measures.chance_of_mask(SHAPE[0] * BLOCK**2):.1f} %, "
+            f"places {100 * measures.chance_of_places(BLOCK, up_to_mirrored=True):.1f} %"
+        )
+        engine = Engine(verbose=False)
+        try:
+            attack_runs(arguments.attack, arguments.runs, arguments.rounds, seeds, engine)
+        finally:
+            engine.stop()
+
+
+def attack_runs(
+    attack: str, runs: Sequence[str], rounds: list[int], seeds: Sequence[int], engine: Engine
+) -> None:
+    """Runs federations and attacks them, over one Ray."""
+    if attack == "uploads":
+        show("rounds", [trials.from_uploads(rounds, seed, engine) for seed in seeds])
+        return
+    for name in runs:
+        settings = RUNS[name]
+        found = [trials.from_embedding(settings, rounds, seed, engine) for seed in seeds]
+        show(f"{name}: rounds", found)
+
+
+def show(heading: str, found: Sequence[Mapping[Any, Shares]]) -> None:
+    """Prints a line for each case.
+
+    Args:
+        heading: Of the cases.
+        found: For each key the shares in each case.
+    """
+    columns = list(next(iter(found[0].values())))
+    print(f"\n| {heading} | {' | '.join(columns)} |")
+    print("|--:" * (len(columns) + 1) + "|")
+    for case in found[0]:
+        values = [[one[case][column] for one in found] for column in columns]
+        cells = [f"{100 * statistics.mean(v):.1f} ± {100 * spread(v):.1f}" for v in values]
+        print(f"| {case} | {' | '.join(cells)} |", flush=True)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Computes the sample standard deviation; 0 of one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    main()

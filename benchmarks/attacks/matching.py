@@ -1,0 +1,96 @@
+"""Finds the order in which two matrices of correlations agree best: a quadratic assignment.
+
+D entries, C channels, p block size, N blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment, quadratic_assignment
+
+from benchmarks.attacks.second_order import Indices, Matrix
+
+STARTS = 20  # random ones, beside the barycentre
+
+
+def best_orders(
+    seen: Matrix, known: Matrix, generator: np.random.Generator, starts: int = STARTS
+) -> list[Indices]:
+    """Finds orders o for which seen ≈ known[o][:, o].
+
+    The fast approximate method (FAQ) from several starts, each improved by exchanging pairs.
+    Source: Vogelstein et al., PLoS ONE 2015, as in `scipy.optimize.quadratic_assignment`.
+
+    Args:
+        seen: (D, D), symmetric.
+        known: (D, D), symmetric.
+        generator: Of the random starts.
+        starts: How many random ones there are, beside the barycentre.
+
+    Returns:
+        Different orders, that of the least squared error first. Each says for every entry of what
+        is seen its entry of what is known.
+    """
+    found: dict[tuple[int, ...], float] = {}
+    for start in ["barycenter"] + ["randomized"] * starts:
+        options = {"maximize": True, "rng": generator}
+        coarse = quadratic_assignment(seen, known, method="faq", options=options | {"P0": start})
+        pairs = np.stack([np.arange(len(seen)), coarse.col_ind], axis=1)
+        fine = quadratic_assignment(
+            seen, known, method="2opt", options=options | {"partial_guess": pairs}
+        ).col_ind
+        found[tuple(map(int, fine))] = float(((seen - known[np.ix_(fine, fine)]) ** 2).sum())
+    return [np.array(order) for order in sorted(found, key=found.__getitem__)]
+
+
+def assignment(costs: Matrix) -> Indices:
+    """Assigns each row a column of its own so that the sum of costs is least."""
+    columns: Indices = linear_sum_assignment(costs)[1].astype(np.int64)
+    return columns
+
+
+def mirror_images(rows: int, columns: int) -> Iterator[Indices]:
+    """Yields the symmetries of a grid: four mirror images, and of a square four rotated ones.
+
+    Statistics of neighbours cannot tell them apart.
+
+    Args:
+        rows: Of the grid.
+        columns: Of the grid.
+
+    Yields:
+        For each place of the grid the place that comes there.
+
+    Example:
+        >>> [image.tolist() for image in mirror_images(1, 2)]
+        [[0, 1], [1, 0], [0, 1], [1, 0]]
+    """
+    places = np.arange(rows * columns).reshape(rows, columns)
+    for turned in (places, places.T) if rows == columns else (places,):
+        for flipped in (turned, turned[::-1]):
+            yield flipped.reshape(-1)
+            yield flipped[:, ::-1].reshape(-1)
+
+
+def with_channels(places: Sequence[int] | Indices, channels: int) -> Indices:
+    """Extends an order of the places of a block, (p²,), to its entries in all channels, (D,)."""
+    one = np.asarray(places, dtype=np.int64)
+    return np.concatenate([one + channel * len(one) for channel in range(channels)])
+
+
+def entry_order(
+    seen: Sequence[Indices], known: Sequence[Indices], order: Sequence[int] | Indices
+) -> Indices:
+    """Extends an order of groups of entries to the entries, those of a group in any order.
+
+    Example:
+        >>> seen, known = [np.array([0, 2]), np.array([1])], [np.array([0]), np.array([1, 2])]
+        >>> entry_order(seen, known, [1, 0]).tolist()
+        [1, 0, 2]
+    """
+    entries = np.empty(sum(map(len, seen)), dtype=np.int64)
+    for group, origin in zip(seen, order, strict=True):
+        entries[group] = known[origin]
+    return entries

@@ -1,0 +1,67 @@
+"""How much of a key a guess has right, and what chance would have.
+
+D = C·p² entries a block, p block size, N blocks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from benchmarks.attacks.matching import mirror_images
+from fl_vitlora.encryption.cipher import CipherKey
+
+DRAWS = 20_000
+
+
+def share_of_mask(guess: CipherKey, truth: CipherKey, *, up_to_all: bool = False) -> float:
+    """Tells the share of the negative-positive mask that is right.
+
+    Args:
+        guess: Of the attacker.
+        truth: The key.
+        up_to_all: Whether a mask that is wrong everywhere counts as right.
+    """
+    name = "negative_positive"
+    share = float((guess[name] == truth[name]).double().mean())
+    return max(share, 1 - share) if up_to_all else share
+
+
+def share_of_places(
+    guess: CipherKey, truth: CipherKey, block_size: int, *, up_to_mirrored: bool = False
+) -> float:
+    """Tells the share of entries whose place within the block is right, whatever the channel.
+
+    Args:
+        guess: Of the attacker.
+        truth: The key.
+        block_size: p.
+        up_to_mirrored: Whether the mirrored or rotated order that fits best is compared.
+    """
+    ours, theirs = (key["pixel_shuffling"].numpy() % block_size**2 for key in (guess, truth))
+    images = mirror_images(block_size, block_size) if up_to_mirrored else [np.arange(block_size**2)]
+    return max(float((image[ours] == theirs).mean()) for image in images)
+
+
+def share_of_blocks(guess: CipherKey, truth: CipherKey) -> float:
+    """Tells the share of blocks whose origin is right."""
+    name = "block_scrambling"
+    return float((guess[name] == truth[name]).double().mean())
+
+
+def chance_of_places(block_size: int, *, up_to_mirrored: bool = False) -> float:
+    """Tells the mean share of places that a random order has right; see `share_of_places`."""
+    if not up_to_mirrored:
+        return 1 / block_size**2
+    generator, places = np.random.default_rng(0), np.arange(block_size**2)
+    orders = generator.permuted(np.tile(places, (DRAWS, 1)), axis=1)
+    images = np.stack(list(mirror_images(block_size, block_size)))
+    right = (images[:, orders] == places).mean(axis=-1)
+    return float(right.max(axis=0).mean())
+
+
+def chance_of_mask(entries: int) -> float:
+    """Tells the mean share of a mask that a random one has right, up to all of them."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.randint(2, (DRAWS, entries), generator=generator).double().mean(dim=1)
+    return float(torch.maximum(shares, 1 - shares).mean())

@@ -1,0 +1,99 @@
+"""What can be read of images that have a key each: of one ciphertext without any other.
+
+No order of pixels or blocks changes the levels of an image, the moments of its blocks, their
+distances, or the singular values of its matrix of blocks. These are features of the plain image
+that stay in its ciphertext, and an ordinary classifier reads labels from them.
+
+n images, N blocks, D entries a block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.attacks.second_order import Matrix
+from fl_vitlora.encryption.blocks import to_blocks
+
+LEVELS = 25  # of a histogram; odd, so that no boundary is at zero
+DIGITS = 9  # beyond which numbers are rounding
+QUANTILES = 20
+WHITE = 255
+
+
+def mask_of(image: Tensor, block_size: int) -> Tensor:
+    """Guesses the negative-positive mask of one ciphertext of an image with a dark background.
+
+    The block with the most values of 0 or 255 is taken for background: its bright entries are the
+    inverted ones.
+
+    Args:
+        image: Ciphertext, uint8 (C, H, W).
+        block_size: p.
+
+    Returns:
+        The mask, bool (D,).
+
+    Example:
+        >>> background = torch.tensor([0, 255, 255, 0], dtype=torch.uint8).view(1, 2, 2)
+        >>> mask_of(background, 2)
+        tensor([False,  True,  True, False])
+    """
+    blocks = to_blocks(image[None], block_size)[0].float()
+    from_extreme = torch.minimum(blocks, WHITE - blocks).sum(dim=1)
+    return blocks[from_extreme.argmin()] > WHITE / 2
+
+
+def features(image: Tensor, block_size: int) -> Matrix:
+    """Computes what no order of pixels and blocks changes, with the guessed mask taken off.
+
+    Args:
+        image: Ciphertext, uint8 (C, H, W).
+        block_size: p.
+
+    Returns:
+        A vector; its length depends on N and D alone.
+    """
+    blocks = to_blocks(image[None], block_size)[0]
+    plain = (blocks ^ (mask_of(image, block_size) * WHITE).to(torch.uint8)).double().numpy() / WHITE
+    of_rows, of_columns = plain - plain.mean(axis=1, keepdims=True), plain - plain.mean(axis=0)
+    both = of_rows - of_rows.mean(axis=0)
+    return np.concatenate(
+        [
+            *(
+                np.linalg.svd(matrix, compute_uv=False)
+                for matrix in (plain, of_rows, of_columns, both)
+            ),
+            *(_histogram(matrix) for matrix in (plain, of_rows, of_columns)),
+            _moments_in_order(plain),
+            _moments_in_order(plain.T),
+            _distances(plain),
+            _distances(plain.T),
+        ]
+    )
+
+
+def _histogram(matrix: Matrix) -> Matrix:
+    """Counts values by levels, as shares."""
+    return np.histogram(matrix.round(DIGITS), bins=LEVELS, range=(-1, 1))[0] / matrix.size
+
+
+def _moments_in_order(rows: Matrix) -> Matrix:
+    """Computes mean, deviation, third moment and extremes of rows, ordered by the mean."""
+    mean = rows.mean(axis=1)
+    skew = ((rows - mean[:, None]) ** 3).mean(axis=1)
+    moments = np.stack([mean, rows.std(axis=1), skew, rows.min(axis=1), rows.max(axis=1)])
+    return moments[:, np.lexsort(moments[::-1].round(DIGITS))].reshape(-1)
+
+
+def _distances(rows: Matrix) -> Matrix:
+    """Computes quantiles of the distances of every two rows."""
+    apart = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+    found: Matrix = np.quantile(apart[np.triu_indices(len(rows), 1)], np.linspace(0, 1, QUANTILES))
+    return found
+
+
+def table_of_features(images: Tensor, block_size: int) -> Matrix:
+    """Computes the features of images (n, C, H, W), one row for each."""
+    return np.stack([features(image, block_size) for image in images])

@@ -1,0 +1,187 @@
+"""The attacks on the default job's images, once for a key: what is tried, and what is found.
+
+Nothing is downloaded, and no key ring of a user is touched: every trial draws a secret of its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch import Tensor
+
+from benchmarks.attacks import measures
+from benchmarks.attacks.ciphertext import Prior, key_from_ciphertext
+from benchmarks.attacks.curious_server import CuriousFedAvg
+from benchmarks.attacks.embedding import key_from_embedding
+from benchmarks.attacks.single_image import mask_of, table_of_features
+from fl_vitlora import config as configuration
+from fl_vitlora.config import Config
+from fl_vitlora.data import sources
+from fl_vitlora.data.owner import key_holder
+from fl_vitlora.data.sources import Images, Indices
+from fl_vitlora.encryption.blocks import to_blocks
+from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
+from fl_vitlora.encryption.keys import SECRET_BYTES
+from fl_vitlora.experiment import run
+from fl_vitlora.flower.simulation import Engine
+from fl_vitlora.preparation import prepare_holder, prepare_model
+
+BLOCK, SHAPE = 4, (3, 16, 16)  # of the default job
+Shares = dict[str, float]
+
+
+def fresh_holder(config: Config) -> KeyHolder:
+    """Makes the key holder of a default job, with a secret that is forgotten afterwards."""
+    secret = secrets.token_bytes(SECRET_BYTES)
+    return key_holder(config, patch_size=BLOCK, image_shape=SHAPE, secret=secret)
+
+
+def pixels(images: Images, positions: Indices | None = None) -> Tensor:
+    """Reads images, all of them unless positions are given, in the default job's size."""
+    chosen = np.arange(len(images)) if positions is None else positions
+    return images.read(chosen, *SHAPE[1:])
+
+
+def from_ciphertext(counts: list[int], seed: int) -> dict[int, Shares]:
+    """Attacks one fresh key of the default job from ciphertext alone.
+
+    One half of the training images, drawn by the seed, is known in plain; ciphertexts are of the
+    other half. With the key that is found the encrypted test images are decrypted, and their labels
+    read by the nearest neighbour among the plain images.
+
+    Args:
+        counts: Numbers n of ciphertexts.
+        seed: Of the halves.
+
+    Returns:
+        For each n the shares that are right.
+    """
+    train, test = sources.load(Config().data)
+    order = np.random.default_rng(seed).permutation(len(train))
+    known, victims = np.array_split(order, 2)
+    plain = pixels(train, known)
+    prior = Prior.of(plain, BLOCK)
+    reader = KNeighborsClassifier(1).fit(plain.flatten(1).numpy(), train.labels[known])
+    holder = fresh_holder(Config())
+    truth, there = holder.key(TEST), pixels(test)
+    found = {}
+    for count in counts:
+        ciphertext = holder.encrypt(pixels(train, victims[:count]), TEST)
+        guess = key_from_ciphertext(ciphertext, prior, seed)
+        decrypted = holder.cipher.decrypt(holder.encrypt(there, TEST), guess)
+        exact = (decrypted == there).flatten(1).all(dim=1).double().mean()
+        found[count] = {
+            "mask": measures.share_of_mask(guess, truth),
+            "places": measures.share_of_places(guess, truth, BLOCK),
+            "blocks": measures.share_of_blocks(guess, truth),
+            "test images bit-exact": float(exact),
+            "labels read": float(reader.score(decrypted.flatten(1).numpy(), test.labels)),
+        }
+    return found
+
+
+def from_embedding(
+    settings: Mapping[str, Any], rounds: list[int], seed: int, engine: Engine
+) -> dict[int, Shares]:
+    """Runs a federation, and attacks its key from the aggregated patch embedding alone.
+
+    Args:
+        settings: Of the default job, what is another.
+        rounds: After which of them to attack.
+        seed: Of the run.
+        engine: Of Ray.
+
+    Returns:
+        For each round the shares that are right: from the changes of all rounds so far, which the
+        server and every client see, and from the change since the public model alone, which
+        everybody sees who has the model.
+    """
+    server, holder, accuracy = observed(settings, seed, engine)
+    truth, steps = holder.key(TEST), server.notes.steps
+    found = {}
+    for count in rounds:
+        change = torch.stack(steps[:count]).sum(dim=0)
+        shares = {"accuracy at the end": accuracy}
+        for name, seen in {"all rounds": steps[:count], "the model alone": [change]}.items():
+            guess = key_from_embedding(seen, BLOCK, grey=True)
+            shares |= of_embedding(guess, truth, name)
+        found[count] = shares
+    return found
+
+
+def from_uploads(rounds: list[int], seed: int, engine: Engine) -> dict[int, Shares]:
+    """Attacks every client's own key from what that client sends (scope client, aggregate)."""
+    settings = {"encryption.scope": "client", "rounds": max(rounds)}
+    server, holder, accuracy = observed(settings, seed, engine)
+    keys = {client: holder.key(client_party(client)) for client in server.notes.uploads[0]}
+    found = {}
+    for count in rounds:
+        shares = []
+        for client, truth in keys.items():
+            sent = [update[client] for update in server.notes.uploads[:count]]
+            shares.append(of_embedding(key_from_embedding(sent, BLOCK, grey=True), truth, "own"))
+        mean = {name: float(np.mean([one[name] for one in shares])) for name in shares[0]}
+        whole = float(np.mean([min(one.values()) == 1 for one in shares]))
+        found[count] = mean | {"clients whose key is found": whole, "accuracy at the end": accuracy}
+    return found
+
+
+def of_embedding(guess: Mapping[str, Tensor], truth: Mapping[str, Tensor], name: str) -> Shares:
+    """Measures a guess up to one bit and the mirror images."""
+    return {
+        f"mask, {name}": measures.share_of_mask(guess, truth, up_to_all=True),
+        f"places, {name}": measures.share_of_places(guess, truth, BLOCK, up_to_mirrored=True),
+    }
+
+
+def observed(
+    settings: Mapping[str, Any], seed: int, engine: Engine
+) -> tuple[CuriousFedAvg, KeyHolder, float]:
+    """Runs the default job under a server that takes notes.
+
+    Returns:
+        The server with its notes, the owners' key holder, and the accuracy at the end.
+    """
+    server = CuriousFedAvg()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"out": f"{folder}/run", "encryption.key_file": f"{folder}/owner.key"}
+        config = configuration.load(None, {**paths, "seed": seed, **settings})
+        result, _ = run(config, server, engine=engine)
+        model = prepare_model(config, 10, "cpu")
+        return server, prepare_holder(config, model), float(result["accuracy"])
+
+
+def with_key_per_image() -> Shares:
+    """Reads labels of ciphertext where every image has a key of its own.
+
+    The classifier learns from the ciphertexts of the training images, whose labels are open, and
+    reads those of the test images: a support vector machine over `single_image.features`.
+    """
+    train, test = sources.load(Config().data)
+    scope = replace(Config().encryption, scope="image")
+    holder = fresh_holder(replace(Config(), encryption=scope))
+    images = [
+        holder.encrypt(pixels(train), client_party(0)),
+        holder.encrypt(pixels(test), TEST, "test"),
+    ]
+    learnt, read = (table_of_features(some, BLOCK) for some in images)
+    classifier = make_pipeline(StandardScaler(), SVC(C=10)).fit(learnt, train.labels)
+    black = to_blocks(holder.encrypt(torch.zeros_like(images[1]), TEST, "test"), BLOCK)
+    masks = [
+        torch.equal(mask_of(image, BLOCK), truth[0] > 0)
+        for image, truth in zip(images[1], black, strict=True)
+    ]
+    return {
+        "labels read": float(classifier.score(read, test.labels)),
+        "whole masks found": float(np.mean(masks)),
+    }

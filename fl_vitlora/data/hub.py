@@ -1,0 +1,102 @@
+"""Data sets of the Hugging Face hub; the only part of the package that downloads images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data.pixels import first_line
+from fl_vitlora.errors import UserError
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # with or without its owner
+PATIENCE = 5.0  # seconds for the hub's first answer
+
+
+def open_hub(config: DataConfig) -> Mapping[str, Any]:
+    """Loads a data set of the hub, from the cache if the hub cannot be reached.
+
+    Args:
+        config: `name`, `config` and `revision`.
+
+    Returns:
+        Its splits.
+
+    Raises:
+        UserError: When there is none, within seconds where there is no network.
+    """
+    name = config.name
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"data set {name!r}: no such folder; choose another one: --dataset FOLDER")
+    import datasets
+
+    # Before its version 4, the library executes scripts of the hub if it is told so.
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
+    try:
+        answer = _ask(name, config.revision)
+        with _offline(answer is not None):
+            found = datasets.load_dataset(name, config.config, revision=config.revision)
+    except Exception as error:
+        if "onfig name is missing" in str(error) or "BuilderConfig" in str(error):
+            told = " ".join(str(error).split())[:500]
+            raise UserError(
+                f"data set {name!r}: {told}; choose one: --set data.config=NAME"
+            ) from error
+        raise UserError(
+            f"data set {name!r} is neither 'digits', nor a local path, nor to be had from the "
+            f"Hugging Face hub ({first_line(error)}); offline, give a path: --dataset FOLDER"
+        ) from error
+    return dict(found)
+
+
+def hub_folders() -> list[Path]:
+    """Returns the folders in which the library keeps what it has downloaded."""
+    import datasets
+    from huggingface_hub import constants
+
+    return [
+        Path(datasets.config.HF_DATASETS_CACHE),
+        Path(datasets.config.DOWNLOADED_DATASETS_PATH),
+        Path(constants.HF_HUB_CACHE),
+    ]
+
+
+def _ask(name: str, revision: str | None) -> Exception | None:
+    """Asks the hub for a data set once; returns why it did not answer, if it did not.
+
+    The library itself repeats a question for half a minute.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return None
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=PATIENCE)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code < 500:
+            raise
+        failure: Exception = error
+        return failure
+    except Exception as error:
+        return error
+    return None
+
+
+@contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    """Keeps the library from asking a hub that does not answer, again and again."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before

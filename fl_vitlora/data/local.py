@@ -1,0 +1,252 @@
+"""A data set in a folder: what it is, and its splits.
+
+A folder is a data set that was saved to disk, parquet files, tar files, a table of images, or a
+folder of images by class, and is read as that and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data.classes import Part, count
+from fl_vitlora.data.columns import find_columns, has_no_labels, to_part
+from fl_vitlora.data.dicom import INSTALL, can_read_dicom
+from fl_vitlora.data.image_folder import read_layout, to_parts, without_labels
+from fl_vitlora.data.listing import (
+    File,
+    Listing,
+    count_kinds,
+    is_dicom,
+    list_folder,
+    suffix_of,
+)
+from fl_vitlora.data.splits import Choice, choose_splits
+from fl_vitlora.data.stored import group_shards, is_saved, open_parquet, open_saved
+from fl_vitlora.data.tables import SUFFIXES, find_tables, only_table, read_tables
+from fl_vitlora.data.tars import read_tars
+from fl_vitlora.errors import UserError
+
+SILENT = frozenset(("dataset_info.json", "readme.md", "license", "license.txt"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The splits of a data set.
+
+    Attributes:
+        choice: Which are trained on and tested on.
+        sizes: How many images every split holds.
+        part: Makes the part of a split.
+        notes: What was not used beside the splits.
+    """
+
+    choice: Choice
+    sizes: Mapping[str, int]
+    part: Callable[[str], Part]
+    notes: tuple[str, ...] = ()
+
+
+def open_folder(config: DataConfig) -> Found:
+    """Opens a data set in a folder.
+
+    Raises:
+        UserError: When the folder holds none, or could be understood in two ways.
+    """
+    path = Path(config.name)
+    if not path.is_dir():
+        raise UserError(f"data set {path}: expected a folder, got a file")
+    if config.revision:
+        raise UserError(f"data.revision is for the hub; {path} is a folder")
+    if is_saved(path):
+        return from_rows(str(path), open_saved(path), config, [path])
+    listing = list_folder(path, dicom=can_read_dicom())
+    return _open_listing(path, listing, config)
+
+
+def from_rows(
+    where: str, splits: Mapping[str, Any], config: DataConfig, folders: Sequence[Path]
+) -> Found:
+    """Finds the columns of stored rows, and chooses splits.
+
+    Args:
+        where: The data set, for messages.
+        splits: Rows of the `datasets` library.
+        config: Names columns and splits.
+        folders: Which may hold the images of rows that name files.
+    """
+    names = list(splits)
+    if not names:
+        raise UserError(f"data set {where}: has no splits")
+    train = choose_splits(where, names, config).train if len(names) > 1 else names[0]
+    columns = find_columns(where, splits[train], config)
+    bare = {name for name in names if name != train and has_no_labels(splits[name], columns[1])}
+    return Found(
+        choice=choose_splits(where, names, config, bare),
+        sizes={name: len(rows) for name, rows in splits.items()},
+        part=lambda name: to_part(f"{where}, split {name}", splits[name], columns, folders),
+    )
+
+
+def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
+    """Finds out what a listed folder is."""
+    parquet = [f.name for f in listing.others if suffix_of(f.name) == ".parquet"]
+    tars = [f.name for f in listing.others if suffix_of(f.name) == ".tar"]
+    tables = find_tables(listing)
+    if config.config and not (parquet or tars):
+        raise UserError(f"data.config is for the hub and its clones; {path} has no configurations")
+    wanted = config.layout
+    if wanted == "table":
+        tables = tables or only_table(listing)
+        if not tables:
+            raise UserError(
+                f"data set {path}: data.layout=table, and no table such as metadata.csv"
+            )
+        return _from_tables(path, listing, tables, config)
+    if wanted == "auto" and config.partition != "natural":
+        kinds = [
+            name
+            for name, there in (("parquet files", parquet), ("tar files", tars), ("tables", tables))
+            if there
+        ]
+        if len(kinds) > 1 or (kinds and kinds != ["tables"] and listing.images):
+            beside = [*kinds, "images"] if listing.images else kinds
+            raise UserError(
+                f"data set {path}: found {' and '.join(beside)}, and cannot tell which of them is "
+                "the data set; give the folder of one of them, or say it: --set data.layout=splits "
+                "or classes for folders of images, table for a table"
+            )
+        if parquet:
+            return _from_parquet(path, parquet, config, listing)
+        if tars:
+            return _from_tars(path, tars, config, listing)
+        if tables or (listing.images and _only_flat(listing) and only_table(listing)):
+            return _from_tables(path, listing, tables or only_table(listing), config)
+    if not listing.images:
+        raise UserError(
+            f"data set {path}: expected a saved data set or folders of images named after their "
+            f"classes, found no image{_found_instead(listing)}"
+        )
+    return _from_images(path, listing, config)
+
+
+def _only_flat(listing: Listing) -> bool:
+    """Tells whether images lie in the folder itself, or in one folder together."""
+    return len({file.parts[:-1] for file in listing.images}) == 1
+
+
+def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
+    items = read_layout(listing, config)
+    parts = to_parts(path, items)
+    sizes = {split: sum(item.split == split for item in items) for split in parts}
+    twice = len(listing.images) - len(items)
+    notes = [f"{count(twice, 'link')} to images that are counted already"] if twice else []
+    return Found(
+        choice=(
+            choose_splits(str(path), list(parts), config, without_labels(items))
+            if "" not in parts
+            else _expect_no_choice(path, config)
+        ),
+        sizes=sizes,
+        part=lambda split: parts[split],
+        notes=(*notes, *_notes(listing, [])),
+    )
+
+
+def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
+    for setting in ("train_split", "test_split"):
+        if getattr(config, setting) not in (None, "none"):
+            raise UserError(f"data set {path} has no splits to choose by data.{setting}")
+    return Choice(train="", test=None, unused=())
+
+
+def _from_tables(path: Path, listing: Listing, tables: Sequence[str], config: DataConfig) -> Found:
+    parts = read_tables(listing, tables, config)
+    used = sum(len(part) for part in parts.values())
+    left = len(listing.images) - used
+    notes = [f"{count(left, 'image')} that no table names"] if left > 0 else []
+    return Found(
+        choice=choose_splits(str(path), list(parts), config),
+        sizes={split: len(part) for split, part in parts.items()},
+        part=lambda split: parts[split],
+        notes=(*notes, *_notes(listing, tables)),
+    )
+
+
+def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
+    grouped = group_shards(path, names, config.config)
+    _expect_distinct(path, listing, names)
+    files = {split: [path / name for name in shards] for split, shards in grouped.items()}
+    found = from_rows(str(path), open_parquet(path, files), config, [path])
+    used = [name for shards in grouped.values() for name in shards]
+    return Found(
+        choice=found.choice, sizes=found.sizes, part=found.part, notes=_notes(listing, used)
+    )
+
+
+def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
+    grouped = group_shards(path, names, config.config)
+    _expect_distinct(path, listing, names)
+    parts, unused = {}, 0
+    for split, shards in grouped.items():
+        parts[split], more = read_tars([path / name for name in shards], config)
+        unused += more
+    used = [name for shards in grouped.values() for name in shards]
+    notes = [f"{count(unused, 'member')} of tar files"] if unused else []
+    return Found(
+        choice=choose_splits(str(path), list(parts), config),
+        sizes={split: len(part) for split, part in parts.items()},
+        part=lambda split: parts[split],
+        notes=(*notes, *_notes(listing, used)),
+    )
+
+
+def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None:
+    """Refuses one file under two names: its images would be in two splits, or twice in one."""
+    first: dict[tuple[int, int], str] = {}
+    known = set(names)
+    for file in listing.others:
+        if file.name in known and first.setdefault(file.place, file.name) != file.name:
+            raise UserError(
+                f"data set {path}: {first[file.place]} and {file.name} are the same file"
+            )
+
+
+def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
+    """Counts the files that were not read."""
+    known = set(used)
+    left = [
+        file
+        for file in listing.others
+        if file.name not in known and file.parts[-1].lower() not in SILENT
+    ]
+    dicom = _dicom_files(listing.root, left)
+    scans = {file.name for file in dicom}
+    others = [file for file in left if file.name not in scans]
+    notes = []
+    if dicom:
+        notes.append(f"{count(len(dicom), 'DICOM file')} (to read them: {INSTALL})")
+    if others:
+        notes.append(f"files that are no images: {count_kinds(others)}")
+    return tuple(notes)
+
+
+def _dicom_files(root: Path, files: Sequence[File]) -> list[File]:
+    return [file for file in files if is_dicom(str(root / file.name), file.name)]
+
+
+def _found_instead(listing: Listing) -> str:
+    if not listing.others:
+        return " and no other file"
+    dicom = _dicom_files(listing.root, listing.others)
+    if dicom:
+        return f" but {count(len(dicom), 'DICOM file')}; to read them: {INSTALL}"
+    hint = (
+        "; a table of images is read with --set data.layout=table"
+        if any(suffix_of(file.name) in SUFFIXES for file in listing.others)
+        else ""
+    )
+    return f" but {count_kinds(listing.others)}{hint}"

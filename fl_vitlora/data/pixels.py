@@ -1,0 +1,185 @@
+"""From a stored image to RGB pixels of 8 bits: depth, transparency, size.
+
+Eight bits a channel are taken as they are. More bits are scaled as the format says, or refused if
+it does not say: a conversion by the imaging library would clip them without a word.
+
+H × W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data.classes import Encoded, Part
+from fl_vitlora.data.depth import (
+    MAYBE_FEWER,
+    expect_readable_colours,
+    has_16_bits,
+    is_deep,
+    to_8_bits,
+)
+from fl_vitlora.data.images import Indices
+from fl_vitlora.data.listing import is_dicom
+from fl_vitlora.errors import UserError
+
+LOOKED_AT = 8  # images of which the depth is looked at before all are read
+ROWS_AT_ONCE = 64  # images that are in memory together, not decoded yet
+FORMATS = (  # that nothing but the imaging library reads; EPS, for one, starts another program
+    ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+)
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How images are made to fit the model.
+
+    Attributes:
+        fit: What becomes of images with another aspect ratio: squashed, cropped or padded.
+        background: The colour behind transparent images and beside padded ones.
+        pixel_range: The values that become black and white, for more than 8 bits; () is unknown.
+    """
+
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    background: tuple[int, int, int] = (255, 255, 255)
+    pixel_range: tuple[float, ...] = ()
+
+
+def look_of(config: DataConfig) -> Look:
+    """Gathers the settings about pixels; one grey level stands for three colours."""
+    red, *others = config.background
+    green, blue = others or (red, red)
+    return Look(
+        fit=config.fit, background=(red, green, blue), pixel_range=tuple(config.pixel_range)
+    )
+
+
+def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: int) -> Tensor:
+    """Reads images.
+
+    Args:
+        part: Gives the images at positions, as they are stored.
+        look: How images are made to fit.
+        positions: Of the images.
+        height: H.
+        width: W.
+
+    Returns:
+        uint8 (len(positions), 3, H, W).
+
+    Raises:
+        UserError: When an image cannot be read; it names the image.
+    """
+    pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
+    for start in range(0, len(positions), ROWS_AT_ONCE):
+        for number, stored in enumerate(part.fetch(positions[start : start + ROWS_AT_ONCE]), start):
+            try:
+                image = _decode(stored, part.mode, look)
+            except UserError as error:
+                raise UserError(f"image {stored.name}: {error}") from None
+            except Exception as error:  # Pillow's, of any kind, a decompression bomb's among them
+                raise UserError(
+                    f"image {stored.name} cannot be read: {first_line(error)}"
+                ) from None
+            pixels[number] = np.asarray(_fitted(image, height, width, look)).transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
+
+
+def tell_depth(part: Part, look: Look) -> str | None:
+    """Looks at a few images, and tells if they have 16 bits of which the upper ones are unused.
+
+    Args:
+        part: The images.
+        look: With a stated range there is nothing to tell.
+
+    Returns:
+        A note for the user; None where there is nothing to tell.
+    """
+    from PIL import Image
+
+    brightest = []
+    for stored in part.fetch(np.linspace(0, len(part) - 1, LOOKED_AT).astype(np.int64)):
+        try:
+            source = stored.path if stored.content is None else io.BytesIO(stored.content)
+            with Image.open(source, formats=_formats()) as image:  # type: ignore[arg-type]
+                if image.mode.startswith("I;16"):
+                    brightest.append(int(np.asarray(image).max()))
+        except Exception:
+            continue
+    if look.pixel_range or not brightest or max(brightest) >= MAYBE_FEWER:
+        return None
+    return (
+        f"images of 16 bits hold no value above {max(brightest)} of 65535, as far as looked at; if "
+        "they hold fewer bits, say it: --set data.pixel_range=[LOW,HIGH]"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Tells an error of another library in one line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+
+
+def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
+    """Makes an RGB image of a stored one."""
+    from PIL import Image, ImageOps
+
+    if stored.path is not None and is_dicom(str(stored.path), stored.path.name):
+        from fl_vitlora.data.dicom import read_dicom
+
+        return Image.fromarray(read_dicom(stored.path, look.pixel_range)).convert("RGB")
+    source = stored.path if stored.content is None else io.BytesIO(stored.content)
+    with Image.open(source, formats=_formats()) as opened:  # type: ignore[arg-type]
+        if opened.format == "TIFF" and getattr(opened, "n_frames", 1) > 1:
+            raise UserError(f"expected one image, found {opened.n_frames} pages")  # type: ignore[attr-defined]
+        sixteen = has_16_bits(opened)
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+        if is_deep(image.mode):
+            grey = to_8_bits(image, opened, look.pixel_range)
+            return Image.fromarray(grey).convert("RGB")
+        if sixteen:
+            expect_readable_colours(image, look.pixel_range)
+        if mode is not None and not is_deep(mode):
+            image = image.convert(mode)
+        return _opaque(image, look.background)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _opaque(image: Any, background: tuple[int, int, int]) -> Any:
+    """Puts a transparent image on its background."""
+    from PIL import Image
+
+    if image.mode not in TRANSPARENT and "transparency" not in image.info:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    if layer.getextrema()[3] == (255, 255):  # nothing of it is transparent
+        return image.convert("RGB")
+    below = Image.new("RGBA", layer.size, (*background, 255))
+    return Image.alpha_composite(below, layer).convert("RGB")
+
+
+def _fitted(image: Any, height: int, width: int, look: Look) -> Any:
+    from PIL import Image, ImageOps
+
+    if image.size == (width, height):
+        return image
+    if look.fit == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    if look.fit == "pad":
+        return ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, color=look.background)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,0 +1,144 @@
+"""Which split of a data set is trained on, which is tested on, and what becomes of the others.
+
+The names of splits are compared without case. No split is ever pooled with another one, and a
+split that is not used is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.errors import UserError, unknown
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLITS: Mapping[str, str] = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "validation": VALIDATION,
+    "dev": VALIDATION,
+    "eval": VALIDATION,
+    "evaluation": VALIDATION,
+    "test": TEST,
+    "testing": TEST,
+}
+NONE = "none"  # as data.test_split: a share of the training images is held out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The splits that are used.
+
+    Attributes:
+        train: The name of the split for training.
+        test: The name of the split for testing; None if a share is held out from training.
+        unused: The names of all other splits.
+    """
+
+    train: str
+    test: str | None
+    unused: tuple[str, ...]
+
+
+def meaning_of(name: str) -> str | None:
+    """Returns the split that a name stands for, if any.
+
+    Example:
+        >>> meaning_of("Val"), meaning_of("test tube")
+        ('validation', None)
+    """
+    return SPLITS.get(name.lower())
+
+
+def choose_splits(
+    where: str, names: Sequence[str], config: DataConfig, unlabelled: Collection[str] = ()
+) -> Choice:
+    """Chooses the splits for training and testing.
+
+    Args:
+        where: The data set, for messages.
+        names: The names of all its splits.
+        config: `train_split` and `test_split` choose by name.
+        unlabelled: Splits that hold images without labels; they are not used for testing unless
+            they are asked for.
+
+    Returns:
+        The choice.
+
+    Raises:
+        UserError: When the choice is not clear, and the setting that makes it clear.
+
+    Example:
+        >>> choose_splits("photos", ["Train", "val", "test"], DataConfig())
+        Choice(train='Train', test='test', unused=('val',))
+    """
+    train = _train(where, names, config)
+    if config.test_split == NONE:
+        test = None
+    elif config.test_split:
+        test = _named("data.test_split", config.test_split, names)
+    else:
+        test = _test(where, names, train, unlabelled)
+    if test == train:
+        raise UserError(
+            f"data set {where}: data.train_split and data.test_split are both {train!r}; test "
+            "images must not be trained on"
+        )
+    unused = tuple(name for name in names if name not in (train, test))
+    return Choice(train=train, test=test, unused=unused)
+
+
+def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
+    if config.train_split:
+        return _named("data.train_split", config.train_split, names)
+    found = _meaning(where, names, TRAIN, "data.train_split")
+    if found is not None:
+        return found
+    if len(names) == 1 and meaning_of(names[0]) is None:
+        return names[0]
+    raise UserError(
+        f"data set {where}: no split for training among {', '.join(names)}; name it: "
+        "--set data.train_split=NAME"
+    )
+
+
+def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[str]) -> str | None:
+    without = []
+    for split in (TEST, VALIDATION):
+        found = _meaning(where, names, split, "data.test_split")
+        if found is None or found == train:
+            continue
+        if found not in unlabelled:
+            return found
+        without.append(found)
+    if without:
+        raise UserError(
+            f"data set {where}: the images of {' and '.join(without)} have no labels (no class "
+            "folders, annotations or label column); hold out a share of the training images "
+            "instead: --set data.test_split=none"
+        )
+    return None
+
+
+def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
+    """Finds a split by its name, without case if no name is exactly so."""
+    for name in names:
+        if name == wanted:
+            return name
+    found = [name for name in names if name.lower() == wanted.lower()]
+    if len(found) != 1:
+        raise unknown(setting, wanted, names)
+    return found[0]
+
+
+def _meaning(where: str, names: Sequence[str], split: str, setting: str) -> str | None:
+    found = [name for name in names if meaning_of(name) == split]
+    if len(found) > 1:
+        raise UserError(
+            f"data set {where}: {' and '.join(found)} are both names of the {split} split; name "
+            f"the one to use: --set {setting}=NAME"
+        )
+    return found[0] if found else None

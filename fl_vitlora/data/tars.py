@@ -1,0 +1,160 @@
+"""WebDataset: tar files in which an image and its label have the same name and two endings.
+
+Only where the members lie is read at first; images are read from the tar files when they are asked
+for. Nothing is unpacked, and no member but labels and images is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data.classes import Encoded, Fetch, Part, count, labels_of, number_classes
+from fl_vitlora.data.images import Indices
+from fl_vitlora.data.labels import class_of, expect_no_mark
+from fl_vitlora.data.listing import IMAGE_SUFFIXES, is_passed_over
+from fl_vitlora.data.tables import LABEL_COLUMNS
+from fl_vitlora.errors import UserError
+
+TEXT_LABELS = ("cls", "label", "txt")  # endings, the first that is there
+LONGEST_LABEL = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a member of a tar file lies.
+
+    Attributes:
+        tar: The file.
+        name: The member's name.
+        start: Its first byte.
+        size: Its bytes.
+    """
+
+    tar: Path
+    name: str
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        """Reads the member."""
+        with self.tar.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+    @property
+    def where(self) -> str:
+        """Names the member."""
+        return f"{self.tar}, member {self.name}"
+
+
+def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
+    """Reads the tar files of one split.
+
+    Args:
+        paths: The files.
+        config: `image_column` and `label_column` name endings, or keys of a JSON member.
+
+    Returns:
+        The split, and how many members were not used.
+
+    Raises:
+        UserError: When a file is damaged, or a sample has no label or several images.
+    """
+    images: list[Member] = []
+    labels: list[str] = []
+    unused = 0
+    for path in paths:
+        for key, members in _samples(path):
+            image = _image_of(key, members, config)
+            if image is None:
+                unused += len(members)
+                continue
+            images.append(image)
+            labels.append(_label_of(image, members, config))
+    if not images:
+        raise UserError(f"{paths[0]}: found no image in {count(len(paths), 'tar file')}")
+    expect_no_mark(labels, lambda row: images[row].where)
+    names = number_classes(labels)
+    return Part(labels=labels_of(labels, names), names=names, fetch=_fetcher(images)), unused
+
+
+def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
+    """Yields the members of a tar file that have one name, by their endings."""
+    samples: dict[str, dict[str, Member]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for entry in tar:
+                folder, slash, name = entry.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                parts = [part for part in entry.name.split("/") if part.strip(".")]
+                if entry.isreg() and not any(map(is_passed_over, parts)):
+                    place = Member(path, entry.name, entry.offset_data, entry.size)
+                    sample = samples.setdefault(f"{folder}{slash}{stem}", {})
+                    if sample.setdefault(ending.lower(), place) is not place:
+                        raise UserError(f"{place.where}: a second member of that name")
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    yield from samples.items()
+
+
+def _image_of(key: str, members: Mapping[str, Member], config: DataConfig) -> Member | None:
+    if config.image_column in members:
+        return members[str(config.image_column)]
+    found = [
+        m for ending, m in members.items() if f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES
+    ]
+    if len(found) > 1:
+        raise UserError(
+            f"{found[0].tar}, sample {key}: expected one image, found endings {sorted(members)}; "
+            "name one: --set data.image_column=ENDING"
+        )
+    return found[0] if found else None
+
+
+def _label_of(image: Member, members: Mapping[str, Member], config: DataConfig) -> str:
+    wanted = [config.label_column] if config.label_column else list(TEXT_LABELS)
+    for ending in wanted:
+        if ending in members:
+            return class_of(_text(members[str(ending)]), members[str(ending)].where)
+    if "json" in members:
+        content = _json(members["json"])
+        for key in [config.label_column] if config.label_column else LABEL_COLUMNS:
+            if key in content:
+                return class_of(content[str(key)], f"{members['json'].where}, key {key!r}")
+    raise UserError(
+        f"{image.where}: no label among its endings {sorted(members)}; name one, or a key of its "
+        "JSON: --set data.label_column=NAME"
+    )
+
+
+def _text(member: Member) -> str:
+    if member.size > LONGEST_LABEL:
+        raise UserError(f"{member.where}: expected a label, got {member.size:,} bytes")
+    try:
+        return member.read().decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{member.where}: expected a text") from None
+
+
+def _json(member: Member) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(member))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{member.where}: expected a JSON object")
+    return content
+
+
+def _fetcher(images: Sequence[Member]) -> Fetch:
+    def fetch(positions: Indices) -> list[Encoded]:
+        chosen = [images[position] for position in positions.tolist()]
+        return [Encoded(member.where, content=member.read()) for member in chosen]
+
+    return fetch

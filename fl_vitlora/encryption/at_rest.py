@@ -1,0 +1,252 @@
+"""Files that are sealed at rest: without the key they tell nothing but whose they are.
+
+A file is a header in the clear, a small text and a body, both encrypted and authenticated. The
+header is one of safetensors with a single tensor `sealed` of bytes, so that any reader of these
+files can open the file, and finds ciphertext:
+
+    header   key and party in the clear, a random salt, a check of the key, the length of the text
+    chunk 0  the text
+    chunk i  the body, 1 MiB each; the last one may be shorter, and is there if the body is empty
+
+Each chunk is AES-256-GCM under a key that no other file has: HKDF-SHA256 of the party's storage key
+and the salt of 256 random bits. So nonces need not be random; they count the chunks, and the last
+one is marked, as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015): chunks cannot be cut
+off, added, or change places unnoticed. The bytes of the header are authenticated with every chunk.
+GCM does not commit to a key, so the header has a check that does: bytes of the same HKDF.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fl_vitlora.encryption.storage import BY_PASSPHRASE, PASSPHRASE, StorageKey, StorageKeys
+from fl_vitlora.errors import UserError
+from fl_vitlora.sealed import DamagedFileError
+
+SEALED, VERSION = "sealed", "fl_vitlora 1, AES-256-GCM"
+KEY, PARTY, SALT, CHECK, TEXT_BYTES = "storage_key", "party", "salt", "check", "text_bytes"
+CHUNK = 2**20  # bytes of plain text
+TAG = 16  # bytes that each chunk is longer for
+LENGTH = struct.Struct("<Q")
+LONGEST_HEADER, LONGEST_TEXT = 2**16, 2**26
+SALT_BYTES = 32
+INFO = b"fl_vitlora/1/sealed file"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a sealed file says without its key.
+
+    Attributes:
+        key: Name of the storage key's root.
+        party: Whose file it is.
+        salt: 32 bytes, this file's own.
+        check: 32 bytes that tell the right key.
+        text: Bytes of the text.
+        sealed: Bytes of all chunks together.
+        raw: The header as it is in the file.
+    """
+
+    key: str
+    party: str
+    salt: bytes
+    check: bytes
+    text: int
+    sealed: int
+    raw: bytes
+
+
+def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator[bytes]:
+    """Seals a text and a body.
+
+    Args:
+        text: Small; it can be read without the body.
+        body: The rest.
+        key: The owner's storage key.
+        party: Whose file it is.
+
+    Yields:
+        The parts of the file, in order.
+    """
+    salt = secrets.token_bytes(SALT_BYTES)
+    file_key, check = _derive(key.of_party(party), salt)
+    chunks = max(1, -(-len(body) // CHUNK))
+    size = len(text) + TAG + len(body) + chunks * TAG
+    told = {
+        SEALED: VERSION,
+        KEY: key.name,
+        PARTY: party,
+        SALT: salt.hex(),
+        CHECK: check.hex(),
+        TEXT_BYTES: str(len(text)),
+    }
+    header = _write_header(told, size)
+    cipher = AESGCM(file_key)
+    yield header
+    yield cipher.encrypt(_nonce(0, last=False), text, header)
+    for number in range(chunks):
+        chunk = body[number * CHUNK : (number + 1) * CHUNK]
+        yield cipher.encrypt(_nonce(number + 1, last=number == chunks - 1), chunk, header)
+
+
+def sealed_under(path: Path) -> tuple[str, str] | None:
+    """Tells under which storage key a file is sealed, and whose it is; nothing of it is verified.
+
+    Returns:
+        Name of the key and party; None where it is not sealed.
+
+    Raises:
+        DamagedFileError: When there is no file, or its header cannot be read.
+    """
+    with _opened(path) as file:
+        header = _read_header(file, path)
+    return None if header is None else (header.key, header.party)
+
+
+def unseal_text(path: Path, keys: StorageKeys) -> bytes:
+    """Opens the text of a sealed file alone.
+
+    Raises:
+        UserError: When the key is not there.
+        DamagedFileError: When anything of header or text is not as it was written.
+    """
+    with _opened(path) as file:
+        header, cipher = _begin(file, path, keys)
+        return _text(file, header, cipher, path)
+
+
+def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
+    """Opens a sealed file, in memory alone.
+
+    Returns:
+        The text and the body.
+
+    Raises:
+        UserError: When the key is not there.
+        DamagedFileError: When any bit of it is not as it was written.
+    """
+    with _opened(path) as file:
+        header, cipher = _begin(file, path, keys)
+        text = _text(file, header, cipher, path)
+        left = header.sealed - header.text - TAG
+        chunks = max(1, -(-left // (CHUNK + TAG)))
+        body = bytearray(left - chunks * TAG)
+        for number in range(chunks):
+            start = number * CHUNK
+            size = min(CHUNK, len(body) - start)
+            nonce = _nonce(number + 1, last=number == chunks - 1)
+            plain = _decrypt(cipher, nonce, _read(file, size + TAG, path), header, path)
+            body[start : start + size] = plain
+        if file.read(1):
+            raise DamagedFileError(path, "is damaged: it is longer than it says")
+    return text, body
+
+
+def _begin(file: BinaryIO, path: Path, keys: StorageKeys) -> tuple[Header, AESGCM]:
+    """Reads the header and finds the key."""
+    header = _read_header(file, path)
+    if header is None:
+        raise DamagedFileError(path, "is not sealed")
+    file_key, check = _derive(keys.find(header.key, header.party, path), header.salt)
+    if not hmac.compare_digest(check, header.check):
+        if header.key.startswith(BY_PASSPHRASE):
+            raise UserError(
+                f"{path} is sealed under another passphrase than the one in {PASSPHRASE}, or its "
+                "header is damaged"
+            )
+        raise DamagedFileError(
+            path, f"is damaged, or was sealed under another key than {header.key}"
+        )
+    return header, AESGCM(file_key)
+
+
+def _text(file: BinaryIO, header: Header, cipher: AESGCM, path: Path) -> bytes:
+    sealed = _read(file, header.text + TAG, path)
+    return _decrypt(cipher, _nonce(0, last=False), sealed, header, path)
+
+
+def _decrypt(cipher: AESGCM, nonce: bytes, sealed: bytes, header: Header, path: Path) -> bytes:
+    try:
+        return cipher.decrypt(nonce, sealed, header.raw)
+    except InvalidTag:
+        raise DamagedFileError(
+            path, f"is damaged or was changed: it does not bear the seal of key {header.key}"
+        ) from None
+
+
+def _derive(party_key: bytes, salt: bytes) -> tuple[bytes, bytes]:
+    """Derives the key of a file, and what tells that it is the right one."""
+    both = HKDF(algorithm=SHA256(), length=64, salt=salt, info=INFO).derive(party_key)
+    return both[:32], both[32:]
+
+
+def _nonce(number: int, *, last: bool) -> bytes:
+    return number.to_bytes(11, "big") + bytes([last])
+
+
+def _write_header(told: Mapping[str, str], size: int) -> bytes:
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": told, SEALED: tensor}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH.size)  # as safetensors aligns what follows
+    return LENGTH.pack(len(text)) + text
+
+
+def _read_header(file: BinaryIO, path: Path) -> Header | None:
+    """Reads a header; None where the file is not sealed."""
+    first = file.read(LENGTH.size)
+    length = LENGTH.unpack(first)[0] if len(first) == LENGTH.size else 0
+    text = file.read(length) if length <= LONGEST_HEADER else b""
+    try:
+        content = json.loads(text)
+        told = content["__metadata__"]
+        if told.get(SEALED) is None:
+            return None
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None  # what it is instead is for others to say
+    if told[SEALED] != VERSION:
+        raise DamagedFileError(path, f"is sealed as {told[SEALED]}, which this version cannot open")
+    try:
+        header = Header(
+            key=str(told[KEY]),
+            party=str(told[PARTY]),
+            salt=bytes.fromhex(told[SALT]),
+            check=bytes.fromhex(told[CHECK]),
+            text=int(told[TEXT_BYTES]),
+            sealed=int(content[SEALED]["shape"][0]),
+            raw=first + text,
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedFileError(path, f"is damaged: its header lacks {error}") from None
+    size = path.stat().st_size - len(header.raw)
+    whole = header.sealed == size and 0 <= header.text <= min(LONGEST_TEXT, size - 2 * TAG)
+    if not whole:
+        raise DamagedFileError(path, "is damaged: it is not as long as its header says")
+    return header
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise DamagedFileError(path, "is missing") from None
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read ({error.strerror})") from None
+
+
+def _read(file: BinaryIO, size: int, path: Path) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise DamagedFileError(path, "is damaged: it is shorter than it says")
+    return data

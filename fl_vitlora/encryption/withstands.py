@@ -1,0 +1,88 @@
+"""From how many ciphertexts a key has been recovered here: the one table of measured cases.
+
+The number of possible keys (`Cipher.key_space_bits`) says nothing about this: an attacker does not
+try keys, but compares the statistics of ciphertext with those of other images. What is not in the
+table was not measured; it is no claim that such a key withstands more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from fl_vitlora.encryption.cipher import Cipher
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A measured attack from ciphertext alone.
+
+    Attributes:
+        data: Of which images (`data.name`).
+        image_shape: (C, H, W).
+        block_size: Pixels a side.
+        steps: A cipher of any of these steps falls alike: a step that is left out is one whose key
+            changes nothing, and the attack finds that key too.
+        scopes: In which one key serves many images.
+        ciphertexts: From how many the whole key was found, for every key that was tried.
+        source: What prints it.
+    """
+
+    data: str
+    image_shape: tuple[int, int, int]
+    block_size: int
+    steps: frozenset[str]
+    scopes: frozenset[str]
+    ciphertexts: int
+    source: str
+
+
+MEASURED = (
+    Case(
+        data="digits",
+        image_shape=(3, 16, 16),
+        block_size=4,
+        steps=frozenset({"block_scrambling", "pixel_shuffling", "negative_positive"}),
+        scopes=frozenset({"shared", "client"}),
+        ciphertexts=10,
+        source="python -m benchmarks.attacks ciphertext",
+    ),
+)
+
+
+def falls_to_ciphertexts(cipher: Cipher, scope: str, data: str) -> int | str | None:
+    """Tells from how many ciphertexts under one key that key has been recovered.
+
+    Args:
+        cipher: Its steps, its blocks, and the shape of the images.
+        scope: Of the keys.
+        data: Name of the images (`data.name`).
+
+    Returns:
+        The number; "not measured"; or None where nothing is encrypted.
+
+    Example:
+        >>> steps = ("block_scrambling", "pixel_shuffling", "negative_positive")
+        >>> default = Cipher(steps=steps, block_size=4, image_shape=(3, 16, 16))
+        >>> falls_to_ciphertexts(default, "shared", "digits")
+        10
+        >>> falls_to_ciphertexts(default, "image", "digits")
+        'not measured'
+    """
+    if not cipher.steps:
+        return None
+    found = [case.ciphertexts for case in MEASURED if _covers(case, cipher, scope, data)]
+    return min(found) if found else NOT_MEASURED
+
+
+def _covers(case: Case, cipher: Cipher, scope: str, data: str) -> bool:
+    steps: Collection[str] = cipher.steps
+    return (
+        data == case.data
+        and scope in case.scopes
+        and case.steps.issuperset(steps)
+        and cipher.block_size == case.block_size
+        and cipher.image_shape == case.image_shape
+    )

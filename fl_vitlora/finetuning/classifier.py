@@ -1,0 +1,65 @@
+"""The classifier of a timm model, all heads of it: found by what the model says, not by a name.
+
+A distilled DeiT has two heads and averages what they say: a head that stays at random would be in
+every prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from fl_vitlora.errors import UserError
+
+AUXILIARY = ("head_dist", "aux_head")  # heads that `get_classifier` of some models leaves out
+
+
+def heads_of(model: nn.Module) -> list[nn.Module]:
+    """Lists the modules that a model's classifier consists of; none for a model without one."""
+    get = getattr(model, "get_classifier", None)
+    found: Any = get() if callable(get) else None
+    heads = list(found) if isinstance(found, tuple | list) else [found]
+    heads += [getattr(model, name, None) for name in AUXILIARY]
+    known: dict[int, nn.Module] = {id(h): h for h in heads if isinstance(h, nn.Module)}
+    return list(known.values())
+
+
+def head_parameters(model: nn.Module) -> set[str]:
+    """Names the parameters of all heads."""
+    own = {id(p) for head in heads_of(model) for p in head.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in own}
+
+
+def replace_heads(model: nn.Module, classes: int) -> None:
+    """Puts heads of zeros: all classes are equally likely at first, whatever the features.
+
+    Raises:
+        UserError: When the model has no classifier, or one without a linear layer.
+    """
+    reset = getattr(model, "reset_classifier", None)
+    if not callable(reset):
+        raise UserError(f"{type(model).__name__} has no classifier that could be replaced")
+    reset(classes)
+    for head in heads_of(model):
+        last = _last_layer(head.modules(), classes)
+        if last is None:
+            raise UserError(
+                f"{type(model).__name__} has a classifier without a linear layer of {classes} "
+                "outputs; take a plain ViT, for example vit_base_patch16_224"
+            )
+        for parameter in last.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
+
+def _last_layer(modules: Iterable[nn.Module], classes: int) -> nn.Linear | None:
+    """Finds the last linear layer with an output for each class."""
+    linear = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == classes]
+    return linear[-1] if linear else None
+
+
+def outputs_of(model: nn.Module) -> int:
+    """Counts the classes that a model's classifier tells apart."""
+    layers = [m for h in heads_of(model) for m in h.modules() if isinstance(m, nn.Linear)]
+    return layers[-1].out_features if layers else 0

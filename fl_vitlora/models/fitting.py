@@ -1,0 +1,296 @@
+"""Puts weights into a model only if they are the model's own, compared by name and by shape.
+
+timm converts a checkpoint (other names, position embeddings of another grid) and then loads what it
+can: a tensor that the model lacks is dropped without a word, and one that the file lacks stays
+random. Here every encoder tensor of the model must be in the file, and every tensor of the file
+must be in the model, but for heads, decoders, and tokens that only pre-training uses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.models.weight_file import UNREADABLE, one_line
+from fl_vitlora.models.wrappers import Found, find_model, without_wrapper
+
+Convert = Callable[[dict[str, Tensor], nn.Module], Mapping[str, Any]]
+
+# What a file may hold beside an encoder: a component of a name, and what it is.
+BESIDE: Mapping[str, str] = {
+    r"(cls_|aux_|lm_|dino_|ibot_)?heads?(_dist)?": "a head",
+    r"classifiers?|fc|pre_logits|last_linear|projection_head|projectors?|predictor": "a head",
+    r"decoder(_\w+)?": "a decoder",
+    r"mask_token": "a mask token",
+    r"text(_model|_encoder|_projection)?|logit_(scale|bias)|token_embedding": "a text encoder",
+}
+VISUAL = "visual."  # before the names of the image encoder in CLIP's files; all others are text
+# What timm's filters leave out, because a model computes it from sizes alone.
+COMPUTED = ("relative_position_index", "attn_mask", "periods", "bias_mask")
+POOLING = "attn_pool."
+DISTILLATION = "dist_token"
+POSITION, PATCHES = "pos_embed", "patch_embed.proj.weight"
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """How the tensors of a file differ from a model's.
+
+    Attributes:
+        missing: Names that only the model has.
+        unused: Names that only the file has.
+        shapes: What is of another shape or kind, told.
+        dropped: Names that only the file has, rightly: heads, for example.
+    """
+
+    missing: list[str]
+    unused: list[str]
+    shapes: list[str]
+    dropped: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unused or self.shapes)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"{_tensors(self.missing)} missing in it")
+        if self.unused:
+            parts.append(f"{_tensors(self.unused)} not used by the model")
+        if self.shapes:
+            more = f" and {len(self.shapes) - 1} more" if len(self.shapes) > 1 else ""
+            parts.append(f"{self.shapes[0]}{more}")
+        return "; ".join(parts) + _nearest(self.missing, [*self.unused, *self.dropped])
+
+
+def fit(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str,
+    where: str,
+    convert: Convert | None = None,
+    new_grid: bool = False,
+    new_patches: bool = False,
+    pooling: bool = False,
+) -> tuple[str, ...]:
+    """Puts the weights of a file into a model, in place, or refuses them.
+
+    Args:
+        model: Without a head.
+        tensors: All that the file holds, by dotted names.
+        name: The model's, for messages.
+        where: The file, for messages.
+        convert: timm's filter for checkpoints of this model.
+        new_grid: Whether another image or patch size was asked for, so that another grid of
+            patches is no news.
+        new_patches: Whether another patch size was asked for.
+        pooling: Whether timm leaves out a pooling head that this variant of the model has not.
+
+    Returns:
+        Sentences for the user: which copy was taken, what was left out, and what was resampled.
+
+    Raises:
+        UserError: When a tensor is missing, not used, of another shape or kind, or not finite.
+    """
+    expected = model.state_dict()
+    found = find_model(tensors, expected, where)
+    place = f"{where} ({found.prefix}*)" if found.prefix else where
+    own, notes = _without_distillation(found.tensors, expected)
+    converted, misfit = _compare(model, own, convert, found.others, pooling=pooling)
+    if misfit and convert is not None:  # the file may name its tensors in another way throughout
+        plain = without_wrapper(tensors)
+        once_more, other = _compare(model, plain.tensors, convert, plain.others, pooling=pooling)
+        if not other:
+            found, own, converted, misfit, notes = plain, plain.tensors, once_more, other, []
+    if misfit:
+        raise UserError(f"weights {place} do not fit {name}: {misfit}")
+    if not new_patches:
+        _check_patch_size(own, expected, name, place)
+    _check_finite(converted, place)
+    model.load_state_dict(converted)
+    if not new_grid and POSITION in own and own[POSITION].shape != expected[POSITION].shape:
+        notes.append("the position embedding was resampled to the model's grid of patches")
+    return tuple(f"weights {place}: {note}" for note in [*_told(found, misfit.dropped), *notes])
+
+
+def beside(name: str) -> str | None:
+    """Tells what a tensor is that a file may hold beside an encoder; None if it is none.
+
+    Example:
+        >>> beside("head.weight"), beside("decoder_blocks.0.norm1.bias"), beside("blocks.0.fc.bias")
+        ('a head', 'a decoder', None)
+    """
+    for part in name.split("."):
+        if part.isdigit():  # within a stack of blocks
+            return None
+        for pattern, what in BESIDE.items():
+            if re.fullmatch(pattern, part):
+                return what
+    return None
+
+
+def _compare(
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    convert: Convert | None,
+    others: Iterable[str],
+    *,
+    pooling: bool,
+) -> tuple[dict[str, Tensor], Misfit]:
+    """Converts tensors; returns what the model takes, and what does not fit."""
+    expected = model.state_dict()
+    problem = None
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            made = dict(own if convert is None else convert(dict(own), model))
+    except UNREADABLE as error:  # because a tensor is missing, or has another shape
+        made, problem = dict(own), one_line(error)
+    computed = {name for name, _ in model.named_buffers()} - expected.keys()
+    surplus = [name for name in made if name not in expected and name not in computed]
+    surplus += [*_lost(own, made, computed), *others]
+    text = any(name.startswith(VISUAL) for name in own)
+    rightly = [
+        name
+        for name in surplus
+        if beside(name)
+        or (text and not name.startswith(VISUAL))
+        or (pooling and name.startswith(POOLING))
+    ]
+    shapes = [
+        told
+        for name, tensor in made.items()
+        if name in expected and (told := _difference(name, tensor, expected[name]))
+    ]
+    misfit = Misfit(
+        missing=[name for name in expected if name not in made],
+        unused=[name for name in surplus if name not in rightly],
+        shapes=shapes,
+        dropped=rightly,
+    )
+    if problem is not None and not misfit:
+        misfit.shapes.append(f"timm cannot convert them ({problem})")
+    return {name: tensor for name, tensor in made.items() if name in expected}, misfit
+
+
+def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]) -> list[str]:
+    """Lists tensors of which nothing is left after a conversion, under whatever name.
+
+    What a model computes itself is no loss, nor is a bias of zeros.
+    """
+    results = {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
+    origins = {name: _origins(tensor, own) for name, tensor in results.items()}
+    kept = {origin for found in origins.values() for origin in found}
+    return [
+        name
+        for name, tensor in own.items()
+        if name not in kept
+        and (name not in made or origins.get(name))  # else its numbers were computed anew
+        and not (name in computed or name.rpartition(".")[2] in COMPUTED)
+        and not (name.endswith("bias") and not tensor.any())
+    ]
+
+
+def _origins(tensor: Tensor, own: Mapping[str, Tensor]) -> list[str]:
+    """Lists the tensors of a file in whose memory a converted tensor lies."""
+    place = tensor.data_ptr()
+    return [n for n, t in own.items() if t.data_ptr() <= place < t.data_ptr() + t.nbytes]
+
+
+def _difference(name: str, tensor: Any, expected: Tensor) -> str | None:
+    """Says how a tensor differs in shape or kind from the model's, if it does."""
+    if not isinstance(tensor, Tensor):
+        return f"{name} is no tensor"
+    if tensor.shape != expected.shape:
+        return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
+    if tensor.is_floating_point() != expected.is_floating_point():
+        return f"{name} is of {tensor.dtype}, expected {expected.dtype}"
+    return None
+
+
+def _without_distillation(
+    own: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Leaves out a distillation token, and its position, where the model has none."""
+    rest = dict(own)
+    if DISTILLATION not in own or DISTILLATION in expected:
+        return rest, []
+    del rest[DISTILLATION]
+    position = own.get(POSITION)
+    if position is not None and position.ndim == 3:
+        rest[POSITION] = torch.cat([position[:, :1], position[:, 2:]], dim=1)
+    return rest, ["the distillation token was left out, as the model has none"]
+
+
+def _check_patch_size(
+    own: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, where: str
+) -> None:
+    """Refuses patches of another size than the model's: resampling them must be asked for.
+
+    Raises:
+        UserError: When they differ.
+    """
+    if PATCHES not in own or PATCHES not in expected or own[PATCHES].ndim != 4:
+        return
+    theirs, ours = own[PATCHES].shape[-1], expected[PATCHES].shape[-1]
+    if own[PATCHES].shape[-2:] != expected[PATCHES].shape[-2:]:
+        raise UserError(
+            f"weights {where} do not fit {name}: {PATCHES} is made for patches of {theirs} pixels, "
+            f"expected {ours}; to resample it, ask for the size: --set model.patch_size={ours}"
+        )
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        UserError: With the first tensors that hold one.
+    """
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(f"weights {where} hold NaN or infinity in {_tensors(broken)}")
+
+
+def _told(found: Found, dropped: Iterable[str]) -> list[str]:
+    """Says which copy was taken, and what was left out."""
+    notes = []
+    if found.passed_over:
+        others = ", ".join(
+            f"{prefix}*" if prefix else "the plain names" for prefix in found.passed_over
+        )
+        notes.append(f"these were taken, and {others} left out")
+    if kinds := list(dict.fromkeys(map(_kind, dropped))):
+        notes.append(f"{' and '.join(kinds)} in the file was left out")
+    return notes
+
+
+def _kind(name: str) -> str:
+    """Says what a tensor is that was left out rightly."""
+    return beside(name) or ("a pooling head" if name.startswith(POOLING) else "a text encoder")
+
+
+def _tensors(names: list[str]) -> str:
+    """Counts tensors and names the first.
+
+    Example:
+        >>> _tensors(["a"]), _tensors(["a", "b", "c", "d"])
+        ('1 tensor (a)', '4 tensors (a, b, c, ...)')
+    """
+    dots = ", ..." if len(names) > MOST_NAMED else ""
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} tensor{plural} ({', '.join(names[:MOST_NAMED])}{dots})"
+
+
+def _nearest(missing: list[str], others: list[str]) -> str:
+    """Says which name of the file comes nearest to the first that is missing."""
+    near = difflib.get_close_matches(missing[0], others, n=1, cutoff=0.5) if missing else []
+    return f"; nearest to {missing[0]} is {near[0]}" if near else ""

@@ -1,0 +1,85 @@
+"""Whether the Hugging Face hub can be reached, asked once and answered within seconds.
+
+Without this, every file that is looked for waits for all retries of the hub's own client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+PATIENCE = 4.0  # seconds for the name and for the connection together
+# What timm looks for in a repository of the hub.
+FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
+
+@functools.cache
+def reachable(patience: float = PATIENCE) -> bool:
+    """Tells whether the hub, or the proxy before it, accepts a connection."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers: list[bool] = []
+    probe = threading.Thread(  # resolving a name knows no time limit of its own
+        target=lambda: answers.append(_connects(*_door(constants.ENDPOINT), patience)), daemon=True
+    )
+    probe.start()
+    probe.join(patience)
+    return bool(answers and answers[0])
+
+
+@contextlib.contextmanager
+def without_retries() -> Iterator[None]:
+    """Lets the hub's client use its cache alone for a while where the hub cannot be reached."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def is_cached(repository: str, *files: str) -> bool:
+    """Tells whether any of these files of a repository is in the local cache.
+
+    Args:
+        repository: As ``owner/name`` or ``owner/name@revision``.
+        files: Names; those that timm looks for if not given.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = repository.partition("@")
+    return any(
+        isinstance(try_to_load_from_cache(name, file, revision=revision or None), str)
+        for file in files or FILES
+    )
+
+
+def _door(endpoint: str) -> tuple[str, int]:
+    """Returns host and port that a request goes to first: the proxy's, where there is one."""
+    url = urlsplit(endpoint)
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(url.hostname or ""):
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+
+
+def _connects(host: str, port: int, patience: float) -> bool:
+    with contextlib.suppress(OSError, UnicodeError):
+        socket.create_connection((host, port), timeout=patience).close()
+        return True
+    return False

@@ -1,0 +1,242 @@
+"""Builds timm's models by name, and gets the weights that are published for them.
+
+A name is timm's (`NAME` or `NAME.tag`, also written `timm/NAME.tag`), a repository of the hub
+(`hf-hub:owner/name`), or a folder laid out like one (`local-dir:PATH`: config.json and weights).
+timm finds and downloads weights; they are put into the model by `fitting`, which compares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.models import hub
+from fl_vitlora.models.fitting import Convert
+from fl_vitlora.models.weight_file import (
+    UNREADABLE,
+    one_line,
+    read_weights,
+    tensors_of,
+    weights_in_folder,
+)
+
+FOLDER, HUB, TIMM = "local-dir:", "hf-hub:", "timm/"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*\w(@[\w./-]+)?", re.ASCII)
+SUGGESTED = ("vit_*", "deit*")
+_BUILDING = threading.Lock()
+
+
+@dataclass
+class Loader:
+    """What timm would load into a model, and how it would convert it.
+
+    Attributes:
+        config: timm's description of the weights.
+        convert: timm's filter for checkpoints, if the model has one.
+        strict: Whether timm would insist on all names; where not, it leaves out a pooling head.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    convert: Convert | None = None
+    strict: bool = True
+
+    def __call__(
+        self,
+        model: nn.Module,
+        pretrained_cfg: Mapping[str, Any] | None = None,
+        *args: object,
+        filter_fn: Callable[..., Any] | None = None,
+        strict: bool = True,
+        **kwargs: object,
+    ) -> None:
+        """Takes the place of timm's `load_pretrained`, and only remembers."""
+        del args, kwargs
+        self.strict = strict
+        self.config = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
+        if filter_fn is not None and len(inspect.signature(filter_fn).parameters) == 1:
+            self.convert = lambda tensors, model: filter_fn(tensors)
+        else:
+            self.convert = filter_fn
+
+
+def resolved_name(name: str, bundled: Mapping[str, Any]) -> str:
+    """Turns a name into one that timm's factory takes.
+
+    Args:
+        name: The user's.
+        bundled: Models that ship with this package, for suggestions.
+
+    Raises:
+        UserError: When timm knows no such model or tag, or the folder does not exist.
+
+    Example:
+        >>> resolved_name("timm/vit_tiny_patch16_224.augreg_in21k", {})
+        'vit_tiny_patch16_224.augreg_in21k'
+    """
+    import timm
+
+    if name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER)).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model {name}: expected a folder with config.json and weights")
+        return f"{FOLDER}{folder}"
+    if name.startswith(HUB):
+        if not REPOSITORY.fullmatch(name.removeprefix(HUB)):
+            raise UserError(f"model {name}: expected hf-hub:owner/name, or owner/name@revision")
+        return name
+    plain = name.removeprefix(TIMM)
+    if not timm.is_model(plain):
+        raise unknown("model", name, [*bundled, *timm.list_models(list(SUGGESTED))])
+    architecture, _, tag = plain.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and plain not in tags:
+        raise unknown("pretrained tag", name, tags)
+    return plain
+
+
+def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Module, Loader]:
+    """Builds a model with random weights and without a head.
+
+    Args:
+        name: As `resolved_name` returns it.
+        arguments: Image and patch size, if they are asked for.
+        asked: The user's name, for messages.
+
+    Returns:
+        The model, and what would be loaded into it.
+
+    Raises:
+        UserError: When it cannot be built at these sizes, or its description is not to be had.
+    """
+    import timm
+
+    loader = Loader()
+    _check_described(name, asked)
+    try:
+        with (
+            _loads_with(loader),
+            hub.without_retries(),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **arguments)
+    except TypeError as error:
+        raise UserError(
+            f"model {asked} takes no other image or patch size ({one_line(error)})"
+        ) from error
+    except (*UNREADABLE, AssertionError) as error:
+        raise UserError(f"model {asked} cannot be built ({one_line(error)})") from error
+    return model, loader
+
+
+def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
+    """Gets the weights that are published for a model: from the hub's cache, the hub, or a folder.
+
+    Returns:
+        Where they are from, and the tensors.
+
+    Raises:
+        UserError: When there are none, or they are not to be had.
+    """
+    kind, place = _source(loader, asked)
+    if kind == "local-dir":
+        path = weights_in_folder(Path(place))
+        return str(path), read_weights(path)
+    check_at_hand(loader, asked)
+    try:
+        with hub.without_retries(), warnings.catch_warnings(action="ignore"):
+            content = _download(kind, place)
+    except (*UNREADABLE, AssertionError) as error:
+        raise _not_to_be_had(asked, one_line(error)) from error
+    where = place if isinstance(place, str) else "/".join(place)
+    return f"{kind}:{where}", tensors_of(content, f"of {where}")
+
+
+def check_at_hand(loader: Loader, asked: str) -> None:
+    """Refuses published weights that are neither in the cache nor to be had, within seconds.
+
+    Raises:
+        UserError: When the hub cannot be reached.
+    """
+    kind, place = _source(loader, asked)
+    if kind != "hf-hub" or hub.reachable():
+        return
+    repository, *files = (place,) if isinstance(place, str) else place
+    if not hub.is_cached(repository, *files, *hub.FILES):
+        raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
+
+
+def _check_described(name: str, asked: str) -> None:
+    """Refuses a model of the hub whose description is neither in the cache nor to be had."""
+    repository = name.removeprefix(HUB)
+    described = not name.startswith(HUB) or hub.is_cached(repository, "config.json")
+    if not described and not hub.reachable():
+        raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
+
+
+@contextlib.contextmanager
+def _loads_with(loader: Loader) -> Iterator[None]:
+    """Lets timm's factory hand weights and filter of a model to a loader, for a while.
+
+    The filter of a model can be had in no other way: factories make it of the model's variant.
+    """
+    from timm.models import _builder
+
+    with _BUILDING:
+        before = _builder.load_pretrained
+        _builder.load_pretrained = loader
+        try:
+            yield
+        finally:
+            _builder.load_pretrained = before
+
+
+def _source(loader: Loader, asked: str) -> tuple[str, Any]:
+    """Asks timm where the weights of a model are."""
+    from timm.models._builder import _resolve_pretrained_source
+
+    kind, place = _resolve_pretrained_source(dict(loader.config))
+    if not kind:
+        raise UserError(
+            f"timm has no weights for {asked}; give a file: --set model.weights=FILE, or train "
+            "from nothing: --set model.weights=random"
+        )
+    custom = loader.config.get("custom_load")
+    if (custom and kind == "url") or (custom == "hf" and not isinstance(place, str)):
+        raise UserError(
+            f"weights of {asked} are published in a format of another library only; give a file "
+            "of safetensors or torch: --set model.weights=FILE"
+        )
+    return kind, place
+
+
+def _download(kind: str, place: Any) -> Mapping[str, Any]:
+    """Lets timm read published weights; tensors alone, no code."""
+    from timm.models import _hub
+    from torch.hub import load_state_dict_from_url
+
+    if kind == "hf-hub":
+        parts = (place,) if isinstance(place, str) else tuple(place)
+        found: Mapping[str, Any] = _hub.load_state_dict_from_hf(*parts, weights_only=True)
+        return found
+    downloaded: Mapping[str, Any] = load_state_dict_from_url(
+        place, map_location="cpu", progress=False, weights_only=True
+    )
+    return downloaded
+
+
+def _not_to_be_had(asked: str, cause: str) -> UserError:
+    return UserError(
+        f"weights of {asked} cannot be had from the hub ({cause}); offline, give a file: --set "
+        "model.weights=FILE, or a folder: --model local-dir:PATH, or train from nothing: --set "
+        "model.weights=random"
+    )

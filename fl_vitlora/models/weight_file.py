@@ -1,0 +1,148 @@
+"""Reads a file of weights as data: safetensors, or a file of torch, of which no code is ever run.
+
+The result is flat: tensors by dotted names, so that `{"model": {"cls_token": t}}` becomes
+`{"model.cls_token": t}`. What is no tensor (epochs, options, optimiser steps) is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fl_vitlora.errors import UserError, shown
+
+HEADER_LENGTH = 8  # bytes before the JSON header of a safetensors file
+DEEPEST = 8  # mappings in mappings
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads all tensors of a file, on the CPU.
+
+    Args:
+        path: A file of safetensors or of `torch.save`; its content decides which, not its name.
+
+    Returns:
+        The tensors by their dotted names.
+
+    Raises:
+        UserError: When the file cannot be read, holds no tensor, or needs code to be read.
+    """
+    try:
+        content = load_file(path) if _is_safetensors(path) else _load_torch(path)
+    except UnpicklingError:
+        raise UserError(
+            f"weights {path} need code to be read{_unsafe(path)}, and only tensors are read; save "
+            "them anew with safetensors.torch.save_file, or as torch.save(model.state_dict(), FILE)"
+        ) from None
+    except UNREADABLE as error:
+        raise UserError(
+            f"weights {path} cannot be read: expected a file of safetensors or of torch.save "
+            f"({one_line(error)})"
+        ) from None
+    return tensors_of(content, str(path))
+
+
+def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
+    """Flattens what a file holds.
+
+    Args:
+        content: A mapping of tensors, and of mappings of them.
+        where: The file, for messages.
+
+    Raises:
+        UserError: When there is no tensor in it, two of one name, or a sparse or quantised one.
+
+    Example:
+        >>> list(tensors_of({"model": {"a": torch.zeros(1)}, "epoch": 3}, "FILE"))
+        ['model.a']
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"weights {where}: expected tensors by name, got {shown(content)}")
+    found: dict[str, Tensor] = {}
+    for name, tensor in _walk(content):
+        if name in found:
+            raise UserError(f"weights {where}: there are two tensors {name}")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(f"weights {where}: {name} is not a plain tensor of numbers")
+        found[name] = tensor
+    if not found:
+        raise UserError(f"weights {where}: there is no tensor, only {shown(list(content))}")
+    return found
+
+
+def weights_in_folder(folder: Path) -> Path:
+    """Finds the one file of weights in a folder that is laid out as on the hub.
+
+    Raises:
+        UserError: When there is none, or several without a known name.
+    """
+    known = [folder / name for name in FOLDER_FILES if (folder / name).is_file()]
+    endings = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+    others = sorted(path for ending in endings for path in folder.glob(ending))
+    if known:
+        return known[0]
+    if len(others) == 1:
+        return others[0]
+    names = ", ".join(path.name for path in others) or "none"
+    raise UserError(f"{folder}: expected one file of weights, model.safetensors, found {names}")
+
+
+def one_line(error: Exception) -> str:
+    """Writes an error's kind and the beginning of its message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _walk(
+    content: Mapping[Any, Any], path: str = "", depth: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{path}{key}", value.detach()
+        elif isinstance(value, Mapping) and depth < DEEPEST:
+            yield from _walk(value, f"{path}{key}.", depth + 1)
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(HEADER_LENGTH + 1)
+    return start[HEADER_LENGTH:] == b"{" and not start.startswith(b"PK")
+
+
+def _load_torch(path: Path) -> Any:
+    """Loads a file of torch; the options of a training script are the only object allowed."""
+    with (
+        path.open("rb") as file,  # of a name, torch would look at the ending
+        torch.serialization.safe_globals([argparse.Namespace]),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _unsafe(path: Path) -> str:
+    """Names what a file would call."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except UNREADABLE:
+        return ""
+    return f" ({', '.join(map(str, names[:3]))})" if names else ""

@@ -1,0 +1,182 @@
+"""Finds a model's tensors among those of a file, whatever wraps them.
+
+Training scripts store a model below other names: `model`, `state_dict`, `module.` (data parallel),
+`_orig_mod.` (compiled), `teacher.backbone.` (self-supervised), `model.` (Lightning). None of these
+names is guessed: a prefix is what stands before names that the model has itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.errors import UserError
+
+TRAINING_STATE = re.compile(
+    r"(optimizer|optimiser|optim|(lr_)?scheduler|(\w+_)?scaler|callbacks|loops)(_?state(s|_dict)?|s)?"
+)
+AVERAGED = re.compile(r"(.*_)?(ema|swa)(_.*)?")
+WRAPPERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "_orig_mod",
+    "model_ema",
+    "state_dict_ema",
+    "teacher",
+)
+ENOUGH = 0.5  # of the most names that any prefix finds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The tensors of one model in a file.
+
+    Attributes:
+        prefix: What stands before their names in the file, for example ``teacher.backbone.``.
+        tensors: By the names without it.
+        others: Tensors of the file that belong neither to this model nor to another copy of it.
+        passed_over: Prefixes of the other copies.
+    """
+
+    prefix: str
+    tensors: dict[str, Tensor]
+    others: dict[str, Tensor]
+    passed_over: tuple[str, ...] = ()
+
+
+def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: str) -> Found:
+    """Finds the tensors of a model in a file.
+
+    Of several copies the averaged one (`model_ema`) is taken, then the teacher, as the scripts that
+    write such files do; copies that nothing distinguishes are refused.
+
+    Args:
+        tensors: All of the file, by dotted names.
+        expected: The names that the model has for its own.
+        where: The file, for messages.
+
+    Raises:
+        UserError: When there are several copies that differ and no rule says which to take.
+
+    Example:
+        >>> file = {"teacher.backbone.a": torch.ones(1), "student.backbone.a": torch.zeros(1)}
+        >>> found = find_model(file, ["a"], "FILE")
+        >>> found.prefix, found.passed_over
+        ('teacher.backbone.', ('student.backbone.',))
+    """
+    copies = copies_of(tensors, expected)
+    chosen, *rest = sorted(copies, key=rank)
+    if rest and rank(chosen) == rank(rest[0]) and not _same(tensors, chosen, rest[0]):
+        raise UserError(
+            f"weights {where} hold several models, {chosen or 'without a prefix'} and "
+            f"{rest[0] or 'without a prefix'}; save the tensors of one in a file of its own"
+        )
+    roots = tuple(_root(other, chosen) for other in rest)
+    own, others = {}, {}
+    for name, tensor in tensors.items():
+        if any(name.startswith(root) and not _closer(name, chosen, root) for root in roots):
+            continue
+        if name.startswith(chosen) and not (not chosen and _is_training_state(name, tensor)):
+            own[name[len(chosen) :]] = tensor
+        elif not _is_training_state(name, tensor):
+            others[name] = tensor
+    return Found(prefix=chosen, tensors=own, others=others, passed_over=tuple(rest))
+
+
+def copies_of(names: Collection[str], expected: Collection[str]) -> list[str]:
+    """Lists the prefixes below which a file has most of a model's names; one at least.
+
+    Example:
+        >>> copies_of(["net.a", "net.b", "c.b"], ["a", "b"]), copies_of(["x"], ["a"])
+        (['net.'], [''])
+    """
+    wanted, counts = set(expected), Counter[str]()
+    for name in names:
+        parts = name.split(".")
+        for cut in range(len(parts)):
+            if ".".join(parts[cut:]) in wanted:
+                counts["".join(f"{part}." for part in parts[:cut])] += 1
+    if not counts:
+        return [_common_wrapper(names)]
+    most = max(counts.values())
+    return [prefix for prefix, count in counts.items() if count > ENOUGH * most]
+
+
+def rank(prefix: str) -> int:
+    """Tells which of several copies comes first: averaged ones, teachers, the others, students."""
+    parts = prefix.split(".")
+    if any(AVERAGED.fullmatch(part) for part in parts):
+        return 0
+    if "teacher" in parts:
+        return 1
+    return 3 if "student" in parts else 2
+
+
+def without_wrapper(tensors: Mapping[str, Tensor]) -> Found:
+    """Takes off what stands before most names, for files that name tensors in another way."""
+    prefix = _common_wrapper(tensors)
+    own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+    others = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(prefix) and not _is_training_state(name, tensor)
+    }
+    return Found(prefix=prefix, tensors=own, others=others)
+
+
+def _common_wrapper(names: Collection[str]) -> str:
+    """Returns the wrappers of training scripts that stand before the most names.
+
+    Example:
+        >>> _common_wrapper(["model.module.x", "model.module.y", "optimizer.z"])
+        'model.module.'
+    """
+    prefix, left = "", list(names)
+    while True:
+        first = Counter(name.partition(".")[0] for name in left)
+        best = next((word for word in WRAPPERS if first[word] * 2 > len(left)), None)
+        if best is None:
+            return prefix
+        prefix += f"{best}."
+        left = [name[len(best) + 1 :] for name in left if name.startswith(f"{best}.")]
+
+
+def _root(other: str, chosen: str) -> str:
+    """Returns the shortest prefix that tells another copy from the chosen one.
+
+    Example:
+        >>> _root("s.student.backbone.", "s.teacher.backbone."), _root("", "ema.")
+        ('s.student.', '')
+    """
+    theirs, ours = other.split("."), chosen.split(".")
+    common = 0
+    while common < len(theirs) - 1 and theirs[common] == ours[common]:
+        common += 1
+    return "".join(f"{part}." for part in theirs[: common + 1] if part)
+
+
+def _closer(name: str, chosen: str, root: str) -> bool:
+    """Tells whether a tensor belongs to the chosen copy although another one's root fits too."""
+    return name.startswith(chosen) and len(chosen) > len(root)
+
+
+def _is_training_state(name: str, tensor: Tensor) -> bool:
+    """Tells whether a tensor is an optimiser's, or a counter, and so no part of any model."""
+    return bool(TRAINING_STATE.fullmatch(name.partition(".")[0])) or (
+        tensor.ndim == 0 and not tensor.is_floating_point()
+    )
+
+
+def _same(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
+    """Tells whether two copies have the same names and numbers."""
+    names = [{n[len(p) :] for n in tensors if n.startswith(p)} for p in (one, other)]
+    return names[0] == names[1] and all(
+        torch.equal(tensors[one + name], tensors[other + name]) for name in names[0]
+    )
