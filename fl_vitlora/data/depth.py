@@ -90,7 +90,7 @@ def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
     kind = "floating-point numbers" if mode == "F" else "integers of 32 bits"
     raise UserError(
         f"holds {kind} from {values.min():g} to {values.max():g}; say which of them are black "
-        "and white: --set data.pixel_range=[LOW,HIGH]"
+        "and white: --set 'data.pixel_range=[LOW,HIGH]'"
     )
 
 
@@ -100,6 +100,6 @@ def _expect_full_range(values: NDArray[Any], bits: str) -> None:
     if 0 < brightest < DARK:
         raise UserError(
             f"{bits} a channel, and no value above {brightest} of 65535; say which values are "
-            "black and white: --set data.pixel_range=[0,4095] for 12 bits, [0,65535] if it is as "
-            "dark as that"
+            "black and white: --set 'data.pixel_range=[0,4095]' for 12 bits, '[0,65535]' if it is "
+            "as dark as that"
         )

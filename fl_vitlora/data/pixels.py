@@ -118,7 +118,7 @@ def tell_depth(part: Part, look: Look) -> str | None:
         return None
     return (
         f"images of 16 bits hold no value above {max(brightest)} of 65535, as far as looked at; if "
-        "they hold fewer bits, say it: --set data.pixel_range=[LOW,HIGH]"
+        "they hold fewer bits, say it: --set 'data.pixel_range=[LOW,HIGH]'"
     )
 
 

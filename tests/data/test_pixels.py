@@ -67,7 +67,7 @@ def test_a_black_image_of_16_bits_is_black():
 )
 def test_32_bits_need_a_stated_range(kind: Any, told: str):
     content = encode(grey(RAMP, kind), "TIFF")
-    with pytest.raises(UserError, match=f"holds {told}.*--set data.pixel_range=.LOW,HIGH."):
+    with pytest.raises(UserError, match=f"holds {told}.*--set 'data.pixel_range=.LOW,HIGH.'"):
         decode(content)
     assert decode(content, pixel_range=[0, 65535]) == [[0, 1, 128, 255]]
     assert decode(content, pixel_range=[257, 32896]) == [[0, 0, 255, 255]]
