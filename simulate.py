@@ -33,7 +33,6 @@ from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
 
 if TYPE_CHECKING:
     from fl_vitlora.serving import Watch
-    from fl_vitlora.testing import Finding
 
 LONGEST_LINE = 1000
 HELP_WIDTH = 74
@@ -111,7 +110,7 @@ EXAMPLES = """examples:
       for the data owner: draw a new secret and encrypt all shards under it
 
   python simulate.py --storage-keys runs/NAME/shards --out keys/storage
-      the owner's part: for each deployed node a key that opens its shard file, and no image
+      the owner's part: a key for each deployed node, which opens its shard file
 
 comparisons:
   python simulate.py --compare head lora lora+patch_embed full --seeds 0-4
@@ -511,27 +510,10 @@ def check_strategy(
         found, rules = findings(strategy), len(rules_for(strategy))
         told = [repr(strategy), *understood(strategy)]
     else:
-        found, rules, told = check_flower_strategy(chosen)
+        found, rules, told = strategies.check_flower(chosen.name, chosen.options)
     print_findings(told, found, untried=rules - len(found))
     if any(problem for _, problem in found):
         raise SystemExit(RULE_BROKEN)
-
-
-def check_flower_strategy(chosen: config.StrategyConfig) -> tuple[list[Finding], int, list[str]]:
-    """Holds a strategy of Flower to what a run needs of it.
-
-    Returns:
-        The findings, the number of rules, and what was understood of the strategy.
-    """
-    import strategies
-    from fl_vitlora.flower.checking import RULES, flower_findings, flower_understood
-    from fl_vitlora.testing.made_up import CLIENTS
-
-    def make() -> Any:
-        clients = len(CLIENTS)
-        return strategies.load(chosen.name, chosen.options, cohort=clients, clients=clients)
-
-    return flower_findings(make), len(RULES), [chosen.name, *flower_understood(make())]
 
 
 def check_flags(given: Mapping[str, Any]) -> None:

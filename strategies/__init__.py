@@ -25,6 +25,7 @@ from fl_vitlora.settings import from_mapping
 if TYPE_CHECKING:
     from fl_vitlora.flower.aggregators import AnyStrategy
     from fl_vitlora.flower.construction import Terms
+    from fl_vitlora.testing import Finding
 
 OLDER = "flwr.server.strategy"  # Flower's interface before its Message API
 INNERMOST = "flwr.serverapp.strategy:FedAvg"  # what a wrapper wraps if nothing else is named
@@ -81,6 +82,21 @@ def load(
     from fl_vitlora.flower.construction import Terms
 
     return _load(name, options, Terms.of(cohort=cohort, clients=clients))
+
+
+def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], int, list[str]]:
+    """Holds a strategy of Flower to what a run needs of it; see `load`.
+
+    Returns:
+        The findings, the number of rules, and what was understood of the strategy.
+    """
+    from fl_vitlora.flower.checking import RULES, flower_findings, flower_understood
+    from fl_vitlora.testing.made_up import CLIENTS
+
+    def make() -> Any:
+        return load(name, options, cohort=len(CLIENTS), clients=len(CLIENTS))
+
+    return flower_findings(make), len(RULES), [name, *flower_understood(make())]
 
 
 def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
