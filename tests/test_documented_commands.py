@@ -32,6 +32,7 @@ PAGES = sorted(
 )
 PROGRAM = re.compile(r"python simulate\.py(?= )[^\n`\"]*")
 SETTING = re.compile(r"--set [^\n`\"]*")
+LITERALS = re.compile(r"\"\n\s*f?\"")  # between two literals of one text
 CONTINUED = re.compile(r"\\\n[#\s]*")
 SPECIAL = set("*?[](){}<>|;&$!~#^")  # bash or zsh reads one of them as something else than itself
 PLACEHOLDER = re.compile(r"\b(NAME|FILE|FOLDER|PLACE|VALUE|PATH|AXIS|SEED|RUN)\b")
@@ -43,7 +44,7 @@ def documented(pattern: re.Pattern[str]) -> dict[str, str]:
     pages = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
     pages["--help"] = simulate.make_parser().format_help()
     for name, text in pages.items():
-        joined = CONTINUED.sub(" ", text.replace("\\\\\n", "\\\n"))
+        joined = CONTINUED.sub(" ", LITERALS.sub("", text).replace("\\\\\n", "\\\n"))
         for match in pattern.finditer(joined):
             found[f"{name}: {match[0].strip()}"] = match[0].strip()
     return found
