@@ -75,7 +75,7 @@ def show(heading: str, found: Sequence[Mapping[Any, Shares]]) -> None:
     """Prints a line for each case.
 
     Args:
-        heading: Of the cases.
+        heading: Heading of the column of cases.
         found: For each key the shares in each case.
     """
     columns = list(next(iter(found[0].values())))

@@ -137,7 +137,7 @@ def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKe
     Args:
         images: Ciphertext under one key, uint8 (n, C, H, W).
         prior: Of other, plain images of the kind.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
 
     Returns:
         A guess, as `Cipher.decrypt` takes it for the three steps in the default order. Among equal
@@ -168,7 +168,7 @@ def most_likely(
     Args:
         plain: Blocks whose signs are taken off but for one of all, (n, N, G).
         orders: Of entries; their mirror images are tried as well.
-        prior: Of plain images.
+        prior: The attacker's prior, from plain images.
 
     Returns:
         The sign, the order of entries, and the order of blocks.
@@ -191,7 +191,7 @@ def order_of_blocks(plain: Blocks, entries: Indices, prior: Prior) -> Indices:
     Args:
         plain: Blocks with their signs taken off, (n, N, G).
         entries: For each entry the place within the block that it comes from.
-        prior: Of plain images.
+        prior: The attacker's prior, from plain images.
 
     Returns:
         For each block the place that it comes from.
@@ -210,7 +210,7 @@ def improved(
         plain: Blocks with their signs taken off, (n, N, G).
         entries: For each entry the place within the block that it comes from.
         places: For each block the place that it comes from.
-        prior: Of plain images.
+        prior: The attacker's prior, from plain images.
 
     Returns:
         The order of entries, the order of blocks, and the log-likelihood.

@@ -66,7 +66,7 @@ def key_from_embedding(
         steps: Changes of the aggregated patch embedding, (W, D) each.
         block_size: p.
         grey: Whether the images are known to have three equal channels.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
 
     Returns:
         A guess of two of the three keys, as `Cipher` takes them.

@@ -26,7 +26,7 @@ def best_orders(
     Args:
         seen: (D, D), symmetric.
         known: (D, D), symmetric.
-        generator: Of the random starts.
+        generator: Generator of the random starts.
         starts: How many random ones there are, beside the barycentre.
 
     Returns:
@@ -57,8 +57,8 @@ def mirror_images(rows: int, columns: int) -> Iterator[Indices]:
     Statistics of neighbours cannot tell them apart.
 
     Args:
-        rows: Of the grid.
-        columns: Of the grid.
+        rows: Rows of the grid.
+        columns: Columns of the grid.
 
     Yields:
         For each place of the grid the place that comes there.

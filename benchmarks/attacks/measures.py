@@ -18,7 +18,7 @@ def share_of_mask(guess: CipherKey, truth: CipherKey, *, up_to_all: bool = False
     """Tells the share of the negative-positive mask that is right.
 
     Args:
-        guess: Of the attacker.
+        guess: The attacker's guess.
         truth: The key.
         up_to_all: Whether a mask that is wrong everywhere counts as right.
     """
@@ -33,7 +33,7 @@ def share_of_places(
     """Tells the share of entries whose place within the block is right, whatever the channel.
 
     Args:
-        guess: Of the attacker.
+        guess: The attacker's guess.
         truth: The key.
         block_size: p.
         up_to_mirrored: Whether the mirrored or rotated order that fits best is compared.

@@ -96,7 +96,7 @@ def nearest_entries(correlation: Matrix, sizes: Sequence[int]) -> list[Indices]:
 
     Args:
         correlation: (D, D), with the signs taken off.
-        sizes: Of the groups, D together.
+        sizes: Sizes of the groups, D together.
 
     Returns:
         The groups, each ordered.

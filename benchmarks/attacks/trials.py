@@ -61,7 +61,7 @@ def from_ciphertext(counts: list[int], seed: int) -> dict[int, Shares]:
 
     Args:
         counts: Numbers n of ciphertexts.
-        seed: Of the halves.
+        seed: Seed of the division into halves.
 
     Returns:
         For each n the shares that are right.
@@ -98,8 +98,8 @@ def from_embedding(
     Args:
         settings: Of the default job, what is another.
         rounds: After which of them to attack.
-        seed: Of the run.
-        engine: Of Ray.
+        seed: Seed of the run.
+        engine: The engine that keeps Ray up.
 
     Returns:
         For each round the shares that are right: from the changes of all rounds so far, which the

@@ -27,7 +27,7 @@ def with_flower(entries: Iterable[Entry]) -> int:
     """Sums the bytes of messages and of what Flower's transport adds around each.
 
     Args:
-        entries: Of a ledger.
+        entries: Entries of a ledger.
 
     Example:
         >>> sent = [Entry(round=1, client=0, direction="uplink", overhead=400) for _ in range(2)]

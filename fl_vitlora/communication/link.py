@@ -52,7 +52,7 @@ def transfer_seconds(entries: Iterable[Entry], link: Link) -> dict[int, float]:
     """Tells how long the messages of each round travel.
 
     Args:
-        entries: Of a ledger.
+        entries: Entries of a ledger.
         link: Of every client.
 
     Returns:

@@ -49,7 +49,7 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
 
     Args:
         where: The data set and its split, for messages.
-        rows: Of the split.
+        rows: The rows of the split.
         columns: Of the images and of the labels.
         folders: Which may hold the images of rows that name files.
 

@@ -18,7 +18,7 @@ def class_of(value: Any, where: str) -> str:
     """Names the class that a value stands for.
 
     Args:
-        value: Of a label column.
+        value: A value of a label column.
         where: Its row and column, for messages.
 
     Returns:

@@ -68,7 +68,7 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
     Args:
         part: Gives the images at positions, as they are stored.
         look: How images are made to fit.
-        positions: Of the images.
+        positions: Positions of the images.
         height: H.
         width: W.
 

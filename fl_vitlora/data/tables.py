@@ -80,7 +80,7 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
 
     Args:
         listing: All files of the folder.
-        names: Of the tables.
+        names: Names of the tables.
         config: Names the columns, if they cannot be guessed.
 
     Returns:

@@ -67,7 +67,7 @@ class StorageKeys:
     parties: Mapping[tuple[str, str], bytes] = field(default_factory=dict, repr=False)
     source: str = ""
 
-    def open(self, name: str, party: str) -> bool:
+    def can_open(self, name: str, party: str) -> bool:
         """Returns True if a party's files under a root can be opened, or a passphrase may do it."""
         known = name in self.roots or (name, party) in self.parties
         return known or name.startswith(BY_PASSPHRASE)
@@ -76,7 +76,7 @@ class StorageKeys:
         """Finds the key of a party's file; a passphrase is asked for where one is needed.
 
         Args:
-            name: Of the root.
+            name: Name of the root.
             party: Whose file it is.
             path: The file, for messages.
 

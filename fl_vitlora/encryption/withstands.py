@@ -57,7 +57,7 @@ def falls_to_ciphertexts(cipher: Cipher, scope: str, data: str) -> int | str | N
 
     Args:
         cipher: Its steps, its blocks, and the shape of the images.
-        scope: Of the keys.
+        scope: Scope of the keys.
         data: Name of the images (`data.name`).
 
     Returns:

@@ -29,7 +29,7 @@ class Counts:
     """What the update of a client must state.
 
     Attributes:
-        images: As in its greeting.
+        images: Number of its images, as in its greeting.
         steps: Of the optimiser; any positive number where the plan of training is not known.
     """
 

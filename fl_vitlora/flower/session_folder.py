@@ -32,7 +32,7 @@ def session_folder(
     """Finds or makes the folder, and removes it at the end if it was made.
 
     Args:
-        environment: Of this process.
+        environment: Environment variables of this process.
         elsewhere: Folders below which one may be made, the first that fits.
 
     Yields:

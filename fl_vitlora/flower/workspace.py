@@ -187,7 +187,9 @@ def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
     config, keys = settings.config, settings.storage or NO_KEYS
     shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
     # A deployed node has the storage key of its own client alone, and may see others' files.
-    own = (path for path in shards if (under := sealed_under(path)) is None or keys.open(*under))
+    own = (
+        path for path in shards if (under := sealed_under(path)) is None or keys.can_open(*under)
+    )
     told = shard_metadata(next(own, shards[0]), keys)
     secret = open_ring(Path(config.encryption.key_file)).find(told["key_id"])
     return key_holder(

@@ -58,7 +58,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
     Args:
         rows: Texts, under a row of names.
         texts: How many of the first columns name the rows.
-        width: Of the screen.
+        width: Width of the screen in characters.
 
     Example:
         >>> rows = [["method", "accuracy", "bytes"], ["lora", "95.6", "24.0 MB"]]
