@@ -25,14 +25,15 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path.cwd() != HERE:
     del sys.path[0]  # `python -m simulate` in a folder of somebody else imports nothing from there
 
-from fl_vitlora import __version__, config, confirmation, settings, yaml_text  # noqa: E402
-from fl_vitlora.abbreviations import flags_meant, meant  # noqa: E402
+from fl_vitlora import __version__, config  # noqa: E402
+from fl_vitlora.config import confirmation, settings, yaml_text  # noqa: E402
+from fl_vitlora.config.grid import Grid, is_grid, is_several, read_grid, read_seeds, read_words  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
-from fl_vitlora.grid import Grid, is_grid, is_several, read_grid, read_seeds, read_words  # noqa: E402
+from fl_vitlora.errors.abbreviations import flags_meant, meant  # noqa: E402
 from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
 
 if TYPE_CHECKING:
-    from fl_vitlora.serving import Watch
+    from fl_vitlora.experiment.serving import Watch
 
 LONGEST_LINE = 1000
 HELP_WIDTH = 74
@@ -316,11 +317,11 @@ def run(
     """Runs an experiment before the user's eyes."""
     confirmation.check_confirmed(experiment, confirmed)
     import strategies
-    from fl_vitlora.experiment import PausedError, silence
-    from fl_vitlora.experiment import run as run_experiment
+    from fl_vitlora.experiment.runner import PausedError, silence
+    from fl_vitlora.experiment.runner import run as run_experiment
+    from fl_vitlora.experiment.serving import Watch
     from fl_vitlora.reporting.console import RunDisplay, print_result
     from fl_vitlora.reporting.run_folder import default_path
-    from fl_vitlora.serving import Watch
 
     if not verbose:
         silence()
@@ -435,11 +436,11 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
     for cell in grid.cells:
         confirmation.check_confirmed(cell.config, confirmed)
     import strategies
-    from fl_vitlora import comparison
-    from fl_vitlora.experiment import PausedError, silence
-    from fl_vitlora.reporting.comparison import describe, print_report
+    from fl_vitlora.experiment import comparison
+    from fl_vitlora.experiment.runner import PausedError, silence
+    from fl_vitlora.experiment.serving import Watch
+    from fl_vitlora.reporting.comparison_tables import describe, print_report
     from fl_vitlora.reporting.console import ComparisonDisplay
-    from fl_vitlora.serving import Watch
 
     if not verbose:
         silence()
@@ -476,7 +477,7 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
 
 def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
     """Encrypts shards anew under a new secret of the key ring."""
-    from fl_vitlora import preparation
+    from fl_vitlora.experiment import preparation
 
     name, shards = preparation.rotate_key(experiment, places)
     print(f"encrypted anew under key {name}: {len(shards)} shards")
@@ -484,7 +485,7 @@ def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
 
 def storage_keys(experiment: config.Config, places: Sequence[Path]) -> None:
     """Writes the storage keys of shards, one file for each party."""
-    from fl_vitlora import preparation
+    from fl_vitlora.experiment import preparation
 
     if experiment.out is None:
         raise UserError("--storage-keys needs a folder to write to: --out FOLDER")
@@ -498,7 +499,7 @@ def check_strategy(
     """Holds a strategy to every rule of the contract, before the user's eyes."""
     confirmation.check_strategy(chosen, confirmed)
     import strategies
-    from fl_vitlora.experiment import silence
+    from fl_vitlora.experiment.runner import silence
     from fl_vitlora.reporting.console import print_findings
     from fl_vitlora.strategy import Strategy
     from fl_vitlora.testing import findings, rules_for, understood

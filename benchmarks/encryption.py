@@ -19,7 +19,7 @@ from fl_vitlora.data.owner import LEARNABLE_BLOCK
 from fl_vitlora.data.shards import Shard, client_shard, open_shard, write_shard
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, KeyHolder, Scope
-from fl_vitlora.encryption.storage import StorageKeys, of_secret
+from fl_vitlora.encryption.storage_keys import StorageKeys, of_secret
 
 REPEATS = 7
 SIZES = ((16, 4, 2048), (32, 4, 1024), (224, 16, 64))  # pixels a side, of a patch, images a batch

@@ -28,9 +28,9 @@ from fl_vitlora.data.owner import key_holder
 from fl_vitlora.data.shards import TEST_SHARD, shard_metadata
 from fl_vitlora.encryption.holder import TEST
 from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.experiment.preparation import storage_keys
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import WEIGHT, reader_of
-from fl_vitlora.preparation import storage_keys
 
 STEP = "pixel_shuffling"
 

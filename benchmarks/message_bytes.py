@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fl_vitlora.config import FineTuningConfig, ModelConfig
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.measuring import model_bytes
+from fl_vitlora.flower.wire.byte_counts import model_bytes
 from fl_vitlora.models import backbone
 from fl_vitlora.state import count
 

@@ -4,7 +4,7 @@ A file holds one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flow
 `flwr.serverapp.strategy.Strategy`. One that lives elsewhere is named as ``package.module:Class``.
 The files here, and the modules so named, are the only code that a run imports on a user's word. A
 module that only a file names, a configuration or a run folder, is imported on no word at all
-(`fl_vitlora.confirmation`).
+(`fl_vitlora.config.confirmation`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import Config
-from fl_vitlora.confirmation import check_strategy
+from fl_vitlora.config.confirmation import check_strategy
+from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, shown, unknown
-from fl_vitlora.settings import from_mapping
 
 if TYPE_CHECKING:
-    from fl_vitlora.flower.aggregators import AnyStrategy
-    from fl_vitlora.flower.construction import Terms
+    from fl_vitlora.flower.strategies.aggregators import AnyStrategy
+    from fl_vitlora.flower.strategies.construction import Terms
     from fl_vitlora.testing import Finding
 
 OLDER = "flwr.server.strategy"  # Flower's interface before its Message API
@@ -46,7 +46,7 @@ def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
     Raises:
         UserError: When nobody confirmed code that it names, and as `load` does.
     """
-    from fl_vitlora.flower.sampling import cohort_size
+    from fl_vitlora.population.sampling import cohort_size
 
     check_strategy(config.strategy, confirmed)
     return load(
@@ -79,7 +79,7 @@ def load(
         >>> load("fedprox", {"mu": "1e-1"})
         FedProx(mu=0.1)
     """
-    from fl_vitlora.flower.construction import Terms
+    from fl_vitlora.flower.strategies.construction import Terms
 
     return _load(name, options, Terms.of(cohort=cohort, clients=clients))
 
@@ -90,7 +90,7 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
     Returns:
         The findings, the number of rules, and what was understood of the strategy.
     """
-    from fl_vitlora.flower.checking import RULES, flower_findings, flower_understood
+    from fl_vitlora.flower.strategies.checking import RULES, flower_findings, flower_understood
     from fl_vitlora.testing.made_up import CLIENTS
 
     def make() -> Any:
@@ -101,7 +101,7 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
 
 def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
     """Makes a strategy, be it the outermost or one in a wrapper."""
-    from fl_vitlora.flower import construction
+    from fl_vitlora.flower.strategies import construction
 
     kind = _named_class(name) if ":" in name else _class_in_file(name)
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.settings import setting
+from fl_vitlora.config.settings import setting
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, averaged
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fl_vitlora.config import Config
-from fl_vitlora.settings import setting
+from fl_vitlora.config.settings import setting
 from fl_vitlora.state import State, scale
 from fl_vitlora.strategy import Strategy, Update, averaged, shares
 

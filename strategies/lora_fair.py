@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fl_vitlora.config.settings import setting
 from fl_vitlora.lowrank import A, B, paths, stack, trained
-from fl_vitlora.settings import setting
 from fl_vitlora.state import State, mean
 from fl_vitlora.strategy import Strategy, Update, averaged, shares
 

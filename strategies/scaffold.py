@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fl_vitlora.settings import setting
+from fl_vitlora.config.settings import setting
 from fl_vitlora.state import State, add, mean, scale, subtract, zip_map
 from fl_vitlora.strategy import LocalWork, Strategy, Update, averaged
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_vitlora.config import Config
+from fl_vitlora.config.settings import setting
 from fl_vitlora.robust import coordinatewise, middle
-from fl_vitlora.settings import setting
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, moved
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fl_vitlora.adaptation.policies import check
 from fl_vitlora.config import Config, load
 from fl_vitlora.errors import UserError
-from fl_vitlora.policies import check
 
 SCOPES = ("shared", "client", "image", "block")
 POLICIES = ("aggregate", "aligned", "local")

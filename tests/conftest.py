@@ -14,7 +14,7 @@ from torch import Tensor
 import fl_vitlora.flower  # noqa: F401 - switches telemetry off before any test imports Flower
 from fl_vitlora.config import FineTuningConfig, ModelConfig
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.simulation import Engine
+from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.rng import generator

@@ -17,21 +17,21 @@ import torch
 
 import strategies
 from fl_vitlora import config as configuration
-from fl_vitlora import coordinates, policies
+from fl_vitlora.adaptation import coordinates, policies
+from fl_vitlora.adaptation.coordinates import Coordinates
 from fl_vitlora.config import Config
-from fl_vitlora.coordinates import Coordinates
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.partition import partition
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
 from fl_vitlora.encryption.keys import SECRET_BYTES
+from fl_vitlora.experiment.preparation import prepare_model
+from fl_vitlora.experiment.serving import Server, make_server
 from fl_vitlora.finetuning.products import quicken
-from fl_vitlora.flower.sampling import sample
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
-from fl_vitlora.preparation import prepare_model
+from fl_vitlora.population.sampling import sample
 from fl_vitlora.rng import derive_seed, generator
-from fl_vitlora.serving import Server, make_server
 from fl_vitlora.state import State, subtract
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.training.local import LocalTask, evaluate, scheduled_rate, train
@@ -117,7 +117,7 @@ def federate(config: Config, dtype: torch.dtype, spoil: Spoil = lambda holder: h
         model = _rounds(config, server, shards, [own[party] for party in parties])
         put_reader(backbone.model, own[TEST].base)
         test = encrypted(test_images, np.arange(len(test_images)), TEST, "test")
-        accuracy, loss = evaluate(backbone, own[TEST].inward(model), test)
+        accuracy, loss = evaluate(backbone, own[TEST].to_client(model), test)
     steps = -(-max(len(part) for part in parts) // config.training.batch_size)
     rates = sum(_rate(config, number) for number in range(1, config.rounds + 1))
     return Ended(
@@ -156,7 +156,7 @@ def _update(
     when: tuple[int, int],
 ) -> Update:
     number, client = when
-    start = own.inward(model)
+    start = own.to_client(model)
     put_reader(backbone.model, own.base)
     done = train(
         backbone,
@@ -166,7 +166,7 @@ def _update(
         task=LocalTask(learning_rate=_rate(config, number)),
         generator=generator(config.seed, "batches", number, client),
     )
-    delta = own.outward(subtract(done.state, start))
+    delta = own.to_server(subtract(done.state, start))
     return Update(client=client, samples=len(shard), loss=done.loss, delta=delta)
 
 

@@ -22,9 +22,9 @@ from hypothesis.strategies import SearchStrategy
 
 import simulate
 import strategies
-from fl_vitlora import config, grid, units, yaml_text
+from fl_vitlora import config
 from fl_vitlora.communication.codecs import CODECS
-from fl_vitlora.config import Config
+from fl_vitlora.config import Config, grid, units, yaml_text
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.methods import METHODS
 

@@ -27,7 +27,7 @@ import pytest
 import torch
 
 from fl_vitlora.encryption.holder import KeyHolder, client_party
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import products
 from fl_vitlora.models.reading import exchanged_reader, with_exchanged_reader
 from fl_vitlora.state import State, count, l2_norm, subtract
@@ -118,21 +118,21 @@ def test_with_adamw_in_single_precision_the_runs_differ_by_few_elements_that_are
     assert noise_of(plain) < 0.1 * way_of(plain)
 
 
-def wrong_sign(reader: Reader) -> Reader:
+def wrong_sign(reader: PatchReader) -> PatchReader:
     """Forgets a single negative-positive transformation."""
     weight = reader.weight.clone()
     weight[..., 20] *= -1
     return dataclasses.replace(reader, weight=weight)
 
 
-def wrong_entry(reader: Reader) -> Reader:
+def wrong_entry(reader: PatchReader) -> PatchReader:
     """Swaps two pixels of a patch."""
     weight = reader.weight.clone()
     weight[..., [20, 23]] = weight[..., [23, 20]]
     return dataclasses.replace(reader, weight=weight)
 
 
-def wrong_place(reader: Reader) -> Reader:
+def wrong_place(reader: PatchReader) -> PatchReader:
     """Swaps two neighbouring patches of an image."""
     if reader.position is None or not reader.position.shape[1]:
         return reader
@@ -145,7 +145,7 @@ def of_one_client(wrong: Any) -> Spoil:
     """Makes a key holder that is mistaken about a single client."""
 
     class Mistaken(KeyHolder):
-        def adapt(self, reader: Reader, party: str) -> Reader:
+        def adapt(self, reader: PatchReader, party: str) -> PatchReader:
             right = super().adapt(reader, party)
             return wrong(right) if party == client_party(0) else right
 

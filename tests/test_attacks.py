@@ -25,9 +25,9 @@ from benchmarks.attacks.single_image import mask_of, table_of_features
 from fl_vitlora.config import Config
 from fl_vitlora.data import sources
 from fl_vitlora.data.sources import Images
-from fl_vitlora.encryption.blocks import to_blocks
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, KeyHolder, Scope
+from fl_vitlora.encryption.image_blocks import to_blocks
 from fl_vitlora.models.reading import WEIGHT
 from fl_vitlora.strategy import Update
 from strategies.fedavg import FedAvg

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import simulate
-from fl_vitlora.grid import Grid
+from fl_vitlora.config.grid import Grid
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(

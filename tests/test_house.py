@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import simulate
-from fl_vitlora import config, settings
+from fl_vitlora import config
+from fl_vitlora.config import settings
 
 ROOT = Path(__file__).parent.parent
 PRODUCT = [
@@ -22,10 +23,10 @@ PRODUCT = [
 
 # Who may import a package at all; a path stands for a file, or for a folder and all in it.
 ALLOWED = {
-    "flwr": ["fl_vitlora/flower/", "fl_vitlora/deployment.py", "strategies/"],
+    "flwr": ["fl_vitlora/flower/", "fl_vitlora/experiment/deployment.py", "strategies/"],
     "ray": ["fl_vitlora/flower/"],
     "timm": ["fl_vitlora/models/"],
-    "yaml": ["fl_vitlora/yaml_text.py"],
+    "yaml": ["fl_vitlora/config/yaml_text.py"],
     "argparse": [
         "simulate.py",
         "fl_vitlora/models/pretraining.py",
@@ -38,12 +39,12 @@ ALLOWED = {
     "flwr_datasets": ["fl_vitlora/data/"],
     "pyarrow": ["fl_vitlora/data/"],
     "pydicom": ["fl_vitlora/data/"],
-    "huggingface_hub": ["fl_vitlora/data/", "fl_vitlora/models/hub.py"],
+    "huggingface_hub": ["fl_vitlora/data/", "fl_vitlora/models/hub_weights.py"],
     "PIL": ["fl_vitlora/data/", "fl_vitlora/models/"],
-    "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/secure_sum.py"],
+    "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/privacy/secure_sum.py"],
     "constriction": ["fl_vitlora/communication/codecs/entropy.py"],
     "safetensors": [
-        "fl_vitlora/sealed.py",
+        "fl_vitlora/storage/checksummed.py",
         "fl_vitlora/models/",
         "fl_vitlora/testing/",  # stores what a strategy remembers, as a checkpoint would
     ],
@@ -54,122 +55,92 @@ ALLOWED = {
     "msgpack": ["fl_vitlora/communication/parcel.py"],
     "strategies": ["simulate.py", "strategies/"],
     "fl_vitlora.flower": [
+        "fl_vitlora/federation/loop.py",
         "fl_vitlora/flower/",
-        "fl_vitlora/experiment.py",
-        "fl_vitlora/comparison.py",
-        "fl_vitlora/deployment.py",
-        "fl_vitlora/serving.py",
+        "fl_vitlora/experiment/runner.py",
+        "fl_vitlora/experiment/comparison.py",
+        "fl_vitlora/experiment/deployment.py",
+        "fl_vitlora/experiment/serving.py",
         "strategies/",
     ],
-    "fl_vitlora.experiment": [
+    "fl_vitlora.experiment.runner": [
         "simulate.py",
-        "fl_vitlora/comparison.py",
-        "fl_vitlora/deployment.py",
+        "fl_vitlora/experiment/comparison.py",
+        "fl_vitlora/experiment/deployment.py",
     ],
-    "fl_vitlora.comparison": ["simulate.py"],
-    "fl_vitlora.serving": [
+    "fl_vitlora.experiment.comparison": ["simulate.py"],
+    "fl_vitlora.experiment.serving": [
         "simulate.py",
-        "fl_vitlora/comparison.py",
-        "fl_vitlora/experiment.py",
-        "fl_vitlora/deployment.py",
+        "fl_vitlora/experiment/comparison.py",
+        "fl_vitlora/experiment/runner.py",
+        "fl_vitlora/experiment/deployment.py",
     ],
-    "fl_vitlora.coordinates": [
-        "fl_vitlora/evaluation.py",
-        "fl_vitlora/serving.py",
-        "fl_vitlora/experiment.py",
-        "fl_vitlora/flower/client_app.py",
-        "fl_vitlora/flower/workspace.py",
+    "fl_vitlora.adaptation.coordinates": [
+        "fl_vitlora/federation/evaluation.py",
+        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/runner.py",
+        "fl_vitlora/flower/client/app.py",
+        "fl_vitlora/flower/client/workspace.py",
     ],
-    "fl_vitlora.policies": [
-        "fl_vitlora/coordinates.py",
-        "fl_vitlora/serving.py",
-        "fl_vitlora/preparation.py",
-        "fl_vitlora/experiment.py",
-        "fl_vitlora/deployment.py",
-        "fl_vitlora/flower/aggregators.py",  # asks who evaluates
-        "fl_vitlora/flower/workspace.py",
+    "fl_vitlora.adaptation.policies": [
+        "fl_vitlora/adaptation/coordinates.py",
+        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/preparation.py",
+        "fl_vitlora/experiment/runner.py",
+        "fl_vitlora/experiment/deployment.py",
+        "fl_vitlora/flower/strategies/aggregators.py",  # asks who evaluates
+        "fl_vitlora/flower/client/workspace.py",
     ],
-    "fl_vitlora.adversary": [
-        "fl_vitlora/policies.py",
-        "fl_vitlora/serving.py",
-        "fl_vitlora/flower/client_app.py",
+    "fl_vitlora.population.byzantine": [
+        "fl_vitlora/adaptation/policies.py",
+        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/flower/client/app.py",
     ],
-    "fl_vitlora.faults": [
-        "fl_vitlora/policies.py",
-        "fl_vitlora/serving.py",
-        "fl_vitlora/flower/client_app.py",
+    "fl_vitlora.population.faults": [
+        "fl_vitlora/adaptation/policies.py",
+        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/flower/client/app.py",
     ],
-    "fl_vitlora.evaluation": [
-        "fl_vitlora/serving.py",
-        "fl_vitlora/flower/aggregators.py",  # shows strategies of Flower what clients measured
-        "fl_vitlora/flower/checking.py",
-        "fl_vitlora/flower/flower_aggregator.py",
-        "fl_vitlora/flower/transport.py",
+    "fl_vitlora.federation.evaluation": [
+        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/flower/strategies/aggregators.py",  # strategies of Flower see measurements
+        "fl_vitlora/flower/strategies/checking.py",
+        "fl_vitlora/flower/strategies/flower_aggregator.py",
+        "fl_vitlora/flower/server/transport.py",
     ],
     "fl_vitlora.encryption.steps": ["fl_vitlora/encryption/"],
 }
 
 # What a room may import of the package itself, beside its own files.
 ROOMS = {
-    "fl_vitlora/abbreviations.py": [],
-    "fl_vitlora/errors.py": ["abbreviations"],
-    "fl_vitlora/files.py": [],
-    "fl_vitlora/rng.py": [],
-    "fl_vitlora/state.py": [],
-    "fl_vitlora/sealed.py": ["errors", "files", "state"],
-    "fl_vitlora/rates.py": [],
-    "fl_vitlora/units.py": ["errors"],
-    "fl_vitlora/settings.py": ["errors", "units"],
-    "fl_vitlora/yaml_text.py": ["errors"],
-    "fl_vitlora/config.py": ["errors", "rates", "settings", "units", "yaml_text"],
-    "fl_vitlora/grid.py": ["config", "errors", "settings", "yaml_text"],
-    "fl_vitlora/strategy.py": ["config", "state"],
-    "fl_vitlora/lowrank.py": ["state", "strategy"],
-    "fl_vitlora/robust.py": ["lowrank", "state", "strategy"],
-    "fl_vitlora/tree.py": ["state"],
-    "fl_vitlora/global_model.py": ["lowrank", "state", "tree"],
-    "fl_vitlora/checkpoints/": ["communication", "files", "sealed", "state", "tree"],
-    "fl_vitlora/encryption/": ["errors", "files", "sealed"],
-    "fl_vitlora/communication/": ["errors", "finetuning", "state", "tree"],
-    "fl_vitlora/secure_sum.py": ["encryption"],
-    "fl_vitlora/privacy.py": ["encryption", "rng", "state", "strategy"],
-    "fl_vitlora/data/": ["config", "encryption", "errors", "files", "rng", "sealed"],
-    "fl_vitlora/finetuning/": ["config", "errors", "rng", "state"],
-    "fl_vitlora/training/": ["config", "data", "encryption", "finetuning", "models", "state"],
-    "fl_vitlora/adversary.py": ["config", "errors", "rng", "state"],
-    "fl_vitlora/faults.py": ["config", "errors", "rng"],
-    "fl_vitlora/ranks.py": ["config", "errors", "finetuning", "rng"],
-    "fl_vitlora/policies.py": [
-        "adversary",
+    "errors/": [],
+    "rng.py": [],
+    "state.py": [],
+    "config/": ["errors"],
+    "storage/": ["errors", "state"],
+    "strategy.py": ["config", "state"],
+    "lowrank.py": ["state", "strategy"],
+    "robust.py": ["lowrank", "state", "strategy"],
+    "encryption/": ["errors", "storage"],
+    "data/": ["config", "encryption", "errors", "rng", "storage"],
+    "finetuning/": ["config", "errors", "rng", "state"],
+    "communication/": ["errors", "finetuning", "state", "storage"],
+    "checkpoints/": ["communication", "state", "storage"],
+    "models/": ["config", "encryption", "errors", "finetuning", "rng", "state", "storage"],
+    "privacy/": ["encryption", "rng", "state", "strategy"],
+    "population/": ["config", "errors", "finetuning", "rng", "state"],
+    "training/": ["config", "data", "encryption", "finetuning", "models", "state"],
+    "adaptation/": [
         "config",
-        "errors",
-        "faults",
-        "finetuning",
-        "models",
-        "ranks",
-        "state",
-        "strategy",
-    ],
-    "fl_vitlora/coordinates.py": ["config", "encryption", "errors", "models", "policies", "state"],
-    "fl_vitlora/evaluation.py": [
-        "coordinates",
-        "data",
         "encryption",
-        "finetuning",
-        "global_model",
-        "models",
-        "training",
-    ],
-    "fl_vitlora/testing/": [
-        "config",
         "errors",
-        "lowrank",
-        "privacy",
-        "rng",
-        "settings",
+        "finetuning",
+        "models",
+        "population",
         "state",
         "strategy",
     ],
+    "testing/": ["config", "errors", "lowrank", "privacy", "rng", "state", "strategy"],
 }
 
 
@@ -208,7 +179,7 @@ def python(code: str, **environment: str) -> str:
 
 def test_the_files_are_found():
     assert len(PRODUCT) > 40
-    assert "fl_vitlora/flower/client_app.py" in PRODUCT
+    assert "fl_vitlora/flower/client/app.py" in PRODUCT
     assert "torch.nn.functional" in imports("fl_vitlora/training/local.py")
 
 
@@ -222,9 +193,9 @@ def test_a_package_is_imported_in_its_rooms_alone(package: str):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_below_it(room: str):
-    own = room.removesuffix("/").removesuffix(".py").replace("/", ".")
-    allowed = [own, *(f"fl_vitlora.{name}" for name in ROOMS[room])]
-    files = [path for path in PRODUCT if path.startswith(room)]
+    own = room.removesuffix("/").removesuffix(".py")
+    allowed = [f"fl_vitlora.{name}" for name in (own, *ROOMS[room])]
+    files = [path for path in PRODUCT if path.startswith(f"fl_vitlora/{room}")]
     assert files
     for path in files:
         for name in imports(path):
@@ -304,7 +275,7 @@ def test_telemetry_is_off_before_flower_is_imported():
 def test_the_hub_is_silent_though_it_is_imported_later():
     """Its loggers take their level at their import."""
     told = python(
-        "from fl_vitlora.flower.quiet import silence; silence()\n"
+        "from fl_vitlora.flower.simulation.quiet import silence; silence()\n"
         "import logging, datasets, huggingface_hub\n"
         "names = ['datasets', 'huggingface_hub']\n"
         "print([logging.getLogger(name).level for name in names])"

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fl_vitlora import experiment
 from fl_vitlora.config import load
 from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import write_atomically
-from fl_vitlora.privacy import FROM_SEED
+from fl_vitlora.experiment import runner
+from fl_vitlora.experiment.serving import Watch
+from fl_vitlora.privacy.noise import FROM_SEED
 from fl_vitlora.reporting.console import RunDisplay, print_result
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
 from fl_vitlora.reporting.run_folder import (
@@ -33,7 +33,7 @@ from fl_vitlora.reporting.run_folder import (
     located,
     with_ring_of,
 )
-from fl_vitlora.serving import Watch
+from fl_vitlora.storage.files import write_atomically
 from strategies.fedavg import FedAvg
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,7 +148,7 @@ def test_a_run_that_goes_on_never_makes_a_key_ring(moved: Path) -> None:
     begun, _ = find_run(moved / "run")
     asked = located(begun, begun, moved / "run")
     with pytest.raises(UserError, match=r"owner\.key: no such file; a run goes on with the secret"):
-        experiment._prepare(asked, asked, FedAvg(), Watch(), "cpu", again=True)
+        runner._prepare(asked, asked, FedAvg(), Watch(), "cpu", again=True)
     assert not list(moved.rglob("*.key"))
 
 

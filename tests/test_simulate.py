@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import simulate
-from fl_vitlora import config, settings
-from fl_vitlora.serving import Watch
+from fl_vitlora import config
+from fl_vitlora.config import settings
+from fl_vitlora.experiment.serving import Watch
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,10 +19,10 @@ import torch
 
 import strategies
 from fl_vitlora import config as configuration
+from fl_vitlora.config.yaml_text import parse_override
 from fl_vitlora.errors import UserError
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.testing import check_strategy, made_up_model, made_up_updates
-from fl_vitlora.yaml_text import parse_override
 
 USERS = '''
 """Half of FedAvg."""

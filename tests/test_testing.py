@@ -13,8 +13,8 @@ from torch import Tensor
 
 import strategies
 from fl_vitlora import lowrank
+from fl_vitlora.config.settings import setting
 from fl_vitlora.errors import UserError
-from fl_vitlora.settings import setting
 from fl_vitlora.state import State, add, mean, scale, subtract
 from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update, averaged, shares
 from fl_vitlora.testing import (

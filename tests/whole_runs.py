@@ -12,16 +12,16 @@ from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
 from fl_vitlora.data.shards import Shard, open_shard
 from fl_vitlora.encryption.holder import KeyHolder
-from fl_vitlora.experiment import run
-from fl_vitlora.flower.simulation import Engine
-from fl_vitlora.preparation import (
+from fl_vitlora.experiment.preparation import (
     OwnedImages,
     prepare_holder,
     prepare_images,
     prepare_model,
     storage_keys,
 )
-from fl_vitlora.serving import Watch
+from fl_vitlora.experiment.runner import run
+from fl_vitlora.experiment.serving import Watch
+from fl_vitlora.flower.simulation.engine import Engine
 
 SMALL = {
     "clients": 4,

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.attacks import measures, trials
 from benchmarks.attacks.trials import BLOCK, SHAPE, Shares
-from fl_vitlora.flower.simulation import Engine
+from fl_vitlora.flower.simulation.engine import Engine
 
 RUNS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -45,8 +45,8 @@ from benchmarks.attacks.second_order import (
     nearest_entries,
     signs,
 )
-from fl_vitlora.encryption.blocks import to_blocks
 from fl_vitlora.encryption.cipher import CipherKey
+from fl_vitlora.encryption.image_blocks import to_blocks
 
 Blocks = NDArray[np.float64]
 RIDGE = 0.02  # added to every variance, of pixels in [-1, 1]

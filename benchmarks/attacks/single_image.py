@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attacks.second_order import Matrix
-from fl_vitlora.encryption.blocks import to_blocks
+from fl_vitlora.encryption.image_blocks import to_blocks
 
 LEVELS = 25  # of a histogram; odd, so that no boundary is at zero
 DIGITS = 9  # beyond which numbers are rounding

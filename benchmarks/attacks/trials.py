@@ -29,12 +29,12 @@ from fl_vitlora.config import Config
 from fl_vitlora.data import sources
 from fl_vitlora.data.owner import key_holder
 from fl_vitlora.data.sources import Images, Indices
-from fl_vitlora.encryption.blocks import to_blocks
 from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
+from fl_vitlora.encryption.image_blocks import to_blocks
 from fl_vitlora.encryption.keys import SECRET_BYTES
-from fl_vitlora.experiment import run
-from fl_vitlora.flower.simulation import Engine
-from fl_vitlora.preparation import prepare_holder, prepare_model
+from fl_vitlora.experiment.preparation import prepare_holder, prepare_model
+from fl_vitlora.experiment.runner import run
+from fl_vitlora.flower.simulation.engine import Engine
 
 BLOCK, SHAPE = 4, (3, 16, 16)  # of the default job
 Shares = dict[str, float]

@@ -24,7 +24,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.products import product_for, quicken
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import reader_of
-from fl_vitlora.training.cohort import Lesson, Teacher
+from fl_vitlora.training.cohort import CohortTrainer, LocalJob
 from fl_vitlora.training.local import LocalTask, best_precision
 
 CLASSES = 10
@@ -43,21 +43,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(arguments.device)
-    plain, alone, together = teachers(arguments.model, arguments.batch, device)
+    plain, alone, together = trainers(arguments.model, arguments.batch, device)
     limit = matrix_rate(device, alone.precision)
     print(
         "| clients | images/s alone | together | speed-up | of the matrix rate, alone | together |"
     )
     print("|--:|--:|--:|--:|--:|--:|")
     for clients in arguments.cohorts:
-        given = [lesson(alone, arguments.images, client) for client in range(clients)]
+        given = [job(alone, arguments.images, client) for client in range(clients)]
         with FlopCounterMode(display=False) as counter:
-            plain.teach(given)
+            plain.train(given)
         work = counter.get_total_flops()
         found: dict[str, list[float]] = {"alone": [], "together": []}
         for _ in range(arguments.repetitions):
-            found["alone"].append(seconds(lambda: alone.teach(given), device))  # noqa: B023
-            found["together"].append(seconds(lambda: together.teach(given), device))  # noqa: B023
+            found["alone"].append(seconds(lambda: alone.train(given), device))  # noqa: B023
+            found["together"].append(seconds(lambda: together.train(given), device))  # noqa: B023
         one, other = (statistics.median(found[name]) for name in found)
         ratios = [a / b for a, b in zip(*found.values(), strict=True)]
         images = clients * arguments.images
@@ -69,7 +69,9 @@ def main() -> None:
         )
 
 
-def teachers(model: str, batch: int, device: torch.device) -> tuple[Teacher, Teacher, Teacher]:
+def trainers(
+    model: str, batch: int, device: torch.device
+) -> tuple[CohortTrainer, CohortTrainer, CohortTrainer]:
     """Builds who counts operations, who trains clients alone, and who trains them together."""
     config = TrainingConfig(batch_size=batch)
     precision = best_precision(device, EngineConfig().mixed_precision)
@@ -81,25 +83,25 @@ def teachers(model: str, batch: int, device: torch.device) -> tuple[Teacher, Tea
         built.model.to(device)
     quicken(quick.model)
     return (
-        Teacher(backbone=plain, stacks=False, config=config, precision=precision),
-        Teacher(backbone=quick, stacks=False, config=config, precision=precision),
-        Teacher(backbone=quick, stacks=True, config=config, precision=precision),
+        CohortTrainer(backbone=plain, stacks=False, config=config, precision=precision),
+        CohortTrainer(backbone=quick, stacks=False, config=config, precision=precision),
+        CohortTrainer(backbone=quick, stacks=True, config=config, precision=precision),
     )
 
 
-def lesson(teacher: Teacher, images: int, client: int) -> Lesson:
+def job(trainer: CohortTrainer, images: int, client: int) -> LocalJob:
     """Makes up what a client trains on."""
     random = torch.Generator().manual_seed(client)
-    shape = teacher.backbone.image_shape
-    return Lesson(
-        start=methods.export_state(teacher.backbone.model),
+    shape = trainer.backbone.image_shape
+    return LocalJob(
+        start=methods.export_state(trainer.backbone.model),
         shard=Shard(
             images=torch.randint(0, 256, (images, *shape), generator=random, dtype=torch.uint8),
             labels=torch.randint(0, CLASSES, (images,), generator=random),
         ),
         task=LocalTask(learning_rate=1e-3),
         generator=random,
-        reader=reader_of(teacher.backbone),
+        reader=reader_of(trainer.backbone),
     )
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fl_vitlora.config import Config, load
 from fl_vitlora.data.shards import TEST_SHARD, Shard, open_shard
+from fl_vitlora.experiment.preparation import storage_keys
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import normalize
-from fl_vitlora.preparation import storage_keys
 
 CLASSES = 10
 

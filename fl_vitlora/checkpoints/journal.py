@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_vitlora.files import PUBLIC, append, write_atomically, writing
-from fl_vitlora.sealed import DamagedFileError
+from fl_vitlora.storage.checksummed import DamagedFileError
+from fl_vitlora.storage.files import PUBLIC, append, write_atomically, writing
 
 
 @dataclass(frozen=True, kw_only=True)

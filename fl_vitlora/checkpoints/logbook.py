@@ -25,9 +25,9 @@ from typing import Any, Self
 
 from fl_vitlora.checkpoints.journal import Journal, Mark
 from fl_vitlora.communication.ledger import Entry, Ledger
-from fl_vitlora.files import PRIVATE, make_private_folder
-from fl_vitlora.sealed import DamagedFileError, read_sealed, write_sealed
-from fl_vitlora.tree import Tree, build, flatten
+from fl_vitlora.storage.checksummed import DamagedFileError, read_sealed, write_sealed
+from fl_vitlora.storage.files import PRIVATE, make_private_folder
+from fl_vitlora.storage.trees import Tree, build, flatten
 
 FOLDER, LEDGER, ROUNDS = "checkpoint", "ledger.jsonl", "rounds.jsonl"
 SERVER_FILE = re.compile(r"round-(\d{6,})\.safetensors")

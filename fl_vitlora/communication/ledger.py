@@ -1,6 +1,6 @@
 """The byte ledger: one entry for every message that crossed the grid.
 
-It only counts what it is told; who measures a message's serialised size is `flower.measuring`.
+It only counts what it is told; `flower.wire.byte_counts` measures a message's serialised size.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from typing import Any
 
 import msgpack
 
-from fl_vitlora.communication.codecs.reader import Reader, varint
+from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 
 MAGIC = b"FVL2"
 CHECKSUM_BYTES = 8
@@ -160,7 +160,7 @@ def read(buffer: bytes, *, verify: bool = True) -> Parcel:
         raise RefusedError(f"it begins with {start!r}, a message with {MAGIC!r}{version}")
     if verify and buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
         raise RefusedError("it was cut or corrupted on its way")
-    reader = Reader(buffer[begin:])
+    reader = ByteReader(buffer[begin:])
     try:
         plain, table = _read_head(reader)
         parts = []
@@ -182,7 +182,7 @@ def read(buffer: bytes, *, verify: bool = True) -> Parcel:
     return Parcel(plain=plain, parts=tuple(parts))
 
 
-def _read_head(reader: Reader) -> Any:
+def _read_head(reader: ByteReader) -> Any:
     """Inflates and reads the head."""
     short, length = reader.varint(), reader.varint()
     if length > MOST_INFLATION * short + SMALL_HEAD:

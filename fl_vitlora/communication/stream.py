@@ -22,7 +22,7 @@ from fl_vitlora.communication.lanes import EXACT, Lanes
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.parcel import Parcel, Part, read, write
 from fl_vitlora.state import State, add, subtract
-from fl_vitlora.tree import Tree
+from fl_vitlora.storage.trees import Tree
 
 WHOLE = -1  # the version on which values stand that are sent as they are
 

@@ -34,7 +34,7 @@ from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, KeyHolder, Part, client_party
 from fl_vitlora.encryption.keys import KeyRing, key_id
-from fl_vitlora.encryption.storage import (
+from fl_vitlora.encryption.storage_keys import (
     BY_PASSPHRASE,
     StorageKey,
     of_ring,

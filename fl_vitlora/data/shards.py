@@ -24,10 +24,10 @@ from torch import Tensor
 from fl_vitlora.data.class_names import CLASS_NAMES, read_names, renumbered
 from fl_vitlora.encryption.at_rest import seal, sealed_under, unseal, unseal_text
 from fl_vitlora.encryption.holder import TEST, client_party
-from fl_vitlora.encryption.storage import StorageKey, StorageKeys
+from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import PRIVATE, write_parts
-from fl_vitlora.sealed import read_sealed, read_sealed_metadata, write_sealed
+from fl_vitlora.storage.checksummed import read_sealed, read_sealed_metadata, write_sealed
+from fl_vitlora.storage.files import PRIVATE, write_parts
 
 TEST_SHARD = "test.safetensors"
 CLIENT_SHARDS = "client-*.safetensors"

@@ -19,7 +19,7 @@ from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Part, count, expect_classes, match_classes, name_some
 from fl_vitlora.data.images import Images as Images  # noqa: PLC0414 - for all who use a source
 from fl_vitlora.data.images import Indices as Indices  # noqa: PLC0414
-from fl_vitlora.data.local import Found, from_rows, open_folder
+from fl_vitlora.data.local_folder import Found, from_rows, open_folder
 from fl_vitlora.data.pixels import ROWS_AT_ONCE as ROWS_AT_ONCE  # noqa: PLC0414
 from fl_vitlora.data.pixels import look_of, read_pixels, tell_depth
 from fl_vitlora.errors import UserError
@@ -136,7 +136,7 @@ def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], st
 
 
 def _from_hub(config: DataConfig) -> Found:
-    from fl_vitlora.data.hub import hub_folders, open_hub
+    from fl_vitlora.data.hub_datasets import hub_folders, open_hub
 
     return from_rows(config.name, open_hub(config), config, hub_folders())
 

@@ -31,9 +31,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fl_vitlora.encryption.storage import BY_PASSPHRASE, PASSPHRASE, StorageKey, StorageKeys
+from fl_vitlora.encryption.storage_keys import BY_PASSPHRASE, PASSPHRASE, StorageKey, StorageKeys
 from fl_vitlora.errors import UserError
-from fl_vitlora.sealed import DamagedFileError
+from fl_vitlora.storage.checksummed import DamagedFileError
 
 SEALED, VERSION = "sealed", "fl_vitlora 1, AES-256-GCM"
 KEY, PARTY, SALT, CHECK, TEXT_BYTES = "storage_key", "party", "salt", "check", "text_bytes"

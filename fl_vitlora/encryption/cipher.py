@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_vitlora.encryption.blocks import from_blocks, grid, to_blocks
 from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.image_blocks import from_blocks, grid, to_blocks
 from fl_vitlora.encryption.keys import derive_key
+from fl_vitlora.encryption.keystream import KeyStream
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.pixel_map import PROBES, PixelMap, probe
-from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.steps import STEPS
-from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
 
 CipherKey = Mapping[str, Tensor]
@@ -116,7 +116,7 @@ class Cipher:
             return self.decrypt_by_steps(images, key)
         return self._map(key).invert(images)
 
-    def adapt(self, reader: Reader, key: CipherKey) -> Reader:
+    def adapt(self, reader: PatchReader, key: CipherKey) -> PatchReader:
         """Adapts a model to the key, so that it computes of ciphertext what it did of plain images.
 
         Key-dependent domain adaptation (arXiv 2309.02556, 2401.05126): exact, not trained. What it
@@ -137,7 +137,7 @@ class Cipher:
             reader = STEPS[step].adapt(reader, key[step])
         return reader
 
-    def restore(self, reader: Reader, key: CipherKey) -> Reader:
+    def restore(self, reader: PatchReader, key: CipherKey) -> PatchReader:
         """Inverts `adapt`: makes of a reader of ciphertext the one of plain images; see there."""
         self._check_patches(reader)
         for step in reversed(self.steps):
@@ -168,7 +168,7 @@ class Cipher:
                 f"got {images.dtype} of shape {tuple(images.shape)}"
             )
 
-    def _check_patches(self, reader: Reader) -> None:
+    def _check_patches(self, reader: PatchReader) -> None:
         entries = self.geometry.entries
         if self.steps and reader.weight.shape[-1] != entries:
             raise UserError(

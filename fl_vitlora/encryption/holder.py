@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fl_vitlora.encryption.cipher import Cipher, CipherKey
 from fl_vitlora.encryption.keys import derive_key, key_id
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
 
 Scope = Literal["shared", "client", "image", "block"]
@@ -106,11 +106,11 @@ class KeyHolder:
         """Inverts `encrypt` bit by bit; see there."""
         return self._each(self.cipher.decrypt, images, party, part)
 
-    def adapt(self, reader: Reader, party: str) -> Reader:
+    def adapt(self, reader: PatchReader, party: str) -> PatchReader:
         """Adapts a reader of plain images to a party's key; see `Cipher.adapt`."""
         return self.cipher.adapt(reader, self.key(party))
 
-    def restore(self, reader: Reader, party: str) -> Reader:
+    def restore(self, reader: PatchReader, party: str) -> PatchReader:
         """Inverts `adapt`."""
         return self.cipher.restore(reader, self.key(party))
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import (
+from fl_vitlora.storage.files import (
     PRIVATE,
     WriteError,
     make_folder,

@@ -50,7 +50,7 @@ class Adapter(nn.Module):
         return self.lora_B @ self.lora_A
 
 
-class Sandwich(Adapter):
+class LoRAXS(Adapter):
     """A pair with a small square matrix between, of which alone one is to be trained: B·R·A.
 
     A and B are the singular vectors of the pre-trained weight W ≈ B·S·A of the largest singular
@@ -119,7 +119,7 @@ class LoRALinear(nn.Module):
         self.slices = dict(sorted(slices.items(), key=lambda item: item[1]))
         self.adapters = nn.ModuleDict(
             {
-                name: Sandwich(base.weight[start:end], rank)
+                name: LoRAXS(base.weight[start:end], rank)
                 if sandwich
                 else Adapter(base.in_features, end - start, rank)
                 for name, (start, end) in self.slices.items()

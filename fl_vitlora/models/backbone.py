@@ -237,7 +237,7 @@ def _created(config: ModelConfig) -> tuple[nn.Module, timm_models.Loader]:
 
 
 def _check_patch_size(config: ModelConfig) -> None:
-    from fl_vitlora.encryption.blocks import grid
+    from fl_vitlora.encryption.image_blocks import grid
 
     size = image_size(config)
     if size is not None and config.patch_size is not None:

@@ -40,10 +40,10 @@ from safetensors.torch import save as to_bytes
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fl_vitlora.files import write_atomically
 from fl_vitlora.models.backbone import BUNDLED
 from fl_vitlora.models.glyphs import CHARACTERS, render_set
 from fl_vitlora.models.learners import ENTRIES, PATCH, PATCHES, Learners, Recipe, SharedQKV
+from fl_vitlora.storage.files import write_atomically
 
 ARCHITECTURE: Final = BUNDLED["vit_letters_16"]
 

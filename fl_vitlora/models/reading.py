@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.sealed import read_sealed, write_sealed
 from fl_vitlora.state import State
+from fl_vitlora.storage.checksummed import read_sealed, write_sealed
 
 READER_FILE = "reader.safetensors"
 KEY_ID = "key_id"
@@ -57,7 +57,7 @@ class KernelPerPatch(nn.Module):
         return tokens.reshape(len(images), -1, rows, columns)
 
 
-def reader_of(backbone: Backbone) -> Reader:
+def reader_of(backbone: Backbone) -> PatchReader:
     """Copies the reader out of a model, to the CPU.
 
     Args:
@@ -71,11 +71,11 @@ def reader_of(backbone: Backbone) -> Reader:
     position = None
     if _adds_positions(model):
         position = _patch_positions(model).detach().to("cpu", copy=True)
-    return Reader(weight=_as_matrix(weight), position=position)
+    return PatchReader(weight=_as_matrix(weight), position=position)
 
 
 @torch.no_grad()
-def put_reader(model: nn.Module, reader: Reader) -> None:
+def put_reader(model: nn.Module, reader: PatchReader) -> None:
     """Puts a reader into a model, in place; what was trained or frozen stays so."""
     whole: Any = model
     projection = whole.patch_embed.proj
@@ -87,7 +87,7 @@ def put_reader(model: nn.Module, reader: Reader) -> None:
         _patch_positions(whole).copy_(reader.position)
 
 
-def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> Reader:
+def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> PatchReader:
     """Reads the reader off exchanged tensors, be they a model's or a difference of two.
 
     Args:
@@ -99,10 +99,10 @@ def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> Reader:
     """
     weight = state[WEIGHT]
     position = state[POSITION][0, -patches:] if POSITION in state else weight.new_empty(patches, 0)
-    return Reader(weight=_as_matrix(weight), position=position)
+    return PatchReader(weight=_as_matrix(weight), position=position)
 
 
-def with_exchanged_reader(state: Mapping[str, Tensor], reader: Reader) -> State:
+def with_exchanged_reader(state: Mapping[str, Tensor], reader: PatchReader) -> State:
     """Returns exchanged tensors with another reader among them."""
     changed = {WEIGHT: reader.weight.reshape(state[WEIGHT].shape)}
     if POSITION in state and reader.position is not None:
@@ -111,7 +111,7 @@ def with_exchanged_reader(state: Mapping[str, Tensor], reader: Reader) -> State:
     return {**state, **changed}
 
 
-def write_reader(path: Path, reader: Reader, key_id: str = "") -> None:
+def write_reader(path: Path, reader: PatchReader, key_id: str = "") -> None:
     """Stores a reader, for its owner's eyes alone.
 
     Args:
@@ -125,7 +125,7 @@ def write_reader(path: Path, reader: Reader, key_id: str = "") -> None:
     write_sealed(path, tensors, {KEY_ID: key_id})
 
 
-def open_reader(path: Path) -> Reader:
+def open_reader(path: Path) -> PatchReader:
     """Reads what `write_reader` stored.
 
     Raises:
@@ -134,7 +134,7 @@ def open_reader(path: Path) -> Reader:
     tensors, _ = read_sealed(path)
     if "weight" not in tensors:
         raise UserError(f"{path} is no reader: it has no weight")
-    return Reader(weight=tensors["weight"], position=tensors.get("position"))
+    return PatchReader(weight=tensors["weight"], position=tensors.get("position"))
 
 
 def adapted_to(path: Path) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError, unknown
-from fl_vitlora.models import hub
+from fl_vitlora.models import hub_weights
 from fl_vitlora.models.fitting import Convert
 from fl_vitlora.models.weight_file import (
     UNREADABLE,
@@ -125,7 +125,7 @@ def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Modu
     try:
         with (
             _loads_with(loader),
-            hub.without_retries(),
+            hub_weights.without_retries(),
             warnings.catch_warnings(action="ignore"),
         ):
             model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **arguments)
@@ -153,7 +153,7 @@ def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
         return str(path), read_weights(path)
     check_at_hand(loader, asked)
     try:
-        with hub.without_retries(), warnings.catch_warnings(action="ignore"):
+        with hub_weights.without_retries(), warnings.catch_warnings(action="ignore"):
             content = _download(kind, place)
     except (*UNREADABLE, AssertionError) as error:
         raise _not_to_be_had(asked, one_line(error)) from error
@@ -168,18 +168,18 @@ def check_at_hand(loader: Loader, asked: str) -> None:
         UserError: When the hub cannot be reached.
     """
     kind, place = _source(loader, asked)
-    if kind != "hf-hub" or hub.reachable():
+    if kind != "hf-hub" or hub_weights.reachable():
         return
     repository, *files = (place,) if isinstance(place, str) else place
-    if not hub.is_cached(repository, *files, *hub.FILES):
+    if not hub_weights.is_cached(repository, *files, *hub_weights.FILES):
         raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
 
 
 def _check_described(name: str, asked: str) -> None:
     """Refuses a model of the hub whose description is neither in the cache nor to be had."""
     repository = name.removeprefix(HUB)
-    described = not name.startswith(HUB) or hub.is_cached(repository, "config.json")
-    if not described and not hub.reachable():
+    described = not name.startswith(HUB) or hub_weights.is_cached(repository, "config.json")
+    if not described and not hub_weights.reachable():
         raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
 
 

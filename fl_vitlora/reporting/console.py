@@ -19,8 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fl_vitlora.reporting.layout import print_named, screen
-from fl_vitlora.units import readable_bytes
+from fl_vitlora.config.units import readable_bytes
+from fl_vitlora.reporting.table_layout import print_named, screen
 
 SECONDS_OF_SILENCE = 15.0  # after which a round that is under way is told, without a terminal
 MOST_NAMED = 3  # clients that failed

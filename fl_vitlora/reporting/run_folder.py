@@ -18,7 +18,9 @@ from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.data.class_names import CLASS_NAMES, write_names
 from fl_vitlora.errors import UserError
-from fl_vitlora.files import (
+from fl_vitlora.state import State
+from fl_vitlora.storage.checksummed import write_sealed
+from fl_vitlora.storage.files import (
     PRIVATE,
     TEMPORARY,
     HeldError,
@@ -29,8 +31,6 @@ from fl_vitlora.files import (
     write_atomically,
     writing,
 )
-from fl_vitlora.sealed import write_sealed
-from fl_vitlora.state import State
 
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 CLASSES = "classes.json"

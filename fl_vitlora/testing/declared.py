@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from fl_vitlora.settings import check_defaults
+from fl_vitlora.config.settings import check_defaults
 from fl_vitlora.strategy import ClientPlan, Strategy
 from fl_vitlora.testing.returned import ContractError
 

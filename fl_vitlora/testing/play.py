@@ -18,14 +18,14 @@ from torch import Tensor
 
 from fl_vitlora import lowrank
 from fl_vitlora.errors import UserError
-from fl_vitlora.privacy import mean_update
+from fl_vitlora.privacy.noise import mean_update
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
 from fl_vitlora.testing import declared, made_up, returned
 from fl_vitlora.testing.returned import ContractError
 
 ROUNDS = 3
-Hand = Callable[[int, str, State], State]
+Handover = Callable[[int, str, State], State]
 
 
 class StrategyError(ValueError):
@@ -71,7 +71,7 @@ class Play:
     images: int = 1
     backwards: bool = False
     summed: bool = False
-    hand: Hand = lambda _round, _what, tensors: tensors
+    hand: Handover = lambda _round, _what, tensors: tensors
     send: Callable[[Strategy], Strategy] = lambda strategy: strategy
 
     def start(self) -> Ending:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods, targets
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.models.reading import put_reader
@@ -43,7 +43,7 @@ from fl_vitlora.training.steps import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class LocalJob:
     """All that one client's training depends on, beside what the clients of a run share.
 
     Attributes:
@@ -59,10 +59,10 @@ class Lesson:
     shard: Shard
     task: LocalTask
     generator: torch.Generator
-    reader: Reader
+    reader: PatchReader
     increments: State = field(default_factory=dict)
 
-    def goes_with(self, other: Lesson) -> bool:
+    def goes_with(self, other: LocalJob) -> bool:
         """Tells whether the two can be given in one batch."""
         mine, theirs = self.task, other.task
         return (
@@ -76,8 +76,8 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """Gives lessons.
+class CohortTrainer:
+    """Gives jobs.
 
     Attributes:
         backbone: A prepared model, the workspace.
@@ -97,7 +97,7 @@ class Teacher:
         """The model for many clients, made when it is first needed."""
         return Stack(self.backbone.model)
 
-    def teach(self, lessons: Sequence[Lesson]) -> list[Trained]:
+    def train(self, jobs: Sequence[LocalJob]) -> list[Trained]:
         """Trains clients, all in one batch that can be.
 
         Returns:
@@ -107,10 +107,10 @@ class Teacher:
             ValueError: When a task freezes every tensor.
         """
         found: dict[int, Trained] = {}
-        left = list(range(len(lessons)))
+        left = list(range(len(jobs)))
         while left:
-            first = lessons[left[0]]
-            group = [number for number in left if lessons[number].goes_with(first)]
+            first = jobs[left[0]]
+            group = [number for number in left if jobs[number].goes_with(first)]
             if not self.stacks or len(group) == 1:
                 group = group[:1]
                 found[group[0]] = self._alone(first)
@@ -118,29 +118,29 @@ class Teacher:
                 self._put_base(first)
                 trained = train_together(
                     self.stack,
-                    [lessons[number] for number in group],
+                    [jobs[number] for number in group],
                     config=self.config,
                     precision=self.precision,
                 )
                 found.update(zip(group, trained, strict=True))
             left = [number for number in left if number not in found]
-        return [found[number] for number in range(len(lessons))]
+        return [found[number] for number in range(len(jobs))]
 
-    def _alone(self, lesson: Lesson) -> Trained:
-        self._put_base(lesson)
+    def _alone(self, job: LocalJob) -> Trained:
+        self._put_base(job)
         return train(
             self.backbone,
-            lesson.start,
-            lesson.shard,
+            job.start,
+            job.shard,
             config=self.config,
-            task=lesson.task,
-            generator=lesson.generator,
+            task=job.task,
+            generator=job.generator,
             precision=self.precision,
         )
 
-    def _put_base(self, lesson: Lesson) -> None:
-        put_reader(self.backbone.model, lesson.reader)
-        targets.put_increments(self.backbone.model, lesson.increments)
+    def _put_base(self, job: LocalJob) -> None:
+        put_reader(self.backbone.model, job.reader)
+        targets.put_increments(self.backbone.model, job.increments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class Batch:
 
 def train_together(
     stack: Stack,
-    lessons: Sequence[Lesson],
+    jobs: Sequence[LocalJob],
     *,
     config: TrainingConfig,
     precision: torch.dtype = torch.float32,
@@ -168,8 +168,8 @@ def train_together(
     """Trains clients in one batch.
 
     Args:
-        stack: The workspace; its frozen tensors are those of the lessons.
-        lessons: That go with each other.
+        stack: The workspace; its frozen tensors are those of the jobs.
+        jobs: That go with each other.
         config: Hyper-parameters.
         precision: Of activations.
 
@@ -180,13 +180,13 @@ def train_together(
         ValueError: When the task freezes every tensor.
     """
     device = stack.device
-    size, epochs = config.batch_size, [one.task.epochs_of(config) for one in lessons]
+    size, epochs = config.batch_size, [one.task.epochs_of(config) for one in jobs]
     orders = [
         list(batches_of(len(one.shard), passes, size, one.generator, device))
-        for one, passes in zip(lessons, epochs, strict=True)
+        for one, passes in zip(jobs, epochs, strict=True)
     ]
-    longest_first = sorted(range(len(lessons)), key=lambda number: -len(orders[number]))
-    chosen = [lessons[number] for number in longest_first]
+    longest_first = sorted(range(len(jobs)), key=lambda number: -len(orders[number]))
+    chosen = [jobs[number] for number in longest_first]
     steps = [len(orders[number]) for number in longest_first]
     parameters = stack.load([one.start for one in chosen], [one.reader for one in chosen])
     task = chosen[0].task
@@ -216,7 +216,7 @@ def train_together(
             drift_on(active, drift, task.learning_rate)
             losses[:clients] += torch.stack([own.detach().sum() for own in each])
     states += _slices(parameters, range(len(chosen) - len(states) - 1, -1, -1))
-    seen = [epochs[number] * len(lessons[number].shard) for number in longest_first]
+    seen = [epochs[number] * len(jobs[number].shard) for number in longest_first]
     means = [total / max(1, images) for total, images in zip(losses.tolist(), seen, strict=True)]
     trained = {
         number: Trained(state=state, loss=loss, steps=count)
@@ -224,15 +224,15 @@ def train_together(
             longest_first, reversed(states), means, steps, strict=True
         )
     }
-    return [trained[number] for number in range(len(lessons))]
+    return [trained[number] for number in range(len(jobs))]
 
 
 def _batches(
-    lessons: Sequence[Lesson], orders: Sequence[Sequence[Tensor]], device: torch.device
+    jobs: Sequence[LocalJob], orders: Sequence[Sequence[Tensor]], device: torch.device
 ) -> Iterator[Batch]:
     """Yields the steps of clients side by side; who has most steps comes first."""
-    images = [one.shard.images.to(device) for one in lessons]
-    labels = [one.shard.labels.to(device) for one in lessons]
+    images = [one.shard.images.to(device) for one in jobs]
+    labels = [one.shard.labels.to(device) for one in jobs]
     for chosen in itertools.zip_longest(*orders):
         present = [positions for positions in chosen if positions is not None]
         yield Batch(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.lora import LoRALinear
 from fl_vitlora.state import State
@@ -28,7 +28,7 @@ PATCHES, HEAD, POSITION = "patch_embed.proj", "head", "pos_embed"
 PER_PATCH = 4  # dimensions of stacked kernels where every patch has its own
 
 
-class Seats:
+class BatchSizes:
     """Whose images are where in a batch.
 
     Attributes:
@@ -39,7 +39,7 @@ class Seats:
         self.sizes: tuple[int, ...] = ()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, seats: Seats) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, seats: BatchSizes) -> Tensor:
     """Applies to the images of each client a linear layer of its own.
 
     Args:
@@ -76,7 +76,7 @@ class StackedPatches(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, like: Any, seats: Seats) -> None:
+    def __init__(self, like: Any, seats: BatchSizes) -> None:
         super().__init__()
         self.patch_size = like.patch_size if hasattr(like, "patch_size") else like.kernel_size
         self.seats = seats
@@ -119,7 +119,7 @@ class StackedHead(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, seats: Seats) -> None:
+    def __init__(self, seats: BatchSizes) -> None:
         super().__init__()
         self.seats = seats
         self.bias = None
@@ -144,7 +144,7 @@ class Stack:
         shared = {id(parameter): parameter for parameter in model.parameters()}
         self.model: nn.Module = copy.deepcopy(model, shared)
         self._trained = methods.trainable(model)
-        self._seats = Seats()
+        self._seats = BatchSizes()
         self._positions: Tensor | None = None
         whole: Any = self.model
         whole.patch_embed.proj = StackedPatches(whole.patch_embed.proj, self._seats)
@@ -159,7 +159,9 @@ class Stack:
         """Tells where it computes."""
         return next(iter(self._trained.values())).device
 
-    def load(self, states: Sequence[State], readers: Sequence[Reader]) -> dict[str, nn.Parameter]:
+    def load(
+        self, states: Sequence[State], readers: Sequence[PatchReader]
+    ) -> dict[str, nn.Parameter]:
         """Gives the model the trained tensors of its clients, and what each reads patches with.
 
         Args:
@@ -205,7 +207,7 @@ class Stack:
         place, _, name = path.rpartition(".")
         setattr(self.model.get_submodule(place), name, tensor)
 
-    def _positions_of(self, readers: Sequence[Reader]) -> Tensor | None:
+    def _positions_of(self, readers: Sequence[PatchReader]) -> Tensor | None:
         """Stacks whole position embeddings, (K, T, W); none where all read with the model's own."""
         own = readers[0].position
         if own is None or all(r.position is own or _same(r.position, own) for r in readers):

@@ -46,13 +46,13 @@ def active_of(
 @contextlib.contextmanager
 def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Spares the gradients of some parameters for a while."""
-    spared = list(parameters)
+    unmoved = list(parameters)
     try:
-        for parameter in spared:
+        for parameter in unmoved:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in spared:
+        for parameter in unmoved:
             parameter.requires_grad_()
 
 

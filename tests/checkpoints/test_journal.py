@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fl_vitlora.checkpoints.journal import Journal, Mark
-from fl_vitlora.files import WriteError
-from fl_vitlora.sealed import DamagedFileError
+from fl_vitlora.storage.checksummed import DamagedFileError
+from fl_vitlora.storage.files import WriteError
 
 
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from fl_vitlora.checkpoints.logbook import Logbook, lacks_checkpoints, remove
 from fl_vitlora.communication.ledger import Entry, Ledger
-from fl_vitlora.sealed import DamagedFileError, write_sealed
+from fl_vitlora.storage.checksummed import DamagedFileError, write_sealed
 
 
 class Remembers:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_vitlora.communication import parcel
-from fl_vitlora.communication.codecs.reader import varint
+from fl_vitlora.communication.codecs.byte_reader import varint
 from fl_vitlora.communication.parcel import Parcel, Part, Section, read, write
 
 names = st.text(max_size=12)

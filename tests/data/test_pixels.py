@@ -288,7 +288,7 @@ def test_dicom_of_several_frames_is_refused_and_colours_are_read(tmp_path: Path)
 
 
 def test_dicom_files_are_images_or_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from fl_vitlora.data import local
+    from fl_vitlora.data import local_folder
     from fl_vitlora.data.sources import load_source
 
     for name in ("a", "b"):
@@ -305,7 +305,7 @@ def test_dicom_files_are_images_or_counted(tmp_path: Path, monkeypatch: pytest.M
         )
         == [0] * 6 + [255] * 6
     )
-    monkeypatch.setattr(local, "can_read_dicom", lambda: False)
+    monkeypatch.setattr(local_folder, "can_read_dicom", lambda: False)
     source = load_source(DataConfig(name=str(tmp_path), test_fraction=0.5))
     assert len(source.train) == 3
     assert "6 DICOM files (to read them: pip install 'fl_vitlora[dicom]')" in source.told

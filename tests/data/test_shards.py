@@ -23,9 +23,9 @@ from fl_vitlora.data.shards import (
     write_shard,
 )
 from fl_vitlora.data.shelf import Shelf
-from fl_vitlora.encryption.storage import StorageKey, StorageKeys, of_secret
+from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys, of_secret
 from fl_vitlora.errors import UserError
-from fl_vitlora.sealed import write_sealed
+from fl_vitlora.storage.checksummed import write_sealed
 
 LABELS = torch.tensor([3, 1, 4, 1, 5])
 KEY = of_secret(bytes(32))

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 
 from fl_vitlora.encryption import at_rest
 from fl_vitlora.encryption.at_rest import seal, sealed_under, unseal, unseal_text
-from fl_vitlora.encryption.storage import StorageKeys, of_secret
+from fl_vitlora.encryption.storage_keys import StorageKeys, of_secret
 from fl_vitlora.errors import UserError
-from fl_vitlora.sealed import DamagedFileError
+from fl_vitlora.storage.checksummed import DamagedFileError
 
 KEY, OTHER = of_secret(bytes(32)), of_secret(bytes(range(32)))
 KEYS = StorageKeys(roots={KEY.name: KEY.root, OTHER.name: OTHER.root}, source="key ring a")

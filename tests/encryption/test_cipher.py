@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fl_vitlora.config import SCHEMES
-from fl_vitlora.encryption.blocks import to_blocks
 from fl_vitlora.encryption.cipher import Cipher
+from fl_vitlora.encryption.image_blocks import to_blocks
 from fl_vitlora.encryption.keys import derive_key
+from fl_vitlora.encryption.keystream import KeyStream
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.pixel_map import PROBES, probe
-from fl_vitlora.encryption.reader import Reader
 from fl_vitlora.encryption.steps import STEPS
-from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
@@ -47,16 +47,16 @@ def make(
     return Cipher(steps=steps, block_size=block_size, image_shape=(3, *size), per_block=per_block)
 
 
-def random_reader(cipher: Cipher, width: int = 5, seed: int = 0) -> Reader:
+def random_reader(cipher: Cipher, width: int = 5, seed: int = 0) -> PatchReader:
     """Reads each patch with the same kernel, in double precision."""
     chance, geometry = generator(seed, "reader"), cipher.geometry
-    return Reader(
+    return PatchReader(
         weight=torch.randn(width, geometry.entries, generator=chance, dtype=torch.float64),
         position=torch.randn(geometry.blocks, width, generator=chance, dtype=torch.float64),
     )
 
 
-def tokens(reader: Reader, images: Tensor, block_size: int) -> Tensor:
+def tokens(reader: PatchReader, images: Tensor, block_size: int) -> Tensor:
     """Reads images as the definition of a reader says, one patch after the other."""
     patches = to_blocks(images.double() / 127.5 - 1, block_size)
     assert reader.position is not None
@@ -179,7 +179,7 @@ def test_blocks_of_another_size_than_patches_have_no_adaptation(steps: tuple[str
 def test_without_positions_scrambling_alone_has_no_adaptation():
     for steps, adapts in (((*SHARED,), False), (SHARED[1:], True)):
         cipher = make(*steps)
-        placeless = Reader(weight=random_reader(cipher).weight, position=None)
+        placeless = PatchReader(weight=random_reader(cipher).weight, position=None)
         if adapts:
             assert cipher.adapt(placeless, cipher.key(SECRET, "test")).position is None
             continue

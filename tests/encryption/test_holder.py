@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.config import SCHEMES
-from fl_vitlora.encryption.blocks import to_blocks
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, KeyHolder, Part, Scope, client_party
+from fl_vitlora.encryption.image_blocks import to_blocks
 from fl_vitlora.encryption.keys import key_id
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
@@ -40,9 +40,9 @@ def random_images(count: int, *, alike: bool = False) -> Tensor:
     return drawn.expand(count, -1, -1, -1)
 
 
-def reader(holder: KeyHolder) -> Reader:
+def reader(holder: KeyHolder) -> PatchReader:
     chance, geometry = generator(0, "reader"), holder.cipher.geometry
-    return Reader(
+    return PatchReader(
         weight=torch.randn(5, geometry.entries, generator=chance),
         position=torch.randn(geometry.blocks, 5, generator=chance),
     )

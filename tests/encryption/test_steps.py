@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fl_vitlora.encryption.blocks import to_blocks
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.geometry import Geometry
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.image_blocks import to_blocks
+from fl_vitlora.encryption.keystream import KeyStream
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.steps import STEPS, entries, nibble_shuffling
-from fl_vitlora.encryption.stream import KeyStream
 from fl_vitlora.rng import generator
 
 KEY = bytes(range(32))
@@ -55,7 +55,7 @@ def test_the_inverse_of_the_inverse_key_is_the_key(step: str):
 def test_the_inverse_key_undoes_an_adaptation(step: str, geometry: Geometry):
     key = STEPS[step].draw_key(KeyStream(KEY), geometry)
     chance = generator(0, "reader")
-    reader = Reader(
+    reader = PatchReader(
         weight=torch.randn(7, geometry.entries, generator=chance),
         position=torch.randn(geometry.blocks, 7, generator=chance),
     )

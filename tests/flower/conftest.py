@@ -17,12 +17,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from fl_vitlora.config import Config, DataConfig, EncryptionConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data import owner, sources
 from fl_vitlora.encryption.steps import STEPS
-from fl_vitlora.encryption.storage import StorageKeys, of_secret
-from fl_vitlora.flower.aggregators import Unaided
-from fl_vitlora.flower.client_app import make_client_app
-from fl_vitlora.flower.flower_aggregator import Participants
-from fl_vitlora.flower.folding import fold
-from fl_vitlora.flower.workspace import ClientSettings
+from fl_vitlora.encryption.storage_keys import StorageKeys, of_secret
+from fl_vitlora.flower.client.app import make_client_app
+from fl_vitlora.flower.client.workspace import ClientSettings
+from fl_vitlora.flower.strategies.aggregators import Unaided
+from fl_vitlora.flower.strategies.flower_aggregator import Participants
+from fl_vitlora.flower.wire.folding import fold
 from fl_vitlora.strategy import Strategy
 
 SIZES = (20, 12, 8)  # images of each client

@@ -10,10 +10,10 @@ import torch
 
 import strategies
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.flower import messages
-from fl_vitlora.flower.aggregators import Aggregator, make_aggregator
-from fl_vitlora.flower.contents import Instruction
-from fl_vitlora.global_model import GlobalModel
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.flower.strategies.aggregators import Aggregator, make_aggregator
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.contents import Instruction
 from fl_vitlora.state import State, clip_norm
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.testing import made_up_model, made_up_updates

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.config import SCHEMES, ModelConfig
 from fl_vitlora.encryption.cipher import Cipher
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.backbone import Backbone, build
@@ -30,7 +30,7 @@ from fl_vitlora.models.reading import (
     write_reader,
 )
 from fl_vitlora.rng import generator
-from fl_vitlora.sealed import write_sealed
+from fl_vitlora.storage.checksummed import write_sealed
 
 SECRET = bytes(range(32))
 SHARED = SCHEMES["ViT-blockwise"]
@@ -176,7 +176,7 @@ def test_a_wider_reader_is_trained_where_the_old_one_was(trained: bool) -> None:
     model: Any = backbone.model
     model.patch_embed.proj.requires_grad_(trained)
     wide = reader_of(backbone).weight_of_blocks(16)
-    put_reader(model, Reader(weight=wide, position=None))
+    put_reader(model, PatchReader(weight=wide, position=None))
     parameters = dict(model.patch_embed.named_parameters())
     assert parameters["proj.weight"].shape == (16, 96, 48)
     assert {n: p.requires_grad for n, p in parameters.items()} == {
@@ -189,7 +189,7 @@ def test_a_reader_with_a_kernel_for_every_patch_is_read_back() -> None:
     backbone = random_model("vit_letters_16")
     origin = reader_of(backbone)
     assert origin.position is not None
-    wide = Reader(
+    wide = PatchReader(
         weight=torch.randn(16, 96, 48, generator=generator(0, "wide")), position=-origin.position
     )
     for _ in range(2):  # once instead of the convolution, once over another such reader
@@ -199,13 +199,13 @@ def test_a_reader_with_a_kernel_for_every_patch_is_read_back() -> None:
         assert wide.position is not None
         assert torch.equal(found.weight, wide.weight)
         assert torch.equal(found.position, wide.position)
-        wide = Reader(weight=-wide.weight, position=2 * wide.position)
+        wide = PatchReader(weight=-wide.weight, position=2 * wide.position)
 
 
 def test_putting_a_reader_copies_it() -> None:
     backbone = random_model("vit_letters_16")
     for weight in (torch.ones(96, 48), torch.ones(16, 96, 48)):
-        put_reader(backbone.model, Reader(weight=weight, position=None))
+        put_reader(backbone.model, PatchReader(weight=weight, position=None))
         weight.zero_()
         assert (reader_of(backbone).weight == 1).all()
         reader_of(backbone).weight.zero_()
@@ -225,7 +225,7 @@ def test_the_reader_of_exchanged_tensors_can_be_exchanged(kernels: tuple[int, ..
     assert list(again) == list(state)
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
     doubled = with_exchanged_reader(
-        state, Reader(weight=2 * found.weight, position=2 * found.position)
+        state, PatchReader(weight=2 * found.weight, position=2 * found.position)
     )
     assert torch.equal(doubled[WEIGHT], 2 * weight)
     assert torch.equal(doubled[POSITION][:, 1:], 2 * state[POSITION][:, 1:])
@@ -246,7 +246,7 @@ def test_where_positions_are_not_exchanged_an_empty_one_stands_for_them() -> Non
 def test_a_stored_reader_reads_back_equal(
     tmp_path: Path, kernels: tuple[int, ...], placed: bool
 ) -> None:
-    reader = Reader(
+    reader = PatchReader(
         weight=torch.randn(*kernels, 96, 48).transpose(-1, -2),
         position=torch.randn(16, 96) if placed else None,
     )
@@ -261,7 +261,7 @@ def test_a_stored_reader_reads_back_equal(
 def test_a_stored_reader_is_its_owners_alone_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "reader.safetensors"
     assert adapted_to(path) == ""
-    write_reader(path, Reader(weight=torch.randn(96, 48), position=None), "0123")
+    write_reader(path, PatchReader(weight=torch.randn(96, 48), position=None), "0123")
     assert path.stat().st_mode & 0o077 == 0
     assert adapted_to(path) == "0123"
     content = bytearray(path.read_bytes())

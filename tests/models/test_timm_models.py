@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fl_vitlora.config import ModelConfig, load
 from fl_vitlora.errors import UserError
-from fl_vitlora.models import hub, timm_models
+from fl_vitlora.experiment.preparation import check_model
+from fl_vitlora.models import hub_weights, timm_models
 from fl_vitlora.models.backbone import WEIGHTS_FOLDER, Backbone, build, draft
-from fl_vitlora.preparation import check_model
 
 TINY, TAG = "vit_tiny_patch16_224", "augreg_in21k"
 COMMIT = 10 * "c0de"
@@ -145,11 +145,11 @@ def test_a_folder_that_describes_no_model_is_refused(
 def test_the_proxy_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     for variable in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    assert hub._door("https://hub.example/") == ("hub.example", 443)
+    assert hub_weights._door("https://hub.example/") == ("hub.example", 443)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    assert hub._door("https://hub.example/") == ("proxy.example", 3128)
+    assert hub_weights._door("https://hub.example/") == ("proxy.example", 3128)
     monkeypatch.setenv("no_proxy", "hub.example")
-    assert hub._door("https://hub.example/") == ("hub.example", 443)
+    assert hub_weights._door("https://hub.example/") == ("hub.example", 443)
 
 
 REFUSED = [

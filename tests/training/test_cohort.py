@@ -18,12 +18,12 @@ from torch import Tensor
 
 from fl_vitlora.config import FineTuningConfig, TrainingConfig
 from fl_vitlora.data.shards import Shard
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.state import State
-from fl_vitlora.training.cohort import Lesson, Teacher
+from fl_vitlora.training.cohort import CohortTrainer, LocalJob
 from fl_vitlora.training.local import LocalTask, Trained
 from fl_vitlora.training.stacking import can_stack
 from tests.conftest import MakeBackbone, random_vit
@@ -50,18 +50,18 @@ def shard_of(size: int, shape: Sequence[int], seed: int) -> Shard:
     return Shard(images=images, labels=torch.randint(0, CLASSES, (size,), generator=random))
 
 
-def lessons(
+def jobs(
     backbone: Backbone,
     *,
     sizes: Sequence[int] = RAGGED,
-    readers: Sequence[Reader] | None = None,
+    readers: Sequence[PatchReader] | None = None,
     increments: State | None = None,
     **task: Any,
-) -> list[Lesson]:
+) -> list[LocalJob]:
     first = methods.export_state(backbone.model)
     own = reader_of(backbone)
     return [
-        Lesson(
+        LocalJob(
             start=moved(first, 0.05, client),
             shard=shard_of(size, backbone.image_shape, client),
             task=LocalTask(**{"learning_rate": 0.01, **task}),
@@ -73,21 +73,21 @@ def lessons(
     ]
 
 
-def with_task(lesson: Lesson, **changes: Any) -> Lesson:
-    return dataclasses.replace(lesson, task=dataclasses.replace(lesson.task, **changes))
+def with_task(job: LocalJob, **changes: Any) -> LocalJob:
+    return dataclasses.replace(job, task=dataclasses.replace(job.task, **changes))
 
 
-def teacher(backbone: Backbone, config: TrainingConfig, *, stacked: bool) -> Teacher:
-    return Teacher(backbone=backbone, stacks=stacked, config=config, precision=torch.float32)
+def trainer(backbone: Backbone, config: TrainingConfig, *, stacked: bool) -> CohortTrainer:
+    return CohortTrainer(backbone=backbone, stacks=stacked, config=config, precision=torch.float32)
 
 
 def both(backbone: Backbone, config: TrainingConfig, **given: Any) -> list[list[Trained]]:
     backbone.model.double()
     assert can_stack(backbone.model)
     first = methods.export_state(backbone.model)
-    twice = [lessons(backbone, **given) for _ in range(2)]
+    twice = [jobs(backbone, **given) for _ in range(2)]
     found = [
-        teacher(backbone, config, stacked=stacked).teach(lessons_given)
+        trainer(backbone, config, stacked=stacked).train(lessons_given)
         for stacked, lessons_given in zip((False, True), twice, strict=True)
     ]
     methods.load_state(backbone.model, first)
@@ -135,7 +135,7 @@ def test_so_they_do_under_all_circumstances(name: str, make_backbone: MakeBackbo
         names = methods.trainable(backbone.model)
         given = {"frozen": frozenset(n for n in names if n.endswith(given["frozen"]))}
     config = TrainingConfig(**{"batch_size": 4, **training})
-    starts = [one.start for one in lessons(backbone, **given)]
+    starts = [one.start for one in jobs(backbone, **given)]
     alone, together = both(backbone, config, **given)
     assert_same(alone, together)
     for one, start in zip(together, starts, strict=True):
@@ -148,19 +148,19 @@ def test_a_drift_of_each_client_is_its_own(make_backbone: MakeBackbone) -> None:
     config = TrainingConfig(optimizer="sgd", batch_size=4, weight_decay=0.0)
     backbone.model.double()
 
-    def drifting() -> list[Lesson]:
+    def drifting() -> list[LocalJob]:
         return [
             with_task(one, drift={"head.bias": torch.full((CLASSES,), float(client))})
-            for client, one in enumerate(lessons(backbone))
+            for client, one in enumerate(jobs(backbone))
         ]
 
     first, second = drifting(), drifting()
-    alone = teacher(backbone, config, stacked=False).teach(first)
-    together = teacher(backbone, config, stacked=True).teach(second)
+    alone = trainer(backbone, config, stacked=False).train(first)
+    together = trainer(backbone, config, stacked=True).train(second)
     assert_same(alone, together)
-    for client, (one, lesson) in enumerate(zip(together, second, strict=True)):
-        gained = one.state["head.bias"].mean() - lesson.start["head.bias"].mean()
-        pushed = client * lesson.task.learning_rate * one.steps  # no gradient moves the mean
+    for client, (one, job) in enumerate(zip(together, second, strict=True)):
+        gained = one.state["head.bias"].mean() - job.start["head.bias"].mean()
+        pushed = client * job.task.learning_rate * one.steps  # no gradient moves the mean
         assert float(gained) == pytest.approx(pushed, abs=1e-9)
 
 
@@ -174,11 +174,11 @@ def test_clients_that_read_with_keys_of_their_own_go_together(
     assert own.position is not None
     weight = own.weight_of_blocks(len(own.position)) if per_patch else own.weight
 
-    def other(client: int) -> Reader:
+    def other(client: int) -> PatchReader:
         assert own.position is not None
         order = torch.randperm(len(own.position), generator=torch.Generator().manual_seed(client))
         flipped = weight.roll(client, dims=-1).double()
-        return Reader(weight=flipped, position=own.position[order].double())
+        return PatchReader(weight=flipped, position=own.position[order].double())
 
     readers = [other(client) for client in range(len(RAGGED))]
     put_reader(backbone.model, readers[0])
@@ -203,8 +203,8 @@ def test_only_those_who_are_asked_the_same_go_together(make_backbone: MakeBackbo
     backbone, config = make_backbone(), TrainingConfig(batch_size=4)
     backbone.model.double()
 
-    def mixed() -> list[Lesson]:
-        given = lessons(backbone)
+    def mixed() -> list[LocalJob]:
+        given = jobs(backbone)
         merged = {"blocks.0.attn.qkv.adapters.q": torch.eye(given[0].reader.weight.shape[0])}
         given[1] = with_task(given[1], learning_rate=1e-4)
         given[3] = dataclasses.replace(given[3], increments=merged)
@@ -212,8 +212,8 @@ def test_only_those_who_are_asked_the_same_go_together(make_backbone: MakeBackbo
 
     first, second = mixed(), mixed()
     assert [first[0].goes_with(one) for one in first] == [True, False, True, False, True]
-    alone = teacher(backbone, config, stacked=False).teach(first)
-    together = teacher(backbone, config, stacked=True).teach(second)
+    alone = trainer(backbone, config, stacked=False).train(first)
+    together = trainer(backbone, config, stacked=True).train(second)
     assert_same(alone, together)
 
 
@@ -230,11 +230,11 @@ def test_the_matrix_between_is_stacked_as_well() -> None:
 def test_who_diverges_diverges_alone(make_backbone: MakeBackbone) -> None:
     backbone, config = make_backbone(), TrainingConfig(batch_size=4, clip_norm=1.0)
     backbone.model.double()
-    first, second = lessons(backbone), lessons(backbone)
+    first, second = jobs(backbone), jobs(backbone)
     broken = {name: tensor * float("nan") for name, tensor in first[2].start.items()}
     second[2] = dataclasses.replace(second[2], start=broken)
-    alone = teacher(backbone, config, stacked=False).teach(first)
-    together = teacher(backbone, config, stacked=True).teach(second)
+    alone = trainer(backbone, config, stacked=False).train(first)
+    together = trainer(backbone, config, stacked=True).train(second)
     assert not any(tensor.isfinite().any() for tensor in together[2].state.values())
     del alone[2], together[2]
     assert_same(alone, together)
@@ -244,7 +244,7 @@ def test_the_model_of_one_stays_as_it_was(make_backbone: MakeBackbone) -> None:
     backbone, config = make_backbone(), TrainingConfig(batch_size=4)
     backbone.model.double()
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
-    teacher(backbone, config, stacked=True).teach(lessons(backbone))
+    trainer(backbone, config, stacked=True).train(jobs(backbone))
     after: dict[str, Tensor] = backbone.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -268,8 +268,8 @@ def test_clients_may_make_different_numbers_of_passes(make_backbone: MakeBackbon
     first = methods.export_state(backbone.model)
     found = []
     for stacked in (False, True):
-        given = [with_task(one, epochs=n) for one, n in zip(lessons(backbone), (1, 3, 2))]  # noqa: B905
-        found.append(teacher(backbone, config, stacked=stacked).teach(given))
+        given = [with_task(one, epochs=n) for one, n in zip(jobs(backbone), (1, 3, 2))]  # noqa: B905
+        found.append(trainer(backbone, config, stacked=stacked).train(given))
         methods.load_state(backbone.model, first)
     assert_same(*found)
     assert [one.steps for one in found[0]] == [

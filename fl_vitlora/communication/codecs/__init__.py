@@ -13,12 +13,12 @@ from fl_vitlora.communication.codecs.absmax import Int2, Int3, Int4, Int8
 from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes
 from fl_vitlora.communication.codecs.ecsq import EntropyCoded
 from fl_vitlora.communication.codecs.floats import BFloat16, Float16, Float32
-from fl_vitlora.communication.codecs.lowrank import LowRank
 from fl_vitlora.communication.codecs.normal_float import NormalFloat4
 from fl_vitlora.communication.codecs.qsgd import QSGD
 from fl_vitlora.communication.codecs.sign import Sign
 from fl_vitlora.communication.codecs.spec import build
 from fl_vitlora.communication.codecs.topk import TopK
+from fl_vitlora.communication.codecs.truncated_svd import LowRank
 
 __all__ = ["CODECS", "Codec", "Floats", "Shapes", "parse"]
 

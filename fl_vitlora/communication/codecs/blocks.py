@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from fl_vitlora.communication.codecs.bfloat16 import LARGEST, Halves
+from fl_vitlora.communication.codecs.byte_reader import ByteReader
 from fl_vitlora.communication.codecs.codec import Floats
 from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.reader import Reader
 
 MOST_FLOAT32 = np.finfo(np.float32).max
 
@@ -90,7 +90,7 @@ def write_scales(scales: Halves) -> bytes:
     return write_symbols(upper, 128) + write_symbols(lower, 256)
 
 
-def read_scales(reader: Reader, count: int) -> Halves:
+def read_scales(reader: ByteReader, count: int) -> Halves:
     """Reads what `write_scales` wrote.
 
     Args:

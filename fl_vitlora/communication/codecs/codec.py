@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_vitlora.communication.codecs.arguments import Argument
-from fl_vitlora.communication.codecs.reader import Reader
+from fl_vitlora.communication.codecs.byte_reader import ByteReader
 from fl_vitlora.errors import UserError
 
 Floats = NDArray[np.float32]
@@ -123,7 +123,7 @@ class Codec(ABC):
         Raises:
             ValueError: When the bytes are foreign, cut off, too many, or of other tensors.
         """
-        reader = Reader(data)
+        reader = ByteReader(data)
         n = scalars(shapes)
         try:
             values = self.read(reader, shapes) if n else np.empty(0, np.float32)
@@ -139,7 +139,7 @@ class Codec(ABC):
         """Encodes a vector that is checked and not empty."""
 
     @abstractmethod
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+    def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
         """Decodes a vector that is not empty, or raises `ValueError`."""
 
     @classmethod

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_vitlora.communication.codecs.bits import Symbols, pack, packed_bytes, unpack, width
-from fl_vitlora.communication.codecs.reader import Reader, varint
+from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 
 PLAIN, CODED = b"\0", b"\1"
 WORD = np.dtype("<u4")
@@ -45,7 +45,7 @@ def write_symbols(symbols: Symbols, size: int) -> bytes:
     return PLAIN + pack(symbols, width(size))
 
 
-def read_symbols(reader: Reader, n: int, size: int) -> Symbols:
+def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
     """Reads what `write_symbols` wrote.
 
     Args:
@@ -77,7 +77,7 @@ def _code(symbols: Symbols, size: int) -> bytes:
     return table + varint(len(words) // WORD.itemsize) + words
 
 
-def _uncode(reader: Reader, n: int, size: int) -> Symbols:
+def _uncode(reader: ByteReader, n: int, size: int) -> Symbols:
     """Reads what `_code` wrote."""
     table = reader.take(size)
     data = reader.take(reader.varint() * WORD.itemsize)

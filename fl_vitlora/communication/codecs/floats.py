@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from fl_vitlora.communication.codecs import bfloat16
+from fl_vitlora.communication.codecs.byte_reader import ByteReader
 from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
-from fl_vitlora.communication.codecs.reader import Reader
 
 HALF = np.dtype("<u2")
 FLOAT16 = np.dtype("<f2")
@@ -45,7 +45,7 @@ class Float32(Codec):
         """Writes 4 bytes a scalar."""
         return values.astype(FLOAT32, copy=False).tobytes()
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+    def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
         """Reads 4 bytes a scalar."""
         data = reader.take(scalars(shapes) * FLOAT32.itemsize)
         return np.frombuffer(data, FLOAT32).astype(np.float32)
@@ -62,7 +62,7 @@ class Float16(Codec):
         """Writes 2 bytes a scalar."""
         return np.clip(values, -MOST_FLOAT16, MOST_FLOAT16).astype(FLOAT16).tobytes()
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+    def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
         """Reads 2 bytes a scalar."""
         data = reader.take(scalars(shapes) * FLOAT16.itemsize)
         with np.errstate(invalid="ignore"):  # a NaN is refused by `decode`
@@ -80,7 +80,7 @@ class BFloat16(Codec):
         """Writes 2 bytes a scalar."""
         return bfloat16.nearest(values).astype(HALF, copy=False).tobytes()
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+    def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
         """Reads 2 bytes a scalar."""
         data = reader.take(scalars(shapes) * HALF.itemsize)
         return bfloat16.widened(np.frombuffer(data, HALF).astype(np.uint16))

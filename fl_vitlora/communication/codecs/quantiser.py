@@ -19,9 +19,9 @@ import numpy as np
 from fl_vitlora.communication.codecs.bfloat16 import Halves
 from fl_vitlora.communication.codecs.bits import Symbols
 from fl_vitlora.communication.codecs.blocks import blocks_of, read_scales, write_scales
+from fl_vitlora.communication.codecs.byte_reader import ByteReader
 from fl_vitlora.communication.codecs.codec import Codec, Floats, Shapes, scalars
 from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.reader import Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Quantiser(Codec):
         """Quantises and writes."""
         return self._written(self.quantise(values, draw))
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+    def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
         """Reads and restores."""
         n = scalars(shapes)
         scales = read_scales(reader, blocks_of(n, self.block))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_vitlora.communication.codecs.bits import packed_bytes
-from fl_vitlora.communication.codecs.reader import Reader, varint
+from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 
 Numbers = NDArray[np.int64]
 
@@ -49,7 +49,7 @@ def write_positions(positions: Numbers) -> bytes:
     )
 
 
-def read_positions(reader: Reader, k: int, n: int) -> Numbers:
+def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
     """Reads what `write_positions` wrote.
 
     Args:
@@ -96,7 +96,7 @@ def best_parameter(gaps: Numbers) -> int:
     return min(choices, key=lambda bits: len(gaps) * bits + int((gaps >> bits).sum()))
 
 
-def _bits(reader: Reader, count: int) -> NDArray[np.uint8]:
+def _bits(reader: ByteReader, count: int) -> NDArray[np.uint8]:
     """Reads so many bits; those that fill up the last byte must be zeros."""
     bits = np.unpackbits(np.frombuffer(reader.take(packed_bytes(count, 1)), np.uint8))
     if bits[count:].any():

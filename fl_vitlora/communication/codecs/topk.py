@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from fl_vitlora.communication.codecs.arguments import FRACTION
+from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 from fl_vitlora.communication.codecs.codec import Floats, Shapes, scalars
-from fl_vitlora.communication.codecs.reader import Reader, varint
 from fl_vitlora.communication.codecs.rice import Numbers, read_positions, write_positions
 from fl_vitlora.communication.codecs.transform import Transform
 
@@ -77,7 +77,7 @@ class TopK(Transform):
         body = self.inner.encode(values[positions], ((len(positions),),), draw)
         return varint(len(positions)) + write_positions(positions) + body
 
-    def read(self, reader: Reader, shapes: Shapes) -> Floats:
+    def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
         """Reads them back into a vector of zeros."""
         n = scalars(shapes)
         values = np.zeros(n, np.float32)

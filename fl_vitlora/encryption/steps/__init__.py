@@ -12,7 +12,8 @@ from typing import Protocol
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.keystream import KeyStream
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.steps import (
     block_negative_positive,
     block_nibble_shuffling,
@@ -25,7 +26,6 @@ from fl_vitlora.encryption.steps import (
     pixel_shuffling,
     rotation_inversion,
 )
-from fl_vitlora.encryption.stream import KeyStream
 
 
 class Step(Protocol):
@@ -43,7 +43,7 @@ class Step(Protocol):
         """Returns the key that undoes this one, of images and of readers alike."""
         ...
 
-    def adapt(self, reader: Reader, key: Tensor) -> Reader:
+    def adapt(self, reader: PatchReader, key: Tensor) -> PatchReader:
         """Makes of a reader of plain blocks one that computes the same of ciphertext."""
         ...
 

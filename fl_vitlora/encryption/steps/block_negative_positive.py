@@ -12,10 +12,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.keystream import KeyStream
 from fl_vitlora.encryption.steps.entries import invert as encrypt
 from fl_vitlora.encryption.steps.entries import negate_columns as adapt
 from fl_vitlora.encryption.steps.entries import same as inverse
-from fl_vitlora.encryption.stream import KeyStream
 
 __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.keystream import KeyStream
 from fl_vitlora.encryption.steps import nibble_shuffling
 from fl_vitlora.encryption.steps.nibble_shuffling import adapt, encrypt, inverse
-from fl_vitlora.encryption.stream import KeyStream
 
 __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 

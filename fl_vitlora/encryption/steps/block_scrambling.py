@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.keystream import KeyStream, permutation_bits
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.steps.entries import inverse_order as inverse
-from fl_vitlora.encryption.stream import KeyStream, permutation_bits
 from fl_vitlora.errors import UserError
 
 __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
@@ -29,7 +29,7 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
     return x[:, key]
 
 
-def adapt(reader: Reader, key: Tensor) -> Reader:
+def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
     """Lets a model read scrambled images: position embeddings, and kernels, follow their block.
 
     Raises:
@@ -42,7 +42,7 @@ def adapt(reader: Reader, key: Tensor) -> Reader:
             "embedding; leave the step out, or take a plain ViT"
         )
     weight = reader.weight[key] if reader.weight.ndim == 3 else reader.weight
-    return Reader(weight=weight, position=reader.position[key])
+    return PatchReader(weight=weight, position=reader.position[key])
 
 
 def key_space_bits(geometry: Geometry) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.patch_reader import PatchReader
 
 
 def permute(x: Tensor, order: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def inverse_order(order: Tensor) -> Tensor:
     return order.argsort(dim=-1)
 
 
-def permute_columns(reader: Reader, order: Tensor) -> Reader:
+def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
     """Lets every column of the patch embedding follow its entry; (N, D) needs a kernel a block."""
     if order.ndim == 1:
         return reader.with_weight(reader.weight[..., order])
@@ -35,7 +35,7 @@ def invert(x: Tensor, chosen: Tensor) -> Tensor:
     return x ^ (chosen * 255).to(x.dtype)
 
 
-def negate_columns(reader: Reader, chosen: Tensor) -> Reader:
+def negate_columns(reader: PatchReader, chosen: Tensor) -> PatchReader:
     """Negates the columns of chosen entries: on [-1, 1] an inverted pixel is its negative."""
     signs = 1 - 2 * chosen.to(reader.weight.dtype)
     if chosen.ndim == 1:

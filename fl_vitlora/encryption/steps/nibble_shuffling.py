@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
-from fl_vitlora.encryption.reader import Reader
+from fl_vitlora.encryption.keystream import KeyStream, permutation_bits
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.steps.entries import inverse_order, permute
-from fl_vitlora.encryption.stream import KeyStream, permutation_bits
 from fl_vitlora.errors import UserError
 
 
@@ -47,7 +47,7 @@ def inverse(key: Tensor) -> Tensor:
     return torch.stack([inverse_order(order), flips.gather(-1, order)])
 
 
-def adapt(reader: Reader, key: Tensor) -> Reader:
+def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
     """Refuses.
 
     Raises:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.keystream import KeyStream
 from fl_vitlora.encryption.steps import negative_positive
 from fl_vitlora.encryption.steps.negative_positive import adapt, encrypt, inverse
-from fl_vitlora.encryption.stream import KeyStream
 
 __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 

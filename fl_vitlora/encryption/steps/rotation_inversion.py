@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.encryption.geometry import Geometry
+from fl_vitlora.encryption.keystream import KeyStream
 from fl_vitlora.encryption.steps.entries import inverse_order as inverse
 from fl_vitlora.encryption.steps.entries import permute as encrypt
 from fl_vitlora.encryption.steps.entries import permute_columns as adapt
-from fl_vitlora.encryption.stream import KeyStream
 
 __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_vitlora.communication.codecs import parse
-from fl_vitlora.communication.codecs.reader import varint
+from fl_vitlora.communication.codecs.byte_reader import varint
 from tests.communication.codecs.vectors import KINDS, SHAPES, SPECS, N, draw, vector
 
 every_codec = pytest.mark.parametrize("spec", SPECS)

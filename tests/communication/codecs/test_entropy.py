@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_vitlora.communication.codecs import bits
+from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
-from fl_vitlora.communication.codecs.reader import Reader, varint
 
 SYMBOLS = st.integers(2, 256).flatmap(
     lambda size: st.tuples(
@@ -33,7 +33,7 @@ def entropy_bytes(symbols: bits.Symbols) -> float:
 @given(drawn=SYMBOLS)
 def test_symbols_come_back_and_nothing_is_left(drawn: tuple[int, list[int]]):
     size, symbols = drawn
-    reader = Reader(write_symbols(np.array(symbols, np.uint8), size))
+    reader = ByteReader(write_symbols(np.array(symbols, np.uint8), size))
     assert read_symbols(reader, len(symbols), size).tolist() == symbols
     reader.end()
 
@@ -70,7 +70,7 @@ def test_symbols_that_are_equally_frequent_are_packed():
 )
 def test_foreign_symbols_are_refused(data: bytes, expectation: str):
     with pytest.raises(ValueError, match=expectation):
-        read_symbols(Reader(data), 8, 3)
+        read_symbols(ByteReader(data), 8, 3)
 
 
 @pytest.mark.parametrize("place", range(1, 40))
@@ -78,7 +78,7 @@ def test_no_byte_of_coded_symbols_can_change_unseen(place: int):
     data = bytearray(write_symbols(skewed(5000, 0.01), 3))
     data[place] ^= 0x10
     with pytest.raises(ValueError, match=r"cut off|frequencies|words|more than expected"):
-        reader = Reader(bytes(data))
+        reader = ByteReader(bytes(data))
         read_symbols(reader, 5000, 3)
         reader.end()
 
@@ -90,7 +90,7 @@ def test_no_byte_of_coded_symbols_can_change_unseen(place: int):
 def test_any_words_give_symbols_or_are_refused(words: list[int], table: bytes):
     data = b"\1" + table + varint(len(words)) + np.array(words, "<u4").tobytes()
     try:
-        symbols = read_symbols(Reader(data), 200, 3)
+        symbols = read_symbols(ByteReader(data), 200, 3)
     except ValueError:
         return
     assert write_symbols(symbols, 3) == data
@@ -106,7 +106,7 @@ def test_packed_numbers_come_back(numbers: list[int], width: int):
 
 @given(number=st.integers(0, 2**63 - 1))
 def test_whole_numbers_come_back(number: int):
-    reader = Reader(varint(number))
+    reader = ByteReader(varint(number))
     assert reader.varint() == number
     reader.end()
 
@@ -114,4 +114,4 @@ def test_whole_numbers_come_back(number: int):
 @pytest.mark.parametrize("data", [b"", b"\x80", b"\x80\x00", b"\xff" * 10, b"\x80" * 9 + b"\x01"])
 def test_what_is_no_whole_number_is_refused(data: bytes):
     with pytest.raises(ValueError, match=r"cut off|not a number"):
-        Reader(data).varint()
+        ByteReader(data).varint()

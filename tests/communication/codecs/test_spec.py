@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fl_vitlora.communication.codecs import CODECS, parse
 from fl_vitlora.communication.codecs.absmax import Int4, Int8
 from fl_vitlora.communication.codecs.floats import Float32
-from fl_vitlora.communication.codecs.lowrank import LowRank
 from fl_vitlora.communication.codecs.topk import TopK
+from fl_vitlora.communication.codecs.truncated_svd import LowRank
 from fl_vitlora.errors import UserError
 from tests.communication.codecs.vectors import SPECS
 

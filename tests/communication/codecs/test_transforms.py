@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fl_vitlora.communication.codecs import Floats, parse
-from fl_vitlora.communication.codecs.lowrank import factors
-from fl_vitlora.communication.codecs.reader import Reader
+from fl_vitlora.communication.codecs.byte_reader import ByteReader
 from fl_vitlora.communication.codecs.rice import best_parameter, read_positions, write_positions
 from fl_vitlora.communication.codecs.topk import kept, largest
+from fl_vitlora.communication.codecs.truncated_svd import factors
 from tests.communication.codecs.vectors import KINDS, draw, energy, there_and_back, vector
 
 SMALL = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 1e30])
@@ -57,7 +57,7 @@ def test_of_equal_magnitudes_the_first_are_kept():
 @given(positions=POSITIONS)
 def test_positions_come_back(positions: list[int]):
     data = write_positions(np.array(positions))
-    reader = Reader(data)
+    reader = ByteReader(data)
     assert read_positions(reader, len(positions), positions[-1] + 1).tolist() == positions
     reader.end()
 
@@ -66,7 +66,7 @@ def test_positions_come_back(positions: list[int]):
 def test_a_position_beyond_the_vector_is_refused(positions: list[int]):
     data = write_positions(np.array(positions))
     with pytest.raises(ValueError, match=r"beyond the end|further apart"):
-        read_positions(Reader(data), len(positions), positions[-1])
+        read_positions(ByteReader(data), len(positions), positions[-1])
 
 
 @given(gaps=st.lists(st.integers(0, 100_000), min_size=1, max_size=30).map(np.array))

@@ -1,0 +1,1 @@
+"""Key scope, adaptation and the policy of the patch embedding, and in whose coordinates it is."""

@@ -1,0 +1,147 @@
+"""Low rank: a matrix as the product of two thin ones, its best approximation of that rank.
+
+A tensor of shape (m, …) counts as a matrix of m rows. Where two factors of the rank are smaller
+than the matrix, they go to the inner codec in its stead: P (rank, m), then R (rank, columns), with
+PᵀR the tensor. Each takes the root of the singular values, so that both are equally large. All
+other tensors go whole.
+
+Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", arXiv 0909.4061 (the
+iteration); Vogels et al., "PowerSGD", arXiv 1905.13727 (low rank for updates).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from fl_vitlora.communication.codecs.arguments import RANK
+from fl_vitlora.communication.codecs.byte_reader import ByteReader
+from fl_vitlora.communication.codecs.codec import Floats, Shapes, scalars
+from fl_vitlora.communication.codecs.transform import Transform
+
+LARGEST = np.finfo(np.float32).max
+ITERATIONS = 2
+MORE_DIRECTIONS = 8  # than the rank, for the smallest singular values to settle
+
+
+def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Floats, Floats]:
+    """Approximates a matrix by subspace iteration from a random start.
+
+    Args:
+        matrix: (m, c), finite.
+        rank: At most min(m, c).
+        draw: For the start.
+
+    Returns:
+        P (rank, m) and R (rank, c), with PᵀR nearly the best approximation of that rank.
+
+    Example:
+        >>> P, R = factors(np.float32([[1, 2, 3], [2, 4, 6]]), 1, np.random.default_rng(0))
+        >>> (P.T @ R).round(3).tolist()
+        [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]
+    """
+    largest = np.abs(matrix).max()
+    A = matrix / (largest or np.float32(1))
+    width = min(rank + MORE_DIRECTIONS, *A.shape)
+    Q = _basis(A @ draw.standard_normal((A.shape[1], width), dtype=np.float32))
+    for _ in range(ITERATIONS):
+        Q = _basis(A @ _basis(A.T @ Q))
+    U, s, V = np.linalg.svd(Q.T @ A, full_matrices=False)
+    roots = (np.sqrt(s[:rank]) * np.sqrt(largest))[:, None]
+    return roots * (Q @ U[:, :rank]).T, roots * V[:rank]
+
+
+def product(P: Floats, R: Floats) -> Floats:
+    """Returns PᵀR, as a list of scalars within the range of float32.
+
+    It is added up one rank after the other, so that it is the same bits on every machine.
+    """
+    whole = np.zeros((P.shape[1], R.shape[1]), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # a NaN is refused by `decode`
+        for p, r in zip(P, R, strict=True):
+            whole += p[:, None] * r
+        np.clip(whole, -LARGEST, LARGEST, out=whole)
+    return whole.reshape(-1)
+
+
+def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
+    """Tells the shapes of P and R.
+
+    Args:
+        shape: Of a tensor.
+        rank: Of its approximation.
+
+    Returns:
+        Two shapes, or the tensor's own if it goes whole.
+
+    Example:
+        >>> factor_shapes((64, 16, 2), 4), factor_shapes((4, 4), 4)
+        (((4, 64), (4, 32)), ((4, 4),))
+    """
+    rows, columns = shape[0] if shape else 1, math.prod(shape[1:])
+    smaller = rank * (rows + columns) < rows * columns
+    return ((rank, rows), (rank, columns)) if smaller else (shape,)
+
+
+FINE = ("float32", "float16", "bfloat16", "int8", "int4", "nf4")  # for factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Transform):
+    """Thin factors of every large matrix.
+
+    Attributes:
+        rank: Of the approximation.
+    """
+
+    rank: int = field(metadata=RANK)
+    name: ClassVar[str] = "lowrank"
+    example: ClassVar[str] = "lowrank(4)+int8"
+
+    @property
+    def contracts(self) -> bool:
+        """Tells whether the factors are written finely: coarse errors of both would multiply."""
+        return self.inner.name in FINE
+
+    def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
+        """Writes the factors of all tensors by the inner codec."""
+        parts: list[Floats] = []
+        for shape, tensor in zip(shapes, _cut(values, shapes), strict=True):
+            if len(factor_shapes(shape, self.rank)) == 1:
+                parts.append(tensor)
+            else:
+                pair = factors(tensor.reshape(shape[0], -1), self.rank, draw)
+                parts += [factor.reshape(-1) for factor in pair]
+        return self.inner.encode(np.concatenate(parts), self._inner_shapes(shapes), draw)
+
+    def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
+        """Reads the factors and multiplies them."""
+        inner = self._inner_shapes(shapes)
+        parts = iter(_cut(self.inner.decode(reader.rest(), inner), inner))
+        tensors: list[Floats] = []
+        for shape in shapes:
+            first = next(parts)
+            if len(factor_shapes(shape, self.rank)) == 1:
+                tensors.append(first)
+            else:
+                P, R = first.reshape(self.rank, -1), next(parts).reshape(self.rank, -1)
+                tensors.append(product(P, R))
+        return np.concatenate(tensors)
+
+    def _inner_shapes(self, shapes: Shapes) -> Shapes:
+        """Lists the shapes that the inner codec sees."""
+        return tuple(part for shape in shapes for part in factor_shapes(shape, self.rank))
+
+
+def _basis(columns: Floats) -> Floats:
+    """Finds an orthonormal basis of the space that columns span."""
+    return np.linalg.qr(columns).Q
+
+
+def _cut(values: Floats, shapes: Shapes) -> list[Floats]:
+    """Cuts a vector into the scalars of each tensor."""
+    ends = np.cumsum([scalars((shape,)) for shape in shapes])
+    return np.split(values, ends[:-1])

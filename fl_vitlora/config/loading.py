@@ -1,0 +1,221 @@
+"""Reads an experiment from a YAML file and from dotted settings, and writes it again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fl_vitlora.config.rates import rates_of
+from fl_vitlora.config.schema import AUTO, PATHS, RATES, SHORT, Config
+from fl_vitlora.config.settings import explanations, from_mapping, read_path
+from fl_vitlora.config.yaml_text import read_yaml, write_yaml
+from fl_vitlora.errors import UserError, unknown
+
+
+def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads an experiment: defaults, then a YAML file, then overrides; and checks its ranges.
+
+    Args:
+        path: A YAML file, or none.
+        overrides: Values by dotted path, for example ``{"training.epochs": 2}``.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        UserError: When a key is unknown, a value does not fit, or the file cannot be read.
+
+    Example:
+        >>> load(None, {"training.learning_rate": "1e-3"}).training.learning_rate
+        0.001
+    """
+    return resolve({} if path is None else read_yaml(path), overrides or {})
+
+
+def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
+    """Makes an experiment of nested plain values and of overrides, and checks its ranges.
+
+    Example:
+        >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
+        'fedprox'
+    """
+    whole = _spell_out(copy.deepcopy(dict(tree)))
+    for dotted, value in overrides.items():
+        _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
+    spelt_out = _gather_strategy_options(_spell_out(_without_auto(whole)))
+    _check_names(Config, spelt_out)
+    config = from_mapping(Config, _with_homes(spelt_out))
+    _check_lists(config)
+    return _with_rates(config, whole)
+
+
+def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out rates that are given as nothing or as auto: they are the model's own."""
+    training = tree.get("training")
+    if not isinstance(training, Mapping):
+        return dict(tree)
+    kept = {k: v for k, v in training.items() if not (k in RATES and v in (None, AUTO))}
+    return {**tree, "training": kept}
+
+
+def _with_rates(config: Config, tree: Mapping[str, Any]) -> Config:
+    """Gives the rates that an experiment does not say the values of its model."""
+    given = _without_auto(tree).get("training") or {}
+    rates = dataclasses.asdict(rates_of(config.model.name))
+    own = {name: rate for name, rate in rates.items() if name not in given}
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **own))
+
+
+@functools.cache
+def paths() -> tuple[str, ...]:
+    """Lists the dotted paths of all settings."""
+    return tuple(path for path, _, _ in explanations(Config))
+
+
+def full_path(dotted: str) -> str:
+    """Writes out the path of a group that is given by one value.
+
+    Example:
+        >>> full_path("compression.uplink"), full_path("clients")
+        ('compression.uplink.codec', 'clients')
+    """
+    group, _, last = dotted.rpartition(".")
+    whole = f"{dotted}.{SHORT.get(last, '')}"
+    wraps = last == "strategy" and f"{group}.".startswith("strategy.")
+    return whole if wraps or whole in paths() else dotted
+
+
+def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
+    """Says that there is no such setting, and which one may have been meant.
+
+    Args:
+        dotted: What was written.
+        siblings: The settings of the same group; all settings if not given.
+    """
+    return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Turns a config into nested plain values, as YAML and JSON can hold them."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    tree: dict[str, Any] = plain(config)
+    if "options" in tree.get("strategy", {}):
+        tree["strategy"] |= tree["strategy"].pop("options")
+    return tree
+
+
+def to_yaml(config: Config) -> str:
+    """Writes an experiment so that `load` reads it back equal."""
+    return write_yaml(to_mapping(config))
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Lists the settings in which two experiments differ.
+
+    Returns:
+        The two values, by dotted path.
+
+    Example:
+        >>> differences(Config(), Config(training=TrainingConfig(epochs=2)))
+        {'training.epochs': (1, 2)}
+    """
+    ours, theirs = (dict(_leaves(to_mapping(config))) for config in (one, other))
+    paths = dict.fromkeys([*ours, *theirs])
+    pairs = {path: (ours.get(path), theirs.get(path)) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets a value deep in a tree of mappings, making the branches that are missing."""
+    *branches, leaf = dotted.split(".")
+    for branch in branches:
+        tree = tree.setdefault(branch, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{dotted}: {branch!r} is a single value, not a group of settings")
+    tree[leaf] = value
+
+
+def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes what is given by one value as a mapping: a strategy, or the codec of a direction."""
+    whole = dict(tree)
+    for key, value in tree.items():
+        if key in SHORT and not isinstance(value, Mapping):
+            whole[key] = {SHORT[key]: value}
+        elif key in (*SHORT, "compression") and isinstance(value, Mapping):
+            whole[key] = _spell_out(value)
+    return whole
+
+
+def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Moves all that stands beside a strategy's name into its options."""
+    strategy = tree.get("strategy")
+    if not isinstance(strategy, Mapping):
+        return dict(tree)
+    own = {key: value for key, value in strategy.items() if key != "name"}
+    name = {"name": strategy["name"]} if "name" in strategy else {}
+    return {**tree, "strategy": {**name, "options": own}}
+
+
+def _with_homes(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Writes out home folders in the settings that are paths."""
+    whole = dict(tree)
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            whole[key] = _with_homes(value, f"{path}{key}.")
+        elif f"{path}{key}" in PATHS and isinstance(value, str):
+            whole[key] = read_path(value, f"{path}{key}")
+    return whole
+
+
+def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> None:
+    """Refuses settings that do not exist; the answer looks for them in all groups."""
+    hints = typing.get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints:
+            raise unknown_setting(f"{path}{key}", [f"{path}{name}" for name in hints])
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _check_names(hints[key], value, f"{path}{key}.")
+
+
+def _check_lists(config: Config) -> None:
+    """Refuses lists that no run could honour."""
+    for path, items in (
+        ("encryption.steps", config.encryption.steps),
+        ("finetuning.targets", config.finetuning.targets),
+    ):
+        if len(set(items)) < len(items):
+            raise UserError(f"{path}: an entry stands twice in {list(items)}")
+    if len(config.data.background) not in (1, 3):
+        raise UserError("data.background: expected a grey level, or red, green and blue")
+    if config.data.pixel_range and (
+        len(config.data.pixel_range) != 2 or not _rises(*config.data.pixel_range)
+    ):
+        raise UserError("data.pixel_range: expected two numbers, the lower one first")
+    if config.model.image_size is not None and len(config.model.image_size) not in (1, 2):
+        raise UserError("model.image_size: expected one side, or height and width")
+    if not config.finetuning.targets:
+        raise UserError("finetuning.targets: expected at least one of q, k, v, proj, fc1, fc2")
+
+
+def _rises(low: float, high: float) -> bool:
+    return math.isfinite(low) and math.isfinite(high) and low < high

@@ -1,0 +1,264 @@
+"""Typed settings: dataclasses that are made of nested plain values, and say what does not fit.
+
+The dataclasses are plain values without behaviour; every field carries its explanation and its
+range in its metadata, from which `--help` is made. Reading is one generic function: it walks a
+mapping along the annotations of a dataclass and names path, value, expectation and the nearest key
+when something does not fit. An experiment (`config`) and the hyper-parameters of a strategy are
+read in this way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import field
+from typing import Any, Literal, TypeVar
+
+from fl_vitlora.config.units import Bytes, parse_bytes
+from fl_vitlora.errors import UserError, shown, unknown
+
+T = TypeVar("T")
+SettingParser = Callable[[Any, str], Any]  # of a plain value and its path
+
+LONGEST_TEXT, LONGEST_NAME = 2000, 255  # bytes of a setting, and between the slashes of a path
+
+
+def setting(
+    default: Any, explanation: str, interval: str | None = None, read: SettingParser | None = None
+) -> Any:
+    """Describes a field of a dataclass.
+
+    Args:
+        default: Its value where none is given.
+        explanation: For `--help`.
+        interval: Its range, such as "(0, 1]".
+        read: Makes its value of a plain one and of its path, where its type does not tell how.
+
+    Returns:
+        The field.
+    """
+    told = {"explanation": explanation, "interval": interval, "read": read}
+    return field(default=default, metadata=told)
+
+
+def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yields (dotted path, default, explanation) of every setting."""
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from explanations(hints[item.name], f"{path}{item.name}.")
+        elif item.name == "options":
+            yield f"{path}NAME", "", item.metadata["explanation"]
+        else:
+            explanation = item.metadata["explanation"] + _told_choices(hints[item.name])
+            yield f"{path}{item.name}", item.default, explanation
+
+
+def _told_choices(hint: Any) -> str:
+    """Lists the values of a setting that has only a few."""
+    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+    return f" Choices: {', '.join(choices)}." if choices else ""
+
+
+def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
+    """Makes a dataclass of nested plain values.
+
+    Args:
+        kind: The dataclass.
+        tree: A mapping of its field names.
+        path: Where it stands in the whole, for messages.
+
+    Returns:
+        An instance of ``kind``.
+
+    Raises:
+        UserError: When a key is unknown or a value does not fit its annotation.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path or 'the configuration'}: expected a mapping, got {shown(tree)}")
+    hints = typing.get_type_hints(kind)
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in tree.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise unknown("setting", dotted, (f"{path}.{n}" if path else n for n in fields))
+        values[key] = _fit(fields[key], hints[key], value, dotted)
+    for name in (name for name, item in fields.items() if _is_needed(item) and name not in values):
+        dotted = f"{path}.{name}" if path else name
+        raise UserError(f"{dotted} needs a value: --set {dotted}=VALUE")
+    return kind(**values)
+
+
+def check_defaults(kind: type[Any], path: str) -> None:
+    """Looks whether the defaults of a dataclass fit its own types and ranges.
+
+    Args:
+        kind: The dataclass.
+        path: Where it stands in the whole, for messages.
+
+    Raises:
+        UserError: When a type is not known, a range is none, or a default is outside.
+    """
+    try:
+        hints = typing.get_type_hints(kind)
+    except (NameError, TypeError) as error:
+        raise UserError(f"{path}: a type of {kind.__name__} is not known: {error}") from None
+    for item in dataclasses.fields(kind):
+        dotted, interval = f"{path}.{item.name}", item.metadata.get("interval")
+        if interval is not None:
+            _read_interval(interval, dotted)
+        if item.default is dataclasses.MISSING:
+            continue
+        try:
+            _fit(item, hints[item.name], item.default, dotted)
+        except UserError as error:
+            raise UserError(f"its default does not fit: {error}") from None
+
+
+def _fit(item: dataclasses.Field[Any], hint: Any, value: Any, path: str) -> Any:
+    """Makes the value of a field, and refuses it outside the field's range."""
+    read = item.metadata.get("read")
+    fitting = convert(hint, value, path) if read is None else read(value, path)
+    _check_interval(fitting, item.metadata.get("interval"), path)
+    return fitting
+
+
+def _is_needed(item: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return item.init and item.default is missing and item.default_factory is missing
+
+
+def convert(hint: Any, value: Any, path: str) -> Any:
+    """Fits one value to one annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast(type[Any], hint), value, path)
+    if origin in (types.UnionType, typing.Union):  # of a NewType it is the latter
+        return None if value is None else convert(arguments[0], value, path)
+    if origin is tuple:
+        single = arguments[0] is int and type(value) is int
+        items = [value] if single else to_list(value, path)
+        return tuple(convert(arguments[0], item, path) for item in items)
+    if origin is Callable and not callable(value):
+        raise UserError(f"{path}: expected a function, which cannot be set, got {shown(value)}")
+    if origin is Literal and value not in arguments:
+        raise unknown(path, value, map(str, arguments))
+    if hint in _READ:
+        return _READ[hint](value, path)
+    if hint in _NAMES and type(value) is not hint:
+        raise UserError(f"{path}: expected {_NAMES[hint]}, got {shown(value)}")
+    return value
+
+
+_NAMES = {int: "a whole number", bool: "true or false"}
+
+
+def to_list(value: Any, path: str) -> Sequence[Any]:
+    """Reads a list; "a,b" is one too, and nothing is an empty one.
+
+    Raises:
+        UserError: When it is something else.
+    """
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",")]
+    if value is not None and not isinstance(value, list | tuple):
+        raise UserError(f"{path}: expected a list, got {shown(value)}")
+    return value or []
+
+
+def _to_float(value: Any, path: str) -> float:
+    """Reads a number; YAML takes 1e-3 for a text, people do not."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (OverflowError, ValueError):
+        number = math.nan
+    if math.isnan(number) or isinstance(value, bool):
+        raise UserError(f"{path}: expected a number, got {shown(value)}")
+    return number
+
+
+def _to_text(value: Any, path: str) -> str:
+    """Reads a text that can be the name of a file, and be written to one."""
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{path}: expected a text, got {shown(value)}")
+    encoded = value.encode(errors="replace")
+    if "\0" in value or encoded.decode() != value:
+        raise UserError(f"{path}: expected a text of Unicode without NUL, got {shown(value)}")
+    if len(encoded) > LONGEST_TEXT or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        raise UserError(
+            f"{path}: expected at most {LONGEST_NAME} bytes between slashes, and {LONGEST_TEXT} in "
+            f"all, got {shown(value)}"
+        )
+    return value
+
+
+def read_path(text: str, path: str) -> str:
+    """Reads the path of a file or folder, in which ``~`` is a home folder, as in a shell.
+
+    Args:
+        text: The path as it was written.
+        path: The setting, for messages.
+
+    Raises:
+        UserError: When a home folder is not known, or a variable begins the path: in a file it is
+            not replaced, and would name a folder that nobody means.
+
+    Example:
+        >>> read_path("images/~old", "data.name")
+        'images/~old'
+    """
+    if VARIABLE.match(text):
+        raise UserError(
+            f"{path}: {shown(text)} begins with a variable, which is not replaced here; write the "
+            "folder itself, or ~ for the home folder"
+        )
+    if not text.startswith("~"):
+        return text
+    whole = str(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises where no home is known
+    if whole.startswith("~"):
+        raise UserError(
+            f"{path}: {shown(text)}: this home folder is not known; write the folder itself"
+        )
+    return whole
+
+
+VARIABLE = re.compile(r"\$(\w+|\{\w+\})(/|$)", re.ASCII)
+
+_READ: Mapping[Any, SettingParser] = {
+    Bytes: parse_bytes,
+    float: _to_float,
+    str: _to_text,
+}
+
+
+def _check_interval(value: Any, interval: str | None, path: str) -> None:
+    """Refuses a number outside its range; "(0, 1]" excludes 0 and includes 1."""
+    if isinstance(value, tuple):
+        for item in value:
+            _check_interval(item, interval, path)
+        return
+    if interval is None or value is None:
+        return
+    low, high = _read_interval(interval, path)
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below):
+        raise UserError(f"{path}: expected a number in {interval}, got {value}")
+
+
+def _read_interval(interval: str, path: str) -> tuple[float, float]:
+    """Reads the bounds of a range."""
+    try:
+        low, high = (float(bound) for bound in interval[1:-1].split(","))
+    except (TypeError, ValueError, AttributeError):
+        low = high = float("nan")
+    if not (low <= high and interval[0] in "[(" and interval[-1] in ")]"):
+        raise UserError(f'{path}: {interval!r} is not a range, such as "(0, 1]" or "[0, inf)"')
+    return low, high

@@ -1,0 +1,205 @@
+"""Storage keys: what opens files that are sealed at rest, and opens nothing else.
+
+A storage key comes of a secret of the owner's key ring, or of a passphrase, one way: whoever holds
+it can open the files, and learns nothing of the keys that encrypt the images in them.
+
+    root of a ring secret  = HKDF-SHA256(secret, "storage")
+    root of a passphrase   = scrypt(passphrase, salt), n = 2^17, r = 8, p = 1
+    key of a party         = HKDF-SHA256(root, "party/" and the party's name)
+
+The root has a name: the id of the secret, or "passphrase/" and the salt. It opens the files of all
+parties and stays with the owner and in the memory of a simulation's workers; a deployed node gets
+the key of its party alone, in a file of one line: name, 64 hexadecimal digits, party.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from fl_vitlora.encryption.keys import SECRET_BYTES, KeyRing, derive_key, key_id
+from fl_vitlora.errors import UserError
+from fl_vitlora.storage.files import PRIVATE, WriteError, write_atomically
+
+PASSPHRASE = "FL_VITLORA_PASSPHRASE"  # environment variable
+BY_PASSPHRASE = "passphrase/"  # begins the name of a root that comes of one
+SALT_BYTES = 16
+SCRYPT = {"n": 2**17, "r": 8, "p": 1}  # 128 MiB and about a second, for each guess as well
+
+
+@dataclass(frozen=True)
+class StorageKey:
+    """A root: seals the files of all parties.
+
+    Attributes:
+        name: Names it and betrays nothing of it; stands in the clear in what it seals.
+        root: 32 bytes; never shown.
+    """
+
+    name: str
+    root: bytes = field(repr=False)
+
+    def of_party(self, party: str) -> bytes:
+        """Derives the key of one party's files."""
+        return derive_key(self.root, f"party/{party}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageKeys:
+    """All keys that somebody opens files with.
+
+    Attributes:
+        roots: By name.
+        parties: Keys of single parties, by name of the root and party.
+        source: Where they come from, for messages.
+    """
+
+    roots: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    parties: Mapping[tuple[str, str], bytes] = field(default_factory=dict, repr=False)
+    source: str = ""
+
+    def can_open(self, name: str, party: str) -> bool:
+        """Returns True if a party's files under a root can be opened, or a passphrase may do it."""
+        known = name in self.roots or (name, party) in self.parties
+        return known or name.startswith(BY_PASSPHRASE)
+
+    def find(self, name: str, party: str, path: Path) -> bytes:
+        """Finds the key of a party's file; a passphrase is asked for where one is needed.
+
+        Args:
+            name: Name of the root.
+            party: Whose file it is.
+            path: The file, for messages.
+
+        Raises:
+            UserError: When it is not there.
+        """
+        if (name, party) in self.parties:
+            return self.parties[name, party]
+        if name in self.roots:
+            return StorageKey(name, self.roots[name]).of_party(party)
+        if name.startswith(BY_PASSPHRASE):
+            return root_of_passphrase(name, f"{path} is sealed under a passphrase").of_party(party)
+        others = ", ".join([*self.roots, *(f"{n} for {p} alone" for n, p in self.parties)])
+        has = f"{self.source} has {others or 'none'}" if self.source else "no key was given"
+        raise UserError(
+            f"{path} is sealed under storage key {name} of {party}, and {has}; name the ring that "
+            "has it, --set encryption.key_file=FILE, or give a node its storage-key"
+        )
+
+    def only(self, names: Iterable[str]) -> StorageKeys:
+        """Returns the roots of these names alone, as far as they are there or can be derived."""
+        wanted = {name: self.roots[name] for name in names if name in self.roots}
+        for name in names:
+            if name.startswith(BY_PASSPHRASE) and name not in wanted:
+                wanted[name] = root_of_passphrase(name, "this run is sealed").root
+        return StorageKeys(roots=wanted, source=self.source)
+
+
+def of_secret(secret: bytes) -> StorageKey:
+    """Derives the storage key of a ring's secret; the secret does not follow from it."""
+    return StorageKey(key_id(secret), derive_key(secret, "storage"))
+
+
+def of_ring(ring: KeyRing) -> StorageKeys:
+    """Derives the storage keys of all secrets of a ring."""
+    keys = [of_secret(secret) for secret in ring.secrets]
+    roots = {key.name: key.root for key in keys}
+    return StorageKeys(roots=roots, source=f"key ring {ring.path}")
+
+
+def of_new_passphrase() -> StorageKey:
+    """Derives a storage key of the passphrase and of a new salt.
+
+    Raises:
+        UserError: When there is no passphrase.
+    """
+    name = BY_PASSPHRASE + secrets.token_hex(SALT_BYTES)
+    return root_of_passphrase(name, "encryption.at_rest passphrase")
+
+
+def root_of_passphrase(name: str, why: str) -> StorageKey:
+    """Derives the storage key of the passphrase and of the salt in its name.
+
+    Args:
+        name: "passphrase/" and 32 hexadecimal digits.
+        why: What it is needed for, for messages.
+
+    Raises:
+        UserError: When there is no passphrase, or no salt in the name.
+    """
+    try:
+        salt = bytes.fromhex(name.removeprefix(BY_PASSPHRASE))
+    except ValueError:
+        salt = b""
+    if len(salt) != SALT_BYTES:
+        raise UserError(f"{why}: the salt in its header is damaged; put a whole copy in its place")
+    return StorageKey(name, _stretched(passphrase(why), salt))
+
+
+def passphrase(why: str) -> str:
+    """Finds the passphrase: in the environment, or by asking where somebody is at a terminal.
+
+    Raises:
+        UserError: When there is none.
+    """
+    given = os.environ.get(PASSPHRASE) or _asked()
+    if not given:
+        raise UserError(f"{why}: no passphrase was given; put it into the variable {PASSPHRASE}")
+    return given
+
+
+@functools.cache
+def _asked() -> str:
+    return getpass.getpass("passphrase of the shards: ") if sys.stdin.isatty() else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _stretched(given: str, salt: bytes) -> bytes:
+    return Scrypt(salt=salt, length=SECRET_BYTES, **SCRYPT).derive(given.encode())
+
+
+def write_party_key(path: Path, name: str, party: str, key: bytes) -> None:
+    """Writes the key of one party's files, for the owner's eyes alone.
+
+    Raises:
+        UserError: When it cannot be written.
+    """
+    try:
+        write_atomically(path, f"{name} {key.hex()} {party}\n", mode=PRIVATE)
+    except WriteError as error:
+        raise UserError(f"storage key {error}") from None
+
+
+def open_party_keys(path: Path) -> StorageKeys:
+    """Reads a file of storage keys of single parties, one a line.
+
+    Raises:
+        UserError: When there is none, others may read it, or it is none.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"storage key {path}: expected a file, got a folder or a device")
+    try:
+        lines = [line.split(maxsplit=2) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = {(name, party): bytes.fromhex(key) for name, key, party in lines}
+    except FileNotFoundError:
+        raise UserError(f"storage key {path}: no such file") from None
+    except (ValueError, OSError):
+        found = {}
+    if not found or any(len(key) != SECRET_BYTES for key in found.values()):
+        raise UserError(
+            f"storage key {path}: expected lines of a name, {2 * SECRET_BYTES} hexadecimal digits "
+            "and a party, as --storage-keys writes them"
+        )
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise UserError(f"storage key {path} can be read by others; run: chmod 600 {path}")
+    return StorageKeys(parties=found, source=f"storage key {path}")

@@ -1,0 +1,85 @@
+"""The one exception that means: the user can mend this."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import reprlib
+import traceback
+from collections.abc import Iterable, Iterator
+
+from fl_vitlora.errors.abbreviations import meant
+
+MOST_SHOWN = 20
+LONGEST_SHOWN = 80
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for; its message is one line that tells how to mend it."""
+
+
+def shown(value: object) -> str:
+    """Writes a value as Python does, cut short where it is long, deep or in a circle.
+
+    Example:
+        >>> shown([1, "two"]), shown([0] * 1000)
+        ("[1, 'two']", '[0, 0, 0, 0, 0, 0, ...]')
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = LONGEST_SHOWN
+    return short.repr(value)
+
+
+def unknown(
+    what: str, given: object, choices: Iterable[str], elsewhere: Iterable[str] = ()
+) -> UserError:
+    """Says that a name is not known, what there is, and which of it comes nearest.
+
+    Args:
+        what: The thing that was named, for example ``"strategy"``.
+        given: What the user wrote.
+        choices: All valid names.
+        elsewhere: Names that are valid in another place, and may be what was meant.
+
+    Returns:
+        The error to raise.
+
+    Example:
+        >>> str(unknown("strategy", "fedavgg", ["fedavg", "fedprox"]))
+        "unknown strategy 'fedavgg'; did you mean 'fedavg'? (choices: fedavg, fedprox)"
+    """
+    names, others = sorted(choices), list(elsewhere)
+    close = _close(str(given), names, cutoff=0.5)
+    ends = {name.rpartition(".")[2]: name for name in others}
+    same = meant(given, dict.fromkeys([*names, *others]))
+    far = [ends[end] for end in _close(str(given).rpartition(".")[2], ends, cutoff=0.8)]
+    near = same or close[:1] or far[:1]
+    if not same and far and not _close(str(given), names, cutoff=0.8):
+        near = far[:1]
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    few = dict.fromkeys([*near, *close, f"{len(names)} in all"])
+    shown_names = names if len(names) <= MOST_SHOWN else few
+    told = f"choices: {', '.join(shown_names)}" if names else "there is none"
+    return UserError(f"unknown {what} {shown(given)}{hint} ({told})")
+
+
+def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """Finds names that are spelt alike, whatever their case; the closest is the first."""
+    lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(given[:LONGEST_SHOWN].lower(), lower, n=5, cutoff=cutoff)
+    return [lower[name] for name in found]
+
+
+@contextlib.contextmanager
+def blame(strategy: object, server_round: int) -> Iterator[None]:
+    """Turns what a strategy's own code raises into one line that names its place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"strategy {type(strategy).__name__}, round {server_round}: "
+            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error

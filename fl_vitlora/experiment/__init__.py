@@ -1,0 +1,1 @@
+"""Whole experiments: prepared, run, recorded, compared, and deployed."""

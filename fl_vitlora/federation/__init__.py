@@ -1,0 +1,1 @@
+"""The server loop and what it works with. This room does not know Flower."""

@@ -1,0 +1,237 @@
+"""The ClientApp: unpack the global tensors, train on the own shard, send back the difference.
+
+A worker process serves many clients, in turns; where it has several messages at hand, the clients
+are trained in one batch. The frozen backbone and the opened shards stay in the process between
+messages; a message brings only what is exchanged. What a client keeps to itself from round to round
+lives in its Flower context.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from dataclasses import replace
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl_vitlora.adaptation.coordinates import Coordinates
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.data.owner import RIGHT_KEY, views_of
+from fl_vitlora.data.shards import (
+    Shard,
+    client_shard,
+    client_test_shard,
+)
+from fl_vitlora.encryption.holder import client_party
+from fl_vitlora.finetuning import targets
+from fl_vitlora.flower.client import context_state
+from fl_vitlora.flower.client.mod import make_mod
+from fl_vitlora.flower.client.workspace import (
+    ClientSettings,
+    SettingsOf,
+    Workspace,
+    client_of,
+    workspace,
+)
+from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire.contents import Received, read_instruction, refuse_absurd, write_update
+from fl_vitlora.models.reading import (
+    WEIGHT,
+    put_reader,
+    with_exchanged_reader,
+)
+from fl_vitlora.population import byzantine, faults
+from fl_vitlora.privacy.noise import bounded
+from fl_vitlora.rng import generator
+from fl_vitlora.state import State, clip_norm, subtract
+from fl_vitlora.strategy import LocalWork
+from fl_vitlora.training.cohort import LocalJob
+from fl_vitlora.training.local import LocalTask, Trained, evaluate
+from fl_vitlora.training.rendezvous import meet
+
+
+def make_client_app(settings_of: SettingsOf) -> ClientApp:
+    """Makes the app that every client runs.
+
+    Args:
+        settings_of: Finds the settings; a simulation knows them, a deployed node reads its context.
+
+    Returns:
+        The app.
+    """
+    app = ClientApp(mods=[make_mod(settings_of)])
+    app.query()(functools.partial(_greet, settings_of))
+    app.query("reveal")(masking.answer)
+    app.train()(functools.partial(_train, settings_of))
+    app.evaluate()(functools.partial(_evaluate, settings_of))
+    return app
+
+
+def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
+    """Tells which client this node is and what its classes are, and makes the worker ready."""
+    settings = settings_of(context)
+    client = client_of(context)
+    samples = len(workspace(settings).shard(client_shard(client)))
+    metrics = MetricRecord({messages.CLIENT: client, messages.SAMPLES: samples})
+    names = ConfigRecord({messages.CLASSES: list(settings.class_names)})
+    content = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
+    if settings.config.privacy.secure_aggregation:
+        content[masking.RECORD] = masking.introduce(context, client)
+    return Message(content, reply_to=message)
+
+
+def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
+    """Trains for one round."""
+    settings, client = settings_of(context), client_of(context)
+    worker, strategy = workspace(settings), settings.strategy
+    shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
+    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    faults.strike(settings.config, client, received.round)
+    model, start, merged = _take_in(received, context, worker, client, turn)
+    memory = context_state.own(context, received.taken)
+    frozen = worker.layout.ending_with(received.frozen)
+    order = _order(settings, received.round, client)
+    job = LocalJob(
+        start=start,
+        shard=_drawn(settings, shard, order),
+        task=LocalTask(
+            learning_rate=received.rate,
+            epochs=received.epochs,
+            proximal_mu=received.proximal_mu,
+            frozen=frozen,
+            drift=turn.difference_to_client(strategy.drift(received.broadcast, memory)),
+        ),
+        generator=order,
+        reader=turn.base,
+        increments=merged,
+    )
+    done = meet(worker.trainer.train, job)
+    moved = subtract(*(_select(state, worker.layout) for state in (done.state, start)))
+    delta = {name: t for name, t in turn.to_server(moved).items() if name not in frozen}
+    work = LocalWork(delta=delta, steps=done.steps, rate=received.rate)
+    report, memory = strategy.report(work, received.broadcast, memory)
+    refuse_absurd(done.state, delta, report, memory)
+    content = _write(
+        message.content,
+        context,
+        settings,
+        received,
+        work=work,
+        report={name: report[name] for name in delta} if report else {},
+        done=done,
+        images=len(shard),
+    )
+    context_state.keep(context, received.round, worker.kept, done.state)
+    context_state.keep_own(context, received.round, memory)
+    if frozen:
+        context_state.rest(context, received.round, _select(model, worker.layout.only(frozen)))
+    return Message(content, reply_to=message)
+
+
+def _order(settings: ClientSettings, server_round: int, client: int) -> torch.Generator:
+    """Makes what draws the order of a client's images in a round.
+
+    Where updates are summed securely, two sums over the same updates with one member less would
+    betray that member. So in a deployment no two trainings of a round go in the same order.
+    """
+    if settings.fresh_order:
+        return torch.Generator().manual_seed(secrets.randbits(63))
+    return generator(settings.config.seed, "batches", server_round, client)
+
+
+def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:
+    """Chooses what a client trains on: its shard.
+
+    Where no two trainings may give the same update, and one batch holds the whole shard, so that no
+    order matters, as many images are drawn from the shard with replacement (a bootstrap sample).
+    """
+    images = len(shard)
+    if not settings.fresh_order or images > settings.config.training.batch_size:
+        return shard
+    chosen = torch.randint(images, (images,), generator=order)
+    return replace(shard, images=shard.images[chosen], labels=shard.labels[chosen])
+
+
+def _write(
+    instruction: RecordDict,
+    context: Context,
+    settings: ClientSettings,
+    received: Received,
+    *,
+    work: LocalWork,
+    report: State,
+    done: Trained,
+    images: int,
+) -> RecordDict:
+    """Bounds, spoils or masks an update, as it was asked, and writes it."""
+    client, privacy = client_of(context), settings.config.privacy
+    delta, clipped = work.delta, None
+    if privacy.clipping_norm is not None:
+        delta, report, _ = bounded(delta, report, privacy.clipping_norm)
+    if received.clipping_norm is not None:
+        delta, within = clip_norm(delta, received.clipping_norm)
+        clipped = not within
+    delta = byzantine.as_sent(settings.config, client, delta)
+    if privacy.secure_aggregation:
+        return masking.write_masked(
+            context,
+            instruction,
+            delta=delta,
+            report=report,
+            loss=done.loss,
+            steps=done.steps,
+            limit=privacy.range,
+        )
+    return write_update(
+        delta=delta,
+        report=report,
+        samples=images,
+        loss=done.loss,
+        steps=done.steps,
+        rank=workspace(settings).rank_of(client),
+        clipped=clipped,
+    )
+
+
+def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:
+    """Measures the received model on the client's own encrypted test images."""
+    settings, client = settings_of(context), client_of(context)
+    worker = workspace(settings)
+    shard, turn = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
+    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    _, state, merged = _take_in(received, context, worker, client, turn)
+    put_reader(worker.backbone.model, turn.base)
+    targets.put_increments(worker.backbone.model, merged)
+    asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
+    seen = {RIGHT_KEY: shard}
+    if worker.holder is not None and asked != [RIGHT_KEY]:
+        seen = views_of(shard, worker.holder, client_party(client))
+    metrics = MetricRecord({messages.SAMPLES: len(shard)})
+    for view in asked:
+        accuracy, loss = evaluate(worker.backbone, state, seen[view], worker.precision)
+        metrics[messages.ACCURACY_OF + view] = accuracy
+        metrics[messages.LOSS_OF + view] = loss
+    return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
+
+
+def _take_in(
+    received: Received, context: Context, worker: Workspace, client: int, turn: Coordinates
+) -> tuple[State, State, State]:
+    """Makes of what was sent, and of what the client remembers, all that its model is made of.
+
+    Returns:
+        The exchanged tensors as the server has them, all trained ones as the client has them, and
+        what was merged into its frozen weights.
+    """
+    initial = worker.initial_of(client)
+    model = context_state.complete(context, received, worker.layout, initial)
+    merged = context_state.merge(context, received, worker.layout)
+    first = with_exchanged_reader(initial, turn.base) if WEIGHT in initial else initial
+    kept = context_state.kept(context, worker.kept, first, received.taken)
+    return model, turn.to_client(model) | kept, merged
+
+
+def _select(state: State, layout: Layout) -> State:
+    return {name: state[name] for name, _ in layout.shapes}

@@ -1,0 +1,183 @@
+"""A client's end of the wire, as a Flower mod: the app within sees whole tensors in full precision.
+
+An instruction is unfolded and decoded before the app sees it, its update coded and folded after.
+What codecs need to remember lies in the client's Flower context: what it holds of each stream, and
+what it withheld (`memories`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from fl_vitlora.communication.compression import compress, decode, is_exact
+from fl_vitlora.communication.lanes import Lanes
+from fl_vitlora.communication.packing import unpack
+from fl_vitlora.communication.parcel import Part
+from fl_vitlora.communication.stream import WHOLE, follow
+from fl_vitlora.flower.client import context_state
+from fl_vitlora.flower.client.workspace import (
+    ClientSettings,
+    SettingsOf,
+    Workspace,
+    client_of,
+    workspace,
+)
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.folding import fold, packed_tensors, unfold
+from fl_vitlora.flower.wire.layouts import (
+    cut_layout,
+    frozen_of,
+    instruction_layouts,
+    round_of,
+    taken_of,
+    update_layouts,
+)
+from fl_vitlora.flower.wire.wiring import chance, lanes_of
+from fl_vitlora.lowrank import cut
+from fl_vitlora.state import State, add, scale
+
+
+def make_mod(settings_of: SettingsOf) -> Mod:
+    """Makes the mod that stands around every function of the app.
+
+    Args:
+        settings_of: As for the app.
+    """
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        content, parts, versions = unfold(message.content)
+        end = ClientEnd(settings=settings_of(context), context=context, asked=content)
+        for record in {**parts, **versions}:
+            content[record] = messages.to_packed(
+                end.decoded(record, parts.get(record, ()), versions.get(record))
+            )
+        opened = copy.copy(message)
+        opened.content = content
+        reply = call_next(opened, context)
+        if reply.has_content():
+            packed = packed_tensors(reply.content)
+            coded = {record: (end.encoded(record, a.data),) for record, a in packed.items()}
+            reply.content = fold(reply.content, coded, {})
+        return reply
+
+    return mod
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientEnd:
+    """What a client must know to read one instruction and to answer it.
+
+    Attributes:
+        settings: Of the client.
+        context: Its memory.
+        asked: The records of the instruction.
+    """
+
+    settings: ClientSettings
+    context: Context
+    asked: RecordDict
+
+    @property
+    def config(self) -> ConfigRecord:
+        """Returns the scalars of the instruction."""
+        return self.asked.config_records.get(messages.CONFIG, ConfigRecord())
+
+    @property
+    def worker(self) -> Workspace:
+        """Returns the model's layouts."""
+        return workspace(self.settings)
+
+    @property
+    def rank(self) -> int | None:
+        """Tells the client's own rank, if it has one."""
+        return self.worker.rank_of(client_of(self.context))
+
+    @property
+    def lanes(self) -> Lanes:
+        """Tells how updates travel."""
+        return lanes_of(self.settings.config.compression.uplink)
+
+    def decoded(
+        self, record: str, parts: tuple[Part, ...], versions: tuple[int, int] | None
+    ) -> State:
+        """Decodes the tensors of one record of the instruction.
+
+        Args:
+            record: Its name.
+            parts: Its coded tensors.
+            versions: What they stand on and lead to, if the record is a stream.
+
+        Raises:
+            ValueError: When they do not fit the model, or what the client holds.
+        """
+        layouts = instruction_layouts(self.config, self.worker.layout, self.rank)
+        if record not in layouts:
+            raise ValueError(f"message refused: nobody asked for {record!r}")
+        layout = layouts[record]
+        if versions is None:
+            if len(parts) != 1:
+                raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
+            if not is_exact(parts[0]):  # so what it allocates came: some shapes are its sender's
+                raise ValueError(f"message refused: {record!r} is neither exact nor a stream")
+            tensors = decode(parts[0], layout)
+        else:
+            held = self._follow(record, parts, versions)
+            tensors = {name: held[name] for name in layout.names}
+        trains = record == messages.ARRAYS and messages.VIEWS not in self.config
+        return self._with_progress(tensors) if trains else tensors
+
+    def _follow(self, record: str, parts: tuple[Part, ...], versions: tuple[int, int]) -> State:
+        """Makes the changes of a stream, and remembers what it led to."""
+        known, new = versions
+        layout = cut_layout(self.worker.layout, self.rank)
+        if known > 0:
+            before = context_state.held(self.context, record, known, layout)
+        else:
+            initial = self.worker.initial_of(client_of(self.context))
+            first = cut({name: initial[name] for name in layout.names}, self.rank)
+            from_initial = known != WHOLE and record == messages.ARRAYS
+            before = first if from_initial else scale(first, 0.0)
+        held = follow(before, parts, layout)
+        context_state.hold(self.context, record, new, held)
+        return held
+
+    def _with_progress(self, tensors: State) -> State:
+        """Adds what was trained and not sent yet, where that is done every n-th round only."""
+        owed = self._owed(messages.ARRAYS)
+        resting = {n: t for n, t in owed.items() if n in tensors and self.lanes.of(n).every > 1}
+        return tensors | add({n: tensors[n] for n in resting}, resting)
+
+    def encoded(self, record: str, packed: bytes) -> Part:
+        """Codes the tensors of one record of the update, and remembers what is withheld."""
+        layout = update_layouts(frozen_of(self.config), self.worker.layout, self.rank)[record]
+        config, server_round = self.settings.config, round_of(self.config)
+        client = client_of(self.context)
+        travelling = self.lanes.open(layout.names, server_round, config.rounds)
+        part, withheld = compress(
+            unpack(packed, layout),
+            self._owed(record),
+            layout,
+            lanes=self.lanes,
+            travelling=travelling,
+            draw=chance(config.seed, "uplink", record, server_round, client),
+        )
+        if not config.compression.error_feedback:
+            withheld = {n: t for n, t in withheld.items() if n not in travelling}
+        ordered = {n: withheld[n] for n in self.worker.layout.names if n in withheld}
+        context_state.withhold(self.context, record, server_round, ordered)
+        return part
+
+    def _owed(self, record: str) -> State:
+        """Returns what was withheld so far, but of tensors of which it says nothing any more."""
+        strategy = self.settings.strategy
+        anew = (*strategy.plan(round_of(self.config)).restarted, *strategy.rebased)
+        return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}
+
+    def _withheld(self, record: str) -> State:
+        """Returns what was withheld of a record, as far as the server took what was not."""
+        layout = cut_layout(self.worker.layout, self.rank)
+        return context_state.withheld(self.context, record, layout, taken_of(self.config))

@@ -1,0 +1,197 @@
+"""What a worker process keeps between messages: the model, the opened shards, and who it works for.
+
+A worker serves many clients, one after the other. The frozen backbone and the opened shards stay in
+the process; a message brings only what is exchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+
+from fl_vitlora.adaptation import coordinates, policies
+from fl_vitlora.adaptation.coordinates import Coordinates
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import Config
+from fl_vitlora.data.owner import key_holder
+from fl_vitlora.data.shards import (
+    CLIENT_SHARDS,
+    NO_KEYS,
+    Shard,
+    open_own_shard,
+    shard_metadata,
+)
+from fl_vitlora.data.shelf import MOST_KEPT, Shelf
+from fl_vitlora.encryption.at_rest import sealed_under
+from fl_vitlora.encryption.holder import KeyHolder, client_party
+from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.encryption.patch_reader import PatchReader
+from fl_vitlora.encryption.storage_keys import StorageKeys
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.products import quicken
+from fl_vitlora.lowrank import cut, pad
+from fl_vitlora.models import backbone
+from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, reader_of
+from fl_vitlora.population.ranks import rank_of
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Strategy
+from fl_vitlora.training.cohort import CohortTrainer
+from fl_vitlora.training.local import best_precision
+from fl_vitlora.training.stacking import can_stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
+    """All that a worker must know; it holds no key of images, no image and no weights.
+
+    Attributes:
+        shards: Folder of the encrypted shards.
+        class_names: Of the run, in the order of the head's outputs.
+        device: "cpu" or "cuda".
+        config: The experiment; it names the client's key ring only where the client's side takes
+            the key (`policies.clients_need_key`).
+        strategy: Its client half.
+        fresh_order: Whether a client draws the order of its images anew for every training, from
+            the system's randomness, instead of deriving it from the run's seed.
+        storage: Opens the shards where they are sealed at rest; it travels from the program to its
+            workers in memory, and is written nowhere.
+    """
+
+    shards: str
+    class_names: tuple[str, ...]
+    device: str
+    config: Config
+    strategy: Strategy
+    fresh_order: bool = False
+    storage: StorageKeys | None = field(default=None, repr=False)
+
+    def __hash__(self) -> int:  # a config holds a mapping; equal settings have equal shards
+        return hash((self.shards, self.class_names, self.device))
+
+
+SettingsOf = Callable[[Context], ClientSettings]
+
+
+def client_of(context: Context) -> int:
+    """Tells which shard a node holds."""
+    return int(context.node_config["partition-id"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """What a worker process keeps between messages.
+
+    Attributes:
+        config: The experiment.
+        backbone: Model with its adapters, on the device.
+        layout: Of the exchanged tensors.
+        kept: Of the trained tensors that stay with a client.
+        origin: What the public model reads with.
+        start: What the server's model reads with at first.
+        initial: All trained tensors as the server has them at first.
+        holder: Of the client's key, where its side takes it.
+        precision: Of activations.
+        trainer: Trains clients, alone or together.
+        shard: Opens a shard by its name; those used last stay open.
+    """
+
+    config: Config
+    backbone: backbone.Backbone
+    layout: Layout
+    kept: Layout
+    origin: PatchReader
+    start: PatchReader
+    initial: State
+    holder: KeyHolder | None
+    precision: torch.dtype
+    trainer: CohortTrainer
+    shard: Callable[[str], Shard]
+
+    def rank_of(self, client: int) -> int | None:
+        """Tells a client's rank, if it has one of its own."""
+        return rank_of(self.config, client)
+
+    def initial_of(self, client: int) -> State:
+        """Returns the first tensors as a client has them: zero beyond its rank."""
+        rank = self.rank_of(client)
+        return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
+
+    def coordinates_of(self, client: int) -> Coordinates:
+        """Tells how a client's tensors correspond to the server's."""
+        return coordinates.of_party(
+            self.config,
+            origin=self.origin,
+            start=self.start,
+            initial=self.initial,
+            holder=self.holder,
+            party=client_party(client),
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def workspace(settings: ClientSettings) -> Workspace:
+    """Builds the model once for each process and run; the run before is forgotten."""
+    config, shards = settings.config, Path(settings.shards)
+    built = backbone.build(config.model, len(settings.class_names), config.seed)
+    sandwich = settings.strategy.adapter == "sandwich"
+    methods.prepare(built.model, config.finetuning, config.seed, sandwich=sandwich)
+    origin = reader_of(built)
+    holder = _holder(settings, built) if config.encryption.key_file else None
+    if holder is not None:
+        start = coordinates.server_reader(config, origin, holder)
+    else:
+        stored = policies.start_is_adapted(config)
+        start = open_reader(shards / READER_FILE) if stored else origin
+    put_reader(built.model, start)
+    quicken(built.model)
+    initial = methods.export_state(built.model)
+    device = torch.device(settings.device)
+    built.model.to(device)
+    precision = best_precision(device, config.engine.mixed_precision)
+    exchanged = policies.exchanged(config, initial, settings.strategy.personal)
+    return Workspace(
+        config=config,
+        backbone=built,
+        layout=Layout.of(exchanged),
+        kept=Layout.of({n: w for n, w in initial.items() if n not in exchanged}),
+        origin=origin,
+        start=start,
+        initial=initial,
+        holder=holder,
+        precision=precision,
+        trainer=CohortTrainer(
+            backbone=built,
+            stacks=can_stack(built.model),
+            config=config.training,
+            precision=precision,
+        ),
+        shard=_shelf(settings),
+    )
+
+
+def _shelf(settings: ClientSettings) -> Shelf:
+    """Opens the run's shards, the labels in the run's numbers."""
+    names, keys = settings.class_names, settings.storage
+    shards = Path(settings.shards)
+    most = None if keys is None else MOST_KEPT
+    return Shelf(lambda name: open_own_shard(shards / name, names, keys), most)
+
+
+def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
+    """Opens the key ring of a client's side; the shards say which key of it they are under."""
+    config, keys = settings.config, settings.storage or NO_KEYS
+    shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
+    # A deployed node has the storage key of its own client alone, and may see others' files.
+    own = (
+        path for path in shards if (under := sealed_under(path)) is None or keys.can_open(*under)
+    )
+    told = shard_metadata(next(own, shards[0]), keys)
+    secret = open_ring(Path(config.encryption.key_file)).find(told["key_id"])
+    return key_holder(
+        config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
+    )

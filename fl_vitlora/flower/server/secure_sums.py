@@ -1,0 +1,111 @@
+"""The server's end of secure sums: whose public keys it knows, and how a round's replies add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from flwr.app import RecordDict
+
+from fl_vitlora.communication.fixed_point import Words
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_steps
+from fl_vitlora.privacy.secure_sum import Roster, Seeds, add_up
+from fl_vitlora.strategy import Update
+
+# Asks clients for the seeds that they have in common with those who dropped out of a sum.
+Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
+
+
+class SecureAggregator:
+    """Adds up what clients sent, without seeing what each did.
+
+    Args:
+        limit: Range R of the fixed point numbers.
+        equal: Whether clients weigh the same, instead of by their images.
+
+    Attributes:
+        clipped: Scalars that clients clipped to the range in the last sum, all together.
+    """
+
+    def __init__(self, *, limit: float, equal: bool) -> None:
+        self._limit = limit
+        self._equal = equal
+        self._keys: dict[int, bytes] = {}
+        self.clipped = 0
+
+    def greeted(self, client: int, greeting: RecordDict) -> None:
+        """Notes the public key that a client sent with its greeting.
+
+        Raises:
+            ValueError: When it sent none, or another client's.
+        """
+        key = masking.read_key(greeting)
+        if key in self._keys.values():
+            raise ValueError("message refused: another client has the same public key")
+        self._keys[client] = key
+
+    def roster(self, server_round: int, images: Mapping[int, int]) -> Roster:
+        """Lists who shall take part in the sum of a round, with the images that each weighs by."""
+        weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
+        return masking.make_roster(server_round, self._keys, weights, self._limit)
+
+    def add_up(
+        self,
+        roster: Roster,
+        replies: dict[int, RecordDict],
+        layout: Layout,
+        ask: Ask,
+        *,
+        images: Mapping[int, int],
+        expected: Mapping[int, Counts],
+    ) -> tuple[list[Update], dict[int, str]]:
+        """Adds up the replies of a round.
+
+        The seeds of a client that is not in the sum open its masked words. So its reply is deleted
+        before anybody is asked for them.
+
+        Args:
+            roster: Of the round.
+            replies: By client, of all that answered; it is emptied.
+            layout: Of their deltas.
+            ask: The second exchange, if some dropped out.
+            images: That each client of the roster weighs by.
+            expected: What each must say about itself.
+
+        Returns:
+            One update, the mean of all that are in the sum, or none; and why others are not.
+        """
+        masked: dict[int, Words] = {}
+        steps: dict[int, int] = {}
+        failures: dict[int, str] = {}
+        for client in sorted(replies):
+            try:
+                steps[client], masked[client] = _read(replies.pop(client), layout, expected[client])
+            except ValueError as error:
+                failures[client] = str(error)
+        arrived = frozenset(masked)
+        try:
+            total, left = add_up(roster, masked, lambda left, dropped: ask(roster, left, dropped))
+        except ValueError as error:
+            return [], failures | dict.fromkeys(arrived, str(error))
+        silent = arrived - left
+        failures |= dict.fromkeys(silent, "it did not reveal its seeds with those who dropped out")
+        update, self.clipped = masking.open_sum(
+            total,
+            roster,
+            layout,
+            samples={client: images[client] for client in left},
+            steps={client: steps[client] for client in left},
+            population=len(self._keys),
+        )
+        return [update], failures
+
+
+def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, Words]:
+    """Reads a reply: its steps, and then its masked words."""
+    metrics = messages.metrics_of(content)
+    if messages.SAMPLES in metrics:
+        check_images(metrics, expected)
+    steps = read_steps(metrics, expected)
+    return steps, masking.read_masked(content, layout)

@@ -1,0 +1,204 @@
+"""The server's end of the wire: instructions are coded and folded, updates unfolded and decoded.
+
+It stands between the transport and Flower's grid. What a strategy sends to many goes as a stream:
+the change since what a client has followed already. Clients of one rank share a stream. Who did not
+answer may or may not have followed: it begins again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import RecordDict
+
+from fl_vitlora.communication.compression import code, decode
+from fl_vitlora.communication.lanes import EXACT, Lanes
+from fl_vitlora.communication.packing import Layout, unpack
+from fl_vitlora.communication.parcel import Part
+from fl_vitlora.communication.stream import Stream
+from fl_vitlora.config import Config
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.folding import Versions, fold, packed_tensors, unfold
+from fl_vitlora.flower.wire.layouts import instruction_layouts, update_layouts
+from fl_vitlora.flower.wire.wiring import chance, lanes_of
+from fl_vitlora.lowrank import cut
+from fl_vitlora.population.ranks import rank_of
+from fl_vitlora.state import State, clip_norm, scale
+from fl_vitlora.storage.trees import Tree
+from fl_vitlora.strategy import Update
+
+STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all else travels as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addressed:
+    """What one client is to be sent.
+
+    Attributes:
+        client: Who.
+        content: The records.
+    """
+
+    client: int
+    content: RecordDict
+
+
+class ServerEnd:
+    """Codes and decodes; remembers what each client has followed.
+
+    Args:
+        initial: The exchanged tensors before the first round.
+        config: The experiment.
+    """
+
+    def __init__(self, initial: State, config: Config) -> None:
+        self._initial = initial
+        self._layout = Layout.of(initial)
+        self._config = config
+        self._streams: dict[tuple[str, int | None], Stream] = {}
+        self._followed: dict[int, Versions] = {}
+        self._offered: dict[int, Versions] = {}
+
+    @property
+    def lanes(self) -> Lanes:
+        """Tells how instructions travel."""
+        return lanes_of(self._config.compression.downlink)
+
+    @property
+    def spares(self) -> bool:
+        """Tells whether what clients have already may be left out of what is sealed.
+
+        Streams leave it out by themselves; and where clients train on from what they have not sent,
+        or were not sent all there was, they do not have what the server takes them to have.
+        """
+        uplink = lanes_of(self._config.compression.uplink)
+        return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
+
+    def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[RecordDict]:
+        """Codes and folds what clients are sent.
+
+        Args:
+            server_round: From 1; 0 before the first.
+            addressed: For each message, to whom, and its records.
+
+        Returns:
+            What travels, in the same order.
+        """
+        coded: dict[tuple[int, Layout], tuple[Part, ...]] = {}  # of records that many are sent
+        before: dict[object, bytes] = {}  # what others are told
+        return [self._seal(server_round, one, coded, before) for one in addressed]
+
+    def _seal(
+        self,
+        server_round: int,
+        one: Addressed,
+        coded: dict[tuple[int, Layout], tuple[Part, ...]],
+        before: dict[object, bytes],
+    ) -> RecordDict:
+        rank = rank_of(self._config, one.client)
+        config = one.content.config_records.get(messages.CONFIG)
+        layouts = {} if config is None else instruction_layouts(config, self._layout, rank)
+        versions: dict[str, tuple[int, int]] = {}
+
+        parts: dict[str, tuple[Part, ...]] = {}
+        for record, array in packed_tensors(one.content).items():
+            layout = layouts[record]
+            if record in STREAMED and not self.lanes.exact:
+                stream = self._advance(server_round, record, rank, unpack(array.data, layout))
+                _, known = self._followed.get(one.client, {}).get(record, (0, 0))
+                base, parts[record] = stream.since(known)
+                versions[record] = (base, stream.version)
+                continue
+            key = (id(array), layout)
+            if key not in coded:
+                coded[key] = (code(unpack(array.data, layout), layout, EXACT, chance(0)),)
+            parts[record] = coded[key]
+        self._offered[one.client] = {**self._followed.get(one.client, {}), **versions}
+        return fold(one.content, parts, versions, before)
+
+    def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
+        """Adds what a client is to have to the stream of all of its rank."""
+        stream = self._streams.get((record, rank)) or Stream.of(self._first(record, rank))
+        config = self._config
+        stream = stream.advance(
+            target,
+            self.lanes,
+            self.lanes.open(target, server_round, config.rounds),
+            chance(config.seed, "downlink", record, rank or 0, stream.version),
+        )
+        self._streams[record, rank] = stream
+        return stream
+
+    def _first(self, record: str, rank: int | None) -> State:
+        """Returns what every client of a rank has of a stream before its first change."""
+        first = cut(self._initial, rank)
+        return first if record == messages.ARRAYS else scale(first, 0.0)
+
+    def open(self, client: int, folded: RecordDict, frozen: tuple[str, ...] = ()) -> RecordDict:
+        """Unfolds and decodes what a client sent; what it left out has not moved.
+
+        Args:
+            client: Who.
+            folded: As it came.
+            frozen: Endings of the tensors that rested.
+
+        Returns:
+            The records.
+
+        Raises:
+            ValueError: When it is not what a client sends.
+        """
+        content, parts, _ = unfold(folded)
+        layouts = update_layouts(frozen, self._layout, rank_of(self._config, client))
+        for record, coded in parts.items():
+            if record not in layouts or len(coded) != 1:
+                raise ValueError(f"message refused: nobody asked for {len(coded)} times {record!r}")
+            layout = layouts[record]
+            moved = decode(coded[0], layout)
+            content[record] = messages.to_packed(
+                {n: moved[n] if n in moved else torch.zeros(shape) for n, shape in layout.shapes}
+            )
+        return content
+
+    def bounded(self, update: Update, norm: float | None) -> Update:
+        """Sees to it that an update keeps to the norm that its client clipped it to.
+
+        Decoded, and with what was withheld before, it may be longer; noise hides no more than that.
+        What travelled exactly is as long as its client made it: who does not clip is found out by a
+        strategy, not here.
+
+        Args:
+            update: As it was decoded.
+            norm: To which clients clip their updates, if they do.
+        """
+        if norm is None or lanes_of(self._config.compression.uplink).exact:
+            return update
+        delta, _ = clip_norm(update.delta, norm)
+        return replace(update, delta=delta)
+
+    def snapshot(self) -> Tree:
+        """Returns what the streams hold and who has followed them, for a checkpoint."""
+        streams = [[*place, stream.snapshot()] for place, stream in self._streams.items()]
+        return {"streams": streams, "followed": dict(self._followed)}
+
+    def restore(self, tree: Tree) -> None:
+        """Takes up what `snapshot` returned."""
+        self._streams = {
+            (record, rank): Stream.of(self._first(record, rank)).restored(stream)
+            for record, rank, stream in tree["streams"]
+        }
+        self._followed = {
+            client: {record: (base, version) for record, (base, version) in versions.items()}
+            for client, versions in tree["followed"].items()
+        }
+
+    def answered(self, client: int) -> None:
+        """Notes that a client has followed what it was sent last."""
+        self._followed[client] = self._offered.pop(client, self._followed.get(client, {}))
+
+    def missed(self, client: int) -> None:
+        """Notes that nobody knows what a client has followed."""
+        self._offered.pop(client, None)
+        self._followed.pop(client, None)

@@ -1,0 +1,1 @@
+"""Flower clients as virtual nodes, with Ray processes as workers."""

@@ -1,0 +1,103 @@
+"""The keys of a round's configuration that clients understand, and other names of the same keys.
+
+A strategy of Flower may send every client a configuration of its own. A key that no client reads
+would be ignored without a word: the run would be another one than its author means. So the server
+refuses it, and writes other names of a known key as the one name that clients read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from fl_vitlora.errors import UserError, shown, unknown
+from fl_vitlora.flower.wire import messages
+
+Config = dict[str, messages.ConfigValue]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_rate(value: object) -> bool:
+    return _is_number(value) and float(value) > 0  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_weight(value: object) -> bool:
+    return _is_number(value) and float(value) >= 0  # type: ignore[arg-type]
+
+
+VALUES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    messages.SERVER_ROUND: (_is_count, "a whole number from 1"),
+    messages.LEARNING_RATE: (_is_rate, "a number above 0"),
+    messages.LOCAL_EPOCHS: (_is_count, "a whole number from 1"),
+    messages.PROXIMAL_MU: (_is_weight, "a number from 0"),
+    messages.CLIPPING_NORM: (_is_rate, "a number above 0"),
+}
+SYNONYMS: Mapping[str, str] = {
+    "lr": messages.LEARNING_RATE,
+    "learning_rate": messages.LEARNING_RATE,
+    "local_epochs": messages.LOCAL_EPOCHS,
+    "epochs": messages.LOCAL_EPOCHS,
+    "num-epochs": messages.LOCAL_EPOCHS,
+    "num_epochs": messages.LOCAL_EPOCHS,
+    "proximal_mu": messages.PROXIMAL_MU,
+    "server_round": messages.SERVER_ROUND,
+}
+
+
+def understood(
+    sent: Mapping[str, messages.ConfigValue],
+    given: Mapping[str, messages.ConfigValue],
+    strategy: str,
+) -> Config:
+    """Writes what a strategy sends to a client with the keys that clients read.
+
+    Args:
+        sent: The configuration in the strategy's message.
+        given: What the server loop had given to the strategy: round and scheduled rate.
+        strategy: Names the strategy in errors.
+
+    Returns:
+        The configuration; what the strategy says goes before what it was given.
+
+    Raises:
+        UserError: When clients read no such key, a value is of another kind, or two names of one
+            key have different values.
+
+    Example:
+        >>> given = {"server-round": 3, "learning-rate": 0.1}
+        >>> understood({**given, "lr": 0.01, "epochs": 2}, given, "Mine")
+        {'server-round': 3, 'learning-rate': 0.01, 'local-epochs': 2}
+    """
+    config: Config = {}
+    said: dict[str, str] = {}  # by key: the name under which the strategy itself said it
+    for name, value in sent.items():
+        key = SYNONYMS.get(name, name)
+        if key not in VALUES:
+            raise UserError(
+                f"strategy {strategy} sends clients a configuration that they do not read: "
+                f"{unknown('key', name, [*VALUES, *SYNONYMS])}"
+            )
+        fits, expected = VALUES[key]
+        if not fits(value):
+            raise UserError(
+                f"strategy {strategy} sends clients {name} {shown(value)}; expected {expected}"
+            )
+        as_given = given.get(name) == value
+        if not as_given and key in said and config[key] != value:
+            raise UserError(
+                f"strategy {strategy} sends clients {said[key]} {config[key]!r} and {name} "
+                f"{value!r}, which are two names of one key; send one of them"
+            )
+        if as_given and key in said:
+            continue
+        if not as_given:
+            said[key] = name
+        config[key] = value
+    return config

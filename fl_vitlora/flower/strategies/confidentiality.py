@@ -1,0 +1,92 @@
+"""Which runs can hide an update from the server, or a client in the model; why others cannot."""
+
+from __future__ import annotations
+
+from fl_vitlora.config import Config, PrivacyConfig
+from fl_vitlora.errors import UserError
+from fl_vitlora.flower.strategies.accounting import epsilon, with_chosen_noise
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy
+from fl_vitlora.population.sampling import cohort_size
+from fl_vitlora.privacy.secure_sum import FEWEST
+from fl_vitlora.strategy import Strategy
+
+WRAPPER = "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping"
+
+
+def sees_only_sums(config: Config) -> bool:
+    """Tells whether the strategy is given one update a round, the mean."""
+    return config.privacy.secure_aggregation or config.privacy.clipping_norm is not None
+
+
+def check_privacy(config: Config, strategy: AnyStrategy) -> None:
+    """Refuses what cannot be summed securely or made private.
+
+    Args:
+        config: The experiment.
+        strategy: Of either kind.
+
+    Raises:
+        UserError: With the reason, and what would work instead.
+    """
+    privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
+    _check_noise(privacy)
+    if sees_only_sums(config):
+        _check_strategy(config, strategy)
+    if privacy.secure_aggregation and cohort < FEWEST:
+        raise UserError(
+            f"privacy.secure_aggregation: a sum of {cohort} betrays its parts, so at least "
+            f"{FEWEST} clients must take part in a round; raise --clients or --fraction"
+        )
+    chosen = with_chosen_noise(privacy, config.rounds)
+    epsilon(  # or the lack of its package would show only at the end
+        noise_multiplier=chosen.noise_multiplier, releases=config.rounds, delta=privacy.delta
+    )
+
+
+def _check_noise(privacy: PrivacyConfig) -> None:
+    """Refuses noise that is told twice, and noise on updates of any norm."""
+    noise, target = privacy.noise_multiplier, privacy.target_epsilon
+    if noise and target is not None:
+        raise UserError(
+            f"privacy.target_epsilon {target:g} chooses the noise, so it does not go with "
+            f"privacy.noise_multiplier {noise:g}; leave one of the two away"
+        )
+    if (noise or target is not None) and privacy.clipping_norm is None:
+        wish = f"noise_multiplier {noise:g}" if noise else f"target_epsilon {target:g}"
+        raise UserError(
+            f"privacy.{wish} without privacy.clipping_norm: noise hides updates of a bounded norm "
+            "alone; bound it: --set privacy.clipping_norm=1"
+        )
+
+
+def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
+    """Refuses a strategy that wants to see single updates."""
+    secure, name = config.privacy.secure_aggregation, config.strategy.name
+    wish, deed = (
+        ("privacy.secure_aggregation", "a secure sum hides")
+        if secure
+        else ("privacy.clipping_norm", "are averaged before it sees them")
+    )
+    if not isinstance(strategy, Strategy):
+        instead = "" if secure else f", or Flower's own for differential privacy: {WRAPPER}"
+        raise UserError(
+            f"{wish}: strategy {name} is Flower's, and given single updates, which {deed}; take "
+            f"one of this project's that needs only sums, such as fedavg{instead}"
+        )
+    if not strategy.sums_suffice:
+        raise UserError(
+            f"{wish}: strategy {name} looks at single updates, which {deed}; those that need only "
+            "sums can have it, such as fedavg"
+        )
+    bounds = config.privacy.clipping_norm is not None
+    if bounds and type(strategy).report is not Strategy.report:
+        raise UserError(
+            f"privacy.clipping_norm: strategy {name} has clients report beside their updates, and "
+            "remember what they reported; a bounded report is another one; take a strategy without "
+            "reports, such as fedavg"
+        )
+    if config.finetuning.client_ranks:
+        raise UserError(
+            f"{wish} with finetuning.client_ranks: only updates of one rank can be summed before "
+            "the strategy sees them; leave client_ranks away"
+        )

@@ -1,0 +1,297 @@
+"""Flower's strategies, unmodified: the aggregator plays the grid for them.
+
+It shows the participants as the only nodes, takes the messages that the strategy would send, and
+gives it replies as it expects them: whole tensors instead of deltas, each by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from flwr.supercore.run import Run
+
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.data.owner import RIGHT_KEY
+from fl_vitlora.errors import UserError, blame
+from fl_vitlora.federation.evaluation import Answer, Measured
+from fl_vitlora.federation.failures import Failure
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.flower.strategies import client_keys, strategy_state
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.contents import ConfigValue, Instruction
+from fl_vitlora.rng import derive_seed, seeded
+from fl_vitlora.state import State, add
+from fl_vitlora.strategy import Update
+
+Metrics = dict[str, int | float | list[int] | list[float]]
+
+FAILED = 1  # Flower's error code for a client app that raised
+
+
+class FlowerAggregator:
+    """Drives a strategy of Flower through the methods of its public contract.
+
+    Args:
+        strategy: Flower's; it keeps its memory in itself.
+        layout: Of the exchanged tensors.
+        seed: What the strategy draws is derived from it, so that a run can be repeated.
+    """
+
+    def __init__(self, strategy: FlowerStrategy, layout: Layout, seed: int) -> None:
+        self._strategy = strategy
+        self._layout = layout
+        self._seed = seed
+        self._asked: dict[int, Message] = {}
+        self._metrics: Metrics = {}
+
+    def instruct(
+        self,
+        server_round: int,
+        model: GlobalModel,
+        clients: Sequence[int],
+        config: Mapping[str, ConfigValue],
+    ) -> list[Instruction]:
+        """Takes the messages that the strategy would send."""
+        chance = derive_seed(self._seed, "flower sampling", server_round)
+        with seeded(chance), blame(self._strategy, server_round):
+            sent = list(
+                self._strategy.configure_train(
+                    server_round,
+                    messages.to_arrays(model.tensors),
+                    ConfigRecord(dict(config)),
+                    Participants(clients),
+                )
+            )
+        self._asked = {message.metadata.dst_node_id: message for message in sent}
+        states: dict[int, GlobalModel] = {}
+        for message in sent:
+            arrays = _only(message.content.array_records)
+            if id(arrays) not in states:
+                tensors = messages.from_arrays(arrays, self._layout)
+                states[id(arrays)] = GlobalModel(tensors=tensors)
+        return [
+            Instruction(
+                client=client,
+                model=states[id(_only(message.content.array_records))],
+                config=client_keys.understood(
+                    dict(_only(message.content.config_records)), config, self._name
+                ),
+            )
+            for client, message in sorted(self._asked.items())
+        ]
+
+    def aggregate(
+        self,
+        server_round: int,
+        model: GlobalModel,
+        updates: Sequence[Update],
+        failures: Sequence[Failure],
+    ) -> GlobalModel:
+        """Gives the strategy its replies; keeps the model where it declines to aggregate."""
+        replies = [self._reply(update) for update in updates]
+        replies += [
+            Message(Error(FAILED, failure.reason), reply_to=self._asked[failure.client])
+            for failure in failures
+        ]
+        chance = derive_seed(self._seed, "flower noise", server_round)
+        with seeded(chance), blame(self._strategy, server_round):
+            arrays, metrics = self._strategy.aggregate_train(server_round, replies)
+        self._metrics = _plain(metrics)
+        if arrays is None:
+            return model
+        return GlobalModel(tensors=messages.from_arrays(arrays, self._layout))
+
+    def metrics(self) -> Metrics:
+        """Returns what the strategy made of the training metrics of the last round."""
+        return dict(self._metrics)
+
+    def evaluated(
+        self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
+    ) -> Metrics:
+        """Lets the strategy choose among the clients that measured, and sum their answers up.
+
+        Every client has measured the model by then; a strategy that asks only some of them is
+        given the answers of those.
+        """
+        clients = [answer.client for answer in answers]
+        chance = derive_seed(self._seed, "flower evaluation", server_round)
+        with seeded(chance), blame(self._strategy, server_round):
+            sent = self._strategy.configure_evaluate(
+                server_round,
+                messages.to_arrays(model.tensors),
+                ConfigRecord({messages.SERVER_ROUND: server_round}),
+                Participants(clients),
+            )
+            asked = {message.metadata.dst_node_id: message for message in sent}
+            for message in asked.values():
+                _expect_no_keys(message, self._name)
+            replies = [
+                Message(_evaluation(answer.images, answer.measured), reply_to=asked[answer.client])
+                for answer in answers
+                if answer.client in asked
+            ]
+            metrics = self._strategy.aggregate_evaluate(server_round, replies)
+        return _plain(metrics)
+
+    def privacy(self) -> dict[str, Any] | None:
+        """Asks the strategy's accountant."""
+        spent = getattr(self._strategy, "privacy_spent", lambda: None)()
+        if spent is None:
+            return None
+        return {
+            "epsilon": spent.epsilon,
+            "delta": spent.delta,
+            "releases": spent.num_releases,
+            "accountant": spent.accounting_method,
+        }
+
+    def snapshot(self) -> tuple[State, dict[str, Any]]:
+        """Returns what the strategy keeps in itself."""
+        return strategy_state.snapshot(self._strategy)
+
+    def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
+        """Puts it back."""
+        strategy_state.restore(self._strategy, tensors, plain)
+
+    @property
+    def _name(self) -> str:
+        return type(self._strategy).__name__
+
+    def _reply(self, update: Update) -> Message:
+        asked = self._asked[update.client]
+        sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
+        trained = add({name: sent[name] for name in update.delta}, update.delta)
+        metrics = MetricRecord(
+            {
+                messages.SAMPLES: update.samples,
+                messages.LOSS: update.loss,
+                messages.STEPS: update.steps,
+                messages.EQUAL_WEIGHT: 1,
+            }
+        )
+        if messages.NORM_BIT in update.report:
+            metrics[messages.NORM_BIT] = int(update.report[messages.NORM_BIT])
+        content = RecordDict(
+            {
+                messages.ARRAYS: messages.to_arrays(trained),
+                messages.METRICS: metrics,
+            }
+        )
+        return Message(content, reply_to=asked)
+
+
+class Participants(Grid):
+    """The grid as a Flower strategy sees it: the participants of the round, and no wire."""
+
+    def __init__(self, clients: Sequence[int]) -> None:
+        self._clients = list(clients)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Names the participants by the numbers of their shards."""
+        return list(self._clients)
+
+    def set_run(self, run: Run) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    @property
+    def run(self) -> Run:
+        """Refuses."""
+        self._refuse()
+
+    def create_message(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def push_messages(self, messages: Iterable[Message]) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> NoReturn:
+        """Refuses."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(
+            "a strategy may ask the grid for its nodes; messages are sent by the server loop"
+        )
+
+
+def own_evaluation(strategy: object) -> str | None:
+    """Names what a strategy has of its own for the evaluation by clients, if anything."""
+    for name in ("configure_evaluate", "aggregate_evaluate"):
+        if not _is_flowers(getattr(type(strategy), name, None)):
+            return name
+    chosen = "evaluate_metrics_aggr_fn"
+    return None if _is_flowers(getattr(strategy, chosen, None)) else chosen
+
+
+def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
+    """Returns True if a strategy would ask clients to measure; a copy of it is asked."""
+    try:
+        sent = copy.deepcopy(strategy).configure_evaluate(
+            1,
+            ArrayRecord(),
+            ConfigRecord({messages.SERVER_ROUND: 1}),
+            Participants(range(participants)),
+        )
+        return bool(list(sent))
+    except Exception:  # the strategy's own code needs a real model: it means to ask
+        return True
+
+
+def _is_flowers(code: object) -> bool:
+    """Returns True if a function is Flower's own, or not there."""
+    return code is None or str(getattr(code, "__module__", "")).startswith("flwr.")
+
+
+def _evaluation(images: int, measured: Measured) -> RecordDict:
+    """Writes what one client measured on its own test images as Flower's strategies expect it."""
+    accuracy, loss = measured[RIGHT_KEY]
+    metrics = MetricRecord(
+        {
+            messages.SAMPLES: images,
+            messages.ACCURACY: accuracy,
+            messages.EVALUATION_LOSS: loss,
+            messages.EQUAL_WEIGHT: 1,
+        }
+    )
+    return RecordDict({messages.METRICS: metrics})
+
+
+def _expect_no_keys(message: Message, strategy: str) -> None:
+    """Refuses a configuration of the evaluation, of which clients read nothing.
+
+    Raises:
+        UserError: With the name of the first key.
+    """
+    for record in message.content.config_records.values():
+        for name in record.keys() - {messages.SERVER_ROUND}:
+            raise UserError(
+                f"strategy {strategy} sends clients the key {name!r} for their evaluation, of "
+                f"which they read {messages.SERVER_ROUND!r} alone; leave the key out"
+            )
+
+
+def _plain(metrics: MetricRecord | None) -> Metrics:
+    """Writes aggregated metrics as JSON can hold them, without what every client says alike."""
+    return {name: value for name, value in (metrics or {}).items() if name != messages.EQUAL_WEIGHT}
+
+
+def _only(records: Mapping[str, Any]) -> Any:
+    if len(records) != 1:
+        raise UserError(
+            f"expected the strategy to send one record of its kind, got {list(records)}"
+        )
+    return next(iter(records.values()))

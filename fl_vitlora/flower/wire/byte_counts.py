@@ -1,0 +1,85 @@
+"""The bytes of a serialised message: of its tensors by group, and of all the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from torch import Tensor
+
+from fl_vitlora.communication.compression import code
+from fl_vitlora.communication.lanes import EXACT
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.communication.reference import MessageSizes
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.folding import fold, groups_of
+from fl_vitlora.flower.wire.serialised import object_bytes
+from fl_vitlora.flower.wire.wiring import chance
+
+SOME_NODE = 2**63 - 1  # as long as Flower's random node ids
+
+
+def message_bytes(message: Message) -> tuple[dict[str, int], int]:
+    """Measures a message as Flower sends it between a SuperLink and a SuperNode.
+
+    It travels as the objects it is nested of, its metadata among them, each in a request or a
+    response of its own; `tests/experiment/test_deployment.py` counts them on their way and finds
+    the same bytes. What Flower sends around them is not counted: HTTP and protobuf frames, the
+    trees of object ids by which a node asks for a message, heartbeats, and the app itself.
+
+    Args:
+        message: As it travels, with its metadata set.
+
+    Returns:
+        Bytes of its coded tensors by group, and bytes of all the rest of its serialised form.
+    """
+    groups = groups_of(message.content) if message.has_content() else {}
+    return groups, object_bytes(message) - sum(groups.values())
+
+
+def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> MessageSizes:
+    """Measures the messages of full fine-tuning under FedAvg, without sending them.
+
+    A message of a real run may be some bytes longer or shorter: numbers of nodes and of images have
+    more digits or fewer.
+
+    Args:
+        state: All parameters of the plain model.
+        class_names: The names of the classes, which every client greets with.
+    """
+    question = Message(
+        fold(RecordDict(), {}, {}), dst_node_id=SOME_NODE, message_type=MessageType.QUERY
+    )
+    metrics = MetricRecord({messages.CLIENT: 1, messages.SAMPLES: 1})
+    names = ConfigRecord({messages.CLASSES: list(class_names)})
+    told = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
+    greeting = Message(fold(told, {}, {}), reply_to=question)
+    downlink, uplink = model_bytes(state)
+    return MessageSizes(
+        question=object_bytes(question),
+        greeting=object_bytes(greeting),
+        downlink=downlink,
+        uplink=uplink,
+    )
+
+
+def model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Measures the two messages of a round that carry all of a state, as float32.
+
+    Args:
+        state: Tensors by name.
+
+    Returns:
+        Bytes of a real message to a client and of a real reply, tensors and all the rest.
+    """
+    tensors = {name: tensor.float() for name, tensor in state.items()}
+    parts = {messages.ARRAYS: (code(tensors, Layout.of(tensors), EXACT, chance(0)),)}
+    config = ConfigRecord({messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3})
+    metrics = MetricRecord({messages.SAMPLES: 1, messages.LOSS: 1.0, messages.STEPS: 1})
+    down = Message(
+        fold(RecordDict({messages.CONFIG: config}), parts, {}),
+        dst_node_id=SOME_NODE,
+        message_type=MessageType.TRAIN,
+    )
+    up = Message(fold(RecordDict({messages.METRICS: metrics}), parts, {}), reply_to=down)
+    return object_bytes(down), object_bytes(up)

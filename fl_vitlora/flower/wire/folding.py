@@ -1,0 +1,149 @@
+"""Folding: all records of a Flower message into one buffer, and out of it again.
+
+Flower serialises a message as a tree of objects, each behind a header with the digests of those
+within: some 850 bytes for an array, two records and their names. Folded, what a message says is one
+`parcel`, and Flower adds about 330 bytes. Large buffers travel as an array, which Flower cuts into
+chunks.
+
+In the plain part of a parcel: ``c`` has the config records, ``m`` the metric records, ``v`` what
+`versions` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fl_vitlora.communication.groups import GROUPS
+from fl_vitlora.communication.parcel import Parcel, Part, RefusedError, Section, read, write
+from fl_vitlora.communication.stream import WHOLE
+from fl_vitlora.flower.wire import messages
+
+KEY = "f"  # of the one record of a folded message, and of the one value in it
+CONFIGS, METRICS, VERSIONS = "c", "m", "v"
+LARGE = 2**20  # bytes; from here on Flower's chunks are worth their headers
+OPAQUE = "masked"  # the group of bytes that are no tensors to anybody on the way
+
+Parts = Mapping[str, tuple[Part, ...]]  # by record
+Versions = Mapping[str, tuple[int, int]]  # by record: what its parts stand on, and lead to
+
+
+def fold(
+    content: RecordDict,
+    parts: Parts,
+    versions: Versions,
+    before: dict[object, bytes] | None = None,
+) -> RecordDict:
+    """Writes all that a message says into one record.
+
+    Args:
+        content: Its records; of arrays those alone travel that no code stands for.
+        parts: Coded tensors.
+        versions: Of the records that are streams.
+        before: Buffers folded before, to be added to: what many are told is written once.
+
+    Returns:
+        What travels.
+    """
+    table = [(record, part) for record, several in parts.items() for part in several]
+    table += [
+        (record, _opaque(arrays[messages.PACKED]))
+        for record, arrays in content.array_records.items()
+        if record not in parts
+    ]
+    plain: dict[str, Any] = {}
+    for kind, records in ((CONFIGS, content.config_records), (METRICS, content.metric_records)):
+        if records:
+            plain[kind] = {name: dict(record) for name, record in records.items()}
+    if versions:
+        plain[VERSIONS] = dict(versions)
+    return _carry(write(Parcel(plain=plain, parts=tuple(table)), before))
+
+
+def packed_tensors(content: RecordDict) -> dict[str, Array]:
+    """Finds the packed tensors of a message, by record."""
+    arrays = {name: record.get(messages.PACKED) for name, record in content.array_records.items()}
+    return {n: a for n, a in arrays.items() if a is not None and a.stype == messages.PACKED_TYPE}
+
+
+def _opaque(array: Array) -> Part:
+    return Part(sections=(Section(group=OPAQUE, codec=array.stype, body=array.data),))
+
+
+def unfold(folded: RecordDict) -> tuple[RecordDict, Parts, Versions]:
+    """Reads what `fold` wrote.
+
+    Args:
+        folded: What came.
+
+    Returns:
+        The records without those of coded tensors, and these, and their versions.
+
+    Raises:
+        ValueError: When it is something else.
+    """
+    parcel = read(_carried(folded))
+    content = RecordDict()
+    parts: dict[str, tuple[Part, ...]] = {}
+    try:
+        for name, record in parcel.plain.get(CONFIGS, {}).items():
+            content[name] = ConfigRecord(record)
+        for name, record in parcel.plain.get(METRICS, {}).items():
+            content[name] = MetricRecord(record)
+        versions = {
+            name: _read_version(*pair) for name, pair in parcel.plain.get(VERSIONS, {}).items()
+        }
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"message refused: its records cannot be read: {error}") from None
+    for record, part in parcel.parts:
+        if [section.group for section in part.sections] == [OPAQUE]:
+            (section,) = part.sections
+            if record in content:
+                raise RefusedError(f"{record!r} stands twice in it")
+            content[record] = packed_record(section.body, section.codec)
+        else:
+            parts[record] = (*parts.get(record, ()), part)
+    return content, parts, versions
+
+
+def _read_version(known: object, new: object) -> tuple[int, int]:
+    """Reads what the parts of a stream stand on, and lead to."""
+    if type(known) is int and type(new) is int and WHOLE <= known <= new:
+        return known, new
+    raise RefusedError(f"it leads a stream from {known!r} to {new!r}")
+
+
+def packed_record(data: bytes, kind: str) -> ArrayRecord:
+    """Writes packed bytes as the record that the apps know."""
+    return ArrayRecord({messages.PACKED: Array("uint8", (len(data),), kind, data)})
+
+
+def groups_of(folded: RecordDict) -> dict[str, int]:
+    """Counts the bytes of coded tensors in a message, by group; none in a foreign one.
+
+    A sender may call a group what it likes; what is none of ours is overhead. Whether it came as it
+    was sent is found out when it is unfolded.
+    """
+    try:
+        groups = read(_carried(folded), verify=False).groups
+    except ValueError:
+        return {}
+    return {group: groups[group] for group in (*GROUPS, OPAQUE) if group in groups}
+
+
+def _carry(buffer: bytes) -> RecordDict:
+    if len(buffer) < LARGE:
+        return RecordDict({KEY: ConfigRecord({KEY: buffer})})
+    return RecordDict({KEY: packed_record(buffer, KEY)})
+
+
+def _carried(folded: RecordDict) -> bytes:
+    """Finds the buffer."""
+    if KEY in folded.array_records and messages.PACKED in folded.array_records[KEY]:
+        return folded.array_records[KEY][messages.PACKED].data
+    buffer = folded.config_records.get(KEY, ConfigRecord()).get(KEY)
+    if isinstance(buffer, bytes):
+        return buffer
+    raise ValueError("message refused: it is not folded; is the app of its sender another one?")

@@ -1,0 +1,146 @@
+"""The bytes of the objects that a message is serialised to, without serialising and hashing it.
+
+Flower writes a message as a tree of objects, each a header and a body; the header names the kind,
+the ids of the objects within, and the length of the body:
+
+    KIND SPACE ID,ID,… SPACE LENGTH NUL BODY
+
+An id is a SHA-256 digest in hexadecimal digits, always as long, so that no size depends on what it
+is; to compute them takes longer than all else about a message. What is equal has the same id, and
+travels once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+from flwr.common.serde_utils import error_to_proto, metadata_to_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+
+from fl_vitlora.communication.codecs.byte_reader import varint
+
+ID = "0" * 64  # as long as any
+
+
+def object_bytes(message: Message) -> int:
+    """Counts the bytes of all objects that a message is serialised to.
+
+    Args:
+        message: As it travels, with its metadata set.
+
+    Returns:
+        The same number as for the objects that Flower makes; `test_serialised.py` compares.
+    """
+    objects = _Objects()
+    within = [_of_records(objects, message.content)] if message.has_content() else []
+    metadata = metadata_to_proto(message.metadata)
+    metadata.message_id = ""  # is not serialised
+    error = error_to_proto(message.error) if message.has_error() else None
+    proto = MessageProto(metadata=metadata, error=error)
+    objects.add("Message", within, proto.ByteSize())
+    return objects.total
+
+
+@dataclass
+class _Objects:
+    """Objects that differ from each other.
+
+    Attributes:
+        sizes: Of each.
+        contents: What each is told apart by.
+    """
+
+    sizes: list[int] = field(default_factory=list)
+    contents: list[object] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Counts the bytes of all."""
+        return sum(self.sizes)
+
+    def add(self, kind: str, within: Iterable[int], length: int, body: object = None) -> int:
+        """Adds an object, unless there is one like it.
+
+        Args:
+            kind: Name of its class.
+            within: Numbers of the objects in it, in their order.
+            length: Of its body.
+            body: What tells it apart from others of its kind with the same within.
+
+        Returns:
+            Its number.
+        """
+        inner = tuple(within)
+        ids = max(0, len(set(inner)) * (len(ID) + 1) - 1)
+        size = len(f"{kind}  {length}\0") + ids + length
+        content = (kind, inner, body)
+        for number, other in enumerate(self.contents):
+            if self.sizes[number] == size and other == content:
+                return number
+        self.sizes.append(size)
+        self.contents.append(content)
+        return len(self.sizes) - 1
+
+
+def _of_records(objects: _Objects, records: RecordDict) -> int:
+    within = []
+    for record in records.values():
+        if isinstance(record, ArrayRecord):
+            arrays = [_of_array(objects, array) for array in record.values()]
+            within.append(_of_named(objects, record, record.keys(), arrays))
+        else:
+            within.append(_of_scalars(objects, record))
+    return _of_named(objects, records, records.keys(), within)
+
+
+def _of_named(
+    objects: _Objects, record: RecordDict | ArrayRecord, names: Iterable[str], within: list[int]
+) -> int:
+    """Adds what has names for the objects in it: its body gives the id of each."""
+    body = json.dumps(dict.fromkeys(names, ID))
+    return objects.add(type(record).__qualname__, within, len(body), body)
+
+
+def _of_scalars(objects: _Objects, record: ConfigRecord | MetricRecord) -> int:
+    """Adds what has no objects in it, and is serialised without being hashed."""
+    kind = type(record).__qualname__
+    buffers = [(name, value) for name, value in record.items() if isinstance(value, bytes)]
+    if len(buffers) == len(record):  # as in whatever is folded, which is not copied
+        length = sum(_field(_item(name, value)) for name, value in buffers)
+        return objects.add(kind, (), length, buffers)
+    _, _, body = record.deflate().partition(b"\0")
+    return objects.add(kind, (), len(body), body)
+
+
+def _item(name: str, value: bytes) -> int:
+    """Counts the bytes of a named value in a record; without a name there is no field for it."""
+    return (_field(len(name.encode())) if name else 0) + _field(_field(len(value)))
+
+
+def _field(length: int) -> int:
+    """Counts the bytes of a field of protobuf: its tag, its length, and what it holds."""
+    return 1 + len(varint(length)) + length
+
+
+def _of_array(objects: _Objects, array: Array) -> int:
+    chunks = [objects.add("ArrayChunk", (), len(data), data) for data in _chunks(array)]
+    places = {number: place for place, number in enumerate(dict.fromkeys(chunks))}
+    told = {
+        "dtype": array.dtype,
+        "shape": array.shape,
+        "stype": array.stype,
+        "arraychunk_ids": [places[number] for number in chunks],
+    }
+    body = json.dumps(told)
+    return objects.add(type(array).__qualname__, chunks, len(body), body)
+
+
+def _chunks(array: Array) -> Iterator[memoryview]:
+    """Cuts an array as Flower does."""
+    data = memoryview(array.data)
+    for begin in range(0, len(data), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE):
+        yield data[begin : begin + FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE]

@@ -1,0 +1,96 @@
+"""Hostile clients, for research: who they are, and what they send instead of their updates.
+
+A hostile client trains like any other, and then multiplies its update Δ by a number:
+
+    sign_flip   -Δ      away from where its own images point
+    scale       c·Δ     c = `attack.factor`: one client outvotes all others; the server refuses more
+                        than any training comes to (`flower.wire.contents.LARGEST`)
+    nan         NaN     a broken client; the server refuses such an update and counts a failure
+
+It does not know the updates of others, and what it reports beside its own is honest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fl_vitlora.config import Attack, Config
+from fl_vitlora.errors import UserError
+from fl_vitlora.rng import deal, generator
+from fl_vitlora.state import State, scale
+
+
+def hostile(config: Config) -> dict[Attack, list[int]]:
+    """Draws the hostile clients by the run's seed, and deals the kinds of attack to them in turn.
+
+    Args:
+        config: The experiment.
+
+    Returns:
+        Their numbers, sorted, by what they do.
+
+    Example:
+        >>> from fl_vitlora.config import load
+        >>> six = load(None, {"attack.kinds": ["scale", "nan"], "attack.clients": 6})
+        >>> {kind: len(clients) for kind, clients in hostile(six).items()}
+        {'scale': 3, 'nan': 3}
+    """
+    attack = config.attack
+    return deal(attack.kinds, attack.clients, config.clients, generator(config.seed, "attack"))
+
+
+def kind_of(config: Config, client: int) -> Attack | None:
+    """Tells what a client does to its updates; an honest one does nothing."""
+    return next((kind for kind, clients in hostile(config).items() if client in clients), None)
+
+
+def corrupt(delta: Mapping[str, Tensor], kind: Attack, factor: float) -> State:
+    """Makes of an update what a hostile client sends.
+
+    Args:
+        delta: What it has learnt.
+        kind: What it does.
+        factor: c, of ``scale``.
+
+    Returns:
+        A new update with the same tensors.
+
+    Example:
+        >>> import torch
+        >>> corrupt({"w": torch.tensor([1.0, -2.0])}, "sign_flip", 100.0)
+        {'w': tensor([-1.,  2.])}
+    """
+    factors: Mapping[Attack, float] = {"sign_flip": -1.0, "scale": factor, "nan": math.nan}
+    return scale(delta, factors[kind])
+
+
+def as_sent(config: Config, client: int, delta: State) -> State:
+    """Returns the update that a client sends: its own, or what a hostile one makes of it."""
+    kind = kind_of(config, client)
+    return delta if kind is None else corrupt(delta, kind, config.attack.factor)
+
+
+def check(config: Config) -> None:
+    """Refuses an attack that nobody carries out, or everybody.
+
+    Raises:
+        UserError: With what would work.
+    """
+    attack = config.attack
+    if attack.kinds and not attack.clients:
+        raise UserError(
+            f"attack.kinds {','.join(attack.kinds)}: no client is hostile; say how many: "
+            "attack.clients=6"
+        )
+    if attack.clients and not attack.kinds:
+        raise UserError(
+            f"attack.clients {attack.clients}: say what they do: attack.kinds=[sign_flip,scale,nan]"
+        )
+    if attack.clients >= config.clients:
+        raise UserError(
+            f"attack.clients {attack.clients}: of {config.clients} clients one at least is honest; "
+            f"take at most {config.clients - 1}"
+        )

@@ -1,0 +1,1 @@
+"""What the server may learn: secure sums, and noise for differential privacy."""

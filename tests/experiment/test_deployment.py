@@ -1,0 +1,205 @@
+"""The same apps on a real SuperLink and two SuperNodes give what the simulation gave.
+
+What the nodes send and receive there is counted by the SuperLink as well, and the ledger agrees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fl_vitlora.adaptation import policies
+from fl_vitlora.config import load, to_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE = 600  # seconds; a watchdog
+CLIENTS = 2
+GIVEN_KEYS: dict[str, dict[str, Any]] = {
+    "shared key": {},
+    "a key for each client": {
+        "encryption.scope": "client",
+        "encryption.adapt": True,
+        "finetuning.patch_embedding": "aligned",
+    },
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def process(log: Path, *command: str, environment: dict[str, str]) -> Iterator[None]:
+    """Runs a program as long as the test needs it."""
+    with log.open("wb") as file:
+        running = subprocess.Popen(
+            command, cwd=log.parent, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            yield
+        finally:
+            running.terminate()
+            running.wait(timeout=PATIENCE)
+
+
+def await_file(path: Path, logs: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            said = "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in logs.glob("*.log"))
+            pytest.fail(f"{path.name} did not appear\n{said}")
+        time.sleep(0.5)
+
+
+def wait_for_port(address: str) -> None:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"nothing listens on {address}")
+
+
+def simulate(folder: Path, given_keys: dict[str, Any]) -> None:
+    """Leaves a run in `simulated`, with the shards and the configuration for the other one."""
+    settings = {
+        **given_keys,
+        "clients": CLIENTS,
+        "rounds": 2,
+        "seed": 3,
+        "data.limit": 120,
+        "engine.device": "cpu",
+        "encryption.key_file": str(folder / "owner.key"),
+        "out": str(folder / "simulated"),
+    }
+    (folder / "config.yaml").write_text(to_yaml(load(None, settings)))
+    command = [sys.executable, "simulate.py", "--config", str(folder / "config.yaml")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def hand_out(folder: Path) -> Path:
+    """Gives every node the storage key of its shard; the ring to those alone that turn by it."""
+    config = load(str(folder / "config.yaml"))
+    if not policies.clients_turn(config):
+        config = load(str(folder / "config.yaml"), {"encryption.key_file": "nowhere.key"})
+    (folder / "deployed.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "simulate.py", "--config", str(folder / "config.yaml")]
+    command += ["--storage-keys", str(folder / "simulated"), "--out", str(folder / "keys")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder / "keys"
+
+
+def deploy(folder: Path) -> None:
+    """Leaves a run in `deployed`, and in `counts.csv` what passed the SuperLink."""
+    given = f'config="{folder}/deployed.yaml" shards="{folder}/simulated/shards"'
+    keys = hand_out(folder)
+    api, home = f"127.0.0.1:{free_port()}", folder / "flower"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{api}"\ninsecure = true\n'
+    )
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),  # the apps are those of this checkout, wherever they run
+    }
+    with contextlib.ExitStack() as stack:
+        link = [sys.executable, "-P", str(ROOT / "tests" / "counting_superlink.py")]
+        link += [str(folder / "counts.csv"), "--insecure", "--port", api.rpartition(":")[2]]
+        link.append("--disable-runtime-dependency-installation")
+        stack.enter_context(process(folder / "link.log", *link, environment=environment))
+        for client in range(CLIENTS):
+            node = [str(BIN / "flower-supernode"), "--insecure", "--superlink", api]
+            node += ["--node-config", f"partition-id={client} num-partitions={CLIENTS} {given} "]
+            node[-1] += f'storage-key="{keys}/client-{client:05d}.key"'
+            node += ["--port", str(free_port())]
+            log = folder / f"node-{client}.log"
+            stack.enter_context(process(log, *node, environment=environment))
+        command = [str(BIN / "flwr"), "run", str(ROOT / "deploy"), "here"]
+        told = f'out="{folder}/deployed"'
+        if (keys / "test.key").exists():  # else clients evaluate
+            told += f' storage-key="{keys}/test.key"'
+        told += f' classes="{folder}/simulated/classes.json"'
+        command += ["--run-config", f"{given} {told}"]
+        wait_for_port(api)
+        submitted = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+        await_file(folder / "deployed" / "result.json", folder)
+
+
+@pytest.fixture(scope="module", params=list(GIVEN_KEYS.values()), ids=list(GIVEN_KEYS))
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs an experiment twice: a folder with `simulated`, `deployed` and `counts.csv`."""
+    folder = tmp_path_factory.mktemp("runs")
+    simulate(folder, request.param)
+    deploy(folder)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sums(entries: Iterable[tuple[str, int, int]]) -> Counter[tuple[str, int]]:
+    """Sums bytes by direction and client."""
+    found: Counter[tuple[str, int]] = Counter()
+    for direction, client, size in entries:
+        found[direction, client] += size
+    return found
+
+
+def clients_of_nodes(folder: Path) -> dict[str, int]:
+    """Reads which SuperNode had which shard off the nodes' own logs."""
+    found = {}
+    for client in range(CLIENTS):
+        told = re.search(r"SuperNode ID: (\d+)", (folder / f"node-{client}.log").read_text())
+        assert told is not None
+        found[told[1]] = client
+    return found
+
+
+def test_deployed_run_equals_the_simulated_one(runs: Path) -> None:
+    simulated = load_file(runs / "simulated" / "model.safetensors")
+    deployed = load_file(runs / "deployed" / "model.safetensors")
+    assert simulated.keys() == deployed.keys()
+    assert all(torch.equal(simulated[name], deployed[name]) for name in simulated)
+
+
+def test_the_ledger_is_what_passed_the_superlink_to_the_byte(runs: Path) -> None:
+    """Of the whole run, greeting and evaluation included; each way, and for each client."""
+    clients = clients_of_nodes(runs)
+    counted = sums(
+        (row["direction"], clients[row["node"]], int(row["bytes"]))
+        for row in rows(runs / "counts.csv")
+    )
+    ledger = sums(
+        (row["direction"], int(row["client"]), int(row["payload"]) + int(row["overhead"]))
+        for row in rows(runs / "deployed" / "communication.csv")
+    )
+    assert len(counted) == 2 * CLIENTS
+    assert counted == ledger
+    assert counted.total() == ledger.total()
