@@ -64,6 +64,7 @@ ALLOWED = {
         "strategies/",
     ],
     "fl_vitlora.experiment.runner": [
+        "fl_vitlora/experiment/__init__.py",
         "simulate.py",
         "fl_vitlora/experiment/comparison.py",
         "fl_vitlora/experiment/deployment.py",

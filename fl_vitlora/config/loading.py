@@ -128,6 +128,7 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
         The two values, by dotted path.
 
     Example:
+        >>> from fl_vitlora.config.schema import TrainingConfig
         >>> differences(Config(), Config(training=TrainingConfig(epochs=2)))
         {'training.epochs': (1, 2)}
     """

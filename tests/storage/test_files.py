@@ -35,7 +35,7 @@ import numpy as np
 from fl_vitlora.checkpoints.journal import Journal
 from fl_vitlora.data.owner import encrypt_anew, find_shards
 from fl_vitlora.encryption.keys import open_ring
-from fl_vitlora.encryption.reader import PatchReader
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.models.reading import write_reader
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import RunFolder

@@ -24,8 +24,8 @@ import threading, time
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
-from fl_vitlora.flower.kept_workers import KeptWorkers
-from fl_vitlora.flower.simulation import Ray, Workers
+from fl_vitlora.flower.simulation.backend import KeptWorkers
+from fl_vitlora.flower.simulation.engine import Ray, Workers
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 app = ClientApp()

@@ -21,8 +21,8 @@ SEATED = """
 import json, os
 import ray
 from flwr.clientapp import ClientApp
-from fl_vitlora.flower.kept_workers import KeptWorkers
-from fl_vitlora.flower.simulation import Ray, Workers
+from fl_vitlora.flower.simulation.backend import KeptWorkers
+from fl_vitlora.flower.simulation.engine import Ray, Workers
 from tests.processes import PROC, descendants
 
 def seat(count):

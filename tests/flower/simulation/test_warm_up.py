@@ -12,7 +12,7 @@ import strategies
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = """
 import sys
-import fl_vitlora.flower.warm_up
+import fl_vitlora.flower.simulation.warm_up
 sys.path.insert(0, "")  # as Ray does
 import strategies.scaffold
 print(strategies.__file__)

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
-from fl_vitlora.flower.simulation import worker_pool as crews
 from fl_vitlora.flower.simulation.worker_pool import (
     WorkerLostError,
     WorkerPool,
@@ -157,7 +156,7 @@ def test_the_time_of_a_worker_begins_when_it_is_up(up: None) -> None:
 
 
 def test_who_does_not_start_is_replaced(up: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crews, "SECONDS_TO_START", 0.6)
+    monkeypatch.setattr(worker_pool, "SECONDS_TO_START", 0.6)
     pool = WorkerPool([slow(WATCHDOG)], slow, patience=WATCHDOG)
     with pytest.raises(WorkerLostError, match="did not start"):
         pool.ask(lambda worker: worker.do.remote(), 1, [])
@@ -262,7 +261,7 @@ def test_who_hangs_is_ended_and_the_others_of_its_bundle_are_answered(
     up: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundle is taken apart at once, as each attempt waits until its patience is at an end."""
-    monkeypatch.setattr(crews, "LOSSES", 1)
+    monkeypatch.setattr(worker_pool, "LOSSES", 1)
     office = Office(patience=PATIENCE)
     bundles = [
         [("work", "a"), ("hang", "b")],
