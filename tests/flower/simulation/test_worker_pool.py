@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
+from fl_vitlora.flower.simulation import worker_pool
 from fl_vitlora.flower.simulation.worker_pool import (
     WorkerLostError,
     WorkerPool,
