@@ -163,8 +163,8 @@ def test_plain_shards_in_the_clear_have_no_key_to_rotate(tmp_path: Path) -> None
 def test_what_a_passphrase_seals_stays_under_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_keys, "SCRYPT", {"n": 16, "r": 8, "p": 1})
-    monkeypatch.setattr(storage_keys, "_asked", lambda: "")
+    monkeypatch.setattr(sealing_keys, "SCRYPT", {"n": 16, "r": 8, "p": 1})
+    monkeypatch.setattr(sealing_keys, "_asked", lambda: "")
     monkeypatch.setenv(PASSPHRASE, "four common words")
     config = prepare(tmp_path, {"encryption.at_rest": "passphrase"})
     path = tmp_path / "run" / "shards" / client_shard(0)
