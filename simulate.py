@@ -33,7 +33,7 @@ from fl_vitlora.errors.abbreviations import flags_meant, meant  # noqa: E402
 from fl_vitlora.reporting.output import outlive_readers  # noqa: E402
 
 if TYPE_CHECKING:
-    from fl_vitlora.experiment.serving import Watch
+    from fl_vitlora.experiment.watching import Watch
 
 LONGEST_LINE = 1000
 HELP_WIDTH = 74
@@ -319,7 +319,7 @@ def run(
     import strategies
     from fl_vitlora.experiment.runner import PausedError, silence
     from fl_vitlora.experiment.runner import run as run_experiment
-    from fl_vitlora.experiment.serving import Watch
+    from fl_vitlora.experiment.watching import Watch
     from fl_vitlora.reporting.console import RunDisplay, print_result
     from fl_vitlora.reporting.run_folder import default_path
 
@@ -438,7 +438,7 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
     import strategies
     from fl_vitlora.experiment import comparison
     from fl_vitlora.experiment.runner import PausedError, silence
-    from fl_vitlora.experiment.serving import Watch
+    from fl_vitlora.experiment.watching import Watch
     from fl_vitlora.reporting.comparison_tables import describe, print_report
     from fl_vitlora.reporting.console import ComparisonDisplay
 

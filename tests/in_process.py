@@ -26,7 +26,7 @@ from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
 from fl_vitlora.encryption.keys import SECRET_BYTES
 from fl_vitlora.experiment.preparation import prepare_model
-from fl_vitlora.experiment.serving import Server, make_server
+from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader

@@ -60,7 +60,7 @@ ALLOWED = {
         "fl_vitlora/experiment/runner.py",
         "fl_vitlora/experiment/comparison.py",
         "fl_vitlora/experiment/deployment.py",
-        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/",
         "strategies/",
     ],
     "fl_vitlora.experiment.runner": [
@@ -70,22 +70,16 @@ ALLOWED = {
         "fl_vitlora/experiment/deployment.py",
     ],
     "fl_vitlora.experiment.comparison": ["simulate.py"],
-    "fl_vitlora.experiment.serving": [
-        "simulate.py",
-        "fl_vitlora/experiment/comparison.py",
-        "fl_vitlora/experiment/runner.py",
-        "fl_vitlora/experiment/deployment.py",
-    ],
     "fl_vitlora.adaptation.coordinates": [
         "fl_vitlora/federation/evaluation.py",
-        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/",
         "fl_vitlora/experiment/runner.py",
         "fl_vitlora/flower/client/app.py",
         "fl_vitlora/flower/client/workspace.py",
     ],
     "fl_vitlora.adaptation.policies": [
         "fl_vitlora/adaptation/coordinates.py",
-        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/",
         "fl_vitlora/experiment/preparation.py",
         "fl_vitlora/experiment/runner.py",
         "fl_vitlora/experiment/deployment.py",
@@ -94,16 +88,16 @@ ALLOWED = {
     ],
     "fl_vitlora.population.byzantine": [
         "fl_vitlora/adaptation/policies.py",
-        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/",
         "fl_vitlora/flower/client/app.py",
     ],
     "fl_vitlora.population.faults": [
         "fl_vitlora/adaptation/policies.py",
-        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/",
         "fl_vitlora/flower/client/app.py",
     ],
     "fl_vitlora.federation.evaluation": [
-        "fl_vitlora/experiment/serving.py",
+        "fl_vitlora/experiment/",
         "fl_vitlora/flower/strategies/aggregators.py",  # strategies of Flower see measurements
         "fl_vitlora/flower/strategies/checking.py",
         "fl_vitlora/flower/strategies/flower_aggregator.py",

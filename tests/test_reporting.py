@@ -20,7 +20,7 @@ from fl_vitlora.config import load
 from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import runner
-from fl_vitlora.experiment.serving import Watch
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.privacy.noise import FROM_SEED
 from fl_vitlora.reporting.console import RunDisplay, print_result
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic

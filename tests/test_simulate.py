@@ -17,7 +17,7 @@ import torch
 import simulate
 from fl_vitlora import config
 from fl_vitlora.config import settings
-from fl_vitlora.experiment.serving import Watch
+from fl_vitlora.experiment.watching import Watch
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,7 +20,7 @@ from fl_vitlora.experiment.preparation import (
     storage_keys,
 )
 from fl_vitlora.experiment.runner import run
-from fl_vitlora.experiment.serving import Watch
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.simulation.engine import Engine
 
 SMALL = {

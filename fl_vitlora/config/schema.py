@@ -494,6 +494,11 @@ class Config:
         "none.",
         "[0, inf)",
     )
+    record_updates: bool = setting(
+        False,
+        "Store what the server sees of each round, the model and all decoded updates, in the run "
+        "folder under updates/, for research on attacks.",
+    )
     out: str | None = setting(None, "Run folder. Default: a new folder under runs/.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

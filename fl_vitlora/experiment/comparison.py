@@ -22,7 +22,7 @@ from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import shards_of, storage_keys
 from fl_vitlora.experiment.runner import PausedError, run
-from fl_vitlora.experiment.serving import Line, Watch
+from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
 from fl_vitlora.flower.strategies.identity import told

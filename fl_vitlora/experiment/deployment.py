@@ -46,7 +46,9 @@ from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
 from fl_vitlora.experiment.runner import client_settings
-from fl_vitlora.experiment.serving import Run, Watch, make_server
+from fl_vitlora.experiment.server_model import make_server
+from fl_vitlora.experiment.server_run import Run
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, client_of
 from fl_vitlora.flower.simulation.engine import choose_workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,8 +27,12 @@ from fl_vitlora.experiment.preparation import (
     storage_keys,
     write_shards,
 )
-from fl_vitlora.experiment.serving import Line, Run, Server, Watch, make_server
+from fl_vitlora.experiment.recorded_updates import RecordedUpdates
+from fl_vitlora.experiment.server_model import Server, make_server
+from fl_vitlora.experiment.server_run import Run
+from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.federation.loop import PausedError as PausedError  # noqa: PLC0414
+from fl_vitlora.federation.observer import Observer
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings
 from fl_vitlora.flower.server.client_states import ClientStates
@@ -58,6 +63,7 @@ def run(
     engine: Engine | None = None,
     *,
     resume: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> tuple[Line, Path]:
     """Runs an experiment and writes its run folder.
 
@@ -68,7 +74,8 @@ def run(
         watch: Who looks on.
         started: `time.perf_counter()` when the program began, so that imports are counted.
         engine: Keeps Ray up for the next run; without one, Ray ends with this run.
-        resume: Whether the run was begun in the folder `out`, and goes on there.
+        resume: True if the run was begun in the folder `out`, and goes on there.
+        observers: They are shown what the server sees of each round (`federation.observer`).
 
     Returns:
         The content of `result.json`, and the run folder.
@@ -127,6 +134,7 @@ def run(
             states=states,
             checkpoint=stage.checkpoint,
             holder=stage.holder,
+            observers=_with_recorder(config, stage.folder, observers),
             repeats_errors=False,  # its workers repeat what raised before the server hears of it
         )
         settings = client_settings(
@@ -157,6 +165,14 @@ def run(
         if stage is not None:
             stage.folder.release()
     return result, stage.folder.path
+
+
+def _with_recorder(
+    config: Config, folder: RunFolder, observers: Sequence[Observer]
+) -> tuple[Observer, ...]:
+    """Adds what records updates into the run folder, where that is asked for."""
+    recorder = (RecordedUpdates(folder.path),) if config.record_updates else ()
+    return (*observers, *recorder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from fl_vitlora.experiment.comparison import (
     runs_in,
 )
 from fl_vitlora.experiment.runner import PausedError, run
-from fl_vitlora.experiment.serving import Watch
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.storage.files import write_atomically

@@ -20,7 +20,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import provenance
 from fl_vitlora.experiment.provenance import versions_and_code
 from fl_vitlora.experiment.runner import run
-from fl_vitlora.experiment.serving import Watch
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.federation.loop import PausedError
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.models.backbone import WEIGHTS_FOLDER

@@ -24,7 +24,9 @@ from fl_vitlora.encryption.storage_keys import of_secret
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
 from fl_vitlora.experiment.runner import Fixed, client_settings
-from fl_vitlora.experiment.serving import Run, Watch, make_server
+from fl_vitlora.experiment.server_model import make_server
+from fl_vitlora.experiment.server_run import Run
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.server.client_states import ClientStates
@@ -415,11 +417,11 @@ def test_all_strategies_of_flower_run_unmodified(
         verbose=False,
     )
     for name, one in ended.items():
-        assert [len(line["participants"]) for line in one.lines] == [4, 4], name
-        assert all(line["moved"] for line in one.lines), name
-        assert one.lines[-1]["loss"] < 20, name
+        assert [len(line["participants"]) for line in one.record.lines] == [4, 4], name
+        assert all(line["moved"] for line in one.record.lines), name
+        assert one.record.lines[-1]["loss"] < 20, name
         assert (one.result()["privacy"] is None) == ("Fixed" not in name), name
-    assert len({one.lines[-1]["loss"] for one in ended.values()}) > 12  # they do differ
+    assert len({one.record.lines[-1]["loss"] for one in ended.values()}) > 12  # they do differ
 
 
 def test_a_private_run_tells_what_it_gave_away(tmp_path: Path, engine: Engine) -> None:

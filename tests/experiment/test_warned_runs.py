@@ -13,9 +13,11 @@ from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.communication.ledger import Entry
 from fl_vitlora.config import load
 from fl_vitlora.experiment.preparation import prepare_model
-from fl_vitlora.experiment.serving import Run, Watch, make_server
+from fl_vitlora.experiment.server_model import make_server
+from fl_vitlora.experiment.server_run import Run
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.federation.global_model import GlobalModel
-from fl_vitlora.federation.loop import RoundReport
+from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.reporting.run_folder import RunFolder
 
 
@@ -34,9 +36,9 @@ def observed(tmp_path: Path, losses: list[float]) -> tuple[Run, list[dict[str, A
         logbook=Logbook.begin(folder.path),
         class_names=tuple("0123456789"),
     )
-    run.shares.extend([0.1] * 10)
+    run.record.shares.extend([0.1] * 10)
     for number, loss in enumerate(losses, start=1):
-        run.ledger.record(
+        run.record.ledger.record(
             Entry(round=number, client=0, direction="uplink", groups={"head": 1}, overhead=0)
         )
         report = RoundReport(
@@ -51,7 +53,7 @@ def observed(tmp_path: Path, losses: list[float]) -> tuple[Run, list[dict[str, A
             moved=True,
             seconds=1.0,
         )
-        run._observe(report, GlobalModel(tensors=run.server.initial))
+        run.record.report(report, GlobalModel(tensors=run.server.initial))
     return run, shown
 
 
@@ -70,9 +72,9 @@ def test_a_run_that_does_not_learn_says_so_once(
     written = [
         json.loads(line) for line in (run.folder.path / "rounds.jsonl").read_text().splitlines()
     ]
-    for lines in (run.lines, shown, written):
+    for lines in (run.record.lines, shown, written):
         assert [line["round"] for line in lines if "warnings" in line] == ([warned] * bool(warned))
-    assert len(run.warnings) == bool(warned)
-    for told in run.warnings:
+    assert len(run.record.warnings) == bool(warned)
+    for told in run.record.warnings:
         assert f"after round {warned} the test loss" in told
         assert "learning rate 0.02" in told

@@ -17,8 +17,10 @@ import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.adaptation import policies
 from fl_vitlora.communication.ledger import Ledger
+from fl_vitlora.communication.reference import MessageSizes
 from fl_vitlora.experiment import runner
-from fl_vitlora.experiment.serving import Run, Watch
+from fl_vitlora.experiment.server_run import Run
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.strategies import identity
@@ -109,6 +111,11 @@ def serve(
     return run.result(), run
 
 
+def sizes_of(run: Run) -> MessageSizes:
+    assert run.record.sizes is not None
+    return run.record.sizes
+
+
 def wire(folder: Path, **given: Any) -> dict[str, Any]:
     found: dict[str, Any] = serve(folder, **given)[0]["communication"]
     return found
@@ -128,12 +135,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_run_of_full_fine_tuning_saves_nothing(tmp_path: Path, reference: dict[str, Any]):
     """Message by message: the real ledger and the reference have the same entries."""
     result, run = serve(tmp_path, finetuning__method="full")
-    told, full = result["communication"], run._full_fine_tuning()
+    told, full = result["communication"], run.record.full_fine_tuning()
     assert f"{told['saving']:.3f}x {told['saving_with_flower']:.3f}x" == "1.000x 1.000x"
     assert told["full_fine_tuning_bytes"] == reference["full_fine_tuning_bytes"]
-    assert told["messages"] == told["full_fine_tuning_messages"] == len(run.ledger)
-    assert sizes(run.ledger).keys() == sizes(full).keys()
-    for place, size in sizes(run.ledger).items():
+    assert told["messages"] == told["full_fine_tuning_messages"] == len(run.record.ledger)
+    assert sizes(run.record.ledger).keys() == sizes(full).keys()
+    for place, size in sizes(run.record.ledger).items():
         assert abs(size - sizes(full)[place]) <= SLACK
 
 
@@ -174,18 +181,18 @@ def test_a_coded_downlink_spares_round_1_and_so_does_its_reference(
 ):
     """Half of the downloads are of the initial model, which all have built."""
     told, run = serve(tmp_path, compression__downlink="int8")
-    first = [e for e in run.ledger if e.round == 1 and e.direction == "downlink"]
+    first = [e for e in run.record.ledger if e.round == 1 and e.direction == "downlink"]
     assert max(entry.total for entry in first) < 1000  # it says that nothing has changed
-    cached = CLIENTS * run.full_bytes["downlink"]
+    cached = CLIENTS * sizes_of(run).downlink
     full = told["communication"]["full_fine_tuning_bytes"]
     assert full == reference["full_fine_tuning_bytes"] - cached
 
 
 def test_participants_count_and_no_others(tmp_path: Path, reference: dict[str, Any]):
     told, run = serve(tmp_path, fraction=0.5)
-    asked = sum(len(line["participants"]) for line in run.lines)
+    asked = sum(len(line["participants"]) for line in run.record.lines)
     assert 0 < asked < ROUNDS * CLIENTS
-    whole = run.full_bytes["downlink"] + run.full_bytes["uplink"]
+    whole = sizes_of(run).downlink + sizes_of(run).uplink
     missing = (ROUNDS * CLIENTS - asked) * whole
     full = told["communication"]["full_fine_tuning_bytes"]
     assert full == reference["full_fine_tuning_bytes"] - missing
@@ -194,8 +201,8 @@ def test_participants_count_and_no_others(tmp_path: Path, reference: dict[str, A
 def test_a_run_that_its_budget_stops_is_compared_with_as_many_rounds(tmp_path: Path):
     told, run = serve(tmp_path, budget="600kB")
     assert told["rounds"] == 1
-    whole = run.full_bytes["downlink"] + run.full_bytes["uplink"]
-    greeting = run.full_bytes["question"] + run.full_bytes["greeting"]
+    whole = sizes_of(run).downlink + sizes_of(run).uplink
+    greeting = sizes_of(run).question + sizes_of(run).greeting
     assert told["communication"]["full_fine_tuning_bytes"] == CLIENTS * (whole + greeting)
 
 
@@ -204,10 +211,10 @@ def test_a_repeated_message_is_the_run_s_own_and_a_lost_update_is_nobody_s(
     attempts: int, tmp_path: Path, reference: dict[str, Any]
 ):
     told, run = serve(tmp_path, grid=lambda app: Forgetful(app, 1, attempts))
-    lost = sum(len(line["failures"]) for line in run.lines)
+    lost = sum(len(line["failures"]) for line in run.record.lines)
     assert lost == (0 if attempts == 1 else ROUNDS)
     found = told["communication"]
-    full = reference["full_fine_tuning_bytes"] - lost * run.full_bytes["uplink"]
+    full = reference["full_fine_tuning_bytes"] - lost * sizes_of(run).uplink
     assert found["full_fine_tuning_bytes"] == full
     assert found["downlink_bytes"] > 1.3 * reference["downlink_bytes"]  # four messages for three
 

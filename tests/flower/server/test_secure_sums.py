@@ -19,7 +19,8 @@ import strategies
 from fl_vitlora.communication.fixed_point import TAIL, pack_words
 from fl_vitlora.communication.packing import HEADER as PACKED_HEADER
 from fl_vitlora.federation.global_model import GlobalModel
-from fl_vitlora.federation.loop import Federation, RoundFailedError, RoundReport
+from fl_vitlora.federation.hooks import RoundReport
+from fl_vitlora.federation.loop import Federation, RoundFailedError
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.strategies.aggregators import OwnAggregator
 from fl_vitlora.flower.wire import masking, messages
@@ -29,6 +30,7 @@ from fl_vitlora.privacy.noise import mean_update
 from fl_vitlora.privacy.secure_sum import Roster, Seeds
 from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
+from tests.flower.callbacks import Callbacks
 from tests.flower.client.test_context_state import Clients
 from tests.flower.conftest import SIZES
 
@@ -141,8 +143,7 @@ def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: P
         quorum=quorum,
         seed=0,
         training=hidden.config.training,
-        evaluate=lambda number, model: (0.5, 2.0),
-        observe=lambda report, model: reports.append(report),
+        hooks=Callbacks(reports),
     )
     hidden.grid.silent = {1}
     if quorum == 2:
@@ -178,10 +179,7 @@ def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
         fraction=1.0,
         seed=0,
         training=hidden.config.training,
-        evaluate=measure,
-        observe=lambda report, model: reports.append(report),
-        release=release,
-        beside=beside,
+        hooks=Callbacks(reports, evaluate=measure, release=release, beside=beside),
     ).run(GlobalModel(tensors=hidden.initial))
     return [report.clipped for report in reports]
 

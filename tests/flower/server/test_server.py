@@ -20,7 +20,8 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
-from fl_vitlora.federation.loop import Federation, RoundFailedError, RoundReport
+from fl_vitlora.federation.hooks import RoundReport
+from fl_vitlora.federation.loop import Federation, RoundFailedError
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 from fl_vitlora.flower.server.transport import Transport
@@ -28,6 +29,7 @@ from fl_vitlora.flower.strategies.aggregators import make_aggregator
 from fl_vitlora.population.sampling import cohort_size, sample
 from fl_vitlora.state import State, add, l2_norm, mean, scale, subtract
 from fl_vitlora.strategy import Strategy, Update
+from tests.flower.callbacks import Callbacks
 from tests.flower.conftest import SIZES, LocalGrid
 
 
@@ -79,6 +81,7 @@ class Loop:
         self.evaluated: list[State] = []
         transport = Transport(grid, self.start, Ledger(), config=settings.config, timeout=1)
         training = TrainingConfig(learning_rate=1e-3)
+        own = {name: given.pop(name) for name in ("beside", "note") if name in given}
         options: dict[str, Any] = {
             "rounds": 2,
             "fraction": 1.0,
@@ -90,8 +93,7 @@ class Loop:
             transport=transport,
             aggregator=make_aggregator(strategy, Layout.of(self.start), 0),
             clients=list(transport.greet(len(SIZES))),
-            evaluate=self._evaluate,
-            observe=lambda report, model: self.reports.append(report),
+            hooks=Callbacks(self.reports, evaluate=self._evaluate, **own),
             **options,
         )
 
@@ -156,7 +158,7 @@ def test_what_goes_wrong_while_measuring_ends_the_run(grid: LocalGrid, settings:
     def failing(server_round: int, model: GlobalModel) -> tuple[float, float]:
         raise RuntimeError(f"no test images in round {server_round}")
 
-    object.__setattr__(loop.federation, "evaluate", failing)
+    loop.federation.hooks.evaluate = failing  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="no test images in round 1"):
         loop.run()
     assert loop.reports == []

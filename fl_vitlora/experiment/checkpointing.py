@@ -1,0 +1,107 @@
+"""Checkpoints of a run: what it goes on from, and whether it may."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
+from fl_vitlora.config import Config
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.provenance import Provenance, changes
+from fl_vitlora.experiment.record import Record
+from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.flower.server.client_states import ClientStates, to_tree
+from fl_vitlora.flower.server.transport import Transport
+from fl_vitlora.flower.strategies.aggregators import Aggregator
+
+
+def _write_nothing() -> None:
+    """Writes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """Keeps the state of a run after its rounds, and takes it up again.
+
+    Attributes:
+        config: The experiment.
+        place: The run folder, for messages.
+        provenance: What the bits of the run depend on beside the configuration.
+        states: What simulated clients remember.
+        transport: The server's end of the wire.
+        aggregator: The strategy.
+        record: What the run has gathered.
+        logbook: Where checkpoints are written.
+        watch: Who looks on.
+    """
+
+    config: Config
+    place: Path
+    provenance: Provenance
+    states: ClientStates
+    transport: Transport
+    aggregator: Aggregator
+    record: Record
+    logbook: Logbook
+    watch: Watch
+
+    def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
+        """Takes hold of all that the run goes on from, and returns what writes it down."""
+        if not self.states.followed or not self._is_due(server_round):
+            return _write_nothing
+        clients, entries = self.states.now(), list(self.record.ledger)
+        server = {
+            "circumstances": dataclasses.asdict(self.provenance),
+            "changes": list(self.record.changes),
+            "model": model.snapshot(),
+            "strategy": self.aggregator.snapshot(),
+            "transport": self.transport.snapshot(),
+        }
+
+        def write() -> None:
+            measured = {"measured": self.record.measured}
+            self.logbook.write(server_round, server | measured, entries, clients, to_tree)
+
+        return write
+
+    def _is_due(self, server_round: int) -> bool:
+        every = self.config.checkpoint_every
+        last = server_round == self.config.rounds
+        due = bool(every) and (server_round % every == 0 or last)
+        return due or self.watch.pause.is_set()
+
+    def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
+        """Goes on from a checkpoint; the greeting is counted as it was the first time.
+
+        Returns:
+            The model of the checkpoint.
+
+        Raises:
+            UserError: When what must stay is another than before.
+        """
+        server = checkpoint.server
+        before = Provenance(**server["circumstances"])
+        self._compare(before)
+        self.record.changes.extend(server["changes"])
+        if changed := changes(before.may_change, self.provenance.may_change):
+            self.record.changes.append({"after_round": checkpoint.round, "changed": changed})
+            self.watch.announce(f"goes on with another {', '.join(changed)} than before")
+        self.transport.restore(server["transport"])
+        self.aggregator.restore(*server["strategy"])
+        measured = {v: (accuracy, loss) for v, (accuracy, loss) in server["measured"].items()}
+        self.record.take_up(checkpoint.ledger, checkpoint.lines, measured)
+        return GlobalModel.restored(server["model"])
+
+    def _compare(self, before: Provenance) -> None:
+        """Refuses to go on with another device, key, model or strategy."""
+        now = self.provenance.must_stay
+        known = {"strategy": now["strategy"], **before.must_stay}  # older versions wrote none
+        for what, (was, is_) in changes(known, now).items():
+            raise UserError(
+                f"{self.place} was begun with {what} {was}, and goes on with that only; "
+                f"now it is {is_}"
+            )

@@ -1,0 +1,135 @@
+"""Measures the models of a run: by the server's test shard, or by the clients on theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_vitlora.adaptation import coordinates, policies
+from fl_vitlora.config import Config
+from fl_vitlora.data.owner import RIGHT_KEY
+from fl_vitlora.data.shards import TEST_SHARD, open_own_shard
+from fl_vitlora.encryption.holder import TEST, KeyHolder
+from fl_vitlora.encryption.storage_keys import StorageKeys
+from fl_vitlora.experiment.record import Record
+from fl_vitlora.experiment.server_model import Server
+from fl_vitlora.federation.evaluation import (
+    ALL_VIEWS,
+    Answer,
+    CentralEvaluator,
+    ClientsEvaluator,
+    Evaluator,
+)
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.learning import class_shares
+from fl_vitlora.finetuning.classifier import outputs_of
+from fl_vitlora.flower.server.transport import Transport
+from fl_vitlora.flower.strategies.aggregators import Aggregator
+from fl_vitlora.training import local
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """Measures models and notes what was found.
+
+    Attributes:
+        evaluator: What measures.
+        rounds: The number of rounds that are planned.
+        record: Where measurements are noted.
+    """
+
+    evaluator: Evaluator
+    rounds: int
+    record: Record
+
+    @property
+    def beside(self) -> bool:
+        """Returns True if a model can be measured while the next round goes on."""
+        return isinstance(self.evaluator, CentralEvaluator)
+
+    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
+        """Measures a round's model; the last one also as seen without the right key."""
+        views = self.evaluator.views if server_round == self.rounds else (RIGHT_KEY,)
+        self.record.measured.update(self.evaluator.measure(server_round, model, views))
+        return self.record.measured[RIGHT_KEY]
+
+    def evaluate_other_views(self, model: GlobalModel) -> None:
+        """Measures what a run that ended early has not: its last model without the right key.
+
+        Where clients evaluate, this would take messages after the budget; it is left out then.
+        """
+        known = self.record.measured
+        missing = tuple(view for view in self.evaluator.views if view not in known)
+        if missing and self.beside:
+            known.update(self.evaluator.measure(len(self.record.lines), model, missing))
+
+
+def measured_by_clients(
+    transport: Transport, aggregator: Aggregator, record: Record, *, keyed: bool
+) -> ClientsEvaluator:
+    """Makes what has every client measure a model on its own test images.
+
+    Args:
+        transport: The server's end of the wire.
+        aggregator: The strategy, which is shown the answers.
+        record: Where it is noted what the strategy made of them.
+        keyed: True if clients hold a key, and can look without it as well.
+    """
+
+    def show(server_round: int, model: GlobalModel, answers: Sequence[Answer]) -> None:
+        record.evaluated.clear()
+        record.evaluated.update(aggregator.evaluated(server_round, model, answers))
+
+    return ClientsEvaluator(
+        transport=transport, views=ALL_VIEWS if keyed else (RIGHT_KEY,), show=show
+    )
+
+
+def measured_by_server(
+    config: Config,
+    server: Server,
+    *,
+    holder: KeyHolder | None,
+    shards: Path,
+    class_names: Sequence[str],
+    storage: StorageKeys | None,
+) -> CentralEvaluator:
+    """Makes what measures a model on the encrypted test shard.
+
+    Args:
+        config: The experiment.
+        server: The server's model.
+        holder: The holder of the key, where one stands beside the server.
+        shards: The folder with the test shard.
+        class_names: The names of the classes, in the order of the head's outputs.
+        storage: Opens the shard where it is sealed at rest.
+    """
+    device = next(server.backbone.model.parameters()).device
+    return CentralEvaluator(
+        backbone=server.backbone,
+        shard=open_own_shard(shards / TEST_SHARD, tuple(class_names), storage),
+        coordinates=coordinates.of_party(
+            config,
+            origin=server.origin,
+            start=server.start,
+            initial=server.initial,
+            holder=holder,
+            party=TEST,
+        ),
+        holder=holder,
+        precision=local.best_precision(device, config.engine.mixed_precision),
+    )
+
+
+def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
+    """Returns the share of each class in the test images, as far as the server knows it."""
+    labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
+    return class_shares(labels, outputs_of(server.backbone.model))
+
+
+def clients_hold_keys(config: Config, holder: KeyHolder | None) -> bool:
+    """Returns True if clients measure, and hold a key that they can look without."""
+    return (
+        policies.clients_evaluate(config) and holder is not None and bool(config.encryption.steps)
+    )

@@ -1,0 +1,177 @@
+"""What a run gathers round by round: its ledger, the lines of `rounds.jsonl`, measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fl_vitlora.checkpoints.logbook import Logbook
+from fl_vitlora.communication.budget import affords
+from fl_vitlora.communication.ledger import Ledger
+from fl_vitlora.communication.link import Link, transfer_seconds
+from fl_vitlora.communication.reference import Attendance, MessageSizes, full_fine_tuning
+from fl_vitlora.config import Config
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.watching import Line, Watch
+from fl_vitlora.federation.evaluation import Measured
+from fl_vitlora.federation.failures import Failure
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.hooks import RoundReport
+from fl_vitlora.federation.learning import warning
+from fl_vitlora.flower.wire.reported_counts import largest_share
+from fl_vitlora.flower.wire.wiring import lanes_of
+from fl_vitlora.reporting.run_folder import RunFolder
+
+MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3  # share of all images that is told, among so many clients
+
+
+class Record:
+    """What a run has gathered so far; it writes each round down as it ends.
+
+    Args:
+        config: The experiment.
+        class_names: The names of the classes, in the order of the head's outputs.
+        folder: The run folder.
+        logbook: Where rounds are written down.
+        watch: Who looks on.
+
+    Attributes:
+        ledger: The bytes so far.
+        lines: The rounds so far, as in `rounds.jsonl`.
+        measured: The last measurements, by view of the test images.
+        evaluated: What a strategy of Flower made of the clients' last measurements.
+        sizes: The sizes of the messages of full fine-tuning, once they are measured.
+        shares: The share of each class in the test images, once they are known.
+        privacy: What is known of differential privacy at the end.
+        images: The number of images that each client greeted with.
+        changes: What was another than before when the run went on, and after which round.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        class_names: Sequence[str],
+        folder: RunFolder,
+        logbook: Logbook,
+        watch: Watch,
+    ) -> None:
+        self._config, self._class_names = config, class_names
+        self._folder, self._logbook, self._watch = folder, logbook, watch
+        self.ledger = Ledger()
+        self.lines: list[Line] = []
+        self.measured: Measured = {}
+        self.evaluated: Line = {}
+        self.sizes: MessageSizes | None = None
+        self.shares: list[float] = []
+        self.privacy: dict[str, Any] | None = None
+        self.images: dict[int, int] = {}
+        self.changes: list[Line] = []
+
+    @property
+    def warnings(self) -> list[str]:
+        """Returns what the rounds so far warn of."""
+        return [told for line in self.lines for told in line.get("warnings", [])]
+
+    @property
+    def link(self) -> Link:
+        """Returns the link that transfer times are computed for."""
+        told = self._config.link
+        return Link(
+            uplink=told.uplink_mbps, downlink=told.downlink_mbps, latency=told.latency_ms / 1000
+        )
+
+    def greeted(self, images: dict[int, int]) -> None:
+        """Notes the clients' numbers of images, and warns if one claims most of all images."""
+        self.images.update(images)
+        client, share = largest_share(self.images)
+        if share > MOST_OF_ALL and len(self.images) >= FEWEST_COMPARED:
+            self._watch.announce(
+                f"client {client} reports {share:.0%} of all images and weighs as much; "
+                "max_client_share bounds that"
+            )
+
+    def take_up(self, ledger: Ledger, lines: Sequence[Line], measured: Measured) -> None:
+        """Goes on from what a checkpoint holds, and shows its rounds."""
+        self.ledger.replace(ledger)
+        for line in lines:
+            self.lines.append(line)
+            self._watch.show_round(line)
+        self.measured.update(measured)
+
+    def affords(self, server_round: int) -> bool:
+        """Returns True if the budget allows another round.
+
+        Raises:
+            UserError: When the budget does not allow the first one.
+        """
+        budget = self._config.budget
+        allowed = affords(budget, self.ledger, server_round)
+        if not allowed and server_round == 1:
+            raise UserError(
+                f"budget {budget}: the greeting alone took {self.ledger.total()} bytes, so that no "
+                "round can begin; give more"
+            )
+        return allowed
+
+    def note(self, failures: Sequence[Failure]) -> None:
+        """Writes down what was told of the failures of a round."""
+        for failed in failures:
+            self._folder.write_failure(failed.round, failed.client, failed.trace)
+
+    def report(self, report: RoundReport, model: GlobalModel) -> None:
+        """Writes a round down, shows it, and stores its model if none before was better."""
+        line = self._line_of(report)
+        if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
+            self._folder.write_model(
+                model.stored(), "best_model.safetensors", class_names=self._class_names
+            )
+        self.lines.append(line)
+        self._logbook.note_round(line)
+        self._watch.show_round(line)
+
+    def _line_of(self, report: RoundReport) -> Line:
+        line: Line = {
+            "round": report.round,
+            "accuracy": report.accuracy,
+            "loss": report.loss,
+            "train_loss": report.train_loss,
+            "participants": list(report.participants),
+            "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
+            "taken_apart": list(report.taken_apart),
+            "moved": report.moved,
+            "uplink_bytes": self.ledger.total("uplink", report.round),
+            "downlink_bytes": self.ledger.total("downlink", report.round),
+            "payload_by_group": self.ledger.by_group(report.round),
+            "transfer_seconds": round(self._transfer(report.round), 4),
+            "aggregation_error": report.aggregation_error,
+            "seconds": round(report.seconds, 4),
+        }
+        if report.clipped is not None:
+            line["clipped_scalars"] = report.clipped
+        if told := warning([*self.lines, line], self._config, self.shares):
+            line["warnings"] = [told]
+        if report.metrics:
+            line["strategy_metrics"] = dict(report.metrics)
+        if self.evaluated:
+            line["strategy_evaluation"] = dict(self.evaluated)
+        return line
+
+    def _transfer(self, server_round: int) -> float:
+        """Returns the seconds that the messages of a round would travel."""
+        passed = (entry for entry in self.ledger if entry.round == server_round)
+        return transfer_seconds(passed, self.link)[server_round]
+
+    def full_fine_tuning(self) -> Ledger:
+        """Returns the ledger of full fine-tuning under FedAvg in the rounds so far.
+
+        Raises:
+            ValueError: When the sizes of its messages are not measured yet.
+        """
+        if self.sizes is None:
+            raise ValueError("the messages of full fine-tuning are measured at the end of a run")
+        return full_fine_tuning(
+            self._config.clients,
+            [Attendance.of(line) for line in self.lines],
+            self.sizes,
+            start_is_known=not lanes_of(self._config.compression.downlink).exact,
+        )

@@ -1,0 +1,117 @@
+"""Records what the server sees of each round into the run folder: `record_updates`.
+
+One file a round, `updates/round-00001.safetensors`, holds the tensors
+
+    model/NAME                 the exchanged tensors that the round began with
+    client-K/delta/NAME        what client K's training made of them, minus them
+    client-K/report/NAME       what the strategy had client K report beside it
+
+and, as metadata, the numbers of the clients and what they said of themselves. Under secure
+aggregation there is one entry, ``sum``, for the mean of all. The folder and its files are for their
+owner alone: a server that stores such files can attack its clients at leisure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.federation.observer import Sight
+from fl_vitlora.state import State
+from fl_vitlora.storage.checksummed import read_sealed, write_sealed
+from fl_vitlora.storage.files import make_private_folder
+from fl_vitlora.strategy import SEVERAL, Update
+
+FOLDER = "updates"
+MODEL, DELTA, REPORT, SUM = "model", "delta", "report", "sum"
+ROUND, UPDATES = "round", "updates"
+TOLD = ("client", "samples", "loss", "steps", "rank", "members", "population")
+
+
+class RecordedUpdates:
+    """An observer that writes each round down.
+
+    Args:
+        run: The run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / FOLDER
+
+    def observe(self, sight: Sight) -> None:
+        """Writes one round; a round that is repeated replaces its file.
+
+        Raises:
+            WriteError: When the disk does not take the file.
+        """
+        make_private_folder(self._folder)
+        told = [{name: getattr(update, name) for name in TOLD} for update in sight.updates]
+        metadata = {ROUND: str(sight.round), UPDATES: json.dumps(told)}
+        write_sealed(file_of(self._folder.parent, sight.round), dict(_tensors(sight)), metadata)
+
+
+def file_of(run: Path, server_round: int) -> Path:
+    """Returns the file of a round in a run folder."""
+    return run / FOLDER / f"round-{server_round:05d}.safetensors"
+
+
+def read_round(run: Path, server_round: int) -> Sight:
+    """Reads what `RecordedUpdates` wrote of a round.
+
+    Args:
+        run: The run folder.
+        server_round: The number of the round, from 1.
+
+    Returns:
+        What the server saw, equal to the bit.
+
+    Raises:
+        UserError: When nothing was recorded of the round, or the file is damaged.
+    """
+    path = file_of(run, server_round)
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file; updates are recorded where a run is begun with --record-updates"
+        )
+    tensors, metadata = read_sealed(path)
+    told: list[dict[str, Any]] = json.loads(metadata[UPDATES])
+    return Sight(
+        round=int(metadata[ROUND]),
+        model=_below(tensors, MODEL),
+        updates=tuple(
+            Update(
+                **one,
+                delta=_below(tensors, f"{_place(one['client'])}/{DELTA}"),
+                report=_below(tensors, f"{_place(one['client'])}/{REPORT}"),
+            )
+            for one in told
+        ),
+    )
+
+
+def _place(client: int) -> str:
+    return SUM if client == SEVERAL else f"client-{client}"
+
+
+def _tensors(sight: Sight) -> Iterator[tuple[str, Tensor]]:
+    """Yields all tensors of a round by their place in the file, each with memory of its own."""
+    states = {MODEL: sight.model}
+    for update in sight.updates:
+        states[f"{_place(update.client)}/{DELTA}"] = update.delta
+        states[f"{_place(update.client)}/{REPORT}"] = update.report
+    for place, state in states.items():
+        for name, tensor in state.items():
+            yield f"{place}/{name}", tensor.clone()
+
+
+def _below(tensors: State, place: str) -> State:
+    return {
+        name.removeprefix(f"{place}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{place}/")
+    }

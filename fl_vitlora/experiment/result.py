@@ -1,0 +1,170 @@
+"""The content of `result.json`, without the times and the encryption."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from fl_vitlora.adaptation import policies
+from fl_vitlora.communication.summary import reached, summarise
+from fl_vitlora.config import Config
+from fl_vitlora.experiment.record import Record
+from fl_vitlora.experiment.server_model import Server
+from fl_vitlora.experiment.watching import Line
+from fl_vitlora.flower.strategies import identity
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
+from fl_vitlora.flower.wire.reported_counts import largest_share
+from fl_vitlora.population import byzantine, faults
+from fl_vitlora.population.ranks import client_ranks
+from fl_vitlora.state import State, count
+
+
+def result_of(
+    config: Config,
+    strategy: AnyStrategy,
+    *,
+    parameters: Mapping[str, Any],
+    server: Server,
+    class_names: Sequence[str],
+    record: Record,
+) -> Line:
+    """Sums up a run that is at its end.
+
+    Args:
+        config: The experiment.
+        strategy: The strategy that ran.
+        parameters: The strategy's parameters as it was handed over.
+        server: The server's model before the first round.
+        class_names: The names of the classes, in the order of the head's outputs.
+        record: What the run has gathered.
+    """
+    lines = record.lines
+    return {
+        **_outcome(config, record),
+        "seed": config.seed,
+        "strategy": config.strategy.name,
+        "strategy_class": identity.class_path(strategy),
+        "strategy_parameters": parameters,
+        "method": config.finetuning.method,
+        "aggregation_error": mean_known([line["aggregation_error"] for line in lines]),
+        "failures": counted(lines),
+        "changes": record.changes,
+        "warnings": record.warnings,
+        "model": {"name": config.model.name, "weights": server.backbone.source},
+        "class_names": list(class_names),
+        **_population(config, record),
+        **_sizes(config, strategy, server),
+        "idle_rounds": sum(not line["moved"] for line in lines),
+        "privacy": record.privacy,
+        "communication": summarise(record.ledger, record.link, record.full_fine_tuning()),
+    }
+
+
+def _outcome(config: Config, record: Record) -> Line:
+    lines = record.lines
+    return {
+        "accuracy": lines[-1]["accuracy"],
+        "loss": lines[-1]["loss"],
+        "best": best(lines),
+        "accuracy_by_view": {view: accuracy for view, (accuracy, _) in record.measured.items()},
+        "clients": config.clients,
+        "rounds": len(lines),
+        "rounds_planned": config.rounds,
+        "stopped": "budget" if len(lines) < config.rounds else None,
+        "target": reached(
+            config.target_accuracy,
+            [line["accuracy"] for line in lines],
+            record.ledger,
+            record.link,
+        ),
+    }
+
+
+def _population(config: Config, record: Record) -> Line:
+    return {
+        "attack": byzantine.hostile(config),
+        "faults": faults.unreliable(config),
+        "client_ranks": list(client_ranks(config)),
+        "largest_share": dict(zip(("client", "share"), largest_share(record.images), strict=True)),
+        "secure_aggregation": _sums(config, record.lines),
+    }
+
+
+def _sums(config: Config, lines: Sequence[Line]) -> Line | None:
+    """Returns the range of secure sums and the scalars that were clipped; None without sums."""
+    if not config.privacy.secure_aggregation:
+        return None
+    clipped = sum(line["clipped_scalars"] for line in lines)
+    return {"range": config.privacy.range, "clipped_scalars": clipped}
+
+
+def _sizes(config: Config, strategy: AnyStrategy, server: Server) -> Line:
+    trained = trained_in(config, strategy, server.initial)
+    personal = client_half(strategy).personal
+    return {
+        "trainable_parameters": count(trained),
+        "exchanged_parameters": count(policies.exchanged(config, trained, personal)),
+        "total_parameters": count(server.whole),
+    }
+
+
+def trained_in(config: Config, strategy: AnyStrategy, initial: State) -> State:
+    """Returns the tensors that clients train in any round.
+
+    Args:
+        config: The experiment.
+        strategy: The strategy, whose plans freeze some tensors.
+        initial: All tensors that the method trains.
+    """
+    half, rounds = client_half(strategy), range(1, config.rounds + 1)
+    plans = {half.plan(number).frozen for number in rounds}
+    return {
+        name: tensor
+        for name, tensor in initial.items()
+        if not all(name.endswith(frozen) for frozen in plans)
+    }
+
+
+def best(lines: Sequence[Line]) -> Line:
+    """Returns the first round of the highest accuracy.
+
+    Example:
+        >>> best([{"round": 1, "accuracy": 0.5}, {"round": 2, "accuracy": 0.5}])
+        {'round': 1, 'accuracy': 0.5}
+    """
+    line = max(lines, key=lambda line: line["accuracy"])
+    return {"round": line["round"], "accuracy": line["accuracy"]}
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Returns the mean of the values that are not None, or None without any.
+
+    Example:
+        >>> mean_known([1.0, None, 2.0]), mean_known([None])
+        (1.5, None)
+    """
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def counted(lines: Sequence[Line]) -> Line:
+    """Counts failures, in all and by client, with the reason of each client's first.
+
+    Args:
+        lines: The lines of `rounds.jsonl`.
+
+    Example:
+        >>> late = [{"client": 3, "reason": "no reply within 1 s"}]
+        >>> counted([{"failures": late}, {"failures": []}, {"failures": late}])
+        {'updates': 2, 'clients': {'3': 2}, 'reasons': {'3': 'no reply within 1 s'}}
+    """
+    failures = [failed for line in lines for failed in line["failures"]]
+    times = sorted(Counter(failed["client"] for failed in failures).items())
+    reasons = {failed["client"]: failed["reason"] for failed in reversed(failures)}
+    return {
+        "updates": len(failures),
+        "clients": {str(client): count for client, count in times},
+        "reasons": {str(client): reasons[client] for client, _ in times},
+    }

@@ -1,0 +1,308 @@
+"""The server's side of a run: its rounds, from the greeting to the last measurement.
+
+It is the same in a simulation and in a deployment. It needs no plain image, and no key unless a key
+holder evaluates beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from fl_vitlora.adaptation import policies
+from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import Config
+from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.storage_keys import StorageKeys
+from fl_vitlora.experiment.checkpointing import Checkpointing
+from fl_vitlora.experiment.measuring import (
+    Measuring,
+    class_shares_of,
+    clients_hold_keys,
+    measured_by_clients,
+    measured_by_server,
+)
+from fl_vitlora.experiment.provenance import Provenance
+from fl_vitlora.experiment.record import Record
+from fl_vitlora.experiment.releasing import Release
+from fl_vitlora.experiment.result import result_of
+from fl_vitlora.experiment.server_model import Server
+from fl_vitlora.experiment.watching import Line, Watch
+from fl_vitlora.federation.evaluation import Evaluator
+from fl_vitlora.federation.failures import Failure
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.hooks import RoundHooks, RoundReport
+from fl_vitlora.federation.loop import Federation
+from fl_vitlora.federation.observer import Observer, Sight
+from fl_vitlora.flower.server.client_states import ClientStates
+from fl_vitlora.flower.server.secure_sums import SecureAggregator
+from fl_vitlora.flower.server.transport import Transport
+from fl_vitlora.flower.strategies import identity
+from fl_vitlora.flower.strategies.aggregators import (
+    Aggregator,
+    AnyStrategy,
+    client_half,
+    make_aggregator,
+)
+from fl_vitlora.flower.wire.byte_counts import reference_sizes
+from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
+from fl_vitlora.reporting.run_folder import RESULT, RunFolder
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the server loop ends with.
+
+    Attributes:
+        model: The final model.
+        begin: `time.perf_counter()` before the first round.
+        end: The same after the last round.
+    """
+
+    model: GlobalModel
+    begin: float
+    end: float
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The server's side of a run under way.
+
+    Attributes:
+        config: The experiment.
+        strategy: An instance of this project's or of Flower's contract.
+        server: The server's model.
+        class_names: The names of the classes, in the order of the head's outputs; clients must have
+            the same.
+        shards: The folder with the encrypted test shard, if clients do not evaluate.
+        folder: The run folder.
+        watch: Who looks on.
+        logbook: Where rounds are written down, and states to go on from.
+        record: What the run gathers.
+        states: What simulated clients remember. A deployment has this at its nodes, and writes no
+            checkpoints.
+        checkpoint: The checkpoint that the run goes on from.
+        holder: The holder of the key, where key holders evaluate beside the server.
+        storage: Opens the test shard where it is sealed at rest.
+        observers: What is shown all that the server sees of each round.
+        secret_seed: The seed of what the strategy draws, if that must not follow from the seed of
+            the run. Whoever knows the noise that was added can subtract it.
+        repeats_errors: True if a client whose app raised is asked once more in the same round. A
+            simulation says False: its engine has tried twice before the server hears of it.
+        parameters: The parameters of the strategy, as it was handed over.
+    """
+
+    config: Config
+    strategy: AnyStrategy
+    server: Server
+    class_names: tuple[str, ...]
+    shards: Path
+    folder: RunFolder
+    watch: Watch
+    logbook: Logbook
+    states: ClientStates | None = None
+    checkpoint: Checkpoint | None = None
+    holder: KeyHolder | None = None
+    storage: StorageKeys | None = field(default=None, repr=False)
+    observers: Sequence[Observer] = ()
+    secret_seed: int | None = field(default=None, repr=False)
+    repeats_errors: bool = True
+    record: Record = field(init=False)
+    parameters: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Reads the strategy's parameters before its first round, in which it may change them."""
+        self.record = Record(self.config, self.class_names, self.folder, self.logbook, self.watch)
+        self.parameters = identity.parameters(self.strategy)
+
+    def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
+        """Trains over Flower's grid, be it simulated or deployed, until done or told to stop.
+
+        Args:
+            grid: Flower's grid.
+            stop: Set by whoever wants the run to end at once.
+        """
+        personal = client_half(self.strategy).personal
+        initial = policies.exchanged(self.config, self.server.initial, personal)
+        transport = self._transport(grid, initial, stop)
+        aggregator = self._aggregator(initial)
+        evaluator = self._evaluator(transport, aggregator)
+        self.record.shares.extend(class_shares_of(evaluator, self.server))
+        clients = transport.greet(self.config.clients)
+        self.record.greeted(clients)
+        keeping = self._checkpointing(transport, aggregator)
+        model, done = GlobalModel(tensors=initial), 0
+        if self.checkpoint is not None and keeping is not None:
+            model, done = keeping.take_up(self.checkpoint), self.checkpoint.round
+        measuring = Measuring(evaluator=evaluator, rounds=self.config.rounds, record=self.record)
+        release = Release(config=self.config, secret_seed=self.secret_seed)
+        hooks = _Rounds(self, measuring, release, keeping)
+        begin = time.perf_counter()
+        self.watch.training.set()
+        final = self._federation(transport, aggregator, list(clients), hooks).run(model, done)
+        measuring.evaluate_other_views(final)
+        end = time.perf_counter()
+        self.record.sizes = reference_sizes(self.server.whole, self.class_names)
+        self.record.privacy = release.statement(aggregator.privacy(), len(self.record.lines))
+        return Outcome(model=final, begin=begin, end=end)
+
+    def _transport(self, grid: Any, initial: State, stop: threading.Event | None) -> Transport:
+        privacy, sums = self.config.privacy, None
+        if privacy.secure_aggregation:
+            equal = privacy.clipping_norm is not None
+            sums = SecureAggregator(limit=privacy.range, equal=equal)
+        return Transport(
+            grid,
+            initial,
+            self.record.ledger,
+            config=self.config,
+            class_names=self.class_names,
+            sums=sums,
+            timeout=self.config.engine.round_timeout,
+            repeats_errors=self.repeats_errors,
+            states=self.states,
+            tap=self.watch.tap,
+            stop=stop,
+        )
+
+    def _aggregator(self, initial: State) -> Aggregator:
+        seed = self.config.seed if self.secret_seed is None else self.secret_seed
+        return make_aggregator(self.strategy, Layout.of(initial), seed)
+
+    def _evaluator(self, transport: Transport, aggregator: Aggregator) -> Evaluator:
+        if policies.clients_evaluate(self.config):
+            keyed = clients_hold_keys(self.config, self.holder)
+            return measured_by_clients(transport, aggregator, self.record, keyed=keyed)
+        return measured_by_server(
+            self.config,
+            self.server,
+            holder=self.holder,
+            shards=self.shards,
+            class_names=self.class_names,
+            storage=self.storage,
+        )
+
+    def _checkpointing(self, transport: Transport, aggregator: Aggregator) -> Checkpointing | None:
+        """Makes what keeps the state of a simulation; a deployment keeps none."""
+        if self.states is None:
+            return None
+        holder = self.holder
+        provenance = Provenance.of(
+            weights=self.server.plain,
+            class_names=self.class_names,
+            device=next(self.server.backbone.model.parameters()).device.type,
+            key=holder.key_id if holder is not None and holder.cipher.steps else "none",
+            strategy=self.strategy,
+            name=identity.describe(self.strategy),
+        )
+        return Checkpointing(
+            config=self.config,
+            place=self.folder.path,
+            provenance=provenance,
+            states=self.states,
+            transport=transport,
+            aggregator=aggregator,
+            record=self.record,
+            logbook=self.logbook,
+            watch=self.watch,
+        )
+
+    def _federation(
+        self, transport: Transport, aggregator: Aggregator, clients: list[int], hooks: RoundHooks
+    ) -> Federation:
+        return Federation(
+            transport=transport,
+            aggregator=aggregator,
+            clients=clients,
+            rounds=self.config.rounds,
+            fraction=self.config.fraction,
+            quorum=self.config.min_clients,
+            seed=self.config.seed,
+            training=self.config.training,
+            hooks=hooks,
+        )
+
+    def result(self) -> Line:
+        """Returns the content of `result.json`, without the times."""
+        return result_of(
+            self.config,
+            self.strategy,
+            parameters=self.parameters,
+            server=self.server,
+            class_names=self.class_names,
+            record=self.record,
+        )
+
+    def write(self, outcome: Outcome, result: Line, started: float) -> None:
+        """Writes what is known only at the end; `result.json` last, as the sign of a whole run.
+
+        Args:
+            outcome: What the server loop ended with.
+            result: The content of `result.json`; the times are added here.
+            started: `time.perf_counter()` when the program began.
+        """
+        lines = self.record.lines
+        plot_accuracy(
+            self.folder.plots,
+            [line["accuracy"] for line in lines],
+            list(accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in lines)),
+            list(accumulate(line["transfer_seconds"] for line in lines)),
+        )
+        plot_traffic(self.folder.plots, lines)
+        self.folder.write("communication.csv", self.record.ledger.to_csv())
+        self.folder.write_model(outcome.model.stored(), class_names=self.class_names)
+        result["seconds"] = {
+            "setup": round(outcome.begin - started, 3),
+            "training": round(outcome.end - outcome.begin, 3),
+            "total": round(time.perf_counter() - started, 3),
+        }
+        self.folder.write_json(RESULT, result)
+        self.logbook.close()
+
+
+class _Rounds(RoundHooks):
+    """Hands each callback of the server loop to the part of a run that it is for."""
+
+    def __init__(
+        self, run: Run, measuring: Measuring, release: Release, keeping: Checkpointing | None
+    ) -> None:
+        self._run, self._measuring = run, measuring
+        self._release, self._keeping = release, keeping
+        self.beside = measuring.beside
+
+    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
+        return self._measuring.evaluate(server_round, model)
+
+    def report(self, report: RoundReport, model: GlobalModel) -> None:
+        self._run.record.report(report, model)
+
+    def pauses(self) -> bool:
+        return self._run.watch.pause.is_set()
+
+    def affords(self, server_round: int) -> bool:
+        return self._run.record.affords(server_round)
+
+    def note(self, failures: Sequence[Failure]) -> None:
+        self._run.record.note(failures)
+
+    def look(self, sight: Sight) -> None:
+        for observer in self._run.observers:
+            observer.observe(sight)
+
+    def release(
+        self, server_round: int, updates: Sequence[Update], cohort: int
+    ) -> Sequence[Update]:
+        return self._release.release(server_round, updates, cohort)
+
+    def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
+        if self._keeping is None:
+            return super().keep(server_round, model)
+        return self._keeping.keep(server_round, model)

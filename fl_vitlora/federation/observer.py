@@ -1,0 +1,65 @@
+"""The contract of an observer: it sees what the server sees of a round, once a round.
+
+An observer is shown the model that the server sent and the updates as the server has decoded them.
+Where updates are summed securely, the server sees their mean alone, and so does the observer.
+Attacks on a server's knowledge are functions of what an observer recorded
+(`experiment.recorded_updates`).
+
+A whole observer, which remembers how far each client moved the model:
+
+    >>> import torch
+    >>> from fl_vitlora.state import l2_norm
+    >>> from fl_vitlora.strategy import Update
+    >>> class Distances:
+    ...     def __init__(self):
+    ...         self.found = {}
+    ...     def observe(self, sight):
+    ...         for update in sight.updates:
+    ...             self.found[sight.round, update.client] = l2_norm(update.delta)
+    >>> observer = Distances()
+    >>> update = Update(client=3, samples=8, loss=0.5, delta={"w": torch.tensor([3.0, 4.0])})
+    >>> observer.observe(Sight(round=1, model={"w": torch.zeros(2)}, updates=(update,)))
+    >>> observer.found
+    {(1, 3): 5.0}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What the server sees in one round.
+
+    Attributes:
+        round: The number of the round, from 1.
+        model: The exchanged tensors that the round began with, as the server sent them. Clients of
+            a smaller rank were sent less of them.
+        updates: The usable updates, decoded and ordered by client, before the server adds noise.
+            Under secure aggregation this is one update, the mean of all (`strategy.SEVERAL`).
+    """
+
+    round: int
+    model: State
+    updates: Sequence[Update]
+
+
+class Observer(Protocol):
+    """Sees what the server sees; see the module for an example."""
+
+    def observe(self, sight: Sight) -> None:
+        """Looks at one round.
+
+        The tensors are the server's own: an observer must not change them. A round that is repeated
+        after an interruption is shown again.
+
+        Args:
+            sight: What the server sees in this round.
+        """
+        ...
