@@ -60,6 +60,7 @@ ALLOWED = {
         "fl_vitlora/experiment/runner.py",
         "fl_vitlora/experiment/comparison.py",
         "fl_vitlora/experiment/deployment.py",
+        "fl_vitlora/experiment/gpu_sharing.py",
         "fl_vitlora/experiment/serving.py",
         "strategies/",
     ],
