@@ -329,7 +329,7 @@ REFUSED: Mapping[str, tuple[int, set[int], str]] = {
     "itself": (1, {0}, "must be left"),
     "all others": (1, {2, 3, 7, 11}, "must be left"),
     "a stranger": (1, {3, 5}, "cannot have dropped out"),
-    "one that came back": (1, {7}, "cannot be in it again"),
+    "one that came back": (1, {7}, "cannot come back into it"),
 }
 
 

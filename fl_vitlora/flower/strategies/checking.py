@@ -172,7 +172,7 @@ def _repeats(make: Make) -> str | None:
     if _same(_play(make()), _play(make())):
         return None
     return (
-        "a second run of the same rounds gave another model; draw random numbers only from "
+        "the same rounds gave another model the second time; draw random numbers only from "
         "Python's random or numpy's shared generator, which are seeded for every round"
     )
 
