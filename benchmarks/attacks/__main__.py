@@ -35,7 +35,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("attack", choices=["ciphertext", "embedding", "uploads", "image"])
-    parser.add_argument("--keys", type=int, help="how many keys are tried (10; of runs 3)")
+    parser.add_argument("--keys", type=int, help="number of keys (10; 3 if a key needs a run)")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 3, 5, 10, 100, 360])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 5, 19])
     parser.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))

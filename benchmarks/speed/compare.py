@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--pfl", type=Path, help="where pfl-research is, or is installed to")
+    parser.add_argument("--pfl", type=Path, help="folder of the environment with pfl-research")
     parser.add_argument("--only", nargs="+", choices=list(NAMES))
     arguments = parser.parse_args()
     chosen = arguments.only or list(NAMES)

@@ -39,7 +39,7 @@ time.sleep(3)
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=4, help="to compare with one (4)")
+    parser.add_argument("--workers", type=int, default=4, help="workers of the larger run (4)")
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     many, rounds = arguments.workers, str(arguments.rounds)

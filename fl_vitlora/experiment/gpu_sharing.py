@@ -65,7 +65,7 @@ def held(workers: Workers, memory: Memory, shards: int) -> Workers:
     Returns:
         The workers, at least one per GPU.
     """
-    most = workers.a_gpu
+    most = workers.per_gpu
     each = workers_that_fit(memory.free, memory.context, memory.step + shards, most)
     return replace(workers, count=min(workers.count, each * workers.gpus))
 

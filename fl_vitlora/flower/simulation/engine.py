@@ -77,8 +77,7 @@ def simulate(
 
     Args:
         client_app: Flower's ClientApp; it is sent to the workers with every message.
-        main: The server function. It takes Flower's grid, and an event that is set when the
-            simulation is broken off.
+        main: The server function; it takes Flower's grid and an event that is set to stop it.
         clients: Number of virtual nodes.
         together: Largest number of clients that a worker trains in one batch.
         patience: Longest time that a worker may take for each client, in seconds.

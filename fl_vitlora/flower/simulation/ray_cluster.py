@@ -51,7 +51,7 @@ class Ray:
         self.workers = workers
         self.actors: list[Any] = []
         self.measured: tuple[object, Memory] | None = None
-        self._seated: Workers | None = None  # the workers that the actors were made for
+        self._actors_serve: Workers | None = None  # the workers that the actors were made for
         self._verbose = verbose
         self._error: Exception | None = None
         self._folder = contextlib.ExitStack()
@@ -85,9 +85,9 @@ class Ray:
         Returns:
             The list of actors. The simulation keeps this list up to date.
         """
-        if workers != self._seated:
+        if workers != self._actors_serve:
             self.end_actors()
-            self._seated = workers
+            self._actors_serve = workers
         return self.actors
 
     def end_actors(self) -> None:

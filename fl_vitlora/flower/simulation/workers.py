@@ -31,7 +31,7 @@ class Workers:
     address: str = ""
 
     @property
-    def a_gpu(self) -> int:
+    def per_gpu(self) -> int:
         """Returns the largest number of workers that share one GPU, 0 on the CPU."""
         return math.ceil(self.count / self.gpus) if self.gpus else 0
 
@@ -46,7 +46,7 @@ class Workers:
             >>> Workers(device="cuda", count=3, gpus=2).resources
             {'num_cpus': 1, 'num_gpus': 0.5}
         """
-        return {"num_cpus": 1, "num_gpus": 1 / self.a_gpu if self.gpus else 0}
+        return {"num_cpus": 1, "num_gpus": 1 / self.per_gpu if self.gpus else 0}
 
 
 def choose_workers(device: str, count: int | None, most: int, address: str = "") -> Workers:

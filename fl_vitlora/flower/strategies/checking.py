@@ -150,9 +150,9 @@ def _play(
     return current.tensors
 
 
-def _same(one: State, other: State) -> bool:
+def _same(a: State, b: State) -> bool:
     """Returns True if two models have the same bits."""
-    return one.keys() == other.keys() and all(torch.equal(one[n], t) for n, t in other.items())
+    return a.keys() == b.keys() and all(torch.equal(a[n], t) for n, t in b.items())
 
 
 def _noted(updates: Sequence[Update]) -> list[Update]:
@@ -201,10 +201,10 @@ def _is_stored(make: Make) -> str | None:
 
 def _goes_on(make: Make) -> str | None:
     """Compares rounds 2 and 3 of a strategy with those of an instance restored from its state."""
-    one, other = make(), make()
-    _play(one, last=1)
-    strategy_state.restore(other, *strategy_state.snapshot(one))
-    if _same(_play(one, first=2), _play(other, first=2)):
+    unbroken, resumed = make(), make()
+    _play(unbroken, last=1)
+    strategy_state.restore(resumed, *strategy_state.snapshot(unbroken))
+    if _same(_play(unbroken, first=2), _play(resumed, first=2)):
         return None
     return "a resumed run gives another model; the strategy must keep its memory in attributes"
 

@@ -60,8 +60,7 @@ def understood(
 
     Args:
         sent: The configuration in the strategy's message.
-        given: The configuration that the server loop gave to the strategy: the round and the
-            scheduled learning rate.
+        given: The server loop's configuration: the round and the scheduled learning rate.
         strategy: Name of the strategy, for error messages.
 
     Returns:

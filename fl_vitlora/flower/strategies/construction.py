@@ -80,17 +80,17 @@ def construct(kind: type[Any], name: str, options: Mapping[str, Any], terms: Ter
         UserError: If an option is unknown, missing or of the wrong type.
     """
     parameters = _settable(kind)
-    given = {key: value for key, value in terms.defaults.items() if key in parameters}
+    arguments = {key: value for key, value in terms.defaults.items() if key in parameters}
     for key, value in options.items():
-        given[key] = convert(_hint(parameters, key, name), value, f"{terms.path}.{key}")
-    missing = [key for key, p in parameters.items() if _is_needed(p) and key not in given]
+        arguments[key] = convert(_hint(parameters, key, name), value, f"{terms.path}.{key}")
+    missing = [key for key, p in parameters.items() if _is_needed(p) and key not in arguments]
     if missing:
         raise UserError(f"strategy {name} needs a value: --set {terms.path}.{missing[0]}=VALUE")
     try:
         if ACCOUNTANT in _parameters(kind):
-            delta = given.pop(TARGET_DELTA, None)
-            given[ACCOUNTANT] = None if delta is None else make_accountant(delta, terms.clients)
-        return kind(**given)
+            delta = arguments.pop(TARGET_DELTA, None)
+            arguments[ACCOUNTANT] = None if delta is None else make_accountant(delta, terms.clients)
+        return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"strategy {name}: {error}") from None
 
