@@ -120,7 +120,8 @@ def server_reader(config: Config, origin: PatchReader, holder: KeyHolder) -> Pat
     if start_is_adapted(config):
         return holder.adapt(origin, "server")
     blocks = holder.cipher.geometry.blocks
-    if not config.encryption.adapt:  # only differences are converted; positions unless exchanged
+    if not config.encryption.adapt:
+        # Only differences are converted. The position embeddings stay, unless they are exchanged.
         turned = replace(origin, position=origin.weight.new_empty(blocks, 0))
     else:
         turned = origin

@@ -8,8 +8,8 @@ part:
 
 K is the number of clients that were asked, which is known before the round; an absent client counts
 as a zero update. All weights are equal, because the numbers of samples are private data too. This
-is the Gaussian mechanism with sensitivity C/K and noise multiplier z. Its neighbours are a client
-that takes part and the same client sending nothing (zero-out neighbours, as in arXiv 2103.00039).
+is the Gaussian mechanism with sensitivity C/K and noise multiplier z. Its neighbouring inputs are a
+client's update and a zero update of the same client (zero-out neighbours, as in arXiv 2103.00039).
 `flower.strategies.accounting` computes ε over the rounds. A strategy gets only the noisy mean, so
 everything it computes from the mean is equally private. The numbers of samples and steps and the
 loss, which come with the mean, are not private.

@@ -32,7 +32,7 @@ SECONDS_TO_END = 10.0
 
 
 class Ray:
-    """Ray, started or joined in a thread of its own.
+    """A Ray that is started or joined in a separate thread.
 
     Ray's processes end with the thread that started them, so this thread lives until `stop`.
 

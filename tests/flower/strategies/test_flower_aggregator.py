@@ -374,9 +374,7 @@ def test_memory_that_cannot_be_stored_is_told_before_the_run_as_well():
     outer = load("DifferentialPrivacyServerSideFixedClipping")
     check_storable(outer)
     vars(outer)["strategy"] = Wrapped()
-    with pytest.raises(
-        UserError, match="the attribute seen is a set, which no checkpoint can hold"
-    ):
+    with pytest.raises(UserError, match="its seen is a set, which no checkpoint can hold"):
         check_storable(outer)
 
 
