@@ -1,4 +1,4 @@
-"""Ray as a simulation starts it: nobody but this machine can reach it, and GPUs are dealt out."""
+"""A Ray that a simulation starts: only this machine reaches it, and its GPUs are shared out."""
 
 from __future__ import annotations
 
