@@ -74,7 +74,7 @@ def as_sent(config: Config, client: int, delta: State) -> State:
 
 
 def check(config: Config) -> None:
-    """Checks that an attack has hostile clients, and that at least one client is honest.
+    """Checks that the settings name both attacks and hostile clients, and leave an honest client.
 
     Raises:
         UserError: If the settings of the attack do not fit together; names a choice that works.

@@ -68,7 +68,7 @@ def strike(config: Config, client: int, server_round: int) -> None:
 
 
 def check(config: Config) -> None:
-    """Checks that faults have clients, and not more clients than there are.
+    """Checks that the settings name both faults and clients, and not more clients than exist.
 
     Raises:
         UserError: If the settings of the faults do not fit together; names a choice that works.

@@ -83,7 +83,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """The list of participants, which the server sends equally to all of them.
+    """The list of participants of a secure sum; the server sends the same list to all of them.
 
     Attributes:
         round: Number of the round, from 1; it grows with every sum of a run.

@@ -123,7 +123,7 @@ def is_alive(actor: Any) -> bool:
 def kept_workers(actors: list[Any], most: int, patience: float) -> Iterator[Callable[[], None]]:
     """Replaces Flower's Ray backend by this one while the block runs.
 
-    Flower's code names its backend class, so the class is exchanged in Flower's module.
+    Flower has no option for another backend, so the class is replaced inside Flower's module.
 
     Args:
         actors: Actors left by earlier simulations. Simulations inside the block update the list.

@@ -103,7 +103,7 @@ def take(state: InMemoryLinkState, nodes: Mapping[int, int]) -> list[Message]:
     return waiting
 
 
-def work(  # noqa: PLR0917 - as many as Flower hands over
+def work(  # noqa: PLR0917 - the arguments that Flower passes
     messageins_queue: Queue[list[Message]],
     messageres_queue: Queue[Message],
     node_info_store: Mapping[int, Any],
@@ -198,8 +198,8 @@ def refused(message: Message, error: Exception) -> Message:
 def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
     """Replaces Flower's delivery of messages by this one while the block runs.
 
-    Flower's code names its functions, so they are exchanged in Flower's module. If a version of
-    Flower has functions with other arguments, its own delivery stays in place.
+    Flower has no option for this, so the functions are replaced inside Flower's module. If a
+    version of Flower has functions with other arguments, its own delivery stays in place.
 
     Args:
         most: Largest number of messages in a bundle, by kind of message.
@@ -209,7 +209,7 @@ def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[N
     def add_messages_to_queue(state: Any, queue: Any, nodes_mapping: Any, f_stop: Any) -> None:
         deliver(state, queue, nodes_mapping, f_stop, most)
 
-    def worker(  # noqa: PLR0917 - as many as Flower hands over
+    def worker(  # noqa: PLR0917 - the arguments that Flower passes
         messageins_queue: Any,
         messageres_queue: Any,
         node_info_store: Any,
