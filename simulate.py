@@ -320,7 +320,8 @@ def run(
     from fl_vitlora.experiment.runner import PausedError, silence
     from fl_vitlora.experiment.runner import run as run_experiment
     from fl_vitlora.experiment.watching import Watch
-    from fl_vitlora.reporting.console import RunDisplay, print_result
+    from fl_vitlora.reporting.console import RunDisplay
+    from fl_vitlora.reporting.result_table import print_result
     from fl_vitlora.reporting.run_folder import default_path
 
     if not verbose:
@@ -394,7 +395,7 @@ def heeded_signals() -> Iterator[signal.Signals]:
 def resume(arguments: argparse.Namespace) -> None:
     """Goes on with a run; one that is at its end is shown."""
     from fl_vitlora.checkpoints.logbook import remove as remove_checkpoints
-    from fl_vitlora.reporting.console import print_result
+    from fl_vitlora.reporting.result_table import print_result
     from fl_vitlora.reporting.run_folder import find_run, located
 
     folder = arguments.resume
@@ -500,7 +501,7 @@ def check_strategy(
     confirmation.check_strategy(chosen, confirmed)
     import strategies
     from fl_vitlora.experiment.runner import silence
-    from fl_vitlora.reporting.console import print_findings
+    from fl_vitlora.reporting.findings import print_findings
     from fl_vitlora.strategy import Strategy
     from fl_vitlora.testing import findings, rules_for, understood
 

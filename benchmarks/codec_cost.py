@@ -1,12 +1,13 @@
-"""What codecs save, lose and cost: bytes, error and milliseconds on the tensors of real models.
+"""Cost of codecs on the tensors of real models: bytes, error and milliseconds.
 
 python benchmarks/codec_cost.py
 
-Values are drawn as an update's are spread: normal within a tensor, every tensor at a scale of its
-own. Times are medians on one thread, with the message's own format. Sending is to compress and to
-write, and with error feedback to decode what was sent; receiving is to read and to decode. The last
-lines compare with the training of one client of the default job for one round, in the same process:
-for one update, both ends of the uplink and both of the downlink, as if nobody shared what is sent.
+The values are drawn like those of an update: normally distributed within a tensor, with a different
+scale for each tensor. Times are medians on one thread, and include the format of the message.
+Sending means compressing and writing, and with error feedback also decoding what was sent.
+Receiving means reading and decoding. The last lines compare these times with the training of one
+client of the default job for one round in the same process. They count both ends of the uplink and
+both ends of the downlink for a single update, as if no work were shared between clients.
 """
 
 from __future__ import annotations
@@ -79,14 +80,14 @@ def main() -> None:
 
 
 def drawn(like: State) -> State:
-    """Draws values, normal at a scale for each tensor."""
+    """Draws normal values, with one scale for each tensor."""
     chance = generator(0, "benchmark")
     scales = {name: 10 ** (-3 * torch.rand(1, generator=chance)) for name in like}
     return {n: scales[n] * torch.randn(t.shape, generator=chance) for n, t in like.items()}
 
 
 def measure(delta: State, spec: str) -> tuple[int, float, float, float]:
-    """Returns a message's bytes, the relative error of what arrives, and seconds at both ends."""
+    """Returns the bytes of a message, its relative error, and the seconds to send and receive."""
     layout, lanes, everything = Layout.of(delta), read_lanes({}, spec), frozenset(delta)
 
     def send() -> bytes:
@@ -104,7 +105,7 @@ def measure(delta: State, spec: str) -> tuple[int, float, float, float]:
 
 
 def training() -> float:
-    """Returns seconds that a client of the default job trains in a round."""
+    """Returns the seconds that a client of the default job trains in a round."""
     built = backbone.build(ModelConfig(), CLASSES, 0)
     methods.prepare(built.model, FineTuningConfig(), 0)
     state = methods.export_state(built.model)
@@ -128,7 +129,7 @@ def training() -> float:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Returns the median of several times, after one that does not count."""
+    """Returns the median duration of several calls in seconds, after one call that is not timed."""
     work()
     seconds = []
     for _ in range(REPEATS):

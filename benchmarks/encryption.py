@@ -1,6 +1,6 @@
-"""How long encryption takes per image, in batches, on one core, for each scheme and number of keys.
+"""Duration of encryption per image, in batches on one core, for each scheme and scope of keys.
 
-The last table is what a shard on the disk costs, sealed at rest and in the clear.
+The last table gives the duration to write and open a shard on the disk, encrypted at rest and not.
 
 python benchmarks/encryption.py
 """
@@ -28,7 +28,7 @@ SCOPES: tuple[Scope, ...] = ("shared", "image")
 
 
 def seconds_per_image(holder: KeyHolder, batch: int) -> list[float]:
-    """Times whole batches, their keys included, and returns seconds for one image, each time."""
+    """Returns the seconds per image of several batches; the derivation of keys is included."""
     images = torch.randint(0, 256, (batch, *holder.cipher.image_shape), dtype=torch.uint8)
     holder.encrypt(images[:1], TEST)
     times = []
@@ -54,7 +54,7 @@ def print_row(scheme: str, steps: tuple[CipherStep, ...], scope: Scope) -> None:
 
 
 def print_sealing(side: int, count: int, folder: Path) -> None:
-    """Prints what a shard on the disk costs, sealed and in the clear, to write and to open."""
+    """Prints the time to write and open a shard, encrypted at rest ("sealed") and in the clear."""
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
     shard = Shard(images=images, labels=torch.zeros(count, dtype=torch.int64))
     key = of_secret(bytes(32))

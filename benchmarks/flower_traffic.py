@@ -1,13 +1,13 @@
-"""What Flower's transport adds around a message: bytes on the line of a SuperNode, by a proxy.
+"""Bytes that Flower's transport adds to a message, measured by a proxy before each SuperNode.
 
-A SuperLink and two SuperNodes run the default job in small, without TLS. Each node reaches the
-SuperLink through a proxy that counts the bytes of every HTTP request and response by its path. What
-the ledger of the run counts of them are the objects of messages; the rest is Flower's own.
+A SuperLink and two SuperNodes run a small version of the default job, without TLS. Each node
+reaches the SuperLink through a proxy that counts the bytes of every HTTP request and response by
+its path. The run's ledger counts the objects of messages; all other bytes are Flower's own.
 
-The two figures for a message are those of `fl_vitlora.communication.carrier`. They count requests
-that a message causes: their lines and headers with the node's signature, ids of objects,
-confirmations. Requests that find nothing to fetch and heartbeats depend on time, not on messages;
-they are told apart. So is what a node fetches once (the run, the app).
+The two numbers for a message are those of `fl_vitlora.communication.carrier`. They count the
+requests that a message causes: their lines and headers with the node's signature, ids of objects,
+and confirmations. Heartbeats, and requests that find nothing to fetch, depend on time and not on
+messages; they are listed separately. So are downloads that a node makes once (the run, the app).
 
     python benchmarks/flower_traffic.py
 """
@@ -48,9 +48,9 @@ class Exchange:
 
     Attributes:
         path: The last part of the URL.
-        up: Bytes to the SuperLink.
-        down: Bytes to the node.
-        empty: Whether the response carries nothing.
+        up: Bytes sent to the SuperLink.
+        down: Bytes sent to the node.
+        empty: True if the response has no content.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Exchange:
 
 
 class Proxy:
-    """Passes the bytes of one node on, and counts them by request.
+    """A proxy that forwards the bytes of one node, and counts them by request.
 
     Args:
         target: Port of the SuperLink.
@@ -92,7 +92,7 @@ class Proxy:
         *,
         up: bool,
     ) -> None:
-        """Passes one direction on; a node sends no request before it has the last response."""
+        """Forwards one direction. A node sends a request only after the last response arrived."""
         while data := await source.read(2**16):
             if up and not state["asking"]:
                 path = data.split(b" ", 2)[1].decode().rpartition("/")[2]
@@ -112,7 +112,7 @@ class Proxy:
 
 
 def free_port() -> int:
-    """Finds a port that nothing listens on."""
+    """Returns a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -120,7 +120,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(log: Path, *command: str, environment: dict[str, str]) -> Iterator[None]:
-    """Runs a program as long as it is needed."""
+    """Runs a program while the block runs, with its output in a log file."""
     with log.open("wb") as file:
         running = subprocess.Popen(
             command, cwd=log.parent, env=environment, stdout=file, stderr=subprocess.STDOUT
@@ -133,7 +133,11 @@ def process(log: Path, *command: str, environment: dict[str, str]) -> Iterator[N
 
 
 def await_file(path: Path) -> None:
-    """Waits for a file."""
+    """Waits until a file exists.
+
+    Raises:
+        RuntimeError: If the file does not appear in time; the message ends with the logs.
+    """
     deadline = time.monotonic() + SECONDS_TO_WAIT
     while not path.exists():
         if time.monotonic() > deadline:
@@ -144,7 +148,11 @@ def await_file(path: Path) -> None:
 
 
 def await_port(port: int) -> None:
-    """Waits for somebody to listen."""
+    """Waits until a program listens on a port.
+
+    Raises:
+        RuntimeError: If no program listens in time.
+    """
     deadline = time.monotonic() + SECONDS_TO_WAIT
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -154,7 +162,7 @@ def await_port(port: int) -> None:
 
 
 def simulate(folder: Path) -> None:
-    """Leaves the shards and the configuration of a small run."""
+    """Simulates a small run, for its shards and its configuration file."""
     settings = {
         "clients": CLIENTS,
         "rounds": ROUNDS,
@@ -169,7 +177,7 @@ def simulate(folder: Path) -> None:
 
 
 def deploy(folder: Path) -> list[Proxy]:
-    """Runs the same on a SuperLink and SuperNodes behind proxies."""
+    """Runs the same job on a SuperLink and SuperNodes, and returns the nodes' proxies."""
     given = f'config="{folder}/config.yaml" shards="{folder}/simulated/shards"'
     port, home = free_port(), folder / "flower"
     home.mkdir()
@@ -207,7 +215,7 @@ def deploy(folder: Path) -> list[Proxy]:
 
 
 def main() -> None:
-    """Measures, and prints what a message costs beside its objects."""
+    """Runs the measurement, and prints the bytes that a message costs beside its objects."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         simulate(folder)

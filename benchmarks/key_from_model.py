@@ -1,13 +1,13 @@
-"""How much of its key a trained model betrays: matches its patch embedding with an attacker's.
+"""The part of its key that a trained model reveals to an attacker with models of its own.
 
 python benchmarks/key_from_model.py --runs ENCRYPTED_RUN [...] --plain PLAIN_RUN [...]
 
-The attacker sees the patch embedding of a run on encrypted images and knows the public model; with
-plain images of the same kind it has trained models of its own (the plain runs). Columns of the
-patch embedding, or of its change in training, are matched by the absolute value of their cosine,
-one to one (Hungarian method). Printed is the share of entries of a block whose origin is found, and
-of those whose place within the block is found, whatever the channel; beside each the chance.
-The owner's key ring tells the truth to compare with.
+The attacker sees the patch embedding of a run on encrypted images, and knows the public model. It
+has trained its own models on plain images of the same kind (the plain runs). It matches the columns
+of the patch embeddings, or of their changes in training, one to one by the absolute value of their
+cosine (Hungarian method). The program prints the share of entries of a block whose origin is found,
+and the share whose place within the block is found, in any channel. It prints the chance level for
+both. The true key comes from the owner's key ring.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ STEP = "pixel_shuffling"
 
 
 def patch_embedding(run: Path) -> Tensor:
-    """Reads the trained patch embedding of a run, (W, D)."""
+    """Returns the trained patch embedding of a run, (width W, entries of a patch D)."""
     weight: Tensor = load_file(run / "model.safetensors")[WEIGHT]
     return weight.flatten(1)
 
 
 def matched(seen: Tensor, known: Tensor) -> Tensor:
-    """Finds for every column of what is seen the column of what is known, int64 (D,)."""
+    """Returns for every column of `seen` the matching column of `known`, int64 (D,)."""
     likeness = (normalize(seen, dim=0).T @ normalize(known, dim=0)).abs()
     return torch.from_numpy(linear_sum_assignment(-likeness.numpy())[1])
 
 
 def shares(run: Path, plain: Iterable[Path]) -> dict[str, tuple[float, float]]:
-    """Attacks one run in every way; returns shares of entries and of places that are found."""
+    """Attacks one run in every way, and returns the shares of entries and places found by each."""
     config = configuration.load(str(run / "config.yaml"))
     public = backbone.build(config.model, 2, config.seed)
     told = shard_metadata(run / "shards" / TEST_SHARD, storage_keys(config))

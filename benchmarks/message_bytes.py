@@ -1,7 +1,7 @@
-"""How many bytes a message has for each method: measured on real messages of a real model.
+"""Number of bytes of a message for each method, measured on real messages of a real model.
 
-The saving is that of a round without anything around it: both messages of full fine-tuning over
-both messages of the method.
+The saving is that of a single round: the bytes of both messages of full fine-tuning over the bytes
+of both messages of the method.
 
     python benchmarks/message_bytes.py
 """

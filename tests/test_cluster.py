@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.simulation.engine import check_address, choose_workers
+from fl_vitlora.flower.simulation.ray_environment import check_address
+from fl_vitlora.flower.simulation.workers import choose_workers
 from tests.whole_runs import execute
 
 SECONDS_TO_START = 300  # a watchdog

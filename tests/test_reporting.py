@@ -22,8 +22,9 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import runner
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.privacy.noise import FROM_SEED
-from fl_vitlora.reporting.console import RunDisplay, print_result
+from fl_vitlora.reporting.console import RunDisplay
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
+from fl_vitlora.reporting.result_table import print_result
 from fl_vitlora.reporting.run_folder import (
     PACKAGES,
     RunFolder,
@@ -49,7 +50,8 @@ LINE = {
 }
 SHOWS = """
 import sys, threading
-from fl_vitlora.reporting.console import ComparisonDisplay, RunDisplay, print_result
+from fl_vitlora.reporting.console import ComparisonDisplay, RunDisplay
+from fl_vitlora.reporting.result_table import print_result
 from fl_vitlora.reporting.output import outlive_readers
 line, result = {line!r}, {result!r}
 outlive_readers()
@@ -310,7 +312,7 @@ def test_the_table_says_where_the_noise_came_from() -> None:
     spent = {"epsilon": 3.1, "delta": 1e-5, "releases": 18, "accountant": "rdp"}
     print_result({**RESULT, "privacy": {**spent, "noise_from": FROM_SEED}}, "runs/one", console)
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
-    told = "noise from seed of the run (config.yaml); whoever has it can take the noise off"
+    told = "noise from seed of the run (config.yaml); anyone who has the seed can remove the noise"
     assert told in lines
 
 

@@ -1,1 +1,1 @@
-"""Attacks on this project's own ciphertext and models, to tell what a key withstands."""
+"""Attacks on this project's own ciphertext and models, to measure how secure a key is."""

@@ -1,12 +1,12 @@
-"""Attacks on the key of the default job; prints what share of it each one finds.
+"""Attacks on the key of the default job; prints the share of the key that each attack finds.
 
-python -m benchmarks.attacks ciphertext    from n ciphertexts, with other digits known in plain
+python -m benchmarks.attacks ciphertext    from n ciphertexts, with other plain digits known
 python -m benchmarks.attacks embedding     from the aggregated patch embedding of trained models
-python -m benchmarks.attacks uploads       from what one client sends, where each has its own key
-python -m benchmarks.attacks image         what is read where every image has a key of its own
+python -m benchmarks.attacks uploads       from the updates of one client, if each has its own key
+python -m benchmarks.attacks image         labels read from images that have a key each
 
-Printed is the mean over keys ± the standard deviation, in percent. Every key is new, so that
-figures differ a little from run to run.
+The program prints the mean over keys ± the standard deviation, in percent. Every key is newly
+drawn, so the numbers differ a little from run to run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Runs one attack on several keys and prints a table."""
+    """Runs one attack on several keys, and prints a table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attacks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("attack", choices=["ciphertext", "embedding", "uploads", "image"])
-    parser.add_argument("--keys", type=int, help="how many keys are tried (10; of runs 3)")
+    parser.add_argument("--keys", type=int, help="number of keys (10; 3 if a key needs a run)")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 3, 5, 10, 100, 360])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 5, 19])
     parser.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
@@ -61,7 +61,7 @@ def main() -> None:
 def attack_runs(
     attack: str, runs: Sequence[str], rounds: list[int], seeds: Sequence[int], engine: Engine
 ) -> None:
-    """Runs federations and attacks them, over one Ray."""
+    """Runs federations with one Ray, attacks them, and prints a table for each."""
     if attack == "uploads":
         show("rounds", [trials.from_uploads(rounds, seed, engine) for seed in seeds])
         return
@@ -76,7 +76,7 @@ def show(heading: str, found: Sequence[Mapping[Any, Shares]]) -> None:
 
     Args:
         heading: Heading of the column of cases.
-        found: For each key the shares in each case.
+        found: For each key, the shares by case.
     """
     columns = list(next(iter(found[0].values())))
     print(f"\n| {heading} | {' | '.join(columns)} |")
@@ -88,7 +88,7 @@ def show(heading: str, found: Sequence[Mapping[Any, Shares]]) -> None:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Computes the sample standard deviation; 0 of one value."""
+    """Returns the sample standard deviation, or 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

@@ -1,19 +1,19 @@
-"""Finds a key that many images share from their ciphertext alone.
+"""An attack that finds a key shared by many images from their ciphertext alone.
 
 The attacker has ciphertext of block scrambling, pixel shuffling and the negative-positive
-transformation under one key, and plain images of the same kind that are not among those. It finds
+transformation under one key. It also has other plain images of the same kind. It finds
 
 1. the signs, from the correlations of entries within blocks (`second_order`);
-2. the order of entries, by quadratic assignment of these correlations (`matching`), up to mirror
-   images;
-3. the order of blocks, by assigning to each block the place whose normal distribution in plain
-   images fits best;
+2. the order of entries except for mirror images, by quadratic assignment of these correlations
+   (`matching`);
+3. the order of blocks, by assigning each block to the place whose normal distribution in plain
+   images fits best.
 
-and then exchanges pairs of blocks and pairs of entries as long as the decrypted images become more
-likely under a normal distribution of whole plain images. Both signs and all mirror images are tried
-so, and the most likely key is returned.
+Then it exchanges pairs of blocks and pairs of entries as long as the decrypted images become more
+likely under a normal distribution of whole plain images. It does so for both signs and for all
+mirror images, and returns the most likely key.
 
-n images, N blocks, D entries a block, G groups of equal entries (D/3 of grey images), M plain
+n images, N blocks, D entries of a block, G groups of equal entries (D/3 for grey images), M plain
 images.
 """
 
@@ -49,9 +49,9 @@ from fl_vitlora.encryption.cipher import CipherKey
 from fl_vitlora.encryption.image_blocks import to_blocks
 
 Blocks = NDArray[np.float64]
-RIDGE = 0.02  # added to every variance, of pixels in [-1, 1]
-ENOUGH = 40  # images that tell how likely a key is
-TRIED = 12  # orders of entries that are improved, of those that look best
+RIDGE = 0.02  # added to the variance of every pixel; pixels are in [-1, 1]
+ENOUGH = 40  # number of images from which the likelihood of a key is computed
+TRIED = 12  # number of the most likely orders of entries that are improved further
 
 
 def signed_blocks(images: Tensor, block_size: int) -> Blocks:
@@ -64,9 +64,9 @@ class Normal:
     """A normal distribution.
 
     Attributes:
-        mean: (D,).
-        precision: The inverse of the covariance, (D, D).
-        log_volume: The logarithm of the covariance's determinant.
+        mean: Mean, (D,).
+        precision: Inverse of the covariance, (D, D).
+        log_volume: Logarithm of the covariance's determinant.
     """
 
     mean: Matrix
@@ -75,14 +75,14 @@ class Normal:
 
     @classmethod
     def of(cls, samples: Matrix) -> Self:
-        """Fits one to samples (M, D)."""
+        """Fits a normal distribution to samples, (M, D)."""
         covariance = np.cov(samples.T) + RIDGE * np.eye(samples.shape[1])
         volume = float(np.linalg.slogdet(covariance)[1])
         precision: Matrix = np.linalg.inv(covariance).astype(np.float64)
         return cls(samples.mean(axis=0), precision, volume)
 
     def likelihood(self, samples: Matrix) -> Matrix:
-        """Computes the log-likelihood of samples (..., D), up to a constant."""
+        """Returns the log-likelihood of samples (..., D), except for a constant."""
         away = samples - self.mean
         distance: Matrix = ((away @ self.precision) * away).sum(axis=-1)
         return -0.5 * (distance + self.log_volume)
@@ -90,15 +90,15 @@ class Normal:
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What the attacker knows of plain images.
+    """The attacker's knowledge of plain images.
 
     Attributes:
-        groups: The entries that are always equal, G groups.
-        correlation: Of one entry of each group, within blocks, (G, G).
-        places: The distribution of each block, N of them over G entries.
-        whole: The distribution of images, over N·G.
-        block_size: p.
-        channels: C.
+        groups: G groups of entries that are always equal.
+        correlation: Correlations within blocks, of one entry of each group, (G, G).
+        places: Distribution of each of the N blocks, over G entries.
+        whole: Distribution of whole images, over N·G entries.
+        block_size: Block size p.
+        channels: Number C of channels.
     """
 
     groups: Sequence[Indices]
@@ -110,7 +110,7 @@ class Prior:
 
     @classmethod
     def of(cls, images: Tensor, block_size: int) -> Self:
-        """Learns it from plain images, uint8 (M, C, H, W)."""
+        """Learns the prior from plain images, uint8 (M, C, H, W)."""
         blocks = signed_blocks(images, block_size)
         groups = equal_entries(correlations(_pooled(blocks)))
         blocks = blocks[:, :, _first(groups)]
@@ -124,7 +124,7 @@ class Prior:
         )
 
     def mirrored(self) -> Iterator[Indices]:
-        """Yields the mirror images of a block as orders of its groups, the first as it is."""
+        """Yields the mirror images of a block as orders of its groups, the identity first."""
         number = {int(entry): g for g, group in enumerate(self.groups) for entry in group}
         for image in mirror_images(self.block_size, self.block_size):
             entries = with_channels(image, self.channels)
@@ -132,16 +132,16 @@ class Prior:
 
 
 def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKey:
-    """Finds the key of the three steps from ciphertext alone; see the module.
+    """Finds the key of the three steps from ciphertext alone.
 
     Args:
         images: Ciphertext under one key, uint8 (n, C, H, W).
-        prior: Of other, plain images of the kind.
+        prior: Prior from other plain images of the same kind.
         seed: Seed of the random starts.
 
     Returns:
-        A guess, as `Cipher.decrypt` takes it for the three steps in the default order. Among equal
-        channels it cannot tell which is which, and takes any.
+        A guess of the key, in the format of `Cipher.decrypt` for the three steps in the default
+        order. Equal channels cannot be distinguished, so their order is arbitrary.
     """
     blocks = signed_blocks(images, prior.block_size)
     seen = correlations(_pooled(blocks))
@@ -163,11 +163,11 @@ def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKe
 def most_likely(
     plain: Blocks, orders: Sequence[Indices], prior: Prior
 ) -> tuple[int, Indices, Indices]:
-    """Chooses the sign of all, and the orders of entries and of blocks, by their likelihood.
+    """Chooses the common sign and the orders of entries and of blocks by their likelihood.
 
     Args:
-        plain: Blocks whose signs are taken off but for one of all, (n, N, G).
-        orders: Of entries; their mirror images are tried as well.
+        plain: Blocks without their signs, except for one common sign, (n, N, G).
+        orders: Orders of entries; their mirror images are tried as well.
         prior: The attacker's prior, from plain images.
 
     Returns:
@@ -186,15 +186,15 @@ def most_likely(
 
 
 def order_of_blocks(plain: Blocks, entries: Indices, prior: Prior) -> Indices:
-    """Assigns each block the place where plain images are most like it.
+    """Assigns each block to the place where plain images are most like it.
 
     Args:
-        plain: Blocks with their signs taken off, (n, N, G).
-        entries: For each entry the place within the block that it comes from.
+        plain: Blocks without their signs, (n, N, G).
+        entries: For each entry, the place within the block from which it comes.
         prior: The attacker's prior, from plain images.
 
     Returns:
-        For each block the place that it comes from.
+        For each block, the place from which it comes.
     """
     turned = plain[:, :, np.argsort(entries)]
     costs = np.stack([-place.likelihood(turned).sum(axis=0) for place in prior.places], axis=1)
@@ -204,12 +204,12 @@ def order_of_blocks(plain: Blocks, entries: Indices, prior: Prior) -> Indices:
 def improved(
     plain: Blocks, entries: Indices, places: Indices, prior: Prior
 ) -> tuple[Indices, Indices, float]:
-    """Improves the orders of entries and of blocks by exchanges.
+    """Improves the orders of entries and of blocks by exchanging pairs.
 
     Args:
-        plain: Blocks with their signs taken off, (n, N, G).
-        entries: For each entry the place within the block that it comes from.
-        places: For each block the place that it comes from.
+        plain: Blocks without their signs, (n, N, G).
+        entries: For each entry, the place within the block from which it comes.
+        places: For each block, the place from which it comes.
         prior: The attacker's prior, from plain images.
 
     Returns:
@@ -233,11 +233,11 @@ def improved(
 
 
 def by_exchanges(order: Indices, score: Callable[[Indices], Matrix]) -> tuple[Indices, float]:
-    """Exchanges the pair that raises a score most, until none does.
+    """Exchanges the pair that raises a score most, until no exchange raises it.
 
     Args:
-        order: A permutation (D,).
-        score: Of many permutations (m, D), the higher the better.
+        order: A permutation, (D,).
+        score: Function that scores m permutations, (m, D); higher is better.
 
     Returns:
         The improved permutation, and its score.
@@ -266,22 +266,23 @@ def _exchanged(order: Indices) -> Iterator[Indices]:
 
 
 def _likelihood(plain: Blocks, entries: Indices, places: Indices, prior: Prior) -> float:
-    """Computes how likely images are, decrypted by an order of entries and one of blocks."""
+    """Returns the log-likelihood of images that are decrypted with two orders."""
     decrypted = plain[:, np.argsort(places)][:, :, np.argsort(entries)]
     return float(_likelihoods([decrypted], prior)[0])
 
 
 def _likelihoods(candidates: Sequence[Blocks], prior: Prior) -> Matrix:
-    """Computes how likely each candidate's images are together, (m,)."""
+    """Returns the log-likelihood of all images of each candidate together, (m,)."""
     flat = np.stack([blocks.reshape(len(blocks), -1) for blocks in candidates])
     together: Matrix = prior.whole.likelihood(flat).sum(axis=-1)
     return together
 
 
 def _pooled(blocks: Blocks) -> Matrix:
-    """Takes all blocks of all images for samples of one block, (n·N, D)."""
+    """Returns all blocks of all images as samples of one block, (n·N, D)."""
     return blocks.reshape(-1, blocks.shape[-1])
 
 
 def _first(groups: Sequence[Indices]) -> Indices:
+    """Returns the first entry of each group."""
     return np.array([group[0] for group in groups])

@@ -1,6 +1,6 @@
-"""A server that follows the protocol and keeps a copy of every patch embedding that it sees.
+"""A server that follows the protocol, and keeps a copy of every patch embedding that it sees.
 
-W width of the model, D entries a patch, K clients.
+W width of the model, D entries of a patch, K clients.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from strategies.fedavg import FedAvg
 
 @dataclass
 class Notes:
-    """What the server has written down.
+    """The notes of the server.
 
     Attributes:
-        steps: How every round changed the aggregated patch embedding, (W, D) each.
-        uploads: The change that each client sent in each round, by client, (W, D) each. Under
-            secure aggregation there is one entry only: the mean.
+        steps: Change of the aggregated patch embedding in each round, (W, D) each.
+        uploads: For each round, the change that each client sent, by client, (W, D) each. Under
+            secure aggregation there is only one entry, the mean.
     """
 
     steps: list[Tensor] = field(default_factory=list)
     uploads: list[dict[int, Tensor]] = field(default_factory=list)
 
     def write(self, before: State, after: State, updates: Sequence[Update]) -> None:
-        """Writes down one round."""
+        """Adds one round to the notes."""
         self.steps.append((after[WEIGHT] - before[WEIGHT]).flatten(1))
         self.uploads.append({u.client: u.delta[WEIGHT].flatten(1) for u in updates})
 
 
 @dataclass(frozen=True, kw_only=True)
 class CuriousFedAvg(FedAvg):
-    """FedAvg whose server half takes notes. Clients are sent the ordinary FedAvg.
+    """FedAvg whose server half takes notes. Clients get the ordinary FedAvg.
 
     Attributes:
-        notes: Where the server writes.
+        notes: The notes of the server.
     """
 
     notes: Notes = field(default_factory=Notes)
@@ -56,5 +56,5 @@ class CuriousFedAvg(FedAvg):
         return after, state
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        """Pickles as the ordinary FedAvg, so that no notes travel to workers."""
+        """Pickles this strategy as the ordinary FedAvg, so that no notes are sent to workers."""
         return partial(FedAvg, server_rate=self.server_rate), ()

@@ -1,15 +1,15 @@
-"""Finds a shared key from how training changes the aggregated patch embedding.
+"""An attack that finds a shared key from the change of the aggregated patch embedding in training.
 
 The gradient of the patch embedding is dL/dE = Σ δᵢ·xᵢᵀ: every column is a sum over the pixels of
-one entry. So the columns of a change of E correlate with each other as the pixels of ciphertext do,
-and the attacker needs neither ciphertext nor plain images: it is enough that in all images pixels
-are the more alike, the nearer they are. What the attacker sees is the sum of all clients, so that
-secure aggregation does not stand against this.
+one entry. So the columns of a change of E are correlated like the pixels of ciphertext. The
+attacker needs neither ciphertext nor plain images. It only uses that in all images nearby pixels
+are more alike than distant ones. The attacker sees only the sum over all clients, so secure
+aggregation does not prevent this attack.
 
-Signs are found up to one for all entries, the order up to the mirror images of a block, and the
-order of blocks not at all.
+The signs are found except for one common sign of all entries. The order of entries is found except
+for the mirror images of a block. The order of blocks is not found.
 
-W width of the model, D = C·p² entries a patch, p patch size, C channels.
+W width of the model, D = C·p² entries of a patch, p patch size, C channels.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ from benchmarks.attacks.matching import best_orders, entry_order
 from benchmarks.attacks.second_order import Indices, Matrix, correlations, nearest_entries, signs
 from fl_vitlora.encryption.cipher import CipherKey
 
-OTHER_CHANNEL = 0.9  # how alike two channels of one pixel are taken to be
+OTHER_CHANNEL = 0.9  # assumed correlation of two channels of one pixel
 
 
 def correlation_of_steps(steps: Sequence[Tensor]) -> Matrix:
-    """Computes how the columns of a patch embedding's changes correlate, the mean over changes.
+    """Returns the correlations of the columns of changes, averaged over the changes.
 
     Args:
-        steps: Changes, of single rounds or of many, (W, D) each.
+        steps: Changes of the patch embedding, in one or more rounds, (W, D) each.
 
     Returns:
-        (D, D).
+        The mean correlation matrix, (D, D).
     """
     found = [correlations(step.double().numpy(), centred=False) for step in steps]
     return np.asarray(np.mean(found, axis=0))
 
 
 def nearness(block_size: int, channels: int) -> Matrix:
-    """Says how alike the entries of a block are in any images: e^(-distance in pixels).
+    """Returns a model of the correlations in any images: e^(-distance in pixels).
 
     Args:
-        block_size: p.
-        channels: C; two channels of a pixel are `OTHER_CHANNEL` times as alike.
+        block_size: Block size p.
+        channels: Number C of channels. Entries of different channels have `OTHER_CHANNEL` times
+            the correlation of entries of one channel.
 
     Returns:
-        (D, D), D in the order (channel, y, x).
+        The correlation matrix, (D, D), with entries in the order (channel, y, x).
     """
     places = np.arange(block_size**2)
     y, x = np.divmod(places, block_size)
@@ -60,16 +61,17 @@ def nearness(block_size: int, channels: int) -> Matrix:
 def key_from_embedding(
     steps: Sequence[Tensor], block_size: int, *, grey: bool, seed: int = 0
 ) -> CipherKey:
-    """Finds the signs and the order of entries from changes of the patch embedding; see the module.
+    """Finds the signs and the order of entries from changes of the patch embedding.
 
     Args:
         steps: Changes of the aggregated patch embedding, (W, D) each.
-        block_size: p.
-        grey: Whether the images are known to have three equal channels.
+        block_size: Block size p.
+        grey: True if the images are known to have three equal channels.
         seed: Seed of the random starts.
 
     Returns:
-        A guess of two of the three keys, as `Cipher` takes them.
+        A guess of the keys of pixel shuffling and of the negative-positive transformation, in the
+        format of `Cipher`.
     """
     seen = correlation_of_steps(steps)
     flips = signs(seen)
@@ -90,5 +92,5 @@ def key_from_embedding(
 
 
 def _entries_of(origin: int, places: int, alike: int) -> Indices:
-    """Lists the entries that a group stands for: all channels of a place, or itself."""
+    """Returns the entries of a group: one entry, or all channels of a place."""
     return np.array([origin + channel * places for channel in range(alike)])

@@ -1,4 +1,4 @@
-"""Finds the order in which two matrices of correlations agree best: a quadratic assignment.
+"""The order in which two correlation matrices agree best, found by quadratic assignment.
 
 D entries, C channels, p block size, N blocks.
 """
@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment, quadratic_assignment
 
 from benchmarks.attacks.second_order import Indices, Matrix
 
-STARTS = 20  # random ones, beside the barycentre
+STARTS = 20  # random starts, in addition to the barycentre
 
 
 def best_orders(
@@ -20,18 +20,20 @@ def best_orders(
 ) -> list[Indices]:
     """Finds orders o for which seen ≈ known[o][:, o].
 
-    The fast approximate method (FAQ) from several starts, each improved by exchanging pairs.
+    The fast approximate method (FAQ) runs from several starts; each result is improved by
+    exchanging pairs.
+
     Source: Vogelstein et al., PLoS ONE 2015, as in `scipy.optimize.quadratic_assignment`.
 
     Args:
-        seen: (D, D), symmetric.
-        known: (D, D), symmetric.
+        seen: Correlation matrix of the ciphertext, (D, D), symmetric.
+        known: Correlation matrix of plain images, (D, D), symmetric.
         generator: Generator of the random starts.
-        starts: How many random ones there are, beside the barycentre.
+        starts: Number of random starts, in addition to the barycentre.
 
     Returns:
-        Different orders, that of the least squared error first. Each says for every entry of what
-        is seen its entry of what is known.
+        Different orders, sorted by their squared error, the least first. Each order gives for every
+        entry of `seen` the matching entry of `known`.
     """
     found: dict[tuple[int, ...], float] = {}
     for start in ["barycenter"] + ["randomized"] * starts:
@@ -46,22 +48,22 @@ def best_orders(
 
 
 def assignment(costs: Matrix) -> Indices:
-    """Assigns each row a column of its own so that the sum of costs is least."""
+    """Assigns a different column to each row so that the sum of costs is smallest."""
     columns: Indices = linear_sum_assignment(costs)[1].astype(np.int64)
     return columns
 
 
 def mirror_images(rows: int, columns: int) -> Iterator[Indices]:
-    """Yields the symmetries of a grid: four mirror images, and of a square four rotated ones.
+    """Yields the symmetries of a grid: four mirror images, and four rotated ones if it is square.
 
-    Statistics of neighbours cannot tell them apart.
+    Statistics of neighbouring pixels cannot distinguish them.
 
     Args:
         rows: Rows of the grid.
         columns: Columns of the grid.
 
     Yields:
-        For each place of the grid the place that comes there.
+        An order of the grid's places: for each place, the place that moves there.
 
     Example:
         >>> [image.tolist() for image in mirror_images(1, 2)]
@@ -83,7 +85,7 @@ def with_channels(places: Sequence[int] | Indices, channels: int) -> Indices:
 def entry_order(
     seen: Sequence[Indices], known: Sequence[Indices], order: Sequence[int] | Indices
 ) -> Indices:
-    """Extends an order of groups of entries to the entries, those of a group in any order.
+    """Extends an order of groups to the entries; within a group the order is arbitrary.
 
     Example:
         >>> seen, known = [np.array([0, 2]), np.array([1])], [np.array([0]), np.array([1, 2])]

@@ -1,10 +1,10 @@
-"""Second-order statistics of the entries of a block, which a shared key only permutes and signs.
+"""Second-order statistics of the entries of a block; a shared key changes only order and signs.
 
 With x' = s · x[k] for every block, the correlations are R'[i, j] = sᵢ·sⱼ·R[kᵢ, kⱼ]. So the signs
-follow from R' alone, up to one for all, and the order from comparing R' without them with the R of
-other images of the same kind.
+follow from R' alone, except for one common sign. The order follows from comparing R' without signs
+with the correlations R of other images of the same kind.
 
-D entries a block, G groups of entries, M samples.
+D entries of a block, G groups of entries, M samples.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
-EQUAL = 0.9999  # correlation from which two entries are taken for one
+EQUAL = 0.9999  # two entries with at least this correlation count as equal
 
 
 def correlations(samples: Matrix, *, centred: bool = True) -> Matrix:
-    """Computes how the columns of samples correlate.
+    """Returns the correlations of the columns of samples.
 
     Args:
-        samples: (M, D).
-        centred: Whether each column's mean is taken off first.
+        samples: Samples, (M, D).
+        centred: True if the mean of each column is subtracted first.
 
     Returns:
-        R, (D, D), with ones on the diagonal. A column that never changes correlates with none.
+        The correlation matrix R, (D, D), with ones on the diagonal. A constant column has
+        correlation 0 with all others.
     """
     columns = samples - samples.mean(axis=0) if centred else samples
     lengths = np.linalg.norm(columns, axis=0)
@@ -38,15 +39,15 @@ def correlations(samples: Matrix, *, centred: bool = True) -> Matrix:
 
 
 def signs(correlation: Matrix) -> Indices:
-    """Finds the sign of each entry, up to one for all of them.
+    """Finds the sign of each entry, except for one common sign.
 
-    Neighbouring pixels of plain images correlate positively. So the strongest correlations are
-    followed from entry to entry (a maximum spanning tree of |R'|), and an entry has the other sign
-    than the one before it where the correlation is negative. This needs only neighbours to
-    correlate; the leading eigenvector of R' gives the same where all pixels do.
+    Neighbouring pixels of plain images have a positive correlation. So the method follows the
+    strongest correlations from entry to entry (a maximum spanning tree of |R'|). If a correlation
+    is negative, the next entry has the opposite sign. This needs only neighbours to be correlated.
+    If all pixels are, the leading eigenvector of R' gives the same signs.
 
     Args:
-        correlation: R', (D, D).
+        correlation: Correlation matrix R' of the ciphertext, (D, D).
 
     Returns:
         +1 or -1 for each entry; the larger group has +1.
@@ -69,13 +70,13 @@ def signs(correlation: Matrix) -> Indices:
 
 
 def equal_entries(correlation: Matrix) -> list[Indices]:
-    """Groups the entries that always have equal values, as the three channels of grey images do.
+    """Groups the entries that always have equal values, such as the channels of grey images.
 
     Args:
-        correlation: R of plain images, (D, D).
+        correlation: Correlation matrix R of plain images, (D, D).
 
     Returns:
-        G groups, together all entries, each ordered by its first entry.
+        G groups that together hold all entries, sorted by their first entry.
 
     Example:
         >>> R = np.array([[1.0, 0.2, 1.0], [0.2, 1.0, 0.2], [1.0, 0.2, 1.0]])
@@ -92,14 +93,17 @@ def equal_entries(correlation: Matrix) -> list[Indices]:
 
 
 def nearest_entries(correlation: Matrix, sizes: Sequence[int]) -> list[Indices]:
-    """Groups entries into groups of known sizes: each entry that is left with those nearest to it.
+    """Groups entries by their correlation into groups of known sizes.
+
+    Each group consists of the first entry that is still free, and the free entries with the largest
+    correlation to it.
 
     Args:
-        correlation: (D, D), with the signs taken off.
-        sizes: Sizes of the groups, D together.
+        correlation: Correlation matrix without signs, (D, D).
+        sizes: Sizes of the groups; their sum is D.
 
     Returns:
-        The groups, each ordered.
+        The groups, with the entries of each sorted.
 
     Example:
         >>> R = np.array([[1.0, 0.2, 0.8], [0.2, 1.0, 0.2], [0.8, 0.2, 1.0]])

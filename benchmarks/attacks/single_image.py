@@ -1,10 +1,10 @@
-"""What can be read of images that have a key each: of one ciphertext without any other.
+"""An attack on images that have a key each: labels are read from a single ciphertext.
 
-No order of pixels or blocks changes the levels of an image, the moments of its blocks, their
-distances, or the singular values of its matrix of blocks. These are features of the plain image
-that stay in its ciphertext, and an ordinary classifier reads labels from them.
+The order of pixels and blocks does not change the grey levels of an image, the moments of its
+blocks, their distances, or the singular values of its matrix of blocks. So the ciphertext keeps
+these features of the plain image, and an ordinary classifier can read labels from them.
 
-n images, N blocks, D entries a block.
+n images, N blocks, D entries of a block.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor
 from benchmarks.attacks.second_order import Matrix
 from fl_vitlora.encryption.image_blocks import to_blocks
 
-LEVELS = 25  # of a histogram; odd, so that no boundary is at zero
-DIGITS = 9  # beyond which numbers are rounding
+LEVELS = 25  # bins of a histogram; odd, so that no boundary is at zero
+DIGITS = 9  # decimals that are significant; later ones are rounding errors
 QUANTILES = 20
 WHITE = 255
 
 
 def mask_of(image: Tensor, block_size: int) -> Tensor:
-    """Guesses the negative-positive mask of one ciphertext of an image with a dark background.
+    """Guesses the negative-positive mask of the ciphertext of an image with a dark background.
 
-    The block with the most values of 0 or 255 is taken for background: its bright entries are the
-    inverted ones.
+    The block whose values are closest to 0 or 255 is assumed to be background. The bright entries
+    of this block are the inverted ones.
 
     Args:
         image: Ciphertext, uint8 (C, H, W).
-        block_size: p.
+        block_size: Block size p.
 
     Returns:
         The mask, bool (D,).
@@ -46,14 +46,16 @@ def mask_of(image: Tensor, block_size: int) -> Tensor:
 
 
 def features(image: Tensor, block_size: int) -> Matrix:
-    """Computes what no order of pixels and blocks changes, with the guessed mask taken off.
+    """Returns features that the order of pixels and blocks does not change.
+
+    The guessed negative-positive mask is removed first.
 
     Args:
         image: Ciphertext, uint8 (C, H, W).
-        block_size: p.
+        block_size: Block size p.
 
     Returns:
-        A vector; its length depends on N and D alone.
+        The features as a vector, whose length depends only on N and D.
     """
     blocks = to_blocks(image[None], block_size)[0]
     plain = (blocks ^ (mask_of(image, block_size) * WHITE).to(torch.uint8)).double().numpy() / WHITE
@@ -75,12 +77,12 @@ def features(image: Tensor, block_size: int) -> Matrix:
 
 
 def _histogram(matrix: Matrix) -> Matrix:
-    """Counts values by levels, as shares."""
+    """Returns the share of values in each bin of a histogram."""
     return np.histogram(matrix.round(DIGITS), bins=LEVELS, range=(-1, 1))[0] / matrix.size
 
 
 def _moments_in_order(rows: Matrix) -> Matrix:
-    """Computes mean, deviation, third moment and extremes of rows, ordered by the mean."""
+    """Returns mean, deviation, third moment and extremes of the rows, sorted by the mean."""
     mean = rows.mean(axis=1)
     skew = ((rows - mean[:, None]) ** 3).mean(axis=1)
     moments = np.stack([mean, rows.std(axis=1), skew, rows.min(axis=1), rows.max(axis=1)])
@@ -88,12 +90,12 @@ def _moments_in_order(rows: Matrix) -> Matrix:
 
 
 def _distances(rows: Matrix) -> Matrix:
-    """Computes quantiles of the distances of every two rows."""
+    """Returns quantiles of the distances between all pairs of rows."""
     apart = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
     found: Matrix = np.quantile(apart[np.triu_indices(len(rows), 1)], np.linspace(0, 1, QUANTILES))
     return found
 
 
 def table_of_features(images: Tensor, block_size: int) -> Matrix:
-    """Computes the features of images (n, C, H, W), one row for each."""
+    """Returns the features of images (n, C, H, W), one row for each image."""
     return np.stack([features(image, block_size) for image in images])

@@ -1,6 +1,6 @@
-"""The attacks on the default job's images, once for a key: what is tried, and what is found.
+"""Trials of the attacks on the default job's images; each function attacks one new key.
 
-Nothing is downloaded, and no key ring of a user is touched: every trial draws a secret of its own.
+Nothing is downloaded, and no key ring of a user is used: every trial draws its own secret.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ Shares = dict[str, float]
 
 
 def fresh_holder(config: Config) -> KeyHolder:
-    """Makes the key holder of a default job, with a secret that is forgotten afterwards."""
+    """Makes the key holder of a default job, with a new secret that is not stored."""
     secret = secrets.token_bytes(SECRET_BYTES)
     return key_holder(config, patch_size=BLOCK, image_shape=SHAPE, secret=secret)
 
 
 def pixels(images: Images, positions: Indices | None = None) -> Tensor:
-    """Reads images, all of them unless positions are given, in the default job's size."""
+    """Returns images in the default job's size; all images if `positions` is None."""
     chosen = np.arange(len(images)) if positions is None else positions
     return images.read(chosen, *SHAPE[1:])
 
 
 def from_ciphertext(counts: list[int], seed: int) -> dict[int, Shares]:
-    """Attacks one fresh key of the default job from ciphertext alone.
+    """Attacks one new key of the default job from ciphertext alone.
 
-    One half of the training images, drawn by the seed, is known in plain; ciphertexts are of the
-    other half. With the key that is found the encrypted test images are decrypted, and their labels
-    read by the nearest neighbour among the plain images.
+    The seed divides the training images into two halves. The attacker knows one half in plain, and
+    gets ciphertext of the other half. The key that is found decrypts the encrypted test images.
+    Their labels are those of their nearest neighbours among the plain images.
 
     Args:
-        counts: Numbers n of ciphertexts.
+        counts: Numbers n of ciphertexts to try.
         seed: Seed of the division into halves.
 
     Returns:
-        For each n the shares that are right.
+        For each n, the shares of the key, the test images and the labels that are found.
     """
     train, test = sources.load(Config().data)
     order = np.random.default_rng(seed).permutation(len(train))
@@ -96,15 +96,15 @@ def from_embedding(
     """Runs a federation, and attacks its key from the aggregated patch embedding alone.
 
     Args:
-        settings: Of the default job, what is another.
-        rounds: After which of them to attack.
+        settings: Settings that differ from the default job.
+        rounds: Rounds after which the attack is tried.
         seed: Seed of the run.
         engine: The engine that keeps Ray up.
 
     Returns:
-        For each round the shares that are right: from the changes of all rounds so far, which the
-        server and every client see, and from the change since the public model alone, which
-        everybody sees who has the model.
+        For each round, the shares of the key that are found in two ways. The first uses the changes
+        of all rounds so far, which the server and every client see. The second uses only the change
+        since the public model, which everyone who has the trained model can compute.
     """
     server, holder, accuracy = observed(settings, seed, engine)
     truth, steps = holder.key(TEST), server.notes.steps
@@ -120,7 +120,7 @@ def from_embedding(
 
 
 def from_uploads(rounds: list[int], seed: int, engine: Engine) -> dict[int, Shares]:
-    """Attacks every client's own key from what that client sends (scope client, aggregate)."""
+    """Attacks each client's own key from the updates of that client (scope client, aggregate)."""
     settings = {"encryption.scope": "client", "rounds": max(rounds)}
     server, holder, accuracy = observed(settings, seed, engine)
     keys = {client: holder.key(client_party(client)) for client in server.notes.uploads[0]}
@@ -137,7 +137,7 @@ def from_uploads(rounds: list[int], seed: int, engine: Engine) -> dict[int, Shar
 
 
 def of_embedding(guess: Mapping[str, Tensor], truth: Mapping[str, Tensor], name: str) -> Shares:
-    """Measures a guess up to one bit and the mirror images."""
+    """Returns the right shares of a guess, except for the common sign and mirror images."""
     return {
         f"mask, {name}": measures.share_of_mask(guess, truth, up_to_all=True),
         f"places, {name}": measures.share_of_places(guess, truth, BLOCK, up_to_mirrored=True),
@@ -147,7 +147,7 @@ def of_embedding(guess: Mapping[str, Tensor], truth: Mapping[str, Tensor], name:
 def observed(
     settings: Mapping[str, Any], seed: int, engine: Engine
 ) -> tuple[CuriousFedAvg, KeyHolder, float]:
-    """Runs the default job under a server that takes notes.
+    """Runs the default job with a server that takes notes.
 
     Returns:
         The server with its notes, the owners' key holder, and the accuracy at the end.
@@ -162,10 +162,11 @@ def observed(
 
 
 def with_key_per_image() -> Shares:
-    """Reads labels of ciphertext where every image has a key of its own.
+    """Reads labels from ciphertext in which every image has its own key.
 
-    The classifier learns from the ciphertexts of the training images, whose labels are open, and
-    reads those of the test images: a support vector machine over `single_image.features`.
+    The classifier is a support vector machine on `single_image.features`. It is trained on the
+    ciphertext of the training images, whose labels are public, and predicts the labels of the test
+    images.
     """
     train, test = sources.load(Config().data)
     scope = replace(Config().encryption, scope="image")

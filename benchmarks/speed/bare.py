@@ -1,7 +1,8 @@
-"""The limit: as many bare processes as workers, one thread each, and no federation at all.
+"""The upper limit of speed: bare PyTorch processes of one thread each, without a federation.
 
-Every process trains its own share of the clients, round after round, from the same first state; the
-shares are as equal as whole clients allow. Nothing is sent, averaged or measured, nobody waits.
+There are as many processes as workers. Every process trains its own share of the clients, round
+after round, from the same first state. The shares are as equal as whole clients allow. Nothing is
+sent, averaged or measured, and no process waits for another.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def shares(sizes: list[int], workers: int) -> list[list[int]]:
-    """Deals clients to processes: the largest first, each to who has least."""
+    """Assigns clients to processes: the largest first, each to the process with the least work."""
     dealt: list[list[int]] = [[] for _ in range(workers)]
     for client in sorted(range(len(sizes)), key=lambda c: -sizes[c]):
         min(dealt, key=lambda share: sum(sizes[c] for c in share)).append(client)
@@ -43,7 +44,7 @@ def shares(sizes: list[int], workers: int) -> list[list[int]]:
 
 
 def train(task: Task, share: list[int], answers: Any) -> None:
-    """Trains some clients for all rounds."""
+    """Trains the clients of one process for all rounds."""
     torch.set_num_threads(1)
     config, shards = task.config, task.shards()
     mine: list[Shard] = [shards[client] for client in share]

@@ -1,11 +1,11 @@
-"""Many clients in one batch beside one after the other: images a second of local training.
+"""Images per second of local training: many clients in one batch, and one client after the other.
 
 python benchmarks/speed/cohort.py
 python benchmarks/speed/cohort.py --model vit_base_patch16_224 --batch 16 --images 32 --device cuda
 
-Clients have the same number of made-up images, and weights are random: it is about time alone. The
-two ways take turns. The last columns set the floating-point operations a second, of products alone,
-against those of one large product of matrices in the same precision.
+All clients have the same number of made-up images, and the weights are random, because only time is
+measured. The two ways take turns. The last columns compare floating-point operations per second of
+matrix products with those of one large matrix product in the same precision.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fl_vitlora.training.cohort import CohortTrainer, LocalJob
 from fl_vitlora.training.local import LocalTask, best_precision
 
 CLASSES = 10
-SIDE = 2048  # of the large matrices
+SIDE = 2048  # rows and columns of the large matrices
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="vit_letters_16")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--images", type=int, default=72, help="of a client (72)")
-    parser.add_argument("--batch", type=int, default=8, help="images of a client in a step (8)")
+    parser.add_argument("--images", type=int, default=72, help="images of a client (72)")
+    parser.add_argument("--batch", type=int, default=8, help="images per client and step (8)")
     parser.add_argument("--cohorts", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--repetitions", type=int, default=7)
     arguments = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> None:
 def trainers(
     model: str, batch: int, device: torch.device
 ) -> tuple[CohortTrainer, CohortTrainer, CohortTrainer]:
-    """Builds who counts operations, who trains clients alone, and who trains them together."""
+    """Builds three trainers: to count operations, to train clients alone, and to train together."""
     config = TrainingConfig(batch_size=batch)
     precision = best_precision(device, EngineConfig().mixed_precision)
     plain, quick = (
@@ -90,7 +90,7 @@ def trainers(
 
 
 def job(trainer: CohortTrainer, images: int, client: int) -> LocalJob:
-    """Makes up what a client trains on."""
+    """Makes a client's job with random images and labels."""
     random = torch.Generator().manual_seed(client)
     shape = trainer.backbone.image_shape
     return LocalJob(
@@ -106,7 +106,7 @@ def job(trainer: CohortTrainer, images: int, client: int) -> LocalJob:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Times something until the device has done it."""
+    """Returns the seconds of a call, including the work of the device."""
     begin = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -115,7 +115,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
-    """Measures floating-point operations a second of one large product."""
+    """Returns the floating-point operations per second of one large matrix product."""
     left, right = (torch.randn(SIDE, SIDE, device=device, dtype=precision) for _ in range(2))
 
     product = product_for(right)

@@ -1,11 +1,11 @@
-"""Seconds a round, start-up and memory: this project beside bare PyTorch and other simulators.
+"""Seconds per round, start-up and memory of this project, bare PyTorch and other simulators.
 
 python benchmarks/speed/compare.py
 
-All do the same local steps on the same encrypted shards of the default job (`work.py`), with as
-many worker processes of one thread each, one contender after the other, round about, so that what
-else the machine does meets all of them. A round's time is the median over a run without its first
-two; ratios are to the bare processes of the same repetition.
+All contenders do the same local steps on the same encrypted shards of the default job (`work.py`),
+with the same number of worker processes of one thread each. They take turns, so that other load on
+the machine affects all of them. The time of a round is the median over a run without its first two
+rounds. Ratios are relative to the bare processes of the same repetition.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memory import Watch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PFL = "pfl==0.6.0"
-WARM_UP = 2  # rounds that are not counted
+WARM_UP = 2  # first rounds that are not counted
 NAMES = {
     "bare": "bare PyTorch, no federation",
     "ours": "this project",
@@ -39,21 +39,21 @@ NAMES = {
     "stock": "a stock Flower app",
     "pfl": "pfl-research",
 }
-OURS = {"ours": [], "cohort": ["--cohort", "5"]}  # what is asked beside the default job
+OURS = {"ours": [], "cohort": ["--cohort", "5"]}  # options in addition to the default job's
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of a contender came to.
+    """The measurements of one run of a contender.
 
     Attributes:
-        seconds: Of a round, in the median.
+        seconds: Median duration of a round in seconds.
         start: Seconds from the command to the first local step, or shortly before it.
-        accuracy: At the end, where it was measured.
-        total: Most memory of all its processes, in bytes.
-        root: Of its first process.
-        largest: Of its largest other process.
+        accuracy: Accuracy at the end; None if it was not measured.
+        total: Peak memory of all processes together, in bytes.
+        root: Peak memory of the first process, in bytes.
+        largest: Peak memory of the largest other process, in bytes.
     """
 
     seconds: float
@@ -65,17 +65,17 @@ class Measured:
 
     @property
     def held(self) -> tuple[int, int, int]:
-        """Returns all three."""
+        """Returns the three measurements of memory: total, root and largest."""
         return self.total, self.root, self.largest
 
 
 def main() -> None:
-    """Runs all contenders and prints the table."""
+    """Runs all contenders, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--pfl", type=Path, help="where pfl-research is, or is installed to")
+    parser.add_argument("--pfl", type=Path, help="folder of the environment with pfl-research")
     parser.add_argument("--only", nargs="+", choices=list(NAMES))
     arguments = parser.parse_args()
     chosen = arguments.only or list(NAMES)
@@ -109,11 +109,11 @@ def main() -> None:
 
 
 def measure(command: list[str], read: Callable[[str], Line]) -> Measured:
-    """Runs a command to its end beside a watch on its memory.
+    """Runs a command to its end, and watches its memory.
 
     Args:
-        command: Of a contender.
-        read: Finds its line, from what it printed.
+        command: Command line of a contender.
+        read: Function that finds the contender's result in its output.
     """
     paths = os.pathsep.join([str(ROOT), str(HERE)])
     begin = time.time()
@@ -142,13 +142,13 @@ def measure(command: list[str], read: Callable[[str], Line]) -> Measured:
 
 
 def printed(output: str) -> Line:
-    """Finds a contender's line: the last that it printed."""
+    """Returns a contender's result, the last line of its output."""
     line: Line = json.loads(output.splitlines()[-1])
     return line
 
 
 def ours(folder: Path, output: str) -> Line:
-    """Makes the line of this project from its run folder."""
+    """Returns the result of this project from its run folder."""
     del output
     result = json.loads((folder / "result.json").read_text())
     rounds = (folder / "rounds.jsonl").read_text().splitlines()
@@ -160,10 +160,10 @@ def ours(folder: Path, output: str) -> Line:
 
 
 def environment(folder: Path) -> str:
-    """Makes an environment with pfl-research, over the packages that are here already.
+    """Makes an environment with pfl-research on top of the packages that are installed here.
 
     Returns:
-        Its Python.
+        Path of the environment's Python.
     """
     python = folder / "bin" / "python"
     if not python.exists():
@@ -175,7 +175,7 @@ def environment(folder: Path) -> str:
 
 
 def table(found: dict[str, list[Measured]]) -> str:
-    """Writes what was found, a line a contender."""
+    """Returns the table of results, with a line for each contender."""
     lines = [
         "| | s a round | to the bare processes | start, s | accuracy % | MB in all | first process "
         "| largest other |",
@@ -201,7 +201,7 @@ def table(found: dict[str, list[Measured]]) -> str:
 
 
 def spread(numbers: list[float], digits: int) -> str:
-    """Writes a median, and from where to where it goes."""
+    """Returns a median with the smallest and the largest number, as text."""
     low, high = min(numbers), max(numbers)
     return f"{statistics.median(numbers):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 

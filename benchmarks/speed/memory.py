@@ -1,6 +1,6 @@
-"""How much memory the processes of a command hold, pages that they share counted once.
+"""Memory of all processes of a command, where shared pages count once.
 
-Linux only: it reads the proportional set size (PSS) of every descendant.
+This works on Linux only, because it reads the proportional set size (PSS) of every process.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ EVERY_SECONDS = 0.5
 
 
 class Watch(threading.Thread):
-    """Looks at a process and all its descendants until it is stopped.
+    """A thread that watches a process and all its descendants until it is stopped.
 
     Attributes:
-        total: The most that all held together, in bytes.
-        root: The most that the process itself held.
-        largest: The most that any descendant held.
+        total: Peak memory of all processes together, in bytes.
+        root: Peak memory of the process itself, in bytes.
+        largest: Peak memory of the largest descendant, in bytes.
     """
 
     def __init__(self, pid: int) -> None:
@@ -30,7 +30,7 @@ class Watch(threading.Thread):
         self.total = self.root = self.largest = 0
 
     def run(self) -> None:
-        """Looks, again and again."""
+        """Measures the memory at regular intervals."""
         while not self._stop_it.wait(EVERY_SECONDS):
             held = {pid: proportional(pid) for pid in family(self._pid)}
             self.total = max(self.total, sum(held.values()))
@@ -38,13 +38,13 @@ class Watch(threading.Thread):
             self.largest = max(self.largest, *held.values(), 0)
 
     def stop(self) -> None:
-        """Ends it."""
+        """Stops the thread."""
         self._stop_it.set()
         self.join()
 
 
 def watched(command: Sequence[str], folder: Path) -> Watch:
-    """Runs a command in a folder to its end, what it prints unseen, and tells what it held."""
+    """Runs a command in a folder to its end, hides its output, and returns its memory."""
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     watch = Watch(process.pid)
     watch.start()
@@ -56,7 +56,7 @@ def watched(command: Sequence[str], folder: Path) -> Watch:
 
 
 def family(root: int) -> list[int]:
-    """Lists a process and all its descendants."""
+    """Returns the ids of a process and of all its descendants."""
     parents: dict[int, int] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():
@@ -71,7 +71,7 @@ def family(root: int) -> list[int]:
 
 
 def proportional(pid: int) -> int:
-    """Reads a process's share of memory; 0 for one that has ended."""
+    """Returns the proportional set size of a process in bytes; 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

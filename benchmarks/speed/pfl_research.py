@@ -1,6 +1,7 @@
-"""Apple's pfl-research: one process a worker by `torchrun`, central evaluation after each round.
+"""The contender pfl-research by Apple, with one process per worker by `torchrun`.
 
-Runs in an environment of its own, which `compare.py` makes.
+The model is evaluated centrally after each round. The program runs in its own environment, which
+`compare.py` makes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ACCURACY = "accuracy"
 
 
 class Classifier(nn.Module):
-    """The model, with the two functions that pfl asks for."""
+    """The model with the two methods that pfl requires."""
 
     def __init__(self, model: nn.Module, training: TrainingConfig) -> None:
         super().__init__()
@@ -40,21 +41,21 @@ class Classifier(nn.Module):
         self.smoothing = training.label_smoothing
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Computes the loss of a step."""
+        """Returns the loss of a step."""
         self.model.train()
         logits = self.model(normalize(images))
         return nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
     @torch.inference_mode()
     def metrics(self, images: Tensor, labels: Tensor) -> dict[str, Weighted]:
-        """Counts what is right."""
+        """Returns the number of right predictions, as an average over images."""
         self.model.eval()
         right = (self.model(normalize(images)).argmax(dim=-1) == labels).sum()
         return {ACCURACY: Weighted(int(right), len(labels))}
 
 
 class Clock(TrainingProcessCallback[Any]):  # type: ignore[misc]
-    """Notes when rounds end, and what was measured."""
+    """A callback that records the time at the end of each round, and the last accuracy."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -63,7 +64,7 @@ class Clock(TrainingProcessCallback[Any]):  # type: ignore[misc]
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: Any, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Notes it."""
+        """Records the time and the accuracy of one round."""
         del model, central_iteration
         self.times.append(now())
         for name, value in aggregate_metrics:
@@ -73,7 +74,7 @@ class Clock(TrainingProcessCallback[Any]):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Trains."""
+    """Trains the clients, and prints the result in the first process."""
     torch.set_num_threads(1)
     task = asked()
     config, shards, test = task.config, task.shards(), task.test_shard()
@@ -96,7 +97,7 @@ def main() -> None:
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=task.rounds,
-            evaluation_frequency=task.rounds + 1,  # of what clients would measure themselves
+            evaluation_frequency=task.rounds + 1,  # clients never evaluate the model themselves
             train_cohort_size=len(shards),
             val_cohort_size=0,
         ),

@@ -1,10 +1,10 @@
-"""What registered clients cost: the same cohort of 100 among ever more of them.
+"""Cost of registered clients: a cohort of 100 clients among more and more registered ones.
 
 python benchmarks/speed/scale.py
 
-Every client has two images, made up (nothing is learnt, it is about time and memory), and 100 of
-them train one step in each round. Reports the seconds until the first round, those of a round in
-the median, and the memory of the driver and of all processes.
+Every client has two made-up images, because only time and memory are measured. In each round 100
+clients train one step. The program prints the seconds until the first round, the median seconds of
+a round, and the memory of the driver and of all processes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def draw_images(folder: Path, clients: int) -> None:
-    """Draws noise, sorted into folders by split and class."""
+    """Writes images of noise into folders by split and class."""
     random = np.random.default_rng(0)
     for split, count in (("train", IMAGES * clients), ("test", TEST_IMAGES)):
         pixels = random.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)

@@ -1,9 +1,9 @@
-"""How long the program takes to answer: its help, its version, a mistake.
+"""Time that the program takes to answer with its help, its version or an error.
 
 python benchmarks/speed/start_up.py
 
-Each command runs in a process of its own, several times over. The processor's time tells what the
-program costs; the time on the clock tells what a person waits, other programs included.
+Each command runs several times, in a new process each time. The processor time is the cost of the
+program itself. The clock time is the time that a person waits, while other programs run as well.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def measure(words: Sequence[str]) -> tuple[float, float]:
     """Runs the program once.
 
     Returns:
-        Seconds of the processor, and seconds on the clock.
+        The processor time and the clock time, both in seconds.
     """
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(

@@ -1,6 +1,7 @@
-"""A Flower app as its examples show it: the model is built in every message, all of it is sent.
+"""The contender Flower: a stock app like Flower's examples.
 
-FedAvg of Flower, its simulation as it comes, central evaluation after each round.
+The app builds the model for every message and sends all of its tensors. It uses Flower's FedAvg and
+Flower's simulation with default settings, and evaluates centrally after each round.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The work that all contenders do: the local steps of a finished run, on its encrypted shards.
+"""The work that all contenders do: the local steps of a finished run on its encrypted shards.
 
-A contender is a program of its own. It is given the folder of a run of this project, trains its
-clients for so many rounds, and prints one line of JSON at the end.
+Each contender is a separate program. It gets the folder of a run of this project, trains the
+clients of this run for a number of rounds, and prints one line of JSON at the end.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Task:
-    """What a contender is asked.
+    """The task of a contender.
 
     Attributes:
-        folder: A finished run of this project: its configuration and its shards.
-        rounds: How many.
-        workers: How many processes may train.
+        folder: Folder of a finished run of this project, with its configuration and its shards.
+        rounds: Number of rounds to train.
+        workers: Number of processes that may train.
     """
 
     folder: Path
@@ -41,22 +41,22 @@ class Task:
 
     @property
     def config(self) -> Config:
-        """Reads the configuration."""
+        """Returns the configuration of the run."""
         return load(str(self.folder / "config.yaml"))
 
     def shards(self) -> list[Shard]:
-        """Opens the shards of all clients, in their order."""
+        """Opens the shards of all clients, sorted by client."""
         keys = storage_keys(self.config)
         paths = sorted((self.folder / "shards").glob("client-*"))
         return [open_shard(path, keys) for path in paths]
 
     def test_shard(self) -> Shard:
-        """Opens the test images."""
+        """Opens the shard of the test images."""
         return open_shard(self.folder / "shards" / TEST_SHARD, storage_keys(self.config))
 
 
 def asked() -> Task:
-    """Reads the command line."""
+    """Returns the task from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rounds", type=int, required=True)
@@ -65,7 +65,7 @@ def asked() -> Task:
 
 
 def build(config: Config) -> nn.Module:
-    """Builds the model with its adapters, only what is trained asking for gradients."""
+    """Builds the model with its adapters; only the trained tensors require gradients."""
     built = backbone.build(config.model, CLASSES, config.seed)
     methods.prepare(built.model, config.finetuning, config.seed)
     return built.model
@@ -81,13 +81,13 @@ def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def batches(shard: Shard, config: Config) -> list[Tensor]:
-    """Parts the images of an epoch into steps, as `training.train` does."""
+    """Divides the images of an epoch into steps, as `training.local.train` does."""
     count = len(shard)
     return list(torch.randperm(count).tensor_split(-(-count // config.training.batch_size)))
 
 
 def epoch(model: nn.Module, shard: Shard, config: Config) -> float:
-    """Does the arithmetic of one client in one round: bare PyTorch.
+    """Trains one client for one epoch in bare PyTorch.
 
     Returns:
         The mean loss.
@@ -111,23 +111,23 @@ def epoch(model: nn.Module, shard: Shard, config: Config) -> float:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, shard: Shard) -> float:
-    """Measures a model on the test images."""
+    """Returns the accuracy of a model on the test images, in [0, 1]."""
     model.eval()
     logits = model(normalize(shard.images))
     return float((logits.argmax(dim=-1) == shard.labels).float().mean())
 
 
 def report(seconds: list[float], ready: float, measured: float | None = None) -> None:
-    """Prints the line.
+    """Prints the result as one line of JSON.
 
     Args:
-        seconds: Of each round.
-        ready: `time.time()` at the first local step, or shortly before.
-        measured: The accuracy at the end, where there is one.
+        seconds: Duration of each round in seconds.
+        ready: Value of `time.time()` at the first local step, or shortly before it.
+        measured: Accuracy at the end; None if it was not measured.
     """
     print(json.dumps({"seconds": seconds, "ready": ready, "accuracy": measured}), flush=True)
 
 
 def now() -> float:
-    """Returns the time of day, which processes share."""
+    """Returns the time of day in seconds; unlike other clocks, all processes share it."""
     return time.time()

@@ -1,9 +1,9 @@
-"""What each further worker costs in memory, beside a Ray actor that has imported torch and no more.
+"""Memory of each additional worker, compared with a Ray actor that has only imported torch.
 
 python benchmarks/speed/worker_memory.py
 
-Runs the default job, and actors that do nothing, with one worker and with more; the difference of
-what all processes hold together (PSS) goes by the number of workers that came in addition.
+The program runs the default job, and actors that do nothing, with one worker and with several. The
+difference in memory of all processes together (PSS) is divided by the number of additional workers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ time.sleep(3)
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=4, help="to compare with one (4)")
+    parser.add_argument("--workers", type=int, default=4, help="workers of the larger run (4)")
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     many, rounds = arguments.workers, str(arguments.rounds)

@@ -1,27 +1,28 @@
-"""In whose coordinates the patch embedding is: the server's, or those of a party's ciphertext.
+"""Coordinates of the patch embedding: the server's, or those of a party's ciphertext.
 
-Under a party's key the entries of a patch, and the patches of an image, stand in another order and
-partly with another sign. A patch embedding E that reads such ciphertext has its columns in that
-order too; where owners have different keys, their E's cannot simply be averaged. With T the key
-adaptation of a party (`encryption.holder.KeyHolder.adapt`, a signed permutation) and E₀ the public,
-pre-trained patch embedding, a party trains from
+A party's key changes the order of the entries of a patch and of the patches of an image, and the
+sign of some entries. A patch embedding E that reads such ciphertext has its columns in the same
+order. So if owners have different keys, their matrices E cannot simply be averaged. Let T be the
+key adaptation of a party (`encryption.holder.KeyHolder.adapt`, a signed permutation), and E₀ the
+public, pre-trained patch embedding. A party starts its training from
 
 =============  ==========================  ===========================
                model adapted to the key    model not adapted
 =============  ==========================  ===========================
 ``aggregate``  E                           E
 ``aligned``    T(E)                        E₀ + T(E - E₀)
-``local``      its own; at first T(E₀)     its own; at first E₀
+``local``      its own E; at first T(E₀)   its own E; at first E₀
 =============  ==========================  ===========================
 
-where E is what the server sent. It sends back the difference that training made: as it is, as
-T⁻¹(difference) where aligned, or not at all where local. The server's first E is T(E₀) where all
-parties share the key, the model is adapted and E aggregated as it is; else it is E₀. Position
-embeddings, where they are trained (method full), go the same way.
+where E is the matrix that the server sent. The party sends back the difference that training made:
+unchanged under ``aggregate``, as T⁻¹(difference) under ``aligned``, and not at all under ``local``.
+The server's first E is T(E₀) if all parties share one key, the model is adapted and the policy is
+``aggregate``; otherwise it is E₀. Position embeddings are treated in the same way if they are
+trained (method full).
 
-Aligned and adapted, with any keys: the whole run is the run on plain images [arXiv 2309.02556 gives
-T; that a signed permutation commutes with SGD, Adam and AdamW is one line of algebra]; where blocks
-have keys of their own, it is the run on plain images of a model with a kernel for every patch.
+With policy ``aligned`` and an adapted model, the whole run equals the run on plain images, for any
+keys. (arXiv 2309.02556 gives T; a signed permutation commutes with SGD, Adam and AdamW.) If every
+block has its own key, the run equals a run on plain images of a model with one kernel per patch.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ from fl_vitlora.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """What turns the server's tensors into a party's, and back.
+    """Converts tensors from the server's coordinates to a party's, and back.
 
     Attributes:
-        base: The reader that the party's model starts from, trained or not.
+        base: The patch reader from which the party's model starts, trained or not.
         initial: The server's first tensors.
-        holder: Of the party's key; none where nothing has to be turned.
-        party: Its name.
-        aligned: Whether differences are exchanged in plain coordinates.
-        adapted: Whether the party's model is adapted to its key.
+        holder: Holder of the party's key; None if nothing needs to be converted.
+        party: Name of the party.
+        aligned: True if differences are exchanged in plain coordinates.
+        adapted: True if the party's model is adapted to its key.
     """
 
     base: PatchReader
@@ -68,7 +69,7 @@ class Coordinates:
     adapted: bool
 
     def to_client(self, model: State) -> State:
-        """Turns the server's tensors into those that the party trains from."""
+        """Converts the server's tensors to the tensors from which the party trains."""
         if self.holder is None or WEIGHT not in model:
             return model
         first, now = self._reader(self.initial), self._reader(model)
@@ -76,24 +77,25 @@ class Coordinates:
             turned = self.holder.adapt(now, self.party)
         elif self.aligned:
             turned = _plus(first, self.holder.adapt(_minus(now, first), self.party))
-        else:  # a key of its own, but aggregated as it is
+        else:  # the party has its own key, and differences are aggregated without conversion
             turned = _plus(self.holder.adapt(first, self.party), _minus(now, first))
         return with_exchanged_reader(model, turned)
 
     def to_server(self, delta: State) -> State:
-        """Turns the difference that the party's training made into the server's."""
+        """Converts the difference that the party's training made to the server's coordinates."""
         if self.holder is None or not self.aligned or WEIGHT not in delta:
             return delta
         return with_exchanged_reader(delta, self.holder.restore(self._reader(delta), self.party))
 
     def difference_to_client(self, difference: State) -> State:
-        """Turns a difference in the server's coordinates into the party's; undoes `to_server`."""
+        """Converts a difference to the party's coordinates: the inverse of `to_server`."""
         if self.holder is None or not self.aligned or WEIGHT not in difference:
             return difference
         turned = self.holder.adapt(self._reader(difference), self.party)
         return with_exchanged_reader(difference, turned)
 
     def _reader(self, state: Mapping[str, Tensor]) -> PatchReader:
+        """Returns the patch reader among exchanged tensors."""
         return exchanged_reader(state, self._patches)
 
     @property
@@ -103,17 +105,23 @@ class Coordinates:
 
 
 def server_reader(config: Config, origin: PatchReader, holder: KeyHolder) -> PatchReader:
-    """Returns what the server's model reads with at first; see the module.
+    """Returns the patch reader of the server's first model; see the module's description.
+
+    Args:
+        config: The experiment.
+        origin: Patch reader of the public model.
+        holder: Holder of the key.
 
     Raises:
-        UserError: When a step has no adaptation for this model.
+        UserError: If a cipher step has no adaptation for this model.
     """
     if not reader_is_stored(config):
         return origin
     if start_is_adapted(config):
         return holder.adapt(origin, "server")
     blocks = holder.cipher.geometry.blocks
-    if not config.encryption.adapt:  # differences are turned, positions stay unless exchanged
+    if not config.encryption.adapt:
+        # Only differences are converted. The position embeddings stay, unless they are exchanged.
         turned = replace(origin, position=origin.weight.new_empty(blocks, 0))
     else:
         turned = origin
@@ -133,21 +141,24 @@ def of_party(
     """Makes the coordinates of one party.
 
     Args:
-        config: Scope of the keys, adaptation, policy.
-        origin: What the public model reads with.
-        start: What the server's model reads with at first.
+        config: The experiment, with the scope of the keys, the adaptation and the policy.
+        origin: Patch reader of the public model.
+        start: Patch reader of the server's first model.
         initial: The server's first tensors.
-        holder: Of the party's key; needed where `policies.clients_turn`.
-        party: Its name.
+        holder: Holder of the party's key; needed if `policies.clients_turn`.
+        party: Name of the party.
 
     Returns:
-        The coordinates; those of the server itself where nothing has to be turned.
+        The coordinates. They equal the server's if nothing needs to be converted.
+
+    Raises:
+        UserError: If the party has no key but must convert its patch embedding.
     """
     adapted = adapts(config)
     own = adapted and not common_key(config)
     turned = aligns(config) or (own and exchanges_reader(config))
     if holder is None and (turned or own):
-        raise UserError(f"{party} has no key ring, but must turn its patch embedding by its key")
+        raise UserError(f"{party} has no key ring, but must adapt its patch embedding to its key")
     own_base = holder is not None and adapted and (own or aligns(config))
     return Coordinates(
         base=holder.adapt(origin, party) if holder is not None and own_base else start,
@@ -168,6 +179,7 @@ def _minus(a: PatchReader, b: PatchReader) -> PatchReader:
 
 
 def _combine(a: PatchReader, b: PatchReader, sign: int) -> PatchReader:
+    """Returns a + sign · b, entry by entry; a's positions are kept if either reader has none."""
     position = a.position
     if a.position is not None and b.position is not None:
         position = a.position + sign * b.position

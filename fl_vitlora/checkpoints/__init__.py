@@ -1,1 +1,1 @@
-"""The state of a run on the disk, from which it goes on to the same bits."""
+"""Checkpoints of a run: a resumed run gives the same bits as an uninterrupted one."""

@@ -1,7 +1,7 @@
-"""A file that only grows, line by line, and of which it is known how much is good.
+"""A journal: a file that only grows, line by line, with marks that tell how much of it is valid.
 
-A mark is its length and its digest at some moment. Whoever goes on from a mark cuts off what came
-later, and finds out whether what came before is still what was written.
+A mark is the length and the digest of the file at some moment. A run that resumes from a mark cuts
+off the lines written later, and checks that the earlier ones are unchanged.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fl_vitlora.storage.files import PUBLIC, append, write_atomically, writing
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """How far a journal was at some moment.
+    """The state of a journal at some moment.
 
     Attributes:
-        length: In bytes.
-        digest: SHA-256 of so much of it, in hexadecimal digits.
+        length: Length of the file in bytes.
+        digest: SHA-256 digest of these bytes, in hexadecimal digits.
     """
 
     length: int = 0
@@ -34,12 +34,12 @@ class Journal:
     """Lines of JSON in a file.
 
     Args:
-        path: The file; it is begun anew, unless it is taken up at a mark.
-        mark: Where it is good to; what came later is cut off.
+        path: Path of the file. Without a mark the file is emptied.
+        mark: Mark from which the journal continues; later lines are cut off.
         mode: Permissions of a new file; see `write_atomically`.
 
     Raises:
-        DamagedFileError: When the file does not have what the mark says.
+        DamagedFileError: If the file does not agree with the mark.
     """
 
     def __init__(self, path: Path, mark: Mark | None = None, mode: int = PUBLIC) -> None:
@@ -52,27 +52,28 @@ class Journal:
             self._take_up(mark)
 
     def append(self, *lines: Any) -> None:
-        """Adds lines, each what JSON can hold."""
+        """Appends lines; each is a value that JSON can hold."""
         data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         append(self._path, data)
         self._digest.update(data)
         self._length += len(data)
 
     def lines(self) -> list[Any]:
-        """Reads all lines."""
+        """Returns all lines."""
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
     def mark(self) -> Mark:
-        """Waits until all of it is on the disk, and tells how far it is.
+        """Waits until the whole journal is on the disk, and returns a mark of its state.
 
         Raises:
-            WriteError: When the disk does not take it after all.
+            WriteError: If the disk does not store the journal.
         """
         with writing(self._path), self._path.open("rb") as file:
             os.fsync(file.fileno())
         return Mark(length=self._length, digest=self._digest.hexdigest())
 
     def _take_up(self, mark: Mark) -> None:
+        """Checks the file against a mark, and cuts off what was written later."""
         try:
             good = self._path.read_bytes()[: mark.length]
         except FileNotFoundError:
@@ -80,5 +81,5 @@ class Journal:
         self._digest.update(good)
         self._length = len(good)
         if Mark(length=self._length, digest=self._digest.hexdigest()) != mark:
-            raise DamagedFileError(self._path, "is damaged: it is not what the checkpoint says")
+            raise DamagedFileError(self._path, "is damaged: it does not agree with the checkpoint")
         os.truncate(self._path, mark.length)

@@ -1,15 +1,17 @@
-"""The logbook of a run: its rounds and messages as they pass, and states from which it can go on.
+"""The logbook of a run: its rounds and messages, and checkpoints from which it can resume.
 
-    rounds.jsonl                            every round, a line each
-    checkpoint/ledger.jsonl                 every message up to the last checkpoint, a line each
-    checkpoint/round-000012.safetensors     the server's state after round 12, and where the rest is
-    checkpoint/clients-000012.safetensors   of each client that has changed since the one before
+    rounds.jsonl                            every round, one line each
+    checkpoint/ledger.jsonl                 every message up to the last checkpoint, one line each
+    checkpoint/round-000012.safetensors     the server's state after round 12, and which files hold
+                                            the clients' states
+    checkpoint/clients-000012.safetensors   the states of clients that changed since the checkpoint
+                                            before
 
-What clients remember is theirs: the folder `checkpoint` and its files are the owner's alone,
-whatever the umask. All are sealed: the safetensors files by a digest of their own, the journals by
-the marks that stand in the server's state. A file is written whole under another name and renamed,
-the server's last. The two newest checkpoints are kept; should the newest be damaged, the run goes
-on from the one before, to the same bits.
+The clients' states are private: only the owner may read the folder `checkpoint` and its files,
+whatever the umask is. All files are protected by checksums. A safetensors file holds its own
+digest; the marks of the journals stand in the server's state. Every file is written completely
+under another name and then renamed, the server's file last. The two newest checkpoints are kept. If
+the newest is damaged, the run resumes from the one before, with the same bits as a result.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ KEPT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A run after one of its rounds.
+    """The state of a run after one of its rounds.
 
     Attributes:
-        round: Which.
-        server: The server's state.
-        clients: What each client remembers; those that remember nothing are left out.
+        round: Number of the round.
+        server: State of the server.
+        clients: State of each client; clients without a state are left out.
         ledger: All messages so far.
-        lines: Of `rounds.jsonl`.
+        lines: All lines of `rounds.jsonl` so far.
     """
 
     round: int
@@ -55,57 +57,57 @@ class Checkpoint:
 
 
 def lacks_checkpoints(run: Path, every: int) -> bool:
-    """Tells whether a run has told rounds that nothing of it can go on from.
+    """Returns True if a run has finished rounds but cannot resume, as its checkpoints are missing.
 
-    That is not so before its first checkpoint, where it is begun again to the same bits.
+    Before its first checkpoint a run is simply begun again, with the same bits as a result.
 
     Args:
-        run: Its folder.
-        every: Rounds from one checkpoint to the next; 0 if it writes none.
+        run: The run folder.
+        every: Number of rounds between two checkpoints; 0 if the run writes none.
     """
-    told = (run / ROUNDS).read_bytes().count(b"\n") if (run / ROUNDS).exists() else 0
-    return told > every and not _rounds_in(run / FOLDER)
+    finished = (run / ROUNDS).read_bytes().count(b"\n") if (run / ROUNDS).exists() else 0
+    return finished > every and not _rounds_in(run / FOLDER)
 
 
 def remove(run: Path) -> None:
-    """Removes the checkpoints of a run that is at its end."""
+    """Removes the checkpoints of a finished run."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
 class Logbook:
-    """Writes down a run; see `begin` and `take_up`.
+    """Writes the rounds, messages and checkpoints of a run; made by `begin` or `take_up`.
 
     Args:
         run: The run folder.
-        rounds: Where the run's journal of rounds is good to; of a new one at the beginning.
-        ledger: The same of its messages.
+        rounds: Mark from which the journal of rounds continues; None for a new journal.
+        ledger: Mark from which the journal of messages continues; None for a new journal.
     """
 
     def __init__(self, run: Path, rounds: Mark | None = None, ledger: Mark | None = None) -> None:
         self._folder = run / FOLDER
         self._rounds = Journal(run / ROUNDS, rounds)
         self._ledger = Journal(self._folder / LEDGER, ledger, mode=PRIVATE)
-        self._places: dict[int, int] = {}  # of a client's state, the round of the file it is in
-        self._kept: dict[int, set[int]] = {}  # the same of all clients, by checkpoint
-        self._written: dict[int, object] = {}  # clients' states as they are on the disk
-        self._noted = 0  # messages in the journal
+        self._places: dict[int, int] = {}  # by client: the round of the file that holds its state
+        self._kept: dict[int, set[int]] = {}  # by checkpoint: the rounds of the files it needs
+        self._written: dict[int, object] = {}  # by client: its state as it is on the disk
+        self._noted = 0  # number of messages in the journal
 
     @classmethod
     def begin(cls, run: Path) -> Self:
-        """Begins one; what was there of an earlier one is no more."""
+        """Begins a new logbook, and removes an earlier one in this folder."""
         shutil.rmtree(run / FOLDER, ignore_errors=True)
         make_private_folder(run / FOLDER)
         return cls(run)
 
     @classmethod
     def take_up(cls, run: Path) -> tuple[Self, Checkpoint] | None:
-        """Takes up a run at its newest checkpoint that is whole; what came after is cut off.
+        """Resumes a run from its newest undamaged checkpoint, and cuts off what came later.
 
         Returns:
-            The logbook and the checkpoint, or None where there is none yet.
+            The logbook and the checkpoint, or None if there is no checkpoint yet.
 
         Raises:
-            DamagedFileError: When there are some, and none is whole.
+            DamagedFileError: If there are checkpoints, but all of them are damaged.
         """
         errors: list[DamagedFileError] = []
         for server_round in sorted(_rounds_in(run / FOLDER), reverse=True):
@@ -119,6 +121,7 @@ class Logbook:
 
     @classmethod
     def _take_up(cls, run: Path, server_round: int) -> tuple[Self, Checkpoint]:
+        """Resumes a run from the checkpoint of one round."""
         path, folder = _server_file(run / FOLDER, server_round), run / FOLDER
         try:
             state = _read(path, server_round)
@@ -139,7 +142,7 @@ class Logbook:
             raise DamagedFileError(path, f"is no checkpoint of this version ({error!r})") from None
 
     def note_round(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to `rounds.jsonl`."""
+        """Appends a line to `rounds.jsonl`."""
         self._rounds.append(line)
 
     def write(
@@ -150,14 +153,15 @@ class Logbook:
         clients: Mapping[int, object],
         tree_of: Callable[[Any], Tree],
     ) -> None:
-        """Writes a checkpoint if it is not there yet, and removes what is not needed any more.
+        """Writes a checkpoint unless it exists already, and removes files no longer needed.
 
         Args:
-            server_round: After which it is.
-            server: The server's state.
-            messages: All so far.
-            clients: What each client remembers; another object than before where it has changed.
-            tree_of: Makes a tree of that; an empty one is not stored.
+            server_round: Round after which the checkpoint is taken.
+            server: State of the server.
+            messages: All messages so far.
+            clients: State of each client. A state that has changed must be another object than at
+                the last call.
+            tree_of: Function that turns a client's state into a tree. Empty trees are not stored.
         """
         if server_round in self._kept:
             return
@@ -180,11 +184,11 @@ class Logbook:
         self._tidy()
 
     def close(self) -> None:
-        """Removes what only serves to go on, for the run is at its end."""
+        """Removes the checkpoints, because the run is finished."""
         remove(self._folder.parent)
 
     def _tidy(self) -> None:
-        """Removes all checkpoints but the newest, and clients' files that these do not name."""
+        """Removes all but the newest checkpoints, and the clients' files that these do not use."""
         self._kept = {number: self._kept[number] for number in sorted(self._kept)[-KEPT:]}
         needed = {_server_file(self._folder, number) for number in self._kept}
         needed |= {_clients_file(self._folder, p) for kept in self._kept.values() for p in kept}
@@ -202,25 +206,31 @@ def _clients_file(folder: Path, server_round: int) -> Path:
 
 
 def _rounds_in(folder: Path) -> list[int]:
-    """Lists the rounds after which there are checkpoints."""
+    """Returns the rounds after which there are checkpoints."""
     names = (SERVER_FILE.fullmatch(path.name) for path in folder.glob("round-*"))
     return [int(name[1]) for name in names if name]
 
 
 def _write(path: Path, server_round: int, tree: Tree) -> None:
+    """Writes a tree with the number of its round to a checksummed file."""
     tensors, plain = flatten(tree)
-    told = {CONTENT: json.dumps(plain), ROUND: str(server_round)}
-    write_sealed(path, tensors, told)
+    metadata = {CONTENT: json.dumps(plain), ROUND: str(server_round)}
+    write_sealed(path, tensors, metadata)
 
 
 def _read(path: Path, server_round: int) -> Any:
-    """Reads a file that must be of a round, whatever its name says."""
+    """Returns the tree of a file, whose content must be of the given round.
+
+    Raises:
+        DamagedFileError: If the file is damaged or holds another round.
+    """
     tensors, metadata = read_sealed(path)
     if metadata.get(ROUND) != str(server_round):
-        raise DamagedFileError(path, f"is that of round {metadata.get(ROUND, 'none')}")
+        raise DamagedFileError(path, f"holds round {metadata.get(ROUND, 'none')} instead")
     return build(tensors, json.loads(metadata[CONTENT]))
 
 
 def _entry(values: list[Any]) -> Entry:
-    names = [one.name for one in dataclasses.fields(Entry)]
+    """Returns a line of the journal as a message of the ledger."""
+    names = [field.name for field in dataclasses.fields(Entry)]
     return Entry(**dict(zip(names, values, strict=True)))

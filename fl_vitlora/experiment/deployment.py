@@ -51,7 +51,7 @@ from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, client_of
-from fl_vitlora.flower.simulation.engine import choose_workers
+from fl_vitlora.flower.simulation.workers import choose_workers
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, check_experiment, client_half
 from fl_vitlora.flower.strategies.confidentiality import check_privacy
 from fl_vitlora.flower.wire.wiring import check_codecs

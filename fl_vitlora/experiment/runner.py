@@ -14,6 +14,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.gpu_sharing import workers_in_memory
 from fl_vitlora.experiment.preparation import (
     check_model,
     check_storage,
@@ -36,9 +37,9 @@ from fl_vitlora.federation.observer import Observer
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings
 from fl_vitlora.flower.server.client_states import ClientStates
-from fl_vitlora.flower.simulation.engine import Engine, choose_workers, simulate
-from fl_vitlora.flower.simulation.gpu_sharing import workers_in_memory
+from fl_vitlora.flower.simulation.engine import Engine, simulate
 from fl_vitlora.flower.simulation.quiet import silence as silence  # noqa: PLC0414 - for the command line
+from fl_vitlora.flower.simulation.workers import choose_workers
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import (
     AnyStrategy,

@@ -1,1 +1,1 @@
-"""The clients of a federation: who takes part, with which rank, who is hostile and who fails."""
+"""The clients of a federation: participants, their ranks, hostile and unreliable clients."""

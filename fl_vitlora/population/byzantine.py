@@ -1,13 +1,13 @@
-"""Hostile clients, for research: who they are, and what they send instead of their updates.
+"""Byzantine (hostile) clients, for research: their choice, and what they send as updates.
 
-A hostile client trains like any other, and then multiplies its update Δ by a number:
+A hostile client trains like any other client, and then multiplies its update Δ by a number:
 
-    sign_flip   -Δ      away from where its own images point
-    scale       c·Δ     c = `attack.factor`: one client outvotes all others; the server refuses more
-                        than any training comes to (`flower.wire.contents.LARGEST`)
+    sign_flip   -Δ      against the direction that the client's own images give
+    scale       c·Δ     c = `attack.factor`: one client outvotes all others; the server refuses
+                        values beyond what training can reach (`flower.wire.contents.LARGEST`)
     nan         NaN     a broken client; the server refuses such an update and counts a failure
 
-It does not know the updates of others, and what it reports beside its own is honest.
+A hostile client does not know the updates of others. Its loss and other reports stay honest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def hostile(config: Config) -> dict[Attack, list[int]]:
         config: The experiment.
 
     Returns:
-        Their numbers, sorted, by what they do.
+        The numbers of the hostile clients, sorted, by kind of attack.
 
     Example:
         >>> from fl_vitlora.config import load
@@ -43,17 +43,17 @@ def hostile(config: Config) -> dict[Attack, list[int]]:
 
 
 def kind_of(config: Config, client: int) -> Attack | None:
-    """Tells what a client does to its updates; an honest one does nothing."""
+    """Returns the kind of attack of a client, or None if the client is honest."""
     return next((kind for kind, clients in hostile(config).items() if client in clients), None)
 
 
 def corrupt(delta: Mapping[str, Tensor], kind: Attack, factor: float) -> State:
-    """Makes of an update what a hostile client sends.
+    """Turns an update into what a hostile client sends.
 
     Args:
-        delta: What it has learnt.
-        kind: What it does.
-        factor: c, of ``scale``.
+        delta: Update from the client's training.
+        kind: Kind of the attack.
+        factor: Factor c of the attack ``scale``; the others ignore it.
 
     Returns:
         A new update with the same tensors.
@@ -68,16 +68,16 @@ def corrupt(delta: Mapping[str, Tensor], kind: Attack, factor: float) -> State:
 
 
 def as_sent(config: Config, client: int, delta: State) -> State:
-    """Returns the update that a client sends: its own, or what a hostile one makes of it."""
+    """Returns the update that a client sends: the honest one, or the corrupted one."""
     kind = kind_of(config, client)
     return delta if kind is None else corrupt(delta, kind, config.attack.factor)
 
 
 def check(config: Config) -> None:
-    """Refuses an attack that nobody carries out, or everybody.
+    """Checks that the settings name both attacks and hostile clients, and leave an honest client.
 
     Raises:
-        UserError: With what would work.
+        UserError: If the settings of the attack do not fit together; names a choice that works.
     """
     attack = config.attack
     if attack.kinds and not attack.clients:
@@ -91,6 +91,6 @@ def check(config: Config) -> None:
         )
     if attack.clients >= config.clients:
         raise UserError(
-            f"attack.clients {attack.clients}: of {config.clients} clients one at least is honest; "
-            f"take at most {config.clients - 1}"
+            f"attack.clients {attack.clients}: at least one of {config.clients} clients must be "
+            f"honest; take at most {config.clients - 1}"
         )

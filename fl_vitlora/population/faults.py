@@ -1,15 +1,15 @@
-"""Unreliable clients, as every federation has them: who they are, when they fail, and how.
+"""Unreliable clients, as every federation has them: their choice, and when and how they fail.
 
-In a round an unreliable client fails with the chance `faults.rate`, before it trains:
+In every round an unreliable client fails with probability `faults.rate`, before it trains:
 
-    raise       its app raises an exception, as out of memory
-    crash       its process ends at once, as one that the system has killed
-    slow        it waits `faults.delay` seconds, perhaps longer than the server does
+    raise       its app raises an exception, as if memory ran out
+    crash       its process ends at once, as if the system killed it
+    slow        it waits `faults.delay` seconds, perhaps longer than the server waits
 
-Who fails when follows from the run's seed, so that a round that is repeated fails again. A crash
-takes the worker of a simulation with it, and others' messages that the worker had at hand: these
-are repeated. On a SuperNode of Flower, which starts a process for every message, it ends that one,
-and the node goes on. All functions are pure but `strike`.
+The faults follow from the run's seed, so a repeated round has the same faults. In a simulation, a
+crash ends the worker process, and the messages of other clients in its bundle are repeated. A
+SuperNode of Flower starts a process for every message: a crash ends this process only, and the node
+goes on. All functions except `strike` are pure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def unreliable(config: Config) -> dict[Fault, list[int]]:
         config: The experiment.
 
     Returns:
-        Their numbers, sorted, by what happens to them.
+        The numbers of the unreliable clients, sorted, by kind of fault.
 
     Example:
         >>> from fl_vitlora.config import load
@@ -44,7 +44,7 @@ def unreliable(config: Config) -> dict[Fault, list[int]]:
 
 
 def fault_of(config: Config, client: int, server_round: int) -> Fault | None:
-    """Tells what happens to a client in a round; nothing to a reliable one."""
+    """Returns the fault of a client in a round, or None if the client works."""
     kind = next((kind for kind, clients in unreliable(config).items() if client in clients), None)
     if kind is None:
         return None
@@ -53,10 +53,10 @@ def fault_of(config: Config, client: int, server_round: int) -> Fault | None:
 
 
 def strike(config: Config, client: int, server_round: int) -> None:
-    """Lets happen to a client what is to happen to it in a round.
+    """Carries out the fault of a client in a round, if there is one.
 
     Raises:
-        RuntimeError: When its app is to.
+        RuntimeError: If the fault is "raise".
     """
     match fault_of(config, client, server_round):
         case "raise":
@@ -68,10 +68,10 @@ def strike(config: Config, client: int, server_round: int) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuses faults that happen to nobody, or to more clients than there are.
+    """Checks that the settings name both faults and clients, and not more clients than exist.
 
     Raises:
-        UserError: With what would work.
+        UserError: If the settings of the faults do not fit together; names a choice that works.
     """
     faults = config.faults
     if faults.kinds and not faults.clients:

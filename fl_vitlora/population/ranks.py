@@ -1,8 +1,8 @@
-"""Which rank of the low-rank matrices each client has, where clients differ in what they can train.
+"""The rank of the low-rank matrices at each client, if clients differ in what they can train.
 
-`finetuning.client_ranks` lists one for each client; or it lists a few values, and
-`finetuning.rank_shares` how many clients get each. These are dealt in exact numbers, so that seeds
-differ in who has a rank, not in how many have it.
+Either `finetuning.client_ranks` lists one rank for each client; or it lists a few ranks, and
+`finetuning.rank_shares` says which share of the clients gets each. The numbers of clients are
+exact: another seed changes which clients have a rank, but not how many.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fl_vitlora.rng import generator
 
 
 def rank_of(config: Config, client: int) -> int | None:
-    """Tells a client's rank, at most `finetuning.rank`; None if all clients have just that.
+    """Returns a client's rank, or None if all clients have the rank `finetuning.rank`.
 
     Args:
         config: The experiment.
-        client: Its number.
+        client: Number of the client.
 
     Example:
         >>> from fl_vitlora.config import load
@@ -41,20 +41,22 @@ def rank_of(config: Config, client: int) -> int | None:
 
 
 def client_ranks(config: Config) -> tuple[int, ...]:
-    """Lists the ranks of all clients; nothing if all have `finetuning.rank`."""
+    """Returns the ranks of all clients; empty if all have the rank `finetuning.rank`."""
     ranks = [rank_of(config, client) for client in range(config.clients)]
     return tuple(rank for rank in ranks if rank is not None)
 
 
 def quotas(shares: Sequence[float], total: int) -> list[int]:
-    """Divides a number by shares into whole parts, by largest remainder; of equal ones the first.
+    """Divides a total into whole parts by shares, with the largest-remainder method.
+
+    Among equal remainders the first share gets the unit.
 
     Args:
-        shares: Not negative, not all zero; only their ratio matters.
-        total: Σ of the parts.
+        shares: Shares that are not negative and not all zero; only their ratios matter.
+        total: Sum of the parts.
 
     Returns:
-        Parts that are off from share · total by less than one each.
+        The parts; each differs from share · total by less than one.
 
     Example:
         >>> quotas([0.5, 0.25, 0.25], 10)
@@ -69,10 +71,10 @@ def quotas(shares: Sequence[float], total: int) -> list[int]:
 
 
 def check(config: Config) -> None:
-    """Refuses ranks that do not fit the clients, the shares or the model.
+    """Checks that the ranks fit the clients, the shares and the fine-tuning method.
 
     Raises:
-        UserError: With what was expected.
+        UserError: If they do not fit; says what was expected.
     """
     tuning = config.finetuning
     ranks, shares = tuning.client_ranks, tuning.rank_shares
@@ -80,7 +82,7 @@ def check(config: Config) -> None:
         return
     if not ranks:
         raise UserError(
-            "finetuning.rank_shares: say of which ranks: finetuning.client_ranks=[1,2,4]"
+            "finetuning.rank_shares: say which ranks they are for: finetuning.client_ranks=[1,2,4]"
         )
     if not METHODS[tuning.method].lora:
         raise UserError(
@@ -89,7 +91,7 @@ def check(config: Config) -> None:
         )
     if not shares and len(ranks) != config.clients:
         raise UserError(
-            f"finetuning.client_ranks: expected one for each of {config.clients} clients, got "
+            f"finetuning.client_ranks: expected a rank for each of {config.clients} clients, got "
             f"{len(ranks)}; to deal them by shares: finetuning.rank_shares"
         )
     if shares and len(shares) != len(ranks):
@@ -110,7 +112,7 @@ def check(config: Config) -> None:
 def _dealt(
     ranks: tuple[int, ...], shares: tuple[float, ...], clients: int, seed: int
 ) -> tuple[int, ...]:
-    """Deals ranks to all clients by the run's seed."""
+    """Assigns ranks to all clients at random, by the run's seed."""
     deck = [
         rank for rank, part in zip(ranks, quotas(shares, clients), strict=True) for _ in range(part)
     ]

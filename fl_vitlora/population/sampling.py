@@ -1,4 +1,4 @@
-"""Who takes part in a round: as many as a fraction says, drawn by the run's seed."""
+"""The participants of a round: a fraction of all clients, drawn by the run's seed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 
     Args:
         clients: Numbers of all clients.
-        fraction: Share to choose, in (0, 1]; rounded up, so at least one.
+        fraction: Share of the clients to choose, in (0, 1]. The number is rounded up, so at least
+            one client is chosen.
         seed: The run's seed.
-        server_round: From 1.
+        server_round: Number of the round, from 1.
 
     Returns:
-        Their numbers, sorted.
+        The numbers of the participants, sorted.
 
     Example:
         >>> len(sample(range(20), 0.25, seed=0, server_round=1))
@@ -36,12 +37,13 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 
 
 def trained_together(config: Config) -> int:
-    """Tells how many clients a worker trains in one batch, at most.
+    """Returns the largest number of clients that a worker trains in one batch.
 
-    Where it is not said, an eighth of a round's participants, so that eight workers find work, and
-    no more than make up a step of 64 images, about what a core's cache holds; one in full
-    fine-tuning, which has nothing to share in a batch. It does not depend on the number of workers,
-    as the rounding of sums would with it.
+    This is the setting `engine.cohort` if it is given. Otherwise it is an eighth of a round's
+    participants, so that eight workers have work. The batch then has at most 64 images a step,
+    about what the cache of a core holds. In full fine-tuning it is 1, because the clients share no
+    weights in a batch. The number does not depend on the number of workers, because the rounding of
+    sums would then depend on it too.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
@@ -57,7 +59,9 @@ def trained_together(config: Config) -> int:
 
 
 def cohort_size(clients: int, fraction: float) -> int:
-    """Counts the participants of a round; rounding errors of the product do not add one.
+    """Returns the number of participants of a round, clients · fraction rounded up.
+
+    A rounding error in the product does not add a client.
 
     Example:
         >>> cohort_size(20, 0.15), cohort_size(20, 0.001)

@@ -1,1 +1,1 @@
-"""What the server may learn: secure sums, and noise for differential privacy."""
+"""Limits on what the server learns: secure aggregation, and noise for differential privacy."""

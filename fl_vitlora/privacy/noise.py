@@ -1,26 +1,28 @@
 """Differential privacy of clients: bounded updates, and noise on their mean.
 
-No client can move the mean of a round by more than C/K, and noise larger than that hides whether it
-took part:
+No client can move the mean of a round by more than C/K. Larger noise hides whether a client took
+part:
 
     client   Δₖ ← Δₖ · min(1, C / ‖Δₖ‖)                   C clipping norm, over all that it sends
     server   Δ = 1/K · Σ Δₖ + N(0, (z·C/K)²)              z noise multiplier, in every scalar
 
-K is how many were asked, known before the round: who is absent counts as a zero. Weights are equal,
-for numbers of samples would be data too. It is the Gaussian mechanism of sensitivity C/K and noise
-multiplier z, for each client against itself sending nothing (zero-out neighbours, as in arXiv
-2103.00039); `flower.strategies.accounting` computes ε over the rounds. A strategy is given the
-noisy mean alone, so that whatever it makes of it is as private (the numbers of samples and steps,
-and the loss, which stand beside it, are not).
+K is the number of clients that were asked, which is known before the round; an absent client counts
+as a zero update. All weights are equal, because the numbers of samples are private data too. This
+is the Gaussian mechanism with sensitivity C/K and noise multiplier z. Its neighbouring inputs are a
+client's update and a zero update of the same client (zero-out neighbours, as in arXiv 2103.00039).
+`flower.strategies.accounting` computes ε over the rounds. A strategy gets only the noisy mean, so
+everything it computes from the mean is equally private. The numbers of samples and steps and the
+loss, which come with the mean, are not private.
 
-The server adds the noise: it is trusted with the mean, and without a secure sum with every update.
-Not private are the numbers of samples, the losses, the measured accuracies, and who took part.
-Arithmetic is not exact: the noise is drawn in double precision, then rounded to single with the
-mean, and the rounding of a secure sum, at most √S·R/2³¹ for S scalars, is not added to C/K. No
-proof rules out attacks on the last bits of floating-point noise (Mironov, CCS 2012).
+The server adds the noise. So the server must be trusted with the mean and, without secure
+aggregation, with every update. The numbers of samples, the losses, the measured accuracies and the
+list of participants are not private. The arithmetic is not exact: the noise is drawn in double
+precision, then rounded to single precision together with the mean. The rounding of a secure sum, at
+most √S·R/2³¹ for S scalars, is not added to C/K. No proof rules out attacks on the last bits of
+floating-point noise (Mironov, CCS 2012).
 
 Source: McMahan et al., "Learning differentially private recurrent language models", arXiv
-1710.06963, algorithm 1 with a fixed denominator; here the participants are no secret.
+1710.06963, algorithm 1 with a fixed denominator. Unlike there, the list of participants is public.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ from fl_vitlora.state import State, clip_norm, count, mean
 from fl_vitlora.strategy import SEVERAL, Update
 
 KEY_BYTES = 32
-FROM_SEED = "seed of the run (config.yaml); whoever has it can take the noise off"
+FROM_SEED = "seed of the run (config.yaml); anyone who has the seed can remove the noise"
 FROM_SYSTEM = "randomness of the server's system; nobody can draw it again"
 
-NoiseKey = Callable[[int], bytes]  # of a round
+NoiseKey = Callable[[int], bytes]  # from the number of a round to the key of its noise
 
 
 def secret_key(server_round: int) -> bytes:
@@ -52,29 +54,29 @@ def secret_key(server_round: int) -> bytes:
 
 
 def repeatable_key(seed: int) -> NoiseKey:
-    """Derives the keys of a run's noise from its seed, so that a simulation repeats.
+    """Derives the keys of a run's noise from its seed, so that a simulation can be repeated.
 
-    Whoever knows the seed can take the noise away again.
+    Anyone who knows the seed can remove the noise.
 
     Args:
         seed: The run's seed.
 
     Returns:
-        What gives the key of a round, 32 bytes.
+        A function from the number of a round to the key of its noise, 32 bytes.
     """
     return lambda server_round: derive_seed(seed, "noise", server_round).to_bytes(KEY_BYTES, "big")
 
 
 def bounded(delta: State, report: State, most: float) -> tuple[State, State, bool]:
-    """At a client: scales delta and report together to a norm of at most C.
+    """Scales a client's delta and report together to a norm of at most C, at the client.
 
     Args:
-        delta: What training changed.
-        report: What the strategy sends beside it, or nothing.
-        most: C.
+        delta: Change of the tensors by training.
+        report: Additional tensors that the strategy sends; may be empty.
+        most: The clipping norm C.
 
     Returns:
-        Both, scaled by the same factor, and whether they were within the norm.
+        Delta and report, scaled by the same factor; and True if they were within the norm before.
     """
     both = {f"delta {name}": tensor for name, tensor in delta.items()}
     both |= {f"report {name}": tensor for name, tensor in report.items()}
@@ -87,14 +89,14 @@ def bounded(delta: State, report: State, most: float) -> tuple[State, State, boo
 
 
 def mean_update(updates: Sequence[Update], weights: Sequence[float]) -> Update:
-    """Averages updates to the one that stands for all of them.
+    """Averages updates to a single update that represents all of them.
 
     Args:
-        updates: At least one, with the same tensors.
-        weights: One for each: samples, or all the same.
+        updates: At least one update; all have the same tensors.
+        weights: Weight of each update: its number of samples, or equal weights.
 
     Returns:
-        An update of no client in particular.
+        The mean update, whose client is `SEVERAL`.
 
     Example:
         >>> updates = [
@@ -125,14 +127,14 @@ def released(
     """Makes a mean of bounded updates private: 1/K · Σ Δₖ + N(0, (z·C/K)²).
 
     Args:
-        update: Their mean with equal weights, over those that answered.
-        cohort: K, how many were asked.
-        clipping_norm: C.
-        noise_multiplier: z.
-        key: Of the noise, 32 bytes; another one in every round.
+        update: The mean of the bounded updates with equal weights, over the clients that answered.
+        cohort: Number K of clients that were asked.
+        clipping_norm: The clipping norm C.
+        noise_multiplier: The noise multiplier z.
+        key: Key of the noise, 32 bytes; every round needs another key.
 
     Returns:
-        The update with noise in all of delta and report. Its loss stays as it is.
+        The update with noise on every scalar of delta and report. The loss is unchanged.
     """
     stream, present = KeyStream(key), update.members / cohort
     deviation = noise_multiplier * clipping_norm / cohort

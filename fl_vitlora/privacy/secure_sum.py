@@ -1,39 +1,43 @@
-"""A secure sum: the server adds up what clients sent, and sees nothing of it but the sum.
+"""Secure aggregation: the server learns the sum of the clients' vectors, but no single vector.
 
-Every two clients i < j agree on a seed that nobody else knows. To its own words client i adds those
-that the seed gives, client j subtracts them, modulo 2³²:
+Every two clients i < j agree on a seed that nobody else knows. The seed gives a stream of words.
+Client i adds this stream to its own vector, and client j subtracts it, modulo 2³²:
 
     yᵢ = xᵢ + Σ_{j>i} stream(seedᵢⱼ) - Σ_{j<i} stream(seedᵢⱼ)        Σ yᵢ = Σ xᵢ
 
-Each yᵢ by itself is as good as random; in the sum the masks cancel to the last bit.
+Each yᵢ by itself looks random; in the sum the masks cancel to the last bit.
 
-1. *Greeting.* Client i draws an X25519 key pair (RFC 7748) from the system's randomness and sends
+1. *Greeting.* Client i draws an X25519 key pair (RFC 7748) from the system's randomness, and sends
    the public key.
-2. *Training.* The server sends all participants one `Roster`: the round, who takes part, with which
-   share and which public key. seedᵢⱼ = HKDF(X25519(private keyᵢ, public keyⱼ), roster, i, j): it is
-   for one round, and only where all were told the same do the masks cancel. Client i sends yᵢ, of
-   as many bytes as xᵢ. The roster costs every participant about 47 bytes of downlink for each.
-3. *Only if some dropped out.* The server asks the others for the seeds that they have in common
-   with those, removes the masks, and has the sum of the others. Other rounds' seeds stay unknown.
+2. *Training.* The server sends the same `Roster` to all participants: the round, and each
+   participant's number, share and public key. The seed of a pair is
+   seedᵢⱼ = HKDF(X25519(private keyᵢ, public keyⱼ), roster, i, j). So a seed serves one round, and
+   the masks cancel only if all participants got the same roster. Client i sends yᵢ, which has as
+   many bytes as xᵢ. In the downlink, the roster costs each participant about 47 bytes for each
+   participant.
+3. *Only if clients drop out.* The server asks the remaining clients for the seeds that they share
+   with the dropped ones. It removes these masks, and has the sum of the remaining clients. The
+   seeds of other rounds stay unknown.
 
-This is the masking layer of Bonawitz et al. (2017), without its second mask, its shared secrets and
-its signed keys. So the server must be honest, if curious: it passes public keys on as they came,
-and says truthfully who dropped out. A client that was only late is unmasked if its yᵢ arrives after
-all. A server and all clients but one can together compute what that one sent. Three must take part,
-for of a sum of two each knows the other's part; when some drop out two may be left, who then do. A
-sum hides no more than sums do: who took part, and with which share, is open.
+This is the masking layer of Bonawitz et al. (2017), without its second mask, its secret sharing and
+its signed keys. So the server may be curious but must be honest: it must forward public keys
+unchanged, and must report truthfully which clients dropped out. If a client was only late and its
+yᵢ arrives after all, the server can unmask it. The server and all clients but one can together
+compute the vector of that one client. At least three clients must take part, because in a sum of
+two each client can compute the other's vector. If clients drop out, two may remain, and then these
+two can do so. A sum does not hide which clients took part, or with which share.
 
-Flower's SecAgg+ has the second mask, and cannot serve here: its workflow (`flwr.server.workflow`)
-wants a `LegacyContext`, its mod (`flwr.client.mod`) replies that hold a `FitRes`, both from before
-the Message API on which strategies run today. It takes four exchanges a round, and rounds each
-number at random to 22 bits.
+Flower's SecAgg+ has the second mask, but cannot be used here. Its workflow (`flwr.server.workflow`)
+requires a `LegacyContext`, and its mod (`flwr.client.mod`) requires replies that hold a `FitRes`.
+Both are older than the Message API on which today's strategies run. SecAgg+ needs four exchanges a
+round, and rounds each number stochastically to 22 bits.
 
-All functions are pure but `draw_secret`; what a client must remember they take and return.
+All functions except `draw_secret` are pure: they take and return what a client must remember.
 
 K clients of a roster, W words of a vector.
 
 Source: Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS
-2017, section 4.0.1; the name of a round's roster in the seeds is ours.
+2017, section 4.0.1. Binding the seeds to the digest of the round's roster is this project's own.
 """
 
 from __future__ import annotations
@@ -54,22 +58,22 @@ from fl_vitlora.encryption.keys import derive_key
 from fl_vitlora.encryption.keystream import KeyStream
 
 Words = NDArray[np.uint32]
-Seeds = Mapping[int, bytes]  # by the other client of the pair
+Seeds = Mapping[int, bytes]  # by the number of the other client of the pair
 
-FEWEST = 3  # clients of a roster: in a sum of two each knows the other's part
-FEWEST_LEFT = 2  # of them when some dropped out: a sum of one is no sum
+FEWEST = 3  # clients of a roster: in a sum of two, each client can compute the other's vector
+FEWEST_LEFT = 2  # clients that must remain: the sum of one client is its vector
 KEY_BYTES = 32
-CHUNK = 2**16  # words of a mask at a time, so that they stay in the cache
+CHUNK = 2**16  # words of a mask that are computed at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One participant of a sum.
+    """One participant of a secure sum.
 
     Attributes:
-        client: Number of its shard.
-        share: Its share in the mean, p in (0, 1).
-        key: Its public key, 32 bytes.
+        client: Number of the client.
+        share: Share p of the client in the mean, in (0, 1).
+        key: Public key of the client, 32 bytes.
     """
 
     client: int
@@ -79,15 +83,15 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """What all participants of a sum are told alike.
+    """The list of participants of a secure sum; the server sends the same list to all of them.
 
     Attributes:
-        round: From 1; larger in every sum of a run.
-        members: In the order of their clients, at least three, with Σ share <= 1.
-        limit: Range R of the fixed point numbers, which must be everybody's.
+        round: Number of the round, from 1; it grows with every sum of a run.
+        members: At least three participants, sorted by client number, with Σ share <= 1.
+        limit: Range R of the fixed-point numbers, equal for all participants.
 
     Raises:
-        ValueError: When no sum of these would keep anything secret.
+        ValueError: If there are too few participants, or a number, share or key is invalid.
     """
 
     round: int
@@ -98,37 +102,39 @@ class Roster:
         clients, keys = [m.client for m in self.members], {m.key for m in self.members}
         if len(clients) < FEWEST:
             raise ValueError(
-                f"a secure sum of {len(clients)} would betray its parts; it takes {FEWEST} clients"
+                f"a secure sum of {len(clients)} would reveal its parts; it takes {FEWEST} clients"
             )
         ordered = all(low < high for low, high in pairwise(clients))
         if not ordered or len(keys) < len(clients) or {len(key) for key in keys} != {KEY_BYTES}:
-            raise ValueError("a roster lists every client once, in their order, with its own key")
+            raise ValueError(
+                "a roster must list every client once, sorted by number, each with its own key"
+            )
         if not all(m.share > 0 for m in self.members) or self.share(self.clients) > 1 + 1e-9:
-            raise ValueError("the shares of a roster are positive and not more than 1 in all")
+            raise ValueError("the shares of a roster must be positive and add up to at most 1")
 
     @cached_property
     def clients(self) -> frozenset[int]:
-        """Names all participants."""
+        """Returns the numbers of all participants."""
         return frozenset(self._by_client)
 
     @cached_property
     def digest(self) -> bytes:
-        """Names the roster in 32 bytes; whoever was told anything else has another one."""
+        """Returns a SHA-256 digest of the roster, 32 bytes; different rosters differ in it."""
         parts = [struct.pack("<qd32s", m.client, m.share, m.key) for m in self.members]
         return hashlib.sha256(struct.pack("<qd", self.round, self.limit) + b"".join(parts)).digest()
 
     def of(self, client: int) -> Member:
-        """Finds a participant.
+        """Returns the entry of a participant.
 
         Raises:
-            ValueError: When it is none.
+            ValueError: If the client is not on the roster.
         """
         if client not in self._by_client:
             raise ValueError(f"client {client} is not on the roster of round {self.round}")
         return self._by_client[client]
 
     def share(self, clients: frozenset[int]) -> float:
-        """Adds up the shares of some participants."""
+        """Returns the sum of the shares of some participants."""
         return math.fsum(self.of(client).share for client in clients)
 
     @cached_property
@@ -138,13 +144,13 @@ class Roster:
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """What a client keeps to itself from message to message.
+    """The secret state that a client keeps from message to message.
 
     Attributes:
-        client: Its number.
-        private: Its private key, 32 bytes.
-        roster: Of the last sum that it masked a vector for.
-        dropped: Those of the roster whose seeds it has given away.
+        client: Number of the client.
+        private: Private key, 32 bytes.
+        roster: Roster of the last sum for which the client masked a vector.
+        dropped: Clients of this roster whose seeds the client has revealed.
     """
 
     client: int
@@ -159,23 +165,23 @@ class Secret:
 
 
 def draw_secret(client: int) -> Secret:
-    """Draws a new private key from the system's randomness; for each run, its own."""
+    """Draws a new private key from the system's randomness; every run needs a new one."""
     return Secret(client=client, private=X25519PrivateKey.generate().private_bytes_raw())
 
 
 def pair_seed(secret: Secret, roster: Roster, other: int) -> bytes:
-    """Derives the seed that two participants have in common; each finds the same one.
+    """Derives the common seed of two participants; both derive the same seed.
 
     Args:
-        secret: Of one of them.
-        roster: Of the sum.
-        other: The number of the other one.
+        secret: Secret state of one participant.
+        roster: Roster of the sum.
+        other: Number of the other participant.
 
     Returns:
-        32 bytes.
+        The seed, 32 bytes.
 
     Raises:
-        ValueError: When the other one's public key is none.
+        ValueError: If the other participant's public key is invalid.
     """
     key = X25519PublicKey.from_public_bytes(roster.of(other).key)
     agreed = X25519PrivateKey.from_private_bytes(secret.private).exchange(key)
@@ -184,15 +190,15 @@ def pair_seed(secret: Secret, roster: Roster, other: int) -> bytes:
 
 
 def mask(client: int, seeds: Seeds, length: int) -> Words:
-    """Adds up the masks between a client and others: Σ_{j>i} stream(seedⱼ) - Σ_{j<i} stream(seedⱼ).
+    """Returns a client's mask: Σ_{j>i} stream(seedⱼ) - Σ_{j<i} stream(seedⱼ), modulo 2³².
 
     Args:
-        client: i.
-        seeds: By the number j of the other one.
-        length: W.
+        client: Number i of the client.
+        seeds: Seeds by the number j of the other client.
+        length: Number W of words.
 
     Returns:
-        uint32 (W,), modulo 2³².
+        The mask, uint32 (W,).
     """
     total = np.zeros(length, dtype=np.uint32)
     for other, seed in seeds.items():
@@ -204,26 +210,26 @@ def mask(client: int, seeds: Seeds, length: int) -> Words:
 
 
 def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Secret]:
-    """At a client: masks its vector.
+    """Masks a client's vector, at the client.
 
     Args:
-        secret: What it remembers.
-        roster: Of the sum.
-        words: x, uint32 (W,), of as many words at every participant.
+        secret: Secret state of the client.
+        roster: Roster of the sum.
+        words: The vector x, uint32 (W,), with the same W at every participant.
 
     Returns:
-        y, uint32 (W,), and what it then remembers.
+        The masked vector y, uint32 (W,), and the client's new secret state.
 
     Raises:
-        ValueError: When the roster has another key for it, or is not of a later round than the one
-            before: two vectors under one mask would betray their difference.
+        ValueError: If the roster has another key for this client, or its round is not later than
+            the last one: two vectors under one mask would reveal their difference.
     """
     if roster.of(secret.client).key != secret.public:
         raise ValueError(f"the roster of round {roster.round} has another key for this client")
     if secret.roster is not None and roster.round <= secret.roster.round:
         raise ValueError(
             f"a vector for round {secret.roster.round} is masked already; a second one of round "
-            f"{roster.round} might betray it"
+            f"{roster.round} might reveal it"
         )
     others = roster.clients - {secret.client}
     seeds = {other: pair_seed(secret, roster, other) for other in sorted(others)}
@@ -232,19 +238,20 @@ def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Sec
 
 
 def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[Seeds, Secret]:
-    """At a client: gives away the seeds in common with those who dropped out of the last sum.
+    """Reveals the seeds shared with clients that dropped out of the last sum, at a client.
 
     Args:
-        secret: What it remembers.
-        server_round: Of the sum.
-        dropped: All who dropped out of it so far.
+        secret: Secret state of the client.
+        server_round: Number of the round of the sum.
+        dropped: All clients that have dropped out of the sum so far.
 
     Returns:
-        The seeds by client, and what it then remembers.
+        The seeds by number of the dropped client, and the client's new secret state.
 
     Raises:
-        ValueError: When it masked nothing in that round, when it or all others are said to have
-            dropped out, or one that did is said to have come back.
+        ValueError: If this client masked no vector in that round; if this client is among the
+            dropped ones or too few others remain; or if a client dropped before is no longer
+            listed.
     """
     roster = secret.roster
     if roster is None or roster.round != server_round:
@@ -256,36 +263,37 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
             f"at least {FEWEST_LEFT} must be left, client {secret.client} one of them"
         )
     if not secret.dropped <= dropped:
-        raise ValueError("a client that dropped out of a sum cannot be in it again")
+        raise ValueError("a client that dropped out of a sum cannot come back into it")
     seeds = {other: pair_seed(secret, roster, other) for other in sorted(dropped)}
     return seeds, replace(secret, dropped=dropped)
 
 
-# Asks those left for their seeds with those dropped; returns the seeds of each that answered.
+# Asks the remaining clients (first argument) for the seeds they share with the dropped ones
+# (second), and returns the seeds of each client that answered.
 Ask = Callable[[frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
 def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, frozenset[int]]:
-    """At the server: adds up masked vectors, with the help of those left if some dropped out.
+    """Adds up masked vectors at the server, with the help of the other clients if some dropped out.
 
-    A client that does not answer when it is asked for seeds has dropped out as well. The seeds with
-    a client that dropped out open its vector, so that vector is deleted before they are asked for.
+    A client that does not answer the request for seeds counts as dropped as well. The seeds shared
+    with a dropped client would unmask its vector, so the server deletes that vector before it asks.
 
     Args:
-        roster: Of the sum.
-        masked: y of each participant whose vector arrived, uint32 (W,); it is emptied, and the
-            caller keeps no other reference to the vectors.
-        ask: The second exchange.
+        roster: Roster of the sum.
+        masked: The masked vector y of each client whose vector arrived, uint32 (W,). The mapping is
+            emptied; the caller must keep no other reference to the vectors.
+        ask: Function that asks the remaining clients for seeds.
 
     Returns:
-        Σ x mod 2³² of those left, uint32 (W,), and who they are.
+        The sum Σ x mod 2³² of the remaining clients, uint32 (W,), and the numbers of these clients.
 
     Raises:
-        ValueError: When fewer than two are left, or vectors differ in length.
+        ValueError: If fewer than two clients remain, or the vectors differ in length.
     """
     if len({len(vector) for vector in masked.values()}) > 1:
         masked.clear()
-        raise ValueError("the vectors of a sum differ in length")
+        raise ValueError("the vectors of a secure sum differ in length")
     left, seeds = frozenset(masked), dict[int, Seeds]()
     while dropped := roster.clients - left:
         for client in masked.keys() & dropped:

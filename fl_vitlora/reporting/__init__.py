@@ -1,1 +1,1 @@
-"""What a run leaves behind and what a person sees of it."""
+"""The results of a run: its folder, plots and tables, and what appears on the screen."""

@@ -1,4 +1,4 @@
-"""The tables of a comparison, for programs (CSV), for a README (Markdown) and for a terminal."""
+"""The tables of a comparison: as CSV for programs, as Markdown, and for the screen."""
 
 from __future__ import annotations
 
@@ -71,23 +71,23 @@ MEANING = (
     "the median of a run."
 )
 MEANING_OF_ERROR = (
-    "Aggregation error: how far the new product B·A of the low-rank matrices is from the mean of "
-    "the clients' products, in percent of how far that moved in the round; the mean over the "
-    "rounds. What hostile clients sent counts in the mean."
+    "Aggregation error: the distance of the new product B·A of the low-rank matrices from the mean "
+    "of the clients' products, in percent of the distance that this mean moved in the round; the "
+    "mean over the rounds. The updates of hostile clients count in the mean."
 )
 DIFFERENCES = "Differences in test accuracy, paired by seed, the best first: mean ± standard error"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that is told of a comparison.
+    """The content of all tables of a comparison.
 
     Attributes:
-        title: Heads the tables.
-        axes: Names of the axes.
+        title: Title of the tables.
+        axes: Names of the axes, the settings that differ between the cells.
         records: The runs.
-        summaries: The cells.
-        differences: Between cells.
+        summaries: One summary for each cell: the runs that differ only in their seed.
+        differences: Differences in accuracy between cells.
     """
 
     title: str
@@ -98,7 +98,13 @@ class Report:
 
 
 def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) -> Report:
-    """Sums up runs; ``baselines`` names all axes and what is compared with on each."""
+    """Summarises the runs of a comparison.
+
+    Args:
+        title: Title of the tables.
+        records: The runs.
+        baselines: By name of each axis, the label with which the other labels are compared.
+    """
     return Report(
         title=title,
         axes=list(baselines),
@@ -108,28 +114,28 @@ def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) 
     )
 
 
-def write_tables(folder: Path, told: Report) -> None:
+def write_tables(folder: Path, comparison: Report) -> None:
     """Writes `runs.csv`, `table.csv`, `differences.csv` and `table.md`."""
     for name, columns, rows in (
-        ("runs", RUN, run_rows(told, folder)),
-        ("table", CELL, cell_rows(told)),
-        ("differences", DIFFERENCE, difference_rows(told)),
+        ("runs", RUN, run_rows(comparison, folder)),
+        ("table", CELL, cell_rows(comparison)),
+        ("differences", DIFFERENCE, difference_rows(comparison)),
     ):
-        write_atomically(folder / f"{name}.csv", to_csv([*told.axes, *columns], rows))
-    write_atomically(folder / "table.md", to_markdown(told))
+        write_atomically(folder / f"{name}.csv", to_csv([*comparison.axes, *columns], rows))
+    write_atomically(folder / "table.md", to_markdown(comparison))
 
 
-def write_plots(folder: Path, told: Report) -> None:
-    """Draws the cells that have a result."""
-    cells = [summary for summary in told.summaries if summary.accuracy]
+def write_plots(folder: Path, comparison: Report) -> None:
+    """Draws the plots of the cells that have a result."""
+    cells = [summary for summary in comparison.summaries if summary.accuracy]
     if cells:
         make_folder(folder / "plots")
-        plot_comparison(folder / "plots", cells, told.title)
+        plot_comparison(folder / "plots", cells, comparison.title)
 
 
-def run_rows(told: Report, root: Path) -> Iterator[Row]:
-    """Makes a row for each run; folders are told as seen from ``root``."""
-    for run in told.records:
+def run_rows(comparison: Report, root: Path) -> Iterator[Row]:
+    """Yields a row for each run; paths of folders are relative to ``root``."""
+    for run in comparison.records:
         row: dict[str, object] = {**run.labels, "seed": run.seed, "problem": run.problem}
         if run.result is not None and run.folder is not None:
             row |= {name: run.result[name] for name in RUN if name in run.result}
@@ -139,9 +145,9 @@ def run_rows(told: Report, root: Path) -> Iterator[Row]:
         yield row
 
 
-def cell_rows(told: Report) -> Iterator[Row]:
-    """Makes a row for each cell."""
-    for cell in told.summaries:
+def cell_rows(comparison: Report) -> Iterator[Row]:
+    """Yields a row for each cell."""
+    for cell in comparison.summaries:
         row: dict[str, object] = {**cell.labels, "seeds": cell.seeds}
         row |= {"problem": "; ".join(cell.problems)}
         if cell.accuracy is not None:
@@ -170,29 +176,29 @@ def cell_rows(told: Report) -> Iterator[Row]:
         yield row
 
 
-def difference_rows(told: Report) -> Iterator[Row]:
-    """Makes a row for each difference."""
-    for one in told.differences:
+def difference_rows(comparison: Report) -> Iterator[Row]:
+    """Yields a row for each difference."""
+    for difference in comparison.differences:
         yield {
-            **one.others,
-            one.axis: one.label,
-            "compared_axis": one.axis,
-            "baseline": one.baseline,
-            "difference_points": one.accuracy.mean,
-            "standard_error": one.accuracy.spread,
-            "pairs": one.pairs,
+            **difference.others,
+            difference.axis: difference.label,
+            "compared_axis": difference.axis,
+            "baseline": difference.baseline,
+            "difference_points": difference.accuracy.mean,
+            "standard_error": difference.accuracy.spread,
+            "pairs": difference.pairs,
         }
 
 
-def readable_cells(told: Report) -> list[list[str]]:
-    """Makes a row of texts for each cell, under a row of names; no column says nothing."""
+def readable_cells(comparison: Report) -> list[list[str]]:
+    """Returns a header row and a row of texts for each cell, without empty columns."""
     extra: dict[str, Callable[[Summary], str]] = {}
-    if any(cell.targets for cell in told.summaries):
-        extra["to target"] = _told_target
-    if has_errors(told):
+    if any(cell.targets for cell in comparison.summaries):
+        extra["to target"] = _target_text
+    if has_errors(comparison):
         extra["aggregation error %"] = lambda cell: str(cell.aggregation_error or "")
-    rows = [[*told.axes, *READABLE, *extra]]
-    for cell in told.summaries:
+    rows = [[*comparison.axes, *READABLE, *extra]]
+    for cell in comparison.summaries:
         problems = " and ".join(dict.fromkeys(p.split(":")[0] for p in cell.problems))
         numbers = [problems, *(len(READABLE) - 1) * [""]]
         if cell.accuracy is not None:
@@ -204,13 +210,13 @@ def readable_cells(told: Report) -> list[list[str]]:
                 f"{cell.saving:.1f}x",
                 f"{cell.seconds:.0f}",
             ]
-        told_more = [tell(cell) for tell in extra.values()]
-        rows.append([*(cell.labels.get(axis, "") for axis in told.axes), *numbers, *told_more])
+        names = [cell.labels.get(axis, "") for axis in comparison.axes]
+        rows.append([*names, *numbers, *(text_of(cell) for text_of in extra.values())])
     return rows
 
 
-def _told_target(cell: Summary) -> str:
-    """Tells what a cell's runs had sent when they reached the target, and how many did."""
+def _target_text(cell: Summary) -> str:
+    """Returns the bytes that a cell's runs had sent at the target, and how many reached it."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
@@ -218,26 +224,29 @@ def _told_target(cell: Summary) -> str:
     return f"{cell.to_target.scaled(1 / factor)} {unit}{some}"
 
 
-def has_errors(told: Report) -> bool:
-    """Tells whether any cell has an aggregation error; else its column is left out."""
-    return any(cell.aggregation_error is not None for cell in told.summaries)
+def has_errors(comparison: Report) -> bool:
+    """Returns True if any cell has an aggregation error; otherwise its column is left out."""
+    return any(cell.aggregation_error is not None for cell in comparison.summaries)
 
 
-def readable_differences(told: Report) -> list[list[str]]:
-    """Makes a row of texts for each difference, under a row of names."""
+def readable_differences(comparison: Report) -> list[list[str]]:
+    """Returns a header row and a row of texts for each difference."""
     rows = [["compared", "at", "difference, points", "pairs"]]
-    for one in told.differences:
-        compared = f"{one.label} against {one.baseline}"
-        sign = "+" if one.accuracy.mean >= 0 else ""
-        at = ", ".join(one.others.values())
-        rows.append([compared, at, f"{sign}{one.accuracy}", str(one.pairs)])
+    for difference in comparison.differences:
+        compared = f"{difference.label} against {difference.baseline}"
+        sign = "+" if difference.accuracy.mean >= 0 else ""
+        at = ", ".join(difference.others.values())
+        rows.append([compared, at, f"{sign}{difference.accuracy}", str(difference.pairs)])
     return rows
 
 
-def readable_problems(told: Report) -> list[str]:
-    """Tells why runs are missing, and warnings: each once for a cell, with the seeds it is of."""
+def readable_problems(comparison: Report) -> list[str]:
+    """Returns the reasons why runs are missing, and the warnings, with the seeds they concern.
+
+    A sentence that several runs of a cell have in common appears once.
+    """
     found: dict[tuple[str, str], list[int]] = {}
-    for run in told.records:
+    for run in comparison.records:
         warned = (run.result or {}).get("warnings", ())
         for problem in [
             *([run.problem] if run.problem else []),
@@ -251,7 +260,7 @@ def readable_problems(told: Report) -> list[str]:
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    r"""Writes rows as comma-separated values; what a row lacks is empty.
+    r"""Returns rows as comma-separated values; a value that a row lacks is empty.
 
     Example:
         >>> to_csv(["images", "seed"], [{"images": "a,b", "seed": 0}, {"seed": 1}])
@@ -264,20 +273,20 @@ def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def to_markdown(told: Report) -> str:
-    """Writes the cells and their differences as a section of Markdown."""
-    parts = [f"# {told.title}"] if told.title else []
-    parts.append(markdown_table(readable_cells(told), texts=len(told.axes)))
-    parts.extend(f"* {problem}" for problem in readable_problems(told))
-    parts.append(f"{MEANING} {MEANING_OF_ERROR}" if has_errors(told) else MEANING)
-    if told.differences:
-        parts.append(markdown_table(readable_differences(told), texts=2))
+def to_markdown(comparison: Report) -> str:
+    """Returns the cells and their differences as a section of Markdown."""
+    parts = [f"# {comparison.title}"] if comparison.title else []
+    parts.append(markdown_table(readable_cells(comparison), texts=len(comparison.axes)))
+    parts.extend(f"* {problem}" for problem in readable_problems(comparison))
+    parts.append(f"{MEANING} {MEANING_OF_ERROR}" if has_errors(comparison) else MEANING)
+    if comparison.differences:
+        parts.append(markdown_table(readable_differences(comparison), texts=2))
         parts.append(f"{DIFFERENCES}.")
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Writes a table whose first columns are texts and whose others are numbers.
+    """Returns a Markdown table whose first `texts` columns are texts and whose others are numbers.
 
     Example:
         >>> print(markdown_table([["method", "%"], ["lora", "95.6"]], texts=1))
@@ -290,20 +299,20 @@ def markdown_table(rows: Sequence[Sequence[str]], texts: int) -> str:
     return "\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]])
 
 
-def print_report(told: Report, folder: str, console: Console | None = None) -> None:
-    """Prints what `table.md` holds."""
+def print_report(comparison: Report, folder: str, console: Console | None = None) -> None:
+    """Prints the content of `table.md`, and the path of the comparison's folder."""
     console = console or screen()
-    print_table(console, readable_cells(told), len(told.axes), told.title)
-    for problem in readable_problems(told):
+    print_table(console, readable_cells(comparison), len(comparison.axes), comparison.title)
+    for problem in readable_problems(comparison):
         print_wrapped(console, Text(problem))
-    if told.differences:
+    if comparison.differences:
         console.print()
-        print_table(console, readable_differences(told), 2, DIFFERENCES)
+        print_table(console, readable_differences(comparison), 2, DIFFERENCES)
     console.print(f"grid folder  {folder}", markup=False, soft_wrap=True)
 
 
 def describe(record: Record) -> str:
-    """Says in a line how a run ended."""
+    """Returns one line about the result of a run."""
     name = f"{name_of(record.labels)}, seed {record.seed}"
     if record.result is None:
         return f"{name}: {record.problem}"

@@ -1,4 +1,4 @@
-"""Output that ends no run: its reader may be gone, and its encoding may lack a character."""
+"""Output that never ends a run: if its reader is gone, or if its encoding lacks a character."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Outlet(io.FileIO):
-    """Drops what the system does not take: the reader is gone, or the disk behind it is full."""
+    """A file that drops output if its reader is gone or the disk is full."""
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Tells that all was written, or how much."""
+        """Writes data, and returns the number of bytes written; all of them if the system fails."""
         size = memoryview(data).nbytes
         try:
-            return super().write(data) or size  # none where a reader is slow and nobody may wait
+            return super().write(data) or size  # None if a non-blocking reader is too slow
         except OSError:
             return size
 
@@ -41,7 +41,7 @@ IN_PLAIN = "fl_vitlora.plain"  # the name of an error handler of `codecs`
 
 
 def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    r"""Writes what an encoding lacks in other characters, or by its number.
+    r"""Replaces characters that an encoding lacks by plain ones or by their code points.
 
     Example:
         >>> codecs.register_error(IN_PLAIN, in_plain)
@@ -55,7 +55,7 @@ def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """Makes a stream to the same place that never fails for want of a reader."""
+    """Returns a stream to the same file that does not fail if its reader is gone."""
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(Outlet(stream.fileno(), "wb", closefd=False)),
@@ -67,7 +67,7 @@ def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def outlive_readers() -> None:
-    """Lets this program's output outlive its readers, unless somebody has taken its place."""
+    """Makes standard output and error survive their readers, unless they have been replaced."""
     codecs.register_error(IN_PLAIN, in_plain)
     open_standard_files()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
@@ -77,12 +77,13 @@ def outlive_readers() -> None:
 
 
 def open_standard_files() -> None:
-    """Opens the null device where standard input or output is closed.
+    """Opens the null device in place of standard files that are closed.
 
-    Otherwise the next file that is opened takes that place, and what a library prints lands in it.
+    Otherwise the next file that is opened gets the free descriptor, and a library's output would be
+    written into this file.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one

@@ -1,8 +1,8 @@
-"""The pictures of a run and of a comparison.
+"""The plots of a run and of a comparison.
 
-A run: accuracy over rounds, megabytes and time on the wire; megabytes over rounds; labels of each
-client. A comparison: accuracy
-over the megabytes sent and over the share of the parameters that is trained, a point for each cell.
+A run has plots of accuracy over rounds, over megabytes and over time on the wire, of megabytes over
+rounds, and of the labels at each client. A comparison has plots of accuracy over the megabytes sent
+and over the share of trained parameters, with a point for each cell.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from fl_vitlora.storage.files import write_atomically
 
 MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
-MOST_BARS = 100  # that can be told apart
+MOST_BARS = 100  # the most bars that can be seen separately
 MARKERS = "osD^vP*X<>"
-WIDE = 10.0  # from this ratio of largest to smallest on, an axis is logarithmic
+WIDE = 10.0  # an axis is logarithmic if the ratio of largest to smallest value exceeds this
 
 
 def plot_accuracy(
     folder: Path, accuracy: Sequence[float], cumulative: Sequence[int], seconds: Sequence[float]
 ) -> None:
-    """Draws accuracy over rounds, over bytes and over time on the wire, both directions together.
+    """Draws accuracy over rounds, over bytes and over time on the wire.
 
     Args:
-        folder: Where to.
-        accuracy: After each round, in [0, 1].
-        cumulative: Bytes up to the end of each round.
-        seconds: That these travelled.
+        folder: Folder for the plots.
+        accuracy: Accuracy after each round, in [0, 1].
+        cumulative: Bytes sent up to the end of each round, in both directions.
+        seconds: Time that these bytes took on the wire, in seconds.
     """
     rounds = range(1, len(accuracy) + 1)
     megabytes = [total / MEGABYTE for total in cumulative]
@@ -58,11 +58,11 @@ def plot_accuracy(
 
 
 def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draws what was sent up to the end of each round: by direction, and by group of tensors.
+    """Draws the bytes sent up to the end of each round, by direction and by group of tensors.
 
     Args:
-        folder: Where to.
-        lines: As in `rounds.jsonl`.
+        folder: Folder for the plot.
+        lines: The entries of `rounds.jsonl`.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -78,7 +78,7 @@ def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Gathers the bytes of each round, by tensor group and of the overhead.
+    """Returns the bytes of each round by tensor group, and the bytes of overhead.
 
     Example:
         >>> traffic([{"uplink_bytes": 9, "downlink_bytes": 1, "payload_by_group": {"head": 4}}])
@@ -97,9 +97,9 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     """Draws how many images of each class each client holds.
 
     Args:
-        folder: Where to.
-        counts: int64 (K, classes).
-        class_names: One for each column.
+        folder: Folder for the plot.
+        counts: Number of images, int64 (K clients, classes).
+        class_names: Name of each class, in the order of the columns.
     """
     figure = Figure(figsize=(7, max(3.0, min(12.0, 0.25 * len(counts)))), layout="constrained")
     axes = figure.subplots()
@@ -107,7 +107,7 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     for column, name in zip(counts.T, class_names, strict=True):
         if len(counts) <= MOST_BARS:
             axes.barh(clients, column, left=left, label=name)
-        else:  # bars without gaps, in one piece
+        else:  # many bars are drawn as one area, without gaps
             axes.fill_betweenx(clients, left, left + column, step="mid", label=name)
         left = left + column
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -121,12 +121,13 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
     """Draws accuracy over megabytes sent and over the share of trained parameters.
 
-    The axis with the most labels has a colour for each; the labels on all others share a marker.
+    The colour of a point is its label on the axis with the most labels. Its marker stands for the
+    combination of its labels on all other axes.
 
     Args:
-        folder: Where to.
-        cells: Those that have a result; an error bar is a standard deviation.
-        title: Stands above, if it is not empty.
+        folder: Folder for the plots.
+        cells: The cells that have a result; their error bars are standard deviations.
+        title: Title of the plots; empty for none.
     """
     megabytes = [cell.sent / MEGABYTE for cell in cells]
     shares = [100 * cell.trainable / cell.total for cell in cells]
@@ -148,14 +149,14 @@ def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Writes a picture whole or not at all."""
+    """Writes a plot to a file, completely or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     write_atomically(path, picture.getvalue())
 
 
 def _draw_cells(axes: Axes, x: Sequence[float], cells: Sequence[Summary]) -> None:
-    """Draws a point with its error bar for each cell, and the legend of colours and markers."""
+    """Draws a point with its error bar for each cell, and a legend of colours and markers."""
     names = axes_of(cell.labels for cell in cells)
     coloured = max(names, key=lambda axis: len(names[axis]), default="")
     looks = [

@@ -1,4 +1,4 @@
-"""The run folder: every number of a run, in files that people and programs can read."""
+"""The run folder: all results of a run, in files that people and programs can read."""
 
 from __future__ import annotations
 
@@ -35,17 +35,23 @@ from fl_vitlora.storage.files import (
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 CLASSES = "classes.json"
 SHARDS = "shards"
-DATA = "data.txt"  # the line that says which images were found, and which of them are used
+DATA = "data.txt"  # says which images were found, and which of them are used
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
-LONGEST_NAME = 40  # of the data in the name of a folder, which may have 255 bytes
+LONGEST_NAME = 40  # characters of the data set's name in a folder's name, which may have 255 bytes
 
 
 class RunFolder:
-    """One run's files.
+    """The folder of one run; `create` makes a new one, `reopen` takes an existing one.
 
     Args:
-        path: The folder; see `create`.
+        path: Path of the folder.
+
+    Attributes:
+        path: Path of the folder.
+        shards: Folder of the encrypted shards.
+        plots: Folder of the plots.
+        failures: Folder of the failures; it exists only if there are any.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,27 +59,28 @@ class RunFolder:
         self._hold: Hold | None = None
         self.shards = path / SHARDS
         self.plots = path / "plots"
-        self.failures = path / "failures"  # only where there are any
+        self.failures = path / "failures"
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """Makes a new folder and writes down the experiment and its environment.
+        """Makes a new folder, and writes the configuration and the environment into it.
 
         Args:
-            config: The experiment; `out` names the folder, or it is named after time and seed.
+            config: The experiment. Its setting `out` names the folder; if `out` is empty, the
+                folder is named after time, data, method and seed.
 
         Returns:
             The folder.
 
         Raises:
-            UserError: When there is a run in it already, or it cannot be made.
+            UserError: If the folder is not empty or cannot be made.
         """
         folder = cls(Path(config.out) if config.out else default_path(config))
         check_unused(folder.path)
         try:
             make_folder(folder.path)
-            # First: with it a run can be taken up; and of two processes that found the folder
-            # free, one has it.
+            # The configuration comes first, so that the run can be resumed. It also decides which
+            # of two processes gets the folder, if both found it free.
             write_atomically(folder.path / CONFIG, to_yaml(config), new=True)
             folder._furnish()
         except WriteError as error:
@@ -82,10 +89,10 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Takes up the folder of a run that was broken off, without what was half written in it.
+        """Opens the folder of an interrupted run, and removes half-written files from it.
 
         Raises:
-            UserError: When there is none, or another process is writing it.
+            UserError: If there is no such run, or if another process is writing into the folder.
         """
         folder = cls(path)
         try:
@@ -98,31 +105,31 @@ class RunFolder:
         return folder
 
     def _furnish(self) -> None:
-        """Makes the folder this process's own, and makes what is missing in it."""
+        """Locks the folder for this process, and makes the files and folders that are missing."""
         try:
             with writing(self.path / CONFIG):
                 self._hold = Hold(self.path / CONFIG)
         except HeldError:
             raise UserError(
-                f"run folder {self.path}: another process is at this run; wait for its end"
+                f"run folder {self.path}: another process is working on this run; wait for its end"
             ) from None
         make_private_folder(self.shards)
         make_folder(self.plots)
-        if not (self.path / ENVIRONMENT).exists():  # of the process that began the run
+        if not (self.path / ENVIRONMENT).exists():  # keep that of the process that began the run
             self.write_json(ENVIRONMENT, environment())
 
     def release(self) -> None:
-        """Lets other processes have it."""
+        """Unlocks the folder for other processes."""
         if self._hold is not None:
             self._hold.close()
 
     def discard(self) -> None:
-        """Removes it, where nothing in it is worth keeping."""
+        """Unlocks and removes the folder with all its files."""
         self.release()
         shutil.rmtree(self.path)
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Writes a file whole or not at all."""
+        """Writes a file completely or not at all."""
         write_atomically(self.path / name, content)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -130,13 +137,13 @@ class RunFolder:
         self.write(name, json.dumps(content, indent=2) + "\n")
 
     def write_failure(self, server_round: int, client: int, trace: str) -> None:
-        """Writes down what is known of an update that did not come."""
+        """Writes the stack trace or the reason of a client's failure in a round."""
         make_folder(self.failures)
         name = f"round-{server_round:05d}-client-{client:05d}.txt"
         write_atomically(self.failures / name, f"{trace}\n", durable=False)
 
     def forget_failures(self, after: int) -> None:
-        """Removes what was written of failures in rounds that are run again."""
+        """Removes the failures of rounds later than `after`, because these are run again."""
         for path in self.failures.glob("round-*-client-*.txt"):
             if int(path.name.split("-")[1]) > after:
                 path.unlink()
@@ -145,41 +152,48 @@ class RunFolder:
         self, state: State, name: str = "model.safetensors", class_names: Sequence[str] = ()
     ) -> None:
         """Stores the trained tensors, and the names of the classes in the order of the head."""
-        told = {CLASS_NAMES: write_names(class_names)} if class_names else {}
-        write_sealed(self.path / name, state, told)
+        metadata = {CLASS_NAMES: write_names(class_names)} if class_names else {}
+        write_sealed(self.path / name, state, metadata)
 
     def write_classes(self, class_names: Sequence[str]) -> None:
-        """Stores the names of the classes, in the run's order, for who deploys its shards."""
+        """Stores the names of the classes in the run's order, for a deployment of its shards."""
         write_atomically(self.path / CLASSES, write_names(class_names) + "\n", mode=PRIVATE)
 
 
 def default_path(config: Config) -> Path:
-    """Names a new run folder after its time, data, method and seed."""
+    """Returns the path of a new run folder, named after time, data, method and seed."""
     data = Path(config.data.name).name[:LONGEST_NAME]
     label = f"{data}-{config.finetuning.method}-seed{config.seed}"
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label.replace('+', '-')}"
 
 
 def check_unused(path: Path) -> None:
-    """Refuses a folder that holds anything, as no run is overwritten, or that cannot be made."""
+    """Checks that a folder is empty or can be made, because no run is overwritten.
+
+    Raises:
+        UserError: If the folder is not empty or cannot be made.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"run folder {path} is in use; choose a new one: --out FOLDER")
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"run folder {path}: {above} takes none; choose another one: --out FOLDER")
+        raise UserError(
+            f"run folder {path}: {above} is not a folder you can write to; choose another one: "
+            "--out FOLDER"
+        )
 
 
 def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
-    """Finds a run.
+    """Reads a run from its folder.
 
     Args:
-        path: Its folder.
+        path: The run folder.
 
     Returns:
-        Its experiment, and its result if it is at its end.
+        The experiment, and the result; the result is None if the run is not finished.
 
     Raises:
-        UserError: When there is none.
+        UserError: If the folder holds no run.
     """
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} holds no run; expected a folder with a {CONFIG}")
@@ -188,35 +202,38 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
 
 
 def begun_in(run: Path) -> Path:
-    """Tells the working directory in which a run was begun; this one where it is not known."""
+    """Returns the working directory in which a run was begun, or the current one if unknown."""
     try:
-        told = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["directory"]
+        stored = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["directory"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return Path.cwd()
-    return Path(told) if isinstance(told, str) and Path(told).is_absolute() else Path.cwd()
+    return Path(stored) if isinstance(stored, str) and Path(stored).is_absolute() else Path.cwd()
 
 
 def find_from(name: str, start: Path) -> str:
-    """Finds a file that was named in another working directory.
+    """Finds a file whose path was written in another working directory.
 
     Args:
-        name: Its path, as it was written.
-        start: That directory.
+        name: Path of the file, as it was written.
+        start: The working directory in which it was written.
 
     Returns:
-        The path as seen from there, if there is such a file; else the path as it is.
+        The path resolved from that directory if the file exists there; otherwise the path as it is.
     """
     there = start / name
     return name if start == Path.cwd() or not there.exists() else str(there)
 
 
 def located(asked: Config, begun: Config, run: Path) -> Config:
-    """Finds the files of a run that goes on where the run was begun, wherever it goes on.
+    """Resolves the files of a resumed run from the directory in which the run was begun.
 
     Args:
-        asked: The experiment as it goes on; files that it names anew are left as they are.
-        begun: The experiment as it was begun.
-        run: Its folder.
+        asked: The experiment with which the run resumes. Files that it names anew are not changed.
+        begun: The experiment with which the run was begun.
+        run: The run folder.
+
+    Returns:
+        The experiment `asked` with resolved paths.
     """
     start = begun_in(run)
     changes: dict[str, Any] = {}
@@ -232,12 +249,12 @@ def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
     """Finds the key ring of runs that were begun in other working directories.
 
     Args:
-        config: It names the ring.
+        config: The experiment, which names the key ring.
         starts: Working directories in which the runs were begun.
 
     Returns:
-        The experiment with the first ring that is there; as it is where this directory has one, or
-        none of them.
+        The experiment with the path of the first key ring that exists. The experiment is unchanged
+        if the current directory has the key ring, or if none of the directories has it.
     """
     name = config.encryption.key_file
     if Path(name).exists():
@@ -248,15 +265,15 @@ def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
 
 
 def is_under_way(run: Path) -> bool:
-    """Tells whether a run has begun its rounds and is not at its end, if there is one at all."""
+    """Returns True if a folder holds a run that has begun its rounds but is not finished."""
     return (run / CONFIG).exists() and (run / ROUNDS).exists() and not (run / RESULT).exists()
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """Reads what a run ended with.
+    """Reads the result of a run.
 
     Raises:
-        UserError: When it cannot be read.
+        UserError: If the result cannot be read.
     """
     try:
         result = json.loads((run / RESULT).read_text(encoding="utf-8"))
@@ -268,24 +285,24 @@ def read_result(run: Path) -> dict[str, Any]:
 
 
 def has_current_form(result: Mapping[str, Any]) -> bool:
-    """Tells whether a result was written by a version that told savings as this one does.
+    """Returns True if a result was written by a version that computes savings as this one does.
 
-    Older ones compared with as many whole models as the run had messages, repeated and evaluating
-    ones among them. Such savings may not stand in one table with others.
+    Older versions counted a whole model for each message of the run, including repeated messages
+    and those of the evaluation. Such savings must not stand in one table with others.
     """
     wire = result.get("communication")
     return not isinstance(wire, Mapping) or "saving_with_flower" in wire
 
 
 def environment() -> dict[str, Any]:
-    """Describes the machine and the versions that a result came from."""
+    """Returns a description of the machine and of the installed versions."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "directory": str(Path.cwd()),  # from which relative paths of the configuration are seen
+        "directory": str(Path.cwd()),  # relative paths of the configuration start here
         "cpus": os.cpu_count(),
         "gpus": gpus if torch.cuda.is_available() else [],
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

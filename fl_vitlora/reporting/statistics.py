@@ -1,4 +1,8 @@
-"""What the runs of a comparison say: each cell over its seeds, and differences paired by seed."""
+"""Statistics of a comparison: summaries of each cell over its seeds, and paired differences.
+
+A cell is a set of runs that differ only in their seed. An axis is a setting that differs between
+the cells, and a label is one of its values.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,20 @@ from typing import Any
 
 from fl_vitlora.config.grid import Labels
 
-Key = tuple[tuple[str, str], ...]  # labels as a key of a dictionary, in an order of their own
+Key = tuple[tuple[str, str], ...]  # sorted labels, as a key of a dictionary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run of a comparison: what came of it, or why nothing did.
+    """One run of a comparison: its result, or the reason why there is none.
 
     Attributes:
-        labels: Of its cell, by axis.
-        seed: Its own.
-        result: As in `result.json`.
-        folder: Where it lies.
-        problem: Why there is no result.
-        failed: Whether that is a failure of the run, not a refusal of its settings.
+        labels: Labels of its cell, by axis.
+        seed: Seed of the run.
+        result: Content of `result.json`; None if there is no result.
+        folder: The run folder; None if there is none.
+        problem: Reason why there is no result; empty if there is one.
+        failed: True if the run failed; False if its settings were refused.
     """
 
     labels: Labels
@@ -37,45 +41,47 @@ class Record:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and how far it may be off; a single value does not tell.
+    """A mean with its spread.
 
     Attributes:
-        mean: Of the values.
-        spread: Standard deviation of the values, or standard error of their mean.
+        mean: Mean of the values.
+        spread: Standard deviation of the values, or standard error of their mean; None for a
+            single value.
     """
 
     mean: float
     spread: float | None
 
     def __str__(self) -> str:
-        """Writes both with two digits."""
+        """Returns mean and spread with two decimals."""
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
     def scaled(self, factor: float) -> Estimate:
-        """Returns the same in another unit."""
+        """Returns the estimate multiplied by a factor, to change its unit."""
         return Estimate(self.mean * factor, None if self.spread is None else self.spread * factor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A cell over its seeds.
+    """The summary of a cell over its seeds.
 
     Attributes:
-        labels: By axis.
-        seeds: How many runs there are.
-        accuracy: In percent; none where there is no run.
-        trainable: Parameters that are trained and exchanged.
-        total: Parameters of the whole model.
-        sent: Bytes in both directions, the mean.
-        saving: Bytes of full fine-tuning over those sent, the mean.
-        saving_with_flower: The same with what Flower's transport adds to both, the mean.
-        seconds: Of a run, the median.
-        aggregation_error: Of the low-rank products, in percent of the round's movement; none
-            where no run has one.
-        targets: How many runs had a target of accuracy.
-        reached: How many reached it.
-        to_target: Bytes that these had sent by then; none where no run did.
-        problems: Why runs are missing, each reason once.
+        labels: Labels of the cell, by axis.
+        seeds: Number of runs with a result.
+        accuracy: Test accuracy in percent; None if there is no result.
+        trainable: Number of parameters that are trained and exchanged.
+        total: Number of parameters of the whole model.
+        sent: Mean number of bytes sent, both directions together.
+        saving: Mean ratio of the bytes of full fine-tuning to the bytes sent.
+        saving_with_flower: Mean of the same ratio, with the bytes that Flower's transport adds to
+            both numbers.
+        seconds: Median duration of a run, in seconds.
+        aggregation_error: Aggregation error of the low-rank products, in percent of the movement
+            in a round; None if no run has one.
+        targets: Number of runs that had a target accuracy.
+        reached: Number of runs that reached their target.
+        to_target: Bytes that these runs had sent when they reached it; None if no run did.
+        problems: Reasons why runs are missing, each reason once.
     """
 
     labels: Labels
@@ -96,15 +102,16 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much better a cell is than the one that differs from it on one axis alone.
+    """The difference in accuracy between two cells that differ on one axis only.
 
     Attributes:
-        axis: That axis.
-        label: The cell's label on it.
-        baseline: The other one's.
-        others: The labels that both have on the other axes.
-        accuracy: The difference in points of percent, with its standard error.
-        pairs: How many seeds both were run with.
+        axis: The axis on which the cells differ.
+        label: Label of the first cell on this axis.
+        baseline: Label of the second cell on this axis, the baseline.
+        others: Labels of both cells on the other axes.
+        accuracy: Accuracy of the first cell minus the baseline's, in percentage points, with its
+            standard error.
+        pairs: Number of seeds that both cells have in common.
     """
 
     axis: str
@@ -116,18 +123,18 @@ class Difference:
 
 
 def percent(record: Record) -> float:
-    """Reads the test accuracy of a run that has one."""
+    """Returns the test accuracy of a run in percent, or NaN if the run has no result."""
     return 100.0 * float(record.result["accuracy"]) if record.result else math.nan
 
 
 def sent_bytes(result: Mapping[str, Any]) -> int:
-    """Adds both directions."""
+    """Returns the bytes sent, both directions together."""
     wire = result["communication"]
     return int(wire["uplink_bytes"] + wire["downlink_bytes"])
 
 
 def deviation(values: Sequence[float]) -> Estimate:
-    """Takes the mean and the sample standard deviation.
+    """Returns the mean and the sample standard deviation.
 
     Example:
         >>> str(deviation([94.0, 96.0, 98.0]))
@@ -137,7 +144,7 @@ def deviation(values: Sequence[float]) -> Estimate:
 
 
 def standard_error(values: Sequence[float]) -> Estimate:
-    """Takes the mean and its standard error, the deviation over the root of their number.
+    """Returns the mean and its standard error: the deviation over the square root of the number.
 
     Example:
         >>> str(standard_error([1.0, 2.0, 3.0, 2.0]))
@@ -150,20 +157,22 @@ def standard_error(values: Sequence[float]) -> Estimate:
 
 
 def summarise(records: Iterable[Record]) -> list[Summary]:
-    """Puts the runs of each cell together, in the order in which the cells appear."""
+    """Returns a summary for each cell, in the order in which the cells appear."""
     return [_summary(runs) for runs in _by_cell(records).values()]
 
 
 def differences(records: Iterable[Record], baselines: Labels) -> list[Difference]:
-    """Compares every cell with the one that has the baseline's label on one axis, else the same.
+    """Compares every cell with the cell that has the baseline's label on one axis.
+
+    On all other axes the two cells have the same labels.
 
     Args:
         records: The runs.
-        baselines: The label of each axis that others are compared with.
+        baselines: For each axis, the label of the baseline.
 
     Returns:
-        A difference for each such pair that has a seed in common; those that share axis, baseline
-        and other labels stand together, the best first, which ranks them.
+        A difference for each pair of cells that has a seed in common. Differences to the same
+        baseline cell stand together, the best first.
     """
     cells = _by_cell(records)
     found = []
@@ -190,14 +199,14 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
 
 def _ranked(found: Iterable[Difference]) -> list[Difference]:
-    """Sorts what is compared with the same cell; which cell comes first stays as it is."""
+    """Groups differences by baseline cell, and sorts each group, the best first."""
     groups: dict[tuple[str, Key], list[Difference]] = {}
-    for one in found:
-        groups.setdefault((one.axis, _key(one.others)), []).append(one)
+    for difference in found:
+        groups.setdefault((difference.axis, _key(difference.others)), []).append(difference)
     return [
-        one
+        difference
         for group in groups.values()
-        for one in sorted(group, key=lambda one: one.accuracy.mean, reverse=True)
+        for difference in sorted(group, key=lambda d: d.accuracy.mean, reverse=True)
     ]
 
 
@@ -217,7 +226,7 @@ def _scores(records: Iterable[Record]) -> dict[int, float]:
 
 
 def _summary(runs: Sequence[Record]) -> Summary:
-    """Sums up the runs of one cell."""
+    """Returns the summary of the runs of one cell."""
     problems = tuple(dict.fromkeys(run.problem for run in runs if run.problem))
     results = [run.result for run in runs if run.result]
     if not results:

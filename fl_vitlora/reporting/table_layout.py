@@ -1,7 +1,8 @@
-"""Tables that fit a screen of 80 columns, and a file or pipe, without a word being broken.
+"""Tables that fit a screen of 80 columns without breaking words.
 
-A table that is too wide becomes several, one below the other: each repeats the columns that name
-its rows. Where these alone are too wide, rows get numbers, and a list tells what they stand for.
+A table that is too wide becomes several tables, one below the other. Each repeats the columns that
+name the rows. If the names alone are too wide, rows get numbers, and a legend above the table says
+which row each number stands for.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from rich.text import Text
 
 Rows = Sequence[Sequence[str]]
 
-GAP = 2  # columns of the screen between two of a table
+GAP = 2  # spaces between two columns of a table
 USUAL_WIDTH, LEAST_WIDTH = 80, 40
 
 
 def screen() -> Console:
-    """Opens the screen; ``COLUMNS`` tells its width, else the terminal, else it has 80 columns."""
+    """Returns the screen as a console.
+
+    The environment variable ``COLUMNS`` sets its width. Without it, the width is the terminal's, or
+    80 if there is no terminal.
+    """
     console = Console()
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given):
@@ -33,18 +38,18 @@ def screen() -> Console:
     else:
         width = USUAL_WIDTH
     if console.is_interactive and width == console.width:
-        return console  # follows the terminal, should that become wider
+        return console  # this one follows the terminal if its width changes
     return Console(width=max(width, LEAST_WIDTH))
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A table that fits.
+    """A table that fits the screen.
 
     Attributes:
-        legend: What the numbers of rows stand for; empty where rows have their names.
-        parts: Tables, each under a row of names.
-        texts: How many of their first columns name the rows.
+        legend: Pairs of a row's number and its name; empty if the rows have their names.
+        parts: Tables, each with a header row.
+        texts: Number of first columns that name the rows.
     """
 
     legend: Sequence[tuple[str, str]]
@@ -53,12 +58,15 @@ class Folded:
 
 
 def fold(rows: Rows, texts: int, width: int) -> Folded:
-    """Folds a table.
+    """Splits a table into parts that fit the screen.
 
     Args:
-        rows: Texts, under a row of names.
-        texts: How many of the first columns name the rows.
+        rows: The cells as texts, with a header row.
+        texts: Number of first columns that name the rows.
         width: Width of the screen in characters.
+
+    Returns:
+        The parts, and a legend if the rows' names are too wide.
 
     Example:
         >>> rows = [["method", "accuracy", "bytes"], ["lora", "95.6", "24.0 MB"]]
@@ -87,7 +95,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
 
 
 def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]]:
-    """Groups the columns behind those that name the rows, so that each group fits beside them."""
+    """Yields groups of the number columns; each group fits beside the columns of names."""
     free = width + GAP - sum(widths[:texts])
     group: list[int] = []
     for column in range(texts, len(widths)):
@@ -99,7 +107,7 @@ def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]
 
 
 def table_lines(rows: Rows, texts: int) -> Iterator[str]:
-    """Lays out a table: names to the left, numbers to the right.
+    """Yields the lines of a table, with names aligned left and numbers aligned right.
 
     Example:
         >>> list(table_lines([["method", "accuracy"], ["lora", "95.6"]], texts=1))
@@ -117,7 +125,7 @@ def table_lines(rows: Rows, texts: int) -> Iterator[str]:
 
 
 def print_table(console: Console, rows: Rows, texts: int, title: str = "") -> None:
-    """Prints a table, folded where it is too wide."""
+    """Prints a table, in several parts if it is too wide."""
     if title:
         print_wrapped(console, Text(title, style="italic"))
     folded = fold(rows, texts, console.width)
@@ -133,7 +141,7 @@ def print_table(console: Console, rows: Rows, texts: int, title: str = "") -> No
 
 
 def print_named(console: Console, rows: Mapping[str, Text], indent: int = 0) -> None:
-    """Prints names, and what they have beside them; long texts are wrapped between words."""
+    """Prints names with a text beside each; long texts are wrapped between words."""
     indent = indent or max(map(cell_len, rows)) + GAP
     for name, text in rows.items():
         for position, line in enumerate(wrapped(text, max(console.width - indent, 1))):
@@ -142,13 +150,13 @@ def print_named(console: Console, rows: Mapping[str, Text], indent: int = 0) -> 
 
 
 def print_wrapped(console: Console, text: Text) -> None:
-    """Prints a text that is wrapped between words; a path keeps its letters together."""
+    """Prints a text that is wrapped between words, so that a path is never broken."""
     for line in wrapped(text, console.width):
         console.print(line, soft_wrap=True)
 
 
 def wrapped(text: Text, width: int) -> Iterator[Text]:
-    """Breaks a text between words; a word that is longer than a line has one to itself.
+    """Yields the lines of a text broken between words; a word longer than a line gets its own.
 
     Example:
         >>> [line.plain for line in wrapped(Text("a long/path/to/it and more"), width=8)]

@@ -22,7 +22,7 @@ from fl_vitlora.config.confirmation import check_confirmed, is_known
 from fl_vitlora.data import sources
 from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.simulation.engine import imports_from, job_with_own_path
+from fl_vitlora.flower.simulation.ray_environment import imports_from, job_with_own_path
 from fl_vitlora.flower.strategies.aggregators import client_half
 from fl_vitlora.models.reading import open_reader
 

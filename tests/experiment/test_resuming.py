@@ -300,7 +300,7 @@ def test_two_processes_are_not_at_one_run(
 ) -> None:
     config = copy_of(paused[0], tmp_path)
     other = RunFolder.reopen(tmp_path / "run")
-    with pytest.raises(UserError, match="another process is at this run"):
+    with pytest.raises(UserError, match="another process is working on this run"):
         play(config, engine, resume=True)
     del other
 

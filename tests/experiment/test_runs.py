@@ -30,7 +30,8 @@ from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.finetuning.methods import export_state, load_state
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.server.client_states import ClientStates
-from fl_vitlora.flower.simulation.engine import Engine, choose_workers, simulate
+from fl_vitlora.flower.simulation.engine import Engine, simulate
+from fl_vitlora.flower.simulation.workers import choose_workers
 from fl_vitlora.flower.strategies.aggregators import Unaided
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.reporting.run_folder import RunFolder

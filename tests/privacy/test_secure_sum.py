@@ -329,7 +329,7 @@ REFUSED: Mapping[str, tuple[int, set[int], str]] = {
     "itself": (1, {0}, "must be left"),
     "all others": (1, {2, 3, 7, 11}, "must be left"),
     "a stranger": (1, {3, 5}, "cannot have dropped out"),
-    "one that came back": (1, {7}, "cannot be in it again"),
+    "one that came back": (1, {7}, "cannot come back into it"),
 }
 
 
@@ -362,14 +362,14 @@ def test_a_new_sum_begins_with_nobody_dropped():
 ROSTERS: Mapping[str, tuple[Callable[[], Roster], str]] = {
     "two": (lambda: replace(ROSTER, members=ROSTER.members[:2]), "takes 3 clients"),
     "nobody": (lambda: replace(ROSTER, members=()), "takes 3 clients"),
-    "order": (lambda: replace(ROSTER, members=ROSTER.members[::-1]), "in their order"),
+    "order": (lambda: replace(ROSTER, members=ROSTER.members[::-1]), "sorted by number"),
     "twice": (lambda: _with(ROSTER, client=7), "once"),
     "same key": (lambda: _with(ROSTER, key=ROSTER.members[0].key), "its own key"),
     "short key": (lambda: _with(ROSTER, key=bytes(31)), "its own key"),
     "no share": (lambda: _with(ROSTER, share=0.0), "positive"),
     "negative share": (lambda: _with(ROSTER, share=-0.2), "positive"),
     "no number": (lambda: _with(ROSTER, share=float("nan")), "positive"),
-    "too much": (lambda: _with(ROSTER, share=0.3), "not more than 1"),
+    "too much": (lambda: _with(ROSTER, share=0.3), "at most 1"),
 }
 
 

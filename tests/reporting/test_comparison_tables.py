@@ -77,7 +77,7 @@ def test_the_aggregation_error_has_a_column_where_any_run_has_one(tmp_path: Path
     assert "| head | plain | 80.00 ± 0.00 | 2 | 10 | 3.0 MB | 10.0x | 1 |  |" in found
     assert "| lora | plain | 90.00 ± 0.00 | 3 | 10 | 3.0 MB | 10.0x | 1 | 25.00 |" in found
     assert "| full |  | refused |  |  |  |  |  |  |" in found
-    assert "Aggregation error: how far" in found
+    assert "Aggregation error: the distance" in found
     assert "ggregation error" not in to_markdown(report("", runs(tmp_path), AXES))
 
 

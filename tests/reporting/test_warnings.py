@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from fl_vitlora.reporting.comparison_tables import report, to_markdown
-from fl_vitlora.reporting.console import ComparisonDisplay, RunDisplay, print_result
+from fl_vitlora.reporting.console import ComparisonDisplay, RunDisplay
+from fl_vitlora.reporting.result_table import print_result
 from tests.reporting.test_statistics import record
 from tests.test_reporting import LINE, RESULT
 

@@ -120,7 +120,10 @@ def test_a_read_only_disk_is_told_before_anything_runs(mounted: Callable[[str], 
     disk = mounted("size=64k,ro")
     with pytest.raises(WriteError, match=f"{disk}/file cannot be written: Read-only file system"):
         write_atomically(disk / "file", "new")
-    with pytest.raises(UserError, match=f"{disk} takes none; choose another one: --out FOLDER"):
+    with pytest.raises(
+        UserError,
+        match=f"{disk} is not a folder you can write to; choose.*--out FOLDER",
+    ):
         RunFolder.create(load(None, {"out": str(disk / "run")}))
     with pytest.raises(UserError, match="Read-only file system; choose another one: --out FOLDER"):
         prepare_folder(disk / "grid", read_grid({"seeds": [0, 1]}, {}))
@@ -140,7 +143,9 @@ def test_a_disk_that_is_too_small_for_a_run_folder_is_told(
 @pytest.mark.parametrize("parent", ["file", "file/below"])
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, parent: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"run folder .*/file takes none; choose another one"):
+    with pytest.raises(
+        UserError, match=r"run folder .*/file is not a folder you can write to; choose another one"
+    ):
         RunFolder.create(load(None, {"out": str(tmp_path / parent / "run")}))
 
 

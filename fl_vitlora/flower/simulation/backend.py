@@ -1,13 +1,14 @@
 """Flower's Ray backend with workers that outlive a simulation.
 
-At the end of every simulation Flower ends its actors and Ray itself, and has no switch for it. Here
-both stay, so that the next simulation finds worker processes that have made their imports. Of
-those that die in a simulation Flower keeps the dead; here a `WorkerPool` replaces them.
+At the end of every simulation Flower ends its actors and Ray itself, and no option prevents this.
+Here both stay, so that the next simulation finds workers that have finished their imports. If a
+worker dies during a simulation, Flower keeps the dead one; here a `WorkerPool` replaces it.
 
-A simulation can end while actors are at work: it was broken off, or nobody waits for them any more.
-Whoever then asks Ray for a result after Ray was shut down ends the whole process, with code 1 and
-one line; so nobody is left to ask. Flower ends its backend only after all have come who wait for an
-actor; who is at work for nobody is ended before that, or it would hold up the end of the run.
+A simulation can end while actors are still working, because the run was broken off or the server
+no longer waits for their replies. A thread that asks Ray for a result after Ray was shut down ends
+the whole process, with code 1 and one line. So no thread may be waiting at that moment. Flower ends
+its backend only after all threads that wait for an actor have returned. Actors whose replies no
+longer count are ended before that, so that they do not delay the end of the run.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ SECONDS_TO_ANSWER = 60.0
 
 
 class KeptWorkers(raybackend.RayBackend):
-    """Takes the actors that an earlier simulation left, and leaves them to the next.
+    """A backend that takes over the actors of the last simulation, and leaves them to the next.
 
     Args:
-        actors: Those that were left; at the end, those that are left now.
-        most: How many there may be; fewer where Ray has not the resources.
-        patience: Seconds that an actor may take for one message.
-        backend_config: What Flower configures a backend with.
+        actors: Actors that the last simulation left. At the end of this simulation the list holds
+            the actors for the next one.
+        most: Largest number of actors; there are fewer if Ray lacks the resources.
+        patience: Longest time that an actor may take for one message, in seconds.
+        backend_config: Flower's configuration of a backend.
     """
 
     def __init__(
@@ -48,11 +50,11 @@ class KeptWorkers(raybackend.RayBackend):
 
     @property
     def num_workers(self) -> int:
-        """Tells how many threads are to hand out bundles."""
+        """Returns the number of threads that hand out bundles of messages."""
         return self._pool.slots
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
-        """Takes first the actors that are there and alive, then makes new ones."""
+        """Keeps the actors that are still alive, and starts new ones up to the wanted number."""
         actors = [actor for actor in self._actors if is_alive(actor)]
         most = min(self._most, pool_size_from_resources(self.client_resources))
         actors += [self._start_worker() for _ in range(most - len(actors))]
@@ -63,15 +65,16 @@ class KeptWorkers(raybackend.RayBackend):
     def answer(
         self, messages: Sequence[Message], contexts: Sequence[Context]
     ) -> tuple[list[Answer | Exception], bool]:
-        """Has one actor answer some messages; several threads call it at once.
+        """Lets one actor answer a bundle of messages. Several threads may call this at once.
 
         Args:
-            messages: To other clients each.
-            contexts: Of these clients.
+            messages: The bundle, at most one message to a client.
+            contexts: The stored states of these clients, in the same order.
 
         Returns:
-            Of each its reply and the context it leaves; or what the app raised, or that the actor
-            was lost, each time. And whether each was answered alone at last, after such losses.
+            For each message, the reply and the client's new context, or the error if the app raised
+            one or the actor was lost on every attempt. Second, True if the bundle was finally
+            split into single messages because actors were lost over it.
         """
         tried: list[Any] = []
 
@@ -84,18 +87,22 @@ class KeptWorkers(raybackend.RayBackend):
         return persist(list(zip(messages, contexts, strict=True)), ask)
 
     def process_message(self, message: Message, context: Context) -> Answer:
-        """Does the same for one message, as Flower asks for it."""
+        """Answers one message; Flower's interface of a backend asks for this method.
+
+        Raises:
+            Exception: If the app raised an error or the actor was lost.
+        """
         (answer,), _ = self.answer([message], [context])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def end(self) -> None:
-        """Ends what is busy, and waits until nobody waits for an actor."""
+        """Ends the busy actors, and returns when no thread waits for an actor any more."""
         self._pool.end()
 
     def terminate(self) -> None:
-        """Does the same, and leaves what was idle to the next simulation."""
+        """Ends the busy actors, and leaves the idle ones to the next simulation."""
         self._actors[:] = self._pool.end()
 
     def _start_worker(self) -> Any:
@@ -104,7 +111,7 @@ class KeptWorkers(raybackend.RayBackend):
 
 
 def is_alive(actor: Any) -> bool:
-    """Asks an actor whether it still answers."""
+    """Returns True if an actor still answers."""
     try:
         ray.get(actor.__ray_ready__.remote(), timeout=SECONDS_TO_ANSWER)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
@@ -114,15 +121,17 @@ def is_alive(actor: Any) -> bool:
 
 @contextmanager
 def kept_workers(actors: list[Any], most: int, patience: float) -> Iterator[Callable[[], None]]:
-    """Lets Flower, which names its backend in the code, find this one in that place.
+    """Replaces Flower's Ray backend by this one while the block runs.
+
+    Flower has no option for another backend, so the class is replaced inside Flower's module.
 
     Args:
-        actors: Of the simulations before; it is brought up to date by the simulations inside.
-        most: How many there may be.
-        patience: Seconds that an actor may take for one message.
+        actors: Actors left by earlier simulations. Simulations inside the block update the list.
+        most: Largest number of actors.
+        patience: Longest time that an actor may take for one message, in seconds.
 
     Yields:
-        What ends the simulation inside, for whoever knows that nobody waits for an answer any more.
+        A function that ends the busy actors. The server calls it when it needs no more replies.
     """
     theirs, made = raybackend.RayBackend, list[KeptWorkers]()
 

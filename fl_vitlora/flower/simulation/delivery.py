@@ -1,10 +1,10 @@
-"""Handing messages to workers at once, in bundles, and the same whatever the number of nodes.
+"""Delivery of messages to workers: at once, in bundles, at a cost independent of the node count.
 
-Flower's simulation asks ten times a second for each registered node whether a message waits for it,
-looks through all messages every time, and hands each to Ray by itself: a wait of up to 0.1 s in
-every exchange, some milliseconds a message, and with ten thousand nodes a thread that does nothing
-else. Here the messages are looked at, not the nodes; they are handed on in the order in which they
-were sent, and several go to a worker in one call.
+Ten times a second, Flower's simulation asks for each registered node whether a message waits for
+it. Each time it looks through all messages, and it hands every message to Ray separately. This
+costs up to 0.1 s in every exchange and some milliseconds a message; with ten thousand nodes it
+occupies a whole thread. Here the messages are looked through, not the nodes. They are delivered in
+the order in which they were sent, and several go to a worker in one call.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from fl_vitlora.flower.simulation.backend import KeptWorkers
 from fl_vitlora.flower.simulation.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
-LATE = "nobody waits for this reply any more"
-WAIT_SECONDS = 1.0  # for a bundle, before it is looked whether there is to be another
+LATE = "the server does not wait for this reply any more"
+WAIT_SECONDS = 1.0  # between two checks whether the simulation has ended, while no bundle comes
 
 
 def bundles(messages: Sequence[Message], most: Mapping[str, int]) -> list[list[Message]]:
-    """Cuts messages into bundles of one kind and of nearly the same size.
+    """Cuts messages into bundles of one kind and of nearly equal size.
 
-    Who is in a bundle with whom depends on nothing but the messages and their order; so what is
-    computed together, and its rounding, does not depend on the number of workers.
+    The bundles depend only on the messages and their order. So the clients that are trained
+    together, and the rounding of their sums, do not depend on the number of workers.
 
     Args:
-        messages: In the order in which they were sent.
-        most: In a bundle, by the kind of message; one of kinds that are not named.
+        messages: The messages in the order in which they were sent.
+        most: Largest number of messages in a bundle, by kind of message; 1 for other kinds.
 
     Returns:
-        Them, in this order.
+        The bundles, in the order of the messages.
     """
     cut = []
     for kind, group in itertools.groupby(messages, key=kind_of):
@@ -58,7 +58,7 @@ def bundles(messages: Sequence[Message], most: Mapping[str, int]) -> list[list[M
 
 
 def kind_of(message: Message) -> str:
-    """Tells whether a message asks a client to train, to evaluate or to answer a query."""
+    """Returns the kind of a message: "train", "evaluate" or "query"."""
     return str(message.metadata.message_type.partition(".")[0])
 
 
@@ -69,16 +69,16 @@ def deliver(
     f_stop: threading.Event,
     most: Mapping[str, int],
 ) -> None:
-    """Puts every message that waits into the queue of the workers, until it is stopped.
+    """Puts every waiting message into the queue of the workers, until `f_stop` is set.
 
-    It has the name and the arguments of what it stands in for, and one more.
+    The first four arguments are those of the Flower function that this one replaces.
 
     Args:
-        state: Of the simulation.
-        queue: Of the workers.
-        nodes_mapping: The partition of each node; messages to others wait.
-        f_stop: Is set at the end.
-        most: Messages in a bundle, by their kind.
+        state: Flower's state of the simulation.
+        queue: Queue of bundles for the workers.
+        nodes_mapping: Partition of each node. Messages to nodes outside the mapping wait.
+        f_stop: Event that is set at the end of the simulation.
+        most: Largest number of messages in a bundle, by kind of message.
     """
     while not f_stop.is_set():
         for bundle in bundles(take(state, nodes_mapping), most):
@@ -87,10 +87,10 @@ def deliver(
 
 
 def take(state: InMemoryLinkState, nodes: Mapping[int, int]) -> list[Message]:
-    """Marks all messages that wait for one of the nodes as delivered.
+    """Marks all waiting messages to the given nodes as delivered.
 
     Returns:
-        Them, in the order in which they were sent.
+        These messages, in the order in which they were sent.
     """
     with state.lock:
         waiting = [
@@ -103,7 +103,7 @@ def take(state: InMemoryLinkState, nodes: Mapping[int, int]) -> list[Message]:
     return waiting
 
 
-def work(  # noqa: PLR0917 - as many as Flower hands over
+def work(  # noqa: PLR0917 - the arguments that Flower passes
     messageins_queue: Queue[list[Message]],
     messageres_queue: Queue[Message],
     node_info_store: Mapping[int, Any],
@@ -112,18 +112,18 @@ def work(  # noqa: PLR0917 - as many as Flower hands over
     metrics: Any,
     states: ClientStates,
 ) -> None:
-    """Has bundles answered, one after the other, until it is stopped.
+    """Lets the backend answer bundles, one after the other, until `f_stop` is set.
 
-    It has the arguments of Flower's `worker`, and one more.
+    All arguments but the last are those of Flower's `worker`.
 
     Args:
-        messageins_queue: Bundles of messages to clients.
-        messageres_queue: Takes their replies, or errors in place of them.
-        node_info_store: What remembers the contexts of nodes.
-        backend: That answers.
-        f_stop: Is set at the end.
-        metrics: Counts seconds.
-        states: Of the clients.
+        messageins_queue: Queue of bundles of messages to clients.
+        messageres_queue: Queue of the replies; a failed message has an error as its reply.
+        node_info_store: Flower's stores of the nodes' contexts, by node.
+        backend: The backend that answers messages.
+        f_stop: Event that is set at the end of the simulation.
+        metrics: Flower's counter of the seconds spent in client apps.
+        states: The stored states of the clients.
     """
     while not f_stop.is_set():
         try:
@@ -143,14 +143,14 @@ def replies_to(
     backend: KeptWorkers,
     states: ClientStates,
 ) -> Iterator[Message]:
-    """Has a bundle answered, and remembers the contexts that the clients leave.
+    """Lets the backend answer a bundle, and stores the contexts that the clients leave.
 
-    A reply that nobody waits for any more is void, and so is what its client would remember of it;
-    where that is known beforehand, nobody works for it.
+    If the server no longer waits for a reply, the reply is dropped and the client's context stays
+    as it was. If this holds for a whole bundle beforehand, the bundle is not computed at all.
 
     Yields:
-        A reply to each message, in which there is an error where the app, or the worker, failed, or
-        where it came too late.
+        A reply to each message. It holds an error if the app or the worker failed, or if the reply
+        came too late.
     """
     if all(is_late(message, states) for message in bundle):
         yield from (refused(message, TimeoutError(LATE)) for message in bundle)
@@ -160,7 +160,7 @@ def replies_to(
     try:
         contexts = [states.lend(store.retrieve_context(run)) for store in stores]
         answers, apart = backend.answer(bundle, contexts)
-    except Exception as error:  # Ray's, for which no client is to blame
+    except Exception as error:  # an error of Ray, which no client has caused
         answers, apart = [error] * len(bundle), False
     if apart:
         states.take_apart(message.metadata.message_id for message in bundle)
@@ -175,38 +175,41 @@ def replies_to(
         try:
             store.update_context(run, context)
             states.note(context)
-        except ValueError as error:  # the app changed what it must not
+        except ValueError as error:  # the app changed a part of its context that it must not change
             reply = refused(message, error)
         yield reply
 
 
 def is_late(message: Message, states: ClientStates) -> bool:
-    """Tells whether the server does not wait for the reply to a message any more."""
+    """Returns True if the server no longer waits for the reply to a message."""
     return states.is_given_up(message.metadata.message_id)
 
 
 def refused(message: Message, error: Exception) -> Message:
-    """Makes the reply that tells of an error, with its trace."""
-    if isinstance(error, AppError):  # whose text is the trace that the worker wrote
-        told = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error))
+    """Returns a reply that reports an error with its stack trace."""
+    if isinstance(error, AppError):  # its text is the stack trace that the worker wrote
+        content = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error))
     else:
-        told = Error(code=ErrorCode.UNKNOWN, reason=trace_of(error))
-    return Message(told, reply_to=message)
+        content = Error(code=ErrorCode.UNKNOWN, reason=trace_of(error))
+    return Message(content, reply_to=message)
 
 
 @contextmanager
 def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
-    """Lets Flower, which names its delivery in the code, find this one in that place.
+    """Replaces Flower's delivery of messages by this one while the block runs.
+
+    Flower has no option for this, so the functions are replaced inside Flower's module. If a
+    version of Flower has functions with other arguments, its own delivery stays in place.
 
     Args:
-        most: Messages in a bundle, by their kind.
-        states: What the clients remember.
+        most: Largest number of messages in a bundle, by kind of message.
+        states: The stored states of the clients.
     """
 
     def add_messages_to_queue(state: Any, queue: Any, nodes_mapping: Any, f_stop: Any) -> None:
         deliver(state, queue, nodes_mapping, f_stop, most)
 
-    def worker(  # noqa: PLR0917 - as many as Flower hands over
+    def worker(  # noqa: PLR0917 - the arguments that Flower passes
         messageins_queue: Any,
         messageres_queue: Any,
         node_info_store: Any,
@@ -222,7 +225,7 @@ def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[N
     }
     theirs: dict[str, Callable[..., None]] = {name: getattr(vce_api, name) for name in ours}
     if not all(arguments(theirs[name]) == arguments(ours[name]) for name in ours):
-        yield  # another version of Flower, which delivers in its own way
+        yield  # this version of Flower has other functions: leave its delivery in place
         return
     states.followed = True
     vars(vce_api).update(ours)
@@ -233,5 +236,5 @@ def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[N
 
 
 def arguments(function: Callable[..., None]) -> list[str]:
-    """Names the arguments of a function."""
+    """Returns the names of a function's arguments."""
     return list(inspect.signature(function).parameters)

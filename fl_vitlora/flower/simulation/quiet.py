@@ -1,20 +1,20 @@
-"""Keeps the logs of Flower, Ray and the hub off the screen; failures are reported by ourselves."""
+"""Keeps the logs of Flower, Ray and the hub off the screen; this project reports errors itself."""
 
 from __future__ import annotations
 
 import logging
 import os
 
-import flwr.supercore.logger  # noqa: F401 - it sets the level of its logger when imported
+import flwr.supercore.logger  # noqa: F401 - Flower sets its logger's level during this import
 
 TALKATIVE = ("flwr", "ray", "huggingface_hub", "datasets", "timm")
-LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # are read by those at their import
+LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # Hugging Face reads them during its import
 
 
 def silence() -> None:
-    """Raises the level of the loggers that would speak between the lines of the progress bar.
+    """Raises the level of the loggers that would print between the lines of the progress bar.
 
-    Ray sets the level of its logger when it is imported; call this again after that.
+    Importing Ray resets the level of Ray's logger; call this function again after that import.
     """
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
-"""The imports that take seconds; every worker process makes them as soon as it exists.
+"""The imports that take seconds, done by every worker process as soon as it starts.
 
-Ray is told to import this module in each worker it starts, so that workers get ready beside the
-driver's own preparations and not only when the first message comes.
+Ray imports this module in each worker that it starts. So the workers get ready while the driver
+still prepares the run, and not only when the first message arrives.
 """
 
 import gc
@@ -15,7 +15,7 @@ from fl_vitlora.models.backbone import import_timm
 
 import_timm()
 with suppress(ModuleNotFoundError):
-    # The folder beside this package: Ray puts the current folder first on the path later.
+    # The folder beside this package, imported before Ray puts the current folder on the path.
     importlib.import_module("strategies")
 torch.set_num_threads(1)  # one worker, one core
-gc.freeze()  # what was imported stays; no need to look through it again and again for garbage
+gc.freeze()  # the imported objects stay for ever; the garbage collector need not visit them again

@@ -1,4 +1,4 @@
-"""The process that works for clients: a Ray actor that is handed one message or several."""
+"""The worker process: a Ray actor that answers messages to clients, one or several at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Answer = tuple[Message, Context]
 
 
 class AppError(RuntimeError):
-    """What a client's app raised, told by the trace that Python shows of it."""
+    """An error that a client's app raised; the text is Python's stack trace."""
 
 
 @ray.remote
@@ -28,7 +28,7 @@ class Worker:
         import fl_vitlora.flower.simulation.warm_up  # noqa: F401 - a no-op if Ray preloaded it
 
     def process(self) -> int:
-        """Returns the number of its process."""
+        """Returns the id of this worker's process."""
         return os.getpid()
 
     def answer(
@@ -37,15 +37,16 @@ class Worker:
         messages: Sequence[Message],
         contexts: Sequence[Context],
     ) -> list[Answer | AppError]:
-        """Answers messages, each to another client, with what these remember.
+        """Answers messages to different clients.
 
         Args:
-            app_fn: Makes the app.
-            messages: To answer.
-            contexts: Of their clients.
+            app_fn: A function that makes the client app.
+            messages: The messages to answer, each to another client.
+            contexts: The stored states of these clients, in the same order.
 
         Returns:
-            Of each its reply and the context it leaves, or the trace of what the app raised.
+            For each message, the reply and the client's new context; or the stack trace, if the
+            app raised an error.
         """
         app = app_fn()
         calls = [
@@ -59,9 +60,10 @@ class Worker:
 
 
 def trace_of(error: BaseException) -> str:
-    """Writes an exception as Python shows it, with the lines that it came from."""
+    """Returns the stack trace of an exception as Python prints it."""
     return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _answered(app: ClientApp, message: Message, context: Context) -> Answer:
+    """Returns the app's reply, and the context as the app leaves it."""
     return app(message=message, context=context), context

@@ -1,9 +1,10 @@
-"""The worker processes of a simulation: who is at work, and who takes the place of the dead.
+"""The worker processes of a simulation: which are busy, and the replacement of lost ones.
 
-A worker is handed a bundle when it has none; those who wait to hand out the next are more than the
-workers, so that it need not wait for it. No bundle lies ready at a worker: one that is slow would
-keep it from those that are idle, and Ray cannot take it back from there. When a worker dies, or
-takes too long and is ended, another is started at once, whose time begins when it is up.
+A worker gets a bundle of messages only when it has none. There are more threads that hand out
+bundles than workers, so an idle worker gets the next bundle at once. No bundle waits at a busy
+worker: a slow worker would keep it from the idle ones, and Ray cannot take it back. When a worker
+dies, or is ended because it takes too long, a new one is started at once. The time limit of a new
+worker begins when it is up.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
-SLOTS = 2  # bundles of messages for each worker: one in work, one that is the next for any of them
-LOSSES = 3  # of workers over a bundle, until it is taken apart
-RAISES = 2  # of an app, until it is believed
+SLOTS = 2  # bundles for each worker: one is being computed, one waits for whichever worker is idle
+LOSSES = 3  # workers that may be lost over a bundle before it is split into single messages
+RAISES = 2  # attempts of a bundle whose app raises an error, before the error is final
 SECONDS_TO_END = 60.0
-SECONDS_TO_START = 300.0  # for a process and its imports, on a machine that has much else to do
-SECONDS_TO_LOOK = 0.5  # whether a worker is up
+SECONDS_TO_START = 300.0  # for a process and its imports, on a machine that is busy otherwise
+SECONDS_TO_LOOK = 0.5  # between two checks whether a worker is up
 
 
 class WorkerLostError(RuntimeError):
-    """A worker died over a bundle, or was ended because it took too long."""
+    """A worker died while it computed a bundle, or was ended because it took too long."""
 
 
 @dataclass
 class WorkerState:
-    """What is known of a worker.
+    """The state of a worker.
 
     Attributes:
-        busy: Whether it has a bundle.
-        since: When it began with that, or was to start, by `time.monotonic`.
-        start: Ray's reference to what it tells when it is up; none, once it is known to be.
+        busy: True if the worker has a bundle.
+        since: Time at which the worker got its bundle or came up, by `time.monotonic`.
+        start: Ray's reference that is ready when the worker is up; None once the worker is up.
     """
 
     busy: bool = False
@@ -47,19 +48,19 @@ class WorkerState:
 
     @property
     def is_up(self) -> bool:
-        """Tells whether the worker has started; the first time that it has, its time begins."""
+        """True if the worker has started; its time limit begins when this is first seen."""
         if self.start is not None and ray.wait([self.start], timeout=0, fetch_local=False)[0]:
             self.start, self.since = None, time.monotonic()
         return self.start is None
 
 
 class WorkerPool:
-    """Workers that several threads give bundles to.
+    """A pool of workers to which several threads give bundles.
 
     Args:
-        workers: Ray's actors.
-        start: Makes one more.
-        patience: Seconds that a worker that is up may take for one message.
+        workers: Ray actors.
+        start: A function that starts one more actor.
+        patience: Longest time that a started worker may take for one message, in seconds.
     """
 
     def __init__(self, workers: Sequence[Any], start: Callable[[], Any], patience: float) -> None:
@@ -74,24 +75,25 @@ class WorkerPool:
 
     @property
     def slots(self) -> int:
-        """Tells how many bundles can be in work or the next."""
+        """Returns the number of bundles that can be computed or wait for a worker at a time."""
         return SLOTS * len(self._states)
 
     def ask(self, call: Callable[[Any], Any], messages: int, tried: list[Any]) -> Any:
-        """Has a worker do something, and waits for it.
+        """Lets an idle worker do a call, and waits for the result.
 
         Args:
-            call: Begins it at a worker that it is given; returns Ray's reference to the result.
-            messages: How many it is about.
-            tried: Workers that it is not asked of while there are others; the one that is chosen is
-                added.
+            call: A function that starts the work on the worker it is given, and returns Ray's
+                reference to the result.
+            messages: Number of messages in the bundle; the time limit is proportional to it.
+            tried: Workers that were tried before; they are chosen only if there are no others. The
+                chosen worker is added to the list.
 
         Returns:
             The result.
 
         Raises:
-            WorkerLostError: When the worker was lost over it.
-            Exception: What the call itself raised there.
+            WorkerLostError: If the worker was lost during the call.
+            Exception: The error that the call raised in the worker.
         """
         with self._change:
             self._waiting += 1
@@ -104,9 +106,9 @@ class WorkerPool:
                 self._change.notify_all()
 
     def end(self) -> list[Any]:
-        """Ends all who are busy, waits until nobody waits for a worker, and returns the others.
+        """Ends the busy workers, waits until no thread waits for a worker, and returns the others.
 
-        Whoever calls it again is told the same.
+        A second call returns the same workers.
         """
         with self._change:
             if not self._ended:
@@ -119,14 +121,17 @@ class WorkerPool:
             return list(self._kept)
 
     def _hand_out(self, call: Callable[[Any], Any], tried: list[Any]) -> tuple[Any, Any]:
-        """Waits until a worker is idle that others have not failed before.
+        """Waits for an idle worker that was not tried before, and starts the call there.
 
         A retry prefers the newest worker: older ones may have died unnoticed.
+
+        Returns:
+            The worker, and Ray's reference to the result.
         """
         with self._change:
             self._change.wait_for(lambda: self._is_over or self._idle(tried))
             if self._is_over:
-                raise RuntimeError("there is no simulation")
+                raise RuntimeError("the simulation has ended: no worker takes a bundle any more")
             worker = self._idle(tried)[-1 if tried else 0]
             result, state = call(worker), self._states[worker]
             tried.append(worker)
@@ -138,12 +143,12 @@ class WorkerPool:
         return self._ended or not self._states
 
     def _idle(self, tried: Sequence[Any]) -> list[Any]:
-        """Lists who has no bundle, of those that have not been tried, if there are any."""
+        """Returns the idle workers among those not yet tried, or among all if all were tried."""
         others = [worker for worker in self._states if worker not in tried]
         return [worker for worker in others or self._states if not self._states[worker].busy]
 
     def _wait(self, worker: Any, result: Any, messages: int) -> Any:
-        """Waits for a result as long as the worker is alive and not overdue with it."""
+        """Waits for a result as long as the worker is alive and within its time limit."""
         while (seconds := self._seconds_left(worker, messages)) > 0:
             try:
                 found = ray.get(result, timeout=min(seconds, threading.TIMEOUT_MAX))
@@ -165,7 +170,7 @@ class WorkerPool:
         raise WorkerLostError(f"no answer within {messages * self._patience:g} s")
 
     def _seconds_left(self, worker: Any, messages: int) -> float:
-        """Tells how long to wait for a worker before it is looked again, or nothing at its end."""
+        """Returns the seconds to wait before the next check; 0 or less if the time is over."""
         with self._change:
             state = self._states[worker]
             if not state.is_up:
@@ -173,17 +178,17 @@ class WorkerPool:
             return state.since + messages * self._patience - time.monotonic()
 
     def _take_back(self, worker: Any) -> None:
-        """Notes that a worker has done its bundle."""
+        """Marks a worker as idle after it has finished its bundle."""
         with self._change:
             state = self._states[worker]
             state.busy, state.start = False, None
             self._change.notify_all()
 
     def _replace(self, worker: Any) -> WorkerState:
-        """Hires another in the place of one that is lost, and returns what was known of that.
+        """Starts a new worker in place of a lost one, and returns the state of the lost one.
 
-        The lost one is ended, if it lives: not every error of Ray's says that it does not, and it
-        would keep its share of the machine from the other.
+        The lost worker is killed in any case. Some errors of Ray leave it alive, and it would keep
+        its share of the machine from the new one.
         """
         with self._change:
             state = self._states.pop(worker)
@@ -198,26 +203,26 @@ class WorkerPool:
 
 
 def end_process(worker: Any) -> None:
-    """Ends a worker, be it alive or not, as far as Ray can."""
+    """Kills a worker, whether it is alive or not, as far as Ray can."""
     with suppress(Exception):
         ray.kill(worker)
 
 
 def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tuple[list[Any], bool]:
-    """Has a bundle answered though workers die and apps raise, which may be a passing trouble.
+    """Repeats a bundle if workers die or apps raise errors, since the cause may be temporary.
 
-    All of it is repeated, once where an app raised and twice where workers were lost, so that what
-    passes leaves the same bits as if nothing had been. A bundle that three workers were lost over
-    is then taken apart, and whoever answers alone is saved; but who trains alone rounds otherwise
-    than in a batch.
+    The whole bundle is repeated: once if an app raised an error, twice if a worker was lost. So a
+    temporary fault leaves the same bits as no fault. If three workers were lost over a bundle, its
+    messages are answered one by one, which saves the clients that can be answered. A client that
+    trains alone, however, gets another rounding than in a batch.
 
     Args:
-        bundle: Of messages.
-        ask: Returns of each its answer, or what was raised instead; raises `WorkerLostError`, or
-            Ray's error where a worker failed over the whole bundle.
+        bundle: The messages.
+        ask: A function that returns an answer or an error for each message. It raises
+            `WorkerLostError` or Ray's error if a worker failed over the whole bundle.
 
     Returns:
-        The answers, errors where there is none; and whether the bundle was taken apart.
+        The answer or the error for each message; and True if the bundle was split.
 
     Example:
         >>> def ask(bundle):
@@ -239,11 +244,11 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
             raised += 1
     if len(bundle) == 1 or lost < LOSSES:
         return answers, False
-    return [answer for one in bundle for answer in _answers([one], ask)], True
+    return [answer for message in bundle for answer in _answers([message], ask)], True
 
 
 def _answers(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
-    """Asks once; an error over the whole bundle is everybody's answer."""
+    """Asks once; an error over the whole bundle becomes the answer to each message."""
     try:
         return ask(bundle)
     except (WorkerLostError, RayTaskError) as error:

@@ -1,8 +1,8 @@
-"""What every strategy of Flower must keep to here, checked on a small made-up model.
+"""The rules that a strategy of Flower must keep here, checked on a small made-up model.
 
-Flower's own loop is not used: the project's server loop calls the strategy's public methods, one
-round after the other. The rules look for what such a run would lose or ignore. The strategies of
-this project have a longer list, `fl_vitlora.testing`.
+Flower's own loop is not used: this project's server loop calls the strategy's public methods, one
+round after the other. The rules look for things that such a run would lose or ignore. The longer
+list of rules for this project's own strategies is `fl_vitlora.testing`.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ CALLED = (
     "configure_evaluate",
     "aggregate_evaluate",
     "privacy_spent",
-    "summary",  # Flower's base class demands it
+    "summary",  # Flower's base class requires this method
 )
 Make = Callable[[], FlowerStrategy]
 
 
 class Rule(NamedTuple):
-    """What a strategy of Flower must do.
+    """A rule that a strategy of Flower must keep.
 
     Attributes:
-        told: The rule in words.
-        check: Returns what breaks it, in one line; None if it is kept.
+        text: The rule in words.
+        check: A function that returns the problem in one line, or None if the rule is kept.
     """
 
-    told: str
+    text: str
     check: Callable[[Make], str | None]
 
 
 def flower_findings(make: Make) -> list[Finding]:
-    """Holds a strategy of Flower to `RULES`.
+    """Checks a strategy of Flower against `RULES`.
 
     Args:
-        make: Makes a new instance for four clients, each time that it is called.
+        make: A function that makes a new instance for four clients at every call.
 
     Returns:
-        One finding for each rule; only the first where the strategy cannot play a round.
+        One finding for each rule; only the first finding if the strategy cannot run a round.
     """
     found: list[Finding] = []
     for rule in RULES:
@@ -70,7 +70,7 @@ def flower_findings(make: Make) -> list[Finding]:
                 problem = rule.check(make)
         except (UserError, ValueError) as error:
             problem = str(error)
-        found.append(Finding(rule.told, problem))
+        found.append(Finding(rule.text, problem))
         if problem is not None and rule is RULES[0]:
             break
     return found
@@ -78,7 +78,7 @@ def flower_findings(make: Make) -> list[Finding]:
 
 @contextlib.contextmanager
 def within_a_run() -> Iterator[None]:
-    """Lets messages be made as in a run of Flower, which gives every message the run's id."""
+    """Sets ids as in a run of Flower, which needs them to create messages."""
     names = ("_task_id", "_run_id", "_node_id")
     before = {name: getattr(TaskIdentity, name) for name in names}
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
@@ -90,13 +90,13 @@ def within_a_run() -> Iterator[None]:
 
 
 def flower_understood(strategy: FlowerStrategy) -> list[str]:
-    """Tells what was understood of a strategy: what it replaces, and what nobody will call."""
+    """Returns lines that say which methods a strategy replaces, and which are never called."""
     own = [n for n in CALLED if not _is_flowers_own(type(strategy), n)]
     unused = uncalled(type(strategy), FlowerStrategy, CALLED)
     measures = own_evaluation(strategy)
     return [
         f"a strategy of Flower; replaces: {', '.join(own) or 'nothing'}",
-        f"nobody calls: {', '.join(unused) or 'everything public is called'}"
+        f"never called: {', '.join(unused) or 'everything public is called'}"
         if unused
         else "every public method is called",
         *(["its evaluation needs --set evaluation.by=clients"] if measures else []),
@@ -104,30 +104,41 @@ def flower_understood(strategy: FlowerStrategy) -> list[str]:
 
 
 def _is_flowers_own(kind: type[object], name: str) -> bool:
+    """Returns True if a class takes a method from Flower, or lacks it."""
     return getattr(getattr(kind, name, None), "__module__", "flwr").startswith("flwr")
 
 
 class _Mean(Strategy):
-    """Stands for the strategy whose made-up clients train everything."""
+    """A strategy whose made-up clients train every tensor."""
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Returns the mean."""
+        """Returns the model moved by the mean of the updates."""
         return averaged(model, updates), state
 
 
 def _play(
     strategy: FlowerStrategy, first: int = 1, last: int = ROUNDS, missing: int | None = None
 ) -> State:
-    """Plays rounds with made-up clients, of which one may fail in every round."""
+    """Runs rounds with made-up clients, and returns the model after the last round.
+
+    Args:
+        strategy: The strategy.
+        first: Number of the first round.
+        last: Number of the last round.
+        missing: A client that fails in every round; None if no client fails.
+
+    Raises:
+        UserError: If the strategy asks unknown clients, or the model is not finite.
+    """
     model = made_up_model()
     aggregator = FlowerAggregator(strategy, Layout.of(model), seed=0)
     current = GlobalModel(tensors=model)
     for number in range(first, last + 1):
         config = {messages.SERVER_ROUND: number, messages.LEARNING_RATE: RATE}
         asked = aggregator.instruct(number, current, CLIENTS, config)
-        clients = [one.client for one in asked]
+        clients = [instruction.client for instruction in asked]
         if not clients or not set(clients) <= set(CLIENTS):
             raise UserError(f"round {number}: configure_train sends messages to {clients}")
         there = [client for client in clients if client != missing]
@@ -139,37 +150,41 @@ def _play(
     return current.tensors
 
 
-def _same(one: State, other: State) -> bool:
+def _same(a: State, b: State) -> bool:
     """Returns True if two models have the same bits."""
-    return one.keys() == other.keys() and all(torch.equal(one[n], t) for n, t in other.items())
+    return a.keys() == b.keys() and all(torch.equal(a[n], t) for n, t in b.items())
 
 
 def _noted(updates: Sequence[Update]) -> list[Update]:
-    """Returns updates of clients that clipped nothing, should a wrapper ask."""
+    """Returns the updates with a report that nothing was clipped, for wrappers that read it."""
     report = {messages.NORM_BIT: torch.tensor(1)}
     return [Update(**{**vars(update), "report": report}) for update in updates]
 
 
 def _plays(make: Make) -> str | None:
+    """Runs some rounds; `_play` raises an error if that fails."""
     _play(make())
     return None
 
 
 def _repeats(make: Make) -> str | None:
+    """Runs the same rounds twice and compares the models."""
     if _same(_play(make()), _play(make())):
         return None
     return (
-        "the same rounds gave another model the second time; draw from Python's random or numpy's "
-        "shared generator, which are seeded for every round"
+        "the same rounds gave another model the second time; draw random numbers only from "
+        "Python's random or numpy's shared generator, which are seeded for every round"
     )
 
 
 def _bears_failures(make: Make) -> str | None:
+    """Runs some rounds in which one client fails."""
     _play(make(), missing=CLIENTS[0])
     return None
 
 
 def _evaluates(make: Make) -> str | None:
+    """Gives the strategy equal measurements of all clients."""
     model = made_up_model()
     aggregator = FlowerAggregator(make(), Layout.of(model), seed=0)
     answers = [Answer(client, 10, {RIGHT_KEY: (0.5, 1.0)}) for client in CLIENTS]
@@ -178,33 +193,35 @@ def _evaluates(make: Make) -> str | None:
 
 
 def _is_stored(make: Make) -> str | None:
+    """Names the first attribute that a checkpoint cannot hold."""
     for name, kind in strategy_state.unstorable(make()).items():
-        return f"its {name} is a {kind}, which no checkpoint can hold"
+        return f"the attribute {name} is a {kind}, which no checkpoint can hold"
     return None
 
 
 def _goes_on(make: Make) -> str | None:
-    """Compares rounds 2 and 3 of a strategy with those of one that takes up its state."""
-    one, other = make(), make()
-    _play(one, last=1)
-    strategy_state.restore(other, *strategy_state.snapshot(one))
-    if _same(_play(one, first=2), _play(other, first=2)):
+    """Compares rounds 2 and 3 of a strategy with those of an instance restored from its state."""
+    unbroken, resumed = make(), make()
+    _play(unbroken, last=1)
+    strategy_state.restore(resumed, *strategy_state.snapshot(unbroken))
+    if _same(_play(unbroken, first=2), _play(resumed, first=2)):
         return None
-    return "after a resume it gives another model than without; keep its memory in attributes"
+    return "a resumed run gives another model; the strategy must keep its memory in attributes"
 
 
 def _starts_nothing(make: Make) -> str | None:
+    """Refuses a `start` method of the strategy's own."""
     if _is_flowers_own(type(make()), "start"):
         return None
-    return "start is never called: the rounds are run by this project's server loop"
+    return "start is never called: this project's server loop runs the rounds"
 
 
 RULES = (
-    Rule("plays rounds, with messages that clients understand, and returns every tensor", _plays),
-    Rule("returns the same model when the same rounds are played again", _repeats),
+    Rule("runs rounds, with messages that clients understand, and returns every tensor", _plays),
+    Rule("returns the same model when the same rounds are run again", _repeats),
     Rule("goes on without a client that failed", _bears_failures),
-    Rule("sums up what clients measure", _evaluates),
+    Rule("aggregates what clients measure", _evaluates),
     Rule("keeps nothing that a checkpoint cannot hold", _is_stored),
-    Rule("goes on after a resume as if nothing had been", _goes_on),
+    Rule("gives the same model after a resume as without", _goes_on),
     Rule("leaves the loop over rounds to this project", _starts_nothing),
 )

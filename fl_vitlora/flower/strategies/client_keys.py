@@ -1,8 +1,8 @@
-"""The keys of a round's configuration that clients understand, and other names of the same keys.
+"""The keys of a round's configuration that clients read, and their synonyms.
 
-A strategy of Flower may send every client a configuration of its own. A key that no client reads
-would be ignored without a word: the run would be another one than its author means. So the server
-refuses it, and writes other names of a known key as the one name that clients read.
+A strategy of Flower may send every client its own configuration. A key that no client reads would
+be ignored without a message, and the run would differ from what its author means. So the server
+refuses unknown keys, and replaces a synonym by the one name that clients read.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def understood(
     given: Mapping[str, messages.ConfigValue],
     strategy: str,
 ) -> Config:
-    """Writes what a strategy sends to a client with the keys that clients read.
+    """Returns a strategy's configuration for a client, with the keys that clients read.
 
     Args:
         sent: The configuration in the strategy's message.
-        given: What the server loop had given to the strategy: round and scheduled rate.
-        strategy: Names the strategy in errors.
+        given: The server loop's configuration: the round and the scheduled learning rate.
+        strategy: Name of the strategy, for error messages.
 
     Returns:
-        The configuration; what the strategy says goes before what it was given.
+        The configuration. The strategy's own values replace those of the server loop.
 
     Raises:
-        UserError: When clients read no such key, a value is of another kind, or two names of one
+        UserError: If clients do not read a key, a value does not fit its key, or two names of one
             key have different values.
 
     Example:
@@ -76,7 +76,7 @@ def understood(
         {'server-round': 3, 'learning-rate': 0.01, 'local-epochs': 2}
     """
     config: Config = {}
-    said: dict[str, str] = {}  # by key: the name under which the strategy itself said it
+    said: dict[str, str] = {}  # by key: the name under which the strategy itself sent a value
     for name, value in sent.items():
         key = SYNONYMS.get(name, name)
         if key not in VALUES:

@@ -1,8 +1,9 @@
-"""Instances of Flower's strategies: what they are told unless the user says otherwise.
+"""Instances of Flower's strategies, and the options they get unless the user sets them.
 
-The server loop chooses the participants and evaluates, so a strategy trains on all that it is
-shown. A wrapper for differential privacy is told how many they are, since its noise is scaled by
-that, and the strategy within weighs them equally, since its noise is scaled for that, too.
+The server loop chooses the participants and evaluates, so a strategy trains all clients it is
+shown. A wrapper for differential privacy is told their number, because it scales its noise by this
+number. The strategy inside the wrapper weighs all clients equally, because the noise is scaled for
+equal weights.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from fl_vitlora.flower.wire import messages
 Parameters = dict[str, inspect.Parameter]
 
 WRAPPED = "strategy"  # the parameter of wrappers that takes another strategy
-COHORT = "num_sampled_clients"  # of those that add noise
-ACCOUNTANT = "accountant"  # of those that count what the noise is worth
-TARGET_DELTA = "target_delta"  # is set in its place, as no text can give an accountant
+COHORT = "num_sampled_clients"  # a parameter of strategies that add noise
+ACCOUNTANT = "accountant"  # a parameter of strategies that compute their privacy loss
+TARGET_DELTA = "target_delta"  # the user sets this number, as an accountant cannot be written down
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What is known of a strategy before it is made.
+    """What is known about a strategy before it is made.
 
     Attributes:
-        path: Where its options stand among the settings.
-        defaults: Of its parameters; those that its constructor lacks are left out.
-        clients: How many there are.
+        path: Path of its options among the settings, such as "strategy.strategy".
+        defaults: Default values of its parameters; those that its constructor lacks are ignored.
+        clients: Number of clients of the federation.
     """
 
     path: str
@@ -41,9 +42,9 @@ class Terms:
 
     @classmethod
     def of(cls, *, cohort: int, clients: int) -> Terms:
-        """Says what the outermost strategy is told, if so many clients take part in a round."""
+        """Returns the terms of the outermost strategy, if `cohort` clients take part in a round."""
         defaults = {
-            "fraction_evaluate": 1.0,  # of the clients that measure, all are summed up
+            "fraction_evaluate": 1.0,  # all clients that measure are aggregated
             "min_train_nodes": 1,
             "min_evaluate_nodes": 0,
             "min_available_nodes": 1,
@@ -52,58 +53,58 @@ class Terms:
         return cls(path="strategy", defaults=defaults, clients=clients)
 
     def within(self, kind: type[Any]) -> Terms:
-        """Says what a strategy is told that stands in a wrapper."""
+        """Returns the terms of the strategy inside a wrapper of class `kind`."""
         equal = {"weighted_by_key": messages.EQUAL_WEIGHT} if COHORT in _parameters(kind) else {}
         defaults = {**self.defaults, **equal}
         return replace(self, path=f"{self.path}.{WRAPPED}", defaults=defaults)
 
 
 def wraps(kind: type[Any]) -> bool:
-    """Tells whether a class of strategies takes another one."""
+    """Returns True if strategies of a class wrap another strategy."""
     return WRAPPED in _parameters(kind)
 
 
 def construct(kind: type[Any], name: str, options: Mapping[str, Any], terms: Terms) -> Any:
-    """Makes an instance of a strategy that has a constructor of its own.
+    """Makes an instance of a strategy of Flower.
 
     Args:
-        kind: Its class.
-        name: What the user calls it.
-        options: Of the user; among them what it wraps, already made.
-        terms: What it is told beside them.
+        kind: Class of the strategy.
+        name: Name of the strategy in the user's configuration.
+        options: Options that the user set, and the wrapped strategy if there is one.
+        terms: Defaults for the options that the user did not set.
 
     Returns:
         The instance.
 
     Raises:
-        UserError: When an option is unknown, is missing or does not fit.
+        UserError: If an option is unknown, missing or of the wrong type.
     """
     parameters = _settable(kind)
-    given = {key: value for key, value in terms.defaults.items() if key in parameters}
+    arguments = {key: value for key, value in terms.defaults.items() if key in parameters}
     for key, value in options.items():
-        given[key] = convert(_hint(parameters, key, name), value, f"{terms.path}.{key}")
-    missing = [key for key, p in parameters.items() if _is_needed(p) and key not in given]
+        arguments[key] = convert(_hint(parameters, key, name), value, f"{terms.path}.{key}")
+    missing = [key for key, p in parameters.items() if _is_needed(p) and key not in arguments]
     if missing:
         raise UserError(f"strategy {name} needs a value: --set {terms.path}.{missing[0]}=VALUE")
     try:
         if ACCOUNTANT in _parameters(kind):
-            delta = given.pop(TARGET_DELTA, None)
-            given[ACCOUNTANT] = None if delta is None else make_accountant(delta, terms.clients)
-        return kind(**given)
+            delta = arguments.pop(TARGET_DELTA, None)
+            arguments[ACCOUNTANT] = None if delta is None else make_accountant(delta, terms.clients)
+        return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"strategy {name}: {error}") from None
 
 
 def _parameters(kind: type[Any]) -> Parameters:
-    """Finds what a constructor takes, and its types where they can be known."""
+    """Returns the parameters of a constructor, with their types if these can be evaluated."""
     try:
         return dict(inspect.signature(kind, eval_str=True).parameters)
-    except NameError:  # types that are imported for type checkers only
+    except NameError:  # some types are imported for type checkers only
         return dict(inspect.signature(kind).parameters)
 
 
 def _settable(kind: type[Any]) -> Parameters:
-    """Finds what a user may set."""
+    """Returns the parameters that a user may set."""
     parameters = _parameters(kind)
     if ACCOUNTANT in parameters:
         parameter = parameters.pop(ACCOUNTANT)
@@ -112,7 +113,7 @@ def _settable(kind: type[Any]) -> Parameters:
 
 
 def _hint(parameters: Parameters, key: str, name: str) -> Any:
-    """Finds the type of an option; anything goes where a constructor takes any name."""
+    """Returns the type of an option, or `Any` if the constructor accepts every name."""
     if key in parameters:
         return parameters[key].annotation
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -121,5 +122,6 @@ def _hint(parameters: Parameters, key: str, name: str) -> Any:
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:
+    """Returns True if a parameter must be given."""
     named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     return named and parameter.default is parameter.empty

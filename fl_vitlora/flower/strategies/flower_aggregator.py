@@ -1,7 +1,8 @@
-"""Flower's strategies, unmodified: the aggregator plays the grid for them.
+"""Flower's strategies, unmodified, driven by this project's server loop.
 
-It shows the participants as the only nodes, takes the messages that the strategy would send, and
-gives it replies as it expects them: whole tensors instead of deltas, each by its name.
+The aggregator shows the strategy a grid whose only nodes are the participants of the round. It
+takes the messages that the strategy would send, and gives it the replies that it expects: whole
+tensors instead of deltas, each by its name.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class FlowerAggregator:
     """Drives a strategy of Flower through the methods of its public contract.
 
     Args:
-        strategy: Flower's; it keeps its memory in itself.
-        layout: Of the exchanged tensors.
-        seed: What the strategy draws is derived from it, so that a run can be repeated.
+        strategy: The strategy of Flower; it keeps its memory in its attributes.
+        layout: Layout of the exchanged tensors.
+        seed: Seed of the strategy's random numbers, so that a run can be repeated.
     """
 
     def __init__(self, strategy: FlowerStrategy, layout: Layout, seed: int) -> None:
@@ -56,7 +57,14 @@ class FlowerAggregator:
         clients: Sequence[int],
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
-        """Takes the messages that the strategy would send."""
+        """Returns the strategy's messages of a round as instructions to the clients.
+
+        Args:
+            server_round: Number of the round.
+            model: The global model.
+            clients: The participants of the round.
+            config: Configuration from the server loop: the round and the learning rate.
+        """
         chance = derive_seed(self._seed, "flower sampling", server_round)
         with seeded(chance), blame(self._strategy, server_round):
             sent = list(
@@ -92,7 +100,7 @@ class FlowerAggregator:
         updates: Sequence[Update],
         failures: Sequence[Failure],
     ) -> GlobalModel:
-        """Gives the strategy its replies; keeps the model where it declines to aggregate."""
+        """Returns the strategy's new model, or the old one if the strategy returns none."""
         replies = [self._reply(update) for update in updates]
         replies += [
             Message(Error(FAILED, failure.reason), reply_to=self._asked[failure.client])
@@ -107,16 +115,19 @@ class FlowerAggregator:
         return GlobalModel(tensors=messages.from_arrays(arrays, self._layout))
 
     def metrics(self) -> Metrics:
-        """Returns what the strategy made of the training metrics of the last round."""
+        """Returns the strategy's aggregated training metrics of the last round."""
         return dict(self._metrics)
 
     def evaluated(
         self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
     ) -> Metrics:
-        """Lets the strategy choose among the clients that measured, and sum their answers up.
+        """Lets the strategy aggregate the measurements of the clients that it asks.
 
-        Every client has measured the model by then; a strategy that asks only some of them is
-        given the answers of those.
+        All clients have measured the model before. If the strategy asks only some of them, it gets
+        only their answers.
+
+        Returns:
+            The aggregated metrics.
         """
         clients = [answer.client for answer in answers]
         chance = derive_seed(self._seed, "flower evaluation", server_round)
@@ -139,7 +150,7 @@ class FlowerAggregator:
         return _plain(metrics)
 
     def privacy(self) -> dict[str, Any] | None:
-        """Asks the strategy's accountant."""
+        """Returns the privacy loss by the strategy's accountant, or None without an accountant."""
         spent = getattr(self._strategy, "privacy_spent", lambda: None)()
         if spent is None:
             return None
@@ -151,11 +162,11 @@ class FlowerAggregator:
         }
 
     def snapshot(self) -> tuple[State, dict[str, Any]]:
-        """Returns what the strategy keeps in itself."""
+        """Returns the strategy's memory, for a checkpoint: its tensors, and the rest as JSON."""
         return strategy_state.snapshot(self._strategy)
 
     def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
-        """Puts it back."""
+        """Restores the strategy's memory from a snapshot."""
         strategy_state.restore(self._strategy, tensors, plain)
 
     @property
@@ -163,6 +174,7 @@ class FlowerAggregator:
         return type(self._strategy).__name__
 
     def _reply(self, update: Update) -> Message:
+        """Returns an update as the reply that Flower's strategies expect."""
         asked = self._asked[update.client]
         sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
         trained = add({name: sent[name] for name in update.delta}, update.delta)
@@ -186,50 +198,50 @@ class FlowerAggregator:
 
 
 class Participants(Grid):
-    """The grid as a Flower strategy sees it: the participants of the round, and no wire."""
+    """The grid as a Flower strategy sees it: it lists the participants, and sends no messages."""
 
     def __init__(self, clients: Sequence[int]) -> None:
         self._clients = list(clients)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Names the participants by the numbers of their shards."""
+        """Returns the participants' client numbers as node ids."""
         return list(self._clients)
 
     def set_run(self, run: Run) -> NoReturn:
-        """Refuses."""
+        """Raises UserError."""
         self._refuse()
 
     @property
     def run(self) -> Run:
-        """Refuses."""
+        """Raises UserError."""
         self._refuse()
 
     def create_message(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses."""
+        """Raises UserError."""
         self._refuse()
 
     def push_messages(self, messages: Iterable[Message]) -> NoReturn:
-        """Refuses."""
+        """Raises UserError."""
         self._refuse()
 
     def pull_messages(self, message_ids: Iterable[str]) -> NoReturn:
-        """Refuses."""
+        """Raises UserError."""
         self._refuse()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> NoReturn:
-        """Refuses."""
+        """Raises UserError."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise UserError(
-            "a strategy may ask the grid for its nodes; messages are sent by the server loop"
+            "a strategy may ask the grid for its nodes only; the server loop sends the messages"
         )
 
 
 def own_evaluation(strategy: object) -> str | None:
-    """Names what a strategy has of its own for the evaluation by clients, if anything."""
+    """Returns the name of the strategy's own method or option for evaluation, or None."""
     for name in ("configure_evaluate", "aggregate_evaluate"):
         if not _is_flowers(getattr(type(strategy), name, None)):
             return name
@@ -238,7 +250,7 @@ def own_evaluation(strategy: object) -> str | None:
 
 
 def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
-    """Returns True if a strategy would ask clients to measure; a copy of it is asked."""
+    """Returns True if a strategy would ask clients to evaluate; only a copy of it is run."""
     try:
         sent = copy.deepcopy(strategy).configure_evaluate(
             1,
@@ -247,17 +259,22 @@ def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
             Participants(range(participants)),
         )
         return bool(list(sent))
-    except Exception:  # the strategy's own code needs a real model: it means to ask
+    except Exception:  # the strategy's own code needs a real model, so it does evaluate
         return True
 
 
 def _is_flowers(code: object) -> bool:
-    """Returns True if a function is Flower's own, or not there."""
+    """Returns True if a function is defined by Flower, or is None."""
     return code is None or str(getattr(code, "__module__", "")).startswith("flwr.")
 
 
 def _evaluation(images: int, measured: Measured) -> RecordDict:
-    """Writes what one client measured on its own test images as Flower's strategies expect it."""
+    """Returns one client's measurement as the reply that Flower's strategies expect.
+
+    Args:
+        images: Number of the client's test images.
+        measured: Accuracy and loss by view of the images.
+    """
     accuracy, loss = measured[RIGHT_KEY]
     metrics = MetricRecord(
         {
@@ -271,25 +288,30 @@ def _evaluation(images: int, measured: Measured) -> RecordDict:
 
 
 def _expect_no_keys(message: Message, strategy: str) -> None:
-    """Refuses a configuration of the evaluation, of which clients read nothing.
+    """Refuses configuration keys for the evaluation, because clients do not read them.
 
     Raises:
-        UserError: With the name of the first key.
+        UserError: If there is a key other than the round.
     """
     for record in message.content.config_records.values():
         for name in record.keys() - {messages.SERVER_ROUND}:
             raise UserError(
-                f"strategy {strategy} sends clients the key {name!r} for their evaluation, of "
-                f"which they read {messages.SERVER_ROUND!r} alone; leave the key out"
+                f"strategy {strategy} sends clients the key {name!r} for their evaluation, where "
+                f"they read only {messages.SERVER_ROUND!r}; leave the key out"
             )
 
 
 def _plain(metrics: MetricRecord | None) -> Metrics:
-    """Writes aggregated metrics as JSON can hold them, without what every client says alike."""
+    """Returns aggregated metrics as a plain dictionary, without the constant equal weight."""
     return {name: value for name, value in (metrics or {}).items() if name != messages.EQUAL_WEIGHT}
 
 
 def _only(records: Mapping[str, Any]) -> Any:
+    """Returns the single record of a mapping.
+
+    Raises:
+        UserError: If there is not exactly one.
+    """
     if len(records) != 1:
         raise UserError(
             f"expected the strategy to send one record of its kind, got {list(records)}"

@@ -1,10 +1,10 @@
-"""What a strategy of Flower remembers from round to round, as tensors and JSON.
+"""The memory of a Flower strategy from round to round, as tensors and JSON.
 
-Flower's strategies keep moments, norms and accounts in their attributes, beside what they were made
-with. All of it is stored, without pickle: arrays as tensors named by their place, the rest as JSON,
-in which a mapping of one key stands for what JSON does not know. Functions are not stored, for a
-new instance has them. A value of any other kind is not stored either, but it is named, and then
-the strategy is not restored.
+Flower's strategies keep moments, norms and privacy accounts in their attributes, beside their
+options. All attributes are stored, without pickle. Arrays become tensors named by the path of the
+attribute. All other values become JSON; a type that JSON lacks becomes a mapping with one key.
+Functions are not stored, because a new instance has them. Values of any other type cannot be
+stored: the snapshot lists them as missing, and such a strategy cannot be restored.
 """
 
 from __future__ import annotations
@@ -25,55 +25,58 @@ from fl_vitlora.state import State
 
 @runtime_checkable
 class Restorable(Protocol):
-    """What knows its own state, as Flower's accountant does."""
+    """An object that returns and restores its own state, as Flower's accountant does."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns its state."""
+        """Returns the state."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state."""
+        """Restores a state."""
         ...
 
 
 def snapshot(strategy: Strategy) -> tuple[State, dict[str, Any]]:
-    """Stores a strategy; returns its arrays, and all else as JSON has it."""
+    """Returns the memory of a strategy: its arrays as tensors, and all other values as JSON."""
     tensors: State = {}
     return tensors, _write_strategy(strategy, "", tensors)
 
 
 def unstorable(strategy: Strategy) -> dict[str, str]:
-    """Names what a snapshot would miss, and of what type it is."""
+    """Returns the names and types of the attributes that a snapshot cannot hold."""
     plain = snapshot(strategy)[1]
     found: dict[str, str] = {}
     while plain:
         found |= plain["missing"]
-        inner = (one["strategy"] for one in plain["attributes"].values() if _holds_strategy(one))
+        inner = (
+            stored["strategy"] for stored in plain["attributes"].values() if _holds_strategy(stored)
+        )
         plain = next(inner, {})
     return found
 
 
 def _holds_strategy(stored: Any) -> bool:
+    """Returns True if a stored attribute is a wrapped strategy."""
     return isinstance(stored, dict) and "strategy" in stored
 
 
 def restore(strategy: Strategy, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    """Gives a strategy what a snapshot holds.
+    """Restores the memory of a strategy from a snapshot.
 
     Args:
-        strategy: Made with the options of the one that was stored.
-        tensors: Of the snapshot.
-        plain: Of the snapshot.
+        strategy: A new instance with the options of the stored strategy.
+        tensors: The tensors of the snapshot.
+        plain: The JSON part of the snapshot.
 
     Raises:
-        UserError: When the snapshot is of another strategy, or is not whole.
+        UserError: If the snapshot is of another strategy, or is incomplete.
     """
     kind = type(strategy).__name__
     if plain.get("kind") != kind:
         raise UserError(f"the stored state is of strategy {plain.get('kind')}, not of {kind}")
     for name, what in plain["missing"].items():
         raise UserError(
-            f"strategy {kind} cannot go on: its {name} is a {what}, which is not stored"
+            f"strategy {kind} cannot go on: its attribute {name} is a {what}, which is not stored"
         )
     try:
         for name, stored in plain["attributes"].items():
@@ -87,6 +90,7 @@ def restore(strategy: Strategy, tensors: Mapping[str, Tensor], plain: Mapping[st
 def _restore_attribute(
     attributes: dict[str, Any], name: str, stored: Any, tensors: Mapping[str, Tensor]
 ) -> None:
+    """Restores one attribute in place."""
     match stored:
         case {"strategy": inner}:
             restore(attributes[name], tensors, inner)
@@ -97,7 +101,7 @@ def _restore_attribute(
 
 
 def _write_strategy(strategy: Strategy, path: str, tensors: State) -> dict[str, Any]:
-    """Writes all attributes; the tensors of those at a path are added to the ones given."""
+    """Returns all attributes of a strategy as JSON, and adds its arrays to `tensors`."""
     attributes: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name, value in vars(strategy).items():
@@ -114,7 +118,7 @@ def _write_strategy(strategy: Strategy, path: str, tensors: State) -> dict[str, 
 
 
 def _is_known(value: Any) -> bool:
-    """Tells what `_write` can write: numbers, texts, arrays, and lists and mappings of them."""
+    """Returns True if `_write` can write a value: numbers, texts, arrays, lists and mappings."""
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biuf"
     if isinstance(value, list | tuple):
@@ -125,6 +129,7 @@ def _is_known(value: Any) -> bool:
 
 
 def _write(value: Any, path: str, tensors: State) -> Any:
+    """Returns a value as JSON, and adds its arrays to `tensors`, named by the path."""
     if isinstance(value, np.ndarray | np.generic):
         tensors[path] = torch.from_numpy(np.array(value, order="C"))
         return {"array" if isinstance(value, np.ndarray) else "number": path}
@@ -139,6 +144,7 @@ def _write(value: Any, path: str, tensors: State) -> Any:
 
 
 def _read(stored: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns the value that `_write` stored."""
     match stored:
         case {"array": path} | {"number": path}:
             array = tensors[path].numpy().copy()

@@ -14,7 +14,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_vitlora.flower.server.client_states import ClientStates
-from fl_vitlora.flower.simulation.engine import Engine, Workers, simulate
+from fl_vitlora.flower.simulation.engine import Engine, simulate
+from fl_vitlora.flower.simulation.workers import Workers
 
 SLOW = 1200.0  # seconds that a client is at work for nobody
 WATCHDOG = 300.0
@@ -25,7 +26,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from fl_vitlora.flower.simulation.backend import KeptWorkers
-from fl_vitlora.flower.simulation.engine import Ray, Workers
+from fl_vitlora.flower.simulation.ray_cluster import Ray
+from fl_vitlora.flower.simulation.workers import Workers
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 app = ClientApp()

@@ -335,5 +335,5 @@ def test_nobody_is_asked_after_the_end(up: None) -> None:
     assert ended.is_set()
     assert len(kept) == 1
     ray.kill(kept[0])
-    with pytest.raises(RuntimeError, match="no simulation"):
+    with pytest.raises(RuntimeError, match="simulation has ended"):
         office.ask([("work", "x")])

@@ -113,7 +113,7 @@ def test_every_strategy_of_flower_passes(name: str):
 def test_public_methods_that_nobody_calls_are_named():
     told = flower_understood(Loud())
     assert told[0] == "a strategy of Flower; replaces: aggregate_train"
-    assert told[1] == "nobody calls: on_round_end"
+    assert told[1] == "never called: on_round_end"
     (problem,) = broken("Loud").values()
     assert "start is never called" in problem
 

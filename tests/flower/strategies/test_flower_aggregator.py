@@ -201,7 +201,7 @@ def test_a_flower_strategy_may_not_send_by_itself():
     grid = Participants(CLIENTS)
     assert list(grid.get_node_ids()) == CLIENTS
     for call in (grid.send_and_receive, grid.push_messages, grid.pull_messages):
-        with pytest.raises(UserError, match="messages are sent by the server loop"):
+        with pytest.raises(UserError, match="the server loop sends the messages"):
             call([])
 
 
@@ -360,7 +360,7 @@ def test_memory_that_cannot_be_stored_is_named_when_it_is_missed():
             self.seen = {1, 2}
 
     tensors, plain = aggregator_of(Remembering()).snapshot()
-    with pytest.raises(UserError, match="Remembering cannot go on: its seen is a set"):
+    with pytest.raises(UserError, match="Remembering cannot go on: its attribute seen is a set"):
         aggregator_of(Remembering()).restore(tensors, plain)
 
 

@@ -248,7 +248,7 @@ def test_a_client_remembers_in_its_context_what_it_has_masked_and_revealed():
     with pytest.raises(ValueError, match="masked already"):
         wire.hide(0, roster, UPDATES[0])
     wire.ask(roster)(frozenset({0}), frozenset({4}))
-    with pytest.raises(ValueError, match="cannot be in it again"):
+    with pytest.raises(ValueError, match="cannot come back into it"):
         wire.ask(roster)(frozenset({0}), frozenset({2}))
 
 

@@ -1,7 +1,8 @@
-"""How many workers share a GPU: those that its memory holds, where nobody said a number.
+"""How many workers share a GPU: as many as its memory holds, unless the user gives a number.
 
-Ray is started for the most there can be, before there is a model to measure. All GPUs are taken to
-be like the first, the fullest of them, as this process computes on it.
+Ray starts before there is a model to measure, so it starts for the largest possible number. All
+GPUs are assumed to be like the first. The first is the fullest, because this process computes on
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from fl_vitlora.config import Config
 from fl_vitlora.data.shards import CLIENT_SHARDS
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.simulation.engine import Ray, Workers
+from fl_vitlora.flower.simulation.ray_cluster import Ray
+from fl_vitlora.flower.simulation.workers import Workers
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.population.sampling import cohort_size, trained_together
 from fl_vitlora.training.gpu_memory import Memory, measure, workers_that_fit
@@ -24,20 +26,21 @@ from fl_vitlora.training.stacking import can_stack
 def workers_in_memory(
     workers: Workers, config: Config, backbone: Backbone, shards: Path, ray: Ray
 ) -> Workers:
-    """Takes as many of the workers as the GPUs hold; on the CPU, or where a number was said, all.
+    """Keeps as many workers as the GPUs hold; all of them on the CPU or if the user gave a number.
 
     Args:
-        workers: Those that Ray was started for.
+        workers: The workers that Ray was started for.
         config: The experiment.
-        backbone: The server's model on its device, like those of the workers; left as it was.
-        shards: Folder of those that workers open.
-        ray: Remembers what was measured, for the next run that asks the same.
+        backbone: The server's model on its device. The workers' models are like it. It is not
+            changed.
+        shards: Folder of the shards that the workers open.
+        ray: The Ray that is up. It stores the measurement for the next run with equal settings.
 
     Returns:
         The workers to use.
 
     Raises:
-        UserError: When the memory does not hold one.
+        UserError: If the memory does not hold even one worker.
     """
     if workers.device != "cuda" or config.engine.workers is not None:
         return workers
@@ -45,29 +48,30 @@ def workers_in_memory(
     clients = together if can_stack(backbone.model) else 1
     asked = (config.model, config.training, config.engine, clients, _shapes(backbone))
     if ray.measured is None or ray.measured[0] != asked:
-        ray.end_actors()  # a worker left by the run before would be measured as another program
+        ray.end_actors()  # a worker of the run before would look like another program's memory
         ray.measured = asked, _measure(backbone, config, clients)
     sizes = sorted(path.stat().st_size for path in shards.glob(CLIENT_SHARDS))
-    return held(workers, ray.measured[1], sum(sizes[-clients:]))  # they lie on the GPU whole
+    return held(workers, ray.measured[1], sum(sizes[-clients:]))  # whole shards are on the GPU
 
 
 def held(workers: Workers, memory: Memory, shards: int) -> Workers:
-    """Takes as many of the workers as GPUs of some memory hold.
+    """Keeps as many workers as the GPUs hold.
 
     Args:
-        workers: Those that are wanted.
-        memory: What was measured.
-        shards: Bytes of images that each has open.
+        workers: The workers that are wanted.
+        memory: The measured memory of a GPU.
+        shards: Size of the images that each worker has open, in bytes.
 
     Returns:
-        The workers, one a GPU at least.
+        The workers, at least one per GPU.
     """
-    most = workers.a_gpu
+    most = workers.per_gpu
     each = workers_that_fit(memory.free, memory.context, memory.step + shards, most)
     return replace(workers, count=min(workers.count, each * workers.gpus))
 
 
 def _measure(backbone: Backbone, config: Config, clients: int) -> Memory:
+    """Measures the memory of one step, or raises an error that names smaller settings."""
     try:
         return measure(backbone, config, clients)
     except torch.OutOfMemoryError:
@@ -84,5 +88,5 @@ def _measure(backbone: Backbone, config: Config, clients: int) -> Memory:
 
 
 def _shapes(backbone: Backbone) -> dict[str, tuple[torch.Size, bool]]:
-    """Tells the shape of every tensor of a model, and whether it is trained."""
+    """Returns the shape of every tensor of a model, and True if the tensor is trained."""
     return {name: (p.shape, p.requires_grad) for name, p in backbone.model.named_parameters()}

@@ -14,8 +14,9 @@ from torch import nn
 from fl_vitlora.config import Config, EngineConfig, TrainingConfig
 from fl_vitlora.data.shards import client_shard
 from fl_vitlora.errors import UserError
-from fl_vitlora.flower.simulation.engine import Ray, Workers
-from fl_vitlora.flower.simulation.gpu_sharing import held, workers_in_memory
+from fl_vitlora.experiment.gpu_sharing import held, workers_in_memory
+from fl_vitlora.flower.simulation.ray_cluster import Ray
+from fl_vitlora.flower.simulation.workers import Workers
 from fl_vitlora.training.gpu_memory import Memory
 from tests.conftest import MakeBackbone
 

@@ -1,4 +1,4 @@
-"""Ray as a simulation starts it: nobody but this machine can reach it, and GPUs are dealt out."""
+"""A Ray that a simulation starts: only this machine reaches it, and its GPUs are shared out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_vitlora.flower.simulation.engine import Ray, Workers
+from fl_vitlora.flower.simulation.ray_cluster import Ray
+from fl_vitlora.flower.simulation.workers import Workers
 from tests.processes import PROC, descendants
 
 # Ray is told of two GPUs that are not there, and deals them out all the same.
@@ -22,7 +23,8 @@ import json, os
 import ray
 from flwr.clientapp import ClientApp
 from fl_vitlora.flower.simulation.backend import KeptWorkers
-from fl_vitlora.flower.simulation.engine import Ray, Workers
+from fl_vitlora.flower.simulation.ray_cluster import Ray
+from fl_vitlora.flower.simulation.workers import Workers
 from tests.processes import PROC, descendants
 
 def seat(count):

@@ -1,0 +1,175 @@
+"""Ray in the background: started on this machine, or joined on a cluster that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.flower.simulation.quiet import silence
+from fl_vitlora.flower.simulation.ray_environment import (
+    hangup_blocked,
+    job_with_own_path,
+    let_workers_import_this_package,
+    loopback_alone,
+    sigterm_as_before,
+)
+from fl_vitlora.flower.simulation.workers import Workers
+from fl_vitlora.storage.session_folder import session_folder
+
+if TYPE_CHECKING:
+    from fl_vitlora.training.gpu_memory import Memory
+
+WARM_UP = "fl_vitlora.flower.simulation.warm_up"
+# Ray's default is 15. On a machine with three other busy programs the first round then came after
+# 131 s instead of 24 s.
+NICENESS = 0
+SECONDS_TO_END = 10.0
+
+
+class Ray:
+    """A Ray that is started or joined in a separate thread.
+
+    Ray's processes end with the thread that started them, so this thread lives until `stop`.
+
+    Args:
+        workers: The workers that Ray must have room for.
+        verbose: True if Ray may print and log.
+
+    Attributes:
+        workers: The workers that Ray was started for.
+        actors: Ray actors that the last simulation left for the next one.
+        measured: Memory that a worker needs on a GPU, and the settings it was measured with; None
+            before the first measurement.
+    """
+
+    def __init__(self, workers: Workers, *, verbose: bool) -> None:
+        self.workers = workers
+        self.actors: list[Any] = []
+        self.measured: tuple[object, Memory] | None = None
+        self._actors_serve: Workers | None = None  # the workers that the actors were made for
+        self._verbose = verbose
+        self._error: Exception | None = None
+        self._folder = contextlib.ExitStack()
+        self._up, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until Ray is up.
+
+        Raises:
+            UserError: If the cluster cannot be joined, or the user can mend why Ray does not start.
+            RuntimeError: If Ray does not start for any other reason.
+        """
+        self._up.wait()
+        if self._error is not None and self.workers.address:
+            raise UserError(f"engine.ray_address {self.workers.address}: {self._error}") from (
+                self._error
+            )
+        if self._error is not None:
+            if isinstance(self._error, UserError):
+                raise self._error
+            raise RuntimeError(f"Ray does not start: {self._error}") from self._error
+
+    def actors_for(self, workers: Workers) -> list[Any]:
+        """Returns the actors left by an equal set of workers; ends the actors of any other set.
+
+        Args:
+            workers: The workers of the next simulation.
+
+        Returns:
+            The list of actors. The simulation keeps this list up to date.
+        """
+        if workers != self._actors_serve:
+            self.end_actors()
+            self._actors_serve = workers
+        return self.actors
+
+    def end_actors(self) -> None:
+        """Ends the remaining actors, and waits until their memory is free again."""
+        if not self.actors:
+            return
+        import ray
+
+        processes = [process for actor in self.actors if (process := _process_of(actor))]
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors.clear()
+        deadline = time.monotonic() + SECONDS_TO_END
+        while any(map(_runs, processes)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Stops Ray and its workers; a cluster that was joined goes on without these workers."""
+        self.actors.clear()
+        self._ended.set()
+        self._thread.join()
+
+    def _live(self) -> None:
+        """Starts or joins Ray, waits for `stop`, and shuts Ray down: the body of the thread."""
+        try:
+            import ray
+
+            let_workers_import_this_package()
+            if not self._verbose:
+                silence()
+            place = contextlib.nullcontext() if self.workers.address else loopback_alone()
+            with place, sigterm_as_before(), hangup_blocked():
+                ray.init(
+                    configure_logging=self._verbose,
+                    log_to_driver=self._verbose,
+                    logging_level=logging.INFO if self._verbose else logging.CRITICAL,
+                    job_config=job_with_own_path(),
+                    **(self._joining() if self.workers.address else self._starting()),
+                )
+        except Exception as error:  # `wait` raises it in the thread that waits
+            self._error = error
+        self._up.set()
+        self._ended.wait()
+        if self._error is None:
+            ray.shutdown()  # a cluster that was joined goes on, without this program's workers
+        self._folder.close()
+
+    def _starting(self) -> dict[str, Any]:
+        """Returns the arguments of `ray.init` that start a new Ray on this machine."""
+        return {
+            **self._folder.enter_context(session_folder()),
+            "address": "local",  # a new Ray, even if another one runs on this machine
+            "num_cpus": self.workers.count,
+            "num_gpus": self.workers.gpus,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "_system_config": {
+                "preload_python_modules": [WARM_UP],
+                "worker_niceness": NICENESS,
+            },
+        }
+
+    def _joining(self) -> dict[str, Any]:
+        """Returns the arguments of `ray.init` that join a cluster, whose workers need our path."""
+        path = {"PYTHONPATH": os.environ["PYTHONPATH"]}
+        return {"address": self.workers.address, "runtime_env": {"env_vars": path}}
+
+
+def _process_of(actor: Any) -> int | None:
+    """Returns the process id of an actor on this machine, or None if the actor does not answer."""
+    import ray
+
+    try:
+        return int(ray.get(actor.process.remote(), timeout=SECONDS_TO_END))
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return None
+
+
+def _runs(process: int) -> bool:
+    """Returns True if a process with this id exists."""
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True

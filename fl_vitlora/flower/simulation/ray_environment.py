@@ -1,0 +1,132 @@
+"""The surroundings of Ray: its address, signals, and the path where workers find modules."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fl_vitlora.errors import UserError
+
+SECONDS_TO_CONNECT = 5.0
+# Ray speaks gRPC, which is HTTP/2 (RFC 9113): each side begins with its settings, frame type 4.
+HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
+
+
+def check_address(address: str) -> None:
+    """Checks that a Ray cluster answers at an address; Ray itself would wait for minutes.
+
+    Args:
+        address: "auto", or HOST:PORT.
+
+    Raises:
+        UserError: If the address has another form, or if no Ray answers there.
+    """
+    if address == "auto":
+        return  # Ray finds the cluster on this machine
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UserError(f"engine.ray_address {address}: expected auto, or HOST:PORT")
+    try:
+        with socket.create_connection((host, int(port)), SECONDS_TO_CONNECT) as line:
+            line.sendall(HTTP2_GREETING)
+            answer = line.recv(len(HTTP2_SETTINGS))
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(f"engine.ray_address {address}: no Ray answers there ({error})") from None
+    if answer[3:4] != HTTP2_SETTINGS[3:4] and os.environ.get("RAY_USE_TLS") != "1":
+        raise UserError(f"engine.ray_address {address}: what answers there is no Ray")
+
+
+@contextmanager
+def loopback_alone() -> Iterator[None]:
+    """Makes a Ray that is started inside listen on loopback only, as on macOS and Windows.
+
+    On Linux, Ray replaces 127.0.0.1 by this machine's address on the network and listens on all
+    addresses. Anyone who reaches one of them could then run code in the workers.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def sigterm_as_before() -> Iterator[None]:
+    """Keeps this program's handler of SIGTERM, whether it is Python's or the system's.
+
+    The handler of Ray's libraries writes a stack trace, and ends the program with SIGABRT three
+    seconds later. Python can set handlers only in its main thread, so this function calls C.
+    """
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    get.argtypes, put.argtypes = [ctypes.c_int], [ctypes.c_int, ctypes.c_void_p]
+    before = get(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        put(signal.SIGTERM, before)
+
+
+@contextmanager
+def hangup_blocked() -> Iterator[None]:
+    """Blocks SIGHUP, so that processes started inside survive the closing of the terminal.
+
+    A closing terminal sends SIGHUP to all processes. This program then ends its round first, and
+    stops the other processes itself. Ray treats Ctrl-C in the same way.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_workers_import_this_package() -> None:
+    """Puts this copy of the package first on the path that worker processes inherit.
+
+    Workers do not import from their working directory (``python -P``).
+    """
+    here = str(Path(__file__).resolve().parents[3])
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != here]
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def job_with_own_path() -> Any:
+    """Describes this program to Ray, so that workers import from the same places as this program.
+
+    Ray puts the working directory first on the path of every worker. In a folder of another person
+    a file called ``torch.py`` would then be run. Here Ray does so only if this program itself
+    imports from its working directory.
+
+    Returns:
+        A `JobConfig`.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:  # if True, Ray leaves the path as it is
+            return not imports_from(Path.cwd())
+
+    return OwnPath()
+
+
+def imports_from(folder: Path) -> bool:
+    """Returns True if this program imports modules from a folder.
+
+    Example:
+        >>> imports_from(Path(__file__).parent)
+        False
+    """
+    return any(Path(place).resolve() == folder.resolve() for place in sys.path)

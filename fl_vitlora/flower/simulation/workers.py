@@ -1,0 +1,109 @@
+"""The worker processes of a simulation: number, device and share of the machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.flower.simulation.ray_environment import check_address
+
+WORKERS_PER_GPU = 4  # the most that share a GPU if the user gives no number of workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The processes that train.
+
+    Attributes:
+        device: The device they compute on, "cpu" or "cuda".
+        count: Number of worker processes.
+        gpus: Number of GPUs that the workers share.
+        address: Address of the Ray cluster the workers run on; empty if this program starts Ray.
+    """
+
+    device: str
+    count: int
+    gpus: int = 0
+    address: str = ""
+
+    @property
+    def per_gpu(self) -> int:
+        """Returns the largest number of workers that share one GPU, 0 on the CPU."""
+        return math.ceil(self.count / self.gpus) if self.gpus else 0
+
+    @property
+    def resources(self) -> dict[str, int | float]:
+        """Returns the share of the machine that each worker takes, in Ray's units.
+
+        The shares on a GPU add up to exactly one GPU, so that every worker finds a place. With
+        shares of two fifths, two GPUs would hold four workers, and a fifth would wait for ever.
+
+        Example:
+            >>> Workers(device="cuda", count=3, gpus=2).resources
+            {'num_cpus': 1, 'num_gpus': 0.5}
+        """
+        return {"num_cpus": 1, "num_gpus": 1 / self.per_gpu if self.gpus else 0}
+
+
+def choose_workers(device: str, count: int | None, most: int, address: str = "") -> Workers:
+    """Chooses the device and the number of workers for this machine or for a cluster.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        count: Number of workers. If None, one per CPU core, or four per GPU; the memory of the GPU
+            may hold fewer (`fl_vitlora.experiment.gpu_sharing`).
+        most: Largest number of workers that can be busy at once: the bundles of clients in a round.
+        address: Address of a Ray cluster. Its cores and GPUs are unknown before it is joined.
+
+    Returns:
+        The workers.
+
+    Raises:
+        UserError: If the device is "cuda" and there is no GPU, if the cluster does not answer, or
+            if a cluster is named without a number of workers.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not gpus:
+        raise UserError("engine.device cuda: PyTorch sees no GPU here; take --device cpu")
+    if address:
+        if count is None:
+            raise UserError(
+                f"engine.ray_address {address}: say how many workers are to run there: --workers 16"
+            )
+        check_address(address)
+        busy = min(most, count)
+        if device == "cpu" or not gpus:
+            return Workers(device="cpu", count=busy, address=address)
+        taken = math.ceil(busy / WORKERS_PER_GPU)
+        return Workers(device="cuda", count=busy, gpus=taken, address=address)
+    if device == "cpu" or not gpus:
+        return Workers(device="cpu", count=min(most, count or cores()))
+    gpus = min(gpus, most)
+    return Workers(device="cuda", count=min(most, count or WORKERS_PER_GPU * gpus), gpus=gpus)
+
+
+def cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def cores_left_to(workers: Workers) -> Iterator[None]:
+    """Limits PyTorch in this process to the cores that CPU workers leave free, at least one."""
+    import torch
+
+    before = torch.get_num_threads()
+    if workers.device == "cpu":
+        torch.set_num_threads(max(1, cores() - workers.count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
