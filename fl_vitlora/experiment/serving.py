@@ -49,8 +49,9 @@ from fl_vitlora.federation.loop import Federation, RoundReport
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.server.client_states import ClientStates, to_tree
+from fl_vitlora.flower.server.posting import Post, Tap
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
-from fl_vitlora.flower.server.transport import Tap, Transport
+from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.accounting import statement, with_chosen_noise
 from fl_vitlora.flower.strategies.aggregators import (
@@ -255,17 +256,19 @@ class Run:
         personal = client_half(self.strategy).personal
         initial = policies.exchanged(self.config, self.server.initial, personal)
         transport = Transport(
-            grid,
+            Post(
+                grid=grid,
+                ledger=self.ledger,
+                timeout=self.config.engine.round_timeout,
+                states=self.states or ClientStates(),
+                tap=self.watch.tap,
+                stop=stop or threading.Event(),
+            ),
             initial,
-            self.ledger,
             config=self.config,
             class_names=self.class_names,
             sums=sums,
-            timeout=self.config.engine.round_timeout,
             repeats_errors=self.repeats_errors,
-            states=self.states,
-            tap=self.watch.tap,
-            stop=stop,
         )
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
         aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)

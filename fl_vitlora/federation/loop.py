@@ -15,10 +15,10 @@ from typing import NoReturn
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.federation.failures import Failure, first_reasons
 from fl_vitlora.federation.global_model import GlobalModel, join
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies.aggregators import Aggregator
 from fl_vitlora.flower.strategies.flower_aggregator import Metrics
-from fl_vitlora.flower.wire import messages
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.population.sampling import sample
 from fl_vitlora.state import is_finite
@@ -174,9 +174,10 @@ class Federation:
         begin = time.perf_counter()
         participants = sample(self.clients, self.fraction, self.seed, server_round)
         rate = scheduled_rate(self.training, server_round, self.rounds)
-        config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: rate}
+        config = {SERVER_ROUND: server_round, LEARNING_RATE: rate}
         instructions = self.aggregator.instruct(server_round, model, participants, config)
-        updates, failures = self.transport.exchange(server_round, instructions)
+        exchange = self.transport.exchange(server_round, instructions)
+        updates, failures = exchange.updates, exchange.failures
         self.note(failures)
         usable = sum(update.members for update in updates)
         if usable < self.quorum:
@@ -199,13 +200,13 @@ class Federation:
             loss=math.nan,
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=answered,
-            failures=tuple(failures),
-            taken_apart=self.transport.taken_apart,
+            failures=failures,
+            taken_apart=exchange.taken_apart,
             aggregation_error=relative_error(
                 model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
             ),
             moved=new.differs_from(model),
             metrics=self.aggregator.metrics(),
-            clipped=self.transport.clipped,
+            clipped=exchange.clipped,
             seconds=time.perf_counter() - begin,
         )

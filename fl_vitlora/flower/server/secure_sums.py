@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
 from fl_vitlora.communication.fixed_point import Words
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower.server.asking import Asker
+from fl_vitlora.flower.server.posting import Request
 from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire.folding import fold
 from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_steps
 from fl_vitlora.privacy.secure_sum import Roster, Seeds, add_up
 from fl_vitlora.strategy import Update
@@ -17,22 +22,33 @@ from fl_vitlora.strategy import Update
 Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Summed:
+    """What became of the masked updates of one round.
+
+    Attributes:
+        updates: One update, the mean of all clients in the sum; empty if there is no sum.
+        failures: The clients that are not in the sum, and why.
+        clipped: How many scalars all clients in the sum clipped to the range, taken together.
+    """
+
+    updates: tuple[Update, ...] = ()
+    failures: Mapping[int, str]
+    clipped: int = 0
+
+
 class SecureAggregator:
     """Adds up what clients sent, without seeing what each did.
 
     Args:
         limit: Range R of the fixed point numbers.
         equal: Whether clients weigh the same, instead of by their images.
-
-    Attributes:
-        clipped: Scalars that clients clipped to the range in the last sum, all together.
     """
 
     def __init__(self, *, limit: float, equal: bool) -> None:
         self._limit = limit
         self._equal = equal
         self._keys: dict[int, bytes] = {}
-        self.clipped = 0
 
     def greeted(self, client: int, greeting: RecordDict) -> None:
         """Notes the public key that a client sent with its greeting.
@@ -59,7 +75,7 @@ class SecureAggregator:
         *,
         images: Mapping[int, int],
         expected: Mapping[int, Counts],
-    ) -> tuple[list[Update], dict[int, str]]:
+    ) -> Summed:
         """Adds up the replies of a round.
 
         The seeds of a client that is not in the sum open its masked words. So its reply is deleted
@@ -74,7 +90,7 @@ class SecureAggregator:
             expected: What each must say about itself.
 
         Returns:
-            One update, the mean of all that are in the sum, or none; and why others are not.
+            The mean of all clients in the sum, or nothing; and why the others are not in it.
         """
         masked: dict[int, Words] = {}
         steps: dict[int, int] = {}
@@ -88,10 +104,10 @@ class SecureAggregator:
         try:
             total, left = add_up(roster, masked, lambda left, dropped: ask(roster, left, dropped))
         except ValueError as error:
-            return [], failures | dict.fromkeys(arrived, str(error))
+            return Summed(failures=failures | dict.fromkeys(arrived, str(error)))
         silent = arrived - left
         failures |= dict.fromkeys(silent, "it did not reveal its seeds with those who dropped out")
-        update, self.clipped = masking.open_sum(
+        update, clipped = masking.open_sum(
             total,
             roster,
             layout,
@@ -99,7 +115,7 @@ class SecureAggregator:
             steps={client: steps[client] for client in left},
             population=len(self._keys),
         )
-        return [update], failures
+        return Summed(updates=(update,), failures=failures, clipped=clipped)
 
 
 def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, Words]:
@@ -109,3 +125,30 @@ def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, W
         check_images(metrics, expected)
     steps = read_steps(metrics, expected)
     return steps, masking.read_masked(content, layout)
+
+
+def ask_for_seeds(
+    asker: Asker, roster: Roster, left: frozenset[int], dropped: frozenset[int]
+) -> dict[int, Seeds]:
+    """Asks the clients left in a secure sum for their seeds with those that dropped out.
+
+    Args:
+        asker: What carries the question.
+        roster: The members of the sum.
+        left: The clients whose masked vectors arrived.
+        dropped: The members whose masked vectors did not arrive.
+
+    Returns:
+        The seeds that each client revealed. A client that answers wrongly has dropped out as well.
+    """
+    question, records = fold(masking.ask_for_seeds(roster, dropped), {}, {}), asker.records
+    requests = [
+        Request.to(records.node_of(client), masking.REVEAL, question) for client in sorted(left)
+    ]
+    seeds = {}
+    for reply in asker.post.counted(roster.round, "revealing", requests, records):
+        with suppress(ValueError):
+            if not reply.message.has_error():
+                client = records.client_at(reply.node)
+                seeds[client] = masking.read_seeds(asker.end.open(client, reply.opened()))
+    return seeds
