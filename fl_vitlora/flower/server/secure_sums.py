@@ -1,4 +1,4 @@
-"""The server's end of secure sums: whose public keys it knows, and how a round's replies add up."""
+"""The server's end of secure sums: it knows public keys, and adds up a round's masked replies."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Summed:
 
 
 class SecureAggregator:
-    """Adds up what clients sent, without seeing what each did.
+    """Adds up the updates of clients without seeing any of them.
 
     Args:
-        limit: Range R of the fixed point numbers.
-        equal: Whether clients weigh the same, instead of by their images.
+        limit: The range R of the fixed-point numbers.
+        equal: Whether all clients weigh the same; otherwise they weigh by their images.
     """
 
     def __init__(self, *, limit: float, equal: bool) -> None:
@@ -54,7 +54,7 @@ class SecureAggregator:
         """Notes the public key that a client sent with its greeting.
 
         Raises:
-            ValueError: When it sent none, or another client's.
+            ValueError: If there is none, or if another client has the same one.
         """
         key = masking.read_key(greeting)
         if key in self._keys.values():
@@ -62,7 +62,7 @@ class SecureAggregator:
         self._keys[client] = key
 
     def roster(self, server_round: int, images: Mapping[int, int]) -> Roster:
-        """Lists who shall take part in the sum of a round, with the images that each weighs by."""
+        """Returns the members of a round's sum, and the share of each."""
         weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
         return masking.make_roster(server_round, self._keys, weights, self._limit)
 
@@ -78,16 +78,16 @@ class SecureAggregator:
     ) -> Summed:
         """Adds up the replies of a round.
 
-        The seeds of a client that is not in the sum open its masked words. So its reply is deleted
-        before anybody is asked for them.
+        The seeds of a client that is not in the sum would open its masked words. So its reply is
+        deleted before any client is asked for seeds.
 
         Args:
-            roster: Of the round.
-            replies: By client, of all that answered; it is emptied.
-            layout: Of their deltas.
-            ask: The second exchange, if some dropped out.
-            images: That each client of the roster weighs by.
-            expected: What each must say about itself.
+            roster: The members of the round's sum.
+            replies: The records of every reply, by client. This mapping is emptied.
+            layout: The layout of the clients' deltas.
+            ask: What asks for seeds, if some members dropped out.
+            images: The number of images that each member weighs by.
+            expected: The numbers that each client must state about itself.
 
         Returns:
             The mean of all clients in the sum, or nothing; and why the others are not in it.
@@ -119,7 +119,7 @@ class SecureAggregator:
 
 
 def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, Words]:
-    """Reads a reply: its steps, and then its masked words."""
+    """Returns the number of steps and the masked words of a reply."""
     metrics = messages.metrics_of(content)
     if messages.SAMPLES in metrics:
         check_images(metrics, expected)

@@ -1,8 +1,8 @@
 """The server's end of the wire: instructions are coded and folded, updates unfolded and decoded.
 
-It stands between the transport and Flower's grid. What a strategy sends to many goes as a stream:
-the change since what a client has followed already. Clients of one rank share a stream. Who did not
-answer may or may not have followed: it begins again.
+It stands between the transport and Flower's grid. What a strategy sends to many clients goes as a
+stream: the changes since the version that a client holds. Clients of one rank share a stream. A
+client that did not answer may or may not hold the last version, so it is sent the whole state.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Addressed:
     """What one client is to be sent.
 
     Attributes:
-        client: Who.
-        content: The records.
+        client: The number of the client.
+        content: The records of the message.
     """
 
     client: int
@@ -49,7 +49,7 @@ class Addressed:
 
 
 class ServerEnd:
-    """Codes and decodes; remembers what each client has followed.
+    """Encodes what clients are sent, and decodes what they answer.
 
     Args:
         initial: The exchanged tensors before the first round.
@@ -66,15 +66,15 @@ class ServerEnd:
 
     @property
     def lanes(self) -> Lanes:
-        """Tells how instructions travel."""
+        """Returns the lanes of instructions."""
         return lanes_of(self._config.compression.downlink)
 
     @property
     def caches(self) -> bool:
-        """Tells whether what clients have already may be left out of what is sealed.
+        """Returns whether tensors that clients have already may be left out of messages.
 
-        Streams leave it out by themselves; and where clients train on from what they have not sent,
-        or were not sent all there was, they do not have what the server takes them to have.
+        Streams leave them out by themselves. If some groups are not sent in every round, clients do
+        not hold exactly what the server assumes, so nothing may be left out.
         """
         uplink = lanes_of(self._config.compression.uplink)
         return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
@@ -83,8 +83,8 @@ class ServerEnd:
         """Codes and folds what clients are sent.
 
         Args:
-            server_round: From 1; 0 before the first.
-            addressed: For each message, to whom, and its records.
+            server_round: The number of the round, from 1; 0 before the first one.
+            addressed: The client and the records of each message.
 
         Returns:
             What travels, and the bytes of its coded tensors by group, in the same order.
@@ -123,7 +123,7 @@ class ServerEnd:
         return folded, group_bytes(one.content, parts)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
-        """Adds what a client is to have to the stream of all of its rank."""
+        """Adds the state that a client is to have to the stream of all clients of its rank."""
         stream = self._streams.get((record, rank)) or Stream.of(self._first(record, rank))
         config = self._config
         stream = stream.advance(
@@ -136,23 +136,23 @@ class ServerEnd:
         return stream
 
     def _first(self, record: str, rank: int | None) -> State:
-        """Returns what every client of a rank has of a stream before its first change."""
+        """Returns the state that every client of a rank holds before a stream's first change."""
         first = cut(self._initial, rank)
         return first if record == messages.ARRAYS else scale(first, 0.0)
 
     def open(self, client: int, unfolded: Unfolded, frozen: tuple[str, ...] = ()) -> RecordDict:
-        """Decodes what a client sent; what it left out has not moved.
+        """Decodes what a client sent; tensors that it left out have not moved.
 
         Args:
-            client: Who.
+            client: The number of the client.
             unfolded: The records of the reply, with its tensors still coded.
-            frozen: Endings of the tensors that rested.
+            frozen: The endings of the names of tensors that rested.
 
         Returns:
-            The records.
+            The records, with whole tensors.
 
         Raises:
-            ValueError: When it is not what a client sends.
+            ValueError: If the reply holds something that no client sends.
         """
         content, parts, _ = unfolded
         layouts = update_layouts(frozen, self._layout, rank_of(self._config, client))
@@ -167,15 +167,15 @@ class ServerEnd:
         return content
 
     def bounded(self, update: Update, norm: float | None) -> Update:
-        """Sees to it that an update keeps to the norm that its client clipped it to.
+        """Clips a decoded update to the norm that its client was to clip it to.
 
-        Decoded, and with what was withheld before, it may be longer; noise hides no more than that.
-        What travelled exactly is as long as its client made it: who does not clip is found out by a
-        strategy, not here.
+        With what was withheld before, a decoded update may be longer, and noise is scaled for that
+        norm. Updates that travel exactly are not changed: a client that does not clip is a matter
+        for the strategy.
 
         Args:
-            update: As it was decoded.
-            norm: To which clients clip their updates, if they do.
+            update: The update as it was decoded.
+            norm: The norm to which clients clip their updates; None if they do not.
         """
         if norm is None or lanes_of(self._config.compression.uplink).exact:
             return update

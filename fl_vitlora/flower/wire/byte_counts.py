@@ -31,12 +31,13 @@ def message_bytes(
     trees of object ids by which a node asks for a message, heartbeats, and the app itself.
 
     Args:
-        message: As it travels, with its metadata set.
+        message: The message as it travels, with its metadata set.
         groups: The bytes of its coded tensors by group, as counted when it was folded or unfolded;
             None if they are to be read from the message.
 
     Returns:
-        Bytes of its coded tensors by group, and bytes of all the rest of its serialised form.
+        The bytes of its coded tensors by group, and the bytes of all the rest of its serialised
+        form.
     """
     if groups is None:
         groups = groups_of(message.content) if message.has_content() else {}
@@ -50,7 +51,7 @@ def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> 
     more digits or fewer.
 
     Args:
-        state: All parameters of the plain model.
+        state: All parameters of the plain model, by name.
         class_names: The names of the classes, which every client greets with.
     """
     question = Message(
@@ -73,10 +74,10 @@ def model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """Measures the two messages of a round that carry all of a state, as float32.
 
     Args:
-        state: Tensors by name.
+        state: The tensors by name.
 
     Returns:
-        Bytes of a real message to a client and of a real reply, tensors and all the rest.
+        The bytes of a real message to a client, and of a real reply, with all that is in them.
     """
     tensors = {name: tensor.float() for name, tensor in state.items()}
     parts = {messages.ARRAYS: (code(tensors, Layout.of(tensors), EXACT, chance(0)),)}

@@ -39,13 +39,14 @@ def fold(
     """Writes all that a message says into one record.
 
     Args:
-        content: Its records; of arrays those alone travel that no code stands for.
-        parts: Coded tensors.
-        versions: Of the records that are streams.
-        before: Buffers folded before, to be added to: what many are told is written once.
+        content: The records of the message. Arrays that a part stands for are left out.
+        parts: The coded tensors, by record.
+        versions: The versions of the records that are streams.
+        before: Buffers folded before, to which this one is added, so that equal messages are
+            written once.
 
     Returns:
-        What travels.
+        The one record that travels.
     """
     table = [(record, part) for record, several in parts.items() for part in several]
     table += [
@@ -90,13 +91,10 @@ def unfold(folded: RecordDict) -> Unfolded:
     """Reads what `fold` wrote.
 
     Args:
-        folded: What came.
-
-    Returns:
-        The records without those of coded tensors, and these, and their versions.
+        folded: The records as they came.
 
     Raises:
-        ValueError: When it is something else.
+        ValueError: If `fold` did not write them.
     """
     parcel = read(_carried(folded))
     content = RecordDict()
