@@ -102,6 +102,7 @@ ALLOWED = {
         "fl_vitlora/flower/strategies/checking.py",
         "fl_vitlora/flower/strategies/flower_aggregator.py",
         "fl_vitlora/flower/server/transport.py",
+        "fl_vitlora/flower/wire/reported_counts.py",
     ],
     "fl_vitlora.encryption.steps": ["fl_vitlora/encryption/"],
 }

@@ -41,6 +41,7 @@ from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.loop import Federation
 from fl_vitlora.federation.observer import Observer, Sight
 from fl_vitlora.flower.server.client_states import ClientStates
+from fl_vitlora.flower.server.posting import Post
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies import identity
@@ -159,18 +160,21 @@ class Run:
         if privacy.secure_aggregation:
             equal = privacy.clipping_norm is not None
             sums = SecureAggregator(limit=privacy.range, equal=equal)
+        post = Post(
+            grid=grid,
+            ledger=self.record.ledger,
+            timeout=self.config.engine.round_timeout,
+            states=self.states or ClientStates(),
+            tap=self.watch.tap,
+            stop=stop or threading.Event(),
+        )
         return Transport(
-            grid,
+            post,
             initial,
-            self.record.ledger,
             config=self.config,
             class_names=self.class_names,
             sums=sums,
-            timeout=self.config.engine.round_timeout,
             repeats_errors=self.repeats_errors,
-            states=self.states,
-            tap=self.watch.tap,
-            stop=stop,
         )
 
     def _aggregator(self, initial: State) -> Aggregator:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fl_vitlora.flower.server.transport import Tap
+from fl_vitlora.flower.server.posting import Tap
 
 Line = dict[str, Any]
 

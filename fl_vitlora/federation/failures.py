@@ -1,4 +1,4 @@
-"""Clients that sent no usable update: who, when, why, and what is known of it.
+"""Clients that sent no usable update, the round, and the reason.
 
 What an exception says reaches the server as one text, in one of three forms: a traceback, as the
 workers of a simulation send it; `<class 'X'>:<'...'>`, as Flower's nodes do; and the same around
@@ -24,10 +24,10 @@ class Failure:
     """A client that sent no usable update.
 
     Attributes:
-        round: From 1.
-        client: Who.
-        reason: One line.
-        trace: All that was told, with the traceback where there is one.
+        round: The number of the round, from 1.
+        client: The number of the client.
+        reason: The reason in one line.
+        trace: The whole report, with the traceback if there is one.
     """
 
     round: int
@@ -37,7 +37,7 @@ class Failure:
 
     @classmethod
     def of(cls, server_round: int, client: int, *told: str) -> Failure:
-        """Makes one of what was told of it, each time that the client was asked.
+        """Makes a failure of the reports of each time that the client was asked.
 
         The reason is that of the first time; the second may be its consequence.
         """
@@ -86,7 +86,7 @@ def unwrapped(told: str) -> str:
 
 
 def first_reasons(failures: Sequence[Failure]) -> str:
-    """Tells why the first clients failed, and how many others did.
+    """Returns why the first clients failed, and how many more failed.
 
     Example:
         >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])

@@ -10,20 +10,28 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.federation.exchange import Exchange
 from fl_vitlora.federation.failures import first_reasons
 from fl_vitlora.federation.global_model import GlobalModel, join
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.federation.observer import Sight
-from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies.aggregators import Aggregator
-from fl_vitlora.flower.wire import messages
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.population.sampling import sample
 from fl_vitlora.state import is_finite
 from fl_vitlora.training.local import scheduled_rate
+
+
+class Wire(Protocol):
+    """What carries the instructions of a round to clients, and their updates back."""
+
+    def exchange(self, server_round: int, instructions: Sequence[Instruction]) -> Exchange:
+        """Sends the instructions of a round and returns what came back."""
+        ...
 
 
 class PausedError(Exception):
@@ -50,7 +58,7 @@ class Federation:
         hooks: What the run does around the rounds.
     """
 
-    transport: Transport
+    transport: Wire
     aggregator: Aggregator
     clients: Sequence[int]
     rounds: int
@@ -117,9 +125,10 @@ class Federation:
         begin = time.perf_counter()
         participants = sample(self.clients, self.fraction, self.seed, server_round)
         rate = scheduled_rate(self.training, server_round, self.rounds)
-        config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: rate}
+        config = {SERVER_ROUND: server_round, LEARNING_RATE: rate}
         instructions = self.aggregator.instruct(server_round, model, participants, config)
-        updates, failures = self.transport.exchange(server_round, instructions)
+        exchange = self.transport.exchange(server_round, instructions)
+        updates, failures = exchange.updates, exchange.failures
         self.hooks.note(failures)
         self.hooks.look(Sight(round=server_round, model=model.tensors, updates=updates))
         usable = sum(update.members for update in updates)
@@ -143,13 +152,13 @@ class Federation:
             loss=math.nan,
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=answered,
-            failures=tuple(failures),
-            taken_apart=self.transport.taken_apart,
+            failures=failures,
+            taken_apart=exchange.taken_apart,
             aggregation_error=relative_error(
                 model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
             ),
             moved=new.differs_from(model),
             metrics=self.aggregator.metrics(),
-            clipped=self.transport.clipped,
+            clipped=exchange.clipped,
             seconds=time.perf_counter() - begin,
         )

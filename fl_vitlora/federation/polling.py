@@ -1,10 +1,9 @@
 """How long the server waits before it looks for replies again.
 
-A look takes time that on the same machine workers could have, and finds nothing as long as all of
-them train. When the last reply will come can be foretold from those that have come: where clients
-with n images had answered after t seconds, all N are to have after t·N/n. A part of what is left
-until then is waited, so that looks become more frequent towards the end of a round, which is when a
-late look holds up everybody.
+A look costs time that workers on the same machine could use, and finds nothing while all of them
+train. The replies that have come tell when the last one is due: if clients with n images answered
+within t seconds, all N images take about t·N/n seconds. The server waits a part of the time that is
+left. So looks become more frequent towards the end of a round, when a late look delays everything.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ LOOKS = 3  # nor less than so many looks take
 
 
 def pause(elapsed: float, looked: float, *, last: float, answered: int, awaited: int) -> float:
-    """Tells how long to wait until the next look.
+    """Returns how long to wait until the next look.
 
     Args:
-        elapsed: Seconds since messages were sent.
+        elapsed: Seconds since the messages were sent.
         looked: Seconds that the last look took.
-        last: Elapsed seconds when the last of the replies was found.
-        answered: Images of all clients whose replies are there.
-        awaited: Images of the others.
+        last: Seconds from sending until the last reply so far was found.
+        answered: The number of images of all clients whose replies have arrived.
+        awaited: The number of images of the other clients.
 
     Returns:
-        Seconds; before the first reply as if all took as long again.
+        Seconds until the next look. Before the first reply it is assumed that the rest takes as
+        long as has passed so far.
 
     Example:
         >>> pause(0.6, 0.0, last=0.6, answered=300, awaited=600)

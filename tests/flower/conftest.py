@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,23 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.supercore.task_identity import TaskIdentity
 
+from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.config import Config, DataConfig, EncryptionConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data import owner, sources
 from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.encryption.storage_keys import StorageKeys, of_secret
+from fl_vitlora.federation.exchange import Exchange
+from fl_vitlora.federation.failures import Failure
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings
+from fl_vitlora.flower.server.client_states import ClientStates
+from fl_vitlora.flower.server.posting import Post, Tap
+from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies.aggregators import Unaided
 from fl_vitlora.flower.strategies.flower_aggregator import Participants
 from fl_vitlora.flower.wire.folding import fold
-from fl_vitlora.strategy import Strategy
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Strategy, Update
 
 SIZES = (20, 12, 8)  # images of each client
 TEST_SIZES = (5, 15, 20)  # test images of each
@@ -88,6 +96,34 @@ class LocalGrid(Participants):
             return Message(Error(2, f"<class 'ClientAppException'>:<'{told}'>"), reply_to=message)
         self.kept[client] = context.state  # as in Flower, not what a client that raised had kept
         return reply
+
+
+def transport_of(
+    grid: Any,
+    initial: State,
+    ledger: Ledger,
+    *,
+    timeout: float,
+    states: ClientStates | None = None,
+    tap: Tap | None = None,
+    stop: threading.Event | None = None,
+    **others: Any,
+) -> Transport:
+    """Makes a transport over a grid; `others` are arguments of `Transport`."""
+    post = Post(
+        grid=grid,
+        ledger=ledger,
+        timeout=timeout,
+        states=states or ClientStates(),
+        tap=tap,
+        stop=stop or threading.Event(),
+    )
+    return Transport(post, initial, **others)
+
+
+def both(exchange: Exchange) -> tuple[list[Update], list[Failure]]:
+    """Returns the updates and the failures of an exchange."""
+    return list(exchange.updates), list(exchange.failures)
 
 
 def write_shards(

@@ -11,9 +11,9 @@ import torch
 import strategies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.flower.strategies.aggregators import Aggregator, make_aggregator
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import Instruction
 from fl_vitlora.state import State, clip_norm
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.testing import made_up_model, made_up_updates
@@ -22,7 +22,7 @@ MODEL = made_up_model()
 GLOBAL = GlobalModel(tensors=MODEL)
 LAYOUT = Layout.of(MODEL)
 CLIENTS = [0, 1, 2, 3]
-CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 0.25}
+CONFIG = {SERVER_ROUND: 1, LEARNING_RATE: 0.25}
 
 PLAIN: Mapping[str, Mapping[str, Any]] = {
     "FedAvg": {},
@@ -100,7 +100,7 @@ def _clipped(update: Update, config: Mapping[str, Any]) -> Update:
 def play(aggregator: Aggregator, rounds: int = 2, model: State = MODEL, first: int = 1) -> State:
     current = GlobalModel(tensors=model)
     for server_round in range(first, rounds + 1):
-        config = {**CONFIG, messages.SERVER_ROUND: server_round}
+        config = {**CONFIG, SERVER_ROUND: server_round}
         instructions = aggregator.instruct(server_round, current, CLIENTS, config)
         updates = answer(server_round, instructions)
         current = aggregator.aggregate(server_round, current, updates, [])

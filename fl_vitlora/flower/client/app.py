@@ -70,7 +70,7 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
 
 
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Tells which client this node is and what its classes are, and makes the worker ready."""
+    """Answers which client this node is and which classes it has, and prepares the worker."""
     settings = settings_of(context)
     client = client_of(context)
     samples = len(workspace(settings).shard(client_shard(client)))
@@ -86,10 +86,10 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     """Trains for one round."""
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
-    shard, turn = worker.shard(client_shard(client)), worker.coordinates_of(client)
+    shard, coordinates = worker.shard(client_shard(client)), worker.coordinates_of(client)
     received = read_instruction(message.content, worker.layout, worker.rank_of(client))
     faults.strike(settings.config, client, received.round)
-    model, start, merged = _take_in(received, context, worker, client, turn)
+    model, start, merged = _take_in(received, context, worker, client, coordinates)
     memory = context_state.own(context, received.taken)
     frozen = worker.layout.ending_with(received.frozen)
     order = _order(settings, received.round, client)
@@ -101,15 +101,15 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
             epochs=received.epochs,
             proximal_mu=received.proximal_mu,
             frozen=frozen,
-            drift=turn.difference_to_client(strategy.drift(received.broadcast, memory)),
+            drift=coordinates.difference_to_client(strategy.drift(received.broadcast, memory)),
         ),
         generator=order,
-        reader=turn.base,
+        reader=coordinates.base,
         increments=merged,
     )
     done = meet(worker.trainer.train, job)
     moved = subtract(*(_select(state, worker.layout) for state in (done.state, start)))
-    delta = {name: t for name, t in turn.to_server(moved).items() if name not in frozen}
+    delta = {name: t for name, t in coordinates.to_server(moved).items() if name not in frozen}
     work = LocalWork(delta=delta, steps=done.steps, rate=received.rate)
     report, memory = strategy.report(work, received.broadcast, memory)
     refuse_absurd(done.state, delta, report, memory)
@@ -131,10 +131,10 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 
 
 def _order(settings: ClientSettings, server_round: int, client: int) -> torch.Generator:
-    """Makes what draws the order of a client's images in a round.
+    """Returns the generator that draws the order of a client's images in a round.
 
-    Where updates are summed securely, two sums over the same updates with one member less would
-    betray that member. So in a deployment no two trainings of a round go in the same order.
+    Two secure sums over the same updates, one of them without one member, would reveal that
+    member's update. So in a deployment no two trainings of a round use the same order.
     """
     if settings.fresh_order:
         return torch.Generator().manual_seed(secrets.randbits(63))
@@ -142,10 +142,11 @@ def _order(settings: ClientSettings, server_round: int, client: int) -> torch.Ge
 
 
 def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:
-    """Chooses what a client trains on: its shard.
+    """Returns the images that a client trains on, which is usually its whole shard.
 
-    Where no two trainings may give the same update, and one batch holds the whole shard, so that no
-    order matters, as many images are drawn from the shard with replacement (a bootstrap sample).
+    If no two trainings may give the same update, and one batch holds the whole shard, the order of
+    images makes no difference. Then as many images are drawn with replacement (a bootstrap
+    sample).
     """
     images = len(shard)
     if not settings.fresh_order or images > settings.config.training.batch_size:
@@ -165,7 +166,7 @@ def _write(
     done: Trained,
     images: int,
 ) -> RecordDict:
-    """Bounds, spoils or masks an update, as it was asked, and writes it."""
+    """Writes an update, clipped, spoiled or masked where the run asks for it."""
     client, privacy = client_of(context), settings.config.privacy
     delta, clipped = work.delta, None
     if privacy.clipping_norm is not None:
@@ -199,10 +200,10 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     """Measures the received model on the client's own encrypted test images."""
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
-    shard, turn = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
+    shard, coordinates = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
     received = read_instruction(message.content, worker.layout, worker.rank_of(client))
-    _, state, merged = _take_in(received, context, worker, client, turn)
-    put_reader(worker.backbone.model, turn.base)
+    _, state, merged = _take_in(received, context, worker, client, coordinates)
+    put_reader(worker.backbone.model, coordinates.base)
     targets.put_increments(worker.backbone.model, merged)
     asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
     seen = {RIGHT_KEY: shard}
@@ -217,20 +218,24 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
 
 
 def _take_in(
-    received: Received, context: Context, worker: Workspace, client: int, turn: Coordinates
+    received: Received,
+    context: Context,
+    worker: Workspace,
+    client: int,
+    coordinates: Coordinates,
 ) -> tuple[State, State, State]:
-    """Makes of what was sent, and of what the client remembers, all that its model is made of.
+    """Builds a client's model from what was sent and from what the client remembers.
 
     Returns:
-        The exchanged tensors as the server has them, all trained ones as the client has them, and
-        what was merged into its frozen weights.
+        The exchanged tensors in the server's coordinates, all trained tensors in the client's
+        coordinates, and the sum that was merged into the frozen weights, by path.
     """
     initial = worker.initial_of(client)
     model = context_state.complete(context, received, worker.layout, initial)
     merged = context_state.merge(context, received, worker.layout)
-    first = with_exchanged_reader(initial, turn.base) if WEIGHT in initial else initial
+    first = with_exchanged_reader(initial, coordinates.base) if WEIGHT in initial else initial
     kept = context_state.kept(context, worker.kept, first, received.taken)
-    return model, turn.to_client(model) | kept, merged
+    return model, coordinates.to_client(model) | kept, merged
 
 
 def _select(state: State, layout: Layout) -> State:

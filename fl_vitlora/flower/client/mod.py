@@ -1,8 +1,8 @@
 """A client's end of the wire, as a Flower mod: the app within sees whole tensors in full precision.
 
 An instruction is unfolded and decoded before the app sees it, its update coded and folded after.
-What codecs need to remember lies in the client's Flower context: what it holds of each stream, and
-what it withheld (`memories`).
+The client's Flower context keeps what codecs need to remember: the values of each stream, and what
+was withheld (`context_state`).
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def make_mod(settings_of: SettingsOf) -> Mod:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientEnd:
-    """What a client must know to read one instruction and to answer it.
+    """What a client needs to read one instruction and to answer it.
 
     Attributes:
-        settings: Of the client.
-        context: Its memory.
+        settings: The settings of the client.
+        context: The client's Flower context, which is its memory.
         asked: The records of the instruction.
     """
 
@@ -93,12 +93,12 @@ class ClientEnd:
 
     @property
     def rank(self) -> int | None:
-        """Tells the client's own rank, if it has one."""
+        """Returns the client's own rank; None if it has the run's."""
         return self.worker.rank_of(client_of(self.context))
 
     @property
     def lanes(self) -> Lanes:
-        """Tells how updates travel."""
+        """Returns the lanes of updates."""
         return lanes_of(self.settings.config.compression.uplink)
 
     def decoded(
@@ -107,12 +107,13 @@ class ClientEnd:
         """Decodes the tensors of one record of the instruction.
 
         Args:
-            record: Its name.
-            parts: Its coded tensors.
-            versions: What they stand on and lead to, if the record is a stream.
+            record: The name of the record.
+            parts: The coded tensors of the record.
+            versions: The version that a stream's parts build on, and the one that they lead to;
+                None if the record is not a stream.
 
         Raises:
-            ValueError: When they do not fit the model, or what the client holds.
+            ValueError: If the tensors do not fit the model, or what the client holds.
         """
         layouts = instruction_layouts(self.config, self.worker.layout, self.rank)
         if record not in layouts:
@@ -131,7 +132,7 @@ class ClientEnd:
         return self._with_progress(tensors) if trains else tensors
 
     def _follow(self, record: str, parts: tuple[Part, ...], versions: tuple[int, int]) -> State:
-        """Makes the changes of a stream, and remembers what it led to."""
+        """Applies the changes of a stream, and remembers the resulting values."""
         known, new = versions
         layout = cut_layout(self.worker.layout, self.rank)
         if known > 0:
@@ -146,13 +147,13 @@ class ClientEnd:
         return held
 
     def _with_progress(self, tensors: State) -> State:
-        """Adds what was trained and not sent yet, where that is done every n-th round only."""
+        """Adds trained changes of groups that are sent only every n-th round."""
         owed = self._owed(messages.ARRAYS)
         resting = {n: t for n, t in owed.items() if n in tensors and self.lanes.of(n).every > 1}
         return tensors | add({n: tensors[n] for n in resting}, resting)
 
     def encoded(self, record: str, packed: bytes) -> Part:
-        """Codes the tensors of one record of the update, and remembers what is withheld."""
+        """Encodes the tensors of one record of the update, and remembers what is withheld."""
         layout = update_layouts(frozen_of(self.config), self.worker.layout, self.rank)[record]
         config, server_round = self.settings.config, round_of(self.config)
         client = client_of(self.context)
@@ -172,12 +173,12 @@ class ClientEnd:
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns what was withheld so far, but of tensors of which it says nothing any more."""
+        """Returns what was withheld so far, without tensors that have since been written anew."""
         strategy = self.settings.strategy
         anew = (*strategy.plan(round_of(self.config)).restarted, *strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}
 
     def _withheld(self, record: str) -> State:
-        """Returns what was withheld of a record, as far as the server took what was not."""
+        """Returns what was withheld of a record up to the last update that the server took."""
         layout = cut_layout(self.worker.layout, self.rank)
         return context_state.withheld(self.context, record, layout, taken_of(self.config))

@@ -1,14 +1,19 @@
-"""The server's end of secure sums: whose public keys it knows, and how a round's replies add up."""
+"""The server's end of secure sums: it knows public keys, and adds up a round's masked replies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
 from fl_vitlora.communication.fixed_point import Words
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.flower.server.asking import Asker
+from fl_vitlora.flower.server.posting import Request
 from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire.folding import fold
 from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_steps
 from fl_vitlora.privacy.secure_sum import Roster, Seeds, add_up
 from fl_vitlora.strategy import Update
@@ -17,28 +22,39 @@ from fl_vitlora.strategy import Update
 Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
-class SecureAggregator:
-    """Adds up what clients sent, without seeing what each did.
-
-    Args:
-        limit: Range R of the fixed point numbers.
-        equal: Whether clients weigh the same, instead of by their images.
+@dataclass(frozen=True, kw_only=True)
+class Summed:
+    """What became of the masked updates of one round.
 
     Attributes:
-        clipped: Scalars that clients clipped to the range in the last sum, all together.
+        updates: One update, the mean of all clients in the sum; empty if there is no sum.
+        failures: The clients that are not in the sum, and why.
+        clipped: How many scalars all clients in the sum clipped to the range, taken together.
+    """
+
+    updates: tuple[Update, ...] = ()
+    failures: Mapping[int, str]
+    clipped: int = 0
+
+
+class SecureAggregator:
+    """Adds up the updates of clients without seeing any of them.
+
+    Args:
+        limit: The range R of the fixed-point numbers.
+        equal: Whether all clients weigh the same; otherwise they weigh by their images.
     """
 
     def __init__(self, *, limit: float, equal: bool) -> None:
         self._limit = limit
         self._equal = equal
         self._keys: dict[int, bytes] = {}
-        self.clipped = 0
 
     def greeted(self, client: int, greeting: RecordDict) -> None:
         """Notes the public key that a client sent with its greeting.
 
         Raises:
-            ValueError: When it sent none, or another client's.
+            ValueError: If there is none, or if another client has the same one.
         """
         key = masking.read_key(greeting)
         if key in self._keys.values():
@@ -46,7 +62,7 @@ class SecureAggregator:
         self._keys[client] = key
 
     def roster(self, server_round: int, images: Mapping[int, int]) -> Roster:
-        """Lists who shall take part in the sum of a round, with the images that each weighs by."""
+        """Returns the members of a round's sum, and the share of each."""
         weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
         return masking.make_roster(server_round, self._keys, weights, self._limit)
 
@@ -59,22 +75,22 @@ class SecureAggregator:
         *,
         images: Mapping[int, int],
         expected: Mapping[int, Counts],
-    ) -> tuple[list[Update], dict[int, str]]:
+    ) -> Summed:
         """Adds up the replies of a round.
 
-        The seeds of a client that is not in the sum open its masked words. So its reply is deleted
-        before anybody is asked for them.
+        The seeds of a client that is not in the sum would open its masked words. So its reply is
+        deleted before any client is asked for seeds.
 
         Args:
-            roster: Of the round.
-            replies: By client, of all that answered; it is emptied.
-            layout: Of their deltas.
-            ask: The second exchange, if some dropped out.
-            images: That each client of the roster weighs by.
-            expected: What each must say about itself.
+            roster: The members of the round's sum.
+            replies: The records of every reply, by client. This mapping is emptied.
+            layout: The layout of the clients' deltas.
+            ask: What asks for seeds, if some members dropped out.
+            images: The number of images that each member weighs by.
+            expected: The numbers that each client must state about itself.
 
         Returns:
-            One update, the mean of all that are in the sum, or none; and why others are not.
+            The mean of all clients in the sum, or nothing; and why the others are not in it.
         """
         masked: dict[int, Words] = {}
         steps: dict[int, int] = {}
@@ -88,10 +104,10 @@ class SecureAggregator:
         try:
             total, left = add_up(roster, masked, lambda left, dropped: ask(roster, left, dropped))
         except ValueError as error:
-            return [], failures | dict.fromkeys(arrived, str(error))
+            return Summed(failures=failures | dict.fromkeys(arrived, str(error)))
         silent = arrived - left
         failures |= dict.fromkeys(silent, "it did not reveal its seeds with those who dropped out")
-        update, self.clipped = masking.open_sum(
+        update, clipped = masking.open_sum(
             total,
             roster,
             layout,
@@ -99,13 +115,40 @@ class SecureAggregator:
             steps={client: steps[client] for client in left},
             population=len(self._keys),
         )
-        return [update], failures
+        return Summed(updates=(update,), failures=failures, clipped=clipped)
 
 
 def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, Words]:
-    """Reads a reply: its steps, and then its masked words."""
+    """Returns the number of steps and the masked words of a reply."""
     metrics = messages.metrics_of(content)
     if messages.SAMPLES in metrics:
         check_images(metrics, expected)
     steps = read_steps(metrics, expected)
     return steps, masking.read_masked(content, layout)
+
+
+def ask_for_seeds(
+    asker: Asker, roster: Roster, left: frozenset[int], dropped: frozenset[int]
+) -> dict[int, Seeds]:
+    """Asks the clients left in a secure sum for their seeds with those that dropped out.
+
+    Args:
+        asker: What carries the question.
+        roster: The members of the sum.
+        left: The clients whose masked vectors arrived.
+        dropped: The members whose masked vectors did not arrive.
+
+    Returns:
+        The seeds that each client revealed. A client that answers wrongly has dropped out as well.
+    """
+    question, records = fold(masking.ask_for_seeds(roster, dropped), {}, {}), asker.records
+    requests = [
+        Request.to(records.node_of(client), masking.REVEAL, question) for client in sorted(left)
+    ]
+    seeds = {}
+    for reply in asker.post.counted(roster.round, "revealing", requests, records):
+        with suppress(ValueError):
+            if not reply.message.has_error():
+                client = records.client_at(reply.node)
+                seeds[client] = masking.read_seeds(asker.end.open(client, reply.opened()))
+    return seeds

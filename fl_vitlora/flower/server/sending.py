@@ -1,8 +1,8 @@
 """The server's end of the wire: instructions are coded and folded, updates unfolded and decoded.
 
-It stands between the transport and Flower's grid. What a strategy sends to many goes as a stream:
-the change since what a client has followed already. Clients of one rank share a stream. Who did not
-answer may or may not have followed: it begins again.
+It stands between the transport and Flower's grid. What a strategy sends to many clients goes as a
+stream: the changes since the version that a client holds. Clients of one rank share a stream. A
+client that did not answer may or may not hold the last version, so it is sent the whole state.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from fl_vitlora.communication.packing import Layout, unpack
 from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import Stream
 from fl_vitlora.config import Config
+from fl_vitlora.federation.client_records import ClientRecords
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import Versions, fold, packed_tensors, unfold
+from fl_vitlora.flower.wire.folding import Unfolded, fold, group_bytes, packed_tensors
 from fl_vitlora.flower.wire.layouts import instruction_layouts, update_layouts
 from fl_vitlora.flower.wire.wiring import chance, lanes_of
 from fl_vitlora.lowrank import cut
@@ -28,6 +29,8 @@ from fl_vitlora.population.ranks import rank_of
 from fl_vitlora.state import State, clip_norm, scale
 from fl_vitlora.storage.trees import Tree
 from fl_vitlora.strategy import Update
+
+Sealed = tuple[RecordDict, dict[str, int]]  # folded records, and the bytes of tensors by group
 
 STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all else travels as it is
 
@@ -37,8 +40,8 @@ class Addressed:
     """What one client is to be sent.
 
     Attributes:
-        client: Who.
-        content: The records.
+        client: The number of the client.
+        content: The records of the message.
     """
 
     client: int
@@ -46,45 +49,45 @@ class Addressed:
 
 
 class ServerEnd:
-    """Codes and decodes; remembers what each client has followed.
+    """Encodes what clients are sent, and decodes what they answer.
 
     Args:
         initial: The exchanged tensors before the first round.
         config: The experiment.
+        records: What the server knows of each client.
     """
 
-    def __init__(self, initial: State, config: Config) -> None:
+    def __init__(self, initial: State, config: Config, records: ClientRecords) -> None:
         self._initial = initial
         self._layout = Layout.of(initial)
         self._config = config
         self._streams: dict[tuple[str, int | None], Stream] = {}
-        self._followed: dict[int, Versions] = {}
-        self._offered: dict[int, Versions] = {}
+        self._records = records
 
     @property
     def lanes(self) -> Lanes:
-        """Tells how instructions travel."""
+        """Returns the lanes of instructions."""
         return lanes_of(self._config.compression.downlink)
 
     @property
-    def spares(self) -> bool:
-        """Tells whether what clients have already may be left out of what is sealed.
+    def caches(self) -> bool:
+        """Returns whether tensors that clients have already may be left out of messages.
 
-        Streams leave it out by themselves; and where clients train on from what they have not sent,
-        or were not sent all there was, they do not have what the server takes them to have.
+        Streams leave them out by themselves. If some groups are not sent in every round, clients do
+        not hold exactly what the server assumes, so nothing may be left out.
         """
         uplink = lanes_of(self._config.compression.uplink)
         return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
 
-    def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[RecordDict]:
+    def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[Sealed]:
         """Codes and folds what clients are sent.
 
         Args:
-            server_round: From 1; 0 before the first.
-            addressed: For each message, to whom, and its records.
+            server_round: The number of the round, from 1; 0 before the first one.
+            addressed: The client and the records of each message.
 
         Returns:
-            What travels, in the same order.
+            What travels, and the bytes of its coded tensors by group, in the same order.
         """
         coded: dict[tuple[int, Layout], tuple[Part, ...]] = {}  # of records that many are sent
         before: dict[object, bytes] = {}  # what others are told
@@ -96,18 +99,18 @@ class ServerEnd:
         one: Addressed,
         coded: dict[tuple[int, Layout], tuple[Part, ...]],
         before: dict[object, bytes],
-    ) -> RecordDict:
+    ) -> Sealed:
         rank = rank_of(self._config, one.client)
         config = one.content.config_records.get(messages.CONFIG)
         layouts = {} if config is None else instruction_layouts(config, self._layout, rank)
+        followed = self._records.of(one.client).followed
         versions: dict[str, tuple[int, int]] = {}
-
         parts: dict[str, tuple[Part, ...]] = {}
         for record, array in packed_tensors(one.content).items():
             layout = layouts[record]
             if record in STREAMED and not self.lanes.exact:
                 stream = self._advance(server_round, record, rank, unpack(array.data, layout))
-                _, known = self._followed.get(one.client, {}).get(record, (0, 0))
+                _, known = followed.get(record, (0, 0))
                 base, parts[record] = stream.since(known)
                 versions[record] = (base, stream.version)
                 continue
@@ -115,11 +118,12 @@ class ServerEnd:
             if key not in coded:
                 coded[key] = (code(unpack(array.data, layout), layout, EXACT, chance(0)),)
             parts[record] = coded[key]
-        self._offered[one.client] = {**self._followed.get(one.client, {}), **versions}
-        return fold(one.content, parts, versions, before)
+        self._records.offer(one.client, versions)
+        folded = fold(one.content, parts, versions, before)
+        return folded, group_bytes(one.content, parts)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
-        """Adds what a client is to have to the stream of all of its rank."""
+        """Adds the state that a client is to have to the stream of all clients of its rank."""
         stream = self._streams.get((record, rank)) or Stream.of(self._first(record, rank))
         config = self._config
         stream = stream.advance(
@@ -132,25 +136,25 @@ class ServerEnd:
         return stream
 
     def _first(self, record: str, rank: int | None) -> State:
-        """Returns what every client of a rank has of a stream before its first change."""
+        """Returns the state that every client of a rank holds before a stream's first change."""
         first = cut(self._initial, rank)
         return first if record == messages.ARRAYS else scale(first, 0.0)
 
-    def open(self, client: int, folded: RecordDict, frozen: tuple[str, ...] = ()) -> RecordDict:
-        """Unfolds and decodes what a client sent; what it left out has not moved.
+    def open(self, client: int, unfolded: Unfolded, frozen: tuple[str, ...] = ()) -> RecordDict:
+        """Decodes what a client sent; tensors that it left out have not moved.
 
         Args:
-            client: Who.
-            folded: As it came.
-            frozen: Endings of the tensors that rested.
+            client: The number of the client.
+            unfolded: The records of the reply, with its tensors still coded.
+            frozen: The endings of the names of tensors that rested.
 
         Returns:
-            The records.
+            The records, with whole tensors.
 
         Raises:
-            ValueError: When it is not what a client sends.
+            ValueError: If the reply holds something that no client sends.
         """
-        content, parts, _ = unfold(folded)
+        content, parts, _ = unfolded
         layouts = update_layouts(frozen, self._layout, rank_of(self._config, client))
         for record, coded in parts.items():
             if record not in layouts or len(coded) != 1:
@@ -163,15 +167,15 @@ class ServerEnd:
         return content
 
     def bounded(self, update: Update, norm: float | None) -> Update:
-        """Sees to it that an update keeps to the norm that its client clipped it to.
+        """Clips a decoded update to the norm that its client was to clip it to.
 
-        Decoded, and with what was withheld before, it may be longer; noise hides no more than that.
-        What travelled exactly is as long as its client made it: who does not clip is found out by a
-        strategy, not here.
+        With what was withheld before, a decoded update may be longer, and noise is scaled for that
+        norm. Updates that travel exactly are not changed: a client that does not clip is a matter
+        for the strategy.
 
         Args:
-            update: As it was decoded.
-            norm: To which clients clip their updates, if they do.
+            update: The update as it was decoded.
+            norm: The norm to which clients clip their updates; None if they do not.
         """
         if norm is None or lanes_of(self._config.compression.uplink).exact:
             return update
@@ -179,26 +183,12 @@ class ServerEnd:
         return replace(update, delta=delta)
 
     def snapshot(self) -> Tree:
-        """Returns what the streams hold and who has followed them, for a checkpoint."""
-        streams = [[*place, stream.snapshot()] for place, stream in self._streams.items()]
-        return {"streams": streams, "followed": dict(self._followed)}
+        """Returns what the streams hold, for a checkpoint."""
+        return [[*place, stream.snapshot()] for place, stream in self._streams.items()]
 
     def restore(self, tree: Tree) -> None:
-        """Takes up what `snapshot` returned."""
+        """Restores what `snapshot` returned."""
         self._streams = {
             (record, rank): Stream.of(self._first(record, rank)).restored(stream)
-            for record, rank, stream in tree["streams"]
+            for record, rank, stream in tree
         }
-        self._followed = {
-            client: {record: (base, version) for record, (base, version) in versions.items()}
-            for client, versions in tree["followed"].items()
-        }
-
-    def answered(self, client: int) -> None:
-        """Notes that a client has followed what it was sent last."""
-        self._followed[client] = self._offered.pop(client, self._followed.get(client, {}))
-
-    def missed(self, client: int) -> None:
-        """Notes that nobody knows what a client has followed."""
-        self._offered.pop(client, None)
-        self._followed.pop(client, None)

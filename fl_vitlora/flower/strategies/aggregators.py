@@ -18,6 +18,7 @@ from fl_vitlora.errors import UserError, blame, unknown
 from fl_vitlora.federation.evaluation import Answer
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel, split
+from fl_vitlora.federation.instruction import ConfigValue, Instruction
 from fl_vitlora.flower.strategies import strategy_state
 from fl_vitlora.flower.strategies.flower_aggregator import (
     FlowerAggregator,
@@ -25,7 +26,6 @@ from fl_vitlora.flower.strategies.flower_aggregator import (
     asks_for_evaluation,
     own_evaluation,
 )
-from fl_vitlora.flower.wire.contents import ConfigValue, Instruction
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B
 from fl_vitlora.population.sampling import cohort_size
 from fl_vitlora.state import State

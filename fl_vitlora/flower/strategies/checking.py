@@ -21,6 +21,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.federation.evaluation import Answer
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.strategies import strategy_state
 from fl_vitlora.flower.strategies.flower_aggregator import FlowerAggregator, own_evaluation
 from fl_vitlora.flower.wire import messages
@@ -136,7 +137,7 @@ def _play(
     aggregator = FlowerAggregator(strategy, Layout.of(model), seed=0)
     current = GlobalModel(tensors=model)
     for number in range(first, last + 1):
-        config = {messages.SERVER_ROUND: number, messages.LEARNING_RATE: RATE}
+        config = {SERVER_ROUND: number, LEARNING_RATE: RATE}
         asked = aggregator.instruct(number, current, CLIENTS, config)
         clients = [instruction.client for instruction in asked]
         if not clients or not set(clients) <= set(CLIENTS):

@@ -11,9 +11,16 @@ import math
 from collections.abc import Callable, Mapping
 
 from fl_vitlora.errors import UserError, shown, unknown
+from fl_vitlora.federation.instruction import (
+    LEARNING_RATE,
+    LOCAL_EPOCHS,
+    PROXIMAL_MU,
+    SERVER_ROUND,
+    ConfigValue,
+)
 from fl_vitlora.flower.wire import messages
 
-Config = dict[str, messages.ConfigValue]
+Config = dict[str, ConfigValue]
 
 
 def _is_number(value: object) -> bool:
@@ -33,27 +40,27 @@ def _is_weight(value: object) -> bool:
 
 
 VALUES: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    messages.SERVER_ROUND: (_is_count, "a whole number from 1"),
-    messages.LEARNING_RATE: (_is_rate, "a number above 0"),
-    messages.LOCAL_EPOCHS: (_is_count, "a whole number from 1"),
-    messages.PROXIMAL_MU: (_is_weight, "a number from 0"),
+    SERVER_ROUND: (_is_count, "a whole number from 1"),
+    LEARNING_RATE: (_is_rate, "a number above 0"),
+    LOCAL_EPOCHS: (_is_count, "a whole number from 1"),
+    PROXIMAL_MU: (_is_weight, "a number from 0"),
     messages.CLIPPING_NORM: (_is_rate, "a number above 0"),
 }
 SYNONYMS: Mapping[str, str] = {
-    "lr": messages.LEARNING_RATE,
-    "learning_rate": messages.LEARNING_RATE,
-    "local_epochs": messages.LOCAL_EPOCHS,
-    "epochs": messages.LOCAL_EPOCHS,
-    "num-epochs": messages.LOCAL_EPOCHS,
-    "num_epochs": messages.LOCAL_EPOCHS,
-    "proximal_mu": messages.PROXIMAL_MU,
-    "server_round": messages.SERVER_ROUND,
+    "lr": LEARNING_RATE,
+    "learning_rate": LEARNING_RATE,
+    "local_epochs": LOCAL_EPOCHS,
+    "epochs": LOCAL_EPOCHS,
+    "num-epochs": LOCAL_EPOCHS,
+    "num_epochs": LOCAL_EPOCHS,
+    "proximal_mu": PROXIMAL_MU,
+    "server_round": SERVER_ROUND,
 }
 
 
 def understood(
-    sent: Mapping[str, messages.ConfigValue],
-    given: Mapping[str, messages.ConfigValue],
+    sent: Mapping[str, ConfigValue],
+    given: Mapping[str, ConfigValue],
     strategy: str,
 ) -> Config:
     """Returns a strategy's configuration for a client, with the keys that clients read.

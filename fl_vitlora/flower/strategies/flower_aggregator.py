@@ -22,9 +22,9 @@ from fl_vitlora.errors import UserError, blame
 from fl_vitlora.federation.evaluation import Answer, Measured
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import SERVER_ROUND, ConfigValue, Instruction
 from fl_vitlora.flower.strategies import client_keys, strategy_state
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import ConfigValue, Instruction
 from fl_vitlora.rng import derive_seed, seeded
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import Update
@@ -135,7 +135,7 @@ class FlowerAggregator:
             sent = self._strategy.configure_evaluate(
                 server_round,
                 messages.to_arrays(model.tensors),
-                ConfigRecord({messages.SERVER_ROUND: server_round}),
+                ConfigRecord({SERVER_ROUND: server_round}),
                 Participants(clients),
             )
             asked = {message.metadata.dst_node_id: message for message in sent}
@@ -255,7 +255,7 @@ def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
         sent = copy.deepcopy(strategy).configure_evaluate(
             1,
             ArrayRecord(),
-            ConfigRecord({messages.SERVER_ROUND: 1}),
+            ConfigRecord({SERVER_ROUND: 1}),
             Participants(range(participants)),
         )
         return bool(list(sent))
@@ -294,10 +294,10 @@ def _expect_no_keys(message: Message, strategy: str) -> None:
         UserError: If there is a key other than the round.
     """
     for record in message.content.config_records.values():
-        for name in record.keys() - {messages.SERVER_ROUND}:
+        for name in record.keys() - {SERVER_ROUND}:
             raise UserError(
                 f"strategy {strategy} sends clients the key {name!r} for their evaluation, where "
-                f"they read only {messages.SERVER_ROUND!r}; leave the key out"
+                f"they read only {SERVER_ROUND!r}; leave the key out"
             )
 
 

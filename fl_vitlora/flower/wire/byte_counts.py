@@ -11,6 +11,7 @@ from fl_vitlora.communication.compression import code
 from fl_vitlora.communication.lanes import EXACT
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.reference import MessageSizes
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.folding import fold, groups_of
 from fl_vitlora.flower.wire.serialised import object_bytes
@@ -19,7 +20,9 @@ from fl_vitlora.flower.wire.wiring import chance
 SOME_NODE = 2**63 - 1  # as long as Flower's random node ids
 
 
-def message_bytes(message: Message) -> tuple[dict[str, int], int]:
+def message_bytes(
+    message: Message, groups: Mapping[str, int] | None = None
+) -> tuple[dict[str, int], int]:
     """Measures a message as Flower sends it between a SuperLink and a SuperNode.
 
     It travels as the objects it is nested of, its metadata among them, each in a request or a
@@ -28,13 +31,17 @@ def message_bytes(message: Message) -> tuple[dict[str, int], int]:
     trees of object ids by which a node asks for a message, heartbeats, and the app itself.
 
     Args:
-        message: As it travels, with its metadata set.
+        message: The message as it travels, with its metadata set.
+        groups: The bytes of its coded tensors by group, as counted when it was folded or unfolded;
+            None if they are to be read from the message.
 
     Returns:
-        Bytes of its coded tensors by group, and bytes of all the rest of its serialised form.
+        The bytes of its coded tensors by group, and the bytes of all the rest of its serialised
+        form.
     """
-    groups = groups_of(message.content) if message.has_content() else {}
-    return groups, object_bytes(message) - sum(groups.values())
+    if groups is None:
+        groups = groups_of(message.content) if message.has_content() else {}
+    return dict(groups), object_bytes(message) - sum(groups.values())
 
 
 def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> MessageSizes:
@@ -44,7 +51,7 @@ def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> 
     more digits or fewer.
 
     Args:
-        state: All parameters of the plain model.
+        state: All parameters of the plain model, by name.
         class_names: The names of the classes, which every client greets with.
     """
     question = Message(
@@ -67,14 +74,14 @@ def model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """Measures the two messages of a round that carry all of a state, as float32.
 
     Args:
-        state: Tensors by name.
+        state: The tensors by name.
 
     Returns:
-        Bytes of a real message to a client and of a real reply, tensors and all the rest.
+        The bytes of a real message to a client, and of a real reply, with all that is in them.
     """
     tensors = {name: tensor.float() for name, tensor in state.items()}
     parts = {messages.ARRAYS: (code(tensors, Layout.of(tensors), EXACT, chance(0)),)}
-    config = ConfigRecord({messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3})
+    config = ConfigRecord({SERVER_ROUND: 1, LEARNING_RATE: 1e-3})
     metrics = MetricRecord({messages.SAMPLES: 1, messages.LOSS: 1.0, messages.STEPS: 1})
     down = Message(
         fold(RecordDict({messages.CONFIG: config}), parts, {}),

@@ -1,25 +1,33 @@
-"""What stands in the messages of a round: both ends of each, side by side.
+"""The contents of a round's messages, with writer and reader of each side by side.
 
-An instruction brings the tensors that a client lacks (`holdings`), what the strategy sends beside
-them, pairs to be merged into frozen weights, and the plan of the round; an update brings the
-difference that training made, and what the strategy reports. A client of a smaller rank is sent,
-and sends, no more of each low-rank matrix than its rank.
+An instruction brings the tensors that a client lacks (`federation.client_records`), what the
+strategy sends beside them, pairs to be merged into frozen weights, and the plan of the round. An
+update brings the difference that training made, and what the strategy reports. For a client of a
+smaller rank, each low-rank matrix is cut to that rank in both directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.federation.client_cache import Memory
+from fl_vitlora.federation.client_records import Memory
 from fl_vitlora.federation.global_model import GlobalModel, join, part
+from fl_vitlora.federation.instruction import (
+    LEARNING_RATE,
+    LOCAL_EPOCHS,
+    PROXIMAL_MU,
+    ConfigValue,
+    Instruction,
+)
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.layouts import (
+    cached_of,
     frozen_of,
     instruction_layouts,
     integers_of,
@@ -27,7 +35,6 @@ from fl_vitlora.flower.wire.layouts import (
     number_of,
     pairs_of,
     round_of,
-    spared_of,
     taken_of,
     update_layouts,
 )
@@ -41,26 +48,6 @@ from fl_vitlora.strategy import ClientPlan, Update
 LARGEST = 1e6
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
-ConfigValue = messages.ConfigValue
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """What one client is asked in one round.
-
-    Attributes:
-        client: Who.
-        model: What to start from.
-        config: Scalars and lists of the round.
-        plan: What of the model rests, and what clients pay for.
-        broadcast: What the strategy sends beside the model.
-    """
-
-    client: int
-    model: GlobalModel
-    config: Mapping[str, ConfigValue]
-    plan: ClientPlan = field(default_factory=ClientPlan)
-    broadcast: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +55,22 @@ class Received:
     """What a client finds in an instruction.
 
     Attributes:
-        tensors: Those of the model that were sent, in full shape.
-        cached: Names of those that were not, as the client has them.
-        since: The round in which it remembered them; 0 where they have their initial values.
-        merged: Pairs to be added to frozen weights, one round's after the other's.
-        increments: Instead of them, all that is to be added to the pre-trained weights, by path.
-        merges: Of how many rounds it is taken to have the pairs, and of how many it has them with
-            these; where the first is 0, it starts afresh.
-        broadcast: What the strategy sends beside the model.
-        round: From 1.
+        tensors: The tensors of the model that were sent, in full shape.
+        cached: The names of the tensors that were not sent, because the client has them.
+        since: The round in which the client remembered them; 0 if they have their initial values.
+        merged: The pairs to be added to frozen weights, one state for each round, in order.
+        increments: In place of pairs, the sum to be added to the pre-trained weights, by path.
+        merges: The number of rounds whose pairs the client has already, and the number after this
+            message. If the first number is 0, the client starts afresh.
+        broadcast: The tensors that the strategy sends beside the model.
+        round: The number of the round, from 1.
         rate: The learning rate.
-        epochs: Passes over the shard, if a strategy says how many.
-        frozen: Endings of what rests.
-        proximal_mu: Weight of the penalty.
-        clipping_norm: The norm that updates must not exceed, where a wrapper of Flower says one.
-        taken: The round of the last update that the server took of this client, if it has reason to
-            say so: what the client has remembered since, the server knows nothing of.
+        epochs: The number of passes over the shard; None for the run's own number.
+        frozen: The endings of the names of tensors that rest.
+        proximal_mu: The weight of the proximal penalty.
+        clipping_norm: The norm that updates must not exceed; None without a wrapper that sets it.
+        taken: The round of this client's last update that the server took; None if the server took
+            the last one that it asked for. The server knows nothing of what came later.
     """
 
     tensors: State
@@ -103,10 +90,10 @@ class Received:
 
 
 class Writer:
-    """Writes the instructions of a round; what several clients are sent is packed once.
+    """Writes the instructions of a round, and packs what several clients are sent only once.
 
     Args:
-        layout: Of all exchanged tensors.
+        layout: The layout of all exchanged tensors.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -121,14 +108,14 @@ class Writer:
         Args:
             asked: The instruction.
             memory: What the client remembers.
-            cached: The tensors that it need not be sent.
-            rank: Its own, if it has one.
+            cached: The names of the tensors that the client need not be sent.
+            rank: The client's own rank; None if it has the run's.
         """
         model, known = asked.model, memory.merges
         config: dict[str, ConfigValue] = {**asked.config, **_config_of(asked.plan)}
         if cached:
-            config[messages.SPARED] = self._layout.mark(cached)
-            config[messages.SPARED_SINCE] = memory.round if memory.tensors else 0
+            config[messages.CACHED] = self._layout.mark(cached)
+            config[messages.CACHED_SINCE] = memory.round if memory.tensors else 0
         lacking = {name: t for name, t in model.tensors.items() if name not in cached}
         records: dict[str, Record] = {
             messages.ARRAYS: self._pack((id(model), cached, rank), lambda: cut(lacking, rank))
@@ -181,12 +168,12 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
     """Reads at a client what `Writer.write` wrote.
 
     Args:
-        content: Of the message.
-        layout: Of all exchanged tensors.
-        rank: The client's own, if it has one.
+        content: The records of the message.
+        layout: The layout of all exchanged tensors.
+        rank: The client's own rank; None if it has the run's.
 
     Raises:
-        ValueError: When the message holds other tensors than expected.
+        ValueError: If the message holds other tensors than expected.
     """
     config = content.config_records[messages.CONFIG]
     layouts = instruction_layouts(config, layout, rank)
@@ -197,17 +184,17 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
 
     return Received(
         tensors=_filled(unpack(messages.ARRAYS), layout, rank),
-        cached=spared_of(config, layout),
-        since=int(cast(int, config.get(messages.SPARED_SINCE, 0))),
+        cached=cached_of(config, layout),
+        since=int(cast(int, config.get(messages.CACHED_SINCE, 0))),
         merged=part(unpack(messages.MERGED), merged_ranks(config, layout)),
         increments=unpack(messages.INCREMENTS),
         merges=_merges(config),
         broadcast=_filled(unpack(messages.BROADCAST), layout, rank),
         round=round_of(config),
-        rate=number_of(config, messages.LEARNING_RATE) or 0.0,
+        rate=number_of(config, LEARNING_RATE) or 0.0,
         epochs=_epochs(config),
         frozen=frozen_of(config),
-        proximal_mu=number_of(config, messages.PROXIMAL_MU) or 0.0,
+        proximal_mu=number_of(config, PROXIMAL_MU) or 0.0,
         clipping_norm=number_of(config, messages.CLIPPING_NORM),
         taken=taken_of(config),
     )
@@ -217,12 +204,12 @@ def _epochs(config: ConfigRecord) -> int | None:
     """Reads how many passes over the shard a strategy asks for.
 
     Raises:
-        ValueError: When it is no whole number from 1.
+        ValueError: If it is not a whole number from 1.
     """
-    epochs = config.get(messages.LOCAL_EPOCHS)
+    epochs = config.get(LOCAL_EPOCHS)
     if epochs is None or (isinstance(epochs, int) and epochs >= 1):
         return epochs
-    raise ValueError(f"message refused: {messages.LOCAL_EPOCHS} is {epochs!r}")
+    raise ValueError(f"message refused: {LOCAL_EPOCHS} is {epochs!r}")
 
 
 def _merges(config: ConfigRecord) -> tuple[int, int]:
@@ -244,12 +231,13 @@ def write_update(
 
     Args:
         delta: Tensors after training minus before, without those that rested.
-        report: What the strategy says beside it; of the same names in the same order, or empty.
-        samples: Images it trained on.
-        loss: Its mean training loss.
-        steps: Of the optimiser.
-        rank: The client's own, if it has one.
-        clipped: Whether the delta was cut to a norm, where the server asked that.
+        report: What the strategy sends beside the delta: tensors of the same names in the same
+            order, or nothing.
+        samples: The number of images that the client trained on.
+        loss: The mean training loss.
+        steps: The number of optimiser steps.
+        rank: The client's own rank; None if it has the run's.
+        clipped: Whether the delta was cut to a norm; None if the server did not ask for that.
     """
     metrics = MetricRecord({messages.SAMPLES: samples, messages.LOSS: loss, messages.STEPS: steps})
     if clipped is not None:
@@ -275,15 +263,15 @@ def read_update(
     """Reads at the server what `write_update` wrote.
 
     Args:
-        content: Of the reply.
-        layout: Of all exchanged tensors.
-        asked: What the client was asked.
-        rank: Its own, if it has one.
-        population: How many clients there are in all.
-        expected: What it must say of its images and steps.
+        content: The records of the reply.
+        layout: The layout of all exchanged tensors.
+        asked: The instruction that the client was sent.
+        rank: The client's own rank; None if it has the run's.
+        population: The number of clients in the whole run.
+        expected: The numbers of images and steps that the update must state.
 
     Raises:
-        ValueError: When it is not a usable update.
+        ValueError: If the reply is not a usable update.
     """
     layouts = update_layouts(asked.plan.frozen, layout, rank)
     delta = messages.from_packed(content, layouts[messages.ARRAYS])
@@ -310,10 +298,10 @@ def read_update(
 
 
 def refuse_absurd(*states: State) -> None:
-    """Refuses what would ruin a sum; both ends look, for a server need not trust its clients.
+    """Refuses tensors that would ruin a sum. Both ends check: a server need not trust its clients.
 
     Raises:
-        ValueError: When there is a NaN, an infinity, or a number beyond what training comes to.
+        ValueError: If a tensor holds NaN, infinity, or a number larger than training produces.
     """
     if all(is_within(state, LARGEST) for state in states):
         return
@@ -335,7 +323,7 @@ def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:
     if plan.frozen:
         config[messages.FROZEN] = list(plan.frozen)
     if plan.proximal_mu:
-        config[messages.PROXIMAL_MU] = plan.proximal_mu
+        config[PROXIMAL_MU] = plan.proximal_mu
     return config
 
 

@@ -12,13 +12,14 @@ In the plain part of a parcel: ``c`` has the config records, ``m`` the metric re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl_vitlora.communication.groups import GROUPS
 from fl_vitlora.communication.parcel import Parcel, Part, RefusedError, Section, read, write
 from fl_vitlora.communication.stream import WHOLE
+from fl_vitlora.federation.client_records import Versions
 from fl_vitlora.flower.wire import messages
 
 KEY = "f"  # of the one record of a folded message, and of the one value in it
@@ -27,7 +28,6 @@ LARGE = 2**20  # bytes; from here on Flower's chunks are worth their headers
 OPAQUE = "masked"  # the group of bytes that are no tensors to anybody on the way
 
 Parts = Mapping[str, tuple[Part, ...]]  # by record
-Versions = Mapping[str, tuple[int, int]]  # by record: what its parts stand on, and lead to
 
 
 def fold(
@@ -39,13 +39,14 @@ def fold(
     """Writes all that a message says into one record.
 
     Args:
-        content: Its records; of arrays those alone travel that no code stands for.
-        parts: Coded tensors.
-        versions: Of the records that are streams.
-        before: Buffers folded before, to be added to: what many are told is written once.
+        content: The records of the message. Arrays that a part stands for are left out.
+        parts: The coded tensors, by record.
+        versions: The versions of the records that are streams.
+        before: Buffers folded before, to which this one is added, so that equal messages are
+            written once.
 
     Returns:
-        What travels.
+        The one record that travels.
     """
     table = [(record, part) for record, several in parts.items() for part in several]
     table += [
@@ -72,17 +73,28 @@ def _opaque(array: Array) -> Part:
     return Part(sections=(Section(group=OPAQUE, codec=array.stype, body=array.data),))
 
 
-def unfold(folded: RecordDict) -> tuple[RecordDict, Parts, Versions]:
+class Unfolded(NamedTuple):
+    """What a folded message says.
+
+    Attributes:
+        content: Its records, without those of coded tensors.
+        parts: Its coded tensors, by record.
+        versions: The versions of the records that are streams.
+    """
+
+    content: RecordDict
+    parts: Parts
+    versions: Versions
+
+
+def unfold(folded: RecordDict) -> Unfolded:
     """Reads what `fold` wrote.
 
     Args:
-        folded: What came.
-
-    Returns:
-        The records without those of coded tensors, and these, and their versions.
+        folded: The records as they came.
 
     Raises:
-        ValueError: When it is something else.
+        ValueError: If `fold` did not write them.
     """
     parcel = read(_carried(folded))
     content = RecordDict()
@@ -105,7 +117,7 @@ def unfold(folded: RecordDict) -> tuple[RecordDict, Parts, Versions]:
             content[record] = packed_record(section.body, section.codec)
         else:
             parts[record] = (*parts.get(record, ()), part)
-    return content, parts, versions
+    return Unfolded(content, parts, versions)
 
 
 def _read_version(known: object, new: object) -> tuple[int, int]:
@@ -118,6 +130,22 @@ def _read_version(known: object, new: object) -> tuple[int, int]:
 def packed_record(data: bytes, kind: str) -> ArrayRecord:
     """Writes packed bytes as the record that the apps know."""
     return ArrayRecord({messages.PACKED: Array("uint8", (len(data),), kind, data)})
+
+
+def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
+    """Counts the bytes of coded tensors, by group, where a message is folded or was unfolded.
+
+    Args:
+        content: The records of the message; arrays that no part stands for are opaque bytes.
+        parts: Its coded tensors, by record.
+    """
+    counts: dict[str, int] = {}
+    for section in (s for several in parts.values() for part in several for s in part.sections):
+        counts[section.group] = counts.get(section.group, 0) + len(section.body)
+    for record, arrays in content.array_records.items():
+        if record not in parts:
+            counts[OPAQUE] = counts.get(OPAQUE, 0) + len(arrays[messages.PACKED].data)
+    return {group: counts[group] for group in (*GROUPS, OPAQUE) if group in counts}
 
 
 def groups_of(folded: RecordDict) -> dict[str, int]:

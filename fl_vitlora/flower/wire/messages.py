@@ -1,8 +1,8 @@
-"""Flower's records from and to states, and the bytes of a serialised message.
+"""The names in messages, and Flower's records from and to states.
 
-Between the two ends of the wire (`client_mod`, `server_end`) and what reads and writes messages,
-all tensors of a record are one packed array (`communication.packing`); strategies made for Flower
-see an `ArrayRecord` with one array for each tensor.
+The two ends of the wire (`client.mod`, `server.sending`) hand the tensors of a record to the code
+that reads and writes messages as one packed array (`communication.packing`). Flower's own
+strategies see an `ArrayRecord` with one array for each tensor.
 """
 
 from __future__ import annotations
@@ -33,32 +33,24 @@ INCREMENTS = "increments"
 PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
-LEARNING_RATE = "learning-rate"
-LOCAL_EPOCHS = "local-epochs"  # of one client in one round, where a strategy says so
-SERVER_ROUND = "server-round"
-PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 FROZEN = "frozen"
-SPARED = "spared"  # marks of the tensors that are not sent, as the client has them
-SPARED_SINCE = "spared-since"  # the round in which it remembered them; 0 where it need not have
-MERGED_RANKS = "merged-ranks"  # of merged pairs that are sent, by round and path; 0 for none
-MERGES = "merges"  # of how many rounds the client is taken to have the pairs, and is to have them
+CACHED = "spared"  # marks of the tensors that are not sent because the client has them
+CACHED_SINCE = "spared-since"  # the round in which it remembered them; 0 for initial values
+MERGED_RANKS = "merged-ranks"  # ranks of the pairs that are sent, by round and path; 0 for none
+MERGES = "merges"  # number of rounds whose merged pairs the client has, and then is to have
 STEPS = "steps"
-TAKEN = "taken"  # the round of the last update that the server took of a client
+TAKEN = "taken"  # the round of the client's last update that the server took
 CLIPPING_NORM = KEY_CLIPPING_NORM
 CLIENT = "client"
 CLASSES = "classes"  # their names, in the order in which the sender numbers them
 SAMPLES = "num-examples"  # as Flower's strategies weight by default
 LOSS = "train_loss"  # as Flower's QFedAvg expects it
 NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
-EQUAL_WEIGHT = "equal-weight"  # is 1 for every client, so that strategies can weight by it
+EQUAL_WEIGHT = "equal-weight"  # 1 for every client, so that strategies can weight by it
 ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # shown to strategies of Flower
 VIEWS = "views"
 LARGEST_EXACT = 2.0**53  # up to which every whole number is a float
 ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
-
-
-Scalar = int | float | str | bytes | bool
-ConfigValue = Scalar | list[int] | list[float] | list[str] | list[bytes] | list[bool]
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -68,10 +60,15 @@ def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def from_packed(content: RecordDict, layout: Layout, record: str = ARRAYS) -> State:
-    """Reads the state out of a message, or out of a client's context.
+    """Reads a packed state from a message, or from a client's context.
+
+    Args:
+        content: The records of the message or of the context.
+        layout: The names and shapes of the tensors that are expected.
+        record: The name of the record that holds the state.
 
     Raises:
-        ValueError: When the message carries none, or one of other tensors.
+        ValueError: If there is no packed state, or if it holds other tensors.
     """
     arrays = content.array_records.get(record)
     array = None if arrays is None else arrays.get(PACKED)
@@ -89,7 +86,7 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
     """Reads what a Flower strategy returned, in the layout's order, as float32.
 
     Raises:
-        UserError: When it lacks a tensor or changed a shape.
+        UserError: If the strategy left out a tensor or changed a shape.
     """
     import torch
 
@@ -104,7 +101,7 @@ def metrics_of(content: RecordDict) -> MetricRecord:
     """Finds the metrics of a reply.
 
     Raises:
-        ValueError: When it carries none.
+        ValueError: If the reply carries none.
     """
     if METRICS not in content.metric_records:
         raise ValueError("message refused: it carries no metrics")
@@ -115,7 +112,7 @@ def class_names_of(content: RecordDict) -> tuple[str, ...]:
     """Reads the names of the classes in a greeting.
 
     Raises:
-        ValueError: When it has none.
+        ValueError: If the greeting has none.
     """
     record = content.config_records.get(CONFIG)
     names = None if record is None else record.get(CLASSES)
@@ -128,7 +125,7 @@ def scalar(metrics: MetricRecord, name: str) -> float:
     """Reads one number of a metric record.
 
     Raises:
-        ValueError: When it is missing, a list or infinite.
+        ValueError: If the number is missing, a list or infinite.
     """
     value = metrics.get(name)
     if isinstance(value, int | float) and not math.isinf(value):
@@ -140,7 +137,7 @@ def whole(metrics: MetricRecord, name: str) -> int:
     """Reads one whole number of a metric record, to its last digit.
 
     Raises:
-        ValueError: When it is missing, or anything but a whole number.
+        ValueError: If the number is missing, or is not whole.
     """
     value = scalar(metrics, name)
     if isinstance(value, int) or (abs(value) < LARGEST_EXACT and value.is_integer()):

@@ -11,12 +11,13 @@ K clients, n images of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import MetricRecord
 
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.federation.evaluation import Measured
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.training.steps import steps_of
 
@@ -103,6 +104,21 @@ def read_accuracy(metrics: MetricRecord, name: str) -> float:
     if not 0 <= accuracy <= 1:
         raise ValueError(f"it reports an accuracy of {accuracy}, expected 0 to 1")
     return accuracy
+
+
+def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Measured]:
+    """Reads what one client measured: its number of test images, accuracy and loss by view.
+
+    Raises:
+        ValueError: If a number is missing or impossible.
+    """
+    return read_images(metrics), {
+        view: (
+            read_accuracy(metrics, messages.ACCURACY_OF + view),
+            read_loss(metrics, messages.LOSS_OF + view),
+        )
+        for view in views
+    }
 
 
 def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:

@@ -18,15 +18,14 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.evaluation import ALL_VIEWS
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.context_state import KEPT
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
-from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import Instruction
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader
 from fl_vitlora.state import State, add, l2_norm, mean, subtract
-from tests.flower.conftest import SECRET, SIZES, LocalGrid, write_shards
+from tests.flower.conftest import SECRET, SIZES, LocalGrid, both, transport_of, write_shards
 from tests.whole_runs import ROUNDING
 
 BIAS = "patch_embed.proj.bias"
@@ -57,7 +56,7 @@ class Clients:
             config, patch_size=4, image_shape=(3, 16, 16), secret=SECRET
         )
         self.grid = LocalGrid(make_client_app(lambda context: self.settings), len(SIZES))
-        self.transport = Transport(
+        self.transport = transport_of(
             self.grid, self.initial(), Ledger(), config=self.settings.config, timeout=1
         )
         self.transport.greet(len(SIZES))
@@ -68,13 +67,13 @@ class Clients:
 
     def train(self, model: State, server_round: int = 1) -> list[State]:
         config: dict[str, Any] = {
-            messages.SERVER_ROUND: server_round,
-            messages.LEARNING_RATE: 5e-2,
+            SERVER_ROUND: server_round,
+            LEARNING_RATE: 5e-2,
         }
         asked = [
             Instruction(client=c, model=GlobalModel(tensors=model), config=config) for c in CLIENTS
         ]
-        updates, failures = self.transport.exchange(server_round, asked)
+        updates, failures = both(self.transport.exchange(server_round, asked))
         assert failures == []
         return [update.delta for update in updates]
 

@@ -15,19 +15,18 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config, TrainingConfig, load
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import workspace
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
-from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import Instruction
 from fl_vitlora.flower.wire.layouts import products_layout
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, paths
 from fl_vitlora.state import State, add, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
-from tests.flower.conftest import SIZES, LocalGrid, write_shards
+from tests.flower.conftest import SIZES, LocalGrid, both, transport_of, write_shards
 
 B_ROUND, A_ROUND = ClientPlan(frozen=(A,)), ClientPlan(frozen=(B,))
 
@@ -69,7 +68,7 @@ class Clients:
         self.initial = {name: self.worker.initial[name] for name, _ in self.worker.layout.shapes}
         self.ledger = Ledger()
         self.grid = LocalGrid(make_client_app(lambda context: self.settings), len(SIZES))
-        self.transport = Transport(
+        self.transport = transport_of(
             self.grid,
             self.initial,
             self.ledger,
@@ -91,8 +90,8 @@ class Clients:
     ) -> list[Update]:
         whole = model if isinstance(model, GlobalModel) else GlobalModel(tensors=model)
         config: dict[str, Any] = {
-            messages.SERVER_ROUND: server_round,
-            messages.LEARNING_RATE: rate,
+            SERVER_ROUND: server_round,
+            LEARNING_RATE: rate,
         }
         asked = [
             Instruction(
@@ -104,7 +103,9 @@ class Clients:
             )
             for client in clients or range(3)
         ]
-        updates, self.failures = self.transport.exchange(server_round, asked)
+        exchange = self.transport.exchange(server_round, asked)
+        updates, self.failures = both(exchange)
+        self.clipped = exchange.clipped
         return updates
 
     def context(self, client: int) -> Context:

@@ -14,12 +14,12 @@ import strategies
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.strategies.aggregators import OwnAggregator
-from fl_vitlora.flower.wire import messages
 from fl_vitlora.strategy import Strategy, Update
 from tests.flower.client.test_context_state import Clients, equal
-from tests.flower.conftest import LocalGrid
+from tests.flower.conftest import LocalGrid, both
 
 Answer = Callable[[Message], Message]
 CODED: dict[str, Any] = {"compression__uplink": "int4", "compression__downlink": "int4"}
@@ -73,9 +73,9 @@ class Rounds:
     def train(self, *participants: int) -> tuple[list[Update], list[Failure]]:
         """Plays the clients' part of a round."""
         self._round += 1
-        config = {messages.SERVER_ROUND: self._round, messages.LEARNING_RATE: 1e-2}
+        config = {SERVER_ROUND: self._round, LEARNING_RATE: 1e-2}
         asked = self.aggregator.instruct(self._round, self.model, participants, config)
-        return self.clients.transport.exchange(self._round, asked)
+        return both(self.clients.transport.exchange(self._round, asked))
 
     def play(self, *participants: int) -> tuple[list[Update], Any]:
         """Plays a round, and has its model measured by the clients."""

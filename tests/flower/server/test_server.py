@@ -24,13 +24,12 @@ from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.federation.loop import Federation, RoundFailedError
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
-from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies.aggregators import make_aggregator
 from fl_vitlora.population.sampling import cohort_size, sample
 from fl_vitlora.state import State, add, l2_norm, mean, scale, subtract
 from fl_vitlora.strategy import Strategy, Update
 from tests.flower.callbacks import Callbacks
-from tests.flower.conftest import SIZES, LocalGrid
+from tests.flower.conftest import SIZES, LocalGrid, transport_of
 
 
 @given(
@@ -79,7 +78,7 @@ class Loop:
         self.reports: list[RoundReport] = []
         self.asked: list[int] = []
         self.evaluated: list[State] = []
-        transport = Transport(grid, self.start, Ledger(), config=settings.config, timeout=1)
+        transport = transport_of(grid, self.start, Ledger(), config=settings.config, timeout=1)
         training = TrainingConfig(learning_rate=1e-3)
         own = {name: given.pop(name) for name in ("beside", "note") if name in given}
         options: dict[str, Any] = {

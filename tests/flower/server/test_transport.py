@@ -24,22 +24,22 @@ from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import Instruction
 from fl_vitlora.flower.wire.folding import fold, unfold
 from fl_vitlora.population import byzantine
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan
 from fl_vitlora.training.local import LocalTask, evaluate, train
-from tests.flower.conftest import KEYS, SIZES, TEST_SIZES, LocalGrid, folds
+from tests.flower.conftest import KEYS, SIZES, TEST_SIZES, LocalGrid, both, folds, transport_of
 
 DIRECTIONS = ("downlink", "uplink")
-CONFIG = {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 1e-3}
+CONFIG = {SERVER_ROUND: 1, LEARNING_RATE: 1e-3}
 
 
 SAID: dict[str, Any] = {"num-examples": 12, "train_loss": 1.0, "steps": 2}  # by client 1
@@ -59,7 +59,7 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def transport(grid: LocalGrid, model: State, ledger: Ledger, settings: ClientSettings) -> Transport:
-    transport = Transport(grid, model, ledger, config=settings.config, timeout=1)
+    transport = transport_of(grid, model, ledger, config=settings.config, timeout=1)
     assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
     return transport
 
@@ -73,7 +73,7 @@ def instruct(
 
 
 def test_updates_come_sorted_by_client(transport: Transport, model: State):
-    updates, failures = transport.exchange(1, instruct(model, 2, 0, 1))
+    updates, failures = both(transport.exchange(1, instruct(model, 2, 0, 1)))
     assert failures == []
     assert [(u.client, u.samples) for u in updates] == [(0, 20), (1, 12), (2, 8)]
     assert all(u.delta.keys() == model.keys() for u in updates)
@@ -82,7 +82,7 @@ def test_updates_come_sorted_by_client(transport: Transport, model: State):
 def test_an_update_is_what_training_on_the_shard_gives(
     transport: Transport, model: State, settings: ClientSettings, shards: Path
 ):
-    (update,), _ = transport.exchange(1, instruct(model, 1))
+    (update,), _ = both(transport.exchange(1, instruct(model, 1)))
     done = train(
         workspace(settings).backbone,
         model,
@@ -99,7 +99,8 @@ def test_the_same_round_gives_the_same_bits_and_another_round_others(
     transport: Transport, model: State
 ):
     first, again, other = (
-        transport.exchange(r, instruct(model, 0, server_round=r))[0][0].delta for r in (1, 1, 2)
+        transport.exchange(r, instruct(model, 0, server_round=r)).updates[0].delta
+        for r in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in model)
     assert not all(torch.equal(first[name], other[name]) for name in model)
@@ -111,9 +112,9 @@ def test_a_client_that_draws_its_order_anew_never_gives_an_update_twice(
     """Nor does one whose images, client 2's, are all in one batch, where no order matters."""
     fresh = replace(settings, fresh_order=True)
     grid = LocalGrid(make_client_app(lambda context: fresh), len(SIZES))
-    transport = Transport(grid, model, Ledger(), config=settings.config, timeout=1)
+    transport = transport_of(grid, model, Ledger(), config=settings.config, timeout=1)
     transport.greet(len(SIZES))
-    first, again = (transport.exchange(1, instruct(model, 0, 1, 2))[0] for _ in range(2))
+    first, again = (list(transport.exchange(1, instruct(model, 0, 1, 2)).updates) for _ in range(2))
     assert [update.samples for update in again] == list(SIZES)
     for one, other in zip(first, again, strict=True):
         assert l2_norm(subtract(one.delta, other.delta)) > 0.02 * l2_norm(one.delta)
@@ -124,7 +125,7 @@ def test_frozen_tensors_are_neither_trained_nor_sent(
 ):
     plan = ClientPlan(frozen=(".lora_A", ".bias"))
     changed = {name: tensor + 1 for name, tensor in model.items()}
-    (update,), _ = transport.exchange(1, instruct(changed, 0, plan=plan))
+    (update,), _ = both(transport.exchange(1, instruct(changed, 0, plan=plan)))
     assert update.delta.keys() == {n for n in model if not n.endswith((".lora_A", ".bias"))}
     down, up = (next(e for e in ledger if e.round and e.direction == d) for d in DIRECTIONS)
     assert down.payload - up.payload == 4 * sum(
@@ -134,7 +135,7 @@ def test_frozen_tensors_are_neither_trained_nor_sent(
 
 def test_replies_that_did_not_come_in_time_are_given_up(grid: LocalGrid, model: State) -> None:
     states = ClientStates()
-    transport = Transport(grid, model, Ledger(), timeout=1, states=states)
+    transport = transport_of(grid, model, Ledger(), timeout=1, states=states)
     transport.greet(len(SIZES))
     grid.silent = {1}
     transport.exchange(1, instruct(model, 0, 1, 2))
@@ -150,21 +151,21 @@ def test_who_made_its_update_out_of_its_bundle_is_told_round_by_round(
     grid: LocalGrid, model: State
 ) -> None:
     states = ClientStates()
-    transport = Transport(grid, model, Ledger(), timeout=1, states=states)
+    transport = transport_of(grid, model, Ledger(), timeout=1, states=states)
     transport.greet(len(SIZES))
     states.take_apart(["message 0", "message 2"])  # to the clients 0 and 2, who have most and least
-    transport.exchange(1, instruct(model, 0, 1, 2))
-    assert list(transport.taken_apart) == [0, 2]
-    transport.exchange(2, instruct(model, 1))
-    assert list(transport.taken_apart) == [1]  # the local grid counts anew
+    done = transport.exchange(1, instruct(model, 0, 1, 2))
+    assert done.taken_apart == (0, 2)
+    done = transport.exchange(2, instruct(model, 1))
+    assert done.taken_apart == (1,)  # the local grid counts anew
     grid.silent = {1}
-    transport.exchange(3, instruct(model, 1))
-    assert list(transport.taken_apart) == []
+    done = transport.exchange(3, instruct(model, 1))
+    assert done.taken_apart == ()
 
 
 def test_the_penalty_reaches_the_client(transport: Transport, model: State):
     free, held = (
-        transport.exchange(1, instruct(model, 0, plan=ClientPlan(proximal_mu=mu)))[0][0].delta
+        transport.exchange(1, instruct(model, 0, plan=ClientPlan(proximal_mu=mu))).updates[0].delta
         for mu in (0.0, 100.0)
     )
     assert not all(torch.equal(free[name], held[name]) for name in model)
@@ -173,12 +174,12 @@ def test_the_penalty_reaches_the_client(transport: Transport, model: State):
 def test_a_client_clips_its_update_to_the_norm_that_it_is_told(transport: Transport, model: State):
     """As Flower's wrappers for differential privacy ask."""
     (asked,) = instruct(model, 0)
-    ((free,), _) = transport.exchange(1, [asked])
+    ((free,), _) = both(transport.exchange(1, [asked]))
     norm = l2_norm(free.delta)
     assert free.report == {}
     for most, bit in ((2 * norm, 0), (norm / 2, 1)):
         told = replace(asked, config={**asked.config, messages.CLIPPING_NORM: most})
-        ((update,), _) = transport.exchange(1, [told])
+        ((update,), _) = both(transport.exchange(1, [told]))
         assert int(update.report[messages.NORM_BIT]) == bit
         expected = scale(free.delta, 0.5 if bit else 1.0)
         assert all(torch.allclose(update.delta[n], t, atol=1e-7) for n, t in expected.items())
@@ -186,7 +187,7 @@ def test_a_client_clips_its_update_to_the_norm_that_it_is_told(transport: Transp
 
 def test_a_diverged_update_is_a_failure(transport: Transport, model: State):
     asked = instruct(model, 0, 2) + instruct(model, 1, learning_rate=1e30)
-    updates, (failure,) = transport.exchange(1, asked)
+    updates, (failure,) = both(transport.exchange(1, asked))
     assert [update.client for update in updates] == [0, 2]
     assert failure.client == 1
     assert "NaN or infinity" in failure.reason
@@ -215,7 +216,7 @@ def test_an_absurd_number_is_refused_as_nan_is(
         return Message(RecordDict({**packed, messages.METRICS: metrics}), reply_to=message)
 
     grid.app = foreign
-    updates, failures = transport.exchange(1, instruct(model, 1))
+    updates, failures = both(transport.exchange(1, instruct(model, 1)))
     assert [update.client for update in updates] == taken
     assert [failure.client for failure in failures if "beyond 1e+06" in failure.reason] == (
         [] if taken else [1]
@@ -225,7 +226,9 @@ def test_an_absurd_number_is_refused_as_nan_is(
 def test_a_client_does_not_send_an_absurd_number(transport: Transport, model: State):
     """At this rate training moves the head's bias by millions."""
     plan = ClientPlan(frozen=(".weight", "proj.bias", ".lora_A", ".lora_B"))
-    updates, (failure,) = transport.exchange(1, instruct(model, 1, plan=plan, learning_rate=1e7))
+    updates, (failure,) = both(
+        transport.exchange(1, instruct(model, 1, plan=plan, learning_rate=1e7))
+    )
     assert updates == []
     assert "its update holds a number beyond 1e+06" in failure.reason
 
@@ -237,7 +240,7 @@ def test_the_attack_by_scale_is_no_absurd_number(
     config = replace(settings.config, clients=3, attack=AttackConfig(kinds=("scale",), clients=1))
     grid.app = make_client_app(lambda context: replace(settings, config=config))
     rate = settings.config.training.learning_rate
-    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2, learning_rate=rate))
+    updates, failures = both(transport.exchange(1, instruct(model, 0, 1, 2, learning_rate=rate)))
     assert failures == []
     norms = sorted(l2_norm(update.delta) for update in updates)
     assert norms[2] > 20 * norms[1]
@@ -246,11 +249,11 @@ def test_the_attack_by_scale_is_no_absurd_number(
 def test_hostile_clients_send_what_they_are_to_and_the_others_what_they_learnt(
     transport: Transport, model: State, grid: LocalGrid, settings: ClientSettings
 ):
-    honest, _ = transport.exchange(1, instruct(model, 0, 1, 2))
+    honest, _ = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     attack = AttackConfig(kinds=("scale", "nan"), clients=2, factor=10.0)
     config = replace(settings.config, clients=3, attack=attack)
     grid.app = make_client_app(lambda context: replace(settings, config=config))
-    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
+    updates, failures = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     assert [failure.client for failure in failures] == byzantine.hostile(config)["nan"]
     for update in updates:
         factor = 10.0 if byzantine.kind_of(config, update.client) else 1.0
@@ -261,9 +264,9 @@ def test_hostile_clients_send_what_they_are_to_and_the_others_what_they_learnt(
 def test_a_client_that_raises_is_a_failure_that_names_the_cause(grid: LocalGrid, model: State):
     """The server's model lacks a tensor that the clients' has."""
     wrong = {name: tensor for name, tensor in model.items() if name != "head.bias"}
-    transport = Transport(grid, wrong, Ledger(), timeout=1)
+    transport = transport_of(grid, wrong, Ledger(), timeout=1)
     transport.greet(len(SIZES))
-    updates, failures = transport.exchange(1, instruct(wrong, 0, 1))
+    updates, failures = both(transport.exchange(1, instruct(wrong, 0, 1)))
     assert updates == []
     assert [failure.client for failure in failures] == [0, 1]
     for failure in failures:
@@ -303,9 +306,9 @@ class Failing:
 def test_a_client_that_fails_is_asked_once_more_in_the_same_round(
     transport: Transport, model: State, grid: LocalGrid, ledger: Ledger, how: str
 ):
-    expected, _ = transport.exchange(1, instruct(model, 0, 1, 2))
+    expected, _ = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     failing = Failing(grid, 1, how)
-    updates, failures = transport.exchange(2, instruct(model, 0, 1, 2))
+    updates, failures = both(transport.exchange(2, instruct(model, 0, 1, 2)))
     assert (failing.asked, failures) == (2, [])
     for update, wanted in zip(updates, expected, strict=True):
         assert update.client == wanted.client
@@ -319,7 +322,7 @@ def test_who_fails_twice_is_a_failure_that_tells_of_both_times(
     transport: Transport, model: State, grid: LocalGrid, how: str
 ):
     failing = Failing(grid, 1, how, times=9)
-    updates, (failure,) = transport.exchange(1, instruct(model, 0, 1, 2))
+    updates, (failure,) = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     assert failing.asked == 2
     assert [update.client for update in updates] == [0, 2]
     if how == "raises":
@@ -335,10 +338,10 @@ def test_who_fails_twice_is_a_failure_that_tells_of_both_times(
 def test_errors_are_not_repeated_where_the_engine_has_done_so(
     grid: LocalGrid, model: State, ledger: Ledger
 ):
-    transport = Transport(grid, model, ledger, timeout=1, repeats_errors=False)
+    transport = transport_of(grid, model, ledger, timeout=1, repeats_errors=False)
     transport.greet(len(SIZES))
     raising, spoilt = Failing(grid, 1, "raises"), Failing(grid, 2, "is spoilt")
-    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
+    updates, failures = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     assert (raising.asked, spoilt.asked) == (1, 2)
     assert [update.client for update in updates] == [0, 2]
     assert [failure.client for failure in failures] == [1]
@@ -348,7 +351,7 @@ def test_whoever_flower_says_did_not_answer_is_not_asked_again(
     transport: Transport, model: State, grid: LocalGrid
 ):
     failing = Failing(grid, 1, "is given up")
-    _, (failure,) = transport.exchange(1, instruct(model, 0, 1, 2))
+    _, (failure,) = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     assert (failing.asked, failure.reason) == (1, "no reply was received")
 
 
@@ -376,7 +379,7 @@ def test_who_answered_while_nobody_could_look_is_heard(
         return []
 
     monkeypatch.setattr(grid, "pull_messages", look_and_sleep)
-    updates, failures = transport.exchange(1, instruct(model, 0, 1))
+    updates, failures = both(transport.exchange(1, instruct(model, 0, 1)))
     assert failures == []
     assert [update.client for update in updates] == [0, 1]
     assert looks == [2]
@@ -397,7 +400,7 @@ def test_a_greeting_with_an_absurd_number_of_images_is_refused(
 
     grid.app = boast  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match=r"greets as no client of ours does: .*(images|number)"):
-        Transport(grid, model, Ledger(), timeout=1).greet(len(SIZES))
+        transport_of(grid, model, Ledger(), timeout=1).greet(len(SIZES))
 
 
 def test_test_images_do_not_change_their_number(
@@ -427,16 +430,16 @@ def test_no_client_weighs_more_than_its_largest_share(
     weights: list[int],
 ):
     config = replace(settings.config, max_client_share=share)
-    transport = Transport(grid, model, Ledger(), config=config, timeout=1)
+    transport = transport_of(grid, model, Ledger(), config=config, timeout=1)
     transport.greet(len(SIZES))
-    updates, _ = transport.exchange(1, instruct(model, 0, 1, 2))
+    updates, _ = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     assert [update.samples for update in updates] == weights
 
 
 def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: LocalGrid):
     grid.silent = {0, 2}
     grid.passed.clear()
-    updates, failures = transport.exchange(1, instruct(model, 0, 1, 2))
+    updates, failures = both(transport.exchange(1, instruct(model, 0, 1, 2)))
     assert [update.client for update in updates] == [1]
     assert len(grid.passed) == 3 + 1  # it is not asked again
     assert failures == [Failure.of(1, client, "no reply within 1 s") for client in (0, 2)]
@@ -489,7 +492,7 @@ def test_a_malformed_reply_is_a_failure(
     grid.app = foreign
     (asked,) = instruct(model, 1)
     clipping = replace(asked, config={**asked.config, messages.CLIPPING_NORM: 1.0})
-    updates, (failure,) = transport.exchange(1, [clipping])
+    updates, (failure,) = both(transport.exchange(1, [clipping]))
     assert updates == []
     assert reason in failure.reason
 
@@ -533,7 +536,7 @@ def test_the_greeting_is_counted_in_round_0_without_payload(transport: Transport
 
 def test_a_tap_sees_every_message(grid: LocalGrid, model: State):
     seen: list[Message] = []
-    transport = Transport(grid, model, Ledger(), timeout=5, tap=seen.append)
+    transport = transport_of(grid, model, Ledger(), timeout=5, tap=seen.append)
     transport.greet(3)
     assert len(seen) == 6
     transport.exchange(1, instruct(model, 0, 1))
@@ -551,10 +554,10 @@ def test_clients_measure_a_model_on_test_images_of_their_own(
 
 
 def test_measuring_changes_nothing_in_what_is_trained_next(transport: Transport, model: State):
-    first = transport.exchange(1, instruct(model, 0))[0][0].delta
+    first = transport.exchange(1, instruct(model, 0)).updates[0].delta
     other = {name: -tensor for name, tensor in model.items()}
     transport.measure(1, GlobalModel(tensors=other), [RIGHT_KEY])
-    again = transport.exchange(1, instruct(model, 0))[0][0].delta
+    again = transport.exchange(1, instruct(model, 0)).updates[0].delta
     assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
 
 
@@ -588,7 +591,7 @@ def test_a_client_that_does_not_measure_in_time_ends_the_run(
 
 def test_a_client_that_cannot_measure_ends_the_run_and_is_named(grid: LocalGrid, model: State):
     wrong = {name: tensor for name, tensor in model.items() if name != "head.bias"}
-    transport = Transport(grid, wrong, Ledger(), timeout=1)
+    transport = transport_of(grid, wrong, Ledger(), timeout=1)
     transport.greet(len(SIZES))
     with pytest.raises(
         RuntimeError, match=r"3 of 3 clients .*; client 0: message refused: it holds"
@@ -644,18 +647,18 @@ def test_a_greeting_without_a_shard_ends_the_run(
     elsewhere = replace(settings, shards=str(tmp_path))
     grid.app = make_client_app(lambda context: elsewhere)
     with pytest.raises(RuntimeError, match=r"a client cannot start: .*\.safetensors is missing"):
-        Transport(grid, model, Ledger(), timeout=0.5).greet(3)
+        transport_of(grid, model, Ledger(), timeout=0.5).greet(3)
 
 
 def test_a_greeting_without_an_answer_ends_the_run(grid: LocalGrid, model: State):
     grid.silent = {1}
     with pytest.raises(RuntimeError, match="1 clients did not answer in time"):
-        Transport(grid, model, Ledger(), timeout=0.5).greet(3)
+        transport_of(grid, model, Ledger(), timeout=0.5).greet(3)
 
 
 def test_nodes_that_never_join_end_the_run(grid: LocalGrid, model: State):
     with pytest.raises(RuntimeError, match=r"only 3 of 4 nodes joined within 0\.1 s"):
-        Transport(grid, model, Ledger(), timeout=0.1).greet(4)
+        transport_of(grid, model, Ledger(), timeout=0.1).greet(4)
 
 
 def test_a_run_that_is_stopped_waits_for_nobody(grid: LocalGrid, model: State):
@@ -663,7 +666,7 @@ def test_a_run_that_is_stopped_waits_for_nobody(grid: LocalGrid, model: State):
     stop = threading.Event()
     stop.set()
     with pytest.raises(InterruptedError):
-        Transport(grid, model, Ledger(), timeout=3600, stop=stop).greet(3)
+        transport_of(grid, model, Ledger(), timeout=3600, stop=stop).greet(3)
 
 
 def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, model: State):
@@ -673,7 +676,7 @@ def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, mod
 
     grid = Twins(make_client_app(lambda context: settings), 2)
     with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
-        Transport(grid, model, Ledger(), timeout=0.5).greet(2)
+        transport_of(grid, model, Ledger(), timeout=0.5).greet(2)
 
 
 @pytest.mark.parametrize(
@@ -689,7 +692,7 @@ def test_a_client_with_other_classes_ends_the_run(
     grid: LocalGrid, model: State, names: str, says: str
 ):
     """Its node counts from another list, so that its head would learn other classes."""
-    transport = Transport(grid, model, Ledger(), timeout=1, class_names=tuple(names))
+    transport = transport_of(grid, model, Ledger(), timeout=1, class_names=tuple(names))
     with pytest.raises(UserError, match=says) as caught:
         transport.greet(len(SIZES))
     assert "--node-config 'classes=" in str(caught.value)
@@ -698,7 +701,7 @@ def test_a_client_with_other_classes_ends_the_run(
 def test_clients_with_the_run_s_classes_are_welcome(
     grid: LocalGrid, model: State, settings: ClientSettings
 ):
-    transport = Transport(grid, model, Ledger(), timeout=1, class_names=settings.class_names)
+    transport = transport_of(grid, model, Ledger(), timeout=1, class_names=settings.class_names)
     assert transport.greet(len(SIZES)) == dict(enumerate(SIZES))
 
 
@@ -717,4 +720,4 @@ def test_a_greeting_without_names_of_classes_ends_the_run(
 
     grid.app = foreign
     with pytest.raises(RuntimeError, match="it does not name the sender's classes"):
-        Transport(grid, model, Ledger(), timeout=1, class_names=("a",)).greet(1)
+        transport_of(grid, model, Ledger(), timeout=1, class_names=("a",)).greet(1)

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.errors import UserError
-from fl_vitlora.federation.client_cache import Memory
+from fl_vitlora.federation.client_records import Memory
 from fl_vitlora.flower.strategies.aggregators import OwnAggregator, check_cohort, check_experiment
 from fl_vitlora.flower.wire.contents import Writer, read_instruction
 from fl_vitlora.state import State, add

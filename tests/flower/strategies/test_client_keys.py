@@ -10,13 +10,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.federation.client_cache import Memory
+from fl_vitlora.federation.client_records import Memory
+from fl_vitlora.federation.instruction import LEARNING_RATE, LOCAL_EPOCHS, SERVER_ROUND, Instruction
 from fl_vitlora.flower.strategies.client_keys import SYNONYMS, VALUES, understood
-from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import Instruction, Writer, read_instruction
+from fl_vitlora.flower.wire.contents import Writer, read_instruction
 from tests.flower.played import CLIENTS, CONFIG, GLOBAL, LAYOUT, aggregator_of
 
-GIVEN = {messages.SERVER_ROUND: 3, messages.LEARNING_RATE: 0.25}
+GIVEN = {SERVER_ROUND: 3, LEARNING_RATE: 0.25}
 
 
 class EachClientItsOwn(flower.FedAvg):
@@ -52,7 +52,7 @@ def test_each_client_reads_its_own_rate_and_epochs():
 
 @pytest.mark.parametrize("name", SYNONYMS)
 def test_every_other_name_of_a_key_is_that_key(name: str):
-    value = 7 if SYNONYMS[name] in (messages.LOCAL_EPOCHS, messages.SERVER_ROUND) else 0.5
+    value = 7 if SYNONYMS[name] in (LOCAL_EPOCHS, SERVER_ROUND) else 0.5
     assert understood({**GIVEN, name: value}, GIVEN, "Mine")[SYNONYMS[name]] == value
     assert understood({name: value, **GIVEN}, GIVEN, "Mine")[SYNONYMS[name]] == value
 
@@ -72,12 +72,12 @@ def test_a_value_of_another_kind_is_refused_by_its_key(key: str, value: object):
 
 
 def test_two_names_of_one_key_must_say_the_same():
-    assert understood({"epochs": 2, "local_epochs": 2}, {}, "Mine") == {messages.LOCAL_EPOCHS: 2}
+    assert understood({"epochs": 2, "local_epochs": 2}, {}, "Mine") == {LOCAL_EPOCHS: 2}
     with pytest.raises(UserError, match="epochs 2 and local_epochs 3"):
         understood({"epochs": 2, "local_epochs": 3}, {}, "Mine")
 
 
 def test_a_client_refuses_epochs_that_are_none():
-    asked = Instruction(client=0, model=GLOBAL, config={**CONFIG, messages.LOCAL_EPOCHS: 0})
+    asked = Instruction(client=0, model=GLOBAL, config={**CONFIG, LOCAL_EPOCHS: 0})
     with pytest.raises(ValueError, match="local-epochs is 0"):
         read_instruction(Writer(LAYOUT).write(asked, Memory(), frozenset(), None), LAYOUT, None)

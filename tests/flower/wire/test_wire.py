@@ -18,6 +18,7 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.parcel import Part, Section
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.mod import ClientEnd
 from fl_vitlora.flower.strategies.aggregators import client_half, make_aggregator
@@ -28,6 +29,7 @@ from fl_vitlora.lowrank import A, B
 from fl_vitlora.state import State, add, l2_norm, scale, subtract
 from fl_vitlora.strategy import Update
 from tests.flower.client.test_context_state import Clients, equal, moved
+from tests.flower.conftest import both
 from tests.flower.played import FLOWER
 
 LOSSY: dict[str, Any] = {"compression__uplink": "int4", "compression__downlink": "int4"}
@@ -298,9 +300,9 @@ def test_every_strategy_works_with_coded_tensors(
     model = GlobalModel(tensors=clients.initial)
     fixed = isinstance(strategy, flower.Strategy)  # these want the number that they were told
     for server_round, present in enumerate(((0, 1, 2), (0, 2), (0, 1, 2)), start=1):
-        config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: 1e-2}
+        config = {SERVER_ROUND: server_round, LEARNING_RATE: 1e-2}
         asked = aggregator.instruct(server_round, model, (0, 1, 2) if fixed else present, config)
-        updates, failures = clients.transport.exchange(server_round, asked)
+        updates, failures = both(clients.transport.exchange(server_round, asked))
         assert failures == []
         assert all(_is_whole(update, model.tensors) for update in updates)
         model = aggregator.aggregate(server_round, model, updates, failures)

@@ -14,11 +14,12 @@ import pytest
 
 import strategies
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.strategies.aggregators import OwnAggregator
-from fl_vitlora.flower.wire import messages
 from fl_vitlora.lowrank import A, B, R
 from fl_vitlora.strategy import Strategy
 from tests.flower.client.test_context_state import HEADER, Clients, size
+from tests.flower.conftest import both
 
 ATTENDANCE = ((0, 1, 2), (0, 1), (0, 1, 2), (0, 1, 2))  # client 2 sits out the second round
 
@@ -97,9 +98,9 @@ def play(folder: Path, strategy: Strategy, attendance: Sequence[Sequence[int]]) 
     clients = Clients(folder, strategy)
     aggregator, model = OwnAggregator(strategy), GlobalModel(tensors=clients.initial)
     for server_round, participants in enumerate(attendance, start=1):
-        config = {messages.SERVER_ROUND: server_round, messages.LEARNING_RATE: 1e-2}
+        config = {SERVER_ROUND: server_round, LEARNING_RATE: 1e-2}
         asked = aggregator.instruct(server_round, model, participants, config)
-        updates, failures = clients.transport.exchange(server_round, asked)
+        updates, failures = both(clients.transport.exchange(server_round, asked))
         assert failures == []
         model = aggregator.aggregate(server_round, model, updates, failures)
     return clients

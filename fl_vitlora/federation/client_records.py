@@ -1,0 +1,209 @@
+"""What the server knows of every client: one record a client, saved and restored as one tree.
+
+The server sends nothing twice. A client remembers the tensors that rested in the last round it took
+part in (`ClientPlan.frozen`), how many rounds' merged pairs it has added to its frozen weights, and
+which version of each stream it holds. It knows the initial values of everything, because it builds
+the same model. A client that does not answer may or may not have read its message, so the server
+then assumes that it remembers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.state import State
+from fl_vitlora.storage.trees import Tree
+from fl_vitlora.strategy import ClientPlan
+
+NOBODY = -1  # the number of a node that has not said yet which client it is
+Versions = Mapping[str, tuple[int, int]]  # by stream: the version a message builds on, and leads to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What one client remembers of the rounds that it took part in.
+
+    Attributes:
+        round: The last round that the client took part in; 0 for none.
+        tensors: The tensors that rested in that round, with the values that they had.
+        merges: The number of rounds whose merged pairs the client has.
+        taken: The round of the client's last update that the server took; 0 for none.
+        missed: True if the client was asked since then and sent no usable update.
+    """
+
+    round: int = 0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    merges: int = 0
+    taken: int = 0
+    missed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientRecord:
+    """What the server knows of one client.
+
+    Attributes:
+        node: The number of its Flower node; None before its greeting.
+        images: The number of its training images, as the client greeted; None before that.
+        test_images: The number of its test images, as the client first said; None before that.
+        memory: What the client remembers of the model.
+        followed: The versions of the streams that the client holds.
+        offered: The versions that the client holds once it has answered its last message.
+    """
+
+    node: int | None = None
+    images: int | None = None
+    test_images: int | None = None
+    memory: Memory = field(default_factory=Memory)
+    followed: Versions = field(default_factory=dict)
+    offered: Versions | None = None
+
+
+class ClientRecords:
+    """The records of all clients.
+
+    Args:
+        initial: The exchanged tensors before the first round.
+    """
+
+    def __init__(self, initial: State) -> None:
+        self._initial = initial
+        self._records: dict[int, ClientRecord] = {}
+        self._clients: dict[int, int] = {}  # by the number of the node
+
+    def of(self, client: int) -> ClientRecord:
+        """Returns the record of a client."""
+        return self._records.get(client, ClientRecord())
+
+    def greeted(self, client: int, node: int, images: int) -> None:
+        """Notes which node a client is, and how many training images it has."""
+        self._change(client, node=node, images=images)
+        self._clients[node] = client
+
+    def client_at(self, node: int) -> int:
+        """Returns the number of the client at a node, or `NOBODY` before its greeting."""
+        return self._clients.get(node, NOBODY)
+
+    def node_of(self, client: int) -> int:
+        """Returns the number of a client's node.
+
+        Raises:
+            KeyError: If the client has not greeted.
+        """
+        node = self.of(client).node
+        if node is None:
+            raise KeyError(f"client {client} has not greeted")
+        return node
+
+    def images_of(self, client: int) -> int:
+        """Returns the number of a client's training images; 1 before its greeting."""
+        images = self.of(client).images
+        return 1 if images is None else images
+
+    def greeted_clients(self) -> tuple[int, ...]:
+        """Returns the numbers of all clients that have greeted, in ascending order."""
+        return tuple(sorted(self._clients.values()))
+
+    def tested(self, client: int, images: int) -> int:
+        """Notes a client's number of test images, and returns the number that it said first."""
+        first = self.of(client).test_images
+        self._change(client, test_images=images if first is None else first)
+        return images if first is None else first
+
+    def cached(self, client: int, model: State, plan: ClientPlan) -> frozenset[str]:
+        """Returns the names of the tensors that a client need not be sent.
+
+        Args:
+            client: The number of the client.
+            model: The tensors that the client is to have.
+            plan: The plan of the round.
+        """
+        remembered = self.of(client).memory.tensors
+
+        def is_known(name: str, tensor: Tensor) -> bool:
+            if name in remembered:
+                return torch.equal(remembered[name], tensor)
+            rests = name.endswith((*plan.frozen, *plan.restarted))
+            return rests and torch.equal(self._initial[name], tensor)
+
+        return frozenset(name for name, tensor in model.items() if is_known(name, tensor))
+
+    def offer(self, client: int, versions: Versions) -> None:
+        """Notes which versions of streams a message leads to, once the client has answered it."""
+        self._change(client, offered={**self.of(client).followed, **versions})
+
+    def heard(self, client: int) -> None:
+        """Notes that a client has answered, so it holds the streams that it was offered."""
+        record = self.of(client)
+        followed = record.followed if record.offered is None else record.offered
+        self._change(client, followed=followed, offered=None)
+
+    def lost(self, client: int) -> None:
+        """Notes that the server no longer knows which streams a client holds."""
+        self._change(client, followed={}, offered=None)
+
+    def answered(
+        self, client: int, server_round: int, model: GlobalModel, plan: ClientPlan
+    ) -> None:
+        """Notes that the server took a client's update.
+
+        The client now remembers what rested, and has all merged pairs.
+        """
+        memory = Memory(
+            round=server_round,
+            tensors={n: t for n, t in model.tensors.items() if n.endswith(plan.frozen)},
+            merges=model.rounds,
+            taken=server_round,
+        )
+        self._change(client, memory=memory)
+
+    def measured(self, client: int, model: GlobalModel) -> None:
+        """Notes that a client measured a model, so it has all of its merged pairs."""
+        self._change(client, memory=replace(self.of(client).memory, merges=model.rounds))
+
+    def missed(self, client: int) -> None:
+        """Notes that the server no longer knows what a client remembers.
+
+        The round of its last update that the server took stays known.
+        """
+        self._change(client, memory=Memory(taken=self.of(client).memory.taken, missed=True))
+
+    def snapshot(self) -> Tree:
+        """Returns what the clients remember, for a checkpoint.
+
+        Nodes and numbers of images are not in it: every client greets again.
+        """
+        return {
+            client: {"memory": dict(vars(record.memory)), "followed": dict(record.followed)}
+            for client, record in self._records.items()
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Restores what `snapshot` returned."""
+        for client, known in tree.items():
+            followed = {name: (base, new) for name, (base, new) in known["followed"].items()}
+            self._change(client, memory=Memory(**known["memory"]), followed=followed, offered=None)
+
+    def _change(self, client: int, **fields: object) -> None:
+        self._records[client] = replace(self.of(client), **fields)  # type: ignore[arg-type]
+
+
+def from_registries(memories: Tree, followed: Tree) -> Tree:
+    """Returns the tree of `ClientRecords.snapshot` from the two of checkpoints of before.
+
+    Args:
+        memories: What each client remembers, by client.
+        followed: The versions of the streams that each client holds, by client.
+    """
+    return {
+        client: {
+            "memory": memories.get(client, vars(Memory())),
+            "followed": followed.get(client, {}),
+        }
+        for client in sorted({*memories, *followed})
+    }

@@ -1,0 +1,229 @@
+"""Asking: one question to many clients, and once more to those whose answer cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from flwr.app import MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+
+from fl_vitlora.communication.ledger import Purpose
+from fl_vitlora.communication.packing import Layout
+from fl_vitlora.config import Config
+from fl_vitlora.federation.client_records import ClientRecords
+from fl_vitlora.federation.instruction import Instruction
+from fl_vitlora.flower.server.posting import Post, Reply, Request
+from fl_vitlora.flower.server.sending import Addressed, ServerEnd
+from fl_vitlora.flower.wire import masking
+from fl_vitlora.flower.wire.contents import Writer
+from fl_vitlora.population.ranks import rank_of
+from fl_vitlora.privacy.secure_sum import Roster
+
+KINDS: Mapping[Purpose, str] = {
+    "training": MessageType.TRAIN,
+    "evaluation": MessageType.EVALUATE,
+}
+UNHEARD = (  # the errors that Flower reports in place of a node that does not answer
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+
+T = TypeVar("T")
+How = Literal["silent", "raised", "unusable"]
+Reasons = dict[int, tuple[str, ...]]  # why a client failed, each time that it was asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Why an answer cannot be used.
+
+    Attributes:
+        how: "silent" if the client did not answer, "raised" if its app raised, "unusable" if it
+            sent something else than an answer.
+        reason: What is known of the cause.
+    """
+
+    how: How
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Generic[T]):
+    """What clients answered to one question.
+
+    Attributes:
+        read: What was read of each usable answer, by client.
+        reasons: Why the other clients failed, by client.
+        taken_apart: The clients that trained alone after all workers of their batch were lost.
+    """
+
+    read: dict[int, T]
+    reasons: Reasons
+    taken_apart: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(Generic[T]):
+    """What clients are asked.
+
+    Attributes:
+        round: The number of the round, from 1.
+        asked: The instruction of each client.
+        read: A function that reads one answer: it takes the instruction and the records of the
+            reply, and raises a `ValueError` if they are no answer.
+        purpose: What the ledger counts the messages as.
+        roster: The members of the secure sum; None if updates are read one by one.
+    """
+
+    round: int
+    asked: Mapping[int, Instruction]
+    read: Callable[[Instruction, RecordDict], T]
+    purpose: Purpose = "training"
+    roster: Roster | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Asks clients, and asks once more in the same round where that may help.
+
+    Attributes:
+        post: What carries the messages.
+        end: What codes instructions and decodes replies.
+        records: What the server knows of each client.
+        config: The experiment.
+        layout: The layout of all exchanged tensors.
+        repeats_errors: Whether a client whose app raised is asked once more.
+    """
+
+    post: Post
+    end: ServerEnd
+    records: ClientRecords
+    config: Config
+    layout: Layout
+    repeats_errors: bool
+
+    def ask(self, question: Question[T]) -> Answers[T]:
+        """Asks clients, and asks those again whose answer cannot be used.
+
+        A client that failed begins anew: it is sent all that it needs, whatever it may remember of
+        the first attempt. A client that did not answer in time is not asked again. Under secure
+        aggregation a client that has already sent a masked vector is never asked again: two vectors
+        under one mask reveal their difference. Only a client whose app raised has sent none.
+        """
+        answers, refused, apart = self._ask_once(question, question.asked)
+        again = {
+            client: question.asked[client]
+            for client, one in refused.items()
+            if self._is_asked_again(one, question.roster)
+        }
+        more: dict[int, T] = {}
+        still: dict[int, Refused] = {}
+        if again:
+            for client in again:
+                self.records.missed(client)
+            more, still, others = self._ask_once(question, again)
+            apart |= others
+        reasons: Reasons = {
+            client: (one.reason, still[client].reason) if client in still else (one.reason,)
+            for client, one in refused.items()
+            if client not in more
+        }
+        return Answers(read=answers | more, reasons=reasons, taken_apart=frozenset(apart))
+
+    def _is_asked_again(self, refused: Refused, roster: Roster | None) -> bool:
+        """Returns whether another attempt may help and reveals nothing."""
+        if refused.how == "raised":
+            return self.repeats_errors
+        return refused.how == "unusable" and roster is None
+
+    def _ask_once(
+        self, question: Question[T], asked: Mapping[int, Instruction]
+    ) -> tuple[dict[int, T], dict[int, Refused], set[int]]:
+        """Asks clients once, and notes which of them have followed what they were sent.
+
+        Returns:
+            What was read, by client; why the others failed, by client; and who trained alone.
+        """
+        requests = self._requests(question, list(asked.values()))
+        replies = {
+            self.records.client_at(reply.node): reply
+            for reply in self.post.counted(question.round, question.purpose, requests, self.records)
+        }
+        answers: dict[int, T] = {}
+        refused: dict[int, Refused] = {}
+        for client, instruction in asked.items():
+            try:
+                answers[client] = self._read(question, instruction, replies.get(client))
+            except _RefusedReplyError as error:
+                refused[client] = error.refused
+            if client in answers:
+                self.records.heard(client)
+            else:
+                self.records.lost(client)
+        states = self.post.states
+        apart = {
+            client
+            for client, reply in replies.items()
+            if states.is_taken_apart(reply.message.metadata.reply_to_message_id)
+        }
+        return answers, refused, apart
+
+    def _read(self, question: Question[T], asked: Instruction, reply: Reply | None) -> T:
+        """Reads the answer of one client.
+
+        Raises:
+            _RefusedReplyError: If there is none, or if it cannot be used.
+        """
+        if reply is None:
+            reason = f"no reply within {self.post.timeout:g} s"
+            raise _RefusedReplyError(Refused(how="silent", reason=reason))
+        if reply.message.has_error():
+            error = reply.message.error
+            how: How = "silent" if error.code in UNHEARD else "raised"
+            raise _RefusedReplyError(Refused(how=how, reason=str(error.reason)))
+        try:
+            content = self.end.open(asked.client, reply.opened(), asked.plan.frozen)
+            return question.read(asked, content)
+        except ValueError as error:
+            raise _RefusedReplyError(Refused(how="unusable", reason=str(error))) from None
+
+    def _requests(
+        self, question: Question[T], instructions: Sequence[Instruction]
+    ) -> list[Request]:
+        """Writes the messages to clients as they travel."""
+        writer = Writer(self.layout)
+        addressed = []
+        for asked in instructions:
+            content = writer.write(
+                asked,
+                self.records.of(asked.client).memory,
+                self._cached(asked),
+                rank_of(self.config, asked.client),
+            )
+            if question.roster is not None:
+                content[masking.RECORD] = masking.write_roster(question.roster)
+            addressed.append(Addressed(client=asked.client, content=content))
+        kind = KINDS[question.purpose]
+        return [
+            Request.to(self.records.node_of(one.client), kind, content, groups)
+            for one, (content, groups) in zip(
+                addressed, self.end.seal(question.round, addressed), strict=True
+            )
+        ]
+
+    def _cached(self, asked: Instruction) -> frozenset[str]:
+        """Returns the names of the tensors that a client need not be sent."""
+        if not self.end.caches:
+            return frozenset()
+        return self.records.cached(asked.client, asked.model.tensors, asked.plan)
+
+
+class _RefusedReplyError(Exception):
+    """A reply that is missing, reports an error, or cannot be read."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.reason)
+        self.refused = refused

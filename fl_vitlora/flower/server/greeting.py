@@ -1,0 +1,123 @@
+"""The greeting: the server asks every node, once, which client it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flwr.app import MessageType, RecordDict
+
+from fl_vitlora.data.class_names import disagreement
+from fl_vitlora.errors import UserError
+from fl_vitlora.federation.client_records import NOBODY, ClientRecords
+from fl_vitlora.federation.failures import first_line
+from fl_vitlora.flower.server.posting import Post, Reply, Request
+from fl_vitlora.flower.server.secure_sums import SecureAggregator
+from fl_vitlora.flower.server.sending import ServerEnd
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.folding import fold
+from fl_vitlora.flower.wire.reported_counts import read_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greeting:
+    """What one node said about itself.
+
+    Attributes:
+        client: The number of the client that the node is.
+        images: The number of its training images.
+        names: The names of its classes, in its order.
+    """
+
+    client: int
+    images: int
+    names: tuple[str, ...]
+
+
+def greet(
+    clients: int,
+    *,
+    post: Post,
+    end: ServerEnd,
+    records: ClientRecords,
+    class_names: Sequence[str] | None,
+    sums: SecureAggregator | None,
+) -> dict[int, int]:
+    """Waits for the nodes, and asks each one which client it is; workers start meanwhile.
+
+    Args:
+        clients: The number of nodes to wait for.
+        post: What carries the messages.
+        end: What opens the replies.
+        records: The records of the clients, which are begun here.
+        class_names: The names of the run's classes; None if classes are not compared.
+        sums: The secure aggregator, which notes the public keys; None without secure sums.
+
+    Returns:
+        The number of training images, by client.
+
+    Raises:
+        RuntimeError: If a node does not answer, or if two nodes hold the same shard.
+        UserError: If a client has other classes than the run, or has them in another order.
+    """
+    question = fold(RecordDict(), {}, {})
+    nodes = post.wait_for_nodes(clients)
+    requests = [Request.to(node, MessageType.QUERY, question) for node in nodes]
+    replies = post.send(requests, records)
+    images: dict[int, int] = {}
+    found: dict[int, int] = {}
+    for reply in replies:
+        greeting = _read(reply, end, sums)
+        _compare_classes(greeting, class_names)
+        if greeting.client in images:
+            raise RuntimeError(f"two nodes hold the shard of client {greeting.client}")
+        images[greeting.client] = greeting.images
+        found[greeting.client] = reply.node
+    if len(images) < len(requests):
+        raise RuntimeError(f"{len(requests) - len(images)} clients did not answer in time")
+    for client in sorted(images):
+        records.greeted(client, found[client], images[client])
+    for request in requests:
+        post.count(request, 0, "greeting", records)
+    for reply in replies:
+        post.count(reply, 0, "greeting", records)
+    return dict(sorted(images.items()))
+
+
+def _read(reply: Reply, end: ServerEnd, sums: SecureAggregator | None) -> Greeting:
+    """Reads a greeting, and notes the public key in it.
+
+    Raises:
+        RuntimeError: If the node's app cannot start, or if it answers as no client does.
+    """
+    if reply.message.has_error():
+        reason = str(reply.message.error.reason)
+        raise RuntimeError(f"a client cannot start: {first_line(reason)}")
+    try:
+        content = end.open(NOBODY, reply.opened())
+        metrics = messages.metrics_of(content)
+        greeting = Greeting(
+            client=messages.whole(metrics, messages.CLIENT),
+            images=read_images(metrics),
+            names=messages.class_names_of(content),
+        )
+        if sums is not None:
+            sums.greeted(greeting.client, content)
+    except ValueError as error:
+        raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
+    return greeting
+
+
+def _compare_classes(greeting: Greeting, class_names: Sequence[str] | None) -> None:
+    """Refuses a client whose labels mean something else than the run's.
+
+    Raises:
+        UserError: If its classes differ from the run's.
+    """
+    if class_names is None:
+        return
+    if differs := disagreement(greeting.names, class_names):
+        raise UserError(
+            f"client {greeting.client} has other classes than this run: {differs}; give its node "
+            "the run's list, --node-config 'classes=\"FILE\"', by which labels are matched by name"
+        )

@@ -1,0 +1,233 @@
+"""The post: sends messages over Flower's grid, gathers the replies, and counts every message.
+
+A reply is unfolded once, as it arrives: its bytes are counted then, and it is read later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
+from fl_vitlora.federation.client_records import ClientRecords
+from fl_vitlora.federation.polling import pause
+from fl_vitlora.flower.server.client_states import ClientStates
+from fl_vitlora.flower.wire.byte_counts import message_bytes
+from fl_vitlora.flower.wire.folding import Unfolded, group_bytes, groups_of, unfold
+
+NODE_POLL_SECONDS = 0.05
+MOST_AWAITED = 500  # once replies come in, only so many of the oldest messages are looked up
+DOWNLINK: Direction = "downlink"
+UPLINK: Direction = "uplink"
+
+Tap = Callable[[Message], None]
+Groups = Mapping[str, int]  # bytes of tensors, by group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A message to one node.
+
+    Attributes:
+        message: The message as it travels.
+        groups: The bytes of its coded tensors, by group.
+    """
+
+    message: Message
+    groups: Groups = field(default_factory=dict)
+
+    @classmethod
+    def to(cls, node: int, kind: str, content: RecordDict, groups: Groups | None = None) -> Request:
+        """Makes the request that carries folded records to a node.
+
+        Args:
+            node: The number of the node.
+            kind: The type of the message, as Flower names it.
+            content: The folded records.
+            groups: The bytes of its coded tensors, by group.
+        """
+        message = Message(content, dst_node_id=node, message_type=kind)
+        return cls(message=message, groups=groups or {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A message from one node.
+
+    Attributes:
+        message: The message as it came.
+        node: The number of the node that sent it.
+        unfolded: Its records; or the reason why it cannot be read; or None if it reports an error.
+        groups: The bytes of its coded tensors, by group.
+    """
+
+    message: Message
+    node: int
+    unfolded: Unfolded | ValueError | None
+    groups: Groups
+
+    @classmethod
+    def of(cls, message: Message) -> Reply:
+        """Unfolds a message that came in."""
+        node = message.metadata.src_node_id
+        if not message.has_content():
+            return cls(message=message, node=node, unfolded=None, groups={})
+        try:
+            found = unfold(message.content)
+        except ValueError as error:
+            groups = groups_of(message.content)
+            return cls(message=message, node=node, unfolded=error, groups=groups)
+        return cls(message=message, node=node, unfolded=found, groups=group_bytes(*found[:2]))
+
+    def opened(self) -> Unfolded:
+        """Returns the records of the reply.
+
+        Raises:
+            ValueError: If the reply cannot be read.
+        """
+        if isinstance(self.unfolded, Unfolded):
+            return self.unfolded
+        raise self.unfolded or ValueError("message refused: it reports an error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """Sends messages to nodes and gathers their replies.
+
+    Attributes:
+        grid: Flower's grid.
+        ledger: The ledger in which messages are counted.
+        timeout: Seconds to wait for the replies to one batch of messages.
+        states: What simulated clients remember. It is told which replies are void, and knows which
+            clients trained alone.
+        tap: A function that is shown every message that passes, for inspection.
+        stop: The event that ends all waiting.
+    """
+
+    grid: Grid
+    ledger: Ledger
+    timeout: float
+    states: ClientStates = field(default_factory=ClientStates)
+    tap: Tap | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def wait_for_nodes(self, clients: int) -> list[int]:
+        """Waits until enough nodes have joined, and returns their numbers.
+
+        Raises:
+            RuntimeError: If too few nodes join in time.
+        """
+        deadline = time.monotonic() + self.timeout
+        while len(nodes := list(self.grid.get_node_ids())) < clients:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"only {len(nodes)} of {clients} nodes joined within {self.timeout:g} s"
+                )
+            self._heed_stop()
+            time.sleep(NODE_POLL_SECONDS)
+        return nodes
+
+    def counted(
+        self,
+        server_round: int,
+        purpose: Purpose,
+        requests: Sequence[Request],
+        records: ClientRecords,
+    ) -> list[Reply]:
+        """Sends messages and gathers replies, and counts each one while others are awaited."""
+        return self.send(
+            requests, records, lambda one: self.count(one, server_round, purpose, records)
+        )
+
+    def send(
+        self,
+        requests: Sequence[Request],
+        records: ClientRecords,
+        note: Callable[[Request | Reply], None] = lambda one: None,
+    ) -> list[Reply]:
+        """Sends messages and gathers replies until all have arrived or time is up.
+
+        Replies that come later are void: their clients go back to what they remembered before.
+        Clients with the most images come first, so that the last ones to train are the quickest.
+
+        Args:
+            requests: The messages, each to one node.
+            records: The records of all clients.
+            note: A function that is shown every message that passes, in either direction.
+        """
+
+        def images(request: Request) -> int:
+            return records.images_of(records.client_at(request.message.metadata.dst_node_id))
+
+        order = sorted(requests, key=images, reverse=True)
+        ids = self.grid.push_messages([request.message for request in order])
+        waiting = dict(zip(ids, map(images, order), strict=False))
+        for request in order:
+            note(request)
+        replies = self._gather(waiting, note)
+        self.states.give_up(waiting)
+        return replies
+
+    def _gather(
+        self, waiting: dict[str, int], note: Callable[[Request | Reply], None]
+    ) -> list[Reply]:
+        """Gathers the replies to messages, and takes the ids of those messages out of `waiting`.
+
+        Args:
+            waiting: The number of images that each message went to, by the message's id.
+            note: A function that is shown every reply.
+        """
+        replies: list[Reply] = []
+        answered, awaited = 0, sum(waiting.values())
+        begin = last = looks = time.monotonic()
+        deadline, arrived = begin + self.timeout, False
+        while waiting and looks <= deadline:  # the last look is after it, however long that is
+            self._heed_stop()
+            looks = time.monotonic()
+            wanted = set(islice(waiting, MOST_AWAITED if arrived else None))
+            found = [Reply.of(message) for message in self.grid.pull_messages(wanted)]
+            arrived = bool(found)
+            for reply in found:
+                note(reply)
+                images = waiting.pop(reply.message.metadata.reply_to_message_id, 0)
+                answered, awaited, last = answered + images, awaited - images, looks
+            replies += found
+            if waiting:
+                now = time.monotonic()
+                spent, looked = now - begin, now - looks
+                seconds = pause(
+                    spent, looked, last=last - begin, answered=answered, awaited=awaited
+                )
+                self.stop.wait(max(0.0, min(seconds, deadline - now)))
+        return replies
+
+    def count(
+        self, one: Request | Reply, server_round: int, purpose: Purpose, records: ClientRecords
+    ) -> None:
+        """Counts a message in the ledger and shows it to the tap."""
+        message = one.message
+        down = isinstance(one, Request)
+        node = message.metadata.dst_node_id if down else message.metadata.src_node_id
+        groups, overhead = message_bytes(message, one.groups)
+        self.ledger.record(
+            Entry(
+                round=server_round,
+                purpose=purpose,
+                client=records.client_at(node),
+                direction=DOWNLINK if down else UPLINK,
+                groups=groups,
+                overhead=overhead,
+            )
+        )
+        if self.tap is not None:
+            self.tap(message)
+
+    def _heed_stop(self) -> None:
+        if self.stop.is_set():
+            raise InterruptedError("the run was stopped")
