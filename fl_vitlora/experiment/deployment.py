@@ -129,8 +129,8 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         storage = _storage(config, context.run_config)
         class_names = _classes(context, shards, storage)
         device = choose_workers(config.engine.device, 1, most=1).device
-        sandwich = client_half(strategy).adapter == "sandwich"
-        built = prepare_model(config, len(class_names), device, sandwich=sandwich)
+        adapter = client_half(strategy).adapter
+        built = prepare_model(config, len(class_names), device, adapter)
         for note in built.notes:
             log(logging.INFO, note)
         given = policies.server_needs_reader(config)

@@ -41,6 +41,16 @@ class Adapter(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
+    @classmethod
+    def beside(cls, weight: Tensor, rank: int) -> Adapter:
+        """Makes a pair for a slice of a layer.
+
+        Args:
+            weight: The pre-trained weight W of the slice, (m, n).
+            rank: The rank r.
+        """
+        return cls(weight.shape[1], weight.shape[0], rank)
+
     def high(self, low: Tensor, multiply: Multiply) -> Tensor:
         """Maps what A made, (B, T, r), to what is added but for s, (B, T, m)."""
         return multiply(low, self.lora_B)
@@ -77,6 +87,11 @@ class LoRAXS(Adapter):
         self.lora_B.data.copy_(left[:, :rank] * signs.T)
         self.lora_R = nn.Parameter(torch.zeros(rank, rank))
 
+    @classmethod
+    def beside(cls, weight: Tensor, rank: int) -> Adapter:
+        """Makes B·R·A for a slice of a layer; see `Adapter.beside`."""
+        return cls(weight, rank)
+
     def high(self, low: Tensor, multiply: Multiply) -> Tensor:
         """Applies R, then B."""
         return multiply(multiply(low, self.lora_R), self.lora_B)
@@ -97,7 +112,7 @@ class LoRALinear(nn.Module):
         slices: Start and end of the outputs of each adapter, by its name, without overlaps.
         rank: r.
         alpha: α.
-        sandwich: Whether adapters are of the kind B·R·A.
+        pair: Makes the matrices of a slice of its weight and of the rank: B·A by default.
 
     Attributes:
         multiply: Applies a thin matrix to (B, T, n); another one where there are several clients'
@@ -111,22 +126,17 @@ class LoRALinear(nn.Module):
         rank: int,
         alpha: float,
         *,
-        sandwich: bool = False,
+        pair: Callable[[Tensor, int], Adapter] = Adapter.beside,
     ) -> None:
         super().__init__()
         self.base = base
         self.scale = alpha / rank
         self.slices = dict(sorted(slices.items(), key=lambda item: item[1]))
         self.adapters = nn.ModuleDict(
-            {
-                name: LoRAXS(base.weight[start:end], rank)
-                if sandwich
-                else Adapter(base.in_features, end - start, rank)
-                for name, (start, end) in self.slices.items()
-            }
+            {name: pair(base.weight[start:end], rank) for name, (start, end) in self.slices.items()}
         )
         self.multiply: Multiply = F.linear
-        self._cuts, self._places = _cuts(base.out_features, list(self.slices.values()))
+        self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
         self._pretrained: Tensor | None = None  # the frozen weight, once anything was added to it
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,7 +186,7 @@ class LoRALinear(nn.Module):
         return [self.adapters[name] for name in self.slices]  # type: ignore[misc]
 
 
-def _cuts(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+def cuts_of(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Cuts the outputs of a layer where slices begin and end.
 
     Args:
@@ -187,7 +197,7 @@ def _cuts(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], l
         The lengths of all pieces, and which of them are the slices.
 
     Example:
-        >>> _cuts(9, [(0, 3), (6, 9)]), _cuts(4, [(1, 2)])
+        >>> cuts_of(9, [(0, 3), (6, 9)]), cuts_of(4, [(1, 2)])
         (([3, 3, 3], [0, 2]), ([1, 1, 2], [1]))
     """
     edges = sorted({0, outputs, *(edge for slice_ in slices for edge in slice_)})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fl_vitlora.config import Config
+from fl_vitlora.finetuning.methods import method_of
 from fl_vitlora.rng import generator
 
 BUNDLES_A_ROUND = 8
@@ -39,8 +40,8 @@ def trained_together(config: Config) -> int:
     """Tells how many clients a worker trains in one batch, at most.
 
     Where it is not said, an eighth of a round's participants, so that eight workers find work, and
-    no more than make up a step of 64 images, about what a core's cache holds; one in full
-    fine-tuning, which has nothing to share in a batch. It does not depend on the number of workers,
+    no more than make up a step of 64 images, about what a core's cache holds; one where
+    the method's clients cannot share a batch, as in full fine-tuning. It does not depend on the number of workers,
     as the rounding of sums would with it.
 
     Example:
@@ -49,7 +50,7 @@ def trained_together(config: Config) -> int:
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
-    if config.finetuning.method == "full":
+    if not method_of(config.finetuning).stackable:
         return 1
     participants = cohort_size(config.clients, config.fraction)
     most = IMAGES_A_STEP // config.training.batch_size
