@@ -141,7 +141,19 @@ ROOMS = {
         "state",
         "strategy",
     ],
-    "testing/": ["config", "errors", "lowrank", "privacy", "rng", "state", "strategy"],
+    "testing/": [
+        "communication",
+        "config",
+        "errors",
+        "finetuning",
+        "lowrank",
+        "models",
+        "privacy",
+        "rng",
+        "state",
+        "strategy",
+        "training",
+    ],
 }
 
 

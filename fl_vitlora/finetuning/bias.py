@@ -1,7 +1,7 @@
 """BitFit: only the biases are trained.
 
-The biases of the blocks and of the last normalisation are trained, and nothing else of the body. The
-bias of the patch embedding belongs to the part ``patch_embed``, those of the classifier to the head.
+The biases of the blocks and of the last normalisation are trained, and nothing else of the body.
+The bias of the patch embedding belongs to the part ``patch_embed``, the classifier's to the head.
 
 Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199, which trains all bias terms of a language
 model and its task head.

@@ -1,8 +1,8 @@
 """The groups of tensors: a group decides the learning rate, the codec and the bytes shown.
 
 The name under which a tensor is exchanged says its group. Most names do so by themselves:
-``patch_embed.proj.weight`` is of the patch embedding, ``….lora_A`` is a low-rank matrix. A part of a
-method may add tensors with names that nobody has seen before. Such a name is exchanged with its
+``patch_embed.proj.weight`` is of the patch embedding, ``….lora_A`` is a low-rank matrix. A part of
+a method may add tensors with names that nobody has seen before. Such a name is exchanged with its
 group before it, ``lora:blocks.0.attn.gate``, so that every room that is given the bare name, at
 either end, finds the same group.
 """

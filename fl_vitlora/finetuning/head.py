@@ -1,4 +1,4 @@
-"""Linear probing: the classifier alone is trained. Every method trains it; this part adds nothing."""
+"""Linear probing: the classifier alone is trained. Every method trains it; this adds nothing."""
 
 from __future__ import annotations
 

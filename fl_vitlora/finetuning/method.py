@@ -81,6 +81,7 @@ class Part(ABC):
         Args:
             model: A timm ViT, with what the parts before this one added.
         """
+        del model
 
     @abstractmethod
     def trained(self, model: nn.Module) -> Collection[str]:
@@ -133,6 +134,7 @@ class Part(ABC):
         Args:
             model: The trained model.
         """
+        del model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +183,10 @@ class Method:
     @property
     def acts_at_server(self) -> bool:
         """Returns True if a part has something to do at the server in a round."""
-        hooks = ("rests", "retract")
-        return any(
-            getattr(type(p), h) is not getattr(Part, h) for _, p in self.parts for h in hooks
-        )
+        retracts = any(type(part).retract is not Part.retract for _, part in self.parts)
+        return retracts or self.has_rests
+
+    @property
+    def has_rests(self) -> bool:
+        """Returns True if a part lets tensors rest by round."""
+        return any(type(part).rests is not Part.rests for _, part in self.parts)

@@ -40,9 +40,9 @@ def trained_together(config: Config) -> int:
     """Tells how many clients a worker trains in one batch, at most.
 
     Where it is not said, an eighth of a round's participants, so that eight workers find work, and
-    no more than make up a step of 64 images, about what a core's cache holds; one where
-    the method's clients cannot share a batch, as in full fine-tuning. It does not depend on the number of workers,
-    as the rounding of sums would with it.
+    no more than make up a step of 64 images, about what a core's cache holds. It is one where the
+    method's clients cannot share a batch, as in full fine-tuning. It does not depend on the number
+    of workers, as the rounding of sums would with it.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))

@@ -26,6 +26,7 @@ from fl_vitlora.state import State
 
 PATCHES, HEAD, POSITION = "patch_embed.proj", "head", "pos_embed"
 MULTIPLY = "multiply"  # the attribute of a layer that applies its trained matrices
+FROZEN = 2  # dimensions of a matrix that all clients share
 PER_PATCH = 4  # dimensions of stacked kernels where every patch has its own
 
 
@@ -201,6 +202,8 @@ class Stack:
             vars(self.model)[POSITION] = torch.cat(places)
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        if weight.ndim == FROZEN:
+            return F.linear(x, weight)
         return linear(x, weight, None, self._seats)
 
     def _put(self, path: str, tensor: Tensor) -> None:
