@@ -53,7 +53,8 @@ class DoRAAdapter(Adapter):
         """
         moved = weight + scale * self.product()
         factor = self.magnitude / moved.detach().norm(dim=1)
-        return moved * factor.unsqueeze(1)
+        turned: Tensor = moved * factor.unsqueeze(1)
+        return turned
 
 
 class DoRALinear(nn.Module):
