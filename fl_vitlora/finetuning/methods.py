@@ -192,12 +192,12 @@ def prepared(model: nn.Module) -> Prepared | None:
 
 
 def _check_heads(model: nn.Module) -> None:
-    """Compares what the model says is its classifier with what is called a head.
+    """Compares the model's classifier with the tensors whose names say that they are a head.
 
-    Names decide what travels how; a classifier that they do not tell would be taken for the body.
+    Names decide the group of a tensor. A classifier with another name would count as the body.
 
     Raises:
-        UserError: When they differ.
+        UserError: When the two differ.
     """
     heads = head_parameters(model)
     called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
@@ -291,13 +291,13 @@ def merge(model: nn.Module) -> None:
 
 
 def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Takes one step's gradient and checks that it reaches every trained tensor.
+    """Computes one gradient and checks that it reaches every trained tensor.
 
-    Some timm models (BEiT, EVA, SwinV2) read the weight of `qkv` themselves and pass an adapter by.
+    Some timm models (BEiT, EVA, SwinV2) read the weight of `qkv` themselves and bypass an adapter.
 
     Args:
-        model: A prepared model; its parameters stay as they are.
-        image_shape: (C, H, W).
+        model: A prepared model; its parameters do not change.
+        image_shape: The shape of an image, (C, H, W).
 
     Raises:
         UserError: When a trained tensor takes no part in the forward pass.

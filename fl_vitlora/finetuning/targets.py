@@ -1,6 +1,6 @@
 """Which layers of a timm ViT get adapters: q, k, v, proj, fc1 and fc2 of every block.
 
-D width of the model.
+D is the width of the model.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def attach(
 
     Args:
         model: A timm ViT.
-        targets: Names of `LAYERS`.
-        rank: r.
-        alpha: α.
+        targets: The names of the layers (`LAYERS`).
+        rank: The rank r.
+        alpha: The scale α.
         layer: Makes the adapted layer of the plain one, its slices, the rank and α.
 
     Raises:
@@ -70,11 +70,12 @@ def merge(model: nn.Module) -> None:
 
 
 def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
-    """Lets the frozen weights under adapters be the pre-trained ones plus s·increment, in place.
+    """Sets the frozen weights under adapters to the pre-trained ones plus s·increment, in place.
 
     Args:
-        model: With adapters.
-        increments: (m, n) by the paths of pairs, for example ``blocks.0.attn.qkv.adapters.q``.
+        model: A model with adapters.
+        increments: The increments, (m, n), by the paths of their pairs, for example
+            ``blocks.0.attn.qkv.adapters.q``.
     """
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
