@@ -45,7 +45,10 @@ FLAGS = {
     "--fraction": ("fraction", "Share of the clients that train in a round (1.0)"),
     "--min-clients": ("min_clients", "Fewest usable updates that a round needs (1)"),
     "--strategy": ("strategy.name", "A file in strategies/ or package.module:Class (fedavg)"),
-    "--method": ("finetuning.method", "lora+patch_embed, lora, head or full (lora+patch_embed)"),
+    "--method": (
+        "finetuning.method",
+        "A sum of parts: lora, patch_embed, head, full, bias, norm, dora, ... (lora+patch_embed)",
+    ),
     "--dataset": ("data.name", "digits, a Hugging Face data set, or a local path (digits)"),
     "--model": ("model.name", "vit_letters_16 or any timm ViT (vit_letters_16)"),
     "--partition": ("data.partition", "dirichlet, iid, pathological, shard or natural (dirichlet)"),
@@ -223,6 +226,12 @@ def make_parser() -> Parser:
         metavar="NAME",
         help="Show the parameters of a strategy, named as for --strategy, and test it against the "
         "rules of the contract; runs nothing",
+    )
+    parser.add_argument(
+        "--check-method",
+        metavar="NAME",
+        help="Show the parts of a fine-tuning method, named as for --method or by a Python file, "
+        "and test it against the rules of the contract; runs nothing",
     )
     parser.add_argument(
         "--verbose", action="store_true", help="Show the messages of Flower and Ray"
@@ -518,10 +527,32 @@ def check_strategy(
         raise SystemExit(RULE_BROKEN)
 
 
+def check_contract(arguments: argparse.Namespace) -> None:
+    """Tests the strategy or the fine-tuning method that a flag names."""
+    if arguments.check_method is not None:
+        check_method(arguments.check_method, read_overrides(arguments))
+    else:
+        chosen = read_strategy(arguments)
+        check_strategy(chosen, confirmed_by(arguments), verbose=arguments.verbose)
+
+
+def check_method(name: str, overrides: Mapping[str, Any]) -> None:
+    """Tests a fine-tuning method against every rule of the contract, and prints the findings."""
+    from fl_vitlora.reporting.console import print_findings
+    from fl_vitlora.testing.method_report import named, report
+
+    chosen = config.load(None, {**overrides, "finetuning.method": named(name)}).finetuning
+    told, found, untried = report(chosen)
+    print_findings(told, found, untried=untried)
+    if any(finding.problem for finding in found):
+        raise SystemExit(RULE_BROKEN)
+
+
 def check_flags(given: Mapping[str, Any]) -> None:
     """Refuses flags that say what to run beside one that runs nothing, or what was begun."""
     whys = {
         "check_strategy": "runs nothing",
+        "check_method": "runs nothing",
         "rotate_key": "runs nothing",
         "storage_keys": "runs nothing",
         "resume": "goes on with one run",
@@ -540,9 +571,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     check_flags(vars(arguments))
     try:
-        if arguments.check_strategy is not None:
-            chosen = read_strategy(arguments)
-            check_strategy(chosen, confirmed_by(arguments), verbose=arguments.verbose)
+        if arguments.check_strategy is not None or arguments.check_method is not None:
+            check_contract(arguments)
             return
         if arguments.resume is not None:
             resume(arguments)

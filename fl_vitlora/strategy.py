@@ -113,8 +113,9 @@ class Strategy(ABC):
         rebased: Endings of the names of tensors that the server writes in new coordinates in every
             round, as factors of a product that it factors anew: what a codec withheld of them in
             one round says nothing in the next, and is dropped.
-        adapter: "lora" has B·A; "sandwich" B·R·A with trained R, and A and B of the pre-trained
-            weight's singular vectors.
+        adapter: The low-rank matrices of the method ``lora``: "lora" has B·A. "lora_xs", or
+            "sandwich" as it was called before, has B·R·A, where A and B are singular vectors of the
+            pre-trained weight; the plan says which of the three rest.
     """
 
     low_rank: ClassVar[bool] = False
@@ -122,7 +123,7 @@ class Strategy(ABC):
     sums_suffice: ClassVar[bool] = False
     personal: ClassVar[tuple[str, ...]] = ()
     rebased: ClassVar[tuple[str, ...]] = ()
-    adapter: ClassVar[Literal["lora", "sandwich"]] = "lora"
+    adapter: ClassVar[Literal["lora", "lora_xs", "sandwich"]] = "lora"
 
     def objection(self, config: Config, participants: int) -> str:
         """Says why an experiment cannot be run as this strategy means it, before it begins.

@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import Config
-from fl_vitlora.config.confirmation import check_strategy
+from fl_vitlora.config.confirmation import check_method, check_strategy
 from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, shown, unknown
 
@@ -41,7 +41,7 @@ def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
 
     Args:
         config: The experiment, whoever wrote it.
-        confirmed: Names of strategies that the person in charge typed.
+        confirmed: Names of strategies and methods that the person in charge typed.
 
     Raises:
         UserError: When nobody confirmed code that it names, and as `load` does.
@@ -49,6 +49,7 @@ def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
     from fl_vitlora.population.sampling import cohort_size
 
     check_strategy(config.strategy, confirmed)
+    check_method(config.finetuning.method, confirmed)
     return load(
         config.strategy.name,
         config.strategy.options,

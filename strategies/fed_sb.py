@@ -22,11 +22,11 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FedSB(Strategy):
-    """Federated averaging of the matrix inside a sandwich; it has no hyper-parameters."""
+    """Federated averaging of the matrix R of LoRA-XS; it has no hyper-parameters."""
 
     low_rank = True
     sums_suffice = True
-    adapter = "sandwich"
+    adapter = "lora_xs"
 
     def plan(self, server_round: int) -> ClientPlan:
         """Lets A and B rest in every round."""

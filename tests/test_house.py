@@ -136,7 +136,19 @@ ROOMS = {
         "state",
         "strategy",
     ],
-    "testing/": ["config", "errors", "lowrank", "privacy", "rng", "state", "strategy"],
+    "testing/": [
+        "communication",
+        "config",
+        "errors",
+        "finetuning",
+        "lowrank",
+        "models",
+        "privacy",
+        "rng",
+        "state",
+        "strategy",
+        "training",
+    ],
 }
 
 

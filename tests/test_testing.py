@@ -251,7 +251,10 @@ def declared(fault: str = "none", **attributes: Any) -> Strategy:
     [
         ({"sums_suffice": "yes"}, "sums_suffice is 'yes', expected True or False"),
         ({"personal": ".lora_B"}, "personal is '.lora_B', not a tuple of endings"),
-        ({"adapter": "burger"}, r"adapter is 'burger', expected one of \('lora', 'sandwich'\)"),
+        (
+            {"adapter": "burger"},
+            r"adapter is 'burger', expected one of \('lora', 'lora_xs', 'sand",
+        ),
         ({"personal": ("",)}, "freezes every tensor"),
         (
             {"personal": (".lora_b",)},

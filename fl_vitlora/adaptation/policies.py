@@ -52,7 +52,7 @@ def reader_is_stored(config: Config) -> bool:
 
 def what_becomes_of_reader(config: Config) -> str:
     """Names the policy of the patch embedding as it takes effect."""
-    trained = methods.PATCH_EMBEDDING in methods.METHODS[config.finetuning.method].groups
+    trained = methods.method_of(config.finetuning).trains_patch_embedding
     return config.finetuning.patch_embedding if trained else "frozen"
 
 
@@ -102,9 +102,11 @@ def exchanged(
     Args:
         config: What becomes of the patch embedding.
         trained: All of them.
-        personal: Endings of those that the strategy leaves to the clients.
+        personal: Endings of those that the strategy leaves to the clients; the method may leave
+            others to them.
     """
     local = keeps_reader(config)
+    personal = (*personal, *methods.method_of(config.finetuning).personal)
     return {
         name: tensor
         for name, tensor in trained.items()
@@ -126,7 +128,8 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
         UserError: When the strategy asks for what the experiment has not.
     """
     name = config.strategy.name
-    if strategy.low_rank and not methods.METHODS[config.finetuning.method].lora:
+    method = methods.method_of(config.finetuning, strategy.adapter)
+    if strategy.low_rank and not method.low_rank:
         raise UserError(
             f"strategy {name} works on low-rank matrices, and method {config.finetuning.method} "
             "has none; take --method lora+patch_embed or lora"
@@ -136,11 +139,13 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
             f"strategy {name} needs one rank for all clients, but finetuning.client_ranks gives "
             "them ranks of their own; take flora, flexlora or hetlora"
         )
-    if not strategy.personal:
+    personal = (*strategy.personal, *method.personal)
+    if not personal:
         return config
     if config.evaluation.by == "central":
+        owner = f"strategy {name}" if strategy.personal else f"method {config.finetuning.method}"
         raise UserError(
-            f"evaluation.by central: strategy {name} leaves {', '.join(strategy.personal)} to the "
+            f"evaluation.by central: {owner} leaves {', '.join(personal)} to the "
             "clients, so that no central model exists; take evaluation.by clients"
         )
     return replace(config, evaluation=replace(config.evaluation, by="clients"))

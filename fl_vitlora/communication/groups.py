@@ -1,24 +1,30 @@
-"""Tensor groups: what may travel in a way of its own, and what bytes are told apart by."""
+"""Groups of tensors on the wire: the codec of a tensor, and where its bytes are counted.
+
+`finetuning.groups` says which group a tensor belongs to. On the wire, the groups that have no codec
+of their own are one: other.
+"""
 
 from __future__ import annotations
 
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.groups import HEAD, LORA_A, LORA_B, PATCH_EMBEDDING, exact_group_of
 
-LORA_A, LORA_B, OTHER = "lora_A", "lora_B", "other"
-GROUPS = (methods.PATCH_EMBEDDING, LORA_A, LORA_B, methods.HEAD, OTHER)
+OTHER = "other"
+GROUPS = (PATCH_EMBEDDING, LORA_A, LORA_B, HEAD, OTHER)
 
 
 def group_of(name: str) -> str:
-    """Tells the group of a tensor: patch_embed, lora_A, lora_B, head, or other.
+    """Returns the group of a tensor on the wire: patch_embed, lora_A, lora_B, head or other.
+
+    Args:
+        name: The name under which the tensor is exchanged.
 
     Example:
         >>> group_of("blocks.0.attn.qkv.adapters.q.lora_A"), group_of("patch_embed.proj.weight")
         ('lora_A', 'patch_embed')
         >>> group_of("blocks.0.attn.qkv.adapters.q.lora_R"), group_of("blocks.0.norm1.bias")
         ('other', 'other')
+        >>> group_of("head:blocks.0.gate")
+        'head'
     """
-    last = name.rpartition(".")[2]
-    if last in (LORA_A, LORA_B):
-        return last
-    part = methods.group_of(name)
-    return part if part in GROUPS else OTHER
+    group = exact_group_of(name)
+    return group if group in GROUPS else OTHER

@@ -1,9 +1,10 @@
 """What a file may name and only a person may confirm: code from elsewhere, and a Ray cluster.
 
-A configuration is data, and people exchange configurations and run folders. Two settings in them
-reach further: a strategy that is named as ``package.module:Class`` is imported, and so run; and
-whoever operates a Ray cluster can run code in every program that joins it. So a file alone never
-brings these about. Strategies of this project and of Flower need no confirmation. All else must be
+A configuration is data, and people exchange configurations and run folders. Three settings in them
+reach further. A strategy or a part of a fine-tuning method that is named as
+``package.module:Class`` is imported, and so its code is run. And whoever operates a Ray cluster can
+run code in every program that joins it. So a file alone never brings these about. Strategies of
+this project and of Flower, and methods of this project, need no confirmation. All else must be
 typed on the command line as well, where typing it confirms it.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fl_vitlora.config import Config, StrategyConfig
+from fl_vitlora.config.method_names import foreign_parts, parts_of
 from fl_vitlora.errors import UserError, shown
 
 KNOWN_PACKAGES = ("strategies", "flwr")  # whose classes need no confirmation
@@ -29,6 +31,7 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
         UserError: When there is such code or such a cluster.
     """
     check_strategy(config.strategy, confirmed)
+    check_method(config.finetuning.method, confirmed)
     address = config.engine.ray_address
     if address is not None and address not in confirmed:
         raise UserError(
@@ -60,6 +63,29 @@ def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> N
             )
 
 
+def check_method(method: str, confirmed: Collection[str] = ()) -> None:
+    """Refuses a fine-tuning method with a part whose code is neither known nor confirmed.
+
+    Args:
+        method: The name of the method, a sum of parts.
+        confirmed: The texts that the person in charge typed; a sum confirms each of its parts.
+
+    Raises:
+        UserError: When only a file names such a part.
+
+    Example:
+        >>> check_method("lora+norm")
+        >>> check_method("lora+mine:Mine", ["mine:Mine"])
+    """
+    typed = {part for text in confirmed for part in parts_of(text)}
+    for part in foreign_parts(method):
+        if part not in typed:
+            raise UserError(
+                f"method {shown(part)}: only a file names this code, which does not belong to this "
+                f"project; if you trust it, type it: --trust-strategy {part}"
+            )
+
+
 def is_known(name: str) -> bool:
     """Tells whether a strategy's name can lead to code of this project or of Flower alone.
 
@@ -84,7 +110,8 @@ def flags_for(config: Config) -> str:
         ''
     """
     named = _names(config.strategy.name, config.strategy.options)
-    foreign = " ".join(name for name in named if not is_known(name))
+    unknown = [name for name in named if not is_known(name)]
+    foreign = " ".join([*unknown, *foreign_parts(config.finetuning.method)])
     address = config.engine.ray_address
     return (f" --trust-strategy {foreign}" if foreign else "") + (
         f" --ray-address {address}" if address else ""

@@ -33,6 +33,7 @@ from fl_vitlora.config import (
     to_mapping,
     unknown_setting,
 )
+from fl_vitlora.config.method_names import PARTS, USUAL, is_sum
 from fl_vitlora.config.yaml_text import parse_value
 from fl_vitlora.errors import UserError, shown, unknown
 
@@ -173,7 +174,7 @@ def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
         UserError: When it is a value of another setting, or is misspelt.
     """
     methods, schemes = _choices_of(METHOD), list(SCHEMES)
-    if value in methods or not isinstance(value, str):
+    if value in methods or not isinstance(value, str) or is_sum(value):
         return METHOD
     if value in (strategies or ()) or ":" in value:
         return "strategy"
@@ -192,6 +193,8 @@ def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
 
 def _choices_of(path: str) -> tuple[Any, ...]:
     """Lists the values of a setting that has only a few; of any other there are none."""
+    if path == METHOD:
+        return tuple(dict.fromkeys([*USUAL, *PARTS]))
     kind: Any = Config
     for name in path.split("."):
         kind = typing.get_type_hints(kind).get(name)

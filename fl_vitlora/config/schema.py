@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fl_vitlora.config.method_names import read_method
 from fl_vitlora.config.rates import LETTERS, ORDINARY, Rates
 from fl_vitlora.config.settings import setting, to_list
 from fl_vitlora.config.units import Bytes
@@ -215,8 +216,18 @@ class EncryptionConfig:
 class FineTuningConfig:
     """Which tensors of the backbone are trained and exchanged."""
 
-    method: Literal["lora+patch_embed", "lora", "head", "full"] = setting(
-        "lora+patch_embed", "Which tensors are trained and exchanged."
+    method: str = setting(
+        "lora+patch_embed",
+        "Which tensors are trained and exchanged beside the head: a sum of bias, dora, full, head, "
+        "lora, lora_xs, norm, patch_embed and 'package.module:Class'.",
+        read=read_method,
+    )
+    parameters: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "explanation": "Parameters of the method's parts that are no settings, for example "
+            "--set finetuning.parameters.gain=2."
+        },
     )
     rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
     client_ranks: tuple[int, ...] = setting(

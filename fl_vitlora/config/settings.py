@@ -54,6 +54,8 @@ def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, st
             yield from explanations(hints[item.name], f"{path}{item.name}.")
         elif item.name == "options":
             yield f"{path}NAME", "", item.metadata["explanation"]
+        elif item.name == "parameters":
+            yield f"{path}parameters.NAME", "", item.metadata["explanation"]
         else:
             explanation = item.metadata["explanation"] + _told_choices(hints[item.name])
             yield f"{path}{item.name}", item.default, explanation

@@ -33,6 +33,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.adaptation import policies
 from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.config import Config
+from fl_vitlora.config.confirmation import check_method
 from fl_vitlora.config.settings import read_path
 from fl_vitlora.data.class_names import read_names
 from fl_vitlora.data.shards import (
@@ -87,6 +88,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
         UserError: When its operator left something out.
     """
     config = configuration.load(_given(context.node_config, "config"))
+    check_method(config.finetuning.method, _confirmed(context.node_config))
     shards = Path(read_path(_given(context.node_config, "shards"), "shards"))
     keys = _storage(config, context.node_config)
     device = choose_workers(config.engine.device, 1, most=1).device
@@ -121,6 +123,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         config = configuration.load(
             _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
         )
+        check_method(config.finetuning.method, _confirmed(context.run_config))
         policies.check(config)
         strategy = load_strategy(config, _confirmed(context.run_config))
         asked, config = config, policies.for_strategy(config, client_half(strategy))
@@ -131,8 +134,8 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         storage = _storage(config, context.run_config)
         class_names = _classes(context, shards, storage)
         device = choose_workers(config.engine.device, 1, most=1).device
-        sandwich = client_half(strategy).adapter == "sandwich"
-        built = prepare_model(config, len(class_names), device, sandwich=sandwich)
+        adapter = client_half(strategy).adapter
+        built = prepare_model(config, len(class_names), device, adapter)
         for note in built.notes:
             log(logging.INFO, note)
         given = policies.server_needs_reader(config)

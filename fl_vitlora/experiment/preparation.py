@@ -126,14 +126,14 @@ def check_model(config: Config) -> None:
         methods.check_gradients(drafted.model, drafted.image_shape)
 
 
-def prepare_model(config: Config, classes: int, device: str, *, sandwich: bool = False) -> Backbone:
+def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
     """Builds the model with what the method adds, and checks that all of it is trained.
 
     Raises:
         UserError: When the model or the method cannot work.
     """
     built = backbone.build(config.model, classes, config.seed)
-    methods.prepare(built.model, config.finetuning, config.seed, sandwich=sandwich)
+    methods.prepare(built.model, config.finetuning, config.seed, adapter)
     methods.check_gradients(built.model, built.image_shape)
     built.model.to(device)
     return built

@@ -13,8 +13,11 @@ from fl_vitlora.config import Config
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.method import Method
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
+from fl_vitlora.flower.strategies.method_aggregator import joined
 from fl_vitlora.flower.wire.reported_counts import largest_share
 from fl_vitlora.population import byzantine, faults
 from fl_vitlora.population.ranks import client_ranks
@@ -110,6 +113,11 @@ def _sizes(config: Config, strategy: AnyStrategy, server: Server) -> Line:
     }
 
 
+def method_for(config: Config, strategy: AnyStrategy) -> Method:
+    """Returns the fine-tuning method of an experiment, as its strategy asks for it."""
+    return methods.method_of(config.finetuning, client_half(strategy).adapter)
+
+
 def trained_in(config: Config, strategy: AnyStrategy, initial: State) -> State:
     """Returns the tensors that clients train in any round.
 
@@ -119,7 +127,8 @@ def trained_in(config: Config, strategy: AnyStrategy, initial: State) -> State:
         initial: All tensors that the method trains.
     """
     half, rounds = client_half(strategy), range(1, config.rounds + 1)
-    plans = {half.plan(number).frozen for number in rounds}
+    method = method_for(config, strategy)
+    plans = {joined(half.plan(number).frozen, method.rests(number)) for number in rounds}
     return {
         name: tensor
         for name, tensor in initial.items()

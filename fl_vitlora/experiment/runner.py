@@ -308,8 +308,8 @@ def _prepare_server(
         class_names: Those that the head tells apart.
         key: Id of the secret; without it, the current one is taken.
     """
-    sandwich = client_half(strategy).adapter == "sandwich"
-    backbone = prepare_model(config, len(class_names), device, sandwich=sandwich)
+    adapter = client_half(strategy).adapter
+    backbone = prepare_model(config, len(class_names), device, adapter)
     for note in backbone.notes:
         watch.note(note)
     if policies.lacks_key_ring(config) and not key:

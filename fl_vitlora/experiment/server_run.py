@@ -31,7 +31,7 @@ from fl_vitlora.experiment.measuring import (
 from fl_vitlora.experiment.provenance import Provenance
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.releasing import Release
-from fl_vitlora.experiment.result import result_of
+from fl_vitlora.experiment.result import method_for, result_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.federation.evaluation import Evaluator
@@ -51,6 +51,7 @@ from fl_vitlora.flower.strategies.aggregators import (
     client_half,
     make_aggregator,
 )
+from fl_vitlora.flower.strategies.method_aggregator import with_method
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RESULT, RunFolder
@@ -179,7 +180,8 @@ class Run:
 
     def _aggregator(self, initial: State) -> Aggregator:
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
-        return make_aggregator(self.strategy, Layout.of(initial), seed)
+        aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
+        return with_method(aggregator, method_for(self.config, self.strategy))
 
     def _evaluator(self, transport: Transport, aggregator: Aggregator) -> Evaluator:
         if policies.clients_evaluate(self.config):

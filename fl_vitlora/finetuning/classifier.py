@@ -1,6 +1,6 @@
-"""The classifier of a timm model, all heads of it: found by what the model says, not by a name.
+"""The classifier of a timm model with all its heads, found by asking the model, not by a name.
 
-A distilled DeiT has two heads and averages what they say: a head that stays at random would be in
+A distilled DeiT has two heads and averages their outputs. A head that stayed random would spoil
 every prediction.
 """
 
@@ -17,7 +17,7 @@ AUXILIARY = ("head_dist", "aux_head")  # heads that `get_classifier` of some mod
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
-    """Lists the modules that a model's classifier consists of; none for a model without one."""
+    """Returns the modules of a model's classifier; an empty list for a model without one."""
     get = getattr(model, "get_classifier", None)
     found: Any = get() if callable(get) else None
     heads = list(found) if isinstance(found, tuple | list) else [found]
@@ -27,13 +27,13 @@ def heads_of(model: nn.Module) -> list[nn.Module]:
 
 
 def head_parameters(model: nn.Module) -> set[str]:
-    """Names the parameters of all heads."""
+    """Returns the names of the parameters of all heads."""
     own = {id(p) for head in heads_of(model) for p in head.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 def replace_heads(model: nn.Module, classes: int) -> None:
-    """Puts heads of zeros: all classes are equally likely at first, whatever the features.
+    """Replaces the heads by heads of zeros: at first all classes are equally likely.
 
     Raises:
         UserError: When the model has no classifier, or one without a linear layer.
@@ -54,12 +54,12 @@ def replace_heads(model: nn.Module, classes: int) -> None:
 
 
 def _last_layer(modules: Iterable[nn.Module], classes: int) -> nn.Linear | None:
-    """Finds the last linear layer with an output for each class."""
+    """Returns the last linear layer with an output for each class."""
     linear = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == classes]
     return linear[-1] if linear else None
 
 
 def outputs_of(model: nn.Module) -> int:
-    """Counts the classes that a model's classifier tells apart."""
+    """Returns the number of classes of a model's classifier."""
     layers = [m for h in heads_of(model) for m in h.modules() if isinstance(m, nn.Linear)]
     return layers[-1].out_features if layers else 0

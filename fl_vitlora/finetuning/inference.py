@@ -1,7 +1,7 @@
 """A model's layers as they are computed fastest where nothing is trained.
 
-An adapted layer is one product with W + s·B·A, which is formed once for all batches, instead of
-three and the joining of slices; and the product is left to the fastest library
+An adapted layer becomes one product with W + s·B·A instead of three products and a join of slices.
+The sum is formed once for all batches. The fastest library computes the product
 (`finetuning.products`).
 """
 
@@ -19,14 +19,14 @@ from fl_vitlora.finetuning.products import Product, product_for
 
 @contextmanager
 def quick_layers(model: nn.Module) -> Iterator[None]:
-    """Lets a model compute the same in less time, to rounding, for a while and without gradients.
+    """Makes a model compute faster inside a `with` block, the same up to rounding.
 
-    Its tensors are neither changed nor exchanged: layers are told to compute otherwise, and then no
-    longer. What reads the weight of a layer itself finds what it always does.
+    The block must not need gradients. The tensors of the model do not change: its layers get
+    another `forward` and lose it at the end. Code that reads a layer's weight finds the same one.
 
     Args:
-        model: In float32, with or without adapters; its trained tensors must stay as they are for
-            that while.
+        model: A model in float32, with or without adapters. Its trained tensors must not change
+            inside the block.
     """
     before: list[tuple[nn.Module, Callable[[Tensor], Tensor] | None]] = []
     try:
@@ -45,7 +45,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _quick(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Makes what a layer is to compute instead; none for a layer of another kind."""
+    """Returns the faster function of a layer; None for a layer of another kind."""
     if isinstance(layer, LoRALinear):
         weight, bias = layer.merged_weight(), layer.base.bias
     elif type(layer) is nn.Linear:

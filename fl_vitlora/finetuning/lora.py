@@ -26,13 +26,14 @@ class Adapter(nn.Module):
     """The pair of thin matrices of one slice.
 
     Args:
-        inputs: n.
-        outputs: m.
-        rank: r.
+        inputs: The number of inputs n.
+        outputs: The number of outputs m.
+        rank: The rank r.
 
     Attributes:
-        lora_A: (r, n), Kaiming-uniform.
-        lora_B: (m, r), zero, so that training starts at the pre-trained function.
+        lora_A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution.
+        lora_B: The matrix B, (m, r), which is zero, so that training starts at the pre-trained
+            function.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
@@ -41,30 +42,45 @@ class Adapter(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
+    @classmethod
+    def beside(cls, weight: Tensor, rank: int) -> Adapter:
+        """Makes a pair for a slice of a layer.
+
+        Args:
+            weight: The pre-trained weight W of the slice, (m, n).
+            rank: The rank r.
+        """
+        return cls(weight.shape[1], weight.shape[0], rank)
+
     def high(self, low: Tensor, multiply: Multiply) -> Tensor:
-        """Maps what A made, (B, T, r), to what is added but for s, (B, T, m)."""
+        """Returns the addition to the outputs, without the factor s, (B, T, m).
+
+        Args:
+            low: The product A·x, (B, T, r).
+            multiply: Applies a matrix to the last dimension.
+        """
         return multiply(low, self.lora_B)
 
     def product(self) -> Tensor:
-        """Returns what is added to the weight but for s, (m, n)."""
+        """Returns B·A, (m, n), which is added to the weight with the factor s."""
         return self.lora_B @ self.lora_A
 
 
 class LoRAXS(Adapter):
-    """A pair with a small square matrix between, of which alone one is to be trained: B·R·A.
+    """A pair with a small square matrix between, B·R·A; only R is meant to be trained.
 
-    A and B are the singular vectors of the pre-trained weight W ≈ B·S·A of the largest singular
+    A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest singular
     values (LoRA-XS, arXiv 2405.17604), and R is zero.
 
     Args:
-        weight: W, the slice's own (m, n).
-        rank: r.
+        weight: The pre-trained weight W of the slice, (m, n).
+        rank: The rank r.
 
     Attributes:
-        lora_A: (r, n), orthonormal rows; the largest entry of each is positive, which makes the
-            decomposition the same on every machine.
-        lora_B: (m, r), orthonormal columns.
-        lora_R: (r, r), zero.
+        lora_A: The matrix A, (r, n), with orthonormal rows. The largest entry of each row is
+            positive, which makes the decomposition the same on every machine.
+        lora_B: The matrix B, (m, r), with orthonormal columns.
+        lora_R: The matrix R, (r, r), which starts at zero.
     """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
@@ -76,6 +92,11 @@ class LoRAXS(Adapter):
         self.lora_A.data.copy_(signs * rows)
         self.lora_B.data.copy_(left[:, :rank] * signs.T)
         self.lora_R = nn.Parameter(torch.zeros(rank, rank))
+
+    @classmethod
+    def beside(cls, weight: Tensor, rank: int) -> Adapter:
+        """Makes B·R·A for a slice of a layer; see `Adapter.beside`."""
+        return cls(weight, rank)
 
     def high(self, low: Tensor, multiply: Multiply) -> Tensor:
         """Applies R, then B."""
@@ -94,14 +115,15 @@ class LoRALinear(nn.Module):
 
     Args:
         base: The pre-trained layer.
-        slices: Start and end of the outputs of each adapter, by its name, without overlaps.
-        rank: r.
-        alpha: α.
-        sandwich: Whether adapters are of the kind B·R·A.
+        slices: The start and the end of the outputs of each adapter, by its name; slices do not
+            overlap.
+        rank: The rank r.
+        alpha: The scale α.
+        pair: Makes the matrices of a slice of its weight and of the rank: B·A by default.
 
     Attributes:
-        multiply: Applies a thin matrix to (B, T, n); another one where there are several clients'
-            matrices, stacked (`training.stacking`).
+        multiply: Applies a thin matrix to (B, T, n). A stack of several clients replaces it by a
+            function that applies each client's own matrix (`training.stacking`).
     """
 
     def __init__(
@@ -111,22 +133,17 @@ class LoRALinear(nn.Module):
         rank: int,
         alpha: float,
         *,
-        sandwich: bool = False,
+        pair: Callable[[Tensor, int], Adapter] = Adapter.beside,
     ) -> None:
         super().__init__()
         self.base = base
         self.scale = alpha / rank
         self.slices = dict(sorted(slices.items(), key=lambda item: item[1]))
         self.adapters = nn.ModuleDict(
-            {
-                name: LoRAXS(base.weight[start:end], rank)
-                if sandwich
-                else Adapter(base.in_features, end - start, rank)
-                for name, (start, end) in self.slices.items()
-            }
+            {name: pair(base.weight[start:end], rank) for name, (start, end) in self.slices.items()}
         )
         self.multiply: Multiply = F.linear
-        self._cuts, self._places = _cuts(base.out_features, list(self.slices.values()))
+        self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
         self._pretrained: Tensor | None = None  # the frozen weight, once anything was added to it
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,10 +158,11 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def put_increments(self, increments: Mapping[str, Tensor]) -> None:
-        """Lets the frozen weight be the pre-trained one plus s·increment, in place.
+        """Sets the frozen weight to the pre-trained one plus s·increment, in place.
 
         Args:
-            increments: (m, n) by the names of adapters; none for one leaves its slice pre-trained.
+            increments: The increments, (m, n), by the names of adapters. A slice without one gets
+                its pre-trained weight.
         """
         if self._pretrained is None and not increments:
             return
@@ -157,7 +175,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Returns the one linear layer that computes the same."""
+        """Returns a plain linear layer that computes the same."""
         layer = nn.Linear(self.base.in_features, self.base.out_features, self.base.bias is not None)
         layer.load_state_dict(self.base.state_dict())
         layer.to(self.base.weight)
@@ -166,7 +184,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """Returns W + s·B·A in memory of its own."""
+        """Returns W + s·B·A as a new tensor."""
         weight = self.base.weight.detach().clone()
         for (start, end), adapter in zip(self.slices.values(), self._pairs(), strict=True):
             weight[start:end] += self.scale * adapter.product()
@@ -176,18 +194,18 @@ class LoRALinear(nn.Module):
         return [self.adapters[name] for name in self.slices]  # type: ignore[misc]
 
 
-def _cuts(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+def cuts_of(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Cuts the outputs of a layer where slices begin and end.
 
     Args:
-        outputs: Of the layer.
-        slices: Start and end of each, in order and without overlaps.
+        outputs: The number of outputs of the layer.
+        slices: The start and the end of each slice, in order and without overlaps.
 
     Returns:
         The lengths of all pieces, and which of them are the slices.
 
     Example:
-        >>> _cuts(9, [(0, 3), (6, 9)]), _cuts(4, [(1, 2)])
+        >>> cuts_of(9, [(0, 3), (6, 9)]), cuts_of(4, [(1, 2)])
         (([3, 3, 3], [0, 2]), ([1, 1, 2], [1]))
     """
     edges = sorted({0, outputs, *(edge for slice_ in slices for edge in slice_)})

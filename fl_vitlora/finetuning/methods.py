@@ -1,12 +1,18 @@
-"""Fine-tuning methods: which tensors of a model are trained and exchanged, all others stay frozen.
+"""Fine-tuning methods: a sum of parts is attached to a model, its tensors are named and carried.
 
-A method is a value of two parts: whether LoRA adapters are attached, and which parts of the plain
-model are trained as they are. The paper's method (Lin, Imaizumi, Kiya, arXiv 2507.11943) is LoRA in
-every layer together with the patch embedding, which must learn to read ciphertext, and the head.
+The paper's method (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``: LoRA in every
+block, with the patch embedding, which must learn to read ciphertext, and the head. `method` has the
+contract of a part; `config.method_names` has the table of the parts that ship with the project.
+
+A prepared model remembers how it was prepared (`prepared`): its method, the names under which its
+tensors are exchanged, and which tensors the method added.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,92 +20,184 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config import FineTuningConfig
-from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import targets
+from fl_vitlora.config.method_names import PARTS, USUAL, is_class, parts_of
+from fl_vitlora.config.settings import from_mapping
+from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.finetuning import groups
 from fl_vitlora.finetuning.classifier import head_parameters
+from fl_vitlora.finetuning.groups import BODY, HEAD, HEADS, LORA, PATCH_EMBEDDING, group_of
+from fl_vitlora.finetuning.method import Method, Part
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State
 
-PATCH_EMBEDDING = "patch_embed"
-HEAD = "head"
-LORA = "lora"
-BODY = "body"
-HEADS = ("head", "head_dist")  # all that timm's models with a plain patch embedding call theirs
+__all__ = ["BODY", "HEAD", "HEADS", "LORA", "PATCH_EMBEDDING", "group_of"]
+
+METHODS = USUAL  # the sums that most tests and benchmarks go through
+ADAPTERS = ("lora", "sandwich", "lora_xs")  # of `Strategy.adapter`; the last two are one
+PREPARED = "fine_tuning"  # the attribute of a model that says how it was prepared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """What is trained.
+class Prepared:
+    """How a model was prepared.
 
     Attributes:
-        lora: Whether adapters are attached to the blocks.
-        groups: Groups of tensors (`group_of`) that are trained.
+        method: The fine-tuning method.
+        names: The name under which a trained tensor is exchanged, by its name in the model.
+        added: The names in the model of the tensors that the method added.
     """
 
-    lora: bool
-    groups: frozenset[str]
+    method: Method
+    names: Mapping[str, str]
+    added: frozenset[str]
 
 
-METHODS: Mapping[str, Method] = {
-    "lora+patch_embed": Method(lora=True, groups=frozenset({LORA, PATCH_EMBEDDING, HEAD})),
-    "lora": Method(lora=True, groups=frozenset({LORA, HEAD})),
-    "head": Method(lora=False, groups=frozenset({HEAD})),
-    "full": Method(lora=False, groups=frozenset({PATCH_EMBEDDING, HEAD, BODY})),
-}
+def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
+    """Makes a method of the settings.
 
+    Args:
+        config: The name of the method and its hyper-parameters.
+        adapter: The adapter that the strategy asks for, one of `ADAPTERS`.
 
-def group_of(name: str) -> str:
-    """Tells the part of a model that a tensor belongs to: lora, patch_embed, head or body.
+    Raises:
+        UserError: When a part cannot be imported, or a hyper-parameter fits no part.
 
     Example:
-        >>> group_of("blocks.0.attn.qkv.adapters.q.lora_A"), group_of("patch_embed.proj.weight")
-        ('lora', 'patch_embed')
+        >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
+        [LoRA(rank=2, alpha=8.0, targets=('q', 'v')), Bias()]
     """
-    if name.endswith((".lora_A", ".lora_B", ".lora_R")):
-        return LORA
-    first = name.partition(".")[0]
-    if first in HEADS:
-        return HEAD
-    return PATCH_EMBEDDING if first == PATCH_EMBEDDING else BODY
+    names = parts_of(config.method)
+    kinds = {name: part_class(name) for name in names}
+    if adapter in ("sandwich", "lora_xs"):
+        planned = part_class("fl_vitlora.finetuning.lora_xs:PlannedLoRAXS")
+        kinds = {n: planned if n in ("lora", "lora_xs") else kind for n, kind in kinds.items()}
+    fields = {f.name for kind in kinds.values() for f in dataclasses.fields(kind)}
+    for strange in config.parameters.keys() - fields:
+        raise unknown(f"parameter of method {config.method}", strange, fields)
+    parts = tuple((name, _made(kind, config)) for name, kind in kinds.items())
+    return Method(name=config.method, parts=parts)
 
 
-def prepare(
-    model: nn.Module, config: FineTuningConfig, seed: int, *, sandwich: bool = False
-) -> None:
+def part_class(name: str) -> type[Part]:
+    """Imports the class of a part.
+
+    Args:
+        name: A name of the table, or ``package.module:Class``.
+
+    Raises:
+        UserError: When there is no such part, or its module cannot be imported.
+    """
+    if name not in PARTS and not is_class(name):
+        raise unknown("method", name, PARTS)
+    module_name, _, class_name = PARTS.get(name, name).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"method {name!r} cannot be imported: {cause}") from error
+    kinds = {n: k for n, k in vars(module).items() if inspect.isclass(k) and issubclass(k, Part)}
+    kinds.pop(Part.__name__, None)
+    if class_name not in kinds:
+        raise unknown(f"part of a method in {module_name}", class_name, kinds)
+    return _whole(kinds[class_name], name)
+
+
+def _whole(kind: type[Part], name: str) -> type[Part]:
+    """Refuses a class that lacks what the contract asks for."""
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise UserError(f"method {name}: class {kind.__name__} lacks {', '.join(lacking)}")
+    if "__dataclass_params__" not in vars(kind):
+        raise UserError(
+            f"method {name}: class {kind.__name__} is not a dataclass; write "
+            "@dataclass(frozen=True, kw_only=True) above it"
+        )
+    return kind
+
+
+def _made(kind: type[Part], config: FineTuningConfig) -> Part:
+    """Gives a part its hyper-parameters: those of the settings, and those of its own."""
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    own = {f.name for f in dataclasses.fields(kind)}
+    given = {name: value for name, value in {**shared, **config.parameters}.items() if name in own}
+    return from_mapping(kind, given, "finetuning.parameters")
+
+
+def prepare(model: nn.Module, config: FineTuningConfig, seed: int, adapter: str = "lora") -> None:
     """Attaches what the method adds and frees what it trains, in place.
 
     Args:
         model: A plain timm ViT, all of it frozen.
-        config: Method and its parameters.
-        seed: Of the initial A matrices.
-        sandwich: Whether adapters have a matrix R between A and B.
+        config: The method and its hyper-parameters.
+        seed: The seed of what the parts draw, for example of the initial A matrices.
+        adapter: The adapter that the strategy asks for (`Strategy.adapter`).
 
     Raises:
         UserError: When the model lacks what the method trains.
     """
-    method = METHODS[config.method]
-    if method.lora:
+    attach(model, method_of(config, adapter), seed)
+
+
+def attach(model: nn.Module, method: Method, seed: int) -> None:
+    """Attaches the parts of a method to a model, in place; see `prepare`."""
+    before = {id(parameter) for parameter in model.parameters()}
+    for name, part in method.parts:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "lora"))
-            targets.attach(model, config.targets, config.rank, config.alpha, sandwich=sandwich)
+            torch.manual_seed(derive_seed(seed, name))
+            part.attach(model)
     _check_heads(model)
+    added = {name for name, p in model.named_parameters() if id(p) not in before}
+    names = _trained_names(model, method)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(group_of(name) in method.groups)
-    missing = method.groups - {BODY} - {group_of(name) for name in trainable(model)}
-    if missing:
-        raise UserError(
-            f"method {config.method} finds no {', '.join(sorted(missing))} in "
-            f"{type(model).__name__}; choose another: --method full"
-        )
+        parameter.requires_grad_(name in names)
+    told = Prepared(method=method, names=names, added=frozenset(added))
+    vars(model)[PREPARED] = told
+
+
+def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
+    """Returns the names under which the tensors that a method trains are exchanged.
+
+    Raises:
+        UserError: When a part finds nothing to train, or names what the model does not have.
+    """
+    own = [name for name, _ in model.named_parameters()]
+    heads = {name: name for name in own if group_of(name) == HEAD}
+    if not heads:
+        raise _nothing(method, HEAD, model)
+    found: dict[str, str] = {}
+    for name, part in method.parts:
+        trained = list(part.trained(model))
+        if not trained:
+            raise _nothing(method, name, model)
+        if strange := sorted(set(trained) - set(own)):
+            raise UserError(f"method {method.name}: {name} trains {strange[0]}, which is not there")
+        for path in trained:
+            try:
+                found.setdefault(path, groups.exchanged_name(path, part.group(path)))
+            except ValueError as error:
+                raise UserError(f"method {method.name}: {error}") from None
+    return found | heads
+
+
+def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
+    """Says that a model has nothing that a part could train."""
+    return UserError(
+        f"method {method.name} finds no {part} in {type(model).__name__}; choose another: "
+        "--method full"
+    )
+
+
+def prepared(model: nn.Module) -> Prepared | None:
+    """Returns how a model was prepared; None for a plain model."""
+    return vars(model).get(PREPARED)
 
 
 def _check_heads(model: nn.Module) -> None:
-    """Compares what the model says is its classifier with what is called a head.
+    """Compares the model's classifier with the tensors whose names say that they are a head.
 
-    Names decide what travels how; a classifier that they do not tell would be taken for the body.
+    Names decide the group of a tensor. A classifier with another name would count as the body.
 
     Raises:
-        UserError: When they differ.
+        UserError: When the two differ.
     """
     heads = head_parameters(model)
     called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
@@ -111,13 +209,20 @@ def _check_heads(model: nn.Module) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the trained parameters by name, in the model's order."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Returns the trained parameters by the names under which they are exchanged.
+
+    They are in the model's order. `groups` says what the names tell.
+    """
+    told = prepared(model)
+    names = {} if told is None else told.names
+    return {names.get(n, n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Returns what a plain model of this architecture would exchange: all but the adapters."""
-    return {n: p.detach().cpu() for n, p in model.named_parameters() if group_of(n) != LORA}
+    """Returns the parameters of a model without those that its method added."""
+    told = prepared(model)
+    added = frozenset[str]() if told is None else told.added
+    return {n: p.detach().cpu() for n, p in model.named_parameters() if n not in added}
 
 
 def export_state(model: nn.Module) -> State:
@@ -168,18 +273,31 @@ def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor])
 
 
 def merge(model: nn.Module) -> None:
-    """Turns an adapted model into a plain timm model that computes the same, in place."""
-    targets.merge(model)
+    """Turns an adapted model into a plain timm model that computes the same, in place.
+
+    Raises:
+        UserError: When a part of the method cannot be merged.
+    """
+    told = prepared(model)
+    parts = () if told is None else told.method.parts
+    for name, part in parts:
+        if part.cannot_merge:
+            raise UserError(
+                f"method {name} cannot become part of a plain timm model: {part.cannot_merge}"
+            )
+    for _, part in reversed(parts):
+        part.merge(model)
+    vars(model).pop(PREPARED, None)
 
 
 def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Takes one step's gradient and checks that it reaches every trained tensor.
+    """Computes one gradient and checks that it reaches every trained tensor.
 
-    Some timm models (BEiT, EVA, SwinV2) read the weight of `qkv` themselves and pass an adapter by.
+    Some timm models (BEiT, EVA, SwinV2) read the weight of `qkv` themselves and bypass an adapter.
 
     Args:
-        model: A prepared model; its parameters stay as they are.
-        image_shape: (C, H, W).
+        model: A prepared model; its parameters do not change.
+        image_shape: The shape of an image, (C, H, W).
 
     Raises:
         UserError: When a trained tensor takes no part in the forward pass.

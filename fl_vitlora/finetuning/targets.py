@@ -1,16 +1,18 @@
 """Which layers of a timm ViT get adapters: q, k, v, proj, fc1 and fc2 of every block.
 
-D width of the model.
+D is the width of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.lora import LoRALinear
+
+MakeLayer = Callable[[nn.Linear, Mapping[str, tuple[int, int]], int, float], nn.Module]
 
 FUSED = ("q", "k", "v")  # the thirds of `qkv`, in timm's order
 LAYERS: Mapping[str, str] = {
@@ -27,16 +29,16 @@ def attach(
     rank: int,
     alpha: float,
     *,
-    sandwich: bool = False,
+    layer: MakeLayer = LoRALinear,
 ) -> None:
     """Puts adapters on the target layers of every block, in place.
 
     Args:
         model: A timm ViT.
-        targets: Names of `LAYERS`.
-        rank: r.
-        alpha: α.
-        sandwich: Whether adapters are of the kind B·R·A.
+        targets: The names of the layers (`LAYERS`).
+        rank: The rank r.
+        alpha: The scale α.
+        layer: Makes the adapted layer of the plain one, its slices, the rank and α.
 
     Raises:
         UserError: When the model has no such layer.
@@ -49,32 +51,31 @@ def attach(
         )
     for block in blocks:
         for path in dict.fromkeys(LAYERS[target] for target in targets):
-            layer = _find(block, path)
-            narrow = min(layer.in_features, layer.out_features)
+            plain = _find(block, path)
+            narrow = min(plain.in_features, plain.out_features)
             if rank > narrow:
                 raise UserError(
                     f"finetuning.rank {rank}: {path} of {type(model).__name__} has no more than "
                     f"{narrow} ranks"
                 )
             chosen = [target for target in targets if LAYERS[target] == path]
-            slices = _slices(layer, chosen)
-            adapted = LoRALinear(layer, slices, rank, alpha, sandwich=sandwich)
-            _put(block, path, adapted)
+            put_module(block, path, layer(plain, _slices(plain, chosen), rank, alpha))
 
 
 def merge(model: nn.Module) -> None:
     """Folds all adapters into the layers they stand on, in place."""
     for path, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
-            _put(model, path, module.merged())
+            put_module(model, path, module.merged())
 
 
 def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
-    """Lets the frozen weights under adapters be the pre-trained ones plus s·increment, in place.
+    """Sets the frozen weights under adapters to the pre-trained ones plus s·increment, in place.
 
     Args:
-        model: With adapters.
-        increments: (m, n) by the paths of pairs, for example ``blocks.0.attn.qkv.adapters.q``.
+        model: A model with adapters.
+        increments: The increments, (m, n), by the paths of their pairs, for example
+            ``blocks.0.attn.qkv.adapters.q``.
     """
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
@@ -114,6 +115,13 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
     return layer
 
 
-def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+def put_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts a module in the place of another one.
+
+    Args:
+        root: The model, or a part of it.
+        path: The dotted path of the place.
+        module: The new module.
+    """
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)

@@ -15,7 +15,7 @@ import torch
 
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning.methods import METHODS
+from fl_vitlora.finetuning.methods import method_of
 from fl_vitlora.rng import generator
 
 
@@ -84,7 +84,7 @@ def check(config: Config) -> None:
         raise UserError(
             "finetuning.rank_shares: say which ranks they are for: finetuning.client_ranks=[1,2,4]"
         )
-    if not METHODS[tuning.method].lora:
+    if not method_of(tuning).low_rank:
         raise UserError(
             f"finetuning.client_ranks: method {tuning.method} has no low-rank matrices; "
             "take lora or lora+patch_embed"

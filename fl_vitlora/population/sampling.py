@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fl_vitlora.config import Config
+from fl_vitlora.finetuning.methods import method_of
 from fl_vitlora.rng import generator
 
 BUNDLES_A_ROUND = 8
@@ -41,8 +42,8 @@ def trained_together(config: Config) -> int:
 
     This is the setting `engine.cohort` if it is given. Otherwise it is an eighth of a round's
     participants, so that eight workers have work. The batch then has at most 64 images a step,
-    about what the cache of a core holds. In full fine-tuning it is 1, because the clients share no
-    weights in a batch. The number does not depend on the number of workers, because the rounding of
+    about what the cache of a core holds. It is 1 where the clients of the
+    method cannot share a batch, as in full fine-tuning. The number does not depend on the number of workers, because the rounding of
     sums would then depend on it too.
 
     Example:
@@ -51,7 +52,7 @@ def trained_together(config: Config) -> int:
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
-    if config.finetuning.method == "full":
+    if not method_of(config.finetuning).stackable:
         return 1
     participants = cohort_size(config.clients, config.fraction)
     most = IMAGES_A_STEP // config.training.batch_size

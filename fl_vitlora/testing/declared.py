@@ -16,7 +16,7 @@ from fl_vitlora.strategy import ClientPlan, Strategy
 from fl_vitlora.testing.returned import ContractError
 
 FLAGS = ("low_rank", "any_rank", "sums_suffice")
-ADAPTERS = ("lora", "sandwich")
+ADAPTERS = ("lora", "lora_xs", "sandwich")
 HALVES = ("plan", "broadcast", "drift", "report", "aggregate")
 CONTRACT = (*HALVES, *FLAGS, "personal", "rebased", "adapter")
 LIKENESS = 0.85  # from which on a name is taken for a misspelt one

@@ -24,12 +24,13 @@ RANKS = (1, 2, 2, 1)
 RATE = 0.05
 
 FACTORS = {lowrank.A: (RANK, WIDTH), lowrank.B: (WIDTH, RANK)}
-SANDWICH = {**FACTORS, lowrank.R: (RANK, RANK)}
+LORA_XS = ("lora_xs", "sandwich")  # two names of one adapter
+WITH_R = {**FACTORS, lowrank.R: (RANK, RANK)}
 
 
 def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
     """Names all tensors that clients have beside the frozen weights, the personal ones too."""
-    sandwich = strategy is not None and strategy.adapter == "sandwich"
+    xs = strategy is not None and strategy.adapter in LORA_XS
     return {
         "patch_embed.proj.weight": (WIDTH, 3, 2, 2),
         "patch_embed.proj.bias": (WIDTH,),
@@ -37,7 +38,7 @@ def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
             f"blocks.{block}.attn.qkv.adapters.{target}{factor}": shape
             for block in (0, 1)
             for target in ("q", "v")
-            for factor, shape in (SANDWICH if sandwich else FACTORS).items()
+            for factor, shape in (WITH_R if xs else FACTORS).items()
         },
         "head.weight": (CLASSES, WIDTH),
         "head.bias": (CLASSES,),
@@ -52,7 +53,7 @@ def known_names(strategy: Strategy) -> list[str]:
     layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     others = {"k": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
     adapted = [f"{layer}.adapters.{target}" for target, layer in others.items()]
-    factors = SANDWICH if strategy.adapter == "sandwich" else FACTORS
+    factors = WITH_R if strategy.adapter in LORA_XS else FACTORS
     return [
         *shapes(strategy),
         *("cls_token", "pos_embed", "norm.weight", "norm.bias"),

@@ -21,10 +21,12 @@ from torch.nn import functional as F
 
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.lora import LoRALinear
+from fl_vitlora.finetuning.groups import path_of
 from fl_vitlora.state import State
 
 PATCHES, HEAD, POSITION = "patch_embed.proj", "head", "pos_embed"
+MULTIPLY = "multiply"  # the attribute of a layer that applies its trained matrices
+FROZEN = 2  # dimensions of a matrix that all clients share
 PER_PATCH = 4  # dimensions of stacked kernels where every patch has its own
 
 
@@ -150,8 +152,8 @@ class Stack:
         whole.patch_embed.proj = StackedPatches(whole.patch_embed.proj, self._seats)
         whole.head = StackedHead(self._seats)
         for module in self.model.modules():
-            if isinstance(module, LoRALinear):
-                module.multiply = self._multiply
+            if MULTIPLY in vars(module):
+                vars(module)[MULTIPLY] = self._multiply
         self._original: Any = model
 
     @property
@@ -183,7 +185,7 @@ class Stack:
             for name in self._trained
         }
         for name, parameter in parameters.items():
-            self._put(name, parameter)
+            self._put(path_of(name), parameter)
         self._positions = self._positions_of(readers)
         return parameters
 
@@ -200,6 +202,8 @@ class Stack:
             vars(self.model)[POSITION] = torch.cat(places)
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        if weight.ndim == FROZEN:
+            return F.linear(x, weight)
         return linear(x, weight, None, self._seats)
 
     def _put(self, path: str, tensor: Tensor) -> None:
@@ -224,12 +228,16 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 
 def can_stack(model: nn.Module) -> bool:
-    """Tells whether all that a prepared model trains is of the kinds that can be stacked.
+    """Returns True if everything that a prepared model trains can be stacked.
 
-    Adapters, a patch embedding of non-overlapping patches and a linear head are; the body of a
-    model, a normalisation in its patch embedding, and positions made for varying sizes are not.
+    A patch embedding of non-overlapping patches and a linear head can be, and so can the parts of a
+    method that say so. The body of a model, a normalisation in its patch embedding, and positions
+    for varying sizes cannot.
     """
     whole: Any = model
+    told = methods.prepared(model)
+    if told is None or not told.method.stackable:
+        return False
     projection, head = whole.patch_embed.proj, getattr(whole, "head", None)
     if not isinstance(head, nn.Linear) or getattr(whole, "dynamic_img_size", False):
         return False
@@ -238,7 +246,9 @@ def can_stack(model: nn.Module) -> bool:
         if projection.stride != projection.kernel_size or not plain:
             return False
     places = (f"{PATCHES}.", f"{HEAD}.")
+    layers = (module for module in model.modules() if MULTIPLY in vars(module))
+    applied = {id(parameter) for layer in layers for parameter in layer.parameters()}
     return all(
-        name.startswith(places) or methods.group_of(name) == methods.LORA
-        for name in methods.trainable(model)
+        name.startswith(places) or id(parameter) in applied
+        for name, parameter in methods.trainable(model).items()
     )

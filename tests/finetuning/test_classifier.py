@@ -47,7 +47,7 @@ def test_a_distilled_model_has_two_heads_of_zeros_and_both_are_trained():
 def test_every_method_trains_all_heads(method: str):
     model = distilled()
     replace_heads(model, 3)
-    methods.prepare(model, FineTuningConfig(method=method), 0)  # type: ignore[arg-type]
+    methods.prepare(model, FineTuningConfig(method=method), 0)
     assert head_parameters(model) <= methods.trainable(model).keys()
 
 

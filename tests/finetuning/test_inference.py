@@ -47,7 +47,7 @@ def test_a_model_computes_the_same(
 
 def test_sandwiches_and_increments_are_merged_too(images: Tensor):
     model = random_vit().model
-    methods.prepare(model, FineTuningConfig(), 0, sandwich=True)
+    methods.prepare(model, FineTuningConfig(), 0, "lora_xs")
     moved(model)
     for layer in model.modules():
         if isinstance(layer, LoRALinear):

@@ -126,7 +126,7 @@ def make(
     assert isinstance(strategy, Strategy)
     chance = torch.Generator().manual_seed(seed)
     shapes = {x: shape for x, shape in SHAPES.items() if not x.endswith(strategy.personal)}
-    if strategy.adapter == "sandwich":
+    if strategy.adapter == "lora_xs":
         shapes |= {f"{path}.lora_R": (r, r) for path in PATHS}
     if ranks is None:
         ranks = RANKS if strategy.any_rank else (None,) * len(samples)
@@ -284,7 +284,7 @@ def test_each_says_what_it_needs():
     assert all(strategy.low_rank for strategy in loaded.values())
     assert {name for name, strategy in loaded.items() if strategy.any_rank} == ANY_RANK
     assert {name for name, strategy in loaded.items() if strategy.sums_suffice} == SUMS_SUFFICE
-    assert {name for name, s in loaded.items() if s.adapter == "sandwich"} == {"fed_sb"}
+    assert {name for name, s in loaded.items() if s.adapter == "lora_xs"} == {"fed_sb"}
     assert {name for name, s in loaded.items() if s.personal == (".lora_B",)} == {"fedsa_lora"}
 
 

@@ -219,7 +219,7 @@ def test_only_those_who_are_asked_the_same_go_together(make_backbone: MakeBackbo
 
 def test_the_matrix_between_is_stacked_as_well() -> None:
     backbone = random_vit()
-    methods.prepare(backbone.model, FineTuningConfig(), 0, sandwich=True)
+    methods.prepare(backbone.model, FineTuningConfig(), 0, "sandwich")
     names = methods.trainable(backbone.model)
     frozen = frozenset(n for n in names if n.endswith(("lora_A", "lora_B")))
     assert any(n.endswith("lora_R") for n in names)

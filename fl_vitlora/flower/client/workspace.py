@@ -138,8 +138,7 @@ def workspace(settings: ClientSettings) -> Workspace:
     """Builds the model once for each process and run; the run before is forgotten."""
     config, shards = settings.config, Path(settings.shards)
     built = backbone.build(config.model, len(settings.class_names), config.seed)
-    sandwich = settings.strategy.adapter == "sandwich"
-    methods.prepare(built.model, config.finetuning, config.seed, sandwich=sandwich)
+    methods.prepare(built.model, config.finetuning, config.seed, settings.strategy.adapter)
     origin = reader_of(built)
     holder = _holder(settings, built) if config.encryption.key_file else None
     if holder is not None:

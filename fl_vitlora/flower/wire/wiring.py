@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fl_vitlora.communication.groups import LORA_A, LORA_B
 from fl_vitlora.communication.lanes import Lanes, parse_lane, read_lanes
 from fl_vitlora.config import Config, LanesConfig, to_mapping
 from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.groups import LORA_A, LORA_B
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.strategy import Strategy
 

@@ -1,0 +1,100 @@
+"""The names of fine-tuning methods: a sum of parts, such as ``lora+patch_embed``.
+
+This table is all that the settings know of the parts, so that reading a configuration imports no
+PyTorch. `fl_vitlora.finetuning.methods` imports the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fl_vitlora.errors import UserError, shown, unknown
+
+# One line for each part that ships with the project: its name, and where its class lives.
+PARTS: Mapping[str, str] = {
+    "bias": "fl_vitlora.finetuning.bias:Bias",
+    "dora": "fl_vitlora.finetuning.dora:DoRA",
+    "full": "fl_vitlora.finetuning.full:Full",
+    "head": "fl_vitlora.finetuning.head:Head",
+    "lora": "fl_vitlora.finetuning.lora_part:LoRA",
+    "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
+    "norm": "fl_vitlora.finetuning.norm:Norm",
+    "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
+}
+USUAL = ("lora+patch_embed", "lora", "head", "full")  # the sums that are named in messages
+
+
+def parts_of(method: str) -> tuple[str, ...]:
+    """Returns the names of the parts of a method.
+
+    Example:
+        >>> parts_of("lora+patch_embed")
+        ('lora', 'patch_embed')
+    """
+    return tuple(part.strip() for part in method.split("+"))
+
+
+def is_class(part: str) -> bool:
+    """Returns True if a part is named as ``package.module:Class``.
+
+    Example:
+        >>> is_class("lora"), is_class("my_package.mine:Mine")
+        (False, True)
+    """
+    module, colon, name = part.partition(":")
+    words = [*module.split("."), name]
+    return bool(colon) and all(word.isidentifier() for word in words)
+
+
+def is_sum(word: str) -> bool:
+    """Returns True if a word is a sum of several known parts.
+
+    Example:
+        >>> is_sum("bias+norm"), is_sum("lora"), is_sum("bias+fedavg")
+        (True, False, False)
+    """
+    parts = parts_of(word)
+    return len(parts) > 1 and all(part in PARTS or is_class(part) for part in parts)
+
+
+def foreign_parts(method: str) -> tuple[str, ...]:
+    """Returns the parts of a method whose code is not of this project.
+
+    Example:
+        >>> foreign_parts("lora+mine:Mine"), foreign_parts("fl_vitlora.finetuning.bias:Bias")
+        (('mine:Mine',), ())
+    """
+    own = tuple(part for part in parts_of(method) if part not in PARTS)
+    return tuple(part for part in own if part.split(":")[0].split(".")[0] != "fl_vitlora")
+
+
+def read_method(value: Any, path: str) -> str:
+    """Reads the name of a method, and checks the names of its parts.
+
+    Args:
+        value: The name as it was written.
+        path: The setting, for messages.
+
+    Returns:
+        The name without spaces.
+
+    Raises:
+        UserError: When a part is unknown, or stands twice.
+
+    Example:
+        >>> read_method("bias + norm", "finetuning.method")
+        'bias+norm'
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{path}: expected a sum of parts such as lora+patch_embed, got {value!r}")
+    parts = parts_of(value)
+    for part in parts:
+        if part not in PARTS and not is_class(part):
+            choices = [*PARTS, *(() if len(parts) > 1 and all(parts) else USUAL)]
+            raise unknown(path, value if len(parts) == 1 or not part else part, choices)
+        if parts.count(part) > 1:
+            raise UserError(f"{path}: the part {part} stands twice in {shown(value)}")
+    if "full" in parts and len(parts) > 1:
+        raise UserError(f"{path}: full already trains every tensor; write --method full")
+    return "+".join(parts)

@@ -1,0 +1,21 @@
+"""Full fine-tuning: every tensor of the model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fl_vitlora.finetuning.method import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Part):
+    """Training of the whole model."""
+
+    trains_patch_embedding = True
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of all tensors."""
+        return [name for name, _ in model.named_parameters()]

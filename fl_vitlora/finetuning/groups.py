@@ -1,0 +1,87 @@
+"""The groups of tensors: a group decides the learning rate, the codec and the bytes shown.
+
+The name under which a tensor is exchanged says its group. Most names do so by themselves:
+``patch_embed.proj.weight`` is of the patch embedding, ``….lora_A`` is a low-rank matrix. A part of
+a method may add tensors with names that nobody has seen before. Such a name is exchanged with its
+group before it, ``lora:blocks.0.attn.gate``, so that every room that is given the bare name, at
+either end, finds the same group.
+"""
+
+from __future__ import annotations
+
+PATCH_EMBEDDING = "patch_embed"
+HEAD = "head"
+LORA = "lora"
+LORA_A = "lora_A"
+LORA_B = "lora_B"
+BODY = "body"
+GROUPS = (PATCH_EMBEDDING, LORA_A, LORA_B, LORA, HEAD, BODY)
+HEADS = ("head", "head_dist")  # the classifiers of timm's models with a plain patch embedding
+MARK = ":"
+
+
+def exact_group_of(name: str) -> str:
+    """Returns the group of a tensor, one of `GROUPS`.
+
+    Args:
+        name: The name under which the tensor is exchanged.
+
+    Example:
+        >>> exact_group_of("blocks.0.attn.qkv.adapters.q.lora_A"), exact_group_of("norm.bias")
+        ('lora_A', 'body')
+        >>> exact_group_of("head:blocks.0.gate")
+        'head'
+    """
+    marked, mark, _ = name.partition(MARK)
+    if mark and marked in GROUPS:
+        return marked
+    last = name.rpartition(".")[2]
+    if "." in name and last in (LORA_A, LORA_B):
+        return last
+    if name.endswith(".lora_R"):
+        return LORA
+    first = name.partition(".")[0]
+    if first in HEADS:
+        return HEAD
+    return PATCH_EMBEDDING if first == PATCH_EMBEDDING else BODY
+
+
+def group_of(name: str) -> str:
+    """Returns the part of a model that a tensor belongs to: lora, patch_embed, head or body.
+
+    Example:
+        >>> group_of("blocks.0.attn.qkv.adapters.q.lora_A"), group_of("patch_embed.proj.weight")
+        ('lora', 'patch_embed')
+    """
+    group = exact_group_of(name)
+    return LORA if group in (LORA_A, LORA_B) else group
+
+
+def exchanged_name(path: str, group: str) -> str:
+    """Returns the name under which a tensor of a model is exchanged.
+
+    Args:
+        path: The name of the tensor in the model.
+        group: The group that the part of the method gives it, one of `GROUPS`.
+
+    Raises:
+        ValueError: When there is no such group.
+
+    Example:
+        >>> exchanged_name("head.weight", "head"), exchanged_name("blocks.0.gate", "lora")
+        ('head.weight', 'lora:blocks.0.gate')
+    """
+    if group not in GROUPS:
+        raise ValueError(f"{path}: {group!r} is not a group; choose one of {', '.join(GROUPS)}")
+    return path if exact_group_of(path) == group else f"{group}{MARK}{path}"
+
+
+def path_of(name: str) -> str:
+    """Returns the name in the model of a tensor that is exchanged under `name`.
+
+    Example:
+        >>> path_of("lora:blocks.0.gate"), path_of("head.weight")
+        ('blocks.0.gate', 'head.weight')
+    """
+    group, mark, path = name.partition(MARK)
+    return path if mark and group in GROUPS else name

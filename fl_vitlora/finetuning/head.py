@@ -1,0 +1,22 @@
+"""Linear probing: the classifier alone is trained. Every method trains it; this adds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fl_vitlora.finetuning.groups import HEAD, group_of
+from fl_vitlora.finetuning.method import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Part):
+    """Training of the classifier."""
+
+    stackable = True
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of the tensors of all heads."""
+        return [name for name, _ in model.named_parameters() if group_of(name) == HEAD]

@@ -1,0 +1,46 @@
+"""LoRA: low-rank pairs B·A beside the frozen layers of every block; `lora` has the layers.
+
+Source: Hu et al., arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning.groups import LORA, group_of
+from fl_vitlora.finetuning.method import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Part):
+    """LoRA in every block.
+
+    Attributes:
+        rank: The rank r of the pairs.
+        alpha: The scale α; the product is multiplied by α / r.
+        targets: The layers of a block that get a pair (`targets.LAYERS`).
+    """
+
+    low_rank = True
+    stackable = True
+
+    rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
+    alpha: float = setting(8.0, "Scale of the low-rank matrices.", "(0, inf)")
+    targets: tuple[str, ...] = ("q", "v")
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts pairs on the target layers: A is random, B is zero."""
+        targets.attach(model, self.targets, self.rank, self.alpha)
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of all A and B."""
+        return [name for name, _ in model.named_parameters() if group_of(name) == LORA]
+
+    def merge(self, model: nn.Module) -> None:
+        """Adds s·B·A to the weights and takes the pairs away."""
+        targets.merge(model)

@@ -1,0 +1,27 @@
+"""LayerNorm tuning: only the gains and biases of the normalisations are trained.
+
+Source: Zhao et al., "Tuning LayerNorm in Attention", arXiv 2312.11420, which trains the layers of
+the attention blocks; here all normalisations of the body are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fl_vitlora.finetuning.groups import BODY, group_of
+from fl_vitlora.finetuning.method import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Part):
+    """Training of the normalisations of a model's body."""
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of the gains and biases of all normalisations of the body."""
+        layers = (m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm))
+        own = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+        named = model.named_parameters()
+        return [name for name, p in named if id(p) in own and group_of(name) == BODY]

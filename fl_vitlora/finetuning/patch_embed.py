@@ -1,0 +1,26 @@
+"""The patch embedding is trained, so that the model learns to read ciphertext.
+
+Source: Lin, Imaizumi, Kiya, arXiv 2507.11943, which trains it beside LoRA in every block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fl_vitlora.finetuning.groups import PATCH_EMBEDDING, group_of
+from fl_vitlora.finetuning.method import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchEmbedding(Part):
+    """Training of the patch embedding."""
+
+    trains_patch_embedding = True
+    stackable = True
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of the tensors of the patch embedding."""
+        return [name for name, _ in model.named_parameters() if group_of(name) == PATCH_EMBEDDING]

@@ -1,0 +1,82 @@
+"""What the command line says of a fine-tuning method that a user has it check."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+from fl_vitlora.config import FineTuningConfig
+from fl_vitlora.config.method_names import read_method
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.testing import Finding
+from fl_vitlora.testing.method import RULES, findings
+
+
+def named(name: str) -> str:
+    """Returns the name of the method that a user means: a name, or a file with one part.
+
+    Args:
+        name: A sum of parts, or the path of a Python file, which is imported.
+
+    Raises:
+        UserError: When the file cannot be imported, or holds not exactly one part.
+    """
+    path = Path(name)
+    if path.suffix != ".py":
+        return read_method(name, "--check-method")
+    if not path.is_file():
+        raise UserError(f"--check-method {name}: there is no such file")
+    module = f"method_in_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module, path)
+    if spec is None or spec.loader is None or not module.isidentifier():
+        raise UserError(f"--check-method {name}: rename the file to a Python name, such as mine.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[module] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except (Exception, SystemExit) as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"--check-method {name} cannot be imported: {cause}") from error
+    own = [
+        kind.__name__
+        for kind in vars(loaded).values()
+        if inspect.isclass(kind) and issubclass(kind, Part) and kind.__module__ == module
+    ]
+    if len(own) != 1:
+        raise UserError(f"--check-method {name}: expected one class derived from Part, found {own}")
+    return f"{module}:{own[0]}"
+
+
+def report(config: FineTuningConfig) -> tuple[list[str], list[Finding], int]:
+    """Checks the method of a configuration.
+
+    Args:
+        config: The name of the method and its hyper-parameters.
+
+    Returns:
+        What is understood of the method, in lines; the findings; and how many rules were not tried.
+    """
+    method = methods.method_of(config)
+    found = findings(method)
+    return described(method), found, len(RULES) - len(found)
+
+
+def described(method: Method) -> list[str]:
+    """Describes a method in lines.
+
+    Example:
+        >>> described(methods.method_of(FineTuningConfig(method="bias+norm")))[-1]
+        'low-rank pairs: no, clients share a batch: no, kept by clients: none'
+    """
+    kept = ", ".join(method.personal) or "none"
+    answers = [
+        f"low-rank pairs: {'yes' if method.low_rank else 'no'}",
+        f"clients share a batch: {'yes' if method.stackable else 'no'}",
+        f"kept by clients: {kept}",
+    ]
+    reasons = [f"{n} cannot merge: {p.cannot_merge}" for n, p in method.parts if p.cannot_merge]
+    return [*(f"{name}: {part!r}" for name, part in method.parts), *reasons, ", ".join(answers)]
