@@ -22,6 +22,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation.engine import check_address, choose_workers
 from tests.whole_runs import execute
 
+pytestmark = pytest.mark.slow
+
 SECONDS_TO_START = 300  # a watchdog
 
 

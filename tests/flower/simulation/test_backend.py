@@ -16,6 +16,8 @@ from flwr.clientapp import ClientApp
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.simulation.engine import Engine, Workers, simulate
 
+pytestmark = pytest.mark.slow
+
 SLOW = 1200.0  # seconds that a client is at work for nobody
 WATCHDOG = 300.0
 

@@ -19,6 +19,8 @@ from fl_vitlora.flower.simulation.gpu_sharing import held, workers_in_memory
 from fl_vitlora.training.gpu_memory import Memory
 from tests.conftest import MakeBackbone
 
+pytestmark = pytest.mark.slow
+
 GiB = 2**30
 CONFIG = Config(training=TrainingConfig(batch_size=4), engine=EngineConfig(cohort=2))
 
