@@ -7,7 +7,10 @@ import pytest
 from tests.chaos import Chaos
 from tests.processes import PROC
 
-pytestmark = pytest.mark.skipif(not PROC.exists(), reason="finds processes as Linux tells them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PROC.exists(), reason="finds processes as Linux tells them"),
+]
 
 
 @pytest.fixture(scope="module")

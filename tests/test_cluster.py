@@ -23,6 +23,8 @@ from fl_vitlora.flower.simulation.ray_environment import check_address
 from fl_vitlora.flower.simulation.workers import choose_workers
 from tests.whole_runs import execute
 
+pytestmark = pytest.mark.slow
+
 SECONDS_TO_START = 300  # a watchdog
 
 

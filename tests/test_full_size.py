@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from fl_vitlora.config import load
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 LANES = load(str(ROOT / "configs" / "thousand_fold.yaml")).compression
 THOUSAND_FOLD = {

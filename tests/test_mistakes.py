@@ -29,6 +29,8 @@ from tests.mistakes import (
     wrong_values,
 )
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 60  # of each family
 VALUES = 10  # of each setting, all wrong
 PROCESSES = 14

@@ -191,6 +191,7 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
     assert done.returncode == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
 def test_a_terminal_of_another_encoding_gets_help_tables_and_mistakes(encoding: str) -> None:
     show = (
@@ -344,6 +345,7 @@ def test_a_hangup_that_was_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
@@ -477,6 +479,7 @@ def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[st
     assert "result.json cannot be read: expected a mapping" in answer_to("--resume begun", capsys)
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_interrupted_ends_after_a_round_and_says_how_to_go_on(
     tmp_path: Path,
 ) -> None:
@@ -499,6 +502,7 @@ def test_a_comparison_that_is_interrupted_ends_after_a_round_and_says_how_to_go_
     assert len((tmp_path / "grid" / "runs.csv").read_text().splitlines()) == 1 + 1
 
 
+@pytest.mark.slow
 def test_a_comparison_of_which_nothing_can_run_ends_like_a_mistake(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

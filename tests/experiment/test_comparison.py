@@ -34,6 +34,8 @@ from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.storage.files import write_atomically
 
+pytestmark = pytest.mark.slow
+
 METHODS = {"finetuning.method": ["head", "lora"]}
 TREE: dict[str, Any] = {"title": "Small", "compare": METHODS, "seeds": [0, 1]}
 SMALL = {

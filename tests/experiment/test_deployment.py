@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import load, to_yaml
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE = 600  # seconds; a watchdog

@@ -20,6 +20,8 @@ from fl_vitlora.flower.simulation.workers import Workers
 from fl_vitlora.training.gpu_memory import Memory
 from tests.conftest import MakeBackbone
 
+pytestmark = pytest.mark.slow
+
 GiB = 2**30
 CONFIG = Config(training=TrainingConfig(batch_size=4), engine=EngineConfig(cohort=2))
 

@@ -29,6 +29,8 @@ from fl_vitlora.storage.checksummed import DamagedFileError
 from strategies.fedavg import FedAvg
 from tests.whole_runs import SMALL
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 4
 CODED = {"compression.uplink": "topk(0.2)+int4", "compression.downlink": "int8"}
 CASES: dict[str, dict[str, Any]] = {

@@ -127,6 +127,7 @@ def test_a_target_is_told_with_what_it_took(finished: Finished) -> None:
     assert finished.result["stopped"] is None
 
 
+@pytest.mark.slow
 def test_a_budget_is_never_overspent_and_the_run_is_whole(tmp_path: Path, engine: Engine) -> None:
     """Two rounds of three clients cost 720 kB; a budget for one and a half allows one."""
     run = execute(tmp_path, engine, budget="600kB", target_accuracy=0.01)
@@ -151,6 +152,7 @@ def test_a_budget_that_the_greeting_spends_is_a_mistake(tmp_path: Path, engine: 
         execute(tmp_path, engine, budget=1000)
 
 
+@pytest.mark.slow
 def test_coded_runs_are_the_same_with_one_worker_and_with_two(
     tmp_path: Path, engine: Engine
 ) -> None:
@@ -251,6 +253,7 @@ def test_one_worker_and_two_give_the_same_bits(
     assert alone.result["loss"] == finished.result["loss"]
 
 
+@pytest.mark.slow
 def test_clients_trained_together_learn_what_they_learn_alone_however_many_workers_there_are(
     finished: Finished, tmp_path: Path, engine: Engine
 ) -> None:
@@ -275,6 +278,7 @@ def test_clients_trained_together_learn_what_they_learn_alone_however_many_worke
             assert together[direction] == pytest.approx(alone[direction], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_reference_equals_a_real_run_of_full_fine_tuning(
     finished: Finished, tmp_path: Path, engine: Engine
 ) -> None:
@@ -369,6 +373,7 @@ FLOWER_STRATEGIES: dict[str, dict[str, float]] = {
 }
 
 
+@pytest.mark.slow
 def test_all_strategies_of_flower_run_unmodified(
     finished: Finished, tmp_path: Path, engine: Engine
 ) -> None:

@@ -31,6 +31,8 @@ from fl_vitlora.models.reading import WEIGHT, reader_of
 from fl_vitlora.state import State, l2_norm, subtract
 from tests.whole_runs import DESCENT, ROUNDING, Finished, execute, opened, owned
 
+pytestmark = pytest.mark.slow
+
 SECRET = bytes(range(32))  # one key ring for all runs, so that they can be compared
 BIAS = "patch_embed.proj.bias"
 

@@ -137,6 +137,7 @@ def test_without_adaptation_or_with_a_wrong_key_the_logits_differ(steps: tuple[s
     assert min((other - expected).abs().max() for other in (unadapted, misread)) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_relpos_small_patch16_224", "vit_small_patch16_dinov3"])
 def test_positions_that_are_not_added_are_refused_for_scrambling_only(name: str) -> None:
     backbone = random_model(name)

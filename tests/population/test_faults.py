@@ -115,6 +115,7 @@ TWENTY: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_in_which_five_of_twenty_always_raise_is_the_run_of_the_other_fifteen(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ):
@@ -149,6 +150,7 @@ def test_a_run_in_which_five_of_twenty_always_raise_is_the_run_of_the_other_fift
     assert failing.result["accuracy"] == fifteen.result["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_its_worker_along_is_the_only_one_left_out(
     tmp_path: Path, engine: Engine
 ):

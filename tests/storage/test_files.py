@@ -230,6 +230,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     return Stopped(folder=run, key=key, code=process.returncode, output=output, errors=own)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_during_a_run_ends_it_with_one_line(stopped: Stopped) -> None:
     rounds = stopped.folder / "rounds.jsonl"
     (error,) = stopped.errors
@@ -246,6 +247,7 @@ def test_a_disk_that_fills_during_a_run_ends_it_with_one_line(stopped: Stopped) 
     assert not [name for name in contents(stopped.folder.parent) if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_every_write_names_its_file_and_spoils_nothing(stopped: Stopped) -> None:
     folder, key = stopped.folder, stopped.key
     before = contents(folder)

@@ -21,6 +21,8 @@ from fl_vitlora.strategy import Strategy, Update
 from tests.flower.client.test_context_state import Clients, equal
 from tests.flower.conftest import LocalGrid, both
 
+pytestmark = pytest.mark.slow
+
 Answer = Callable[[Message], Message]
 CODED: dict[str, Any] = {"compression__uplink": "int4", "compression__downlink": "int4"}
 RARELY: dict[str, Any] = {"compression__uplink__head": "every(2)+int4"}

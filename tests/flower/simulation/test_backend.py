@@ -17,6 +17,8 @@ from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.simulation.engine import Engine, simulate
 from fl_vitlora.flower.simulation.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 SLOW = 1200.0  # seconds that a client is at work for nobody
 WATCHDOG = 300.0
 

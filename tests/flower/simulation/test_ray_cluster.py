@@ -108,6 +108,7 @@ def test_a_whole_number_of_shares_makes_up_a_gpu(count: int, gpus: int, share: f
     assert workers.resources == {"num_cpus": 1, "num_gpus": share}
 
 
+@pytest.mark.slow
 def test_workers_spread_over_gpus_and_are_kept_only_for_as_many(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", SEATED],

@@ -25,6 +25,8 @@ from fl_vitlora.flower.simulation.worker_pool import (
     persist,
 )
 
+pytestmark = pytest.mark.slow
+
 Bundle = list[int]
 WATCHDOG = 120.0  # seconds
 PATIENCE = 4.0  # seconds for what is done at once, on a machine that does much else
