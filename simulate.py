@@ -538,7 +538,7 @@ def check_contract(arguments: argparse.Namespace) -> None:
 
 def check_method(name: str, overrides: Mapping[str, Any]) -> None:
     """Tests a fine-tuning method against every rule of the contract, and prints the findings."""
-    from fl_vitlora.reporting.console import print_findings
+    from fl_vitlora.reporting.findings import print_findings
     from fl_vitlora.testing.method_report import named, report
 
     chosen = config.load(None, {**overrides, "finetuning.method": named(name)}).finetuning

@@ -42,9 +42,9 @@ def trained_together(config: Config) -> int:
 
     This is the setting `engine.cohort` if it is given. Otherwise it is an eighth of a round's
     participants, so that eight workers have work. The batch then has at most 64 images a step,
-    about what the cache of a core holds. It is 1 where the clients of the
-    method cannot share a batch, as in full fine-tuning. The number does not depend on the number of workers, because the rounding of
-    sums would then depend on it too.
+    about what the cache of a core holds. It is 1 where the clients of the method cannot share a
+    batch, as in full fine-tuning. The number does not depend on the number of workers, because the
+    rounding of sums would then depend on it too.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))

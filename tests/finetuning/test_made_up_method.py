@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from fl_vitlora.experiment.serving import Server, make_server
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_vitlora.communication.groups import group_of
 from fl_vitlora.communication.lanes import read_lanes
 from fl_vitlora.config import TrainingConfig, load
 from fl_vitlora.experiment.preparation import prepare_model
+from fl_vitlora.experiment.watching import Server, make_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.training.steps import make_optimizer

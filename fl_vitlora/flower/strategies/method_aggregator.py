@@ -14,10 +14,10 @@ from typing import Any
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.flower.strategies.aggregators import Aggregator, OwnAggregator
 from fl_vitlora.flower.strategies.flower_aggregator import Metrics
-from fl_vitlora.flower.wire.contents import Instruction
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Update
 
