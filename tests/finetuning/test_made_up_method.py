@@ -17,7 +17,7 @@ from fl_vitlora.communication.groups import group_of
 from fl_vitlora.communication.lanes import read_lanes
 from fl_vitlora.config import TrainingConfig, load
 from fl_vitlora.experiment.preparation import prepare_model
-from fl_vitlora.experiment.watching import Server, make_server
+from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.training.steps import make_optimizer
