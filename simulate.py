@@ -27,7 +27,8 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path.cwd() != HERE:
 
 from fl_vitlora import __version__, config  # noqa: E402
 from fl_vitlora.config import confirmation, settings, yaml_text  # noqa: E402
-from fl_vitlora.config.grid import Grid, is_grid, is_several, read_grid, read_seeds, read_words  # noqa: E402
+from fl_vitlora.config.grid import Grid, is_grid, read_grid  # noqa: E402
+from fl_vitlora.config.grid_words import is_several, read_seeds, read_words  # noqa: E402
 from fl_vitlora.errors import UserError  # noqa: E402
 from fl_vitlora.errors.abbreviations import flags_meant, meant  # noqa: E402
 from fl_vitlora.reporting.output import outlive_readers  # noqa: E402

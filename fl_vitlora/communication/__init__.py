@@ -1,1 +1,1 @@
-"""What goes over the wire, and how many bytes of it."""
+"""The messages between server and clients, and the count of their bytes."""

@@ -6,16 +6,16 @@ from fl_vitlora.communication.ledger import Ledger
 
 
 def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
-    """Tells whether a round may begin: as costly as the costliest so far, it stays in the budget.
+    """Returns True if a round that costs as much as the costliest so far stays in the budget.
 
-    The first round's cost is not known before it; it may begin if the greeting left anything. A
-    round may also cost more than all before it: one in which a group travels that rested
-    (``every(n)``), or in which somebody returns who must be sent the whole.
+    The cost of the first round is not known beforehand. It may begin if the budget has bytes left.
+    A round can still cost more than all rounds before it. For example, a group with ``every(n)``
+    may travel in it, or a returning client may need the full state.
 
     Args:
-        budget: Bytes of the whole run; None for as many as it takes.
-        ledger: Of the run so far.
-        server_round: The one in question, from 1.
+        budget: The number of bytes that the whole run may send; None means no limit.
+        ledger: The ledger of the run so far.
+        server_round: The number of the round that is to begin, from 1.
 
     Example:
         >>> from fl_vitlora.communication.ledger import Entry

@@ -1,10 +1,10 @@
-"""How long the messages of a run would travel in deployment, over links of a stated speed.
+"""The time that the messages of a run would take over links of a given speed.
 
     seconds of a round = max over clients of  Σ over its messages (latency + 8 · bytes / rate)
 
-Every client has a link of its own, with a rate for each direction; one message follows the other;
-the server's own line is no bottleneck, and it waits for the slowest client. The bytes are those of
-the ledger: what protocols add below is not in them, nor is the time to train.
+Every client has its own link, with one rate for each direction, and sends one message at a time.
+The connection of the server is no bottleneck. The server waits for the slowest client. The bytes
+are those of the ledger, without the bytes of lower protocols. The time to train is not counted.
 
 1 Mbit is 10⁶ bits.
 """
@@ -21,12 +21,12 @@ MEGABIT = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A client's line.
+    """The network connection of a client.
 
     Attributes:
-        uplink: Mbit/s towards the server.
-        downlink: Mbit/s towards the client.
-        latency: Seconds from the first bit sent to the first that arrives.
+        uplink: The speed towards the server in Mbit/s.
+        downlink: The speed towards the client in Mbit/s.
+        latency: The time in seconds between sending the first bit and its arrival.
     """
 
     uplink: float
@@ -34,11 +34,11 @@ class Link:
     latency: float
 
     def seconds(self, direction: Direction, size: int) -> float:
-        """Tells how long a message travels.
+        """Returns the transfer time of one message in seconds.
 
         Args:
-            direction: Which way.
-            size: Its bytes.
+            direction: The direction of the message.
+            size: The size of the message in bytes.
 
         Example:
             >>> Link(uplink=10, downlink=100, latency=0.05).seconds("uplink", 1_000_000)
@@ -49,14 +49,14 @@ class Link:
 
 
 def transfer_seconds(entries: Iterable[Entry], link: Link) -> dict[int, float]:
-    """Tells how long the messages of each round travel.
+    """Returns the transfer time of each round in seconds.
 
     Args:
-        entries: Entries of a ledger.
-        link: Of every client.
+        entries: The entries of a ledger.
+        link: The link that every client has.
 
     Returns:
-        Seconds by round, for the slowest client of each.
+        The seconds that the slowest client needs, by round.
     """
     spent: dict[int, dict[int, float]] = {}
     for entry in entries:

@@ -1,11 +1,11 @@
-"""What a file may name and only a person may confirm: code from elsewhere, and a Ray cluster.
+"""Settings that a person must confirm: strategies from elsewhere, and a Ray cluster.
 
-A configuration is data, and people exchange configurations and run folders. Three settings in them
-reach further. A strategy or a part of a fine-tuning method that is named as
-``package.module:Class`` is imported, and so its code is run. And whoever operates a Ray cluster can
-run code in every program that joins it. So a file alone never brings these about. Strategies of
-this project and of Flower, and methods of this project, need no confirmation. All else must be
-typed on the command line as well, where typing it confirms it.
+People exchange configurations and run folders, and three settings in them can run code. A strategy
+or a part of a fine-tuning method that is named as ``package.module:Class`` is imported, which runs
+its code. The operator of a Ray cluster can run code in every program that joins the cluster. A file
+alone is therefore not enough for any of them. Strategies of this project and of Flower, and methods
+of this project, need no confirmation. Anything else must also be typed on the command line, which
+confirms it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ KNOWN_PACKAGES = ("strategies", "flwr")  # whose classes need no confirmation
 
 
 def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
-    """Refuses an experiment that would run code, or join a cluster, that nobody confirmed.
+    """Raises an error if unconfirmed code would run, or an unconfirmed cluster be joined.
 
     Args:
-        config: The experiment, whoever wrote it.
-        confirmed: Names of strategies and addresses of clusters that the person in charge typed.
+        config: The experiment.
+        confirmed: The strategies and cluster addresses that were typed on the command line.
 
     Raises:
-        UserError: When there is such code or such a cluster.
+        UserError: If the strategy or the cluster is not confirmed.
     """
     check_strategy(config.strategy, confirmed)
     check_method(config.finetuning.method, confirmed)
@@ -42,14 +42,14 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
 
 
 def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> None:
-    """Refuses a strategy that is neither known nor confirmed, also one within a wrapper.
+    """Raises an error if a strategy, or one that it wraps, is neither known nor confirmed.
 
     Args:
-        chosen: Its name and its options.
-        confirmed: Names of strategies that the person in charge typed.
+        chosen: The name and the options of the strategy.
+        confirmed: The names of strategies that were typed on the command line.
 
     Raises:
-        UserError: When only a file names it.
+        UserError: If only a file names the strategy.
 
     Example:
         >>> check_strategy(StrategyConfig(name="fedprox"))
@@ -87,9 +87,9 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Tells whether a strategy's name can lead to code of this project or of Flower alone.
+    """Returns True if a strategy's name can only lead to code of this project or of Flower.
 
-    A name without a colon is that of a file in the project's own ``strategies/``.
+    A name without a colon names a file in the project's own ``strategies/``.
 
     Example:
         >>> [is_known(n) for n in ("fedavg", "flwr.serverapp.strategy:FedAdam", "flwr_like.x:Y")]
@@ -101,7 +101,7 @@ def is_known(name: str) -> bool:
 
 
 def flags_for(config: Config) -> str:
-    """Writes the flags that confirm all that a file with this experiment cannot bring by itself.
+    """Returns the flags that confirm the foreign strategies and the cluster of an experiment.
 
     Example:
         >>> flags_for(Config(strategy=StrategyConfig(name="mine:Mine")))
@@ -119,7 +119,7 @@ def flags_for(config: Config) -> str:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yields all texts in nested plain values, but for the names of settings.
+    """Yields all texts in nested plain values, except the names of settings.
 
     Example:
         >>> list(texts_in({"strategy": ["fedavg", {"name": "mine:Mine"}], "rounds": 3}))
@@ -136,7 +136,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def _names(name: Any, options: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the name of a strategy, and the names of those that its options have it wrap."""
+    """Yields the name of a strategy and the names of the strategies that it wraps."""
     if isinstance(name, str):
         yield name
     inner = options.get("strategy")

@@ -1,7 +1,7 @@
-"""The default rates of each backbone: a rate that trains one model leaves another at chance.
+"""The default rates of each backbone. A rate that trains one model can leave another at chance.
 
-An experiment that does not say its rates gets those of its model from here (`config.resolve`), and
-its run folder says which they were.
+`config.resolve` takes the rates of a model from here if an experiment does not set them. The run
+folder records the rates that were used.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What AdamW needs to train a backbone.
+    """The rates with which AdamW trains a backbone.
 
     Attributes:
-        learning_rate: At the peak of the schedule; low-rank matrices have it as it is.
-        head_rate: Factor on the rate of the head.
-        patch_embed_rate: Factor on the rate of the patch embedding.
-        body_rate: Factor on the rate of all else, which full fine-tuning trains.
-        beta1: Memory of the gradient.
+        learning_rate: The learning rate at the peak of the schedule, and of low-rank matrices.
+        head_rate: The factor on the rate of the head.
+        patch_embed_rate: The factor on the rate of the patch embedding.
+        body_rate: The factor on the rate of all other tensors, which full fine-tuning trains.
+        beta1: The decay rate of AdamW's mean gradient, in [0, 1).
     """
 
     learning_rate: float
@@ -45,8 +45,8 @@ def rates_of(model: str) -> Rates:
     """Returns the default rates of a model.
 
     Args:
-        model: Its name, as in `model.name`; a model that is not bundled has those of an ordinary
-            pre-trained ViT.
+        model: The name of the model, as in `model.name`. A model that is not bundled gets the
+            rates of an ordinary pre-trained ViT.
 
     Example:
         >>> rates_of("vit_letters_16").learning_rate, rates_of("vit_base_patch16_224").learning_rate

@@ -1,7 +1,7 @@
-"""What an experiment is: frozen dataclasses, made of a YAML file and of `--set a.b=c`.
+"""The settings of an experiment: frozen dataclasses, filled from a YAML file and `--set a.b=c`.
 
-The dataclasses are plain values without behaviour. How they are read is told in `settings`, and
-what YAML may say in `yaml_text`.
+The dataclasses are plain values without behaviour. The module `settings` reads them, and the module
+`yaml_text` says which YAML is accepted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CipherStep = Literal[
     "pixel_negative_positive",
     "pixel_colour_shuffling",
 ]
-# Schemes of the literature that can be named instead of their steps.
+# Encryption schemes of the literature. A name stands for the steps of its scheme.
 SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "ViT-blockwise": ("block_scrambling", "pixel_shuffling", "negative_positive"),
     "EtC": (
@@ -44,13 +44,13 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "PE": ("pixel_negative_positive", "pixel_colour_shuffling"),
 }
 
-# Groups of settings that may be given by one value, and the setting that gets it.
+# Groups of settings that may be given as one value, and the setting that receives the value.
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
 
 # Settings that are, or may be, the path of a file or folder.
 PATHS = ("out", "data.name", "model.weights", "encryption.key_file")
 
-RATES = tuple(item.name for item in dataclasses.fields(Rates))  # settings that depend on the model
+RATES = tuple(item.name for item in dataclasses.fields(Rates))  # their defaults depend on the model
 AUTO = "auto"
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
@@ -59,10 +59,10 @@ Fault = Literal["raise", "crash", "slow"]
 
 
 def read_steps(value: Any, path: str) -> tuple[Any, ...]:
-    """Reads a scheme's name or a list of steps.
+    """Reads the name of an encryption scheme, or a list of encryption steps.
 
     Raises:
-        UserError: When it is neither.
+        UserError: If the value is neither.
     """
     if isinstance(value, str) and value in SCHEMES:
         return SCHEMES[value]
@@ -80,68 +80,79 @@ class DataConfig:
     """The images, and how they are divided among the clients."""
 
     name: str = setting(
-        "digits", "The data: 'digits' (bundled), a Hugging Face data set, or a local path."
+        "digits",
+        "The data set: 'digits' (bundled), the name of a Hugging Face data set, or a local path.",
     )
-    config: str | None = setting(None, "Configuration of a Hugging Face data set that has several.")
-    revision: str | None = setting(None, "Branch, tag or commit of a Hugging Face data set.")
+    config: str | None = setting(
+        None, "The configuration of a Hugging Face data set that has several configurations."
+    )
+    revision: str | None = setting(None, "The branch, tag or commit of a Hugging Face data set.")
     train_split: str | None = setting(
-        None, "Name of the split to train on. Default: found by its name."
+        None, "The name of the split to train on. By default the split is found by its name."
     )
     test_split: str | None = setting(
         None,
-        "Name of the split to test on, or 'none' to hold out a share of the training images. "
-        "Default: found by its name.",
+        "The name of the split to test on; 'none' holds out a share of the training images "
+        "instead. By default the split is found by its name.",
     )
     layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
         "auto",
-        "What the first folders of a folder of images are, or that a table lists the images.",
+        "The meaning of the first folders in a folder of images: classes, splits or clients. "
+        "The value table means that a table lists the images; auto detects the layout.",
     )
     image_column: str | None = setting(
-        None, "Column that holds the images. Default: found by its type."
+        None, "The column that holds the images. By default the column is found by its type."
     )
     label_column: str | None = setting(
-        None, "Column that holds the labels. Default: found by its type."
+        None, "The column that holds the labels. By default the column is found by its type."
     )
     fit: Literal["squash", "crop", "pad"] = setting(
-        "squash", "How images of another aspect ratio than the model's are made to fit."
+        "squash",
+        "How an image is fitted to the aspect ratio of the model's input: squash resizes it "
+        "without keeping its ratio, crop cuts its edges off, pad adds borders.",
     )
     background: tuple[int, ...] = setting(
         (255, 255, 255),
-        "Colour behind transparent pixels and beside padded images: a grey level, or red, green "
-        "and blue.",
+        "The colour behind transparent pixels and around padded images: one grey level, or "
+        "red, green and blue.",
         "[0, 255]",
     )
     pixel_range: tuple[float, ...] = setting(
         (),
-        "The two values that become black and white in images of more than 8 bits; [] takes the "
-        "range of the file format.",
+        "The two pixel values that become black and white in images of more than 8 bits; [] "
+        "takes the range of the file format.",
     )
     partition: Literal["dirichlet", "iid", "pathological", "shard", "natural"] = setting(
         "dirichlet",
-        "How the images are divided among the clients; natural keeps a folder for each client.",
+        "How the images are divided among the clients; natural makes each client's own folder "
+        "its shard.",
     )
     alpha: float = setting(
         0.5,
-        "Concentration of the Dirichlet partition; a small value makes clients differ more.",
+        "The concentration of the Dirichlet partition. A smaller value makes the clients "
+        "differ more.",
         "(0, inf)",
     )
     classes_per_client: int = setting(
-        2, "Number of labels that each client holds in the pathological partition.", "[1, inf)"
+        2, "The number of labels that each client holds in the pathological partition.", "[1, inf)"
     )
     shards_per_client: int = setting(
         2,
-        "Number of label-sorted shards that each client holds in the shard partition.",
+        "The number of label-sorted shards that each client holds in the shard partition.",
         "[1, inf)",
     )
-    min_samples: int = setting(2, "Smallest number of images that a client may hold.", "[1, inf)")
+    min_samples: int = setting(
+        2, "The smallest number of images that a client may hold.", "[1, inf)"
+    )
     test_fraction: float = setting(
         0.2,
-        "Share of the images that becomes the test set where the data has no test split.",
+        "The share of the images that becomes the test set if the data has no test split.",
         "(0, 1)",
     )
     limit: int | None = setting(
         None,
-        "Use only this many training images and this many test images. Default: all.",
+        "The largest number of training images, and of test images, that is used. By default "
+        "all images are used.",
         "[1, inf)",
     )
 
@@ -152,63 +163,72 @@ class ModelConfig:
 
     name: str = setting(
         "vit_letters_16",
-        "The backbone: 'vit_letters_16', 'vit_letters_16_plain' (both bundled) or any timm ViT.",
+        "The backbone: 'vit_letters_16' or 'vit_letters_16_plain' (both bundled), or any ViT "
+        "of timm.",
     )
     weights: str = setting(
         "pretrained",
-        "Weights of the backbone: 'pretrained' (bundled or from the hub), 'random', or a local "
-        "file.",
+        "The weights of the backbone: 'pretrained' (bundled or from the hub), 'random', or a "
+        "local file.",
     )
     image_size: tuple[int, ...] | None = setting(
         None,
-        "Side of the images in pixels, or [height, width]. Default: the model's own.",
+        "The side of the images in pixels, or [height, width] in pixels. By default the "
+        "model's own size is used.",
         "[1, inf)",
     )
     patch_size: int | None = setting(
-        None, "Side of a patch in pixels. Default: the model's own.", "[1, inf)"
+        None, "The side of a patch in pixels. By default the model's own size is used.", "[1, inf)"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncryptionConfig:
-    """How the data owner encrypts the images before anybody else gets them."""
+    """How the data owner encrypts the images before anyone else receives them."""
 
     steps: tuple[CipherStep, ...] = setting(
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
-        "Steps of the encryption, in this order, or a scheme: ViT-blockwise, EtC, LE, ELE, PE; [] "
-        "means plain images.",
+        "The encryption steps in the order of their use, or one scheme: ViT-blockwise, EtC, "
+        "LE, ELE or PE; [] leaves the images plain.",
         read=read_steps,
     )
     scope: Literal["shared", "client", "image", "block"] = setting(
         "shared",
-        "Which images share a key: all of them, those of one client, each image for itself, or one "
-        "key that differs by block.",
+        "Which images share a key: all images (shared), those of one client (client), "
+        "or none, so that each image has its own (image). The value block uses one key that "
+        "differs from block to block.",
     )
     block_size: int | None = setting(
         None,
-        "Side of an encryption block in pixels. Default: 4 for LE and ELE, else the model's patch "
-        "size.",
+        "The side of an encryption block in pixels. The default is 4 for LE and ELE, and "
+        "otherwise the model's patch size.",
         "[1, inf)",
     )
     fixed_blocks: int = setting(
-        0, "Number of blocks that block scrambling leaves in their place.", "[0, inf)"
+        0, "The number of blocks that block scrambling leaves in their place.", "[0, inf)"
     )
     fixed_entries: int = setting(
-        0, "Number of entries of a block that pixel shuffling leaves in their place.", "[0, inf)"
+        0,
+        "The number of entries of a block that pixel shuffling leaves in their place.",
+        "[0, inf)",
     )
     adapt: bool = setting(
-        False, "Adapt the model to the key. The result is exact, but the model reveals the key."
+        False,
+        "Whether the model is adapted to the key. The adaptation is exact, but the adapted "
+        "model reveals the key.",
     )
     allow_meaningless: bool = setting(
-        False, "Run combinations of settings that cannot work, for demonstration."
+        False, "Whether combinations of settings that cannot work may run, for demonstration."
     )
     key_file: str = setting(
-        "keys/owner.key", "The owner's key ring: a file of secrets. It is made if it is missing."
+        "keys/owner.key",
+        "The path of the owner's key ring, a file of secrets. A missing file is created.",
     )
     at_rest: Literal["ring", "passphrase", "none"] = setting(
         "ring",
-        "What seals the shards on the disk, plain ones too: a key of the ring, the passphrase in "
-        "the variable FL_VITLORA_PASSPHRASE, or nothing.",
+        "What seals the shards on disk, plain shards included: a key of the key ring (ring), "
+        "the passphrase in the variable FL_VITLORA_PASSPHRASE (passphrase), or nothing "
+        "(none).",
     )
 
 
@@ -229,29 +249,32 @@ class FineTuningConfig:
             "--set finetuning.parameters.gain=2."
         },
     )
-    rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
+    rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
     client_ranks: tuple[int, ...] = setting(
         (),
-        "Ranks of the clients: one for each client, or values that rank_shares distributes; [] "
-        "gives every client finetuning.rank.",
+        "The ranks of the clients: one rank for each client, or the values that rank_shares "
+        "distributes; [] gives every client the rank finetuning.rank.",
         "[1, inf)",
     )
     rank_shares: tuple[float, ...] = setting(
         (),
-        "Share of the clients that gets each value of client_ranks; [] if client_ranks lists one "
-        "rank for each client.",
+        "The share of the clients that gets each value of client_ranks. It is [] if "
+        "client_ranks lists one rank for each client.",
         "(0, 1]",
     )
     alpha: float = setting(
-        8.0, "Scale of the low-rank matrices: their product is multiplied by alpha / r.", "(0, inf)"
+        8.0,
+        "The scale of the low-rank matrices. Their product is multiplied by alpha / r.",
+        "(0, inf)",
     )
     targets: tuple[Adapted, ...] = setting(
-        ("q", "v"), "Layers of every transformer block that get low-rank matrices."
+        ("q", "v"), "The layers of every transformer block that get low-rank matrices."
     )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
-        "What happens to the clients' patch embeddings: averaged as they are, averaged in plain "
-        "coordinates, or kept by each client.",
+        "What happens to the clients' patch embeddings: they are averaged as they are "
+        "(aggregate), averaged in plain coordinates (aligned), or kept by each client "
+        "(local).",
     )
 
 
@@ -264,52 +287,55 @@ class TrainingConfig:
     )
     learning_rate: float = setting(
         LETTERS.learning_rate,
-        "Learning rate at the peak of the schedule. The default is that of the bundled models; "
-        f"other models have {ORDINARY.learning_rate:g}.",
+        "The learning rate at the peak of the schedule. The default is for the bundled models; "
+        f"the default for other models is {ORDINARY.learning_rate:g}.",
         "(0, inf)",
     )
     patch_embed_rate: float = setting(
         LETTERS.patch_embed_rate,
-        "Factor on the learning rate of the patch embedding. Default of other models than the "
-        f"bundled: {ORDINARY.patch_embed_rate:g}.",
+        "The factor on the learning rate of the patch embedding. The default for models that are "
+        f"not bundled is {ORDINARY.patch_embed_rate:g}.",
         "(0, inf)",
     )
     head_rate: float = setting(
         LETTERS.head_rate,
-        "Factor on the learning rate of the head. Default of other models than the bundled: "
-        f"{ORDINARY.head_rate:g}.",
+        "The factor on the learning rate of the head. The default for models "
+        f"that are not bundled is {ORDINARY.head_rate:g}.",
         "(0, inf)",
     )
     body_rate: float = setting(
         LETTERS.body_rate,
-        "Factor on the learning rate of all other tensors (method full). Default of other models "
-        f"than the bundled: {ORDINARY.body_rate:g}.",
+        "The factor on the learning rate of all other tensors (method full). The default for "
+        f"models that are not bundled is {ORDINARY.body_rate:g}.",
         "(0, inf)",
     )
     schedule: Literal["cosine", "constant"] = setting(
         "cosine", "How the learning rate changes over the rounds."
     )
     warmup_rounds: int = setting(
-        0, "Number of rounds in which the learning rate rises to its peak.", "[0, inf)"
+        0, "The number of rounds in which the learning rate rises to its peak.", "[0, inf)"
     )
-    batch_size: int = setting(8, "Number of images in a training step.", "[1, inf)")
+    batch_size: int = setting(8, "The number of images in a training step.", "[1, inf)")
     epochs: int = setting(
-        1, "Number of passes over a client's images in a round (local epochs).", "[1, inf)"
+        1, "The number of passes over a client's images in a round (local epochs).", "[1, inf)"
     )
-    weight_decay: float = setting(0.0, "Weight decay of AdamW (decoupled) or SGD.", "[0, inf)")
+    weight_decay: float = setting(0.0, "The weight decay of AdamW (decoupled) or SGD.", "[0, inf)")
     beta1: float = setting(
         LETTERS.beta1,
-        "AdamW's decay rate of the mean gradient; small, because a round has few steps. Default of "
-        f"other models than the bundled: {ORDINARY.beta1:g}.",
+        "The decay rate of AdamW's mean gradient. It is small because a round has few steps. The "
+        f"default for models that are not bundled is {ORDINARY.beta1:g}.",
         "[0, 1)",
     )
-    momentum: float = setting(0.9, "Momentum of SGD.", "[0, 1)")
+    momentum: float = setting(0.9, "The momentum of SGD.", "[0, 1)")
     clip_norm: float | None = setting(
         None,
-        "Largest norm of a gradient; a longer one is scaled down. Default: no clipping.",
+        "The largest norm of a gradient. A longer gradient is scaled down to it. By default "
+        "gradients are not clipped.",
         "(0, inf)",
     )
-    label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy loss.", "[0, 1)")
+    label_smoothing: float = setting(
+        0.0, "The label smoothing of the cross-entropy loss.", "[0, 1)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +343,8 @@ class StrategyConfig:
     """The aggregation strategy and its hyper-parameters."""
 
     name: str = setting(
-        "fedavg", "The aggregation strategy: a file in strategies/ or 'package.module:Class'."
+        "fedavg",
+        "The aggregation strategy: the name of a file in strategies/, or 'package.module:Class'.",
     )
     options: Mapping[str, Any] = field(
         default_factory=dict,
@@ -330,11 +357,17 @@ class AttackConfig:
     """What hostile clients do, for research on robust strategies."""
 
     kinds: tuple[Attack, ...] = setting(
-        (), "What hostile clients do to their updates, assigned to them in turn; [] means nothing."
+        (),
+        "What hostile clients do to their updates; the kinds are assigned to them in turn. [] "
+        "means that no client is hostile.",
     )
-    clients: int = setting(0, "Number of hostile clients; the seed chooses which.", "[0, inf)")
+    clients: int = setting(
+        0, "The number of hostile clients. The seed decides which clients are hostile.", "[0, inf)"
+    )
     factor: float = setting(
-        100.0, "Factor by which a hostile client of kind scale multiplies its update.", "(0, inf)"
+        100.0,
+        "The factor by which a hostile client of kind scale multiplies its update.",
+        "(0, inf)",
     )
 
 
@@ -344,26 +377,30 @@ class FaultsConfig:
 
     kinds: tuple[Fault, ...] = setting(
         (),
-        "What happens to unreliable clients before they train, assigned to them in turn; [] means "
-        "nothing.",
+        "What happens to unreliable clients before they train; the kinds are assigned to them "
+        "in turn. [] means that no client is unreliable.",
     )
-    clients: int = setting(0, "Number of unreliable clients; the seed chooses which.", "[0, inf)")
+    clients: int = setting(
+        0,
+        "The number of unreliable clients. The seed decides which clients are unreliable.",
+        "[0, inf)",
+    )
     rate: float = setting(
-        1.0, "Probability that it happens to an unreliable client in a round.", "(0, 1]"
+        1.0, "The probability that the fault strikes an unreliable client in a round.", "(0, 1]"
     )
     delay: float = setting(
-        10.0, "Seconds that an unreliable client of kind slow waits.", "[0, inf)"
+        10.0, "The time in seconds that an unreliable client of kind slow waits.", "[0, inf)"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Who measures accuracy after every round."""
+    """Where the test accuracy is measured after every round."""
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto",
-        "Who measures the test accuracy; auto chooses clients where only they have the key or the "
-        "patch embedding.",
+        "Where the test accuracy is measured: by the server (central) or by the clients. The "
+        "value auto chooses the clients if only they have the key or the patch embedding.",
     )
 
 
@@ -372,26 +409,30 @@ class PrivacyConfig:
     """Secure aggregation and differential privacy."""
 
     secure_aggregation: bool = setting(
-        False, "Mask the updates in pairs of clients, so that the server sees only their sum."
+        False, "Whether pairs of clients mask their updates, so that the server sees only the sum."
     )
     range: float = setting(
         4.0,
-        "Largest absolute value in an update under secure aggregation; larger ones are clipped.",
+        "The largest absolute value in an update under secure aggregation. Larger values are "
+        "clipped.",
         "(0, inf)",
     )
     clipping_norm: float | None = setting(
         None,
-        "Largest norm C of an update, for differential privacy. Default: no differential privacy.",
+        "The largest norm C of an update, for differential privacy. By default there is no "
+        "differential privacy.",
         "(0, inf)",
     )
     noise_multiplier: float = setting(
         0.0,
-        "Standard deviation of the noise on the sum of the updates, divided by the clipping norm.",
+        "The standard deviation of the noise on the sum of the updates, divided by the "
+        "clipping norm.",
         "[0, 1000000]",
     )
     target_epsilon: float | None = setting(
         None,
-        "Largest epsilon of the whole run; it chooses noise_multiplier, which is then left at 0.",
+        "The largest epsilon of the whole run. It determines noise_multiplier, which must "
+        "then stay 0.",
         "(0, inf)",
     )
     delta: float = setting(1e-5, "The delta for which epsilon is computed.", "(0, 1)")
@@ -403,13 +444,21 @@ class LanesConfig:
 
     codec: str = setting(
         "float32",
-        "Codec of all tensors without a codec of their own, for example int4.",
+        "The codec of all tensors without a codec of their own, for example int4.",
     )
-    patch_embed: str | None = setting(None, "Codec of the patch embedding. Default: codec.")
-    lora_A: str | None = setting(None, "Codec of the LoRA matrices A. Default: codec.")  # noqa: N815 - the literature's name
-    lora_B: str | None = setting(None, "Codec of the LoRA matrices B. Default: codec.")  # noqa: N815
-    head: str | None = setting(None, "Codec of the head. Default: codec.")
-    other: str | None = setting(None, "Codec of all other tensors. Default: codec.")
+    patch_embed: str | None = setting(
+        None, "The codec of the patch embedding. The default is the value of codec."
+    )
+    lora_A: str | None = setting(  # noqa: N815 - the literature's name
+        None, "The codec of the LoRA matrices A. The default is the value of codec."
+    )
+    lora_B: str | None = setting(  # noqa: N815
+        None, "The codec of the LoRA matrices B. The default is the value of codec."
+    )
+    head: str | None = setting(None, "The codec of the head. The default is the value of codec.")
+    other: str | None = setting(
+        None, "The codec of all other tensors. The default is the value of codec."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,20 +467,24 @@ class CompressionConfig:
 
     uplink: LanesConfig = LanesConfig()
     downlink: LanesConfig = LanesConfig()
-    error_feedback: bool = setting(True, "Send in a later round what a codec withheld in this one.")
+    error_feedback: bool = setting(
+        True, "Whether the error of a codec in one round is added to the update of a later round."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkConfig:
-    """A client's network line, for which the transfer time is computed."""
+    """The network connection of a client, from which the transfer time is computed."""
 
     uplink_mbps: float = setting(
-        10.0, "Speed of a client's line to the server in Mbit/s.", "(0, inf)"
+        10.0, "The speed of the connection from a client to the server in Mbit/s.", "(0, inf)"
     )
     downlink_mbps: float = setting(
-        100.0, "Speed of the line from the server to a client in Mbit/s.", "(0, inf)"
+        100.0, "The speed of the connection from the server to a client in Mbit/s.", "(0, inf)"
     )
-    latency_ms: float = setting(50.0, "Milliseconds that a message is on its way.", "[0, inf)")
+    latency_ms: float = setting(
+        50.0, "The time in milliseconds that a message needs beside its transfer time.", "[0, inf)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,35 +492,41 @@ class EngineConfig:
     """Where the clients run."""
 
     device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "Where the clients compute; auto takes a GPU if there is one."
+        "auto",
+        "The device on which the clients compute. The value auto takes a GPU if there is one.",
     )
     workers: int | None = setting(
         None,
-        "Number of worker processes. Default: one for each core, or up to four for each GPU.",
+        "The number of worker processes. The default is one for each core, or up to four for "
+        "each GPU.",
         "[1, inf)",
     )
     cohort: int | None = setting(
         None,
-        "Number of clients that a worker trains in one batch. Default: an eighth of a round's "
-        "clients, in steps of up to 64 images.",
+        "The number of clients that a worker trains in one batch. The default is an eighth of "
+        "a round's clients, in steps of up to 64 images.",
         "[1, inf)",
     )
     ray_address: str | None = setting(
         None,
-        "Address of a running Ray cluster that can read the run folder. Default: start Ray here.",
+        "The address of a running Ray cluster that can read the run folder. By default Ray is "
+        "started on this machine.",
     )
     mixed_precision: bool = setting(
         True,
-        "Compute in bfloat16 on a GPU, or in float16 with loss scaling where the GPU has no "
+        "Whether a GPU computes in bfloat16, or in float16 with loss scaling if it has no "
         "bfloat16.",
     )
     round_timeout: float = setting(
         3600.0,
-        "Seconds to wait for the replies of a round; repeated messages get as long again.",
+        "The time in seconds to wait for the replies of a round. Repeated messages get the "
+        "same time again.",
         "(0, inf)",
     )
     client_timeout: float = setting(
-        900.0, "Seconds that a worker may take for one client before it is replaced.", "(0, inf)"
+        900.0,
+        "The time in seconds that a worker may take for one client before the worker is replaced.",
+        "(0, inf)",
     )
 
 
@@ -475,34 +534,39 @@ class EngineConfig:
 class Config:
     """A complete experiment."""
 
-    clients: int = setting(20, "Number of clients; each holds a shard of the images.", "[1, inf)")
-    rounds: int = setting(20, "Number of rounds of federated training.", "[1, 1000000]")
-    fraction: float = setting(1.0, "Share of the clients that train in a round.", "(0, 1]")
+    clients: int = setting(
+        20, "The number of clients. Each client holds a shard of the images.", "[1, inf)"
+    )
+    rounds: int = setting(20, "The number of rounds of federated training.", "[1, 1000000]")
+    fraction: float = setting(1.0, "The share of the clients that train in a round.", "(0, 1]")
     max_client_share: float | None = setting(
         None,
-        "Largest weight of one client among those of a round, however many images it reports. "
-        "Default: no limit.",
+        "The largest weight of one client among the clients of a round, however many images "
+        "it reports. By default there is no limit.",
         "(0, 1]",
     )
     min_clients: int = setting(
-        1, "Fewest usable updates that a round needs; with fewer the run stops.", "[1, inf)"
+        1,
+        "The smallest number of usable updates that a round needs. With fewer updates the run "
+        "stops.",
+        "[1, inf)",
     )
     budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
         None,
-        "Bytes that the run may send, for example 50MB; a round that could overspend does not "
-        "begin. Default: no limit.",
+        "The number of bytes that the run may send, for example 50MB. A round that could "
+        "exceed it does not begin. By default there is no limit.",
     )
     target_accuracy: float | None = setting(
         None,
-        "Test accuracy, for example 0.95; the result tells after how many bytes it was first "
+        "A test accuracy, for example 0.95. The result says after how many bytes it was first "
         "reached.",
         "(0, 1]",
     )
-    seed: int = setting(0, "Seed of everything random except the owner's secret.", "[0, inf)")
+    seed: int = setting(0, "The seed of all random choices except the owner's secret.", "[0, inf)")
     checkpoint_every: int = setting(
         1,
-        "Number of rounds between two checkpoints, from which --resume can continue; 0 writes "
-        "none.",
+        "The number of rounds between two checkpoints, from which --resume can continue. The "
+        "value 0 writes no checkpoints.",
         "[0, inf)",
     )
     record_updates: bool = setting(
@@ -510,7 +574,9 @@ class Config:
         "Store what the server sees of each round, the model and all decoded updates, in the run "
         "folder under updates/, for research on attacks.",
     )
-    out: str | None = setting(None, "Run folder. Default: a new folder under runs/.")
+    out: str | None = setting(
+        None, "The path of the run folder. By default a new folder is made under runs/."
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     encryption: EncryptionConfig = EncryptionConfig()

@@ -1,4 +1,4 @@
-"""Amounts as people write them."""
+"""Amounts of bytes with units, such as 50MB."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fl_vitlora.errors import UserError, shown
 
 Bytes = typing.NewType("Bytes", int)
 
-# Decimal, as networks are sold, and binary.
+# Decimal units, as network speeds use them, and binary units.
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MOST = 1e18  # bytes; more is never sent
 AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z]*)\s*", re.ASCII)
@@ -20,13 +20,13 @@ def parse_bytes(amount: object, where: str) -> int:
 
     Args:
         amount: A whole number of bytes, or a number and a unit, in any case.
-        where: It stands, for the message.
+        where: The name of the setting, for the error message.
 
     Returns:
-        Bytes, rounded down.
+        The number of bytes, rounded down.
 
     Raises:
-        UserError: When it is neither, or nothing, or more than there is.
+        UserError: If the amount has another form, is below one byte, or is 10¹⁸ bytes or more.
 
     Example:
         >>> parse_bytes("1.5 MB", "budget"), parse_bytes("2KiB", "budget"), parse_bytes(7, "budget")
@@ -45,11 +45,11 @@ def parse_bytes(amount: object, where: str) -> int:
     return int(found)
 
 
-STEP = 1000  # from one decimal unit to the next
+STEP = 1000  # the factor between two decimal units
 
 
 def unit_of(count: float) -> tuple[int, str]:
-    """Chooses the decimal unit in which a number of bytes is written.
+    """Returns the decimal unit for a number of bytes, as its factor and its name.
 
     Example:
         >>> unit_of(60_413), unit_of(999_960), unit_of(7)
@@ -64,7 +64,7 @@ def unit_of(count: float) -> tuple[int, str]:
 
 
 def readable_bytes(count: float) -> str:
-    """Writes a number of bytes with a decimal unit.
+    """Returns a number of bytes as text with a decimal unit.
 
     Example:
         >>> readable_bytes(60_413), readable_bytes(343_225_384), readable_bytes(812)

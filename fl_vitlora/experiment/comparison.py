@@ -16,7 +16,8 @@ from typing import Protocol
 
 from fl_vitlora.checkpoints.logbook import lacks_checkpoints
 from fl_vitlora.config import Config
-from fl_vitlora.config.grid import Cell, Grid, folder_name, to_tree
+from fl_vitlora.config.grid import Cell, Grid, to_tree
+from fl_vitlora.config.grid_labels import folder_name
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from fl_vitlora.config.grid import name_of
+from fl_vitlora.config.grid_labels import name_of
 from fl_vitlora.config.units import readable_bytes, unit_of
 from fl_vitlora.reporting.plots import plot_comparison
 from fl_vitlora.reporting.statistics import (

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from fl_vitlora.config.grid import axes_of
+from fl_vitlora.config.grid_labels import axes_of
 from fl_vitlora.data.sources import Indices
 from fl_vitlora.reporting.statistics import Summary
 from fl_vitlora.storage.files import write_atomically

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_vitlora.config.grid import Labels
+from fl_vitlora.config.grid_labels import Labels
 
 Key = tuple[tuple[str, str], ...]  # sorted labels, as a key of a dictionary
 

@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import SCHEMES, full_path
-from fl_vitlora.config.grid import (
-    Grid,
-    axes_of,
-    folder_name,
-    read_grid,
-    read_seeds,
-    read_words,
-    to_tree,
-)
+from fl_vitlora.config.grid import Grid, read_grid, to_tree
+from fl_vitlora.config.grid_labels import axes_of, folder_name
+from fl_vitlora.config.grid_words import read_seeds, read_words
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.population.byzantine import hostile
