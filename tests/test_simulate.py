@@ -16,6 +16,11 @@ import torch
 
 import simulate
 from fl_vitlora import config
+from fl_vitlora.command_line.arguments import read_config
+from fl_vitlora.command_line.flags import COMMON, FLAGS, OTHER_FLAGS
+from fl_vitlora.command_line.help_pages import intervals
+from fl_vitlora.command_line.parser import make_parser
+from fl_vitlora.command_line.signals import pauses_on_signal
 from fl_vitlora.config import settings
 from fl_vitlora.experiment.serving import Watch
 
@@ -156,23 +161,44 @@ def test_a_model_that_bypasses_the_adapters_is_refused(
     assert {path.name for path in elsewhere.iterdir()} == {"used"}
 
 
-def test_help_explains_every_setting() -> None:
+def shown_by(flag: str) -> str:
+    """Returns what the program prints."""
     done = subprocess.run(
-        [sys.executable, "simulate.py", "--help"],
+        [sys.executable, "simulate.py", flag],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    told = " ".join(done.stdout.split())
+    return done.stdout
+
+
+def test_help_fits_one_screen_and_shows_the_common_flags_and_two_commands() -> None:
+    lines = shown_by("--help").splitlines()
+    assert len(lines) <= 42
+    assert [line for line in lines if len(line) > 80] == []
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert flags == list(COMMON)
+    assert sum(line.startswith("  python simulate.py ") for line in lines) == 2
+    assert "--help-all" in lines[-1]
+
+
+def test_help_all_explains_every_setting_with_its_range() -> None:
+    page = shown_by("--help-all")
+    told = " ".join(page.split())
     missing = [
         (path, explanation)
         for path, _, explanation in settings.explanations(config.Config)
         if f" {path} " not in told or " ".join(explanation.split()) not in told
     ]
     assert missing == []
-    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
-    assert all(flag in done.stdout for flag in simulate.FLAGS)
+    ranges = dict(intervals(config.Config))
+    assert len(ranges) > 20
+    for path, interval in ranges.items():
+        after = told.partition(f" {path} ")[2]
+        assert after.find(f"Range: {interval}.") >= 0, path
+    assert [line for line in page.splitlines() if len(line) > 80] == []
+    assert all(flag in told for flag in [*FLAGS, *OTHER_FLAGS, "--help-all", "--version"])
 
 
 @pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("--clinets 20", 2)])
@@ -194,10 +220,11 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
 def test_a_terminal_of_another_encoding_gets_help_tables_and_mistakes(encoding: str) -> None:
     show = (
-        "import simulate; from fl_vitlora.reporting.output import outlive_readers\n"
+        "import simulate; from fl_vitlora.command_line.help_pages import every_setting\n"
+        "from fl_vitlora.reporting.output import outlive_readers\n"
         "from rich.console import Console\n"
         "outlive_readers(); Console().print('95.6 \\u00b1 0.5 \\u2013 \\u65e5')\n"
-        "simulate.make_parser().print_help(); simulate.main(['--set', 'clients=\\u65e5'])"
+        "print(every_setting()); simulate.main(['--set', 'clients=\\u65e5'])"
     )
     environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
     done = subprocess.run(
@@ -229,7 +256,7 @@ def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "experiment.yaml"
     file.write_text("clients: 7\nrounds: 3\nstrategy: fedprox\n")
     typed = f"--config {file} --rounds 4 --set training.learning_rate=1e-3 --set strategy.mu=1"
-    read = simulate.read_config(simulate.make_parser().parse_args(typed.split()))
+    read = read_config(make_parser().parse_args(typed.split()))
     assert (read.clients, read.rounds, read.training.learning_rate) == (7, 4, 0.001)
     assert (read.strategy.name, read.strategy.options) == ("fedprox", {"mu": 1})
 
@@ -304,7 +331,7 @@ def test_the_first_signal_lets_the_round_end_and_the_second_does_not(
 ) -> None:
     watch, before = watched(), signal.signal(number, signal.SIG_DFL)
     try:
-        with simulate.pauses_on_signal(watch):
+        with pauses_on_signal(watch):
             os.kill(os.getpid(), number)
             assert watch.pause.is_set()
             with pytest.raises(KeyboardInterrupt):
@@ -318,7 +345,7 @@ def test_a_run_in_another_thread_goes_without_handlers_of_signals() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def run() -> None:
-        with simulate.pauses_on_signal(watched()):
+        with pauses_on_signal(watched()):
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=run)
@@ -328,7 +355,7 @@ def test_a_run_in_another_thread_goes_without_handlers_of_signals() -> None:
 
 
 def test_before_the_first_round_the_first_signal_ends_a_run() -> None:
-    with simulate.pauses_on_signal(Watch()), pytest.raises(KeyboardInterrupt):
+    with pauses_on_signal(Watch()), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -337,7 +364,7 @@ def test_a_hangup_that_was_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         watch = watched()
-        with simulate.pauses_on_signal(watch):
+        with pauses_on_signal(watch):
             os.kill(os.getpid(), signal.SIGHUP)
             assert not watch.pause.is_set()
     finally:
@@ -452,7 +479,7 @@ def test_a_home_folder_is_written_out_and_a_variable_is_not_taken_for_a_name(
 ) -> None:
     monkeypatch.setenv("HOME", str(elsewhere))
     typed = f"{flag}=~/place".split()
-    read = simulate.read_config(simulate.make_parser().parse_args(typed))
+    read = read_config(make_parser().parse_args(typed))
     assert f"'{elsewhere}/place'" in repr(read)
     assert "~" not in repr(read)
     assert "begins with a variable" in answer_to(f"{flag}=$HOME/place", capsys)
@@ -469,7 +496,7 @@ def test_a_file_in_a_home_folder_may_name_others_there(
     read = config.load(text)
     assert (read.data.name, read.model.weights) == (f"{elsewhere}/images", f"{elsewhere}/w")
     assert (read.out, read.encryption.key_file) == (f"{elsewhere}/o", f"{elsewhere}/k")
-    assert simulate.make_parser().parse_args(["--resume=~/o"]).resume == elsewhere / "o"
+    assert make_parser().parse_args(["--resume=~/o"]).resume == elsewhere / "o"
 
 
 def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
