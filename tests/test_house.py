@@ -142,6 +142,16 @@ ROOMS = {
         "state",
         "strategy",
     ],
+    "command_line/": [
+        "__version__",
+        "checkpoints",
+        "config",
+        "errors",
+        "experiment",
+        "reporting",
+        "strategy",
+        "testing",
+    ],
     "testing/": ["config", "errors", "lowrank", "privacy", "rng", "state", "strategy"],
 }
 

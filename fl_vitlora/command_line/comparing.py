@@ -13,7 +13,7 @@ from fl_vitlora.config import confirmation
 from fl_vitlora.config.grid import Grid
 
 if TYPE_CHECKING:
-    from fl_vitlora.experiment.comparison import Record
+    from fl_vitlora.reporting.statistics import Record
 
 
 def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:

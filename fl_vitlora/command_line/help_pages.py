@@ -101,9 +101,9 @@ def every_setting() -> str:
 
 def _explained_flags() -> Iterator[str]:
     """Yields the lines of the flags that are no settings, and a blank line."""
-    yield from ("  --help", "      Shows the common flags on one screen.")
-    yield from ("  --help-all", "      Shows every flag and every setting.")
-    yield from ("  --version", "      Shows the version of this program.")
+    yield from ("  --help", "      Show the common flags on one screen.")
+    yield from ("  --help-all", "      Show every flag and every setting.")
+    yield from ("  --version", "      Show the version of this program.")
     for flag, entry in OTHER_FLAGS.items():
         yield f"  {flag} {entry.value}".rstrip()
         yield from _folded(f"{entry.explanation}. {entry.more}".strip())

@@ -62,7 +62,7 @@ def make_parser() -> Parser:
     for flag, entry in FLAGS.items():
         parser.add_argument(flag, dest=entry.path, metavar=entry.value)
     for flag, other in OTHER_FLAGS.items():
-        named = {"metavar": other.value} if other.value else {}
+        named: dict[str, Any] = {"metavar": other.value} if other.value else {}
         parser.add_argument(flag, **named, **other.options)
     parser.add_argument("--help-all", action=_PrintEverySetting, nargs=0)
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
