@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,12 +16,7 @@ import torch
 import simulate
 from fl_vitlora import config
 from fl_vitlora.command_line.arguments import read_config
-from fl_vitlora.command_line.flags import COMMON, FLAGS, OTHER_FLAGS
-from fl_vitlora.command_line.help_pages import intervals
 from fl_vitlora.command_line.parser import make_parser
-from fl_vitlora.command_line.signals import pauses_on_signal
-from fl_vitlora.config import settings
-from fl_vitlora.experiment.serving import Watch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,46 +155,6 @@ def test_a_model_that_bypasses_the_adapters_is_refused(
     assert {path.name for path in elsewhere.iterdir()} == {"used"}
 
 
-def shown_by(flag: str) -> str:
-    """Returns what the program prints."""
-    done = subprocess.run(
-        [sys.executable, "simulate.py", flag],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
-
-
-def test_help_fits_one_screen_and_shows_the_common_flags_and_two_commands() -> None:
-    lines = shown_by("--help").splitlines()
-    assert len(lines) <= 42
-    assert [line for line in lines if len(line) > 80] == []
-    flags = [line.split()[0] for line in lines if line.startswith("  --")]
-    assert flags == list(COMMON)
-    assert sum(line.startswith("  python simulate.py ") for line in lines) == 2
-    assert "--help-all" in lines[-1]
-
-
-def test_help_all_explains_every_setting_with_its_range() -> None:
-    page = shown_by("--help-all")
-    told = " ".join(page.split())
-    missing = [
-        (path, explanation)
-        for path, _, explanation in settings.explanations(config.Config)
-        if f" {path} " not in told or " ".join(explanation.split()) not in told
-    ]
-    assert missing == []
-    ranges = dict(intervals(config.Config))
-    assert len(ranges) > 20
-    for path, interval in ranges.items():
-        after = told.partition(f" {path} ")[2]
-        assert after.find(f"Range: {interval}.") >= 0, path
-    assert [line for line in page.splitlines() if len(line) > 80] == []
-    assert all(flag in told for flag in [*FLAGS, *OTHER_FLAGS, "--help-all", "--version"])
-
-
 @pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("--clinets 20", 2)])
 def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) -> None:
     reader, writer = os.pipe()
@@ -215,31 +169,6 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
     )
     os.close(writer)
     assert done.returncode == code
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
-def test_a_terminal_of_another_encoding_gets_help_tables_and_mistakes(encoding: str) -> None:
-    show = (
-        "import simulate; from fl_vitlora.command_line.help_pages import every_setting\n"
-        "from fl_vitlora.reporting.output import outlive_readers\n"
-        "from rich.console import Console\n"
-        "outlive_readers(); Console().print('95.6 \\u00b1 0.5 \\u2013 \\u65e5')\n"
-        "print(every_setting()); simulate.main(['--set', 'clients=\\u65e5'])"
-    )
-    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
-    done = subprocess.run(
-        [sys.executable, "-c", show],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
-    assert done.returncode == 2, err
-    assert out.splitlines()[0] in ("95.6 +- 0.5 - \\u65e5", "95.6 ± 0.5 - \\u65e5")
-    assert "encryption.steps" in out
-    assert err == "simulate.py: clients: expected a whole number, got '\\u65e5'\n"
 
 
 def test_a_file_does_not_take_the_place_of_an_output_that_is_closed() -> None:
@@ -316,59 +245,6 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
     at = lines.index("failed  works with one client")
     assert "aggregate fails with 1 of 4 clients: IndexError" in lines[at + 1]
     assert lines[at + 2] == "failed  works with other clients in every round (as above)"
-
-
-def watched() -> Watch:
-    """A run whose rounds have begun."""
-    watch = Watch()
-    watch.training.set()
-    return watch
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_lets_the_round_end_and_the_second_does_not(
-    number: signal.Signals,
-) -> None:
-    watch, before = watched(), signal.signal(number, signal.SIG_DFL)
-    try:
-        with pauses_on_signal(watch):
-            os.kill(os.getpid(), number)
-            assert watch.pause.is_set()
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-        assert signal.getsignal(number) == signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_run_in_another_thread_goes_without_handlers_of_signals() -> None:
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def run() -> None:
-        with pauses_on_signal(watched()):
-            seen.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [before]
-
-
-def test_before_the_first_round_the_first_signal_ends_a_run() -> None:
-    with pauses_on_signal(Watch()), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_a_hangup_that_was_ignored_stays_so() -> None:
-    """As `nohup` has it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        watch = watched()
-        with pauses_on_signal(watch):
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not watch.pause.is_set()
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
