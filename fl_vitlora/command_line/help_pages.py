@@ -115,7 +115,8 @@ def _explained_settings() -> Iterator[str]:
     ranges, flags = dict(intervals(config.Config)), {e.path: flag for flag, e in FLAGS.items()}
     titles, group = {"": WHOLE, **dict(_titles(config.Config))}, None
     for path, default, explanation in settings.explanations(config.Config):
-        if (found := path.rpartition(".")[0]) != group:
+        found = path.rpartition(".")[0]
+        if found in titles and found != group:
             group = found
             yield from ("", *textwrap.wrap(f"{group}: {titles[group]}".strip(": "), FOLDED))
         yield f"  {path}" + ("" if default in (None, "") else f" = {plain(default)}")
