@@ -115,6 +115,16 @@ ALLOWED = {
 
 # What a room may import of the package itself, beside its own files.
 ROOMS = {
+    "command_line/": [
+        "__version__",
+        "checkpoints",
+        "config",
+        "errors",
+        "experiment",
+        "reporting",
+        "strategy",
+        "testing",
+    ],
     "errors/": [],
     "rng.py": [],
     "state.py": [],
@@ -141,16 +151,6 @@ ROOMS = {
         "population",
         "state",
         "strategy",
-    ],
-    "command_line/": [
-        "__version__",
-        "checkpoints",
-        "config",
-        "errors",
-        "experiment",
-        "reporting",
-        "strategy",
-        "testing",
     ],
     "testing/": ["config", "errors", "lowrank", "privacy", "rng", "state", "strategy"],
 }
