@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fl_vitlora.command_line.exits import INTERRUPTED, RUN_FAILED, USER_MISTAKE, fail
 from fl_vitlora.command_line.signals import pauses_on_signal
+from fl_vitlora.command_line.watching import watch_on
 from fl_vitlora.config import confirmation
 from fl_vitlora.config.grid import Grid
 
@@ -55,20 +56,13 @@ def _run_all(grid: Grid, folder: Path, confirmed: frozenset[str], *, verbose: bo
     """Runs every experiment and shows each when it has ended."""
     import strategies
     from fl_vitlora.experiment import comparison
-    from fl_vitlora.experiment.serving import Watch
     from fl_vitlora.reporting.comparison_tables import describe
     from fl_vitlora.reporting.console import ComparisonDisplay
 
     load = functools.partial(strategies.load_for, confirmed=confirmed)
     records = []
     with comparison.prepare_folder(folder, grid), ComparisonDisplay(len(grid.runs)) as display:
-        watch = Watch(
-            announce=display.announce,
-            note=display.note,
-            show_round=display.show_round,
-            tap=display.show_message,
-            verbose=verbose,
-        )
+        watch = watch_on(display, verbose=verbose)
         with pauses_on_signal(watch):
             for record in comparison.compare(grid, folder, load, watch):
                 display.show_run(describe(record))

@@ -11,6 +11,7 @@ from fl_vitlora import config
 from fl_vitlora.command_line.arguments import confirmed_by, read_overrides
 from fl_vitlora.command_line.exits import INTERRUPTED, fail
 from fl_vitlora.command_line.signals import pauses_on_signal
+from fl_vitlora.command_line.watching import watch_on
 from fl_vitlora.config import confirmation
 from fl_vitlora.errors import UserError
 
@@ -52,7 +53,6 @@ def run(
     import strategies
     from fl_vitlora.experiment.runner import PausedError, silence
     from fl_vitlora.experiment.runner import run as run_experiment
-    from fl_vitlora.experiment.serving import Watch
     from fl_vitlora.reporting.console import RunDisplay, print_result
     from fl_vitlora.reporting.run_folder import default_path
 
@@ -63,13 +63,7 @@ def run(
     experiment = dataclasses.replace(experiment, out=out)
     try:
         with RunDisplay(experiment.rounds) as display:
-            watch = Watch(
-                announce=display.announce,
-                note=display.note,
-                show_round=display.show_round,
-                tap=display.show_message,
-                verbose=verbose,
-            )
+            watch = watch_on(display, verbose=verbose)
             with pauses_on_signal(watch):
                 result, folder = run_experiment(experiment, strategy, watch, started, resume=resume)
     except PausedError as pause:
