@@ -1,13 +1,15 @@
-# make check   lint, formatting and types
-# make test    all tests, doctests included (about half an hour on two cores)
-# make bench   speed of encryption, bytes of messages, cost of codecs on this machine
-# make speed   start-up; a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
-# make attacks what a key withstands: the attacks of docs/trust.md (about twenty minutes)
-# make audit   known weaknesses of installed packages, where pip-audit is installed and gets an answer
-# make chaos   a hundred runs that are killed, cut and starved at random moments (an hour)
-# make table   the figures of the README: five seeds of each setting (about twenty minutes)
+# make check    lint, formatting and types
+# make test     the first tier of the tests, for every change
+# make test-all all tests, doctests included (about half an hour on two cores)
+# make bench    speed of encryption, bytes of messages, cost of codecs on this machine
+# make speed    start-up; a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
+# make attacks  what a key withstands: the attacks of docs/trust.md (about twenty minutes)
+# make audit    known weaknesses of installed packages, if pip-audit is installed and gets an answer
+# make chaos    a hundred runs that are killed, cut and starved at random moments (an hour)
+# make table    the figures of the README: five seeds of each setting (about twenty minutes)
+# make picture  the picture of the README: four runs
 
-.PHONY: attacks chaos check test bench speed audit table
+.PHONY: attacks chaos check test test-all bench speed audit table picture
 
 check:
 	python -m ruff check .
@@ -15,6 +17,9 @@ check:
 	python -m mypy
 
 test:
+	python -m pytest -m "not slow"
+
+test-all:
 	python -m pytest
 
 bench:
@@ -43,3 +48,6 @@ chaos:
 
 table:
 	python simulate.py --config configs/grids/default_job.yaml
+
+picture:
+	python -m benchmarks.picture --out docs/picture.png

@@ -20,9 +20,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-import simulate
 import strategies
 from fl_vitlora import config
+from fl_vitlora.command_line.parser import make_parser
 from fl_vitlora.communication.codecs import CODECS
 from fl_vitlora.config import Config, grid, units, yaml_text
 from fl_vitlora.errors import UserError
@@ -190,8 +190,8 @@ def wrong_values(draw: st.DrawFn, setting: Setting) -> Mistake:
 
 # Families of mistakes on the command line.
 
-FLAGS = sorted(flag for flag in simulate.make_parser()._option_string_actions if flag[:2] == "--")
-TAKING = sorted({*FLAGS} - {"--help", "--version", "--verbose"})
+FLAGS = sorted(flag for flag in make_parser()._option_string_actions if flag[:2] == "--")
+TAKING = sorted({*FLAGS} - {"--help", "--help-all", "--version", "--verbose"})
 
 
 @st.composite

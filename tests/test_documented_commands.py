@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import simulate
+from fl_vitlora.command_line import arguments as reading
+from fl_vitlora.command_line.help_pages import every_setting, one_screen
+from fl_vitlora.command_line.parser import make_parser
+from fl_vitlora.command_line.program import check_flags
 from fl_vitlora.config.grid import Grid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +45,7 @@ def documented(pattern: re.Pattern[str]) -> dict[str, str]:
     """Finds what is documented, by its place."""
     found = {}
     pages = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
-    pages["--help"] = simulate.make_parser().format_help()
+    pages |= {"--help": one_screen(), "--help-all": every_setting()}
     for name, text in pages.items():
         joined = CONTINUED.sub(" ", LITERALS.sub("", text).replace("\\\\\n", "\\\n"))
         for match in pattern.finditer(joined):
@@ -61,7 +64,13 @@ def unquoted(command: str) -> str:
 
 def test_commands_are_found_on_every_page() -> None:
     places = {place.partition(":")[0] for place in COMMANDS}
-    assert {"README.md", "docs/communication.md", "configs/thousand_fold.yaml", "--help"} <= places
+    assert {
+        "README.md",
+        "docs/communication.md",
+        "configs/thousand_fold.yaml",
+        "--help",
+        "--help-all",
+    } <= places
     assert len(COMMANDS) > 60
 
 
@@ -89,10 +98,10 @@ def test_the_program_takes_a_command_as_it_is_written(
 ) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(COMMANDS[place], comments=True)[2:]
-    if words[0] in ("--help", "--version") or any(map(PLACEHOLDER.search, words)):
+    if words[0] in ("--help", "--help-all", "--version") or any(map(PLACEHOLDER.search, words)):
         return
-    arguments = simulate.make_parser().parse_args(words)
-    simulate.check_flags(vars(arguments))
+    arguments = make_parser().parse_args(words)
+    check_flags(vars(arguments))
     read = what_it_asks_for(arguments)
     assert read is not None
 
@@ -100,6 +109,6 @@ def test_the_program_takes_a_command_as_it_is_written(
 def what_it_asks_for(arguments: argparse.Namespace) -> object:
     """Reads a command as the program does before it runs anything."""
     if arguments.check_strategy is not None:
-        return simulate.read_strategy(arguments)
-    grid: Grid | None = simulate.read_comparison(arguments)
-    return grid or simulate.read_config(arguments)
+        return reading.read_strategy(arguments)
+    grid: Grid | None = reading.read_comparison(arguments)
+    return grid or reading.read_config(arguments)

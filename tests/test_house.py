@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import simulate
 from fl_vitlora import config
+from fl_vitlora.command_line.flags import FLAGS
 from fl_vitlora.config import settings
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ ALLOWED = {
     "timm": ["fl_vitlora/models/"],
     "yaml": ["fl_vitlora/config/yaml_text.py"],
     "argparse": [
-        "simulate.py",
+        "fl_vitlora/command_line/",
         "fl_vitlora/models/pretraining.py",
         "fl_vitlora/models/weight_file.py",  # training scripts store their options as a Namespace
     ],
@@ -53,7 +53,7 @@ ALLOWED = {
         "fl_vitlora/testing/",  # sends a strategy to a client, as Ray would
     ],
     "msgpack": ["fl_vitlora/communication/parcel.py"],
-    "strategies": ["simulate.py", "strategies/"],
+    "strategies": ["fl_vitlora/command_line/", "strategies/"],
     "fl_vitlora.flower": [
         "fl_vitlora/federation/loop.py",
         "fl_vitlora/flower/",
@@ -65,11 +65,12 @@ ALLOWED = {
     ],
     "fl_vitlora.experiment.runner": [
         "fl_vitlora/experiment/__init__.py",
-        "simulate.py",
+        "fl_vitlora/command_line/",
         "fl_vitlora/experiment/comparison.py",
         "fl_vitlora/experiment/deployment.py",
     ],
-    "fl_vitlora.experiment.comparison": ["simulate.py"],
+    "fl_vitlora.experiment.comparison": ["fl_vitlora/command_line/comparing.py"],
+    "fl_vitlora.command_line": ["simulate.py", "fl_vitlora/command_line/"],
     "fl_vitlora.adaptation.coordinates": [
         "fl_vitlora/federation/evaluation.py",
         "fl_vitlora/experiment/",
@@ -109,6 +110,16 @@ ALLOWED = {
 
 # What a room may import of the package itself, beside its own files.
 ROOMS = {
+    "command_line/": [
+        "__version__",
+        "checkpoints",
+        "config",
+        "errors",
+        "experiment",
+        "reporting",
+        "strategy",
+        "testing",
+    ],
     "errors/": [],
     "rng.py": [],
     "state.py": [],
@@ -237,9 +248,10 @@ def test_what_is_secret_is_not_shown_with_what_holds_it():
     [
         "import fl_vitlora.config",
         "import fl_vitlora.flower",
-        "import simulate; simulate.make_parser().format_help()",
+        "from fl_vitlora.command_line.parser import make_parser; make_parser().format_help()",
         "import strategies; strategies.available()",
         "import simulate\ntry: simulate.main(['--help'])\nexcept SystemExit: print(end='')",
+        "import simulate\ntry: simulate.main(['--help-all'])\nexcept SystemExit: print(end='')",
         "import simulate\ntry: simulate.main(['--client', '3'])\nexcept SystemExit: print(end='')",
         "import simulate\ntry: simulate.main(['--clients', 'x'])\nexcept SystemExit: print(end='')",
     ],
@@ -251,7 +263,7 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(code: str):
 
 
 def test_help_names_every_setting():
-    told = python("import simulate\nsimulate.main(['--help'])")
+    told = python("import simulate\nsimulate.main(['--help-all'])")
     for path in ("--clients", "training.learning_rate", "encryption.steps", "strategy.NAME"):
         assert path in told
 
@@ -259,9 +271,9 @@ def test_help_names_every_setting():
 def test_flags_tell_the_defaults_that_they_have():
     """An explanation ends with its default in brackets, or with words for one that is no value."""
     defaults = {path: default for path, default, _ in settings.explanations(config.Config)}
-    for flag, (path, explanation) in simulate.FLAGS.items():
-        told = explanation.rpartition("(")[2].removesuffix(")")
-        assert told == str(defaults[path]) or defaults[path] is None, flag
+    for flag, entry in FLAGS.items():
+        told = entry.explanation.rpartition("(")[2].removesuffix(")")
+        assert told == str(defaults[entry.path]) or defaults[entry.path] is None, flag
 
 
 @pytest.mark.parametrize("before", ["1", "0", ""])

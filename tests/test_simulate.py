@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import torch
 
 import simulate
 from fl_vitlora import config
-from fl_vitlora.config import settings
-from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.command_line.arguments import read_config
+from fl_vitlora.command_line.parser import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -156,25 +155,6 @@ def test_a_model_that_bypasses_the_adapters_is_refused(
     assert {path.name for path in elsewhere.iterdir()} == {"used"}
 
 
-def test_help_explains_every_setting() -> None:
-    done = subprocess.run(
-        [sys.executable, "simulate.py", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told = " ".join(done.stdout.split())
-    missing = [
-        (path, explanation)
-        for path, _, explanation in settings.explanations(config.Config)
-        if f" {path} " not in told or " ".join(explanation.split()) not in told
-    ]
-    assert missing == []
-    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
-    assert all(flag in done.stdout for flag in simulate.FLAGS)
-
-
 @pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("--clinets 20", 2)])
 def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) -> None:
     reader, writer = os.pipe()
@@ -191,31 +171,6 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
     assert done.returncode == code
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
-def test_a_terminal_of_another_encoding_gets_help_tables_and_mistakes(encoding: str) -> None:
-    show = (
-        "import simulate; from fl_vitlora.reporting.output import outlive_readers\n"
-        "from rich.console import Console\n"
-        "outlive_readers(); Console().print('95.6 \\u00b1 0.5 \\u2013 \\u65e5')\n"
-        "simulate.make_parser().print_help(); simulate.main(['--set', 'clients=\\u65e5'])"
-    )
-    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
-    done = subprocess.run(
-        [sys.executable, "-c", show],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
-    assert done.returncode == 2, err
-    assert out.splitlines()[0] in ("95.6 +- 0.5 - \\u65e5", "95.6 ± 0.5 - \\u65e5")
-    assert "encryption.steps" in out
-    assert err == "simulate.py: clients: expected a whole number, got '\\u65e5'\n"
-
-
 def test_a_file_does_not_take_the_place_of_an_output_that_is_closed() -> None:
     show = (
         "import os; os.close(1); os.close(0)\n"
@@ -230,7 +185,7 @@ def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "experiment.yaml"
     file.write_text("clients: 7\nrounds: 3\nstrategy: fedprox\n")
     typed = f"--config {file} --rounds 4 --set training.learning_rate=1e-3 --set strategy.mu=1"
-    read = simulate.read_config(simulate.make_parser().parse_args(typed.split()))
+    read = read_config(make_parser().parse_args(typed.split()))
     assert (read.clients, read.rounds, read.training.learning_rate) == (7, 4, 0.001)
     assert (read.strategy.name, read.strategy.options) == ("fedprox", {"mu": 1})
 
@@ -292,60 +247,6 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
     assert lines[at + 2] == "failed  works with other clients in every round (as above)"
 
 
-def watched() -> Watch:
-    """A run whose rounds have begun."""
-    watch = Watch()
-    watch.training.set()
-    return watch
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_lets_the_round_end_and_the_second_does_not(
-    number: signal.Signals,
-) -> None:
-    watch, before = watched(), signal.signal(number, signal.SIG_DFL)
-    try:
-        with simulate.pauses_on_signal(watch):
-            os.kill(os.getpid(), number)
-            assert watch.pause.is_set()
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-        assert signal.getsignal(number) == signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_run_in_another_thread_goes_without_handlers_of_signals() -> None:
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def run() -> None:
-        with simulate.pauses_on_signal(watched()):
-            seen.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [before]
-
-
-def test_before_the_first_round_the_first_signal_ends_a_run() -> None:
-    with simulate.pauses_on_signal(Watch()), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_a_hangup_that_was_ignored_stays_so() -> None:
-    """As `nohup` has it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        watch = watched()
-        with simulate.pauses_on_signal(watch):
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not watch.pause.is_set()
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
@@ -454,7 +355,7 @@ def test_a_home_folder_is_written_out_and_a_variable_is_not_taken_for_a_name(
 ) -> None:
     monkeypatch.setenv("HOME", str(elsewhere))
     typed = f"{flag}=~/place".split()
-    read = simulate.read_config(simulate.make_parser().parse_args(typed))
+    read = read_config(make_parser().parse_args(typed))
     assert f"'{elsewhere}/place'" in repr(read)
     assert "~" not in repr(read)
     assert "begins with a variable" in answer_to(f"{flag}=$HOME/place", capsys)
@@ -471,7 +372,7 @@ def test_a_file_in_a_home_folder_may_name_others_there(
     read = config.load(text)
     assert (read.data.name, read.model.weights) == (f"{elsewhere}/images", f"{elsewhere}/w")
     assert (read.out, read.encryption.key_file) == (f"{elsewhere}/o", f"{elsewhere}/k")
-    assert simulate.make_parser().parse_args(["--resume=~/o"]).resume == elsewhere / "o"
+    assert make_parser().parse_args(["--resume=~/o"]).resume == elsewhere / "o"
 
 
 def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-import simulate
 from fl_vitlora import config
+from fl_vitlora.command_line.flags import FLAGS as SETTING_FLAGS
+from fl_vitlora.command_line.parser import make_parser
 from fl_vitlora.config.grid import read_grid
 from fl_vitlora.errors import UserError, abbreviations
 from fl_vitlora.errors.abbreviations import meant
 
 KNOWN = config.paths()
-PARSER = simulate.make_parser()
+PARSER = make_parser()
 FLAGS = PARSER._option_string_actions
 OTHERS = [(path, other) for path, text in abbreviations.SETTINGS.items() for other in text.split()]
 
@@ -41,7 +42,7 @@ def test_an_abbreviation_is_answered_with_the_setting_wherever_it_stands(
     for path, other in OTHERS:
         if form == "flag" and f"--{other}" in FLAGS:
             continue
-        flag = next((flag for flag, (to, _) in simulate.FLAGS.items() if to == path), "")
+        flag = next((flag for flag, entry in SETTING_FLAGS.items() if entry.path == path), "")
         told = flag or f"--set {path}=VALUE" if form == "flag" else repr(path)
         assert told.removesuffix("'") in answer(form, other, tmp_path, capsys), other
 

@@ -18,6 +18,8 @@ import simulate
 import strategies
 from fl_vitlora import config
 from fl_vitlora.checkpoints.logbook import Logbook
+from fl_vitlora.command_line.arguments import confirmed_by, read_config
+from fl_vitlora.command_line.parser import make_parser
 from fl_vitlora.config.confirmation import check_confirmed, is_known
 from fl_vitlora.data import sources
 from fl_vitlora.encryption.keys import open_or_create_ring
@@ -158,25 +160,25 @@ TYPED = (
 def test_what_was_typed_is_confirmed(typed: str) -> None:
     flag, _, value = typed.partition(" ")
     words = [value] if "{" in value else value.split()
-    arguments = simulate.make_parser().parse_args([flag, *words])
+    arguments = make_parser().parse_args([flag, *words])
     experiment = config.load(None, {"strategy.name": "mine:Mine"})
-    check_confirmed(experiment, simulate.confirmed_by(arguments))
+    check_confirmed(experiment, confirmed_by(arguments))
 
 
 def test_a_name_that_was_typed_confirms_no_other() -> None:
-    arguments = simulate.make_parser().parse_args(["--trust-strategy", "mine:Mine"])
+    arguments = make_parser().parse_args(["--trust-strategy", "mine:Mine"])
     for other in ("mine:Other", "mine.more:Mine", "mine"):
         if not is_known(other):
             with pytest.raises(UserError, match="type it: --trust-strategy"):
                 check_confirmed(
-                    config.load(None, {"strategy.name": other}), simulate.confirmed_by(arguments)
+                    config.load(None, {"strategy.name": other}), confirmed_by(arguments)
                 )
 
 
 def test_a_cluster_that_was_typed_is_confirmed() -> None:
     for typed in (["--ray-address", CLUSTER], ["--set", f"engine.ray_address={CLUSTER}"]):
-        arguments = simulate.make_parser().parse_args(typed)
-        check_confirmed(simulate.read_config(arguments), simulate.confirmed_by(arguments))
+        arguments = make_parser().parse_args(typed)
+        check_confirmed(read_config(arguments), confirmed_by(arguments))
 
 
 def test_known_strategies_need_no_word() -> None:

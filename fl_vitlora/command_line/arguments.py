@@ -1,0 +1,66 @@
+"""What was asked for: flags, `--set` and a file become an experiment or a comparison."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fl_vitlora import config
+from fl_vitlora.command_line.flags import FLAGS, TEXTS
+from fl_vitlora.config import confirmation, yaml_text
+from fl_vitlora.config.grid import Grid, is_grid, read_grid
+from fl_vitlora.config.grid_words import is_several, read_seeds, read_words
+from fl_vitlora.errors import UserError
+
+
+def read_config(arguments: argparse.Namespace) -> config.Config:
+    """Reads one experiment: flags override the file, and `--set` overrides flags."""
+    return config.load(arguments.config, read_overrides(arguments))
+
+
+def read_comparison(arguments: argparse.Namespace) -> Grid | None:
+    """Reads a comparison, or returns None if neither flags nor the file ask for one."""
+    tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
+    if arguments.compare:
+        import strategies
+
+        tree["compare"] = read_words(arguments.compare, strategies.available())
+    if arguments.seeds:
+        tree["seeds"] = read_seeds(arguments.seeds)
+    return read_grid(tree, read_overrides(arguments)) if is_grid(tree) else None
+
+
+def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:
+    """Reads the strategy that `--check-strategy` names, with its parameters."""
+    overrides, name = read_overrides(arguments), arguments.check_strategy
+    for path in {"strategy", "strategy.name"} & overrides.keys():
+        raise UserError(
+            f"--check-strategy {name} names the strategy, so it does not take "
+            f"{path}={overrides[path]}"
+        )
+    return config.load(arguments.config, overrides | {"strategy.name": name}).strategy
+
+
+def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Collects what flags and `--set` say; `--set` overrides flags."""
+    given = vars(arguments)
+    if given["seed"] is not None and is_several(given["seed"]):
+        raise UserError(f"--seed {given['seed']} names several seeds: --seeds {given['seed']}")
+    overrides: dict[str, Any] = {}
+    for flag, entry in FLAGS.items():
+        path, value = entry.path, given[entry.path]
+        if value is not None and path in TEXTS:
+            overrides[path] = value
+        elif value is not None:
+            try:
+                overrides |= [yaml_text.parse_override(f"{path}={value}")]
+            except UserError as error:
+                raise UserError(f"{flag}: {error}") from None
+    return overrides | dict(yaml_text.parse_override(text) for text in arguments.overrides)
+
+
+def confirmed_by(arguments: argparse.Namespace) -> frozenset[str]:
+    """Returns all values that were typed. Typing the name of code or a cluster confirms it."""
+    typed = [read_overrides(arguments), read_words(arguments.compare or ())]
+    named = [arguments.trust_strategy or (), arguments.check_strategy]
+    return frozenset(confirmation.texts_in([*typed, *named]))

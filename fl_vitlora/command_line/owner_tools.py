@@ -1,0 +1,27 @@
+"""Commands for the owner of the images: draw a new key, and write storage keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fl_vitlora import config
+from fl_vitlora.errors import UserError
+
+
+def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
+    """Draws a new secret for the key ring and encrypts shards again under it."""
+    from fl_vitlora.experiment import preparation
+
+    name, shards = preparation.rotate_key(experiment, places)
+    print(f"encrypted anew under key {name}: {len(shards)} shards")
+
+
+def storage_keys(experiment: config.Config, places: Sequence[Path]) -> None:
+    """Writes the storage keys of shards, one file for each party."""
+    from fl_vitlora.experiment import preparation
+
+    if experiment.out is None:
+        raise UserError("--storage-keys needs a folder to write to: --out FOLDER")
+    files = preparation.hand_out_keys(experiment, places, Path(experiment.out))
+    print(f"storage keys in {experiment.out}: {', '.join(file.name for file in files)}")

@@ -1,0 +1,94 @@
+"""The program: reads the command line, starts what was asked for, and reports every error."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fl_vitlora.command_line.arguments import confirmed_by, read_comparison, read_config
+from fl_vitlora.command_line.comparing import compare
+from fl_vitlora.command_line.contract_checks import check_contract
+from fl_vitlora.command_line.exits import INTERRUPTED, RUN_FAILED, USER_MISTAKE, fail
+from fl_vitlora.command_line.owner_tools import rotate_key, storage_keys
+from fl_vitlora.command_line.parser import make_parser
+from fl_vitlora.command_line.single_run import resume, run
+from fl_vitlora.errors import UserError
+from fl_vitlora.reporting.output import outlive_readers
+
+
+def main(argv: Sequence[str] | None = None, started: float | None = None) -> None:
+    """Runs the program; an error becomes one line and an exit code.
+
+    Args:
+        argv: The words of the command line. Default: those of this process.
+        started: When the program started, in seconds of `time.perf_counter`. Default: now.
+
+    Raises:
+        SystemExit: If the program ends with another exit code than 0.
+    """
+    started = time.perf_counter() if started is None else started
+    outlive_readers()
+    arguments = make_parser().parse_args(argv)
+    check_flags(vars(arguments))
+    try:
+        start(arguments, started)
+    except UserError as error:
+        fail(str(error), USER_MISTAKE)
+    except RuntimeError as error:
+        if arguments.verbose:
+            raise
+        fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
+    except OSError as error:  # a place that the user named, or the disk
+        if arguments.verbose or error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror} (more with --verbose)", USER_MISTAKE)
+    except KeyboardInterrupt as stop:
+        print(f"simulate.py: interrupted{stop}", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # a thread of Flower may wait for ever for a Ray that has ended
+
+
+def start(arguments: argparse.Namespace, started: float) -> None:
+    """Starts the command that the flags name; without one it runs an experiment."""
+    if arguments.check_strategy is not None or arguments.check_method is not None:
+        check_contract(arguments)
+        return
+    if arguments.resume is not None:
+        resume(arguments, started)
+        return
+    grid = read_comparison(arguments)
+    if arguments.rotate_key:
+        rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)
+    elif arguments.storage_keys:
+        storage_keys(read_config(arguments), arguments.storage_keys)
+    elif grid is not None:
+        compare(grid, confirmed_by(arguments), verbose=arguments.verbose)
+    else:
+        run(read_config(arguments), confirmed_by(arguments), started, verbose=arguments.verbose)
+
+
+def check_flags(given: Mapping[str, Any]) -> None:
+    """Refuses pairs of flags that name two different commands.
+
+    Args:
+        given: The value of each flag, by its name without dashes.
+
+    Raises:
+        SystemExit: If two flags exclude each other.
+    """
+    reasons = {
+        "check_strategy": "runs nothing",
+        "check_method": "runs nothing",
+        "rotate_key": "runs nothing",
+        "storage_keys": "runs nothing",
+        "resume": "goes on with one run",
+    }
+    beside = ("compare", "seeds", "rotate_key", "storage_keys", "resume")
+    for one, reason in reasons.items():
+        others = [name for name in beside if given[name] and name != one]
+        if given[one] is not None and others:
+            flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
+            fail(f"{flags[0]} {reason}, so it does not take {flags[1]}", USER_MISTAKE)

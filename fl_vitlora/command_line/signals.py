@@ -1,0 +1,47 @@
+"""Signals that end a run: the first one ends it after its round, the next one at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fl_vitlora.experiment.watching import Watch
+
+
+@contextlib.contextmanager
+def pauses_on_signal(watch: Watch) -> Iterator[None]:
+    """Ends the run after the current round at the first signal, and at once at the second.
+
+    Before the first round there is nothing to wait for, so the first signal ends the run at once.
+    Python sets handlers in the main thread only. In another thread nothing is changed.
+
+    Args:
+        watch: What the run reports to. Its `pause` is set by the first signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def heed(number: int, frame: object) -> None:
+        if watch.pause.is_set() or not watch.training.is_set():
+            raise KeyboardInterrupt
+        watch.pause.set()
+        watch.announce("ending after this round; once more to end at once")
+
+    before = {number: signal.signal(number, heed) for number in heeded_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def heeded_signals() -> Iterator[signal.Signals]:
+    """Yields Ctrl-C, SIGTERM and, unless `nohup` ignores it, the end of the terminal."""
+    yield from (signal.SIGINT, signal.SIGTERM)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        yield signal.SIGHUP

@@ -1,0 +1,146 @@
+"""Runs one experiment and shows it on the terminal; continues one that was interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from pathlib import Path
+
+from fl_vitlora import config
+from fl_vitlora.command_line.arguments import confirmed_by, read_overrides
+from fl_vitlora.command_line.exits import INTERRUPTED, fail
+from fl_vitlora.command_line.signals import pauses_on_signal
+from fl_vitlora.command_line.watching import watch_on
+from fl_vitlora.config import confirmation
+from fl_vitlora.errors import UserError
+
+MAY_CHANGE = (  # settings of a continued run that change no bit of it; files may have moved
+    "encryption.key_file",
+    "model.weights",
+    "engine.workers",
+    "engine.ray_address",
+    "engine.round_timeout",
+    "engine.client_timeout",
+    "checkpoint_every",
+)
+
+
+def run(
+    experiment: config.Config,
+    confirmed: frozenset[str],
+    started: float,
+    *,
+    resume: bool = False,
+    verbose: bool,
+) -> None:
+    """Runs an experiment and prints its result.
+
+    Args:
+        experiment: The experiment.
+        confirmed: The names of code and clusters that the user typed.
+        started: When the program started, in seconds of `time.perf_counter`.
+        resume: Whether the run folder holds a run that is continued.
+        verbose: Whether the messages of Flower and Ray are shown.
+
+    Raises:
+        RuntimeError: If the run fails; the message says how to continue it.
+        KeyboardInterrupt: If it is interrupted within a round; likewise.
+        SystemExit: If it was ended after a round.
+        UserError: If the experiment cannot be run.
+    """
+    confirmation.check_confirmed(experiment, confirmed)
+    import strategies
+    from fl_vitlora.experiment.runner import PausedError, silence
+    from fl_vitlora.experiment.runner import run as run_experiment
+    from fl_vitlora.reporting.console import RunDisplay
+    from fl_vitlora.reporting.result_table import print_result
+    from fl_vitlora.reporting.run_folder import default_path
+
+    if not verbose:
+        silence()
+    strategy = strategies.load_for(experiment, confirmed)
+    out = experiment.out or str(default_path(experiment))
+    experiment = dataclasses.replace(experiment, out=out)
+    try:
+        with RunDisplay(experiment.rounds) as display:
+            watch = watch_on(display, verbose=verbose)
+            with pauses_on_signal(watch):
+                result, folder = run_experiment(experiment, strategy, watch, started, resume=resume)
+    except PausedError as pause:
+        fail(f"ended {pause}; {how_to_go_on(experiment)}", INTERRUPTED)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"; {how_to_go_on(experiment)}") from None
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; {how_to_go_on(experiment)}") from error
+    print_result(result, str(folder))
+
+
+def how_to_go_on(experiment: config.Config) -> str:
+    """Returns the command that continues a run, or says that nothing was begun."""
+    from fl_vitlora.reporting.run_folder import CONFIG
+
+    begun = (Path(str(experiment.out)) / CONFIG).exists()
+    folder, flags = shlex.quote(str(experiment.out)), confirmation.flags_for(experiment)
+    command = f"python simulate.py --resume {folder}{flags}"
+    return f"{command} goes on" if begun else "nothing was begun"
+
+
+def resume(arguments: argparse.Namespace, started: float) -> None:
+    """Continues the run that `--resume` names; a finished run is shown instead.
+
+    Args:
+        arguments: The command line.
+        started: When the program started, in seconds of `time.perf_counter`.
+
+    Raises:
+        UserError: If settings are given that differ from those of the run.
+    """
+    from fl_vitlora.checkpoints.logbook import remove as remove_checkpoints
+    from fl_vitlora.reporting.result_table import print_result
+    from fl_vitlora.reporting.run_folder import find_run, located
+
+    folder = arguments.resume
+    begun, result = find_run(folder)
+    asked = _asked_for(arguments, begun)
+    _check_same(folder, begun, asked, finished=result is not None)
+    if result is not None:
+        remove_checkpoints(folder)  # the run may have been killed just before it removed them
+        print_result(result, str(folder))
+        return
+    run(
+        located(asked, begun, folder),
+        confirmed_by(arguments),
+        started,
+        resume=True,
+        verbose=arguments.verbose,
+    )
+
+
+def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Config:
+    """Returns the experiment of the run folder with what the command line says over it."""
+    overrides = read_overrides(arguments) | {"out": str(arguments.resume)}
+    if arguments.config:
+        return config.load(arguments.config, overrides)
+    return config.resolve(config.to_mapping(begun), overrides)
+
+
+def _check_same(
+    folder: Path, begun: config.Config, asked: config.Config, *, finished: bool
+) -> None:
+    """Refuses settings that would make another run of this one."""
+    differences = "; ".join(
+        f"{path} is {was} there, not {now}"
+        for path, (was, now) in config.differences(begun, asked).items()
+        if path not in MAY_CHANGE
+    )
+    if differences and finished:
+        raise UserError(
+            f"--resume {folder}: this run is finished, and its settings differ: {differences}; "
+            "begin a new run with another --out, or leave these settings out to see the result"
+        )
+    if differences:
+        raise UserError(
+            f"--resume {folder}: {differences}; a run goes on as it was begun (what may change: "
+            f"{', '.join(MAY_CHANGE)})"
+        )

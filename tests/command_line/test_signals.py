@@ -1,0 +1,65 @@
+"""Signals: the first ends a run after its round, the second at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from fl_vitlora.command_line.signals import pauses_on_signal
+from fl_vitlora.experiment.watching import Watch
+
+
+def watched() -> Watch:
+    """A run whose rounds have begun."""
+    watch = Watch()
+    watch.training.set()
+    return watch
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_lets_the_round_end_and_the_second_does_not(
+    number: signal.Signals,
+) -> None:
+    watch, before = watched(), signal.signal(number, signal.SIG_DFL)
+    try:
+        with pauses_on_signal(watch):
+            os.kill(os.getpid(), number)
+            assert watch.pause.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_run_in_another_thread_goes_without_handlers_of_signals() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def run() -> None:
+        with pauses_on_signal(watched()):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_before_the_first_round_the_first_signal_ends_a_run() -> None:
+    with pauses_on_signal(Watch()), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_hangup_that_was_ignored_stays_so() -> None:
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        watch = watched()
+        with pauses_on_signal(watch):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not watch.pause.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
