@@ -69,6 +69,24 @@ def foreign_parts(method: str) -> tuple[str, ...]:
     return tuple(part for part in own if part.split(":")[0].split(".")[0] != "fl_vitlora")
 
 
+def read_parameters(value: Any, path: str) -> Mapping[str, Any]:
+    """Reads the parameters of a method's parts.
+
+    Raises:
+        UserError: When the value is not a mapping of names to values.
+
+    Example:
+        >>> read_parameters({"gain": 2}, "finetuning.parameters")
+        {'gain': 2}
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise UserError(
+            f"{path}: expected names and values, for example --set {path}.gain=2, got "
+            f"{shown(value)}"
+        )
+    return dict(value)
+
+
 def read_method(value: Any, path: str) -> str:
     """Reads the name of a method, and checks the names of its parts.
 
@@ -87,7 +105,9 @@ def read_method(value: Any, path: str) -> str:
         'bias+norm'
     """
     if not isinstance(value, str):
-        raise UserError(f"{path}: expected a sum of parts such as lora+patch_embed, got {value!r}")
+        raise UserError(
+            f"{path}: expected a sum of parts such as lora+patch_embed, got {shown(value)}"
+        )
     parts = parts_of(value)
     for part in parts:
         if part not in PARTS and not is_class(part):

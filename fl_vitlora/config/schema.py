@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fl_vitlora.config.method_names import read_method
+from fl_vitlora.config.method_names import read_method, read_parameters
 from fl_vitlora.config.rates import LETTERS, ORDINARY, Rates
 from fl_vitlora.config.settings import setting, to_list
 from fl_vitlora.config.units import Bytes
@@ -246,7 +246,8 @@ class FineTuningConfig:
         default_factory=dict,
         metadata={
             "explanation": "Parameters of the method's parts that are no settings, for example "
-            "--set finetuning.parameters.gain=2."
+            "--set finetuning.parameters.gain=2.",
+            "read": read_parameters,
         },
     )
     rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
