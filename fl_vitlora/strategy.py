@@ -16,6 +16,7 @@ A round, and who calls what:
 
     before   objection(config, participants)                    optional: why it cannot be
     server   plan(round), broadcast(state)                      what clients train, get, and pay for
+    client   penalty(parameters, anchor), in every step         optional, a term of the loss
     client   drift(broadcast, memory); trains; report(...)      optional, for control variates
     server   aggregate(model, updates, state)                   the next model
 
@@ -26,9 +27,11 @@ pairs; `fl_vitlora.testing` checks what stands here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
+
+from torch import Tensor
 
 from fl_vitlora.config import Config
 from fl_vitlora.state import State, mean, scale
@@ -74,7 +77,8 @@ class ClientPlan:
             they have changed, and their initial values never.
         restarted: Endings of tensors that are at their initial values again in every round, so
             that they are never sent down; `aggregate` must return them as it was given them.
-        proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖².
+        proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖². This is the older way;
+            `Strategy.penalty` can express any penalty.
     """
 
     frozen: tuple[str, ...] = ()
@@ -174,6 +178,24 @@ class Strategy(ABC):
         """
         del broadcast, memory
         return {}
+
+    def penalty(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        """Returns what a client adds to its loss in every step.
+
+        The value must be a sum over the entries of the tensors: several clients may be stacked,
+        with a first dimension of their own, and then the value is the sum over these clients.
+
+        Args:
+            parameters: The tensors that the client trains in this round.
+            anchor: Their values when the client's training began.
+
+        Returns:
+            A scalar; by default 0.
+        """
+        del parameters, anchor
+        return 0.0
 
     def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
         """At a client, after training: what it sends beside its delta, and what it remembers.

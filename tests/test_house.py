@@ -136,7 +136,7 @@ ROOMS = {
     "models/": ["config", "encryption", "errors", "finetuning", "rng", "state", "storage"],
     "privacy/": ["encryption", "rng", "state", "strategy"],
     "population/": ["config", "errors", "finetuning", "rng", "state"],
-    "training/": ["config", "data", "encryption", "finetuning", "models", "state"],
+    "training/": ["config", "data", "encryption", "finetuning", "models", "state", "strategy"],
     "adaptation/": [
         "config",
         "encryption",

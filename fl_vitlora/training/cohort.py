@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
@@ -27,6 +26,7 @@ from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
 from fl_vitlora.training.local import LocalTask, Trained, train
+from fl_vitlora.training.objective import cross_entropy, penalties
 from fl_vitlora.training.stacking import Stack
 from fl_vitlora.training.steps import (
     active_of,
@@ -35,7 +35,6 @@ from fl_vitlora.training.steps import (
     clip_each,
     drift_on,
     make_optimizer,
-    penalty,
     resting,
     step,
     unhalved,
@@ -68,6 +67,7 @@ class LocalJob:
         return (
             mine.learning_rate == theirs.learning_rate
             and mine.proximal_mu == theirs.proximal_mu
+            and mine.terms == theirs.terms
             and mine.frozen == theirs.frozen
             and mine.drift.keys() == theirs.drift.keys()
             and self.increments.keys() == other.increments.keys()
@@ -191,7 +191,8 @@ def train_together(
     parameters = stack.load([one.start for one in chosen], [one.reader for one in chosen])
     task = chosen[0].task
     active = active_of(parameters, task.frozen)
-    anchor = {name: p.detach().clone() for name, p in active.items()} if task.proximal_mu else {}
+    terms = task.all_terms
+    anchor = {name: p.detach().clone() for name, p in active.items()} if terms else {}
     drift = {
         name: torch.stack([one.task.drift[name] for one in chosen]).to(device)
         for name in active
@@ -209,12 +210,11 @@ def train_together(
             stack.seat(batch.sizes)
             with autocast(device, precision):
                 logits = unhalved(stack.model(normalize(batch.images)))
-            each = _losses(logits, batch, config.label_smoothing)
-            loss = torch.stack([own.mean() for own in each]).sum()
-            penalized = loss + penalty(active, anchor, task.proximal_mu)
+            loss, each = cross_entropy(logits, batch.labels, config.label_smoothing, batch.sizes)
+            penalized = loss + penalties(terms, active, anchor)
             step(optimizer, scaler, penalized, config.clip_norm, clip_each)
             drift_on(active, drift, task.learning_rate)
-            losses[:clients] += torch.stack([own.detach().sum() for own in each])
+            losses[:clients] += each
     states += _slices(parameters, range(len(chosen) - len(states) - 1, -1, -1))
     seen = [epochs[number] * len(jobs[number].shard) for number in longest_first]
     means = [total / max(1, images) for total, images in zip(losses.tolist(), seen, strict=True)]
@@ -240,12 +240,6 @@ def _batches(
             labels=torch.cat([own[at] for own, at in zip(labels, present, strict=False)]),
             sizes=tuple(map(len, present)),
         )
-
-
-def _losses(logits: Tensor, batch: Batch, smoothing: float) -> Sequence[Tensor]:
-    """Returns the cross-entropies of each client's images."""
-    each = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
-    return torch.split(each, list(batch.sizes))
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:

@@ -23,13 +23,13 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
+from fl_vitlora.training.objective import Proximal, Term, cross_entropy, penalties
 from fl_vitlora.training.steps import (
     active_of,
     autocast,
     batches_of,
     drift_on,
     make_optimizer,
-    penalty,
     resting,
     step,
     unhalved,
@@ -46,6 +46,7 @@ class LocalTask:
         learning_rate: Of this round.
         epochs: Passes over the shard in this round; those of the configuration if not given.
         proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
+        terms: Further terms of the local loss.
         frozen: Trained tensors that rest in this round.
         drift: What is added to tensors after every step, times the learning rate.
     """
@@ -53,8 +54,14 @@ class LocalTask:
     learning_rate: float
     epochs: int | None = None
     proximal_mu: float = 0.0
+    terms: tuple[Term, ...] = ()
     frozen: frozenset[str] = frozenset()
     drift: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        """The terms of the local loss beside the cross-entropy."""
+        return (*((Proximal(self.proximal_mu),) if self.proximal_mu else ()), *self.terms)
 
     def epochs_of(self, config: TrainingConfig) -> int:
         """Returns the passes over the shard."""
@@ -135,7 +142,8 @@ def train(
     methods.copy_in(parameters, state)
     active = active_of(parameters, task.frozen)
     device = next(iter(active.values())).device
-    anchor = {name: state[name].to(device) for name in active} if task.proximal_mu else {}
+    terms = task.all_terms
+    anchor = {name: state[name].to(device) for name in active} if terms else {}
     optimizer = make_optimizer(active, config, task.learning_rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     images, labels = shard.images.to(device), shard.labels.to(device)
@@ -148,11 +156,11 @@ def train(
         for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
             with autocast(device, precision):
                 logits = unhalved(model(normalize(images[chosen])))
-            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=config.label_smoothing)
-            penalized = loss + penalty(active, anchor, task.proximal_mu)
+            loss, losses = cross_entropy(logits, labels[chosen], config.label_smoothing)
+            penalized = loss + penalties(terms, active, anchor)
             step(optimizer, scaler, penalized, config.clip_norm)
             drift_on(active, drift, task.learning_rate)
-            total += loss.detach() * len(chosen)
+            total += losses.sum()
             seen += len(chosen)
             steps += 1
     mean_loss = float(total) / max(1, seen)

@@ -161,18 +161,6 @@ def _rate_groups(
     return [{"params": chosen, "lr": learning_rate * f} for f, chosen in members.items()]
 
 
-def penalty(
-    parameters: Mapping[str, nn.Parameter], anchor: Mapping[str, Tensor], mu: float
-) -> Tensor | float:
-    """Computes μ/2 · ‖w - w_global‖²; nothing where μ is 0."""
-    if not mu:
-        return 0.0
-    squares: Iterable[Tensor] = (
-        (parameter - anchor[name]).square().sum() for name, parameter in parameters.items()
-    )
-    return mu / 2 * torch.stack(list(squares)).sum()
-
-
 def unhalved(logits: Tensor) -> Tensor:
     """Returns logits in float32 where they are in half of it; others stay as they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -115,12 +115,36 @@ def test_ragged_shards_learn_together_what_they_learn_alone(
     assert not torch.equal(alone[0].state["head.weight"], alone[1].state["head.weight"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Quartic:
+    """A made-up term of the objective."""
+
+    weight: float
+
+    def __call__(self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
+        return (
+            self.weight
+            * torch.stack([(p - anchor[name]).pow(4).sum() for name, p in parameters.items()]).sum()
+        )
+
+
+def test_a_term_is_felt_and_separates_clients(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone(method="head")
+    config = TrainingConfig(optimizer="sgd", batch_size=4)
+    plain, _ = both(backbone, config)
+    heavy, _ = both(backbone, config, terms=(Quartic(1e4),))
+    assert not torch.equal(plain[0].state["head.weight"], heavy[0].state["head.weight"])
+    first = jobs(backbone)[0]
+    assert not first.goes_with(with_task(first, terms=(Quartic(1.0),)))
+
+
 CIRCUMSTANCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clipping": ({"clip_norm": 0.1}, {}),
     "rates of their own": ({"patch_embed_rate": 0.3, "head_rate": 3.0}, {}),
     "momentum": ({"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1}, {}),
     "smoothing": ({"label_smoothing": 0.2}, {}),
     "a penalty": ({"optimizer": "sgd"}, {"proximal_mu": 3.0}),
+    "a term": ({"optimizer": "sgd"}, {"terms": (Quartic(3.0),)}),
     "frozen factors": ({}, {"frozen": "lora_A"}),
     "equal shards": ({}, {"sizes": (8, 8, 8)}),
     "one client": ({}, {"sizes": (9,)}),

@@ -49,6 +49,7 @@ from fl_vitlora.state import State, clip_norm, subtract
 from fl_vitlora.strategy import LocalWork
 from fl_vitlora.training.cohort import LocalJob
 from fl_vitlora.training.local import LocalTask, Trained, evaluate
+from fl_vitlora.training.objective import terms_of
 from fl_vitlora.training.rendezvous import meet
 
 
@@ -100,6 +101,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
             learning_rate=received.rate,
             epochs=received.epochs,
             proximal_mu=received.proximal_mu,
+            terms=terms_of(strategy),
             frozen=frozen,
             drift=coordinates.difference_to_client(strategy.drift(received.broadcast, memory)),
         ),

@@ -1,0 +1,128 @@
+"""The local objective: what a client minimises, for one client and for K stacked clients.
+
+    loss = cross-entropy (with label smoothing) + the terms of the round
+
+A term is a function of the trained tensors and of their values when training began. It must be
+a sum over entries: then its value for K stacked clients is the sum of their own values, and the
+gradient of each slice is the gradient of that client.
+
+B images of a step, L classes, K clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fl_vitlora.strategy import Strategy
+
+
+class Term(Protocol):
+    """A term that is added to the local loss.
+
+    Clients share a batch only if their terms are equal, so a term is best a frozen dataclass.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Ridge:
+        ...     weight: float
+        ...     def __call__(self, parameters, anchor):
+        ...         return self.weight * sum(p.square().sum() for p in parameters.values())
+        >>> Ridge(0.5)({"a": torch.tensor([1.0, 3.0])}, {})
+        tensor(5.)
+    """
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        """Returns the term, a sum over the entries of the tensors.
+
+        Args:
+            parameters: The tensors that are trained in this round.
+            anchor: Their values when training began.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """The penalty μ/2 · ‖w - w_global‖² of FedProx (arXiv 1812.06127).
+
+    Attributes:
+        mu: The weight μ, not negative.
+    """
+
+    mu: float
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        """Returns the penalty."""
+        squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
+        return self.mu / 2 * torch.stack(squares).sum()
+
+
+@dataclass(frozen=True)
+class StrategyPenalty:
+    """The penalty that a strategy defines in code.
+
+    Attributes:
+        strategy: The aggregation strategy of the run.
+    """
+
+    strategy: Strategy
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        """Returns the penalty of the strategy."""
+        return self.strategy.penalty(parameters, anchor)
+
+
+def terms_of(strategy: Strategy) -> tuple[Term, ...]:
+    """Returns the terms that a strategy adds: its penalty, if it defines one."""
+    overridden = type(strategy).penalty is not Strategy.penalty
+    return (StrategyPenalty(strategy),) if overridden else ()
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: float, sizes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Computes the cross-entropy of one client, or the sum of the means of several.
+
+    Args:
+        logits: The answers of the model, (B, L).
+        labels: The classes, (B,).
+        smoothing: The label smoothing, in [0, 1).
+        sizes: The number of images of each stacked client; None for a single client.
+
+    Returns:
+        The loss to minimise, and the total loss of each client's images without gradients, (K,).
+
+    Example:
+        >>> both = cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 0]), 0.0, (1, 2))
+        >>> [round(x, 3) for x in (both[0].item(), *both[1].tolist())]
+        [1.386, 0.693, 1.386]
+    """
+    if sizes is None:  # the mean of PyTorch rounds differently from the mean of the parts
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss, (loss.detach() * len(labels)).unsqueeze(0)
+    each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    parts = torch.split(each, list(sizes))
+    loss = torch.stack([own.mean() for own in parts]).sum()
+    return loss, torch.stack([own.detach().sum() for own in parts])
+
+
+def penalties(
+    terms: Sequence[Term], parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+) -> Tensor | float:
+    """Returns the sum of the terms; 0 without any."""
+    total: Tensor | float = 0.0
+    for term in terms:
+        total = total + term(parameters, anchor)
+    return total
