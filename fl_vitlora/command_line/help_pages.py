@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fl_vitlora import config
@@ -16,6 +16,7 @@ WHOLE = "The experiment as a whole."
 FLAG_COLUMN = 24  # width of the flags on the first page
 FOLDED = 74  # width of a folded text on the second page
 SCREEN = 80  # width of the first page
+WHOLE_WORDS: Mapping[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 FIRST_LINES = """\
 usage: simulate.py [FLAG VALUE ...]
@@ -126,7 +127,7 @@ def _explained_settings() -> Iterator[str]:
 
 def _folded(text: str) -> Iterable[str]:
     """Folds a text into indented lines."""
-    return (f"      {line}" for line in textwrap.wrap(text, FOLDED, break_long_words=False))
+    return (f"      {line}" for line in textwrap.wrap(text, FOLDED, **WHOLE_WORDS))
 
 
 def plain(value: Any) -> str:

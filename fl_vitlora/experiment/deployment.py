@@ -46,10 +46,12 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
+from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
 from fl_vitlora.experiment.runner import client_settings
 from fl_vitlora.experiment.server_model import make_server
 from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, client_of
 from fl_vitlora.flower.simulation.workers import choose_workers
@@ -136,7 +138,8 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         device = choose_workers(config.engine.device, 1, most=1).device
         adapter = client_half(strategy).adapter
         built = prepare_model(config, len(class_names), device, adapter)
-        for note in built.notes:
+        told = what_is_recorded(config, methods.export_state(built.model))
+        for note in (*built.notes, *([told] if told else [])):
             log(logging.INFO, note)
         given = policies.server_needs_reader(config)
         start = open_reader(shards / READER_FILE) if given else None
@@ -153,6 +156,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             folder=folder,
             watch=Watch(),
             logbook=Logbook.begin(folder.path),
+            observers=recorders(config, folder.path),
             secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
         )
         outcome = run.serve(grid)

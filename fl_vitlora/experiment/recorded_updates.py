@@ -20,8 +20,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.observer import Sight
+from fl_vitlora.population.sampling import cohort_size
 from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import read_sealed, write_sealed
 from fl_vitlora.storage.files import make_private_folder
@@ -53,6 +55,34 @@ class RecordedUpdates:
         told = [{name: getattr(update, name) for name in TOLD} for update in sight.updates]
         metadata = {ROUND: str(sight.round), UPDATES: json.dumps(told)}
         write_sealed(file_of(self._folder.parent, sight.round), dict(_tensors(sight)), metadata)
+
+
+def recorders(config: Config, run: Path) -> tuple[RecordedUpdates, ...]:
+    """Returns what records the updates of a run, or nothing where that is not asked for."""
+    return (RecordedUpdates(run),) if config.record_updates else ()
+
+
+def what_is_recorded(config: Config, trained: State) -> str:
+    """Returns one sentence on what a run will store, and how large that can be.
+
+    Args:
+        config: The experiment.
+        trained: The tensors that clients train.
+
+    Returns:
+        The sentence; empty where nothing is recorded.
+    """
+    if not config.record_updates:
+        return ""
+    updates = (
+        1 if config.privacy.secure_aggregation else cohort_size(config.clients, config.fraction)
+    )
+    size = (1 + updates) * sum(t.numel() * t.element_size() for t in trained.values())
+    what = "the sum of all updates" if config.privacy.secure_aggregation else "every update"
+    return (
+        f"records the model and {what} of {config.rounds} rounds under {FOLDER}/, about "
+        f"{size * config.rounds / 1e6:.1f} MB; whoever has these files knows what the server knows"
+    )
 
 
 def file_of(run: Path, server_round: int) -> Path:

@@ -28,7 +28,7 @@ from fl_vitlora.experiment.preparation import (
     storage_keys,
     write_shards,
 )
-from fl_vitlora.experiment.recorded_updates import RecordedUpdates
+from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
 from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.watching import Line, Watch
@@ -119,6 +119,8 @@ def run(
             stage = _prepare(asked, config, strategy, watch, workers.device, again=resume)
         shards = stage.folder.shards
         workers = workers_in_memory(workers, config, stage.server.backbone, shards, ray)
+        if told := what_is_recorded(config, stage.server.initial):
+            watch.note(told)
         watch.announce("starting workers")
         ray.wait()
         states = ClientStates(stage.checkpoint.clients if stage.checkpoint else {})
@@ -135,7 +137,7 @@ def run(
             states=states,
             checkpoint=stage.checkpoint,
             holder=stage.holder,
-            observers=_with_recorder(config, stage.folder, observers),
+            observers=[*observers, *recorders(config, stage.folder.path)],
             repeats_errors=False,  # its workers repeat what raised before the server hears of it
         )
         settings = client_settings(
@@ -166,14 +168,6 @@ def run(
         if stage is not None:
             stage.folder.release()
     return result, stage.folder.path
-
-
-def _with_recorder(
-    config: Config, folder: RunFolder, observers: Sequence[Observer]
-) -> tuple[Observer, ...]:
-    """Adds what records updates into the run folder, where that is asked for."""
-    recorder = (RecordedUpdates(folder.path),) if config.record_updates else ()
-    return (*observers, *recorder)
 
 
 @dataclass(frozen=True, kw_only=True)

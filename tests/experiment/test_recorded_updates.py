@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from fl_vitlora.config import load
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.recorded_updates import RecordedUpdates, file_of, read_round
 from fl_vitlora.experiment.runner import run
+from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.federation.loop import PausedError
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.state import State
-from fl_vitlora.strategy import SEVERAL, Update
+from fl_vitlora.strategy import SEVERAL, Update, averaged
 from tests.whole_runs import SMALL
 
 CODED = {"compression.uplink": "int8", "compression.downlink": "int8"}
@@ -85,6 +88,41 @@ def test_the_run_folder_has_to_the_bit_what_the_server_saw(
     assert any(update.report for sight in seen for update in sight.updates) == (
         given.get("strategy") == "scaffold"
     )
+
+
+@pytest.mark.parametrize("given", [{}, CODED, SUMS], ids=["plain", "coded", "summed securely"])
+def test_what_is_recorded_is_what_the_strategy_was_given(
+    observed: Callable[..., tuple[list[Sight], Path]], given: dict[str, Any]
+) -> None:
+    """The mean of the updates that were recorded leads to the model of the next round."""
+    _, folder = observed(**given)
+    first, second = read_round(folder, 1), read_round(folder, 2)
+    assert equal(averaged(first.model, first.updates), second.model)
+
+
+def test_a_run_that_was_interrupted_records_what_the_whole_run_records(
+    tmp_path: Path, engine: Engine
+) -> None:
+    def play(name: str, watch: Watch | None = None, *, resume: bool = False) -> None:
+        settings = {
+            **SMALL,
+            "rounds": 4,  # a pause is heeded before the next round but one
+            "record_updates": True,
+            "encryption.key_file": str(tmp_path / "owner.key"),
+            "out": str(tmp_path / name),
+        }
+        config = load(None, settings)
+        run(config, strategies.load_for(config), watch, engine=engine, resume=resume)
+
+    notes: list[str] = []
+    play("whole", Watch(note=notes.append))
+    assert [note for note in notes if "records the model and every update of 4 rounds" in note]
+    pause = threading.Event()
+    with pytest.raises(PausedError):
+        play("broken", Watch(pause=pause, show_round=lambda line: pause.set()))
+    play("broken", resume=True)
+    for number in range(1, 5):
+        assert same(read_round(tmp_path / "whole", number), read_round(tmp_path / "broken", number))
 
 
 def sight(number: int, client: int) -> Sight:
