@@ -22,12 +22,12 @@ from fl_vitlora.data.owner import (
     RIGHT_KEY,
     WRONG_KEY,
     divide_test_images,
-    encrypt_anew,
     key_holder,
     pieces,
     views_of,
     write_encrypted_shards,
 )
+from fl_vitlora.data.reencryption import encrypt_anew
 from fl_vitlora.data.shards import (
     TEST_SHARD,
     Shard,
@@ -352,7 +352,7 @@ def shard_of_nobody(path: Path) -> None:
     [
         (plain_shard, r"test\.safetensors is not encrypted"),
         (foreign_shard, "key ring .* has no key 1a009aae9b6a6aab"),
-        (shard_of_nobody, r"test\.safetensors does not say its part"),
+        (shard_of_nobody, r"test\.safetensors does not name its part"),
         (damaged_shard, r"test\.safetensors is damaged"),
         (Path.unlink, r"test\.safetensors is missing"),
     ],
