@@ -267,7 +267,7 @@ def test_a_file_twice_in_its_class_is_used_once(tmp_path: Path):
 def test_a_link_to_nothing_is_named(tmp_path: Path):
     put(tmp_path, files("a", "b"))
     (tmp_path / "a" / "9.png").symlink_to(tmp_path / "nowhere")
-    assert "a/9.png is a link to nothing" in refusal(tmp_path)
+    assert "a/9.png is a broken link" in refusal(tmp_path)
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path):

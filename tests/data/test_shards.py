@@ -177,7 +177,7 @@ def test_labels_are_numbered_as_the_run_does(
         ({**OWN, "class_names": "10"}, "expected the names of the classes as a list"),
         (
             {**OWN, "class_names": '["a","b"]'},
-            "has labels from 1 to 5, but class names only for 0 to 1",
+            "labels from 1 to 5, but class names only for 0 to 1",
         ),
         ({**OWN, "party": "client 4"}, "is the train shard of client 4; expected .* client 3"),
         ({**OWN, "part": "test"}, "is the test shard of client 3; expected the train shard"),
