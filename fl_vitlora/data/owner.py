@@ -1,9 +1,9 @@
 """The data owner's side: plain images go in, encrypted shards come out.
 
-This is the only place where plain images and a key meet. Workers and the server see only what this
-module writes: ciphertext and labels, in files that are sealed at rest. A shard's metadata name the
-key and the party that the shard was encrypted for. With them, the owner of the key ring can
-decrypt the shard or encrypt it under a new key.
+Plain images and a key meet only in this module and in `data.reencryption`. Workers and the server
+see only what these modules write: ciphertext and labels, in files that are sealed at rest. A
+shard's metadata name its key and its party. With them, the owner of the key ring can decrypt the
+shard or encrypt it under a new key.
 """
 
 from __future__ import annotations
