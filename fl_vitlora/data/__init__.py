@@ -1,1 +1,1 @@
-"""From images of any source to encrypted shards on disk, one for each client."""
+"""Sources of images, their partition among clients, and the encrypted shards on disk."""

@@ -1,7 +1,7 @@
-"""The classes of images that lie in no class folder, from a file of annotations beside them.
+"""Reads the classes of images from a file of annotations, for images in no class folder.
 
-Tiny-ImageNet keeps its validation images so: `val/images/NAME` and `val/val_annotations.txt`, a
-line for each image that begins with the image's name, a tab and its class.
+Tiny-ImageNet stores its validation images as `val/images/NAME`, with their classes in
+`val/val_annotations.txt`. Each line of this file starts with an image's name, a tab and its class.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ ENDING = "annotations.txt"
 
 
 def annotate(listing: Listing, splits: Collection[str]) -> dict[str, str]:
-    """Reads all annotations of splits.
+    """Reads all files of annotations in the folders of splits.
 
     Args:
-        listing: All files of the folder.
-        splits: The folders of splits, which may hold annotations.
+        listing: The listing of all files of the folder.
+        splits: The folders of the splits.
 
     Returns:
         The class of each image, by the image's name in the listing.
 
     Raises:
-        UserError: When a line cannot be read or names no image.
+        UserError: When a file cannot be read, or when a line is not valid or names no image.
     """
     images = {file.name for file in listing.images}
     labels: dict[str, str] = {}
@@ -38,6 +38,11 @@ def annotate(listing: Listing, splits: Collection[str]) -> dict[str, str]:
 
 
 def _read(listing: Listing, name: str, split: str, images: Collection[str]) -> dict[str, str]:
+    """Reads one file of annotations: returns the class of each image.
+
+    Raises:
+        UserError: When the file cannot be read, or when a line is not valid or names no image.
+    """
     try:
         lines = (listing.root / name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

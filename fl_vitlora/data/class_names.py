@@ -1,6 +1,7 @@
-"""Classes are known by their names; a label is a place in a list of names, and lists differ.
+"""Lists of class names: how they are written, read, compared and put in another order.
 
-The names travel with every shard, run and model, so that numbers of two lists are never compared.
+A label is a position in a list of class names, and two lists may differ in their order. Every
+shard, run and model therefore carries its list, so that labels are only compared by name.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from torch import Tensor
 
 from fl_vitlora.errors import UserError, shown
 
-CLASS_NAMES = "class_names"  # in the metadata of shards and models
-MOST_TOLD = 3  # names in a message
+CLASS_NAMES = "class_names"  # the key of the list in the metadata of shards and models
+MOST_NAMED = 3  # most names in a message
 
 
 def write_names(names: Sequence[str]) -> str:
-    """Writes the names of classes, in their order, as one text.
+    """Writes the names of classes, in their order, as one JSON text.
+
+    Args:
+        names: The names of the classes.
 
     Raises:
-        UserError: When a name stands twice, so that labels could not be told apart by it.
+        UserError: When a name occurs twice: it would stand for two labels.
 
     Example:
         >>> write_names(("cat", "dog"))
@@ -32,14 +36,17 @@ def write_names(names: Sequence[str]) -> str:
 
 
 def read_names(text: str, place: str) -> tuple[str, ...]:
-    """Reads what `write_names` wrote.
+    """Reads the names of classes from the text that `write_names` wrote.
 
     Args:
-        text: A list of names in JSON.
-        place: Where it stands, for messages.
+        text: The list of names in JSON.
+        place: The origin of the text, for messages.
+
+    Returns:
+        The names, in their order.
 
     Raises:
-        UserError: When it is something else, or a name stands twice.
+        UserError: When the text is not a list of names, or when a name occurs twice.
 
     Example:
         >>> read_names('["cat", "dog"]', "a shard")
@@ -59,11 +66,11 @@ def read_names(text: str, place: str) -> tuple[str, ...]:
 
 
 def disagreement(own: Sequence[str], wanted: Sequence[str]) -> str:
-    """Says in what two lists of classes differ; empty where they are equal.
+    """Returns a text on how two lists of classes differ; the text is empty if they are equal.
 
     Args:
-        own: The classes of one party.
-        wanted: Those of the run.
+        own: The class names of one party.
+        wanted: The class names of the run.
 
     Example:
         >>> disagreement(("cat", "dog"), ("cat", "dog"))
@@ -76,27 +83,27 @@ def disagreement(own: Sequence[str], wanted: Sequence[str]) -> str:
     theirs, ours = set(own), set(wanted)
     if theirs != ours:
         sides = {"only there": theirs - ours, "only in this run": ours - theirs}
-        return "; ".join(f"{side}: {_told(names)}" for side, names in sides.items() if names)
-    for place, (one, other) in enumerate(zip(own, wanted, strict=True)):
-        if one != other:
-            return f"class {place} is {shown(one)} there and {shown(other)} in this run"
+        return "; ".join(f"{side}: {_name_few(names)}" for side, names in sides.items() if names)
+    for label, (there, here) in enumerate(zip(own, wanted, strict=True)):
+        if there != here:
+            return f"class {label} is {shown(there)} there and {shown(here)} in this run"
     return ""
 
 
 def renumbered(labels: Tensor, own: Sequence[str], wanted: Sequence[str], place: str) -> Tensor:
-    """Numbers labels as another list of the same names does.
+    """Converts labels from one list of class names to another list of the same names.
 
     Args:
-        labels: int64 (n,), places in `own`.
-        own: Names of the classes as the labels number them.
-        wanted: The same names in the order that is wanted.
-        place: Whose labels they are, for messages.
+        labels: The labels as positions in `own`, int64 (n,).
+        own: The class names in the order that the labels use.
+        wanted: The same class names in the wanted order.
+        place: The origin of the labels, for messages.
 
     Returns:
-        The labels as places in `wanted`.
+        The labels as positions in `wanted`.
 
     Raises:
-        UserError: When the names are others, or a label has none.
+        UserError: When the two lists hold different names, or when a label has no name.
 
     Example:
         >>> renumbered(torch.tensor([0, 0, 1]), ("dog", "cat"), ("cat", "dog"), "a shard")
@@ -104,29 +111,36 @@ def renumbered(labels: Tensor, own: Sequence[str], wanted: Sequence[str], place:
     """
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(own):
         raise UserError(
-            f"{place} has label {int(labels.min())} to {int(labels.max())}, and names for 0 to "
-            f"{len(own) - 1}"
+            f"{place} has labels from {int(labels.min())} to {int(labels.max())}, but class names "
+            f"only for 0 to {len(own) - 1}"
         )
     if tuple(own) == tuple(wanted):
         return labels
     if set(own) != set(wanted):
         raise UserError(
-            f"{place} has other classes than this run ({disagreement(own, wanted)}); write it anew "
-            "with the run's class names"
+            f"{place} has other classes than this run ({disagreement(own, wanted)}); write it "
+            "again with the run's class names"
         )
     places = {name: number for number, name in enumerate(wanted)}
     return torch.tensor([places[name] for name in own], dtype=torch.int64)[labels]
 
 
 def _check_unique(names: Sequence[str], place: str) -> None:
+    """Checks that no name occurs twice.
+
+    Raises:
+        UserError: When a name occurs twice.
+    """
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise UserError(f"{place}: the class name {shown(name)} stands twice")
+            raise UserError(f"{place}: the class name {shown(name)} occurs twice")
         seen.add(name)
 
 
-def _told(names: Iterable[str]) -> str:
-    few, *rest = sorted(names)[:MOST_TOLD], sorted(names)[MOST_TOLD:]
-    more = f" and {len(rest[0])} more" if rest[0] else ""
+def _name_few(names: Iterable[str]) -> str:
+    """Returns the first few names in quotes, and the number of the others."""
+    ordered = sorted(names)
+    few, rest = ordered[:MOST_NAMED], ordered[MOST_NAMED:]
+    more = f" and {len(rest)} more" if rest else ""
     return ", ".join(map(shown, few)) + more

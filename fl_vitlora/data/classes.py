@@ -1,4 +1,7 @@
-"""Classes are known by their names: labels of every split are numbered as in the training split.
+"""Class names of a data set and the numbers of its labels.
+
+Classes are matched by name, so that the labels of every split are numbered as in the training
+split.
 
 n images.
 """
@@ -22,12 +25,12 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as it is stored: its bytes, or the file that holds them.
+    """An image that is not decoded yet: its bytes, or the file that holds them.
 
     Attributes:
-        name: For messages.
-        content: Its bytes.
-        path: Its file, where there are no bytes.
+        name: The name of the image, for messages.
+        content: The bytes of the image; None if they are in a file.
+        path: The path of the file; None if the bytes are given.
     """
 
     name: str
@@ -35,19 +38,19 @@ class Encoded:
     path: Path | None = None
 
 
-Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions
+Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions, returns the images there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One split, as its source numbers the classes.
+    """One split of a data set, with the source's own numbers for the classes.
 
     Attributes:
-        labels: int64 (n,), from 0.
-        names: The name of each label.
-        fetch: Takes positions, and returns the images there as they are stored.
-        mode: Pillow's mode to which the source says that its images are converted.
-        owners: int64 (n,), the client that holds each image, where the source says so.
+        labels: The label of each image, int64 (n,), from 0.
+        names: The class name of each label.
+        fetch: The function that takes positions and returns the stored images there.
+        mode: The mode of Pillow to which the source converts its images, if it names one.
+        owners: The client that holds each image, int64 (n,); None if the source has no clients.
     """
 
     labels: Indices
@@ -61,9 +64,13 @@ class Part:
 
 
 def plain_name(name: str) -> str:
-    r"""Writes a class name in the one way in which names are compared.
+    r"""Returns a class name in the form in which names are compared (Unicode NFC).
 
-    Accents may be stored in two ways that look the same; file systems differ in it.
+    Unicode can store an accented letter in two ways that look the same, and file systems differ in
+    the way they use.
+
+    Args:
+        name: The class name as it was read.
 
     Example:
         >>> plain_name("cafe\u0301") == "caf\u00e9"
@@ -73,7 +80,10 @@ def plain_name(name: str) -> str:
 
 
 def number_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Orders the names of classes: as numbers if all of them are numbers, else as texts.
+    """Returns the distinct class names in order: as numbers if all are numbers, else as text.
+
+    Args:
+        names: The class name of each image.
 
     Example:
         >>> number_classes(["10", "9"]), number_classes(["dog", "cat", "dog"])
@@ -85,25 +95,30 @@ def number_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def labels_of(names: Sequence[str], classes: Sequence[str]) -> Indices:
-    """Numbers the class of each image, int64 (n,)."""
+    """Returns the label of each image, int64 (n,).
+
+    Args:
+        names: The class name of each image.
+        classes: The class names in the order of their labels.
+    """
     number = {name: label for label, name in enumerate(classes)}
     return np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
 
 
 def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) -> Indices:
-    """Numbers the labels of a split as the training split does, by the names of the classes.
+    """Converts the labels of a split to the numbers of the training split, by class name.
 
     Args:
-        where: The data set, for messages.
-        split: The split's name, for messages.
-        part: The split, with its own numbers.
-        classes: The names of the classes, as the training split numbers them.
+        where: The name of the data set, for messages.
+        split: The name of the split, for messages.
+        part: The split, with its own numbers for the classes.
+        classes: The class names in the order of the training split's labels.
 
     Returns:
-        int64 (n,).
+        The labels as positions in `classes`, int64 (n,).
 
     Raises:
-        UserError: When a class of an image is unknown to the training split.
+        UserError: When an image has a class that the training split lacks.
     """
     number = {name: label for label, name in enumerate(classes)}
     used = [part.names[label] for label in np.unique(part.labels)]
@@ -122,7 +137,15 @@ def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) ->
 
 
 def expect_classes(where: str, part: Part) -> None:
-    """Refuses training images that are of fewer than two classes, or twice named classes."""
+    """Checks that training images have at least two classes and that class names are distinct.
+
+    Args:
+        where: The name of the data set, for messages.
+        part: The training split.
+
+    Raises:
+        UserError: When two classes have the same name, or when fewer than two classes have images.
+    """
     often, times = Counter(part.names).most_common(1)[0] if part.names else ("", 0)
     if times > 1:
         raise UserError(f"data set {where}: two classes have the same name, {shown(often)}")
@@ -136,7 +159,10 @@ def expect_classes(where: str, part: Part) -> None:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Names the first few of many.
+    """Returns the first few names, and the number of the others.
+
+    Args:
+        names: The names.
 
     Example:
         >>> name_some(["a", "b"]), name_some(list("abcdefg"))
@@ -147,7 +173,11 @@ def name_some(names: Sequence[str]) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """Counts things.
+    """Returns a number with a noun, in the plural unless the number is 1.
+
+    Args:
+        number: The number.
+        what: The noun in the singular.
 
     Example:
         >>> count(1, "image"), count(12_000, "image")

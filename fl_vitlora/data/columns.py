@@ -1,4 +1,4 @@
-"""Rows of a stored data set: which column holds the images, which the labels, and what is missing.
+"""Columns of a stored data set: finds the images and the labels, and checks that none is missing.
 
 n rows.
 """
@@ -21,10 +21,18 @@ from fl_vitlora.errors import UserError
 
 
 def find_columns(where: str, rows: Any, config: DataConfig) -> tuple[str, str]:
-    """Finds the columns of the images and of the labels.
+    """Finds the column of the images and the column of the labels.
+
+    Args:
+        where: The name of the data set, for messages.
+        rows: The rows, a data set of the `datasets` library.
+        config: The settings of the data, which may name the columns.
+
+    Returns:
+        The names of the image column and of the label column.
 
     Raises:
-        UserError: When a column is not there, or cannot be guessed; it names the setting.
+        UserError: When a column does not exist or cannot be guessed; the message names the setting.
     """
     image_column = config.image_column or _image_column(rows)
     label_column = config.label_column or _label_column(rows)
@@ -37,7 +45,12 @@ def find_columns(where: str, rows: Any, config: DataConfig) -> tuple[str, str]:
 
 
 def has_no_labels(rows: Any, label_column: str) -> bool:
-    """Tells whether a split says of all its images that they have no label."""
+    """Returns True if no image of a split has a label.
+
+    Args:
+        rows: The rows of the split.
+        label_column: The name of the label column.
+    """
     if label_column not in rows.column_names:
         return True
     values = set(rows.with_format(None)[label_column][:])
@@ -48,16 +61,16 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
     """Makes a part of one split.
 
     Args:
-        where: The data set and its split, for messages.
+        where: The names of the data set and of the split, for messages.
         rows: The rows of the split.
-        columns: Of the images and of the labels.
-        folders: Which may hold the images of rows that name files.
+        columns: The names of the image column and of the label column.
+        folders: The folders in which rows may name image files.
 
     Returns:
-        The split.
+        The part.
 
     Raises:
-        UserError: When a row lacks its label or its image; it names row and column.
+        UserError: When a row has no label or no image; the message names the row and the column.
     """
     image_column, label_column = columns
     _expect_images(rows, image_column)
@@ -73,6 +86,11 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
 
 
 def _image_column(rows: Any) -> str:
+    """Finds the images: by type, else by a column of bytes, else by a known name.
+
+    Raises:
+        UserError: When no column, or more than one, can hold the images.
+    """
     import datasets
 
     found = [n for n, kind in rows.features.items() if isinstance(kind, datasets.Image)]
@@ -90,7 +108,13 @@ def _image_column(rows: Any) -> str:
 
 
 def _label_column(rows: Any) -> str:
-    """Finds the labels; of several (CIFAR-100: fine and coarse) those with the most classes."""
+    """Finds the labels; of several label columns, the one with the most classes.
+
+    CIFAR-100, for example, has fine and coarse labels.
+
+    Raises:
+        UserError: When there is no label column.
+    """
     import datasets
 
     labels = {n: k for n, k in rows.features.items() if isinstance(k, datasets.ClassLabel)}
@@ -105,7 +129,11 @@ def _label_column(rows: Any) -> str:
 
 
 def _expect_labels(rows: Any, label_column: str) -> None:
-    """Refuses a column of images, lists and the like, of which no two values are one class."""
+    """Checks that a column can hold labels; a column of images or lists cannot.
+
+    Raises:
+        UserError: When the column cannot hold labels.
+    """
     import datasets
 
     kind = rows.features[label_column]
@@ -116,17 +144,22 @@ def _expect_labels(rows: Any, label_column: str) -> None:
 
 
 def _expect_images(rows: Any, image_column: str) -> None:
+    """Checks that a column exists and can hold images.
+
+    Raises:
+        UserError: When the column does not exist or cannot hold images.
+    """
     import datasets
 
     if image_column not in rows.column_names:
         raise UserError(f"a split has no column {image_column!r}, only {rows.column_names}")
     kind = rows.features[image_column]
     if not (isinstance(kind, datasets.Image) or _holds_bytes(kind) or _is_text(kind)):
-        raise UserError(f"column {image_column!r} holds {kind}, no images")
+        raise UserError(f"column {image_column!r} holds {kind}, not images")
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Tells whether a column holds files: bytes, or bytes with a path."""
+    """Returns True if a column holds the bytes of files, with or without their paths."""
     if isinstance(kind, Mapping):
         return "bytes" in kind and set(kind) <= {"bytes", "path"}
     return getattr(kind, "dtype", None) in ("binary", "large_binary")
@@ -137,15 +170,19 @@ def _is_text(kind: Any) -> bool:
 
 
 def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str, ...]]:
-    """Reads labels and the names of their classes, as this split numbers them."""
-    values = rows.with_format(None)[column][:]  # in one piece; a column gives rows one by one
+    """Reads the labels and the class names of a split, with the split's own numbers.
+
+    Raises:
+        UserError: When a row has no label, or a value that cannot name a class.
+    """
+    values = rows.with_format(None)[column][:]  # one read; iterating would read row by row
     place = f"data set {where}, column {column!r}, row"
     named = getattr(rows.features[column], "names", None)
     if named is not None:
         for row, value in enumerate(values):
             if value is None or value < 0:
-                given = "no label" if value is None else f"no label ({value})"
-                raise UserError(f"{place} {row} (counted from 0): {given}")
+                found = "no label" if value is None else f"no label ({value})"
+                raise UserError(f"{place} {row} (counted from 0): {found}")
         names = tuple(plain_name(str(name)) for name in named)
         return np.asarray(values, dtype=np.int64), names
     known: dict[Any, str] = {}
@@ -160,7 +197,7 @@ def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str
 
 
 def _encoded(rows: Any, image_column: str) -> Any:
-    """Keeps the images alone, as files or as their bytes, to be decoded one by one."""
+    """Returns the image column alone, without decoding: each row holds bytes or a path."""
     import datasets
 
     alone = rows.select_columns(image_column).with_format(None)
@@ -168,14 +205,18 @@ def _encoded(rows: Any, image_column: str) -> Any:
 
 
 def _check_images(where: str, encoded: Any, column: str, folders: Sequence[Path]) -> None:
-    """Refuses rows without an image, and rows whose images are not files of the data set."""
+    """Checks that each row has an image, in its bytes or in a file of the data set.
+
+    Raises:
+        UserError: When a row has no image, or names a file outside of the folders.
+    """
     import pyarrow.compute as pc
 
-    nothing = 0
+    without_bytes = 0
     for chunk in encoded.data.column(column).chunks:
-        nothing += pc.sum(pc.is_null(pc.struct_field(chunk, "bytes"))).as_py() or 0
-        nothing += chunk.null_count
-    if not nothing:
+        without_bytes += pc.sum(pc.is_null(pc.struct_field(chunk, "bytes"))).as_py() or 0
+        without_bytes += chunk.null_count
+    if not without_bytes:
         return
     for row, image in enumerate(encoded.with_format(None)[column]):
         if not image or not image["bytes"]:
@@ -183,6 +224,11 @@ def _check_images(where: str, encoded: Any, column: str, folders: Sequence[Path]
 
 
 def _file_of(where: str, image: Any, row: int, column: str, folders: Sequence[Path]) -> Path:
+    """Finds the image file that a row names.
+
+    Raises:
+        UserError: When the row names no file, or a file outside of the folders.
+    """
     place = f"data set {where}, column {column!r}, row {row} (counted from 0)"
     if not image or image["path"] is None:
         raise UserError(f"{place}: no image")
@@ -190,6 +236,8 @@ def _file_of(where: str, image: Any, row: int, column: str, folders: Sequence[Pa
 
 
 def _fetcher(where: str, encoded: Any, column: str, folders: Sequence[Path]) -> Fetch:
+    """Returns the function that takes positions and returns the stored images there."""
+
     def fetch(positions: Indices) -> list[Encoded]:
         rows = positions.tolist()
         images = []

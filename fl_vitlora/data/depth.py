@@ -1,6 +1,7 @@
-"""More than 8 bits a channel: scaled as the format says, or refused if it does not say.
+"""Images of more than 8 bits per channel: scales them to 8 bits.
 
-A conversion by the imaging library would clip such values without a word.
+The range of the values comes from the format. An image whose format does not state the range is
+refused, since a conversion by Pillow would clip the values without a warning.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ from numpy.typing import NDArray
 
 from fl_vitlora.errors import UserError
 
-FULL = 65535.0  # of 16 bits
-DARK = 4096  # an image of 16 bits that stays below this holds 12 bits, most likely
-MAYBE_FEWER = 16384  # images of 16 bits that stay below this may hold 14 bits
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # of TIFF
+FULL = 65535.0  # the largest value of 16 bits
+DARK = 4096  # a 16-bit image with only smaller values most likely holds 12 bits
+MAYBE_FEWER = 16384  # 16-bit images with only smaller values may hold 14 bits
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # a value and a tag of TIFF
 
 
 def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Maps a range of values to 0 to 255, and what is beyond to its ends.
+    """Maps values linearly from a range to 0 to 255; values outside of the range are clipped.
+
+    Args:
+        values: The values, of any shape.
+        low: The value that becomes 0.
+        high: The value that becomes 255.
+
+    Returns:
+        The scaled values, uint8, of the same shape.
 
     Example:
         >>> scale(np.array([0.0, 32768.0, 65535.0, 70000.0]), 0, 65535).tolist()
@@ -31,7 +40,10 @@ def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def is_deep(mode: str) -> bool:
-    """Tells whether Pillow's mode has more than 8 bits.
+    """Returns True if a mode of Pillow has more than 8 bits per channel.
+
+    Args:
+        mode: The mode of an image.
 
     Example:
         >>> is_deep("I;16"), is_deep("F"), is_deep("RGB")
@@ -41,23 +53,28 @@ def is_deep(mode: str) -> bool:
 
 
 def has_16_bits(image: Any) -> bool:
-    """Tells whether a file that was opened, and not decoded yet, has 16 bits a channel."""
+    """Returns True if an image has 16 bits per channel.
+
+    Args:
+        image: An image of Pillow that is opened and not decoded yet.
+    """
     return any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def to_8_bits(image: Any, opened: Any, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Scales grey values of more than 8 bits.
+    """Scales a grey image of more than 8 bits to 8 bits.
 
     Args:
-        image: With such values.
-        opened: The file that it came from, which knows its format.
-        pixel_range: The values that become black and white; () if it is not stated.
+        image: The decoded grey image.
+        opened: The opened file of the image, which knows its format.
+        pixel_range: The values that become black and white; () if the settings state none.
 
     Returns:
-        uint8 (H, W).
+        The grey values, uint8 (H, W).
 
     Raises:
-        UserError: When the format does not say what is black and white.
+        UserError: When the format does not state which values are black and white, or when a value
+            is not finite.
     """
     values = np.asarray(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -73,33 +90,54 @@ def to_8_bits(image: Any, opened: Any, pixel_range: tuple[float, ...]) -> NDArra
 
 
 def expect_readable_colours(image: Any, pixel_range: tuple[float, ...]) -> None:
-    """Refuses colours of 16 bits, of which 8 are read, if a range is stated or they look dark."""
+    """Checks that a colour image of 16 bits uses its full range.
+
+    Pillow keeps only the upper 8 bits of such an image, so no other range can be read.
+
+    Args:
+        image: The decoded colour image.
+        pixel_range: The values that become black and white; () if the settings state none.
+
+    Raises:
+        UserError: When another range is stated, or when no value uses the upper bits.
+    """
     if pixel_range and tuple(pixel_range) != (0.0, FULL):
-        raise UserError("colours of 16 bits cannot be scaled by data.pixel_range; convert it")
+        raise UserError(
+            "colours of 16 bits cannot be scaled by data.pixel_range; convert the image to 8 bits"
+        )
     colours = image.convert("RGB") if image.mode in ("RGB", "CMYK") else image.getchannel(0)
     if not pixel_range:
         _expect_full_range(np.asarray(colours).astype(np.uint16) * 256, "colours of 16 bits")
 
 
 def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
-    if form == "PPM":  # says its own maximum, and Pillow has scaled by it
+    """Checks that the format of an image states the range of its values.
+
+    Raises:
+        UserError: When the format does not state it, or when the values seem to use fewer bits.
+    """
+    if form == "PPM":  # the file states its maximum, and Pillow has scaled by it
         return
     if mode.startswith("I;16") or (mode == "I" and form == "PNG"):
         _expect_full_range(values, "16 bits")
         return
     kind = "floating-point numbers" if mode == "F" else "integers of 32 bits"
     raise UserError(
-        f"holds {kind} from {values.min():g} to {values.max():g}; say which of them are black "
-        "and white: --set 'data.pixel_range=[LOW,HIGH]'"
+        f"holds {kind} from {values.min():g} to {values.max():g}; set the values of black and "
+        "white: --set 'data.pixel_range=[LOW,HIGH]'"
     )
 
 
 def _expect_full_range(values: NDArray[Any], bits: str) -> None:
-    """Refuses an image of 16 bits that looks as if it held fewer, as 12 bits of a scanner."""
+    """Checks that a 16-bit image does not look as if it held fewer bits, such as a scanner's 12.
+
+    Raises:
+        UserError: When all its values are small.
+    """
     brightest = int(values.max(initial=0))
     if 0 < brightest < DARK:
         raise UserError(
-            f"{bits} a channel, and no value above {brightest} of 65535; say which values are "
-            "black and white: --set 'data.pixel_range=[0,4095]' for 12 bits, '[0,65535]' if it is "
-            "as dark as that"
+            f"{bits} per channel, but no value above {brightest} of 65535; set the values of black "
+            "and white: --set 'data.pixel_range=[0,4095]' for 12 bits, '[0,65535]' if the image "
+            "is really that dark"
         )

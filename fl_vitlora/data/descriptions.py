@@ -1,7 +1,7 @@
-"""What a shard says of its own encryption: written into its metadata, and read back field by field.
+"""Reads the metadata of a shard that describe its encryption, field by field.
 
-Whatever stands there may have been written by another program, or by hand. So every field is
-compared with what it may be, and a wrong one is named with the file, before anything is decrypted.
+Another program, or a person, may have written the metadata. So each field is checked before
+anything is decrypted, and the error about a wrong field names the file and the field.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Description:
     """How the images of a shard are encrypted.
 
     Attributes:
-        cipher: For images of the shape that the shard has.
-        scope: Which images share a key.
-        seed: The seed of the run, which the keys depend on.
-        party: Whose images they are.
-        part: What they are for.
+        cipher: The cipher, for images of the shard's shape.
+        scope: The scope of a key: which images share it.
+        seed: The seed of the run, from which the keys are derived.
+        party: The party that owns the images.
+        part: The part, "train" or "test".
     """
 
     cipher: Cipher
@@ -46,33 +46,38 @@ class Fields:
     """The metadata of one shard.
 
     Args:
-        path: The file, for messages.
-        metadata: Its metadata.
+        path: The path of the shard, for messages.
+        metadata: The metadata of the shard.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self._path, self._metadata = path, metadata
 
     def refuse(self, name: str, why: str) -> UserError:
-        """Makes the error about one field."""
+        """Returns the error about one field.
+
+        Args:
+            name: The name of the field.
+            why: What is wrong with its value, or what was expected.
+        """
         value = shown(self._metadata.get(name))
-        return UserError(f"shard {self._path}: {name} {value}: {why}; write the shard anew")
+        return UserError(f"shard {self._path}: {name} {value}: {why}; write the shard again")
 
     def text(self, name: str) -> str:
-        """Returns a field.
+        """Returns the value of the field `name` as text.
 
         Raises:
-            UserError: When it is missing.
+            UserError: When the field is missing.
         """
         if name not in self._metadata:
-            raise UserError(f"shard {self._path} does not say its {name}; write the shard anew")
+            raise UserError(f"shard {self._path} does not name its {name}; write the shard again")
         return self._metadata[name]
 
     def number(self, name: str, least: int) -> int:
-        """Returns a field that is a whole number.
+        """Returns the value of the field `name` as a whole number of at least `least`.
 
         Raises:
-            UserError: When it is missing, is none, or is below the least.
+            UserError: When the field is missing, is not a whole number, or is below `least`.
         """
         text = self.text(name)
         if not NUMBER.fullmatch(text) or int(text) < least:
@@ -80,10 +85,10 @@ class Fields:
         return int(text)
 
     def one_of(self, name: str, choices: tuple[str, ...]) -> str:
-        """Returns a field that has only a few values.
+        """Returns the value of the field `name`, which must be one of `choices`.
 
         Raises:
-            UserError: When it is missing, or is none of them.
+            UserError: When the field is missing or is none of the choices.
         """
         text = self.text(name)
         if text not in choices:
@@ -91,11 +96,11 @@ class Fields:
         return text
 
     def steps(self) -> tuple[str, ...]:
-        """Returns the steps of encryption; none where the images are plain.
+        """Returns the steps of the encryption; empty if the images are plain.
 
         Raises:
-            UserError: When one of them does not exist, stands twice, or all are missing under a
-                key.
+            UserError: When a step does not exist or occurs twice, or when there are no steps
+                although the metadata name a key.
         """
         found = tuple(step for step in self.text("steps").split(",") if step)
         if any(step not in STEPS for step in found) or len(set(found)) < len(found):
@@ -111,12 +116,15 @@ def read_description(
     """Reads how a shard is encrypted.
 
     Args:
-        path: The shard, for messages.
-        metadata: What it says of itself.
-        image_shape: (C, H, W) of its images.
+        path: The path of the shard, for messages.
+        metadata: The metadata of the shard.
+        image_shape: The shape (C, H, W) of its images.
+
+    Returns:
+        The description of the encryption.
 
     Raises:
-        UserError: When a field is missing, has no meaning, or does not fit the images.
+        UserError: When a field is missing, is not valid, or does not fit the images.
     """
     fields = Fields(path, metadata)
     channels, *sides = image_shape
@@ -145,7 +153,12 @@ def read_description(
 
 
 def _check_geometry(cipher: Cipher, fields: Fields) -> None:
-    """Compares the numbers of a cipher with the shape of its images."""
+    """Checks that the blocks of a cipher fit the shape of the images.
+
+    Raises:
+        UserError: When the blocks do not divide the images, or when more blocks or entries are
+            fixed than there are.
+    """
     channels, height, width = cipher.image_shape
     if height % cipher.block_size or width % cipher.block_size:
         raise fields.refuse("block_size", f"it does not divide images of {height}x{width} pixels")
@@ -159,4 +172,5 @@ def _check_geometry(cipher: Cipher, fields: Fields) -> None:
 
 
 def _lies_in(number: int, bounds: tuple[int, int]) -> bool:
+    """Returns True if a number lies between two bounds, both included."""
     return bounds[0] <= number <= bounds[1]

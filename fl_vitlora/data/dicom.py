@@ -1,6 +1,6 @@
-"""DICOM images, as hospitals have them, through the optional package `pydicom`.
+"""Reads DICOM images, the format of hospitals, with the optional package `pydicom`.
 
-What a file says of its own values is honoured: stored bits, sign, rescale slope and intercept, and
+The values are read as the file describes them: stored bits, sign, rescale slope and intercept, and
 whether small values are white (MONOCHROME1).
 """
 
@@ -20,7 +20,7 @@ INSTALL = "pip install 'fl_vitlora[dicom]'"
 
 
 def can_read_dicom() -> bool:
-    """Tells whether the optional package is installed."""
+    """Returns True if the optional package `pydicom` is installed."""
     return importlib.util.find_spec("pydicom") is not None
 
 
@@ -28,29 +28,29 @@ def read_dicom(path: Path, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
     """Reads a DICOM file.
 
     Args:
-        path: The file.
-        pixel_range: The rescaled values (for CT: Hounsfield units) that become black and white; all
-            that the stored bits can hold, if it is ().
+        path: The path of the file.
+        pixel_range: The rescaled values (for CT: Hounsfield units) that become black and white; if
+            it is (), the full range of the stored bits.
 
     Returns:
-        uint8 (H, W), or (H, W, 3) for colours.
+        The pixels, uint8 (H, W), or (H, W, 3) for a colour image.
 
     Raises:
-        UserError: When the file holds several frames, or no pixels.
+        UserError: When the file holds several frames, no pixels, or an unknown kind of pixels.
     """
     import pydicom
 
-    told = pydicom.dcmread(path)
-    if "PixelData" not in told:
+    scan = pydicom.dcmread(path)
+    if "PixelData" not in scan:
         raise UserError("this DICOM file holds no pixels")
-    if int(told.get("NumberOfFrames") or 1) > 1:
-        raise UserError(f"expected one image, found {told.NumberOfFrames} frames")
-    kind = str(told.PhotometricInterpretation)
-    values: NDArray[Any] = told.pixel_array
+    if int(scan.get("NumberOfFrames") or 1) > 1:
+        raise UserError(f"expected one image, found {scan.NumberOfFrames} frames")
+    kind = str(scan.PhotometricInterpretation)
+    values: NDArray[Any] = scan.pixel_array
     if not kind.startswith("MONOCHROME"):
-        return _colours(told, kind, values)
-    slope, intercept = float(told.get("RescaleSlope", 1)), float(told.get("RescaleIntercept", 0))
-    bits, signed = int(told.BitsStored), bool(told.PixelRepresentation)
+        return _colours(scan, kind, values)
+    slope, intercept = float(scan.get("RescaleSlope", 1)), float(scan.get("RescaleIntercept", 0))
+    bits, signed = int(scan.BitsStored), bool(scan.PixelRepresentation)
     least = -(2 ** (bits - 1)) if signed else 0
     ends = [slope * value + intercept for value in (least, least + 2**bits - 1)]
     low, high = pixel_range or (min(ends), max(ends))
@@ -58,12 +58,17 @@ def read_dicom(path: Path, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
     return 255 - grey if kind == "MONOCHROME1" else grey
 
 
-def _colours(told: Any, kind: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+def _colours(scan: Any, kind: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scales the pixels of a colour image to 8 bits.
+
+    Raises:
+        UserError: When the kind of pixels is unknown.
+    """
     from pydicom.pixels import apply_color_lut
 
     if kind == "PALETTE COLOR":
-        values = apply_color_lut(values, told)
+        values = apply_color_lut(values, scan)
         return scale(values, 0, np.iinfo(values.dtype).max)
     if kind not in ("RGB", "YBR_FULL", "YBR_FULL_422") or values.ndim != 3:
         raise UserError(f"cannot read DICOM pixels of the kind {kind}")
-    return scale(values, 0, 2 ** int(told.BitsStored) - 1)
+    return scale(values, 0, 2 ** int(scan.BitsStored) - 1)

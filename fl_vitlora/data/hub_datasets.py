@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub; the only part of the package that downloads images."""
+"""Data sets of the Hugging Face hub. No other part of the package downloads images."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from fl_vitlora.config import DataConfig
 from fl_vitlora.data.pixels import first_line
 from fl_vitlora.errors import UserError
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # with or without its owner
-PATIENCE = 5.0  # seconds for the hub's first answer
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # NAME or OWNER/NAME
+PATIENCE = 5.0  # seconds to wait for the hub's first answer
 
 
 def open_hub(config: DataConfig) -> Mapping[str, Any]:
-    """Loads a data set of the hub, from the cache if the hub cannot be reached.
+    """Loads a data set of the hub, or its copy in the cache if the hub cannot be reached.
 
     Args:
-        config: `name`, `config` and `revision`.
+        config: The settings of the data; `name`, `config` and `revision` name the data set.
 
     Returns:
-        Its splits.
+        The rows of each split, by the name of the split.
 
     Raises:
-        UserError: When there is none, within seconds where there is no network.
+        UserError: When the data set cannot be loaded. Without a network this takes only seconds.
     """
     name = config.name
     if not HUB_NAME.fullmatch(name):
         raise UserError(f"data set {name!r}: no such folder; choose another one: --dataset FOLDER")
     import datasets
 
-    # Before its version 4, the library executes scripts of the hub if it is told so.
+    # Before version 4, the library can execute scripts from the hub; this setting forbids it.
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
     try:
         answer = _ask(name, config.revision)
@@ -41,19 +41,19 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
             found = datasets.load_dataset(name, config.config, revision=config.revision)
     except Exception as error:
         if "onfig name is missing" in str(error) or "BuilderConfig" in str(error):
-            told = " ".join(str(error).split())[:500]
+            reason = " ".join(str(error).split())[:500]
             raise UserError(
-                f"data set {name!r}: {told}; choose one: --set data.config=NAME"
+                f"data set {name!r}: {reason}; choose one: --set data.config=NAME"
             ) from error
         raise UserError(
-            f"data set {name!r} is neither 'digits', nor a local path, nor to be had from the "
-            f"Hugging Face hub ({first_line(error)}); offline, give a path: --dataset FOLDER"
+            f"data set {name!r} is neither 'digits' nor a local path, and cannot be loaded from "
+            f"the Hugging Face hub ({first_line(error)}); offline, give a path: --dataset FOLDER"
         ) from error
     return dict(found)
 
 
 def hub_folders() -> list[Path]:
-    """Returns the folders in which the library keeps what it has downloaded."""
+    """Returns the folders in which the library stores its downloads."""
     import datasets
     from huggingface_hub import constants
 
@@ -65,9 +65,9 @@ def hub_folders() -> list[Path]:
 
 
 def _ask(name: str, revision: str | None) -> Exception | None:
-    """Asks the hub for a data set once; returns why it did not answer, if it did not.
+    """Asks the hub once for a data set; returns the error if the hub cannot be reached, else None.
 
-    The library itself repeats a question for half a minute.
+    The library itself would repeat a failed request for half a minute.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -89,7 +89,7 @@ def _ask(name: str, revision: str | None) -> Exception | None:
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Keeps the library from asking a hub that does not answer, again and again."""
+    """Sets the library offline if the hub cannot be reached, so that it does not ask repeatedly."""
     import datasets
     from huggingface_hub import constants
 

@@ -1,8 +1,8 @@
-"""Folders of images by class, for each split and for each client, from the names of folders alone.
+"""Folders of images: finds split, class and client of each image from the names of its folders.
 
-The rule has one sentence: splits are recognised among the folders of the first level only, and
-below them every folder is a class, whatever its name is. Names of files decide nothing. A folder
-that could be understood in two ways is refused with the setting that says how it is meant.
+Only folders of the first level can be splits. Below them every folder is a class, whatever its
+name. The names of the files play no part. A folder that can be understood in two ways is refused,
+and the message names the setting that makes the meaning clear.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from fl_vitlora.data.listing import File, Listing, same_file
 from fl_vitlora.data.splits import SPLITS, TRAIN, meaning_of
 from fl_vitlora.errors import UserError
 
-INNER = "images"  # the folder within a class, or within a split without classes, that adds nothing
+INNER = "images"  # a folder of this name in a class, or in a split without classes, means nothing
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image and what the folders say about it.
+    """An image file with the split, class and client that its folders name.
 
     Attributes:
-        file: The image.
-        split: The folder of its split; empty where there are none.
-        label: The name of its class; None where it lies in no class folder.
-        client: The folder of its client; empty where there are none.
+        file: The image file.
+        split: The folder of the split; empty if the data set has no splits.
+        label: The name of the class; None if the image lies in no class folder.
+        client: The folder of the client; empty if the data set has no clients' folders.
     """
 
     file: File
@@ -50,17 +50,17 @@ class Item:
 
 
 def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
-    """Finds split, class and client of every image.
+    """Finds the split, class and client of every image.
 
     Args:
-        listing: All files of the folder.
-        config: `layout` says how the folder is meant where that is not clear.
+        listing: The listing of all files of the folder.
+        config: The settings of the data; `layout` decides when the folders leave a choice.
 
     Returns:
-        The images, sorted by name, each file once.
+        The images, sorted by name; each file occurs once.
 
     Raises:
-        UserError: When the folder can be understood in two ways or in none.
+        UserError: When the folder can be understood in two ways, or in no way.
     """
     where, files = listing.root, listing.images
     loose = [file for file in files if len(file.parts) == 1]
@@ -91,7 +91,15 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
 
 
 def to_parts(root: Path, items: Sequence[Item]) -> dict[str, Part]:
-    """Makes a part of each split, its classes in the order of their names."""
+    """Makes a part of each split; its classes are sorted by name.
+
+    Args:
+        root: The folder of the data set.
+        items: The images with their splits, classes and clients.
+
+    Returns:
+        The part of each split, by the name of the split.
+    """
     clients = sorted({item.client for item in items})
     owner = {client: number for number, client in enumerate(clients)}
     parts = {}
@@ -113,24 +121,36 @@ def to_parts(root: Path, items: Sequence[Item]) -> dict[str, Part]:
 
 
 def number_folders(names: Iterable[str]) -> tuple[str, ...]:
-    """Orders the names of class folders, as texts."""
+    """Returns the distinct names of class folders, sorted as text.
+
+    Args:
+        names: The class folder of each image.
+    """
     return tuple(sorted(set(names)))
 
 
 def without_labels(items: Sequence[Item]) -> set[str]:
-    """Finds the splits of which no image has a class."""
+    """Returns the splits in which no image has a class.
+
+    Args:
+        items: The images with their splits and classes.
+    """
     return {item.split for item in items} - {item.split for item in items if item.label is not None}
 
 
 def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: DataConfig) -> str:
-    """Finds out how a folder is laid out, where only one way makes sense."""
+    """Returns the layout of a folder, "splits" or "classes".
+
+    Raises:
+        UserError: When the names of the folders fit several layouts or none.
+    """
     asked = {name.lower() for name in (config.train_split, config.test_split) if name}
     splits = [head for head in heads if meaning_of(head) or head.lower() in asked]
     others = [head for head in heads if head not in splits]
     if splits and others:
         raise UserError(
             f"data set {where}: {name_some(splits)} could be splits or classes beside "
-            f"{name_some(others)}; say which: --set data.layout=classes if all of them are "
+            f"{name_some(others)}; choose one: --set data.layout=classes if all of them are "
             "classes, --set data.layout=splits to use the splits alone"
         )
     if splits:
@@ -158,7 +178,7 @@ def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: Dat
 
 
 def _are_clients(files: Sequence[File]) -> bool:
-    """Tells whether all images lie in splits below the first folder."""
+    """Returns True if there are several first folders and each image lies in a split below one."""
     several = len({file.parts[0] for file in files}) > 1
     return several and all(len(file.parts) > 3 and meaning_of(file.parts[1]) for file in files)
 
@@ -166,7 +186,18 @@ def _are_clients(files: Sequence[File]) -> bool:
 def _sort(
     where: Path, files: Sequence[File], depth: int, *, splits: bool, strict: bool
 ) -> list[Item]:
-    """Reads split and class off the folders from a depth on."""
+    """Reads the split and the class of each image from its folders, starting at level `depth`.
+
+    Args:
+        where: The folder of the data set, for messages.
+        files: The image files.
+        depth: The level of the first folder to read; 0 is the first level.
+        splits: Whether this first folder is a split.
+        strict: Whether to refuse folders below a class folder.
+
+    Raises:
+        UserError: When `strict` is set and an image lies in a folder below its class folder.
+    """
     below = depth + 1 if splits else depth
     items = []
     for file in files:
@@ -176,7 +207,7 @@ def _sort(
         inner = parts[below + 1 : -1]
         if strict and inner and inner != (INNER,):
             raise UserError(
-                f"data set {where}: expected images right in the class folder "
+                f"data set {where}: expected the images directly in the class folder "
                 f"{'/'.join(parts[: below + 1])}, found {file.name}; if all folders below a class "
                 f"belong to it: --set data.layout={'splits' if splits else 'classes'}; if the "
                 "first folders are clients: --set data.partition=natural"
@@ -186,7 +217,11 @@ def _sort(
 
 
 def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
-    """Reads the classes of a split from its file of annotations, if it has one."""
+    """Sets the classes of the images in splits that have a file of annotations.
+
+    Raises:
+        UserError: When the annotations of a split lack one of its images.
+    """
     labels = annotate(listing, {item.split for item in items})
     if not labels:
         return items
@@ -201,7 +236,13 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
 
 
 def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
-    """Refuses splits that mix images with and without a class, and finds those without any."""
+    """Checks that either all images of a split have a class or none has.
+
+    The images of a split whose only folder is `images` have no class.
+
+    Raises:
+        UserError: When a split mixes both kinds, or when training images have no class.
+    """
     trained = {item.label for item in items if _is_trained(item.split, config)}
     settled = []
     for split in dict.fromkeys(item.split for item in items):
@@ -220,18 +261,23 @@ def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
 
 
 def _is_trained(split: str, config: DataConfig) -> bool:
-    asked = config.train_split
-    return split.lower() == asked.lower() if asked else meaning_of(split) == TRAIN
+    """Returns True if a split is the training split, by the settings or by its name."""
+    chosen = config.train_split
+    return split.lower() == chosen.lower() if chosen else meaning_of(split) == TRAIN
 
 
 def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list[Item]:
-    """Reads client, then split if all clients have them, then class."""
+    """Reads the folders of clients: CLIENT/CLASS, or CLIENT/SPLIT/CLASS if all clients have splits.
+
+    Raises:
+        UserError: When only some clients have splits, or when an image lies in no class folder.
+    """
     below = {file.parts[1] for file in files if len(file.parts) > 2}
     splits = bool(below) and all(meaning_of(name) for name in below)
     if not splits and any(meaning_of(name) for name in below):
         raise UserError(
-            f"data set {where}: expected all clients' folders to hold splits, or classes, found "
-            f"{name_some(sorted(below))}"
+            f"data set {where}: expected all clients' folders to hold splits, or all to hold "
+            f"classes, found {name_some(sorted(below))}"
         )
     items = []
     for head in heads:
@@ -242,13 +288,17 @@ def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list
                     f"data set {where}: {item.file.name} lies in no class folder; expected "
                     f"{head}/{'SPLIT/' if splits else ''}CLASS/NAME"
                 )
-            # Clients may spell their splits differently; all mean the same split.
+            # Clients may spell the name of a split differently ("val", "validation").
             items.append(replace(item, client=head, split=SPLITS.get(item.split.lower(), "")))
     return items
 
 
 def _once(root: Path, items: Sequence[Item]) -> list[Item]:
-    """Keeps each file once, and refuses a file that lies in two splits or classes."""
+    """Keeps each file once, however many links lead to it.
+
+    Raises:
+        UserError: When one file lies in two splits, two classes or two clients' folders.
+    """
     first: dict[tuple[int, int], Item] = {}
     kept = []
     for item in items:
@@ -264,6 +314,8 @@ def _once(root: Path, items: Sequence[Item]) -> list[Item]:
 
 
 def _fetcher(root: Path, files: Sequence[File]) -> Fetch:
+    """Returns the function that takes positions and returns the image files there."""
+
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [files[position] for position in positions.tolist()]
         return [Encoded(name=str(root / f.name), path=root / f.name) for f in chosen]

@@ -1,6 +1,6 @@
-"""Labelled images that are read on demand: the value in which every source ends.
+"""Labelled images that are read on demand: the type that every source returns.
 
-Labels are in memory, pixels are read when they are asked for, so that a data set larger than
+Labels are in memory; pixels are read only when they are needed. So a data set larger than the
 memory can be encrypted shard by shard.
 
 n images of H × W pixels.
@@ -23,10 +23,11 @@ class Images:
     """Labelled images that are read on demand.
 
     Attributes:
-        labels: int64 (n,), from 0.
-        class_names: The name of each label; a class is known by its name in all splits.
-        read: Takes positions, H and W, returns RGB pixels, uint8 (len(positions), 3, H, W).
-        owners: int64 (n,), the client that holds each image, where the data set says so.
+        labels: The label of each image, int64 (n,), from 0.
+        class_names: The class name of each label, the same for all splits.
+        read: The function that takes positions, H and W, and returns the RGB pixels there, uint8
+            (len(positions), 3, H, W).
+        owners: The client that holds each image, int64 (n,); None if the data set has no clients.
     """
 
     labels: Indices
@@ -38,7 +39,11 @@ class Images:
         return len(self.labels)
 
     def select(self, positions: Indices) -> Images:
-        """Keeps only some images, in the order given."""
+        """Returns the images at some positions, in the order of the positions.
+
+        Args:
+            positions: The positions of the images to keep, int64.
+        """
         return replace(
             self,
             labels=self.labels[positions],

@@ -1,4 +1,7 @@
-"""What names a class: a text, a whole number, true or false; never nothing."""
+"""Converts the values of label columns to class names.
+
+A text, a whole number, true or false can name a class. An empty value cannot.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ from typing import Any
 from fl_vitlora.data.classes import plain_name
 from fl_vitlora.errors import UserError, shown
 
-UNLABELLED = -1  # as the hub and its library write it
-WHOLE = re.compile(r"(-?\d+)\.0+")  # as tables write whole numbers where a value is missing
+UNLABELLED = -1  # the label that the hub and its library write for "no label"
+WHOLE = re.compile(r"(-?\d+)\.0+")  # a whole number, as in columns where a value is missing
 
 
 def class_of(value: Any, where: str) -> str:
-    """Names the class that a value stands for.
+    """Returns the name of the class that a value stands for.
 
     Args:
-        value: A value of a label column.
-        where: Its row and column, for messages.
+        value: The value in a label column.
+        where: The row and column of the value, for messages.
 
     Returns:
-        The name.
+        The class name.
 
     Raises:
-        UserError: When the value is nothing, or cannot be a class.
+        UserError: When the value is empty or cannot name a class.
 
     Example:
         >>> [class_of(value, "row 0") for value in ("cat ", 3, 3.0, "3.0", True)]
@@ -47,11 +50,13 @@ def class_of(value: Any, where: str) -> str:
 
 
 def expect_no_mark(names: Sequence[str], where: Callable[[int], str]) -> None:
-    """Refuses -1 beside whole numbers, where it means "no label"; not beside 1 alone.
+    """Checks that no row has the label -1 in the meaning "no label".
+
+    Beside other whole numbers, -1 means "no label". If 1 is the only other label, -1 is a class.
 
     Args:
-        names: The class of each row.
-        where: Names a row, for messages.
+        names: The class name of each row.
+        where: The function that returns a description of a row, for messages.
 
     Raises:
         UserError: When a row has no label.

@@ -1,7 +1,7 @@
-"""All files below a folder, each once: links are followed, and circles of links are cut.
+"""Lists all files below a folder; links are followed, and a cycle of links is followed once.
 
-A file is known by its place on the disk and not by its name, so that an image to which two links
-lead is found out.
+Each file has a name and a place on the disk (device and inode). The place shows when two links
+lead to the same image.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 DICOM_SUFFIXES = frozenset((".dcm", ".dicom"))
-PASSED_OVER = frozenset(  # what operating systems leave behind; compared without case
+PASSED_OVER = frozenset(  # files and folders that operating systems create, in small letters
     ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
 )
-DICOM_PREAMBLE = 128  # bytes, after which a DICOM file says that it is one
+DICOM_PREAMBLE = 128  # bytes before the mark "DICM" of a DICOM file
 
 Place = tuple[int, int]  # device and inode
 
 
 @dataclass(frozen=True)
 class File:
-    """A file below the folder.
+    """A file below the listed folder.
 
     Attributes:
-        name: The file's path, relative to the folder, with "/" between its parts.
-        place: Where the file lies on the disk.
-        linked: Whether a link leads to it.
+        name: The path of the file relative to the folder, with "/" between its parts.
+        place: The device and the inode of the file.
+        linked: Whether the path leads through a symbolic link.
     """
 
     name: str
@@ -45,18 +45,18 @@ class File:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Returns the folders that the file lies in, and the file's own name."""
+        """Returns the names of the folders that hold the file, and the file's own name."""
         return tuple(self.name.split("/"))
 
 
 @dataclass
 class Listing:
-    """What lies below a folder.
+    """The files below a folder.
 
     Attributes:
-        root: The folder.
-        images: All image files, sorted by their names.
-        others: All other files, sorted by their names.
+        root: The path of the folder.
+        images: The image files, sorted by name.
+        others: All other files, sorted by name.
     """
 
     root: Path
@@ -65,19 +65,19 @@ class Listing:
 
 
 def list_folder(root: Path, *, dicom: bool) -> Listing:
-    """Lists a folder in one pass.
+    """Lists all files below a folder in one pass.
 
-    Hidden files and what operating systems leave behind (`PASSED_OVER`) are passed over.
+    Hidden files, and files that operating systems create (`PASSED_OVER`), are left out.
 
     Args:
-        root: The folder.
+        root: The path of the folder.
         dicom: Whether DICOM files count as images.
 
     Returns:
-        All other files.
+        The listing of the other files.
 
     Raises:
-        UserError: When a folder cannot be read, or an image is a link to nothing.
+        UserError: When a folder cannot be read, or when an image is a broken link.
     """
     listing = Listing(root)
     try:
@@ -95,7 +95,10 @@ def list_folder(root: Path, *, dicom: bool) -> Listing:
 
 
 def is_passed_over(name: str) -> bool:
-    """Tells whether a file or a folder is hidden, or a leaving of an operating system.
+    """Returns True if a file or folder is hidden, or was created by an operating system.
+
+    Args:
+        name: The name of the file or folder, without its path.
 
     Example:
         >>> is_passed_over(".DS_Store"), is_passed_over("__MACOSX"), is_passed_over("test tube")
@@ -105,7 +108,10 @@ def is_passed_over(name: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """Returns the ending of a file's name in small letters, with its dot.
+    """Returns the suffix of a file's name in small letters, with its dot.
+
+    Args:
+        name: The name or path of the file.
 
     Example:
         >>> suffix_of("a.b/IMG.PNG"), suffix_of("a.b/README")
@@ -115,7 +121,10 @@ def suffix_of(name: str) -> str:
 
 
 def count_kinds(files: Sequence[File]) -> str:
-    """Counts files by their endings, the most frequent ones first.
+    """Returns a text that counts files by suffix, the most frequent first.
+
+    Args:
+        files: The files to count.
 
     Example:
         >>> count_kinds([File("a.txt", (0, 1)), File("b.txt", (0, 2)), File("LICENSE", (0, 3))])
@@ -128,7 +137,14 @@ def count_kinds(files: Sequence[File]) -> str:
 
 
 def is_dicom(path: str, name: str) -> bool:
-    """Tells whether a file is DICOM: by its ending, or by its content where no ending says so."""
+    """Returns True if a file is a DICOM image.
+
+    The suffix decides. If there is none, or only a number, the content decides.
+
+    Args:
+        path: The path of the file.
+        name: The name of the file.
+    """
     suffix = suffix_of(name)
     if suffix in DICOM_SUFFIXES:
         return True
@@ -142,7 +158,15 @@ def is_dicom(path: str, name: str) -> bool:
 
 
 def same_file(root: Path, one: File, other: File) -> bool:
-    """Tells whether two names lead to one file; some file systems give a number twice."""
+    """Returns True if two names lead to one file.
+
+    Some file systems give one inode number to two files, so that equal places are not enough.
+
+    Args:
+        root: The listed folder.
+        one: The first file.
+        other: The second file.
+    """
     first, second = root / one.name, root / other.name
     return first.resolve() == second.resolve() or (
         first.stat().st_nlink > 1 and first.samefile(second)
@@ -151,7 +175,14 @@ def same_file(root: Path, one: File, other: File) -> bool:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Where the walk is: the folder's name with its "/", and the folders above, itself included."""
+    """The folder that the walk is in.
+
+    Attributes:
+        name: The path of the folder relative to the root, with a "/" at its end.
+        device: The device of the folder.
+        above: The places of this folder and of all folders above.
+        linked: Whether the path leads through a symbolic link.
+    """
 
     name: str
     device: int
@@ -160,7 +191,7 @@ class _Folder:
 
 
 def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str], _Folder]]:
-    """Yields all that is no folder, with the folder that it is in."""
+    """Yields each entry that is not a folder, together with its folder."""
     with os.scandir(path) as entries:
         for entry in entries:
             if is_passed_over(entry.name):
@@ -171,7 +202,7 @@ def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str],
             found = entry.stat()
             place = (found.st_dev, found.st_ino)
             if place in folder.above:
-                continue  # a circle of links
+                continue  # a cycle of links
             below = _Folder(
                 f"{folder.name}{entry.name}/",
                 found.st_dev,
@@ -182,7 +213,11 @@ def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str],
 
 
 def _take(listing: Listing, entry: os.DirEntry[str], folder: _Folder, *, dicom: bool) -> None:
-    """Puts a file where it belongs."""
+    """Adds a file to the images or to the other files of a listing.
+
+    Raises:
+        UserError: When an image is a broken link.
+    """
     name, suffix = f"{folder.name}{entry.name}", suffix_of(entry.name)
     place, linked = (folder.device, -1), folder.linked
     regular = entry.is_file()
@@ -193,7 +228,7 @@ def _take(listing: Listing, entry: os.DirEntry[str], folder: _Folder, *, dicom: 
             place = (found.st_dev, found.st_ino)
         elif suffix in IMAGE_SUFFIXES | DICOM_SUFFIXES:
             raise UserError(
-                f"data set {listing.root}: {name} is a link to nothing; mend or remove it"
+                f"data set {listing.root}: {name} is a broken link; repair or remove it"
             )
     else:
         place = (folder.device, entry.inode())

@@ -1,7 +1,7 @@
-"""A data set in a folder: what it is, and its splits.
+"""A data set in a local folder: finds out its kind and its splits.
 
-A folder is a data set that was saved to disk, parquet files, tar files, a table of images, or a
-folder of images by class, and is read as that and nothing else.
+A folder has one of five kinds: a data set saved by `datasets`, parquet files, tar files, a table of
+images, or folders of images by class. It is read as this kind alone.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Found:
     """The splits of a data set.
 
     Attributes:
-        choice: Which are trained on and tested on.
-        sizes: How many images every split holds.
-        part: Makes the part of a split.
-        notes: What was not used beside the splits.
+        choice: The splits chosen for training and for testing.
+        sizes: The number of images in each split.
+        part: The function that makes the part of a split from the split's name.
+        notes: Texts on what is not used, apart from splits.
     """
 
     choice: Choice
@@ -51,10 +51,16 @@ class Found:
 
 
 def open_folder(config: DataConfig) -> Found:
-    """Opens a data set in a folder.
+    """Opens a data set in a local folder.
+
+    Args:
+        config: The settings of the data; `name` is the path of the folder.
+
+    Returns:
+        The splits of the data set.
 
     Raises:
-        UserError: When the folder holds none, or could be understood in two ways.
+        UserError: When the folder holds no data set, or can be understood in two ways.
     """
     path = Path(config.name)
     if not path.is_dir():
@@ -70,17 +76,23 @@ def open_folder(config: DataConfig) -> Found:
 def from_rows(
     where: str, splits: Mapping[str, Any], config: DataConfig, folders: Sequence[Path]
 ) -> Found:
-    """Finds the columns of stored rows, and chooses splits.
+    """Finds the image and label columns of stored rows and chooses the splits.
 
     Args:
-        where: The data set, for messages.
-        splits: Rows of the `datasets` library.
-        config: Names columns and splits.
-        folders: Which may hold the images of rows that name files.
+        where: The name of the data set, for messages.
+        splits: The rows of each split, as data sets of the `datasets` library.
+        config: The settings of the data, which may name columns and splits.
+        folders: The folders in which rows may name image files.
+
+    Returns:
+        The splits of the data set.
+
+    Raises:
+        UserError: When there are no splits, or when the columns or splits cannot be found.
     """
     names = list(splits)
     if not names:
-        raise UserError(f"data set {where}: has no splits")
+        raise UserError(f"data set {where} has no splits")
     train = choose_splits(where, names, config).train if len(names) > 1 else names[0]
     columns = find_columns(where, splits[train], config)
     bare = {name for name in names if name != train and has_no_labels(splits[name], columns[1])}
@@ -92,7 +104,11 @@ def from_rows(
 
 
 def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
-    """Finds out what a listed folder is."""
+    """Finds out the kind of a folder from its files, and opens it.
+
+    Raises:
+        UserError: When the files fit several kinds or none.
+    """
     parquet = [f.name for f in listing.others if suffix_of(f.name) == ".parquet"]
     tars = [f.name for f in listing.others if suffix_of(f.name) == ".tar"]
     tables = find_tables(listing)
@@ -103,7 +119,7 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
         tables = tables or only_table(listing)
         if not tables:
             raise UserError(
-                f"data set {path}: data.layout=table, and no table such as metadata.csv"
+                f"data set {path}: data.layout=table needs a table such as metadata.csv, found none"
             )
         return _from_tables(path, listing, tables, config)
     if wanted == "auto" and config.partition != "natural":
@@ -116,8 +132,8 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
             beside = [*kinds, "images"] if listing.images else kinds
             raise UserError(
                 f"data set {path}: found {' and '.join(beside)}, and cannot tell which of them is "
-                "the data set; give the folder of one of them, or say it: --set data.layout=splits "
-                "or classes for folders of images, table for a table"
+                "the data set; give the folder of one of them, or set the layout: --set "
+                "data.layout=splits or classes for folders of images, table for a table"
             )
         if parquet:
             return _from_parquet(path, parquet, config, listing)
@@ -134,16 +150,17 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
 
 
 def _only_flat(listing: Listing) -> bool:
-    """Tells whether images lie in the folder itself, or in one folder together."""
+    """Returns True if all images lie in the folder itself, or all in one folder below it."""
     return len({file.parts[:-1] for file in listing.images}) == 1
 
 
 def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
+    """Opens folders of images by class."""
     items = read_layout(listing, config)
     parts = to_parts(path, items)
     sizes = {split: sum(item.split == split for item in items) for split in parts}
-    twice = len(listing.images) - len(items)
-    notes = [f"{count(twice, 'link')} to images that are counted already"] if twice else []
+    links = len(listing.images) - len(items)
+    notes = [f"{count(links, 'link')} to images that are counted already"] if links else []
     return Found(
         choice=(
             choose_splits(str(path), list(parts), config, without_labels(items))
@@ -157,13 +174,19 @@ def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
 
 
 def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
+    """Returns the choice for a data set without splits.
+
+    Raises:
+        UserError: When a setting names a split.
+    """
     for setting in ("train_split", "test_split"):
         if getattr(config, setting) not in (None, "none"):
-            raise UserError(f"data set {path} has no splits to choose by data.{setting}")
+            raise UserError(f"data set {path} has no splits, so data.{setting} cannot choose one")
     return Choice(train="", test=None, unused=())
 
 
 def _from_tables(path: Path, listing: Listing, tables: Sequence[str], config: DataConfig) -> Found:
+    """Opens images that tables list."""
     parts = read_tables(listing, tables, config)
     used = sum(len(part) for part in parts.values())
     left = len(listing.images) - used
@@ -177,6 +200,7 @@ def _from_tables(path: Path, listing: Listing, tables: Sequence[str], config: Da
 
 
 def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
+    """Opens parquet files."""
     grouped = group_shards(path, names, config.config)
     _expect_distinct(path, listing, names)
     files = {split: [path / name for name in shards] for split, shards in grouped.items()}
@@ -188,6 +212,7 @@ def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing:
 
 
 def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
+    """Opens tar files."""
     grouped = group_shards(path, names, config.config)
     _expect_distinct(path, listing, names)
     parts, unused = {}, 0
@@ -205,7 +230,11 @@ def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Li
 
 
 def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None:
-    """Refuses one file under two names: its images would be in two splits, or twice in one."""
+    """Checks that no file has two names: its images would be in two splits, or twice in one.
+
+    Raises:
+        UserError: When two of the names lead to the same file.
+    """
     first: dict[tuple[int, int], str] = {}
     known = set(names)
     for file in listing.others:
@@ -216,7 +245,7 @@ def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None
 
 
 def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
-    """Counts the files that were not read."""
+    """Returns texts that count the files that were not read."""
     known = set(used)
     left = [
         file
@@ -230,15 +259,17 @@ def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
     if dicom:
         notes.append(f"{count(len(dicom), 'DICOM file')} (to read them: {INSTALL})")
     if others:
-        notes.append(f"files that are no images: {count_kinds(others)}")
+        notes.append(f"files that are not images: {count_kinds(others)}")
     return tuple(notes)
 
 
 def _dicom_files(root: Path, files: Sequence[File]) -> list[File]:
+    """Returns the DICOM files among the files."""
     return [file for file in files if is_dicom(str(root / file.name), file.name)]
 
 
 def _found_instead(listing: Listing) -> str:
+    """Returns the end of the error about a folder without images: the files that were found."""
     if not listing.others:
         return " and no other file"
     dicom = _dicom_files(listing.root, listing.others)

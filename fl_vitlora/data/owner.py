@@ -1,9 +1,9 @@
 """The data owner's side: plain images go in, encrypted shards come out.
 
-This is the only place where plain images and a key meet. What it writes is all that workers and
-server will ever see: ciphertext and labels, in files that are sealed at rest. A shard's metadata
-say under which key and for which party it was encrypted, so that who holds the key ring can open
-it, or encrypt it anew.
+Plain images and a key meet only in this module and in `data.reencryption`. Workers and the server
+see only what these modules write: ciphertext and labels, in files that are sealed at rest. A
+shard's metadata name its key and its party. With them, the owner of the key ring can decrypt the
+shard or encrypt it under a new key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 
 from fl_vitlora.config import Config
 from fl_vitlora.data.class_names import CLASS_NAMES, write_names
-from fl_vitlora.data.descriptions import read_description
 from fl_vitlora.data.shards import (
     CLIENT_SHARDS,
     TEST_SHARD,
@@ -26,45 +25,39 @@ from fl_vitlora.data.shards import (
     client_shard,
     client_test_shard,
     is_shard,
-    read_shard,
     write_shard,
 )
 from fl_vitlora.data.sources import Images, Indices
-from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import TEST, KeyHolder, Part, client_party
-from fl_vitlora.encryption.keys import KeyRing, key_id
 from fl_vitlora.encryption.storage_keys import (
-    BY_PASSPHRASE,
     StorageKey,
-    of_ring,
-    of_secret,
-    root_of_passphrase,
 )
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
-BYTES_AT_ONCE = 2**26  # of plain images
-LEARNABLE_BLOCK = 4  # pixels a side of the blocks of LE and ELE, whatever the model's patches
+BYTES_AT_ONCE = 2**26  # most bytes of plain images in memory together
+LEARNABLE_BLOCK = 4  # block side of LE and ELE in pixels, whatever the model's patch size
 RIGHT_KEY, WRONG_KEY, NO_KEY = "right_key", "wrong_key", "no_key"
 
 
 def key_holder(
     config: Config, *, patch_size: int, image_shape: tuple[int, int, int], secret: bytes
 ) -> KeyHolder:
-    """Makes what encrypts the images of a model, and adapts it.
+    """Makes the key holder that encrypts the images for a model and adapts the model to the key.
 
     Args:
-        config: Steps, scope and restrictions of the cipher, and the seed.
-        patch_size: Of the model, pixels a side.
-        image_shape: (C, H, W) that it takes.
-        secret: 32 bytes.
+        config: The experiment; the steps, scope and restrictions of its cipher, and its seed.
+        patch_size: The side of the model's patches in pixels.
+        image_shape: The shape (C, H, W) of the images that the model takes.
+        secret: The secret of the key, 32 bytes.
 
     Returns:
-        The holder.
+        The key holder.
 
     Raises:
-        UserError: When blocks do not divide the images, or more is to stay than there is.
+        UserError: When the blocks do not divide the images, or when more blocks or entries are to
+            stay fixed than there are.
     """
     encryption = config.encryption
     learnable = any("nibble" in step for step in encryption.steps)
@@ -77,10 +70,10 @@ def key_holder(
         per_block=encryption.scope == "block",
     )
     try:
-        _ = cipher.geometry  # refuses what does not fit the images
+        _ = cipher.geometry  # raises an error when the blocks do not fit the images
     except UserError as error:
-        given = f"encryption.block_size {cipher.block_size}: " if encryption.block_size else ""
-        raise UserError(f"{given}{error}") from None
+        setting = f"encryption.block_size {cipher.block_size}: " if encryption.block_size else ""
+        raise UserError(f"{setting}{error}") from None
     return KeyHolder(cipher=cipher, secret=secret, scope=encryption.scope, seed=config.seed)
 
 
@@ -96,23 +89,24 @@ def write_encrypted_shards(
     storage: StorageKey | None = None,
     at_once: int = BYTES_AT_ONCE,
 ) -> None:
-    """Encrypts the shard of every client and the test images, and stores them.
+    """Encrypts the training shard of every client and the test images, and writes them to disk.
 
-    No file waits for the disk, which takes longer than all else where clients are many: from the
-    images, which their owner has, it can be made again.
+    The files are not flushed to the disk one by one, since with many clients this would take most
+    of the time. A lost shard can be made again from the owner's images.
 
     Args:
-        folder: Where to; it must exist.
-        train: Training images.
-        test: Test images.
-        parts: Positions of each client's training images.
-        test_parts: Positions of each client's test images; none where one party has them all.
-        holder: Of the keys; they are not stored.
-        metadata: What may be written beside the images: no secret.
-        storage: What the shards are sealed under at rest; without it they are in the clear.
-        at_once: Bytes of plain images that are in memory together, unless one shard has more.
+        folder: The folder of the shards; it must exist.
+        train: The training images.
+        test: The test images.
+        parts: The positions of each client's training images.
+        test_parts: The positions of each client's test images; empty when all test images belong
+            to one party.
+        holder: The key holder that encrypts; its keys are not stored.
+        metadata: Facts to write beside the images; they must not hold a secret.
+        storage: The storage key that seals the shards at rest; without one they are in the clear.
+        at_once: The most bytes of plain images in memory together, unless one shard has more.
     """
-    everywhere = {**metadata, **_describe(holder)}
+    common = {**metadata, **_describe(holder)}
 
     def write(images: Images, part: Part, owned: Mapping[str, tuple[str, Indices]]) -> None:
         parties = [party for party, _ in owned.values()]
@@ -120,7 +114,7 @@ def write_encrypted_shards(
         names = write_names(images.class_names)
         shards = _encrypted(images, places, parties, part, holder=holder, at_once=at_once)
         for name, party, shard in zip(owned, parties, shards, strict=True):
-            described = {**everywhere, CLASS_NAMES: names, "party": party, "part": part}
+            described = {**common, CLASS_NAMES: names, "party": party, "part": part}
             write_shard(folder / name, shard, described, storage, durable=False)
 
     write(train, "train", {client_shard(c): (client_party(c), p) for c, p in enumerate(parts)})
@@ -129,14 +123,16 @@ def write_encrypted_shards(
 
 
 def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Groups neighbours of which no group exceeds a sum, unless a single one does.
+    """Groups neighbouring items so that no group's sum of sizes exceeds a limit.
+
+    An item that exceeds the limit by itself forms a group of its own.
 
     Args:
-        sizes: Of each.
-        most: Of a group.
+        sizes: The size of each item.
+        most: The largest sum of the sizes in a group.
 
     Yields:
-        The groups, in order; together all.
+        The groups as slices, in order; together they cover all items.
 
     Example:
         >>> list(pieces([1, 2, 9, 1], most=3))
@@ -153,18 +149,18 @@ def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
 
 
 def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
-    """Gives every client test images of its own, at random and as equal in number as can be.
+    """Divides the test images among the clients at random, as evenly as possible.
 
     Args:
-        images: How many there are.
-        clients: K.
+        images: The number of test images.
+        clients: The number K of clients.
         seed: The run's seed.
 
     Returns:
-        K arrays of positions, disjoint, together all.
+        K disjoint arrays of positions, which together cover all test images.
 
     Raises:
-        UserError: When they do not suffice.
+        UserError: When there are fewer test images than clients.
 
     Example:
         >>> [len(part) for part in divide_test_images(10, 3, seed=0)]
@@ -179,15 +175,16 @@ def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
 
 
 def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
-    """Shows a test shard as who has the right key sees it, a wrong one, or none.
+    """Returns the test shard as encrypted, re-encrypted under a wrong key, and decrypted.
 
     Args:
-        shard: Encrypted for the party.
-        holder: Of its key.
-        party: Whose it is.
+        shard: The test shard, encrypted for the party.
+        holder: The key holder that encrypted the shard.
+        party: The party that the shard was encrypted for.
 
     Returns:
-        The shard as it is; the same images under a wrong key; and plain.
+        The shard unchanged under `RIGHT_KEY`, its images encrypted under a wrong key under
+        `WRONG_KEY`, and its plain images under `NO_KEY`.
     """
     plain = holder.decrypt(shard.images, party, "test")
     wrong = holder.impostor().encrypt(plain, party, "test")
@@ -199,10 +196,16 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
 
 
 def find_shards(place: Path) -> list[Path]:
-    """Finds the shards at a place: one file, all of a folder, or all of a run folder.
+    """Finds the shards at a path: one file, or all shards of a folder or a run folder.
+
+    Args:
+        place: The path of a shard, of a folder of shards, or of a run folder.
+
+    Returns:
+        The paths of the shards, sorted by name.
 
     Raises:
-        UserError: When there is none.
+        UserError: When there is no shard at the path.
     """
     folder = place / "shards" if (place / "shards").is_dir() else place
     found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [place]
@@ -213,83 +216,21 @@ def find_shards(place: Path) -> list[Path]:
 
 
 def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
-    """Checks that no shard in a folder was passed over because it does not say whose it is.
+    """Checks that no shard in a folder was left out because its metadata lack its party.
+
+    Args:
+        places: The folders or run folders that were searched.
+        shards: The shards that were found.
 
     Raises:
-        UserError: When one was, by its name.
+        UserError: When a file has the name of a shard but was not found; the message names it.
     """
     known = {path.resolve() for path in shards}
     for folder in (path for place in places for path in (place, place / "shards")):
         named = [*folder.glob(CLIENT_SHARDS), *folder.glob(TEST_SHARD)]
         for path in sorted(named):
             if path.resolve() not in known:
-                raise UserError(f"shard {path} does not say its party; write the shard anew")
-
-
-def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
-    """Finds the key that the images of each shard were encrypted under.
-
-    Returns:
-        The key holders; one without steps where only the file is sealed.
-
-    Raises:
-        UserError: When a shard is plain and in the clear, or damaged, or the ring lacks its key.
-    """
-    return {path: _holder_of(path, ring) for path in shards}
-
-
-def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
-    """Encrypts shards under the ring's current secret, whatever secret of it they were under.
-
-    What was sealed at rest under a secret of the ring is sealed under the current one as well; what
-    was sealed under a passphrase stays so. Each file is verified before one is touched, and
-    replaced whole; should this be broken off, every shard is still under keys of the ring, and says
-    which.
-
-    Args:
-        shards: Files.
-        ring: With the old secrets.
-
-    Returns:
-        The files that were under another secret.
-
-    Raises:
-        UserError: When a shard is plain and in the clear, or damaged, or the ring lacks its key;
-            before any file is touched.
-    """
-    holders, current = holders_of(shards, ring), key_id(ring.current)
-    keys = of_ring(ring)
-    changed = []
-    for path, holder in holders.items():
-        new, storage = replace(holder, secret=ring.current), _storage_anew(path, ring)
-        encrypted = bool(holder.cipher.steps)
-        if holder.key_id == current and not _is_under_another(path, storage):
-            continue
-        shard, metadata = read_shard(path, keys)
-        if encrypted:
-            party, part = metadata["party"], _part(metadata)
-            plain = holder.decrypt(shard.images, party, part)
-            shard = replace(shard, images=new.encrypt(plain, party, part))
-            metadata = {**metadata, "key_id": current}
-        write_shard(path, shard, metadata, storage)
-        changed.append(path)
-    return changed
-
-
-def _is_under_another(path: Path, storage: StorageKey | None) -> bool:
-    """Tells whether a file is sealed under another key than one."""
-    under = sealed_under(path)
-    return under is not None and storage is not None and under[0] != storage.name
-
-
-def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
-    """Finds what a shard is to be sealed under when it is written anew, as it was before."""
-    under = sealed_under(path)
-    if under is None:
-        return None
-    if under[0].startswith(BY_PASSPHRASE):
-        return root_of_passphrase(under[0], f"{path} is sealed under a passphrase")
-    return of_secret(ring.current)
+                raise UserError(f"shard {path} does not name its party; write the shard again")
 
 
 def _encrypted(
@@ -301,18 +242,18 @@ def _encrypted(
     holder: KeyHolder,
     at_once: int,
 ) -> Iterator[Shard]:
-    """Reads and encrypts the images of each party, those of many small parties together."""
+    """Yields the encrypted shard of each party; small parties are read and encrypted together."""
     shape = holder.cipher.image_shape
     for piece in pieces([len(positions) for positions in places], at_once // math.prod(shape)):
-        every = np.concatenate(places[piece])
+        together = np.concatenate(places[piece])
         sizes = [len(positions) for positions in places[piece]]
-        plain, labels = images.read(every, *shape[1:]), torch.from_numpy(images.labels[every])
+        plain, labels = images.read(together, *shape[1:]), torch.from_numpy(images.labels[together])
         encrypted = holder.encrypt_all(plain, parties[piece], sizes, part)
         yield from map(Shard, encrypted, torch.split(labels, sizes))
 
 
 def _describe(holder: KeyHolder) -> dict[str, str]:
-    """Says how images are encrypted, without a secret."""
+    """Returns the metadata that describe the encryption; they contain no secret."""
     cipher = holder.cipher
     return {
         "steps": ",".join(cipher.steps),
@@ -323,23 +264,3 @@ def _describe(holder: KeyHolder) -> dict[str, str]:
         "seed": str(holder.seed),
         "key_id": holder.key_id if cipher.steps else "",
     }
-
-
-def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
-    """Finds the key that a shard was encrypted under; inverts `_describe`."""
-    shard, metadata = read_shard(path, of_ring(ring))
-    under, name = sealed_under(path), metadata.get("key_id", "")
-    if not name and (under is None or under[0].startswith(BY_PASSPHRASE)):
-        raise UserError(f"shard {path} is not encrypted under a key ring")
-    told = read_description(path, metadata, tuple(shard.images.shape[1:]))
-    if told.cipher.steps and not name:
-        raise UserError(f"shard {path} does not say its key_id; write the shard anew")
-    try:
-        secret = ring.find(name or (under or ("",))[0])
-    except UserError as error:
-        raise UserError(f"shard {path}: {error}") from None
-    return KeyHolder(cipher=told.cipher, secret=secret, scope=told.scope, seed=told.seed)
-
-
-def _part(metadata: Mapping[str, str]) -> Part:
-    return "test" if metadata["part"] == "test" else "train"

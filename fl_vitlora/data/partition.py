@@ -1,4 +1,7 @@
-"""Who holds which images: at random, or by label in one of flwr-datasets' partitions.
+"""The partition of the training images among the clients.
+
+Images are divided at random, or by label with one of the partitioners of flwr-datasets (Dirichlet,
+pathological, shard). In the natural partition each client keeps the images of its own folder.
 
 K clients, n images.
 """
@@ -17,20 +20,20 @@ from fl_vitlora.rng import derive_seed
 
 
 def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> list[Indices]:
-    """Divides images among clients.
+    """Divides the training images among the clients.
 
     Args:
-        labels: int64 (n,).
-        clients: K.
-        config: Kind of partition and its parameters.
+        labels: The labels of the images, int64 (n,).
+        clients: The number K of clients.
+        config: The settings of the data: the kind of partition and its parameters.
         seed: The run's seed.
 
     Returns:
-        K arrays of positions, disjoint, the largest first: a round then begins with its longest
-        work, which keeps workers evenly busy.
+        K disjoint arrays of positions, the largest first. A round then starts with its longest
+        jobs, which keeps the workers evenly busy.
 
     Raises:
-        UserError: When the images do not suffice.
+        UserError: When there are too few images for `min_samples` per client.
     """
     if clients * config.min_samples > len(labels):
         raise UserError(
@@ -55,24 +58,24 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
 def natural_partition(
     owners: Indices, clients: int, config: DataConfig
 ) -> tuple[list[Indices], list[int]]:
-    """Leaves every image with the client whose folder it lies in.
+    """Gives each client the training images of its own folder.
 
     Args:
-        owners: int64 (n,), the client that holds each image.
-        clients: K.
-        config: `min_samples`.
+        owners: The client that holds each image, int64 (n,).
+        clients: The number K of clients.
+        config: The settings of the data, which hold `min_samples`.
 
     Returns:
-        K arrays of positions, the largest first as in `partition`; and the owner of each.
+        K arrays of positions, the largest first as in `partition`, and the owner of each array.
 
     Raises:
-        UserError: When there are not K owners, or one of them has too few images.
+        UserError: When the number of owners is not K, or when an owner has too few images.
     """
     found = np.unique(owners).tolist()
     if len(found) != clients:
         raise UserError(
-            f"data.partition natural: the data set has training images of {len(found)} clients: "
-            f"--clients {len(found)}"
+            f"data.partition natural: the data set has training images of {len(found)} clients; "
+            f"expected --clients {len(found)}"
         )
     parts = {owner: np.flatnonzero(owners == owner) for owner in found}
     order = sorted(found, key=lambda owner: len(parts[owner]), reverse=True)
@@ -86,14 +89,17 @@ def natural_partition(
 
 
 def divide_by_owner(owners: Indices | None, order: list[int]) -> list[Indices]:
-    """Gives every client its own test images.
+    """Gives each client the test images of its own folder.
 
     Args:
-        owners: int64 (n,), the client that holds each test image.
-        order: The clients, as `natural_partition` tells.
+        owners: The client that holds each test image, int64 (n,).
+        order: The owners in the order that `natural_partition` returns.
+
+    Returns:
+        The positions of each client's test images, in that order.
 
     Raises:
-        UserError: When a client has none.
+        UserError: When a client has no test images.
     """
     parts = [np.flatnonzero(owners == owner) for owner in order]
     if not all(map(len, parts)):
@@ -102,35 +108,53 @@ def divide_by_owner(owners: Indices | None, order: list[int]) -> list[Indices]:
 
 
 def label_counts(labels: Indices, parts: list[Indices], classes: int) -> Indices:
-    """Counts the labels of each client, int64 (K, classes)."""
+    """Counts how many images of each class every client holds.
+
+    Args:
+        labels: The labels of all images, int64 (n,).
+        parts: The positions of each client's images.
+        classes: The number of classes.
+
+    Returns:
+        The counts, int64 (K, classes).
+    """
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
 
 
 def _by_labels(
     labels: Indices, order: Indices, clients: int, config: DataConfig, seed: int
 ) -> list[Indices]:
-    """Divides images, in the order given, as flwr-datasets does by their labels."""
+    """Divides images by label with a partitioner of flwr-datasets.
+
+    The partitioner sees the images in the order `order`, since some partitioners fill the clients
+    in the order of the rows.
+    """
     import datasets
 
     partitioner = _partitioner(clients, len(set(labels.tolist())), config, seed)
     partitioner.dataset = datasets.Dataset.from_dict({"label": labels[order], "position": order})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Dirichlet draws that were too small and are repeated
-            partitioner.load_partition(0)  # the first one divides for all
-    except (ValueError, ZeroDivisionError) as error:  # the latter: shards of no images
+            warnings.simplefilter("ignore")  # flwr-datasets warns when it repeats a Dirichlet draw
+            partitioner.load_partition(0)  # loading the first partition divides all images
+    except (ValueError, ZeroDivisionError) as error:  # ZeroDivisionError: shards without images
         hint = " or a larger data.alpha" if config.partition == "dirichlet" else ""
         raise UserError(
             f"no {config.partition} partition gives each of {clients} clients at least "
             f"{config.min_samples} images; use fewer clients{hint} ({error})"
         ) from None
-    # Asked for one by one, each part is a data set with a fingerprint of its own: 1 to 5 ms.
+    # `load_partition` would compute a fingerprint for every client, 1 to 5 ms each.
     places = partitioner._partition_id_to_indices
-    positions = np.asarray(partitioner.dataset["position"][:], dtype=np.int64)  # sorted, maybe
+    positions = np.asarray(partitioner.dataset["position"][:], dtype=np.int64)  # may be sorted
     return [positions[np.asarray(places[client], dtype=np.int64)] for client in range(clients)]
 
 
 def _partitioner(clients: int, classes: int, config: DataConfig, seed: int) -> Any:
+    """Makes the partitioner of flwr-datasets that the settings name.
+
+    Raises:
+        UserError: When `classes_per_client` does not fit the numbers of classes and clients.
+    """
     from flwr_datasets import partitioner as kinds
 
     derived = derive_seed(seed, "partition") % 2**32
@@ -146,8 +170,8 @@ def _partitioner(clients: int, classes: int, config: DataConfig, seed: int) -> A
         if clients * config.classes_per_client < classes:
             raise UserError(
                 f"data.classes_per_client {config.classes_per_client}: {clients} clients would "
-                f"hold {clients * config.classes_per_client} of {classes} classes, the others "
-                "nobody"
+                f"hold {clients * config.classes_per_client} of {classes} classes, and no client "
+                "the others"
             )
         return kinds.PathologicalPartitioner(
             clients,

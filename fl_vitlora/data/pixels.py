@@ -1,7 +1,7 @@
-"""From a stored image to RGB pixels of 8 bits: depth, transparency, size.
+"""Converts stored images to RGB pixels of 8 bits: depth, transparency and size.
 
-Eight bits a channel are taken as they are. More bits are scaled as the format says, or refused if
-it does not say: a conversion by the imaging library would clip them without a word.
+Images of 8 bits per channel keep their values. Images of more bits are scaled by the range that
+their format states; without a stated range they are refused (`data.depth`).
 
 H × W pixels.
 """
@@ -30,9 +30,9 @@ from fl_vitlora.data.images import Indices
 from fl_vitlora.data.listing import is_dicom
 from fl_vitlora.errors import UserError
 
-LOOKED_AT = 8  # images of which the depth is looked at before all are read
-ROWS_AT_ONCE = 64  # images that are in memory together, not decoded yet
-FORMATS = (  # that nothing but the imaging library reads; EPS, for one, starts another program
+LOOKED_AT = 8  # images whose depth is checked before all images are read
+ROWS_AT_ONCE = 64  # most encoded images in memory together
+FORMATS = (  # formats that Pillow reads by itself; for EPS, for example, it starts another program
     ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
 )
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -40,12 +40,13 @@ TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How images are made to fit the model.
+    """The settings for converting images to the model's pixels.
 
     Attributes:
-        fit: What becomes of images with another aspect ratio: squashed, cropped or padded.
-        background: The colour behind transparent images and beside padded ones.
-        pixel_range: The values that become black and white, for more than 8 bits; () is unknown.
+        fit: The way to fit images of another aspect ratio: squash, crop or pad.
+        background: The RGB colour behind transparent images and around padded images.
+        pixel_range: The values that become black and white in images of more than 8 bits; () if
+            the settings state none.
     """
 
     fit: Literal["squash", "crop", "pad"] = "squash"
@@ -54,7 +55,11 @@ class Look:
 
 
 def look_of(config: DataConfig) -> Look:
-    """Gathers the settings about pixels; one grey level stands for three colours."""
+    """Returns the settings for pixels from the settings of the data.
+
+    Args:
+        config: The settings of the data; a background of one number is a grey level.
+    """
     red, *others = config.background
     green, blue = others or (red, red)
     return Look(
@@ -63,20 +68,20 @@ def look_of(config: DataConfig) -> Look:
 
 
 def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: int) -> Tensor:
-    """Reads images.
+    """Reads and converts the images at some positions of a split.
 
     Args:
-        part: Gives the images at positions, as they are stored.
-        look: How images are made to fit.
-        positions: Positions of the images.
-        height: H.
-        width: W.
+        part: The split that holds the images.
+        look: The settings for the conversion.
+        positions: The positions of the images.
+        height: The height H in pixels.
+        width: The width W in pixels.
 
     Returns:
-        uint8 (len(positions), 3, H, W).
+        The RGB pixels, uint8 (len(positions), 3, H, W).
 
     Raises:
-        UserError: When an image cannot be read; it names the image.
+        UserError: When an image cannot be read; the message names the image.
     """
     pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
     for start in range(0, len(positions), ROWS_AT_ONCE):
@@ -85,7 +90,7 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
                 image = _decode(stored, part.mode, look)
             except UserError as error:
                 raise UserError(f"image {stored.name}: {error}") from None
-            except Exception as error:  # Pillow's, of any kind, a decompression bomb's among them
+            except Exception as error:  # Pillow raises many types, also for decompression bombs
                 raise UserError(
                     f"image {stored.name} cannot be read: {first_line(error)}"
                 ) from None
@@ -94,14 +99,14 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
 
 
 def tell_depth(part: Part, look: Look) -> str | None:
-    """Looks at a few images, and tells if they have 16 bits of which the upper ones are unused.
+    """Checks a few images and returns a note if they have 16 bits but leave the upper bits unused.
 
     Args:
-        part: The images.
-        look: With a stated range there is nothing to tell.
+        part: The split that holds the images.
+        look: The settings for the conversion; a stated range makes the note needless.
 
     Returns:
-        A note for the user; None where there is nothing to tell.
+        A note for the user, or None.
     """
     from PIL import Image
 
@@ -117,18 +122,26 @@ def tell_depth(part: Part, look: Look) -> str | None:
     if look.pixel_range or not brightest or max(brightest) >= MAYBE_FEWER:
         return None
     return (
-        f"images of 16 bits hold no value above {max(brightest)} of 65535, as far as looked at; if "
-        "they hold fewer bits, say it: --set 'data.pixel_range=[LOW,HIGH]'"
+        f"the images of 16 bits that were checked hold no value above {max(brightest)} of 65535; "
+        "if they hold fewer bits, set their range: --set 'data.pixel_range=[LOW,HIGH]'"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """Tells an error of another library in one line."""
+    """Returns the type and the first line of an error, 200 characters at most.
+
+    Args:
+        error: The error of another library.
+    """
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
 
 
 def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
-    """Makes an RGB image of a stored one."""
+    """Decodes a stored image to an RGB image of 8 bits.
+
+    Raises:
+        UserError: When the file holds several images, or when the range of its values is unknown.
+    """
     from PIL import Image, ImageOps
 
     if stored.path is not None and is_dicom(str(stored.path), stored.path.name):
@@ -154,6 +167,7 @@ def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
 
 @cache
 def _formats() -> tuple[str, ...]:
+    """Returns the formats of `FORMATS` that the installed Pillow can read."""
     from PIL import Image
 
     Image.init()
@@ -161,19 +175,20 @@ def _formats() -> tuple[str, ...]:
 
 
 def _opaque(image: Any, background: tuple[int, int, int]) -> Any:
-    """Puts a transparent image on its background."""
+    """Returns the image as RGB; a transparent image is laid on the background colour."""
     from PIL import Image
 
     if image.mode not in TRANSPARENT and "transparency" not in image.info:
         return image.convert("RGB")
     layer = image.convert("RGBA")
-    if layer.getextrema()[3] == (255, 255):  # nothing of it is transparent
+    if layer.getextrema()[3] == (255, 255):  # no pixel is transparent
         return image.convert("RGB")
     below = Image.new("RGBA", layer.size, (*background, 255))
     return Image.alpha_composite(below, layer).convert("RGB")
 
 
 def _fitted(image: Any, height: int, width: int, look: Look) -> Any:
+    """Resizes an image to H × W pixels by squashing, cropping or padding."""
     from PIL import Image, ImageOps
 
     if image.size == (width, height):

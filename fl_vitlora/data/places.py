@@ -1,7 +1,7 @@
-"""Paths that a data set names are files of its own folder; nothing else is opened.
+"""Resolves the paths that a data set names; only files in the data set's folders are opened.
 
-A table, or a column of a stored data set, may name anything: an address on the network, a private
-file, a device. Reading it would call out, or would put that file among the training images.
+A table or a column may name anything: a network address, a private file, a device. Opening it
+could contact a server, or put a private file among the training images.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from pathlib import Path
 
 from fl_vitlora.errors import UserError, shown
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*://)|.*::")  # also of the library's chains
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*://)|.*::")  # or a chain, zip://a::http://b
 
 
 def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], where: str) -> Path:
     """Finds the file that a data set names.
 
     Args:
-        name: The path as the data set has it.
-        starts: Folders at which a relative path may begin; the first in which it leads to a file.
-        folders: Folders that hold the files of the data set, its own first.
-        where: The row, for messages.
+        name: The path in the data set.
+        starts: The folders to which a relative path may refer; the first in which the file exists
+            is used.
+        folders: The folders that may hold files of the data set, its own folder first.
+        where: The row that names the path, for messages.
 
     Returns:
-        The file, without links.
+        The path of the file, with links resolved.
 
     Raises:
-        UserError: When it is an address, lies outside, or is not there.
+        UserError: When the path is a network address, leads outside of the folders, or does not
+            exist.
     """
     if ADDRESS.match(name):
         raise UserError(
-            f"{where}: {shown(name)} is an address; images are read from files of the data set "
-            "only, download them first"
+            f"{where}: {shown(name)} is an address; images are read only from files of the data "
+            "set; download them first"
         )
     if not name.strip() or "\0" in name:
         raise UserError(f"{where}: expected the path of an image, got {shown(name)}")
@@ -45,7 +47,7 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
             if any(place.is_relative_to(folder.resolve()) for folder in folders)
         ]
         found = [place for place in inside if place.is_file()]
-    except (OSError, RuntimeError):  # a name that no file can have, or a circle of links
+    except (OSError, RuntimeError):  # a name that no file can have, or a cycle of links
         inside, found = list(starts), []
     if not inside:
         raise UserError(

@@ -1,9 +1,9 @@
-"""Shards on disk: the encrypted images and the labels of one holder, in one file.
+"""Shards on disk: the encrypted images and the labels of one party, in one file.
 
-A file is sealed at rest under a storage key (`encryption.at_rest`), so that without the key it
-tells neither images nor labels nor the names of classes; or it is in the clear with a digest
-(`sealed`). It says whose it is, what it is for and how its classes are called; all three are
-compared when it is opened for a run.
+A file is sealed at rest under a storage key (`encryption.at_rest`), so that it reveals no images,
+labels or class names without the key. Otherwise the file is in the clear and carries a digest
+(`storage.checksummed`). Each shard names its party, its part (training or testing) and its classes.
+All three are checked when a run opens the shard.
 
 n images, C channels, H × W pixels.
 """
@@ -37,11 +37,11 @@ NO_KEYS = StorageKeys()
 
 @dataclass(frozen=True)
 class Shard:
-    """Images as a model sees them, ciphertext where they are encrypted.
+    """Images as the model receives them, with their labels.
 
     Attributes:
-        images: uint8 (n, C, H, W).
-        labels: int64 (n,).
+        images: The images, uint8 (n, C, H, W); they are ciphertext if the run encrypts images.
+        labels: The labels, int64 (n,).
     """
 
     images: Tensor
@@ -52,7 +52,10 @@ class Shard:
 
 
 def client_shard(client: int) -> str:
-    """Names the file of one client.
+    """Returns the file name of a client's training shard.
+
+    Args:
+        client: The number of the client, from 0.
 
     Example:
         >>> client_shard(3)
@@ -62,7 +65,10 @@ def client_shard(client: int) -> str:
 
 
 def client_test_shard(client: int) -> str:
-    """Names the file of a client's own test images.
+    """Returns the file name of a client's own test shard.
+
+    Args:
+        client: The number of the client, from 0.
 
     Example:
         >>> client_test_shard(3)
@@ -72,7 +78,10 @@ def client_test_shard(client: int) -> str:
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """Tells whose a shard of this name must be, and whether it is to train or to test with.
+    """Returns the party and the part, "train" or "test", that the name of a shard stands for.
+
+    Args:
+        name: The file name of the shard.
 
     Example:
         >>> owner_of(client_test_shard(3)), owner_of(TEST_SHARD)
@@ -92,40 +101,51 @@ def write_shard(
     *,
     durable: bool = True,
 ) -> None:
-    """Writes a shard, for its owner's eyes alone.
+    """Writes a shard to a file that only the user who runs this process can read.
 
     Args:
-        path: The file.
-        shard: Its content.
-        metadata: How it was made; no secret.
-        key: What it is sealed under; without one it is in the clear.
-        durable: See `write_atomically`; a shard that a power failure cut short cannot be opened.
+        path: The path of the file.
+        shard: The images and labels.
+        metadata: A description of how the shard was made; it must not hold a secret.
+        key: The storage key that seals the file; without one the file is in the clear.
+        durable: Whether to flush the file to the disk, as in `write_atomically`. Without it a power
+            failure can cut the shard short, and such a shard cannot be opened.
     """
     if key is None:
         tensors = {"images": shard.images, "labels": shard.labels}
         write_sealed(path, tensors, metadata, durable=durable)
         return
-    told = {"metadata": dict(metadata), "shape": list(shard.images.shape)}
+    described = {"metadata": dict(metadata), "shape": list(shard.images.shape)}
     labels, images = shard.labels.contiguous().numpy(), shard.images.contiguous().numpy()
-    body = np.concatenate([labels.view(np.uint8), images.reshape(-1)])  # torch would wake threads
-    sealed = seal(json.dumps(told).encode(), body.data, key, metadata.get("party", ""))
+    body = np.concatenate([labels.view(np.uint8), images.reshape(-1)])  # torch would start threads
+    sealed = seal(json.dumps(described).encode(), body.data, key, metadata.get("party", ""))
     write_parts(path, sealed, durable=durable, mode=PRIVATE)
 
 
 def is_shard(path: Path) -> bool:
-    """Tells whether a file is a shard; no key is needed, and nothing is verified.
+    """Returns True if a file is a shard; this needs no key and verifies nothing.
+
+    Args:
+        path: The path of the file.
 
     Raises:
-        UserError: When there is none, or it cannot be read.
+        UserError: When the file does not exist or cannot be read.
     """
     return "party" in read_sealed_metadata(path)
 
 
 def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
-    """Reads how a shard was made; those of a shard in the clear are verified with it alone.
+    """Reads the metadata of a shard: its description without its images.
+
+    The metadata of a shard in the clear are not verified here; only `read_shard` verifies them.
+
+    Args:
+        path: The path of the shard.
+        keys: The storage keys that may open the shard.
 
     Raises:
-        UserError: When there is none, it is not one, or its key is not among the keys.
+        UserError: When the file does not exist, is not a shard, or is sealed under a key that is
+            not among the keys.
     """
     if sealed_under(path) is None:
         return read_sealed_metadata(path)
@@ -134,22 +154,25 @@ def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
 
 
 def open_shard(path: Path, keys: StorageKeys = NO_KEYS) -> Shard:
-    """Opens a shard; see `read_shard`."""
+    """Returns the shard that `read_shard` reads, without its metadata."""
     return read_shard(path, keys)[0]
 
 
 def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str, str]]:
-    """Opens a shard and reads how it was made, both as they were written.
+    """Reads and verifies a shard and its metadata.
 
-    A sealed one is opened in memory: its plain content is in no file.
+    A sealed shard is opened in memory: its content is never written to disk in the clear.
 
     Args:
-        path: The file.
-        keys: Those that may open it.
+        path: The path of the shard.
+        keys: The storage keys that may open the shard.
+
+    Returns:
+        The shard and its metadata, both as they were written.
 
     Raises:
-        UserError: When there is none, it is damaged, it is not one, or its key is not among the
-            keys.
+        UserError: When the file does not exist, is damaged, is not a shard, or is sealed under a
+            key that is not among the keys.
     """
     if sealed_under(path) is not None:
         text, body = unseal(path, keys)
@@ -170,31 +193,31 @@ def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str
 def open_own_shard(
     path: Path, class_names: Sequence[str], keys: StorageKeys | None = None
 ) -> Shard:
-    """Opens a shard for a run: that of the party in its name, with the run's numbers for classes.
+    """Opens a shard for a run, checks its party and gives its classes the run's numbers.
 
     Args:
-        path: The file.
-        class_names: Those of the run, in its order.
-        keys: Those that may open it; none where shards are in the clear.
+        path: The path of the shard; its name says which party must own the shard.
+        class_names: The names of the run's classes, in the run's order.
+        keys: The storage keys that may open the shard; None when the run's shards are in the clear.
 
     Returns:
-        The shard; its labels are places in `class_names`.
+        The shard; its labels are positions in `class_names`.
 
     Raises:
-        UserError: When it cannot be read, is another's, has other classes, or is in the clear where
-            there are keys.
+        UserError: When the shard cannot be read, belongs to another party or has other classes than
+            the run, or when it is in the clear although keys are given.
     """
     if keys is not None and sealed_under(path) is None:
         raise UserError(
-            f"{path} is in the clear, where encryption.at_rest has shards sealed; put the sealed "
-            "one in its place, or say encryption.at_rest=none"
+            f"{path} is in the clear, but encryption.at_rest expects sealed shards; put the sealed "
+            "shard in its place, or set encryption.at_rest=none"
         )
     shard, metadata = read_shard(path, keys or NO_KEYS)
-    told = metadata.get("party", "nobody"), metadata.get("part", "nothing")
-    if told != (expected := owner_of(path.name)):
+    named = metadata.get("party", "nobody"), metadata.get("part", "nothing")
+    if named != (expected := owner_of(path.name)):
         raise UserError(
-            f"{path} is the shard of {told[0]} to {told[1]} with, not that of {expected[0]} to "
-            f"{expected[1]} with; put the right one in its place"
+            f"{path} is the {named[1]} shard of {named[0]}; expected the {expected[1]} shard of "
+            f"{expected[0]}; put the right shard in its place"
         )
     own = class_names_of(metadata, path)
     labels = renumbered(shard.labels, own, class_names, f"shard {path}")
@@ -204,28 +227,40 @@ def open_own_shard(
 def class_names_of(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
     """Reads the names of a shard's classes, in the order of its labels.
 
+    Args:
+        metadata: The metadata of the shard.
+        path: The path of the shard, for messages.
+
     Raises:
-        UserError: When it does not tell them.
+        UserError: When the metadata hold no class names.
     """
     if CLASS_NAMES not in metadata:
         raise UserError(
-            f"shard {path} does not name its classes, as shards of older versions do not; write it "
-            "anew"
+            f"shard {path} does not name its classes, as shards of older versions do not; write "
+            "the shard again"
         )
     return read_names(metadata[CLASS_NAMES], f"shard {path}")
 
 
 def _read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
-    """Reads the text of a sealed shard, which nobody but its owner wrote."""
+    """Reads metadata and image shape from the text of a sealed shard, which only the owner wrote.
+
+    Raises:
+        UserError: When the text is not that of a shard.
+    """
     try:
-        told = json.loads(text)
-        return dict(told["metadata"]), [int(side) for side in told["shape"]]
+        described = json.loads(text)
+        return dict(described["metadata"]), [int(side) for side in described["shape"]]
     except (ValueError, LookupError, TypeError):
-        raise UserError(f"{path} is no shard: something else is sealed in it") from None
+        raise UserError(f"{path} is no shard: its sealed content is something else") from None
 
 
 def _read_body(body: bytearray, shape: Sequence[int], path: Path) -> Shard:
-    """Takes labels and images out of the body of a sealed shard, without a copy."""
+    """Reads labels and images from the body of a sealed shard, without copying them.
+
+    Raises:
+        UserError: When the length of the body does not fit the shape.
+    """
     images = math.prod(shape)
     ends = 8 * shape[0] if len(shape) == 4 and min(shape) >= 0 else -1
     if ends < 0 or ends + images != len(body):

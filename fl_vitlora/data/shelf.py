@@ -1,7 +1,7 @@
-"""Shards that a worker has open, the last ones used, as many as some memory holds.
+"""A cache of the shards that a worker opened last, limited in bytes.
 
-A shard in the clear is the file's own pages, which the system reads and drops as it needs. A sealed
-one is opened into memory of each worker, so that all of a large data set must not stay there.
+The operating system maps a shard in the clear from its file, and can drop its pages at any time. A
+sealed shard is decrypted into the memory of each worker, so a large data set must not stay open.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Callable
 
 from fl_vitlora.data.shards import Shard
 
-MOST_KEPT = 2**29  # bytes; opening a shard again takes about a second for so much
+MOST_KEPT = 2**29  # bytes; opening shards of this size again takes about a second
 
 
 class Shelf:
-    """Opens shards, and keeps those used last.
+    """Opens shards and keeps the most recently used ones open.
 
     Args:
-        open_shard: Opens a shard by its name.
-        most: Bytes of images that are kept; one shard is, however large. None keeps all.
+        open_shard: The function that opens a shard by its name.
+        most: The most bytes of images to keep; the shard used last is kept at any size. None keeps
+            all shards.
     """
 
     def __init__(self, open_shard: Callable[[str], Shard], most: int | None = MOST_KEPT) -> None:
@@ -29,7 +30,11 @@ class Shelf:
         self._bytes = 0
 
     def __call__(self, name: str) -> Shard:
-        """Returns a shard by its name."""
+        """Returns the shard of a name and opens it if it is not open.
+
+        Args:
+            name: The name of the shard.
+        """
         if name not in self._kept:
             self._kept[name] = self._open(name)
             self._bytes += self._kept[name].images.nbytes

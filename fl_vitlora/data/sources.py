@@ -1,7 +1,7 @@
 """Where images come from: the bundled digits, a folder, or the Hugging Face hub.
 
-Every source ends in the same value, `Images`, for training and for testing; and in one line that
-says what was found, what of it is used, and where the test images come from.
+Every source gives two values of the type `Images`, one for training and one for testing. It also
+gives one line that says what was found, what is used, and where the test images come from.
 
 n images of H × W pixels.
 """
@@ -32,9 +32,9 @@ class Source:
     """The images of an experiment.
 
     Attributes:
-        train: Training images.
-        test: Test images.
-        told: One line that says what was found and what of it is used.
+        train: The training images.
+        test: The test images.
+        told: One line of text that says what was found and which part of it is used.
     """
 
     train: Images
@@ -43,23 +43,30 @@ class Source:
 
 
 def load(config: DataConfig) -> tuple[Images, Images]:
-    """Loads training and test images; see `load_source`."""
+    """Loads the training and the test images, without the line that `load_source` adds.
+
+    Args:
+        config: The settings of the data.
+
+    Returns:
+        The training images and the test images.
+    """
     source = load_source(config)
     return source.train, source.test
 
 
 def load_source(config: DataConfig) -> Source:
-    """Loads training and test images.
+    """Loads the training and the test images of a source.
 
     Args:
-        config: Which source.
+        config: The settings of the data, which name the source.
 
     Returns:
-        The images; a fixed, stratified share is held out for testing where the source has no test
-        split of its own.
+        The images and a line about them. If the source has no test split, a fixed, stratified share
+        of its images is held out for testing.
 
     Raises:
-        UserError: When the source is not found or not understood.
+        UserError: When the source is not found, or when its layout is not understood.
     """
     notes: tuple[str, ...] = ()
     warning: str | None = None
@@ -78,7 +85,7 @@ def load_source(config: DataConfig) -> Source:
 
 
 def _digits() -> Images:
-    """Reads the 1,797 handwritten digits of UCI that scikit-learn bundles (8 × 8, 17 levels)."""
+    """Returns the 1,797 handwritten digits of UCI from scikit-learn (8 × 8 pixels, 17 levels)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -94,6 +101,7 @@ def _digits() -> Images:
 
 
 def _hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
+    """Splits images into training and test images; the test share is stratified by class."""
     from sklearn.model_selection import train_test_split
 
     try:
@@ -109,14 +117,22 @@ def _hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
 
 
 def _limit(images: Images, limit: int | None) -> Images:
-    """Keeps a fixed random selection, so that no class is lost to the order of the source."""
+    """Keeps at most `limit` images, drawn at random under a fixed seed.
+
+    The first images of a source may all be of one class; a random selection is not.
+    """
     if limit is None or limit >= len(images):
         return images
     return images.select(np.random.default_rng(SPLIT_SEED).permutation(len(images))[:limit])
 
 
 def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], str | None]:
-    """Opens a folder or a data set of the hub, and numbers the classes of both splits alike."""
+    """Opens a folder or a hub data set and numbers the classes of both splits in the same way.
+
+    Returns:
+        The training images, the test images, the origin of the test images, the notes on what is
+        not used, and a warning about the bit depth or None.
+    """
     found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
     choice = found.choice
     part = found.part(choice.train)
@@ -136,12 +152,14 @@ def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], st
 
 
 def _from_hub(config: DataConfig) -> Found:
+    """Opens a data set of the hub; importing its library takes long, so it is imported here."""
     from fl_vitlora.data.hub_datasets import hub_folders, open_hub
 
     return from_rows(config.name, open_hub(config), config, hub_folders())
 
 
 def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataConfig) -> Images:
+    """Makes the images of one split, which are read when they are needed."""
     look = look_of(config)
     return Images(
         labels=labels,
@@ -152,16 +170,18 @@ def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataCon
 
 
 def _held_out(config: DataConfig) -> str:
+    """Returns the text for test images that were held out of the training images."""
     return f"{100 * config.test_fraction:g} % held out of the training images"
 
 
 def _tell(
     train: Images, test: Images, origin: str, notes: tuple[str, ...], warning: str | None
 ) -> str:
-    told = (
+    """Returns the line about the images; unprintable characters become spaces."""
+    line = (
         f"data: {count(len(train), 'image')} for training, {len(test):,} for testing ({origin}), "
         f"{len(train.class_names)} classes: {name_some(train.class_names)}"
     )
-    told += f"; not used: {', '.join(notes)}" if notes else ""
-    told += f"; {warning}" if warning else ""
-    return "".join(c if c.isprintable() else " " for c in told)  # names may hold anything
+    line += f"; not used: {', '.join(notes)}" if notes else ""
+    line += f"; {warning}" if warning else ""
+    return "".join(c if c.isprintable() else " " for c in line)  # names may hold any character

@@ -1,7 +1,7 @@
-"""Which split of a data set is trained on, which is tested on, and what becomes of the others.
+"""Chooses the splits of a data set for training and for testing.
 
-The names of splits are compared without case. No split is ever pooled with another one, and a
-split that is not used is named.
+The names of splits are compared without case. Splits are never pooled. The splits that are not used
+are reported by name.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SPLITS: Mapping[str, str] = {
     "test": TEST,
     "testing": TEST,
 }
-NONE = "none"  # as data.test_split: a share of the training images is held out
+NONE = "none"  # the value of data.test_split that holds out a share of the training images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The splits that are used.
+    """The splits for training and testing.
 
     Attributes:
         train: The name of the split for training.
@@ -44,7 +44,10 @@ class Choice:
 
 
 def meaning_of(name: str) -> str | None:
-    """Returns the split that a name stands for, if any.
+    """Returns the standard split that a name stands for, or None.
+
+    Args:
+        name: The name of a folder, a file or a split.
 
     Example:
         >>> meaning_of("Val"), meaning_of("test tube")
@@ -59,17 +62,17 @@ def choose_splits(
     """Chooses the splits for training and testing.
 
     Args:
-        where: The data set, for messages.
+        where: The name of the data set, for messages.
         names: The names of all its splits.
-        config: `train_split` and `test_split` choose by name.
-        unlabelled: Splits that hold images without labels; they are not used for testing unless
-            they are asked for.
+        config: The settings of the data, whose `train_split` and `test_split` choose by name.
+        unlabelled: The splits whose images have no labels; they are used for testing only if
+            `test_split` names them.
 
     Returns:
-        The choice.
+        The chosen splits.
 
     Raises:
-        UserError: When the choice is not clear, and the setting that makes it clear.
+        UserError: When the choice is not clear; the message names the setting that makes it clear.
 
     Example:
         >>> choose_splits("photos", ["Train", "val", "test"], DataConfig())
@@ -92,6 +95,11 @@ def choose_splits(
 
 
 def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
+    """Chooses the training split: by the setting, else by its name, else the only split.
+
+    Raises:
+        UserError: When there is no training split.
+    """
     if config.train_split:
         return _named("data.train_split", config.train_split, names)
     found = _meaning(where, names, TRAIN, "data.train_split")
@@ -106,6 +114,11 @@ def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
 
 
 def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[str]) -> str | None:
+    """Chooses the test split by its name, else the validation split; None if there is neither.
+
+    Raises:
+        UserError: When these splits exist and none has labels.
+    """
     without = []
     for split in (TEST, VALIDATION):
         found = _meaning(where, names, split, "data.test_split")
@@ -124,7 +137,11 @@ def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[s
 
 
 def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
-    """Finds a split by its name, without case if no name is exactly so."""
+    """Finds a split by its exact name, else by its name without case.
+
+    Raises:
+        UserError: When no split has the name, or when several differ from it only in case.
+    """
     for name in names:
         if name == wanted:
             return name
@@ -135,6 +152,11 @@ def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
 
 
 def _meaning(where: str, names: Sequence[str], split: str, setting: str) -> str | None:
+    """Finds the split whose name stands for `split`; None if there is none.
+
+    Raises:
+        UserError: When several names stand for the split.
+    """
     found = [name for name in names if meaning_of(name) == split]
     if len(found) > 1:
         raise UserError(

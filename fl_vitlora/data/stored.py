@@ -1,7 +1,7 @@
-"""Data sets as the `datasets` library and the hub store them: saved to disk, or parquet files.
+"""Data sets in the formats of the `datasets` library and the hub: saved to disk, or parquet files.
 
-They are opened without the library's search for files and without its downloads, so that nothing
-in the folder is executed and nothing is called out to.
+They are opened without the library's search for files and without downloads. So nothing in the
+folder is executed, and no server is contacted.
 """
 
 from __future__ import annotations
@@ -22,20 +22,30 @@ from fl_vitlora.data.splits import meaning_of
 from fl_vitlora.errors import UserError
 
 SHARD = re.compile(r"^([A-Za-z]+?)(?:[-_.]?\d[\d._-]*(?:of[-_]?\d+)?(?:[-_.].*)?)?$")
-LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS holds instead of a file
-DATA = "data"  # the folder in which the hub keeps parquet files
+LFS_POINTER = b"version https://git-lfs"  # start of the pointer that replaces a file without LFS
+DATA = "data"  # the folder of the parquet files in a data set of the hub
 
 
 def is_saved(path: Path) -> bool:
-    """Tells whether a folder was written by `save_to_disk`."""
+    """Returns True if a folder was written by `save_to_disk`.
+
+    Args:
+        path: The path of the folder.
+    """
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
 def open_saved(path: Path) -> Mapping[str, Any]:
     """Opens a data set that was written by `save_to_disk`.
 
+    Args:
+        path: The folder of the data set.
+
+    Returns:
+        The rows of each split, by the name of the split.
+
     Raises:
-        UserError: When it is damaged, or names files outside of its folder.
+        UserError: When the data set is damaged, or names files outside of its folder.
     """
     with _local(path):
         import datasets
@@ -46,7 +56,7 @@ def open_saved(path: Path) -> Mapping[str, Any]:
         names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
-                raise UserError(f"data set {path}: {name!r} is no name of a split")
+                raise UserError(f"data set {path}: {name!r} is not the name of a split")
             _expect_own_files(path / name)
         return {
             name: datasets.Dataset.load_from_disk(str((path / name).resolve())) for name in names
@@ -54,18 +64,28 @@ def open_saved(path: Path) -> Mapping[str, Any]:
 
 
 def open_parquet(root: Path, files: Mapping[str, Sequence[Path]]) -> Mapping[str, Any]:
-    """Opens parquet files of several splits.
+    """Opens the parquet files of all splits.
 
     Args:
         root: The folder of the data set, for messages.
-        files: By split.
+        files: The paths of the files of each split, by the name of the split.
+
+    Returns:
+        The rows of each split, by the name of the split.
+
+    Raises:
+        UserError: When a file is damaged, was not downloaded, or has other columns than the rest.
     """
     with _local(root):
         return {split: _read_parquet(root, paths) for split, paths in files.items()}
 
 
 def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
-    """Reads the files of one split, which may number its classes in a way of its own."""
+    """Reads the files of one split; the classes keep the numbers that this split gives them.
+
+    Raises:
+        UserError: When a file was not downloaded, or has other columns than the first file.
+    """
     import datasets
     import pyarrow.parquet
     from datasets.data_files import DataFilesDict, DataFilesList
@@ -75,8 +95,8 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(
-                    f"data set {root}: {path} is a pointer to a file that was not downloaded; in "
-                    "the clone: git lfs pull"
+                    f"data set {root}: {path} is a pointer to a file that was not downloaded; "
+                    "run in the clone: git lfs pull"
                 )
     kinds = [
         datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path)) for path in paths
@@ -86,7 +106,7 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
             raise UserError(
                 f"data set {root}: {path} has other columns or class names than {paths[0]}"
             )
-    # The marks make files that have changed another data set in the library's cache.
+    # With these marks, the library's cache treats changed files as another data set.
     files = DataFilesList([str(path.resolve()) for path in paths], [_mark(path) for path in paths])
     builder = Parquet(
         cache_dir=str(cache_folder()),
@@ -100,18 +120,22 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
 def group_shards(
     where: Path, names: Sequence[str], config_name: str | None
 ) -> dict[str, list[str]]:
-    """Sorts parquet or tar files by the splits that they are named after, as the hub does.
+    """Groups parquet or tar files by the splits in their names, as the hub does.
+
+    The start of the file's name is the split if it stands for one, else a folder's name, else
+    "train".
 
     Args:
         where: The folder of the data set, for messages.
-        names: Of the files, relative to it.
-        config_name: The configuration, where files lie in a folder for each.
+        names: The paths of the files, relative to the folder.
+        config_name: The configuration to use, if each configuration has a folder of its own.
 
     Returns:
-        Names by split: that of the file's beginning, else that of a folder, else "train".
+        The paths of the files of each split, by the name of the split.
 
     Raises:
-        UserError: When there are several configurations and none is chosen.
+        UserError: When the wanted configuration does not exist, or when there are several
+            configurations and `config_name` names none.
 
     Example:
         >>> group_shards(Path("clone"), ["data/train-00000-of-00001.parquet"], None)
@@ -138,9 +162,9 @@ def group_shards(
 
 @cache
 def cache_folder() -> Path:
-    """Returns a folder for tables that the library makes of parquet files.
+    """Returns the folder for the tables that the library makes from parquet files.
 
-    It is the library's own, or a temporary one where that cannot be written.
+    This is the library's own cache folder, or a temporary folder if the cache is not writable.
     """
     import datasets
 
@@ -155,17 +179,21 @@ def cache_folder() -> Path:
 
 @cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """Makes a folder that is removed when the program ends."""
+    """Makes a temporary folder that is removed when the program ends."""
     return tempfile.TemporaryDirectory(prefix="fl_vitlora-", ignore_cleanup_errors=True)
 
 
 @contextmanager
 def _local(path: Path) -> Iterator[None]:
-    """Keeps the library silent and offline, and tells what it raises in one line."""
+    """Keeps the library silent and offline, and turns its errors into messages of one line.
+
+    Raises:
+        UserError: When the code inside the context raises an error.
+    """
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
-    datasets.disable_progress_bars()  # they would stand before the line that says what is wrong
+    datasets.disable_progress_bars()  # they would be printed before the error message
     datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
@@ -182,13 +210,18 @@ def _local(path: Path) -> Iterator[None]:
 
 
 def _expect_own_files(path: Path) -> None:
-    """Refuses a saved data set whose state names files elsewhere."""
+    """Checks that a saved data set names only files of its own folder.
+
+    Raises:
+        UserError: When the data set names another file.
+    """
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     for file in [*state.get("_data_files", []), *(state.get("_indices_files") or [])]:
         if Path(file["filename"]).name != file["filename"]:
-            raise UserError(f"data set {path}: {file['filename']!r} is no file of its folder")
+            raise UserError(f"data set {path}: {file['filename']!r} is not a file of its folder")
 
 
 def _mark(path: Path) -> tuple[str, ...]:
-    told = os.stat(path)  # noqa: PTH116
-    return (str(path.resolve()), str(told.st_mtime_ns), str(told.st_size))
+    """Returns the path, the time of the last change and the size of a file."""
+    status = os.stat(path)  # noqa: PTH116
+    return (str(path.resolve()), str(status.st_mtime_ns), str(status.st_size))

@@ -1,7 +1,7 @@
-"""Tables of paths and labels beside images: CSV, TSV and JSON lines.
+"""Reads tables of image paths and labels: CSV, TSV and JSON lines.
 
-A row is known by the line of its file. Paths begin at the folder of the table, or at the folder
-of the data set.
+Messages name a row by its file and line. A path is relative to the folder of the table, or to the
+folder of the data set.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Row:
     """A row of a table.
 
     Attributes:
-        where: Its file and line, for messages.
-        values: By column.
+        where: The file and the line of the row, for messages.
+        values: The values of the row, by the name of the column.
     """
 
     where: str
@@ -48,13 +48,16 @@ class Row:
 
 
 def find_tables(listing: Listing) -> list[str]:
-    """Finds the tables that say what the images are, not any table that lies about.
+    """Finds the tables that describe images; other tables are not used.
 
-    Those are `metadata.csv` and its like in the folder or in a split's folder, and tables that are
-    named after splits in the folder itself.
+    These are tables named `metadata` (such as `metadata.csv`) in the folder or in a folder directly
+    below it, and tables named after splits in the folder itself.
+
+    Args:
+        listing: The listing of all files of the folder.
 
     Returns:
-        Their names.
+        The names of the tables.
     """
     tables = [file for file in listing.others if suffix_of(file.name) in SUFFIXES]
     return [
@@ -66,7 +69,14 @@ def find_tables(listing: Listing) -> list[str]:
 
 
 def only_table(listing: Listing) -> list[str]:
-    """Finds the one table in the folder itself, whatever its name is; none if there are several."""
+    """Finds the only table in the folder itself, whatever its name.
+
+    Args:
+        listing: The listing of all files of the folder.
+
+    Returns:
+        A list of its name; an empty list if there are several tables or none.
+    """
     found = [
         file.name
         for file in listing.others
@@ -76,18 +86,21 @@ def only_table(listing: Listing) -> list[str]:
 
 
 def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> dict[str, Part]:
-    """Reads tables.
+    """Reads tables of images.
+
+    The column `split` names the split of a row, else the name of the table does, else the table's
+    folder.
 
     Args:
-        listing: All files of the folder.
-        names: Names of the tables.
-        config: Names the columns, if they cannot be guessed.
+        listing: The listing of all files of the folder.
+        names: The names of the tables.
+        config: The settings of the data, which may name the columns.
 
     Returns:
-        A part for each split: by the column `split`, the name of the table, or its folder.
+        The part of each split, by the name of the split.
 
     Raises:
-        UserError: When a table or one of its rows cannot be understood; it names file and line.
+        UserError: When a table or one of its rows is not valid; the message names file and line.
     """
     splits: dict[str, list[tuple[Encoded, str, str]]] = {}
     known = {file.name for file in listing.images if not file.linked}
@@ -109,22 +122,35 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
 
 
 class _Seen:
-    """The images that were named before: an image in two rows could be in two splits."""
+    """The images that earlier rows named; an image in two rows could be in two splits.
+
+    Args:
+        root: The folder of the data set.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._rows: dict[tuple[int, int], tuple[Path, str]] = {}
 
     def expect_new(self, path: Path, where: str) -> None:
-        """Refuses a second row of an image."""
-        told = path.stat()
-        first, before = self._rows.setdefault((told.st_dev, told.st_ino), (path, where))
-        if before != where and (first == path or told.st_nlink > 1):
+        """Checks that no earlier row named an image.
+
+        Args:
+            path: The path of the image.
+            where: The file and line of the row that names it.
+
+        Raises:
+            UserError: When an earlier row named the same image.
+        """
+        status = path.stat()
+        first, before = self._rows.setdefault((status.st_dev, status.st_ino), (path, where))
+        if before != where and (first == path or status.st_nlink > 1):
             name = path.relative_to(self._root.resolve())
             raise UserError(f"{where}: the image {name} was named before, in {before}")
 
 
 def _part(rows: Sequence[tuple[Encoded, str, str]]) -> Part:
+    """Makes a part from rows of an image, its class name and its place in the table."""
     images = [image for image, _, _ in rows]
     labels = [label for _, label, _ in rows]
     expect_no_mark(labels, lambda row: rows[row][2])
@@ -133,6 +159,8 @@ def _part(rows: Sequence[tuple[Encoded, str, str]]) -> Part:
 
 
 def _fetcher(images: Sequence[Encoded]) -> Fetch:
+    """Returns the function that takes positions and returns the images there."""
+
     def fetch(positions: Indices) -> list[Encoded]:
         return [images[position] for position in positions.tolist()]
 
@@ -140,6 +168,11 @@ def _fetcher(images: Sequence[Encoded]) -> Fetch:
 
 
 def _rows(path: Path, name: str) -> Iterator[Row]:
+    """Yields the rows of a table; the suffix of its name decides the format.
+
+    Raises:
+        UserError: When the table cannot be read, or when a row is not valid.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     suffix = suffix_of(name)
     try:
@@ -161,16 +194,26 @@ def _rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _json_row(where: str, line: str) -> Row:
+    """Reads one line of JSON as a row.
+
+    Raises:
+        UserError: When the line is not a JSON object.
+    """
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON ({error})") from None
+        raise UserError(f"{where}: expected JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object with columns, got {shown(values)}")
     return Row(where, values)
 
 
 def _image_column(name: str, first: Row, config: DataConfig) -> str:
+    """Finds the column of image paths: by the setting, a known name, or the suffix of its values.
+
+    Raises:
+        UserError: When there is no such column, or when several columns hold image paths.
+    """
     columns = list(first.values)
     if config.image_column:
         return _expect_column(name, config.image_column, columns)
@@ -188,6 +231,11 @@ def _image_column(name: str, first: Row, config: DataConfig) -> str:
 
 
 def _label_column(name: str, first: Row, image_column: str, config: DataConfig) -> str:
+    """Finds the column of labels: by the setting, a known name, or as the only other column.
+
+    Raises:
+        UserError: When there is no such column.
+    """
     columns = list(first.values)
     if config.label_column:
         return _expect_column(name, config.label_column, columns)
@@ -204,31 +252,45 @@ def _label_column(name: str, first: Row, image_column: str, config: DataConfig) 
 
 
 def _expect_column(name: str, column: str, columns: Sequence[str]) -> str:
+    """Returns the name of a column after checking that the table has it.
+
+    Raises:
+        UserError: When the table lacks the column.
+    """
     if column not in columns:
         raise UserError(f"table {name} has no column {column!r}, only {list(columns)}")
     return column
 
 
 def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collection[str]) -> Path:
+    """Finds the image file that a row names.
+
+    Raises:
+        UserError: When the row names no file of the data set.
+    """
     value = row.values.get(column)
     where = f"{row.where}, column {column!r}"
     if not isinstance(value, str):
         raise UserError(f"{where}: expected the path of an image, got {shown(value)}")
     root = listing.root.resolve()
     for name in (f"{folder}{value}", value):
-        if name in known:  # most are, and need no look at the disk
+        if name in known:  # most images are in the listing, which saves an access to the disk
             return root / name
     starts = [listing.root / folder, listing.root]
     return resolve_inside(value, starts, [listing.root], where)
 
 
 def _split_of(name: str, row: Row) -> str:
-    """Finds the split of a row: its own column, else the table's name, else the table's folder."""
-    told = row.values.get(SPLIT_COLUMN)
+    """Returns the split of a row: from its column, else the table's name, else the table's folder.
+
+    Raises:
+        UserError: When the column is empty.
+    """
+    value = row.values.get(SPLIT_COLUMN)
     if SPLIT_COLUMN in row.values:
-        if not isinstance(told, str) or not told.strip():
+        if not isinstance(value, str) or not value.strip():
             raise UserError(f"{row.where}, column {SPLIT_COLUMN!r}: expected a split, got nothing")
-        return told.strip()
+        return value.strip()
     stem, folder = _stem(name), name.rpartition("/")[0]
     if meaning_of(stem):
         return stem
@@ -236,4 +298,5 @@ def _split_of(name: str, row: Row) -> str:
 
 
 def _stem(name: str) -> str:
+    """Returns the name of a file in small letters, without its folders and its suffix."""
     return name.rpartition("/")[2].rpartition(".")[0].lower()

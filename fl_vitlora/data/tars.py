@@ -1,7 +1,7 @@
-"""WebDataset: tar files in which an image and its label have the same name and two endings.
+"""Reads WebDataset tar files, in which an image and its label have one name and two suffixes.
 
-Only where the members lie is read at first; images are read from the tar files when they are asked
-for. Nothing is unpacked, and no member but labels and images is opened.
+At first only the positions of the members are read; the images are read from the tar files on
+demand. Nothing is unpacked, and only labels and images are opened.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fl_vitlora.data.listing import IMAGE_SUFFIXES, is_passed_over
 from fl_vitlora.data.tables import LABEL_COLUMNS
 from fl_vitlora.errors import UserError
 
-TEXT_LABELS = ("cls", "label", "txt")  # endings, the first that is there
-LONGEST_LABEL = 2**20  # bytes
+TEXT_LABELS = ("cls", "label", "txt")  # suffixes of label members; the first one found is used
+LONGEST_LABEL = 2**20  # most bytes of a label
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where a member of a tar file lies.
+    """The position of a member in a tar file.
 
     Attributes:
-        tar: The file.
-        name: The member's name.
-        start: Its first byte.
-        size: Its bytes.
+        tar: The path of the tar file.
+        name: The name of the member.
+        start: The position of its first byte in the tar file.
+        size: Its size in bytes.
     """
 
     tar: Path
@@ -42,14 +42,14 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Reads the member."""
+        """Reads the bytes of the member."""
         with self.tar.open("rb") as file:
             file.seek(self.start)
             return file.read(self.size)
 
     @property
     def where(self) -> str:
-        """Names the member."""
+        """Returns the tar file and the name of the member, for messages."""
         return f"{self.tar}, member {self.name}"
 
 
@@ -57,14 +57,15 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
     """Reads the tar files of one split.
 
     Args:
-        paths: The files.
-        config: `image_column` and `label_column` name endings, or keys of a JSON member.
+        paths: The paths of the tar files.
+        config: The settings of the data. `image_column` may name a suffix; `label_column` may name
+            a suffix or a key of a JSON member.
 
     Returns:
-        The split, and how many members were not used.
+        The part of the split, and the number of members that were not used.
 
     Raises:
-        UserError: When a file is damaged, or a sample has no label or several images.
+        UserError: When a file is damaged, or when a sample has no label or several images.
     """
     images: list[Member] = []
     labels: list[str] = []
@@ -85,7 +86,11 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
 
 
 def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
-    """Yields the members of a tar file that have one name, by their endings."""
+    """Yields the samples of a tar file: their common name, and their members by suffix.
+
+    Raises:
+        UserError: When the file cannot be read, or when two members have the same name.
+    """
     samples: dict[str, dict[str, Member]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -104,6 +109,11 @@ def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
 
 
 def _image_of(key: str, members: Mapping[str, Member], config: DataConfig) -> Member | None:
+    """Finds the image of a sample; None if the sample has no image.
+
+    Raises:
+        UserError: When the sample has several images.
+    """
     if config.image_column in members:
         return members[str(config.image_column)]
     found = [
@@ -111,13 +121,18 @@ def _image_of(key: str, members: Mapping[str, Member], config: DataConfig) -> Me
     ]
     if len(found) > 1:
         raise UserError(
-            f"{found[0].tar}, sample {key}: expected one image, found endings {sorted(members)}; "
-            "name one: --set data.image_column=ENDING"
+            f"{found[0].tar}, sample {key}: expected one image, found suffixes {sorted(members)}; "
+            "name one: --set data.image_column=SUFFIX"
         )
     return found[0] if found else None
 
 
 def _label_of(image: Member, members: Mapping[str, Member], config: DataConfig) -> str:
+    """Returns the class name of a sample, from a text member or a key of its JSON member.
+
+    Raises:
+        UserError: When the sample has no label.
+    """
     wanted = [config.label_column] if config.label_column else list(TEXT_LABELS)
     for ending in wanted:
         if ending in members:
@@ -128,21 +143,31 @@ def _label_of(image: Member, members: Mapping[str, Member], config: DataConfig) 
             if key in content:
                 return class_of(content[str(key)], f"{members['json'].where}, key {key!r}")
     raise UserError(
-        f"{image.where}: no label among its endings {sorted(members)}; name one, or a key of its "
+        f"{image.where}: no label among its suffixes {sorted(members)}; name one, or a key of its "
         "JSON: --set data.label_column=NAME"
     )
 
 
 def _text(member: Member) -> str:
+    """Reads a member as text.
+
+    Raises:
+        UserError: When the member is too long for a label or is not text.
+    """
     if member.size > LONGEST_LABEL:
         raise UserError(f"{member.where}: expected a label, got {member.size:,} bytes")
     try:
         return member.read().decode()
     except UnicodeDecodeError:
-        raise UserError(f"{member.where}: expected a text") from None
+        raise UserError(f"{member.where}: expected text in UTF-8") from None
 
 
 def _json(member: Member) -> dict[str, Any]:
+    """Reads a member as a JSON object.
+
+    Raises:
+        UserError: When the member is something else.
+    """
     try:
         content = json.loads(_text(member))
     except (ValueError, RecursionError):
@@ -153,6 +178,8 @@ def _json(member: Member) -> dict[str, Any]:
 
 
 def _fetcher(images: Sequence[Member]) -> Fetch:
+    """Returns the function that takes positions and reads the images there."""
+
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [images[position] for position in positions.tolist()]
         return [Encoded(member.where, content=member.read()) for member in chosen]

@@ -14,7 +14,7 @@ import torch
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
-from fl_vitlora.data import owner, sources
+from fl_vitlora.data import owner, reencryption, sources
 from fl_vitlora.data.class_names import disagreement
 from fl_vitlora.data.partition import (
     divide_by_owner,
@@ -331,9 +331,9 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
             )
     config = with_ring_of(config, [begun_in(path.parent.parent) for path in shards])
     ring = open_ring(Path(config.encryption.key_file))
-    owner.holders_of(shards, ring)
+    reencryption.holders_of(shards, ring)
     ring = ring.rotated()
-    return key_id(ring.current), owner.encrypt_anew(shards, ring)
+    return key_id(ring.current), reencryption.encrypt_anew(shards, ring)
 
 
 def write_shards(

@@ -1,4 +1,4 @@
-"""Local data never makes the program call out: here, nobody can."""
+"""Fixtures for tests of data: thirty digits, and a network that refuses every connection."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import socket
 from typing import Any
 
 import pytest
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data import sources
+from fl_vitlora.data.sources import Images
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Images, Images]:
+    return sources.load(DataConfig(limit=30))
 
 
 @pytest.fixture

@@ -52,7 +52,9 @@ def test_many_names_are_told_in_few_words():
 
 @pytest.mark.parametrize("label", [-1, 2, 255])
 def test_a_label_without_a_name_is_refused(label: int):
-    with pytest.raises(UserError, match=f"a shard has label .*{label}.* names for 0 to 1"):
+    with pytest.raises(
+        UserError, match=f"a shard has labels from .*{label}.* names only for 0 to 1"
+    ):
         renumbered(torch.tensor([0, label]), ("cat", "dog"), ("cat", "dog"), "a shard")
 
 
@@ -63,7 +65,7 @@ def test_what_is_no_list_of_names_is_refused(text: str):
 
 
 def test_a_name_that_stands_twice_tells_nothing_apart():
-    with pytest.raises(UserError, match="the class name 'cat' stands twice"):
+    with pytest.raises(UserError, match="the class name 'cat' occurs twice"):
         write_names(("cat", "dog", "cat"))
-    with pytest.raises(UserError, match="a shard: the class name 'cat' stands twice"):
+    with pytest.raises(UserError, match="a shard: the class name 'cat' occurs twice"):
         read_names('["cat", "cat"]', "a shard")

@@ -26,7 +26,7 @@ def test_without_a_network_a_name_is_one_line_after_one_question(
 ):
     """The library alone asks six times, and waits for half a minute in between."""
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
-    with pytest.raises(UserError, match=r"neither 'digits', nor a local path.* --dataset") as told:
+    with pytest.raises(UserError, match=r"neither 'digits' nor a local path.* --dataset") as told:
         load_source(DataConfig(name="nobody/nowhere"))
     assert "\n" not in str(told.value)
     assert 1 <= len(calls) <= 4  # one question, of which addresses may be several

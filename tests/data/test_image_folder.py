@@ -147,7 +147,7 @@ def test_one_line_tells_what_was_found(tmp_path: Path):
     put(tmp_path, [*files("Train/a", "Train/b", "val/a", "Test/b"), "Train/x.txt", "y.csv", "z.h5"])
     assert read(tmp_path).told == (
         "data: 6 images for training, 3 for testing (the split Test), 2 classes: a, b; not used: "
-        "split val (3 images), files that are no images: 1 .txt, 1 .csv, 1 .h5"
+        "split val (3 images), files that are not images: 1 .txt, 1 .csv, 1 .h5"
     )
     put(tmp_path / "flat", files("a", "b", images=5))
     assert read(tmp_path / "flat").told == (
@@ -170,7 +170,7 @@ def test_one_line_tells_what_was_found(tmp_path: Path):
         (files("train/a", "train/b", "val/a", "dev/a"), "dev and val are both names"),
         (files("train/a", "train/b", "test/A"), "that the training split lacks: 'A'; did you mean"),
         (files("train/a", "train/b", "test/c"), "the test split holds classes that .*: 'c'"),
-        (files("a", "b/c"), "expected images right in the class folder b, found b/c/0.png"),
+        (files("a", "b/c"), "expected the images directly in the class folder b, found b/c/0.png"),
         (files("a", "b", ""), "outside of the class folders, such as 0.png"),
         (files("a"), "found one folder only, a; expected a folder for each of at least two"),
         (files("photos/a", "photos/b"), "one folder only, photos.*did you mean --dataset .*photos"),
@@ -267,7 +267,7 @@ def test_a_file_twice_in_its_class_is_used_once(tmp_path: Path):
 def test_a_link_to_nothing_is_named(tmp_path: Path):
     put(tmp_path, files("a", "b"))
     (tmp_path / "a" / "9.png").symlink_to(tmp_path / "nowhere")
-    assert "a/9.png is a link to nothing" in refusal(tmp_path)
+    assert "a/9.png is a broken link" in refusal(tmp_path)
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path):

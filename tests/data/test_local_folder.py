@@ -213,7 +213,7 @@ def store(root: Path, data: datasets.Dataset, **state: Any) -> Path:
 
 
 OUTSIDE = [
-    ("https://example.org/a.png", "is an address; images are read from files"),
+    ("https://example.org/a.png", "is an address; images are read only from files"),
     ("http://127.0.0.1:9/a.png", "is an address"),
     ("s3://bucket/a.png", "is an address"),
     ("hf://datasets/a/b.png", "is an address"),
@@ -325,7 +325,7 @@ def test_a_list_of_links_is_refused(tmp_path: Path):
     )
     data = datasets.Dataset.from_dict({"image": [["a"], ["b"]], "label": [0, 1]}, many)
     data.save_to_disk(str(tmp_path / "b"))
-    assert "no images" in refusal(tmp_path / "b", image_column="image")
+    assert "not images" in refusal(tmp_path / "b", image_column="image")
 
 
 @pytest.mark.parametrize("where", ["data", "split", "indices"])
@@ -337,9 +337,9 @@ def test_a_saved_data_set_names_files_of_its_own(tmp_path: Path, where: str):
     root = store(tmp_path / "a", data, **state.get(where, {}))
     if where == "split":
         (root / "dataset_dict.json").write_text('{"splits": ["../other"]}')
-        assert "'../other' is no name of a split" in refusal(root)
+        assert "'../other' is not the name of a split" in refusal(root)
     else:
-        assert "'../other/data-0.arrow' is no file of its folder" in refusal(root)
+        assert "'../other/data-0.arrow' is not a file of its folder" in refusal(root)
 
 
 def test_nothing_of_a_folder_is_executed(tmp_path: Path):
@@ -401,7 +401,7 @@ def test_damaged_parquet_is_one_line(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
     assert f"data set {tmp_path}: expected a saved data set, parquet files" in refusal(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x")
-    assert "was not downloaded; in the clone: git lfs pull" in refusal(tmp_path)
+    assert "was not downloaded; run in the clone: git lfs pull" in refusal(tmp_path)
 
 
 def test_parquet_beside_images_is_refused(tmp_path: Path):
@@ -449,7 +449,7 @@ def test_tar_files_of_a_webdataset_are_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("members", "told"),
     [
-        ({"a.png": b""}, "member a.png: no label among its endings ['png']"),
+        ({"a.png": b""}, "member a.png: no label among its suffixes ['png']"),
         ({"a.png": b"", "a.cls": b" "}, "member a.cls: no label"),
         ({"a.png": b"", "a.json": b"[1]"}, "member a.json: expected a JSON object"),
         ({"a.png": b"", "a.json": b'{"label": null}'}, "member a.json, key 'label': no label"),

@@ -1,4 +1,4 @@
-"""The owner encrypts what leaves, shows it with a key or without, and rotates what is out."""
+"""The owner encrypts all images that leave, and shows them with a key or without."""
 
 from __future__ import annotations
 
@@ -13,76 +13,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from torch import Tensor
 
-from fl_vitlora.config import SCHEMES, DataConfig, load
-from fl_vitlora.data import sources
+from fl_vitlora.config import SCHEMES, load
 from fl_vitlora.data.owner import (
     NO_KEY,
     RIGHT_KEY,
     WRONG_KEY,
     divide_test_images,
-    encrypt_anew,
     key_holder,
     pieces,
     views_of,
     write_encrypted_shards,
 )
 from fl_vitlora.data.shards import (
-    TEST_SHARD,
     Shard,
     client_shard,
     client_test_shard,
     open_shard,
     shard_metadata,
-    write_shard,
 )
 from fl_vitlora.data.sources import Images
-from fl_vitlora.encryption.holder import KeyHolder
-from fl_vitlora.encryption.keys import KeyRing, key_id, open_or_create_ring
+from fl_vitlora.encryption.keys import key_id
 from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.errors import UserError
-
-SECRET = bytes(range(32))
-PARTS = [np.arange(0, 20), np.arange(20, 30)]
-TEST_PARTS = [np.arange(0, 12), np.arange(12, 30)]
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[Images, Images]:
-    return sources.load(DataConfig(limit=30))
-
-
-def holder_of(secret: bytes = SECRET, size: tuple[int, int] = (16, 16), **given: Any) -> KeyHolder:
-    config = load(None, {f"encryption.{name}": value for name, value in given.items()})
-    return key_holder(config, patch_size=4, image_shape=(3, *size), secret=secret)
-
-
-def write(
-    folder: Path, digits: tuple[Images, Images], holder: KeyHolder, *, apart: bool
-) -> dict[str, tuple[Tensor, str, Any]]:
-    """Writes two clients' shards; returns the plain images, party and part of each file."""
-    train, test = digits
-    write_encrypted_shards(
-        folder,
-        train=train,
-        test=test,
-        parts=PARTS,
-        test_parts=TEST_PARTS if apart else [],
-        holder=holder,
-        metadata={"a": "b"},
-    )
-    size = holder.cipher.image_shape[1:]
-    content = {
-        client_shard(c): (train.read(part, *size), f"client {c}", "train")
-        for c, part in enumerate(PARTS)
-    }
-    if not apart:
-        return {**content, TEST_SHARD: (test.read(np.arange(30), *size), "test", "test")}
-    return content | {
-        client_test_shard(c): (test.read(part, *size), f"client {c}", "test")
-        for c, part in enumerate(TEST_PARTS)
-    }
+from tests.data.digit_shards import PARTS, SECRET, TEST_PARTS, holder_of, write
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one test shard", "a test shard each"])
@@ -274,107 +228,6 @@ def test_a_wrong_key_is_always_the_same_one():
     first, second = holder_of().impostor(), holder_of().impostor()
     assert first.secret == second.secret != SECRET
     assert first.cipher == second.cipher
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> KeyRing:
-    return open_or_create_ring(tmp_path / "keys" / "owner.key")
-
-
-@pytest.mark.parametrize("scope", ["shared", "client", "image", "block"])
-@pytest.mark.parametrize("steps", ["ViT-blockwise", "EtC", "LE"])
-def test_after_a_rotation_shards_are_encrypted_anew(
-    tmp_path: Path, digits: tuple[Images, Images], ring: KeyRing, scope: str, steps: str
-):
-    given_settings: dict[str, Any] = {
-        "scope": scope,
-        "steps": steps,
-        "fixed_blocks": 2,
-        "fixed_entries": 1,
-    }
-    holder = holder_of(ring.current, **given_settings)
-    content = write(tmp_path, digits, holder, apart=True)
-    paths = [tmp_path / name for name in content]
-    before = {path: open_shard(path) for path in paths}
-    described = {path: shard_metadata(path) for path in paths}
-    rotated = ring.rotated()
-    assert encrypt_anew(paths, rotated) == paths
-    new = holder_of(rotated.current, **given_settings)
-    for path, (plain, party, part) in zip(paths, content.values(), strict=True):
-        shard = open_shard(path)
-        assert shard_metadata(path) == described[path] | {"key_id": new.key_id}
-        assert torch.equal(new.decrypt(shard.images, party, part), plain)
-        assert not torch.equal(holder.decrypt(shard.images, party, part), plain)
-        assert not torch.equal(shard.images, before[path].images)
-        assert torch.equal(shard.labels, before[path].labels)
-    contents = [path.read_bytes() for path in paths]
-    assert encrypt_anew(paths, rotated) == []
-    assert [path.read_bytes() for path in paths] == contents
-
-
-def test_a_rotation_that_was_broken_off_is_finished_by_the_next(
-    tmp_path: Path, digits: tuple[Images, Images], ring: KeyRing
-):
-    content = write(tmp_path, digits, holder_of(ring.current), apart=False)
-    first, *others = (tmp_path / name for name in content)
-    encrypt_anew([first], once := ring.rotated())
-    twice = once.rotated()
-    assert encrypt_anew([first, *others], twice) == [first, *others]
-    for name, (plain, party, part) in content.items():
-        found = holder_of(twice.current).decrypt(open_shard(tmp_path / name).images, party, part)
-        assert torch.equal(found, plain)
-
-
-def plain_shard(path: Path) -> None:
-    shard, metadata = open_shard(path), shard_metadata(path)
-    write_shard(path, shard, metadata | {"key_id": ""})
-
-
-def foreign_shard(path: Path) -> None:
-    write_shard(path, open_shard(path), shard_metadata(path) | {"key_id": key_id(bytes(32))})
-
-
-def damaged_shard(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 4
-    path.write_bytes(content)
-
-
-def shard_of_nobody(path: Path) -> None:
-    metadata = shard_metadata(path)
-    del metadata["part"]
-    write_shard(path, open_shard(path), metadata)
-
-
-@pytest.mark.parametrize("scope", ["shared", "client", "image"])
-@pytest.mark.parametrize(
-    ("spoil", "expectation"),
-    [
-        (plain_shard, r"test\.safetensors is not encrypted"),
-        (foreign_shard, "key ring .* has no key 1a009aae9b6a6aab"),
-        (shard_of_nobody, r"test\.safetensors does not say its part"),
-        (damaged_shard, r"test\.safetensors is damaged"),
-        (Path.unlink, r"test\.safetensors is missing"),
-    ],
-    ids=["plain", "foreign", "incomplete", "damaged", "missing"],
-)
-def test_what_cannot_be_encrypted_anew_is_refused_before_any_file_is_touched(
-    *,
-    tmp_path: Path,
-    digits: tuple[Images, Images],
-    ring: KeyRing,
-    scope: str,
-    spoil: Any,
-    expectation: str,
-):
-    content = write(tmp_path, digits, holder_of(ring.current, scope=scope), apart=False)
-    spoil(tmp_path / TEST_SHARD)
-    paths = [tmp_path / name for name in content]
-    before = {path: path.read_bytes() for path in paths if path.exists()}
-    with pytest.raises(UserError, match=expectation) as caught:
-        encrypt_anew(paths, ring.rotated())
-    assert "\n" not in str(caught.value)
-    assert {path: path.read_bytes() for path in paths if path.exists()} == before
 
 
 def test_metadata_hold_no_secret(tmp_path: Path, digits: tuple[Images, Images]):

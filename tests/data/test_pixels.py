@@ -52,7 +52,9 @@ def test_16_bits_are_scaled_by_their_depth(form: str):
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_12_bits_in_16_need_a_stated_range(form: str):
     content = encode(grey(DARK, np.uint16), form)
-    with pytest.raises(UserError, match=r"image x: 16 bits a channel, .* 4095 of 65535; .*0,4095"):
+    with pytest.raises(
+        UserError, match=r"image x: 16 bits per channel, .* 4095 of 65535; .*0,4095"
+    ):
         decode(content)
     assert decode(content, pixel_range=[0, 4095]) == [[0, 62, 127, 255]]
     assert decode(content, pixel_range=[0, 65535]) == [[0, 4, 8, 16]]
@@ -112,7 +114,7 @@ def test_colours_of_16_bits_are_scaled_and_dark_ones_refused():
     expected = [[0, 1, 128, 255], [255, 128, 1, 0], [0, 1, 128, 255]]
     assert [row[0] for row in decode(png_of_16_bit_colours(rows))] == expected
     dark = np.stack([DARK[0]] * 3, axis=1)
-    with pytest.raises(UserError, match="colours of 16 bits a channel, and no value above"):
+    with pytest.raises(UserError, match="colours of 16 bits per channel, but no value above"):
         decode(png_of_16_bit_colours(dark))
     with pytest.raises(UserError, match=r"cannot be scaled by data\.pixel_range"):
         decode(png_of_16_bit_colours(dark), pixel_range=[0, 4095])

@@ -175,9 +175,12 @@ def test_labels_are_numbered_as_the_run_does(
         ({**OWN, "class_names": '["a","b","c","d","e","g"]'}, "only there: 'g'; only .* run: 'f'"),
         ({"party": "client 3", "part": "train"}, "does not name its classes, as .* older versions"),
         ({**OWN, "class_names": "10"}, "expected the names of the classes as a list"),
-        ({**OWN, "class_names": '["a","b"]'}, "has label 1 to 5, and names for 0 to 1"),
-        ({**OWN, "party": "client 4"}, "is the shard of client 4 to train with, not .* client 3"),
-        ({**OWN, "part": "test"}, "is the shard of client 3 to test with, not .* train with"),
+        (
+            {**OWN, "class_names": '["a","b"]'},
+            "labels from 1 to 5, but class names only for 0 to 1",
+        ),
+        ({**OWN, "party": "client 4"}, "is the train shard of client 4; expected .* client 3"),
+        ({**OWN, "part": "test"}, "is the test shard of client 3; expected the train shard"),
     ],
     ids=["another class", "no names", "a number", "too few names", "another's", "for testing"],
 )
@@ -197,7 +200,7 @@ def test_a_shard_in_the_clear_does_not_pass_for_a_sealed_one(tmp_path: Path, ima
     path = tmp_path / TEST_SHARD
     write_shard(path, Shard(images, LABELS), {**OWN, "party": "test", "part": "test"})
     assert len(open_own_shard(path, NAMES)) == 5
-    with pytest.raises(UserError, match=r"test\.safetensors is in the clear, where"):
+    with pytest.raises(UserError, match=r"test\.safetensors is in the clear, but encryption"):
         open_own_shard(path, NAMES, KEYS)
 
 

@@ -190,7 +190,7 @@ def test_columns_that_cannot_be_guessed_are_asked_for(tmp_path: Path):
 def test_a_column_of_other_things_than_images_is_refused(tmp_path: Path):
     data = rows(datasets.Value("int64"), [0, 1] * 4, size=[8] * 8)
     config = DataConfig(name=save(tmp_path, data).name, image_column="size")
-    with pytest.raises(UserError, match=r"column 'size' holds .*int64.*, no images") as caught:
+    with pytest.raises(UserError, match=r"column 'size' holds .*int64.*, not images") as caught:
         load(config)
     assert "\n" not in str(caught.value)
 
@@ -272,7 +272,7 @@ def test_a_path_that_is_no_data_set_is_refused(tmp_path: Path):
 
 def test_what_is_neither_here_nor_on_the_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"neither 'digits', nor a local path.* --dataset FOLDER"):
+    with pytest.raises(UserError, match=r"neither 'digits' nor a local path.* --dataset FOLDER"):
         load(DataConfig(name="nobody/nowhere"))
 
 

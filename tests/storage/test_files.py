@@ -33,7 +33,8 @@ import resource, sys, torch
 from pathlib import Path
 import numpy as np
 from fl_vitlora.checkpoints.journal import Journal
-from fl_vitlora.data.owner import encrypt_anew, find_shards
+from fl_vitlora.data.owner import find_shards
+from fl_vitlora.data.reencryption import encrypt_anew
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.models.reading import write_reader

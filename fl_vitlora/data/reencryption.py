@@ -1,0 +1,122 @@
+"""Re-encryption of shards after the owner's key was rotated.
+
+The key ring keeps the old secrets. Each shard is decrypted under the secret that its metadata name,
+and encrypted under the current one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from fl_vitlora.data.descriptions import read_description
+from fl_vitlora.data.shards import read_shard, write_shard
+from fl_vitlora.encryption.at_rest import sealed_under
+from fl_vitlora.encryption.holder import KeyHolder, Part
+from fl_vitlora.encryption.keys import KeyRing, key_id
+from fl_vitlora.encryption.storage_keys import (
+    BY_PASSPHRASE,
+    StorageKey,
+    of_ring,
+    of_secret,
+    root_of_passphrase,
+)
+from fl_vitlora.errors import UserError
+
+
+def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
+    """Finds the key that encrypted the images of each shard.
+
+    Args:
+        shards: The paths of the shards.
+        ring: The key ring to search.
+
+    Returns:
+        The key holder of each shard. It has no encryption steps when only the file is sealed.
+
+    Raises:
+        UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when the
+            ring lacks its key.
+    """
+    return {path: _holder_of(path, ring) for path in shards}
+
+
+def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
+    """Encrypts shards under the ring's current secret, whichever of its secrets they were under.
+
+    A file that was sealed under a secret of the ring is also sealed under the current secret. A
+    file that was sealed under a passphrase keeps the passphrase. All files are verified before the
+    first is changed, and each is replaced as a whole. After an interruption, every shard is still
+    under a key of the ring and names this key.
+
+    Args:
+        shards: The paths of the shards.
+        ring: The key ring, with the current secret and the old ones.
+
+    Returns:
+        The files that were under another secret and have been rewritten.
+
+    Raises:
+        UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when the
+            ring lacks its key; no file has been changed then.
+    """
+    holders, current = holders_of(shards, ring), key_id(ring.current)
+    keys = of_ring(ring)
+    changed = []
+    for path, holder in holders.items():
+        new, storage = replace(holder, secret=ring.current), _storage_anew(path, ring)
+        encrypted = bool(holder.cipher.steps)
+        if holder.key_id == current and not _is_under_another(path, storage):
+            continue
+        shard, metadata = read_shard(path, keys)
+        if encrypted:
+            party, part = metadata["party"], _part(metadata)
+            plain = holder.decrypt(shard.images, party, part)
+            shard = replace(shard, images=new.encrypt(plain, party, part))
+            metadata = {**metadata, "key_id": current}
+        write_shard(path, shard, metadata, storage)
+        changed.append(path)
+    return changed
+
+
+def _is_under_another(path: Path, storage: StorageKey | None) -> bool:
+    """Returns True if a file is sealed under a storage key other than `storage`."""
+    under = sealed_under(path)
+    return under is not None and storage is not None and under[0] != storage.name
+
+
+def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
+    """Returns the storage key for rewriting a shard, or None if the shard is not sealed.
+
+    A shard that was sealed under a passphrase keeps the passphrase; any other sealed shard gets the
+    storage key of the ring's current secret.
+    """
+    under = sealed_under(path)
+    if under is None:
+        return None
+    if under[0].startswith(BY_PASSPHRASE):
+        return root_of_passphrase(under[0], f"{path} is sealed under a passphrase")
+    return of_secret(ring.current)
+
+
+def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
+    """Finds the key that encrypted a shard, from the metadata that its owner wrote."""
+    shard, metadata = read_shard(path, of_ring(ring))
+    under, name = sealed_under(path), metadata.get("key_id", "")
+    if not name and (under is None or under[0].startswith(BY_PASSPHRASE)):
+        raise UserError(f"shard {path} is not encrypted under a key ring")
+    described = read_description(path, metadata, tuple(shard.images.shape[1:]))
+    cipher = described.cipher
+    if cipher.steps and not name:
+        raise UserError(f"shard {path} does not name its key_id; write the shard again")
+    try:
+        secret = ring.find(name or (under or ("",))[0])
+    except UserError as error:
+        raise UserError(f"shard {path}: {error}") from None
+    return KeyHolder(cipher=cipher, secret=secret, scope=described.scope, seed=described.seed)
+
+
+def _part(metadata: Mapping[str, str]) -> Part:
+    """Returns "test" for a test shard and "train" for any other shard."""
+    return "test" if metadata["part"] == "test" else "train"
