@@ -66,7 +66,7 @@ class GlobalModel:
         return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]
 
     def differs_from(self, other: GlobalModel) -> bool:
-        """Tells whether anything moved."""
+        """Returns True if anything moved."""
         same = all(torch.equal(t, other.tensors[name]) for name, t in self.tensors.items())
         return not same or self.rounds != other.rounds
 

@@ -25,7 +25,7 @@ CLEARLY_ABOVE = 1.05  # of log K: steps that are too long, not too short
 
 
 def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float]) -> bool:
-    """Tells whether the last rounds are no better than guessing.
+    """Returns True if the last rounds are no better than guessing.
 
     They are if each of the last three has a loss of log K or more, or of H or more without
     falling; a loss that is not a number counts as such. Where accuracy is clearly above guessing a

@@ -41,7 +41,7 @@ def attach(
         layer: Makes the adapted layer of the plain one, its slices, the rank and α.
 
     Raises:
-        UserError: When the model has no such layer.
+        UserError: If the model has no such layer.
     """
     blocks = list(getattr(model, "blocks", []))
     if not blocks:

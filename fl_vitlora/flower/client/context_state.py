@@ -77,7 +77,7 @@ def complete(
         All exchanged tensors, in the layout's order.
 
     Raises:
-        ValueError: When the server relies on a round that the client does not remember.
+        ValueError: If the server relies on a round that the client does not remember.
     """
     rested = _read(context, RESTED, received.since, layout) if received.since else {}
     cached = {name: rested.get(name, initial[name]) for name in received.cached}
@@ -98,7 +98,7 @@ def merge(context: Context, received: Received, layout: Layout) -> State:
         layout: Of all exchanged tensors.
 
     Raises:
-        ValueError: When the server takes it to have others than it has.
+        ValueError: If the server takes it to have others than it has.
     """
     known, merges = received.merges
     if not merges:
@@ -146,7 +146,7 @@ def held(context: Context, record: str, version: int, layout: Layout) -> State:
         layout: Of all its tensors.
 
     Raises:
-        ValueError: When the client has another one.
+        ValueError: If the client has another one.
     """
     return _read(context, HELD + record, version, layout)
 
@@ -195,7 +195,7 @@ def _take_back(context: Context, record: str, taken: int | None) -> None:
 
 
 def _round_of(context: Context, record: str) -> int:
-    """Tells the round in which a record was stored; 0 for none."""
+    """Returns the round in which a record was stored; 0 for none."""
     which = context.state.config_records.get(record + WHICH, ConfigRecord())
     return int(cast(int, which.get(NUMBER, 0)))
 

@@ -54,7 +54,7 @@ class ClientStates:
         self._given_up.update(messages)
 
     def is_given_up(self, message: str) -> bool:
-        """Tells whether nobody waits any more for the reply to a message of that id."""
+        """Returns True if nobody waits any more for the reply to a message of that id."""
         return message in self._given_up
 
     def take_apart(self, messages: Iterable[str]) -> None:
@@ -62,7 +62,7 @@ class ClientStates:
         self._apart.update(messages)
 
     def is_taken_apart(self, message: str) -> bool:
-        """Tells whether a message of that id was answered by itself, against the plan."""
+        """Returns True if a message of that id was answered by itself, against the plan."""
         return message in self._apart
 
     def now(self) -> dict[int, RecordDict]:

@@ -96,7 +96,7 @@ def hide(
         What it sends in place of its tensors.
 
     Raises:
-        ValueError: When it has not greeted, the instruction brings no roster or one that the client
+        ValueError: If it has not greeted, the instruction brings no roster or one that the client
             cannot accept, or the update is not finite.
     """
     secret, roster = _kept(context), read_roster(instruction)
@@ -146,7 +146,7 @@ def answer(message: Message, context: Context) -> Message:
     """Reveals a client's seeds with those who dropped out; all that the app does on `REVEAL`.
 
     Raises:
-        ValueError: When the client cannot do so without betraying itself.
+        ValueError: If the client cannot do so without betraying itself.
     """
     asked = _record(message.content)
     dropped = frozenset(_field(asked, DROPPED))
@@ -163,7 +163,7 @@ def read_key(greeting: RecordDict) -> bytes:
     """Finds a client's public key in its greeting.
 
     Raises:
-        ValueError: When it brings none.
+        ValueError: If it brings none.
     """
     key = _field(_record(greeting), PUBLIC)
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
@@ -205,7 +205,7 @@ def read_roster(instruction: RecordDict) -> Roster:
     """Finds the roster in an instruction.
 
     Raises:
-        ValueError: When there is none, or one that no client should accept.
+        ValueError: If there is none, or one that no client should accept.
     """
     return _roster(_record(instruction))
 
@@ -221,7 +221,7 @@ def read_masked(reply: RecordDict, layout: Layout) -> Words:
         uint32 (W,).
 
     Raises:
-        ValueError: When it brings none, or words of other tensors.
+        ValueError: If it brings none, or words of other tensors.
     """
     arrays = reply.array_records.get(messages.ARRAYS)
     array = None if arrays is None else arrays.get(messages.PACKED)
@@ -239,7 +239,7 @@ def read_seeds(reply: RecordDict) -> Seeds:
     """Reads the answer.
 
     Raises:
-        ValueError: When there is none.
+        ValueError: If there is none.
     """
     record = _record(reply)
     clients, seeds = _field(record, CLIENTS), _field(record, SEEDS)

@@ -47,7 +47,7 @@ def read_images(metrics: MetricRecord) -> int:
     """Reads how many images a client says it holds.
 
     Raises:
-        ValueError: When that is no whole number from 1 to `MOST_IMAGES`.
+        ValueError: If that is no whole number from 1 to `MOST_IMAGES`.
     """
     images = messages.whole(metrics, messages.SAMPLES)
     if not 1 <= images <= MOST_IMAGES:
@@ -70,7 +70,7 @@ def read_steps(metrics: MetricRecord, expected: Counts) -> int:
     """Reads how many steps a client took.
 
     Raises:
-        ValueError: When its images and the plan of training make another number.
+        ValueError: If its images and the plan of training make another number.
     """
     steps = messages.whole(metrics, messages.STEPS)
     if steps < 1 or steps != (expected.steps or steps):
@@ -86,7 +86,7 @@ def read_loss(metrics: MetricRecord, name: str = messages.LOSS) -> float:
     """Reads a mean cross-entropy.
 
     Raises:
-        ValueError: When it is NaN, negative, or larger than `LARGEST_LOSS`.
+        ValueError: If it is NaN, negative, or larger than `LARGEST_LOSS`.
     """
     loss = messages.scalar(metrics, name)
     if not 0 <= loss <= LARGEST_LOSS:  # NaN is not within either
@@ -98,7 +98,7 @@ def read_accuracy(metrics: MetricRecord, name: str) -> float:
     """Reads a share of images.
 
     Raises:
-        ValueError: When it does not lie between 0 and 1.
+        ValueError: If it does not lie between 0 and 1.
     """
     accuracy = messages.scalar(metrics, name)
     if not 0 <= accuracy <= 1:
