@@ -46,8 +46,8 @@ def adapts(config: Config) -> bool:
 def reader_is_stored(config: Config) -> bool:
     """Returns True if the server's patch embedding may differ from the public model's.
 
-    It is then adapted to a key, or has a kernel for every patch. A party that cannot compute it gets
-    it as a file.
+    It is then adapted to a key, or has a kernel for every patch. A party that cannot compute it
+    gets it as a file.
     """
     return adapts(config) or aligns(config)
 
@@ -59,7 +59,7 @@ def what_becomes_of_reader(config: Config) -> str:
 
 
 def start_is_adapted(config: Config) -> bool:
-    """Returns True if the server's initial patch embedding is adapted to the key, and so reveals it."""
+    """Returns True if the server's first patch embedding is adapted to the key and reveals it."""
     return adapts(config) and common_key(config) and not aligns(config)
 
 
@@ -88,7 +88,7 @@ def keeps_reader(config: Config) -> bool:
 
 
 def stays(name: str) -> bool:
-    """Returns True if a tensor reads ciphertext; under the policy ``local`` it stays with its client.
+    """Returns True if a tensor reads ciphertext; under ``local`` it stays with its client.
 
     Example:
         >>> stays("patch_embed.proj.bias"), stays("head.weight")

@@ -6,7 +6,8 @@ All clients that followed all steps hold the same values, bit by bit, so one cod
 of them. What a step withholds is part of the next difference, so error feedback comes by itself. A
 client that missed steps is sent those steps, or the full state if that is smaller.
 
-Source: Tang et al., arXiv 1905.05957, for compression in both directions; here the server encodes differences.
+Source: Tang et al., arXiv 1905.05957, for compression in both directions; here the server
+encodes differences.
 """
 
 from __future__ import annotations

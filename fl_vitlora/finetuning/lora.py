@@ -1,4 +1,4 @@
-"""LoRA: a frozen linear layer plus a trained product of two low-rank matrices, W + s·B·A, s = α / r.
+"""LoRA: a frozen linear layer plus a trained low-rank product, W + s·B·A, s = α / r.
 
 timm fuses query, key and value into one `qkv` layer of 3D outputs. An adapter on the query alone
 adds to the first third of them, an adapter on the value alone to the last third. So one class

@@ -103,7 +103,7 @@ def part_class(name: str) -> type[Part]:
 
 
 def _whole(kind: type[Part], name: str) -> type[Part]:
-    """Returns the class, or refuses it if it does not fulfil the contract of a part."""
+    """Returns the class, or refuses it if it breaks the contract of a part."""
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise UserError(f"method {name}: class {kind.__name__} lacks {', '.join(lacking)}")
     if "__dataclass_params__" not in vars(kind):
@@ -115,7 +115,7 @@ def _whole(kind: type[Part], name: str) -> type[Part]:
 
 
 def _made(kind: type[Part], config: FineTuningConfig) -> Part:
-    """Makes a part with its hyper-parameters, from the shared settings and from its own."""
+    """Makes a part with the hyper-parameters that the settings give it."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     own = {f.name for f in dataclasses.fields(kind)}
     given = {name: value for name, value in {**shared, **config.parameters}.items() if name in own}
@@ -197,13 +197,13 @@ def _check_heads(model: nn.Module) -> None:
     Names decide the group of a tensor. A classifier with another name would count as the body.
 
     Raises:
-        UserError: If other tensors have these names, or the classifier has other names.
+        UserError: If the classifier has other names, or other tensors have its names.
     """
     heads = head_parameters(model)
     called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
     if differing := sorted(heads ^ called):
         raise UserError(
-            f"{type(model).__name__} has a classifier whose names do not differ from those of its body "
+            f"{type(model).__name__} has a classifier whose names look like those of its body "
             f"({', '.join(differing[:3])}); take a plain ViT, for example vit_base_patch16_224"
         )
 

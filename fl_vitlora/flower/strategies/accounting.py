@@ -62,7 +62,7 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     """Returns the privacy loss ε of a client after some rounds.
 
     Args:
-        noise_multiplier: The noise multiplier z: standard deviation of the noise over sensitivity.
+        noise_multiplier: The noise multiplier z: the noise's standard deviation over sensitivity.
         releases: The number T of noisy means that were released.
         delta: The probability δ, in (0, 1).
 
@@ -130,11 +130,11 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
 
 
 def with_chosen_noise(privacy: PrivacyConfig, releases: int) -> PrivacyConfig:
-    """Returns the settings with the noise multiplier that a target asks for, if there is a target.
+    """Returns the settings with the noise multiplier for the target ε, if there is a target.
 
     Args:
-        privacy: As it was asked for; `confidentiality.check_privacy` has checked it.
-        releases: T, how many rounds are planned.
+        privacy: The settings of the user, checked by `confidentiality.check_privacy`.
+        releases: The number T of planned rounds.
     """
     if privacy.target_epsilon is None:
         return privacy

@@ -81,9 +81,8 @@ def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
     bounds = config.privacy.clipping_norm is not None
     if bounds and type(strategy).report is not Strategy.report:
         raise UserError(
-            f"privacy.clipping_norm: clients of strategy {name} send reports beside their updates and "
-            "remember them; clipping would change the reports; take a strategy without reports, "
-            "such as fedavg"
+            f"privacy.clipping_norm: clients of strategy {name} send reports and remember them, "
+            "and clipping would change the reports; take a strategy without reports, such as fedavg"
         )
     if config.finetuning.client_ranks:
         raise UserError(
