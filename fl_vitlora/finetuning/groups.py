@@ -1,9 +1,9 @@
 """The groups of tensors: a group decides the learning rate, the codec and the bytes shown.
 
 The name under which a tensor is exchanged determines its group. Most names do so by themselves:
-``patch_embed.proj.weight`` belongs to the patch embedding, ``….lora_A`` is a low-rank matrix. A part
-of a method may add tensors with new names. Such a tensor is exchanged under its group and its name,
-``lora:blocks.0.attn.gate``. So client and server find the same group without any other information.
+``patch_embed.proj.weight`` belongs to the patch embedding, ``….lora_A`` is a low-rank matrix. A
+part of a method may add tensors with new names. Such a tensor is exchanged under its group and its
+name, ``lora:blocks.0.attn.gate``. So client and server find the same group from the name alone.
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ class LoRALinear(nn.Module):
         pair: Makes the matrices of a slice from its weight and the rank; B·A by default.
 
     Attributes:
-        multiply: Applies a low-rank matrix to (B, T, n). A stack of several clients replaces it by a
-            function that applies each client's own matrix (`training.stacking`).
+        multiply: Applies a low-rank matrix to (B, T, n). A stack of several clients replaces it by
+            a function that applies each client's own matrix (`training.stacking`).
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class LoRALinear(nn.Module):
         )
         self.multiply: Multiply = F.linear
         self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
-        self._pretrained: Tensor | None = None  # the weight before increments; None if there were none
+        self._pretrained: Tensor | None = None  # the weight before any increments
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, n) to (B, T, outputs of the layer)."""

@@ -33,7 +33,7 @@ from fl_vitlora.state import State
 __all__ = ["BODY", "HEAD", "HEADS", "LORA", "PATCH_EMBEDDING", "group_of"]
 
 METHODS = USUAL  # the sums that most tests and benchmarks run
-ADAPTERS = ("lora", "sandwich", "lora_xs")  # values of `Strategy.adapter`; the last two mean the same
+ADAPTERS = ("lora", "sandwich", "lora_xs")  # of `Strategy.adapter`; the last two are equal
 PREPARED = "fine_tuning"  # the attribute of a model that says how it was prepared
 
 
@@ -169,7 +169,7 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
         if not trained:
             raise _nothing(method, name, model)
         if strange := sorted(set(trained) - set(own)):
-            raise UserError(f"method {method.name}: {name} trains {strange[0]}, which the model lacks")
+            raise UserError(f"method {method.name}: {name} trains {strange[0]}, an unknown tensor")
         for path in trained:
             try:
                 found.setdefault(path, groups.exchanged_name(path, part.group(path)))

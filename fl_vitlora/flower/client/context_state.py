@@ -8,8 +8,8 @@
 ``own``           the memory of the strategy's client half (`Strategy.report`)
 ``held-...``      the values of a stream after its last change, and their version
 ``withheld-...``  what codecs withheld from updates, and the round of the last update
-``before-...``    ``kept``, ``own`` and ``withheld-...`` before the last round, for the case that the
-                  server did not take that round's update
+``before-...``    ``kept``, ``own`` and ``withheld-...`` before the last round, which are restored if
+                  the server did not take that round's update
 ================  ===============================================================================
 """
 
@@ -190,7 +190,7 @@ def _put_aside(context: Context, record: str) -> None:
 
 
 def _take_back(context: Context, record: str, taken: int | None) -> None:
-    """Restores a record to before its last round, if the server did not take that round's update."""
+    """Restores a record's previous value, if the server did not take the last round's update."""
     if taken is not None and _round_of(context, record) > taken:
         for end in ("", WHICH):
             context.state[record + end] = context.state[BEFORE + record + end]
@@ -219,7 +219,7 @@ def _read(context: Context, record: str, number: int, layout: Layout) -> State:
     if which.get(NUMBER) != number:
         known = f"those of {which[NUMBER]!r}" if which else "nothing"
         raise ValueError(
-            f"message refused: it relies on {record} of round {number}, but this client remembers "
+            f"message refused: it relies on {record} of round {number}, and this client remembers "
             f"{known}"
         )
     names = frozenset(cast(list[str], which[NAMES]))

@@ -89,8 +89,8 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
 def noise_for(*, target: float, releases: int, delta: float) -> float:
     """Returns the smallest noise multiplier that keeps a run within a privacy loss ε.
 
-    More noise means a smaller ε, so a bisection on a logarithmic scale finds z. The result is larger
-    than the exact one by at most a ten-thousandth. So the ε of the run is at most the target.
+    More noise means a smaller ε, so a bisection on a logarithmic scale finds z. The result is
+    larger than the exact one by at most a ten-thousandth. So the run's ε is at most the target.
 
     Args:
         target: The largest allowed loss ε, positive.
