@@ -1,8 +1,8 @@
-"""Clients that sent no usable update, the round, and the reason.
+"""Failures: clients that sent no usable update, the round, and the reason.
 
-What an exception says reaches the server as one text, in one of three forms: a traceback, as the
-workers of a simulation send it; `<class 'X'>:<'...'>`, as Flower's nodes do; and the same around
-the words of a `ClientAppException`.
+The server gets an exception as one text, in one of three forms. The workers of a simulation send a
+traceback. Flower's nodes send `<class 'X'>:<'...'>`, or the same around the message of a
+`ClientAppException`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST = 300  # characters of a reason
-MOST_NAMED = 3  # failures in the message of a round that failed
-FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # in a traceback
-WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # once more each time it is sent
+LONGEST = 300  # the most characters of a reason
+MOST_NAMED = 3  # the most failures in the error message of a round
+FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # a frame of a traceback
+WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # repeated each time the exception is passed on
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
 SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
 
@@ -37,9 +37,9 @@ class Failure:
 
     @classmethod
     def of(cls, server_round: int, client: int, *told: str) -> Failure:
-        """Makes a failure of the reports of each time that the client was asked.
+        """Makes a failure from one report for each time that the client was asked.
 
-        The reason is that of the first time; the second may be its consequence.
+        The reason is that of the first report; the second may be its consequence.
         """
         traces = dict.fromkeys(map(unwrapped, told))
         return cls(
@@ -51,14 +51,14 @@ class Failure:
 
 
 def first_line(told: str) -> str:
-    r"""Finds the cause in what was told of an exception.
+    r"""Returns the cause of a failure from the report of an exception.
 
     Args:
-        told: A traceback, what Flower makes of an exception, or any other text.
+        told: The report: a traceback, Flower's text of an exception, or any other text.
 
     Returns:
-        The first line of the exception's message, with its type where the message alone might not
-        be understood.
+        The first line of the exception's message. The type stands before it, unless the message is
+        clear without it.
 
     Example:
         >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
@@ -72,13 +72,13 @@ def first_line(told: str) -> str:
 
 
 def unwrapped(told: str) -> str:
-    r"""Takes off what Flower puts around the text of an exception, and Ray around that.
+    r"""Removes what Flower and Ray put around the text of an exception.
 
     Example:
         >>> unwrapped("<class 'KeyError'>:<''head''>")
         "KeyError: 'head'"
     """
-    text = told if "\n" in told else told.replace("\\n", "\n")  # some come as a `repr`
+    text = told if "\n" in told else told.replace("\\n", "\n")  # some reports are a `repr`
     kind, text = quoted.groups() if (quoted := QUOTED.fullmatch(text)) else ("", text)
     if wrapped := WRAPPED.match(text):
         return text[wrapped.end() :].strip()

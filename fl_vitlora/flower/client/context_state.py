@@ -8,8 +8,8 @@
 ``own``           the memory of the strategy's client half (`Strategy.report`)
 ``held-...``      the values of a stream after its last change, and their version
 ``withheld-...``  what codecs withheld from updates, and the round of the last update
-``before-...``    ``kept``, ``own`` and ``withheld-...`` before the last round, which are restored if
-                  the server did not take that round's update
+``before-...``    ``kept``, ``own`` and ``withheld-...`` before the last round; they are restored
+                  if the server did not take that round's update
 ================  ===============================================================================
 """
 
