@@ -51,7 +51,7 @@ class ClientRecord:
         node: The number of its Flower node; None before its greeting.
         images: The number of its training images, as the client greeted; None before that.
         test_images: The number of its test images, as the client first said; None before that.
-        memory: What the client remembers of the model.
+        memory: The tensors and merged rounds that the client remembers.
         followed: The versions of the streams that the client holds.
         offered: The versions that the client holds once it has answered its last message.
     """

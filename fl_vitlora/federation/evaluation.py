@@ -32,7 +32,7 @@ class Evaluator(Protocol):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Returns the names of the possible views of the test images; the right key's is always one."""
+        """Returns the names of the possible views of the test images; one is the right key's."""
         ...
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
@@ -48,7 +48,7 @@ class CentralEvaluator:
         backbone: The model that the party computes with.
         shard: The encrypted test images.
         coordinates: The maps between the server's tensors and the party's.
-        holder: The holder of the party's key; None if it has no key and uses the images as they are.
+        holder: The holder of the party's key; None if the party has no key.
         precision: The type of activations.
     """
 

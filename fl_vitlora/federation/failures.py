@@ -14,7 +14,7 @@ from dataclasses import dataclass
 LONGEST = 300  # the most characters of a reason
 MOST_NAMED = 3  # the most failures in the error message of a round
 FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # a frame of a traceback
-WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # repeated each time the exception is passed on
+WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # one for each sender
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
 SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
 
@@ -36,29 +36,29 @@ class Failure:
     trace: str
 
     @classmethod
-    def of(cls, server_round: int, client: int, *told: str) -> Failure:
+    def of(cls, server_round: int, client: int, *reports: str) -> Failure:
         """Makes a failure from one report for each time that the client was asked.
 
         The reason is that of the first report; the second may be its consequence.
         """
-        traces = dict.fromkeys(map(unwrapped, told))
+        traces = dict.fromkeys(map(unwrapped, reports))
         return cls(
             round=server_round,
             client=client,
-            reason=first_line(told[0]),
+            reason=first_line(reports[0]),
             trace="\n\nasked again:\n\n".join(traces),
         )
 
 
-def first_line(told: str) -> str:
+def first_line(report: str) -> str:
     r"""Returns the cause of a failure from the report of an exception.
 
     Args:
-        told: The report: a traceback, Flower's text of an exception, or any other text.
+        report: The report: a traceback, Flower's text of an exception, or any other text.
 
     Returns:
-        The first line of the exception's message. The type stands before it, unless the message is
-        clear without it.
+        The first line of the exception's message. It begins with the type, unless the message is clear
+        without the type.
 
     Example:
         >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
@@ -66,19 +66,19 @@ def first_line(told: str) -> str:
         >>> first_line("<class 'ValueError'>:<'no images\nsee above'>")
         'no images'
     """
-    *_, after = FRAME.split(unwrapped(told))
+    *_, after = FRAME.split(unwrapped(report))
     lines = [line for line in after.splitlines() if line.strip() and not line[0].isspace()]
     return SELF_EVIDENT.sub("", lines[0], count=1)[:LONGEST] if lines else "unknown"
 
 
-def unwrapped(told: str) -> str:
+def unwrapped(report: str) -> str:
     r"""Removes what Flower and Ray put around the text of an exception.
 
     Example:
         >>> unwrapped("<class 'KeyError'>:<''head''>")
         "KeyError: 'head'"
     """
-    text = told if "\n" in told else told.replace("\\n", "\n")  # some reports are a `repr`
+    text = report if "\n" in report else report.replace("\\n", "\n")  # some reports are a `repr`
     kind, text = quoted.groups() if (quoted := QUOTED.fullmatch(text)) else ("", text)
     if wrapped := WRAPPED.match(text):
         return text[wrapped.end() :].strip()
@@ -92,6 +92,6 @@ def first_reasons(failures: Sequence[Failure]) -> str:
         >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])
         '; client 0: late; client 1: late; client 2: late; and 2 more'
     """
-    told = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
-    more = len(failures) - len(told)
-    return "".join(told) + (f"; and {more} more" if more else "")
+    named = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
+    more = len(failures) - len(named)
+    return "".join(named) + (f"; and {more} more" if more else "")

@@ -19,9 +19,7 @@ from fl_vitlora.config.rates import rates_of
 
 ROUNDS = 3  # checked together; the first rounds of any run may be bad
 NEAR = 0.99  # of the loss of guessing: a higher loss means no learning
-LEARNT = (
-    0.25  # of the way from guessing to perfect: above it the run learns, whatever its loss
-)
+LEARNT = 0.25  # of the way from guessing to perfect: above it the run learns, whatever its loss
 CLEARLY_ABOVE = 1.05  # of log K: a higher loss means that the learning rate is too high
 
 

@@ -122,8 +122,8 @@ class Part(ABC):
             tensors: All exchanged tensors by name, after an aggregation.
 
         Returns:
-            The tensors that change; nothing by default. Orthogonal factors, whose mean is no longer
-            orthogonal, are an example.
+            The tensors that change; none by default. An example are orthogonal factors: their mean
+            is no longer orthogonal.
         """
         del tensors
         return {}

@@ -149,8 +149,8 @@ def attach(model: nn.Module, method: Method, seed: int) -> None:
     names = _trained_names(model, method)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-    told = Prepared(method=method, names=names, added=frozenset(added))
-    vars(model)[PREPARED] = told
+    preparation = Prepared(method=method, names=names, added=frozenset(added))
+    vars(model)[PREPARED] = preparation
 
 
 def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
@@ -213,15 +213,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
     They are in the model's order. `groups` explains the names.
     """
-    told = prepared(model)
-    names = {} if told is None else told.names
+    preparation = prepared(model)
+    names = {} if preparation is None else preparation.names
     return {names.get(n, n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Returns the parameters of a model without those that its method added."""
-    told = prepared(model)
-    added = frozenset[str]() if told is None else told.added
+    preparation = prepared(model)
+    added = frozenset[str]() if preparation is None else preparation.added
     return {n: p.detach().cpu() for n, p in model.named_parameters() if n not in added}
 
 
@@ -278,8 +278,8 @@ def merge(model: nn.Module) -> None:
     Raises:
         UserError: If a part of the method cannot be merged.
     """
-    told = prepared(model)
-    parts = () if told is None else told.method.parts
+    preparation = prepared(model)
+    parts = () if preparation is None else preparation.method.parts
     for name, part in parts:
         if part.cannot_merge:
             raise UserError(

@@ -173,7 +173,7 @@ class ClientEnd:
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns what was withheld so far, without tensors that have since been written anew."""
+        """Returns what was withheld so far, without tensors that have been overwritten since."""
         strategy = self.settings.strategy
         anew = (*strategy.plan(round_of(self.config)).restarted, *strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}

@@ -189,8 +189,8 @@ def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
     own = (
         path for path in shards if (under := sealed_under(path)) is None or keys.can_open(*under)
     )
-    told = shard_metadata(next(own, shards[0]), keys)
-    secret = open_ring(Path(config.encryption.key_file)).find(told["key_id"])
+    metadata = shard_metadata(next(own, shards[0]), keys)
+    secret = open_ring(Path(config.encryption.key_file)).find(metadata["key_id"])
     return key_holder(
         config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
     )

@@ -110,8 +110,8 @@ def describe(strategy: AnyStrategy) -> str:
         >>> describe(FedProx(mu=0.5))
         'strategies.fedprox:FedProx(mu=0.5)'
     """
-    told = ", ".join(f"{name}={value!r}" for name, value in parameters(strategy).items())
-    return f"{class_path(strategy)}({told})"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in parameters(strategy).items())
+    return f"{class_path(strategy)}({arguments})"
 
 
 def told(config: Config, strategy: AnyStrategy) -> Config:

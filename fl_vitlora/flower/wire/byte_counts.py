@@ -59,8 +59,8 @@ def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> 
     )
     metrics = MetricRecord({messages.CLIENT: 1, messages.SAMPLES: 1})
     names = ConfigRecord({messages.CLASSES: list(class_names)})
-    told = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
-    greeting = Message(fold(told, {}, {}), reply_to=question)
+    content = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
+    greeting = Message(fold(content, {}, {}), reply_to=question)
     downlink, uplink = model_bytes(state)
     return MessageSizes(
         question=object_bytes(question),

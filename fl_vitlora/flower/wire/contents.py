@@ -60,7 +60,7 @@ class Received:
         since: The round in which the client remembered them; 0 if they have their initial values.
         merged: The pairs to be added to frozen weights, one state for each round, in order.
         increments: In place of pairs, the sum to be added to the pre-trained weights, by path.
-        merges: The number of rounds whose pairs the client has already, and the number after this
+        merges: The number of merged rounds that the client already has, and the number after this
             message. If the first number is 0, the client starts afresh.
         broadcast: The tensors that the strategy sends beside the model.
         round: The number of the round, from 1.
@@ -231,8 +231,8 @@ def write_update(
 
     Args:
         delta: Tensors after training minus before, without those that rested.
-        report: What the strategy sends beside the delta: tensors of the same names in the same
-            order, or nothing.
+        report: The strategy's report: tensors of the same names in the same order as the delta, or
+            an empty state.
         samples: The number of images that the client trained on.
         loss: The mean training loss.
         steps: The number of optimiser steps.

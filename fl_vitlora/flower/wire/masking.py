@@ -152,8 +152,8 @@ def answer(message: Message, context: Context) -> Message:
     dropped = frozenset(_field(asked, DROPPED))
     seeds, after = reveal(_kept(context), _field(asked, ROUND), dropped)
     _keep(context, after)
-    told = ConfigRecord({CLIENTS: list(seeds), SEEDS: list(seeds.values())})
-    return Message(RecordDict({RECORD: told}), reply_to=message)
+    seeds_record = ConfigRecord({CLIENTS: list(seeds), SEEDS: list(seeds.values())})
+    return Message(RecordDict({RECORD: seeds_record}), reply_to=message)
 
 
 # the server's end
@@ -259,7 +259,7 @@ def open_sum(
     steps: Mapping[int, int],
     population: int,
 ) -> tuple[Update, int]:
-    """Returns the update that a secure sum stands for.
+    """Returns the mean update of a secure sum.
 
     Args:
         total: The sum that `secure_sum.add_up` returned.

@@ -129,13 +129,13 @@ def _field(length: int) -> int:
 def _of_array(objects: _Objects, array: Array) -> int:
     chunks = [objects.add("ArrayChunk", (), len(data), data) for data in _chunks(array)]
     places = {number: place for place, number in enumerate(dict.fromkeys(chunks))}
-    told = {
+    header = {
         "dtype": array.dtype,
         "shape": array.shape,
         "stype": array.stype,
         "arraychunk_ids": [places[number] for number in chunks],
     }
-    body = json.dumps(told)
+    body = json.dumps(header)
     return objects.add(type(array).__qualname__, chunks, len(body), body)
 
 

@@ -290,5 +290,5 @@ def test_incomplete_records_are_refused_by_the_name_of_what_is_missing():
     ):
         with pytest.raises(ValueError, match=f"lacks '{lacking}'"):
             read(empty)
-        with pytest.raises(ValueError, match="says nothing"):
+        with pytest.raises(ValueError, match="has no record"):
             read(RecordDict())
