@@ -1,8 +1,9 @@
-"""Which combinations of key scope, adaptation and policy of the patch embedding mean what.
+"""What a combination of key scope, adaptation and patch-embedding policy means for a run.
 
-Pure questions to a configuration: who has the same key, what is exchanged, who turns tensors by a
-key, who evaluates; and which combinations are refused, with the reason. `coordinates` has the
-formulas, `docs/trust.md` says what every party sees.
+The functions here read a configuration and have no other effect. They say which parties share a
+key, which tensors are exchanged, which party transforms tensors by its key, and which party
+evaluates. `check` refuses combinations that cannot work. `coordinates` has the formulas, and
+`docs/trust.md` says what every party sees.
 """
 
 from __future__ import annotations
@@ -23,69 +24,71 @@ from fl_vitlora.strategy import Strategy
 
 
 def common_key(config: Config) -> bool:
-    """Tells whether all parties have the same key, or none."""
+    """Returns True if all parties have the same key, or if nothing is encrypted."""
     return config.encryption.scope in ("shared", "block") or not config.encryption.steps
 
 
 def exchanges_reader(config: Config) -> bool:
-    """Tells whether the patch embedding is trained and sent."""
+    """Returns True if the patch embedding is trained and sent."""
     return what_becomes_of_reader(config) in ("aggregate", "aligned")
 
 
 def aligns(config: Config) -> bool:
-    """Tells whether the patch embedding is exchanged in plain coordinates."""
+    """Returns True if the patch embedding is exchanged in plain coordinates."""
     return what_becomes_of_reader(config) == "aligned" and bool(config.encryption.steps)
 
 
 def adapts(config: Config) -> bool:
-    """Tells whether models are adapted to a key; plain images have none."""
+    """Returns True if models are adapted to a key; without encryption there is no key."""
     return config.encryption.adapt and bool(config.encryption.steps)
 
 
 def reader_is_stored(config: Config) -> bool:
-    """Tells whether the server's model may read with another reader than the public model's.
+    """Returns True if the server's patch embedding may differ from the public model's.
 
-    It is adapted then, or has a kernel for every patch; who cannot make it is given its file.
+    It is then adapted to a key, or has a kernel for every patch. A party that cannot compute it
+    gets it as a file.
     """
     return adapts(config) or aligns(config)
 
 
 def what_becomes_of_reader(config: Config) -> str:
-    """Names the policy of the patch embedding as it takes effect."""
+    """Returns the policy of the patch embedding that takes effect."""
     trained = methods.method_of(config.finetuning).trains_patch_embedding
     return config.finetuning.patch_embedding if trained else "frozen"
 
 
 def start_is_adapted(config: Config) -> bool:
-    """Tells whether the server's first reader is turned by the key, and so betrays it."""
+    """Returns True if the server's first patch embedding is adapted to the key and reveals it."""
     return adapts(config) and common_key(config) and not aligns(config)
 
 
 def server_needs_reader(config: Config) -> bool:
-    """Tells whether a server without a key must be given a reader: to exchange it, or to evaluate.
+    """Returns True if a server without a key needs the file of its patch embedding.
 
-    Where clients evaluate and the patch embedding is not exchanged, it never reads a patch.
+    It needs the file to exchange the patch embedding, or to evaluate. If the clients evaluate and
+    the patch embedding is not exchanged, the server never reads a patch.
     """
     return reader_is_stored(config) and (exchanges_reader(config) or not clients_evaluate(config))
 
 
 def lacks_key_ring(config: Config) -> bool:
-    """Tells whether a run would draw a new secret."""
+    """Returns True if the run needs a key ring whose file does not exist yet."""
     return needs_key_ring(config) and not Path(config.encryption.key_file).exists()
 
 
 def needs_key_ring(config: Config) -> bool:
-    """Tells whether images are encrypted, or shards sealed, under a key ring."""
+    """Returns True if a key ring encrypts the images, or the shards at rest."""
     return bool(config.encryption.steps) or config.encryption.at_rest == "ring"
 
 
 def keeps_reader(config: Config) -> bool:
-    """Tells whether every client trains a patch embedding of its own and keeps it."""
+    """Returns True if every client trains a patch embedding of its own and keeps it."""
     return what_becomes_of_reader(config) == "local"
 
 
 def stays(name: str) -> bool:
-    """Tells whether a tensor reads ciphertext, so that it is kept where it is local.
+    """Returns True if a tensor reads ciphertext; under ``local`` it stays with its client.
 
     Example:
         >>> stays("patch_embed.proj.bias"), stays("head.weight")
@@ -97,13 +100,13 @@ def stays(name: str) -> bool:
 def exchanged(
     config: Config, trained: Mapping[str, Tensor], personal: tuple[str, ...] = ()
 ) -> State:
-    """Selects those of the trained tensors that clients exchange with the server.
+    """Returns the trained tensors that clients exchange with the server.
 
     Args:
-        config: What becomes of the patch embedding.
-        trained: All of them.
-        personal: Endings of those that the strategy leaves to the clients; the method may leave
-            others to them.
+        config: The experiment, with the policy of the patch embedding.
+        trained: All trained tensors by name.
+        personal: The endings of the tensors that the strategy keeps at the clients. The fine-tuning
+            method may keep others there.
     """
     local = keeps_reader(config)
     personal = (*personal, *methods.method_of(config.finetuning).personal)
@@ -115,17 +118,19 @@ def exchanged(
 
 
 def for_strategy(config: Config, strategy: Strategy) -> Config:
-    """Checks that a strategy fits an experiment, and lets clients evaluate what only they have.
+    """Checks that a strategy fits an experiment.
+
+    If some tensors stay with the clients, the clients must evaluate.
 
     Args:
-        config: The experiment as it was asked for.
-        strategy: Whose client half the clients run.
+        config: The experiment as the user asked for it.
+        strategy: The strategy of the run.
 
     Returns:
-        The experiment as it is to be run.
+        The experiment as it will run.
 
     Raises:
-        UserError: When the strategy asks for what the experiment has not.
+        UserError: If the strategy needs something that the experiment does not have.
     """
     name = config.strategy.name
     method = methods.method_of(config.finetuning, strategy.adapter)
@@ -152,19 +157,19 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
 
 
 def clients_evaluate(config: Config) -> bool:
-    """Tells whether clients measure accuracy, each on encrypted test images of its own."""
+    """Returns True if the clients measure accuracy, each on its own encrypted test images."""
     if config.evaluation.by == "auto":
         return keeps_reader(config) or aligns(config) or not _serverable(config)
     return config.evaluation.by == "clients"
 
 
 def clients_turn(config: Config) -> bool:
-    """Tells whether a client's side must have its key, to turn tensors by it."""
+    """Returns True if a client needs its key to transform tensors by it."""
     return aligns(config) or (adapts(config) and not common_key(config))
 
 
 def clients_need_key(config: Config) -> bool:
-    """Tells whether a simulated client's side takes its key: to turn tensors, or to try others."""
+    """Returns True if a simulated client needs its key: for tensors, or to test with other keys."""
     evaluates = clients_evaluate(config) and bool(config.encryption.steps)
     return clients_turn(config) or evaluates
 
@@ -173,7 +178,7 @@ def check(config: Config) -> None:
     """Refuses combinations of settings that cannot work.
 
     Raises:
-        UserError: With the reason, and what would work instead.
+        UserError: If a combination cannot work; the message says what would work.
     """
     byzantine.check(config)
     faults.check(config)
@@ -211,5 +216,5 @@ def check(config: Config) -> None:
 
 
 def _serverable(config: Config) -> bool:
-    """Tells whether a server without a key can evaluate."""
+    """Returns True if a server without a key can evaluate."""
     return common_key(config) or config.encryption.scope == "image"

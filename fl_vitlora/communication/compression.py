@@ -1,12 +1,12 @@
-"""Coded tensors: group by group through codecs, and what is withheld is kept for later.
+"""Compression of tensors, group by group, with error feedback.
 
-    target   = delta + residual          what the other side should have moved by
-    sent     = decode(encode(target))
-    residual = target - sent             is added to the next round's delta: error feedback
+    target   = delta + residual          the change that the other side should see
+    sent     = decode(encode(target))    the change that it sees
+    residual = target - sent             the rest, which is added to the next round's delta
 
-With error feedback a codec need not be exact, nor unbiased: what it withholds in one round comes in
-a later one. A codec sees all tensors of a group as one vector. What a part does not hold has not
-moved.
+With error feedback a codec may be inexact and biased: what it withholds in one round is sent in a
+later round. A codec sees all tensors of a group as one vector. A tensor that a part does not hold
+has not changed.
 
 Source: Stich et al., arXiv 1809.07599; Karimireddy et al., arXiv 1901.09847.
 """
@@ -30,12 +30,12 @@ def code(state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator) 
 
     Args:
         state: Some of the layout's tensors, float32.
-        layout: Of all that the other side may expect.
-        lanes: With the codec of each group.
-        draw: Of what codecs leave to chance.
+        layout: The layout of all tensors that the other side may expect.
+        lanes: The codec of each group.
+        draw: The random generator for codecs that draw.
 
     Raises:
-        ValueError: When a tensor holds NaN or infinity, or is not of the layout.
+        ValueError: If a tensor holds NaN or infinity, or is not in the layout.
     """
     return send(state, layout, lanes, draw)[0]
 
@@ -43,10 +43,10 @@ def code(state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator) 
 def send(
     state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator
 ) -> tuple[Part, State]:
-    """Encodes tensors, and tells what will be decoded; as for `code`."""
+    """Encodes tensors as `code` does, and also returns the tensors as they will be decoded."""
     here = layout.only(frozenset(state))
     if tuple(state) != here.names:
-        raise ValueError("tensors to be sent must be the layout's, in its order")
+        raise ValueError("tensors to be sent must be those of the layout, in its order")
     sections: list[Section] = []
     arrives: State = {}
     for group, part in _by_group(here).items():
@@ -61,17 +61,17 @@ def send(
 
 
 def decode(part: Part, layout: Layout) -> State:
-    """Decodes what `code` wrote, by what the part says of itself.
+    """Decodes what `code` wrote, with the codecs that the part names.
 
     Args:
-        part: As it came.
-        layout: Of all that may be in it.
+        part: The part as it was received.
+        layout: The layout of all tensors that the part may hold.
 
     Returns:
-        The tensors that are in it, in the layout's order, float32.
+        The tensors of the part, in the layout's order, float32.
 
     Raises:
-        ValueError: When it was made for other tensors, or is not what a codec writes.
+        ValueError: If the part was made for other tensors, or its bytes do not fit its codec.
     """
     if part.digest != layout.digest:
         raise ValueError(
@@ -90,16 +90,16 @@ def decode(part: Part, layout: Layout) -> State:
 
 
 def is_exact(part: Part) -> bool:
-    """Tells whether nothing is lost of a part's tensors, each of which takes its four bytes.
+    """Returns True if all codecs of a part are lossless, with four bytes for each scalar.
 
     Raises:
-        ValueError: When it names codecs that there are not.
+        ValueError: If the part names an unknown codec.
     """
     return all(parse(section.codec).lossless for section in part.sections)
 
 
 def _decode(section: Section, layout: Layout) -> Floats:
-    """Decodes a group's body with the codec that it names."""
+    """Decodes the body of a section with the codec that the section names."""
     try:
         codec = parse(section.codec)
         return codec.decode(section.body, tuple(shape for _, shape in layout.shapes))
@@ -109,7 +109,7 @@ def _decode(section: Section, layout: Layout) -> Floats:
 
 @functools.lru_cache(maxsize=32)
 def _by_group(layout: Layout) -> dict[str, Layout]:
-    """Parts a layout into those of its groups, in their order."""
+    """Splits a layout into one layout for each group, in the order of `GROUPS`."""
     groups = {name: group_of(name) for name in layout.names}
     parted = {g: layout.only(frozenset(n for n in groups if groups[n] == g)) for g in GROUPS}
     return {group: part for group, part in parted.items() if part.shapes}
@@ -124,18 +124,18 @@ def compress(
     travelling: frozenset[str],
     draw: np.random.Generator,
 ) -> tuple[Part, State]:
-    """Encodes a change and what was withheld of earlier ones.
+    """Encodes a change together with what was withheld of earlier changes.
 
     Args:
-        delta: All of the layout's tensors.
-        residual: What was withheld, of some tensors, of the layout or not.
-        layout: Of the delta.
-        lanes: With the codec of each group.
-        travelling: Which tensors travel in this round (`Lanes.open`).
-        draw: Of what codecs leave to chance.
+        delta: The change of all tensors of the layout.
+        residual: What was withheld so far, by name; names outside the layout are allowed.
+        layout: The layout of the delta.
+        lanes: The codec of each group.
+        travelling: The names of the tensors that are sent in this round (`Lanes.open`).
+        draw: The random generator for codecs that draw.
 
     Returns:
-        What is sent, and what is withheld now; of exact lanes nothing is.
+        The part that is sent, and what is withheld now. Exact lanes withhold nothing.
     """
     target = {n: t + residual[n] if n in residual else t for n, t in delta.items()}
     part, sent = send({n: t for n, t in target.items() if n in travelling}, layout, lanes, draw)

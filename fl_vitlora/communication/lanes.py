@@ -1,7 +1,7 @@
-"""Lanes: how each group of tensors travels in one direction, by which codec and how often.
+"""Lanes: with which codec, and how often, each group of tensors is sent in one direction.
 
-A group may rest on the wire: under ``every(n)`` it travels in every n-th round and in the last one.
-Until then its changes are withheld, and a client trains on from where it was.
+A group with ``every(n)`` is sent in every n-th round and in the last round. In the rounds between,
+its changes are withheld, and each client goes on training its own values.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ EVERY = re.compile(r"\s*every\s*\(\s*(?P<n>\d{1,5})\s*\)\s*(\+(?P<codec>.*))?", 
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """How one group travels in one direction.
+    """How one group is sent in one direction.
 
     Attributes:
-        codec: Of its tensors.
-        every: It travels in every so manieth round, and in the last.
+        codec: The codec of the group's tensors.
+        every: The interval n: the group is sent in every n-th round, and in the last round.
     """
 
     codec: Codec
@@ -31,46 +31,46 @@ class Lane:
 
     @property
     def exact(self) -> bool:
-        """Tells whether nothing is ever withheld."""
+        """Returns True if nothing of the group is ever withheld."""
         return self.codec.lossless and self.every == 1
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """How each group travels in one direction.
+    """How each group is sent in one direction.
 
     Attributes:
-        by_group: Of all `groups.GROUPS`.
+        by_group: The lane of each group of `groups.GROUPS`.
     """
 
     by_group: Mapping[str, Lane]
 
     @property
     def exact(self) -> bool:
-        """Tells whether nothing is ever withheld of any group."""
+        """Returns True if nothing of any group is ever withheld."""
         return all(lane.exact for lane in self.by_group.values())
 
     def of(self, name: str) -> Lane:
-        """Finds the lane of a tensor."""
+        """Returns the lane of a tensor."""
         return self.by_group[group_of(name)]
 
     def open(self, names: Iterable[str], server_round: int, rounds: int) -> frozenset[str]:
-        """Names the tensors that travel in a round.
+        """Returns the names of the tensors that are sent in a round.
 
         Args:
-            names: Of the tensors in question.
-            server_round: From 1.
-            rounds: How many there will be.
+            names: The names of all tensors that could be sent.
+            server_round: The number of the round, from 1.
+            rounds: The number of rounds of the run.
         """
         last = server_round == rounds
         return frozenset(n for n in names if last or server_round % self.of(n).every == 0)
 
 
 def parse_lane(spec: str) -> Lane:
-    """Reads a codec with an interval before it, or without.
+    """Reads a codec, with or without an interval before it.
 
     Raises:
-        UserError: When it is neither.
+        UserError: If the text is neither a codec nor an interval with a codec.
 
     Example:
         >>> parse_lane("every(5)+int4").every, parse_lane("int4").every
@@ -86,11 +86,11 @@ def parse_lane(spec: str) -> Lane:
 
 
 def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
-    """Reads how all groups travel.
+    """Reads the lanes of all groups.
 
     Args:
-        specs: By group; what is missing or None takes the default.
-        default: Of all others.
+        specs: The text of each group's lane; a group that is missing or None takes the default.
+        default: The text of the default lane.
 
     Example:
         >>> read_lanes({"head": "every(2)+float32"}, "float32").of("head.weight").every

@@ -1,10 +1,10 @@
 """Packing: all tensors of a record in one flat float32 buffer behind a 20-byte header.
 
-So they are handed from room to room, and so a client remembers them; how they travel is another
-matter (`compression`, `parcel`).
+The rooms of this project pass tensors to each other in this form, and a client stores them in it.
+Between client and server they travel in another form (`compression`, `parcel`).
 
-Client and server build the same model, so names and shapes need not travel: the header carries a
-digest of them instead, and a buffer that was made for another model is refused.
+Client and server build the same model, so names and shapes are not sent. The header carries a
+digest of them instead. A buffer that was made for another model is refused.
 
 Header: magic "FVL1" (4 bytes), digest of the layout (8 bytes), number of scalars (8 bytes, little
 endian). Body: the scalars of all tensors in the layout's order, little endian.
@@ -35,44 +35,44 @@ SCALAR = np.dtype("<f4")
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors that are exchanged, in their order.
+    """The names and shapes of the exchanged tensors, in order.
 
     Attributes:
-        shapes: Pairs of name and shape.
+        shapes: The name and the shape of each tensor.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Layout:
-        """Reads the layout off a state."""
+        """Returns the layout of a state."""
         return cls(tuple((name, tuple(tensor.shape)) for name, tensor in state.items()))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Lists the names in their order."""
+        """Returns the names of the tensors, in order."""
         return tuple(name for name, _ in self.shapes)
 
     @property
     def digest(self) -> bytes:
-        """Names the layout in 8 bytes."""
+        """Returns a digest of the layout, 8 bytes long."""
         return _digest(self.shapes)
 
     @cached_property
     def scalars(self) -> int:
-        """Counts the scalars of all tensors."""
+        """Returns the number of scalars of all tensors."""
         return sum(math.prod(shape) for _, shape in self.shapes)
 
     def ending_with(self, endings: tuple[str, ...]) -> frozenset[str]:
-        """Finds the names with one of these endings."""
+        """Returns the names that end with one of these endings."""
         return frozenset(name for name, _ in self.shapes if name.endswith(endings))
 
     def empty(self) -> State:
-        """Returns tensors of these names and shapes that hold no memory."""
+        """Returns tensors of these names and shapes on the meta device, without memory."""
         return {name: torch.empty(shape, device="meta") for name, shape in self.shapes}
 
     def mark(self, names: frozenset[str]) -> bytes:
-        """Writes down which of the names are meant, a bit for each in their order.
+        """Returns a bit mask of some names: one bit for each tensor of the layout, in order.
 
         Example:
             >>> layout = Layout((("a", ()), ("b", ()), ("c", ())))
@@ -83,10 +83,10 @@ class Layout:
         return np.packbits(bits).tobytes()
 
     def marked(self, bits: bytes) -> frozenset[str]:
-        """Reads what `mark` wrote.
+        """Returns the names that a bit mask of `mark` stands for.
 
         Raises:
-            ValueError: When that is not what `mark` writes.
+            ValueError: If the mask has the wrong length.
         """
         if len(bits) != -(-len(self.shapes) // 8):
             raise ValueError(f"message refused: {len(bits)} bytes mark {len(self.shapes)} tensors")
@@ -94,15 +94,15 @@ class Layout:
         return frozenset(n for (n, _), one in zip(self.shapes, marks, strict=True) if one)
 
     def only(self, names: frozenset[str]) -> Layout:
-        """Leaves out all others."""
+        """Returns the layout of these tensors alone."""
         return Layout(tuple(pair for pair in self.shapes if pair[0] in names))
 
     def without(self, names: frozenset[str]) -> Layout:
-        """Leaves out some tensors."""
+        """Returns the layout of all tensors but these."""
         return Layout(tuple(pair for pair in self.shapes if pair[0] not in names))
 
     def shaped(self, scalars: NDArray[np.floating[Any]]) -> State:
-        """Gives a list of scalars the names and shapes of the tensors, float32."""
+        """Cuts a vector of scalars into tensors of these names and shapes, float32."""
         found, begin = {}, 0
         for name, shape in self.shapes:
             end = begin + math.prod(shape)
@@ -121,10 +121,10 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
     """Writes a state into one buffer.
 
     Args:
-        state: Tensors of any floating type, on the CPU.
+        state: The tensors by name, of any floating type, on the CPU.
 
     Returns:
-        Header and float32 scalars.
+        The header and the float32 scalars.
 
     Example:
         >>> len(pack({"w": torch.zeros(3, 2)}))
@@ -140,14 +140,14 @@ def unpack(buffer: bytes, layout: Layout) -> State:
     """Reads a buffer that `pack` wrote.
 
     Args:
-        buffer: Header and scalars.
-        layout: What is expected.
+        buffer: The header and the scalars.
+        layout: The layout of the expected tensors.
 
     Returns:
-        The state, float32.
+        The tensors by name, float32.
 
     Raises:
-        ValueError: When the buffer is foreign, cut off, or made for other tensors.
+        ValueError: If the buffer has another format, is cut off, or was made for other tensors.
     """
     if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
         raise ValueError("message refused: it does not begin as a packed state does")

@@ -1,18 +1,18 @@
-"""The wire format: all that a message says in one flat buffer that describes itself.
+"""The wire format: the whole content of a message in one flat buffer that describes itself.
 
     magic "FVL2"    4 bytes; the digit is the version
     checksum        8 bytes, BLAKE2b of all that follows
-    lengths         two varints: of the head as it stands here, and when it is inflated
-    head            msgpack, deflated with a dictionary of the words that both ends know
+    lengths         two varints: the length of the head compressed, and uncompressed
+    head            msgpack, deflated with a dictionary of words that both sides know
     bodies          the sections of coded tensors, one after the other
 
-The head holds plain values (scalars and lists, by record) and a table of the tensors that follow:
-for each part the record that it belongs to, the digest of its layout, which of the layout's tensors
-it holds, and for each section the group, the codec and the length. Names and shapes do not travel:
-client and server build the same model, and a part that was made for another one is refused.
+The head holds plain values (scalars and lists, by record) and a table of the coded tensors. For
+each part, the table gives its record, the digest of its layout, and which of the layout's tensors
+it holds. For each section of a part, it gives the group, the codec and the length. Names and shapes
+are not sent: client and server build the same model. A part for another model is refused.
 
-A buffer that was cut, changed, or is another's is refused before anything of it is decoded; the
-checksum guards against accidents, not against forgers. Lengths are checked before anything is
+A buffer that was cut, changed, or has another format is refused before any tensor is decoded. The
+checksum protects against accidents, not against an attacker. Lengths are checked before memory is
 allocated.
 """
 
@@ -30,10 +30,10 @@ from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 
 MAGIC = b"FVL2"
 CHECKSUM_BYTES = 8
-MOST_INFLATION = 16  # times: heads are mostly numbers and keys, and so is what they may allocate
-SMALL_HEAD = 4096  # bytes that any head may have, however well it deflates
+MOST_INFLATION = 16  # highest ratio of uncompressed to compressed length; it limits the memory
+SMALL_HEAD = 4096  # bytes that every head may have, whatever its ratio
 
-# Words that stand in many heads, the most frequent last: deflating finds near ones cheaper.
+# Words of many heads, the most frequent last: deflate encodes a near match in fewer bits.
 DICTIONARY = (
     b"secure-sum public-key private-key clients shares keys range dropped seeds masked other body "
     b"merged increments merged-ranks merges broadcast report views accuracy/ loss/ taken frozen "
@@ -55,9 +55,9 @@ class Section:
     """The coded tensors of one group.
 
     Attributes:
-        group: Its name.
-        codec: Of its body, as `codecs.parse` reads it; empty for bytes that are no tensors.
-        body: As it travels.
+        group: The name of the group.
+        codec: The codec of the body, as `codecs.parse` reads it; empty if it holds no tensors.
+        body: The encoded bytes.
     """
 
     group: str
@@ -67,12 +67,12 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Coded tensors of one layout.
+    """The coded tensors of one layout.
 
     Attributes:
-        digest: Of the layout.
-        marks: Which of its tensors are here (`Layout.mark`); empty for all.
-        sections: By group.
+        digest: The digest of the layout.
+        marks: A bit mask of the tensors that the part holds (`Layout.mark`); empty for all.
+        sections: One section for each group of tensors.
     """
 
     digest: bytes = b""
@@ -81,17 +81,17 @@ class Part:
 
     @property
     def size(self) -> int:
-        """Counts the bytes of its sections."""
+        """Returns the number of bytes of all sections."""
         return sum(len(section.body) for section in self.sections)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """What a message says.
+    """The content of a message.
 
     Attributes:
         plain: Scalars, texts, bytes and lists of them, in nested mappings.
-        parts: Pairs of a record's name and coded tensors of it; a record may have several.
+        parts: The name of a record and coded tensors of it; a record may have several parts.
     """
 
     plain: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Parcel:
 
     @property
     def groups(self) -> dict[str, int]:
-        """Counts the bytes of all sections by group."""
+        """Returns the number of bytes of all sections, by group."""
         counts: dict[str, int] = {}
         for _, part in self.parts:
             for section in part.sections:
@@ -111,8 +111,8 @@ def write(parcel: Parcel, before: dict[object, bytes] | None = None) -> bytes:
     """Writes a parcel into one buffer.
 
     Args:
-        parcel: What it is to say.
-        before: What was written before, to be added to: the same is not written twice.
+        parcel: The content of the message.
+        before: A cache of written buffers, which grows. Equal contents are written once.
 
     Returns:
         The buffer.
@@ -147,17 +147,17 @@ def read(buffer: bytes, *, verify: bool = True) -> Parcel:
     """Reads a buffer that `write` wrote.
 
     Args:
-        buffer: As it came.
-        verify: Whether the checksum must be right; who only counts bytes need not take that time.
+        buffer: The buffer as it was received.
+        verify: True if the checksum is compared. Code that only counts bytes can skip this.
 
     Raises:
-        RefusedError: When it is foreign, cut off or corrupted.
+        RefusedError: If the buffer has another format, is cut off or is corrupted.
     """
     begin = len(MAGIC) + CHECKSUM_BYTES
     if not buffer.startswith(MAGIC):
         start = bytes(buffer[: len(MAGIC)])
         version = "; both sides must have the same version" if start[:3] == MAGIC[:3] else ""
-        raise RefusedError(f"it begins with {start!r}, a message with {MAGIC!r}{version}")
+        raise RefusedError(f"it begins with {start!r}, expected {MAGIC!r}{version}")
     if verify and buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
         raise RefusedError("it was cut or corrupted on its way")
     reader = ByteReader(buffer[begin:])
@@ -186,7 +186,7 @@ def _read_head(reader: ByteReader) -> Any:
     """Inflates and reads the head."""
     short, length = reader.varint(), reader.varint()
     if length > MOST_INFLATION * short + SMALL_HEAD:
-        raise RefusedError("it states lengths that it cannot have")
+        raise RefusedError("it states a length that is too large for its head")
     inflate = zlib.decompressobj(wbits=-15, zdict=DICTIONARY)
     head = inflate.decompress(reader.take(short), length + 1)
     if len(head) != length or not inflate.eof or inflate.unused_data:

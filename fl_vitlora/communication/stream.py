@@ -1,12 +1,13 @@
-"""A stream: a state that the server makes known to its clients change by change.
+"""A stream: the server sends a state to its clients as a series of compressed changes.
 
-    step t   codes target_t - held_(t-1)      held_t = held_(t-1) + what that decodes to
+    step t   encodes target_t - held_(t-1)      held_t = held_(t-1) + decoded step t
 
-All who followed all steps hold the same, bit by bit, so that one coded step serves everybody; what
-a step withholds is in the next one's difference, which is error feedback by itself. Who missed some
-steps is sent these, and the whole where they are longer.
+All clients that followed all steps hold the same values, bit by bit, so one coded step serves all
+of them. What a step withholds is part of the next difference, so error feedback comes by itself. A
+client that missed steps is sent those steps, or the full state if that is smaller.
 
-Source: Tang et al., arXiv 1905.05957, for compression both ways; here the server codes differences.
+Source: Tang et al., arXiv 1905.05957, for compression in both directions; here the server
+encodes differences.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from fl_vitlora.communication.parcel import Parcel, Part, read, write
 from fl_vitlora.state import State, add, subtract
 from fl_vitlora.storage.trees import Tree
 
-WHOLE = -1  # the version on which values stand that are sent as they are
+WHOLE = -1  # the base version of a full state, which builds on zeros
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A state that one side makes known to many, change by change; all who follow have the same.
+    """A state that the server sends to many clients as a series of changes.
 
     Attributes:
-        initial: What everybody has before the first change.
-        held: What everybody has who followed all changes.
-        target: What they were last to have.
-        steps: The last changes, as long as they are shorter than the whole.
-        version: How many changes there were.
+        initial: The values that every client has before the first change.
+        held: The values of every client that followed all changes.
+        target: The values that the server last wanted the clients to have.
+        steps: The last changes, as long as together they are smaller than the full state.
+        version: The number of changes so far.
     """
 
     initial: State
@@ -47,27 +48,27 @@ class Stream:
 
     @classmethod
     def of(cls, initial: State) -> Stream:
-        """Begins one."""
+        """Returns a new stream, without changes."""
         return cls(initial=initial, held=initial, target=initial)
 
     @property
     def layout(self) -> Layout:
-        """Of all tensors."""
+        """Returns the layout of all tensors."""
         return Layout.of(self.initial)
 
     def advance(
         self, target: State, lanes: Lanes, travelling: frozenset[str], draw: np.random.Generator
     ) -> Stream:
-        """Adds a change towards new values; what has not moved is not sent again.
+        """Adds a change towards new values; tensors that did not change are not sent again.
 
         Args:
-            target: Some of the tensors.
-            lanes: With the codec of each group.
-            travelling: Which tensors travel in this round.
-            draw: Of what codecs leave to chance.
+            target: The new values of some of the tensors.
+            lanes: The codec of each group.
+            travelling: The names of the tensors that are sent in this round.
+            draw: The random generator for codecs that draw.
 
         Returns:
-            The stream after it.
+            The stream with the change added.
         """
         moved = {
             name: tensor
@@ -91,24 +92,24 @@ class Stream:
         )
 
     def snapshot(self) -> Tree:
-        """Returns what a stream of the same beginning goes on from."""
+        """Returns the state of the stream for a checkpoint, without its initial values."""
         steps = [write(Parcel(parts=(("", step),))) for step in self.steps]
         return {"held": self.held, "target": self.target, "steps": steps, "version": self.version}
 
     def restored(self, tree: Tree) -> Stream:
-        """Makes of a stream's beginning that of which `snapshot` was taken."""
+        """Returns this new stream with the state that `snapshot` returned."""
         steps = tuple(read(step).parts[0][1] for step in tree["steps"])
         return replace(self, **{**tree, "steps": steps})
 
     def since(self, version: int) -> tuple[int, tuple[Part, ...]]:
-        """Tells what somebody lacks.
+        """Returns the steps that a client at a version has missed, or the full state if smaller.
 
         Args:
-            version: How many changes it has followed; 0 for none.
+            version: The number of changes that the client has followed; 0 for none.
 
         Returns:
-            On which version that stands, and the changes since; `WHOLE` and all values as they
-            are, where those are shorter or the changes are kept no longer.
+            The version that the parts build on, and the parts. The full state has the base version
+            `WHOLE`; it is also sent if the steps are no longer kept.
         """
         missed = self.version - version
         if missed <= len(self.steps):
@@ -118,12 +119,12 @@ class Stream:
 
 
 def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
-    """At the other side: makes the changes that were sent.
+    """Returns a client's values after the changes that the server sent.
 
     Args:
-        held: Values of the version that the parts stand on; zeros for `WHOLE`.
-        parts: As `Stream.since` told them.
-        layout: Of all tensors.
+        held: The values of the version that the parts build on; zeros for `WHOLE`.
+        parts: The parts that `Stream.since` returned.
+        layout: The layout of all tensors.
     """
     for part in parts:
         held = moved_by(held, decode(part, layout))
@@ -131,5 +132,5 @@ def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
 
 
 def moved_by(held: State, change: State) -> State:
-    """Adds a change of some tensors; both sides do just this, so that they agree bit by bit."""
+    """Adds a change of some tensors; both sides call this, so that they agree bit by bit."""
     return held | add({name: held[name] for name in change}, change)

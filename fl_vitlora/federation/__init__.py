@@ -1,1 +1,1 @@
-"""The server loop and what it works with. This room does not know Flower."""
+"""The server loop, its values and its callbacks. This package does not depend on Flower."""

@@ -1,4 +1,4 @@
-"""What the server knows of every client: one record a client, saved and restored as one tree.
+"""The server's records: what it knows of each client, saved and restored as one tree.
 
 The server sends nothing twice. A client remembers the tensors that rested in the last round it took
 part in (`ClientPlan.frozen`), how many rounds' merged pairs it has added to its frozen weights, and
@@ -20,8 +20,8 @@ from fl_vitlora.state import State
 from fl_vitlora.storage.trees import Tree
 from fl_vitlora.strategy import ClientPlan
 
-NOBODY = -1  # the number of a node that has not said yet which client it is
-Versions = Mapping[str, tuple[int, int]]  # by stream: the version a message builds on, and leads to
+NOBODY = -1  # the client number of a node before its greeting
+Versions = Mapping[str, tuple[int, int]]  # by stream: the version before a message, and after it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class ClientRecord:
         node: The number of its Flower node; None before its greeting.
         images: The number of its training images, as the client greeted; None before that.
         test_images: The number of its test images, as the client first said; None before that.
-        memory: What the client remembers of the model.
+        memory: The tensors and merged rounds that the client remembers.
         followed: The versions of the streams that the client holds.
         offered: The versions that the client holds once it has answered its last message.
     """
@@ -81,7 +81,7 @@ class ClientRecords:
         return self._records.get(client, ClientRecord())
 
     def greeted(self, client: int, node: int, images: int) -> None:
-        """Notes which node a client is, and how many training images it has."""
+        """Notes the node of a client, and its number of training images."""
         self._change(client, node=node, images=images)
         self._clients[node] = client
 
@@ -110,7 +110,7 @@ class ClientRecords:
         return tuple(sorted(self._clients.values()))
 
     def tested(self, client: int, images: int) -> int:
-        """Notes a client's number of test images, and returns the number that it said first."""
+        """Notes a client's number of test images, and returns the first number it stated."""
         first = self.of(client).test_images
         self._change(client, test_images=images if first is None else first)
         return images if first is None else first
@@ -120,7 +120,7 @@ class ClientRecords:
 
         Args:
             client: The number of the client.
-            model: The tensors that the client is to have.
+            model: The tensors that the client needs for the round.
             plan: The plan of the round.
         """
         remembered = self.of(client).memory.tensors
@@ -194,7 +194,7 @@ class ClientRecords:
 
 
 def from_registries(memories: Tree, followed: Tree) -> Tree:
-    """Returns the tree of `ClientRecords.snapshot` from the two of checkpoints of before.
+    """Returns the tree of `ClientRecords.snapshot` from the two trees of older checkpoints.
 
     Args:
         memories: What each client remembers, by client.

@@ -1,8 +1,8 @@
-"""Who measures a global model, and on which encrypted test images.
+"""Evaluation of a global model on encrypted test images, centrally or by the clients.
 
-Centrally, on the one test shard, by a party that needs no key if all parties have the same one; or
-by the clients, each on test images of its own under its own key. What they say is the same:
-accuracy and mean loss over all test images, for each view of them (`data.owner.views_of`).
+A central party measures on one test shard; it needs no key if all parties have the same one. Or the
+clients measure, each on its own test images under its own key. Both give the accuracy and the mean
+loss over all test images, for each view of them (`data.owner.views_of`).
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ class Evaluator(Protocol):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Names the views of the test images that it can show; the right key's always."""
+        """Returns the names of the possible views of the test images; one is the right key's."""
         ...
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Measures a model, in the server's coordinates, on some views."""
+        """Measures a model, in the server's coordinates, on some views of the test images."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralEvaluator:
-    """One party with all test images.
+    """One party that measures on all test images.
 
     Attributes:
-        backbone: The workspace.
+        backbone: The model that the party computes with.
         shard: The encrypted test images.
-        coordinates: Of the party, from the server's.
-        holder: Of its key; none where it has no key and can only take the images as they are.
-        precision: Of activations.
+        coordinates: The maps between the server's tensors and the party's.
+        holder: The holder of the party's key; None if the party has no key.
+        precision: The type of activations.
     """
 
     backbone: Backbone
@@ -60,12 +60,12 @@ class CentralEvaluator:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Names the views; without a key, or plain, there is one."""
+        """Returns the names of the views; without a key or encryption there is only one."""
         keyed = self.holder is not None and self.holder.cipher.steps
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Measures on this machine."""
+        """Measures a model on this machine, on some views of the test images."""
         del server_round
         put_reader(self.backbone.model, self.coordinates.base)
         targets.put_increments(self.backbone.model, model.increments)
@@ -82,9 +82,9 @@ class Answer(NamedTuple):
     """What one client measured.
 
     Attributes:
-        client: Number of the client.
-        images: Number of its test images.
-        measured: Accuracy and loss on them, by view.
+        client: The number of the client.
+        images: The number of its test images.
+        measured: The accuracy and the loss on these images, by view.
     """
 
     client: int
@@ -93,7 +93,7 @@ class Answer(NamedTuple):
 
 
 class Asks(Protocol):
-    """What asks every client to measure a model on its own test images."""
+    """Asks every client to measure a model on its own test images."""
 
     def measure(
         self, server_round: int, model: GlobalModel, views: Sequence[str]
@@ -104,12 +104,12 @@ class Asks(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientsEvaluator:
-    """All clients, each with test images of its own.
+    """The clients, which measure each on its own test images.
 
     Attributes:
-        transport: What asks them.
-        views: The views of the test images that they can show.
-        show: Is shown the round, the model and the answers, before they are averaged.
+        transport: The transport that asks the clients.
+        views: The names of the possible views of the test images.
+        show: A function that gets the round, the model and the answers, before they are averaged.
     """
 
     transport: Asks
@@ -117,7 +117,7 @@ class ClientsEvaluator:
     show: Callable[[int, GlobalModel, Sequence[Answer]], None] = lambda number, model, answers: None
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Asks the clients, and averages over all their test images."""
+        """Asks the clients, and averages over the test images of all clients."""
         answers = self.transport.measure(server_round, model, views)
         self.show(server_round, model, answers)
         images = sum(answer.images for answer in answers)

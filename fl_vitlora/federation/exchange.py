@@ -18,7 +18,7 @@ class Exchange:
         failures: The clients that sent no usable update, sorted by client.
         taken_apart: The clients that trained alone after all workers of their batch were lost.
             Their updates may be rounded differently.
-        clipped: How many scalars lay beyond the range of the secure sum; None without one.
+        clipped: The number of scalars beyond the range of the secure sum; None without such a sum.
     """
 
     updates: tuple[Update, ...]

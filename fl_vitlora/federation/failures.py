@@ -1,8 +1,8 @@
-"""Clients that sent no usable update, the round, and the reason.
+"""Failures: clients that sent no usable update, the round, and the reason.
 
-What an exception says reaches the server as one text, in one of three forms: a traceback, as the
-workers of a simulation send it; `<class 'X'>:<'...'>`, as Flower's nodes do; and the same around
-the words of a `ClientAppException`.
+The server gets an exception as one text, in one of three forms. The workers of a simulation send a
+traceback. Flower's nodes send `<class 'X'>:<'...'>`, or the same around the message of a
+`ClientAppException`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST = 300  # characters of a reason
-MOST_NAMED = 3  # failures in the message of a round that failed
-FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # in a traceback
-WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # once more each time it is sent
+LONGEST = 300  # the most characters of a reason
+MOST_NAMED = 3  # the most failures in the error message of a round
+FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # a frame of a traceback
+WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # one for each sender
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
 SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
 
@@ -36,29 +36,29 @@ class Failure:
     trace: str
 
     @classmethod
-    def of(cls, server_round: int, client: int, *told: str) -> Failure:
-        """Makes a failure of the reports of each time that the client was asked.
+    def of(cls, server_round: int, client: int, *reports: str) -> Failure:
+        """Makes a failure from one report for each time that the client was asked.
 
-        The reason is that of the first time; the second may be its consequence.
+        The reason is that of the first report; the second may be its consequence.
         """
-        traces = dict.fromkeys(map(unwrapped, told))
+        traces = dict.fromkeys(map(unwrapped, reports))
         return cls(
             round=server_round,
             client=client,
-            reason=first_line(told[0]),
+            reason=first_line(reports[0]),
             trace="\n\nasked again:\n\n".join(traces),
         )
 
 
-def first_line(told: str) -> str:
-    r"""Finds the cause in what was told of an exception.
+def first_line(report: str) -> str:
+    r"""Returns the cause of a failure from the report of an exception.
 
     Args:
-        told: A traceback, what Flower makes of an exception, or any other text.
+        report: The report: a traceback, Flower's text of an exception, or any other text.
 
     Returns:
-        The first line of the exception's message, with its type where the message alone might not
-        be understood.
+        The first line of the exception's message. It begins with the type, unless the message is clear
+        without the type.
 
     Example:
         >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
@@ -66,19 +66,19 @@ def first_line(told: str) -> str:
         >>> first_line("<class 'ValueError'>:<'no images\nsee above'>")
         'no images'
     """
-    *_, after = FRAME.split(unwrapped(told))
+    *_, after = FRAME.split(unwrapped(report))
     lines = [line for line in after.splitlines() if line.strip() and not line[0].isspace()]
     return SELF_EVIDENT.sub("", lines[0], count=1)[:LONGEST] if lines else "unknown"
 
 
-def unwrapped(told: str) -> str:
-    r"""Takes off what Flower puts around the text of an exception, and Ray around that.
+def unwrapped(report: str) -> str:
+    r"""Removes what Flower and Ray put around the text of an exception.
 
     Example:
         >>> unwrapped("<class 'KeyError'>:<''head''>")
         "KeyError: 'head'"
     """
-    text = told if "\n" in told else told.replace("\\n", "\n")  # some come as a `repr`
+    text = report if "\n" in report else report.replace("\\n", "\n")  # some reports are a `repr`
     kind, text = quoted.groups() if (quoted := QUOTED.fullmatch(text)) else ("", text)
     if wrapped := WRAPPED.match(text):
         return text[wrapped.end() :].strip()
@@ -92,6 +92,6 @@ def first_reasons(failures: Sequence[Failure]) -> str:
         >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])
         '; client 0: late; client 1: late; client 2: late; and 2 more'
     """
-    told = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
-    more = len(failures) - len(told)
-    return "".join(told) + (f"; and {more} more" if more else "")
+    named = [f"; client {f.client}: {f.reason}" for f in failures[:MOST_NAMED]]
+    more = len(failures) - len(named)
+    return "".join(named) + (f"; and {more} more" if more else "")

@@ -1,8 +1,9 @@
-"""The server's model as a value: the exchanged tensors, and what was merged into frozen weights.
+"""The server's model as a value: the exchanged tensors, and the sum merged into frozen weights.
 
-Strategies may move the product of a low-rank pair into the frozen weight that it stands on
-(`Strategy.aggregate`). Each party must apply every such pair once; so they are kept round by round,
-for whoever missed some, and as their sum, for whoever evaluates or missed too many.
+Strategies may add the product of a low-rank pair to the frozen weight beside it
+(`Strategy.aggregate`). Each party must apply every such pair exactly once. The server keeps the
+pairs of each round for clients that missed some rounds. It keeps their sum for evaluation, and for
+clients that missed too many rounds.
 
 R rank of a merged pair, m outputs and n inputs of the weight.
 """
@@ -24,14 +25,14 @@ INCREMENT = ".increment"
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalModel:
-    """What a round begins with.
+    """The model at the beginning of a round.
 
     Attributes:
-        tensors: The exchanged ones.
-        increments: All that was merged, Σ merged_B·merged_A (m, n), by path.
+        tensors: The exchanged tensors, by name.
+        increments: The sum of all merged pairs, Σ merged_B·merged_A (m, n), by path.
         merges: The pairs of the last rounds, ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R),
-            as long as they are shorter than their sum.
-        rounds: How many rounds have merged any, with those whose pairs are kept no longer.
+            as long as together they are smaller than the sum.
+        rounds: The number of rounds that merged pairs, also of those whose pairs are not kept.
     """
 
     tensors: State
@@ -52,47 +53,46 @@ class GlobalModel:
         )
 
     def merges_since(self, rounds: int) -> tuple[State, ...] | None:
-        """Returns what was merged since there were so many rounds of it.
+        """Returns the merged pairs that a client has missed.
 
         Args:
-            rounds: How many somebody has already.
+            rounds: The number of merged rounds that the client already has.
 
         Returns:
-            The pairs of each round; None where several rounds' pairs are longer than all
-            increments, or are kept no longer, so that whoever missed them is better served with
-            those.
+            The pairs of each missed round; None if some are no longer kept, because the increments
+            are smaller. The client is then sent the increments.
         """
         missed = self.rounds - rounds
         return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]
 
     def differs_from(self, other: GlobalModel) -> bool:
-        """Tells whether anything moved."""
+        """Returns True if a tensor or the number of merged rounds differs."""
         same = all(torch.equal(t, other.tensors[name]) for name, t in self.tensors.items())
         return not same or self.rounds != other.rounds
 
     def snapshot(self) -> Tree:
-        """Returns all of it, for a checkpoint."""
+        """Returns the whole model, for a checkpoint."""
         return dict(vars(self))
 
     @classmethod
     def restored(cls, tree: Tree) -> Self:
-        """Makes the model of which `snapshot` was taken."""
+        """Returns the model that `snapshot` saved."""
         return cls(**{**tree, "merges": tuple(tree["merges"])})
 
     def stored(self) -> State:
-        """Returns all that makes the model out of the public one, under names of their own."""
+        """Returns the tensors and the increments, which make the model out of the public one."""
         named = {f"{path}{INCREMENT}": tensor for path, tensor in self.increments.items()}
         return {**self.tensors, **named}
 
 
 def split(tensors: State) -> tuple[State, State]:
-    """Parts what a strategy returned into the model's tensors and merged pairs."""
+    """Splits the result of a strategy into the model's tensors and the merged pairs."""
     merged = {n: t for n, t in tensors.items() if n.endswith((MERGED_A, MERGED_B))}
     return {n: t for n, t in tensors.items() if n not in merged}, merged
 
 
 def join(merges: Sequence[State]) -> State:
-    """Writes several rounds' merged pairs as one: A's below each other, B's beside each other.
+    """Joins the merged pairs of several rounds: stacks A below A, and B beside B.
 
     Example:
         >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
@@ -110,14 +110,13 @@ def join(merges: Sequence[State]) -> State:
 
 
 def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
-    """Parts what `join` wrote into the pairs of each round.
+    """Splits the result of `join` into the pairs of each round.
 
-    Whoever adds them one after the other has what it would have had without missing a round, to the
-    last bit.
+    A client that adds them one after the other gets the same bits as a client that missed no round.
 
     Args:
-        joined: Pairs of several rounds.
-        ranks: R of each round's pairs, by path.
+        joined: The joined pairs of several rounds.
+        ranks: The ranks R of each round's pairs, by path.
 
     Example:
         >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
@@ -135,7 +134,7 @@ def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
 
 
 def added(increments: Mapping[str, torch.Tensor], merged: State) -> State:
-    """Adds merged pairs to increments; sums in float64 are stored as float32."""
+    """Returns increments plus merged pairs, added in float64 and stored as float32."""
     new = dict(increments)
     for name in merged:
         if name.endswith(MERGED_A):

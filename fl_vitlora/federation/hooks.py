@@ -1,4 +1,4 @@
-"""What a run does around the rounds of the server loop: the callbacks of `federation.loop`."""
+"""The callbacks of the server loop (`federation.loop`), by which a run adds its own actions."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ class RoundReport:
         failures: The clients that sent no usable update, and why.
         taken_apart: The participants that trained alone after workers were lost.
         aggregation_error: The error of the low-rank products, as a share of the round's movement;
-            None where there is nothing to compare (`lowrank.relative_error`).
-        moved: True if the strategy made another model than the one that the round began with.
-        metrics: What a strategy of Flower made of the clients' training metrics.
-        clipped: The number of scalars beyond the range of a secure sum; None where updates are not
-            summed.
-        seconds: Wall time from the beginning of this round to that of the next. Where models are
-            measured beside the next round, it contains the measurement of the model before.
+            None if there is nothing to compare (`lowrank.relative_error`).
+        moved: True if the round changed the model.
+        metrics: The training metrics that a strategy of Flower aggregated from the clients.
+        clipped: The number of scalars beyond the range of a secure sum; None without secure sums.
+        seconds: The wall time from the beginning of this round to that of the next. If models are
+            measured beside the next round, it contains the measurement of the previous model.
     """
 
     round: int
@@ -69,7 +68,7 @@ class RoundHooks(Protocol):
         ...
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
-        """Is shown every round as it ends, and its model."""
+        """Receives the report of a round and its model when the round ends."""
         ...
 
     def pauses(self) -> bool:
@@ -82,17 +81,17 @@ class RoundHooks(Protocol):
         return True
 
     def note(self, failures: Sequence[Failure]) -> None:
-        """Is shown the failures of a round at once; the round may fail of them."""
+        """Receives the failures of a round at once; they may make the round fail."""
         del failures
 
     def look(self, sight: Sight) -> None:
-        """Is shown what the server sees in this round."""
+        """Receives what the server sees in this round."""
         del sight
 
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Makes what the strategy is given of a round's updates.
+        """Returns the updates that the strategy gets, made from a round's updates.
 
         Args:
             server_round: The number of the round, from 1.
@@ -103,10 +102,10 @@ class RoundHooks(Protocol):
         return updates
 
     def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
-        """Takes hold of the state after a round, in which nothing happens meanwhile.
+        """Captures the state after a round, while nothing else changes it.
 
         Returns:
-            What writes the state down; it is called once the round is reported.
+            A function that saves the state; the loop calls it once the round is reported.
         """
         del server_round, model
         return _write_nothing

@@ -27,7 +27,7 @@ class Instruction:
         client: The number of the client.
         model: The global model that the client starts from.
         config: The round's scalars and lists, by name.
-        plan: Which tensors rest in this round, and which penalty the clients add.
+        plan: The plan of the round: tensors that rest, and the penalty that clients add.
         broadcast: The tensors that the strategy sends beside the model.
     """
 

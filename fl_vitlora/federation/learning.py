@@ -1,7 +1,8 @@
-"""Whether a run learns at all: told after its first rounds, so that nobody waits for its end.
+"""Checks after the first rounds whether a run learns, and warns early if it does not.
 
-K classes. Who always says how frequent each class is has a cross-entropy of their entropy H, which
-is log K where all are equally frequent, and an accuracy of the most frequent class.
+K classes. A model that always predicts the frequency of each class has a cross-entropy of H, the
+entropy of these frequencies. H is log K if all classes are equally frequent. The accuracy of that
+model is the share of the most frequent class.
 """
 
 from __future__ import annotations
@@ -16,24 +17,22 @@ from torch import Tensor
 from fl_vitlora.config import Config
 from fl_vitlora.config.rates import rates_of
 
-ROUNDS = 3  # that are looked at together; the first rounds of any run may be bad
-NEAR = 0.99  # of the loss of guessing: no better than this is not learning
-LEARNT = (
-    0.25  # of the way from guessing to perfect: with so much accuracy a high loss is confidence
-)
-CLEARLY_ABOVE = 1.05  # of log K: steps that are too long, not too short
+ROUNDS = 3  # checked together; the first rounds of any run may be bad
+NEAR = 0.99  # of the loss of guessing: a higher loss means no learning
+LEARNT = 0.25  # of the way from guessing to perfect: above it the run learns, whatever its loss
+CLEARLY_ABOVE = 1.05  # of log K: a higher loss means that the learning rate is too high
 
 
 def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float]) -> bool:
-    """Tells whether the last rounds are no better than guessing.
+    """Returns True if the last rounds are no better than guessing.
 
-    They are if each of the last three has a loss of log K or more, or of H or more without
-    falling; a loss that is not a number counts as such. Where accuracy is clearly above guessing a
-    run learns, whatever its loss; where the loss is not known, accuracy alone decides.
+    They are if each of the last three has a loss of about log K or more, or a loss of about H or
+    more that does not fall. A loss of NaN counts as infinite. If the accuracy is clearly above
+    guessing, the run learns, whatever its loss. If the loss is unknown, the accuracy decides.
 
     Args:
-        rounds: Test loss, if it is known, and test accuracy of every round so far.
-        shares: Of the K classes in the test images, or 1 / K each where they are not known.
+        rounds: The test loss, None if unknown, and the test accuracy of every round so far.
+        shares: The share of each of the K classes in the test images; 1 / K if it is unknown.
 
     Example:
         >>> guesses([(2.4, 0.1), (2.35, 0.12), (2.31, 0.1)], [0.1] * 10)
@@ -60,15 +59,15 @@ def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float
 def warning(
     lines: Sequence[Mapping[str, Any]], config: Config, shares: Sequence[float]
 ) -> str | None:
-    """Says that a run does not learn, and what to try; once in a run.
+    """Returns a warning that the run does not learn, with advice; at most once in a run.
 
     Args:
-        lines: Rounds so far, as in `rounds.jsonl`.
+        lines: The rounds so far, as in `rounds.jsonl`.
         config: The experiment.
-        shares: As `guesses` takes them.
+        shares: The share of each class, as for `guesses`.
 
     Returns:
-        A sentence, or None where there is nothing to say, or it was said.
+        The warning; None if the run learns or was already warned.
     """
     rounds = [(line["loss"], line["accuracy"]) for line in lines]
     if any(line.get("warnings") for line in lines) or not guesses(rounds, shares):
@@ -85,7 +84,7 @@ def warning(
 
 
 def _advice(loss: float | None, config: Config, classes: int) -> str:
-    """Names a rate that may train the model."""
+    """Returns advice on the learning rate."""
     rate, default = config.training.learning_rate, rates_of(config.model.name).learning_rate
     if rate != default:
         return f"this model's default rate: --set training.learning_rate={default:g}"
@@ -96,7 +95,7 @@ def _advice(loss: float | None, config: Config, classes: int) -> str:
 
 
 def class_shares(labels: Tensor | None, classes: int) -> list[float]:
-    """Returns the share of each class in test images, equal ones where labels are not known.
+    """Returns the share of each class in the test images; equal shares without labels.
 
     Example:
         >>> class_shares(torch.tensor([0, 1, 1, 1]), 2), class_shares(None, 2)

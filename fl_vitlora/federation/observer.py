@@ -1,11 +1,11 @@
-"""The contract of an observer: it sees what the server sees of a round, once a round.
+"""The contract of an observer, which sees in every round what the server sees.
 
 An observer is shown the model that the server sent and the updates as the server has decoded them.
 Where updates are summed securely, the server sees their mean alone, and so does the observer.
 Attacks on a server's knowledge are functions of what an observer recorded
 (`experiment.recorded_updates`).
 
-A whole observer, which remembers how far each client moved the model:
+This complete observer remembers how far each client moved the model:
 
     >>> import torch
     >>> from fl_vitlora.state import l2_norm
@@ -40,7 +40,7 @@ class Sight:
     Attributes:
         round: The number of the round, from 1.
         model: The exchanged tensors that the round began with, as the server sent them. Clients of
-            a smaller rank were sent less of them.
+            a smaller rank were sent smaller matrices.
         updates: The usable updates, decoded and ordered by client, before the server adds noise.
             Under secure aggregation this is one update, the mean of all (`strategy.SEVERAL`).
     """
@@ -51,7 +51,7 @@ class Sight:
 
 
 class Observer(Protocol):
-    """Sees what the server sees; see the module for an example."""
+    """Receives what the server sees; see the module for an example."""
 
     def observe(self, sight: Sight) -> None:
         """Looks at one round.

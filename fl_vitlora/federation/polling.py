@@ -1,21 +1,21 @@
 """How long the server waits before it looks for replies again.
 
-A look costs time that workers on the same machine could use, and finds nothing while all of them
-train. The replies that have come tell when the last one is due: if clients with n images answered
-within t seconds, all N images take about t·N/n seconds. The server waits a part of the time that is
-left. So looks become more frequent towards the end of a round, when a late look delays everything.
+A look takes time from workers on the same machine, and finds nothing while all of them train. The
+replies so far predict the last one: if clients with n images answered within t seconds, all N
+images take about t·N/n seconds. The server waits a part of the remaining time. So looks become more
+frequent towards the end of a round, when a late look delays the whole run.
 """
 
 from __future__ import annotations
 
-SHARE = 0.25  # of the time that is foretold,
-LEAST_SECONDS = 0.01  # not less than this,
-MOST_SECONDS = 0.05  # not more than this,
-LOOKS = 3  # nor less than so many looks take
+SHARE = 0.25  # the share of the predicted remaining time to wait
+LEAST_SECONDS = 0.01  # the shortest wait
+MOST_SECONDS = 0.05  # the longest wait, except for slow looks
+LOOKS = 3  # a wait is at least as long as this many looks
 
 
 def pause(elapsed: float, looked: float, *, last: float, answered: int, awaited: int) -> float:
-    """Returns how long to wait until the next look.
+    """Returns the time to wait until the next look.
 
     Args:
         elapsed: Seconds since the messages were sent.
@@ -25,8 +25,8 @@ def pause(elapsed: float, looked: float, *, last: float, answered: int, awaited:
         awaited: The number of images of the other clients.
 
     Returns:
-        Seconds until the next look. Before the first reply it is assumed that the rest takes as
-        long as has passed so far.
+        The seconds until the next look. Before the first reply, the remaining time is assumed to
+        equal the time so far.
 
     Example:
         >>> pause(0.6, 0.0, last=0.6, answered=300, awaited=600)

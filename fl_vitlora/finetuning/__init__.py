@@ -1,1 +1,1 @@
-"""What of a model is trained and exchanged."""
+"""Fine-tuning methods: which tensors of a model are trained and exchanged."""

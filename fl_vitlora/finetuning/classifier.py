@@ -1,7 +1,7 @@
-"""The classifier of a timm model with all its heads, found by asking the model, not by a name.
+"""The classifier of a timm model with all its heads, found through the model's own methods.
 
-A distilled DeiT has two heads and averages their outputs. A head that stayed random would spoil
-every prediction.
+A distilled DeiT has two heads and averages their outputs. If one of them stayed random, every
+prediction would be wrong.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def head_parameters(model: nn.Module) -> set[str]:
 
 
 def replace_heads(model: nn.Module, classes: int) -> None:
-    """Replaces the heads by heads of zeros: at first all classes are equally likely.
+    """Replaces the heads by heads of zeros, so that at first all classes are equally likely.
 
     Raises:
-        UserError: When the model has no classifier, or one without a linear layer.
+        UserError: If the model has no classifier, or one without a linear layer.
     """
     reset = getattr(model, "reset_classifier", None)
     if not callable(reset):

@@ -1,9 +1,9 @@
-"""DoRA: the weight is split into a trained length of every row and a direction that LoRA moves.
+"""DoRA: splits a weight into a trained length of each row and a direction that LoRA changes.
 
     W' = m · (W + s·B·A) / ‖W + s·B·A‖,    m = ‖W‖ at the start,    s = α / r
 
-The norm is that of each row, which belongs to one output. The gradient takes the norm for a
-constant, as the paper does (section 4.3), which saves memory. At the start B = 0 and m = ‖W‖, so
+The norm is that of each row, which belongs to one output. The gradient treats the norm as a
+constant, as in the paper (section 4.3), which saves memory. At the start B = 0 and m = ‖W‖, so
 that W' = W.
 
 Source: Liu et al., arXiv 2402.09353. Here each adapted slice of a layer has magnitudes of its own.
@@ -107,8 +107,8 @@ class DoRALinear(nn.Module):
 class DoRA(Part):
     """DoRA in every block.
 
-    Its pairs are not `low_rank`: their product is not added to the weight, so that strategies that
-    merge or factor products anew would be wrong.
+    Its pairs are not `low_rank`, because their product is not added to the weight. Strategies that
+    merge products or factor them again would be wrong.
 
     Attributes:
         rank: The rank r of the pairs.
@@ -134,7 +134,7 @@ class DoRA(Part):
         return LORA if name.endswith(MAGNITUDE) else super().group(name)
 
     def merge(self, model: nn.Module) -> None:
-        """Puts plain layers with the adapted weights in the place of the adapted ones."""
+        """Replaces the adapted layers by plain layers with the adapted weights."""
         for path, module in list(model.named_modules()):
             if isinstance(module, DoRALinear):
                 targets.put_module(model, path, module.merged())

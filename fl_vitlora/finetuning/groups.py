@@ -1,10 +1,9 @@
 """The groups of tensors: a group decides the learning rate, the codec and the bytes shown.
 
-The name under which a tensor is exchanged says its group. Most names do so by themselves:
-``patch_embed.proj.weight`` is of the patch embedding, ``….lora_A`` is a low-rank matrix. A part of
-a method may add tensors with names that nobody has seen before. Such a name is exchanged with its
-group before it, ``lora:blocks.0.attn.gate``, so that every room that is given the bare name, at
-either end, finds the same group.
+The name under which a tensor is exchanged determines its group. Most names do so by themselves:
+``patch_embed.proj.weight`` belongs to the patch embedding, ``….lora_A`` is a low-rank matrix. A
+part of a method may add tensors with new names. Such a tensor is exchanged under its group and its
+name, ``lora:blocks.0.attn.gate``. So client and server find the same group from the name alone.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def exchanged_name(path: str, group: str) -> str:
         group: The group that the part of the method gives it, one of `GROUPS`.
 
     Raises:
-        ValueError: When there is no such group.
+        ValueError: If the group does not exist.
 
     Example:
         >>> exchanged_name("head.weight", "head"), exchanged_name("blocks.0.gate", "lora")

@@ -1,4 +1,4 @@
-"""A model's layers as they are computed fastest where nothing is trained.
+"""Faster layers of a model for inference, without training.
 
 An adapted layer becomes one product with W + s·B·A instead of three products and a join of slices.
 The sum is formed once for all batches. The fastest library computes the product
@@ -34,7 +34,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
             forward = _quick(layer)
             if forward is not None:
                 before.append((layer, vars(layer).get("forward")))
-                vars(layer)["forward"] = forward  # found before that of the class
+                vars(layer)["forward"] = forward  # Python finds it before the method of the class
         yield
     finally:
         for layer, own in before:

@@ -1,8 +1,8 @@
-"""LoRA: a frozen linear layer plus a trainable product of two thin matrices, W + s·B·A, s = α / r.
+"""LoRA: a frozen linear layer plus a trained low-rank product, W + s·B·A, s = α / r.
 
 timm fuses query, key and value into one `qkv` layer of 3D outputs. An adapter on the query alone
-adds to the first third of them, on the value alone to the last third; so one class serves every
-layer: each adapter has a name and a slice of the layer's outputs.
+adds to the first third of them, an adapter on the value alone to the last third. So one class
+serves every layer: each adapter has a name and a slice of the layer's outputs.
 
 Source: Hu et al., arXiv 2106.09685; on q and v of a ViT with r = 4, α = 8: MeLo, arXiv 2311.08236.
 
@@ -23,7 +23,7 @@ Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 class Adapter(nn.Module):
-    """The pair of thin matrices of one slice.
+    """The pair of low-rank matrices of one slice.
 
     Args:
         inputs: The number of inputs n.
@@ -110,8 +110,8 @@ class LoRAXS(Adapter):
 class LoRALinear(nn.Module):
     """A frozen linear layer with adapters on slices of its outputs.
 
-    It deliberately has no attribute ``weight``: a model that reaches past the layer for its weight,
-    as timm's BEiT does, would silently ignore the adapters; so it fails instead.
+    It deliberately has no attribute ``weight``. A model that reads the layer's weight directly, as
+    timm's BEiT does, would silently ignore the adapters; without the attribute it fails.
 
     Args:
         base: The pre-trained layer.
@@ -119,11 +119,11 @@ class LoRALinear(nn.Module):
             overlap.
         rank: The rank r.
         alpha: The scale α.
-        pair: Makes the matrices of a slice of its weight and of the rank: B·A by default.
+        pair: Makes the matrices of a slice from its weight and the rank; B·A by default.
 
     Attributes:
-        multiply: Applies a thin matrix to (B, T, n). A stack of several clients replaces it by a
-            function that applies each client's own matrix (`training.stacking`).
+        multiply: Applies a low-rank matrix to (B, T, n). A stack of several clients replaces it by
+            a function that applies each client's own matrix (`training.stacking`).
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class LoRALinear(nn.Module):
         )
         self.multiply: Multiply = F.linear
         self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
-        self._pretrained: Tensor | None = None  # the frozen weight, once anything was added to it
+        self._pretrained: Tensor | None = None  # the weight before any increments
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, n) to (B, T, outputs of the layer)."""

@@ -79,16 +79,16 @@ class Part(ABC):
         PyTorch's global generator is seeded for this call, the same at every party.
 
         Args:
-            model: A timm ViT, with what the parts before this one added.
+            model: A timm ViT with the modules that earlier parts of the sum added.
         """
         del model
 
     @abstractmethod
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the tensors that this part trains, as the model has them.
+        """Returns the names, in the model, of the tensors that this part trains.
 
         Args:
-            model: The model after all parts were attached.
+            model: The model with all parts attached.
         """
 
     def group(self, name: str) -> str:
@@ -110,7 +110,7 @@ class Part(ABC):
             server_round: The number of the round, from 1.
 
         Returns:
-            Endings of names; nothing by default. The strategy's own plan is added to them.
+            The endings of names; none by default. The strategy may add endings of its own.
         """
         del server_round
         return ()
@@ -122,8 +122,8 @@ class Part(ABC):
             tensors: All exchanged tensors by name, after an aggregation.
 
         Returns:
-            The tensors that change; nothing by default. Orthogonal factors, whose mean is no longer
-            orthogonal, are an example.
+            The tensors that change; none by default. An example are orthogonal factors: their mean
+            is no longer orthogonal.
         """
         del tensors
         return {}

@@ -1,4 +1,4 @@
-"""Fine-tuning methods: a sum of parts is attached to a model, its tensors are named and carried.
+"""Fine-tuning methods: attaches a sum of parts to a model, and reads and writes its tensors.
 
 The paper's method (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``: LoRA in every
 block, with the patch embedding, which must learn to read ciphertext, and the head. `method` has the
@@ -32,8 +32,8 @@ from fl_vitlora.state import State
 
 __all__ = ["BODY", "HEAD", "HEADS", "LORA", "PATCH_EMBEDDING", "group_of"]
 
-METHODS = USUAL  # the sums that most tests and benchmarks go through
-ADAPTERS = ("lora", "sandwich", "lora_xs")  # of `Strategy.adapter`; the last two are one
+METHODS = USUAL  # the sums that most tests and benchmarks run
+ADAPTERS = ("lora", "sandwich", "lora_xs")  # of `Strategy.adapter`; the last two are equal
 PREPARED = "fine_tuning"  # the attribute of a model that says how it was prepared
 
 
@@ -53,14 +53,14 @@ class Prepared:
 
 
 def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
-    """Makes a method of the settings.
+    """Makes a method from the settings.
 
     Args:
         config: The name of the method and its hyper-parameters.
         adapter: The adapter that the strategy asks for, one of `ADAPTERS`.
 
     Raises:
-        UserError: When a part cannot be imported, or a hyper-parameter fits no part.
+        UserError: If a part cannot be imported, or a hyper-parameter fits no part.
 
     Example:
         >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
@@ -85,7 +85,7 @@ def part_class(name: str) -> type[Part]:
         name: A name of the table, or ``package.module:Class``.
 
     Raises:
-        UserError: When there is no such part, or its module cannot be imported.
+        UserError: If the part does not exist, or its module cannot be imported.
     """
     if name not in PARTS and not is_class(name):
         raise unknown("method", name, PARTS)
@@ -103,7 +103,7 @@ def part_class(name: str) -> type[Part]:
 
 
 def _whole(kind: type[Part], name: str) -> type[Part]:
-    """Refuses a class that lacks what the contract asks for."""
+    """Returns the class, or refuses it if it breaks the contract of a part."""
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise UserError(f"method {name}: class {kind.__name__} lacks {', '.join(lacking)}")
     if "__dataclass_params__" not in vars(kind):
@@ -115,7 +115,7 @@ def _whole(kind: type[Part], name: str) -> type[Part]:
 
 
 def _made(kind: type[Part], config: FineTuningConfig) -> Part:
-    """Gives a part its hyper-parameters: those of the settings, and those of its own."""
+    """Makes a part with the hyper-parameters that the settings give it."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     own = {f.name for f in dataclasses.fields(kind)}
     given = {name: value for name, value in {**shared, **config.parameters}.items() if name in own}
@@ -123,16 +123,16 @@ def _made(kind: type[Part], config: FineTuningConfig) -> Part:
 
 
 def prepare(model: nn.Module, config: FineTuningConfig, seed: int, adapter: str = "lora") -> None:
-    """Attaches what the method adds and frees what it trains, in place.
+    """Attaches the modules of a method and unfreezes the tensors that it trains, in place.
 
     Args:
         model: A plain timm ViT, all of it frozen.
         config: The method and its hyper-parameters.
-        seed: The seed of what the parts draw, for example of the initial A matrices.
+        seed: The seed for random initial values, for example of the A matrices.
         adapter: The adapter that the strategy asks for (`Strategy.adapter`).
 
     Raises:
-        UserError: When the model lacks what the method trains.
+        UserError: If the model lacks what the method trains.
     """
     attach(model, method_of(config, adapter), seed)
 
@@ -149,15 +149,15 @@ def attach(model: nn.Module, method: Method, seed: int) -> None:
     names = _trained_names(model, method)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-    told = Prepared(method=method, names=names, added=frozenset(added))
-    vars(model)[PREPARED] = told
+    preparation = Prepared(method=method, names=names, added=frozenset(added))
+    vars(model)[PREPARED] = preparation
 
 
 def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
     """Returns the names under which the tensors that a method trains are exchanged.
 
     Raises:
-        UserError: When a part finds nothing to train, or names what the model does not have.
+        UserError: If a part finds nothing to train, or names a tensor that the model lacks.
     """
     own = [name for name, _ in model.named_parameters()]
     heads = {name: name for name in own if group_of(name) == HEAD}
@@ -169,7 +169,7 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
         if not trained:
             raise _nothing(method, name, model)
         if strange := sorted(set(trained) - set(own)):
-            raise UserError(f"method {method.name}: {name} trains {strange[0]}, which is not there")
+            raise UserError(f"method {method.name}: {name} trains {strange[0]}, an unknown tensor")
         for path in trained:
             try:
                 found.setdefault(path, groups.exchanged_name(path, part.group(path)))
@@ -192,18 +192,18 @@ def prepared(model: nn.Module) -> Prepared | None:
 
 
 def _check_heads(model: nn.Module) -> None:
-    """Compares the model's classifier with the tensors whose names say that they are a head.
+    """Checks that the names of the classifier's tensors, and no others, belong to the group head.
 
     Names decide the group of a tensor. A classifier with another name would count as the body.
 
     Raises:
-        UserError: When the two differ.
+        UserError: If the classifier has other names, or other tensors have its names.
     """
     heads = head_parameters(model)
     called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
     if differing := sorted(heads ^ called):
         raise UserError(
-            f"{type(model).__name__} has a classifier that is not told from its body by name "
+            f"{type(model).__name__} has a classifier whose names look like those of its body "
             f"({', '.join(differing[:3])}); take a plain ViT, for example vit_base_patch16_224"
         )
 
@@ -211,27 +211,27 @@ def _check_heads(model: nn.Module) -> None:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns the trained parameters by the names under which they are exchanged.
 
-    They are in the model's order. `groups` says what the names tell.
+    They are in the model's order. `groups` explains the names.
     """
-    told = prepared(model)
-    names = {} if told is None else told.names
+    preparation = prepared(model)
+    names = {} if preparation is None else preparation.names
     return {names.get(n, n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Returns the parameters of a model without those that its method added."""
-    told = prepared(model)
-    added = frozenset[str]() if told is None else told.added
+    preparation = prepared(model)
+    added = frozenset[str]() if preparation is None else preparation.added
     return {n: p.detach().cpu() for n, p in model.named_parameters() if n not in added}
 
 
 def export_state(model: nn.Module) -> State:
-    """Copies the trained tensors of a model to the CPU: float32, or float64 where the model is."""
+    """Copies the trained tensors of a model to the CPU; see `copied_out` for their type."""
     return copied_out(trainable(model))
 
 
 def copied_out(parameters: Mapping[str, Tensor]) -> State:
-    """Copies parameters to the CPU: float32, or float64 where they are.
+    """Copies parameters to the CPU: as float64 if they are float64, otherwise as float32.
 
     Example:
         >>> whole = {"w": nn.Parameter(torch.ones(1, dtype=torch.float64))}
@@ -249,7 +249,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Puts trained tensors into the model, in place.
 
     Raises:
-        ValueError: When names or shapes differ from the model's.
+        ValueError: If names or shapes differ from the model's.
     """
     copy_in(trainable(model), state)
 
@@ -259,7 +259,7 @@ def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor])
     """Gives a model's trained parameters new values, in place.
 
     Raises:
-        ValueError: When names or shapes differ.
+        ValueError: If names or shapes differ.
     """
     if parameters.keys() != state.keys():
         differing = sorted(parameters.keys() ^ state.keys())
@@ -276,10 +276,10 @@ def merge(model: nn.Module) -> None:
     """Turns an adapted model into a plain timm model that computes the same, in place.
 
     Raises:
-        UserError: When a part of the method cannot be merged.
+        UserError: If a part of the method cannot be merged.
     """
-    told = prepared(model)
-    parts = () if told is None else told.method.parts
+    preparation = prepared(model)
+    parts = () if preparation is None else preparation.method.parts
     for name, part in parts:
         if part.cannot_merge:
             raise UserError(
@@ -300,7 +300,7 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
         image_shape: The shape of an image, (C, H, W).
 
     Raises:
-        UserError: When a trained tensor takes no part in the forward pass.
+        UserError: If a trained tensor takes no part in the forward pass.
     """
     probe = torch.linspace(-1, 1, 2 * image_shape[0] * image_shape[1] * image_shape[2])
     try:

@@ -1,10 +1,10 @@
-"""Products of linear layers by the library that is fastest on this processor.
+"""Matrix products of linear layers, by the library that is fastest on this processor.
 
-PyTorch leaves float32 products on x86 processors to MKL, which does not use the widest vectors of
-those that are not Intel's; oneDNN, which comes with PyTorch as well, does, and on such processors
-takes half the time. PyTorch knows no gradient of its product; it is here. The two libraries add in
-different orders, so that their products differ by rounding. The environment variable
-``FL_VITLORA_PRODUCTS`` names the library for a whole run; the tests take both in turn.
+On x86 processors, PyTorch uses MKL for float32 products. MKL does not use the widest vectors of
+processors that are not from Intel. oneDNN, which is also part of PyTorch, uses them and takes half
+the time there. PyTorch has no gradient for oneDNN's product; this module has one. The two libraries
+add in different orders, so their products differ by rounding. The environment variable
+``FL_VITLORA_PRODUCTS`` names the library for a whole run; the tests run with both.
 
 B·T rows, n inputs, m outputs.
 """
@@ -22,23 +22,24 @@ from torch.nn import functional as F
 
 from fl_vitlora.errors import UserError
 
-ONE_DNN = "_linear_pointwise"  # its linear layer, with nothing after it
+ONE_DNN = "_linear_pointwise"  # the name of oneDNN's linear layer in PyTorch
 LIBRARIES = ("mkl", "onednn")
 LIBRARY = os.environ.get("FL_VITLORA_PRODUCTS", "onednn")  # Ray's workers inherit it
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of input, weight and bias
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes input, weight and bias
 
 
 def product_for(weight: Tensor) -> Product:
-    """Chooses the library that multiplies with a weight where no gradients are asked for.
+    """Returns the fastest product with a weight, for use without gradients.
 
     Args:
-        weight: (m, n).
+        weight: The weight of the layer, (m, n).
 
     Returns:
-        oneDNN's product where MKL's would be taken and is not asked for; else PyTorch's choice.
+        oneDNN's product, if PyTorch would use MKL and the user did not ask for MKL. Otherwise the
+        product that PyTorch chooses.
 
     Raises:
-        UserError: When the environment names a library that there is not.
+        UserError: If the environment variable names an unknown library.
     """
     if LIBRARY not in LIBRARIES:
         raise UserError(
@@ -54,12 +55,12 @@ def product_for(weight: Tensor) -> Product:
 
 
 def quicken(model: nn.Module) -> None:
-    """Lets all linear layers of a model that are frozen choose their library, for good.
+    """Makes all frozen linear layers of a model compute with the fastest library, permanently.
 
-    Their tensors stay what and where they are, and so does the gradient of what they are given.
+    Their tensors do not change, and the gradients of their inputs are computed as before.
 
     Args:
-        model: In which what is to be trained asks for gradients.
+        model: A model whose trained parameters require gradients; all others are frozen.
     """
     for layer in model.modules():
         frozen = not any(parameter.requires_grad for parameter in layer.parameters())
@@ -68,14 +69,14 @@ def quicken(model: nn.Module) -> None:
 
 
 def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Computes what a frozen linear layer does.
+    """Returns the outputs of a frozen linear layer.
 
     Args:
-        layer: Its weight and bias get no gradients.
-        x: (..., n).
+        layer: The layer; its weight and bias get no gradients.
+        x: The inputs, (..., n).
 
     Returns:
-        (..., m).
+        The outputs, (..., m).
     """
     product = product_for(layer.weight)
     if product is F.linear or x.dtype != layer.weight.dtype:
@@ -85,7 +86,7 @@ def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x·Wᵀ + b, of which x alone has a gradient, g·W."""
+    """The function x·Wᵀ + b with a gradient for x alone, which is g·W."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -38,10 +38,10 @@ def attach(
         targets: The names of the layers (`LAYERS`).
         rank: The rank r.
         alpha: The scale α.
-        layer: Makes the adapted layer of the plain one, its slices, the rank and α.
+        layer: Makes the adapted layer from the plain layer, its slices, the rank and α.
 
     Raises:
-        UserError: When the model has no such layer.
+        UserError: If the model has no such layer.
     """
     blocks = list(getattr(model, "blocks", []))
     if not blocks:
@@ -63,7 +63,7 @@ def attach(
 
 
 def merge(model: nn.Module) -> None:
-    """Folds all adapters into the layers they stand on, in place."""
+    """Merges all adapters into the layers under them, in place."""
     for path, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             put_module(model, path, module.merged())
@@ -116,11 +116,11 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
 
 
 def put_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts a module in the place of another one.
+    """Replaces a module by another one, in place.
 
     Args:
         root: The model, or a part of it.
-        path: The dotted path of the place.
+        path: The dotted path of the module to replace.
         module: The new module.
     """
     parent, _, name = path.rpartition(".")

@@ -235,7 +235,7 @@ class Overwrites(Gates):
 
 
 FAULTY = [
-    (NamesNothing, 0, "trains no.such.tensor, which is not there"),
+    (NamesNothing, 0, "trains no.such.tensor, an unknown tensor"),
     (UnknownGroup, 0, "'gates' is not a group"),
     (DrawsAnew, 1, "begin with different lora:blocks"),
     (Spoils, 2, "attaching changes the pre-trained tensor blocks.0.mlp.fc1.bias"),

@@ -1,9 +1,9 @@
-"""The ClientApp: unpack the global tensors, train on the own shard, send back the difference.
+"""The ClientApp: reads the global tensors, trains on its own shard, and sends back the difference.
 
-A worker process serves many clients, in turns; where it has several messages at hand, the clients
-are trained in one batch. The frozen backbone and the opened shards stay in the process between
-messages; a message brings only what is exchanged. What a client keeps to itself from round to round
-lives in its Flower context.
+A worker process serves many clients in turn. If it has several messages at once, it trains their
+clients in one batch. The frozen backbone and the opened shards stay in the process between
+messages, and a message brings only the exchanged tensors. What a client keeps for itself between
+rounds is in its Flower context.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
     """Makes the app that every client runs.
 
     Args:
-        settings_of: Finds the settings; a simulation knows them, a deployed node reads its context.
+        settings_of: Returns the settings. A deployed node reads them from its context.
 
     Returns:
         The app.
@@ -71,7 +71,7 @@ def make_client_app(settings_of: SettingsOf) -> ClientApp:
 
 
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Answers which client this node is and which classes it has, and prepares the worker."""
+    """Replies with the client number and the class names of this node, and prepares the worker."""
     settings = settings_of(context)
     client = client_of(context)
     samples = len(workspace(settings).shard(client_shard(client)))
@@ -84,7 +84,7 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 
 
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Trains for one round."""
+    """Trains one client for one round and returns its update."""
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
     shard, coordinates = worker.shard(client_shard(client)), worker.coordinates_of(client)
@@ -168,7 +168,7 @@ def _write(
     done: Trained,
     images: int,
 ) -> RecordDict:
-    """Writes an update, clipped, spoiled or masked where the run asks for it."""
+    """Writes an update; the run may ask to clip it, to mask it, or to attack with it."""
     client, privacy = client_of(context), settings.config.privacy
     delta, clipped = work.delta, None
     if privacy.clipping_norm is not None:

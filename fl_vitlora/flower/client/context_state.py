@@ -1,15 +1,15 @@
-"""What a client remembers from round to round: records in its Flower context, which never leave it.
+"""The memory of a client between rounds: records in its Flower context, which it never sends.
 
 ================  ===============================================================================
-``kept``          trained tensors that it never sends: a local patch embedding, or what a strategy
-                  leaves to its clients
-``rested``        tensors that rested in its last round, and which these were, and when
-``increments``    what was merged into its frozen weights so far, and of how many rounds
-``own``           what the strategy's client half remembers (`Strategy.report`)
-``held-...``      values that the changes of a stream led to, and to which version
-``withheld-...``  what codecs kept back of what it sent, and in which round
-``before-...``    ``kept``, ``own`` and ``withheld-...`` as they were before its last round, should
-                  the server not have taken that
+``kept``          trained tensors that the client never sends: a local patch embedding, or tensors
+                  that the strategy keeps at the clients
+``rested``        tensors that rested in the client's last round, with names and round
+``increments``    the sum merged into frozen weights so far, and the number of merged rounds
+``own``           the memory of the strategy's client half (`Strategy.report`)
+``held-...``      the values of a stream after its last change, and their version
+``withheld-...``  what codecs withheld from updates, and the round of the last update
+``before-...``    ``kept``, ``own`` and ``withheld-...`` before the last round; they are restored
+                  if the server did not take that round's update
 ================  ===============================================================================
 """
 
@@ -32,20 +32,21 @@ from fl_vitlora.state import State
 
 KEPT, RESTED, INCREMENTS, OWN = "kept", "rested", "increments", "own"
 HELD, WITHHELD, BEFORE = "held-", "withheld-", "before-"
-WHICH = "-which"  # beside a record: names of its tensors, and a number
+WHICH = "-which"  # ending of a second record: the names of the tensors, and a number
 NAMES, NUMBER = "names", "number"
 
 
 def kept(
     context: Context, layout: Layout, initial: Mapping[str, Tensor], taken: int | None
 ) -> State:
-    """Returns the tensors that only this client has.
+    """Returns the trained tensors that this client never sends.
 
     Args:
-        context: The client's.
-        layout: Of these tensors.
-        initial: Their values before its first round, among others.
-        taken: As for `own`: a round that is repeated begins with what the first attempt began with.
+        context: The Flower context of the client.
+        layout: The layout of these tensors.
+        initial: The values of at least these tensors before the first round.
+        taken: The round of the last update that the server took, as for `own`. So a repeated round
+            begins with the same values as the first attempt.
     """
     _take_back(context, KEPT, taken)
     if messages.PACKED in context.state.array_records.get(KEPT, ()):
@@ -56,7 +57,7 @@ def kept(
 def keep(
     context: Context, server_round: int, layout: Layout, trained: Mapping[str, Tensor]
 ) -> None:
-    """Stores the tensors that only this client has, beside what they were before."""
+    """Stores the tensors that this client never sends, and keeps their previous values."""
     if layout.shapes:
         _put_aside(context, KEPT)
         _write(context, KEPT, server_round, {name: trained[name] for name, _ in layout.shapes})
@@ -65,19 +66,19 @@ def keep(
 def complete(
     context: Context, received: Received, layout: Layout, initial: Mapping[str, Tensor]
 ) -> State:
-    """Puts together what was sent, what rested with the client, and initial values.
+    """Returns the model of a round, from sent, remembered and initial tensors.
 
     Args:
-        context: The client's.
-        received: What was sent.
-        layout: Of all exchanged tensors.
-        initial: Values before the first round, zero beyond the client's rank.
+        context: The Flower context of the client.
+        received: The content of the instruction.
+        layout: The layout of all exchanged tensors.
+        initial: The values before the first round, zero beyond the client's rank.
 
     Returns:
         All exchanged tensors, in the layout's order.
 
     Raises:
-        ValueError: When the server relies on a round that the client does not remember.
+        ValueError: If the server relies on a round that the client does not remember.
     """
     rested = _read(context, RESTED, received.since, layout) if received.since else {}
     cached = {name: rested.get(name, initial[name]) for name in received.cached}
@@ -85,20 +86,21 @@ def complete(
 
 
 def rest(context: Context, server_round: int, rested: State) -> None:
-    """Stores what rested in a round."""
+    """Stores the tensors that rested in a round."""
     _write(context, RESTED, server_round, rested)
 
 
 def merge(context: Context, received: Received, layout: Layout) -> State:
-    """Adds the pairs that were sent to what was merged before, and returns all of it, by path.
+    """Adds the merged pairs of an instruction to earlier ones, and returns their sum by path.
 
     Args:
-        context: The client's.
-        received: Pairs, and of how many rounds it is taken to have them already.
-        layout: Of all exchanged tensors.
+        context: The Flower context of the client.
+        received: The content of the instruction, with pairs and the number of rounds that the
+            server assumes the client has.
+        layout: The layout of all exchanged tensors.
 
     Raises:
-        ValueError: When the server takes it to have others than it has.
+        ValueError: If the client has the pairs of another number of rounds.
     """
     known, merges = received.merges
     if not merges:
@@ -114,12 +116,12 @@ def merge(context: Context, received: Received, layout: Layout) -> State:
 
 
 def own(context: Context, taken: int | None) -> State:
-    """Returns what the strategy's client half remembers; nothing at first.
+    """Returns the memory of the strategy's client half; an empty state at first.
 
     Args:
-        context: The client's.
-        taken: The round of the last update that the server took, if it says so. What was remembered
-            in a later one is forgotten, for the server has nothing of its report.
+        context: The Flower context of the client.
+        taken: The round of the last update that the server took; None if the server does not say.
+            Memory of a later round is dropped, because the server lacks that round's report.
     """
     _take_back(context, OWN, taken)
     if OWN not in context.state.array_records:
@@ -128,7 +130,7 @@ def own(context: Context, taken: int | None) -> State:
 
 
 def keep_own(context: Context, server_round: int, memory: State) -> None:
-    """Stores it, beside what it was before."""
+    """Stores the memory of the strategy's client half, and keeps the previous memory."""
     if not memory and OWN not in context.state.array_records:
         return
     _put_aside(context, OWN)
@@ -137,34 +139,34 @@ def keep_own(context: Context, server_round: int, memory: State) -> None:
 
 
 def held(context: Context, record: str, version: int, layout: Layout) -> State:
-    """Returns the values that the changes of a stream led to.
+    """Returns the values of a stream after its last change.
 
     Args:
-        context: The client's.
-        record: That comes as a stream.
-        version: The server takes the client to have.
-        layout: Of all its tensors.
+        context: The Flower context of the client.
+        record: The name of the record that is sent as a stream.
+        version: The version that the server assumes the client has.
+        layout: The layout of all tensors of the stream.
 
     Raises:
-        ValueError: When the client has another one.
+        ValueError: If the client has another version.
     """
     return _read(context, HELD + record, version, layout)
 
 
 def hold(context: Context, record: str, version: int, values: State) -> None:
-    """Stores them."""
+    """Stores the values of a stream at a version."""
     _write(context, HELD + record, version, values)
 
 
 def withheld(context: Context, record: str, layout: Layout, taken: int | None) -> State:
-    """Returns what codecs kept back of what this client sent.
+    """Returns what codecs withheld from the updates of this client.
 
     Args:
-        context: The client's.
-        record: That it sends.
-        layout: Of all tensors that may stand in it.
-        taken: As for `own`: what was kept back of an update that was lost is lost with it, and
-            what was kept back before is still to be sent.
+        context: The Flower context of the client.
+        record: The name of the record that the client sends.
+        layout: The layout of all tensors that the record may hold.
+        taken: The round of the last update that the server took, as for `own`. If an update was
+            lost, what it withheld is dropped; what was withheld before it will still be sent.
     """
     _take_back(context, WITHHELD + record, taken)
     if not _round_of(context, WITHHELD + record):
@@ -173,7 +175,7 @@ def withheld(context: Context, record: str, layout: Layout, taken: int | None) -
 
 
 def withhold(context: Context, record: str, server_round: int, tensors: State) -> None:
-    """Stores it, beside what it was before."""
+    """Stores what codecs withheld in a round, and keeps what they withheld before."""
     if not tensors and WITHHELD + record not in context.state.array_records:
         return
     _put_aside(context, WITHHELD + record)
@@ -181,38 +183,38 @@ def withhold(context: Context, record: str, server_round: int, tensors: State) -
 
 
 def _put_aside(context: Context, record: str) -> None:
-    """Keeps a record as it is now; what is not there yet stands for round 0."""
+    """Copies a record under `BEFORE`; a missing record counts as an empty one of round 0."""
     context.state[BEFORE + record] = context.state.array_records.get(record, ArrayRecord())
     which = context.state.config_records.get(record + WHICH, ConfigRecord({NUMBER: 0}))
     context.state[BEFORE + record + WHICH] = which
 
 
 def _take_back(context: Context, record: str, taken: int | None) -> None:
-    """Puts a record back to what it was before its last round, if the server did not take that."""
+    """Restores a record's previous value, if the server did not take the last round's update."""
     if taken is not None and _round_of(context, record) > taken:
         for end in ("", WHICH):
             context.state[record + end] = context.state[BEFORE + record + end]
 
 
 def _round_of(context: Context, record: str) -> int:
-    """Tells the round in which a record was stored; 0 for none."""
+    """Returns the round in which a record was stored; 0 for none."""
     which = context.state.config_records.get(record + WHICH, ConfigRecord())
     return int(cast(int, which.get(NUMBER, 0)))
 
 
 def _storable(tensor: Tensor) -> Tensor:
-    """Writes what Flower's arrays do not know, bfloat16, as float32."""
+    """Returns a tensor in a type that Flower's arrays have: bfloat16 becomes float32."""
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _write(context: Context, record: str, number: int, tensors: State) -> None:
-    """Stores tensors with the round, or the count, that they stand for."""
+    """Stores tensors, with the number of their round, version or count."""
     context.state[record] = messages.to_packed(tensors)
     context.state[record + WHICH] = ConfigRecord({NUMBER: number, NAMES: list(tensors)})
 
 
 def _read(context: Context, record: str, number: int, layout: Layout) -> State:
-    """Reads what `_write` stored, if it stands for the number that is asked for."""
+    """Returns the tensors that `_write` stored, and checks their number."""
     which = context.state.config_records.get(record + WHICH, ConfigRecord())
     if which.get(NUMBER) != number:
         known = f"those of {which[NUMBER]!r}" if which else "nothing"

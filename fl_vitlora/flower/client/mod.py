@@ -1,8 +1,8 @@
-"""A client's end of the wire, as a Flower mod: the app within sees whole tensors in full precision.
+"""A client's end of the wire, as a Flower mod, so that the app sees complete float32 tensors.
 
-An instruction is unfolded and decoded before the app sees it, its update coded and folded after.
-The client's Flower context keeps what codecs need to remember: the values of each stream, and what
-was withheld (`context_state`).
+The mod unfolds and decodes an instruction before the app sees it, and encodes and folds the app's
+update. The client's Flower context keeps the memory of the codecs: the values of each stream, and
+what was withheld (`context_state`).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from fl_vitlora.state import State, add, scale
 
 
 def make_mod(settings_of: SettingsOf) -> Mod:
-    """Makes the mod that stands around every function of the app.
+    """Makes the mod that wraps every function of the app.
 
     Args:
-        settings_of: As for the app.
+        settings_of: A function that returns the settings of the client, as for the app.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -122,7 +122,7 @@ class ClientEnd:
         if versions is None:
             if len(parts) != 1:
                 raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
-            if not is_exact(parts[0]):  # so what it allocates came: some shapes are its sender's
+            if not is_exact(parts[0]):  # an exact part is as long as the memory that it needs
                 raise ValueError(f"message refused: {record!r} is neither exact nor a stream")
             tensors = decode(parts[0], layout)
         else:
@@ -173,7 +173,7 @@ class ClientEnd:
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns what was withheld so far, without tensors that have since been written anew."""
+        """Returns what was withheld so far, without tensors that have been overwritten since."""
         strategy = self.settings.strategy
         anew = (*strategy.plan(round_of(self.config)).restarted, *strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}

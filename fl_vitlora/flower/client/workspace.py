@@ -1,7 +1,7 @@
-"""What a worker process keeps between messages: the model, the opened shards, and who it works for.
+"""What a worker process keeps between messages: the model, the opened shards and the settings.
 
 A worker serves many clients, one after the other. The frozen backbone and the opened shards stay in
-the process; a message brings only what is exchanged.
+the process. A message brings only the exchanged tensors.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from fl_vitlora.training.stacking import can_stack
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSettings:
-    """All that a worker must know; it holds no key of images, no image and no weights.
+    """The settings of a worker; they hold no image key, no image and no weights.
 
     Attributes:
-        shards: Folder of the encrypted shards.
-        class_names: Of the run, in the order of the head's outputs.
-        device: "cpu" or "cuda".
-        config: The experiment; it names the client's key ring only where the client's side takes
-            the key (`policies.clients_need_key`).
-        strategy: Its client half.
-        fresh_order: Whether a client draws the order of its images anew for every training, from
-            the system's randomness, instead of deriving it from the run's seed.
-        storage: Opens the shards where they are sealed at rest; it travels from the program to its
-            workers in memory, and is written nowhere.
+        shards: The folder of the encrypted shards.
+        class_names: The names of the run's classes, in the order of the head's outputs.
+        device: The device to compute on, "cpu" or "cuda".
+        config: The experiment. It names the client's key ring only if clients need the key
+            (`policies.clients_need_key`).
+        strategy: The strategy, of which the worker runs the client half.
+        fresh_order: True if a client draws the order of its images for every training from the
+            system's randomness. Otherwise the order follows from the run's seed.
+        storage: The keys of shards that are encrypted at rest; None if they are not. The program
+            passes them to its workers in memory and never writes them to a file.
     """
 
     shards: str
@@ -70,7 +70,7 @@ class ClientSettings:
     fresh_order: bool = False
     storage: StorageKeys | None = field(default=None, repr=False)
 
-    def __hash__(self) -> int:  # a config holds a mapping; equal settings have equal shards
+    def __hash__(self) -> int:  # a config holds a mapping, which has no hash
         return hash((self.shards, self.class_names, self.device))
 
 
@@ -78,7 +78,7 @@ SettingsOf = Callable[[Context], ClientSettings]
 
 
 def client_of(context: Context) -> int:
-    """Tells which shard a node holds."""
+    """Returns the number of the client at a node, which is the number of its shard."""
     return int(context.node_config["partition-id"])
 
 
@@ -88,16 +88,16 @@ class Workspace:
 
     Attributes:
         config: The experiment.
-        backbone: Model with its adapters, on the device.
-        layout: Of the exchanged tensors.
-        kept: Of the trained tensors that stay with a client.
-        origin: What the public model reads with.
-        start: What the server's model reads with at first.
-        initial: All trained tensors as the server has them at first.
-        holder: Of the client's key, where its side takes it.
-        precision: Of activations.
-        trainer: Trains clients, alone or together.
-        shard: Opens a shard by its name; those used last stay open.
+        backbone: The model with its adapters, on the device.
+        layout: The layout of the exchanged tensors.
+        kept: The layout of the trained tensors that stay with a client.
+        origin: The patch embedding of the public model.
+        start: The patch embedding of the server's model before the first round.
+        initial: The server's values of all trained tensors before the first round.
+        holder: The holder of the client's key; None if clients do not need the key.
+        precision: The type of activations.
+        trainer: Trains clients, one alone or several in one batch.
+        shard: A function that opens a shard by its name. The shards used last stay open.
     """
 
     config: Config
@@ -113,16 +113,16 @@ class Workspace:
     shard: Callable[[str], Shard]
 
     def rank_of(self, client: int) -> int | None:
-        """Tells a client's rank, if it has one of its own."""
+        """Returns a client's own rank; None if it has the run's."""
         return rank_of(self.config, client)
 
     def initial_of(self, client: int) -> State:
-        """Returns the first tensors as a client has them: zero beyond its rank."""
+        """Returns a client's values before the first round: zero beyond its rank."""
         rank = self.rank_of(client)
         return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
 
     def coordinates_of(self, client: int) -> Coordinates:
-        """Tells how a client's tensors correspond to the server's."""
+        """Returns the maps between a client's tensors and the server's."""
         return coordinates.of_party(
             self.config,
             origin=self.origin,
@@ -135,7 +135,7 @@ class Workspace:
 
 @functools.lru_cache(maxsize=1)
 def workspace(settings: ClientSettings) -> Workspace:
-    """Builds the model once for each process and run; the run before is forgotten."""
+    """Builds the model once for each process and run; it replaces that of an earlier run."""
     config, shards = settings.config, Path(settings.shards)
     built = backbone.build(config.model, len(settings.class_names), config.seed)
     methods.prepare(built.model, config.finetuning, config.seed, settings.strategy.adapter)
@@ -174,7 +174,7 @@ def workspace(settings: ClientSettings) -> Workspace:
 
 
 def _shelf(settings: ClientSettings) -> Shelf:
-    """Opens the run's shards, the labels in the run's numbers."""
+    """Returns a shelf that opens shards, with labels numbered as in the run."""
     names, keys = settings.class_names, settings.storage
     shards = Path(settings.shards)
     most = None if keys is None else MOST_KEPT
@@ -182,15 +182,15 @@ def _shelf(settings: ClientSettings) -> Shelf:
 
 
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
-    """Opens the key ring of a client's side; the shards say which key of it they are under."""
+    """Returns the holder of a client's key; the shards say which key of the ring they use."""
     config, keys = settings.config, settings.storage or NO_KEYS
     shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
-    # A deployed node has the storage key of its own client alone, and may see others' files.
+    # A deployed node has only its own client's storage key, but may see files of other clients.
     own = (
         path for path in shards if (under := sealed_under(path)) is None or keys.can_open(*under)
     )
-    told = shard_metadata(next(own, shards[0]), keys)
-    secret = open_ring(Path(config.encryption.key_file)).find(told["key_id"])
+    metadata = shard_metadata(next(own, shards[0]), keys)
+    secret = open_ring(Path(config.encryption.key_file)).find(metadata["key_id"])
     return key_holder(
         config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
     )

@@ -1,4 +1,4 @@
-"""Asking: one question to many clients, and once more to those whose answer cannot be used."""
+"""Asking: one question to many clients, repeated for clients whose answer cannot be used."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Refused:
     """Why an answer cannot be used.
 
     Attributes:
-        how: "silent" if the client did not answer, "raised" if its app raised, "unusable" if it
-            sent something else than an answer.
-        reason: What is known of the cause.
+        how: "silent" if the client did not answer, "raised" if its app raised an error, "unusable"
+            if its reply is not an answer.
+        reason: The cause as far as it is known.
     """
 
     how: How
@@ -52,11 +52,11 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(Generic[T]):
-    """What clients answered to one question.
+    """The answers of clients to one question.
 
     Attributes:
-        read: What was read of each usable answer, by client.
-        reasons: Why the other clients failed, by client.
+        read: The content of each usable answer, by client.
+        reasons: The reasons why the other clients failed, by client.
         taken_apart: The clients that trained alone after all workers of their batch were lost.
     """
 
@@ -67,14 +67,14 @@ class Answers(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Question(Generic[T]):
-    """What clients are asked.
+    """A question to clients.
 
     Attributes:
         round: The number of the round, from 1.
         asked: The instruction of each client.
         read: A function that reads one answer: it takes the instruction and the records of the
-            reply, and raises a `ValueError` if they are no answer.
-        purpose: What the ledger counts the messages as.
+            reply, and raises a `ValueError` if they are not an answer.
+        purpose: The purpose under which the ledger counts the messages.
         roster: The members of the secure sum; None if updates are read one by one.
     """
 
@@ -87,15 +87,15 @@ class Question(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """Asks clients, and asks once more in the same round where that may help.
+    """Asks clients, and repeats the question in the same round if that may help.
 
     Attributes:
-        post: What carries the messages.
-        end: What codes instructions and decodes replies.
-        records: What the server knows of each client.
+        post: Sends the messages.
+        end: Encodes instructions and decodes replies.
+        records: The server's records of the clients.
         config: The experiment.
         layout: The layout of all exchanged tensors.
-        repeats_errors: Whether a client whose app raised is asked once more.
+        repeats_errors: True if a client whose app raised an error is asked once more.
     """
 
     post: Post
@@ -106,12 +106,14 @@ class Asker:
     repeats_errors: bool
 
     def ask(self, question: Question[T]) -> Answers[T]:
-        """Asks clients, and asks those again whose answer cannot be used.
+        """Asks clients, and asks again the clients whose answer cannot be used.
 
-        A client that failed begins anew: it is sent all that it needs, whatever it may remember of
-        the first attempt. A client that did not answer in time is not asked again. Under secure
-        aggregation a client that has already sent a masked vector is never asked again: two vectors
-        under one mask reveal their difference. Only a client whose app raised has sent none.
+        A client that failed starts again: it is sent all tensors that it needs, whatever it may
+        remember of the first attempt. A client that did not answer in time is not asked again.
+
+        Under secure aggregation a client that has already sent a masked vector is never asked
+        again: two vectors under one mask reveal their difference. Only a client whose app raised an
+        error has sent none.
         """
         answers, refused, apart = self._ask_once(question, question.asked)
         again = {
@@ -134,7 +136,7 @@ class Asker:
         return Answers(read=answers | more, reasons=reasons, taken_apart=frozenset(apart))
 
     def _is_asked_again(self, refused: Refused, roster: Roster | None) -> bool:
-        """Returns whether another attempt may help and reveals nothing."""
+        """Returns True if another attempt may help and reveals nothing."""
         if refused.how == "raised":
             return self.repeats_errors
         return refused.how == "unusable" and roster is None
@@ -142,10 +144,11 @@ class Asker:
     def _ask_once(
         self, question: Question[T], asked: Mapping[int, Instruction]
     ) -> tuple[dict[int, T], dict[int, Refused], set[int]]:
-        """Asks clients once, and notes which of them have followed what they were sent.
+        """Asks clients once, and notes which of them now hold the streams that they were sent.
 
         Returns:
-            What was read, by client; why the others failed, by client; and who trained alone.
+            The content of the answers by client, the failures by client, and the clients that
+            trained alone.
         """
         requests = self._requests(question, list(asked.values()))
         replies = {
@@ -175,7 +178,7 @@ class Asker:
         """Reads the answer of one client.
 
         Raises:
-            _RefusedReplyError: If there is none, or if it cannot be used.
+            _RefusedReplyError: If there is no answer, or if it cannot be used.
         """
         if reply is None:
             reason = f"no reply within {self.post.timeout:g} s"
@@ -193,7 +196,7 @@ class Asker:
     def _requests(
         self, question: Question[T], instructions: Sequence[Instruction]
     ) -> list[Request]:
-        """Writes the messages to clients as they travel."""
+        """Returns the messages to clients as they are sent."""
         writer = Writer(self.layout)
         addressed = []
         for asked in instructions:

@@ -1,11 +1,11 @@
-"""What simulated clients remember, held by the program itself, so that it can be written down.
+"""The memory of simulated clients, held by the program itself, so that checkpoints can contain it.
 
-Flower keeps the context of a node to itself. Here it passes through on its way to a worker and
-back: what a client remembers is taken from here, and put here again. A record that a worker has
-sent back is never changed, but replaced; and only with replies that the server waits for, so that
-a worker that comes to its end at last puts no old record over a newer one.
+Flower gives no access to the context of a node. So the delivery puts a client's records from here
+into the context on its way to a worker, and takes them back afterwards. Records that a worker sent
+back are replaced and never changed. They are taken only with replies that the server waits for, so
+a late worker cannot overwrite newer records with old ones.
 
-The delivery and the server meet here also to tell each other what became of single messages.
+The delivery and the server also use this class to tell each other the fate of single messages.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from fl_vitlora.flower.client.workspace import client_of
 from fl_vitlora.flower.wire import masking
 from fl_vitlora.storage.trees import Tree
 
-SECRET = frozenset({masking.RECORD})  # drawn anew with every greeting, and never written down
+SECRET = frozenset({masking.RECORD})  # drawn again with every greeting, and never saved
 KINDS: Mapping[str, Any] = {"config": ConfigRecord, "metrics": MetricRecord}
 
 
 class ClientStates:
-    """The records of clients by their number.
+    """The records of the clients, by client number.
 
     Args:
-        known: What some remember from an earlier program.
+        known: The records of some clients from an earlier program, as trees.
 
     Attributes:
-        followed: Whether what clients remember passes through here; set by the delivery.
+        followed: True if the delivery passes the clients' records through here.
     """
 
     def __init__(self, known: Mapping[int, Tree] = MappingProxyType({})) -> None:
@@ -41,42 +41,42 @@ class ClientStates:
         self._apart: set[str] = set()
 
     def lend(self, context: Context) -> Context:
-        """Puts into a context what its client remembers."""
+        """Puts the records of a client into its context, and returns the context."""
         context.state = self._records.get(client_of(context), context.state)
         return context
 
     def note(self, context: Context) -> None:
-        """Notes what the client of a context remembers from now on."""
+        """Takes the records of a client from its context."""
         self._records[client_of(context)] = context.state
 
     def give_up(self, messages: Iterable[str]) -> None:
-        """Notes the ids of messages whose replies nobody waits for any more."""
+        """Notes the ids of messages whose replies the server no longer waits for."""
         self._given_up.update(messages)
 
     def is_given_up(self, message: str) -> bool:
-        """Tells whether nobody waits any more for the reply to a message of that id."""
+        """Returns True if the server no longer waits for the reply to the message of an id."""
         return message in self._given_up
 
     def take_apart(self, messages: Iterable[str]) -> None:
-        """Notes the ids of messages that went together and were answered one by one."""
+        """Notes the ids of messages that were sent in one batch but answered one by one."""
         self._apart.update(messages)
 
     def is_taken_apart(self, message: str) -> bool:
-        """Tells whether a message of that id was answered by itself, against the plan."""
+        """Returns True if the message of an id was answered alone instead of with its batch."""
         return message in self._apart
 
     def now(self) -> dict[int, RecordDict]:
-        """Returns what each client remembers now, for `to_tree`."""
+        """Returns the current records of each client, for `to_tree`."""
         return dict(self._records)
 
 
 def to_tree(state: RecordDict) -> Tree:
-    """Writes records as plain values and bytes, but for those that are secret."""
+    """Returns records as plain values and bytes, without the secret ones."""
     return {name: _tree_of(record) for name, record in state.items() if name not in SECRET}
 
 
 def from_tree(tree: Tree) -> RecordDict:
-    """Reads what `to_tree` wrote."""
+    """Returns the records that `to_tree` turned into a tree."""
     return RecordDict({name: _record_of(kind, items) for name, (kind, items) in tree.items()})
 
 

@@ -21,7 +21,7 @@ from fl_vitlora.flower.wire.reported_counts import read_images
 
 @dataclass(frozen=True, kw_only=True)
 class Greeting:
-    """What one node said about itself.
+    """What one node states about itself.
 
     Attributes:
         client: The number of the client that the node is.
@@ -43,15 +43,15 @@ def greet(
     class_names: Sequence[str] | None,
     sums: SecureAggregator | None,
 ) -> dict[int, int]:
-    """Waits for the nodes, and asks each one which client it is; workers start meanwhile.
+    """Waits for the nodes, and asks each one which client it is. Workers start meanwhile.
 
     Args:
         clients: The number of nodes to wait for.
-        post: What carries the messages.
-        end: What opens the replies.
-        records: The records of the clients, which are begun here.
+        post: Sends the messages.
+        end: Decodes the replies.
+        records: The server's records of the clients, which this function starts.
         class_names: The names of the run's classes; None if classes are not compared.
-        sums: The secure aggregator, which notes the public keys; None without secure sums.
+        sums: The secure aggregator, which stores the public keys; None without secure sums.
 
     Returns:
         The number of training images, by client.
@@ -85,10 +85,10 @@ def greet(
 
 
 def _read(reply: Reply, end: ServerEnd, sums: SecureAggregator | None) -> Greeting:
-    """Reads a greeting, and notes the public key in it.
+    """Reads a greeting, and stores the public key in it.
 
     Raises:
-        RuntimeError: If the node's app cannot start, or if it answers as no client does.
+        RuntimeError: If the node's app cannot start, or if its reply is not a greeting.
     """
     if reply.message.has_error():
         reason = str(reply.message.error.reason)
@@ -104,12 +104,12 @@ def _read(reply: Reply, end: ServerEnd, sums: SecureAggregator | None) -> Greeti
         if sums is not None:
             sums.greeted(greeting.client, content)
     except ValueError as error:
-        raise RuntimeError(f"a node greets as no client of ours does: {error}") from None
+        raise RuntimeError(f"a node sent an invalid greeting: {error}") from None
     return greeting
 
 
 def _compare_classes(greeting: Greeting, class_names: Sequence[str] | None) -> None:
-    """Refuses a client whose labels mean something else than the run's.
+    """Refuses a client whose labels have another meaning than the run's.
 
     Raises:
         UserError: If its classes differ from the run's.
@@ -119,5 +119,5 @@ def _compare_classes(greeting: Greeting, class_names: Sequence[str] | None) -> N
     if differs := disagreement(greeting.names, class_names):
         raise UserError(
             f"client {greeting.client} has other classes than this run: {differs}; give its node "
-            "the run's list, --node-config 'classes=\"FILE\"', by which labels are matched by name"
+            "the run's list, --node-config 'classes=\"FILE\"'; labels are then matched by name"
         )

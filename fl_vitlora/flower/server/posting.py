@@ -1,6 +1,6 @@
 """The post: sends messages over Flower's grid, gathers the replies, and counts every message.
 
-A reply is unfolded once, as it arrives: its bytes are counted then, and it is read later.
+A reply is unfolded and its bytes are counted when it arrives; its content is read later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fl_vitlora.flower.wire.byte_counts import message_bytes
 from fl_vitlora.flower.wire.folding import Unfolded, group_bytes, groups_of, unfold
 
 NODE_POLL_SECONDS = 0.05
-MOST_AWAITED = 500  # once replies come in, only so many of the oldest messages are looked up
+MOST_AWAITED = 500  # once replies arrive, only the oldest messages are looked up, so many
 DOWNLINK: Direction = "downlink"
 UPLINK: Direction = "uplink"
 
@@ -35,7 +35,7 @@ class Request:
     """A message to one node.
 
     Attributes:
-        message: The message as it travels.
+        message: The message as it is sent.
         groups: The bytes of its coded tensors, by group.
     """
 
@@ -61,9 +61,9 @@ class Reply:
     """A message from one node.
 
     Attributes:
-        message: The message as it came.
+        message: The message as it was received.
         node: The number of the node that sent it.
-        unfolded: Its records; or the reason why it cannot be read; or None if it reports an error.
+        unfolded: The records; an error if they cannot be read; None if the message is an error.
         groups: The bytes of its coded tensors, by group.
     """
 
@@ -74,7 +74,7 @@ class Reply:
 
     @classmethod
     def of(cls, message: Message) -> Reply:
-        """Unfolds a message that came in."""
+        """Unfolds a message that was received."""
         node = message.metadata.src_node_id
         if not message.has_content():
             return cls(message=message, node=node, unfolded=None, groups={})
@@ -104,9 +104,9 @@ class Post:
         grid: Flower's grid.
         ledger: The ledger in which messages are counted.
         timeout: Seconds to wait for the replies to one batch of messages.
-        states: What simulated clients remember. It is told which replies are void, and knows which
-            clients trained alone.
-        tap: A function that is shown every message that passes, for inspection.
+        states: The memory of simulated clients. The post tells it which replies are void, and it
+            knows which clients trained alone.
+        tap: A function that gets every message, for inspection; None for no inspection.
         stop: The event that ends all waiting.
     """
 
@@ -153,13 +153,13 @@ class Post:
     ) -> list[Reply]:
         """Sends messages and gathers replies until all have arrived or time is up.
 
-        Replies that come later are void: their clients go back to what they remembered before.
-        Clients with the most images come first, so that the last ones to train are the quickest.
+        Replies that come later are void: their clients keep the memory of before. The clients with
+        the most images are sent their messages first, so that the last ones train fastest.
 
         Args:
             requests: The messages, each to one node.
             records: The records of all clients.
-            note: A function that is shown every message that passes, in either direction.
+            note: A function that gets every message, in either direction.
         """
 
         def images(request: Request) -> int:
@@ -177,17 +177,17 @@ class Post:
     def _gather(
         self, waiting: dict[str, int], note: Callable[[Request | Reply], None]
     ) -> list[Reply]:
-        """Gathers the replies to messages, and takes the ids of those messages out of `waiting`.
+        """Gathers the replies to messages, and removes the ids of these messages from `waiting`.
 
         Args:
-            waiting: The number of images that each message went to, by the message's id.
-            note: A function that is shown every reply.
+            waiting: The number of images of each message's client, by the id of the message.
+            note: A function that gets every reply.
         """
         replies: list[Reply] = []
         answered, awaited = 0, sum(waiting.values())
         begin = last = looks = time.monotonic()
         deadline, arrived = begin + self.timeout, False
-        while waiting and looks <= deadline:  # the last look is after it, however long that is
+        while waiting and looks <= deadline:  # the last look comes after the deadline
             self._heed_stop()
             looks = time.monotonic()
             wanted = set(islice(waiting, MOST_AWAITED if arrived else None))

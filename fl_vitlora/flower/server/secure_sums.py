@@ -1,4 +1,4 @@
-"""The server's end of secure sums: it knows public keys, and adds up a round's masked replies."""
+"""The server's side of secure aggregation: stores public keys and adds up masked replies."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_st
 from fl_vitlora.privacy.secure_sum import Roster, Seeds, add_up
 from fl_vitlora.strategy import Update
 
-# Asks clients for the seeds that they have in common with those who dropped out of a sum.
+# Asks clients for the seeds that they share with clients that dropped out of a sum.
 Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summed:
-    """What became of the masked updates of one round.
+    """The result of adding up the masked updates of one round.
 
     Attributes:
         updates: One update, the mean of all clients in the sum; empty if there is no sum.
-        failures: The clients that are not in the sum, and why.
-        clipped: How many scalars all clients in the sum clipped to the range, taken together.
+        failures: The reason for each client that is not in the sum, by client.
+        clipped: The number of scalars that were clipped to the range, over all clients in the sum.
     """
 
     updates: tuple[Update, ...] = ()
@@ -42,7 +42,7 @@ class SecureAggregator:
 
     Args:
         limit: The range R of the fixed-point numbers.
-        equal: Whether all clients weigh the same; otherwise they weigh by their images.
+        equal: True if all clients have equal weights; otherwise the weight is the image count.
     """
 
     def __init__(self, *, limit: float, equal: bool) -> None:
@@ -51,10 +51,10 @@ class SecureAggregator:
         self._keys: dict[int, bytes] = {}
 
     def greeted(self, client: int, greeting: RecordDict) -> None:
-        """Notes the public key that a client sent with its greeting.
+        """Stores the public key that a client sent with its greeting.
 
         Raises:
-            ValueError: If there is none, or if another client has the same one.
+            ValueError: If the key is missing, or if another client has the same key.
         """
         key = masking.read_key(greeting)
         if key in self._keys.values():
@@ -78,19 +78,19 @@ class SecureAggregator:
     ) -> Summed:
         """Adds up the replies of a round.
 
-        The seeds of a client that is not in the sum would open its masked words. So its reply is
-        deleted before any client is asked for seeds.
+        With the seeds of a client, its masked words can be read. So the reply of a client that is
+        not in the sum is deleted before any client is asked for seeds.
 
         Args:
             roster: The members of the round's sum.
             replies: The records of every reply, by client. This mapping is emptied.
             layout: The layout of the clients' deltas.
-            ask: What asks for seeds, if some members dropped out.
-            images: The number of images that each member weighs by.
-            expected: The numbers that each client must state about itself.
+            ask: A function that asks for seeds, if some members dropped out.
+            images: The number of images by which each member is weighted.
+            expected: The numbers that the update of each client must state.
 
         Returns:
-            The mean of all clients in the sum, or nothing; and why the others are not in it.
+            The mean of all clients in the sum, if there is one, and the failures of the others.
         """
         masked: dict[int, Words] = {}
         steps: dict[int, int] = {}
@@ -106,7 +106,7 @@ class SecureAggregator:
         except ValueError as error:
             return Summed(failures=failures | dict.fromkeys(arrived, str(error)))
         silent = arrived - left
-        failures |= dict.fromkeys(silent, "it did not reveal its seeds with those who dropped out")
+        failures |= dict.fromkeys(silent, "it did not reveal its seeds with dropped clients")
         update, clipped = masking.open_sum(
             total,
             roster,
@@ -133,7 +133,7 @@ def ask_for_seeds(
     """Asks the clients left in a secure sum for their seeds with those that dropped out.
 
     Args:
-        asker: What carries the question.
+        asker: Sends the question.
         roster: The members of the sum.
         left: The clients whose masked vectors arrived.
         dropped: The members whose masked vectors did not arrive.

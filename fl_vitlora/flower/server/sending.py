@@ -1,8 +1,8 @@
-"""The server's end of the wire: instructions are coded and folded, updates unfolded and decoded.
+"""The server's end of the wire: encodes and folds instructions, unfolds and decodes updates.
 
-It stands between the transport and Flower's grid. What a strategy sends to many clients goes as a
-stream: the changes since the version that a client holds. Clients of one rank share a stream. A
-client that did not answer may or may not hold the last version, so it is sent the whole state.
+It stands between the transport and Flower's grid. Tensors for many clients are sent as a stream:
+the changes since the version that a client holds. Clients of one rank share a stream. A client that
+did not answer may or may not hold the last version, so it is sent the whole state.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from fl_vitlora.strategy import Update
 
 Sealed = tuple[RecordDict, dict[str, int]]  # folded records, and the bytes of tensors by group
 
-STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all else travels as it is
+STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all other records are sent without a stream
 
 
 @dataclass(frozen=True, kw_only=True)
 class Addressed:
-    """What one client is to be sent.
+    """The records for one client.
 
     Attributes:
         client: The number of the client.
@@ -49,12 +49,12 @@ class Addressed:
 
 
 class ServerEnd:
-    """Encodes what clients are sent, and decodes what they answer.
+    """Encodes the messages to clients, and decodes their replies.
 
     Args:
         initial: The exchanged tensors before the first round.
         config: The experiment.
-        records: What the server knows of each client.
+        records: The server's records of the clients.
     """
 
     def __init__(self, initial: State, config: Config, records: ClientRecords) -> None:
@@ -71,7 +71,7 @@ class ServerEnd:
 
     @property
     def caches(self) -> bool:
-        """Returns whether tensors that clients have already may be left out of messages.
+        """Returns True if tensors that clients already have may be left out of messages.
 
         Streams leave them out by themselves. If some groups are not sent in every round, clients do
         not hold exactly what the server assumes, so nothing may be left out.
@@ -80,17 +80,17 @@ class ServerEnd:
         return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
 
     def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[Sealed]:
-        """Codes and folds what clients are sent.
+        """Encodes and folds the messages to clients.
 
         Args:
             server_round: The number of the round, from 1; 0 before the first one.
             addressed: The client and the records of each message.
 
         Returns:
-            What travels, and the bytes of its coded tensors by group, in the same order.
+            The folded records and the bytes of coded tensors by group, for each message in order.
         """
-        coded: dict[tuple[int, Layout], tuple[Part, ...]] = {}  # of records that many are sent
-        before: dict[object, bytes] = {}  # what others are told
+        coded: dict[tuple[int, Layout], tuple[Part, ...]] = {}  # a cache by record
+        before: dict[object, bytes] = {}  # a cache of folded buffers
         return [self._seal(server_round, one, coded, before) for one in addressed]
 
     def _seal(
@@ -123,7 +123,7 @@ class ServerEnd:
         return folded, group_bytes(one.content, parts)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
-        """Adds the state that a client is to have to the stream of all clients of its rank."""
+        """Adds a target state to the stream of all clients of a rank."""
         stream = self._streams.get((record, rank)) or Stream.of(self._first(record, rank))
         config = self._config
         stream = stream.advance(
@@ -141,7 +141,7 @@ class ServerEnd:
         return first if record == messages.ARRAYS else scale(first, 0.0)
 
     def open(self, client: int, unfolded: Unfolded, frozen: tuple[str, ...] = ()) -> RecordDict:
-        """Decodes what a client sent; tensors that it left out have not moved.
+        """Decodes the reply of a client; tensors that it left out have not changed.
 
         Args:
             client: The number of the client.
@@ -149,10 +149,10 @@ class ServerEnd:
             frozen: The endings of the names of tensors that rested.
 
         Returns:
-            The records, with whole tensors.
+            The records, with complete tensors.
 
         Raises:
-            ValueError: If the reply holds something that no client sends.
+            ValueError: If the reply holds records or parts that were not asked for.
         """
         content, parts, _ = unfolded
         layouts = update_layouts(frozen, self._layout, rank_of(self._config, client))
@@ -167,14 +167,14 @@ class ServerEnd:
         return content
 
     def bounded(self, update: Update, norm: float | None) -> Update:
-        """Clips a decoded update to the norm that its client was to clip it to.
+        """Clips a decoded update to the norm to which its client had to clip it.
 
-        With what was withheld before, a decoded update may be longer, and noise is scaled for that
-        norm. Updates that travel exactly are not changed: a client that does not clip is a matter
-        for the strategy.
+        A decoded update also contains what was withheld before, so its norm may be larger. Noise is
+        scaled for the clipping norm. Updates that are sent exactly are not changed here: the
+        strategy deals with a client that does not clip.
 
         Args:
-            update: The update as it was decoded.
+            update: The decoded update.
             norm: The norm to which clients clip their updates; None if they do not.
         """
         if norm is None or lanes_of(self._config.compression.uplink).exact:
@@ -183,11 +183,11 @@ class ServerEnd:
         return replace(update, delta=delta)
 
     def snapshot(self) -> Tree:
-        """Returns what the streams hold, for a checkpoint."""
+        """Returns the state of all streams, for a checkpoint."""
         return [[*place, stream.snapshot()] for place, stream in self._streams.items()]
 
     def restore(self, tree: Tree) -> None:
-        """Restores what `snapshot` returned."""
+        """Restores the streams that `snapshot` returned."""
         self._streams = {
             (record, rank): Stream.of(self._first(record, rank)).restored(stream)
             for record, rank, stream in tree

@@ -1,7 +1,7 @@
-"""The server's end of the wire: instructions out, updates in.
+"""The transport: sends instructions to clients and receives their updates.
 
-Flower names nodes by random ids; here they are clients, named by the number of their shard, which
-each node is asked for once (`greeting`). Replies are sorted by client, so that sums do not depend
+Flower names nodes by random ids. Here a client has the number of its shard; the server asks each
+node for this number once (`greeting`). Replies are sorted by client, so that sums do not depend
 on which client was faster.
 """
 
@@ -43,14 +43,14 @@ class Transport:
     """Carries instructions and updates over Flower's grid.
 
     Args:
-        post: What carries and counts the messages.
+        post: Sends and counts the messages.
         initial: The exchanged tensors before the first round.
-        config: The experiment, for the ranks of clients and for codecs; None for the default, under
-            which the number of a client's steps is not checked.
+        config: The experiment, for the ranks of clients and for codecs. None for the default
+            settings; the number of a client's steps is then not checked.
         class_names: The names of the run's classes, in its order, which every client must have;
             None if classes are not compared.
         sums: The secure aggregator; None if updates are read one by one.
-        repeats_errors: Whether a client whose app raised is asked once more.
+        repeats_errors: True if a client whose app raised an error is asked once more.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Transport:
         )
 
     def snapshot(self) -> Tree:
-        """Returns what is known of the clients and was sent to them, for a checkpoint."""
+        """Returns the records of the clients, the streams and the last plan, for a checkpoint."""
         return {
             "clients": self._records.snapshot(),
             "streams": self._asker.end.snapshot(),
@@ -105,7 +105,7 @@ class Transport:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Restores what `snapshot` returned, in this version or in the one before."""
+        """Restores the tree that `snapshot` returned, in this version or in the previous one."""
         known = _current(tree)
         self._records.restore(known["clients"])
         self._asker.end.restore(known["streams"])
@@ -168,7 +168,7 @@ class Transport:
         )
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> list[Answer]:
-        """Lets every client measure a model on its own encrypted test images.
+        """Asks every client to measure a model on its own encrypted test images.
 
         Args:
             server_round: The round that made the model.
@@ -179,8 +179,8 @@ class Transport:
             The answers, sorted by client.
 
         Raises:
-            RuntimeError: If a client does not answer as it should. An accuracy over only some of
-                the test images would not be comparable.
+            RuntimeError: If a client sends no usable answer. An accuracy over only some of the test
+                images would not be comparable.
         """
         config: dict[str, ConfigValue] = {SERVER_ROUND: server_round, messages.VIEWS: list(views)}
         asked = {
@@ -207,10 +207,10 @@ class Transport:
     def _read_measured(
         self, client: int, content: RecordDict, views: Sequence[str]
     ) -> tuple[int, Measured]:
-        """Reads what a client measured, on as many images as it did the first time.
+        """Reads the accuracy and loss of a client, and checks its number of test images.
 
         Raises:
-            ValueError: If it measured on another number of images than before.
+            ValueError: If the number of test images differs from the client's first answer.
         """
         images, measured = read_measured(messages.metrics_of(content), views)
         first = self._records.tested(client, images)
@@ -219,7 +219,7 @@ class Transport:
         return images, measured
 
     def _read_update(self, asked: Instruction, content: RecordDict) -> Update:
-        """Reads an update, and cuts it to the norm that its client was told."""
+        """Reads an update, and clips it to the norm that its client was sent."""
         update = read_update(
             content,
             self._asker.layout,
@@ -233,7 +233,7 @@ class Transport:
         return self._asker.end.bounded(update, norm)
 
     def _expected(self, asked: Instruction) -> Counts:
-        """Returns what a client's update must state; a strategy may ask for other epochs."""
+        """Returns the numbers that an update must state; a strategy may set the local epochs."""
         training, epochs = self._training, asked.config.get(LOCAL_EPOCHS)
         if training is not None and isinstance(epochs, int):
             training = replace(training, epochs=epochs)
@@ -258,7 +258,7 @@ def _current(tree: Tree) -> Tree:
     """Returns the tree of a snapshot as this version writes it.
 
     Args:
-        tree: The tree of this version, or of the one before, which kept two registries of clients.
+        tree: The tree of this version, or of the previous one with two registries of clients.
     """
     if "holdings" not in tree:
         return tree

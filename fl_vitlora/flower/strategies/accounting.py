@@ -1,14 +1,14 @@
-"""What differential privacy comes to over a run: ε for the δ that was chosen.
+"""The privacy loss of a run under differential privacy: ε for a chosen δ.
 
-Flower's accountant of Rényi differential privacy adds up the rounds, each a Gaussian release of
-noise multiplier z:
+Flower's accountant of Rényi differential privacy (RDP) adds up the rounds. Each round releases one
+mean with Gaussian noise of multiplier z:
 
     RDP of T rounds at order α = T · α / (2 z²)
     ε = min over α of  RDP + ln(1 - 1/α) - ln(δ·α) / (α - 1)
 
-Who takes part in a round is drawn from the run's seed, which is no secret, so that nothing is
-gained by chance: ε counts every client as if it had been in every round. Where a fraction of the
-clients trains in a round it is an upper bound.
+The participants of a round are drawn from the run's seed, which is not secret. So sampling gives no
+extra privacy: ε counts every client as if it took part in every round. If only a fraction of the
+clients trains in a round, ε is an upper bound.
 
 Source: Mironov, arXiv 1702.07476, corollary 3; Canonne, Kamath and Steinke, arXiv 2004.00010,
 proposition 12.
@@ -26,20 +26,20 @@ from fl_vitlora.errors import UserError
 if TYPE_CHECKING:
     from flwr.supercore.privacy_accounting import PrivacyAccountant
 
-LEAST_NOISE, MOST_NOISE = 1e-3, 1e6  # between which a noise multiplier is looked for
-NOISE_TOLERANCE = 1e-4  # of the noise multiplier that is found
-EVERYBODY = 1  # numbers of clients, which do not matter without amplification by sampling
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6  # the range in which a noise multiplier is searched
+NOISE_TOLERANCE = 1e-4  # relative, of the noise multiplier that is found
+EVERYBODY = 1  # a number of clients; its value does not matter without amplification by sampling
 
 
 def make_accountant(delta: float, clients: int) -> PrivacyAccountant:
-    """Makes Flower's accountant, which counts on no chance having kept a client out of a round.
+    """Makes Flower's accountant, without amplification by sampling.
 
     Args:
-        delta: δ, in (0, 1).
-        clients: How many there are.
+        delta: The probability δ, in (0, 1).
+        clients: The number of clients of the federation.
 
     Raises:
-        UserError: When the package that does the sums is not installed.
+        UserError: If the package dp-accounting is not installed.
     """
     from flwr.supercore import privacy_accounting as flower
     from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
@@ -59,18 +59,18 @@ def make_accountant(delta: float, clients: int) -> PrivacyAccountant:
 
 
 def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
-    """Computes the ε that a client has lost after some rounds.
+    """Returns the privacy loss ε of a client after some rounds.
 
     Args:
-        noise_multiplier: z, standard deviation of the noise over the sensitivity.
-        releases: T, how many noisy means were made of updates.
-        delta: δ, in (0, 1).
+        noise_multiplier: The noise multiplier z: the noise's standard deviation over sensitivity.
+        releases: The number T of noisy means that were released.
+        delta: The probability δ, in (0, 1).
 
     Returns:
-        ε; infinite where there is no noise.
+        The loss ε; infinite without noise.
 
     Raises:
-        UserError: When the package that does the sums is not installed.
+        UserError: If the package dp-accounting is not installed.
 
     Example:
         >>> round(epsilon(noise_multiplier=2.0, releases=20, delta=1e-5), 1)
@@ -87,21 +87,21 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
 
 
 def noise_for(*, target: float, releases: int, delta: float) -> float:
-    """Finds the least noise that keeps a run within an ε.
+    """Returns the smallest noise multiplier that keeps a run within a privacy loss ε.
 
-    More noise means a smaller ε, so that a bisection on a logarithmic scale finds z. The answer is
-    above the exact one by at most a ten-thousandth of it: the ε of the run is at most the target.
+    More noise means a smaller ε, so a bisection on a logarithmic scale finds z. The result is
+    larger than the exact one by at most a ten-thousandth. So the run's ε is at most the target.
 
     Args:
-        target: ε, positive.
-        releases: T, how many noisy means will be made of updates.
-        delta: δ, in (0, 1).
+        target: The largest allowed loss ε, positive.
+        releases: The number T of noisy means that will be released.
+        delta: The probability δ, in (0, 1).
 
     Returns:
-        z, the noise multiplier.
+        The noise multiplier z.
 
     Raises:
-        UserError: When no noise reaches the target, or the package that does the sums is missing.
+        UserError: If no noise reaches the target, or the package dp-accounting is not installed.
 
     Example:
         >>> z = noise_for(target=8.0, releases=20, delta=1e-5)
@@ -115,13 +115,13 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
     low, high = LEAST_NOISE, MOST_NOISE
     if (least := spent(high)) > target:
         raise UserError(
-            f"privacy.target_epsilon {target:g}: with privacy.delta {delta:g} the accountant tells "
+            f"privacy.target_epsilon {target:g}: with privacy.delta {delta:g} the accountant finds "
             f"no ε below {least:.2g}, whatever the noise; take a larger target"
         )
     if spent(low) <= target:
         raise UserError(
-            f"privacy.target_epsilon {target:g}: a noise multiplier of {low:g} already keeps it, "
-            "which hides nobody; take a smaller target, or set privacy.noise_multiplier"
+            f"privacy.target_epsilon {target:g}: a noise multiplier of {low:g} already reaches it, "
+            "which hides no client; take a smaller target, or set privacy.noise_multiplier"
         )
     while high > low * (1 + NOISE_TOLERANCE):
         middle = math.sqrt(low * high)
@@ -130,11 +130,11 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
 
 
 def with_chosen_noise(privacy: PrivacyConfig, releases: int) -> PrivacyConfig:
-    """Returns the settings with the noise multiplier that a target asks for, if there is a target.
+    """Returns the settings with the noise multiplier for the target ε, if there is a target.
 
     Args:
-        privacy: As it was asked for; `confidentiality.check_privacy` has checked it.
-        releases: T, how many rounds are planned.
+        privacy: The settings of the user, checked by `confidentiality.check_privacy`.
+        releases: The number T of planned rounds.
     """
     if privacy.target_epsilon is None:
         return privacy
@@ -143,14 +143,14 @@ def with_chosen_noise(privacy: PrivacyConfig, releases: int) -> PrivacyConfig:
 
 
 def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
-    """Says in `result.json` what a run's differential privacy came to.
+    """Returns the privacy loss of a run, as `result.json` shows it.
 
     Args:
-        privacy: With the noise that the run had (`with_chosen_noise`).
-        releases: T, how many rounds there were.
+        privacy: The settings with the noise that the run had (`with_chosen_noise`).
+        releases: The number T of rounds.
 
     Returns:
-        Plain values; nothing where there is no noise, and so no privacy.
+        Plain values by name; None without noise, because then there is no privacy.
     """
     if not privacy.noise_multiplier:
         return None

@@ -1,4 +1,4 @@
-"""Which runs can hide an update from the server, or a client in the model; why others cannot."""
+"""Checks whether a run can have secure aggregation or differential privacy, and says why not."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ WRAPPER = "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping"
 
 
 def sees_only_sums(config: Config) -> bool:
-    """Tells whether the strategy is given one update a round, the mean."""
+    """Returns True if the strategy gets one update in each round: the mean."""
     return config.privacy.secure_aggregation or config.privacy.clipping_norm is not None
 
 
 def check_privacy(config: Config, strategy: AnyStrategy) -> None:
-    """Refuses what cannot be summed securely or made private.
+    """Refuses settings under which updates cannot be summed securely or made private.
 
     Args:
         config: The experiment.
-        strategy: Of either kind.
+        strategy: The strategy of the run, from this project or from Flower.
 
     Raises:
-        UserError: With the reason, and what would work instead.
+        UserError: If the settings do not work; the message says what would work.
     """
     privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
     _check_noise(privacy)
@@ -34,33 +34,33 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
         _check_strategy(config, strategy)
     if privacy.secure_aggregation and cohort < FEWEST:
         raise UserError(
-            f"privacy.secure_aggregation: a sum of {cohort} betrays its parts, so at least "
+            f"privacy.secure_aggregation: a sum of {cohort} reveals single updates, so at least "
             f"{FEWEST} clients must take part in a round; raise --clients or --fraction"
         )
     chosen = with_chosen_noise(privacy, config.rounds)
-    epsilon(  # or the lack of its package would show only at the end
+    epsilon(  # a missing package is found here, not at the end of the run
         noise_multiplier=chosen.noise_multiplier, releases=config.rounds, delta=privacy.delta
     )
 
 
 def _check_noise(privacy: PrivacyConfig) -> None:
-    """Refuses noise that is told twice, and noise on updates of any norm."""
+    """Refuses noise that is set twice, and noise without a clipping norm."""
     noise, target = privacy.noise_multiplier, privacy.target_epsilon
     if noise and target is not None:
         raise UserError(
             f"privacy.target_epsilon {target:g} chooses the noise, so it does not go with "
-            f"privacy.noise_multiplier {noise:g}; leave one of the two away"
+            f"privacy.noise_multiplier {noise:g}; remove one of the two"
         )
     if (noise or target is not None) and privacy.clipping_norm is None:
         wish = f"noise_multiplier {noise:g}" if noise else f"target_epsilon {target:g}"
         raise UserError(
-            f"privacy.{wish} without privacy.clipping_norm: noise hides updates of a bounded norm "
-            "alone; bound it: --set privacy.clipping_norm=1"
+            f"privacy.{wish} without privacy.clipping_norm: noise only hides updates of a bounded "
+            "norm; bound it: --set privacy.clipping_norm=1"
         )
 
 
 def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
-    """Refuses a strategy that wants to see single updates."""
+    """Refuses a strategy that needs single updates."""
     secure, name = config.privacy.secure_aggregation, config.strategy.name
     wish, deed = (
         ("privacy.secure_aggregation", "a secure sum hides")
@@ -70,23 +70,22 @@ def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
     if not isinstance(strategy, Strategy):
         instead = "" if secure else f", or Flower's own for differential privacy: {WRAPPER}"
         raise UserError(
-            f"{wish}: strategy {name} is Flower's, and given single updates, which {deed}; take "
-            f"one of this project's that needs only sums, such as fedavg{instead}"
+            f"{wish}: strategy {name} of Flower needs single updates, which {deed}; take "
+            f"a strategy of this project that needs only sums, such as fedavg{instead}"
         )
     if not strategy.sums_suffice:
         raise UserError(
-            f"{wish}: strategy {name} looks at single updates, which {deed}; those that need only "
-            "sums can have it, such as fedavg"
+            f"{wish}: strategy {name} needs single updates, which {deed}; take a strategy that "
+            "needs only sums, such as fedavg"
         )
     bounds = config.privacy.clipping_norm is not None
     if bounds and type(strategy).report is not Strategy.report:
         raise UserError(
-            f"privacy.clipping_norm: strategy {name} has clients report beside their updates, and "
-            "remember what they reported; a bounded report is another one; take a strategy without "
-            "reports, such as fedavg"
+            f"privacy.clipping_norm: clients of strategy {name} send reports and remember them, "
+            "and clipping would change the reports; take a strategy without reports, such as fedavg"
         )
     if config.finetuning.client_ranks:
         raise UserError(
             f"{wish} with finetuning.client_ranks: only updates of one rank can be summed before "
-            "the strategy sees them; leave client_ranks away"
+            "the strategy sees them; remove client_ranks"
         )

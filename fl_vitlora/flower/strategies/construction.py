@@ -1,7 +1,7 @@
 """Instances of Flower's strategies, and the options they get unless the user sets them.
 
-The server loop chooses the participants and evaluates, so a strategy trains all clients it is
-shown. A wrapper for differential privacy is told their number, because it scales its noise by this
+The server loop chooses the participants and evaluates, so a strategy trains all clients that it is
+given. A wrapper for differential privacy gets their number, because it scales its noise by this
 number. The strategy inside the wrapper weighs all clients equally, because the noise is scaled for
 equal weights.
 """

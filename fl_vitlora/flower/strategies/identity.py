@@ -1,8 +1,8 @@
-"""Which strategy a run really has: its class and parameters, as the instance itself tells them.
+"""The strategy that a run really uses: its class and parameters, read from the instance.
 
-`experiment.run` is handed an instance, which need not be the strategy that the configuration names.
-What is written down of a run tells of the instance: a configuration that names another strategy, or
-other parameters, is corrected before the run begins. So `config.yaml` never names what did not run.
+`experiment.run` gets an instance, which may differ from the strategy that the configuration names.
+The records of a run describe the instance. A configuration that names another strategy, or other
+parameters, is corrected before the run begins. So `config.yaml` always names what ran.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from fl_vitlora.flower.strategies.construction import (
 from fl_vitlora.population.sampling import cohort_size
 from fl_vitlora.strategy import Strategy
 
-FOLDER = "strategies"  # files in it are named without it
+FOLDER = "strategies"  # `strategy.name` omits this folder
 
 
 def class_path(strategy: object) -> str:
-    """Names a strategy's class as ``package.module:Class``.
+    """Returns the class of a strategy as ``package.module:Class``.
 
     Example:
         >>> from strategies.fedavg import FedAvg
@@ -46,7 +46,7 @@ def class_path(strategy: object) -> str:
 
 
 def setting_of(strategy: object) -> str:
-    """Names a strategy as `strategy.name` does: by its file, or else by its class.
+    """Returns the value of `strategy.name` for a strategy: its file, or else its class.
 
     Example:
         >>> from strategies.fedavg import FedAvg
@@ -63,15 +63,15 @@ def setting_of(strategy: object) -> str:
 
 
 def parameters(strategy: AnyStrategy) -> dict[str, Any]:
-    """Reads the hyper-parameters of a strategy off the instance.
+    """Returns the hyper-parameters of a strategy, read from the instance.
 
     Args:
-        strategy: Of either contract, before its first round.
+        strategy: The strategy before its first round, from this project or from Flower.
 
     Returns:
-        Plain values by name. What a wrapper of Flower wraps is a mapping of its name and its own
-        parameters. A value that cannot be written down is told by its type, in brackets; functions
-        are left out.
+        Plain values by name. A strategy inside a wrapper of Flower is a mapping of its name and its
+        parameters. A value that cannot be written as text is replaced by its type, in brackets.
+        Functions are left out.
 
     Example:
         >>> from strategies.fedprox import FedProx
@@ -90,7 +90,7 @@ def parameters(strategy: AnyStrategy) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Writes a value as YAML and JSON have it."""
+    """Returns a value in types that YAML and JSON have."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -103,27 +103,27 @@ def _plain(value: Any) -> Any:
 
 
 def describe(strategy: AnyStrategy) -> str:
-    """Names a strategy with its parameters, in one line.
+    """Returns the class of a strategy with its parameters, in one line.
 
     Example:
         >>> from strategies.fedprox import FedProx
         >>> describe(FedProx(mu=0.5))
         'strategies.fedprox:FedProx(mu=0.5)'
     """
-    told = ", ".join(f"{name}={value!r}" for name, value in parameters(strategy).items())
-    return f"{class_path(strategy)}({told})"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in parameters(strategy).items())
+    return f"{class_path(strategy)}({arguments})"
 
 
 def told(config: Config, strategy: AnyStrategy) -> Config:
-    """Lets a configuration name the strategy that runs.
+    """Returns a configuration that names the strategy that runs.
 
     Args:
         config: The experiment.
-        strategy: The instance that runs it.
+        strategy: The instance that the run uses.
 
     Returns:
-        The same experiment where its configuration makes an equal instance; else one that names the
-        class and the parameters of this one.
+        The same configuration if it makes an equal instance; otherwise one that names the class and
+        the parameters of this instance.
     """
     terms = Terms.of(cohort=cohort_size(config.clients, config.fraction), clients=config.clients)
     if _makes(config.strategy.name, config.strategy.options, strategy, terms):
@@ -133,7 +133,7 @@ def told(config: Config, strategy: AnyStrategy) -> Config:
 
 
 def _makes(name: str, options: Mapping[str, Any], strategy: AnyStrategy, terms: Terms) -> bool:
-    """Tells whether a name and options make a strategy equal to an instance."""
+    """Returns True if a name and options make a strategy that equals an instance."""
     kind = type(strategy)
     if not _names(name, kind):
         return False
@@ -155,7 +155,7 @@ def _makes(name: str, options: Mapping[str, Any], strategy: AnyStrategy, terms: 
 
 
 def _names(name: str, kind: type[Any]) -> bool:
-    """Tells whether a name in a configuration is that of a class; it imports nothing for it."""
+    """Returns True if a name in a configuration means a class; it imports no module."""
     module, _, wanted = name.partition(":")
     if wanted:
         return getattr(sys.modules.get(module), wanted, None) is kind

@@ -1,1 +1,1 @@
-"""What stands in the Flower messages of a round, and how many bytes that is."""
+"""The contents of the Flower messages of a round, and their sizes in bytes."""

@@ -1,4 +1,4 @@
-"""The bytes of a serialised message: of its tensors by group, and of all the rest."""
+"""The size of a serialised message: the bytes of its tensors by group, and of the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fl_vitlora.flower.wire.folding import fold, groups_of
 from fl_vitlora.flower.wire.serialised import object_bytes
 from fl_vitlora.flower.wire.wiring import chance
 
-SOME_NODE = 2**63 - 1  # as long as Flower's random node ids
+SOME_NODE = 2**63 - 1  # an id that is as long as Flower's random node ids
 
 
 def message_bytes(
@@ -25,15 +25,15 @@ def message_bytes(
 ) -> tuple[dict[str, int], int]:
     """Measures a message as Flower sends it between a SuperLink and a SuperNode.
 
-    It travels as the objects it is nested of, its metadata among them, each in a request or a
-    response of its own; `tests/experiment/test_deployment.py` counts them on their way and finds
-    the same bytes. What Flower sends around them is not counted: HTTP and protobuf frames, the
-    trees of object ids by which a node asks for a message, heartbeats, and the app itself.
+    Flower sends a message as nested objects, each in its own request or response; the metadata is
+    one of them. `tests/experiment/test_deployment.py` counts these bytes in a real deployment and
+    finds the same number. Not counted are HTTP and protobuf frames, the trees of object ids with
+    which a node asks for a message, heartbeats, and the app itself.
 
     Args:
-        message: The message as it travels, with its metadata set.
-        groups: The bytes of its coded tensors by group, as counted when it was folded or unfolded;
-            None if they are to be read from the message.
+        message: The message as it is sent, with its metadata set.
+        groups: The bytes of its coded tensors by group, as counted when it was folded or unfolded.
+            If None, they are read from the message.
 
     Returns:
         The bytes of its coded tensors by group, and the bytes of all the rest of its serialised
@@ -47,20 +47,20 @@ def message_bytes(
 def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> MessageSizes:
     """Measures the messages of full fine-tuning under FedAvg, without sending them.
 
-    A message of a real run may be some bytes longer or shorter: numbers of nodes and of images have
-    more digits or fewer.
+    A message of a real run may differ by some bytes, because its numbers may have more or fewer
+    digits.
 
     Args:
         state: All parameters of the plain model, by name.
-        class_names: The names of the classes, which every client greets with.
+        class_names: The names of the classes, which every greeting contains.
     """
     question = Message(
         fold(RecordDict(), {}, {}), dst_node_id=SOME_NODE, message_type=MessageType.QUERY
     )
     metrics = MetricRecord({messages.CLIENT: 1, messages.SAMPLES: 1})
     names = ConfigRecord({messages.CLASSES: list(class_names)})
-    told = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
-    greeting = Message(fold(told, {}, {}), reply_to=question)
+    content = RecordDict({messages.METRICS: metrics, messages.CONFIG: names})
+    greeting = Message(fold(content, {}, {}), reply_to=question)
     downlink, uplink = model_bytes(state)
     return MessageSizes(
         question=object_bytes(question),
@@ -71,13 +71,13 @@ def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> 
 
 
 def model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Measures the two messages of a round that carry all of a state, as float32.
+    """Measures the two messages of a round that carry a whole state, as float32.
 
     Args:
         state: The tensors by name.
 
     Returns:
-        The bytes of a real message to a client, and of a real reply, with all that is in them.
+        The bytes of the whole message to a client, and of the whole reply.
     """
     tensors = {name: tensor.float() for name, tensor in state.items()}
     parts = {messages.ARRAYS: (code(tensors, Layout.of(tensors), EXACT, chance(0)),)}

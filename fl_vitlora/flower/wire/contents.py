@@ -1,9 +1,9 @@
 """The contents of a round's messages, with writer and reader of each side by side.
 
-An instruction brings the tensors that a client lacks (`federation.client_records`), what the
-strategy sends beside them, pairs to be merged into frozen weights, and the plan of the round. An
-update brings the difference that training made, and what the strategy reports. For a client of a
-smaller rank, each low-rank matrix is cut to that rank in both directions.
+An instruction holds the tensors that a client lacks (`federation.client_records`), the strategy's
+broadcast, pairs to merge into frozen weights, and the plan of the round. An update holds the
+difference that training made, and the strategy's report. For a client of a smaller rank, each
+low-rank matrix is cut to that rank in both directions.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
 from fl_vitlora.state import State, is_finite, is_within
 from fl_vitlora.strategy import ClientPlan, Update
 
-# No trained weight moves as far as that, nor does a gradient grow so large; and where one client
-# says so much, float32 still has steps of a sixteenth for what the others say.
+# No trained weight changes by so much, and no gradient is so large. If one client reports such a
+# value, float32 sums still resolve a sixteenth of one for the other clients.
 LARGEST = 1e6
 
 Record = ArrayRecord | MetricRecord | ConfigRecord
@@ -52,7 +52,7 @@ Record = ArrayRecord | MetricRecord | ConfigRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Received:
-    """What a client finds in an instruction.
+    """The content of an instruction, as a client reads it.
 
     Attributes:
         tensors: The tensors of the model that were sent, in full shape.
@@ -60,7 +60,7 @@ class Received:
         since: The round in which the client remembered them; 0 if they have their initial values.
         merged: The pairs to be added to frozen weights, one state for each round, in order.
         increments: In place of pairs, the sum to be added to the pre-trained weights, by path.
-        merges: The number of rounds whose pairs the client has already, and the number after this
+        merges: The number of merged rounds that the client already has, and the number after this
             message. If the first number is 0, the client starts afresh.
         broadcast: The tensors that the strategy sends beside the model.
         round: The number of the round, from 1.
@@ -90,7 +90,7 @@ class Received:
 
 
 class Writer:
-    """Writes the instructions of a round, and packs what several clients are sent only once.
+    """Writes the instructions of a round; tensors for several clients are packed only once.
 
     Args:
         layout: The layout of all exchanged tensors.
@@ -103,12 +103,12 @@ class Writer:
     def write(
         self, asked: Instruction, memory: Memory, cached: frozenset[str], rank: int | None
     ) -> RecordDict:
-        """Writes what one client is sent.
+        """Writes the message to one client.
 
         Args:
             asked: The instruction.
-            memory: What the client remembers.
-            cached: The names of the tensors that the client need not be sent.
+            memory: The server's record of what the client remembers.
+            cached: The names of the tensors that the client already has.
             rank: The client's own rank; None if it has the run's.
         """
         model, known = asked.model, memory.merges
@@ -173,7 +173,7 @@ def read_instruction(content: RecordDict, layout: Layout, rank: int | None) -> R
         rank: The client's own rank; None if it has the run's.
 
     Raises:
-        ValueError: If the message holds other tensors than expected.
+        ValueError: If the message does not hold the expected tensors.
     """
     config = content.config_records[messages.CONFIG]
     layouts = instruction_layouts(config, layout, rank)
@@ -231,13 +231,13 @@ def write_update(
 
     Args:
         delta: Tensors after training minus before, without those that rested.
-        report: What the strategy sends beside the delta: tensors of the same names in the same
-            order, or nothing.
+        report: The strategy's report: tensors of the same names in the same order as the delta, or
+            an empty state.
         samples: The number of images that the client trained on.
         loss: The mean training loss.
         steps: The number of optimiser steps.
         rank: The client's own rank; None if it has the run's.
-        clipped: Whether the delta was cut to a norm; None if the server did not ask for that.
+        clipped: True if the delta was clipped to a norm; None if the server did not ask for that.
     """
     metrics = MetricRecord({messages.SAMPLES: samples, messages.LOSS: loss, messages.STEPS: steps})
     if clipped is not None:
@@ -298,7 +298,7 @@ def read_update(
 
 
 def refuse_absurd(*states: State) -> None:
-    """Refuses tensors that would ruin a sum. Both ends check: a server need not trust its clients.
+    """Refuses tensors that would ruin a sum. Both sides check, as servers do not trust clients.
 
     Raises:
         ValueError: If a tensor holds NaN, infinity, or a number larger than training produces.
@@ -310,7 +310,7 @@ def refuse_absurd(*states: State) -> None:
 
 
 def _norm_bit(metrics: MetricRecord) -> State:
-    """Reads whether a client clipped its update, which wrappers of Flower ask."""
+    """Reads whether a client clipped its update; wrappers of Flower need this."""
     bit = messages.scalar(metrics, messages.NORM_BIT)
     if bit not in (0, 1):
         raise ValueError(f"it reports a norm bit of {bit}")
@@ -318,7 +318,7 @@ def _norm_bit(metrics: MetricRecord) -> State:
 
 
 def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:
-    """Writes what of a plan clients must know."""
+    """Returns the entries of a plan that clients need, as scalars of the instruction."""
     config: dict[str, ConfigValue] = {}
     if plan.frozen:
         config[messages.FROZEN] = list(plan.frozen)
@@ -328,5 +328,5 @@ def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:
 
 
 def _filled(tensors: State, layout: Layout, rank: int | None) -> State:
-    """Fills tensors that were cut to a rank up with zeros."""
+    """Fills tensors that were cut to a rank with zeros, up to the full shape."""
     return tensors if rank is None else pad(tensors, layout.empty())

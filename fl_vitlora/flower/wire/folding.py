@@ -1,12 +1,12 @@
-"""Folding: all records of a Flower message into one buffer, and out of it again.
+"""Folding: writes all records of a Flower message into one buffer, and reads them back.
 
-Flower serialises a message as a tree of objects, each behind a header with the digests of those
-within: some 850 bytes for an array, two records and their names. Folded, what a message says is one
-`parcel`, and Flower adds about 330 bytes. Large buffers travel as an array, which Flower cuts into
-chunks.
+Flower serialises a message as a tree of objects. Each object has a header with the digests of the
+objects inside: about 850 bytes for an array, two records and their names. A folded message is one
+`parcel`, and Flower adds about 330 bytes. Large buffers are sent as an array, which Flower cuts
+into chunks.
 
-In the plain part of a parcel: ``c`` has the config records, ``m`` the metric records, ``v`` what
-`versions` tells.
+The plain part of a parcel has the config records under ``c``, the metric records under ``m``, and
+the versions of streams under ``v``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fl_vitlora.communication.stream import WHOLE
 from fl_vitlora.federation.client_records import Versions
 from fl_vitlora.flower.wire import messages
 
-KEY = "f"  # of the one record of a folded message, and of the one value in it
+KEY = "f"  # the name of a folded message's one record, and of its one value
 CONFIGS, METRICS, VERSIONS = "c", "m", "v"
-LARGE = 2**20  # bytes; from here on Flower's chunks are worth their headers
-OPAQUE = "masked"  # the group of bytes that are no tensors to anybody on the way
+LARGE = 2**20  # bytes; larger buffers are worth the headers of Flower's chunks
+OPAQUE = "masked"  # the group of masked bytes, which nobody on the way can decode
 
 Parts = Mapping[str, tuple[Part, ...]]  # by record
 
@@ -36,17 +36,16 @@ def fold(
     versions: Versions,
     before: dict[object, bytes] | None = None,
 ) -> RecordDict:
-    """Writes all that a message says into one record.
+    """Writes the whole content of a message into one record.
 
     Args:
-        content: The records of the message. Arrays that a part stands for are left out.
+        content: The records of the message. Arrays that `parts` replaces are left out.
         parts: The coded tensors, by record.
         versions: The versions of the records that are streams.
-        before: Buffers folded before, to which this one is added, so that equal messages are
-            written once.
+        before: A cache of folded buffers, which grows, so that equal messages are written once.
 
     Returns:
-        The one record that travels.
+        The one record that is sent.
     """
     table = [(record, part) for record, several in parts.items() for part in several]
     table += [
@@ -64,7 +63,7 @@ def fold(
 
 
 def packed_tensors(content: RecordDict) -> dict[str, Array]:
-    """Finds the packed tensors of a message, by record."""
+    """Returns the packed tensors of a message, by record."""
     arrays = {name: record.get(messages.PACKED) for name, record in content.array_records.items()}
     return {n: a for n, a in arrays.items() if a is not None and a.stype == messages.PACKED_TYPE}
 
@@ -74,11 +73,11 @@ def _opaque(array: Array) -> Part:
 
 
 class Unfolded(NamedTuple):
-    """What a folded message says.
+    """The content of a folded message.
 
     Attributes:
-        content: Its records, without those of coded tensors.
-        parts: Its coded tensors, by record.
+        content: The records of the message, without those of coded tensors.
+        parts: The coded tensors of the message, by record.
         versions: The versions of the records that are streams.
     """
 
@@ -91,7 +90,7 @@ def unfold(folded: RecordDict) -> Unfolded:
     """Reads what `fold` wrote.
 
     Args:
-        folded: The records as they came.
+        folded: The records as they were received.
 
     Raises:
         ValueError: If `fold` did not write them.
@@ -121,23 +120,23 @@ def unfold(folded: RecordDict) -> Unfolded:
 
 
 def _read_version(known: object, new: object) -> tuple[int, int]:
-    """Reads what the parts of a stream stand on, and lead to."""
+    """Reads the version that a stream's parts build on, and the version that they lead to."""
     if type(known) is int and type(new) is int and WHOLE <= known <= new:
         return known, new
     raise RefusedError(f"it leads a stream from {known!r} to {new!r}")
 
 
 def packed_record(data: bytes, kind: str) -> ArrayRecord:
-    """Writes packed bytes as the record that the apps know."""
+    """Returns packed bytes as a record of the kind that the apps read."""
     return ArrayRecord({messages.PACKED: Array("uint8", (len(data),), kind, data)})
 
 
 def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
-    """Counts the bytes of coded tensors, by group, where a message is folded or was unfolded.
+    """Returns the number of bytes of coded tensors, by group, of a message that is not folded.
 
     Args:
-        content: The records of the message; arrays that no part stands for are opaque bytes.
-        parts: Its coded tensors, by record.
+        content: The records of the message; arrays that `parts` lacks count as opaque bytes.
+        parts: The coded tensors of the message, by record.
     """
     counts: dict[str, int] = {}
     for section in (s for several in parts.values() for part in several for s in part.sections):
@@ -149,10 +148,10 @@ def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
 
 
 def groups_of(folded: RecordDict) -> dict[str, int]:
-    """Counts the bytes of coded tensors in a message, by group; none in a foreign one.
+    """Returns the bytes of coded tensors by group, in a folded message; empty for other messages.
 
-    A sender may call a group what it likes; what is none of ours is overhead. Whether it came as it
-    was sent is found out when it is unfolded.
+    A sender can choose any name for a group; unknown groups count as overhead. The checksum is not
+    compared here but when the message is unfolded.
     """
     try:
         groups = read(_carried(folded), verify=False).groups
@@ -168,10 +167,10 @@ def _carry(buffer: bytes) -> RecordDict:
 
 
 def _carried(folded: RecordDict) -> bytes:
-    """Finds the buffer."""
+    """Returns the buffer of a folded message."""
     if KEY in folded.array_records and messages.PACKED in folded.array_records[KEY]:
         return folded.array_records[KEY][messages.PACKED].data
     buffer = folded.config_records.get(KEY, ConfigRecord()).get(KEY)
     if isinstance(buffer, bytes):
         return buffer
-    raise ValueError("message refused: it is not folded; is the app of its sender another one?")
+    raise ValueError("message refused: it is not folded; does its sender run another app?")

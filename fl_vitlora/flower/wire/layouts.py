@@ -1,8 +1,8 @@
-"""Which tensors a message holds: their names and shapes, by record.
+"""The layouts of messages: the names and shapes of their tensors, by record.
 
-Layouts do not travel. Both ends derive them from the layout of all exchanged tensors, from what the
-instruction says is cached, rests or was merged, and from the client's rank. Messages of one kind
-have the same layouts, so these are derived once and then looked up.
+Layouts are not sent. Both sides derive them from the layout of all exchanged tensors, the
+instruction and the client's rank. The instruction says which tensors are cached, rest or were
+merged. Messages of one kind have the same layouts, so each is derived once and cached.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The secure sum in Flower's records: what stands in its messages, and what a client keeps of it.
+"""Secure aggregation in Flower's records: its messages, and what a client remembers.
 
-    greeting   client → server   its public key
+    greeting   client → server   the client's public key
     training   server → client   the roster, beside the instruction
                client → server   masked words, instead of tensors and loss
-    reveal     server → client   the round, and who dropped out of it; only if somebody did
-               client → server   its seeds with those
+    reveal     server → client   the round and the clients that dropped out, if there are any
+               client → server   the client's seeds with those clients
 
-In its Flower context a client keeps its private key, its last roster and whose seeds it has given
-away: that is how it knows not to mask, or to reveal, what would betray it.
+In its Flower context a client keeps its private key, its last roster, and the clients whose seeds
+it has revealed. With these it refuses to mask or reveal anything that would expose its update.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from fl_vitlora.privacy.secure_sum import (
 from fl_vitlora.state import State
 from fl_vitlora.strategy import SEVERAL, Update
 
-RECORD = "secure-sum"  # in messages, and in a client's context
+RECORD = "secure-sum"  # the name of the record in messages and in a client's context
 MASKED_TYPE = "fl_vitlora.masked"
 REVEAL = f"{MessageType.QUERY}.reveal"
 
@@ -57,15 +57,15 @@ DROPPED, SEEDS = "dropped", "seeds"
 def introduce(context: Context, client: int) -> ConfigRecord:
     """Draws a client's keys, once in a run, and keeps them.
 
-    A client that is greeted again keeps its keys, and what it knows of the sums that it was in: new
-    masks over the update of a round that it has sent already would betray that update.
+    A client that is greeted again keeps its keys and its memory of earlier sums. If it masked an
+    update that it has already sent a second time, the two vectors would reveal that update.
 
     Args:
-        context: Where.
-        client: Its number.
+        context: The Flower context of the client.
+        client: The number of the client.
 
     Returns:
-        What its greeting says of it, under `RECORD`: the public key.
+        The record `RECORD` of the greeting, with the public key.
     """
     known = RECORD in context.state.config_records
     secret = _kept(context) if known else draw_secret(client)
@@ -85,24 +85,24 @@ def hide(
     """Masks a client's update for the sum of the round.
 
     Args:
-        context: Of the client.
-        instruction: With the roster.
-        delta: What training changed.
-        report: What the strategy sends beside it, or nothing.
-        loss: Mean training loss.
-        limit: Range R of the fixed point numbers.
+        context: The Flower context of the client.
+        instruction: The records of the instruction, with the roster.
+        delta: The difference that training made.
+        report: The strategy's report, or an empty state.
+        loss: The mean training loss.
+        limit: The range R of the fixed-point numbers.
 
     Returns:
-        What it sends in place of its tensors.
+        The masked words, which are sent in place of tensors.
 
     Raises:
-        ValueError: When it has not greeted, the instruction brings no roster or one that the client
-            cannot accept, or the update is not finite.
+        ValueError: If the client was not greeted, if the roster is missing or not acceptable, or if
+            the update is not finite.
     """
     secret, roster = _kept(context), read_roster(instruction)
     if roster.limit != limit:
         raise ValueError(
-            f"the server sums in a range of {roster.limit:g}, this client is to send in one of "
+            f"the server sums in a range of {roster.limit:g}, and this client uses a range of "
             f"{limit:g}; privacy.range must be the same everywhere"
         )
     share = roster.of(secret.client).share
@@ -123,19 +123,19 @@ def write_masked(
     steps: int,
     limit: float,
 ) -> RecordDict:
-    """Writes a client's reply: masked words, and in the open what the server may know.
+    """Writes a client's reply: masked words, and the number of steps, which is not secret.
 
     Args:
-        context: Of the client.
-        instruction: With the roster.
-        delta: What training changed.
-        report: What the strategy sends beside it, or nothing.
-        loss: Mean training loss, which is masked too.
-        steps: Of the optimiser.
-        limit: Range R of the fixed point numbers.
+        context: The Flower context of the client.
+        instruction: The records of the instruction, with the roster.
+        delta: The difference that training made.
+        report: The strategy's report, or an empty state.
+        loss: The mean training loss, which is masked too.
+        steps: The number of optimiser steps.
+        limit: The range R of the fixed-point numbers.
 
     Raises:
-        ValueError: As `hide` does.
+        ValueError: In the same cases as `hide`.
     """
     arrays = hide(context, instruction, delta, report, loss, limit=limit)
     metrics = MetricRecord({messages.STEPS: steps})
@@ -143,27 +143,27 @@ def write_masked(
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Reveals a client's seeds with those who dropped out; all that the app does on `REVEAL`.
+    """Answers a `REVEAL` message with a client's seeds with the clients that dropped out.
 
     Raises:
-        ValueError: When the client cannot do so without betraying itself.
+        ValueError: If the seeds would expose the client's own update.
     """
     asked = _record(message.content)
     dropped = frozenset(_field(asked, DROPPED))
     seeds, after = reveal(_kept(context), _field(asked, ROUND), dropped)
     _keep(context, after)
-    told = ConfigRecord({CLIENTS: list(seeds), SEEDS: list(seeds.values())})
-    return Message(RecordDict({RECORD: told}), reply_to=message)
+    seeds_record = ConfigRecord({CLIENTS: list(seeds), SEEDS: list(seeds.values())})
+    return Message(RecordDict({RECORD: seeds_record}), reply_to=message)
 
 
 # the server's end
 
 
 def read_key(greeting: RecordDict) -> bytes:
-    """Finds a client's public key in its greeting.
+    """Returns the public key in a client's greeting.
 
     Raises:
-        ValueError: When it brings none.
+        ValueError: If the greeting has no such key.
     """
     key = _field(_record(greeting), PUBLIC)
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
@@ -177,13 +177,13 @@ def make_roster(
     weights: Mapping[int, float],
     limit: float,
 ) -> Roster:
-    """Lists who shall sum up.
+    """Returns the roster of a round: the clients in the sum, and the share of each.
 
     Args:
-        server_round: From 1.
-        keys: Public keys by client.
-        weights: By participant: images, or all the same.
-        limit: Range R of the fixed point numbers.
+        server_round: The number of the round, from 1.
+        keys: The public keys, by client.
+        weights: The weight of each participant: its number of images, or equal numbers.
+        limit: The range R of the fixed-point numbers.
 
     Returns:
         The roster, with shares in proportion to the weights.
@@ -197,31 +197,31 @@ def make_roster(
 
 
 def write_roster(roster: Roster) -> ConfigRecord:
-    """Writes a roster for an instruction, where it stands under `RECORD`."""
+    """Returns a roster as the record `RECORD` of an instruction."""
     return ConfigRecord(_values(roster))
 
 
 def read_roster(instruction: RecordDict) -> Roster:
-    """Finds the roster in an instruction.
+    """Returns the roster in an instruction.
 
     Raises:
-        ValueError: When there is none, or one that no client should accept.
+        ValueError: If the roster is missing, or is one that no client should accept.
     """
     return _roster(_record(instruction))
 
 
 def read_masked(reply: RecordDict, layout: Layout) -> Words:
-    """Finds the masked words in a reply.
+    """Returns the masked words in a reply.
 
     Args:
-        reply: Of a client.
-        layout: Of its delta.
+        reply: The records of a client's reply.
+        layout: The layout of the client's delta.
 
     Returns:
-        uint32 (W,).
+        The W words, uint32 (W,).
 
     Raises:
-        ValueError: When it brings none, or words of other tensors.
+        ValueError: If the reply has no words, or words of other tensors.
     """
     arrays = reply.array_records.get(messages.ARRAYS)
     array = None if arrays is None else arrays.get(messages.PACKED)
@@ -231,20 +231,20 @@ def read_masked(reply: RecordDict, layout: Layout) -> Words:
 
 
 def ask_for_seeds(roster: Roster, dropped: frozenset[int]) -> RecordDict:
-    """Writes the question of the second exchange; its message type is `REVEAL`."""
+    """Returns the records of a `REVEAL` message, which asks for seeds."""
     return RecordDict({RECORD: ConfigRecord({ROUND: roster.round, DROPPED: sorted(dropped)})})
 
 
 def read_seeds(reply: RecordDict) -> Seeds:
-    """Reads the answer.
+    """Returns the seeds in the answer to a `REVEAL` message, by client.
 
     Raises:
-        ValueError: When there is none.
+        ValueError: If the answer has no seeds, or seeds of the wrong length.
     """
     record = _record(reply)
     clients, seeds = _field(record, CLIENTS), _field(record, SEEDS)
     if not (isinstance(clients, list) and isinstance(seeds, list) and len(clients) == len(seeds)):
-        raise ValueError("message refused: it does not say whose seeds it brings")
+        raise ValueError("message refused: it does not name one client for each seed")
     if not all(isinstance(seed, bytes) and len(seed) == KEY_BYTES for seed in seeds):
         raise ValueError(f"message refused: a seed has {KEY_BYTES} bytes")
     return dict(zip(clients, seeds, strict=True))
@@ -259,18 +259,18 @@ def open_sum(
     steps: Mapping[int, int],
     population: int,
 ) -> tuple[Update, int]:
-    """Makes an update of a sum.
+    """Returns the mean update of a secure sum.
 
     Args:
-        total: As `secure_sum.add_up` returned it.
-        roster: Of the sum.
-        layout: Of the deltas in it.
-        samples: Images of each client that is in the sum.
-        steps: Optimiser steps that each took.
-        population: How many clients there are in all.
+        total: The sum that `secure_sum.add_up` returned.
+        roster: The roster of the sum.
+        layout: The layout of the summed deltas.
+        samples: The number of images of each client in the sum.
+        steps: The number of optimiser steps of each client in the sum.
+        population: The number of all clients of the run.
 
     Returns:
-        The mean, weighted by the shares, and how many scalars were clipped to the range.
+        The mean, weighted by the shares, and the number of scalars that were clipped to the range.
     """
     left = frozenset(samples)
     share = roster.share(left)
@@ -293,13 +293,13 @@ def open_sum(
 
 def _record(content: RecordDict) -> ConfigRecord:
     if RECORD not in content.config_records:
-        raise ValueError("message refused: it says nothing of a secure sum")
+        raise ValueError("message refused: it has no record of a secure sum")
     return content.config_records[RECORD]
 
 
 def _field(record: ConfigRecord, name: str) -> Any:
     if name not in record:
-        raise ValueError(f"message refused: what it says of a secure sum lacks {name!r}")
+        raise ValueError(f"message refused: its record of a secure sum lacks {name!r}")
     return record[name]
 
 
@@ -320,7 +320,7 @@ def _roster(record: ConfigRecord) -> Roster:
 
 
 def _keep(context: Context, secret: Secret) -> None:
-    """Stores what a client must remember in its context."""
+    """Stores a client's secret and last roster in its context."""
     values: dict[str, Any] = {CLIENT: secret.client, PRIVATE: secret.private}
     if secret.roster is not None:
         values |= _values(secret.roster) | {DROPPED: sorted(secret.dropped)}
@@ -328,7 +328,7 @@ def _keep(context: Context, secret: Secret) -> None:
 
 
 def _kept(context: Context) -> Secret:
-    """Finds what `_keep` stored."""
+    """Returns the secret that `_keep` stored."""
     if RECORD not in context.state.config_records:
         raise ValueError("this client has no keys for a secure sum; it was not greeted")
     record = context.state.config_records[RECORD]

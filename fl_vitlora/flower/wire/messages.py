@@ -1,4 +1,4 @@
-"""The names in messages, and Flower's records from and to states.
+"""The names of records and entries in messages, and conversions between records and states.
 
 The two ends of the wire (`client.mod`, `server.sending`) hand the tensors of a record to the code
 that reads and writes messages as one packed array (`communication.packing`). Flower's own
@@ -34,23 +34,23 @@ PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
 FROZEN = "frozen"
-CACHED = "spared"  # marks of the tensors that are not sent because the client has them
-CACHED_SINCE = "spared-since"  # the round in which it remembered them; 0 for initial values
+CACHED = "spared"  # bit mask of the tensors that the client already has
+CACHED_SINCE = "spared-since"  # the round of these tensors' values; 0 for initial values
 MERGED_RANKS = "merged-ranks"  # ranks of the pairs that are sent, by round and path; 0 for none
-MERGES = "merges"  # number of rounds whose merged pairs the client has, and then is to have
+MERGES = "merges"  # number of merged rounds that the client has, and will have
 STEPS = "steps"
 TAKEN = "taken"  # the round of the client's last update that the server took
 CLIPPING_NORM = KEY_CLIPPING_NORM
 CLIENT = "client"
-CLASSES = "classes"  # their names, in the order in which the sender numbers them
-SAMPLES = "num-examples"  # as Flower's strategies weight by default
-LOSS = "train_loss"  # as Flower's QFedAvg expects it
+CLASSES = "classes"  # the names of the classes, in the order of the sender's labels
+SAMPLES = "num-examples"  # the name by which Flower's strategies weight by default
+LOSS = "train_loss"  # the name that Flower's QFedAvg expects
 NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
 EQUAL_WEIGHT = "equal-weight"  # 1 for every client, so that strategies can weight by it
 ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # shown to strategies of Flower
 VIEWS = "views"
-LARGEST_EXACT = 2.0**53  # up to which every whole number is a float
-ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # of a view of the test images
+LARGEST_EXACT = 2.0**53  # up to this number, a float holds every whole number exactly
+ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # prefixes of the name of a view of the test images
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -78,12 +78,12 @@ def from_packed(content: RecordDict, layout: Layout, record: str = ARRAYS) -> St
 
 
 def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """Writes a state as Flower's strategies know it."""
+    """Returns a state as the record that Flower's strategies use."""
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in state.items()})
 
 
 def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
-    """Reads what a Flower strategy returned, in the layout's order, as float32.
+    """Returns the state that a Flower strategy returned, in the layout's order, as float32.
 
     Raises:
         UserError: If the strategy left out a tensor or changed a shape.
@@ -98,10 +98,10 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
 
 
 def metrics_of(content: RecordDict) -> MetricRecord:
-    """Finds the metrics of a reply.
+    """Returns the metrics of a reply.
 
     Raises:
-        ValueError: If the reply carries none.
+        ValueError: If the reply has no metrics.
     """
     if METRICS not in content.metric_records:
         raise ValueError("message refused: it carries no metrics")
@@ -109,10 +109,10 @@ def metrics_of(content: RecordDict) -> MetricRecord:
 
 
 def class_names_of(content: RecordDict) -> tuple[str, ...]:
-    """Reads the names of the classes in a greeting.
+    """Returns the names of the classes in a greeting.
 
     Raises:
-        ValueError: If the greeting has none.
+        ValueError: If the greeting has no such names.
     """
     record = content.config_records.get(CONFIG)
     names = None if record is None else record.get(CLASSES)
@@ -122,10 +122,10 @@ def class_names_of(content: RecordDict) -> tuple[str, ...]:
 
 
 def scalar(metrics: MetricRecord, name: str) -> float:
-    """Reads one number of a metric record.
+    """Returns one number of a metric record.
 
     Raises:
-        ValueError: If the number is missing, a list or infinite.
+        ValueError: If the number is missing or infinite, or is a list.
     """
     value = metrics.get(name)
     if isinstance(value, int | float) and not math.isinf(value):
@@ -134,7 +134,7 @@ def scalar(metrics: MetricRecord, name: str) -> float:
 
 
 def whole(metrics: MetricRecord, name: str) -> int:
-    """Reads one whole number of a metric record, to its last digit.
+    """Returns one whole number of a metric record, exactly.
 
     Raises:
         ValueError: If the number is missing, or is not whole.

@@ -1,11 +1,11 @@
-"""What clients say about themselves, held to what the server knows.
+"""The numbers that clients report, compared with what the server knows.
 
-A client states in its greeting how many images it holds. From then on it can state no other number,
-and the number of its optimiser steps follows from its images and from the plan of training. So an
-update brings nothing that could give its sender more weight than it greeted with. How many images a
-client really holds is known to nobody but itself; `limited` bounds what any such statement can do.
+A client states in its greeting how many images it has. Later it cannot state another number. Its
+number of optimiser steps follows from its images and the training settings. So no update can give
+its sender more weight than its greeting did. Only the client knows how many images it really has;
+`limited` bounds the effect of a false number.
 
-K clients, n images of each.
+K clients, n images of one client.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from fl_vitlora.federation.evaluation import Measured
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.training.steps import steps_of
 
-MOST_IMAGES = 10**9  # of one client, be it for training or for testing
-LARGEST_LOSS = 1e6  # as no cross-entropy that still says anything
+MOST_IMAGES = 10**9  # of one client, for training or for testing
+LARGEST_LOSS = 1e6  # larger than any meaningful cross-entropy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What the update of a client must state.
+    """The numbers that the update of a client must state.
 
     Attributes:
-        images: Number of its images, as in its greeting.
-        steps: Of the optimiser; any positive number where the plan of training is not known.
+        images: The number of images, as in the client's greeting.
+        steps: The number of optimiser steps; None if any positive number is accepted.
     """
 
     images: int
@@ -39,15 +39,15 @@ class Counts:
 
     @classmethod
     def of(cls, images: int, training: TrainingConfig | None) -> Counts:
-        """Works out what follows from the images of a client and the plan of training."""
+        """Returns the numbers that follow from a client's images and the training settings."""
         return cls(images=images, steps=None if training is None else steps_of(images, training))
 
 
 def read_images(metrics: MetricRecord) -> int:
-    """Reads how many images a client says it holds.
+    """Returns the number of images that a client states.
 
     Raises:
-        ValueError: When that is no whole number from 1 to `MOST_IMAGES`.
+        ValueError: If it is not a whole number from 1 to `MOST_IMAGES`.
     """
     images = messages.whole(metrics, messages.SAMPLES)
     if not 1 <= images <= MOST_IMAGES:
@@ -56,10 +56,10 @@ def read_images(metrics: MetricRecord) -> int:
 
 
 def check_images(metrics: MetricRecord, expected: Counts) -> None:
-    """Refuses another number of images than the client greeted with.
+    """Refuses a number of images that differs from the client's greeting.
 
     Raises:
-        ValueError: With both numbers.
+        ValueError: If the numbers differ; the message has both.
     """
     images = messages.whole(metrics, messages.SAMPLES)
     if images != expected.images:
@@ -67,10 +67,10 @@ def check_images(metrics: MetricRecord, expected: Counts) -> None:
 
 
 def read_steps(metrics: MetricRecord, expected: Counts) -> int:
-    """Reads how many steps a client took.
+    """Returns the number of optimiser steps that a client states.
 
     Raises:
-        ValueError: When its images and the plan of training make another number.
+        ValueError: If its images and the training settings give another number.
     """
     steps = messages.whole(metrics, messages.STEPS)
     if steps < 1 or steps != (expected.steps or steps):
@@ -83,22 +83,22 @@ def read_steps(metrics: MetricRecord, expected: Counts) -> int:
 
 
 def read_loss(metrics: MetricRecord, name: str = messages.LOSS) -> float:
-    """Reads a mean cross-entropy.
+    """Returns the mean cross-entropy that a client states.
 
     Raises:
-        ValueError: When it is NaN, negative, or larger than `LARGEST_LOSS`.
+        ValueError: If it is NaN, negative, or larger than `LARGEST_LOSS`.
     """
     loss = messages.scalar(metrics, name)
-    if not 0 <= loss <= LARGEST_LOSS:  # NaN is not within either
+    if not 0 <= loss <= LARGEST_LOSS:  # NaN fails this comparison, too
         raise ValueError(f"it reports a loss of {loss}, expected 0 to {LARGEST_LOSS:g}")
     return loss
 
 
 def read_accuracy(metrics: MetricRecord, name: str) -> float:
-    """Reads a share of images.
+    """Returns the accuracy that a client states.
 
     Raises:
-        ValueError: When it does not lie between 0 and 1.
+        ValueError: If it is not between 0 and 1.
     """
     accuracy = messages.scalar(metrics, name)
     if not 0 <= accuracy <= 1:
@@ -107,7 +107,7 @@ def read_accuracy(metrics: MetricRecord, name: str) -> float:
 
 
 def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Measured]:
-    """Reads what one client measured: its number of test images, accuracy and loss by view.
+    """Returns a client's number of test images, and its accuracy and loss by view.
 
     Raises:
         ValueError: If a number is missing or impossible.
@@ -122,16 +122,17 @@ def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Mea
 
 
 def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
-    """Cuts counts down so that none is more than a share of their sum.
+    """Limits counts so that none is more than a given share of their sum.
 
         min(n, c),  with the largest c for which c ≤ share · Σ min(n, c)
 
     Args:
-        images: n of each client that takes part in a round, at least 1.
-        share: The largest share of one client in (0, 1]; at least 1/K is allowed. No limit if None.
+        images: The number n of images of each participant of a round, at least 1.
+        share: The largest share of one client, in (0, 1]; values below 1/K count as 1/K. None for
+            no limit.
 
     Returns:
-        The counts that the clients weigh by.
+        The counts by which the clients are weighted.
 
     Example:
         >>> limited({0: 30, 1: 40, 2: 2**62}, 0.5)
@@ -146,7 +147,7 @@ def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
 
 
 def _cap(falling: list[int], share: float) -> int:
-    """Finds c, as if the first counts were cut to it: m·c + the rest = c / share."""
+    """Returns c: if it limits the m largest counts, then m·c + the rest = c / share."""
     rest = sum(falling)
     for cut, largest in enumerate(falling):
         free = 1 - share * cut
@@ -158,7 +159,7 @@ def _cap(falling: list[int], share: float) -> int:
 
 
 def largest_share(images: Mapping[int, int]) -> tuple[int, float]:
-    """Finds the client that says it holds most images, and its share of all.
+    """Returns the client that states the most images, and its share of all images.
 
     Example:
         >>> largest_share({0: 10, 1: 30})

@@ -1,13 +1,13 @@
-"""The bytes of the objects that a message is serialised to, without serialising and hashing it.
+"""The size of a serialised message, computed without serialising and hashing it.
 
-Flower writes a message as a tree of objects, each a header and a body; the header names the kind,
-the ids of the objects within, and the length of the body:
+Flower writes a message as a tree of objects. Each object has a header and a body. The header gives
+the kind, the ids of the inner objects, and the length of the body:
 
     KIND SPACE ID,ID,… SPACE LENGTH NUL BODY
 
-An id is a SHA-256 digest in hexadecimal digits, always as long, so that no size depends on what it
-is; to compute them takes longer than all else about a message. What is equal has the same id, and
-travels once.
+An id is a SHA-256 digest in hexadecimal digits. All ids have the same length, so the size does not
+depend on their values, and the slow hashing can be skipped. Equal objects have the same id and are
+sent once.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from flwr.proto.message_pb2 import Message as MessageProto
 
 from fl_vitlora.communication.codecs.byte_reader import varint
 
-ID = "0" * 64  # as long as any
+ID = "0" * 64  # as long as every id
 
 
 def object_bytes(message: Message) -> int:
-    """Counts the bytes of all objects that a message is serialised to.
+    """Returns the number of bytes of all objects of a serialised message.
 
     Args:
-        message: As it travels, with its metadata set.
+        message: The message as it is sent, with its metadata set.
 
     Returns:
-        The same number as for the objects that Flower makes; `test_serialised.py` compares.
+        The same number as for the objects that Flower makes; `test_serialised.py` compares both.
     """
     objects = _Objects()
     within = [_of_records(objects, message.content)] if message.has_content() else []
     metadata = metadata_to_proto(message.metadata)
-    metadata.message_id = ""  # is not serialised
+    metadata.message_id = ""  # the id is not serialised
     error = error_to_proto(message.error) if message.has_error() else None
     proto = MessageProto(metadata=metadata, error=error)
     objects.add("Message", within, proto.ByteSize())
@@ -47,11 +47,11 @@ def object_bytes(message: Message) -> int:
 
 @dataclass
 class _Objects:
-    """Objects that differ from each other.
+    """The distinct objects of a message.
 
     Attributes:
-        sizes: Of each.
-        contents: What each is told apart by.
+        sizes: The size of each object in bytes.
+        contents: The content of each object; two objects are equal if it is equal.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -59,20 +59,20 @@ class _Objects:
 
     @property
     def total(self) -> int:
-        """Counts the bytes of all."""
+        """Returns the number of bytes of all objects."""
         return sum(self.sizes)
 
     def add(self, kind: str, within: Iterable[int], length: int, body: object = None) -> int:
-        """Adds an object, unless there is one like it.
+        """Adds an object, unless an equal one is there.
 
         Args:
-            kind: Name of its class.
-            within: Numbers of the objects in it, in their order.
-            length: Of its body.
-            body: What tells it apart from others of its kind with the same within.
+            kind: The name of the object's class.
+            within: The numbers of the inner objects, in order.
+            length: The length of the body in bytes.
+            body: The body; objects of one kind with the same inner objects differ only in it.
 
         Returns:
-            Its number.
+            The number of the object.
         """
         inner = tuple(within)
         ids = max(0, len(set(inner)) * (len(ID) + 1) - 1)
@@ -100,16 +100,16 @@ def _of_records(objects: _Objects, records: RecordDict) -> int:
 def _of_named(
     objects: _Objects, record: RecordDict | ArrayRecord, names: Iterable[str], within: list[int]
 ) -> int:
-    """Adds what has names for the objects in it: its body gives the id of each."""
+    """Adds an object with names for its inner objects; its body gives the id of each."""
     body = json.dumps(dict.fromkeys(names, ID))
     return objects.add(type(record).__qualname__, within, len(body), body)
 
 
 def _of_scalars(objects: _Objects, record: ConfigRecord | MetricRecord) -> int:
-    """Adds what has no objects in it, and is serialised without being hashed."""
+    """Adds a record without inner objects, which is serialised but not hashed."""
     kind = type(record).__qualname__
     buffers = [(name, value) for name, value in record.items() if isinstance(value, bytes)]
-    if len(buffers) == len(record):  # as in whatever is folded, which is not copied
+    if len(buffers) == len(record):  # as in a folded message; the buffers are not copied
         length = sum(_field(_item(name, value)) for name, value in buffers)
         return objects.add(kind, (), length, buffers)
     _, _, body = record.deflate().partition(b"\0")
@@ -117,30 +117,30 @@ def _of_scalars(objects: _Objects, record: ConfigRecord | MetricRecord) -> int:
 
 
 def _item(name: str, value: bytes) -> int:
-    """Counts the bytes of a named value in a record; without a name there is no field for it."""
+    """Returns the bytes of a named value in a record; an empty name has no field."""
     return (_field(len(name.encode())) if name else 0) + _field(_field(len(value)))
 
 
 def _field(length: int) -> int:
-    """Counts the bytes of a field of protobuf: its tag, its length, and what it holds."""
+    """Returns the bytes of a protobuf field: tag, length and content."""
     return 1 + len(varint(length)) + length
 
 
 def _of_array(objects: _Objects, array: Array) -> int:
     chunks = [objects.add("ArrayChunk", (), len(data), data) for data in _chunks(array)]
     places = {number: place for place, number in enumerate(dict.fromkeys(chunks))}
-    told = {
+    header = {
         "dtype": array.dtype,
         "shape": array.shape,
         "stype": array.stype,
         "arraychunk_ids": [places[number] for number in chunks],
     }
-    body = json.dumps(told)
+    body = json.dumps(header)
     return objects.add(type(array).__qualname__, chunks, len(body), body)
 
 
 def _chunks(array: Array) -> Iterator[memoryview]:
-    """Cuts an array as Flower does."""
+    """Cuts the bytes of an array into chunks as Flower does."""
     data = memoryview(array.data)
     for begin in range(0, len(data), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE):
         yield data[begin : begin + FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE]

@@ -1,4 +1,4 @@
-"""What both ends of the wire derive from the configuration: lanes, and chance; what is refused."""
+"""What client and server derive from the configuration: the lanes and the codecs' generators."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from fl_vitlora.strategy import Strategy
 
 @functools.lru_cache(maxsize=8)
 def lanes_of(config: LanesConfig) -> Lanes:
-    """Reads how tensors travel in one direction."""
+    """Returns the lanes of one direction."""
     specs: dict[str, Any] = to_mapping(config)
     return read_lanes(specs, specs.pop("codec"))
 
 
 def chance(seed: int, *path: str | int) -> np.random.Generator:
-    """Makes the generator of what codecs leave to chance in one message."""
+    """Returns the random generator of the codecs for one message."""
     return np.random.default_rng(derive_seed(seed, "codec", *path))
 
 
 def check_codecs(config: Config, strategy: Strategy) -> None:
-    """Refuses codecs that are none, and those that cannot be combined with what else was chosen.
+    """Refuses unknown codecs, and codecs that do not fit the other settings.
 
     Args:
         config: The experiment.
-        strategy: What clients run of it.
+        strategy: The strategy of the run.
 
     Raises:
-        UserError: With the place, the reason, and what would do instead.
+        UserError: If a codec is refused; the message says where, why, and what would work.
     """
     for direction in ("uplink", "downlink"):
         fed_back = direction == "downlink" or config.compression.error_feedback
@@ -48,22 +48,22 @@ def check_codecs(config: Config, strategy: Strategy) -> None:
                 raise UserError(f"{where}: {error}") from None
             if fed_back and not codec.contracts:
                 raise UserError(
-                    f"{where}: {codec} strays further than its input is long, so that errors that "
-                    "are fed back would grow; take nearest rounding, more levels or shorter blocks"
+                    f"{where}: the error of {codec} can exceed its input, so that error feedback "
+                    "would grow; take nearest rounding, more levels or shorter blocks"
                 )
     if config.privacy.secure_aggregation and not lanes_of(config.compression.uplink).exact:
         raise UserError(
             "compression.uplink with privacy.secure_aggregation: masked words look random and no "
-            "codec makes them shorter; leave one away, or take codecs for compression.downlink only"
+            "codec makes them shorter; remove one of them, or take codecs for the downlink only"
         )
     _check_rests(config, strategy)
 
 
 def _check_rests(config: Config, strategy: Strategy) -> None:
-    """Refuses lanes in which what clients train would never arrive.
+    """Refuses lanes under which trained changes would never reach the server.
 
     Raises:
-        UserError: With the group, and why.
+        UserError: If a group is never sent; the message names the group and the reason.
     """
     plans = {number: strategy.plan(number) for number in range(1, config.rounds + 1)}
     uplink = lanes_of(config.compression.uplink)
@@ -76,12 +76,12 @@ def _check_rests(config: Config, strategy: Strategy) -> None:
         }
         if f".{group}" in anew:
             raise UserError(
-                f"compression.uplink every({every}) with strategy {name} is written anew in every "
-                "round, so that what is not sent in a round is lost; let it travel in every round"
+                f"compression.uplink every({every}) with strategy {name} is overwritten in every "
+                "round, so changes that are not sent are lost; send the group in every round"
             )
         trained = {n for n, plan in plans.items() if not f".{group}".endswith(plan.frozen)}
         if trained and not any(n % every == 0 or n == config.rounds for n in trained):
             raise UserError(
-                f"compression.uplink every({every}) with strategy {name} never travels in a round "
+                f"compression.uplink every({every}) with strategy {name} is never sent in a round "
                 "in which it is trained; take another interval"
             )

@@ -206,7 +206,7 @@ def test_no_client_sends_anything_in_the_open_if_it_was_told_to_hide(tmp_path: P
     """A server that leaves the roster out gets nothing."""
     hidden = Clients(tmp_path, None, **SECURE)
     assert hidden.train(1, hidden.initial) == []
-    assert all("says nothing of a secure sum" in failure.reason for failure in hidden.failures)
+    assert all("has no record of a secure sum" in failure.reason for failure in hidden.failures)
 
 
 def test_clients_bound_what_they_send(tmp_path: Path):

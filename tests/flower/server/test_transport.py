@@ -399,7 +399,7 @@ def test_a_greeting_with_an_absurd_number_of_images_is_refused(
         return reply
 
     grid.app = boast  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match=r"greets as no client of ours does: .*(images|number)"):
+    with pytest.raises(RuntimeError, match=r"sent an invalid greeting: .*(images|number)"):
         transport_of(grid, model, Ledger(), timeout=1).greet(len(SIZES))
 
 

@@ -68,7 +68,7 @@ def test_what_begins_anew_in_every_round_travels_in_every_round():
     flora = client_half(strategies.load("flora", {}))
     for name in ("flora", "flexlora", "fedsvd"):
         every = {"compression.uplink.lora_B": "every(2)+int4", "strategy": name}
-        with pytest.raises(UserError, match="lora_B is written anew in every round"):
+        with pytest.raises(UserError, match="lora_B is overwritten in every round"):
             check_codecs(load(None, every), client_half(strategies.load(name, {})))
     check_codecs(load(None, {"compression.uplink.head": "every(2)+int4"}), flora)
 
@@ -77,7 +77,7 @@ def test_a_group_that_would_never_travel_when_it_was_trained_is_refused():
     """RoLoRA trains B in odd rounds; every second round is even, and so is the last."""
     rolora = client_half(strategies.load("rolora", {}))
     every = {"compression.uplink.lora_B": "every(2)+int4", "strategy": "rolora"}
-    with pytest.raises(UserError, match="lora_B never travels in a round in which it is trained"):
+    with pytest.raises(UserError, match="lora_B is never sent in a round in which it is trained"):
         check_codecs(load(None, every), rolora)
     check_codecs(load(None, {**every, "rounds": 21}), rolora)
     check_codecs(load(None, {**every, "compression.uplink.lora_B": "every(3)+int4"}), rolora)
