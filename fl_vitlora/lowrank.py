@@ -36,7 +36,7 @@ def trained(model: State, update: Update) -> State:
     """Returns the low-rank matrices that a client ended with, zero beyond its rank, in float64.
 
     Args:
-        model: What the round began with.
+        model: The tensors that the round began with.
         update: The client's; a matrix that rested has no delta.
 
     Returns:
@@ -145,9 +145,9 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
     """Measures how far a new model's products are from the mean of the clients' products.
 
     Args:
-        model: What the round began with.
+        model: The tensors that the round began with.
         updates: The clients'.
-        new: What a strategy made of them, with its merged pairs, if any.
+        new: The tensors that a strategy made of them, with its merged pairs, if any.
 
     Returns:
         ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and how far the mean product moved in the round,
@@ -178,7 +178,7 @@ def relative_error(
     rightly.
 
     Args:
-        model: What the round began with.
+        model: The tensors that the round began with.
         updates: The clients'.
         new: The next model.
         merged: Pairs that were added to frozen weights.

@@ -48,9 +48,9 @@ def deal(
     """Draws some of the clients, and deals kinds to them in turn.
 
     Args:
-        kinds: What there is to deal; none only where nobody is drawn.
-        chosen: How many clients are drawn.
-        clients: How many there are.
+        kinds: The kinds that are dealt out; empty only where no client is drawn.
+        chosen: The number of clients that are drawn.
+        clients: The number of all clients.
         draw: Decides who; of one and the same, more are the fewer and others.
 
     Returns:

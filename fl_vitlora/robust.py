@@ -54,8 +54,8 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
 
     Args:
         updates: K of them.
-        f: How many clients may send whatever they like.
-        chosen: How many updates are wanted; all of them if they are fewer.
+        f: The number of clients that may send anything.
+        chosen: The number of updates that are wanted; all of them if they are fewer.
 
     Returns:
         The chosen updates, the most trusted first.
@@ -105,8 +105,8 @@ def geometric_median(
     Args:
         updates: K of them.
         smoothing: ν, which keeps the weight of a delta finite that z has met.
-        iterations: Of Weiszfeld's algorithm.
-        by_images: Whether pₖ is the client's share of all images instead, as in the paper.
+        iterations: The iterations of Weiszfeld's algorithm.
+        by_images: True if pₖ is the client's share of all images instead, as in the paper.
 
     Returns:
         The point, at least in float32.

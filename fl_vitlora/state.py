@@ -107,7 +107,7 @@ def clip_norm(a: Mapping[str, Tensor], most: float) -> tuple[State, bool]:
     """Shortens a state to a Euclidean norm, over all tensors together, of at most so much.
 
     Args:
-        a: For example what training changed.
+        a: A state, for example what training changed.
         most: The bound, positive.
 
     Returns:

@@ -45,15 +45,15 @@ class Update:
 
     Attributes:
         client: Number of its shard; -1 for the mean of several (`members`).
-        samples: How many images it trained on.
+        samples: The number of images that the client trained on.
         loss: Its mean training loss.
         delta: Its tensors after training minus those it had received, in the model's shapes: a
             client of a smaller rank has zeros beyond it.
         steps: Optimiser steps that it took.
-        rank: Of its low-rank matrices, if clients differ in that.
-        report: What `Strategy.report` returned there.
-        members: How many clients it is the mean of; more than one where the server sees only sums.
-        population: How many clients there are in all, in this round or not.
+        rank: The rank of the client's low-rank matrices, if clients differ in that.
+        report: The tensors that `Strategy.report` returned at the client.
+        members: The number of clients in the mean; more than one where the server sees only sums.
+        population: The number of all clients, in this round or not.
     """
 
     client: int
@@ -106,7 +106,7 @@ class Strategy(ABC):
     """An aggregation strategy; see the module for the rules.
 
     Attributes:
-        low_rank: It works on LoRA's pairs, and a model without them is refused.
+        low_rank: True if the strategy works on LoRA's pairs; a model without them is refused.
         any_rank: Clients may have ranks of their own: each is sent the first rows of every A and
             the first columns of every B, as many as its rank.
         sums_suffice: All that the server needs of the updates is their mean weighted by samples.
@@ -134,7 +134,7 @@ class Strategy(ABC):
 
         Args:
             config: The experiment.
-            participants: How many clients take part in a round.
+            participants: The number of clients that take part in a round.
 
         Returns:
             One line with what would do instead; empty, as by default, if nothing is against it.
@@ -146,7 +146,7 @@ class Strategy(ABC):
         """Says what clients do in a round.
 
         Args:
-            server_round: From 1.
+            server_round: The number of the round, from 1.
 
         Returns:
             By default: train and send everything, without a penalty.
@@ -158,7 +158,7 @@ class Strategy(ABC):
         """Says what clients are sent beside the model.
 
         Args:
-            state: What `aggregate` returned in the round before; empty at first.
+            state: The state that `aggregate` returned in the round before; empty at first.
 
         Returns:
             Nothing, as by default; or tensors of all the model's names and shapes.
@@ -170,8 +170,8 @@ class Strategy(ABC):
         """At a client: what is added to its tensors after every step, times the learning rate.
 
         Args:
-            broadcast: What the server sent beside the model.
-            memory: What `report` returned here in the client's last round; empty at first.
+            broadcast: The tensors that the server sent beside the model.
+            memory: The memory that `report` returned in the client's last round; empty at first.
 
         Returns:
             Nothing, as by default; or tensors of some of the trained names.
@@ -201,9 +201,9 @@ class Strategy(ABC):
         """At a client, after training: what it sends beside its delta, and what it remembers.
 
         Args:
-            work: What was done.
-            broadcast: As in `drift`.
-            memory: As in `drift`.
+            work: The result of the client's training.
+            broadcast: The same as in `drift`.
+            memory: The same as in `drift`.
 
         Returns:
             Nothing or tensors of all of the delta's names and shapes; and the new memory, which
@@ -220,8 +220,8 @@ class Strategy(ABC):
 
         Args:
             model: The global tensors that the round began with.
-            updates: At least one, ordered by client; their deltas lack the frozen tensors.
-            state: What this strategy returned in the round before; empty at first.
+            updates: At least one update, ordered by client; the deltas lack the frozen tensors.
+            state: The state that this strategy returned in the round before; empty at first.
 
         Returns:
             The new global tensors, all of ``model``'s names, and the new state. Beside them may
@@ -247,7 +247,7 @@ def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> Stat
 
     Args:
         model: The global tensors that the round began with.
-        updates: At least one, all with the same tensors.
+        updates: At least one update; all have the same tensors.
         rate: Factor on the mean.
 
     Returns:

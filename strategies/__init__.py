@@ -67,8 +67,8 @@ def load(
         name: A file of this folder, with or without its ending, or ``package.module:Class``.
         options: Its hyper-parameters; what a wrapper of Flower wraps is one of them, ``strategy``:
             a name, or a mapping of a name and hyper-parameters.
-        cohort: How many clients take part in a round.
-        clients: How many there are.
+        cohort: The number of clients that take part in a round.
+        clients: The number of all clients.
 
     Returns:
         An instance.

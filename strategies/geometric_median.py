@@ -30,8 +30,8 @@ class GeometricMedian(Strategy):
 
     Attributes:
         smoothing: ν, the distance below which a delta draws no harder.
-        iterations: Of Weiszfeld's algorithm.
-        by_images: Whether clients weigh by the images that they report.
+        iterations: The iterations of Weiszfeld's algorithm.
+        by_images: True if clients weigh by the images that they report.
     """
 
     smoothing: float = setting(1e-6, "distance below which a delta draws no harder", "(0, inf)")

@@ -28,7 +28,7 @@ class Krum(Strategy):
     """The delta with the best score of Krum.
 
     Attributes:
-        f: How many clients of a round may send whatever they like.
+        f: The number of clients of a round that may send anything.
     """
 
     f: int = setting(1, "clients of a round that may send anything", "[0, inf)")

@@ -26,8 +26,8 @@ class MultiKrum(Strategy):
     """The mean of the deltas with the best scores of Krum.
 
     Attributes:
-        f: How many clients of a round may send whatever they like.
-        m: How many deltas are averaged; all but f if not given.
+        f: The number of clients of a round that may send anything.
+        m: The number of deltas that are averaged; all but f if not given.
     """
 
     f: int = setting(1, "clients of a round that may send anything", "[0, inf)")

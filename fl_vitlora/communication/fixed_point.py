@@ -84,7 +84,7 @@ class Mean:
         delta: Weighted mean of the deltas, float32.
         report: Weighted mean of the reports; empty if there were none.
         loss: Weighted mean of the losses.
-        clipped: How many scalars were clipped, all clients together.
+        clipped: The number of scalars that were clipped, all clients together.
     """
 
     delta: State
@@ -104,8 +104,8 @@ def encode(
     """Writes an update in words.
 
     Args:
-        delta: Of any floating type.
-        report: Of the same names and shapes, or empty.
+        delta: The difference that training made, of any floating type.
+        report: The strategy's report, of the same names and shapes, or empty.
         loss: The client's.
         limit: The range R of delta and report.
         share: The client's share p.
@@ -136,7 +136,7 @@ def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
 
     Args:
         total: Σ q mod 2³², uint32 (W,).
-        layout: Of their deltas.
+        layout: The layout of the clients' deltas.
         limit: The range R.
         share: Σ p of those who are in the sum.
 
@@ -158,7 +158,7 @@ def pack_words(words: Words, layout: Layout) -> bytes:
 
     Args:
         words: uint32 (W,).
-        layout: Of the delta.
+        layout: The layout of the delta.
 
     Returns:
         20 + 4·W bytes.
@@ -172,7 +172,7 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
 
     Args:
         buffer: Header and words.
-        layout: Of the delta that is expected.
+        layout: The layout of the delta that is expected.
 
     Returns:
         uint32 (W,).

@@ -20,8 +20,8 @@ class Entry:
     """One message.
 
     Attributes:
-        round: From 1; 0 for the greeting before the first round.
-        purpose: What it was for.
+        round: The number of the round, from 1; 0 is the greeting before the first round.
+        purpose: The purpose of the message.
         client: Number of the client's shard; -1 for a node that is no client.
         direction: Uplink from a client to the server, downlink from the server to a client.
         groups: Bytes of coded tensors by group (`groups.GROUPS`, or "masked").

@@ -73,9 +73,9 @@ def full_fine_tuning(
 
     Args:
         clients: K, how many there are.
-        rounds: Who took part in each round, from the first one on.
+        rounds: The participants of each round, from the first one on.
         sizes: Bytes of the messages.
-        start_is_known: Whether round 1 needs no download, because clients have built the initial
+        start_is_known: True if round 1 needs no download, because clients have built the initial
             model and the run whose reference this is does not send it either.
 
     Returns:

@@ -15,9 +15,9 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
     """Sums up what was sent, beside what full fine-tuning would have sent.
 
     Args:
-        ledger: Of the run.
-        link: Of every client.
-        full: Of full fine-tuning under FedAvg (`reference.full_fine_tuning`).
+        ledger: The ledger of the run.
+        link: The link of every client.
+        full: The ledger of full fine-tuning under FedAvg (`reference.full_fine_tuning`).
 
     Returns:
         Plain values. `saving` is how many times the bytes of the run full fine-tuning sends;
@@ -54,8 +54,8 @@ def reached(
     Args:
         target: Accuracy in (0, 1]; None for none.
         accuracy: After each round.
-        ledger: Of the run.
-        link: Of every client.
+        ledger: The ledger of the run.
+        link: The link of every client.
 
     Returns:
         Plain values; round, bytes and seconds are None if the target was never reached.

@@ -94,7 +94,7 @@ def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
     """Says that there is no such setting, and which one may have been meant.
 
     Args:
-        dotted: What was written.
+        dotted: The name that was written.
         siblings: The settings of the same group; all settings if not given.
     """
     return unknown("setting", dotted, siblings or paths(), elsewhere=paths())

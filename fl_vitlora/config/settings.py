@@ -35,7 +35,7 @@ def setting(
 
     Args:
         default: Its value where none is given.
-        explanation: For `--help`.
+        explanation: A sentence for `--help-all`.
         interval: Its range, such as "(0, 1]".
         read: Makes its value of a plain one and of its path, where its type does not tell how.
 
@@ -74,7 +74,7 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
     Args:
         kind: The dataclass.
         tree: A mapping of its field names.
-        path: Where it stands in the whole, for messages.
+        path: The dotted path of the value, for messages.
 
     Returns:
         An instance of ``kind``.
@@ -103,7 +103,7 @@ def check_defaults(kind: type[Any], path: str) -> None:
 
     Args:
         kind: The dataclass.
-        path: Where it stands in the whole, for messages.
+        path: The dotted path of the value, for messages.
 
     Raises:
         UserError: When a type is not known, a range is none, or a default is outside.

@@ -35,9 +35,9 @@ class Cipher:
         steps: Names of `STEPS`, in the order of encryption; none leaves images plain.
         block_size: Pixels a side; equal to the patch size of the model that will read the images.
         image_shape: (C, H, W).
-        fixed_blocks: How many blocks block scrambling leaves in their place.
-        fixed_entries: How many entries of a block pixel shuffling leaves in theirs.
-        per_block: Whether steps within blocks have a key for every block.
+        fixed_blocks: The number of blocks that block scrambling leaves in their place.
+        fixed_entries: The number of entries of a block that pixel shuffling leaves in their place.
+        per_block: True if steps within blocks have a key for every block.
     """
 
     steps: Sequence[str]
@@ -83,7 +83,7 @@ class Cipher:
 
         Args:
             secret: 32 bytes.
-            context: What the key is for; another context gives an independent key.
+            context: The purpose of the key; another context gives an independent key.
 
         Returns:
             A key for each step.
@@ -96,7 +96,7 @@ class Cipher:
 
         Args:
             images: Plain images, uint8 (B, C, H, W).
-            key: From `key`.
+            key: The key that `key` returned.
 
         Returns:
             Ciphertext of the same shape and type.
@@ -123,8 +123,8 @@ class Cipher:
         returns betrays the key to everyone who knows the model it was made from.
 
         Args:
-            reader: Of plain images.
-            key: From `key`.
+            reader: The patch embedding for plain images.
+            key: The key that `key` returned.
 
         Returns:
             The reader of ciphertext.

@@ -13,10 +13,10 @@ class Geometry:
         blocks: N, of an image.
         channels: C.
         block_size: p, pixels a side.
-        fixed_blocks: How many blocks keep their place, N_bs of the restricted random permutations
-            of arXiv 2408.08529.
-        fixed_entries: How many entries of a block keep theirs, N_ps.
-        per_block: Whether steps within blocks have a key for every block instead of one for all.
+        fixed_blocks: The number of blocks that keep their place, N_bs of the restricted random
+            permutations of arXiv 2408.08529.
+        fixed_entries: The number N_ps of entries of a block that keep their place.
+        per_block: True if steps within blocks have a key for every block instead of one for all.
     """
 
     blocks: int

@@ -47,9 +47,9 @@ class KeyHolder:
     """A cipher, a secret, and how many keys are made of it.
 
     Attributes:
-        cipher: For the images that the model takes.
+        cipher: The cipher for the images that the model takes.
         secret: 32 bytes; never shown.
-        scope: See the module.
+        scope: The images that share a key; the module's docstring lists the values.
         seed: The run's seed; another one gives other keys.
     """
 
@@ -74,7 +74,7 @@ class KeyHolder:
         Args:
             images: uint8 (B, C, H, W); with a key per image all of its part, in their order.
             party: Whose they are.
-            part: What they are for; only a key per image depends on it.
+            part: The use of the images, for example "train"; only a key per image depends on it.
 
         Returns:
             Ciphertext of the same shape and type.
@@ -89,8 +89,8 @@ class KeyHolder:
         Args:
             images: uint8 (B, C, H, W), those of the first party first.
             parties: Whose they are.
-            sizes: How many are each party's, B together.
-            part: As for `encrypt`.
+            sizes: The number of images of each party, B together.
+            part: The same as for `encrypt`.
 
         Returns:
             What `encrypt` makes of each party's images.

@@ -58,9 +58,9 @@ class StorageKeys:
     """All keys that somebody opens files with.
 
     Attributes:
-        roots: By name.
+        roots: The root keys by their names.
         parties: Keys of single parties, by name of the root and party.
-        source: Where they come from, for messages.
+        source: The place that the keys come from, for messages.
     """
 
     roots: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -132,7 +132,7 @@ def root_of_passphrase(name: str, why: str) -> StorageKey:
 
     Args:
         name: "passphrase/" and 32 hexadecimal digits.
-        why: What it is needed for, for messages.
+        why: The setting that needs the passphrase, for messages.
 
     Raises:
         UserError: When there is no passphrase, or no salt in the name.

@@ -20,14 +20,15 @@ class Case:
     """A measured attack from ciphertext alone.
 
     Attributes:
-        data: Of which images (`data.name`).
+        data: The data set (`data.name`) that was attacked.
         image_shape: (C, H, W).
         block_size: Pixels a side.
         steps: A cipher of any of these steps falls alike: a step that is left out is one whose key
             changes nothing, and the attack finds that key too.
-        scopes: In which one key serves many images.
-        ciphertexts: From how many the whole key was found, for every key that was tried.
-        source: What prints it.
+        scopes: The scopes in which one key serves many images.
+        ciphertexts: The number of ciphertexts that gave the whole key, for every key that was
+            tried.
+        source: The command that prints this figure.
     """
 
     data: str

@@ -37,7 +37,7 @@ def unknown(
 
     Args:
         what: The thing that was named, for example ``"strategy"``.
-        given: What the user wrote.
+        given: The value that the user wrote.
         choices: All valid names.
         elsewhere: Names that are valid in another place, and may be what was meant.
 

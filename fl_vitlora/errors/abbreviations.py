@@ -101,8 +101,8 @@ def meant(given: object, names: Iterable[str]) -> list[str]:
     """Finds the names that somebody may have meant by another one.
 
     Args:
-        given: What was written: the path of a setting, the end of one, or a value.
-        names: Those that exist.
+        given: The text that was written: the path of a setting, the end of one, or a value.
+        names: The names that exist.
 
     Returns:
         The names that have the same end, or that are called so elsewhere.

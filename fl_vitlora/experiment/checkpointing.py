@@ -36,7 +36,7 @@ class Checkpointing:
         aggregator: The strategy.
         record: What the run has gathered.
         logbook: Where checkpoints are written.
-        watch: Who looks on.
+        watch: The callbacks of whoever started the run.
     """
 
     config: Config

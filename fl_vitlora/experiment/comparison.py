@@ -104,10 +104,10 @@ def compare(
     """Runs all of a grid that is not done yet, and keeps its tables up to date.
 
     Args:
-        grid: What to run.
-        folder: Where to; see `prepare_folder`.
+        grid: The grid to run.
+        folder: The folder of the comparison; see `prepare_folder`.
         load_strategy: Makes the strategy of an experiment.
-        watch: Who looks on.
+        watch: The callbacks of whoever started the comparison.
 
     Yields:
         Each run when it has ended, or is found done. A run that is refused or fails has no result

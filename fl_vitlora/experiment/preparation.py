@@ -143,7 +143,7 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
     """Opens the owners' key ring, or makes it if it is missing; plain images need none.
 
     Args:
-        config: It names the key ring.
+        config: The experiment; it names the key ring.
         model: The blocks of the cipher are its patches.
         key: Id of the secret that is wanted; the current one's if not given.
 
@@ -173,7 +173,7 @@ class ShardsOfRun:
     """What the shards of a run are, as all of them say.
 
     Attributes:
-        class_names: In the order in which the run numbers them.
+        class_names: The names of the classes, in the order in which the run numbers them.
         key: Id of the secret that the images are encrypted under; empty where they are plain.
         sealed: Names of the storage keys that files are sealed under.
     """
@@ -188,7 +188,7 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
 
     Args:
         run: Its folder.
-        keys: Those that may open the shards.
+        keys: The keys that may open the shards.
 
     Raises:
         UserError: When there are none, their keys or their classes differ, or one does not name
@@ -218,7 +218,7 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
     """Finds what shards can be opened with; a passphrase is looked for when one is needed.
 
     Args:
-        config: It names the key ring, which need not be there.
+        config: The experiment; it names the key ring, which need not exist.
         given: A file of storage keys of single parties, where somebody was handed one.
 
     Raises:
@@ -257,9 +257,9 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
     """Writes for each party that has shards the storage key that opens its files and no others.
 
     Args:
-        config: It names the key ring.
+        config: The experiment; it names the key ring.
         places: Shards, or folders of them.
-        folder: Where to; it is made if it is missing, for the owner alone.
+        folder: The folder of the files; it is made if it is missing, for the owner alone.
 
     Returns:
         The files, such as `client-00003.key`.
@@ -303,7 +303,7 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
     """Draws a new secret and encrypts shards under it; the key ring keeps the old ones.
 
     Args:
-        config: It names the key ring.
+        config: The experiment; it names the key ring.
         places: Shards, or folders of them.
 
     Returns:

@@ -29,8 +29,8 @@ class Provenance:
     """Under which a run is made.
 
     Attributes:
-        must_stay: What a run cannot go on without: device, key, digests of classes and weights, and
-            the strategy's class and parameters.
+        must_stay: All that a run cannot go on without: device, key, digests of classes and weights,
+            and the strategy's class and parameters.
         may_change: Versions of libraries, and digests of this package's and the strategy's code.
     """
 
@@ -51,8 +51,8 @@ class Provenance:
         """Looks at what there is now.
 
         Args:
-            weights: Of the public model before any training.
-            class_names: Of the run, in the order of the head's outputs.
+            weights: The tensors of the public model before any training.
+            class_names: The names of the classes, in the order of the head's outputs.
             device: Kind of the server's device.
             key: Id of the secret that the images are encrypted under.
             strategy: An instance.

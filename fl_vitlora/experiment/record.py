@@ -33,7 +33,7 @@ class Record:
         class_names: The names of the classes, in the order of the head's outputs.
         folder: The run folder.
         logbook: Where rounds are written down.
-        watch: Who looks on.
+        watch: The callbacks of whoever started the run.
 
     Attributes:
         ledger: The bytes so far.

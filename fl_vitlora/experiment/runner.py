@@ -72,7 +72,7 @@ def run(
         config: The experiment. Where it names another strategy than the instance, or other
             parameters, the run folder names the instance.
         strategy: An instance of this project's or of Flower's contract.
-        watch: Who looks on.
+        watch: The callbacks of whoever started the run.
         started: `time.perf_counter()` when the program began, so that imports are counted.
         engine: Keeps Ray up for the next run; without one, Ray ends with this run.
         resume: True if the run was begun in the folder `out`, and goes on there.
@@ -175,13 +175,13 @@ class Stage:
     """All that must be there before the first round, or the next.
 
     Attributes:
-        folder: Of the run, with the shards in it.
-        logbook: Of the run.
-        class_names: In the order of the head's outputs.
+        folder: The run folder, with the shards in it.
+        logbook: The logbook of the run.
+        class_names: The names of the classes, in the order of the head's outputs.
         storage: Opens the shards where they are sealed at rest, and nothing else.
-        holder: Of the key.
+        holder: The holder of the key.
         server: Its model.
-        checkpoint: From which the run goes on, if it has begun.
+        checkpoint: The checkpoint that the run goes on from, if it has begun.
     """
 
     folder: RunFolder
@@ -206,11 +206,11 @@ def _prepare(
 
     Args:
         asked: The experiment as it was asked for; it is written down.
-        config: The same as the strategy wants it.
-        strategy: Of it.
-        watch: Who looks on.
-        device: Where the server's model is to be.
-        again: Whether the folder is there, of a run that was broken off before its first
+        config: The experiment as the strategy wants it.
+        strategy: The strategy of the run.
+        watch: The callbacks of whoever started the run.
+        device: The device of the server's model.
+        again: True if the folder is there, of a run that was broken off before its first
             checkpoint: with shards under the key that they are under, it is the same run.
     """
     if again and policies.lacks_key_ring(config):
@@ -296,10 +296,10 @@ def _prepare_server(
 
     Args:
         config: The experiment.
-        strategy: Of it.
-        watch: Who looks on.
-        device: Where the model is to be.
-        class_names: Those that the head tells apart.
+        strategy: The strategy of the run.
+        watch: The callbacks of whoever started the run.
+        device: The device of the model.
+        class_names: The names of the classes that the head tells apart.
         key: Id of the secret; without it, the current one is taken.
     """
     adapter = client_half(strategy).adapter

@@ -66,7 +66,7 @@ class Outcome:
     Attributes:
         model: The final model.
         begin: `time.perf_counter()` before the first round.
-        end: The same after the last round.
+        end: `time.perf_counter()` after the last round.
     """
 
     model: GlobalModel
@@ -86,7 +86,7 @@ class Run:
             the same.
         shards: The folder with the encrypted test shard, if clients do not evaluate.
         folder: The run folder.
-        watch: Who looks on.
+        watch: The callbacks of whoever started the run.
         logbook: Where rounds are written down, and states to go on from.
         record: What the run gathers.
         states: What simulated clients remember. A deployment has this at its nodes, and writes no

@@ -55,7 +55,7 @@ class Federation:
         quorum: The fewest usable updates of a round. In a secure sum each member counts.
         seed: The seed of the run.
         training: The settings of local training; the loop reads the schedule of the rate.
-        hooks: What the run does around the rounds.
+        hooks: The callbacks of the run around the rounds.
     """
 
     transport: Wire
@@ -73,7 +73,7 @@ class Federation:
 
         Args:
             model: The initial one, or that of a checkpoint.
-            done: How many rounds made it.
+            done: The number of rounds that made the model.
 
         Returns:
             The final one.

@@ -63,8 +63,8 @@ class Backbone:
         patch_size: Pixels a side.
         built: The parameters of the model as it was built, by name. A fine-tuning method may add
             others to the model, and may move these to other names; it does not change this list.
-        source: Where its weights are from: the pretrained tag with its repository, or the file.
-        notes: What the user should know of its weights, in sentences.
+        source: The origin of the weights: the pretrained tag with its repository, or the file.
+        notes: Sentences on the weights that the user should know.
     """
 
     model: nn.Module
@@ -98,7 +98,7 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
     Args:
         config: Name, weights and sizes.
         classes: Outputs of the fresh head.
-        seed: Of the head, and of all weights where they are random.
+        seed: The seed of the head, and of all weights where they are random.
 
     Returns:
         The backbone, on the CPU, in evaluation mode, every parameter frozen.

@@ -48,7 +48,7 @@ class Misfit:
     Attributes:
         missing: Names that only the model has.
         unused: Names that only the file has.
-        shapes: What is of another shape or kind, told.
+        shapes: Sentences on the tensors of another shape or kind.
         dropped: Names that only the file has, rightly: heads, for example.
     """
 
@@ -91,10 +91,10 @@ def fit(
         name: The model's, for messages.
         where: The file, for messages.
         convert: timm's filter for checkpoints of this model.
-        new_grid: Whether another image or patch size was asked for, so that another grid of
+        new_grid: True if another image or patch size was asked for, so that another grid of
             patches is no news.
-        new_patches: Whether another patch size was asked for.
-        pooling: Whether timm leaves out a pooling head that this variant of the model has not.
+        new_patches: True if another patch size was asked for.
+        pooling: True if timm leaves out a pooling head that this variant of the model lacks.
 
     Returns:
         Sentences for the user: which copy was taken, what was left out, and what was resampled.
@@ -253,7 +253,7 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuses NaN and infinity.
 
     Raises:
-        UserError: With the first tensors that hold one.
+        UserError: If any tensor holds one; the message names the first.
     """
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:

@@ -43,7 +43,7 @@ class Loader:
     Attributes:
         config: timm's description of the weights.
         convert: timm's filter for checkpoints, if the model has one.
-        strict: Whether timm would insist on all names; where not, it leaves out a pooling head.
+        strict: True if timm insists on all names; otherwise it leaves out a pooling head.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)

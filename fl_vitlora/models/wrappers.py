@@ -39,8 +39,8 @@ class Found:
     """The tensors of one model in a file.
 
     Attributes:
-        prefix: What stands before their names in the file, for example ``teacher.backbone.``.
-        tensors: By the names without it.
+        prefix: The text before the names in the file, for example ``teacher.backbone.``.
+        tensors: The tensors by the names without the prefix.
         others: Tensors of the file that belong neither to this model nor to another copy of it.
         passed_over: Prefixes of the other copies.
     """

@@ -52,10 +52,10 @@ def write_sealed(
 
     Args:
         path: The file; its folder must exist.
-        tensors: By name; none shares memory with another.
-        metadata: What is said beside them; the name `DIGEST` is taken.
-        durable: See `write_atomically`.
-        mode: See there; by default the file is its owner's alone.
+        tensors: The tensors by name; no two of them share memory.
+        metadata: The texts beside the tensors; the name `DIGEST` is taken.
+        durable: The same as in `write_atomically`.
+        mode: The permissions of the file; by default only its owner can read and write it.
     """
     laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, DIGEST: digest_of(laid_out, metadata)}

@@ -20,7 +20,7 @@ class WriteError(RuntimeError):
 
     Args:
         path: The file or folder.
-        reason: What the system says.
+        reason: The reason that the system gives.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -54,12 +54,12 @@ def write_atomically(
     Args:
         path: The file; its folder must exist. An older file of that name is replaced.
         content: Bytes, or text to be encoded in UTF-8.
-        durable: Whether to wait for the disk, about a millisecond. Without it the file outlives
+        durable: True to wait for the disk, about a millisecond. Without it the file outlives
             this program's end, whatever that be, but perhaps not a power failure in the next half
             minute; it must not replace what cannot be made again.
         mode: `PUBLIC` gives the permissions that the umask leaves, and those of `PRIVATE` at
             least; any other mode is set as it is, whatever the umask.
-        new: Whether an older file, be it a moment old, is not replaced but an error.
+        new: True if an older file must not be replaced; the write then fails.
 
     Raises:
         WriteError: When the system does not take it; an older file stays, and nothing else.
@@ -81,9 +81,9 @@ def write_parts(
     Args:
         path: The file; its folder must exist. An older file of that name is replaced.
         parts: The content, in order.
-        durable: See `write_atomically`.
-        mode: See there.
-        new: See there.
+        durable: The same as in `write_atomically`.
+        mode: The same as in `write_atomically`.
+        new: The same as in `write_atomically`.
 
     Raises:
         WriteError: When the system does not take it; an older file stays, and nothing else.
@@ -159,7 +159,7 @@ def append(path: Path, content: bytes) -> None:
 
     Args:
         path: The file; it is made if there is none.
-        content: What is added.
+        content: The bytes that are added.
 
     Raises:
         WriteError: When the system does not take it; what was there before stays.

@@ -24,7 +24,7 @@ def flatten(tree: Tree) -> tuple[State, Any]:
     """Takes the tensors and bytes out of a tree.
 
     Args:
-        tree: With values of the kinds above and no others.
+        tree: A tree with values of the kinds above and no others.
 
     Returns:
         Tensors on the CPU with memory of their own, and what JSON can hold.

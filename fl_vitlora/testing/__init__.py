@@ -41,8 +41,8 @@ class Finding(NamedTuple):
     """What became of one rule.
 
     Attributes:
-        rule: What a strategy must do, in words.
-        problem: How it is broken, in one line; none if it is kept.
+        rule: The rule in words.
+        problem: One line on how the rule is broken; None if it is kept.
     """
 
     rule: str
@@ -56,10 +56,10 @@ def check_strategy(strategy: Strategy) -> None:
     `RULES`.
 
     Args:
-        strategy: With the hyper-parameters to be checked.
+        strategy: The strategy with the hyper-parameters that are checked.
 
     Raises:
-        StrategyError: At the first rule that is broken.
+        StrategyError: If a rule is broken; the message names the first.
 
     Example:
         >>> import strategies
@@ -80,7 +80,7 @@ def findings(strategy: Strategy) -> list[Finding]:
     It ends early where one of the first is broken, since all others would find the same.
 
     Args:
-        strategy: With the hyper-parameters to be checked.
+        strategy: The strategy with the hyper-parameters that are checked.
 
     Returns:
         One finding for each rule that was tried, in the order of `rules_for`.

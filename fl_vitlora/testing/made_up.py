@@ -73,7 +73,7 @@ def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.f
 
     Args:
         strategy: Whose adapters it has, and whose personal tensors are left out; FedAvg's if none.
-        dtype: Of its tensors.
+        dtype: The type of the tensors.
 
     Returns:
         The global tensors.
@@ -87,11 +87,11 @@ def made_up_delta(
     """Makes what a client's training might have changed, frozen tensors included.
 
     Args:
-        strategy: As in `made_up_model`.
-        server_round: From 1; another round gives other numbers.
+        strategy: The same as in `made_up_model`.
+        server_round: The number of the round, from 1; another round gives other numbers.
         client: One of `CLIENTS`; another client gives other numbers.
         size: Standard deviation; 0 for a client that changed nothing.
-        dtype: Of its tensors.
+        dtype: The type of the tensors.
 
     Returns:
         Tensors of all the model's names.

@@ -285,7 +285,7 @@ def check_method(method: Part | Method | str) -> None:
         method: A part, a whole method, or the name of one, such as ``bias+norm``.
 
     Raises:
-        MethodError: At the first rule that is broken.
+        MethodError: If a rule is broken; the message names the first.
 
     Example:
         >>> check_method("bias+norm")
@@ -301,7 +301,7 @@ def findings(method: Part | Method | str) -> list[Finding]:
     Where the first rule is broken the others are not tried, since they would find the same.
 
     Args:
-        method: As for `check_method`.
+        method: The same as in `check_method`.
     """
     subject, found = Subject(method=_whole(method)), list[Finding]()
     for rule in RULES:

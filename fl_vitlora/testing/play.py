@@ -51,10 +51,10 @@ class Play:
     """Rounds of a strategy under some circumstances.
 
     Attributes:
-        strategy: As it is at the server.
-        attendance: Who answers, for each round.
-        ranks: Of all clients, if they have ranks of their own.
-        dtype: Of model and deltas.
+        strategy: The strategy as the server has it.
+        attendance: The clients that answer, for each round.
+        ranks: The ranks of all clients, if they have ranks of their own.
+        dtype: The type of model and deltas.
         size: Standard deviation of the deltas.
         images: Factor on the number of everybody's images.
         backwards: The updates are listed from the last client to the first.
@@ -283,10 +283,10 @@ def made_up_updates(
 
     Args:
         strategy: Its personal tensors, and those that its plan freezes, are left out.
-        server_round: From 1; another round gives other numbers.
-        clients: Who answers, out of 0 to 3.
+        server_round: The number of the round, from 1; another round gives other numbers.
+        clients: The clients that answer, out of 0 to 3.
         size: Standard deviation of the deltas.
-        ranks: Of the four clients, if they have ranks of their own.
+        ranks: The ranks of the four clients, if they have ranks of their own.
 
     Returns:
         One update for each client.

@@ -81,7 +81,7 @@ def expect_merged(pairs: State, shapes: Mapping[str, Sequence[int]]) -> State:
 
     Args:
         pairs: Tensors ``PATH.merged_A`` and ``PATH.merged_B``.
-        shapes: Of all tensors that clients have.
+        shapes: The shapes of all tensors that clients have.
 
     Returns:
         The products (m, n) by their paths, in float64.

@@ -32,10 +32,10 @@ class Rule(NamedTuple):
     """What a strategy must do.
 
     Attributes:
-        told: In words.
+        told: The rule in words.
         check: Raises a `StrategyError` where it is broken.
         concerns: Tells for which strategies it holds.
-        first: Where it is broken, the others would only find the same.
+        first: True if no other rule is tried once this one is broken.
     """
 
     told: str
@@ -219,7 +219,7 @@ def computed(ending: Ending) -> State:
     """Tells what a model computes, in float64: a strategy may factor a product in another way.
 
     Args:
-        ending: With the factors of low-rank pairs.
+        ending: The end of a run with low-rank pairs.
 
     Returns:
         The tensors that are no factors, and by their paths the products B·A, or B·R·A, with what

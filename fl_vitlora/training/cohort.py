@@ -48,10 +48,10 @@ class LocalJob:
     Attributes:
         start: All trained tensors, where training starts.
         shard: Its images.
-        task: What the round asks.
-        generator: Of the order of images, on the CPU.
-        reader: What its model reads patches with, as far as that is frozen.
-        increments: What was merged into its frozen weights, by the paths of pairs.
+        task: The task of the round.
+        generator: The generator of the order of images, on the CPU.
+        reader: The frozen part of the client's patch embedding.
+        increments: The sums that were merged into the frozen weights, by the paths of pairs.
     """
 
     start: State
@@ -81,10 +81,10 @@ class CohortTrainer:
 
     Attributes:
         backbone: A prepared model, the workspace.
-        stacks: Whether clients are trained in one batch, which a model must be fit for
+        stacks: True if clients are trained in one batch, which a model must be fit for
             (`stacking.can_stack`).
         config: Hyper-parameters.
-        precision: Of activations.
+        precision: The number format of activations.
     """
 
     backbone: Backbone
@@ -169,9 +169,9 @@ def train_together(
 
     Args:
         stack: The workspace; its frozen tensors are those of the jobs.
-        jobs: That go with each other.
+        jobs: The jobs, which can share a batch.
         config: Hyper-parameters.
-        precision: Of activations.
+        precision: The number format of activations.
 
     Returns:
         What came of each.

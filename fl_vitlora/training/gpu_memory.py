@@ -42,8 +42,8 @@ class Memory:
 
     Attributes:
         free: Left to workers once this process, which evaluates beside them, has what it needs.
-        context: Of a process, beside its tensors.
-        step: Of a worker's tensors at most, the shards it has open left out.
+        context: The bytes of a process beside its tensors.
+        step: The most bytes of a worker's tensors, without the shards that it has open.
     """
 
     free: int
@@ -58,7 +58,7 @@ def workers_that_fit(free: int, context: int, step: int, most: int) -> int:
         free: Bytes left to them.
         context: Bytes of each, beside its tensors.
         step: Bytes of its tensors at most.
-        most: How many are wanted.
+        most: The number of processes that are wanted.
 
     Returns:
         Their number, at least one.

@@ -43,12 +43,12 @@ class LocalTask:
     """What is asked of a client in one round, beside the hyper-parameters of all rounds.
 
     Attributes:
-        learning_rate: Of this round.
+        learning_rate: The learning rate of this round.
         epochs: Passes over the shard in this round; those of the configuration if not given.
         proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
         terms: Further terms of the local loss.
         frozen: Trained tensors that rest in this round.
-        drift: What is added to tensors after every step, times the learning rate.
+        drift: The tensors that are added after every step, times the learning rate.
     """
 
     learning_rate: float
@@ -75,7 +75,7 @@ class Trained:
     Attributes:
         state: All trained tensors.
         loss: The mean over all steps, penalties left out.
-        steps: Of the optimiser.
+        steps: The number of optimiser steps.
     """
 
     state: State
@@ -91,8 +91,8 @@ def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> fl
 
     Args:
         config: Peak, schedule and warm-up.
-        server_round: From 1.
-        rounds: Of the whole run.
+        server_round: The number of the round, from 1.
+        rounds: The number of rounds of the whole run.
 
     Returns:
         The rate.
@@ -124,12 +124,12 @@ def train(
 
     Args:
         backbone: A prepared model, the workspace.
-        state: Where training starts.
+        state: The tensors that training starts with.
         shard: Images as they lie on disk; they are normalised here, batch by batch.
         config: Hyper-parameters.
-        task: What this round asks.
-        generator: Of the order of images, on the CPU.
-        precision: Of activations; float32, bfloat16 or float16.
+        task: The task of this round.
+        generator: The generator of the order of images, on the CPU.
+        precision: The number format of activations: float32, bfloat16 or float16.
 
     Returns:
         What came of it.

@@ -24,7 +24,7 @@ class Call(Generic[T]):
     """A call that goes on when it is told to, and stops where it ends or meets others.
 
     Args:
-        function: What is called.
+        function: The function that is called.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -71,7 +71,7 @@ def meet(together: Together[T, U], brought: T) -> U:
     Args:
         together: Takes what was brought to it, and returns as many results; an exception of it is
             raised in every call.
-        brought: By this one.
+        brought: The argument that this call brings.
 
     Returns:
         The result of this one.
@@ -84,7 +84,7 @@ def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
     """Calls functions that may meet.
 
     Args:
-        functions: To call, without arguments.
+        functions: The functions to call, without arguments.
 
     Returns:
         What each returned, or the exception that it raised.

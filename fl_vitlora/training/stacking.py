@@ -48,7 +48,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, seats: BatchSizes) ->
         x: (B, ..., n).
         weight: (K, m, n).
         bias: (K, m), or none.
-        seats: Of the batch.
+        seats: The batch sizes of the clients.
 
     Returns:
         (B, ..., m).
@@ -193,7 +193,7 @@ class Stack:
         """Tells how many images of each client the next batch has, client by client.
 
         Args:
-            sizes: Of the first clients of the stack; the others have none.
+            sizes: The batch sizes of the first clients of the stack; the others have none.
         """
         self._seats.sizes = tuple(sizes)
         if self._positions is not None:

@@ -66,10 +66,10 @@ def step(
     """Takes one step down the gradient of a loss.
 
     Args:
-        optimizer: Of the trained parameters.
-        scaler: Of losses in half precision.
-        loss: To descend.
-        clip_norm: At most this is a gradient's norm, if it is bounded.
+        optimizer: The optimiser of the trained parameters.
+        scaler: The scaler of losses in half precision.
+        loss: The loss to descend.
+        clip_norm: The largest norm of a gradient, if it is bounded.
         clip: Bounds it; `clip_each` where parameters are stacked.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -110,8 +110,8 @@ def batches_of(
         images: n.
         epochs: Passes over the images.
         batch_size: Most images of a step.
-        generator: Of the order, on the CPU, so that it is the same on every device.
-        device: Of the positions; they are copied there once an epoch.
+        generator: The generator of the order, on the CPU, so that it is the same on every device.
+        device: The device of the positions; they are copied there once an epoch.
     """
     for _ in range(epochs):
         order = torch.randperm(images, generator=generator).to(device)

@@ -28,7 +28,7 @@ def pack(numbers: Symbols, bits: int) -> bytes:
 
     Args:
         numbers: (n,), each below 2^bits.
-        bits: From 0 to 8.
+        bits: The width of a number, 0 to 8 bits.
 
     Returns:
         n·bits / 8 bytes, rounded up.
@@ -45,8 +45,8 @@ def unpack(data: bytes, n: int, bits: int) -> Symbols:
 
     Args:
         data: The bytes, exactly as many as there must be.
-        n: How many numbers.
-        bits: Of each.
+        n: The number of numbers.
+        bits: The width of each number in bits.
 
     Returns:
         (n,).

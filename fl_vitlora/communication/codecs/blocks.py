@@ -95,7 +95,7 @@ def read_scales(reader: ByteReader, count: int) -> Halves:
 
     Args:
         reader: Stands before the scales; afterwards behind them.
-        count: How many blocks m.
+        count: The number m of blocks.
 
     Returns:
         bfloat16 (m,), finite and not negative.

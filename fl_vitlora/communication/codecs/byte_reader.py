@@ -9,7 +9,7 @@ def varint(number: int) -> bytes:
     r"""Writes a whole number in groups of 7 bits, lowest first; the top bit says that more follow.
 
     Args:
-        number: From 0 to 2⁶³ - 1.
+        number: A whole number from 0 to 2⁶³ - 1.
 
     Returns:
         One byte up to 127, two up to 16383, and so on (LEB128).

@@ -40,9 +40,9 @@ class Codec(ABC):
     """How a vector is written; as text it is a specification that `codecs.parse` reads.
 
     Attributes:
-        name: Of the codec in specifications.
+        name: The name of the codec in specifications.
         example: A specification, shown beside mistakes.
-        lossless: Whether decoding gives back every bit.
+        lossless: True if decoding gives back every bit.
     """
 
     name: ClassVar[str]
@@ -67,8 +67,8 @@ class Codec(ABC):
 
         Args:
             values: (n,), finite.
-            shapes: Of the tensors that it lists.
-            draw: Where chance comes from.
+            shapes: The shapes of the tensors that the vector lists.
+            draw: The source of random numbers.
 
         Returns:
             The bytes; none for an empty vector.
@@ -85,9 +85,9 @@ class Codec(ABC):
         """Writes a vector, and tells what `decode` will make of it.
 
         Args:
-            values: As for `encode`.
-            shapes: The same.
-            draw: The same.
+            values: The same vector as for `encode`.
+            shapes: The same shapes as for `encode`.
+            draw: The same source of random numbers as for `encode`.
 
         Returns:
             The bytes, and (n,).
@@ -114,8 +114,8 @@ class Codec(ABC):
         """Reads a vector.
 
         Args:
-            data: What `encode` wrote for these shapes.
-            shapes: Of the tensors that are expected.
+            data: The bytes that `encode` wrote for these shapes.
+            shapes: The shapes of the tensors that are expected.
 
         Returns:
             (n,), finite.

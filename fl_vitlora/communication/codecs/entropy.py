@@ -30,7 +30,7 @@ def write_symbols(symbols: Symbols, size: int) -> bytes:
 
     Args:
         symbols: (n,), n > 0, each below ``size``.
-        size: How many symbols there may be, 2 to 256.
+        size: The size of the alphabet, 2 to 256 symbols.
 
     Returns:
         The bytes; how many symbols there are is not among them.
@@ -50,8 +50,8 @@ def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
 
     Args:
         reader: Stands before the symbols; afterwards behind them.
-        n: How many symbols, above 0.
-        size: How many there may be.
+        n: The number of symbols, above 0.
+        size: The size of the alphabet.
 
     Returns:
         (n,), each below ``size``.

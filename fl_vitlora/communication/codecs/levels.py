@@ -22,7 +22,8 @@ def to_symbols(
         blocks: (m, block), none larger in magnitude than its scale.
         scales: (m,), 0 for a block of zeros.
         levels: L, at most 127.
-        draw: For stochastic rounding; nearest without it.
+        draw: The source of random numbers of stochastic rounding; without it, rounding is to
+            nearest.
 
     Returns:
         Level + L, (m·block,).

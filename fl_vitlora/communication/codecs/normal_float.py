@@ -55,7 +55,7 @@ def nearest_level(scaled: Floats) -> Symbols:
     """Finds the nearest level of every scalar: as many as there are boundaries below it.
 
     Args:
-        scaled: From -1 to 1.
+        scaled: Numbers from -1 to 1.
 
     Returns:
         From 0 to 15, in the shape of ``scaled``.

@@ -31,7 +31,7 @@ class Quantised:
     Attributes:
         scales: bfloat16 (m,), finite and not negative.
         symbols: (n,).
-        more: What else levels depend on, of a fixed length.
+        more: Further bytes that the levels depend on, of a fixed length.
     """
 
     scales: Halves
@@ -44,7 +44,7 @@ class Quantiser(Codec):
 
     Attributes:
         block: Scalars that share a scale; a field of each codec, in its own place.
-        more_bytes: How long `Quantised.more` is.
+        more_bytes: The length of `Quantised.more` in bytes.
     """
 
     block: int

@@ -54,7 +54,7 @@ def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
 
     Args:
         reader: Stands before the positions; afterwards behind them.
-        k: How many positions, above 0.
+        k: The number of positions, above 0.
         n: Scalars of the vector.
 
     Returns:

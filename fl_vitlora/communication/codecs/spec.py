@@ -24,7 +24,7 @@ def build(spec: str, kinds: Mapping[str, type[Codec]]) -> Codec:
     """Builds the codec of a specification.
 
     Args:
-        spec: What the user, or a message, asks for.
+        spec: The specification that the user, or a message, gives.
         kinds: All codecs by name.
 
     Returns:

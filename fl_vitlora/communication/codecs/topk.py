@@ -38,7 +38,7 @@ def largest(values: Floats, k: int) -> Numbers:
 
     Args:
         values: (n,).
-        k: From 1 to n.
+        k: The number of entries that are kept, 1 to n.
 
     Returns:
         Their positions, ascending; fewer than k where all others are zero.
