@@ -33,7 +33,7 @@ def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Float
     Args:
         matrix: (m, c), finite.
         rank: At most min(m, c).
-        draw: For the start.
+        draw: The random generator of the start.
 
     Returns:
         P (rank, m) and R (rank, c), with PᵀR nearly the best approximation of that rank.
@@ -71,8 +71,8 @@ def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
     """Tells the shapes of P and R.
 
     Args:
-        shape: Of a tensor.
-        rank: Of its approximation.
+        shape: The shape of the tensor.
+        rank: The rank of its approximation.
 
     Returns:
         Two shapes, or the tensor's own if it goes whole.
@@ -94,7 +94,7 @@ class LowRank(Transform):
     """Thin factors of every large matrix.
 
     Attributes:
-        rank: Of the approximation.
+        rank: The rank of the approximation.
     """
 
     rank: int = field(metadata=RANK)
