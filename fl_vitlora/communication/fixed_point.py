@@ -64,7 +64,7 @@ def to_numbers(words: Words, limit: float, share: float) -> Numbers:
     Args:
         words: Σ q mod 2³².
         limit: The range R.
-        share: Σ p of those who are in the sum.
+        share: Σ p over the clients in the sum.
 
     Returns:
         float64, off by at most K · R / (2³¹ · share) for a sum of K.
@@ -104,9 +104,9 @@ def encode(
     """Writes an update in words.
 
     Args:
-        delta: The difference that training made, of any floating type.
-        report: The strategy's report, of the same names and shapes, or empty.
-        loss: The client's.
+        delta: The update's tensors, of any floating type.
+        report: Tensors of the same names and shapes, or empty.
+        loss: The client's loss.
         limit: The range R of delta and report.
         share: The client's share p.
 
@@ -138,7 +138,7 @@ def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
         total: Σ q mod 2³², uint32 (W,).
         layout: The layout of the clients' deltas.
         limit: The range R.
-        share: Σ p of those who are in the sum.
+        share: Σ p over the clients in the sum.
 
     Returns:
         The mean.
@@ -172,7 +172,7 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
 
     Args:
         buffer: Header and words.
-        layout: The layout of the delta that is expected.
+        layout: The layout of the expected delta.
 
     Returns:
         uint32 (W,).

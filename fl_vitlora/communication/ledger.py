@@ -67,7 +67,7 @@ class Ledger:
         self._by_round[entry.round] = self._by_round.get(entry.round, 0) + entry.total
 
     def replace(self, other: Ledger) -> None:
-        """Takes another's messages instead of its own."""
+        """Replaces the entries of this ledger by those of another ledger."""
         self._entries, self._by_round = list(other), other.by_round()
 
     def total(
@@ -81,10 +81,10 @@ class Ledger:
         """Sums bytes, overhead included, of all messages or of some.
 
         Args:
-            direction: Only this one.
-            server_round: Only this one.
-            client: Only this one's.
-            purpose: Only for this.
+            direction: Count only messages in this direction.
+            server_round: Count only messages of this round.
+            client: Count only messages of this client.
+            purpose: Count only messages with this purpose.
 
         Returns:
             Bytes.
@@ -109,7 +109,7 @@ class Ledger:
         """Sums the bytes of coded tensors by group, in the order in which groups first occur.
 
         Args:
-            server_round: Only of this one; of all if not given.
+            server_round: Count only this round; None counts all rounds.
         """
         sums: dict[str, int] = {}
         for entry in self._entries:

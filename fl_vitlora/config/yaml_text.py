@@ -80,7 +80,7 @@ def read_yaml(name: str) -> dict[str, Any]:
 
 
 def _why_no_file(path: Path) -> str:
-    """Says what is there instead of a file, or what files are near."""
+    """Returns why there is no file, and which YAML files are in the folder."""
     if path.exists():
         return f"expected a file, got a {'folder' if path.is_dir() else 'device or the like'}"
     near = sorted(map(str, path.parent.glob("*.yaml")))[:MOST_SHOWN]
@@ -102,7 +102,7 @@ def _parse(text: str) -> Any:
 
 
 def _check_extent(values: Any) -> None:
-    """Refuses what aliases multiply, or lead in a circle."""
+    """Refuses values that are too many or too deeply nested, for example through aliases."""
     waiting, found = [(values, 0)], 0
     while waiting:
         (value, depth), found = waiting.pop(), found + 1

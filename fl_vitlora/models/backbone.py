@@ -55,12 +55,12 @@ def normalize(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model and what must be known to feed it.
+    """A model with the sizes of its input and the origin of its weights.
 
     Attributes:
         model: A timm model with a fresh head.
-        image_shape: (C, H, W) that it takes.
-        patch_size: Pixels a side.
+        image_shape: The shape (C, H, W) of the images that the model takes.
+        patch_size: The side of a patch in pixels.
         built: The parameters of the model as it was built, by name. A fine-tuning method may add
             others to the model, and may move these to other names; it does not change this list.
         source: The origin of the weights: the pretrained tag with its repository, or the file.
@@ -76,7 +76,7 @@ class Backbone:
 
 
 def image_size(config: ModelConfig) -> tuple[int, int] | None:
-    """Returns height and width as they are asked for; none if they are the model's own.
+    """Returns the configured height and width, or None for the model's own size.
 
     Example:
         >>> image_size(ModelConfig(image_size=(32,))), image_size(ModelConfig(image_size=(32, 48)))
@@ -96,9 +96,9 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
     """Builds the backbone.
 
     Args:
-        config: Name, weights and sizes.
-        classes: Outputs of the fresh head.
-        seed: The seed of the head, and of all weights where they are random.
+        config: The model's name, weights and sizes.
+        classes: The number of classes of the fresh head.
+        seed: The seed of the head, and of all weights if they are random.
 
     Returns:
         The backbone, on the CPU, in evaluation mode, every parameter frozen.
@@ -121,7 +121,7 @@ def draft(config: ModelConfig, classes: int) -> Backbone:
 
     Args:
         config: Name, weights and sizes; weights are looked for and not read.
-        classes: Outputs of the head.
+        classes: The number of classes of the head.
 
     Returns:
         The backbone on the device `meta`.
@@ -146,7 +146,7 @@ def draft(config: ModelConfig, classes: int) -> Backbone:
 def _described(
     model: nn.Module, name: str, source: str = RANDOM, notes: tuple[str, ...] = ()
 ) -> Backbone:
-    """Freezes a model, and reads off what it takes."""
+    """Freezes a model and describes the input it takes."""
     found = patch_embedding(model, name)
     model.eval().requires_grad_(requires_grad=False)
     height, width = found.img_size
@@ -270,7 +270,7 @@ def patch_embedding(model: nn.Module, name: str) -> Any:
 
 
 def _is_plain(found: Any) -> bool:
-    """Tells whether a module is one convolution of square patches side by side, and no more."""
+    """Returns True if a module is only one convolution of adjacent square patches."""
     projection = getattr(found, "proj", None)
     if not isinstance(projection, nn.Conv2d) or getattr(found, "img_size", None) is None:
         return False

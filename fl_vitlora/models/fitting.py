@@ -48,8 +48,8 @@ class Misfit:
     Attributes:
         missing: Names that only the model has.
         unused: Names that only the file has.
-        shapes: Sentences on the tensors of another shape or kind.
-        dropped: Names that only the file has, rightly: heads, for example.
+        shapes: Descriptions of the tensors whose shape or kind differs.
+        dropped: Names that only the file has and may have, for example heads.
     """
 
     missing: list[str]

@@ -140,7 +140,7 @@ def _load_torch(path: Path) -> Any:
 
 
 def _unsafe(path: Path) -> str:
-    """Names what a file would call."""
+    """Returns the names of the code that the file would call."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except UNREADABLE:

@@ -40,9 +40,9 @@ class Found:
 
     Attributes:
         prefix: The text before the names in the file, for example ``teacher.backbone.``.
-        tensors: The tensors by the names without the prefix.
+        tensors: The model's tensors, by their names without the prefix.
         others: Tensors of the file that belong neither to this model nor to another copy of it.
-        passed_over: Prefixes of the other copies.
+        passed_over: The prefixes of the copies that were not chosen.
     """
 
     prefix: str
@@ -58,7 +58,7 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
     write such files do; copies that nothing distinguishes are refused.
 
     Args:
-        tensors: All of the file, by dotted names.
+        tensors: All tensors of the file, by dotted names.
         expected: The names that the model has for its own.
         where: The file, for messages.
 
@@ -163,19 +163,19 @@ def _root(other: str, chosen: str) -> str:
 
 
 def _closer(name: str, chosen: str, root: str) -> bool:
-    """Tells whether a tensor belongs to the chosen copy although another one's root fits too."""
+    """Returns True if a tensor belongs to the chosen copy, although another root fits too."""
     return name.startswith(chosen) and len(chosen) > len(root)
 
 
 def _is_training_state(name: str, tensor: Tensor) -> bool:
-    """Tells whether a tensor is an optimiser's, or a counter, and so no part of any model."""
+    """Returns True if a tensor is optimiser state or a counter, not part of a model."""
     return bool(TRAINING_STATE.fullmatch(name.partition(".")[0])) or (
         tensor.ndim == 0 and not tensor.is_floating_point()
     )
 
 
 def _same(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
-    """Tells whether two copies have the same names and numbers."""
+    """Returns True if two copies have the same names and numbers."""
     names = [{n[len(p) :] for n in tensors if n.startswith(p)} for p in (one, other)]
     return names[0] == names[1] and all(
         torch.equal(tensors[one + name], tensors[other + name]) for name in names[0]

@@ -23,12 +23,12 @@ from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 @dataclass(frozen=True, kw_only=True)
 class Absmax(Quantiser):
-    """What int8, int4, int3 and int2 have in common.
+    """The common base of int8, int4, int3 and int2.
 
     Attributes:
         block: Scalars that share a scale.
-        rounding: "stochastic", right in the mean, or "nearest", with half the largest error.
-        levels: L, on each side of zero.
+        rounding: "stochastic" is unbiased; "nearest" has half the largest error.
+        levels: The number L of levels on each side of zero.
     """
 
     block: int = field(default=64, metadata=BLOCK)
@@ -46,7 +46,7 @@ class Absmax(Quantiser):
 
     @property
     def symbols(self) -> int:
-        """Counts the levels, zero among them."""
+        """Returns the number of levels, including zero."""
         return 2 * self.levels + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
@@ -58,7 +58,7 @@ class Absmax(Quantiser):
         return Quantised(scales=scales, symbols=symbols[: len(values)])
 
     def restore(self, quantised: Quantised) -> Floats:
-        """Multiplies them out."""
+        """Multiplies each level by the scale of its block."""
         scales = bfloat16.widened(quantised.scales)
         return levels.to_values(quantised.symbols, scales, self.levels, self.block)
 

@@ -28,8 +28,8 @@ class Whole:
     """A whole number.
 
     Attributes:
-        low: The least.
-        high: The most.
+        low: The smallest allowed value.
+        high: The largest allowed value.
 
     Example:
         >>> str(Whole(low=1, high=127)), Whole(low=1, high=127).allows(128)
@@ -46,7 +46,7 @@ class Whole:
         return int(text)
 
     def allows(self, value: object) -> bool:
-        """Tells whether it is an int from low to high."""
+        """Returns True if the value is an int from low to high."""
         return type(value) is int and self.low <= value <= self.high
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Share:
         return float(text)
 
     def allows(self, value: object) -> bool:
-        """Tells whether it is a float in (0, 1]."""
+        """Returns True if the value is a float in (0, 1]."""
         return type(value) is float and 0 < value <= 1
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Number:
     """A number above 0 and below a bound.
 
     Attributes:
-        below: The bound.
+        below: The upper bound, excluded.
     """
 
     below: float
@@ -88,7 +88,7 @@ class Number:
         return float(text)
 
     def allows(self, value: object) -> bool:
-        """Tells whether it is a float within."""
+        """Returns True if the value is a float between 0 and the bound, both excluded."""
         return type(value) is float and 0 < value < self.below
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class OneOf:
     """One of a few words.
 
     Attributes:
-        words: All of them.
+        words: The allowed words.
     """
 
     words: tuple[str, ...]
@@ -110,7 +110,7 @@ class OneOf:
         return text
 
     def allows(self, value: object) -> bool:
-        """Tells whether it is one of the words."""
+        """Returns True if the value is one of the words."""
         return value in self.words
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ def nearest(values: Floats) -> Halves:
     """Rounds to the nearest bfloat16, halfway to the even one, and never to infinity.
 
     Args:
-        values: Finite.
+        values: Finite numbers.
 
     Returns:
         The upper halves, in the shape of ``values``.
@@ -38,7 +38,7 @@ def upward(values: Floats) -> Halves:
     """Rounds to the next bfloat16 that is not smaller, up to the largest.
 
     Args:
-        values: Finite and not negative.
+        values: Finite numbers that are not negative.
 
     Returns:
         The upper halves, in the shape of ``values``.
@@ -58,7 +58,7 @@ def widened(halves: Halves) -> Floats:
         halves: Upper halves.
 
     Returns:
-        In the shape of ``halves``.
+        The float32 values, in the shape of ``halves``.
     """
     return (halves.astype(np.uint32) << np.uint32(16)).view(np.float32)
 

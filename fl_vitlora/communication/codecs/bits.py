@@ -9,7 +9,7 @@ Symbols = NDArray[np.uint8]
 
 
 def width(size: int) -> int:
-    """Counts the bits of a symbol out of so many.
+    """Returns the bits that one of `size` symbols needs.
 
     Example:
         >>> width(2), width(15), width(256)
@@ -45,11 +45,11 @@ def unpack(data: bytes, n: int, bits: int) -> Symbols:
 
     Args:
         data: The bytes, exactly as many as there must be.
-        n: The number of numbers.
-        bits: The width of each number in bits.
+        n: The number of packed numbers.
+        bits: The bits of each number, from 0 to 8.
 
     Returns:
-        (n,).
+        The numbers, shape (n,).
 
     Raises:
         ValueError: When the last byte is not filled up with zeros.

@@ -68,7 +68,7 @@ class Sign(Quantiser):
         return Quantised(scales=scales, symbols=(values >= 0).astype(np.uint8))
 
     def restore(self, quantised: Quantised) -> Floats:
-        """Gives them their magnitudes."""
+        """Multiplies each sign by the magnitude of its block."""
         symbols, scales = quantised.symbols, bfloat16.widened(quantised.scales)
         magnitudes = spread(scales, self.block, len(symbols))
         return np.where(symbols, magnitudes, -magnitudes)

@@ -33,7 +33,7 @@ def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Float
     Args:
         matrix: (m, c), finite.
         rank: The rank of the approximation, at most min(m, c).
-        draw: The source of random numbers for the start of the iteration.
+        draw: The random generator of the start.
 
     Returns:
         P (rank, m) and R (rank, c), with PᵀR nearly the best approximation of that rank.
@@ -71,7 +71,7 @@ def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
     """Tells the shapes of P and R.
 
     Args:
-        shape: The shape of a tensor.
+        shape: The shape of the tensor.
         rank: The rank of its approximation.
 
     Returns:
