@@ -54,7 +54,7 @@ def first_line(report: str) -> str:
     r"""Returns the cause of a failure from the report of an exception.
 
     Args:
-        report: The report: a traceback, Flower's text of an exception, or any other text.
+        report: The text: a traceback, Flower's text of an exception, or any other text.
 
     Returns:
         The first line of the exception's message. It begins with the type, unless the message is
