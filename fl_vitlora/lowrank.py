@@ -37,7 +37,7 @@ def trained(model: State, update: Update) -> State:
 
     Args:
         model: The tensors that the round began with.
-        update: The client's; a matrix that rested has no delta.
+        update: The update of the client; a matrix that was not trained in this round has no delta.
 
     Returns:
         All matrices A and B of the model's names and shapes.
@@ -146,7 +146,7 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
 
     Args:
         model: The tensors that the round began with.
-        updates: The clients'.
+        updates: The updates of the clients.
         new: The tensors that a strategy made of them, with its merged pairs, if any.
 
     Returns:
@@ -171,7 +171,9 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
 def relative_error(
     model: State, updates: Sequence[Update], new: State, merged: State
 ) -> float | None:
-    """Measures the same as a share of the round's movement: ‖mean - result‖ / ‖mean - before‖.
+    """Returns the aggregation error as a share of the round's movement.
+
+    It is ‖mean - result‖ / ‖mean - before‖.
 
     It is 0 for an exact aggregation and 1 for one that leaves everything as it was. Where some
     clients are hostile, what they sent is in the mean; a strategy that keeps it out is far from it,
@@ -179,7 +181,7 @@ def relative_error(
 
     Args:
         model: The tensors that the round began with.
-        updates: The clients'.
+        updates: The updates of the clients.
         new: The next model.
         merged: Pairs that were added to frozen weights.
 

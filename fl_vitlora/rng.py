@@ -45,16 +45,17 @@ def derive_seed(seed: int, *path: str | int) -> int:
 def deal(
     kinds: Sequence[T], chosen: int, clients: int, draw: torch.Generator
 ) -> dict[T, list[int]]:
-    """Draws some of the clients, and deals kinds to them in turn.
+    """Draws some of the clients and gives them the kinds in turn.
 
     Args:
         kinds: The kinds that are dealt out; empty only where no client is drawn.
         chosen: The number of clients that are drawn.
         clients: The number of all clients.
-        draw: Decides who; of one and the same, more are the fewer and others.
+        draw: The generator that chooses the clients. With the same generator state, a larger draw
+            contains the smaller one.
 
     Returns:
-        Their numbers, sorted, by kind.
+        The sorted client numbers of each kind.
 
     Example:
         >>> {kind: len(who) for kind, who in deal("ab", 3, 20, generator(0, "deal")).items()}
@@ -78,10 +79,10 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
 def seeded(seed: int) -> Iterator[None]:
     """Seeds the generators that Python and numpy share with everybody, and puts them back after.
 
-    It is for others' code that draws from them.
+    Use it around library code that draws from these generators.
 
     Args:
-        seed: As `derive_seed` gives it.
+        seed: A seed from `derive_seed`.
 
     Example:
         >>> with seeded(3):

@@ -1,4 +1,4 @@
-"""Means that a few arbitrary updates cannot carry away: what robust strategies put for the mean.
+"""Robust means, which a few arbitrary updates cannot carry away; robust strategies use them.
 
 Distances and middles are taken in float64, where no float32 is so large that it would overflow.
 Clients count their images themselves, so none of this looks at the counts unless it is asked to.
@@ -22,7 +22,7 @@ def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]
     """Reduces the deltas of all clients, every coordinate by itself.
 
     Args:
-        updates: K of them.
+        updates: The updates of K clients.
         reduce: Makes (...) of (K, ...); the K values of a coordinate rise.
 
     Returns:
@@ -53,7 +53,7 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
     among equal scores the client of the lower number goes first.
 
     Args:
-        updates: K of them.
+        updates: The updates of K clients.
         f: The number of clients that may send anything.
         chosen: The number of updates that are wanted; all of them if they are fewer.
 
@@ -103,7 +103,7 @@ def geometric_median(
     first step.
 
     Args:
-        updates: K of them.
+        updates: The updates of K clients.
         smoothing: ν, which keeps the weight of a delta finite that z has met.
         iterations: The iterations of Weiszfeld's algorithm.
         by_images: True if pₖ is the client's share of all images instead, as in the paper.

@@ -22,7 +22,7 @@ def zip_map(
 
     Args:
         function: Takes as many tensors as there are states.
-        first: Decides names and their order.
+        first: The state that sets the names and their order.
         *rest: States with the same names.
 
     Returns:
@@ -128,7 +128,7 @@ def count(a: Mapping[str, Tensor]) -> int:
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:
-    """Tells whether no tensor holds a NaN or an infinity.
+    """Returns True if no tensor holds a NaN or an infinity.
 
     A sum that is finite has only finite terms; one that is not may just be too large.
     """
