@@ -202,8 +202,8 @@ class Strategy(ABC):
 
         Args:
             work: The result of the client's training.
-            broadcast: The same as in `drift`.
-            memory: The same as in `drift`.
+            broadcast: The tensors that the server sent beside the model.
+            memory: The memory of this client before the round; empty at first.
 
         Returns:
             Nothing or tensors of all of the delta's names and shapes; and the new memory, which

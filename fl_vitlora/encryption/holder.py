@@ -90,7 +90,7 @@ class KeyHolder:
             images: uint8 (B, C, H, W), those of the first party first.
             parties: Whose they are.
             sizes: The number of images of each party, B together.
-            part: The same as for `encrypt`.
+            part: The use of the images; only a key per image depends on it.
 
         Returns:
             What `encrypt` makes of each party's images.

@@ -14,13 +14,10 @@ from fl_vitlora.experiment.provenance import Provenance, changes
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.hooks import write_nothing
 from fl_vitlora.flower.server.client_states import ClientStates, to_tree
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies.aggregators import Aggregator
-
-
-def _write_nothing() -> None:
-    """Writes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class Checkpointing:
     def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
         """Takes hold of all that the run goes on from, and returns what writes it down."""
         if not self.states.followed or not self._is_due(server_round):
-            return _write_nothing
+            return write_nothing
         clients, entries = self.states.now(), list(self.record.ledger)
         server = {
             "circumstances": dataclasses.asdict(self.provenance),

@@ -49,7 +49,7 @@ class RoundReport:
     seconds: float
 
 
-def _write_nothing() -> None:
+def write_nothing() -> None:
     """Writes nothing."""
 
 
@@ -108,4 +108,4 @@ class RoundHooks(Protocol):
             A function that saves the state; the loop calls it once the round is reported.
         """
         del server_round, model
-        return _write_nothing
+        return write_nothing

@@ -87,7 +87,7 @@ def made_up_delta(
     """Makes what a client's training might have changed, frozen tensors included.
 
     Args:
-        strategy: The same as in `made_up_model`.
+        strategy: The strategy that the model is made for.
         server_round: The number of the round, from 1; another round gives other numbers.
         client: One of `CLIENTS`; another client gives other numbers.
         size: Standard deviation; 0 for a client that changed nothing.

@@ -85,9 +85,9 @@ class Codec(ABC):
         """Writes a vector, and tells what `decode` will make of it.
 
         Args:
-            values: The same vector as for `encode`.
-            shapes: The same shapes as for `encode`.
-            draw: The same source of random numbers as for `encode`.
+            values: The vector that is to be encoded.
+            shapes: The shapes of the tensors that the vector lists.
+            draw: The source of random numbers.
 
         Returns:
             The bytes, and (n,).
