@@ -55,7 +55,6 @@ ALLOWED = {
     "msgpack": ["fl_vitlora/communication/parcel.py"],
     "strategies": ["fl_vitlora/command_line/", "strategies/"],
     "fl_vitlora.flower": [
-        "fl_vitlora/federation/loop.py",
         "fl_vitlora/flower/",
         "fl_vitlora/experiment/runner.py",
         "fl_vitlora/experiment/comparison.py",
@@ -99,7 +98,7 @@ ALLOWED = {
     ],
     "fl_vitlora.federation.evaluation": [
         "fl_vitlora/experiment/",
-        "fl_vitlora/flower/strategies/aggregators.py",  # strategies of Flower see measurements
+        "fl_vitlora/federation/aggregator.py",  # strategies see measurements
         "fl_vitlora/flower/strategies/checking.py",
         "fl_vitlora/flower/strategies/flower_aggregator.py",
         "fl_vitlora/flower/server/transport.py",
@@ -125,7 +124,7 @@ ROOMS = {
     "state.py": [],
     "config/": ["errors"],
     "storage/": ["errors", "state"],
-    "strategy.py": ["config", "state"],
+    "strategy/": ["config", "state"],
     "lowrank.py": ["state", "strategy"],
     "robust.py": ["lowrank", "state", "strategy"],
     "encryption/": ["errors", "storage"],
@@ -146,6 +145,21 @@ ROOMS = {
         "population",
         "state",
         "strategy",
+    ],
+    "federation/": [
+        "adaptation",
+        "config",
+        "data",
+        "encryption",
+        "errors",
+        "finetuning",
+        "lowrank",
+        "models",
+        "population",
+        "state",
+        "storage",
+        "strategy",
+        "training",
     ],
     "testing/": [
         "communication",

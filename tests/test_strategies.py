@@ -78,7 +78,9 @@ def test_fedprox_differs_from_fedavg_at_the_clients_only():
     model, updates = made_up_model(), made_up_updates(fedavg, 1)
     one, other = (s.aggregate(model, updates, {})[0] for s in (fedavg, fedprox))
     assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
-    assert (fedavg.plan(1).proximal_mu, fedprox.plan(1).proximal_mu) == (0.0, 0.3)
+    here, start = {"w": torch.tensor([1.0, 3.0])}, {"w": torch.tensor([1.0, 1.0])}
+    assert float(fedavg.penalty(here, start)) == 0.0
+    assert float(fedprox.penalty(here, start)) == pytest.approx(0.3 / 2 * 2.0**2)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.provenance import Provenance, changes
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import write_nothing
 from fl_vitlora.flower.server.client_states import ClientStates, to_tree
 from fl_vitlora.flower.server.transport import Transport
-from fl_vitlora.flower.strategies.aggregators import Aggregator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,8 @@ class Checkpointing:
         every = self.config.checkpoint_every
         last = server_round == self.config.rounds
         due = bool(every) and (server_round % every == 0 or last)
-        return due or self.watch.pause.is_set()
+        ends = bool(every) and self.record.stopped
+        return due or ends or self.watch.pause.is_set()
 
     def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
         """Goes on from a checkpoint; the greeting is counted as it was the first time.

@@ -14,6 +14,7 @@ from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.server_model import Server
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.evaluation import (
     ALL_VIEWS,
     Answer,
@@ -25,7 +26,6 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.learning import class_shares
 from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.server.transport import Transport
-from fl_vitlora.flower.strategies.aggregators import Aggregator
 from fl_vitlora.training import local
 
 

@@ -21,6 +21,7 @@ from fl_vitlora.federation.learning import warning
 from fl_vitlora.flower.wire.reported_counts import largest_share
 from fl_vitlora.flower.wire.wiring import lanes_of
 from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.strategy import RoundResult
 
 MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3  # share of all images that is told, among so many clients
 
@@ -45,6 +46,7 @@ class Record:
         privacy: What is known of differential privacy at the end.
         images: The number of images that each client greeted with.
         changes: What was another than before when the run went on, and after which round.
+        stopped: True if the strategy has ended the run before its last round.
     """
 
     def __init__(
@@ -66,11 +68,25 @@ class Record:
         self.privacy: dict[str, Any] | None = None
         self.images: dict[int, int] = {}
         self.changes: list[Line] = []
+        self.stopped = False
 
     @property
     def warnings(self) -> list[str]:
         """Returns what the rounds so far warn of."""
         return [told for line in self.lines for told in line.get("warnings", [])]
+
+    @property
+    def last(self) -> RoundResult | None:
+        """Returns what the last round came to, or None before the first."""
+        if not self.lines:
+            return None
+        line = self.lines[-1]
+        return RoundResult(
+            accuracy=line["accuracy"],
+            loss=line["loss"],
+            train_loss=line["train_loss"],
+            participants=tuple(line["participants"]),
+        )
 
     @property
     def link(self) -> Link:
@@ -146,6 +162,8 @@ class Record:
             "aggregation_error": report.aggregation_error,
             "seconds": round(report.seconds, 4),
         }
+        if report.frozen:
+            line["frozen"] = list(report.frozen)
         if report.clipped is not None:
             line["clipped_scalars"] = report.clipped
         if told := warning([*self.lines, line], self._config, self.shares):

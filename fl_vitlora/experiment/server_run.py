@@ -34,24 +34,20 @@ from fl_vitlora.experiment.releasing import Release
 from fl_vitlora.experiment.result import method_for, result_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line, Watch
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.evaluation import Evaluator
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.loop import Federation
 from fl_vitlora.federation.observer import Observer, Sight
+from fl_vitlora.federation.server_method import check_method_fits
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.server.posting import Post
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies import identity
-from fl_vitlora.flower.strategies.aggregators import (
-    Aggregator,
-    AnyStrategy,
-    client_half,
-    make_aggregator,
-)
-from fl_vitlora.flower.strategies.method_aggregator import with_method
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RESULT, RunFolder
@@ -149,7 +145,8 @@ class Run:
         hooks = _Rounds(self, measuring, release, keeping)
         begin = time.perf_counter()
         self.watch.training.set()
-        final = self._federation(transport, aggregator, list(clients), hooks).run(model, done)
+        federation = self._federation(transport, aggregator, list(clients), hooks)
+        final = federation.run(model, done, self.record.last)
         measuring.evaluate_other_views(final)
         end = time.perf_counter()
         self.record.sizes = reference_sizes(self.server.whole, self.class_names)
@@ -180,8 +177,7 @@ class Run:
 
     def _aggregator(self, initial: State) -> Aggregator:
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
-        aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
-        return with_method(aggregator, method_for(self.config, self.strategy))
+        return make_aggregator(self.strategy, Layout.of(initial), seed)
 
     def _evaluator(self, transport: Transport, aggregator: Aggregator) -> Evaluator:
         if policies.clients_evaluate(self.config):
@@ -224,9 +220,12 @@ class Run:
     def _federation(
         self, transport: Transport, aggregator: Aggregator, clients: list[int], hooks: RoundHooks
     ) -> Federation:
+        method = method_for(self.config, self.strategy)
+        check_method_fits(method, aggregator)
         return Federation(
             transport=transport,
             aggregator=aggregator,
+            method=method,
             clients=clients,
             rounds=self.config.rounds,
             fraction=self.config.fraction,
@@ -295,6 +294,9 @@ class _Rounds(RoundHooks):
 
     def affords(self, server_round: int) -> bool:
         return self._run.record.affords(server_round)
+
+    def stop(self) -> None:
+        self._run.record.stopped = True
 
     def note(self, failures: Sequence[Failure]) -> None:
         self._run.record.note(failures)

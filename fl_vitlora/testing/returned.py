@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ def expect_plan(plan: ClientPlan, names: Collection[str]) -> None:
         raise ContractError("the plan freezes every tensor; clients would idle")
     if not (math.isfinite(plan.proximal_mu) and plan.proximal_mu >= 0):
         raise ContractError(f"plan.proximal_mu is {plan.proximal_mu}, not a weight")
+    if plan.epochs is not None and (type(plan.epochs) is not int or plan.epochs < 1):
+        raise ContractError(f"plan.epochs is {plan.epochs!r}, not a whole number from 1")
+    if not (math.isfinite(plan.rate) and plan.rate > 0):
+        raise ContractError(f"plan.rate is {plan.rate}, not a positive factor")
 
 
 def expect_pair(returned: Any, half: str, form: str) -> tuple[Any, Any]:
@@ -74,6 +78,29 @@ def expect_kept(got: State, given: Mapping[str, Tensor], endings: tuple[str, ...
     for name in (name for name in given if name.endswith(endings)):
         if not torch.equal(got[name], given[name]):
             raise ContractError(f"{name} was changed, although plan.restarted says that it is not")
+
+
+def expect_metrics(metrics: object) -> None:
+    """Expects numbers by name, or by name numbers by client."""
+    if not isinstance(metrics, Mapping):
+        raise ContractError(f"metrics returned a {type(metrics).__name__}, not numbers by name")
+    for name, value in metrics.items():
+        numbers = value if isinstance(value, Mapping) else {0: value}
+        for client, number in numbers.items():
+            if not isinstance(client, int) or not isinstance(number, SupportsFloat):
+                raise ContractError(
+                    f"metric {name!r} is {value!r}, expected a number, or numbers by client"
+                )
+
+
+def expect_penalty(penalty: object, what: str) -> Tensor:
+    """Expects one finite number, as a tensor or not, and returns it as a tensor."""
+    value = torch.as_tensor(penalty)
+    if value.shape != ():
+        raise ContractError(f"{what} has shape {tuple(value.shape)}, expected one number")
+    if not torch.isfinite(value):
+        raise ContractError(f"{what} is {value.item()}")
+    return value
 
 
 def expect_merged(pairs: State, shapes: Mapping[str, Sequence[int]]) -> State:

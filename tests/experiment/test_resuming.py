@@ -26,6 +26,7 @@ from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.models.backbone import WEIGHTS_FOLDER
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.storage.checksummed import DamagedFileError
+from fl_vitlora.strategy import RoundResult
 from strategies.fedavg import FedAvg
 from tests.whole_runs import SMALL
 
@@ -116,6 +117,31 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_broken_off(
     play(broken, engine, resume=True)
     assert same(left(tmp_path / "broken"), left(tmp_path / "whole"))
     assert not (tmp_path / "broken" / "checkpoint").exists()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndsWithTheSecond(FedAvg):
+    """FedAvg that ends the run with its second round."""
+
+    def should_stop(self, server_round: int, result: RoundResult) -> bool:
+        return server_round >= 2 and result.accuracy >= 0
+
+
+def test_a_run_that_its_strategy_ends_is_whole_and_ends_there_again(
+    tmp_path: Path, engine: Engine
+) -> None:
+    whole = experiment(tmp_path, "whole", CODED)
+    run(whole, EndsWithTheSecond(), engine=engine)
+    told = left(tmp_path / "whole")
+    ended = [told["result"][name] for name in ("rounds", "rounds_planned", "stopped")]
+    assert ended == [2, ROUNDS, "strategy"]
+    assert set(told["result"]["accuracy_by_view"]) == {"right_key", "wrong_key", "no_key"}
+    broken, watch = experiment(tmp_path, "broken", CODED), Watch()
+    watch = dataclasses.replace(watch, show_round=lambda _: watch.pause.set())
+    with pytest.raises(PausedError):
+        run(broken, EndsWithTheSecond(), watch, engine=engine)
+    run(broken, EndsWithTheSecond(), engine=engine, resume=True)
+    assert same(left(tmp_path / "broken"), told)
 
 
 @pytest.fixture(scope="module")

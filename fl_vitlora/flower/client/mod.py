@@ -32,6 +32,7 @@ from fl_vitlora.flower.wire.layouts import (
     cut_layout,
     frozen_of,
     instruction_layouts,
+    restarted_of,
     round_of,
     taken_of,
     update_layouts,
@@ -174,9 +175,8 @@ class ClientEnd:
 
     def _owed(self, record: str) -> State:
         """Returns what was withheld so far, without tensors that have been overwritten since."""
-        strategy = self.settings.strategy
-        anew = (*strategy.plan(round_of(self.config)).restarted, *strategy.rebased)
-        return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}
+        overwritten = (*restarted_of(self.config), *self.settings.strategy.rebased)
+        return {n: t for n, t in self._withheld(record).items() if not n.endswith(overwritten)}
 
     def _withheld(self, record: str) -> State:
         """Returns what was withheld of a record up to the last update that the server took."""

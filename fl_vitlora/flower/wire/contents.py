@@ -322,6 +322,8 @@ def _config_of(plan: ClientPlan) -> dict[str, ConfigValue]:
     config: dict[str, ConfigValue] = {}
     if plan.frozen:
         config[messages.FROZEN] = list(plan.frozen)
+    if plan.restarted:
+        config[messages.RESTARTED] = list(plan.restarted)
     if plan.proximal_mu:
         config[PROXIMAL_MU] = plan.proximal_mu
     return config

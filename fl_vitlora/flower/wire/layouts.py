@@ -95,6 +95,11 @@ def frozen_of(config: ConfigRecord) -> tuple[str, ...]:
     return tuple(cast(list[str], config.get(messages.FROZEN, [])))
 
 
+def restarted_of(config: ConfigRecord) -> tuple[str, ...]:
+    """Returns the endings of the names of tensors that restart in every round."""
+    return tuple(cast(list[str], config.get(messages.RESTARTED, [])))
+
+
 def taken_of(config: ConfigRecord) -> int | None:
     """Returns the round of the client's last update that the server took; None if not stated."""
     return None if messages.TAKEN not in config else int(number_of(config, messages.TAKEN) or 0)
