@@ -245,7 +245,11 @@ def test_a_dropped_in_file_is_run_by_its_name(folder: Path):
 
 @pytest.mark.parametrize(
     ("name", "options", "lines"),
-    [("heavy_ball", {"momentum": 0.8}, 14), ("merging", {"rate": 0.5}, 16)],
+    [
+        ("heavy_ball", {"momentum": 0.8}, 14),
+        ("attentive", {"mu": 0.1}, 30),
+        ("merging", {"rate": 0.5}, 16),
+    ],
 )
 def test_the_page_that_teaches_strategies_shows_some_that_work(
     folder: Path, name: str, options: dict[str, float], lines: int

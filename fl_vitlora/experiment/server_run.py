@@ -295,7 +295,8 @@ class _Rounds(RoundHooks):
     def affords(self, server_round: int) -> bool:
         return self._run.record.affords(server_round)
 
-    def stop(self) -> None:
+    def stop(self, server_round: int) -> None:
+        del server_round
         self._run.record.stopped = True
 
     def note(self, failures: Sequence[Failure]) -> None:

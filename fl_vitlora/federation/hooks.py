@@ -84,8 +84,9 @@ class RoundHooks(Protocol):
         del server_round
         return True
 
-    def stop(self) -> None:
-        """Is told that the strategy ends the run; `keep` is called once more after it."""
+    def stop(self, server_round: int) -> None:
+        """Receives the last round of a run that the strategy ends; `keep` is called after it."""
+        del server_round
 
     def note(self, failures: Sequence[Failure]) -> None:
         """Receives the failures of a round at once; they may make the round fail."""

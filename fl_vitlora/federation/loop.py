@@ -117,7 +117,7 @@ class Federation:
         """Returns True if the strategy ends the run with a round; its state is kept then."""
         if not (self.aggregator.may_stop and self.aggregator.should_stop(done, last)):
             return False
-        self.hooks.stop()
+        self.hooks.stop(done)
         self.hooks.keep(done, model)()
         return True
 

@@ -154,7 +154,7 @@ class Counting(Mean):
         if self.wrong is not None:
             return self.wrong  # type: ignore[no-any-return]
         return {
-            "mean": model["a.weight"].mean(),
+            "mean": float(model["a.weight"].mean()),
             "loss": {update.client: update.loss for update in updates},
             "unknown": math.nan,
         }
