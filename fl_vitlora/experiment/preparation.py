@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, reencryption, sources
@@ -34,7 +32,6 @@ from fl_vitlora.encryption.storage_keys import (
     of_ring,
     of_secret,
     open_party_keys,
-    passphrase,
     write_party_key,
 )
 from fl_vitlora.encryption.withstands import falls_to_ciphertexts
@@ -107,23 +104,6 @@ def _tell_partition(source: sources.Source, config: Config) -> str:
         f"{source.told}; the images of all clients' folders are pooled and dealt anew "
         f"({config.data.partition}; data.partition=natural keeps them apart)"
     )
-
-
-def check_model(config: Config) -> None:
-    """Looks at the parts of a model and for its weights, in a second and without its numbers.
-
-    The bundled models are known to fit. What only numbers tell `prepare_model` finds out.
-
-    Raises:
-        UserError: When the model or the method cannot work, or the weights are not to be had.
-    """
-    model = config.model
-    if model.name in backbone.BUNDLED and model.weights in (backbone.PRETRAINED, backbone.RANDOM):
-        return
-    drafted = backbone.draft(model, classes=2)
-    with torch.device("meta"):
-        methods.prepare(drafted.model, config.finetuning, config.seed)
-        methods.check_gradients(drafted.model, drafted.image_shape)
 
 
 def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
@@ -228,16 +208,6 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
         return open_party_keys(given)
     path = Path(config.encryption.key_file)
     return of_ring(open_ring(path)) if path.is_file() else StorageKeys(source=f"key ring {path}")
-
-
-def check_storage(config: Config) -> None:
-    """Finds out whether there is a passphrase where one is asked for, before anything is begun.
-
-    Raises:
-        UserError: When there is none.
-    """
-    if config.encryption.at_rest == "passphrase":
-        passphrase("encryption.at_rest passphrase")
 
 
 def prepare_storage(config: Config) -> StorageKey | None:

@@ -14,10 +14,9 @@ from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import validation
 from fl_vitlora.experiment.gpu_sharing import workers_in_memory
 from fl_vitlora.experiment.preparation import (
-    check_model,
-    check_storage,
     describe_encryption,
     holds_shards,
     prepare_holder,
@@ -41,17 +40,10 @@ from fl_vitlora.flower.simulation.engine import Engine, simulate
 from fl_vitlora.flower.simulation.quiet import silence as silence  # noqa: PLC0414 - for the command line
 from fl_vitlora.flower.simulation.workers import choose_workers
 from fl_vitlora.flower.strategies import identity
-from fl_vitlora.flower.strategies.aggregators import (
-    AnyStrategy,
-    check_experiment,
-    check_storable,
-    client_half,
-)
-from fl_vitlora.flower.strategies.confidentiality import check_privacy
-from fl_vitlora.flower.wire.wiring import check_codecs
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.population.sampling import cohort_size, trained_together
-from fl_vitlora.reporting.run_folder import DATA, RunFolder, check_unused
+from fl_vitlora.reporting.run_folder import DATA, RunFolder
 from fl_vitlora.storage.files import sync_files
 from fl_vitlora.strategy import Strategy
 
@@ -91,15 +83,15 @@ def run(
     if not watch.verbose:
         silence()
     config = identity.told(config, strategy)
-    policies.check(config)
-    asked, config = config, policies.for_strategy(config, client_half(strategy))
+    asked = config
+    config = validation.check(
+        asked,
+        strategy,
+        new_folder=not resume,
+        writes_checkpoints=config.checkpoint_every > 0,
+        needs_passphrase=True,
+    )
     cohort = cohort_size(config.clients, config.fraction)
-    check_experiment(strategy, config)
-    if config.checkpoint_every:
-        check_storable(strategy)
-    check_privacy(config, strategy)
-    check_codecs(config, client_half(strategy))
-    check_storage(config)
     together = trained_together(config)
     workers = choose_workers(
         config.engine.device,
@@ -107,9 +99,6 @@ def run(
         most=math.ceil(cohort / together),
         address=config.engine.ray_address or "",
     )
-    if config.out and not resume:
-        check_unused(Path(config.out))
-    check_model(config)  # before Ray starts: whoever mistyped a name is told at once
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(workers)  # comes up beside the preparations
     stage: Stage | None = None

@@ -124,13 +124,11 @@ def test_a_server_without_test_images_is_told_the_classes_by_name(
     tmp_path: Path, given: dict[str, Any], says: str
 ) -> None:
     """A number of classes names none."""
-    context = Context(1, 1, {}, RecordDict(), given)
     with pytest.raises(UserError, match=says):
-        _classes(context, tmp_path, None)
+        _classes(given, tmp_path, None)
 
 
 def test_a_server_takes_a_list_of_classes_or_a_file_with_one(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('["cat", "dog"]\n')
     for given in ('["cat", "dog"]', str(tmp_path / "classes.json")):
-        context = Context(1, 1, {}, RecordDict(), {"classes": given})
-        assert _classes(context, tmp_path / "nowhere", None) == ("cat", "dog")
+        assert _classes({"classes": given}, tmp_path / "nowhere", None) == ("cat", "dog")

@@ -29,13 +29,13 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.storage_keys import PASSPHRASE, StorageKeys, of_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import (
-    check_storage,
     hand_out_keys,
     prepare_storage,
     rotate_key,
     shards_of,
     storage_keys,
 )
+from fl_vitlora.experiment.validation import check_storage
 from fl_vitlora.models.reading import READER_FILE, write_reader
 
 
