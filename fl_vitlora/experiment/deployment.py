@@ -46,9 +46,9 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import validation
+from fl_vitlora.experiment.client_settings import client_settings
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
 from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
-from fl_vitlora.experiment.runner import client_settings
 from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.watching import Watch

@@ -5,14 +5,12 @@ Whatever can be wrong with an experiment is found out here, before anything is w
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
-from fl_vitlora.data import owner, reencryption, sources
+from fl_vitlora.data import owner, sources
 from fl_vitlora.data.class_names import disagreement
 from fl_vitlora.data.partition import (
     divide_by_owner,
@@ -24,7 +22,7 @@ from fl_vitlora.data.shards import TEST_SHARD, class_names_of, shard_metadata
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder
-from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
+from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring, open_ring
 from fl_vitlora.encryption.storage_keys import (
     StorageKey,
     StorageKeys,
@@ -32,23 +30,17 @@ from fl_vitlora.encryption.storage_keys import (
     of_ring,
     of_secret,
     open_party_keys,
-    write_party_key,
 )
 from fl_vitlora.encryption.withstands import falls_to_ciphertexts
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.reading import READER_FILE, adapted_to
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import (
     SHARDS,
     RunFolder,
-    begun_in,
-    is_under_way,
-    with_ring_of,
 )
-from fl_vitlora.storage.files import WriteError, make_folder, make_private_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,38 +215,6 @@ def prepare_storage(config: Config) -> StorageKey | None:
     return of_secret(open_or_create_ring(Path(config.encryption.key_file)).current)
 
 
-def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes for each party that has shards the storage key that opens its files and no others.
-
-    Args:
-        config: The experiment; it names the key ring.
-        places: Shards, or folders of them.
-        folder: The folder of the files; it is made if it is missing, for the owner alone.
-
-    Returns:
-        The files, such as `client-00003.key`.
-
-    Raises:
-        UserError: When there is no shard, one is in the clear, or its key is not on the ring.
-    """
-    keys, found = storage_keys(config), {}
-    for path in (path for place in places for path in owner.find_shards(place)):
-        under = sealed_under(path)
-        if under is None:
-            raise UserError(f"{path} is not sealed at rest, so that no key opens it")
-        name, party = under
-        file = folder / f"{path.stem.removesuffix('-test')}.key"
-        found[file] = name, party, keys.find(name, party, path)
-    try:
-        make_folder(folder.absolute().parent)
-        make_private_folder(folder)
-    except WriteError as error:
-        raise UserError(f"storage keys: {error}") from None
-    for file, (name, party, key) in found.items():
-        write_party_key(file, name, party, key)
-    return list(found)
-
-
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
     """Says how the shards are encrypted, without a secret."""
     return {
@@ -267,43 +227,6 @@ def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
         "adapted": policies.adapts(config),
         "patch_embedding": policies.what_becomes_of_reader(config),
     }
-
-
-def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:
-    """Draws a new secret and encrypts shards under it; the key ring keeps the old ones.
-
-    Args:
-        config: The experiment; it names the key ring.
-        places: Shards, or folders of them.
-
-    Returns:
-        The new key id, and the shards.
-
-    Raises:
-        UserError: When there is no shard, one of them cannot be opened with the ring, a model
-            beside them is adapted to the old key, or a run with them is not at its end; before
-            anything is changed.
-    """
-    found = [path for place in places for path in owner.find_shards(place)]
-    shards = list({path.resolve(): path for path in found}.values())  # each once, however named
-    owner.check_all_described(places, shards)
-    for folder in {path.parent for path in shards}:
-        if is_under_way(folder.parent):
-            raise UserError(
-                f"{folder.parent} is not at its end, and a run goes on with its key only; finish "
-                f"it first, --resume {shlex.quote(str(folder.parent))}, or move its shards "
-                "elsewhere"
-            )
-        if adapted_to(folder / READER_FILE):
-            raise UserError(
-                f"{folder / READER_FILE} is adapted to the key of these shards and would not read "
-                "them any more; run the experiment again with the new secret instead"
-            )
-    config = with_ring_of(config, [begun_in(path.parent.parent) for path in shards])
-    ring = open_ring(Path(config.encryption.key_file))
-    reencryption.holders_of(shards, ring)
-    ring = ring.rotated()
-    return key_id(ring.current), reencryption.encrypt_anew(shards, ring)
 
 
 def write_shards(

@@ -18,7 +18,8 @@ from fl_vitlora.data.owner import key_holder, write_encrypted_shards
 from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.deployment import _classes, node_settings
-from fl_vitlora.experiment.preparation import hand_out_keys, prepare_storage
+from fl_vitlora.experiment.owner_keys import hand_out_keys
+from fl_vitlora.experiment.preparation import prepare_storage
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 
 DIGITS = tuple(str(digit) for digit in range(10))
