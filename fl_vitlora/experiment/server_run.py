@@ -28,6 +28,7 @@ from fl_vitlora.experiment.measuring import (
     measured_by_clients,
     measured_by_server,
 )
+from fl_vitlora.experiment.observing import show
 from fl_vitlora.experiment.provenance import Provenance
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.releasing import Release
@@ -300,8 +301,7 @@ class _Rounds(RoundHooks):
         self._run.record.note(failures)
 
     def look(self, sight: Sight) -> None:
-        for observer in self._run.observers:
-            observer.observe(sight)
+        show(self._run.observers, sight)
 
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
