@@ -70,7 +70,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
             process.
     """
     if folder.exists() and not is_grid_folder(folder):
-        raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
+        raise UserError(f"{folder} holds files but no grid; choose a new one: --out FOLDER")
     with ExitStack() as undo:
         try:
             make_folder(folder)
@@ -81,7 +81,8 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
             raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
         except HeldError:
             raise UserError(
-                f"grid folder {folder}: another process is at this comparison; wait for its end"
+                f"grid folder {folder}: another process runs this comparison; wait until it has "
+                "ended"
             ) from None
         undo.pop_all()
     return hold
@@ -119,7 +120,7 @@ def compare(
     )
     starts, records = known.starts, list[Record]()
     with Engine(verbose=watch.verbose) as engine:
-        for number, (cell, asked) in enumerate(grid.runs, start=1):
+        for number, (cell, planned) in enumerate(grid.runs, start=1):
             execute = Execute(
                 load_strategy=load_strategy,
                 watch=watch,
@@ -127,7 +128,7 @@ def compare(
                 number=number,
                 total=len(grid.runs),
             )
-            config = with_ring_of(as_it_runs(asked, load_strategy), starts)
+            config = with_ring_of(as_it_runs(planned, load_strategy), starts)
             place = known.finished_run(config)
             record = (
                 _attempt(cell, config, folder, known.interrupted_run(config), execute)
@@ -225,15 +226,15 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
     Returns:
         The configuration of each run without `out`, and its folder.
     """
-    found = []
+    runs = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
         # A run is repeated if its configuration belongs to another version, its result is damaged,
         # or its saving was computed against another reference.
         with suppress(UserError):
             config, result = find_run(path.parent)
             if (result is not None) == finished and (result is None or has_current_form(result)):
-                found.append((dataclasses.replace(config, out=None), path.parent))
-    return found
+                runs.append((dataclasses.replace(config, out=None), path.parent))
+    return runs
 
 
 def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:

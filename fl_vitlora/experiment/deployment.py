@@ -1,17 +1,17 @@
 """The same client and server apps on Flower's SuperLink and SuperNodes.
 
-Every node finds its configuration in what its operator gave to Flower:
+The operator of each node gives Flower the configuration of the node:
 
 * a SuperNode: ``--node-config 'partition-id=3 shards="/data/shards" config="/data/config.yaml"'``
-* the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where the
-  folder of shards need hold no more than the encrypted test images.
+* the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where
+  the folder of shards needs the encrypted test images only.
 
-A strategy that is neither this project's nor Flower's is named there as well, ``trust-strategy``:
-the configuration may come from others, and alone it brings no code.
+A strategy from outside this project and Flower must also be named as ``trust-strategy="..."``. The
+configuration file may come from others, so the file alone cannot make a node run foreign code.
 
-Both are told ``storage-key="FILE"`` where shards are sealed at rest and they have no key ring, and
-may be told ``classes="FILE"``, the names of the classes in the order of the run. Only owners ever
-hold the key of images; see `deploy/README.md` for a walk-through.
+Nodes and server take two more files. ``storage-key="FILE"`` opens shards that are sealed at rest,
+if there is no key ring. ``classes="FILE"`` lists the names of the classes in the order of the run.
+Only owners hold the key of the images. `deploy/README.md` shows a whole deployment.
 """
 
 from __future__ import annotations
@@ -68,7 +68,15 @@ class LoadStrategy(Protocol):
     """Makes the strategy of an experiment."""
 
     def __call__(self, config: configuration.Config, confirmed: Collection[str]) -> AnyStrategy:
-        """Refuses code that is not known and not among the names that were confirmed."""
+        """Returns the strategy.
+
+        Args:
+            config: The experiment.
+            confirmed: The names of foreign code that the operator trusts.
+
+        Raises:
+            UserError: If the code is neither known nor confirmed.
+        """
         ...
 
 
@@ -76,17 +84,21 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
     """Makes the app of a SuperNode.
 
     Args:
-        load_strategy: Makes the strategy that the node's own configuration names; what of it
-            clients run comes from here, never over the wire.
+        load_strategy: Makes the strategy that the node's own configuration names. The code that
+            clients run of a strategy comes from here, never over the wire.
     """
     return make_client_app(lambda context: node_settings(context, load_strategy))
 
 
 def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettings:
-    """Reads a SuperNode's own configuration.
+    """Reads and checks a SuperNode's own configuration.
+
+    Args:
+        context: Flower's context of the node.
+        load_strategy: Makes the strategy of an experiment.
 
     Raises:
-        UserError: When its operator left something out.
+        UserError: If the operator left something out, or the configuration cannot work.
     """
     config = configuration.load(_given(context.node_config, "config"))
     check_method(config.finetuning.method, _confirmed(context.node_config))
@@ -186,10 +198,10 @@ def _server_model(
 
 
 def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
-    """Finds the keys that open this node's shards: of the file that it was given, else of its ring.
+    """Returns the keys that open this node's shards, from the file it was given or its key ring.
 
     Returns:
-        The keys; None where shards are in the clear.
+        The keys; None if shards are not sealed.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -197,27 +209,27 @@ def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
 
 
 def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -> tuple[str, ...]:
-    """Reads the names of the classes off the test shard; where clients evaluate, they are given.
+    """Reads the names of the classes from the test shard, or from what the operator gave.
 
     Raises:
-        UserError: When there is neither.
+        UserError: If there is no test shard, as when clients evaluate, and no classes were given.
     """
     if (shards / TEST_SHARD).exists():
         path = shards / TEST_SHARD
         return class_names_of(shard_metadata(path, keys or NO_KEYS), path)
     if not given.get(CLASSES):
         raise UserError(
-            f"{shards} has no {TEST_SHARD}, as where clients evaluate; then say what the classes "
-            "are: --run-config 'classes=\"FILE\" ...', the owner's classes.json"
+            f"{shards} has no {TEST_SHARD}, which names the classes; give the names, for example "
+            "the owner's classes.json: --run-config 'classes=\"FILE\" ...'"
         )
     return _given_classes(given)
 
 
 def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reads names of classes that an operator gave: a list in JSON, or a file with one.
+    """Reads the names of the classes that an operator gave, as a list in JSON or a file with one.
 
     Raises:
-        UserError: When it is neither; a number of classes names none.
+        UserError: If it is neither. A number of classes does not name them.
     """
     given = str(values[CLASSES])
     if given.lstrip().startswith("[") or given.isdecimal():
@@ -229,7 +241,7 @@ def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _confirmed(values: Mapping[str, Any]) -> list[str]:
-    """Reads which strategy the operator of this node trusts, if it is one from elsewhere."""
+    """Returns the names of foreign code that the operator of this node trusts."""
     return [str(values[TRUSTED])] if TRUSTED in values else []
 
 

@@ -19,35 +19,37 @@ from fl_vitlora.storage.files import WriteError, make_folder, make_private_folde
 
 
 def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes for each party that has shards the storage key that opens its files and no others.
+    """Writes a file with a storage key for each party that has shards.
+
+    A storage key opens the files of its party and no others.
 
     Args:
         config: The experiment; it names the key ring.
-        places: Shards, or folders of them.
-        folder: The folder of the files; it is made if it is missing, for the owner alone.
+        places: Shards, or folders of shards.
+        folder: The folder of the key files. If it is missing, it is made for the owner alone.
 
     Returns:
-        The files, such as `client-00003.key`.
+        The key files, such as `client-00003.key`.
 
     Raises:
-        UserError: When there is no shard, one is in the clear, or its key is not on the ring.
+        UserError: If there is no shard, a shard is not sealed, or its key is not on the key ring.
     """
-    keys, found = storage_keys(config), {}
+    keys, parties = storage_keys(config), {}
     for path in (path for place in places for path in owner.find_shards(place)):
         under = sealed_under(path)
         if under is None:
             raise UserError(f"{path} is not sealed at rest, so that no key opens it")
         name, party = under
         file = folder / f"{path.stem.removesuffix('-test')}.key"
-        found[file] = name, party, keys.find(name, party, path)
+        parties[file] = name, party, keys.find(name, party, path)
     try:
         make_folder(folder.absolute().parent)
         make_private_folder(folder)
     except WriteError as error:
         raise UserError(f"storage keys: {error}") from None
-    for file, (name, party, key) in found.items():
+    for file, (name, party, key) in parties.items():
         write_party_key(file, name, party, key)
-    return list(found)
+    return list(parties)
 
 
 def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:
@@ -55,24 +57,24 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
 
     Args:
         config: The experiment; it names the key ring.
-        places: Shards, or folders of them.
+        places: Shards, or folders of shards.
 
     Returns:
-        The new key id, and the shards.
+        The id of the new secret, and the shards.
 
     Raises:
-        UserError: When there is no shard, one of them cannot be opened with the ring, a model
-            beside them is adapted to the old key, or a run with them is not at its end; before
-            anything is changed.
+        UserError: If there is no shard, the key ring does not open one of them, a model beside them
+            is adapted to the old key, or a run that uses them has not ended. Nothing has been
+            changed then.
     """
-    found = [path for place in places for path in owner.find_shards(place)]
-    shards = list({path.resolve(): path for path in found}.values())  # each once, however named
+    named = [path for place in places for path in owner.find_shards(place)]
+    shards = list({path.resolve(): path for path in named}.values())  # none is encrypted twice
     owner.check_all_described(places, shards)
     for folder in {path.parent for path in shards}:
         if is_under_way(folder.parent):
             raise UserError(
-                f"{folder.parent} is not at its end, and a run goes on with its key only; finish "
-                f"it first, --resume {shlex.quote(str(folder.parent))}, or move its shards "
+                f"{folder.parent} holds a run that has not ended, which needs its present key; "
+                f"finish it first, --resume {shlex.quote(str(folder.parent))}, or move its shards "
                 "elsewhere"
             )
         if adapted_to(folder / READER_FILE):

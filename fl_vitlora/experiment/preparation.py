@@ -1,6 +1,7 @@
-"""The owner's preparations: images, model, partition, cipher and key; then the encrypted shards.
+"""The owner's preparations: images, partition, model, key, and the encrypted shards.
 
-Whatever can be wrong with an experiment is found out here, before anything is written.
+`validation` has checked before what can be known without the images. The functions here find what
+is wrong with the images, the model or the key, before anything is written.
 """
 
 from __future__ import annotations
@@ -45,33 +46,33 @@ from fl_vitlora.reporting.run_folder import (
 
 @dataclass(frozen=True, kw_only=True)
 class OwnedImages:
-    """The owners' plain images, and who holds which.
+    """The plain images, and how they are divided among the clients.
 
     Attributes:
-        train: Training images.
-        test: Test images.
-        parts: Positions of each client's training images.
-        test_parts: Positions of each client's test images; none where clients do not evaluate.
-        told: One line that says which images were found, and which of them are used.
+        train: The training images.
+        test: The test images.
+        parts: The positions of each client's training images.
+        test_parts: The positions of each client's test images; empty if clients do not evaluate.
+        summary: One line that says which images there are, and which of them are used.
     """
 
     train: Images
     test: Images
     parts: list[Indices]
     test_parts: list[Indices]
-    told: str
+    summary: str
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names the classes, in the order in which labels number them."""
+        """Returns the names of the classes, in the order in which labels number them."""
         return self.train.class_names
 
 
 def prepare_images(config: Config) -> OwnedImages:
-    """Loads the images and divides them.
+    """Loads the images and divides them among the clients.
 
     Raises:
-        UserError: When the source or the partition cannot work, or test images do not suffice.
+        UserError: If the source or the partition cannot work, or there are too few test images.
     """
     source = sources.load_source(config.data)
     train, test = source.train, source.test
@@ -84,12 +85,12 @@ def prepare_images(config: Config) -> OwnedImages:
         parts = partition(train.labels, config.clients, config.data, config.seed)
         if evaluate:
             test_parts = owner.divide_test_images(len(test), config.clients, config.seed)
-    told = _tell_partition(source, config)
-    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts, told=told)
+    summary = _summary(source, config)
+    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts, summary=summary)
 
 
-def _tell_partition(source: sources.Source, config: Config) -> str:
-    """Adds to what is told of a source that clients' folders are pooled, if they are."""
+def _summary(source: sources.Source, config: Config) -> str:
+    """Returns the line on the images; it says if the folders of the clients are pooled."""
     if source.train.owners is None or config.data.partition == "natural":
         return source.told
     return (
@@ -99,10 +100,16 @@ def _tell_partition(source: sources.Source, config: Config) -> str:
 
 
 def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
-    """Builds the model with what the method adds, and checks that all of it is trained.
+    """Builds the model with the parts of the method, and checks that training reaches them all.
+
+    Args:
+        config: The experiment.
+        classes: The number of classes.
+        device: The device to put the model on.
+        adapter: The kind of low-rank adapter that the strategy needs.
 
     Raises:
-        UserError: When the model or the method cannot work.
+        UserError: If the model or the method cannot work.
     """
     built = backbone.build(config.model, classes, config.seed)
     methods.prepare(built.model, config.finetuning, config.seed, adapter)
@@ -112,21 +119,24 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
 
 
 def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
-    """Opens the owners' key ring, or makes it if it is missing; plain images need none.
+    """Opens the owners' key ring, or makes it if it is missing. Plain images need no key ring.
 
     Args:
         config: The experiment; it names the key ring.
-        model: The blocks of the cipher are its patches.
-        key: Id of the secret that is wanted; the current one's if not given.
+        model: The model. The blocks of the cipher are its patches.
+        key: The id of the secret to use; if it is empty, the current secret is used.
+
+    Returns:
+        The holder of the secret.
 
     Raises:
-        UserError: When blocks do not divide the images, or the key ring is not in order.
+        UserError: If the blocks do not divide the images, or the key ring cannot be used.
     """
     holder = owner.key_holder(
         config,
         patch_size=model.patch_size,
         image_shape=model.image_shape,
-        secret=bytes(SECRET_BYTES),  # until it is known that the cipher fits
+        secret=bytes(SECRET_BYTES),  # a placeholder: the cipher is checked before a ring is made
     )
     if not config.encryption.steps:
         return holder
@@ -136,18 +146,18 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
 
 
 def holds_shards(run: Path) -> bool:
-    """Tells whether a run has any shards yet."""
+    """Returns True if a run folder holds any shards."""
     return any((run / SHARDS).glob("*.safetensors"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsOfRun:
-    """What the shards of a run are, as all of them say.
+    """What the shards of a run say of themselves.
 
     Attributes:
         class_names: The names of the classes, in the order in which the run numbers them.
-        key: Id of the secret that the images are encrypted under; empty where they are plain.
-        sealed: Names of the storage keys that files are sealed under.
+        key: The id of the secret that the images are encrypted under; empty if they are plain.
+        sealed: The names of the storage keys that the files are sealed under.
     """
 
     class_names: tuple[str, ...]
@@ -156,21 +166,21 @@ class ShardsOfRun:
 
 
 def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
-    """Reads off the shards of a run what they are of.
+    """Reads what the shards of a run say of themselves.
 
     Args:
-        run: Its folder.
+        run: The run folder.
         keys: The keys that may open the shards.
 
     Raises:
-        UserError: When there are none, their keys or their classes differ, or one does not name
-            its classes.
+        UserError: If there is no shard, if shards differ in their keys or classes, or if a shard
+            does not name its classes.
     """
     paths = owner.find_shards(run)
-    told = {path: shard_metadata(path, keys) for path in paths}
+    metadata = {path: shard_metadata(path, keys) for path in paths}
     first = next((path for path in paths if path.name == TEST_SHARD), paths[0])
-    key, names = told[first].get("key_id", ""), class_names_of(told[first], first)
-    for path, one in told.items():
+    key, names = metadata[first].get("key_id", ""), class_names_of(metadata[first], first)
+    for path, one in metadata.items():
         other = one.get("key_id", "")
         if other != key:
             raise UserError(
@@ -187,14 +197,14 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
 
 
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
-    """Finds what shards can be opened with; a passphrase is looked for when one is needed.
+    """Returns the keys that open shards. A passphrase is looked for only if a shard needs it.
 
     Args:
         config: The experiment; it names the key ring, which need not exist.
-        given: A file of storage keys of single parties, where somebody was handed one.
+        given: A file with the storage key of one party, if this process was given one.
 
     Raises:
-        UserError: When ring or file are not in order.
+        UserError: If the key ring or the file cannot be used.
     """
     if given is not None:
         return open_party_keys(given)
@@ -203,10 +213,10 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
 
 
 def prepare_storage(config: Config) -> StorageKey | None:
-    """Makes what new shards are sealed under; none where they are to be in the clear.
+    """Returns the key that new shards are sealed under, or None if they are not sealed.
 
     Raises:
-        UserError: When the key ring is not in order, or there is no passphrase.
+        UserError: If the key ring cannot be used, or there is no passphrase.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -216,7 +226,7 @@ def prepare_storage(config: Config) -> StorageKey | None:
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Says how the shards are encrypted, without a secret."""
+    """Returns the entry of `result.json` on the encryption; it contains no secret."""
     return {
         "steps": list(holder.cipher.steps),
         "scope": holder.scope,
@@ -236,7 +246,18 @@ def write_shards(
     folder: RunFolder,
     storage: StorageKey | None,
 ) -> None:
-    """Encrypts, seals and stores all shards, and draws who holds which labels."""
+    """Encrypts, seals and stores all shards, and plots the labels of each client.
+
+    Args:
+        config: The experiment.
+        images: The plain images and their partition.
+        holder: The holder of the key of the images.
+        folder: The run folder.
+        storage: The key that the files are sealed under; None if they are not sealed.
+
+    Raises:
+        UserError: If an image cannot be read.
+    """
     owner.write_encrypted_shards(
         folder.shards,
         train=images.train,

@@ -123,7 +123,7 @@ def _serve(
         observers: The observers of the caller.
 
     Returns:
-        The server's side of the run, and what its loop ended with.
+        The server's side of the run, and the result of its loop.
     """
     config, watch = experiment.config, experiment.watch
     workers = workers_in_memory(workers, config, stage.server.backbone, stage.folder.shards, ray)

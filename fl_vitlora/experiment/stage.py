@@ -104,16 +104,16 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
     """
     config, watch = experiment.config, experiment.watch
     folder = RunFolder.reopen(Path(str(config.out)))
-    found = Logbook.take_up(folder.path)
-    if found is None and lacks_checkpoints(folder.path, config.checkpoint_every):
+    logged = Logbook.take_up(folder.path)
+    if logged is None and lacks_checkpoints(folder.path, config.checkpoint_every):
         raise UserError(
             f"{folder.path} has rounds and no checkpoint to go on from; begin a new run: "
             "--out FOLDER"
         )
-    if found is None:
+    if logged is None:
         folder.release()
         return None
-    logbook, checkpoint = found
+    logbook, checkpoint = logged
     watch.announce("preparing the model")
     folder.forget_failures(after=checkpoint.round)
     keys = storage_keys(config)
@@ -147,7 +147,7 @@ def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -
         _check_key_ring(config)
     watch.announce("preparing images and model")
     images = prepare_images(config)
-    watch.note(images.told)
+    watch.note(images.summary)
     key = _key_of_shards(config) if again else ""
     holder, server = _prepare_server(experiment, device, images.class_names, key)
     folder, storage = _write_folder(experiment, images, holder, again=again)
@@ -194,7 +194,7 @@ def _write_folder(
     folder = (
         RunFolder.reopen(Path(config.out or "")) if again else RunFolder.create(experiment.written)
     )
-    folder.write(DATA, f"{images.told}\n")
+    folder.write(DATA, f"{images.summary}\n")
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
         write_shards(config, images, holder, folder, storage)

@@ -115,8 +115,8 @@ def test_a_node_counts_classes_as_the_run_does_where_it_is_told(handed_out: Path
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, "has no test.safetensors, as where clients evaluate"),
-        ({"classes": ""}, "has no test.safetensors, as where clients evaluate"),
+        ({}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
+        ({"classes": ""}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
         ({"classes": 10}, "classes: expected the names of the classes as a list"),
         ({"classes": "nowhere.json"}, "classes nowhere.json cannot be read"),
     ],
