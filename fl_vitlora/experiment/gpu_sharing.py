@@ -46,10 +46,10 @@ def workers_in_memory(
         return workers
     together = min(trained_together(config), cohort_size(config.clients, config.fraction))
     clients = together if can_stack(backbone.model) else 1
-    asked = (config.model, config.training, config.engine, clients, _shapes(backbone))
-    if ray.measured is None or ray.measured[0] != asked:
+    settings = (config.model, config.training, config.engine, clients, _shapes(backbone))
+    if ray.measured is None or ray.measured[0] != settings:
         ray.end_actors()  # a worker of the run before would look like another program's memory
-        ray.measured = asked, _measure(backbone, config, clients)
+        ray.measured = settings, _measure(backbone, config, clients)
     sizes = sorted(path.stat().st_size for path in shards.glob(CLIENT_SHARDS))
     return held(workers, ray.measured[1], sum(sizes[-clients:]))  # whole shards are on the GPU
 

@@ -34,15 +34,15 @@ def result_of(
     class_names: Sequence[str],
     record: Record,
 ) -> Line:
-    """Sums up a run that is at its end.
+    """Returns the content of `result.json` for a run that has ended.
 
     Args:
         config: The experiment.
-        strategy: The strategy that ran.
-        parameters: The strategy's parameters as it was handed over.
+        strategy: The strategy of the run.
+        parameters: The parameters of the strategy before its first round.
         server: The server's model before the first round.
         class_names: The names of the classes, in the order of the head's outputs.
-        record: What the run has gathered.
+        record: The record of the run.
     """
     lines = record.lines
     return {
@@ -104,7 +104,7 @@ def _population(config: Config, record: Record) -> Line:
 
 
 def _sums(config: Config, lines: Sequence[Line]) -> Line | None:
-    """Returns the range of secure sums and the scalars that were clipped; None without sums."""
+    """Returns the range of secure sums and the number of clipped scalars; None without them."""
     if not config.privacy.secure_aggregation:
         return None
     clipped = sum(line["clipped_scalars"] for line in lines)
@@ -122,7 +122,7 @@ def _sizes(config: Config, strategy: AnyStrategy, server: Server, lines: Sequenc
 
 
 def method_for(config: Config, strategy: AnyStrategy) -> Method:
-    """Returns the fine-tuning method of an experiment, as its strategy asks for it."""
+    """Returns the fine-tuning method of an experiment, with the adapter that the strategy needs."""
     return methods.method_of(config.finetuning, client_half(strategy).adapter)
 
 
@@ -177,7 +177,7 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 
 
 def counted(lines: Sequence[Line]) -> Line:
-    """Counts failures, in all and by client, with the reason of each client's first.
+    """Counts failures, in total and by client, with the reason of each client's first failure.
 
     Args:
         lines: The lines of `rounds.jsonl`.

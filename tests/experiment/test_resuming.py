@@ -334,10 +334,10 @@ def test_a_key_ring_may_have_moved(
 def test_shards_under_another_key_are_another_run(
     paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
 ) -> None:
-    from fl_vitlora.experiment.preparation import rotate_key
+    from fl_vitlora.experiment.owner_keys import rotate_key
 
     config = copy_of(paused[0], tmp_path)
-    with pytest.raises(UserError, match=f"{tmp_path / 'run'} is not at its end"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'run'} holds a run that has not ended"):
         rotate_key(config, [tmp_path / "run"])
     shards, elsewhere = tmp_path / "run" / "shards", tmp_path / "elsewhere"
     shutil.copytree(shards, elsewhere)

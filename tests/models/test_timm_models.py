@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fl_vitlora.config import ModelConfig, load
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment.preparation import check_model
+from fl_vitlora.experiment.validation import check_model
 from fl_vitlora.models import hub_weights, timm_models
 from fl_vitlora.models.backbone import WEIGHTS_FOLDER, Backbone, build, draft
 
