@@ -130,7 +130,10 @@ def test_other_names_are_refused_in_one_line(name: str, expectation: str):
         ('{"architecture": "unheard_of"}', "cannot be built"),
         ('{"architecture": "resnet18", "pretrained_cfg": {}}', "no patch embedding"),
         (f'{{"architecture": "{TINY}", "pretrained_cfg": {{}}}}', "found none"),
-        (f'{{"architecture": "{TINY}", "model_args": {{"x": 1}}}}', "cannot|does not accept another"),
+        (
+            f'{{"architecture": "{TINY}", "model_args": {{"x": 1}}}}',
+            "cannot|does not accept another",
+        ),
     ],
 )
 def test_a_folder_that_describes_no_model_is_refused(
