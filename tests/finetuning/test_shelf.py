@@ -267,7 +267,7 @@ def test_each_rule_catches_what_breaks_it(kind: type[Gates], rule: int, problem:
 def test_unknown_names_and_parameters_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'norm'"):
         load(None, {"finetuning.method": "bias+nrom"})
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         load(None, {"finetuning.method": "bias+bias"})
     with pytest.raises(UserError, match="full already trains every tensor"):
         load(None, {"finetuning.method": "full+norm"})
