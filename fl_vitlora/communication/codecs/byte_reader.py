@@ -73,7 +73,7 @@ class ByteReader:
                 break
             if group < 0x80:
                 return number
-        raise ValueError("a whole number is not written in its shortest form")
+        raise ValueError("a whole number has more bytes than allowed")
 
     def rest(self) -> bytes:
         """Reads all remaining bytes."""
