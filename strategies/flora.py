@@ -39,8 +39,8 @@ class FLoRA(Strategy):
     ) -> tuple[State, State]:
         """Stacks the clients' trained pairs, each in its own rank, and averages the rest."""
         clients = [cut(trained(model, update), update.rank) for update in updates]
-        anew = {}
+        restarted_pairs = {}
         for path in paths(model):
-            anew[path + A] = model[path + A].clone()
-            anew[path + B] = model[path + B].new_zeros(model[path + B].shape)
-        return averaged(model, updates) | anew | merged(shares(updates), clients), state
+            restarted_pairs[path + A] = model[path + A].clone()
+            restarted_pairs[path + B] = model[path + B].new_zeros(model[path + B].shape)
+        return averaged(model, updates) | restarted_pairs | merged(shares(updates), clients), state

@@ -38,7 +38,7 @@ MISTAKES = {
     "--set encryption.steps=etc": ["encryption.steps", "did you mean 'EtC'?", "PE"],
     "--set encryption.steps=[EtC,LE]": ["encryption.steps", "the scheme EtC alone"],
     "--set encryption.scope=clients": ["encryption.scope", "did you mean 'client'?"],
-    "--set encryption.scope=client --set encryption.adapt=true": ["take aligned or local"],
+    "--set encryption.scope=client --set encryption.adapt=true": ["choose aligned or local"],
     "--set encryption.scope=image --set encryption.adapt=true": ["choose scope shared"],
     "--set finetuning.patch_embedding=local --set evaluation.by=central": ["by clients"],
     "--rotate-key": ["--rotate-key", "at least one argument"],

@@ -42,8 +42,8 @@ def setting(
     Returns:
         The field.
     """
-    told = {"explanation": explanation, "interval": interval, "read": read}
-    return field(default=default, metadata=told)
+    metadata = {"explanation": explanation, "interval": interval, "read": read}
+    return field(default=default, metadata=metadata)
 
 
 def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -57,11 +57,11 @@ def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, st
         elif item.name == "parameters":
             yield f"{path}parameters.NAME", "", item.metadata["explanation"]
         else:
-            explanation = item.metadata["explanation"] + _told_choices(hints[item.name])
+            explanation = item.metadata["explanation"] + _choices_in_words(hints[item.name])
             yield f"{path}{item.name}", item.default, explanation
 
 
-def _told_choices(hint: Any) -> str:
+def _choices_in_words(hint: Any) -> str:
     """Returns a sentence with the choices of a setting, or an empty text if it has none."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()

@@ -85,7 +85,7 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
     file_key, check = _derive(key.of_party(party), salt)
     chunks = max(1, -(-len(body) // CHUNK))
     size = len(text) + TAG + len(body) + chunks * TAG
-    told = {
+    metadata = {
         SEALED: VERSION,
         KEY: key.name,
         PARTY: party,
@@ -93,7 +93,7 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
         CHECK: check.hex(),
         TEXT_BYTES: str(len(text)),
     }
-    header = _write_header(told, size)
+    header = _write_header(metadata, size)
     cipher = AESGCM(file_key)
     yield header
     yield cipher.encrypt(_nonce(0, last=False), text, header)
@@ -197,9 +197,9 @@ def _nonce(number: int, *, last: bool) -> bytes:
     return number.to_bytes(11, "big") + bytes([last])
 
 
-def _write_header(told: Mapping[str, str], size: int) -> bytes:
+def _write_header(metadata: Mapping[str, str], size: int) -> bytes:
     tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    text = json.dumps({"__metadata__": told, SEALED: tensor}, separators=(",", ":")).encode()
+    text = json.dumps({"__metadata__": metadata, SEALED: tensor}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH.size)  # safetensors aligns its data to 8 bytes
     return LENGTH.pack(len(text)) + text
 
@@ -211,20 +211,22 @@ def _read_header(file: BinaryIO, path: Path) -> Header | None:
     text = file.read(length) if length <= LONGEST_HEADER else b""
     try:
         content = json.loads(text)
-        told = content["__metadata__"]
-        if told.get(SEALED) is None:
+        metadata = content["__metadata__"]
+        if metadata.get(SEALED) is None:
             return None
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None  # callers report what the file is instead
-    if told[SEALED] != VERSION:
-        raise DamagedFileError(path, f"is sealed as {told[SEALED]}, which this version cannot open")
+    if metadata[SEALED] != VERSION:
+        raise DamagedFileError(
+            path, f"is sealed as {metadata[SEALED]}, which this version cannot open"
+        )
     try:
         header = Header(
-            key=str(told[KEY]),
-            party=str(told[PARTY]),
-            salt=bytes.fromhex(told[SALT]),
-            check=bytes.fromhex(told[CHECK]),
-            text=int(told[TEXT_BYTES]),
+            key=str(metadata[KEY]),
+            party=str(metadata[PARTY]),
+            salt=bytes.fromhex(metadata[SALT]),
+            check=bytes.fromhex(metadata[CHECK]),
+            text=int(metadata[TEXT_BYTES]),
             sealed=int(content[SEALED]["shape"][0]),
             raw=first + text,
         )

@@ -1,9 +1,9 @@
 """Loads weights into a model only if their names and shapes match the model's.
 
 timm converts a checkpoint (other names, position embeddings of another grid) and then loads the
-tensors that match. It drops a tensor that the model lacks without a message, and leaves one that
-the file lacks random. Here every encoder tensor of the model must be in the file, and every tensor
-of the file must be in the model. Exceptions are heads, decoders, and tokens that only pre-training
+tensors that match. It silently drops a tensor that the model lacks, and a tensor that the file
+lacks stays random. Here every encoder tensor of the model must be in the file, and every tensor of
+the file must be in the model. Exceptions are heads, decoders, and tokens that only pre-training
 uses.
 """
 
@@ -110,9 +110,9 @@ def fit(
     converted, misfit = _compare(model, own, convert, found.others, pooling=pooling)
     if misfit and convert is not None:  # all tensors of the file may have other names
         plain = without_wrapper(tensors)
-        once_more, other = _compare(model, plain.tensors, convert, plain.others, pooling=pooling)
+        reconverted, other = _compare(model, plain.tensors, convert, plain.others, pooling=pooling)
         if not other:
-            found, own, converted, misfit, notes = plain, plain.tensors, once_more, other, []
+            found, own, converted, misfit, notes = plain, plain.tensors, reconverted, other, []
     if misfit:
         raise UserError(f"weights {place} do not fit {name}: {misfit}")
     if not new_patches:
@@ -121,7 +121,7 @@ def fit(
     model.load_state_dict(converted)
     if not new_grid and POSITION in own and own[POSITION].shape != expected[POSITION].shape:
         notes.append("the position embedding was resampled to the model's grid of patches")
-    return tuple(f"weights {place}: {note}" for note in [*_told(found, misfit.dropped), *notes])
+    return tuple(f"weights {place}: {note}" for note in [*_notes_on(found, misfit.dropped), *notes])
 
 
 def beside(name: str) -> str | None:
@@ -160,7 +160,7 @@ def _compare(
     surplus = [name for name in made if name not in expected and name not in computed]
     surplus += [*_lost(own, made, computed), *others]
     text = any(name.startswith(VISUAL) for name in own)
-    rightly = [
+    allowed = [
         name
         for name in surplus
         if beside(name)
@@ -174,9 +174,9 @@ def _compare(
     ]
     misfit = Misfit(
         missing=[name for name in expected if name not in made],
-        unused=[name for name in surplus if name not in rightly],
+        unused=[name for name in surplus if name not in allowed],
         shapes=shapes,
-        dropped=rightly,
+        dropped=allowed,
     )
     if problem is not None and not misfit:
         misfit.shapes.append(f"timm cannot convert them ({problem})")
@@ -261,7 +261,7 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         raise UserError(f"weights {where} contain NaN or infinity in {_tensors(broken)}")
 
 
-def _told(found: Found, dropped: Iterable[str]) -> list[str]:
+def _notes_on(found: Found, dropped: Iterable[str]) -> list[str]:
     """Returns notes on which copy was used and which parts were ignored."""
     notes = []
     if found.passed_over:

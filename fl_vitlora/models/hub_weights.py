@@ -32,7 +32,8 @@ def reachable(patience: float = PATIENCE) -> bool:
         return False
     answers: list[bool] = []
     probe = threading.Thread(  # resolving a name has no time limit
-        target=lambda: answers.append(_connects(*_door(constants.ENDPOINT), patience)), daemon=True
+        target=lambda: answers.append(_connects(*_first_address(constants.ENDPOINT), patience)),
+        daemon=True,
     )
     probe.start()
     probe.join(patience)
@@ -68,7 +69,7 @@ def is_cached(repository: str, *files: str) -> bool:
     )
 
 
-def _door(endpoint: str) -> tuple[str, int]:
+def _first_address(endpoint: str) -> tuple[str, int]:
     """Returns the host and port that a request goes to first: the proxy's, if there is one."""
     url = urlsplit(endpoint)
     proxies = getproxies()

@@ -161,7 +161,7 @@ def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
         with hub_weights.without_retries(), warnings.catch_warnings(action="ignore"):
             content = _download(kind, place)
     except (*UNREADABLE, AssertionError) as error:
-        raise _not_to_be_had(asked, one_line(error)) from error
+        raise _unavailable(asked, one_line(error)) from error
     where = place if isinstance(place, str) else "/".join(place)
     return f"{kind}:{where}", tensors_of(content, f"of {where}")
 
@@ -177,7 +177,7 @@ def check_at_hand(loader: Loader, asked: str) -> None:
         return
     repository, *files = (place,) if isinstance(place, str) else place
     if not hub_weights.is_cached(repository, *files, *hub_weights.FILES):
-        raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
+        raise _unavailable(asked, f"{repository} is not in the cache, and no hub can be reached")
 
 
 def _check_described(name: str, asked: str) -> None:
@@ -185,7 +185,7 @@ def _check_described(name: str, asked: str) -> None:
     repository = name.removeprefix(HUB)
     described = not name.startswith(HUB) or hub_weights.is_cached(repository, "config.json")
     if not described and not hub_weights.reachable():
-        raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
+        raise _unavailable(asked, f"{repository} is not in the cache, and no hub can be reached")
 
 
 @contextlib.contextmanager
@@ -243,7 +243,7 @@ def _download(kind: str, place: Any) -> Mapping[str, Any]:
     return downloaded
 
 
-def _not_to_be_had(asked: str, cause: str) -> UserError:
+def _unavailable(asked: str, cause: str) -> UserError:
     return UserError(
         f"weights of {asked} are not available from the hub ({cause}); offline, give a file: --set "
         "model.weights=FILE, or a folder: --model local-dir:PATH, or start from random weights: "

@@ -79,7 +79,7 @@ def test_plain_images_have_no_keys_to_refuse():
         ),
         (
             configure("client", adapt=True),
-            ["scope client", "aggregate", "take aligned or local", "allow_meaningless=true"],
+            ["scope client", "aggregate", "choose aligned or local", "allow_meaningless=true"],
         ),
         (
             configure("client", evaluation__by="central"),
