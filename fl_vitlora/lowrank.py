@@ -1,8 +1,8 @@
 """The algebra of low-rank pairs: operations on the products B·A of LoRA's matrices.
 
 A pair has a path: ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r). Its layer computes W + s·B·A.
-The factor s = α / r is the same for all clients, whatever their rank, so a rank is reduced by
-dropping rows of A and columns of B. Since r is small compared with m and n, the functions here do
+The factor s = α / r is the same for clients of all ranks. So a rank is reduced by dropping rows of
+A and columns of B. Since r is small compared with m and n, the functions here do
 not compute B·A, except where their docstrings state it.
 
 r rank of the model, rₖ of client k, K clients, pₖ = nₖ / Σn.
@@ -191,9 +191,9 @@ def relative_error(
         merged: The pairs that were added to frozen weights.
 
     Returns:
-        The share, or None if there is nothing to compare. This is so if the model has no complete
-        pair B·A because clients keep one of the two matrices, if only the clients' sum is known,
-        or if nothing moved.
+        The share, or None if there is nothing to compare: the model has no complete pair B·A
+        (clients may keep one of the two matrices), only the clients' sum is known, or nothing
+        moved.
     """
     whole = [path for path in paths(model) if path + B in model and path + R not in model]
     if not whole or any(update.members > 1 for update in updates):

@@ -2,7 +2,7 @@
 
 Every source of randomness in a run has its own path (``"sampling", round``; ``"batches", round,
 client``). So no source depends on how often, in which order or in which process another one was
-used, and a run gives the same bits on one worker and on two.
+used. This is why a run gives the same bits on one worker and on two.
 
 These generators are for experiments. Keys never come from here; see `encryption.keys`.
 """
