@@ -2,8 +2,8 @@
 
 A pair has a path: ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r). Its layer computes W + s·B·A.
 The factor s = α / r is the same for clients of all ranks. So a rank is reduced by dropping rows of
-A and columns of B. Since r is small compared with m and n, the functions here do
-not compute B·A, except where their docstrings state it.
+A and columns of B. Since r is small compared with m and n, the functions here do not compute B·A,
+except where their docstrings state it.
 
 r rank of the model, rₖ of client k, K clients, pₖ = nₖ / Σn.
 """

@@ -1,8 +1,8 @@
 """Golomb-Rice coding of the gaps between positions: short for small gaps, possible for all gaps.
 
 With the parameter r, a gap is divided by 2^r. The quotient is written in unary (that number of
-zeros, and a one), and the remainder in r bits. The gaps between scalars picked at random have a geometric
-distribution; for these, the best r comes within a few percent of the entropy.
+zeros, and a one), and the remainder in r bits. The gaps between scalars picked at random have a
+geometric distribution; for these, the best r comes within a few percent of the entropy.
 
     r · 1 byte | number of unary bits | unary bits of all gaps | remainders of all gaps
 
