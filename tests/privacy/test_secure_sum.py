@@ -360,8 +360,8 @@ def test_a_new_sum_begins_with_nobody_dropped():
 
 
 ROSTERS: Mapping[str, tuple[Callable[[], Roster], str]] = {
-    "two": (lambda: replace(ROSTER, members=ROSTER.members[:2]), "takes 3 clients"),
-    "nobody": (lambda: replace(ROSTER, members=()), "takes 3 clients"),
+    "two": (lambda: replace(ROSTER, members=ROSTER.members[:2]), "needs 3 clients"),
+    "nobody": (lambda: replace(ROSTER, members=()), "needs 3 clients"),
     "order": (lambda: replace(ROSTER, members=ROSTER.members[::-1]), "sorted by number"),
     "twice": (lambda: _with(ROSTER, client=7), "once"),
     "same key": (lambda: _with(ROSTER, key=ROSTER.members[0].key), "its own key"),
