@@ -148,11 +148,11 @@ def test_a_folder_that_describes_no_model_is_refused(
 def test_the_proxy_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     for variable in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    assert hub_weights._door("https://hub.example/") == ("hub.example", 443)
+    assert hub_weights._first_address("https://hub.example/") == ("hub.example", 443)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    assert hub_weights._door("https://hub.example/") == ("proxy.example", 3128)
+    assert hub_weights._first_address("https://hub.example/") == ("proxy.example", 3128)
     monkeypatch.setenv("no_proxy", "hub.example")
-    assert hub_weights._door("https://hub.example/") == ("hub.example", 443)
+    assert hub_weights._first_address("https://hub.example/") == ("hub.example", 443)
 
 
 REFUSED = [
