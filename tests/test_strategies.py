@@ -315,7 +315,7 @@ def test_a_file_may_be_named_as_a_path(folder: Path, name: str):
 @pytest.mark.parametrize(
     ("text", "expectation"),
     [
-        (USERS.replace("aggregate", "agregate"), "class Half lacks aggregate; .* by 'agregate'"),
+        (USERS.replace("aggregate", "agregate"), "class Half lacks aggregate; .* as 'agregate'"),
         (USERS.replace("def aggregate", "def _sum"), "class Half lacks aggregate$"),
         (USERS.replace("(Strategy)", ""), "class Half is not derived from fl_vitlora"),
         (USERS.replace("@dataclass(frozen=True, kw_only=True)", ""), "Half is no dataclass, but"),

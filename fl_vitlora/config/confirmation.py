@@ -35,8 +35,8 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
     address = config.engine.ray_address
     if address is not None and address not in confirmed:
         raise UserError(
-            f"engine.ray_address {shown(address)}: only a file names this Ray cluster, and whoever "
-            "operates it can run code in this program; if you trust it, type it: "
+            f"engine.ray_address {shown(address)}: only a file names this Ray cluster, and its "
+            "operator can run code in this program; if you trust it, type it: "
             f"--ray-address {address}"
         )
 

@@ -93,7 +93,7 @@ def read_seeds(words: Iterable[str]) -> list[Any]:
     """Reads the seeds of a command line: numbers, lists and ranges.
 
     Raises:
-        UserError: If a range runs backwards, or holds more than `MOST_RUNS` seeds.
+        UserError: If a range runs backwards, or has more than `MOST_RUNS` seeds.
 
     Example:
         >>> read_seeds(["0-2", "7"]), read_seeds(["0..1"]), read_seeds(["3,4"])
@@ -120,7 +120,7 @@ def _seeds_of(text: str) -> list[Any]:
     first, last = int(match[1]), int(match[2])
     if not first <= last < first + MOST_RUNS:
         raise UserError(
-            f"seeds: {text} is no range of at most {MOST_RUNS} seeds; expected numbers such as "
+            f"seeds: {text} is not a range of at most {MOST_RUNS} seeds; expected numbers such as "
             "0 1 2, or a range such as 0-4"
         )
     return list(range(first, last + 1))
