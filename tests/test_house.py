@@ -135,7 +135,7 @@ ROOMS = {
     "checkpoints/": ["communication", "state", "storage"],
     "models/": ["config", "encryption", "errors", "finetuning", "rng", "state", "storage"],
     "privacy/": ["encryption", "rng", "state", "strategy"],
-    "population/": ["config", "errors", "finetuning", "rng", "state"],
+    "population/": ["config", "errors", "finetuning", "rng", "state", "training"],
     "training/": ["config", "data", "encryption", "finetuning", "models", "state", "strategy"],
     "adaptation/": [
         "config",

@@ -27,14 +27,14 @@ from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
 from fl_vitlora.training.local import LocalTask, Trained, train
 from fl_vitlora.training.objective import cross_entropy, penalties
-from fl_vitlora.training.stacking import Stack
+from fl_vitlora.training.optimizers import is_entrywise, make_optimizer
+from fl_vitlora.training.stacking import Stack, can_stack
 from fl_vitlora.training.steps import (
     active_of,
     autocast,
     batches_of,
     clip_each,
     drift_on,
-    make_optimizer,
     resting,
     step,
     unhalved,
@@ -75,14 +75,22 @@ class LocalJob:
         )
 
 
+def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
+    """Returns True if several clients of a prepared model can be trained in one batch.
+
+    The trained tensors of the model must be such that they can be stacked, and the optimiser must
+    compute entry by entry.
+    """
+    return can_stack(model) and is_entrywise(config)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CohortTrainer:
     """Gives jobs.
 
     Attributes:
         backbone: A prepared model, the workspace.
-        stacks: True if clients are trained in one batch, which a model must be fit for
-            (`stacking.can_stack`).
+        stacks: True if clients are trained in one batch (`can_share_a_batch`).
         config: Hyper-parameters.
         precision: The number format of activations.
     """
@@ -177,8 +185,10 @@ def train_together(
         What came of each.
 
     Raises:
-        ValueError: When the task freezes every tensor.
+        ValueError: When the task freezes every tensor, or the optimiser is not entrywise.
     """
+    if not is_entrywise(config):
+        raise ValueError(f"clients that train with {config.optimizer} cannot share a batch")
     device = stack.device
     size, epochs = config.batch_size, [one.task.epochs_of(config) for one in jobs]
     orders = [

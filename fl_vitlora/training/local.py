@@ -24,12 +24,12 @@ from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 from fl_vitlora.training.objective import Proximal, Term, cross_entropy, penalties
+from fl_vitlora.training.optimizers import make_optimizer
 from fl_vitlora.training.steps import (
     active_of,
     autocast,
     batches_of,
     drift_on,
-    make_optimizer,
     resting,
     step,
     unhalved,

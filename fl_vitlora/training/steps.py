@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config import TrainingConfig
-from fl_vitlora.finetuning import methods
 
 Clip = Callable[[Iterable[Tensor], float], object]
 TINY = 1e-6  # added to a norm, as `nn.utils.clip_grad_norm_` does
@@ -126,39 +125,6 @@ def steps_of(images: int, config: TrainingConfig) -> int:
         6
     """
     return config.epochs * math.ceil(images / config.batch_size)
-
-
-def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
-) -> torch.optim.Optimizer:
-    """Makes the optimiser of a round, which remembers nothing of the rounds before."""
-    groups = _rate_groups(parameters, config, learning_rate)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        betas=(config.beta1, 0.999),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
-def _rate_groups(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
-) -> Sequence[dict[str, object]]:
-    """Gives patch embedding, head and body rates of their own; LoRA has the plain one."""
-    factors = {
-        methods.PATCH_EMBEDDING: config.patch_embed_rate,
-        methods.HEAD: config.head_rate,
-        methods.BODY: config.body_rate,
-    }
-    members: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        members.setdefault(factors.get(methods.group_of(name), 1.0), []).append(parameter)
-    return [{"params": chosen, "lr": learning_rate * f} for f, chosen in members.items()]
 
 
 def unhalved(logits: Tensor) -> Tensor:

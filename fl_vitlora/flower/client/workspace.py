@@ -40,9 +40,8 @@ from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, read
 from fl_vitlora.population.ranks import rank_of
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
-from fl_vitlora.training.cohort import CohortTrainer
+from fl_vitlora.training.cohort import CohortTrainer, can_share_a_batch
 from fl_vitlora.training.local import best_precision
-from fl_vitlora.training.stacking import can_stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,7 @@ def workspace(settings: ClientSettings) -> Workspace:
         precision=precision,
         trainer=CohortTrainer(
             backbone=built,
-            stacks=can_stack(built.model),
+            stacks=can_share_a_batch(built.model, config.training),
             config=config.training,
             precision=precision,
         ),
