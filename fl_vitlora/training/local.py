@@ -8,7 +8,6 @@ B batch, n images of a shard.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,11 +19,11 @@ from torch.nn import functional as F
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 from fl_vitlora.training.objective import Proximal, Term, cross_entropy, penalties
 from fl_vitlora.training.optimizers import make_optimizer
+from fl_vitlora.training.prediction import PLAIN, Predictor, answering
 from fl_vitlora.training.steps import (
     active_of,
     autocast,
@@ -167,14 +166,24 @@ def train(
     return Trained(state=methods.copied_out(parameters), loss=mean_loss, steps=steps)
 
 
-@torch.inference_mode()
 def evaluate(
-    backbone: Backbone, state: State, shard: Shard, precision: torch.dtype = torch.float32
+    backbone: Backbone,
+    state: State,
+    shard: Shard,
+    precision: torch.dtype = torch.float32,
+    predictor: Predictor = PLAIN,
 ) -> tuple[float, float]:
     """Measures a state on a shard.
 
+    Args:
+        backbone: A prepared model, the workspace.
+        state: All trained tensors.
+        shard: The test images as they are on disk.
+        precision: The number format of activations.
+        predictor: What the model answers to a batch.
+
     Returns:
-        Accuracy in [0, 1] and mean cross-entropy.
+        The accuracy in [0, 1] and the mean cross-entropy.
     """
     model = backbone.model
     methods.load_state(model, state)
@@ -183,11 +192,10 @@ def evaluate(
     correct, loss = 0, 0.0
     size = EVALUATION_BATCH[device.type]
     batches = (torch.split(part, size) for part in (shard.images, shard.labels))
-    whole = precision == torch.float32  # in half of it, B·A would be lost beside W
-    with quick_layers(model) if whole else contextlib.nullcontext():
+    with answering(model, predictor, precision):
         for images, labels in zip(*batches, strict=True):
-            with autocast(device, precision):
-                logits = unhalved(model(normalize(images.to(device))))
+            with autocast(device, precision, cached=not predictor.adapts):
+                logits = unhalved(predictor(model, normalize(images.to(device)))).detach()
             loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
             correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
     return correct / len(shard), loss / len(shard)

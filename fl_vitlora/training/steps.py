@@ -133,9 +133,16 @@ def unhalved(logits: Tensor) -> Tensor:
 
 
 def autocast(
-    device: torch.device, precision: torch.dtype
+    device: torch.device, precision: torch.dtype, *, cached: bool = True
 ) -> contextlib.AbstractContextManager[object]:
-    """Computes activations in another precision, if one is asked for."""
+    """Returns a context in which activations are computed in another precision, if one is asked.
+
+    Args:
+        device: The device that computes.
+        precision: The number format of activations; nothing changes for float32.
+        cached: True if a weight is converted only once inside the context. This is wrong where
+            weights change inside it.
+    """
     if precision == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=precision)
+    return torch.autocast(device.type, dtype=precision, cache_enabled=cached)
