@@ -136,7 +136,16 @@ ROOMS = {
     "models/": ["config", "encryption", "errors", "finetuning", "rng", "state", "storage"],
     "privacy/": ["encryption", "rng", "state", "strategy"],
     "population/": ["config", "errors", "finetuning", "rng", "state", "training"],
-    "training/": ["config", "data", "encryption", "finetuning", "models", "state", "strategy"],
+    "training/": [
+        "config",
+        "data",
+        "encryption",
+        "errors",
+        "finetuning",
+        "models",
+        "state",
+        "strategy",
+    ],
     "adaptation/": [
         "config",
         "encryption",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fl_vitlora.config.method_names import read_method, read_parameters
 from fl_vitlora.config.optimizer_names import OPTIMIZERS, read_optimizer
+from fl_vitlora.config.predictor_names import read_predictor
 from fl_vitlora.config.rates import LETTERS, ORDINARY, Rates
 from fl_vitlora.config.settings import setting, to_list
 from fl_vitlora.config.units import Bytes
@@ -405,12 +406,18 @@ class FaultsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Where the test accuracy is measured after every round."""
+    """Where and how the test accuracy is measured after every round."""
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto",
         "Where the test accuracy is measured: by the server (central) or by the clients. The "
         "value auto chooses the clients if only they have the key or the patch embedding.",
+    )
+    predictor: str = setting(
+        "plain",
+        "What the model answers to test images: one forward pass (plain), or the answer of "
+        "'package.module:Class', for example with test-time adaptation.",
+        read=read_predictor,
     )
 
 

@@ -33,7 +33,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.adaptation import policies
 from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.config import Config
-from fl_vitlora.config.confirmation import check_method
+from fl_vitlora.config.confirmation import check_method, check_predictor
 from fl_vitlora.config.settings import read_path
 from fl_vitlora.data.class_names import read_names
 from fl_vitlora.data.shards import (
@@ -91,6 +91,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     """
     config = configuration.load(_given(context.node_config, "config"))
     check_method(config.finetuning.method, _confirmed(context.node_config))
+    check_predictor(config.evaluation.predictor, _confirmed(context.node_config))
     shards = Path(read_path(_given(context.node_config, "shards"), "shards"))
     keys = _storage(config, context.node_config)
     device = choose_workers(config.engine.device, 1, most=1).device
@@ -126,6 +127,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
             _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
         )
         check_method(config.finetuning.method, _confirmed(context.run_config))
+        check_predictor(config.evaluation.predictor, _confirmed(context.run_config))
         policies.check(config)
         strategy = load_strategy(config, _confirmed(context.run_config))
         asked, config = config, policies.for_strategy(config, client_half(strategy))

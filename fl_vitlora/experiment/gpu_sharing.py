@@ -46,7 +46,8 @@ def workers_in_memory(
         return workers
     together = min(trained_together(config), cohort_size(config.clients, config.fraction))
     clients = together if can_share_a_batch(backbone.model, config.training) else 1
-    asked = (config.model, config.training, config.engine, clients, _shapes(backbone))
+    settings = (config.model, config.training, config.evaluation, config.engine)
+    asked = (*settings, clients, _shapes(backbone))
     if ray.measured is None or ray.measured[0] != asked:
         ray.end_actors()  # a worker of the run before would look like another program's memory
         ray.measured = asked, _measure(backbone, config, clients)

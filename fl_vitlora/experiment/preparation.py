@@ -52,6 +52,7 @@ from fl_vitlora.reporting.run_folder import (
     with_ring_of,
 )
 from fl_vitlora.storage.files import WriteError, make_folder, make_private_folder
+from fl_vitlora.training.prediction import predictor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,9 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
     """Builds the model with what the method adds, and checks that all of it is trained.
 
     Raises:
-        UserError: When the model or the method cannot work.
+        UserError: When the model, the method or the predictor cannot work.
     """
+    predictor_of(config.evaluation.predictor)  # refused here, before anything is written
     built = backbone.build(config.model, classes, config.seed)
     methods.prepare(built.model, config.finetuning, config.seed, adapter)
     methods.check_gradients(built.model, built.image_shape)

@@ -25,19 +25,25 @@ on `adapts`:
   may change tensors, but it must put them back, bit by bit, before it returns. So every batch is
   answered by the model that is evaluated, and the order of the batches does not matter.
 
+To use a predictor, name its class in the setting `evaluation.predictor`; `plain` is the usual one.
+
 B images of a batch, C channels, H and W their height and width in pixels, L classes.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fl_vitlora.config.predictor_names import PREDICTORS
+from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.finetuning.inference import quick_layers
 
 
@@ -79,6 +85,43 @@ class Plain:
 
 
 PLAIN = Plain()
+
+
+def predictor_of(name: str) -> Predictor:
+    """Imports and makes a predictor.
+
+    Args:
+        name: A name of the table, or ``package.module:Class``; the class takes no arguments.
+
+    Raises:
+        UserError: If the predictor cannot be imported or made, or does not say whether it adapts.
+
+    Example:
+        >>> predictor_of("plain")
+        Plain()
+    """
+    module_name, _, class_name = PREDICTORS.get(name, name).partition(":")
+    try:
+        module = vars(importlib.import_module(module_name))
+    except (Exception, SystemExit) as error:
+        raise UserError(f"predictor {name} cannot be imported: {_cause(error)}") from error
+    classes: dict[str, Any] = {n: kind for n, kind in module.items() if inspect.isclass(kind)}
+    if class_name not in classes:
+        own = [n for n, kind in classes.items() if hasattr(kind, "adapts")]
+        raise unknown(f"predictor in {module_name}", class_name, own)
+    try:
+        made: Predictor = classes[class_name]()
+    except Exception as error:
+        raise UserError(f"predictor {name} cannot be made: {_cause(error)}") from error
+    if not callable(made) or not isinstance(getattr(made, "adapts", None), bool):
+        raise UserError(
+            f"predictor {name}: expected a class with __call__ and adapts, which is True or False"
+        )
+    return made
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextmanager

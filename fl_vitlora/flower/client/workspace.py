@@ -42,6 +42,7 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.cohort import CohortTrainer, can_share_a_batch
 from fl_vitlora.training.local import best_precision
+from fl_vitlora.training.prediction import Predictor, predictor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ class Workspace:
         holder: The holder of the client's key; None if clients do not need the key.
         precision: The type of activations.
         trainer: Trains clients, one alone or several in one batch.
+        predictor: What the model answers to a batch of images at evaluation.
         shard: A function that opens a shard by its name. The shards used last stay open.
     """
 
@@ -109,6 +111,7 @@ class Workspace:
     holder: KeyHolder | None
     precision: torch.dtype
     trainer: CohortTrainer
+    predictor: Predictor
     shard: Callable[[str], Shard]
 
     def rank_of(self, client: int) -> int | None:
@@ -168,6 +171,7 @@ def workspace(settings: ClientSettings) -> Workspace:
             config=config.training,
             precision=precision,
         ),
+        predictor=predictor_of(config.evaluation.predictor),
         shard=_shelf(settings),
     )
 
