@@ -21,16 +21,14 @@ from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
-from fl_vitlora.training.objective import Proximal, Term, cross_entropy, penalties
-from fl_vitlora.training.optimizers import make_optimizer
+from fl_vitlora.training.descent import begin
+from fl_vitlora.training.objective import Proximal, Term
 from fl_vitlora.training.prediction import PLAIN, Predictor, answering
 from fl_vitlora.training.steps import (
     active_of,
     autocast,
     batches_of,
-    drift_on,
     resting,
-    step,
     unhalved,
 )
 
@@ -136,34 +134,31 @@ def train(
     Raises:
         ValueError: When the task freezes every tensor.
     """
-    model = backbone.model
+    model, size = backbone.model, config.batch_size
     parameters = methods.trainable(model)
     methods.copy_in(parameters, state)
     active = active_of(parameters, task.frozen)
-    device = next(iter(active.values())).device
-    terms = task.all_terms
-    anchor = {name: state[name].to(device) for name in active} if terms else {}
-    optimizer = make_optimizer(active, config, task.learning_rate)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    descent = begin(
+        model,
+        active,
+        config=config,
+        rate=task.learning_rate,
+        terms=task.all_terms,
+        drift=task.drift,
+        precision=precision,
+    )
+    device, epochs = descent.device, task.epochs_of(config)
     images, labels = shard.images.to(device), shard.labels.to(device)
-    drift = {name: task.drift[name].to(device) for name in active if name in task.drift}
     total, seen, steps = torch.zeros((), device=device), 0, 0
-    epochs = task.epochs_of(config)
-    if not model.training:  # else it need not be told to all modules again
+    if not model.training:  # it takes time to say so to all modules again
         model.train()
     with resting(parameters[name] for name in task.frozen):
-        for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
-            with autocast(device, precision):
-                logits = unhalved(model(normalize(images[chosen])))
-            loss, losses = cross_entropy(logits, labels[chosen], config.label_smoothing)
-            penalized = loss + penalties(terms, active, anchor)
-            step(optimizer, scaler, penalized, config.clip_norm)
-            drift_on(active, drift, task.learning_rate)
-            total += losses.sum()
+        for chosen in batches_of(len(shard), epochs, size, generator, device):
+            total += descent.step(images[chosen], labels[chosen]).sum()
             seen += len(chosen)
             steps += 1
-    mean_loss = float(total) / max(1, seen)
-    return Trained(state=methods.copied_out(parameters), loss=mean_loss, steps=steps)
+    loss = float(total) / max(1, seen)
+    return Trained(state=methods.copied_out(parameters), loss=loss, steps=steps)
 
 
 def evaluate(

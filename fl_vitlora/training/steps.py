@@ -60,7 +60,7 @@ def step(
     scaler: torch.amp.GradScaler,
     loss: Tensor,
     clip_norm: float | None,
-    clip: Clip = nn.utils.clip_grad_norm_,
+    clip: Clip,
 ) -> None:
     """Takes one step down the gradient of a loss.
 
