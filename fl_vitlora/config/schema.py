@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl_vitlora.config.method_names import read_method, read_parameters
+from fl_vitlora.config.optimizer_names import OPTIMIZERS, read_optimizer
+from fl_vitlora.config.predictor_names import read_predictor
 from fl_vitlora.config.rates import LETTERS, ORDINARY, Rates
 from fl_vitlora.config.settings import setting, to_list
 from fl_vitlora.config.units import Bytes
@@ -285,8 +287,11 @@ class FineTuningConfig:
 class TrainingConfig:
     """How a client trains on its shard in a round."""
 
-    optimizer: Literal["adamw", "sgd"] = setting(
-        "adamw", "Optimiser of the clients; it starts afresh in every round."
+    optimizer: str = setting(
+        "adamw",
+        "The optimiser of the clients, which starts afresh in every round. Choices: "
+        f"{', '.join(OPTIMIZERS)}.",
+        read=read_optimizer,
     )
     learning_rate: float = setting(
         LETTERS.learning_rate,
@@ -322,11 +327,16 @@ class TrainingConfig:
     epochs: int = setting(
         1, "The number of passes over a client's images in a round (local epochs).", "[1, inf)"
     )
-    weight_decay: float = setting(0.0, "The weight decay of AdamW (decoupled) or SGD.", "[0, inf)")
+    weight_decay: float = setting(
+        0.0,
+        "The weight decay. The optimiser adamw subtracts it from the weights; the other optimisers "
+        "add it to the gradients.",
+        "[0, inf)",
+    )
     beta1: float = setting(
         LETTERS.beta1,
-        "The decay rate of AdamW's mean gradient. It is small because a round has few steps. The "
-        f"default for models that are not bundled is {ORDINARY.beta1:g}.",
+        "The decay rate of the mean gradient of adam, adamw and nadam. It is small because a round "
+        f"has few steps. The default for models that are not bundled is {ORDINARY.beta1:g}.",
         "[0, 1)",
     )
     momentum: float = setting(0.9, "The momentum of SGD.", "[0, 1)")
@@ -398,13 +408,19 @@ class FaultsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Where the test accuracy is measured after every round."""
+    """Where and how the test accuracy is measured after every round."""
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto",
         "Where the test accuracy is measured: by the server (central) or by the clients "
         "(clients). The value auto chooses the clients if only they have the key or the patch "
         "embedding.",
+    )
+    predictor: str = setting(
+        "plain",
+        "What the model answers to test images: one forward pass (plain), or the answer of "
+        "'package.module:Class', for example with test-time adaptation.",
+        read=read_predictor,
     )
 
 

@@ -33,7 +33,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.adaptation import policies
 from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.config import Config
-from fl_vitlora.config.confirmation import check_method
+from fl_vitlora.config.confirmation import check_method, check_predictor
 from fl_vitlora.config.settings import read_path
 from fl_vitlora.data.class_names import read_names
 from fl_vitlora.data.shards import (
@@ -102,6 +102,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     """
     config = configuration.load(_given(context.node_config, "config"))
     check_method(config.finetuning.method, _confirmed(context.node_config))
+    check_predictor(config.evaluation.predictor, _confirmed(context.node_config))
     shards = Path(read_path(_given(context.node_config, "shards"), "shards"))
     keys = _storage(config, context.node_config)
     device = choose_workers(config.engine.device, 1, most=1).device
@@ -155,6 +156,7 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
     """
     written = configuration.load(_given(given, "config"), {"out": _given(given, "out")})
     check_method(written.finetuning.method, _confirmed(given))
+    check_predictor(written.evaluation.predictor, _confirmed(given))
     strategy = load_strategy(written, _confirmed(given))
     shards = Path(read_path(_given(given, "shards"), "shards"))
     config = validation.check(

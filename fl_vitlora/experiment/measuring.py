@@ -27,6 +27,7 @@ from fl_vitlora.federation.learning import class_shares
 from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.training import local
+from fl_vitlora.training.prediction import predictor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ def measured_by_server(
         ),
         holder=holder,
         precision=local.best_precision(device, config.engine.mixed_precision),
+        predictor=predictor_of(config.evaluation.predictor),
     )
 
 

@@ -26,6 +26,7 @@ from fl_vitlora.flower.strategies.confidentiality import check_privacy
 from fl_vitlora.flower.wire.wiring import check_codecs
 from fl_vitlora.models import backbone
 from fl_vitlora.reporting.run_folder import check_unused
+from fl_vitlora.training.prediction import predictor_of
 
 
 def check(
@@ -64,6 +65,7 @@ def check(
         check_storage(config)
     if new_folder and config.out:
         check_unused(Path(config.out))
+    predictor_of(config.evaluation.predictor)
     check_model(config)
     return config
 
@@ -84,6 +86,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
     check_codecs(config, client_half(strategy))
+    predictor_of(config.evaluation.predictor)
     return config
 
 

@@ -10,6 +10,7 @@ import torch
 from fl_vitlora.config import Config
 from fl_vitlora.finetuning.methods import method_of
 from fl_vitlora.rng import generator
+from fl_vitlora.training.optimizers import is_entrywise
 
 BUNDLES_A_ROUND = 8
 IMAGES_A_STEP = 64
@@ -42,9 +43,9 @@ def trained_together(config: Config) -> int:
 
     This is the setting `engine.cohort` if it is given. Otherwise it is an eighth of a round's
     participants, so that eight workers have work. The batch then has at most 64 images a step,
-    about as many as the cache of a core can hold. The number is 1 if the clients of the method
-    cannot share a batch, as in full fine-tuning. It does not depend on the number of workers,
-    because the rounding of sums would then depend on it too.
+    about as many as the cache of a core can hold. The number is 1 if clients cannot share a batch:
+    in full fine-tuning, for example, or with an optimiser that is not entrywise. It does not depend
+    on the number of workers, because the rounding of sums would then depend on it too.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
@@ -52,7 +53,7 @@ def trained_together(config: Config) -> int:
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
-    if not method_of(config.finetuning).stackable:
+    if not (method_of(config.finetuning).stackable and is_entrywise(config.training)):
         return 1
     participants = cohort_size(config.clients, config.fraction)
     most = IMAGES_A_STEP // config.training.batch_size

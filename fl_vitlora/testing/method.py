@@ -208,7 +208,7 @@ def _stacks(subject: Subject) -> None:
         alone.append(outputs(built.model, batch[begin : begin + count]))
         begin += count
     stack.load(states, [reader_of(built)] * len(states))
-    stack.seat(CLIENTS)
+    stack.set_batch_sizes(CLIENTS)
     far = _distance(outputs(stack.model, batch), torch.cat(alone))
     if not far <= CLOSE:
         raise MethodError(f"two clients in one batch get outputs that differ by {far:.2g}")

@@ -20,7 +20,7 @@ from fl_vitlora.experiment.preparation import prepare_model
 from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
-from fl_vitlora.training.steps import make_optimizer
+from fl_vitlora.training.optimizers import make_optimizer
 
 ROOT = Path(__file__).parent.parent.parent
 METHOD = "made_up_methods.gates:Gates"
