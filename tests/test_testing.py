@@ -192,7 +192,7 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("divides by none", "the new model has NaN or infinity in head.bias"),
         ("turns", r"the new model has head.weight of shape \(6, 3\), expected \(3, 6\)"),
         ("widens", "head.weight as torch.float64, expected torch.float32"),
-        ("moves what restarts", "lora_A was changed, although plan.restarted says"),
+        ("moves what restarts", "lora_A was changed, although plan.restarted names it"),
         ("merges half", f"{Q}.merged_B is missing"),
         ("merges nowhere", "nothing can be merged at head: it has no low-rank pair"),
         ("merges what does not fit", r"shapes \(5, 6\) and \(6, 4\), expected \(R, 6\)"),
