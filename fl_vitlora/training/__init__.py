@@ -1,1 +1,1 @@
-"""Local training: of one client, or of many in one batch, from the same pieces."""
+"""Local training of one client, or of many clients in one batch, and the evaluation of a model."""

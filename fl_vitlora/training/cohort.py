@@ -1,11 +1,14 @@
-"""Many clients trained in one batch: what each would have learnt alone, in fewer, larger steps.
+"""Many clients trained in one batch: each learns what it would learn alone, in fewer, larger steps.
 
-The trained tensors of the clients are stacked, the frozen ones shared (`training.stacking`). The
-loss is the sum of the clients' own losses, so that the gradient of a slice is its client's; the
-optimiser computes entry by entry; norms are clipped client by client. Whoever has taken all its
-steps leaves, and the batch goes on without it. So every client's tensors are those of training it
-alone, but for the rounding of sums in another order; and for float16, where a step that overflows
-for one client is left out by all.
+The trained tensors of the clients are stacked, and the frozen tensors are shared
+(`training.stacking`). The loss is the sum of the clients' losses, so the gradient of a slice is the
+gradient of its client. The optimiser computes entry by entry, and gradients are clipped client by
+client. A client that has taken all its steps leaves, and the batch goes on without it.
+
+So the tensors of every client are those of training it alone, up to the rounding of sums in another
+order. There is one exception: in float16, all clients skip a step that overflows for one of them.
+
+B images of a step, K clients, b_k images of client k, C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -34,15 +37,16 @@ from fl_vitlora.training.steps import active_of, batches_of, resting
 
 @dataclass(frozen=True, kw_only=True)
 class LocalJob:
-    """All that one client's training depends on, beside what the clients of a run share.
+    """Everything that is particular to the training of one client in one round.
 
     Attributes:
-        start: All trained tensors, where training starts.
-        shard: Its images.
+        start: All trained tensors before training.
+        shard: The images of the client.
         task: The task of the round.
         generator: The generator of the order of images, on the CPU.
         reader: The frozen part of the client's patch embedding.
-        increments: The sums that were merged into the frozen weights, by the paths of pairs.
+        increments: The sums that were merged into the frozen weights, by the paths of their
+            low-rank pairs.
     """
 
     start: State
@@ -53,7 +57,7 @@ class LocalJob:
     increments: State = field(default_factory=dict)
 
     def goes_with(self, other: LocalJob) -> bool:
-        """Tells whether the two can be given in one batch."""
+        """Returns True if this client and another client can be trained in one batch."""
         mine, theirs = self.task, other.task
         return (
             mine.learning_rate == theirs.learning_rate
@@ -77,12 +81,12 @@ def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CohortTrainer:
-    """Gives jobs.
+    """Trains clients, in one batch where that is possible.
 
     Attributes:
         backbone: A prepared model, the workspace.
         stacks: True if clients are trained in one batch (`can_share_a_batch`).
-        config: Hyper-parameters.
+        config: The hyper-parameters.
         precision: The number format of activations.
     """
 
@@ -93,17 +97,20 @@ class CohortTrainer:
 
     @functools.cached_property
     def stack(self) -> Stack:
-        """The model for many clients, made when it is first needed."""
+        """Returns the model for many clients; it is made when it is first needed."""
         return Stack(self.backbone.model)
 
     def train(self, jobs: Sequence[LocalJob]) -> list[Trained]:
-        """Trains clients, all in one batch that can be.
+        """Trains clients; all that can share a batch are trained in one.
+
+        Args:
+            jobs: One job for each client.
 
         Returns:
-            What came of each.
+            The results in the order of the jobs.
 
         Raises:
-            ValueError: When a task freezes every tensor.
+            ValueError: If a task freezes every tensor.
         """
         found: dict[int, Trained] = {}
         left = list(range(len(jobs)))
@@ -184,16 +191,16 @@ def train_together(
     """Trains clients in one batch.
 
     Args:
-        stack: The workspace; its frozen tensors are those of the jobs.
-        jobs: The jobs, which can share a batch.
+        stack: The workspace. Its frozen tensors are those of the jobs.
+        jobs: The jobs, which can share a batch (`LocalJob.goes_with`).
         config: The hyper-parameters.
         precision: The number format of activations.
 
     Returns:
-        What each client's training came to, in the order of the jobs.
+        The results in the order of the jobs.
 
     Raises:
-        ValueError: When the task freezes every tensor, or the optimiser is not entrywise.
+        ValueError: If the task freezes every tensor, or the optimiser is not entrywise.
     """
     if not is_entrywise(config):
         raise ValueError(f"clients that train with {config.optimizer} cannot share a batch")
@@ -271,12 +278,12 @@ def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
 def _trained(
     plans: Sequence[Plan], states: Sequence[State], losses: Sequence[float]
 ) -> list[Trained]:
-    """Returns what each client's training came to, in the order of the jobs.
+    """Returns the results of all clients in the order of the jobs.
 
     Args:
         plans: The clients in the order of the stack.
-        states: Their trained tensors.
-        losses: Their total losses over all images of all steps.
+        states: The trained tensors of each client.
+        losses: The total loss of each client over the images of all steps.
     """
     found = {
         plan.number: Trained(state=state, loss=total / max(1, plan.images), steps=len(plan.order))

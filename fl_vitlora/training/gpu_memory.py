@@ -1,9 +1,9 @@
-"""The memory of a GPU that a worker needs: what it does at most is done here once, and measured.
+"""Measures the GPU memory that a worker needs, by doing the largest work of a worker once.
 
-A process that computes on a GPU holds its tensors, and beside them what PyTorch does not count, the
-kernels and tables of its libraries. The tensors are those of a worker's steps, taken by the same
-code; the rest is what is in use on the GPU and no tensor. On the CPU the steps are taken all the
-same, and nothing is read.
+A process on a GPU needs memory for its tensors, and for the kernels and tables of its libraries
+(the context), which PyTorch does not count. The memory of the tensors is measured while the code of
+a worker takes its steps. The context is the memory that is in use on the GPU without belonging to a
+tensor. On the CPU the steps are taken as well, but all sizes are zero.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from fl_vitlora.training.local import (
 )
 from fl_vitlora.training.prediction import predictor_of
 
-MARGIN = 0.1  # of what is free: pieces too small to use, and what a strategy adds to a step
-CONTEXT_AT_MOST = 2**31  # bytes; what is more is another program's, which shares the GPU
-STEPS = 2  # in the second, the optimiser's memory and the first gradients lie beside activations
+MARGIN = 0.1  # share of the free memory for fragments, and for what a strategy adds to a step
+CONTEXT_AT_MOST = 2**31  # bytes; any more memory belongs to another program on the GPU
+STEPS = 2  # the second step also holds the optimiser's state and the gradients of the first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of a GPU's memory; zeros on the CPU.
+    """The measured memory of a GPU, in bytes; all zero on the CPU.
 
     Attributes:
-        free: Left to workers once this process, which evaluates beside them, has what it needs.
-        context: The bytes of a process beside its tensors.
-        step: The most bytes of a worker's tensors, without the shards that it has open.
+        free: The memory that is left to workers while this process evaluates beside them.
+        context: The memory of a process beside its tensors.
+        step: The largest memory of a worker's tensors, without its open shards.
     """
 
     free: int
@@ -52,16 +52,16 @@ class Memory:
 
 
 def workers_that_fit(free: int, context: int, step: int, most: int) -> int:
-    """Counts the processes that a GPU's memory holds, `MARGIN` of it kept free.
+    """Returns the number of workers that fit into a GPU's memory, of which `MARGIN` stays free.
 
     Args:
-        free: Bytes left to them.
-        context: Bytes of each, beside its tensors.
-        step: Bytes of its tensors at most.
-        most: The number of processes that are wanted.
+        free: The memory that is left to workers, in bytes.
+        context: The memory of each worker beside its tensors, in bytes.
+        step: The largest memory of a worker's tensors, in bytes.
+        most: The number of workers that are wanted.
 
     Returns:
-        Their number, at least one.
+        The number of workers, at least one.
 
     Example:
         >>> GiB = 2**30
@@ -72,18 +72,18 @@ def workers_that_fit(free: int, context: int, step: int, most: int) -> int:
 
 
 def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
-    """Takes a worker's steps and evaluates a batch, and tells the memory of both.
+    """Takes the steps of a worker, evaluates a batch, and measures the memory of both.
 
     Args:
-        backbone: A prepared model on the device; it is left as it was.
+        backbone: A prepared model on the device. It is left as it was.
         config: The experiment.
-        clients: Trained in one batch.
+        clients: The number of clients that a worker trains in one batch.
 
     Returns:
-        What was found.
+        The measured memory.
 
     Raises:
-        torch.OutOfMemoryError: When one worker is too many.
+        torch.OutOfMemoryError: If the memory does not hold even one worker.
     """
     device = next(backbone.model.parameters()).device
     with left_as_it_was(backbone.model):
@@ -93,7 +93,7 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
 
 
 def make_trainer(backbone: Backbone, config: Config) -> CohortTrainer:
-    """Makes the trainer that workers have, for one epoch."""
+    """Makes the trainer of a worker, for one epoch."""
     device = next(backbone.model.parameters()).device
     return CohortTrainer(
         backbone=backbone,
@@ -104,7 +104,7 @@ def make_trainer(backbone: Backbone, config: Config) -> CohortTrainer:
 
 
 def take_steps(trainer: CohortTrainer, clients: int) -> list[Trained]:
-    """Trains clients for `STEPS` steps of full batches, of black images."""
+    """Trains clients for `STEPS` steps, on full batches of black images."""
     start, reader = methods.export_state(trainer.backbone.model), reader_of(trainer.backbone)
     shard = black(trainer.backbone, STEPS * trainer.config.batch_size)
     task = LocalTask(learning_rate=trainer.config.learning_rate)
@@ -116,7 +116,7 @@ def take_steps(trainer: CohortTrainer, clients: int) -> list[Trained]:
 
 
 def black(backbone: Backbone, images: int) -> Shard:
-    """Makes up a shard."""
+    """Returns a shard of black images."""
     return Shard(
         images=torch.zeros(images, *backbone.image_shape, dtype=torch.uint8),
         labels=torch.zeros(images, dtype=torch.int64),
@@ -125,7 +125,11 @@ def black(backbone: Backbone, images: int) -> Shard:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Lets a model without gradients be trained for a while; then it is what it was, to the bit."""
+    """Restores a model at the end of a `with` block, bit by bit.
+
+    Args:
+        model: A model whose parameters have no gradients. The block may train it.
+    """
     before = {name: t.to("cpu", copy=True) for name, t in model.state_dict().items()}
     training = model.training
     try:
@@ -137,7 +141,12 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def peak(device: torch.device, work: Callable[[], object]) -> int:
-    """Does something, and tells the bytes that PyTorch reserved at most, a model's among them."""
+    """Returns the largest number of bytes that PyTorch reserves during some work.
+
+    Args:
+        device: The device of the work. The result is 0 on the CPU.
+        work: The work that is done once. The tensors that exist before it count as well.
+    """
     if device.type != "cuda":
         work()
         return 0
@@ -149,12 +158,12 @@ def peak(device: torch.device, work: Callable[[], object]) -> int:
 
 
 def at_rest(device: torch.device) -> tuple[int, int]:
-    """Gives back what is reserved for no tensor.
+    """Releases the memory that PyTorch has reserved for no tensor.
 
     Returns:
-        The bytes that are free then, and those of this process's context.
+        The free memory and the memory of this process's context, in bytes.
     """
-    gc.collect()  # a stack of clients refers to itself
+    gc.collect()  # a stack of clients refers to itself, so only the collector frees it
     if device.type != "cuda":
         return 0, 0
     torch.cuda.empty_cache()
@@ -163,7 +172,7 @@ def at_rest(device: torch.device) -> tuple[int, int]:
 
 
 def _peaks(backbone: Backbone, config: Config, clients: int) -> tuple[int, int]:
-    """Returns the most bytes of training, and of an evaluation after it."""
+    """Returns the largest memory of training, and of an evaluation after it, in bytes."""
     trainer, predictor = make_trainer(backbone, config), predictor_of(config.evaluation.predictor)
     device = next(backbone.model.parameters()).device
     state = methods.export_state(backbone.model)

@@ -1,9 +1,7 @@
-"""Local training and evaluation: functions of a state, a shard and hyper-parameters.
+"""Local training and evaluation, as functions of a state, a shard and hyper-parameters.
 
-A model is handed in as a workspace: its trained tensors are overwritten first and read out at the
-end, its frozen ones are never touched, so one model serves every client of a worker in turn.
-
-B batch, n images of a shard.
+The model is a workspace. Its trained tensors are overwritten first and copied out at the end; its
+frozen tensors are never changed. So one model serves every client of a worker in turn.
 """
 
 from __future__ import annotations
@@ -32,19 +30,20 @@ from fl_vitlora.training.steps import (
     unhalved,
 )
 
-EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # on a core, what its cache can hold
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU as many as a core's cache holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTask:
-    """What is asked of a client in one round, beside the hyper-parameters of all rounds.
+    """The task of a client in one round, beside the hyper-parameters of all rounds.
 
     Attributes:
         learning_rate: The learning rate of this round.
-        epochs: Passes over the shard in this round; those of the configuration if not given.
-        proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
+        epochs: The number of passes over the shard in this round; None for the number in the
+            configuration.
+        proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
         terms: Further terms of the local loss.
-        frozen: Trained tensors that rest in this round.
+        frozen: The names of the trained tensors that stay as they are in this round.
         drift: The tensors that are added after every step, times the learning rate.
     """
 
@@ -57,21 +56,21 @@ class LocalTask:
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
-        """The terms of the local loss beside the cross-entropy."""
+        """Returns the terms of the local loss beside the cross-entropy."""
         return (*((Proximal(self.proximal_mu),) if self.proximal_mu else ()), *self.terms)
 
     def epochs_of(self, config: TrainingConfig) -> int:
-        """Returns the passes over the shard."""
+        """Returns the number of passes over the shard."""
         return config.epochs if self.epochs is None else self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a client's training came to.
+    """The result of a client's training.
 
     Attributes:
         state: All trained tensors.
-        loss: The mean over all steps, penalties left out.
+        loss: The mean cross-entropy over the images of all steps, without penalties.
         steps: The number of optimiser steps.
     """
 
@@ -83,16 +82,16 @@ class Trained:
 def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> float:
     """Computes the learning rate of a round.
 
-    It rises linearly over the warm-up rounds; then it stays, or falls as half a cosine that would
-    reach zero one round after the last.
+    The rate rises linearly over the warm-up rounds. Then it stays, or falls as half a cosine that
+    would reach zero one round after the last.
 
     Args:
-        config: Peak, schedule and warm-up.
+        config: The hyper-parameters, with the peak, the schedule and the warm-up.
         server_round: The number of the round, from 1.
         rounds: The number of rounds of the whole run.
 
     Returns:
-        The rate.
+        The learning rate.
 
     Example:
         >>> c = TrainingConfig(learning_rate=1.0, schedule="cosine")
@@ -117,22 +116,19 @@ def train(
     generator: torch.Generator,
     precision: torch.dtype = torch.float32,
 ) -> Trained:
-    """Trains on one shard.
+    """Trains a model on one shard.
 
     Args:
         backbone: A prepared model, the workspace.
-        state: The tensors that training starts with.
-        shard: Images as they lie on disk; they are normalised here, batch by batch.
-        config: Hyper-parameters.
+        state: The trained tensors with which training starts.
+        shard: The images as they are on disk. They are normalised here, batch by batch.
+        config: The hyper-parameters.
         task: The task of this round.
         generator: The generator of the order of images, on the CPU.
         precision: The number format of activations: float32, bfloat16 or float16.
 
-    Returns:
-        What came of it.
-
     Raises:
-        ValueError: When the task freezes every tensor.
+        ValueError: If the task freezes every tensor.
     """
     model, size = backbone.model, config.batch_size
     parameters = methods.trainable(model)
@@ -149,15 +145,14 @@ def train(
     )
     device, epochs = descent.device, task.epochs_of(config)
     images, labels = shard.images.to(device), shard.labels.to(device)
-    total, seen, steps = torch.zeros((), device=device), 0, 0
-    if not model.training:  # it takes time to say so to all modules again
+    total, steps = torch.zeros((), device=device), 0
+    if not model.training:  # setting the mode of all modules takes time
         model.train()
     with resting(parameters[name] for name in task.frozen):
         for chosen in batches_of(len(shard), epochs, size, generator, device):
             total += descent.step(images[chosen], labels[chosen]).sum()
-            seen += len(chosen)
             steps += 1
-    loss = float(total) / max(1, seen)
+    loss = float(total) / max(1, epochs * len(shard))
     return Trained(state=methods.copied_out(parameters), loss=loss, steps=steps)
 
 
@@ -168,7 +163,7 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     predictor: Predictor = PLAIN,
 ) -> tuple[float, float]:
-    """Measures a state on a shard.
+    """Measures trained tensors on a shard of test images.
 
     Args:
         backbone: A prepared model, the workspace.
@@ -197,7 +192,15 @@ def evaluate(
 
 
 def best_precision(device: torch.device, mixed: bool) -> torch.dtype:
-    """Chooses the type of activations: half precision on a GPU where asked, else float32."""
+    """Chooses the number format of activations.
+
+    Args:
+        device: The device that computes.
+        mixed: True if a GPU may compute in half precision.
+
+    Returns:
+        bfloat16 or float16 on a GPU if `mixed` is true; otherwise float32.
+    """
     if device.type != "cuda" or not mixed:
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

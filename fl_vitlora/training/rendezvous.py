@@ -1,9 +1,10 @@
-"""Calls that go on in turns, and can meet to have their heaviest part done together.
+"""Calls that run in turns, and can meet to have their heaviest part computed together.
 
-A worker that is handed several messages runs the app for each, in a thread of its own, but never
-two at once: a call goes on until it ends or waits for the others. When all that are left wait, what
-they brought is done together, and they go on in turns. So an app needs no other form for many
-messages than for one, and what calls share needs no locks.
+A worker that gets several messages calls the app once for each message, in a thread for each. Never
+do two calls run at the same time: a call runs until it ends or waits at a meeting. When all calls
+that have not ended are waiting, one function computes all their results together, and the calls
+continue in turns. So an app for many messages looks like an app for one message, and the data that
+calls share needs no locks.
 """
 
 from __future__ import annotations
@@ -21,29 +22,40 @@ _own: ContextVar[Call[Any] | None] = ContextVar("call", default=None)
 
 
 class Call(Generic[T]):
-    """A call that goes on when it is told to, and stops where it ends or meets others.
+    """A call that runs when it gets its turn, and stops when it ends or waits at a meeting.
 
     Args:
         function: The function that is called.
+
+    Attributes:
+        together: The function of the meeting at which the call waits; None if it does not wait.
+        brought: The argument that the call brings to the meeting.
+        found: The result of the meeting for this call, or the exception to raise in it.
+        outcome: The result of the whole call, or the exception that ended it.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
         self._turn, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.together: Together[Any, Any] | None = None  # what it waits for, with what it brought
+        self.together: Together[Any, Any] | None = None
         self.brought: Any = None
         self.found: Any = None
         self.outcome: T | Exception | None = None
         self._thread.start()
 
     def go_on(self) -> None:
-        """Lets it go on, and returns when it has stopped."""
+        """Gives the call its turn, and returns when the call has stopped."""
         self._turn.release()
         self._stopped.acquire()
 
     def meet(self, together: Together[T, U], brought: T) -> U:
-        """Stops until what it and others brought is done; called by the call itself."""
+        """Waits for the result of a meeting. The call itself calls this method.
+
+        Args:
+            together: The function that computes the results of all calls at the meeting.
+            brought: The argument of this call.
+        """
         self.together, self.brought = together, brought
         self._stopped.release()
         self._turn.acquire()
@@ -57,24 +69,24 @@ class Call(Generic[T]):
         _own.set(self)
         try:
             self.outcome = self._function()
-        except Exception as error:  # handed to who waits for the outcome
+        except Exception as error:  # `in_turns` returns it
             self.outcome = error
-        except BaseException as error:  # an app that exits ends its call, not the worker
+        except BaseException as error:  # an app that exits ends its own call, not the worker
             self.outcome = RuntimeError(repr(error))
         finally:
             self._stopped.release()
 
 
 def meet(together: Together[T, U], brought: T) -> U:
-    """Has something done together with what other calls bring; alone, where there are none.
+    """Computes a result together with the other calls that meet; alone if there are no others.
 
     Args:
-        together: Takes what was brought to it, and returns as many results; an exception of it is
-            raised in every call.
-        brought: The argument that this call brings.
+        together: A function from the arguments of all calls at the meeting to as many results. If
+            it raises an exception, the exception is raised in every call.
+        brought: The argument of this call.
 
     Returns:
-        The result of this one.
+        The result of this call.
     """
     call = _own.get()
     return together([brought])[0] if call is None else call.meet(together, brought)
@@ -87,7 +99,7 @@ def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
         functions: The functions to call, without arguments.
 
     Returns:
-        What each returned, or the exception that it raised.
+        The result of each call, or the exception that it raised.
     """
     calls = [Call(function) for function in functions]
     for call in calls:
@@ -99,12 +111,12 @@ def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
 
 
 def _do_together(calls: Sequence[Call[Any]]) -> None:
-    """Does what some calls brought, and lets each go on."""
+    """Computes the results of calls that wait at one meeting, and lets each call continue."""
     together = cast("Together[Any, Any]", calls[0].together)
     found: Sequence[Any]
     try:
         found = together([call.brought for call in calls])
-    except Exception as error:  # raised where it was waited for
+    except Exception as error:  # `Call.meet` raises it in every call
         found = [error] * len(calls)
     for call, one in zip(calls, found, strict=True):
         call.together, call.brought, call.found = None, None, one

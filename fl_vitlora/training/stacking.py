@@ -1,12 +1,12 @@
-"""Many clients in one model: frozen weights shared, what is trained stacked, one slice a client.
+"""Many clients in one model: the frozen weights are shared, and the trained tensors are stacked.
 
-The images of K clients pass through the model as one batch, client by client. Only few layers need
-to know whose image is whose: the patch embedding, the adapters and the head. They are given a
-leading dimension of clients; all else computes what it always does, on a larger batch, so that
-small batches no longer waste a processor made for large ones.
+The images of K clients pass through the model as one batch, client by client. Few layers need to
+know which client an image belongs to: the patch embedding, the adapters and the head. Their tensors
+get a leading dimension of clients. All other layers compute what they always compute, on a larger
+batch. So small batches no longer waste a processor that is made for large ones.
 
-K clients, b_k images of client k, B = Σ b_k images of the first of them that have any, C channels,
-p patch size, N patches, D = C·p² entries a patch, W width, T tokens, n inputs, m outputs, r rank.
+K clients, b_k images of client k, B = Σ b_k images of a batch, C channels, p patch size, N patches,
+D = C·p² entries a patch, W width, T tokens, n inputs, m outputs, r rank.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from fl_vitlora.state import State
 
 PATCHES, HEAD, POSITION = "patch_embed.proj", "head", "pos_embed"
 MULTIPLY = "multiply"  # the attribute of a layer that applies its trained matrices
-FROZEN = 2  # dimensions of a matrix that all clients share
-PER_PATCH = 4  # dimensions of stacked kernels where every patch has its own
+FROZEN = 2  # the number of dimensions of a matrix that all clients share
+PER_PATCH = 4  # the number of dimensions of stacked kernels if every patch has its own kernel
 
 
 class BatchSizes:
-    """Whose images are where in a batch.
+    """The number of images of each client in the present batch.
 
     Attributes:
-        sizes: b_k of the first clients of the stack, in its order; the others have no images.
+        sizes: b_k of the first clients of the stack, in its order. The other clients have no images
+            in this batch.
     """
 
     def __init__(self) -> None:
@@ -42,16 +43,16 @@ class BatchSizes:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) -> Tensor:
-    """Applies to the images of each client a linear layer of its own.
+    """Applies the linear layer of each client to the images of that client.
 
     Args:
-        x: (B, ..., n).
-        weight: (K, m, n).
-        bias: (K, m), or none.
+        x: The inputs, (B, ..., n).
+        weight: The weights, (K, m, n).
+        bias: The biases, (K, m); None if the layers have none.
         batch: The batch sizes of the clients.
 
     Returns:
-        (B, ..., m).
+        The outputs, (B, ..., m).
     """
     sizes = batch.sizes
     clients = len(sizes)
@@ -68,11 +69,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) ->
 
 
 class StackedPatches(nn.Module):
-    """Stands in for the convolution of a patch embedding, or for `KernelPerPatch`.
+    """The patch embeddings of K clients; it replaces a convolution, or `KernelPerPatch`.
+
+    Args:
+        like: The layer that is replaced.
+        batch: The batch sizes of the clients.
 
     Attributes:
-        weight: (K, W, C, p, p), or (K, N, W, D).
-        bias: (K, W), or none.
+        weight: The kernels, (K, W, C, p, p), or (K, N, W, D) if every patch has its own kernel.
+        bias: The biases, (K, W); None if the layer has none.
     """
 
     weight: Tensor
@@ -85,19 +90,19 @@ class StackedPatches(nn.Module):
         self.bias = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, W, H/p, W/p)."""
+        """Maps images, (B, C, height, width), to tokens, (B, W, height/p, width/p)."""
         rows, columns = (
             side // p for side, p in zip(images.shape[-2:], self.patch_size, strict=True)
         )
         patches = F.unfold(images, self.patch_size, stride=self.patch_size).mT  # (B, N, D)
         if self.weight.ndim == PER_PATCH:
-            tokens = self._each_with_its_kernel(patches)
+            tokens = self._kernel_per_patch(patches)
         else:
             tokens = linear(patches, self.weight.flatten(2), self.bias, self.batch)
         return tokens.mT.reshape(len(images), -1, rows, columns)
 
-    def _each_with_its_kernel(self, patches: Tensor) -> Tensor:
-        """Maps (B, N, D) to (B, N, W)."""
+    def _kernel_per_patch(self, patches: Tensor) -> Tensor:
+        """Maps patches, (B, N, D), to tokens, (B, N, W)."""
         sizes = self.batch.sizes
         tokens = [
             torch.einsum("bnd,nwd->bnw", part, weight)
@@ -111,11 +116,14 @@ class StackedPatches(nn.Module):
 
 
 class StackedHead(nn.Module):
-    """Stands in for a linear head.
+    """The linear heads of K clients.
+
+    Args:
+        batch: The batch sizes of the clients.
 
     Attributes:
-        weight: (K, m, n).
-        bias: (K, m), or none.
+        weight: The weights, (K, m, n).
+        bias: The biases, (K, m); None if the head has none.
     """
 
     weight: Tensor
@@ -127,19 +135,19 @@ class StackedHead(nn.Module):
         self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, ..., n) to (B, ..., m)."""
+        """Maps features, (B, ..., n), to logits, (B, ..., m)."""
         return linear(x, self.weight, self.bias, self.batch)
 
 
 class Stack:
-    """A model of many clients, which shares the frozen weights of the model of one.
+    """A model of many clients, which shares the frozen weights of the model of one client.
 
     Args:
-        model: A prepared timm ViT that `can_stack`; what is frozen in it and changed later is
-            changed here as well.
+        model: A prepared timm ViT for which `can_stack` returns True. A later change of its frozen
+            weights changes this model as well.
 
     Attributes:
-        model: Maps the images of a batch to (B, classes).
+        model: The model of many clients; it maps the images of a batch to logits, (B, classes).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -158,17 +166,18 @@ class Stack:
 
     @property
     def device(self) -> torch.device:
-        """Tells where it computes."""
+        """Returns the device that computes."""
         return next(iter(self._trained.values())).device
 
     def load(
         self, states: Sequence[State], readers: Sequence[PatchReader]
     ) -> dict[str, nn.Parameter]:
-        """Gives the model the trained tensors of its clients, and what each reads patches with.
+        """Puts the tensors of K clients into the model.
 
         Args:
-            states: K states.
-            readers: K readers; their weights count where the patch embedding is frozen.
+            states: The trained tensors of each client.
+            readers: The frozen part of each client's patch embedding. The kernels of a reader are
+                used if the method does not train the patch embedding.
 
         Returns:
             The trained parameters by their names, each with a leading dimension K.
@@ -190,10 +199,10 @@ class Stack:
         return parameters
 
     def set_batch_sizes(self, sizes: Sequence[int]) -> None:
-        """Tells how many images of each client the next batch has, client by client.
+        """Sets the number of images of each client in the next batch.
 
         Args:
-            sizes: The batch sizes of the first clients of the stack; the others have none.
+            sizes: b_k of the first clients of the stack. The other clients have no images.
         """
         self._batch.sizes = tuple(sizes)
         if self._positions is not None:
@@ -207,12 +216,12 @@ class Stack:
         return linear(x, weight, None, self._batch)
 
     def _put(self, path: str, tensor: Tensor) -> None:
-        """Puts a stacked tensor in its place."""
+        """Puts a stacked tensor into the model, at a dotted path."""
         place, _, name = path.rpartition(".")
         setattr(self.model.get_submodule(place), name, tensor)
 
     def _positions_of(self, readers: Sequence[PatchReader]) -> Tensor | None:
-        """Stacks whole position embeddings, (K, T, W); none where all read with the model's own."""
+        """Returns the position embeddings of all clients, (K, T, W); None if all are equal."""
         own = readers[0].position
         if own is None or all(r.position is own or _same(r.position, own) for r in readers):
             vars(self.model).pop(POSITION, None)

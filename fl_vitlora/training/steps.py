@@ -1,7 +1,7 @@
-"""The pieces of local training, for one client or for several at once.
+"""The pieces of local training, for one client or for several clients in one batch.
 
-Parameters may be one client's, or stacked, (K, ...) for K clients: all but the clipping computes
-entry by entry, so that it is the same for both.
+Parameters belong to one client, or they are stacked for K clients, (K, ...). All functions except
+the clipping compute entry by entry, so they are the same for both.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from torch import Tensor, nn
 from fl_vitlora.config import TrainingConfig
 
 Clip = Callable[[Iterable[Tensor], float], object]
-TINY = 1e-6  # added to a norm, as `nn.utils.clip_grad_norm_` does
+TINY = 1e-6  # is added to a norm, as in `nn.utils.clip_grad_norm_`
 
 
 @torch.no_grad()
 def drift_on(
     parameters: Mapping[str, nn.Parameter], drift: Mapping[str, Tensor], rate: float
 ) -> None:
-    """Moves parameters by what a strategy adds to every step, in place."""
+    """Adds the drift of a strategy to parameters, in place: w ← w + rate · drift.
+
+    Args:
+        parameters: The trained tensors.
+        drift: The drift of some of them, by name.
+        rate: The learning rate of the round.
+    """
     for name, change in drift.items():
         parameters[name].add_(change, alpha=rate)
 
@@ -31,10 +37,14 @@ def drift_on(
 def active_of(
     parameters: Mapping[str, nn.Parameter], frozen: frozenset[str]
 ) -> dict[str, nn.Parameter]:
-    """Returns what is trained in a round.
+    """Returns the tensors that are trained in a round.
+
+    Args:
+        parameters: All trained tensors of the method.
+        frozen: The names of the tensors that stay as they are in this round.
 
     Raises:
-        ValueError: When that is nothing.
+        ValueError: If no tensor is left.
     """
     active = {name: p for name, p in parameters.items() if name not in frozen}
     if not active:
@@ -44,7 +54,7 @@ def active_of(
 
 @contextlib.contextmanager
 def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Spares the gradients of some parameters for a while."""
+    """Computes no gradients of some parameters inside a `with` block."""
     unmoved = list(parameters)
     try:
         for parameter in unmoved:
@@ -67,9 +77,10 @@ def step(
     Args:
         optimizer: The optimiser of the trained parameters.
         scaler: The scaler of losses in half precision.
-        loss: The loss to descend.
-        clip_norm: The largest norm of a gradient, if it is bounded.
-        clip: Bounds it; `clip_each` where parameters are stacked.
+        loss: The loss to minimise.
+        clip_norm: The largest norm of a gradient; None if gradients are not clipped.
+        clip: The function that clips the gradients of parameters: `nn.utils.clip_grad_norm_`, or
+            `clip_each` if the parameters are stacked.
     """
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(scaler.scale(loss))
@@ -83,11 +94,11 @@ def step(
 
 @torch.no_grad()
 def clip_each(parameters: Iterable[Tensor], clip_norm: float) -> None:
-    """Bounds the norm of each client's gradient by itself, in place.
+    """Clips the gradient of each client to a largest norm, in place.
 
     Args:
-        parameters: (K, ...), with gradients.
-        clip_norm: The bound.
+        parameters: The stacked parameters, (K, ...), with gradients.
+        clip_norm: The largest norm of the gradient of one client.
     """
     gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
     squares = torch.stack([g.square().sum(dim=1) for g in gradients]).sum(dim=0)  # (K,)
@@ -103,14 +114,17 @@ def batches_of(
     generator: torch.Generator,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Yields the positions of each step; every epoch in a new order, all images used.
+    """Yields the positions of the images of each step.
+
+    Every epoch has a new order and uses all images.
 
     Args:
-        images: n.
-        epochs: Passes over the images.
-        batch_size: Most images of a step.
-        generator: The generator of the order, on the CPU, so that it is the same on every device.
-        device: The device of the positions; they are copied there once an epoch.
+        images: The number of images.
+        epochs: The number of passes over the images.
+        batch_size: The largest number of images in a step.
+        generator: The generator of the order. It is on the CPU, so that the order is the same on
+            every device.
+        device: The device of the positions. They are copied there once an epoch.
     """
     for _ in range(epochs):
         order = torch.randperm(images, generator=generator).to(device)
@@ -118,7 +132,11 @@ def batches_of(
 
 
 def steps_of(images: int, config: TrainingConfig) -> int:
-    """Counts the optimiser steps of a round; they follow from the images and the plan alone.
+    """Counts the optimiser steps of a client in a round.
+
+    Args:
+        images: The number of images of the client.
+        config: The hyper-parameters.
 
     Example:
         >>> steps_of(40, TrainingConfig(epochs=2, batch_size=16))
@@ -128,7 +146,7 @@ def steps_of(images: int, config: TrainingConfig) -> int:
 
 
 def unhalved(logits: Tensor) -> Tensor:
-    """Returns logits in float32 where they are in half of it; others stay as they are."""
+    """Returns logits in half precision as float32, and other logits as they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
