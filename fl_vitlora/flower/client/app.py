@@ -36,7 +36,8 @@ from fl_vitlora.flower.client.workspace import (
     workspace,
 )
 from fl_vitlora.flower.wire import masking, messages
-from fl_vitlora.flower.wire.contents import Received, read_instruction, refuse_absurd, write_update
+from fl_vitlora.flower.wire.round_message import RoundMessage, read
+from fl_vitlora.flower.wire.updates import refuse_absurd, write_update
 from fl_vitlora.models.reading import (
     WEIGHT,
     put_reader,
@@ -88,7 +89,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
     shard, coordinates = worker.shard(client_shard(client)), worker.coordinates_of(client)
-    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    received = read(message.content, worker.layout, worker.rank_of(client))
     faults.strike(settings.config, client, received.round)
     model, start, merged = _take_in(received, context, worker, client, coordinates)
     memory = context_state.own(context, received.taken)
@@ -116,7 +117,6 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     report, memory = strategy.report(work, received.broadcast, memory)
     refuse_absurd(done.state, delta, report, memory)
     content = _write(
-        message.content,
         context,
         settings,
         received,
@@ -158,10 +158,9 @@ def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Sh
 
 
 def _write(
-    instruction: RecordDict,
     context: Context,
     settings: ClientSettings,
-    received: Received,
+    received: RoundMessage,
     *,
     work: LocalWork,
     report: State,
@@ -180,7 +179,7 @@ def _write(
     if privacy.secure_aggregation:
         return masking.write_masked(
             context,
-            instruction,
+            received.roster,
             delta=delta,
             report=report,
             loss=done.loss,
@@ -203,13 +202,12 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
     shard, coordinates = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
-    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
+    received = read(message.content, worker.layout, worker.rank_of(client))
     _, state, merged = _take_in(received, context, worker, client, coordinates)
     put_reader(worker.backbone.model, coordinates.base)
     targets.put_increments(worker.backbone.model, merged)
-    asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
-    seen = {RIGHT_KEY: shard}
-    if worker.holder is not None and asked != [RIGHT_KEY]:
+    asked, seen = received.views or (), {RIGHT_KEY: shard}
+    if worker.holder is not None and asked != (RIGHT_KEY,):
         seen = views_of(shard, worker.holder, client_party(client))
     metrics = MetricRecord({messages.SAMPLES: len(shard)})
     for view in asked:
@@ -220,7 +218,7 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
 
 
 def _take_in(
-    received: Received,
+    received: RoundMessage,
     context: Context,
     worker: Workspace,
     client: int,

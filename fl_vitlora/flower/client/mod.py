@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -28,14 +29,8 @@ from fl_vitlora.flower.client.workspace import (
 )
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.folding import fold, packed_tensors, unfold
-from fl_vitlora.flower.wire.layouts import (
-    cut_layout,
-    frozen_of,
-    instruction_layouts,
-    round_of,
-    taken_of,
-    update_layouts,
-)
+from fl_vitlora.flower.wire.layouts import MessageLayouts
+from fl_vitlora.flower.wire.round_message import RoundMessage, read_scalars
 from fl_vitlora.flower.wire.wiring import chance, lanes_of
 from fl_vitlora.lowrank import cut
 from fl_vitlora.state import State, add, scale
@@ -81,20 +76,25 @@ class ClientEnd:
     context: Context
     asked: RecordDict
 
+    @cached_property
+    def scalars(self) -> RoundMessage:
+        """Returns the scalars of the instruction, without its tensors."""
+        return read_scalars(self._config)
+
+    @cached_property
+    def layouts(self) -> MessageLayouts:
+        """Returns the layouts of the instruction and of the update."""
+        rank = self.worker.rank_of(client_of(self.context))
+        return MessageLayouts.of(self._config, self.worker.layout, rank)
+
     @property
-    def config(self) -> ConfigRecord:
-        """Returns the scalars of the instruction."""
+    def _config(self) -> ConfigRecord:
         return self.asked.config_records.get(messages.CONFIG, ConfigRecord())
 
     @property
     def worker(self) -> Workspace:
         """Returns the model's layouts."""
         return workspace(self.settings)
-
-    @property
-    def rank(self) -> int | None:
-        """Returns the client's own rank; None if it has the run's."""
-        return self.worker.rank_of(client_of(self.context))
 
     @property
     def lanes(self) -> Lanes:
@@ -115,10 +115,7 @@ class ClientEnd:
         Raises:
             ValueError: If the tensors do not fit the model, or what the client holds.
         """
-        layouts = instruction_layouts(self.config, self.worker.layout, self.rank)
-        if record not in layouts:
-            raise ValueError(f"message refused: nobody asked for {record!r}")
-        layout = layouts[record]
+        layout = self.layouts.of_record(record)
         if versions is None:
             if len(parts) != 1:
                 raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
@@ -128,18 +125,18 @@ class ClientEnd:
         else:
             held = self._follow(record, parts, versions)
             tensors = {name: held[name] for name in layout.names}
-        trains = record == messages.ARRAYS and messages.VIEWS not in self.config
+        trains = record == messages.ARRAYS and self.scalars.views is None
         return self._with_progress(tensors) if trains else tensors
 
     def _follow(self, record: str, parts: tuple[Part, ...], versions: tuple[int, int]) -> State:
         """Applies the changes of a stream, and remembers the resulting values."""
         known, new = versions
-        layout = cut_layout(self.worker.layout, self.rank)
+        layout = self.layouts.whole
         if known > 0:
             before = context_state.held(self.context, record, known, layout)
         else:
             initial = self.worker.initial_of(client_of(self.context))
-            first = cut({name: initial[name] for name in layout.names}, self.rank)
+            first = cut({name: initial[name] for name in layout.names}, self.layouts.rank)
             from_initial = known != WHOLE and record == messages.ARRAYS
             before = first if from_initial else scale(first, 0.0)
         held = follow(before, parts, layout)
@@ -154,8 +151,8 @@ class ClientEnd:
 
     def encoded(self, record: str, packed: bytes) -> Part:
         """Encodes the tensors of one record of the update, and remembers what is withheld."""
-        layout = update_layouts(frozen_of(self.config), self.worker.layout, self.rank)[record]
-        config, server_round = self.settings.config, round_of(self.config)
+        layout = self.layouts.of_reply(record)
+        config, server_round = self.settings.config, self.scalars.round
         client = client_of(self.context)
         travelling = self.lanes.open(layout.names, server_round, config.rounds)
         part, withheld = compress(
@@ -175,10 +172,10 @@ class ClientEnd:
     def _owed(self, record: str) -> State:
         """Returns what was withheld so far, without tensors that have been overwritten since."""
         strategy = self.settings.strategy
-        anew = (*strategy.plan(round_of(self.config)).restarted, *strategy.rebased)
+        anew = (*strategy.plan(self.scalars.round).restarted, *strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}
 
     def _withheld(self, record: str) -> State:
         """Returns what was withheld of a record up to the last update that the server took."""
-        layout = cut_layout(self.worker.layout, self.rank)
-        return context_state.withheld(self.context, record, layout, taken_of(self.config))
+        layout, taken = self.layouts.whole, self.scalars.taken
+        return context_state.withheld(self.context, record, layout, taken)

@@ -49,6 +49,7 @@ REVEAL = f"{MessageType.QUERY}.reveal"
 PUBLIC, PRIVATE, CLIENT, ROUND = "public-key", "private-key", "client", "round"
 CLIENTS, SHARES, KEYS, LIMIT = "clients", "shares", "keys", "range"
 DROPPED, SEEDS = "dropped", "seeds"
+NO_RECORD = "message refused: it has no record of a secure sum"
 
 
 # a client's end
@@ -75,7 +76,7 @@ def introduce(context: Context, client: int) -> ConfigRecord:
 
 def hide(
     context: Context,
-    instruction: RecordDict,
+    roster: Roster | None,
     delta: State,
     report: State,
     loss: float,
@@ -86,7 +87,7 @@ def hide(
 
     Args:
         context: The Flower context of the client.
-        instruction: The records of the instruction, with the roster.
+        roster: The members of the sum, as the instruction names them; None if it names nobody.
         delta: The difference that training made.
         report: The strategy's report, or an empty state.
         loss: The mean training loss.
@@ -99,7 +100,9 @@ def hide(
         ValueError: If the client was not greeted, if the roster is missing or not acceptable, or if
             the update is not finite.
     """
-    secret, roster = _kept(context), read_roster(instruction)
+    secret = _kept(context)
+    if roster is None:
+        raise ValueError(NO_RECORD)
     if roster.limit != limit:
         raise ValueError(
             f"the server sums in a range of {roster.limit:g}, and this client uses a range of "
@@ -115,7 +118,7 @@ def hide(
 
 def write_masked(
     context: Context,
-    instruction: RecordDict,
+    roster: Roster | None,
     *,
     delta: State,
     report: State,
@@ -127,7 +130,7 @@ def write_masked(
 
     Args:
         context: The Flower context of the client.
-        instruction: The records of the instruction, with the roster.
+        roster: The members of the sum, as the instruction names them; None if it names nobody.
         delta: The difference that training made.
         report: The strategy's report, or an empty state.
         loss: The mean training loss, which is masked too.
@@ -137,7 +140,7 @@ def write_masked(
     Raises:
         ValueError: In the same cases as `hide`.
     """
-    arrays = hide(context, instruction, delta, report, loss, limit=limit)
+    arrays = hide(context, roster, delta, report, loss, limit=limit)
     metrics = MetricRecord({messages.STEPS: steps})
     return RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
 
@@ -293,7 +296,7 @@ def open_sum(
 
 def _record(content: RecordDict) -> ConfigRecord:
     if RECORD not in content.config_records:
-        raise ValueError("message refused: it has no record of a secure sum")
+        raise ValueError(NO_RECORD)
     return content.config_records[RECORD]
 
 
