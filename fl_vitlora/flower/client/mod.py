@@ -11,12 +11,11 @@ import copy
 from dataclasses import dataclass
 from functools import cached_property
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fl_vitlora.communication.compression import compress, decode, is_exact
 from fl_vitlora.communication.lanes import Lanes
-from fl_vitlora.communication.packing import unpack
 from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import WHOLE, follow
 from fl_vitlora.flower.client import context_state
@@ -28,9 +27,10 @@ from fl_vitlora.flower.client.workspace import (
     workspace,
 )
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import fold, packed_tensors, unfold
+from fl_vitlora.flower.wire.folding import fold, unfold
 from fl_vitlora.flower.wire.layouts import MessageLayouts
 from fl_vitlora.flower.wire.round_message import RoundMessage, read_scalars
+from fl_vitlora.flower.wire.state_record import StateRecord, holds_state, state_in
 from fl_vitlora.flower.wire.wiring import chance, lanes_of
 from fl_vitlora.lowrank import cut
 from fl_vitlora.state import State, add, scale
@@ -47,16 +47,14 @@ def make_mod(settings_of: SettingsOf) -> Mod:
         content, parts, versions = unfold(message.content)
         end = ClientEnd(settings=settings_of(context), context=context, asked=content)
         for record in {**parts, **versions}:
-            content[record] = messages.to_packed(
+            content[record] = StateRecord(
                 end.decoded(record, parts.get(record, ()), versions.get(record))
             )
         opened = copy.copy(message)
         opened.content = content
         reply = call_next(opened, context)
         if reply.has_content():
-            packed = packed_tensors(reply.content)
-            coded = {record: (end.encoded(record, a.data),) for record, a in packed.items()}
-            reply.content = fold(reply.content, coded, {})
+            reply.content = end.folded(reply.content)
         return reply
 
     return mod
@@ -149,14 +147,23 @@ class ClientEnd:
         resting = {n: t for n, t in owed.items() if n in tensors and self.lanes.of(n).every > 1}
         return tensors | add({n: tensors[n] for n in resting}, resting)
 
-    def encoded(self, record: str, packed: bytes) -> Part:
+    def folded(self, content: RecordDict) -> RecordDict:
+        """Encodes and folds the records of the reply."""
+        parts = {
+            record: (self._encoded(record, arrays),)
+            for record, arrays in content.array_records.items()
+            if holds_state(arrays)
+        }
+        return fold(content, parts, {})
+
+    def _encoded(self, record: str, arrays: ArrayRecord) -> Part:
         """Encodes the tensors of one record of the update, and remembers what is withheld."""
         layout = self.layouts.of_reply(record)
         config, server_round = self.settings.config, self.scalars.round
         client = client_of(self.context)
         travelling = self.lanes.open(layout.names, server_round, config.rounds)
         part, withheld = compress(
-            unpack(packed, layout),
+            state_in(arrays, lambda: layout),
             self._owed(record),
             layout,
             lanes=self.lanes,

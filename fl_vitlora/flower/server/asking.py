@@ -17,6 +17,7 @@ from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.server.posting import Post, Reply, Request
 from fl_vitlora.flower.server.sending import Addressed, Sealed, ServerEnd
+from fl_vitlora.flower.wire import masking
 from fl_vitlora.flower.wire.layouts import MessageLayouts
 from fl_vitlora.flower.wire.round_message import Writer
 from fl_vitlora.population.ranks import rank_of
@@ -213,8 +214,10 @@ class Asker:
         writer, addressed = Writer(self.layout), []
         for asked in instructions:
             memory = self.records.of(asked.client).memory
-            message = compose(asked, memory, self._cached(asked), question.roster)
+            message = compose(asked, memory, self._cached(asked))
             content = writer.write(message, rank_of(self.config, asked.client))
+            if question.roster is not None:
+                content[masking.RECORD] = masking.write_roster(question.roster)
             addressed.append(Addressed(client=asked.client, content=content))
         return self.end.seal(question.round, addressed)
 

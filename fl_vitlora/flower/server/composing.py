@@ -8,22 +8,15 @@ from fl_vitlora.federation.client_records import Memory
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.flower.wire.round_message import RoundMessage, read_scalars
-from fl_vitlora.privacy.secure_sum import Roster
 
 
-def compose(
-    asked: Instruction,
-    memory: Memory,
-    cached: frozenset[str],
-    roster: Roster | None = None,
-) -> RoundMessage:
+def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> RoundMessage:
     """Makes the message to one client.
 
     Args:
         asked: The instruction.
         memory: The server's record of what the client remembers.
         cached: The names of the tensors that the client already has.
-        roster: The members of the round's secure sum; None without a secure sum.
 
     Returns:
         The message, with the tensors that the client lacks and the scalars of the round.
@@ -38,7 +31,6 @@ def compose(
         frozen=plan.frozen,
         proximal_mu=plan.proximal_mu or stated.proximal_mu,
         taken=memory.taken if memory.missed else None,
-        roster=roster,
     )
     return _with_merges(message, asked.model, memory.merges)
 

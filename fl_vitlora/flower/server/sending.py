@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from flwr.app import RecordDict
 
 from fl_vitlora.communication.compression import code, decode
 from fl_vitlora.communication.lanes import EXACT, Lanes
-from fl_vitlora.communication.packing import Layout, unpack
+from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import Stream
 from fl_vitlora.config import Config
 from fl_vitlora.federation.client_records import ClientRecords
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import Unfolded, fold, group_bytes, packed_tensors
+from fl_vitlora.flower.wire.folding import Unfolded, fold, group_bytes
 from fl_vitlora.flower.wire.layouts import MessageLayouts
+from fl_vitlora.flower.wire.state_record import StateRecord, state_in
 from fl_vitlora.flower.wire.wiring import chance, lanes_of
 from fl_vitlora.lowrank import cut
 from fl_vitlora.population.ranks import rank_of
@@ -126,18 +128,17 @@ class ServerEnd:
         followed = self._records.of(one.client).followed
         versions: dict[str, tuple[int, int]] = {}
         parts: dict[str, tuple[Part, ...]] = {}
-        for record, array in packed_tensors(one.content).items():
+        for record, arrays in one.content.array_records.items():
             layout = layouts.of_record(record)
+            tensors = state_in(arrays, partial(layouts.of_record, record))
             if record in STREAMED and not self.lanes.exact:
-                tensors = unpack(array.data, layout)
                 stream = self._advance(server_round, record, layouts.rank, tensors)
                 _, known = followed.get(record, (0, 0))
                 base, parts[record] = stream.since(known)
                 versions[record] = (base, stream.version)
                 continue
-            key = (id(array), layout)
+            key = (id(arrays), layout)
             if key not in shared.coded:
-                tensors = unpack(array.data, layout)
                 shared.coded[key] = (code(tensors, layout, EXACT, chance(0)),)
             parts[record] = shared.coded[key]
         self._records.offer(one.client, versions)
@@ -188,7 +189,7 @@ class ServerEnd:
                 raise ValueError(f"message refused: nobody asked for {len(coded)} times {record!r}")
             layout = layouts.of_reply(record)
             moved = decode(coded[0], layout)
-            content[record] = messages.to_packed(
+            content[record] = StateRecord(
                 {n: moved[n] if n in moved else torch.zeros(shape) for n, shape in layout.shapes}
             )
         return content

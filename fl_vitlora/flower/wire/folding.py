@@ -62,12 +62,6 @@ def fold(
     return _carry(write(Parcel(plain=plain, parts=tuple(table)), before))
 
 
-def packed_tensors(content: RecordDict) -> dict[str, Array]:
-    """Returns the packed tensors of a message, by record."""
-    arrays = {name: record.get(messages.PACKED) for name, record in content.array_records.items()}
-    return {n: a for n, a in arrays.items() if a is not None and a.stype == messages.PACKED_TYPE}
-
-
 def _opaque(array: Array) -> Part:
     return Part(sections=(Section(group=OPAQUE, codec=array.stype, body=array.data),))
 

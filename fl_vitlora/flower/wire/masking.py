@@ -49,7 +49,6 @@ REVEAL = f"{MessageType.QUERY}.reveal"
 PUBLIC, PRIVATE, CLIENT, ROUND = "public-key", "private-key", "client", "round"
 CLIENTS, SHARES, KEYS, LIMIT = "clients", "shares", "keys", "range"
 DROPPED, SEEDS = "dropped", "seeds"
-NO_RECORD = "message refused: it has no record of a secure sum"
 
 
 # a client's end
@@ -76,7 +75,7 @@ def introduce(context: Context, client: int) -> ConfigRecord:
 
 def hide(
     context: Context,
-    roster: Roster | None,
+    instruction: RecordDict,
     delta: State,
     report: State,
     loss: float,
@@ -87,7 +86,7 @@ def hide(
 
     Args:
         context: The Flower context of the client.
-        roster: The members of the sum, as the instruction names them; None if it names nobody.
+        instruction: The records of the instruction, with the roster.
         delta: The difference that training made.
         report: The strategy's report, or an empty state.
         loss: The mean training loss.
@@ -100,9 +99,7 @@ def hide(
         ValueError: If the client was not greeted, if the roster is missing or not acceptable, or if
             the update is not finite.
     """
-    secret = _kept(context)
-    if roster is None:
-        raise ValueError(NO_RECORD)
+    secret, roster = _kept(context), read_roster(instruction)
     if roster.limit != limit:
         raise ValueError(
             f"the server sums in a range of {roster.limit:g}, and this client uses a range of "
@@ -118,7 +115,7 @@ def hide(
 
 def write_masked(
     context: Context,
-    roster: Roster | None,
+    instruction: RecordDict,
     *,
     delta: State,
     report: State,
@@ -130,7 +127,7 @@ def write_masked(
 
     Args:
         context: The Flower context of the client.
-        roster: The members of the sum, as the instruction names them; None if it names nobody.
+        instruction: The records of the instruction, with the roster.
         delta: The difference that training made.
         report: The strategy's report, or an empty state.
         loss: The mean training loss, which is masked too.
@@ -140,7 +137,7 @@ def write_masked(
     Raises:
         ValueError: In the same cases as `hide`.
     """
-    arrays = hide(context, roster, delta, report, loss, limit=limit)
+    arrays = hide(context, instruction, delta, report, loss, limit=limit)
     metrics = MetricRecord({messages.STEPS: steps})
     return RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
 
@@ -296,7 +293,7 @@ def open_sum(
 
 def _record(content: RecordDict) -> ConfigRecord:
     if RECORD not in content.config_records:
-        raise ValueError(NO_RECORD)
+        raise ValueError("message refused: it has no record of a secure sum")
     return content.config_records[RECORD]
 
 

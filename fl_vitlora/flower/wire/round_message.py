@@ -22,10 +22,10 @@ from fl_vitlora.federation.instruction import (
     SERVER_ROUND,
     ConfigValue,
 )
-from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.layouts import MessageLayouts, pairs_of
+from fl_vitlora.flower.wire.state_record import StateRecord, state_in
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
-from fl_vitlora.privacy.secure_sum import Roster
 from fl_vitlora.state import State
 
 T = TypeVar("T")
@@ -70,7 +70,6 @@ class RoundMessage:
         taken: The round of this client's last update that the server took; None if the server took
             the last one that it asked for. The server knows nothing of what came later.
         views: The views of the test images that the client measures; None if it trains.
-        roster: The members of the round's secure sum; None without a secure sum.
         others: The other scalars of the round, by name.
     """
 
@@ -89,7 +88,6 @@ class RoundMessage:
     clipping_norm: float | None = None
     taken: int | None = None
     views: tuple[str, ...] | None = None
-    roster: Roster | None = None
     others: Mapping[str, ConfigValue] = field(default_factory=dict)
 
 
@@ -136,8 +134,6 @@ class Writer:
                 lambda: _picked(message.increments, pairs_of(self._layout)),
             )
         records[messages.CONFIG] = ConfigRecord(self._scalars(message))
-        if message.roster is not None:
-            records[masking.RECORD] = masking.write_roster(message.roster)
         return RecordDict(records)
 
     def _record(
@@ -146,7 +142,7 @@ class Writer:
         """Returns the record of some tensors; the same tensors have the same record."""
         key = (rank, *(id(tensor) for state in states for tensor in state.values()))
         if key not in self._records:  # the states are kept as well, so that no id is used again
-            self._records[key] = (states, messages.to_packed(make()))
+            self._records[key] = (states, StateRecord(make()))
         return self._records[key][1]
 
     def _scalars(self, message: RoundMessage) -> dict[str, ConfigValue]:
@@ -188,16 +184,16 @@ def read(content: RecordDict, layout: Layout, rank: int | None) -> RoundMessage:
     Raises:
         ValueError: If the message does not hold the expected tensors.
     """
-    config = content.config_records[messages.CONFIG]
+    config, arrays = content.config_records[messages.CONFIG], content.array_records
+    stated = read_scalars(config)
     layouts = MessageLayouts.of(config, layout, rank)
 
     def tensors(record: str) -> State:
-        return messages.from_packed(content, layouts.of_record(record), record)
+        return state_in(arrays.get(record), lambda: layouts.of_record(record))
 
-    arrays = content.array_records
     pairs = messages.MERGED in arrays
     return replace(
-        read_scalars(config),
+        stated,
         tensors=_filled(tensors(messages.ARRAYS), layout, rank),
         cached=layouts.cached,
         merged=tuple(part(tensors(messages.MERGED), layouts.merged_ranks)) if pairs else (),
@@ -205,7 +201,6 @@ def read(content: RecordDict, layout: Layout, rank: int | None) -> RoundMessage:
         broadcast=_filled(tensors(messages.BROADCAST), layout, rank)
         if messages.BROADCAST in arrays
         else {},
-        roster=masking.read_roster(content) if masking.RECORD in content else None,
     )
 
 

@@ -13,6 +13,7 @@ from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.layouts import MessageLayouts
 from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_loss, read_steps
+from fl_vitlora.flower.wire.state_record import StateRecord, state_in
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.state import State, is_finite, is_within
 from fl_vitlora.strategy import Update
@@ -48,11 +49,11 @@ def write_update(
     if clipped is not None:
         metrics[messages.NORM_BIT] = int(clipped)
     records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-        messages.ARRAYS: messages.to_packed(cut(delta, rank)),
+        messages.ARRAYS: StateRecord(cut(delta, rank)),
         messages.METRICS: metrics,
     }
     if report:
-        records[messages.REPORT] = messages.to_packed(cut(report, rank))
+        records[messages.REPORT] = StateRecord(cut(report, rank))
     return RecordDict(records)
 
 
@@ -119,5 +120,5 @@ def _norm_bit(metrics: MetricRecord) -> State:
 
 def _read_tensors(content: RecordDict, layouts: MessageLayouts, record: str) -> State:
     """Reads the tensors of a record, with zeros beyond the client's rank."""
-    tensors = messages.from_packed(content, layouts.of_reply(record), record)
+    tensors = state_in(content.array_records.get(record), lambda: layouts.of_reply(record))
     return tensors if layouts.rank is None else pad(tensors, layouts.exchanged.empty())

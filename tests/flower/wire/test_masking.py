@@ -66,9 +66,9 @@ class Wire:
 
     def hide(self, client: int, roster: Roster, update: Update, limit: float = LIMIT) -> RecordDict:
         instruction = RecordDict({masking.RECORD: masking.write_roster(roster)})
-        context, received = self.contexts[client], masking.read_roster(instruction)
+        context = self.contexts[client]
         hidden = masking.hide(
-            context, received, update.delta, update.report, update.loss, limit=limit
+            context, instruction, update.delta, update.report, update.loss, limit=limit
         )
         return RecordDict({messages.ARRAYS: hidden})
 
@@ -230,14 +230,15 @@ def test_clipped_scalars_are_counted_together():
 def test_a_client_sends_nothing_without_a_roster():
     wire = Wire()
     with pytest.raises(ValueError, match="has no record of a secure sum"):
-        masking.hide(wire.contexts[0], None, state(0), {}, 1.0, limit=LIMIT)
+        masking.hide(wire.contexts[0], RecordDict(), state(0), {}, 1.0, limit=LIMIT)
 
 
 def test_a_client_that_was_not_greeted_has_no_keys():
     roster = Wire().roster(1)
+    instruction = RecordDict({masking.RECORD: masking.write_roster(roster)})
     stranger = Context(1, 0, {}, RecordDict(), {})
     with pytest.raises(ValueError, match="not greeted"):
-        masking.hide(stranger, roster, state(0), {}, 1.0, limit=LIMIT)
+        masking.hide(stranger, instruction, state(0), {}, 1.0, limit=LIMIT)
 
 
 def test_a_client_remembers_in_its_context_what_it_has_masked_and_revealed():

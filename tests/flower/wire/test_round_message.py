@@ -22,7 +22,6 @@ from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.round_message import RoundMessage, Writer, read
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
-from fl_vitlora.privacy.secure_sum import KEY_BYTES, Member, Roster
 from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan
 
@@ -75,21 +74,6 @@ def instructions(draw: st.DrawFn) -> Instruction:
 
 
 @st.composite
-def rosters(draw: st.DrawFn) -> Roster:
-    clients = sorted(draw(st.sets(st.integers(0, 99), min_size=3, max_size=5)))
-    members = tuple(
-        Member(
-            client=client,
-            share=draw(st.floats(0.01, 0.2)),
-            key=bytes([client]) + draw(st.binary(min_size=KEY_BYTES - 1, max_size=KEY_BYTES - 1)),
-        )
-        for client in clients
-    )
-    limit = draw(st.floats(0.1, 10))
-    return Roster(round=draw(st.integers(1, 10**6)), members=members, limit=limit)
-
-
-@st.composite
 def round_messages(draw: st.DrawFn, rank: int | None = None) -> RoundMessage:
     """A message with any values in all of its fields, of which a client of a rank has a part."""
     cached = draw(st.frozensets(st.sampled_from(sorted(SHAPES))))
@@ -118,7 +102,6 @@ def round_messages(draw: st.DrawFn, rank: int | None = None) -> RoundMessage:
         clipping_norm=draw(st.none() | number),
         taken=draw(st.none() | st.integers(0, 10**6)),
         views=draw(st.none() | st.lists(st.text(max_size=9), max_size=3).map(tuple)),
-        roster=draw(st.none() | rosters()),
         others=draw(
             st.dictionaries(
                 st.text(st.sampled_from("xyz"), max_size=3),
