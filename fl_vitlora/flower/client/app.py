@@ -108,7 +108,8 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     asked, coordinates = begin.message, begin.coordinates
     memory = context_state.own(context, asked.taken)
     frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
-    order = _order(settings, asked.round, client)
+    seed, fresh = settings.config.seed, settings.fresh_order
+    order = _fresh_order() if fresh else generator(seed, "batches", asked.round, client)
     job = LocalJob(
         start=begin.start,
         shard=_drawn(settings, shard, order),
@@ -148,15 +149,13 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     return Message(content, reply_to=message)
 
 
-def _order(settings: ClientSettings, server_round: int, client: int) -> torch.Generator:
-    """Returns the generator that draws the order of a client's images in a round.
+def _fresh_order() -> torch.Generator:
+    """Returns a generator that draws the order of a client's images from the system's randomness.
 
     Two secure sums over the same updates, one of them without one member, would reveal that
     member's update. So in a deployment no two trainings of a round use the same order.
     """
-    if settings.fresh_order:
-        return torch.Generator().manual_seed(secrets.randbits(63))
-    return generator(settings.config.seed, "batches", server_round, client)
+    return torch.Generator().manual_seed(secrets.randbits(63))
 
 
 def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:

@@ -7,14 +7,17 @@ cached, rest or were merged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self, cast
 
+import torch
+
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, cut, paths
+from fl_vitlora.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,32 @@ def products_layout(layout: Layout) -> Layout:
     shapes = dict(layout.shapes)
     found = [path for path in paths(shapes) if path + B in shapes]
     return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
+
+
+def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
+    """Splits the result of `global_model.join` into the pairs of each round.
+
+    A client that adds them one after the other gets the same bits as a client that missed no round.
+
+    Args:
+        joined: The joined pairs of several rounds.
+        ranks: The ranks R of each round's pairs, by path.
+
+    Example:
+        >>> import torch
+        >>> from fl_vitlora.federation.global_model import join
+        >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
+        >>> [[tuple(t.shape) for t in p.values()] for p in part(join([one, one]), [{"p": 1}] * 2)]
+        [[(1, 3), (2, 1)], [(1, 3), (2, 1)]]
+    """
+    rounds: list[State] = [{} for _ in ranks]
+    for name, tensor in joined.items():
+        path, dim = name.rpartition(".")[0], 0 if name.endswith(MERGED_A) else 1
+        pieces = torch.split(tensor, [each.get(path, 0) for each in ranks], dim)
+        for pairs, piece in zip(rounds, pieces, strict=True):
+            if piece.numel():
+                pairs[name] = piece.contiguous()
+    return rounds
 
 
 def _cut(layout: Layout, rank: int | None) -> Layout:

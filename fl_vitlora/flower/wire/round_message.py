@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.federation.global_model import join, part
+from fl_vitlora.federation.global_model import join
 from fl_vitlora.federation.instruction import (
     LEARNING_RATE,
     LOCAL_EPOCHS,
@@ -23,7 +23,7 @@ from fl_vitlora.federation.instruction import (
     ConfigValue,
 )
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.layouts import MessageLayouts, pairs_of
+from fl_vitlora.flower.wire.layouts import MessageLayouts, pairs_of, part
 from fl_vitlora.flower.wire.state_record import StateRecord, state_in
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
 from fl_vitlora.state import State

@@ -12,6 +12,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.state_record import StateRecord
 from fl_vitlora.state import State, scale
 from tests.flower.client.test_context_state import Clients, equal
 
@@ -90,3 +91,17 @@ def test_a_mod_that_puts_other_tensors_into_a_message_is_refused(tmp_path: Path)
     clients = clients_with(tmp_path, spoils)
     assert clients.train(1, clients.initial, 0) == []
     assert "same model" in clients.failures[0].reason
+
+
+def test_nothing_is_packed_for_a_mod_that_does_not_look(tmp_path: Path):
+    """A round trip codes every tensor once and decodes it once; between, it stays as it is."""
+    kinds: list[type] = []
+
+    def passes(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        kinds.extend(type(one.content.get(messages.ARRAYS)) for one in (message, reply))
+        return reply
+
+    clients = clients_with(tmp_path, passes)
+    first_update(clients, clients.initial)
+    assert kinds == [StateRecord, StateRecord]
