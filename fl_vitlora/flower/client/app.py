@@ -238,7 +238,7 @@ class _Beginning:
     """The model with which a client begins a round.
 
     Attributes:
-        message: What the client was sent.
+        message: The message that the client was sent.
         coordinates: The maps between the client's tensors and the server's.
         model: The exchanged tensors, in the server's coordinates.
         start: All trained tensors, in the client's coordinates.

@@ -178,9 +178,8 @@ class ClientEnd:
 
     def _owed(self, record: str) -> State:
         """Returns what was withheld so far, without tensors that have been overwritten since."""
-        strategy = self.settings.strategy
-        anew = (*strategy.plan(self.scalars.round).restarted, *strategy.rebased)
-        return {n: t for n, t in self._withheld(record).items() if not n.endswith(anew)}
+        overwritten = (*self.scalars.restarted, *self.settings.strategy.rebased)
+        return {n: t for n, t in self._withheld(record).items() if not n.endswith(overwritten)}
 
     def _withheld(self, record: str) -> State:
         """Returns what was withheld of a record up to the last update that the server took."""

@@ -29,6 +29,7 @@ def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> Round
         since=memory.round if cached and memory.tensors else 0,
         broadcast=asked.broadcast,
         frozen=plan.frozen,
+        restarted=plan.restarted,
         proximal_mu=plan.proximal_mu or stated.proximal_mu,
         taken=memory.taken if memory.missed else None,
     )

@@ -34,6 +34,7 @@ PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
 FROZEN = "frozen"
+RESTARTED = "restarted"  # endings of tensors that are at their initial values in every round
 CACHED = "spared"  # bit mask of the tensors that the client already has
 CACHED_SINCE = "spared-since"  # the round of these tensors' values; 0 for initial values
 MERGED_RANKS = "merged-ranks"  # ranks of the pairs that are sent, by round and path; 0 for none

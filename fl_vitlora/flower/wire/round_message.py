@@ -39,6 +39,7 @@ NAMED = frozenset(  # the names of the scalars that have a field of their own
         messages.CLIPPING_NORM,
         messages.VIEWS,
         messages.FROZEN,
+        messages.RESTARTED,
         messages.CACHED,
         messages.CACHED_SINCE,
         messages.TAKEN,
@@ -57,7 +58,7 @@ class RoundMessage:
         cached: The names of the tensors that are not sent, because the client has them.
         since: The round in which the client remembered them; 0 if they have their initial values.
         merged: The pairs to be added to frozen weights, one state for each round, in order.
-        increments: In place of pairs, the sum to be added to the pre-trained weights, by path.
+        increments: The sum to be added to the pre-trained weights in place of pairs, by path.
         merges: The number of merged rounds that the client already has, and the number after this
             message. If the first number is 0, the client starts afresh.
         broadcast: The tensors that the strategy sends beside the model, in full shape.
@@ -65,6 +66,7 @@ class RoundMessage:
         rate: The learning rate; 0 if the client does not train.
         epochs: The number of passes over the shard; None for the run's own number.
         frozen: The endings of the names of tensors that rest.
+        restarted: The endings of the names of tensors that start every round at their first values.
         proximal_mu: The weight of the proximal penalty.
         clipping_norm: The norm that updates must not exceed; None without a wrapper that sets it.
         taken: The round of this client's last update that the server took; None if the server took
@@ -84,6 +86,7 @@ class RoundMessage:
     rate: float = 0.0
     epochs: int | None = None
     frozen: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
     proximal_mu: float = 0.0
     clipping_norm: float | None = None
     taken: int | None = None
@@ -156,6 +159,7 @@ class Writer:
             messages.VIEWS: None if message.views is None else list(message.views),
             **message.others,
             messages.FROZEN: list(message.frozen) or None,
+            messages.RESTARTED: list(message.restarted) or None,
             PROXIMAL_MU: message.proximal_mu or None,
             messages.CACHED: self._layout.mark(cached) if cached else None,
             messages.CACHED_SINCE: message.since if cached else None,
@@ -221,6 +225,7 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
         rate=float(config.get(LEARNING_RATE, 0.0)),
         epochs=_epochs(config),
         frozen=tuple(config.get(messages.FROZEN, ())),
+        restarted=tuple(config.get(messages.RESTARTED, ())),
         proximal_mu=float(config.get(PROXIMAL_MU, 0.0)),
         clipping_norm=_if_given(float, config.get(messages.CLIPPING_NORM)),
         taken=_if_given(int, config.get(messages.TAKEN)),

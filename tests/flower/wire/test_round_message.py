@@ -68,7 +68,10 @@ def instructions(draw: st.DrawFn) -> Instruction:
     if (norm := draw(st.none() | st.floats(1e-6, 1e6))) is not None:
         config[messages.CLIPPING_NORM] = norm
     frozen = draw(st.sampled_from([(), (".lora_A",), (".lora_B", "weight")]))
-    plan = ClientPlan(frozen=frozen, proximal_mu=draw(st.sampled_from([0.0, 0.25])))
+    restarted = draw(st.sampled_from([(), (".lora_A", ".lora_B")]))
+    plan = ClientPlan(
+        frozen=frozen, restarted=restarted, proximal_mu=draw(st.sampled_from([0.0, 0.25]))
+    )
     broadcast = drawn(draw(st.integers(100, 199)), SHAPES) if draw(st.booleans()) else {}
     return Instruction(client=3, model=model, config=config, plan=plan, broadcast=broadcast)
 
@@ -98,6 +101,7 @@ def round_messages(draw: st.DrawFn, rank: int | None = None) -> RoundMessage:
         rate=draw(st.just(0.0) | number),
         epochs=draw(st.none() | st.integers(1, 99)),
         frozen=draw(st.sampled_from([(), (".lora_A",), (".lora_B", "weight")])),
+        restarted=draw(st.sampled_from([(), (".lora_A", ".lora_B")])),
         proximal_mu=draw(st.just(0.0) | number),
         clipping_norm=draw(st.none() | number),
         taken=draw(st.none() | st.integers(0, 10**6)),
@@ -156,6 +160,7 @@ def test_a_message_says_what_its_client_lacks_and_is_to_do(asked: Instruction, d
     assert found.epochs == asked.config.get(LOCAL_EPOCHS)
     assert found.clipping_norm == asked.config.get(messages.CLIPPING_NORM)
     assert found.frozen == asked.plan.frozen
+    assert found.restarted == asked.plan.restarted
     assert found.proximal_mu == asked.plan.proximal_mu
     assert found.taken == (0 if missed else None)
 
