@@ -1,9 +1,9 @@
-"""The algebra of low-rank pairs: what strategies do to the products B·A behind LoRA's matrices.
+"""The algebra of low-rank pairs: operations on the products B·A of LoRA's matrices.
 
-A pair stands at a path: ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r); its layer computes
-W + s·B·A with s = α / r the same for all clients, whatever their rank, so that a rank is cut by
-leaving out rows of A and columns of B. With r small against m and n, nothing here forms B·A unless
-it says so.
+A pair has a path: ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r). Its layer computes W + s·B·A.
+The factor s = α / r is the same for clients of all ranks. So a rank is reduced by dropping rows of
+A and columns of B. Since r is small compared with m and n, the functions here do not compute B·A,
+except where their docstrings state it.
 
 r rank of the model, rₖ of client k, K clients, pₖ = nₖ / Σn.
 """
@@ -23,7 +23,7 @@ MERGED_A, MERGED_B = ".merged_A", ".merged_B"
 
 
 def paths(names: Iterable[str]) -> list[str]:
-    """Finds the paths of all pairs, in order.
+    """Returns the paths of all pairs, in the order of the names.
 
     Example:
         >>> paths(["a.lora_A", "a.lora_B", "head.bias"])
@@ -33,14 +33,15 @@ def paths(names: Iterable[str]) -> list[str]:
 
 
 def trained(model: State, update: Update) -> State:
-    """Returns the low-rank matrices that a client ended with, zero beyond its rank, in float64.
+    """Returns a client's low-rank matrices after its training, in float64.
 
     Args:
-        model: The tensors that the round began with.
+        model: The tensors at the beginning of the round.
         update: The update of the client; a matrix that was not trained in this round has no delta.
 
     Returns:
-        All matrices A and B of the model's names and shapes.
+        All matrices A and B, with the model's names and shapes; they are zero beyond the client's
+        rank.
     """
     found = {}
     for name in (name for name in model if name.endswith((A, B))):
@@ -50,7 +51,7 @@ def trained(model: State, update: Update) -> State:
 
 
 def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tuple[Tensor, Tensor]:
-    """Writes Σ wₖ·Bₖ·Aₖ as one pair: [w₁A₁; w₂A₂; …] (Σrₖ, n) and [B₁, B₂, …] (m, Σrₖ).
+    """Returns Σ wₖ·Bₖ·Aₖ as one pair: [w₁A₁; w₂A₂; …] (Σrₖ, n) and [B₁, B₂, …] (m, Σrₖ).
 
     Example:
         >>> one = {"a.lora_A": torch.tensor([[1.0, 2.0]]), "a.lora_B": torch.tensor([[3.0]])}
@@ -64,7 +65,9 @@ def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tupl
 
 
 def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
-    """Writes Σ wₖ·Bₖ·Aₖ of every pair as tensors to be merged, in float32; nothing for no clients.
+    """Returns Σ wₖ·Bₖ·Aₖ of every pair as tensors to be merged, in float32.
+
+    Without clients the result is empty.
 
     Example:
         >>> one = {"a.lora_A": torch.tensor([[1.0, 2.0]]), "a.lora_B": torch.tensor([[3.0]])}
@@ -79,20 +82,20 @@ def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
 
 
 def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Finds the nearest matrix of a rank to wide·tall, as a pair with orthonormal rows of A.
+    """Returns the matrix of a given rank that is nearest to wide·tall, as a pair A, B.
 
-    By the singular value decomposition U·S·Vᵀ: A = Vᵀ (rank, n), B = U·S (m, rank), in the order
-    of falling singular values, so that a smaller rank is the first rows and columns. The sign of
-    each row is made unique: its largest entry is positive. The product is not formed: with the QR
+    With the singular value decomposition U·S·Vᵀ: A = Vᵀ (rank, n), B = U·S (m, rank). Singular
+    values are in decreasing order, so the first rows and columns give a smaller rank. The sign of
+    each row is made unique: its largest entry is positive. The product is not computed: with the QR
     decompositions of wide and tallᵀ its singular values are those of a matrix of at most (q, q).
 
     Args:
-        tall: (q, n), in float64.
-        wide: (m, q), in float64.
-        rank: Not above q, m and n.
+        tall: The right factor (q, n), in float64.
+        wide: The left factor (m, q), in float64.
+        rank: The rank of the result, at most q, m and n.
 
     Returns:
-        A and B, in float64; the rows of A are orthonormal even where the product has a lower rank.
+        A and B, in float64; the rows of A are orthonormal even if the product has a lower rank.
 
     Example:
         >>> A, B = factors(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.eye(2), 1)
@@ -108,9 +111,10 @@ def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def refactored(model: State, weights: Sequence[float], clients: Sequence[State]) -> State:
-    """Writes Σ wₖ·Bₖ·Aₖ of every pair as a pair of the model's rank, shapes and types.
+    """Approximates Σ wₖ·Bₖ·Aₖ of every pair by a pair of the model's rank, shapes and types.
 
-    See `factors`. A product of zeros has no directions: A stays what it was, and B is zero.
+    The pair is the one that `factors` returns. A product of zeros has no singular directions: then
+    A is unchanged, and B is zero.
 
     Example:
         >>> model = {"a.lora_A": torch.tensor([[1.0, 1.0]]), "a.lora_B": torch.tensor([[0.0]])}
@@ -128,12 +132,12 @@ def refactored(model: State, weights: Sequence[float], clients: Sequence[State])
 
 
 def cut(state: Mapping[str, Tensor], rank: int | None) -> State:
-    """Leaves the first rows of every A and the first columns of every B; None leaves all."""
+    """Keeps the first rows of every A and the first columns of every B; None keeps all."""
     return {name: tensor[_within(name, tensor, rank)].clone() for name, tensor in state.items()}
 
 
 def pad(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
-    """Fills what `cut` made up to other shapes, with zeros."""
+    """Fills the tensors of `cut` with zeros, up to the shapes of ``like``."""
     padded = {}
     for name, tensor in state.items():
         padded[name] = tensor.new_zeros(like[name].shape)
@@ -142,16 +146,19 @@ def pad(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
 
 
 def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tuple[float, float]:
-    """Measures how far a new model's products are from the mean of the clients' products.
+    """Measures the distance of a new model's products from the mean of the clients' products.
+
+    This function computes the products B·A.
 
     Args:
-        model: The tensors that the round began with.
+        model: The tensors at the beginning of the round.
         updates: The updates of the clients.
-        new: The tensors that a strategy made of them, with its merged pairs, if any.
+        new: The tensors that a strategy computed from the updates, including merged pairs.
 
     Returns:
-        ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and how far the mean product moved in the round,
-        ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖; Frobenius norms over all pairs together, without the factor s.
+        The error ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and the movement of the mean product in
+        the round, ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖. Both are Frobenius norms over all pairs together, without
+        the factor s.
     """
     weights = torch.tensor(shares(updates), dtype=torch.float64).view(-1, 1, 1)
     error = movement = 0.0
@@ -173,21 +180,20 @@ def relative_error(
 ) -> float | None:
     """Returns the aggregation error as a share of the round's movement.
 
-    It is ‖mean - result‖ / ‖mean - before‖.
-
-    It is 0 for an exact aggregation and 1 for one that leaves everything as it was. Where some
-    clients are hostile, what they sent is in the mean; a strategy that keeps it out is far from it,
-    rightly.
+    The share is ‖mean - result‖ / ‖mean - before‖. It is 0 for an exact aggregation, and 1 for one
+    that changes nothing. The mean includes the updates of hostile clients. So a robust strategy,
+    which excludes these updates, has a large error and is still right.
 
     Args:
-        model: The tensors that the round began with.
+        model: The tensors at the beginning of the round.
         updates: The updates of the clients.
         new: The next model.
-        merged: Pairs that were added to frozen weights.
+        merged: The pairs that were added to frozen weights.
 
     Returns:
-        The share; None where there is nothing to compare: no whole pair B·A in the model, as where
-        one of the two stays with the clients; only the clients' sum seen; or no movement.
+        The share, or None if there is nothing to compare: the model has no complete pair B·A
+        (clients may keep one of the two matrices), only the clients' sum is known, or nothing
+        moved.
     """
     whole = [path for path in paths(model) if path + B in model and path + R not in model]
     if not whole or any(update.members > 1 for update in updates):
@@ -198,7 +204,7 @@ def relative_error(
 
 
 def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
-    """Selects what a rank leaves of a tensor."""
+    """Returns the slices of a tensor that belong to a rank."""
     if rank is not None and name.endswith(A):
         return (slice(rank),)
     if rank is not None and name.endswith(B):
@@ -207,7 +213,7 @@ def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
 
 
 def _ends(model: State, updates: Sequence[Update], name: str) -> Tensor:
-    """Returns one matrix as all clients ended with it (K, …), as `trained` does of each."""
+    """Returns one matrix of all clients after their training (K, …), as `trained` does for one."""
     ranks = {update.rank for update in updates}
     start = {rank: _zero_beyond(name, model[name], rank).double() for rank in ranks}
     rests = torch.zeros_like(model[name])

@@ -1,8 +1,8 @@
 """Random generators derived from one seed by a path of names.
 
-Every source of chance in a run has its own path (``"sampling", round``; ``"batches", round,
-client``), so that none depends on how often, in which order or in which process another one was
-used. That is what makes a run the same bits on one worker and on two.
+Every source of randomness in a run has its own path (``"sampling", round``; ``"batches", round,
+client``). So no source depends on how often, in which order or in which process another one was
+used. This is why a run gives the same bits on one worker and on two.
 
 These generators are for experiments. Keys never come from here; see `encryption.keys`.
 """
@@ -27,7 +27,7 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
     Args:
         seed: The run's seed.
-        *path: What the generator is for, from the general to the particular.
+        *path: The purpose of the generator, from the general to the particular.
 
     Returns:
         A number in [0, 2**63), the same on every machine.
@@ -48,7 +48,7 @@ def deal(
     """Draws some of the clients and gives them the kinds in turn.
 
     Args:
-        kinds: The kinds that are dealt out; empty only where no client is drawn.
+        kinds: The kinds to deal; they may be empty only if no client is drawn.
         chosen: The number of clients that are drawn.
         clients: The number of all clients.
         draw: The generator that chooses the clients. With the same generator state, a larger draw
@@ -62,7 +62,7 @@ def deal(
         {'a': 2, 'b': 1}
     """
     if not chosen:
-        return {}  # every message asks, and there may be ten thousand clients
+        return {}  # fast, since every message calls this and there may be ten thousand clients
     order = torch.randperm(clients, generator=draw).tolist()
     dealt: dict[T, list[int]] = {}
     for client, kind in zip(order[:chosen], itertools.cycle(kinds), strict=False):
@@ -71,13 +71,13 @@ def deal(
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
-    """Makes the CPU generator of one purpose; see `derive_seed`."""
+    """Returns the CPU generator of one purpose, seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the generators that Python and numpy share with everybody, and puts them back after.
+    """Seeds the global generators of Python and NumPy within a block, and restores them after it.
 
     Use it around library code that draws from these generators.
 
@@ -93,7 +93,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     before = random.getstate(), np.random.get_state()
     random.seed(seed)
-    np.random.seed([seed >> 32, seed & 0xFFFFFFFF])  # it takes numbers of 32 bits
+    np.random.seed([seed >> 32, seed & 0xFFFFFFFF])  # NumPy takes numbers of 32 bits
     try:
         yield
     finally:

@@ -1,9 +1,10 @@
-"""Robust means, which a few arbitrary updates cannot carry away; robust strategies use them.
+"""Robust means for robust strategies: a few arbitrary updates cannot move them far.
 
-Distances and middles are taken in float64, where no float32 is so large that it would overflow.
-Clients count their images themselves, so none of this looks at the counts unless it is asked to.
+Distances and means are computed in float64, in which no square of a float32 overflows. Clients
+report their numbers of images themselves, so these numbers are ignored unless the caller uses them
+explicitly.
 
-K clients, of whom at most f are byzantine: they send whatever they like.
+K clients, of which at most f are byzantine: they may send arbitrary updates.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from fl_vitlora.strategy import Update, shares
 
 
 def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]) -> State:
-    """Reduces the deltas of all clients, every coordinate by itself.
+    """Reduces the deltas of all clients, each coordinate independently.
 
     Args:
         updates: The updates of K clients.
-        reduce: Makes (...) of (K, ...); the K values of a coordinate rise.
+        reduce: A function from (K, ...) to (...); the K values of each coordinate are sorted in
+            ascending order.
 
     Returns:
-        What it made, in float64.
+        The reduced tensors, in float64.
     """
     return zip_map(
         lambda *deltas: reduce(torch.stack(deltas).double().sort(dim=0).values),
@@ -35,7 +37,7 @@ def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]
 
 
 def middle(rising: Tensor, trimmed: int) -> Tensor:
-    """Averages what is left of rising values (K, ...) when as many are cut off at each end.
+    """Averages sorted values (K, ...) without the `trimmed` smallest and largest ones.
 
     Example:
         >>> middle(torch.tensor([0.0, 1.0, 3.0, 1e30]), trimmed=1)
@@ -49,16 +51,16 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
 
         s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 clients j ≠ k that are nearest to k
 
-    The score means something where K ≥ 2f + 3; f is lowered to that where clients are fewer, and
-    among equal scores the client of the lower number goes first.
+    The score is meaningful if K ≥ 2f + 3; with fewer clients f is lowered accordingly. Among equal
+    scores the client with the lower number comes first.
 
     Args:
         updates: The updates of K clients.
-        f: The number of clients that may send anything.
-        chosen: The number of updates that are wanted; all of them if they are fewer.
+        f: The number of clients that may send arbitrary updates.
+        chosen: The number of updates to choose; if there are fewer updates, all are chosen.
 
     Returns:
-        The chosen updates, the most trusted first.
+        The chosen updates, sorted by ascending score.
 
     Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
     """
@@ -71,16 +73,19 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
 
 
 def too_few_for_krum(clients: int, f: int) -> str:
-    """Says why Krum cannot withstand f of so many clients; empty where it can.
+    """Returns the reason why Krum cannot tolerate f byzantine clients, or an empty text if it can.
 
     Example:
         >>> too_few_for_krum(15, 6), too_few_for_krum(6, 2)
-        ('', 'it withstands f of 2f + 3 clients, and 6 take part: --set strategy.f=1')
+        ('', 'tolerating f clients needs 2f + 3 participants, and 6 take part: --set strategy.f=1')
     """
     if clients >= 2 * f + 3 or not f:
         return ""
     most = max(0, (clients - 3) // 2)
-    return f"it withstands f of 2f + 3 clients, and {clients} take part: --set strategy.f={most}"
+    return (
+        f"tolerating f clients needs 2f + 3 participants, and {clients} take part: "
+        f"--set strategy.f={most}"
+    )
 
 
 def _squared_distances(updates: Sequence[Update]) -> list[list[float]]:
@@ -94,18 +99,17 @@ def _squared_distances(updates: Sequence[Update]) -> list[list[float]]:
 def geometric_median(
     updates: Sequence[Update], smoothing: float, iterations: int, *, by_images: bool = False
 ) -> State:
-    """Approaches the point of least summed distance from the deltas.
+    """Approximates the point with the least sum of distances from the deltas.
 
         z = argmin Σ pₖ·‖z - Δₖ‖;  z ← Σ βₖ·Δₖ / Σ βₖ,  βₖ = pₖ / max(ν, ‖z - Δₖ‖)
 
-    pₖ = 1/K, so that a client gains nothing by the count of images that it reports. It begins at
-    z = 0, the model of the round, so that a delta from far away has lost its weight before the
-    first step.
+    pₖ = 1/K, so a client gains nothing by reporting more images. The iteration starts at z = 0, the
+    model of the round, so a distant delta has little weight already in the first step.
 
     Args:
         updates: The updates of K clients.
-        smoothing: ν, which keeps the weight of a delta finite that z has met.
-        iterations: The iterations of Weiszfeld's algorithm.
+        smoothing: The smoothing ν, which keeps the weight of a delta finite when z reaches it.
+        iterations: The number of iterations of Weiszfeld's algorithm.
         by_images: True if pₖ is the client's share of all images instead, as in the paper.
 
     Returns:

@@ -1,7 +1,7 @@
-"""The algebra of parameter dictionaries: what server and client compute with.
+"""The algebra of parameter dictionaries, which server and clients compute with.
 
-A `State` maps the names of tensors to the tensors. All functions are pure; they keep the order of
-names of their first argument and never share memory with it.
+A `State` maps the names of tensors to the tensors. All functions are pure. Their results have the
+names of the first argument in the same order, and never share memory with it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ State = dict[str, Tensor]
 def zip_map(
     function: Callable[..., Tensor], first: Mapping[str, Tensor], *rest: Mapping[str, Tensor]
 ) -> State:
-    """Applies a function to the tensors of the same name.
+    """Applies a function to the tensors with the same name.
 
     Args:
-        function: Takes as many tensors as there are states.
+        function: A function with one tensor from each state as its arguments.
         first: The state that sets the names and their order.
         *rest: States with the same names.
 
@@ -62,17 +62,18 @@ def clone(a: Mapping[str, Tensor]) -> State:
 def mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
     """Computes the weighted mean Σ wₖ·xₖ / Σ wₖ in float64 and returns it in the states' type.
 
-    Sums are taken in the order given, so a caller that sorts its states gets the same bits always.
+    The sum is computed in the given order. So a caller that sorts its states always gets the same
+    bits.
 
     Args:
-        states: K states with equal names and shapes.
-        weights: K weights, not negative, not all zero.
+        states: The K states, with equal names and shapes.
+        weights: The K weights, not negative and not all zero.
 
     Returns:
         The mean.
 
     Raises:
-        ValueError: When there is no state, or the weights do not fit.
+        ValueError: When there is no state, or the weights are not valid.
 
     Example:
         >>> mean([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [3, 1])
@@ -104,14 +105,14 @@ def l2_norm(a: Mapping[str, Tensor]) -> float:
 
 
 def clip_norm(a: Mapping[str, Tensor], most: float) -> tuple[State, bool]:
-    """Shortens a state to a Euclidean norm, over all tensors together, of at most so much.
+    """Scales a state down to a Euclidean norm, over all tensors together, of at most ``most``.
 
     Args:
-        a: A state, for example what training changed.
-        most: The bound, positive.
+        a: A state, for example the delta of a training.
+        most: The bound on the norm, positive.
 
     Returns:
-        a · min(1, most / ‖a‖), and whether ‖a‖ was within the bound.
+        The state a · min(1, most / ‖a‖), and True if ‖a‖ was within the bound.
 
     Example:
         >>> clip_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, most=0.5)
@@ -128,9 +129,10 @@ def count(a: Mapping[str, Tensor]) -> int:
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:
-    """Returns True if no tensor holds a NaN or an infinity.
+    """Returns True if no tensor contains a NaN or an infinity.
 
-    A sum that is finite has only finite terms; one that is not may just be too large.
+    A finite sum has only finite terms. If the sum is not finite, every term is tested, since the
+    sum may have overflowed.
     """
     return all(
         math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all()) for tensor in a.values()
@@ -138,7 +140,7 @@ def is_finite(a: Mapping[str, Tensor]) -> bool:
 
 
 def is_within(a: Mapping[str, Tensor], most: float) -> bool:
-    """Tells whether all scalars are numbers of at most so much, in absolute value.
+    """Returns True if the absolute values of all scalars are numbers of at most ``most``.
 
     Example:
         >>> a = {"w": torch.tensor([2.0, -3.0])}

@@ -1,9 +1,9 @@
-"""Aggregation strategies, one a file; drop yours in and run it by its file's name.
+"""Aggregation strategies, one per file; put your own file here and run it by its file name.
 
-A file holds one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
-`flwr.serverapp.strategy.Strategy`. One that lives elsewhere is named as ``package.module:Class``.
-The files here, and the modules so named, are the only code that a run imports on a user's word. A
-module that only a file names, a configuration or a run folder, is imported on no word at all
+A file has one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
+`flwr.serverapp.strategy.Strategy`. A strategy elsewhere is named as ``package.module:Class``. The
+files here, and the modules that a user names in this way, are the only strategies that a run
+imports. A module that only a configuration or a run folder names is not imported
 (`fl_vitlora.config.confirmation`).
 """
 
@@ -28,23 +28,24 @@ if TYPE_CHECKING:
     from fl_vitlora.testing import Finding
 
 OLDER = "flwr.server.strategy"  # Flower's interface before its Message API
-INNERMOST = "flwr.serverapp.strategy:FedAvg"  # what a wrapper wraps if nothing else is named
+INNERMOST = "flwr.serverapp.strategy:FedAvg"  # the strategy that a wrapper wraps by default
 
 
 def available() -> list[str]:
-    """Names all files in this folder."""
+    """Returns the names of all strategies in this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
-    """Makes the strategy of an experiment; see `load`.
+    """Makes the strategy of an experiment, as `load` does.
 
     Args:
-        config: The experiment, whoever wrote it.
-        confirmed: Names of strategies and methods that the person in charge typed.
+        config: The experiment, from any source.
+        confirmed: The names of strategies and methods that the user typed.
 
     Raises:
-        UserError: When nobody confirmed code that it names, and as `load` does.
+        UserError: When the experiment names foreign code that the user did not confirm, or when
+            `load` raises an error.
     """
     from fl_vitlora.population.sampling import cohort_size
 
@@ -64,17 +65,18 @@ def load(
     """Makes a strategy.
 
     Args:
-        name: A file of this folder, with or without its ending, or ``package.module:Class``.
-        options: Its hyper-parameters; what a wrapper of Flower wraps is one of them, ``strategy``:
-            a name, or a mapping of a name and hyper-parameters.
+        name: The name of a file in this folder, with or without its ending, or
+            ``package.module:Class``.
+        options: The hyper-parameters of the strategy. For a wrapper of Flower, ``strategy`` is the
+            wrapped strategy: a name, or a mapping of a name and hyper-parameters.
         cohort: The number of clients that take part in a round.
         clients: The number of all clients.
 
     Returns:
-        An instance.
+        The strategy.
 
     Raises:
-        UserError: When there is no such strategy, or it has no such hyper-parameter.
+        UserError: When the strategy or one of the hyper-parameters is unknown.
 
     Example:
         >>> load("fedprox", {"mu": "1e-1"})
@@ -86,10 +88,14 @@ def load(
 
 
 def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], int, list[str]]:
-    """Holds a strategy of Flower to what a run needs of it; see `load`.
+    """Checks that a strategy of Flower offers everything that a run needs.
+
+    Args:
+        name: The name of the strategy, as `load` takes it.
+        options: The hyper-parameters of the strategy, as `load` takes them.
 
     Returns:
-        The findings, the number of rules, and what was understood of the strategy.
+        The findings, the number of rules, and a description of the strategy.
     """
     from fl_vitlora.flower.strategies.checking import RULES, flower_findings, flower_understood
     from fl_vitlora.testing.made_up import CLIENTS
@@ -101,7 +107,7 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
 
 
 def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Makes a strategy, be it the outermost or one in a wrapper."""
+    """Makes a strategy, which may be the outermost one or one inside a wrapper."""
     from fl_vitlora.flower.strategies import construction
 
     kind = _named_class(name) if ":" in name else _class_in_file(name)
@@ -114,14 +120,14 @@ def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
         strategy: AnyStrategy = construction.construct(kind, name, options, terms)
     except UserError:
         raise
-    except Exception as error:  # of the strategy's own code
+    except Exception as error:  # raised by the strategy's own code
         cause = error if isinstance(error, TypeError | ValueError) else _cause(error)
         raise UserError(f"strategy {name}: {' '.join(str(cause).split())}") from error
     return strategy
 
 
 def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Makes a strategy of this project's contract, if its class has the form of one."""
+    """Makes a strategy of this project's contract, after a check of its class."""
     from fl_vitlora.testing.declared import expect_form
 
     expect_form(kind)
@@ -130,7 +136,7 @@ def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyS
 
 
 def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
-    """Makes what a wrapper of Flower wraps; given by its name, or with options beside it."""
+    """Makes the strategy inside a wrapper of Flower, given as a name, or with options."""
     from fl_vitlora.strategy import Strategy
 
     options = {"name": INNERMOST, **given} if isinstance(given, Mapping) else {"name": given}
@@ -140,14 +146,14 @@ def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
     strategy = _load(name, options, terms)
     if isinstance(strategy, Strategy):
         raise UserError(
-            f"{terms.path}: {name} is a strategy of this project, and Flower's wrappers take only "
-            f"Flower's, for example {INNERMOST}"
+            f"{terms.path}: {name} is a strategy of this project, but Flower's wrappers accept "
+            f"only Flower's strategies, for example {INNERMOST}"
         )
     return strategy
 
 
 def _class_in_file(name: str) -> type[Any]:
-    """Finds the one strategy that a file of this folder defines."""
+    """Returns the strategy class that a file of this folder defines."""
     name = name.removeprefix("./").removeprefix(f"{__name__}/").removesuffix(".py")
     if name not in available():
         raise _unknown(name)
@@ -168,7 +174,7 @@ def _class_in_file(name: str) -> type[Any]:
 
 
 def _named_class(name: str) -> type[Any]:
-    """Imports ``package.module:Class``."""
+    """Imports ``package.module:Class`` and returns the class."""
     module_name, _, class_name = name.partition(":")
     if module_name.startswith(OLDER):
         raise _older(f"strategy {name}", class_name)
@@ -183,7 +189,7 @@ def _named_class(name: str) -> type[Any]:
 
 
 def _unknown(name: str) -> UserError:
-    """Says that there is no such file, and whether Flower has a strategy of the name."""
+    """Returns the error for an unknown file; it names a strategy of Flower with this name."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -197,7 +203,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _older(what: str, class_name: str) -> UserError:
-    """Says that a strategy is of Flower's older interface, and which one came after it."""
+    """Returns the error for a strategy of Flower's older interface; it names the successor."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -205,19 +211,28 @@ def _older(what: str, class_name: str) -> UserError:
 
     successor = class_name if class_name in vars(flower) else "Strategy"
     return UserError(
-        f"{what} is of Flower's older interface {OLDER}, which works on lists of NumPy arrays and "
-        f"is not called here; its successor is {flower.__name__}:{successor}"
+        f"{what} has Flower's older interface {OLDER}, which works on lists of NumPy arrays and "
+        f"is not supported; its successor is {flower.__name__}:{successor}"
     )
 
 
 def _older_base(kind: type[Any]) -> str | None:
-    """Names the class of Flower's older interface that a class derives from, if it does."""
+    """Returns the base class from Flower's older interface, or None if there is none."""
     found = (c for c in kind.__mro__[1:] if c.__module__.startswith(OLDER))
     return next((c.__name__ for c in found), None)
 
 
 def _expect_whole(module: Any, place: str, class_name: str | None = None) -> None:
-    """Says what keeps the classes of a module, or one of them, from being strategies."""
+    """Raises an error that explains why the classes of a module are not strategies, if known.
+
+    Args:
+        module: The imported module.
+        place: The name of the file or module, for messages.
+        class_name: The name of the wanted class, or None for all classes.
+
+    Raises:
+        UserError: When a class has Flower's older interface, lacks a method, or has a wrong base.
+    """
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
     from fl_vitlora.strategy import Strategy
@@ -235,7 +250,7 @@ def _expect_whole(module: Any, place: str, class_name: str | None = None) -> Non
         if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
             written = [name for name in vars(kind) if not name.startswith("_")]
             near = difflib.get_close_matches(lacking[0], written, n=1, cutoff=0.8)
-            hint = f"; did you mean it by {near[0]!r}?" if near else ""
+            hint = f"; did you misspell it as {near[0]!r}?" if near else ""
             raise UserError(f"{place}: class {kind.__name__} lacks {', '.join(lacking)}{hint}")
     if chosen and not issubclass(chosen[0], Strategy | FlowerStrategy):
         raise UserError(

@@ -1,13 +1,14 @@
-"""Fed-SB: a small square matrix R between frozen B and A is all of the adapter that is trained.
+"""Fed-SB: of the adapter, only a small square matrix R between frozen B and A is trained.
 
     W + s·B·R·A,    R ← Σₖ pₖ·Rₖ,  pₖ = nₖ / Σn,    so  Σₖ pₖ·B·Rₖ·A = B·R·A
 
-Exact, the product included: it is linear in R. Up and down: r² a pair, and the head and the patch
-embedding; A and B are never sent, every client finds them in its own copy of the pre-trained model.
+The aggregation is exact, also for the product, because the product is linear in R. Uplink and
+downlink carry r² numbers per pair, the head and the patch embedding. A and B are never sent: every
+client computes them from its own copy of the pre-trained model.
 
 Source: Singhal et al., arXiv 2502.15436, the aggregation. The paper takes A and B from singular
-vectors of the first step's gradient, for which somebody must show data; here they are singular
-vectors of the pre-trained weight, as in LoRA-XS (Bałazy et al., arXiv 2405.17604).
+vectors of the first step's gradient, which needs data. Here they are singular vectors of the
+pre-trained weight, as in LoRA-XS (Bałazy et al., arXiv 2405.17604).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class FedSB(Strategy):
     adapter = "lora_xs"
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Lets A and B rest in every round."""
+        """Freezes A and B in every round."""
         del server_round
         return ClientPlan(frozen=(A, B))
 

@@ -2,9 +2,9 @@
 
     w ← w + Σₖ pₖ·Δₖ,  pₖ = nₖ / Σn
 
-On LoRA it averages the factors A and B each by themselves (FedIT, arXiv 2305.05644). That is exact
-for the patch embedding and the head, and biased for the product: the mean of products is not the
-product of means. Up and down: all trained tensors.
+With LoRA it averages the factors A and B separately (FedIT, arXiv 2305.05644). The mean is exact
+for the patch embedding and the head, and biased for the product, because the mean of products is
+not the product of means. Uplink and downlink carry all trained tensors.
 
 Source: McMahan et al., arXiv 1602.05629, algorithm 1.
 """
@@ -24,12 +24,12 @@ class FedAvg(Strategy):
     """Federated averaging.
 
     Attributes:
-        server_rate: Factor on the mean delta; 1 is FedAvg.
+        server_rate: The factor on the mean delta; 1 is FedAvg.
     """
 
     sums_suffice = True
 
-    server_rate: float = setting(1.0, "factor on the mean delta", "(0, inf)")
+    server_rate: float = setting(1.0, "The factor on the mean delta.", "(0, inf)")
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -1,4 +1,4 @@
-"""FedEx-LoRA: FedAvg of the factors, and what it misses goes into the frozen weight.
+"""FedEx-LoRA: FedAvg of the factors; the residual of the product goes into the frozen weight.
 
     A ← Ā = Σₖ pₖ·Aₖ,  B ← B̄ = Σₖ pₖ·Bₖ,  W ← W + s·(Σₖ pₖ·Bₖ·Aₖ - B̄·Ā),    pₖ = nₖ / Σn
 
@@ -6,14 +6,15 @@ The residual is written in K - 1 pairs of rank r:
 
     Σₖ pₖ·Bₖ·Aₖ - B̄·Ā = Σ_{k<K} pₖ·(Bₖ - B̄)·(Aₖ - A_K)
 
-for Σₖ pₖ·(Bₖ - B̄) = 0: so Σₖ pₖ·(Bₖ - B̄)·Aₖ, the left side, stays the same when a constant is
-taken from all Aₖ, and A_K makes the last term vanish. With one client there is no residual.
+Since Σₖ pₖ·(Bₖ - B̄) = 0, the left side Σₖ pₖ·(Bₖ - B̄)·Aₖ does not change when a constant is
+subtracted from all Aₖ, and subtracting A_K makes the last term vanish. With one client there is no
+residual.
 
-Exact, the product included. Up: |A| + |B|. Down: that and the residual, (K - 1)·(|A| + |B|), which
-a client that sat out needs of every round that it missed. The head and the patch embedding are
-averaged and go both ways.
+The aggregation is exact, also for the product. The uplink carries |A| + |B|. The downlink carries
+|A| + |B| and the residual, (K - 1)·(|A| + |B|); a client that was absent needs the residual of
+every round that it missed. The head and the patch embedding are averaged and sent both ways.
 
-Source: Singhal et al., arXiv 2410.09432, the method; the form of its residual is ours.
+Source: Singhal et al., arXiv 2410.09432, the method; the form of the residual is this project's.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Strategy):
-    """Federated averaging of LoRA made exact by a residual; it has no hyper-parameters."""
+    """Federated averaging of LoRA with an exact residual; it has no hyper-parameters."""
 
     low_rank = True
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Averages everything, and writes the residual of the products beside it."""
+        """Averages all tensors, and adds the residual of the products as merged pairs."""
         weights = shares(updates)
         clients = [trained(model, update) for update in updates]
         *others, last = clients

@@ -9,12 +9,15 @@ Source: Li et al., arXiv 1812.06127, algorithm 2 (with a fixed number of local e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from fl_vitlora.config.settings import setting
 from fl_vitlora.state import State
-from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
+from fl_vitlora.strategy import Strategy, Update, averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +32,12 @@ class FedProx(Strategy):
 
     mu: float = setting(0.01, "weight of the penalty", "[0, inf)")
 
-    def plan(self, server_round: int) -> ClientPlan:
-        """Asks clients to add the penalty to their loss."""
-        del server_round
-        return ClientPlan(proximal_mu=self.mu)
+    def penalty(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        """Returns μ/2 · ‖w - w_global‖², where the anchor is w_global."""
+        squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
+        return self.mu / 2 * torch.stack(squares).sum()
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -1,10 +1,10 @@
-"""FedSA-LoRA: all train A and B, but share A alone; each client keeps a B of its own.
+"""FedSA-LoRA: clients train A and B, but share only A; each client keeps its own B.
 
     A ← Σₖ pₖ·Aₖ,  Bₖ stays at client k,  pₖ = nₖ / Σn
 
-There is no common product and so no bias in it; there is no single model either: accuracy is the
-clients'. The means of A, the head and the patch embedding are exact. Up and down: |A|, and the head
-and the patch embedding; the server never sees a B.
+There is no common product, and so no bias in it. There is no single model either, so the clients
+measure the accuracy. The means of A, the head and the patch embedding are exact. Uplink and
+downlink carry |A|, the head and the patch embedding; the server never sees a B.
 
 Source: Guo et al., arXiv 2410.01463, its LoRA variant.
 """
@@ -30,5 +30,5 @@ class FedSALoRA(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the mean delta, weighted by the number of images, to a model that has no B."""
+        """Adds the mean delta, weighted by the number of images, to a model without B."""
         return averaged(model, updates), state

@@ -1,14 +1,14 @@
-"""FedSVD: clients train B alone; between rounds the server turns A into the directions of B·A.
+"""FedSVD: clients train only B; after each round the server sets A to singular vectors of B·A.
 
     B̄ = Σₖ pₖ·Bₖ,    B̄·A = U·S·Vᵀ,    A ← Vᵀ,  B ← U·S,    pₖ = nₖ / Σn
 
-Exact, the product included: it is linear in B, and the decomposition of a product of rank r leaves
-nothing out. The rows of A are orthonormal from the first round on, also where the product has a
-lower rank; the space that they span stays that of the first A. Up: |B|. Down: |A| + |B|. The head
-and the patch embedding are averaged and go both ways.
+The aggregation is exact, also for the product: the product is linear in B, and the decomposition of
+a product of rank r loses nothing. The rows of A are orthonormal from the first round on, even if
+the product has a lower rank; they always span the space of the first A. The uplink carries |B|, the
+downlink |A| + |B|. The head and the patch embedding are averaged and sent both ways.
 
 Source: Lee et al., arXiv 2505.12805, the method, without its differential privacy, with the
-decomposition in every round. A product of zeros leaves A as it is.
+decomposition in every round. A product of zeros leaves A unchanged.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class FedSVD(Strategy):
     rebased = (A, B)
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Lets A rest at the clients in every round."""
+        """Freezes A at the clients in every round."""
         del server_round
         return ClientPlan(frozen=(A,))
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Factors the product of mean B and A anew, and averages the rest."""
+        """Decomposes the product of mean B and A, and averages the other tensors."""
         average = mean([trained(model, update) for update in updates], shares(updates))
         return averaged(model, updates) | refactored(model, [1.0], [average]), state

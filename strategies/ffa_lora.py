@@ -1,9 +1,10 @@
-"""FFA-LoRA: A keeps its random initial value for ever; only B is trained and averaged.
+"""FFA-LoRA: A always keeps its random initial value; only B is trained and averaged.
 
     B ← Σₖ pₖ·Bₖ,  Aₖ = A,  pₖ = nₖ / Σn,    so  Σₖ pₖ·Bₖ·A = B·A
 
-Exact, the product included: it is linear in B. The price is a model that cannot leave the row
-space of A. Up and down: |B|, and the head and the patch embedding; A is never sent.
+The aggregation is exact, also for the product, because the product is linear in B. The price is a
+model whose updates stay in the row space of A. Uplink and downlink carry |B|, the head and the
+patch embedding; A is never sent.
 
 Source: Sun et al., arXiv 2403.12313, the method, without its differential privacy.
 """
@@ -26,7 +27,7 @@ class FFALoRA(Strategy):
     sums_suffice = True
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Lets A rest in every round."""
+        """Freezes A in every round."""
         del server_round
         return ClientPlan(frozen=(A,))
 

@@ -1,11 +1,12 @@
-"""FlexLoRA: the mean of the clients' products, taken apart again by singular values.
+"""FlexLoRA: the mean of the clients' products, decomposed again by singular values.
 
     Σₖ pₖ·Bₖ·Aₖ = U·S·Vᵀ,    A ← first r rows of Vᵀ,  B ← first r columns of U·S,    pₖ = nₖ / Σn
 
-The mean of products is exact, whatever the clients' ranks rₖ; its cut to rank r is the nearest in
-the Frobenius norm and biased only by the singular values that it leaves out. A client of a smaller
-rank gets the first rows and columns, which is again the nearest of its rank. Up and down: rₖ/r of
-|A| + |B|, and the head and the patch embedding, which are averaged.
+The mean of products is exact for all ranks rₖ of the clients. Its truncation to rank r is the
+nearest matrix of that rank in the Frobenius norm; its only bias are the dropped singular values. A
+client with a smaller rank gets the first rows and columns, which are again the nearest matrix of
+its rank. Uplink and downlink carry rₖ/r of |A| + |B|, and the head and the patch embedding, which
+are averaged.
 
 Source: Bai et al., arXiv 2402.11505, the aggregation by SVD.
 """
@@ -31,6 +32,6 @@ class FlexLoRA(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Factors the mean product of every pair, and averages the rest."""
+        """Decomposes the mean product of every pair, and averages the other tensors."""
         clients = [trained(model, update) for update in updates]
         return averaged(model, updates) | refactored(model, shares(updates), clients), state

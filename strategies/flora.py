@@ -1,14 +1,15 @@
-"""FLoRA: the clients' pairs are stacked and go into the frozen weight; the pair starts over.
+"""FLoRA: the clients' pairs are stacked and added to the frozen weight; the pair starts again.
 
     W ← W + s·[B₁, …, B_K]·[p₁A₁; …; p_KA_K] = W + s·Σₖ pₖ·Bₖ·Aₖ,  B ← 0,  A stays,  pₖ = nₖ / Σn
 
-Exact, whatever the clients' ranks rₖ: the stack has rank Σrₖ and nothing is cut. Up: rₖ/r of
-|A| + |B|. Down: the stack, Σrₖ/r of |A| + |B|, which is K·(|A| + |B|) at equal ranks; a client that
-sat out needs every stack that it missed. The pair itself begins each round as it began the first,
-so it need not be sent. The head and the patch embedding are averaged and go both ways.
+The aggregation is exact for all ranks rₖ of the clients: the stack has rank Σrₖ, and nothing is
+truncated. The uplink carries rₖ/r of |A| + |B|. The downlink carries the stack, Σrₖ/r of |A| + |B|,
+which is K·(|A| + |B|) at equal ranks; a client that was absent needs every stack that it missed.
+The pair itself starts each round with its values of the first round, so it is not sent. The head
+and the patch embedding are averaged and sent both ways.
 
 Source: Wang et al., arXiv 2409.05976, the stacking-based aggregation. The paper draws a new A in
-every round; here it is the first one again, which every client has.
+every round; here it is always the first A, which every client has.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ class FLoRA(Strategy):
     any_rank = True
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Lets every pair begin the round as it began the first."""
+        """Restarts every pair in each round from its first values."""
         del server_round
         return ClientPlan(restarted=(A, B))
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Stacks what the clients ended with, each in its own rank, and averages the rest."""
+        """Stacks the clients' trained pairs, each in its own rank, and averages the rest."""
         clients = [cut(trained(model, update), update.rank) for update in updates]
-        anew = {}
+        restarted_pairs = {}
         for path in paths(model):
-            anew[path + A] = model[path + A].clone()
-            anew[path + B] = model[path + B].new_zeros(model[path + B].shape)
-        return averaged(model, updates) | anew | merged(shares(updates), clients), state
+            restarted_pairs[path + A] = model[path + A].clone()
+            restarted_pairs[path + B] = model[path + B].new_zeros(model[path + B].shape)
+        return averaged(model, updates) | restarted_pairs | merged(shares(updates), clients), state

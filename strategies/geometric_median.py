@@ -1,14 +1,15 @@
-"""Geometric median (RFA): the point whose distances from the clients' deltas are least in sum.
+"""Geometric median (RFA): the point with the least sum of distances from the clients' deltas.
 
     w ← w + z,  z = argmin Σ pₖ·‖z - Δₖ‖,  pₖ = 1 / K
 
-By a few steps of the smoothed algorithm of Weiszfeld, over all tensors as one vector. It withstands
-fewer than half of the clients sending whatever they like. The paper weighs them by their images,
-pₖ = nₖ / Σn. Clients count these themselves, and one that claims half of all images then decides;
-so images are not counted here unless `by_images` asks for it. Without hostile clients it is near
-the mean of the clients, and biased on LoRA as FedAvg: it takes A and B each by themselves. Up and
-down: all trained tensors. It must see each update (the paper gets by with sums, in one exchange
-with the clients for each step; here the server has what it needs).
+A few steps of the smoothed algorithm of Weiszfeld approximate it, over all tensors as one vector.
+It tolerates arbitrary updates from fewer than half of the clients. The paper weights clients by
+their images, pₖ = nₖ / Σn. But clients report these numbers themselves, and a client that claims
+half of all images would decide alone. So images count here only if `by_images` is set. Without
+hostile clients the result is near the mean of the clients. With LoRA it is biased like FedAvg,
+because it treats A and B separately. Uplink and downlink carry all trained tensors. The server must
+see each update. (The paper needs only sums, with one exchange with the clients per step; here the
+server already has the updates.)
 
 Source: Pillutla et al., arXiv 1912.13445.
 """
@@ -29,15 +30,19 @@ class GeometricMedian(Strategy):
     """The geometric median of the deltas.
 
     Attributes:
-        smoothing: ν, the distance below which a delta draws no harder.
-        iterations: The iterations of Weiszfeld's algorithm.
-        by_images: True if clients weigh by the images that they report.
+        smoothing: The distance ν below which the weight of a delta does not grow further.
+        iterations: The number of iterations of Weiszfeld's algorithm.
+        by_images: True if clients are weighted by the numbers of images that they report.
     """
 
-    smoothing: float = setting(1e-6, "distance below which a delta draws no harder", "(0, inf)")
-    iterations: int = setting(10, "of Weiszfeld's algorithm", "[1, inf)")
+    smoothing: float = setting(
+        1e-6, "The distance below which the weight of a delta does not grow further.", "(0, inf)"
+    )
+    iterations: int = setting(10, "The number of iterations of Weiszfeld's algorithm.", "[1, inf)")
     by_images: bool = setting(
-        False, "weigh clients by the images that they report, as the paper does; they may lie"
+        False,
+        "Whether clients are weighted by the numbers of images that they report, as in the paper. "
+        "Hostile clients may report false numbers.",
     )
 
     def aggregate(

@@ -1,17 +1,17 @@
-"""HetLoRA: factors of any rank, filled up with zeros, averaged by the size of their product.
+"""HetLoRA: factors of any rank, padded with zeros, averaged by the norm of their product.
 
     A ← Σₖ qₖ·[Aₖ; 0],  B ← Σₖ qₖ·[Bₖ, 0],    qₖ = ‖Bₖ·Aₖ‖ / Σⱼ ‖Bⱼ·Aⱼ‖  (Frobenius)
 
-Biased twice: the mean of products is not the product of means, and in rows that few clients have
-the zeros of the others count. The head and the patch embedding are averaged by samples, exactly. Up
-and down: rₖ/r of |A| + |B|, and the head and the patch embedding; a client of rank rₖ gets the
-first rₖ rows and columns.
+The aggregation is biased twice: the mean of products is not the product of means, and in rows that
+few clients have, the zeros of the others count. The head and the patch embedding are averaged by
+samples, exactly. Uplink and downlink carry rₖ/r of |A| + |B|, the head and the patch embedding. A
+client of rank rₖ gets the first rₖ rows and columns.
 
-Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation. Rank
-self-pruning is left out: a client keeps its rank. The paper writes its weights for one adapted
-matrix; so each pair here has weights of its own, where others take one norm over all pairs. Two
-cases are decided here: a pair whose products are all zero is averaged by samples; and rows beyond
-the rank of every client of the round stay, for once A and B are zero there they have no gradient.
+Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation, without rank
+self-pruning: a client keeps its rank. The paper defines its weights for one adapted matrix. So here
+each pair has its own weights; other implementations use one norm over all pairs. Two cases are this
+project's choice. A pair whose products are all zero is averaged by samples. Rows beyond the rank of
+every client of the round stay unchanged, because rows of A and B that are zero have no gradient.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HetLoRA(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Averages every pair by the norms of its products, and the rest by samples."""
+        """Averages every pair by the norms of its products, and the other tensors by samples."""
         clients = [trained(model, update) for update in updates]
         new = averaged(model, updates)
         for path in paths(model):
@@ -52,6 +52,6 @@ class HetLoRA(Strategy):
 
 
 def _norm_of_product(pair: State) -> float:
-    """Computes ‖B·A‖, the root of tr(BᵀB·AAᵀ), without forming the product."""
+    """Computes ‖B·A‖, the square root of tr(BᵀB·AAᵀ), without computing the product."""
     squared: Tensor = (pair[B].T @ pair[B] * (pair[A] @ pair[A].T)).sum()
     return float(squared.clamp(min=0).sqrt())

@@ -1,12 +1,12 @@
-"""Krum: the one delta that lies nearest to the others.
+"""Krum: the single delta that lies nearest to the others.
 
     w ← w + Δₖ,  k = argmin s(k),  s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 nearest j ≠ k
 
-It withstands f clients sending whatever they like where K ≥ 2f + 3, and an experiment of fewer is
-refused; if clients fail in a round, f is lowered to what is left, and of two the first is taken.
-One client's delta stands for all, so it is as noisy as one, exact for the product of LoRA, and
-wrong for clients whose images differ from most. Images are not counted. Up and down: all trained
-tensors. It must see each update.
+It tolerates arbitrary updates from f clients if K ≥ 2f + 3; an experiment with fewer clients is
+refused. If clients fail in a round, f is lowered accordingly, and of two clients the first is
+chosen. One client's delta represents all clients. So the delta is as noisy as a single one, exact
+for the product of LoRA, and wrong for clients whose images differ from most. The numbers of images
+are ignored. Uplink and downlink carry all trained tensors. The server must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """
@@ -28,13 +28,15 @@ class Krum(Strategy):
     """The delta with the best score of Krum.
 
     Attributes:
-        f: The number of clients of a round that may send anything.
+        f: The number of clients of a round that may send arbitrary updates.
     """
 
-    f: int = setting(1, "clients of a round that may send anything", "[0, inf)")
+    f: int = setting(
+        1, "The number of clients of a round that may send arbitrary updates.", "[0, inf)"
+    )
 
     def objection(self, config: Config, participants: int) -> str:
-        """Refuses a round of fewer clients than the proof asks for."""
+        """Refuses a round with fewer clients than the proof requires."""
         del config
         return too_few_for_krum(participants, self.f)
 

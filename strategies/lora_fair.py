@@ -2,16 +2,16 @@
 
     A ← Ā = Σₖ pₖ·Aₖ,  B ← B̄ + ΔB,    ΔB = (Σₖ pₖ·Bₖ·Aₖ - B̄·Ā)·Āᵀ·(Ā·Āᵀ + λI)⁻¹,  pₖ = nₖ / Σn
 
-ΔB minimises ‖Σₖ pₖ·Bₖ·Aₖ - (B̄ + ΔB)·Ā‖² + λ·‖ΔB‖². The product is biased by what of the mean of
-products lies outside the row space of Ā, and by λ; λ = 0 gives the best B that this Ā allows, a
-large λ gives FedAvg. Up and down: |A| + |B|, and the head and the patch embedding, which are
-averaged, exactly.
+ΔB minimises ‖Σₖ pₖ·Bₖ·Aₖ - (B̄ + ΔB)·Ā‖² + λ·‖ΔB‖². The product has two biases: λ, and the part of
+the mean of products outside the row space of Ā. λ = 0 gives the best B for this Ā, and a large λ
+gives FedAvg. Uplink and downlink carry |A| + |B|, the head and the patch embedding. The last two
+are averaged exactly.
 
 Source: Bian et al., arXiv 2411.14961, the refinement of B at the server, λ = 0.01. The paper
-minimises S(Σₖ pₖ·Bₖ·Aₖ, (B̄ + ΔB)·Ā) + λ·‖ΔB‖ by SGD, where S tells by the cosine how much the two
-differ. Here S is the squared distance, and the norm of the penalty is squared: this fits the length
-as well as the direction, and has the solution above instead of a learning rate. So a λ does not
-weigh the same in both.
+minimises S(Σₖ pₖ·Bₖ·Aₖ, (B̄ + ΔB)·Ā) + λ·‖ΔB‖ by SGD, where S measures the difference by the
+cosine. Here S is the squared distance, and the norm of the penalty is squared. This fits the length
+as well as the direction, and has the solution above instead of a learning rate. So the same λ has
+different effects in the two.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ class LoRAFAIR(Strategy):
     """Federated averaging of LoRA with a refined B.
 
     Attributes:
-        regularization: Weight λ of ‖ΔB‖², not negative.
+        regularization: The weight λ of ‖ΔB‖², not negative.
     """
 
     low_rank = True
 
-    regularization: float = setting(0.01, "weight of the correction's squared norm", "[0, inf)")
+    regularization: float = setting(
+        0.01, "The weight of the correction's squared norm.", "[0, inf)"
+    )
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Averages everything, then corrects every B."""
+        """Averages all tensors, and then corrects every B."""
         weights = shares(updates)
         clients = [trained(model, update) for update in updates]
         average = mean(clients, weights)
@@ -53,6 +55,6 @@ class LoRAFAIR(Strategy):
             gram = a @ a.T
             missed = wide @ (tall @ a.T) - b @ gram
             ridge = gram + self.regularization * torch.eye(len(a)).to(gram)
-            inverse = torch.linalg.pinv(ridge, hermitian=True)  # least squares where λ = 0
+            inverse = torch.linalg.pinv(ridge, hermitian=True)  # least squares if λ = 0
             new[path + B] = (b + missed @ inverse).to(model[path + B].dtype)
         return new, state

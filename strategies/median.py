@@ -1,11 +1,12 @@
-"""Coordinate-wise median: of every number, the value in the middle of the clients' deltas.
+"""Coordinate-wise median: the middle value of the clients' deltas in every coordinate.
 
     wᵢ ← wᵢ + median over k of Δₖᵢ
 
-Half-way between the two in the middle where clients are even in number. It withstands fewer than
-half of them sending whatever they like. Biased even without them: the median of skewed values is
-not their mean, and on LoRA it takes A and B each by themselves. Images are not counted. Up and
-down: all trained tensors. It must see each update.
+With an even number of clients, the median is the mean of the two middle values. It tolerates
+arbitrary updates from fewer than half of the clients. It is biased even without such clients: the
+median of skewed values is not their mean, and with LoRA it treats A and B separately. The numbers
+of images are ignored. Uplink and downlink carry all trained tensors. The server must see each
+update.
 
 Source: Yin et al., arXiv 1803.01498, definition 1.
 """
@@ -22,7 +23,7 @@ from fl_vitlora.strategy import Strategy, Update, moved
 
 @dataclass(frozen=True, kw_only=True)
 class Median(Strategy):
-    """The median of every coordinate."""
+    """The median of every coordinate; it has no hyper-parameters."""
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -2,9 +2,10 @@
 
     w ← w + 1/m · Σ Δₖ over the m clients of least s(k);  s as in `krum`
 
-Between Krum (m = 1) and the unweighted mean (f = 0, m = K), and less noisy than Krum. m is at most
-K, and f is lowered to what K allows. Images are not counted. On LoRA biased as FedAvg: it takes A
-and B each by themselves. Up and down: all trained tensors. It must see each update.
+It lies between Krum (m = 1) and the unweighted mean (f = 0, m = K), and is less noisy than Krum. m
+is at most K, and f is lowered to the largest value that K allows. The numbers of images are
+ignored. With LoRA it is biased like FedAvg, because it treats A and B separately. Uplink and
+downlink carry all trained tensors. The server must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """
@@ -26,15 +27,19 @@ class MultiKrum(Strategy):
     """The mean of the deltas with the best scores of Krum.
 
     Attributes:
-        f: The number of clients of a round that may send anything.
-        m: The number of deltas that are averaged; all but f if not given.
+        f: The number of clients of a round that may send arbitrary updates.
+        m: The number of deltas that are averaged; None averages K - f of them.
     """
 
-    f: int = setting(1, "clients of a round that may send anything", "[0, inf)")
-    m: int | None = setting(None, "deltas that are averaged; K - f if not given", "[1, inf)")
+    f: int = setting(
+        1, "The number of clients of a round that may send arbitrary updates.", "[0, inf)"
+    )
+    m: int | None = setting(
+        None, "The number of deltas that are averaged; K - f if not given.", "[1, inf)"
+    )
 
     def objection(self, config: Config, participants: int) -> str:
-        """Refuses a round of fewer clients than the proof asks for."""
+        """Refuses a round with fewer clients than the proof requires."""
         del config
         return too_few_for_krum(participants, self.f)
 

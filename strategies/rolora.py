@@ -1,14 +1,15 @@
-"""RoLoRA: B and A take turns; one is trained and averaged while the other rests.
+"""RoLoRA: B and A alternate; one is trained and averaged while the other is frozen.
 
     odd rounds:   B ← Σₖ pₖ·Bₖ,  Aₖ = A;    even rounds:  A ← Σₖ pₖ·Aₖ,  Bₖ = B;    pₖ = nₖ / Σn
 
-Exact in every round, the product included: it is linear in the factor that moves. Unlike in
-FFA-LoRA both factors are learned, each in half of the rounds. Up: |B| in odd rounds, |A| in even
-ones. Down: new to a client that missed no round is what the round before moved, |A| in odd rounds,
-|B| in even ones and in the first. The head and the patch embedding are averaged and go both ways.
+The aggregation is exact in every round, also for the product, because the product is linear in the
+factor that is trained. Unlike in FFA-LoRA both factors are trained, each in half of the rounds. The
+uplink carries |B| in odd rounds and |A| in even ones. The downlink carries the factor of the round
+before, if the client missed no round: |A| in odd rounds, |B| in even ones and in the first. The
+head and the patch embedding are averaged and sent both ways.
 
-Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B moves first: it begins at zero,
-where A has no gradient.
+Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B is trained first: it starts at
+zero, where A has no gradient.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class RoLoRA(Strategy):
     sums_suffice = True
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Lets A rest in odd rounds and B in even ones."""
+        """Freezes A in odd rounds and B in even ones."""
         return ClientPlan(frozen=(A,) if server_round % 2 else (B,))
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the mean delta, weighted by the number of images; what rested stays."""
+        """Adds the mean delta, weighted by the number of images; frozen factors stay."""
         return averaged(model, updates), state

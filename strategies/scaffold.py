@@ -1,21 +1,21 @@
-"""SCAFFOLD: in every step a client is turned from its own direction into that of all.
+"""SCAFFOLD: in every step a client corrects its own direction towards that of all clients.
 
     client  w ← w - η·g + η·(d - dₖ) in every step;  dₖ⁺ = dₖ - d + Δₖ / (steps·η);  sends dₖ⁺ - dₖ
     server  w ← w + server_rate·Σ pₖ·Δₖ;  d = Σ nₖ·dₖ / Σ nₖ over all N clients, in the round or not
 
-dₖ is how far a client goes by itself in a step, divided by η: Δₖ / (steps·η) is that and the
-correction d - dₖ, which is taken off again. With plain SGD it is minus the mean gradient, so that
-d = -c of the paper (option II), word for word; put this way it means something with momentum and
-AdamW too, of which the paper does not speak. All dₖ begin at zero.
+dₖ is the distance that a client moves in a step without correction, divided by η. Δₖ / (steps·η)
+also contains the correction d - dₖ, which is subtracted again. With plain SGD, dₖ is minus the mean
+gradient, so d = -c of the paper (option II) exactly. This form is also defined for momentum and
+AdamW, which the paper does not treat. All dₖ start at zero.
 
-Differs from the paper, where clients count the same: by images they make Σ nₖ·Fₖ the objective, as
-in FedAvg. Reports then change the sum Σ nₖ·dₖ, which stays exact whoever takes part; Σ nₖ is
-estimated as N times the images per client seen so far. With equal nₖ it is d + |S|/N · the mean
-report of the clients S of a round, as there.
+In the paper all clients have equal weights. Here they are weighted by images, which makes Σ nₖ·Fₖ
+the objective, as in FedAvg. Reports then change the sum Σ nₖ·dₖ, which stays exact for any set of
+participants; Σ nₖ is estimated as N times the images per client seen so far. With equal nₖ, d
+becomes d + |S|/N · the mean report of the clients S of a round, as in the paper.
 
-The bias that local steps have in FedAvg is gone; on LoRA that of averaged factors stays. Up: all
-trained tensors, twice. Down: twice, in the first round once. A client remembers dₖ. The server
-needs sums only.
+The bias that local steps have in FedAvg disappears; with LoRA the bias of averaged factors remains.
+The uplink carries all trained tensors twice, and so does the downlink, except once in the first
+round. A client remembers dₖ. The server needs only sums.
 
 Source: Karimireddy et al., arXiv 1910.06378, algorithm 1.
 """
@@ -39,28 +39,28 @@ class Scaffold(Strategy):
     """Federated averaging with control variates.
 
     Attributes:
-        server_rate: Factor on the mean delta.
+        server_rate: The factor on the mean delta.
     """
 
     sums_suffice = True
 
-    server_rate: float = setting(1.0, "factor on the mean delta", "(0, inf)")
+    server_rate: float = setting(1.0, "The factor on the mean delta.", "(0, inf)")
 
     def broadcast(self, state: State) -> State:
-        """Sends d."""
+        """Returns d, which the server sends to all participants."""
         if not state:
             return {}
         images, clients, population = state[SEEN].tolist()
         return scale(_control(state), clients / (images * population))
 
     def drift(self, broadcast: State, memory: State) -> State:
-        """Computes d - dₖ; nothing where neither is known."""
+        """Computes d - dₖ; the result is empty if neither is known."""
         known = broadcast or memory
         common, own = _or_zeros(broadcast, known), _or_zeros(memory, known)
         return subtract(common, own)
 
     def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
-        """Sends the change of dₖ, and remembers dₖ."""
+        """Returns the change of dₖ, which is sent, and dₖ, which the client remembers."""
         common, own = (_or_zeros(known, work.delta) for known in (broadcast, memory))
         step = scale(work.delta, 1 / (work.steps * work.rate))
         new = zip_map(lambda d_k, d, moved: d_k - d + moved, own, common, step)
@@ -69,7 +69,7 @@ class Scaffold(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Moves the model by the mean delta, and the sum of all nₖ·dₖ by the reports."""
+        """Adds the mean delta to the model, and the reports to the sum of all nₖ·dₖ."""
         weights = [update.samples for update in updates]
         changes = scale(mean([update.report for update in updates], weights), sum(weights))
         images, clients, _ = state[SEEN].tolist() if state else (0, 0, 0)

@@ -1,11 +1,11 @@
-"""Coordinate-wise trimmed mean: of every number, the mean without the largest and the smallest.
+"""Coordinate-wise trimmed mean: the mean without the largest and smallest values.
 
     wᵢ ← wᵢ + mean of the Δₖᵢ without the ⌊β·K⌋ smallest and the ⌊β·K⌋ largest of them
 
-It withstands ⌊β·K⌋ of K clients sending whatever they like. β = 0 is the unweighted mean; with few
-clients, where ⌊β·K⌋ = 0, it is that too. Biased where values are skewed, and on LoRA as FedAvg:
-it takes A and B each by themselves. Images are not counted. Up and down: all trained tensors. It
-must see each update.
+It tolerates arbitrary updates from ⌊β·K⌋ of K clients. β = 0 gives the unweighted mean, and so do
+few clients with ⌊β·K⌋ = 0. It is biased if values are skewed. With LoRA it is biased like FedAvg,
+because it treats A and B separately. The numbers of images are ignored. Uplink and downlink carry
+all trained tensors. The server must see each update.
 
 Source: Yin et al., arXiv 1803.01498, definition 2.
 """
@@ -29,18 +29,18 @@ class TrimmedMean(Strategy):
     """The trimmed mean of every coordinate.
 
     Attributes:
-        beta: β, the share that is cut off at each end.
+        beta: The share β of the clients that is cut off at each end.
     """
 
-    beta: float = setting(0.1, "share of the clients cut off at each end", "[0, 0.5)")
+    beta: float = setting(0.1, "The share of the clients that is cut off at each end.", "[0, 0.5)")
 
     def objection(self, config: Config, participants: int) -> str:
-        """Refuses a share that cuts nobody off."""
+        """Refuses a share that cuts off no client."""
         del config
         if not self.beta or self.beta * participants >= 1:
             return ""
         return (
-            f"beta {self.beta:g} of {participants} clients cuts nobody off; take at least "
+            f"beta {self.beta:g} of {participants} clients cuts off no client; set at least "
             f"--set strategy.beta={1 / participants:.2g}"
         )
 

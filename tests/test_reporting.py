@@ -19,7 +19,7 @@ from rich.console import Console
 from fl_vitlora.config import load
 from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import runner
+from fl_vitlora.experiment.stage import Experiment, prepare_stage
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.privacy.noise import FROM_SEED
 from fl_vitlora.reporting.console import RunDisplay
@@ -149,8 +149,9 @@ def test_a_run_that_goes_on_never_makes_a_key_ring(moved: Path) -> None:
     (moved / "start" / "keys" / "owner.key").unlink()
     begun, _ = find_run(moved / "run")
     asked = located(begun, begun, moved / "run")
+    experiment = Experiment(written=asked, config=asked, strategy=FedAvg(), watch=Watch())
     with pytest.raises(UserError, match=r"owner\.key: no such file; a run goes on with the secret"):
-        runner._prepare(asked, asked, FedAvg(), Watch(), "cpu", again=True)
+        prepare_stage(experiment, "cpu", again=True)
     assert not list(moved.rglob("*.key"))
 
 
@@ -362,6 +363,9 @@ def test_the_table_shows_what_a_target_took_and_what_a_budget_allowed() -> None:
     assert "95 % accuracy in round 7, after 650.0 kB" in lines
     assert "95 % accuracy not reached" in lines
     assert "stopped the budget allows 9 of 20 rounds" in lines
+    print_result({**RESULT, "stopped": "strategy", "rounds": 9}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "stopped the strategy ends it after 9 of 20 rounds" in lines
 
 
 @pytest.mark.parametrize(

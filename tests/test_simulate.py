@@ -36,10 +36,10 @@ MISTAKES = {
     "--set training": ["PATH=VALUE"],
     "--set encryption.steps=[xor]": ["encryption.steps", "pixel_shuffling"],
     "--set encryption.steps=etc": ["encryption.steps", "did you mean 'EtC'?", "PE"],
-    "--set encryption.steps=[EtC,LE]": ["encryption.steps", "EtC stands alone"],
+    "--set encryption.steps=[EtC,LE]": ["encryption.steps", "the scheme EtC alone"],
     "--set encryption.scope=clients": ["encryption.scope", "did you mean 'client'?"],
-    "--set encryption.scope=client --set encryption.adapt=true": ["take aligned or local"],
-    "--set encryption.scope=image --set encryption.adapt=true": ["take scope shared"],
+    "--set encryption.scope=client --set encryption.adapt=true": ["choose aligned or local"],
+    "--set encryption.scope=image --set encryption.adapt=true": ["choose scope shared"],
     "--set finetuning.patch_embedding=local --set evaluation.by=central": ["by clients"],
     "--rotate-key": ["--rotate-key", "at least one argument"],
     "--rotate-key used --seeds 0 1": ["--rotate-key", "--seeds"],
@@ -359,7 +359,7 @@ def test_a_home_folder_is_written_out_and_a_variable_is_not_taken_for_a_name(
     assert f"'{elsewhere}/place'" in repr(read)
     assert "~" not in repr(read)
     assert "begins with a variable" in answer_to(f"{flag}=$HOME/place", capsys)
-    assert "home folder is not known" in answer_to(f"{flag}=~nobody-of-this-name/place", capsys)
+    assert "home folder is unknown" in answer_to(f"{flag}=~nobody-of-this-name/place", capsys)
 
 
 @pytest.mark.parametrize("text", ["~/place.yaml", "place.yaml"])

@@ -78,7 +78,9 @@ def test_fedprox_differs_from_fedavg_at_the_clients_only():
     model, updates = made_up_model(), made_up_updates(fedavg, 1)
     one, other = (s.aggregate(model, updates, {})[0] for s in (fedavg, fedprox))
     assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
-    assert (fedavg.plan(1).proximal_mu, fedprox.plan(1).proximal_mu) == (0.0, 0.3)
+    here, start = {"w": torch.tensor([1.0, 3.0])}, {"w": torch.tensor([1.0, 1.0])}
+    assert float(fedavg.penalty(here, start)) == 0.0
+    assert float(fedprox.penalty(here, start)) == pytest.approx(0.3 / 2 * 2.0**2)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,11 @@ def test_a_dropped_in_file_is_run_by_its_name(folder: Path):
 
 @pytest.mark.parametrize(
     ("name", "options", "lines"),
-    [("heavy_ball", {"momentum": 0.8}, 14), ("merging", {"rate": 0.5}, 16)],
+    [
+        ("heavy_ball", {"momentum": 0.8}, 14),
+        ("attentive", {"mu": 0.1}, 30),
+        ("merging", {"rate": 0.5}, 16),
+    ],
 )
 def test_the_page_that_teaches_strategies_shows_some_that_work(
     folder: Path, name: str, options: dict[str, float], lines: int
@@ -309,7 +315,7 @@ def test_a_file_may_be_named_as_a_path(folder: Path, name: str):
 @pytest.mark.parametrize(
     ("text", "expectation"),
     [
-        (USERS.replace("aggregate", "agregate"), "class Half lacks aggregate; .* by 'agregate'"),
+        (USERS.replace("aggregate", "agregate"), "class Half lacks aggregate; .* as 'agregate'"),
         (USERS.replace("def aggregate", "def _sum"), "class Half lacks aggregate$"),
         (USERS.replace("(Strategy)", ""), "class Half is not derived from fl_vitlora"),
         (USERS.replace("@dataclass(frozen=True, kw_only=True)", ""), "Half is no dataclass, but"),

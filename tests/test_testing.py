@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,7 +16,16 @@ from fl_vitlora import lowrank
 from fl_vitlora.config.settings import setting
 from fl_vitlora.errors import UserError
 from fl_vitlora.state import State, add, mean, scale, subtract
-from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update, averaged, shares
+from fl_vitlora.strategy import (
+    ClientPlan,
+    LocalWork,
+    RoundContext,
+    RoundResult,
+    Strategy,
+    Update,
+    averaged,
+    shares,
+)
 from fl_vitlora.testing import (
     StrategyError,
     check_strategy,
@@ -168,16 +177,16 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("restarts a text", "plan.restarted is '.lora_A', not a tuple"),
         ("pushes away", "proximal_mu is -1.0"),
         ("plans by chance", "plan says something else when asked again"),
-        ("broadcasts a part", "the broadcast has missing or strange tensors: "),
+        ("broadcasts a part", "the broadcast has missing or unknown tensors: "),
         ("broadcasts NaN", "the broadcast has NaN or infinity in patch_embed.proj.weight"),
-        ("drifts elsewhere", r"the drift has missing or strange tensors: \['norm.weight'\]"),
+        ("drifts elsewhere", r"the drift has missing or unknown tensors: \['norm.weight'\]"),
         ("drifts in another shape", r"head.bias of shape \(1,\), expected \(3,\)"),
         ("expects a broadcast", "round 1: drift fails: KeyError: 'head.bias'"),
-        ("reports a part", "the report has missing or strange tensors: "),
+        ("reports a part", "the report has missing or unknown tensors: "),
         ("reports alone", r"report returned a dict, expected \(report, memory\)"),
         ("remembers nothing", "the new memory is a NoneType, expected a dictionary of tensors"),
         ("remembers a number", "the new memory has 'steps' of type int, expected tensors"),
-        ("forgets the frozen", "the new model has missing or strange tensors: .*lora_A"),
+        ("forgets the frozen", "the new model has missing or unknown tensors: .*lora_A"),
         ("forgets the state", r"aggregate returned a dict, expected \(model, state\)"),
         ("counts rounds", "the new state has 'rounds' of type int, expected tensors"),
         ("divides by none", "the new model has NaN or infinity in head.bias"),
@@ -185,7 +194,7 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("widens", "head.weight as torch.float64, expected torch.float32"),
         ("moves what restarts", "lora_A was changed, although plan.restarted says"),
         ("merges half", f"{Q}.merged_B is missing"),
-        ("merges nowhere", "nothing can be merged at head: no low-rank pair stands there"),
+        ("merges nowhere", "nothing can be merged at head: it has no low-rank pair"),
         ("merges what does not fit", r"shapes \(5, 6\) and \(6, 4\), expected \(R, 6\)"),
         ("merges NaN", "NaN or infinity in .*merged_A"),
         ("counts for itself", "gave another model the second time"),
@@ -234,10 +243,100 @@ def test_every_rule_is_broken_by_some_fault():
         declared(any_rank=True, fault="cuts to a rank"),
         declared(sums_suffice=True, fault="takes the first"),
         declared(sums_suffice="yes"),
+        Optional(fault="selects one"),
+        Optional(fault="penalises by the norm"),
     ]
     told = [finding for strategy in tried for finding in findings(strategy)]
     assert {rule for rule, _ in told} == {rule for rule, problem in told if problem}
-    assert len({rule for rule, _ in told}) == 16
+    assert len({rule for rule, _ in told}) == 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optional(Strategy):
+    """FedAvg with every optional method, and with one fault in one of them."""
+
+    fault: str = "none"
+
+    def select(
+        self, server_round: int, drawn: Sequence[int], clients: Sequence[int], state: State
+    ) -> Sequence[int]:
+        wrong: dict[str, Any] = {
+            "selects one": [1],
+            "selects a stranger": [1, 2, 3, 99],
+            "selects nothing": None,
+            "selects by chance": torch.randperm(len(clients))[: len(drawn)].tolist(),
+        }
+        return wrong.get(self.fault, drawn)  # type: ignore[no-any-return]
+
+    def plan(self, server_round: int, *, state: State | None = None, client: int = 0) -> ClientPlan:
+        wrong = {
+            "plans no epoch": ClientPlan(epochs=0),
+            "plans backwards": ClientPlan(rate=-1.0),
+        }
+        if self.fault == "needs a state" and state is not None:
+            state["rounds"]
+        return wrong.get(self.fault, ClientPlan(epochs=1 + client))
+
+    def penalty(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        squares = torch.stack([(p - anchor[n]).square().sum() for n, p in parameters.items()])
+        wrong: dict[str, Callable[[], Any]] = {
+            "penalises by the norm": lambda: squares.sum().sqrt(),
+            "penalises by tensor": lambda: squares,
+            "penalises by NaN": lambda: squares.sum() * float("nan"),
+            "penalises what is not there": lambda: parameters["norm.weight"],
+        }
+        return wrong[self.fault]() if self.fault in wrong else squares.sum()
+
+    def aggregate(
+        self,
+        model: State,
+        updates: Sequence[Update],
+        state: State,
+        context: RoundContext | None = None,
+    ) -> tuple[State, State]:
+        assert context is not None
+        return averaged(model, updates), {"rounds": torch.tensor(float(context.round))}
+
+    def metrics(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> Mapping[str, float | Mapping[int, float]]:
+        wrong: dict[str, Any] = {
+            "measures nothing": None,
+            "measures in words": {"loss": "high"},
+            "measures by name": {"loss": {"first": 1.0}},
+        }
+        return wrong.get(self.fault, {"loss": {u.client: u.loss for u in updates}})  # type: ignore[no-any-return]
+
+    def should_stop(self, server_round: int, result: RoundResult) -> bool:
+        return "perhaps" if self.fault == "wavers" else False  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        ("selects one", "round 1: select returned 1 different clients, expected 4"),
+        ("selects a stranger", "round 1: select returned 99, which is no client"),
+        ("selects nothing", "round 1: select fails: TypeError: 'NoneType' object is not iterable"),
+        ("selects by chance", "select returned other clients when it was called again"),
+        ("plans no epoch", "plan.epochs is 0, not a whole number from 1"),
+        ("plans backwards", "plan.rate is -1.0, not a positive factor"),
+        ("needs a state", "round 1: plan fails: KeyError: 'rounds'"),
+        ("penalises by the norm", "penalty of two clients that share a batch is"),
+        ("penalises by tensor", r"the penalty has shape \(12,\), expected one number"),
+        ("penalises by NaN", "the penalty is nan"),
+        ("penalises what is not there", "penalty fails: KeyError: 'norm.weight'"),
+        ("measures nothing", "metrics returned a NoneType, not numbers by name"),
+        ("measures in words", "metric 'loss' is 'high', expected a number, or numbers by client"),
+        ("measures by name", r"metric 'loss' is \{'first': 1.0\}, expected a number"),
+        ("wavers", "should_stop returned 'perhaps', expected True or False"),
+    ],
+)
+def test_faults_in_what_is_optional_are_found_and_told(fault: str, finding: str):
+    check_strategy(Optional())
+    with pytest.raises(StrategyError, match=finding):
+        check_strategy(Optional(fault=fault))
 
 
 def declared(fault: str = "none", **attributes: Any) -> Strategy:

@@ -1,1 +1,1 @@
-"""Key scope, adaptation and the policy of the patch embedding, and in whose coordinates it is."""
+"""Key scope, key adaptation, and the policy and the coordinates of the patch embedding."""

@@ -55,8 +55,8 @@ class Coordinates:
     Attributes:
         base: The patch reader from which the party's model starts, trained or not.
         initial: The server's first tensors.
-        holder: Holder of the party's key; None if nothing needs to be converted.
-        party: Name of the party.
+        holder: The holder of the party's key; None if nothing needs to be converted.
+        party: The name of the party.
         aligned: True if differences are exchanged in plain coordinates.
         adapted: True if the party's model is adapted to its key.
     """
@@ -109,8 +109,8 @@ def server_reader(config: Config, origin: PatchReader, holder: KeyHolder) -> Pat
 
     Args:
         config: The experiment.
-        origin: Patch reader of the public model.
-        holder: Holder of the key.
+        origin: The patch reader of the public model.
+        holder: The holder of the key.
 
     Raises:
         UserError: If a cipher step has no adaptation for this model.
@@ -138,15 +138,15 @@ def of_party(
     holder: KeyHolder | None,
     party: str,
 ) -> Coordinates:
-    """Makes the coordinates of one party.
+    """Returns the coordinates of one party.
 
     Args:
         config: The experiment, with the scope of the keys, the adaptation and the policy.
-        origin: Patch reader of the public model.
-        start: Patch reader of the server's first model.
+        origin: The patch reader of the public model.
+        start: The patch reader of the server's first model.
         initial: The server's first tensors.
-        holder: Holder of the party's key; needed if `policies.clients_turn`.
-        party: Name of the party.
+        holder: The holder of the party's key; it is needed if `policies.clients_turn` is true.
+        party: The name of the party.
 
     Returns:
         The coordinates. They equal the server's if nothing needs to be converted.

@@ -1,9 +1,9 @@
-"""What a combination of key scope, adaptation and patch-embedding policy means for a run.
+"""The consequences of key scope, key adaptation and patch-embedding policy for a run.
 
-The functions here read a configuration and have no other effect. They say which parties share a
+The functions here read a configuration and have no side effects. They decide which parties share a
 key, which tensors are exchanged, which party transforms tensors by its key, and which party
 evaluates. `check` refuses combinations that cannot work. `coordinates` has the formulas, and
-`docs/trust.md` says what every party sees.
+`docs/trust.md` explains what every party sees.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def needs_key_ring(config: Config) -> bool:
 
 
 def keeps_reader(config: Config) -> bool:
-    """Returns True if every client trains a patch embedding of its own and keeps it."""
+    """Returns True if every client trains its own patch embedding and keeps it."""
     return what_becomes_of_reader(config) == "local"
 
 
@@ -105,8 +105,8 @@ def exchanged(
     Args:
         config: The experiment, with the policy of the patch embedding.
         trained: All trained tensors by name.
-        personal: The endings of the tensors that the strategy keeps at the clients. The fine-tuning
-            method may keep others there.
+        personal: Endings of the names of tensors that the strategy keeps at the clients. The
+            fine-tuning method may keep further tensors there.
     """
     local = keeps_reader(config)
     personal = (*personal, *methods.method_of(config.finetuning).personal)
@@ -123,7 +123,7 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
     If some tensors stay with the clients, the clients must evaluate.
 
     Args:
-        config: The experiment as the user asked for it.
+        config: The experiment as the user configured it.
         strategy: The strategy of the run.
 
     Returns:
@@ -137,12 +137,12 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
     if strategy.low_rank and not method.low_rank:
         raise UserError(
             f"strategy {name} works on low-rank matrices, and method {config.finetuning.method} "
-            "has none; take --method lora+patch_embed or lora"
+            "has none; choose --method lora+patch_embed or lora"
         )
     if ranks.rank_of(config, 0) is not None and not strategy.any_rank:
         raise UserError(
-            f"strategy {name} needs one rank for all clients, but finetuning.client_ranks gives "
-            "them ranks of their own; take flora, flexlora or hetlora"
+            f"strategy {name} needs one rank for all clients, but finetuning.client_ranks sets "
+            "different ranks; choose flora, flexlora or hetlora"
         )
     personal = (*strategy.personal, *method.personal)
     if not personal:
@@ -151,7 +151,7 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
         owner = f"strategy {name}" if strategy.personal else f"method {config.finetuning.method}"
         raise UserError(
             f"evaluation.by central: {owner} leaves {', '.join(personal)} to the "
-            "clients, so that no central model exists; take evaluation.by clients"
+            "clients, so no central model exists; choose evaluation.by clients"
         )
     return replace(config, evaluation=replace(config.evaluation, by="clients"))
 
@@ -187,22 +187,22 @@ def check(config: Config) -> None:
     if keeps_reader(config) and config.evaluation.by == "central":
         raise UserError(
             "evaluation.by central: with finetuning.patch_embedding local no central model exists; "
-            "take evaluation.by clients"
+            "choose evaluation.by clients"
         )
     if not encryption.steps:
         return
     if encryption.scope == "image" and (encryption.adapt or aligns(config)):
         wish = "encryption.adapt" if encryption.adapt else f"finetuning.patch_embedding {policy}"
         raise UserError(
-            f"{wish} with encryption.scope image: every image has a key of its own, and one model "
-            "cannot be adapted to all of them; take scope shared, client or block"
+            f"{wish} with encryption.scope image: every image has its own key, and one model "
+            "cannot be adapted to all of them; choose scope shared, client or block"
         )
     mixes = encryption.adapt and encryption.scope == "client" and exchanges_reader(config)
     if mixes and not aligns(config) and not encryption.allow_meaningless:
         raise UserError(
             "encryption.scope client with encryption.adapt and finetuning.patch_embedding "
-            "aggregate: each client's patch embedding has its columns in another order, so that "
-            "their mean means nothing; take aligned or local (to see it: "
+            "aggregate: each client's patch embedding has its columns in another order, so "
+            "their mean is meaningless; choose aligned or local (to try it anyway: "
             "encryption.allow_meaningless=true)"
         )
     unmet = config.evaluation.by == "central" and encryption.scope == "client"
@@ -210,7 +210,7 @@ def check(config: Config) -> None:
     if unmet and not plain_within and not encryption.allow_meaningless:
         raise UserError(
             "evaluation.by central with encryption.scope client: the test images would have a key "
-            "that no client trained with; take evaluation.by clients (to see it: "
+            "that no client trained with; choose evaluation.by clients (to try it anyway: "
             "encryption.allow_meaningless=true)"
         )
 

@@ -11,17 +11,17 @@ from fl_vitlora.errors import UserError
 
 def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
     """Draws a new secret for the key ring and encrypts shards again under it."""
-    from fl_vitlora.experiment import preparation
+    from fl_vitlora.experiment import owner_keys
 
-    name, shards = preparation.rotate_key(experiment, places)
+    name, shards = owner_keys.rotate_key(experiment, places)
     print(f"encrypted anew under key {name}: {len(shards)} shards")
 
 
 def storage_keys(experiment: config.Config, places: Sequence[Path]) -> None:
     """Writes the storage keys of shards, one file for each party."""
-    from fl_vitlora.experiment import preparation
+    from fl_vitlora.experiment import owner_keys
 
     if experiment.out is None:
         raise UserError("--storage-keys needs a folder to write to: --out FOLDER")
-    files = preparation.hand_out_keys(experiment, places, Path(experiment.out))
+    files = owner_keys.hand_out_keys(experiment, places, Path(experiment.out))
     print(f"storage keys in {experiment.out}: {', '.join(file.name for file in files)}")

@@ -1,4 +1,4 @@
-"""A budget of bytes: whether a run may begin another round."""
+"""A budget of bytes: it decides if a run may begin another round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
 
     The cost of the first round is not known beforehand. It may begin if the budget has bytes left.
     A round can still cost more than all rounds before it. For example, a group with ``every(n)``
-    may travel in it, or a returning client may need the full state.
+    may be sent in it, or a returning client may need the full state.
 
     Args:
         budget: The number of bytes that the whole run may send; None means no limit.

@@ -1,7 +1,7 @@
 """An estimate of the bytes that Flower's transport adds to the messages of the ledger.
 
-The ledger counts the objects that a message is serialised to. On a real SuperLink each object has a
-request of its own, with a request line, headers, ids and the node's signature. A message is also
+The ledger counts the objects that a message is serialised to. On a real SuperLink each object has
+its own request, with a request line, headers, ids and the node's signature. A message is also
 announced, confirmed, and described by a tree of ids. These bytes do not depend on the size of the
 message:
 

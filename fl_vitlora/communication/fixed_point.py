@@ -1,15 +1,15 @@
-"""Fixed point: updates as whole numbers modulo 2³², so that their sum has one value in any order.
+"""Fixed point: updates as whole numbers modulo 2³², whose sum is the same in any order.
 
 With R the range, p the share of a client in the mean (Σ p ≤ 1) and x one of its numbers,
 
     q = round(2³⁰ · p · clip(x, ±R) / R)  mod 2³²        Σ p·x ≈ R / 2³⁰ · Σ q
 
-The sum of K clients stays within ±(2³⁰ + K/2), far from the ±2³¹ at which it would wrap around, and
-is off by at most K · R / 2³¹ for rounding. Sums modulo 2³² are exact: they can be masked by random
-words and unmasked without a trace (`secure_sum`). A scalar takes 4 bytes, as in float32.
+The sum of K clients stays within ±(2³⁰ + K/2), far from ±2³¹, where it would wrap around. Its
+rounding error is at most K · R / 2³¹. Sums modulo 2³² are exact: random words can mask them and be
+removed again without any error (`secure_sum`). A scalar takes 4 bytes, as in float32.
 
-The words of an update: its delta, then its report if there is one, in the order of the layout; its
-loss; and how many scalars were clipped, not weighted by p.
+The words of an update are its delta, then its report if there is one, in the order of the layout;
+its loss; and the number of clipped scalars, not weighted by p.
 
 S scalars of the layout, W words: S + 2, or 2·S + 2 with a report.
 """
@@ -31,8 +31,8 @@ from fl_vitlora.state import State
 Words = NDArray[np.uint32]
 Numbers = NDArray[np.float64]
 
-ONE = 2.0**30  # the word of R
-MOST_LOSS = 64.0  # the range of the loss, in nats; a larger one counts as this
+ONE = 2.0**30  # the word that represents R
+MOST_LOSS = 64.0  # the range of the loss, in nats; a larger loss is clipped to it
 TAIL = 2  # words after the tensors: loss and clipped
 
 MAGIC = b"FVS1"
@@ -43,12 +43,12 @@ def to_words(numbers: Numbers, limit: float, share: float) -> Words:
     """Encodes the numbers of one client.
 
     Args:
-        numbers: x, finite; those beyond the range are clipped to it.
+        numbers: The numbers x, finite; numbers beyond the range are clipped to it.
         limit: The range R.
         share: The client's share p, in (0, 1].
 
     Returns:
-        uint32, in the shape of ``numbers``.
+        The words, uint32, in the shape of ``numbers``.
 
     Example:
         >>> to_words(np.array([4.0, -2.0, 9.0]), limit=4.0, share=0.5).tolist()
@@ -62,12 +62,12 @@ def to_numbers(words: Words, limit: float, share: float) -> Numbers:
     """Decodes a sum of words to the weighted mean of the clients' numbers, Σ p·x / Σ p.
 
     Args:
-        words: Σ q mod 2³².
+        words: The sum of words, Σ q mod 2³².
         limit: The range R.
-        share: Σ p over the clients in the sum.
+        share: The sum Σ p over the clients in the sum.
 
     Returns:
-        float64, off by at most K · R / (2³¹ · share) for a sum of K.
+        The mean, float64; the error of a sum of K is at most K · R / (2³¹ · share).
 
     Example:
         >>> to_numbers(np.array([536870912, 4026531840], np.uint32), limit=4.0, share=0.5).tolist()
@@ -78,13 +78,13 @@ def to_numbers(words: Words, limit: float, share: float) -> Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """What a sum of encoded updates decodes to.
+    """The weighted mean that a sum of encoded updates decodes to.
 
     Attributes:
         delta: Weighted mean of the deltas, float32.
         report: Weighted mean of the reports; empty if there were none.
         loss: Weighted mean of the losses.
-        clipped: The number of scalars that were clipped, all clients together.
+        clipped: The number of clipped scalars of all clients together.
     """
 
     delta: State
@@ -105,16 +105,16 @@ def encode(
 
     Args:
         delta: The update's tensors, of any floating type.
-        report: Tensors of the same names and shapes, or empty.
+        report: Tensors with the names and shapes of the delta, or an empty mapping.
         loss: The client's loss.
         limit: The range R of delta and report.
         share: The client's share p.
 
     Returns:
-        uint32 (W,).
+        The words (W,), uint32.
 
     Raises:
-        ValueError: When something is not finite, or the report is of other tensors.
+        ValueError: When a number is not finite, or the report has other tensors than the delta.
     """
     if report and Layout.of(report) != Layout.of(delta):
         raise ValueError("a report must have the names and shapes of its delta, in their order")
@@ -135,13 +135,13 @@ def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
     """Reads the sum of the words of several updates.
 
     Args:
-        total: Σ q mod 2³², uint32 (W,).
+        total: The sum of words, Σ q mod 2³², uint32 (W,).
         layout: The layout of the clients' deltas.
         limit: The range R.
-        share: Σ p over the clients in the sum.
+        share: The sum Σ p over the clients in the sum.
 
     Returns:
-        The mean.
+        The weighted mean of the updates.
     """
     numbers = to_numbers(total[:-TAIL], limit, share)
     parts = [layout.shaped(part) for part in numbers.reshape(-1, layout.scalars)]
@@ -157,11 +157,11 @@ def pack_words(words: Words, layout: Layout) -> bytes:
     """Writes words into one buffer behind a header like `packing.pack`'s, with the magic "FVS1".
 
     Args:
-        words: uint32 (W,).
+        words: The words (W,), uint32.
         layout: The layout of the delta.
 
     Returns:
-        20 + 4·W bytes.
+        A buffer of 20 + 4·W bytes.
     """
     header = HEADER.pack(MAGIC, layout.digest, len(words))
     return header + words.astype(WORD, copy=False).tobytes()
@@ -171,22 +171,22 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
     """Reads a buffer that `pack_words` wrote.
 
     Args:
-        buffer: Header and words.
+        buffer: The header and the words.
         layout: The layout of the expected delta.
 
     Returns:
-        uint32 (W,).
+        The words (W,), uint32.
 
     Raises:
-        ValueError: When the buffer is foreign, cut off, or made for other tensors.
+        ValueError: When the buffer has another format, is cut off, or belongs to other tensors.
     """
     if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
-        raise ValueError("message refused: it does not begin as masked words do")
+        raise ValueError("message refused: it does not begin with the header of masked words")
     _, digest, count = HEADER.unpack_from(buffer)
     expected = [TAIL + layout.scalars * parts for parts in (1, 2)]
     if digest != layout.digest or count not in expected:
         raise ValueError(
-            f"message refused: it holds {count} words of other tensors than the "
+            f"message refused: its {count} words belong to other tensors than the "
             f"{layout.scalars} scalars expected; do client and server build the same model?"
         )
     if len(buffer) != HEADER.size + count * WORD.itemsize:
@@ -198,6 +198,6 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
 
 
 def _flat(state: Mapping[str, Tensor]) -> Numbers:
-    """Lists all scalars of a state, float64."""
+    """Returns all scalars of a state in one vector, float64."""
     parts = [tensor.detach().to(torch.float64).reshape(-1).numpy() for tensor in state.values()]
     return np.concatenate([np.empty(0), *parts])

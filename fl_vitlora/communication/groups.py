@@ -1,7 +1,7 @@
-"""Groups of tensors on the wire: the codec of a tensor, and where its bytes are counted.
+"""Groups of tensors in messages: a group decides the codec of a tensor and where it is counted.
 
-`finetuning.groups` says which group a tensor belongs to. On the wire, the groups that have no codec
-of their own are one: other.
+`finetuning.groups` assigns each tensor to a group. In messages, all groups without their own codec
+form a single group: other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ GROUPS = (PATCH_EMBEDDING, LORA_A, LORA_B, HEAD, OTHER)
 
 
 def group_of(name: str) -> str:
-    """Returns the group of a tensor on the wire: patch_embed, lora_A, lora_B, head or other.
+    """Returns the group of a tensor in messages: patch_embed, lora_A, lora_B, head or other.
 
     Args:
         name: The name under which the tensor is exchanged.

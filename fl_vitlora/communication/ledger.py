@@ -1,6 +1,6 @@
-"""The byte ledger: one entry for every message that crossed the grid.
+"""The byte ledger: one entry for every message between server and clients.
 
-It only counts what it is told; `flower.wire.byte_counts` measures a message's serialised size.
+The ledger only adds up numbers; `flower.wire.byte_counts` measures a message's serialised size.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ Purpose = Literal["greeting", "training", "revealing", "evaluation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One message.
+    """One message of a run, with its bytes.
 
     Attributes:
         round: The number of the round, from 1; 0 is the greeting before the first round.
         purpose: The purpose of the message.
-        client: Number of the client's shard; -1 for a node that is no client.
-        direction: Uplink from a client to the server, downlink from the server to a client.
-        groups: Bytes of coded tensors by group (`groups.GROUPS`, or "masked").
-        overhead: All other bytes of the serialised message.
+        client: The number of the client's shard; -1 for a node that is not a client.
+        direction: The direction: "uplink" from a client to the server, or "downlink" from the
+            server to a client.
+        groups: The bytes of coded tensors by group (`groups.GROUPS`, or "masked").
+        overhead: The number of all other bytes of the serialised message.
     """
 
     round: int
@@ -37,17 +38,17 @@ class Entry:
 
     @property
     def payload(self) -> int:
-        """Adds the bytes of all groups."""
+        """Returns the bytes of all groups together."""
         return sum(self.groups.values())
 
     @property
     def total(self) -> int:
-        """Adds payload and overhead."""
+        """Returns payload and overhead together, in bytes."""
         return self.payload + self.overhead
 
 
 class Ledger:
-    """Entries in the order in which messages passed."""
+    """The entries of a run, in the order of its messages."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries: list[Entry] = []
@@ -62,7 +63,7 @@ class Ledger:
         return len(self._entries)
 
     def record(self, entry: Entry) -> None:
-        """Adds a message."""
+        """Adds the entry of a message."""
         self._entries.append(entry)
         self._by_round[entry.round] = self._by_round.get(entry.round, 0) + entry.total
 
@@ -78,7 +79,7 @@ class Ledger:
         client: int | None = None,
         purpose: Purpose | None = None,
     ) -> int:
-        """Sums bytes, overhead included, of all messages or of some.
+        """Sums the bytes, including overhead, of all messages or of some of them.
 
         Args:
             direction: Count only messages in this direction.
@@ -87,7 +88,7 @@ class Ledger:
             purpose: Count only messages with this purpose.
 
         Returns:
-            Bytes.
+            The number of bytes.
 
         Example:
             >>> ledger = Ledger()
@@ -119,11 +120,11 @@ class Ledger:
         return sums
 
     def by_round(self) -> dict[int, int]:
-        """Sums bytes, overhead included, by round; 0 is the greeting."""
+        """Sums the bytes, including overhead, by round; round 0 is the greeting."""
         return dict(self._by_round)
 
     def to_csv(self) -> str:
-        """Writes a table with a line for every message, round by round, as `_place` sorts them."""
+        """Returns a CSV table with a line for every message, in the order of `_place`."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         columns = ("round", "purpose", "client", "direction", "payload", "overhead", "total")
@@ -136,5 +137,5 @@ class Ledger:
 
 
 def _place(entry: Entry) -> tuple[int, int, int, str]:
-    """Sorts by round, then purpose as they follow in a round, then client and direction."""
+    """Returns the sorting key: round, purpose in the order of a round, client and direction."""
     return entry.round, get_args(Purpose).index(entry.purpose), entry.client, entry.direction

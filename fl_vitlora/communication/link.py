@@ -3,7 +3,7 @@
     seconds of a round = max over clients of  Σ over its messages (latency + 8 · bytes / rate)
 
 Every client has its own link, with one rate for each direction, and sends one message at a time.
-The connection of the server is no bottleneck. The server waits for the slowest client. The bytes
+The server's connection is not a bottleneck. The server waits for the slowest client. The bytes
 are those of the ledger, without the bytes of lower protocols. The time to train is not counted.
 
 1 Mbit is 10⁶ bits.

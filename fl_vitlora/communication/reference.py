@@ -1,4 +1,4 @@
-"""Full fine-tuning under FedAvg: the one reference that every saving is told against.
+"""Full fine-tuning under FedAvg: the one reference against which every saving is computed.
 
 The reference is a run of the same clients that trains the whole model and averages it. It has the
 same rounds with the same participants, and its messages have measured sizes. Summed up, it sends
@@ -6,19 +6,19 @@ same rounds with the same participants, and its messages have measured sizes. Su
     F = K·(q + g)  +  Σ_t ( |P_t|·D  +  |U_t|·U )
 
     K  clients, each greeted once: a question of q bytes, an answer of g bytes
-    P  participants of round t: each is sent one whole model, a message of D bytes
-    U  those of them whose update the server took: each sends one whole model, a message of U bytes
+    P  participants of round t: each receives one whole model, a message of D bytes
+    U  participants with an accepted update: each sends one whole model, a message of U bytes
 
-Nothing else counts. The reference has no messages for evaluation, since full fine-tuning can be
-evaluated by the server; it repeats no message, whatever a run had to repeat; and a participant that
-failed has received a model and has sent none. It does not depend on what a run trains, on its
-strategy, its codecs or its evaluator. All numbers are float32.
+Nothing else counts. The reference has no messages for evaluation, since the server can evaluate
+full fine-tuning. It repeats no message, even if the run had to repeat some. A participant that
+failed has received a model and has sent none. The reference does not depend on what a run trains,
+on its strategy, its codecs or its evaluator. All numbers are float32.
 
-Caching helps full fine-tuning once only. Every tensor changes in every round, so the one download
-that a client could do without is that of round 1: it has built the same initial model. A run whose
-downlink is coded as changes leaves that download out. Then the reference leaves it out too
-(``start_is_known``): what a run spares by caching, full fine-tuning may spare as well. A run
-without a coded downlink sends the initial model, and so does its reference.
+Caching helps full fine-tuning only once. Every tensor changes in every round, so a client can omit
+only the download of round 1, because it has built the same initial model. A run whose downlink is
+coded as changes omits that download. Then the reference omits it too (``start_is_known``): full
+fine-tuning gets the same advantage from caching. A run without a coded downlink sends the initial
+model, and so does its reference.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 
 @dataclass(frozen=True, kw_only=True)
 class MessageSizes:
-    """Measured bytes of the messages of a run that trains the whole model.
+    """Measured sizes, in bytes, of the messages of a run that trains the whole model.
 
     Attributes:
-        question: q, the server's question before the first round.
-        greeting: g, a client's answer to it.
-        downlink: D, a message to a client with the whole model.
-        uplink: U, a reply with the whole model.
+        question: The size q of the server's question before the first round.
+        greeting: The size g of a client's answer to the question.
+        downlink: The size D of a message to a client with the whole model.
+        uplink: The size U of a reply with the whole model.
     """
 
     question: int
@@ -49,11 +49,11 @@ class MessageSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Attendance:
-    """Which clients took part in a round.
+    """The clients that took part in a round.
 
     Attributes:
-        answered: Clients whose update the server took.
-        failed: Clients that were asked, and whose update did not come or was refused.
+        answered: The clients whose update the server accepted.
+        failed: The clients that were asked but whose update did not arrive or was refused.
     """
 
     answered: tuple[int, ...]
@@ -69,14 +69,14 @@ class Attendance:
 def full_fine_tuning(
     clients: int, rounds: Sequence[Attendance], sizes: MessageSizes, *, start_is_known: bool = False
 ) -> Ledger:
-    """Writes the ledger that full fine-tuning under FedAvg would have.
+    """Builds the ledger that full fine-tuning under FedAvg would have.
 
     Args:
-        clients: K, how many there are.
-        rounds: The participants of each round, from the first one on.
-        sizes: Bytes of the messages.
+        clients: The number K of clients.
+        rounds: The participants of each round, from the first round on.
+        sizes: The sizes of the messages in bytes.
         start_is_known: True if round 1 needs no download, because clients have built the initial
-            model and the run whose reference this is does not send it either.
+            model and the run itself does not send it either.
 
     Returns:
         A ledger with an entry for each message; its total is F.

@@ -1,4 +1,4 @@
-"""What the messages of a run come to, as `result.json` tells it."""
+"""Summary of the messages of a run for `result.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fl_vitlora.communication.link import Link, transfer_seconds
 
 
 def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
-    """Sums up what was sent, beside what full fine-tuning would have sent.
+    """Sums up the bytes of a run, and those that full fine-tuning would have sent.
 
     Args:
         ledger: The ledger of the run.
@@ -20,8 +20,8 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
         full: The ledger of full fine-tuning under FedAvg (`reference.full_fine_tuning`).
 
     Returns:
-        Plain values. `saving` is how many times the bytes of the run full fine-tuning sends;
-        `saving_with_flower` is the same with what Flower's transport adds to both (`carrier`).
+        Plain values. `saving` is the bytes of full fine-tuning divided by those of the run;
+        `saving_with_flower` includes the bytes that Flower's transport adds to both (`carrier`).
     """
     total, groups = ledger.total(), ledger.by_group()
     both = (ledger, full)
@@ -49,16 +49,17 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
 def reached(
     target: float | None, accuracy: Sequence[float], ledger: Ledger, link: Link
 ) -> dict[str, Any] | None:
-    """Tells in which round a target was first reached, and what had been sent by then.
+    """Returns the round in which a target was first reached, and the bytes sent until then.
 
     Args:
-        target: Accuracy in (0, 1]; None for none.
-        accuracy: After each round.
+        target: The target accuracy in (0, 1], or None for no target.
+        accuracy: The accuracy after each round.
         ledger: The ledger of the run.
         link: The link of every client.
 
     Returns:
-        Plain values; round, bytes and seconds are None if the target was never reached.
+        Plain values, or None without a target. Round, bytes and seconds are None if the target was
+        never reached.
 
     Example:
         >>> from fl_vitlora.communication.ledger import Entry

@@ -1,4 +1,4 @@
-"""What an experiment is, and how it is read: settings, their ranges, YAML and the command line."""
+"""The settings of an experiment, their ranges, and how YAML and the command line are read."""
 
 from fl_vitlora.config.loading import (
     differences,

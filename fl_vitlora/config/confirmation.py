@@ -1,11 +1,11 @@
 """Settings that a person must confirm: strategies from elsewhere, and a Ray cluster.
 
-People exchange configurations and run folders, and three settings in them can run code. A strategy
-or a part of a fine-tuning method that is named as ``package.module:Class`` is imported, which runs
-its code. The operator of a Ray cluster can run code in every program that joins the cluster. A file
-alone is therefore not enough for any of them. Strategies of this project and of Flower, and methods
-of this project, need no confirmation. Anything else must also be typed on the command line, which
-confirms it.
+People exchange configurations and run folders, and four settings in them can run code. A strategy,
+a part of a fine-tuning method or a predictor that is named as ``package.module:Class`` is imported,
+which runs its code. The operator of a Ray cluster can run code in every program that joins the
+cluster. A file alone is therefore not enough for any of them. Strategies of this project and of
+Flower, and methods and predictors of this project, need no confirmation. Anything else must also be
+typed on the command line, which confirms it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from fl_vitlora.config import Config, StrategyConfig
 from fl_vitlora.config.method_names import foreign_parts, parts_of
+from fl_vitlora.config.predictor_names import is_foreign
 from fl_vitlora.errors import UserError, shown
 
 KNOWN_PACKAGES = ("strategies", "flwr")  # whose classes need no confirmation
@@ -32,11 +33,12 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
     """
     check_strategy(config.strategy, confirmed)
     check_method(config.finetuning.method, confirmed)
+    check_predictor(config.evaluation.predictor, confirmed)
     address = config.engine.ray_address
     if address is not None and address not in confirmed:
         raise UserError(
-            f"engine.ray_address {shown(address)}: only a file names this Ray cluster, and whoever "
-            "operates it can run code in this program; if you trust it, type it: "
+            f"engine.ray_address {shown(address)}: only a file names this Ray cluster, and its "
+            "operator can run code in this program; if you trust it, type it: "
             f"--ray-address {address}"
         )
 
@@ -86,6 +88,27 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
             )
 
 
+def check_predictor(name: str, confirmed: Collection[str] = ()) -> None:
+    """Refuses a predictor whose code is neither known nor confirmed.
+
+    Args:
+        name: The name of the predictor.
+        confirmed: The texts that the person in charge typed.
+
+    Raises:
+        UserError: When only a file names the predictor.
+
+    Example:
+        >>> check_predictor("plain")
+        >>> check_predictor("mine:Mine", ["mine:Mine"])
+    """
+    if is_foreign(name) and name not in confirmed:
+        raise UserError(
+            f"predictor {shown(name)}: only a file names this code, which does not belong to this "
+            f"project; if you trust it, type it: --trust-strategy {name}"
+        )
+
+
 def is_known(name: str) -> bool:
     """Returns True if a strategy's name can only lead to code of this project or of Flower.
 
@@ -101,7 +124,7 @@ def is_known(name: str) -> bool:
 
 
 def flags_for(config: Config) -> str:
-    """Returns the flags that confirm the foreign strategies and the cluster of an experiment.
+    """Returns the flags that confirm the foreign code and the cluster of an experiment.
 
     Example:
         >>> flags_for(Config(strategy=StrategyConfig(name="mine:Mine")))
@@ -111,7 +134,9 @@ def flags_for(config: Config) -> str:
     """
     named = _names(config.strategy.name, config.strategy.options)
     unknown = [name for name in named if not is_known(name)]
-    foreign = " ".join([*unknown, *foreign_parts(config.finetuning.method)])
+    predictor = config.evaluation.predictor
+    others = [*foreign_parts(config.finetuning.method), *([predictor] * is_foreign(predictor))]
+    foreign = " ".join([*unknown, *others])
     address = config.engine.ray_address
     return (f" --trust-strategy {foreign}" if foreign else "") + (
         f" --ray-address {address}" if address else ""

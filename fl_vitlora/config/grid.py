@@ -38,7 +38,7 @@ from fl_vitlora.errors import UserError, shown, unknown
 Settings = Mapping[str, Any]  # values by dotted path
 
 SECTIONS = ("title", "compare", "baseline", "seeds")  # a grid's own keys
-NO_AXIS = {"seed": "give several with --seeds", "out": "every run gets a folder of its own"}
+NO_AXIS = {"seed": "give several seeds with --seeds", "out": "every run gets its own folder"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
         [('head', 3), ('lora', 3)]
     """
     if "seeds" in tree and "seed" in given:
-        raise UserError("seed is given by a flag, and seeds too; take one")
+        raise UserError("seed and seeds are both given; give only one of them")
     experiment = {key: value for key, value in tree.items() if key not in SECTIONS}
     shared = resolve(experiment, given)
     seeds = _read_seeds(tree.get("seeds", [shared.seed]))
@@ -195,7 +195,7 @@ def _read_seeds(seeds: Any) -> tuple[int, ...]:
         )
     read = tuple(resolve({}, {"seed": seed}).seed for seed in seeds)
     if len(set(read)) < len(read):
-        raise UserError(f"seeds: one stands twice in {shown(seeds)}")
+        raise UserError(f"seeds: a seed occurs twice in {shown(seeds)}")
     return read
 
 
@@ -212,7 +212,7 @@ def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
         for path in paths:
             if full_path(path) in owners:
                 raise UserError(
-                    f"{path} is given by {owners[full_path(path)]} and by axis {name} too"
+                    f"{path} is given twice, by {owners[full_path(path)]} and by axis {name}"
                 )
         owners |= {full_path(path): f"axis {name}" for path in paths}
         yield axis
@@ -241,7 +241,7 @@ def _label(name: str, values: Any) -> dict[str, Any]:
     values = _listed(values)
     labelled = {label_of(value): value for value in values}
     if len(labelled) < len(values):
-        raise UserError(f"compare: a value of {name} stands twice in {shown(values)}")
+        raise UserError(f"compare: a value of {name} occurs twice in {shown(values)}")
     return labelled
 
 
@@ -266,7 +266,7 @@ def _union(products: Sequence[Sequence[Axis]]) -> Iterator[tuple[Labels, Setting
             settings = {path: value for _, choice in picks for path, value in choice.items()}
             key = tuple(sorted(labels.items()))
             if seen.setdefault(key, settings) != settings:
-                raise UserError(f"compare: two different cells are called {name_of(labels)!r}")
+                raise UserError(f"compare: two different cells have the name {name_of(labels)!r}")
             if seen[key] is settings:
                 yield labels, settings
 
@@ -276,8 +276,8 @@ def _check_number(products: Sequence[Sequence[Axis]], seeds: Sequence[int]) -> N
     cells = sum(math.prod(len(axis.choices) for axis in axes) for axes in products)
     if cells * len(seeds) > MOST_RUNS:
         raise UserError(
-            f"compare: {cells} combinations with {len(seeds)} seeds each; take at most {MOST_RUNS} "
-            "runs in all"
+            f"compare: {cells} combinations with {len(seeds)} seeds each; expected at most "
+            f"{MOST_RUNS} runs in all"
         )
 
 

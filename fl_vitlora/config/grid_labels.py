@@ -1,4 +1,4 @@
-"""The labels of a grid's cells: one label on each axis, and the names made of them."""
+"""The labels of a grid's cells, one label on each axis, and the names made of these labels."""
 
 from __future__ import annotations
 

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from fl_vitlora.config import SCHEMES, Config, paths
 from fl_vitlora.config.method_names import PARTS, USUAL, is_sum
+from fl_vitlora.config.optimizer_names import OPTIMIZERS
 from fl_vitlora.config.yaml_text import parse_value
 from fl_vitlora.errors import UserError, shown, unknown
 
-METHOD = "finetuning.method"
+METHOD, OPTIMIZER = "finetuning.method", "training.optimizer"
 MOST_RUNS = 10_000  # largest number of runs in a comparison, and of seeds in a range
 SEED_RANGE = re.compile(r"(\d{1,18})\s*(?:-|\.\.+|–|:)\s*(\d{1,18})", re.ASCII)
 CALL = re.compile(r"[^,\[\]{}'\"]*\([^()'\"]*,[^()'\"]*\)[^,\[\]{}'\"]*")
@@ -83,6 +84,8 @@ def _choices_of(path: str) -> tuple[Any, ...]:
     """Returns the allowed values of a setting with fixed choices, and () for other settings."""
     if path == METHOD:
         return tuple(dict.fromkeys([*USUAL, *PARTS]))
+    if path == OPTIMIZER:
+        return OPTIMIZERS
     kind: Any = Config
     for name in path.split("."):
         kind = typing.get_type_hints(kind).get(name)
@@ -93,7 +96,7 @@ def read_seeds(words: Iterable[str]) -> list[Any]:
     """Reads the seeds of a command line: numbers, lists and ranges.
 
     Raises:
-        UserError: If a range runs backwards, or holds more than `MOST_RUNS` seeds.
+        UserError: If a range runs backwards, or has more than `MOST_RUNS` seeds.
 
     Example:
         >>> read_seeds(["0-2", "7"]), read_seeds(["0..1"]), read_seeds(["3,4"])
@@ -120,7 +123,7 @@ def _seeds_of(text: str) -> list[Any]:
     first, last = int(match[1]), int(match[2])
     if not first <= last < first + MOST_RUNS:
         raise UserError(
-            f"seeds: {text} is no range of at most {MOST_RUNS} seeds; expected numbers such as "
+            f"seeds: {text} is not a range of at most {MOST_RUNS} seeds; expected numbers such as "
             "0 1 2, or a range such as 0-4"
         )
     return list(range(first, last + 1))

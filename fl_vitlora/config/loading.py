@@ -1,4 +1,4 @@
-"""Reads an experiment from a YAML file and from dotted settings, and writes it again."""
+"""Reads an experiment from a YAML file and from dotted settings, and writes an experiment."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from fl_vitlora.errors import UserError, unknown
 
 
 def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads an experiment: defaults, then a YAML file, then overrides; and checks its ranges.
+    """Reads an experiment from defaults, a YAML file and overrides, and checks its ranges.
+
+    Overrides have precedence over the file, and the file over the defaults.
 
     Args:
-        path: A YAML file, or none.
+        path: The path of a YAML file, or None.
         overrides: Values by dotted path, for example ``{"training.epochs": 2}``.
 
     Returns:
         The experiment.
 
     Raises:
-        UserError: When a key is unknown, a value does not fit, or the file cannot be read.
+        UserError: When a key is unknown, a value is not valid, or the file cannot be read.
 
     Example:
         >>> load(None, {"training.learning_rate": "1e-3"}).training.learning_rate
@@ -38,7 +40,7 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
 
 
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
-    """Makes an experiment of nested plain values and of overrides, and checks its ranges.
+    """Builds an experiment from nested plain values and overrides, and checks its ranges.
 
     Example:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
@@ -55,7 +57,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
 
 
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out rates that are given as nothing or as auto: they are the model's own."""
+    """Removes rates that are None or auto, so that the model's default rates apply."""
     training = tree.get("training")
     if not isinstance(training, Mapping):
         return dict(tree)
@@ -64,7 +66,7 @@ def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_rates(config: Config, tree: Mapping[str, Any]) -> Config:
-    """Gives the rates that an experiment does not say the values of its model."""
+    """Sets the rates that an experiment does not give to the default rates of its model."""
     given = _without_auto(tree).get("training") or {}
     rates = dataclasses.asdict(rates_of(config.model.name))
     own = {name: rate for name, rate in rates.items() if name not in given}
@@ -78,7 +80,7 @@ def paths() -> tuple[str, ...]:
 
 
 def full_path(dotted: str) -> str:
-    """Writes out the path of a group that is given by one value.
+    """Completes the path of a group of settings that may be given as one value.
 
     Example:
         >>> full_path("compression.uplink"), full_path("clients")
@@ -91,17 +93,17 @@ def full_path(dotted: str) -> str:
 
 
 def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
-    """Says that there is no such setting, and which one may have been meant.
+    """Returns the error for an unknown setting, with the nearest known setting.
 
     Args:
-        dotted: The name that was written.
+        dotted: The unknown name, as it was written.
         siblings: The settings of the same group; all settings if not given.
     """
     return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Turns a config into nested plain values, as YAML and JSON can hold them."""
+    """Converts a config into nested plain values, which YAML and JSON can represent."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -117,7 +119,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Writes an experiment so that `load` reads it back equal."""
+    """Returns an experiment as YAML, from which `load` reads an equal experiment."""
     return write_yaml(to_mapping(config))
 
 
@@ -147,7 +149,7 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets a value deep in a tree of mappings, making the branches that are missing."""
+    """Sets a value deep in a tree of mappings, and creates the missing branches."""
     *branches, leaf = dotted.split(".")
     for branch in branches:
         tree = tree.setdefault(branch, {})
@@ -157,7 +159,7 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes what is given by one value as a mapping: a strategy, or the codec of a direction."""
+    """Replaces groups given as one value by a mapping: a strategy, or the codec of a direction."""
     whole = dict(tree)
     for key, value in tree.items():
         if key in SHORT and not isinstance(value, Mapping):
@@ -168,7 +170,7 @@ def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves all that stands beside a strategy's name into its options."""
+    """Moves all settings of a strategy except its name into its options."""
     strategy = tree.get("strategy")
     if not isinstance(strategy, Mapping):
         return dict(tree)
@@ -178,7 +180,7 @@ def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_homes(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Writes out home folders in the settings that are paths."""
+    """Replaces ``~`` by the home folder in the settings that are paths."""
     whole = dict(tree)
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -189,7 +191,7 @@ def _with_homes(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> None:
-    """Refuses settings that do not exist; the answer looks for them in all groups."""
+    """Refuses settings that do not exist; the error suggests settings of all groups."""
     hints = typing.get_type_hints(kind)
     for key, value in tree.items():
         if key not in hints:
@@ -199,13 +201,13 @@ def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> No
 
 
 def _check_lists(config: Config) -> None:
-    """Refuses lists that no run could honour."""
+    """Refuses lists of the wrong length, in the wrong order or with repeated entries."""
     for path, items in (
         ("encryption.steps", config.encryption.steps),
         ("finetuning.targets", config.finetuning.targets),
     ):
         if len(set(items)) < len(items):
-            raise UserError(f"{path}: an entry stands twice in {list(items)}")
+            raise UserError(f"{path}: an entry occurs twice in {list(items)}")
     if len(config.data.background) not in (1, 3):
         raise UserError("data.background: expected a grey level, or red, green and blue")
     if config.data.pixel_range and (

@@ -1,6 +1,6 @@
 """The names of fine-tuning methods: a sum of parts, such as ``lora+patch_embed``.
 
-This table is all that the settings know of the parts, so that reading a configuration imports no
+The settings know only this table of the parts, so that reading a configuration does not import
 PyTorch. `fl_vitlora.finetuning.methods` imports the classes.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_vitlora.errors import UserError, shown, unknown
 
-# One line for each part that ships with the project: its name, and where its class lives.
+# One line for each part that ships with the project: its name, and the place of its class.
 PARTS: Mapping[str, str] = {
     "bias": "fl_vitlora.finetuning.bias:Bias",
     "dora": "fl_vitlora.finetuning.dora:DoRA",
@@ -59,7 +59,7 @@ def is_sum(word: str) -> bool:
 
 
 def foreign_parts(method: str) -> tuple[str, ...]:
-    """Returns the parts of a method whose code is not of this project.
+    """Returns the parts of a method whose code does not belong to this project.
 
     Example:
         >>> foreign_parts("lora+mine:Mine"), foreign_parts("fl_vitlora.finetuning.bias:Bias")
@@ -98,7 +98,7 @@ def read_method(value: Any, path: str) -> str:
         The name without spaces.
 
     Raises:
-        UserError: When a part is unknown, or stands twice.
+        UserError: When a part is unknown, or occurs twice.
 
     Example:
         >>> read_method("bias + norm", "finetuning.method")
@@ -114,7 +114,7 @@ def read_method(value: Any, path: str) -> str:
             choices = [*PARTS, *(() if len(parts) > 1 and all(parts) else USUAL)]
             raise unknown(path, value if len(parts) == 1 or not part else part, choices)
         if parts.count(part) > 1:
-            raise UserError(f"{path}: the part {part} stands twice in {shown(value)}")
+            raise UserError(f"{path}: the part {part} occurs twice in {shown(value)}")
     if "full" in parts and len(parts) > 1:
         raise UserError(f"{path}: full already trains every tensor; write --method full")
     return "+".join(parts)

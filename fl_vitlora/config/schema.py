@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl_vitlora.config.method_names import read_method, read_parameters
+from fl_vitlora.config.optimizer_names import OPTIMIZERS, read_optimizer
+from fl_vitlora.config.predictor_names import read_predictor
 from fl_vitlora.config.rates import LETTERS, ORDINARY, Rates
 from fl_vitlora.config.settings import setting, to_list
 from fl_vitlora.config.units import Bytes
@@ -69,7 +71,9 @@ def read_steps(value: Any, path: str) -> tuple[Any, ...]:
     steps, read = typing.get_args(CipherStep), tuple(to_list(value, path))
     for step in read:
         if step in list(SCHEMES):
-            raise UserError(f"{path}: the scheme {step} stands alone, not in a list")
+            raise UserError(
+                f"{path}: expected the scheme {step} alone, or a list of steps without a scheme"
+            )
         if step not in steps:
             raise unknown(f"{path}", step, [*SCHEMES, *steps])
     return read
@@ -238,14 +242,14 @@ class FineTuningConfig:
 
     method: str = setting(
         "lora+patch_embed",
-        "Which tensors are trained and exchanged beside the head: a sum of bias, dora, full, head, "
-        "lora, lora_xs, norm, patch_embed and 'package.module:Class'.",
+        "Which tensors are trained and exchanged, in addition to the head: a sum of bias, dora, "
+        "full, head, lora, lora_xs, norm, patch_embed and 'package.module:Class'.",
         read=read_method,
     )
     parameters: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={
-            "explanation": "Parameters of the method's parts that are no settings, for example "
+            "explanation": "Parameters of the method's parts that are not settings, for example "
             "--set finetuning.parameters.gain=2.",
             "read": read_parameters,
         },
@@ -273,9 +277,9 @@ class FineTuningConfig:
     )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
-        "What happens to the clients' patch embeddings: they are averaged as they are "
-        "(aggregate), averaged in plain coordinates (aligned), or kept by each client "
-        "(local).",
+        "What happens to the clients' patch embeddings: they are averaged unchanged "
+        "(aggregate), averaged in the coordinates of plain images (aligned), or kept by each "
+        "client (local).",
     )
 
 
@@ -283,8 +287,11 @@ class FineTuningConfig:
 class TrainingConfig:
     """How a client trains on its shard in a round."""
 
-    optimizer: Literal["adamw", "sgd"] = setting(
-        "adamw", "Optimiser of the clients; it starts afresh in every round."
+    optimizer: str = setting(
+        "adamw",
+        "The optimiser of the clients, which starts afresh in every round. Choices: "
+        f"{', '.join(OPTIMIZERS)}.",
+        read=read_optimizer,
     )
     learning_rate: float = setting(
         LETTERS.learning_rate,
@@ -320,11 +327,16 @@ class TrainingConfig:
     epochs: int = setting(
         1, "The number of passes over a client's images in a round (local epochs).", "[1, inf)"
     )
-    weight_decay: float = setting(0.0, "The weight decay of AdamW (decoupled) or SGD.", "[0, inf)")
+    weight_decay: float = setting(
+        0.0,
+        "The weight decay. The optimiser adamw subtracts it from the weights; the other optimisers "
+        "add it to the gradients.",
+        "[0, inf)",
+    )
     beta1: float = setting(
         LETTERS.beta1,
-        "The decay rate of AdamW's mean gradient. It is small because a round has few steps. The "
-        f"default for models that are not bundled is {ORDINARY.beta1:g}.",
+        "The decay rate of the mean gradient of adam, adamw and nadam. It is small because a round "
+        f"has few steps. The default for models that are not bundled is {ORDINARY.beta1:g}.",
         "[0, 1)",
     )
     momentum: float = setting(0.9, "The momentum of SGD.", "[0, 1)")
@@ -396,12 +408,19 @@ class FaultsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Where the test accuracy is measured after every round."""
+    """Where and how the test accuracy is measured after every round."""
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto",
-        "Where the test accuracy is measured: by the server (central) or by the clients. The "
-        "value auto chooses the clients if only they have the key or the patch embedding.",
+        "Where the test accuracy is measured: by the server (central) or by the clients "
+        "(clients). The value auto chooses the clients if only they have the key or the patch "
+        "embedding.",
+    )
+    predictor: str = setting(
+        "plain",
+        "What the model answers to test images: one forward pass (plain), or the answer of "
+        "'package.module:Class', for example with test-time adaptation.",
+        read=read_predictor,
     )
 
 
@@ -445,7 +464,7 @@ class LanesConfig:
 
     codec: str = setting(
         "float32",
-        "The codec of all tensors without a codec of their own, for example int4.",
+        "The codec of all tensors that have no separate codec, for example int4.",
     )
     patch_embed: str | None = setting(
         None, "The codec of the patch embedding. The default is the value of codec."
@@ -484,7 +503,7 @@ class LinkConfig:
         100.0, "The speed of the connection from the server to a client in Mbit/s.", "(0, inf)"
     )
     latency_ms: float = setting(
-        50.0, "The time in milliseconds that a message needs beside its transfer time.", "[0, inf)"
+        50.0, "The delay of a message in milliseconds, added to its transfer time.", "[0, inf)"
     )
 
 
@@ -559,8 +578,8 @@ class Config:
     )
     target_accuracy: float | None = setting(
         None,
-        "A test accuracy, for example 0.95. The result says after how many bytes it was first "
-        "reached.",
+        "A test accuracy, for example 0.95. The result reports the number of bytes after which it "
+        "was first reached.",
         "(0, 1]",
     )
     seed: int = setting(0, "The seed of all random choices except the owner's secret.", "[0, inf)")
@@ -572,11 +591,11 @@ class Config:
     )
     record_updates: bool = setting(
         False,
-        "Store what the server sees of each round, the model and all decoded updates, in the run "
-        "folder under updates/, for research on attacks.",
+        "Whether the run folder stores what the server sees in each round, the model and all "
+        "decoded updates, under updates/, for research on attacks.",
     )
     out: str | None = setting(
-        None, "The path of the run folder. By default a new folder is made under runs/."
+        None, "The path of the run folder. By default a new folder is created under runs/."
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

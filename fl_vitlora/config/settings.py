@@ -1,10 +1,9 @@
-"""Typed settings: dataclasses that are made of nested plain values, and say what does not fit.
+"""Typed settings: dataclasses that are built from nested plain values, with clear errors.
 
-The dataclasses are plain values without behaviour; every field carries its explanation and its
-range in its metadata, from which `--help` is made. Reading is one generic function: it walks a
-mapping along the annotations of a dataclass and names path, value, expectation and the nearest key
-when something does not fit. An experiment (`config`) and the hyper-parameters of a strategy are
-read in this way.
+The dataclasses are plain values without behaviour. The metadata of every field has its explanation
+and its range, from which `--help` is made. One generic function reads them: it compares a mapping
+with the annotations of a dataclass. An error names the path, the value, the expectation and the
+nearest key. An experiment (`config`) and the hyper-parameters of a strategy are read in this way.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from fl_vitlora.config.units import Bytes, parse_bytes
 from fl_vitlora.errors import UserError, shown, unknown
 
 T = TypeVar("T")
-SettingParser = Callable[[Any, str], Any]  # of a plain value and its path
+SettingParser = Callable[[Any, str], Any]  # reads a plain value, given its path
 
-LONGEST_TEXT, LONGEST_NAME = 2000, 255  # bytes of a setting, and between the slashes of a path
+LONGEST_TEXT, LONGEST_NAME = 2000, 255  # bytes of a text, and between the slashes of a path
 
 
 def setting(
@@ -34,20 +33,21 @@ def setting(
     """Describes a field of a dataclass.
 
     Args:
-        default: Its value where none is given.
+        default: The value of the field if none is given.
         explanation: A sentence for `--help-all`.
-        interval: Its range, such as "(0, 1]".
-        read: Makes its value of a plain one and of its path, where its type does not tell how.
+        interval: The range of the field, such as "(0, 1]".
+        read: A function that reads the value from a plain value and its path. It is needed only if
+            the type of the field is not enough to read it.
 
     Returns:
         The field.
     """
-    told = {"explanation": explanation, "interval": interval, "read": read}
-    return field(default=default, metadata=told)
+    metadata = {"explanation": explanation, "interval": interval, "read": read}
+    return field(default=default, metadata=metadata)
 
 
 def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yields (dotted path, default, explanation) of every setting."""
+    """Yields the dotted path, the default and the explanation of every setting."""
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[item.name]):
@@ -57,30 +57,31 @@ def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, st
         elif item.name == "parameters":
             yield f"{path}parameters.NAME", "", item.metadata["explanation"]
         else:
-            explanation = item.metadata["explanation"] + _told_choices(hints[item.name])
+            explanation = item.metadata["explanation"] + _choices_in_words(hints[item.name])
             yield f"{path}{item.name}", item.default, explanation
 
 
-def _told_choices(hint: Any) -> str:
-    """Lists the values of a setting that has only a few."""
+def _choices_in_words(hint: Any) -> str:
+    """Returns a sentence with the choices of a setting, or an empty text if it has none."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
     return f" Choices: {', '.join(choices)}." if choices else ""
 
 
 def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
-    """Makes a dataclass of nested plain values.
+    """Builds a dataclass from nested plain values.
 
     Args:
         kind: The dataclass.
-        tree: A mapping of its field names.
+        tree: A mapping of field names to values.
         path: The dotted path of the value, for messages.
 
     Returns:
         An instance of ``kind``.
 
     Raises:
-        UserError: When a key is unknown or a value does not fit its annotation.
+        UserError: When a key is unknown, a value is missing, or a value does not fit its
+            annotation.
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"{path or 'the configuration'}: expected a mapping, got {shown(tree)}")
@@ -99,19 +100,19 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
 
 
 def check_defaults(kind: type[Any], path: str) -> None:
-    """Looks whether the defaults of a dataclass fit its own types and ranges.
+    """Checks that the defaults of a dataclass fit its own types and ranges.
 
     Args:
         kind: The dataclass.
         path: The dotted path of the value, for messages.
 
     Raises:
-        UserError: When a type is not known, a range is none, or a default is outside.
+        UserError: When a type is unknown, a range is not valid, or a default does not fit.
     """
     try:
         hints = typing.get_type_hints(kind)
     except (NameError, TypeError) as error:
-        raise UserError(f"{path}: a type of {kind.__name__} is not known: {error}") from None
+        raise UserError(f"{path}: a type of {kind.__name__} is unknown: {error}") from None
     for item in dataclasses.fields(kind):
         dotted, interval = f"{path}.{item.name}", item.metadata.get("interval")
         if interval is not None:
@@ -125,7 +126,7 @@ def check_defaults(kind: type[Any], path: str) -> None:
 
 
 def _fit(item: dataclasses.Field[Any], hint: Any, value: Any, path: str) -> Any:
-    """Makes the value of a field, and refuses it outside the field's range."""
+    """Reads the value of a field, and refuses a value outside the field's range."""
     read = item.metadata.get("read")
     fitting = convert(hint, value, path) if read is None else read(value, path)
     _check_interval(fitting, item.metadata.get("interval"), path)
@@ -138,11 +139,11 @@ def _is_needed(item: dataclasses.Field[Any]) -> bool:
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
-    """Fits one value to one annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
+    """Converts a value to an annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type[Any], hint), value, path)
-    if origin in (types.UnionType, typing.Union):  # of a NewType it is the latter
+    if origin in (types.UnionType, typing.Union):  # a NewType gives typing.Union
         return None if value is None else convert(arguments[0], value, path)
     if origin is tuple:
         single = arguments[0] is int and type(value) is int
@@ -163,10 +164,10 @@ _NAMES = {int: "a whole number", bool: "true or false"}
 
 
 def to_list(value: Any, path: str) -> Sequence[Any]:
-    """Reads a list; "a,b" is one too, and nothing is an empty one.
+    """Reads a list; the text "a,b" is a list of two entries, and None is an empty list.
 
     Raises:
-        UserError: When it is something else.
+        UserError: When the value is not a list.
     """
     if isinstance(value, str):
         return [item.strip() for item in value.split(",")]
@@ -176,7 +177,7 @@ def to_list(value: Any, path: str) -> Sequence[Any]:
 
 
 def _to_float(value: Any, path: str) -> float:
-    """Reads a number; YAML takes 1e-3 for a text, people do not."""
+    """Reads a number, also from a text: YAML reads 1e-3 as a text."""
     try:
         number = float(value) if isinstance(value, int | float | str) else math.nan
     except (OverflowError, ValueError):
@@ -187,7 +188,7 @@ def _to_float(value: Any, path: str) -> float:
 
 
 def _to_text(value: Any, path: str) -> str:
-    """Reads a text that can be the name of a file, and be written to one."""
+    """Reads a text that can be written to a file, and can be the name of a file."""
     if not isinstance(value, str) or not value:
         raise UserError(f"{path}: expected a text, got {shown(value)}")
     encoded = value.encode(errors="replace")
@@ -206,11 +207,14 @@ def read_path(text: str, path: str) -> str:
 
     Args:
         text: The path as it was written.
-        path: The setting, for messages.
+        path: The dotted path of the setting, for messages.
+
+    Returns:
+        The path with the home folder written out.
 
     Raises:
-        UserError: When a home folder is not known, or a variable begins the path: in a file it is
-            not replaced, and would name a folder that nobody means.
+        UserError: When a home folder is unknown, or the path begins with a variable. Variables are
+            not replaced in a file, so the path would name a wrong folder.
 
     Example:
         >>> read_path("images/~old", "data.name")
@@ -219,14 +223,14 @@ def read_path(text: str, path: str) -> str:
     if VARIABLE.match(text):
         raise UserError(
             f"{path}: {shown(text)} begins with a variable, which is not replaced here; write the "
-            "folder itself, or ~ for the home folder"
+            "name of the folder, or ~ for the home folder"
         )
     if not text.startswith("~"):
         return text
-    whole = str(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises where no home is known
+    whole = str(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises if no home is known
     if whole.startswith("~"):
         raise UserError(
-            f"{path}: {shown(text)}: this home folder is not known; write the folder itself"
+            f"{path}: {shown(text)}: this home folder is unknown; write the name of the folder"
         )
     return whole
 
@@ -256,7 +260,11 @@ def _check_interval(value: Any, interval: str | None, path: str) -> None:
 
 
 def _read_interval(interval: str, path: str) -> tuple[float, float]:
-    """Reads the bounds of a range."""
+    """Returns the two bounds of a range.
+
+    Raises:
+        UserError: When the text is not a range.
+    """
     try:
         low, high = (float(bound) for bound in interval[1:-1].split(","))
     except (TypeError, ValueError, AttributeError):

@@ -41,7 +41,7 @@ def parse_bytes(amount: object, where: str) -> int:
         )
     found = float(match["number"]) * factors[(match["unit"] or "B").lower()]
     if not 1 <= found < MOST:
-        raise UserError(f"{where}: expected one byte or more, to {MOST:.0e}, got {shown(amount)}")
+        raise UserError(f"{where}: expected 1 to {MOST:.0e} bytes, got {shown(amount)}")
     return int(found)
 
 

@@ -1,7 +1,7 @@
-"""YAML as experiments are written in it: files, and values on the command line.
+"""Reads the YAML of experiments, in files and on the command line.
 
-It is YAML 1.1 of plain values, read more strictly than usual: what a reader would take for
-something else than the author meant is refused, and so is what no experiment needs.
+The format is YAML 1.1 with plain values, read more strictly than usual. Values that a person could
+misread are refused, and so are values that no experiment needs.
 """
 
 from __future__ import annotations
@@ -16,43 +16,44 @@ import yaml
 
 from fl_vitlora.errors import MOST_SHOWN, UserError, shown
 
-# More than any experiment says, less than a program chokes on.
+# Limits that no experiment reaches, and that every program can handle.
 DEEPEST, MOST_VALUES = 20, 100_000
 LONGEST_NUMBER = 63  # bits
 OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_.]+:)")  # octal, and base 60
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Reads YAML, and tells the place of what a plain loader would let pass, or break at.
+    """Reads YAML and refuses, with its place, what a plain loader would accept or fail at.
 
-    A key that stands twice in a mapping is refused, instead of taking the last, and so are numbers
-    of hundreds of digits, and those that are others in YAML than for people: 1:30, which is 90, and
-    010, which is 8. What Python has against a value, as 2024-99-99, is a mistake of the YAML.
+    A key that occurs twice in a mapping is refused; a plain loader would use the last one. Refused
+    are also numbers of hundreds of digits, and numbers that mean something else in YAML than for
+    people: 1:30, which is 90, and 010, which is 8. A value that Python cannot build, such as
+    2024-99-99, is reported as an error of the YAML.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Makes the value of any node."""
+        """Builds the value of any node."""
         try:
             value = super().construct_object(node, deep=deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            told = f"{shown(node.value)} is no value of {node.tag.rpartition(':')[2]}"
+            told = f"{shown(node.value)} is not a valid {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, told, node.start_mark) from None
         if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
             told = f"a whole number of more than {LONGEST_NUMBER} bits"
             raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
         if isinstance(value, int | float) and OTHER_BASE.match(node.value):
-            told = f"{shown(node.value)} means {value} in YAML; write that, or a text in quotes"
+            told = f"{shown(node.value)} means {value} in YAML; write {value}, or a text in quotes"
             raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Makes a mapping; ``<<`` may bring keys that are given again."""
+        """Builds a mapping; keys that ``<<`` merges may be given again."""
         keys = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
         own = [key.value for key in keys if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in own if own.count(key) > 1}, key=str)
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]!r} stands twice", node.start_mark
+                None, None, f"{twice[0]!r} occurs twice", node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
 
@@ -61,9 +62,9 @@ def read_yaml(name: str) -> dict[str, Any]:
     """Reads the file that `--config` names, as nested plain values.
 
     Raises:
-        UserError: When there is none, or it holds no mapping.
+        UserError: When there is no such file, or its content is not a mapping.
     """
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - as a shell, where no home is known
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib raises if no home is known
     try:
         if not path.is_file():
             raise UserError(f"--config {name}: {_why_no_file(path)}")
@@ -80,18 +81,18 @@ def read_yaml(name: str) -> dict[str, Any]:
 
 
 def _why_no_file(path: Path) -> str:
-    """Returns why there is no file, and which YAML files are in the folder."""
+    """Returns why a path is not a file, and lists the YAML files of its folder."""
     if path.exists():
-        return f"expected a file, got a {'folder' if path.is_dir() else 'device or the like'}"
+        return f"expected a file, got a {'folder' if path.is_dir() else 'device'}"
     near = sorted(map(str, path.parent.glob("*.yaml")))[:MOST_SHOWN]
     return f"no such file ({', '.join(near) or 'no YAML file there'})"
 
 
 def _parse(text: str) -> Any:
-    """Reads YAML that is no larger than an experiment may be.
+    """Reads YAML that does not exceed the limits of size and depth.
 
     Raises:
-        yaml.YAMLError: When it is none, or too large.
+        yaml.YAMLError: When the text is not valid YAML, or exceeds a limit.
     """
     try:
         values = yaml.load(text, StrictLoader)
@@ -116,7 +117,7 @@ def _check_extent(values: Any) -> None:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Reads one ``a.b=c`` of the command line; c is YAML.
+    """Reads one ``a.b=c`` of the command line, where c is YAML.
 
     Example:
         >>> parse_override("encryption.steps=[pixel_shuffling]")
@@ -129,7 +130,11 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """Reads a value as YAML writes it; ``where`` it stands is told with a mistake.
+    """Reads a value that is written in YAML.
+
+    Args:
+        text: The value in YAML.
+        where: The place of the value, for messages.
 
     Example:
         >>> parse_value("[[], EtC]", "--compare")
@@ -143,5 +148,5 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def write_yaml(tree: Mapping[str, Any]) -> str:
-    """Writes nested plain values for people to read."""
+    """Returns nested plain values as YAML that is easy to read."""
     return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)

@@ -1,1 +1,1 @@
-"""Perceptual encryption of images, block by block; pure, and known to the data owner alone."""
+"""Perceptual encryption of images, block by block: pure functions that only the data owner runs."""

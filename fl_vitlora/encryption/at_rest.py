@@ -1,18 +1,19 @@
-"""Files that are sealed at rest: without the key they tell nothing but whose they are.
+"""Files that are encrypted ("sealed") on disk: without the key they reveal only their owner.
 
-A file is a header in the clear, a small text and a body, both encrypted and authenticated. The
-header is one of safetensors with a single tensor `sealed` of bytes, so that any reader of these
-files can open the file, and finds ciphertext:
+A file has a header, a small text and a body. The header is in the clear; text and body are
+encrypted and authenticated. The header has the format of safetensors, with a single tensor `sealed`
+of bytes. So any program for safetensors can open the file, and finds ciphertext:
 
     header   key and party in the clear, a random salt, a check of the key, the length of the text
     chunk 0  the text
-    chunk i  the body, 1 MiB each; the last one may be shorter, and is there if the body is empty
+    chunk i  the body, 1 MiB each; the last chunk may be shorter; an empty body still has one chunk
 
-Each chunk is AES-256-GCM under a key that no other file has: HKDF-SHA256 of the party's storage key
-and the salt of 256 random bits. So nonces need not be random; they count the chunks, and the last
-one is marked, as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015): chunks cannot be cut
-off, added, or change places unnoticed. The bytes of the header are authenticated with every chunk.
-GCM does not commit to a key, so the header has a check that does: bytes of the same HKDF.
+Each chunk is encrypted with AES-256-GCM. The key belongs to this file alone: HKDF-SHA256 of the
+party's storage key and a salt of 256 random bits. So the nonces need not be random: they count the
+chunks and mark the last one, as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015).
+Chunks that were cut off, added or reordered are therefore detected. The bytes of the header are
+authenticated with every chunk. GCM does not commit to a key, so the header has a check that does:
+bytes of the same HKDF.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from fl_vitlora.storage.checksummed import DamagedFileError
 SEALED, VERSION = "sealed", "fl_vitlora 1, AES-256-GCM"
 KEY, PARTY, SALT, CHECK, TEXT_BYTES = "storage_key", "party", "salt", "check", "text_bytes"
 CHUNK = 2**20  # bytes of plain text
-TAG = 16  # bytes that each chunk is longer for
+TAG = 16  # bytes of the authentication tag that encryption adds to each chunk
 LENGTH = struct.Struct("<Q")
 LONGEST_HEADER, LONGEST_TEXT = 2**16, 2**26
 SALT_BYTES = 32
@@ -47,16 +48,16 @@ INFO = b"fl_vitlora/1/sealed file"
 
 @dataclass(frozen=True)
 class Header:
-    """What a sealed file says without its key.
+    """The part of a sealed file that can be read without its key.
 
     Attributes:
-        key: Name of the storage key's root.
-        party: Whose file it is.
-        salt: 32 bytes, this file's own.
-        check: 32 bytes that tell the right key.
-        text: Bytes of the text.
-        sealed: Bytes of all chunks together.
-        raw: The header as it is in the file.
+        key: Name of the root storage key.
+        party: The party that the file belongs to, for example "client 3".
+        salt: 32 random bytes that only this file has.
+        check: 32 bytes that only the right key can derive.
+        text: Length of the text in bytes.
+        sealed: Length of all chunks together in bytes.
+        raw: The bytes of the header as they are in the file.
     """
 
     key: str
@@ -72,10 +73,10 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
     """Seals a text and a body.
 
     Args:
-        text: Small; it can be read without the body.
-        body: The rest.
+        text: A small text that can be read without the body.
+        body: The rest of the content.
         key: The owner's storage key.
-        party: Whose file it is.
+        party: The party that the file belongs to, for example "client 3".
 
     Yields:
         The parts of the file, in order.
@@ -84,7 +85,7 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
     file_key, check = _derive(key.of_party(party), salt)
     chunks = max(1, -(-len(body) // CHUNK))
     size = len(text) + TAG + len(body) + chunks * TAG
-    told = {
+    metadata = {
         SEALED: VERSION,
         KEY: key.name,
         PARTY: party,
@@ -92,7 +93,7 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
         CHECK: check.hex(),
         TEXT_BYTES: str(len(text)),
     }
-    header = _write_header(told, size)
+    header = _write_header(metadata, size)
     cipher = AESGCM(file_key)
     yield header
     yield cipher.encrypt(_nonce(0, last=False), text, header)
@@ -102,10 +103,10 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
 
 
 def sealed_under(path: Path) -> tuple[str, str] | None:
-    """Tells under which storage key a file is sealed, and whose it is; nothing of it is verified.
+    """Reads from the header under which storage key a file is sealed; nothing is verified.
 
     Returns:
-        Name of the key and party; None where it is not sealed.
+        The name of the storage key and the party, or None if the file is not sealed.
 
     Raises:
         DamagedFileError: When there is no file, or its header cannot be read.
@@ -116,11 +117,11 @@ def sealed_under(path: Path) -> tuple[str, str] | None:
 
 
 def unseal_text(path: Path, keys: StorageKeys) -> bytes:
-    """Opens the text of a sealed file alone.
+    """Decrypts only the text of a sealed file.
 
     Raises:
-        UserError: When the key is not there.
-        DamagedFileError: When anything of header or text is not as it was written.
+        UserError: When the key is missing.
+        DamagedFileError: When the header or the text was changed after it was written.
     """
     with _opened(path) as file:
         header, cipher = _begin(file, path, keys)
@@ -128,14 +129,14 @@ def unseal_text(path: Path, keys: StorageKeys) -> bytes:
 
 
 def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
-    """Opens a sealed file, in memory alone.
+    """Decrypts a sealed file in memory; the plain content is never written to disk.
 
     Returns:
         The text and the body.
 
     Raises:
-        UserError: When the key is not there.
-        DamagedFileError: When any bit of it is not as it was written.
+        UserError: When the key is missing.
+        DamagedFileError: When any bit of the file was changed after it was written.
     """
     with _opened(path) as file:
         header, cipher = _begin(file, path, keys)
@@ -150,12 +151,12 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
             plain = _decrypt(cipher, nonce, _read(file, size + TAG, path), header, path)
             body[start : start + size] = plain
         if file.read(1):
-            raise DamagedFileError(path, "is damaged: it is longer than it says")
+            raise DamagedFileError(path, "is damaged: it is longer than its header says")
     return text, body
 
 
 def _begin(file: BinaryIO, path: Path, keys: StorageKeys) -> tuple[Header, AESGCM]:
-    """Reads the header and finds the key."""
+    """Reads the header, finds the key and returns both."""
     header = _read_header(file, path)
     if header is None:
         raise DamagedFileError(path, "is not sealed")
@@ -182,12 +183,12 @@ def _decrypt(cipher: AESGCM, nonce: bytes, sealed: bytes, header: Header, path: 
         return cipher.decrypt(nonce, sealed, header.raw)
     except InvalidTag:
         raise DamagedFileError(
-            path, f"is damaged or was changed: it does not bear the seal of key {header.key}"
+            path, f"is damaged or was changed: key {header.key} cannot verify its content"
         ) from None
 
 
 def _derive(party_key: bytes, salt: bytes) -> tuple[bytes, bytes]:
-    """Derives the key of a file, and what tells that it is the right one."""
+    """Returns the key of a file and the check that proves it is the right one."""
     both = HKDF(algorithm=SHA256(), length=64, salt=salt, info=INFO).derive(party_key)
     return both[:32], both[32:]
 
@@ -196,34 +197,36 @@ def _nonce(number: int, *, last: bool) -> bytes:
     return number.to_bytes(11, "big") + bytes([last])
 
 
-def _write_header(told: Mapping[str, str], size: int) -> bytes:
+def _write_header(metadata: Mapping[str, str], size: int) -> bytes:
     tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    text = json.dumps({"__metadata__": told, SEALED: tensor}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % LENGTH.size)  # as safetensors aligns what follows
+    text = json.dumps({"__metadata__": metadata, SEALED: tensor}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH.size)  # safetensors aligns its data to 8 bytes
     return LENGTH.pack(len(text)) + text
 
 
 def _read_header(file: BinaryIO, path: Path) -> Header | None:
-    """Reads a header; None where the file is not sealed."""
+    """Reads a header; returns None if the file is not sealed."""
     first = file.read(LENGTH.size)
     length = LENGTH.unpack(first)[0] if len(first) == LENGTH.size else 0
     text = file.read(length) if length <= LONGEST_HEADER else b""
     try:
         content = json.loads(text)
-        told = content["__metadata__"]
-        if told.get(SEALED) is None:
+        metadata = content["__metadata__"]
+        if metadata.get(SEALED) is None:
             return None
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return None  # what it is instead is for others to say
-    if told[SEALED] != VERSION:
-        raise DamagedFileError(path, f"is sealed as {told[SEALED]}, which this version cannot open")
+        return None  # callers report what the file is instead
+    if metadata[SEALED] != VERSION:
+        raise DamagedFileError(
+            path, f"is sealed as {metadata[SEALED]}, which this version cannot open"
+        )
     try:
         header = Header(
-            key=str(told[KEY]),
-            party=str(told[PARTY]),
-            salt=bytes.fromhex(told[SALT]),
-            check=bytes.fromhex(told[CHECK]),
-            text=int(told[TEXT_BYTES]),
+            key=str(metadata[KEY]),
+            party=str(metadata[PARTY]),
+            salt=bytes.fromhex(metadata[SALT]),
+            check=bytes.fromhex(metadata[CHECK]),
+            text=int(metadata[TEXT_BYTES]),
             sealed=int(content[SEALED]["shape"][0]),
             raw=first + text,
         )
@@ -232,7 +235,7 @@ def _read_header(file: BinaryIO, path: Path) -> Header | None:
     size = path.stat().st_size - len(header.raw)
     whole = header.sealed == size and 0 <= header.text <= min(LONGEST_TEXT, size - 2 * TAG)
     if not whole:
-        raise DamagedFileError(path, "is damaged: it is not as long as its header says")
+        raise DamagedFileError(path, "is damaged: its length differs from the one in its header")
     return header
 
 
@@ -248,5 +251,5 @@ def _opened(path: Path) -> BinaryIO:
 def _read(file: BinaryIO, size: int, path: Path) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        raise DamagedFileError(path, "is damaged: it is shorter than it says")
+        raise DamagedFileError(path, "is damaged: it is shorter than its header says")
     return data

@@ -1,8 +1,8 @@
-"""Ciphers: steps of perceptual encryption in the order given, each with a key of its own.
+"""Ciphers: a sequence of perceptual encryption steps; each step has its own key.
 
-A `Cipher` is a list of `encryption.steps` for one shape of images; `encrypt` and `decrypt` are
-bijections on uint8 images. What these ciphers protect is what a person could *see*; they do not
-resist cryptanalysis, least of all when one key serves many images.
+A `Cipher` is a list of `encryption.steps` for one shape of images. `encrypt` and `decrypt` are
+bijections on uint8 images. These ciphers hide what a person could *see*. They do not resist
+cryptanalysis, least of all when one key encrypts many images.
 
 B images, C channels, H × W pixels, N blocks, D entries a block.
 """
@@ -29,15 +29,16 @@ CipherKey = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Cipher:
-    """Steps for images of one shape.
+    """A sequence of encryption steps for images of one shape.
 
     Attributes:
-        steps: Names of `STEPS`, in the order of encryption; none leaves images plain.
-        block_size: Pixels a side; equal to the patch size of the model that will read the images.
-        image_shape: (C, H, W).
+        steps: Names of `STEPS`, in the order of encryption; an empty list leaves images plain.
+        block_size: Side of a block in pixels; equal to the patch size of the model that will read
+            the images.
+        image_shape: Shape (C, H, W) of an image.
         fixed_blocks: The number of blocks that block scrambling leaves in their place.
         fixed_entries: The number of entries of a block that pixel shuffling leaves in their place.
-        per_block: True if steps within blocks have a key for every block.
+        per_block: True if the steps within blocks have a separate key for every block.
     """
 
     steps: Sequence[str]
@@ -52,8 +53,8 @@ class Cipher:
         """Returns the shape of the keys.
 
         Raises:
-            UserError: When the block size does not divide the image, or more is to stay in its
-                place than there is.
+            UserError: When the block size does not divide the image, or `fixed_blocks` or
+                `fixed_entries` exceeds the number of blocks or entries.
         """
         channels, height, width = self.image_shape
         rows, columns = grid(height, width, self.block_size)
@@ -70,7 +71,7 @@ class Cipher:
             ("fixed_entries", geometry.fixed_entries, geometry.entries),
         ):
             if fixed > most:
-                raise UserError(f"encryption.{name} {fixed}: there are {most}")
+                raise UserError(f"encryption.{name} {fixed}: expected at most {most}")
         return geometry
 
     @property
@@ -82,11 +83,11 @@ class Cipher:
         """Derives the key of every step from the owner's secret.
 
         Args:
-            secret: 32 bytes.
+            secret: The owner's secret of 32 bytes.
             context: The purpose of the key; another context gives an independent key.
 
         Returns:
-            A key for each step.
+            A key for each step, by the step's name.
         """
         streams = {step: KeyStream(derive_key(secret, f"{context}/{step}")) for step in self.steps}
         return {step: STEPS[step].draw_key(streams[step], self.geometry) for step in self.steps}
@@ -102,7 +103,7 @@ class Cipher:
             Ciphertext of the same shape and type.
 
         Raises:
-            ValueError: When type or shape do not fit.
+            ValueError: When the images are not uint8 or have another shape than the cipher's.
         """
         self._check(images)
         if len(images) <= PROBES:
@@ -110,27 +111,27 @@ class Cipher:
         return self._map(key).apply(images)
 
     def decrypt(self, images: Tensor, key: CipherKey) -> Tensor:
-        """Inverts `encrypt` bit by bit; see there."""
+        """Decrypts images; the exact inverse of `encrypt`, with the same arguments."""
         self._check(images)
         if len(images) <= PROBES:
             return self.decrypt_by_steps(images, key)
         return self._map(key).invert(images)
 
     def adapt(self, reader: PatchReader, key: CipherKey) -> PatchReader:
-        """Adapts a model to the key, so that it computes of ciphertext what it did of plain images.
+        """Adapts a model to the key, so that ciphertext gives the tokens that plain images gave.
 
-        Key-dependent domain adaptation (arXiv 2309.02556, 2401.05126): exact, not trained. What it
-        returns betrays the key to everyone who knows the model it was made from.
+        This is key-dependent domain adaptation (arXiv 2309.02556, 2401.05126): exact, not trained.
+        The result reveals the key to everyone who knows the original model.
 
         Args:
             reader: The patch embedding for plain images.
             key: The key that `key` returned.
 
         Returns:
-            The reader of ciphertext.
+            The patch embedding for ciphertext.
 
         Raises:
-            UserError: When a step has no adaptation for this model.
+            UserError: When a step has no key adaptation for this model.
         """
         self._check_patches(reader)
         for step in self.steps:
@@ -138,7 +139,7 @@ class Cipher:
         return reader
 
     def restore(self, reader: PatchReader, key: CipherKey) -> PatchReader:
-        """Inverts `adapt`: makes of a reader of ciphertext the one of plain images; see there."""
+        """Inverts `adapt`: turns a patch embedding for ciphertext into the one for plain images."""
         self._check_patches(reader)
         for step in reversed(self.steps):
             reader = STEPS[step].adapt(reader, STEPS[step].inverse(key[step]))
@@ -172,7 +173,7 @@ class Cipher:
         entries = self.geometry.entries
         if self.steps and reader.weight.shape[-1] != entries:
             raise UserError(
-                f"blocks of {entries} entries have no key adaptation for a model that reads "
-                f"patches of {reader.weight.shape[-1]}; take encryption.block_size equal to the "
-                "model's patch size, or encryption.adapt=false"
+                f"blocks of {entries} entries have no key adaptation for a model whose patches "
+                f"have {reader.weight.shape[-1]} entries; set encryption.block_size to the "
+                "model's patch size, or set encryption.adapt=false"
             )

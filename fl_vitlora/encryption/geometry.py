@@ -1,4 +1,4 @@
-"""What a cipher must know of the images: how many blocks, how many entries a block."""
+"""The sizes that a cipher's keys depend on: blocks of an image and entries of a block."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class Geometry:
     """Shape and restrictions of a cipher's keys.
 
     Attributes:
-        blocks: N, of an image.
-        channels: C.
-        block_size: p, pixels a side.
+        blocks: The number N of blocks of an image.
+        channels: The number C of colour channels.
+        block_size: The side p of a block in pixels.
         fixed_blocks: The number of blocks that keep their place, N_bs of the restricted random
             permutations of arXiv 2408.08529.
         fixed_entries: The number N_ps of entries of a block that keep their place.
-        per_block: True if steps within blocks have a key for every block instead of one for all.
+        per_block: True if the steps within blocks have a separate key for every block.
     """
 
     blocks: int
@@ -33,7 +33,7 @@ class Geometry:
 
     @property
     def keys(self) -> int:
-        """Counts the keys of a step within blocks: one, or N."""
+        """Counts the keys of a step within blocks: one, or N if every block has its own key."""
         return self.blocks if self.per_block else 1
 
     @property

@@ -1,14 +1,14 @@
-"""Who holds the secret: encrypts, decrypts and adapts for every party, each under the key it has.
+"""The key holder: it has the secret and encrypts, decrypts and adapts for every party.
 
-The scope of keys says how many there are:
+The scope of keys says which images share a key:
 
 * ``shared``: one key for all images of all clients;
-* ``client``: one for each client, and another for the test images;
-* ``image``: one for every image;
-* ``block``: one for all images, but in it each block has keys of its own for the steps within it.
+* ``client``: one key for each client, and another one for the test images;
+* ``image``: one key for every image;
+* ``block``: one key for all images, in which every block has its own keys for the steps within it.
 
-A party is ``"client 3"`` or `TEST`. Its keys come of the secret through HKDF, each under a context
-that names scope, party, the run's seed and, for a key per image, the image.
+A party is ``"client 3"`` or `TEST`. HKDF derives its keys from the secret. The context of a key
+names scope, party, the run's seed and, with a key per image, the image.
 
 B images, C channels, H × W pixels.
 """
@@ -44,13 +44,13 @@ def client_party(client: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyHolder:
-    """A cipher, a secret, and how many keys are made of it.
+    """A cipher, a secret, and the scope of the keys derived from the secret.
 
     Attributes:
-        cipher: The cipher for the images that the model takes.
-        secret: 32 bytes; never shown.
+        cipher: The cipher for images of the model's input shape.
+        secret: The owner's secret of 32 bytes; it is never shown.
         scope: The images that share a key; the module's docstring lists the values.
-        seed: The run's seed; another one gives other keys.
+        seed: The run's seed; another seed gives other keys.
     """
 
     cipher: Cipher
@@ -60,7 +60,7 @@ class KeyHolder:
 
     @property
     def key_id(self) -> str:
-        """Names the secret."""
+        """Returns the id of the secret, which does not reveal it."""
         return key_id(self.secret)
 
     @property
@@ -72,8 +72,9 @@ class KeyHolder:
         """Encrypts a party's images.
 
         Args:
-            images: uint8 (B, C, H, W); with a key per image all of its part, in their order.
-            party: Whose they are.
+            images: Plain images, uint8 (B, C, H, W); with a key per image, all images of the part,
+                in their order.
+            party: The party that the images belong to.
             part: The use of the images, for example "train"; only a key per image depends on it.
 
         Returns:
@@ -84,16 +85,16 @@ class KeyHolder:
     def encrypt_all(
         self, images: Tensor, parties: Sequence[str], sizes: Sequence[int], part: Part = "train"
     ) -> Sequence[Tensor]:
-        """Encrypts the images of many parties, in one pass where they are under one key.
+        """Encrypts the images of many parties, in one pass if all share one key.
 
         Args:
-            images: uint8 (B, C, H, W), those of the first party first.
-            parties: Whose they are.
-            sizes: The number of images of each party, B together.
+            images: Plain images, uint8 (B, C, H, W), those of the first party first.
+            parties: The parties that the images belong to.
+            sizes: The number of images of each party; they add up to B.
             part: The use of the images; only a key per image depends on it.
 
         Returns:
-            What `encrypt` makes of each party's images.
+            The ciphertext of each party's images, equal to the result of `encrypt`.
         """
         if self.scope in ("shared", "block") or not self.cipher.steps:
             return torch.split(self.encrypt(images, parties[0], part), list(sizes))
@@ -103,35 +104,35 @@ class KeyHolder:
         ]
 
     def decrypt(self, images: Tensor, party: str, part: Part = "train") -> Tensor:
-        """Inverts `encrypt` bit by bit; see there."""
+        """Decrypts a party's images; the exact inverse of `encrypt`, with the same arguments."""
         return self._each(self.cipher.decrypt, images, party, part)
 
     def adapt(self, reader: PatchReader, party: str) -> PatchReader:
-        """Adapts a reader of plain images to a party's key; see `Cipher.adapt`."""
+        """Adapts a patch embedding for plain images to a party's key, as `Cipher.adapt` does."""
         return self.cipher.adapt(reader, self.key(party))
 
     def restore(self, reader: PatchReader, party: str) -> PatchReader:
-        """Inverts `adapt`."""
+        """Inverts `adapt`, as `Cipher.restore` does."""
         return self.cipher.restore(reader, self.key(party))
 
     def key(self, party: str) -> CipherKey:
-        """Derives the one key of a party.
+        """Derives the single key of a party.
 
         Raises:
-            UserError: When it has one for every image.
+            UserError: When the party has a separate key for every image.
         """
         if not self.cipher.steps:
             return {}
         if self.scope == "image":
             raise UserError(
-                "a key for every image: no model can be adapted to all of them, and nothing be "
-                "aligned; take encryption.scope shared, client or block"
+                "encryption.scope image: every image has its own key, so no model can be adapted "
+                "or aligned to one key; expected scope shared, client or block"
             )
         owner = party if self.scope == "client" else self.scope
         return self.cipher.key(self.secret, f"{owner}/seed {self.seed}")
 
     def impostor(self) -> KeyHolder:
-        """Returns one who has a wrong secret, for measuring what that is worth."""
+        """Returns a holder with a wrong secret, to measure what an attacker without it achieves."""
         return replace(self, secret=derive_key(self.secret, "a wrong key"))
 
     def _each(
@@ -141,7 +142,7 @@ class KeyHolder:
         party: str,
         part: Part,
     ) -> Tensor:
-        """Transforms images with the party's key, or every image with its own."""
+        """Transforms images with the party's key, or every image with its own key."""
         if self.scope != "image" or not self.cipher.steps:
             return transform(images, self.key(party))
         result = torch.empty_like(images)

@@ -1,4 +1,4 @@
-"""Images as matrices of blocks, in the order in which a ViT's patch embedding reads them.
+"""Conversion of images into matrices of blocks, in the order of a ViT's patch embedding.
 
 B images, C channels, H × W pixels, p block size, N = (H/p)·(W/p) blocks, D = C·p² entries a block.
 Blocks are numbered row by row; the entries of a block are ordered (channel, y, x), as in the weight
@@ -16,12 +16,12 @@ def grid(height: int, width: int, block_size: int) -> tuple[int, int]:
     """Counts the blocks of an image.
 
     Args:
-        height: Pixels.
-        width: Pixels.
-        block_size: Pixels a side of a block.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        block_size: Side of a block in pixels.
 
     Returns:
-        Rows and columns of blocks.
+        The numbers of rows and columns of blocks.
 
     Raises:
         UserError: When the block size does not divide both sides.
@@ -49,7 +49,7 @@ def to_blocks(images: Tensor, block_size: int) -> Tensor:
 
 
 def from_blocks(blocks: Tensor, height: int, width: int, block_size: int) -> Tensor:
-    """Puts blocks (B, N, D) together again to images (B, C, H, W)."""
+    """Joins blocks (B, N, D) into images (B, C, H, W); the inverse of `to_blocks`."""
     rows, columns = grid(height, width, block_size)
     batch, channels = len(blocks), blocks.shape[-1] // block_size**2
     cut = blocks.reshape(batch, rows, columns, channels, block_size, block_size)

@@ -1,9 +1,9 @@
 """The data owner's key ring: secrets of 256 random bits in a file that only the owner can read.
 
-The ring is a text file with one secret a line, in hexadecimal digits; the last one encrypts, the
-others open what was encrypted before a rotation. Everything else is derived from a secret
-(HKDF-SHA256, RFC 5869). A key id names a secret without betraying it and may stand in logs and
-results; the secret and the keys derived from it may not.
+The ring is a text file with one secret per line, in hexadecimal digits. The last secret encrypts;
+the others decrypt data that was encrypted before a rotation. All keys are derived from a secret
+(HKDF-SHA256, RFC 5869). A key id identifies a secret without revealing it, so it may appear in logs
+and results. The secret and the keys derived from it must not appear there.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def derive_key(secret: bytes, context: str) -> bytes:
     """Derives an independent 32-byte key for one purpose.
 
     Args:
-        secret: 32 bytes.
-        context: The purpose.
+        secret: The owner's secret of 32 bytes.
+        context: The purpose of the key, for example "storage".
 
     Returns:
-        The key.
+        A key of 32 bytes.
     """
     info = f"fl_vitlora/1/{context}".encode()
     return HKDF(algorithm=SHA256(), length=SECRET_BYTES, salt=None, info=info).derive(secret)
 
 
 def key_id(secret: bytes) -> str:
-    """Names a secret: 16 hexadecimal digits that say nothing about it.
+    """Returns the id of a secret: 16 hexadecimal digits that reveal nothing about it.
 
     Example:
         >>> key_id(bytes(32))
@@ -59,8 +59,8 @@ class KeyRing:
     """The owner's secrets, the oldest first.
 
     Attributes:
-        path: The file.
-        secrets: 32 bytes each; at least one.
+        path: The file of the key ring.
+        secrets: The secrets of 32 bytes each; there is at least one.
     """
 
     path: Path
@@ -68,25 +68,25 @@ class KeyRing:
 
     @property
     def current(self) -> bytes:
-        """Returns the secret that encrypts."""
+        """Returns the newest secret, which encrypts new data."""
         return self.secrets[-1]
 
     def find(self, name: str) -> bytes:
-        """Finds the secret of a key id.
+        """Returns the secret with the key id `name`.
 
         Raises:
-            UserError: When it is not on the ring.
+            UserError: When the ring has no secret with this id.
         """
         named = {key_id(secret): secret for secret in self.secrets}
         if name not in named:
             raise UserError(
-                f"key ring {self.path} has no key {name}, only {', '.join(named)}; name the ring "
-                "that has it: --set encryption.key_file=FILE"
+                f"key ring {self.path} has no key {name}, only {', '.join(named)}; give the ring "
+                "that has this key: --set encryption.key_file=FILE"
             )
         return named[name]
 
     def rotated(self) -> KeyRing:
-        """Draws a new current secret, stores the ring and returns it; the old secrets stay."""
+        """Draws a new current secret, writes the ring and returns it; the old secrets stay."""
         ring = KeyRing(self.path, (*self.secrets, secrets.token_bytes(SECRET_BYTES)))
         _store(self.path, ring.secrets, replace=True)
         return ring
@@ -96,7 +96,7 @@ def open_ring(path: Path) -> KeyRing:
     """Reads the owner's key ring.
 
     Raises:
-        UserError: When there is none, others may read it, or it is not a key ring.
+        UserError: When there is no such file, other users can read it, or it is not a key ring.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"key ring {path}: expected a file, got a folder or a device")
@@ -117,13 +117,15 @@ def open_ring(path: Path) -> KeyRing:
 
 
 def open_or_create_ring(path: Path) -> KeyRing:
-    """Reads the owner's key ring; draws and stores one with one secret where there is none yet.
+    """Reads the owner's key ring; if there is none, creates one with a single new secret.
 
     Args:
-        path: The file. It and a folder made for it are for the owner alone (0600, 0700).
+        path: The file of the key ring. Only the owner can read it (mode 0600) and a folder created
+            for it (mode 0700).
 
     Raises:
-        UserError: When it cannot be written, others may read it, or it is not a key ring.
+        UserError: When the file cannot be written, other users can read it, or it is not a key
+            ring.
     """
     if not path.exists():
         _store(path, [secrets.token_bytes(SECRET_BYTES)], replace=False)
@@ -131,7 +133,7 @@ def open_or_create_ring(path: Path) -> KeyRing:
 
 
 def _store(path: Path, ring: Sequence[bytes], *, replace: bool) -> None:
-    """Writes a key ring whole or not at all; a new one never overwrites another."""
+    """Writes a key ring completely or not at all; a new ring never overwrites another one."""
     text = "".join(secret.hex() + "\n" for secret in ring)
     try:
         if not path.parent.exists():

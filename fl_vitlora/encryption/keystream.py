@@ -1,7 +1,7 @@
 """Unbiased draws from a cryptographic key stream.
 
-ChaCha20 (RFC 8439) under a 256-bit key gives the bytes; rejection makes the draws unbiased. The
-same key gives the same draws on every machine.
+ChaCha20 (RFC 8439) under a 256-bit key generates the bytes, and rejection sampling makes the draws
+unbiased. The same key gives the same draws on every machine.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ WORDS = 2 ** (8 * WORD_BYTES)
 
 
 class KeyStream:
-    """A sequence of random numbers that only who knows the key can repeat.
+    """A sequence of random numbers that can only be repeated with the key.
 
     Args:
-        key: 32 bytes.
+        key: A key of 32 bytes.
 
     Example:
         >>> KeyStream(bytes(32)).permutation(4).tolist()
@@ -38,7 +38,7 @@ class KeyStream:
         return int(self._below(np.array([bound]))[0])
 
     def numbers(self, bound: int, count: int) -> Tensor:
-        """Draws such numbers one after the other, int64 (count,)."""
+        """Draws `count` whole numbers in [0, bound) one after the other, int64 (count,)."""
         return torch.from_numpy(self._below(np.full(count, bound)))
 
     def permutation(self, length: int) -> Tensor:
@@ -46,9 +46,9 @@ class KeyStream:
         return self.permutations(1, length)[0]
 
     def permutations(self, count: int, length: int) -> Tensor:
-        """Draws permutations one after the other, int64 (count, length).
+        """Draws permutations of 0 … length-1 one after the other, int64 (count, length).
 
-        Many are shuffled side by side, a few one by one; the draws are the same.
+        Many permutations are shuffled in parallel, a few one by one; the draws are the same.
         """
         places = np.arange(length - 1, 0, -1)
         chosen = self._below(np.tile(places + 1, count)).reshape(count, len(places))
@@ -62,7 +62,7 @@ class KeyStream:
         return torch.from_numpy(orders)
 
     def restricted_permutation(self, length: int, fixed: int) -> Tensor:
-        """Draws a permutation of which ``fixed`` places, drawn too, stay as they are.
+        """Draws a permutation that leaves ``fixed`` randomly drawn places unchanged.
 
         The other places are permuted freely, so a few more may stay by chance.
         """
@@ -79,15 +79,16 @@ class KeyStream:
         return torch.from_numpy(np.unpackbits(drawn, count=length, bitorder="little").astype(bool))
 
     def words(self, count: int) -> NDArray[np.uint32]:
-        """Draws whole numbers in [0, 2³²): the next words of the stream, uint32 (count,)."""
+        """Returns the next words of the stream, whole numbers in [0, 2³²), uint32 (count,)."""
         drawn = self._cipher.update(bytes(WORD_BYTES * count))
         return np.frombuffer(drawn, dtype="<u4").astype(np.uint32, copy=False)
 
     def normals(self, count: int) -> NDArray[np.float64]:
         """Draws independent standard normal numbers, float64 (count,), none beyond ±8.6.
 
-        Of two numbers u, v of 53 bits in (0, 1] come √(-2 ln u) · cos 2πv and √(-2 ln u) · sin 2πv
-        (Box and Muller, 1958), the same on every machine but for the last bits of its logarithm.
+        Two numbers u, v of 53 bits in (0, 1] give √(-2 ln u) · cos 2πv and √(-2 ln u) · sin 2πv
+        (Box and Muller, 1958). The results are the same on every machine, except for the last bits
+        of its logarithm.
         """
         pairs = (count + 1) // 2
         drawn = np.frombuffer(self._cipher.update(bytes(4 * WORD_BYTES * pairs)), dtype="<u8")
@@ -97,9 +98,9 @@ class KeyStream:
         return normal.reshape(-1)[:count]
 
     def _below(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Draws one number below each bound, in their order.
+        """Draws one number below each bound, in the order of the bounds.
 
-        A word of the stream that would favour small numbers is passed over for the next one.
+        A word of the stream that would favour small numbers is skipped, and the next word is used.
         """
         words = self.words(len(bounds)).astype(np.int64)
         limits = WORDS - WORDS % bounds
@@ -114,7 +115,7 @@ class KeyStream:
 
 
 def _shuffled(length: int, chosen: list[int]) -> list[int]:
-    """Shuffles 0 … length-1: from the last place on, each changes with a chosen one before it."""
+    """Shuffles 0 … length-1: each place, from the last one down, is swapped with a chosen one."""
     order = list(range(length))
     for last, drawn in zip(range(length - 1, 0, -1), chosen, strict=True):
         order[last], order[drawn] = order[drawn], order[last]
@@ -122,7 +123,7 @@ def _shuffled(length: int, chosen: list[int]) -> list[int]:
 
 
 def permutation_bits(length: int, fixed: int = 0) -> float:
-    """Counts restricted permutations, at most n! / f!, as a logarithm to base 2.
+    """Counts the restricted permutations, at most n! / f!, as a logarithm to base 2.
 
     Example:
         >>> round(permutation_bits(196), 1), permutation_bits(4, fixed=4)

@@ -1,11 +1,10 @@
-"""Any cipher made of permutations and inversions, as one look-up: y = x[order] ⊕ mask.
+"""Any cipher of permutations and inversions, as one look-up: y = x[order] ⊕ mask.
 
-Steps are written for the reader, one copy of all pixels each. But whatever their number and order,
-together they move every pixel of an image, or every half of one, somewhere and perhaps flip its
-bits. Both are known from what the steps make of a few probes; then a whole batch is encrypted in a
-single pass.
+The steps are written to be easy to read, and each one copies all pixels. But all steps together,
+whatever their number and order, move every pixel (or half pixel) of an image and may flip its bits.
+Encrypting a few probe images reveals both, and then a whole batch is encrypted in a single pass.
 
-B images, P = C·H·W pixels of all channels, U units: P, or 2P where halves of pixels part.
+B images, P = C·H·W pixels of all channels, U units: P, or 2P if the halves of pixels separate.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DIGITS = 7  # hexadecimal, of the number of a nibble
-PROBES = DIGITS + 1  # images that a map costs
+DIGITS = 7  # hexadecimal digits that number a nibble
+PROBES = DIGITS + 1  # probe images needed to find a map
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class PixelMap:
     """A bijection on images.
 
     Attributes:
-        order: int64 (U,), from where each unit comes.
-        mask: uint8 (U,), the bits that are flipped then.
+        order: The place that each unit comes from, int64 (U,).
+        mask: The bits to flip after moving, uint8 (U,).
     """
 
     order: NDArray[np.int64]
@@ -40,7 +39,7 @@ class PixelMap:
         return _join(units, images)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Undoes `apply` bit by bit."""
+        """Returns the exact inverse of `apply`."""
         units = (self._units(images) ^ self.mask).take(np.argsort(self.order), axis=1)
         return _join(units, images)
 
@@ -51,17 +50,17 @@ class PixelMap:
 
 
 def probe(encrypt: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> PixelMap:
-    """Finds the map that a composition of permutations and inversions is.
+    """Finds the map that equals a composition of permutations and inversions.
 
-    An image of zeros shows the mask. Images whose nibbles hold the digits of their own numbers,
-    with the mask taken off, show where every nibble has come from.
+    An encrypted image of zeros shows the mask. In the other probes every nibble holds a digit of
+    its own number; with the mask removed, they show where every nibble came from.
 
     Args:
-        encrypt: The composition, on uint8 images (B, C, H, W).
-        image_shape: (C, H, W).
+        encrypt: A composition of permutations and inversions on uint8 images (B, C, H, W).
+        image_shape: Shape (C, H, W) of an image.
 
     Returns:
-        The map, of whole pixels if no pixel's halves part.
+        The map; its units are whole pixels if both halves of every pixel stay together.
     """
     numbers = np.arange(2 * int(np.prod(image_shape)))
     digits = [numbers >> 4 * digit & 15 for digit in range(DIGITS)]
@@ -77,12 +76,12 @@ def probe(encrypt: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]
 
 
 def _split(flat: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cuts pixels (B, P) into nibbles (B, 2P), the upper one of each first."""
+    """Splits pixels (B, P) into nibbles (B, 2P), the upper nibble of each pixel first."""
     return np.stack([flat >> 4, flat & 15], axis=-1).reshape(len(flat), 2 * flat.shape[1])
 
 
 def _join(units: NDArray[np.uint8], like: Tensor) -> Tensor:
-    """Puts units together to images of the shape of others."""
+    """Joins units into images that have the shape of `like`."""
     whole = units.shape[1] * len(like) == like.numel()
     flat = units if whole else units[:, 0::2] << 4 | units[:, 1::2]
     return torch.from_numpy(np.ascontiguousarray(flat)).reshape(like.shape)

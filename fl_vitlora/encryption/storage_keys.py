@@ -1,15 +1,15 @@
-"""Storage keys: what opens files that are sealed at rest, and opens nothing else.
+"""Storage keys: the keys of files that are encrypted ("sealed") on disk, and of nothing else.
 
-A storage key comes of a secret of the owner's key ring, or of a passphrase, one way: whoever holds
-it can open the files, and learns nothing of the keys that encrypt the images in them.
+A storage key is derived one way, from a secret of the owner's key ring or from a passphrase. Its
+holder can open the files, but learns nothing about the keys that encrypt the images in them.
 
     root of a ring secret  = HKDF-SHA256(secret, "storage")
     root of a passphrase   = scrypt(passphrase, salt), n = 2^17, r = 8, p = 1
     key of a party         = HKDF-SHA256(root, "party/" and the party's name)
 
-The root has a name: the id of the secret, or "passphrase/" and the salt. It opens the files of all
-parties and stays with the owner and in the memory of a simulation's workers; a deployed node gets
-the key of its party alone, in a file of one line: name, 64 hexadecimal digits, party.
+The root key has a name: the id of the secret, or "passphrase/" and the salt. It opens the files of
+all parties. Only the owner and the memory of a simulation's workers hold it. A deployed node gets
+only the key of its own party, in a file of one line: name, 64 hexadecimal digits, party.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.storage.files import PRIVATE, WriteError, write_atomically
 
 PASSPHRASE = "FL_VITLORA_PASSPHRASE"  # environment variable
-BY_PASSPHRASE = "passphrase/"  # begins the name of a root that comes of one
+BY_PASSPHRASE = "passphrase/"  # prefix of the name of a root derived from a passphrase
 SALT_BYTES = 16
-SCRYPT = {"n": 2**17, "r": 8, "p": 1}  # 128 MiB and about a second, for each guess as well
+SCRYPT = {"n": 2**17, "r": 8, "p": 1}  # 128 MiB and about a second for every guess
 
 
 @dataclass(frozen=True)
 class StorageKey:
-    """A root: seals the files of all parties.
+    """A root storage key, which seals the files of all parties.
 
     Attributes:
-        name: Names it and betrays nothing of it; stands in the clear in what it seals.
-        root: 32 bytes; never shown.
+        name: Name of the key. It reveals nothing about the key and is written in the clear into the
+            files that the key seals.
+        root: The key of 32 bytes; it is never shown.
     """
 
     name: str
@@ -55,11 +56,11 @@ class StorageKey:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageKeys:
-    """All keys that somebody opens files with.
+    """All storage keys that one reader of files has.
 
     Attributes:
         roots: The root keys by their names.
-        parties: Keys of single parties, by name of the root and party.
+        parties: The keys of single parties, by the names of root and party.
         source: The place that the keys come from, for messages.
     """
 
@@ -68,20 +69,20 @@ class StorageKeys:
     source: str = ""
 
     def can_open(self, name: str, party: str) -> bool:
-        """Returns True if a party's files under a root can be opened, or a passphrase may do it."""
+        """Returns True if a key or a passphrase may open a party's files under this root."""
         known = name in self.roots or (name, party) in self.parties
         return known or name.startswith(BY_PASSPHRASE)
 
     def find(self, name: str, party: str, path: Path) -> bytes:
-        """Finds the key of a party's file; a passphrase is asked for where one is needed.
+        """Returns the key of a party's file, and asks for a passphrase if one is needed.
 
         Args:
-            name: Name of the root.
-            party: Whose file it is.
+            name: Name of the root key.
+            party: The party that the file belongs to.
             path: The file, for messages.
 
         Raises:
-            UserError: When it is not there.
+            UserError: When the key is missing.
         """
         if (name, party) in self.parties:
             return self.parties[name, party]
@@ -92,12 +93,12 @@ class StorageKeys:
         others = ", ".join([*self.roots, *(f"{n} for {p} alone" for n, p in self.parties)])
         has = f"{self.source} has {others or 'none'}" if self.source else "no key was given"
         raise UserError(
-            f"{path} is sealed under storage key {name} of {party}, and {has}; name the ring that "
-            "has it, --set encryption.key_file=FILE, or give a node its storage-key"
+            f"{path} is sealed under storage key {name} of {party}, and {has}; give the ring that "
+            "has this key, --set encryption.key_file=FILE, or give the node its storage-key"
         )
 
     def only(self, names: Iterable[str]) -> StorageKeys:
-        """Returns the roots of these names alone, as far as they are there or can be derived."""
+        """Returns only the roots with these names, if they are known or can be derived."""
         wanted = {name: self.roots[name] for name in names if name in self.roots}
         for name in names:
             if name.startswith(BY_PASSPHRASE) and name not in wanted:
@@ -106,7 +107,7 @@ class StorageKeys:
 
 
 def of_secret(secret: bytes) -> StorageKey:
-    """Derives the storage key of a ring's secret; the secret does not follow from it."""
+    """Derives the storage key of a ring's secret; the key does not reveal the secret."""
     return StorageKey(key_id(secret), derive_key(secret, "storage"))
 
 
@@ -118,7 +119,7 @@ def of_ring(ring: KeyRing) -> StorageKeys:
 
 
 def of_new_passphrase() -> StorageKey:
-    """Derives a storage key of the passphrase and of a new salt.
+    """Derives a storage key from the passphrase and a new salt.
 
     Raises:
         UserError: When there is no passphrase.
@@ -128,33 +129,33 @@ def of_new_passphrase() -> StorageKey:
 
 
 def root_of_passphrase(name: str, why: str) -> StorageKey:
-    """Derives the storage key of the passphrase and of the salt in its name.
+    """Derives the storage key from the passphrase and the salt in its name.
 
     Args:
-        name: "passphrase/" and 32 hexadecimal digits.
+        name: Name of the root key: "passphrase/" and 32 hexadecimal digits.
         why: The setting that needs the passphrase, for messages.
 
     Raises:
-        UserError: When there is no passphrase, or no salt in the name.
+        UserError: When there is no passphrase, or the name has no salt.
     """
     try:
         salt = bytes.fromhex(name.removeprefix(BY_PASSPHRASE))
     except ValueError:
         salt = b""
     if len(salt) != SALT_BYTES:
-        raise UserError(f"{why}: the salt in its header is damaged; put a whole copy in its place")
+        raise UserError(f"{why}: the salt in its header is damaged; replace it by an intact copy")
     return StorageKey(name, _stretched(passphrase(why), salt))
 
 
 def passphrase(why: str) -> str:
-    """Finds the passphrase: in the environment, or by asking where somebody is at a terminal.
+    """Returns the passphrase from the environment, or asks for it at a terminal.
 
     Raises:
-        UserError: When there is none.
+        UserError: When there is no passphrase.
     """
     given = os.environ.get(PASSPHRASE) or _asked()
     if not given:
-        raise UserError(f"{why}: no passphrase was given; put it into the variable {PASSPHRASE}")
+        raise UserError(f"{why}: no passphrase was given; set the variable {PASSPHRASE}")
     return given
 
 
@@ -169,10 +170,10 @@ def _stretched(given: str, salt: bytes) -> bytes:
 
 
 def write_party_key(path: Path, name: str, party: str, key: bytes) -> None:
-    """Writes the key of one party's files, for the owner's eyes alone.
+    """Writes the key of one party's files to a file that only the owner can read.
 
     Raises:
-        UserError: When it cannot be written.
+        UserError: When the file cannot be written.
     """
     try:
         write_atomically(path, f"{name} {key.hex()} {party}\n", mode=PRIVATE)
@@ -181,10 +182,11 @@ def write_party_key(path: Path, name: str, party: str, key: bytes) -> None:
 
 
 def open_party_keys(path: Path) -> StorageKeys:
-    """Reads a file of storage keys of single parties, one a line.
+    """Reads a file of storage keys of single parties, one key per line.
 
     Raises:
-        UserError: When there is none, others may read it, or it is none.
+        UserError: When there is no such file, other users can read it, or its content is not a list
+            of storage keys.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"storage key {path}: expected a file, got a folder or a device")

@@ -1,8 +1,8 @@
-"""From how many ciphertexts a key has been recovered here: the one table of measured cases.
+"""The measured cases: the number of ciphertexts from which an attack recovered a key.
 
-The number of possible keys (`Cipher.key_space_bits`) says nothing about this: an attacker does not
-try keys, but compares the statistics of ciphertext with those of other images. What is not in the
-table was not measured; it is no claim that such a key withstands more.
+The number of possible keys (`Cipher.key_space_bits`) says nothing about this. An attacker does not
+try keys, but compares the statistics of ciphertext with those of other images. A case outside the
+table was not measured; its absence does not mean that the key withstands more.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A measured attack from ciphertext alone.
+    """A measured ciphertext-only attack.
 
     Attributes:
         data: The data set (`data.name`) that was attacked.
-        image_shape: (C, H, W).
-        block_size: Pixels a side.
-        steps: A cipher of any of these steps falls alike: a step that is left out is one whose key
-            changes nothing, and the attack finds that key too.
+        image_shape: Shape (C, H, W) of an image.
+        block_size: Side of a block in pixels.
+        steps: Names of encryption steps. A cipher of any of these steps falls to the attack too: a
+            missing step equals one whose key changes nothing, and the attack finds that key.
         scopes: The scopes in which one key serves many images.
-        ciphertexts: The number of ciphertexts that gave the whole key, for every key that was
-            tried.
+        ciphertexts: The number of ciphertexts that sufficed to recover the whole key, for every key
+            that was tried.
         source: The command that prints this figure.
     """
 
@@ -54,15 +54,15 @@ MEASURED = (
 
 
 def falls_to_ciphertexts(cipher: Cipher, scope: str, data: str) -> int | str | None:
-    """Tells from how many ciphertexts under one key that key has been recovered.
+    """Returns the number of ciphertexts under one key from which the key was recovered.
 
     Args:
-        cipher: Its steps, its blocks, and the shape of the images.
-        scope: Scope of the keys.
-        data: Name of the images (`data.name`).
+        cipher: The cipher, with its steps, its block size and the shape of the images.
+        scope: The images that share a key: "shared", "client", "image" or "block".
+        data: Name of the data set (`data.name`).
 
     Returns:
-        The number; "not measured"; or None where nothing is encrypted.
+        The number; "not measured"; or None if nothing is encrypted.
 
     Example:
         >>> steps = ("block_scrambling", "pixel_shuffling", "negative_positive")

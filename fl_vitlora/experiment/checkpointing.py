@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what it goes on from, and whether it may."""
+"""Checkpoints of a run: storing its state, and continuing from a stored state."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.provenance import Provenance, changes
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import write_nothing
 from fl_vitlora.flower.server.client_states import ClientStates, to_tree
 from fl_vitlora.flower.server.transport import Transport
-from fl_vitlora.flower.strategies.aggregators import Aggregator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """Keeps the state of a run after its rounds, and takes it up again.
+    """Stores the state of a run after its rounds, and restores it.
 
     Attributes:
         config: The experiment.
-        place: The run folder, for messages.
-        provenance: What the bits of the run depend on beside the configuration.
-        states: What simulated clients remember.
+        place: The path of the run folder, for errors.
+        provenance: The conditions that the bits of the run depend on beside the configuration.
+        states: The stored states of the simulated clients.
         transport: The server's end of the wire.
         aggregator: The strategy.
-        record: What the run has gathered.
-        logbook: Where checkpoints are written.
-        watch: The callbacks of whoever started the run.
+        record: The record of the run.
+        logbook: The logbook that checkpoints are written to.
+        watch: The callbacks of the program that started the run.
     """
 
     config: Config
@@ -47,7 +47,15 @@ class Checkpointing:
     watch: Watch
 
     def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
-        """Takes hold of all that the run goes on from, and returns what writes it down."""
+        """Captures the state after a round.
+
+        Args:
+            server_round: The number of the round, from 1.
+            model: The model of the round.
+
+        Returns:
+            A function that writes the state; it does nothing if no checkpoint is due.
+        """
         if not self.states.followed or not self._is_due(server_round):
             return write_nothing
         clients, entries = self.states.now(), list(self.record.ledger)
@@ -69,16 +77,18 @@ class Checkpointing:
         every = self.config.checkpoint_every
         last = server_round == self.config.rounds
         due = bool(every) and (server_round % every == 0 or last)
-        return due or self.watch.pause.is_set()
+        ends = bool(every) and self.record.stopped
+        return due or ends or self.watch.pause.is_set()
 
     def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
-        """Goes on from a checkpoint; the greeting is counted as it was the first time.
+        """Restores a checkpoint. The ledger counts the first greeting, not that of this process.
 
         Returns:
             The model of the checkpoint.
 
         Raises:
-            UserError: When what must stay is another than before.
+            UserError: If the device, the key, the classes, the weights or the strategy differ from
+                those that the run was begun with.
         """
         server = checkpoint.server
         before = Provenance(**server["circumstances"])
@@ -86,7 +96,7 @@ class Checkpointing:
         self.record.changes.extend(server["changes"])
         if changed := changes(before.may_change, self.provenance.may_change):
             self.record.changes.append({"after_round": checkpoint.round, "changed": changed})
-            self.watch.announce(f"goes on with another {', '.join(changed)} than before")
+            self.watch.announce(f"continues with another {', '.join(changed)} than before")
         self.transport.restore(server["transport"])
         self.aggregator.restore(*server["strategy"])
         measured = {v: (accuracy, loss) for v, (accuracy, loss) in server["measured"].items()}
@@ -94,9 +104,9 @@ class Checkpointing:
         return GlobalModel.restored(server["model"])
 
     def _compare(self, before: Provenance) -> None:
-        """Refuses to go on with another device, key, model or strategy."""
+        """Refuses another device, key, list of classes, model or strategy than before."""
         now = self.provenance.must_stay
-        known = {"strategy": now["strategy"], **before.must_stay}  # older versions wrote none
+        known = {"strategy": now["strategy"], **before.must_stay}  # older versions lack the first
         for what, (was, is_) in changes(known, now).items():
             raise UserError(
                 f"{self.place} was begun with {what} {was}, and goes on with that only; "

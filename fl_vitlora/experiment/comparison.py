@@ -1,8 +1,8 @@
-"""Runs a grid: every cell with every seed, one after the other, over one Ray.
+"""Runs a grid of experiments: every cell with every seed, one after the other, over one Ray.
 
-A grid folder holds a run folder for each run. What is done is known by what it is, not by its name:
-a folder that has a result, and whose configuration is that of the run, is the run. So a grid that
-was broken off goes on where it stopped, and one that is asked for more runs what is new.
+A grid folder holds a run folder for each run. A run is recognised by its configuration, not by the
+name of its folder. So a grid that was interrupted goes on where it stopped, and a grid that has
+grown runs only what is new.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from fl_vitlora.checkpoints.logbook import lacks_checkpoints
 from fl_vitlora.config import Config
@@ -50,30 +50,27 @@ from fl_vitlora.storage.files import (
 GRID = "grid.yaml"
 
 
-class Execute(Protocol):
-    """Runs an experiment in the folder that its `out` names."""
-
-    def __call__(self, config: Config, *, resume: bool) -> Line:
-        """Returns the result; a run that is resumed goes on in its folder."""
-        ...
-
-
 def default_folder() -> Path:
-    """Names a new grid folder after its time."""
+    """Returns the path of a new grid folder, named after the time."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-comparison"
 
 
 def prepare_folder(folder: Path, grid: Grid) -> Hold:
-    """Makes a grid folder, or takes up one that is there, and writes down what is asked for.
+    """Makes a grid folder, or opens an existing one, and stores the grid in it.
+
+    Args:
+        folder: The grid folder.
+        grid: The grid to store.
 
     Returns:
-        What keeps other processes off the folder until it is closed.
+        A lock that keeps other processes out of the folder until it is closed.
 
     Raises:
-        UserError: When it holds anything but a grid, cannot be made, or another process is at it.
+        UserError: If the folder holds anything but a grid, cannot be made, or is locked by another
+            process.
     """
     if folder.exists() and not is_grid_folder(folder):
-        raise UserError(f"{folder} holds something that is no grid; choose a new one: --out FOLDER")
+        raise UserError(f"{folder} holds files but no grid; choose a new one: --out FOLDER")
     with ExitStack() as undo:
         try:
             make_folder(folder)
@@ -84,14 +81,15 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
             raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
         except HeldError:
             raise UserError(
-                f"grid folder {folder}: another process is at this comparison; wait for its end"
+                f"grid folder {folder}: another process runs this comparison; wait until it has "
+                "ended"
             ) from None
         undo.pop_all()
     return hold
 
 
 def is_grid_folder(folder: Path) -> bool:
-    """Tells a folder of a grid, or of nothing but runs, from any other."""
+    """Returns True if a folder holds a grid, or nothing but runs."""
     if not folder.is_dir():
         return False
     whole = (folder / GRID).is_file()
@@ -101,94 +99,156 @@ def is_grid_folder(folder: Path) -> bool:
 def compare(
     grid: Grid, folder: Path, load_strategy: LoadStrategy, watch: Watch | None = None
 ) -> Iterator[Record]:
-    """Runs all of a grid that is not done yet, and keeps its tables up to date.
+    """Runs what is not finished of a grid, and updates its tables after each run.
 
     Args:
         grid: The grid to run.
-        folder: The folder of the comparison; see `prepare_folder`.
+        folder: The grid folder, made by `prepare_folder`.
         load_strategy: Makes the strategy of an experiment.
-        watch: The callbacks of whoever started the comparison.
+        watch: The callbacks of the program that started the comparison.
 
     Yields:
-        Each run when it has ended, or is found done. A run that is refused or fails has no result
-        but says why, and the next one starts.
+        The record of each run, when the run ends or is found finished. The record of a run that was
+        refused or failed has no result and says why. The next run starts all the same.
 
     Raises:
-        PausedError: When the watch told it to pause, and a run did so or was still to be started.
+        PausedError: If the watch asked the comparison to pause before its last run had ended.
     """
     watch = watch or Watch()
-    done = runs_in(folder, finished=True)
-    broken_off = runs_in(folder, finished=False)
-    starts = [begun_in(place) for _, place in (*done, *broken_off)]
-    records: list[Record] = []
+    known = KnownRuns(
+        finished=runs_in(folder, finished=True), interrupted=runs_in(folder, finished=False)
+    )
+    starts, records = known.starts, list[Record]()
     with Engine(verbose=watch.verbose) as engine:
-
-        def execute(config: Config, *, resume: bool) -> Line:
-            watch.training.clear()  # before the look at the pause: whoever asks later finds it so
-            if watch.pause.is_set():
-                raise PausedError(f"after run {len(records)} of {len(grid.runs)}")
-            strategy = load_strategy(config)
-            try:
-                return run(config, strategy, watch, engine=engine, resume=resume)[0]
-            except PausedError as pause:
-                number = f"run {len(records) + 1} of {len(grid.runs)}"
-                raise PausedError(f"{pause}, {number}") from None
-
-        for cell, asked in grid.runs:
-            config = with_ring_of(as_it_runs(asked, load_strategy), starts)
-            same = (place for known, place in done if is_same(known, config))
-            path = next((place for place in same if has_current_key(config, place)), None)
-            begun = (place for known, place in broken_off if is_same(known, config))
-            place = next((place for place in begun if can_go_on(config, place)), None)
+        for number, (cell, planned) in enumerate(grid.runs, start=1):
+            execute = Execute(
+                load_strategy=load_strategy,
+                watch=watch,
+                engine=engine,
+                number=number,
+                total=len(grid.runs),
+            )
+            config = with_ring_of(as_it_runs(planned, load_strategy), starts)
+            place = known.finished_run(config)
             record = (
-                _attempt(cell, config, folder, place, execute)
-                if path is None
-                else _read(cell, config, path)
+                _attempt(cell, config, folder, known.interrupted_run(config), execute)
+                if place is None
+                else _read(cell, config, place)
             )
             if record.failed:
-                engine.stop()  # whatever is wrong with it, the next run has a fresh one
+                engine.stop()  # the next run starts with a fresh Ray
             if record.folder is not None:
-                done.append((config, record.folder))
+                known.finished.append((config, record.folder))
             records.append(record)
             write_tables(folder, tell(grid, records))
             yield record
     write_plots(folder, tell(grid, records))
 
 
+@dataclass(kw_only=True)
+class KnownRuns:
+    """The runs that a grid folder holds.
+
+    Attributes:
+        finished: The configuration and the folder of each run that has a result.
+        interrupted: The same of each run without a result.
+    """
+
+    finished: list[tuple[Config, Path]]
+    interrupted: list[tuple[Config, Path]]
+
+    @property
+    def starts(self) -> list[Path]:
+        """Returns the folders in which the runs were begun; relative paths start there."""
+        return [begun_in(place) for _, place in (*self.finished, *self.interrupted)]
+
+    def finished_run(self, config: Config) -> Path | None:
+        """Returns the folder of a finished run of an experiment, or None."""
+        same = (place for known, place in self.finished if is_same(known, config))
+        return next((place for place in same if has_current_key(config, place)), None)
+
+    def interrupted_run(self, config: Config) -> Path | None:
+        """Returns the folder of an interrupted run of an experiment that can go on, or None."""
+        same = (place for known, place in self.interrupted if is_same(known, config))
+        return next((place for place in same if can_go_on(config, place)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execute:
+    """Runs one experiment of a grid, in the folder that its setting `out` names.
+
+    Attributes:
+        load_strategy: Makes the strategy of an experiment.
+        watch: The callbacks of the program that started the comparison.
+        engine: Keeps Ray up from run to run.
+        number: The number of the run in the grid, from 1.
+        total: The number of runs in the grid.
+    """
+
+    load_strategy: LoadStrategy
+    watch: Watch
+    engine: Engine
+    number: int
+    total: int
+
+    def __call__(self, config: Config, *, resume: bool) -> Line:
+        """Returns the result of the run.
+
+        Args:
+            config: The experiment.
+            resume: True if the run continues in its folder.
+
+        Raises:
+            PausedError: If the watch asked the comparison to pause.
+        """
+        self.watch.training.clear()  # a signal from here on ends the program at once
+        if self.watch.pause.is_set():
+            raise PausedError(f"after run {self.number - 1} of {self.total}")
+        strategy = self.load_strategy(config)
+        try:
+            return run(config, strategy, self.watch, engine=self.engine, resume=resume)[0]
+        except PausedError as pause:
+            raise PausedError(f"{pause}, run {self.number} of {self.total}") from None
+
+
 def tell(grid: Grid, records: list[Record]) -> Report:
-    """Sums up the runs of a grid."""
+    """Returns the summary of the runs of a grid."""
     return report(grid.title, records, grid.baselines)
 
 
 def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
-    """Finds runs in a folder, those with a result or those without.
+    """Finds the runs in a folder that are finished, or those that are not.
+
+    Args:
+        folder: The grid folder.
+        finished: True for the runs that have a result, False for the others.
 
     Returns:
-        Each one's configuration but for `out`, and its folder.
+        The configuration of each run without `out`, and its folder.
     """
-    found = []
+    runs = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
-        # A configuration of another version is none of this grid. A damaged result is none, nor is
-        # one whose saving was told against another reference: such a run is run again.
+        # A run is repeated if its configuration belongs to another version, its result is damaged,
+        # or its saving was computed against another reference.
         with suppress(UserError):
             config, result = find_run(path.parent)
             if (result is not None) == finished and (result is None or has_current_form(result)):
-                found.append((dataclasses.replace(config, out=None), path.parent))
-    return found
+                runs.append((dataclasses.replace(config, out=None), path.parent))
+    return runs
 
 
 def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
-    """Names the strategy that a run has, by which it is known in its folder."""
+    """Returns an experiment that names its strategy as the run folder does."""
     try:
         return told(config, load_strategy(config))
-    except UserError:  # is told when the run is tried
+    except UserError:  # reported when the run is tried
         return config
 
 
 def is_same(known: Config, config: Config) -> bool:
-    """Tells whether two experiments are the same, wherever the key ring lies.
+    """Returns True if two experiments are the same, wherever their key rings lie.
 
-    Which secret it holds is compared by `has_current_key`.
+    `has_current_key` compares the secrets of the key rings.
     """
     ring = config.encryption.key_file
     encryption = dataclasses.replace(known.encryption, key_file=ring)
@@ -196,9 +256,9 @@ def is_same(known: Config, config: Config) -> bool:
 
 
 def has_current_key(config: Config, run_folder: Path) -> bool:
-    """Tells whether a run's images were encrypted under the secret that encrypts now.
+    """Returns True if a run's images were encrypted under the current secret of the key ring.
 
-    Another secret makes another experiment, which is not to stand in one table with the others.
+    A run under another secret is another experiment and does not belong into the same table.
     """
     if not config.encryption.steps:
         return True
@@ -207,25 +267,33 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
     if (run_folder / RESULT).exists():
         key = read_result(run_folder)["encryption"]["key_id"]
     else:
-        with suppress(UserError):  # none is there yet
+        with suppress(UserError):  # the run has no shards yet
             key = shards_of(run_folder, storage_keys(config)).key
     return ring.exists() and key == key_id(open_ring(ring).current)
 
 
 def can_go_on(config: Config, run_folder: Path) -> bool:
-    """Tells whether a run that was broken off can be taken up where it is."""
+    """Returns True if an interrupted run can be resumed in its folder."""
     lost = lacks_checkpoints(run_folder, config.checkpoint_every)
     return not lost and has_current_key(config, run_folder)
 
 
 def _attempt(
-    cell: Cell, config: Config, folder: Path, broken_off: Path | None, execute: Execute
+    cell: Cell, config: Config, folder: Path, interrupted: Path | None, execute: Execute
 ) -> Record:
-    """Runs one experiment, in a new folder or where it was broken off; or says why it cannot."""
-    place = broken_off or _unused(folder / folder_name(cell.labels, config.seed))
+    """Runs one experiment and returns its record, which says why if the run is refused or fails.
+
+    Args:
+        cell: The cell of the grid.
+        config: The experiment.
+        folder: The grid folder.
+        interrupted: The folder of an interrupted run to resume; None for a new run.
+        execute: Runs the experiment.
+    """
+    place = interrupted or _unused(folder / folder_name(cell.labels, config.seed))
     record = Record(labels=cell.labels, seed=config.seed)
     try:
-        result = execute(dataclasses.replace(config, out=str(place)), resume=bool(broken_off))
+        result = execute(dataclasses.replace(config, out=str(place)), resume=bool(interrupted))
     except UserError as error:
         return dataclasses.replace(record, problem=_line("refused", error))
     except RuntimeError as error:
@@ -234,12 +302,12 @@ def _attempt(
 
 
 def _read(cell: Cell, config: Config, path: Path) -> Record:
-    """Reads a run that was done before."""
+    """Returns the record of a run that was finished before."""
     return Record(labels=cell.labels, seed=config.seed, result=read_result(path), folder=path)
 
 
 def _unused(path: Path) -> Path:
-    """Finds a name that is free; what was broken off stays beside, untouched."""
+    """Returns a path that does not exist yet; the folder of an interrupted run is left alone."""
     names = (path if not i else path.with_name(f"{path.name}-again{i}") for i in range(1_000_000))
     return next(name for name in names if not name.exists())
 

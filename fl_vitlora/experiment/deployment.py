@@ -1,17 +1,17 @@
 """The same client and server apps on Flower's SuperLink and SuperNodes.
 
-Every node finds its configuration in what its operator gave to Flower:
+The operator of each node gives Flower the configuration of the node:
 
 * a SuperNode: ``--node-config 'partition-id=3 shards="/data/shards" config="/data/config.yaml"'``
-* the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where the
-  folder of shards need hold no more than the encrypted test images.
+* the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where
+  the folder of shards needs the encrypted test images only.
 
-A strategy that is neither this project's nor Flower's is named there as well, ``trust-strategy``:
-the configuration may come from others, and alone it brings no code.
+A strategy from outside this project and Flower must also be named as ``trust-strategy="..."``. The
+configuration file may come from others, so the file alone cannot make a node run foreign code.
 
-Both are told ``storage-key="FILE"`` where shards are sealed at rest and they have no key ring, and
-may be told ``classes="FILE"``, the names of the classes in the order of the run. Only owners ever
-hold the key of images; see `deploy/README.md` for a walk-through.
+Nodes and server take two more files. ``storage-key="FILE"`` opens shards that are sealed at rest,
+if there is no key ring. ``classes="FILE"`` lists the names of the classes in the order of the run.
+Only owners hold the key of the images. `deploy/README.md` shows a whole deployment.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.adaptation import policies
 from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.config import Config
-from fl_vitlora.config.confirmation import check_method
+from fl_vitlora.config.confirmation import check_method, check_predictor
 from fl_vitlora.config.settings import read_path
 from fl_vitlora.data.class_names import read_names
 from fl_vitlora.data.shards import (
@@ -45,19 +45,18 @@ from fl_vitlora.data.shards import (
 )
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import validation
+from fl_vitlora.experiment.client_settings import client_settings
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
 from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
-from fl_vitlora.experiment.runner import client_settings
-from fl_vitlora.experiment.server_model import make_server
+from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, client_of
 from fl_vitlora.flower.simulation.workers import choose_workers
-from fl_vitlora.flower.strategies.aggregators import AnyStrategy, check_experiment, client_half
-from fl_vitlora.flower.strategies.confidentiality import check_privacy
-from fl_vitlora.flower.wire.wiring import check_codecs
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.reporting.run_folder import RunFolder
 
@@ -69,7 +68,15 @@ class LoadStrategy(Protocol):
     """Makes the strategy of an experiment."""
 
     def __call__(self, config: configuration.Config, confirmed: Collection[str]) -> AnyStrategy:
-        """Refuses code that is not known and not among the names that were confirmed."""
+        """Returns the strategy.
+
+        Args:
+            config: The experiment.
+            confirmed: The names of foreign code that the operator trusts.
+
+        Raises:
+            UserError: If the code is neither known nor confirmed.
+        """
         ...
 
 
@@ -77,26 +84,31 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
     """Makes the app of a SuperNode.
 
     Args:
-        load_strategy: Makes the strategy that the node's own configuration names; what of it
-            clients run comes from here, never over the wire.
+        load_strategy: Makes the strategy that the node's own configuration names. The code that
+            clients run of a strategy comes from here, never over the wire.
     """
     return make_client_app(lambda context: node_settings(context, load_strategy))
 
 
 def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettings:
-    """Reads a SuperNode's own configuration.
+    """Reads and checks a SuperNode's own configuration.
+
+    Args:
+        context: Flower's context of the node.
+        load_strategy: Makes the strategy of an experiment.
 
     Raises:
-        UserError: When its operator left something out.
+        UserError: If the operator left something out, or the configuration cannot work.
     """
     config = configuration.load(_given(context.node_config, "config"))
     check_method(config.finetuning.method, _confirmed(context.node_config))
+    check_predictor(config.evaluation.predictor, _confirmed(context.node_config))
     shards = Path(read_path(_given(context.node_config, "shards"), "shards"))
     keys = _storage(config, context.node_config)
     device = choose_workers(config.engine.device, 1, most=1).device
     turns = policies.clients_turn(config)
     strategy = client_half(load_strategy(config, _confirmed(context.node_config)))
-    check_codecs(config, strategy)
+    config = validation.check_node(config, strategy)
     if context.node_config.get(CLASSES):
         names = _given_classes(context.node_config)
     else:
@@ -115,89 +127,111 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         load_strategy: Makes the strategy of an experiment.
 
     Returns:
-        The app; it ends with a run folder at the place named `out`.
+        The app. It writes a run folder at the place that the operator names `out`.
     """
     app = ServerApp()
 
     @app.main()
     def _main(grid: Grid, context: Context) -> None:
         started = time.perf_counter()
-        config = configuration.load(
-            _given(context.run_config, "config"), {"out": _given(context.run_config, "out")}
-        )
-        check_method(config.finetuning.method, _confirmed(context.run_config))
-        policies.check(config)
-        strategy = load_strategy(config, _confirmed(context.run_config))
-        asked, config = config, policies.for_strategy(config, client_half(strategy))
-        check_experiment(strategy, config)
-        check_privacy(config, strategy)
-        check_codecs(config, client_half(strategy))
-        shards = Path(read_path(_given(context.run_config, "shards"), "shards"))
-        storage = _storage(config, context.run_config)
-        class_names = _classes(context, shards, storage)
-        device = choose_workers(config.engine.device, 1, most=1).device
-        adapter = client_half(strategy).adapter
-        built = prepare_model(config, len(class_names), device, adapter)
-        told = what_is_recorded(config, methods.export_state(built.model))
-        for note in (*built.notes, *([told] if told else [])):
-            log(logging.INFO, note)
-        given = policies.server_needs_reader(config)
-        start = open_reader(shards / READER_FILE) if given else None
-        server = make_server(built, lambda origin: start or origin)
-        folder = RunFolder.create(asked)
-        folder.write_classes(class_names)
-        run = Run(
-            config=config,
-            strategy=strategy,
-            server=server,
-            class_names=class_names,
-            shards=shards,
-            storage=storage,
-            folder=folder,
-            watch=Watch(),
-            logbook=Logbook.begin(folder.path),
-            observers=recorders(config, folder.path),
-            secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
-        )
+        run = prepare_server(context.run_config, load_strategy)
         outcome = run.serve(grid)
         run.write(outcome, run.result(), started)
 
     return app
 
 
-def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
-    """Finds the keys that open this node's shards: of the file that it was given, else of its ring.
+def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run:
+    """Checks what the operator of the server gave, and makes the server's side of the run.
+
+    Args:
+        given: Flower's run configuration.
+        load_strategy: Makes the strategy of an experiment.
 
     Returns:
-        The keys; None where shards are in the clear.
+        The run before its first message. Its folder has been made.
+
+    Raises:
+        UserError: If something is missing or cannot work; nothing has been written then.
+    """
+    written = configuration.load(_given(given, "config"), {"out": _given(given, "out")})
+    check_method(written.finetuning.method, _confirmed(given))
+    check_predictor(written.evaluation.predictor, _confirmed(given))
+    strategy = load_strategy(written, _confirmed(given))
+    shards = Path(read_path(_given(given, "shards"), "shards"))
+    config = validation.check(
+        written,
+        strategy,
+        new_folder=True,
+        writes_checkpoints=False,
+        needs_passphrase=not given.get(STORAGE) and (shards / TEST_SHARD).exists(),
+    )
+    device = choose_workers(config.engine.device, 1, most=1).device
+    storage = _storage(config, given)
+    class_names = _classes(given, shards, storage)
+    server = _server_model(config, strategy, shards, device, classes=len(class_names))
+    folder = RunFolder.create(written)
+    folder.write_classes(class_names)
+    return Run(
+        config=config,
+        strategy=strategy,
+        server=server,
+        class_names=class_names,
+        shards=shards,
+        storage=storage,
+        folder=folder,
+        watch=Watch(),
+        logbook=Logbook.begin(folder.path),
+        observers=recorders(config, folder.path),
+        secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
+    )
+
+
+def _server_model(
+    config: Config, strategy: AnyStrategy, shards: Path, device: str, *, classes: int
+) -> Server:
+    """Builds the server's model, and logs the notes that a simulation shows on the terminal."""
+    built = prepare_model(config, classes, device, client_half(strategy).adapter)
+    recorded = what_is_recorded(config, methods.export_state(built.model))
+    for note in (*built.notes, *([recorded] if recorded else [])):
+        log(logging.INFO, note)
+    reader = open_reader(shards / READER_FILE) if policies.server_needs_reader(config) else None
+    return make_server(built, lambda origin: reader or origin)
+
+
+def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
+    """Returns the keys that open this node's shards, from the file it was given or its key ring.
+
+    Returns:
+        The keys; None if shards are not sealed.
     """
     if config.encryption.at_rest == "none":
         return None
     return storage_keys(config, Path(str(values[STORAGE])) if values.get(STORAGE) else None)
 
 
-def _classes(context: Context, shards: Path, keys: StorageKeys | None) -> tuple[str, ...]:
-    """Reads the names of the classes off the test shard; where clients evaluate, they are given.
+def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -> tuple[str, ...]:
+    """Reads the names of the classes from the test shard, or from what the operator gave.
 
     Raises:
-        UserError: When there is neither.
+        UserError: If there is no test shard, as when clients evaluate, and no classes were given.
     """
     if (shards / TEST_SHARD).exists():
         path = shards / TEST_SHARD
         return class_names_of(shard_metadata(path, keys or NO_KEYS), path)
-    if not context.run_config.get(CLASSES):
+    if not given.get(CLASSES):
         raise UserError(
-            f"{shards} has no {TEST_SHARD}, as where clients evaluate; then say what the classes "
-            "are: --run-config 'classes=\"FILE\" ...', the owner's classes.json"
+            f"{shards} has no {TEST_SHARD}, which names the classes; give the names, for example "
+            "the owner's classes.json: --run-config 'classes=\"FILE\" ...'"
         )
-    return _given_classes(context.run_config)
+    return _given_classes(given)
 
 
 def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reads names of classes that an operator gave: a list in JSON, or a file with one.
+    """Reads the names of the classes that an operator gave, as a list in JSON or a file with one.
 
     Raises:
-        UserError: When it is neither; a number of classes names none.
+        UserError: If it is neither. A number of classes does not name them.
     """
     given = str(values[CLASSES])
     if given.lstrip().startswith("[") or given.isdecimal():
@@ -209,7 +243,7 @@ def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _confirmed(values: Mapping[str, Any]) -> list[str]:
-    """Reads which strategy the operator of this node trusts, if it is one from elsewhere."""
+    """Returns the names of foreign code that the operator of this node trusts."""
     return [str(values[TRUSTED])] if TRUSTED in values else []
 
 

@@ -19,8 +19,8 @@ from fl_vitlora.flower.simulation.ray_cluster import Ray
 from fl_vitlora.flower.simulation.workers import Workers
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.population.sampling import cohort_size, trained_together
+from fl_vitlora.training.cohort import can_share_a_batch
 from fl_vitlora.training.gpu_memory import Memory, measure, workers_that_fit
-from fl_vitlora.training.stacking import can_stack
 
 
 def workers_in_memory(
@@ -45,11 +45,12 @@ def workers_in_memory(
     if workers.device != "cuda" or config.engine.workers is not None:
         return workers
     together = min(trained_together(config), cohort_size(config.clients, config.fraction))
-    clients = together if can_stack(backbone.model) else 1
-    asked = (config.model, config.training, config.engine, clients, _shapes(backbone))
-    if ray.measured is None or ray.measured[0] != asked:
+    clients = together if can_share_a_batch(backbone.model, config.training) else 1
+    own = (config.model, config.training, config.evaluation, config.engine)
+    settings = (*own, clients, _shapes(backbone))
+    if ray.measured is None or ray.measured[0] != settings:
         ray.end_actors()  # a worker of the run before would look like another program's memory
-        ray.measured = asked, _measure(backbone, config, clients)
+        ray.measured = settings, _measure(backbone, config, clients)
     sizes = sorted(path.stat().st_size for path in shards.glob(CLIENT_SHARDS))
     return held(workers, ray.measured[1], sum(sizes[-clients:]))  # whole shards are on the GPU
 

@@ -1,4 +1,4 @@
-"""Measures the models of a run: by the server's test shard, or by the clients on theirs."""
+"""Measures the models of a run, on the server's test shard or on those of the clients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.server_model import Server
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.evaluation import (
     ALL_VIEWS,
     Answer,
@@ -25,18 +26,18 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.learning import class_shares
 from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.server.transport import Transport
-from fl_vitlora.flower.strategies.aggregators import Aggregator
 from fl_vitlora.training import local
+from fl_vitlora.training.prediction import predictor_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Measures models and notes what was found.
+    """Measures the models of a run and records the results.
 
     Attributes:
-        evaluator: What measures.
+        evaluator: The evaluator, which measures one model.
         rounds: The number of rounds that are planned.
-        record: Where measurements are noted.
+        record: The record of the run.
     """
 
     evaluator: Evaluator
@@ -45,19 +46,22 @@ class Measuring:
 
     @property
     def beside(self) -> bool:
-        """Returns True if a model can be measured while the next round goes on."""
+        """Returns True if a model can be measured while the next round runs."""
         return isinstance(self.evaluator, CentralEvaluator)
 
     def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
-        """Measures a round's model; the last one also as seen without the right key."""
+        """Returns the accuracy and the loss of a round's model.
+
+        The last model is also measured as seen with a wrong key and without a key.
+        """
         views = self.evaluator.views if server_round == self.rounds else (RIGHT_KEY,)
         self.record.measured.update(self.evaluator.measure(server_round, model, views))
         return self.record.measured[RIGHT_KEY]
 
     def evaluate_other_views(self, model: GlobalModel) -> None:
-        """Measures what a run that ended early has not: its last model without the right key.
+        """Measures the last model of a run that ended early with a wrong key and without a key.
 
-        Where clients evaluate, this would take messages after the budget; it is left out then.
+        This is left out if clients evaluate: their messages would exceed the budget.
         """
         known = self.record.measured
         missing = tuple(view for view in self.evaluator.views if view not in known)
@@ -68,13 +72,13 @@ class Measuring:
 def measured_by_clients(
     transport: Transport, aggregator: Aggregator, record: Record, *, keyed: bool
 ) -> ClientsEvaluator:
-    """Makes what has every client measure a model on its own test images.
+    """Returns an evaluator that has every client measure a model on its own test images.
 
     Args:
         transport: The server's end of the wire.
-        aggregator: The strategy, which is shown the answers.
-        record: Where it is noted what the strategy made of them.
-        keyed: True if clients hold a key, and can look without it as well.
+        aggregator: The strategy. It is shown the answers and may compute metrics from them.
+        record: The record of the run, which keeps these metrics.
+        keyed: True if clients hold a key, so that they can also measure with a wrong one.
     """
 
     def show(server_round: int, model: GlobalModel, answers: Sequence[Answer]) -> None:
@@ -95,15 +99,15 @@ def measured_by_server(
     class_names: Sequence[str],
     storage: StorageKeys | None,
 ) -> CentralEvaluator:
-    """Makes what measures a model on the encrypted test shard.
+    """Returns an evaluator that measures a model on the encrypted test shard.
 
     Args:
         config: The experiment.
         server: The server's model.
-        holder: The holder of the key, where one stands beside the server.
+        holder: The holder of the key, if key holders evaluate beside the server.
         shards: The folder with the test shard.
         class_names: The names of the classes, in the order of the head's outputs.
-        storage: Opens the shard where it is sealed at rest.
+        storage: The keys that open the shard, if it is sealed at rest.
     """
     device = next(server.backbone.model.parameters()).device
     return CentralEvaluator(
@@ -119,17 +123,18 @@ def measured_by_server(
         ),
         holder=holder,
         precision=local.best_precision(device, config.engine.mixed_precision),
+        predictor=predictor_of(config.evaluation.predictor),
     )
 
 
 def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
-    """Returns the share of each class in the test images, as far as the server knows it."""
+    """Returns the share of each class in the test images, if the server has their labels."""
     labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
     return class_shares(labels, outputs_of(server.backbone.model))
 
 
 def clients_hold_keys(config: Config, holder: KeyHolder | None) -> bool:
-    """Returns True if clients measure, and hold a key that they can look without."""
+    """Returns True if clients evaluate and hold a key, so that they can evaluate without it too."""
     return (
         policies.clients_evaluate(config) and holder is not None and bool(config.encryption.steps)
     )

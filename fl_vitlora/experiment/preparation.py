@@ -1,20 +1,17 @@
-"""The owner's preparations: images, model, partition, cipher and key; then the encrypted shards.
+"""The owner's preparations: images, partition, model, key, and the encrypted shards.
 
-Whatever can be wrong with an experiment is found out here, before anything is written.
+`validation` has checked before what can be known without the images. The functions here find what
+is wrong with the images, the model or the key, before anything is written.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
-from fl_vitlora.data import owner, reencryption, sources
+from fl_vitlora.data import owner, sources
 from fl_vitlora.data.class_names import disagreement
 from fl_vitlora.data.partition import (
     divide_by_owner,
@@ -26,7 +23,7 @@ from fl_vitlora.data.shards import TEST_SHARD, class_names_of, shard_metadata
 from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder
-from fl_vitlora.encryption.keys import SECRET_BYTES, key_id, open_or_create_ring, open_ring
+from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring, open_ring
 from fl_vitlora.encryption.storage_keys import (
     StorageKey,
     StorageKeys,
@@ -34,55 +31,48 @@ from fl_vitlora.encryption.storage_keys import (
     of_ring,
     of_secret,
     open_party_keys,
-    passphrase,
-    write_party_key,
 )
 from fl_vitlora.encryption.withstands import falls_to_ciphertexts
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.reading import READER_FILE, adapted_to
 from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import (
     SHARDS,
     RunFolder,
-    begun_in,
-    is_under_way,
-    with_ring_of,
 )
-from fl_vitlora.storage.files import WriteError, make_folder, make_private_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnedImages:
-    """The owners' plain images, and who holds which.
+    """The plain images, and how they are divided among the clients.
 
     Attributes:
-        train: Training images.
-        test: Test images.
-        parts: Positions of each client's training images.
-        test_parts: Positions of each client's test images; none where clients do not evaluate.
-        told: One line that says which images were found, and which of them are used.
+        train: The training images.
+        test: The test images.
+        parts: The positions of each client's training images.
+        test_parts: The positions of each client's test images; empty if clients do not evaluate.
+        summary: One line that says which images there are, and which of them are used.
     """
 
     train: Images
     test: Images
     parts: list[Indices]
     test_parts: list[Indices]
-    told: str
+    summary: str
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names the classes, in the order in which labels number them."""
+        """Returns the names of the classes, in the order in which labels number them."""
         return self.train.class_names
 
 
 def prepare_images(config: Config) -> OwnedImages:
-    """Loads the images and divides them.
+    """Loads the images and divides them among the clients.
 
     Raises:
-        UserError: When the source or the partition cannot work, or test images do not suffice.
+        UserError: If the source or the partition cannot work, or there are too few test images.
     """
     source = sources.load_source(config.data)
     train, test = source.train, source.test
@@ -95,12 +85,12 @@ def prepare_images(config: Config) -> OwnedImages:
         parts = partition(train.labels, config.clients, config.data, config.seed)
         if evaluate:
             test_parts = owner.divide_test_images(len(test), config.clients, config.seed)
-    told = _tell_partition(source, config)
-    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts, told=told)
+    summary = _summary(source, config)
+    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts, summary=summary)
 
 
-def _tell_partition(source: sources.Source, config: Config) -> str:
-    """Adds to what is told of a source that clients' folders are pooled, if they are."""
+def _summary(source: sources.Source, config: Config) -> str:
+    """Returns the line on the images; it says if the folders of the clients are pooled."""
     if source.train.owners is None or config.data.partition == "natural":
         return source.told
     return (
@@ -109,28 +99,17 @@ def _tell_partition(source: sources.Source, config: Config) -> str:
     )
 
 
-def check_model(config: Config) -> None:
-    """Looks at the parts of a model and for its weights, in a second and without its numbers.
-
-    The bundled models are known to fit. What only numbers tell `prepare_model` finds out.
-
-    Raises:
-        UserError: When the model or the method cannot work, or the weights are not to be had.
-    """
-    model = config.model
-    if model.name in backbone.BUNDLED and model.weights in (backbone.PRETRAINED, backbone.RANDOM):
-        return
-    drafted = backbone.draft(model, classes=2)
-    with torch.device("meta"):
-        methods.prepare(drafted.model, config.finetuning, config.seed)
-        methods.check_gradients(drafted.model, drafted.image_shape)
-
-
 def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
-    """Builds the model with what the method adds, and checks that all of it is trained.
+    """Builds the model with the parts of the method, and checks that training reaches them all.
+
+    Args:
+        config: The experiment.
+        classes: The number of classes.
+        device: The device to put the model on.
+        adapter: The kind of low-rank adapter that the strategy needs.
 
     Raises:
-        UserError: When the model or the method cannot work.
+        UserError: If the model or the method cannot work.
     """
     built = backbone.build(config.model, classes, config.seed)
     methods.prepare(built.model, config.finetuning, config.seed, adapter)
@@ -140,21 +119,24 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
 
 
 def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
-    """Opens the owners' key ring, or makes it if it is missing; plain images need none.
+    """Opens the owners' key ring, or makes it if it is missing. Plain images need no key ring.
 
     Args:
         config: The experiment; it names the key ring.
-        model: The blocks of the cipher are its patches.
-        key: Id of the secret that is wanted; the current one's if not given.
+        model: The model. The blocks of the cipher are its patches.
+        key: The id of the secret to use; if it is empty, the current secret is used.
+
+    Returns:
+        The holder of the secret.
 
     Raises:
-        UserError: When blocks do not divide the images, or the key ring is not in order.
+        UserError: If the blocks do not divide the images, or the key ring cannot be used.
     """
     holder = owner.key_holder(
         config,
         patch_size=model.patch_size,
         image_shape=model.image_shape,
-        secret=bytes(SECRET_BYTES),  # until it is known that the cipher fits
+        secret=bytes(SECRET_BYTES),  # a placeholder: the cipher is checked before a ring is made
     )
     if not config.encryption.steps:
         return holder
@@ -164,18 +146,18 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
 
 
 def holds_shards(run: Path) -> bool:
-    """Tells whether a run has any shards yet."""
+    """Returns True if a run folder holds any shards."""
     return any((run / SHARDS).glob("*.safetensors"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsOfRun:
-    """What the shards of a run are, as all of them say.
+    """What the shards of a run say of themselves.
 
     Attributes:
         class_names: The names of the classes, in the order in which the run numbers them.
-        key: Id of the secret that the images are encrypted under; empty where they are plain.
-        sealed: Names of the storage keys that files are sealed under.
+        key: The id of the secret that the images are encrypted under; empty if they are plain.
+        sealed: The names of the storage keys that the files are sealed under.
     """
 
     class_names: tuple[str, ...]
@@ -184,21 +166,21 @@ class ShardsOfRun:
 
 
 def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
-    """Reads off the shards of a run what they are of.
+    """Reads what the shards of a run say of themselves.
 
     Args:
-        run: Its folder.
+        run: The run folder.
         keys: The keys that may open the shards.
 
     Raises:
-        UserError: When there are none, their keys or their classes differ, or one does not name
-            its classes.
+        UserError: If there is no shard, if shards differ in their keys or classes, or if a shard
+            does not name its classes.
     """
     paths = owner.find_shards(run)
-    told = {path: shard_metadata(path, keys) for path in paths}
+    metadata = {path: shard_metadata(path, keys) for path in paths}
     first = next((path for path in paths if path.name == TEST_SHARD), paths[0])
-    key, names = told[first].get("key_id", ""), class_names_of(told[first], first)
-    for path, one in told.items():
+    key, names = metadata[first].get("key_id", ""), class_names_of(metadata[first], first)
+    for path, one in metadata.items():
         other = one.get("key_id", "")
         if other != key:
             raise UserError(
@@ -215,14 +197,14 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
 
 
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
-    """Finds what shards can be opened with; a passphrase is looked for when one is needed.
+    """Returns the keys that open shards. A passphrase is looked for only if a shard needs it.
 
     Args:
         config: The experiment; it names the key ring, which need not exist.
-        given: A file of storage keys of single parties, where somebody was handed one.
+        given: A file with the storage key of one party, if this process was given one.
 
     Raises:
-        UserError: When ring or file are not in order.
+        UserError: If the key ring or the file cannot be used.
     """
     if given is not None:
         return open_party_keys(given)
@@ -230,21 +212,11 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
     return of_ring(open_ring(path)) if path.is_file() else StorageKeys(source=f"key ring {path}")
 
 
-def check_storage(config: Config) -> None:
-    """Finds out whether there is a passphrase where one is asked for, before anything is begun.
-
-    Raises:
-        UserError: When there is none.
-    """
-    if config.encryption.at_rest == "passphrase":
-        passphrase("encryption.at_rest passphrase")
-
-
 def prepare_storage(config: Config) -> StorageKey | None:
-    """Makes what new shards are sealed under; none where they are to be in the clear.
+    """Returns the key that new shards are sealed under, or None if they are not sealed.
 
     Raises:
-        UserError: When the key ring is not in order, or there is no passphrase.
+        UserError: If the key ring cannot be used, or there is no passphrase.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -253,40 +225,8 @@ def prepare_storage(config: Config) -> StorageKey | None:
     return of_secret(open_or_create_ring(Path(config.encryption.key_file)).current)
 
 
-def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes for each party that has shards the storage key that opens its files and no others.
-
-    Args:
-        config: The experiment; it names the key ring.
-        places: Shards, or folders of them.
-        folder: The folder of the files; it is made if it is missing, for the owner alone.
-
-    Returns:
-        The files, such as `client-00003.key`.
-
-    Raises:
-        UserError: When there is no shard, one is in the clear, or its key is not on the ring.
-    """
-    keys, found = storage_keys(config), {}
-    for path in (path for place in places for path in owner.find_shards(place)):
-        under = sealed_under(path)
-        if under is None:
-            raise UserError(f"{path} is not sealed at rest, so that no key opens it")
-        name, party = under
-        file = folder / f"{path.stem.removesuffix('-test')}.key"
-        found[file] = name, party, keys.find(name, party, path)
-    try:
-        make_folder(folder.absolute().parent)
-        make_private_folder(folder)
-    except WriteError as error:
-        raise UserError(f"storage keys: {error}") from None
-    for file, (name, party, key) in found.items():
-        write_party_key(file, name, party, key)
-    return list(found)
-
-
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Says how the shards are encrypted, without a secret."""
+    """Returns the entry of `result.json` on the encryption; it contains no secret."""
     return {
         "steps": list(holder.cipher.steps),
         "scope": holder.scope,
@@ -299,43 +239,6 @@ def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
     }
 
 
-def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:
-    """Draws a new secret and encrypts shards under it; the key ring keeps the old ones.
-
-    Args:
-        config: The experiment; it names the key ring.
-        places: Shards, or folders of them.
-
-    Returns:
-        The new key id, and the shards.
-
-    Raises:
-        UserError: When there is no shard, one of them cannot be opened with the ring, a model
-            beside them is adapted to the old key, or a run with them is not at its end; before
-            anything is changed.
-    """
-    found = [path for place in places for path in owner.find_shards(place)]
-    shards = list({path.resolve(): path for path in found}.values())  # each once, however named
-    owner.check_all_described(places, shards)
-    for folder in {path.parent for path in shards}:
-        if is_under_way(folder.parent):
-            raise UserError(
-                f"{folder.parent} is not at its end, and a run goes on with its key only; finish "
-                f"it first, --resume {shlex.quote(str(folder.parent))}, or move its shards "
-                "elsewhere"
-            )
-        if adapted_to(folder / READER_FILE):
-            raise UserError(
-                f"{folder / READER_FILE} is adapted to the key of these shards and would not read "
-                "them any more; run the experiment again with the new secret instead"
-            )
-    config = with_ring_of(config, [begun_in(path.parent.parent) for path in shards])
-    ring = open_ring(Path(config.encryption.key_file))
-    reencryption.holders_of(shards, ring)
-    ring = ring.rotated()
-    return key_id(ring.current), reencryption.encrypt_anew(shards, ring)
-
-
 def write_shards(
     config: Config,
     images: OwnedImages,
@@ -343,7 +246,18 @@ def write_shards(
     folder: RunFolder,
     storage: StorageKey | None,
 ) -> None:
-    """Encrypts, seals and stores all shards, and draws who holds which labels."""
+    """Encrypts, seals and stores all shards, and plots the labels of each client.
+
+    Args:
+        config: The experiment.
+        images: The plain images and their partition.
+        holder: The holder of the key of the images.
+        folder: The run folder.
+        storage: The key that the files are sealed under; None if they are not sealed.
+
+    Raises:
+        UserError: If an image cannot be read.
+    """
     owner.write_encrypted_shards(
         folder.shards,
         train=images.train,

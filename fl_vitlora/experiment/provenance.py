@@ -1,8 +1,8 @@
-"""What the bits of a run depend on, and its configuration does not tell.
+"""What the bits of a run depend on beside its configuration.
 
-A run that goes on must find the weights, the key and the kind of device that it began with: with
-others it would be another run. Another version of a library, or a strategy whose code was mended
-after it had failed, may be just what it is to go on with; then that is told.
+A run that is resumed must find the weights, the key, the classes and the kind of device that it
+began with; otherwise it would be another run. Libraries and code may change, because a run is often
+resumed after its strategy was mended. Such a change is recorded in the result.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ SHOWN = 12  # hexadecimal digits of a digest
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Under which a run is made.
+    """The conditions under which a run is made.
 
     Attributes:
-        must_stay: All that a run cannot go on without: device, key, digests of classes and weights,
-            and the strategy's class and parameters.
-        may_change: Versions of libraries, and digests of this package's and the strategy's code.
+        must_stay: Without these a run cannot be resumed: the device, the key, digests of the
+            classes and the weights, and the strategy's class and parameters.
+        may_change: The versions of libraries, and digests of the code of this package and of the
+            strategy.
     """
 
     must_stay: Mapping[str, str]
@@ -48,15 +49,15 @@ class Provenance:
         strategy: object,
         name: str,
     ) -> Self:
-        """Looks at what there is now.
+        """Returns the present conditions.
 
         Args:
             weights: The tensors of the public model before any training.
             class_names: The names of the classes, in the order of the head's outputs.
-            device: Kind of the server's device.
-            key: Id of the secret that the images are encrypted under.
-            strategy: An instance.
-            name: Its class and parameters, in one line.
+            device: The kind of the server's device, such as "cpu".
+            key: The id of the secret that the images are encrypted under.
+            strategy: The strategy of the run.
+            name: The class and the parameters of the strategy, in one line.
         """
         digest = digest_of(weights, {})[:SHOWN]
         classes = hashlib.sha256(write_names(class_names).encode()).hexdigest()[:SHOWN]
@@ -73,7 +74,7 @@ class Provenance:
 
 
 def versions_and_code(strategy: object) -> dict[str, str]:
-    """Names versions of libraries, this package's code and that of the strategy's file.
+    """Returns the versions of libraries, and digests of this package and of the strategy's file.
 
     Example:
         >>> from strategies.fedavg import FedAvg
@@ -81,16 +82,28 @@ def versions_and_code(strategy: object) -> dict[str, str]:
         ['PyTorch', 'timm', 'Flower', 'NumPy', 'fl_vitlora', 'FedAvg']
     """
     versions = {name: importlib.metadata.version(module) for name, module in LIBRARIES.items()}
-    here, kind = Path(fl_vitlora.__file__).parent, type(strategy)
+    package, kind = Path(fl_vitlora.__file__).parent, type(strategy)
     return {
         **versions,
-        "fl_vitlora": _digest(here.rglob("*.py"), here),
-        kind.__name__: _digest(_source(kind), here),
+        "fl_vitlora": code_digest(package),
+        kind.__name__: _digest(_source(kind), package),
     }
 
 
+def code_digest(package: Path) -> str:
+    """Returns a digest of all Python files of a package, at any depth, and of their names.
+
+    Args:
+        package: The folder of the package.
+
+    Returns:
+        The first hexadecimal digits of the digest.
+    """
+    return _digest(package.rglob("*.py"), package)
+
+
 def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
-    """Lists what is not as it was.
+    """Returns what differs, by name, with the old and the new value.
 
     Example:
         >>> changes({"NumPy": "2.2", "timm": "1.0"}, {"NumPy": "2.3", "timm": "1.0"})
@@ -102,7 +115,7 @@ def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[st
 
 
 def _source(kind: type) -> Iterator[Path]:
-    """Finds the file that a class is written in, if it is in one."""
+    """Yields the file that a class is written in; nothing for a class without a file."""
     try:
         yield Path(inspect.getfile(kind))
     except (OSError, TypeError):
@@ -110,7 +123,7 @@ def _source(kind: type) -> Iterator[Path]:
 
 
 def _digest(files: Iterator[Path], root: Path) -> str:
-    """Computes a digest of files and of their names below a folder."""
+    """Returns a digest of the content of files and of their names relative to a folder."""
     digest = hashlib.sha256()
     for path in sorted(files):
         name = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)

@@ -1,4 +1,4 @@
-"""What a run gathers round by round: its ledger, the lines of `rounds.jsonl`, measurements."""
+"""The record of a run: its ledger, the lines of `rounds.jsonl`, and its measurements."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from fl_vitlora.federation.learning import warning
 from fl_vitlora.flower.wire.reported_counts import largest_share
 from fl_vitlora.flower.wire.wiring import lanes_of
 from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.strategy import RoundResult
 
-MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3  # share of all images that is told, among so many clients
+MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3  # warn of a larger share of all images, from 3 clients on
 
 
 class Record:
-    """What a run has gathered so far; it writes each round down as it ends.
+    """The record of a run so far. It stores each round when the round ends.
 
     Args:
         config: The experiment.
         class_names: The names of the classes, in the order of the head's outputs.
         folder: The run folder.
-        logbook: Where rounds are written down.
-        watch: The callbacks of whoever started the run.
+        logbook: The logbook that rounds are written to.
+        watch: The callbacks of the program that started the run.
 
     Attributes:
-        ledger: The bytes so far.
+        ledger: The bytes that were sent so far.
         lines: The rounds so far, as in `rounds.jsonl`.
-        measured: The last measurements, by view of the test images.
-        evaluated: What a strategy of Flower made of the clients' last measurements.
+        measured: The last accuracy and loss, by view of the test images.
+        evaluated: The metrics that a strategy computed from the clients' last measurements.
         sizes: The sizes of the messages of full fine-tuning, once they are measured.
-        shares: The share of each class in the test images, once they are known.
-        privacy: What is known of differential privacy at the end.
-        images: The number of images that each client greeted with.
-        changes: What was another than before when the run went on, and after which round.
+        shares: The share of each class in the test images, once it is known.
+        privacy: The statement on differential privacy, once the run has ended.
+        images: The number of images that each client reported in its greeting.
+        changes: The libraries and code that had changed when the run was resumed, with the round.
+        stopped: True if the strategy has ended the run before its last round.
     """
 
     def __init__(
@@ -66,22 +68,36 @@ class Record:
         self.privacy: dict[str, Any] | None = None
         self.images: dict[int, int] = {}
         self.changes: list[Line] = []
+        self.stopped = False
 
     @property
     def warnings(self) -> list[str]:
-        """Returns what the rounds so far warn of."""
-        return [told for line in self.lines for told in line.get("warnings", [])]
+        """Returns the warnings of the rounds so far."""
+        return [text for line in self.lines for text in line.get("warnings", [])]
+
+    @property
+    def last(self) -> RoundResult | None:
+        """Returns the result of the last round, or None before the first."""
+        if not self.lines:
+            return None
+        line = self.lines[-1]
+        return RoundResult(
+            accuracy=line["accuracy"],
+            loss=line["loss"],
+            train_loss=line["train_loss"],
+            participants=tuple(line["participants"]),
+        )
 
     @property
     def link(self) -> Link:
         """Returns the link that transfer times are computed for."""
-        told = self._config.link
+        link = self._config.link
         return Link(
-            uplink=told.uplink_mbps, downlink=told.downlink_mbps, latency=told.latency_ms / 1000
+            uplink=link.uplink_mbps, downlink=link.downlink_mbps, latency=link.latency_ms / 1000
         )
 
     def greeted(self, images: dict[int, int]) -> None:
-        """Notes the clients' numbers of images, and warns if one claims most of all images."""
+        """Stores the clients' numbers of images, and warns if one client claims most of them."""
         self.images.update(images)
         client, share = largest_share(self.images)
         if share > MOST_OF_ALL and len(self.images) >= FEWEST_COMPARED:
@@ -91,7 +107,13 @@ class Record:
             )
 
     def take_up(self, ledger: Ledger, lines: Sequence[Line], measured: Measured) -> None:
-        """Goes on from what a checkpoint holds, and shows its rounds."""
+        """Continues from the content of a checkpoint, and shows its rounds.
+
+        Args:
+            ledger: The bytes that were sent until the checkpoint.
+            lines: The rounds until the checkpoint.
+            measured: The last measurements before the checkpoint.
+        """
         self.ledger.replace(ledger)
         for line in lines:
             self.lines.append(line)
@@ -102,7 +124,7 @@ class Record:
         """Returns True if the budget allows another round.
 
         Raises:
-            UserError: When the budget does not allow the first one.
+            UserError: If the budget does not allow the first round.
         """
         budget = self._config.budget
         allowed = affords(budget, self.ledger, server_round)
@@ -114,12 +136,12 @@ class Record:
         return allowed
 
     def note(self, failures: Sequence[Failure]) -> None:
-        """Writes down what was told of the failures of a round."""
+        """Stores the traces of the failures of a round."""
         for failed in failures:
             self._folder.write_failure(failed.round, failed.client, failed.trace)
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
-        """Writes a round down, shows it, and stores its model if none before was better."""
+        """Stores and shows a round, and stores its model if its accuracy is the best so far."""
         line = self._line_of(report)
         if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
             self._folder.write_model(
@@ -146,10 +168,12 @@ class Record:
             "aggregation_error": report.aggregation_error,
             "seconds": round(report.seconds, 4),
         }
+        if report.frozen:
+            line["frozen"] = list(report.frozen)
         if report.clipped is not None:
             line["clipped_scalars"] = report.clipped
-        if told := warning([*self.lines, line], self._config, self.shares):
-            line["warnings"] = [told]
+        if text := warning([*self.lines, line], self._config, self.shares):
+            line["warnings"] = [text]
         if report.metrics:
             line["strategy_metrics"] = dict(report.metrics)
         if self.evaluated:
@@ -157,7 +181,7 @@ class Record:
         return line
 
     def _transfer(self, server_round: int) -> float:
-        """Returns the seconds that the messages of a round would travel."""
+        """Returns the seconds that the messages of a round take over the link."""
         passed = (entry for entry in self.ledger if entry.round == server_round)
         return transfer_seconds(passed, self.link)[server_round]
 
@@ -165,7 +189,7 @@ class Record:
         """Returns the ledger of full fine-tuning under FedAvg in the rounds so far.
 
         Raises:
-            ValueError: When the sizes of its messages are not measured yet.
+            ValueError: If the sizes of its messages are not measured yet.
         """
         if self.sizes is None:
             raise ValueError("the messages of full fine-tuning are measured at the end of a run")

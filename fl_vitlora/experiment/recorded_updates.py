@@ -3,12 +3,12 @@
 One file a round, `updates/round-00001.safetensors`, holds the tensors
 
     model/NAME                 the exchanged tensors that the round began with
-    client-K/delta/NAME        what client K's training made of them, minus them
-    client-K/report/NAME       what the strategy had client K report beside it
+    client-K/delta/NAME        the tensors after client K's training, minus those before it
+    client-K/report/NAME       the tensors that the strategy had client K report beside them
 
-and, as metadata, the numbers of the clients and what they said of themselves. Under secure
-aggregation there is one entry, ``sum``, for the mean of all. The folder and its files are for their
-owner alone: a server that stores such files can attack its clients at leisure.
+and, as metadata, the number of each client, its images, loss and steps. Under secure aggregation
+there is one entry, ``sum``, for the mean of all updates. Only the owner of the folder can read it:
+with these files, a server can attack its clients at any time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from fl_vitlora.strategy import SEVERAL, Update
 FOLDER = "updates"
 MODEL, DELTA, REPORT, SUM = "model", "delta", "report", "sum"
 ROUND, UPDATES = "round", "updates"
-TOLD = ("client", "samples", "loss", "steps", "rank", "members", "population")
+FIELDS = ("client", "samples", "loss", "steps", "rank", "members", "population")
 
 
 class RecordedUpdates:
-    """An observer that writes each round down.
+    """An observer that stores each round in the run folder.
 
     Args:
         run: The run folder.
@@ -46,31 +46,31 @@ class RecordedUpdates:
         self._folder = run / FOLDER
 
     def observe(self, sight: Sight) -> None:
-        """Writes one round; a round that is repeated replaces its file.
+        """Stores one round; a round that is repeated replaces its file.
 
         Raises:
-            WriteError: When the disk does not take the file.
+            WriteError: If the file cannot be written.
         """
         make_private_folder(self._folder)
-        told = [{name: getattr(update, name) for name in TOLD} for update in sight.updates]
-        metadata = {ROUND: str(sight.round), UPDATES: json.dumps(told)}
+        entries = [{name: getattr(update, name) for name in FIELDS} for update in sight.updates]
+        metadata = {ROUND: str(sight.round), UPDATES: json.dumps(entries)}
         write_sealed(file_of(self._folder.parent, sight.round), dict(_tensors(sight)), metadata)
 
 
 def recorders(config: Config, run: Path) -> tuple[RecordedUpdates, ...]:
-    """Returns what records the updates of a run, or nothing where that is not asked for."""
+    """Returns the observer that records the updates of a run, if the experiment wants one."""
     return (RecordedUpdates(run),) if config.record_updates else ()
 
 
 def what_is_recorded(config: Config, trained: State) -> str:
-    """Returns one sentence on what a run will store, and how large that can be.
+    """Returns a sentence on what a run will record, and on the size of the files.
 
     Args:
         config: The experiment.
         trained: The tensors that clients train.
 
     Returns:
-        The sentence; empty where nothing is recorded.
+        The sentence; empty if nothing is recorded.
     """
     if not config.record_updates:
         return ""
@@ -81,17 +81,17 @@ def what_is_recorded(config: Config, trained: State) -> str:
     what = "the sum of all updates" if config.privacy.secure_aggregation else "every update"
     return (
         f"records the model and {what} of {config.rounds} rounds under {FOLDER}/, about "
-        f"{size * config.rounds / 1e6:.1f} MB; whoever has these files knows what the server knows"
+        f"{size * config.rounds / 1e6:.1f} MB; anyone with these files knows what the server knows"
     )
 
 
 def file_of(run: Path, server_round: int) -> Path:
-    """Returns the file of a round in a run folder."""
+    """Returns the path of the file of a round in a run folder."""
     return run / FOLDER / f"round-{server_round:05d}.safetensors"
 
 
 def read_round(run: Path, server_round: int) -> Sight:
-    """Reads what `RecordedUpdates` wrote of a round.
+    """Reads a round that `RecordedUpdates` stored.
 
     Args:
         run: The run folder.
@@ -101,7 +101,7 @@ def read_round(run: Path, server_round: int) -> Sight:
         What the server saw, equal to the bit.
 
     Raises:
-        UserError: When nothing was recorded of the round, or the file is damaged.
+        UserError: If the round was not recorded, or the file is damaged.
     """
     path = file_of(run, server_round)
     if not path.exists():
@@ -109,17 +109,17 @@ def read_round(run: Path, server_round: int) -> Sight:
             f"{path}: no such file; updates are recorded where a run is begun with --record-updates"
         )
     tensors, metadata = read_sealed(path)
-    told: list[dict[str, Any]] = json.loads(metadata[UPDATES])
+    entries: list[dict[str, Any]] = json.loads(metadata[UPDATES])
     return Sight(
         round=int(metadata[ROUND]),
         model=_below(tensors, MODEL),
         updates=tuple(
             Update(
-                **one,
-                delta=_below(tensors, f"{_place(one['client'])}/{DELTA}"),
-                report=_below(tensors, f"{_place(one['client'])}/{REPORT}"),
+                **entry,
+                delta=_below(tensors, f"{_place(entry['client'])}/{DELTA}"),
+                report=_below(tensors, f"{_place(entry['client'])}/{REPORT}"),
             )
-            for one in told
+            for entry in entries
         ),
     )
 
@@ -129,7 +129,7 @@ def _place(client: int) -> str:
 
 
 def _tensors(sight: Sight) -> Iterator[tuple[str, Tensor]]:
-    """Yields all tensors of a round by their place in the file, each with memory of its own."""
+    """Yields all tensors of a round with their names in the file; no two share memory."""
     states = {MODEL: sight.model}
     for update in sight.updates:
         states[f"{_place(update.client)}/{DELTA}"] = update.delta

@@ -1,4 +1,4 @@
-"""What the strategy is given of a round's updates: themselves, or their noisy mean."""
+"""What the strategy gets of a round: the updates, or their noisy mean alone."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fl_vitlora.strategy import Update
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Differential privacy at the server, where it is asked for.
+    """Differential privacy at the server, if the experiment has it.
 
     Attributes:
         config: The experiment.
-        secret_seed: The seed of the noise where it must not follow from the seed of the run, which
-            clients know. Whoever knows the noise can subtract it.
+        secret_seed: The seed of the noise in a deployment. There clients know the seed of the run,
+            and a party that knows the noise can subtract it.
     """
 
     config: Config
@@ -35,13 +35,19 @@ class Release:
 
     @functools.cached_property
     def noise(self) -> PrivacyConfig:
-        """Returns the settings of privacy with the noise that a target of ε asks for."""
+        """Returns the privacy settings with the noise that reaches the target ε."""
         return with_chosen_noise(self.config.privacy, self.config.rounds)
 
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Returns the updates of a round, or where they are private their noisy mean alone."""
+        """Returns the updates of a round, or under differential privacy their noisy mean alone.
+
+        Args:
+            server_round: The number of the round, from 1.
+            updates: The usable updates of the round.
+            cohort: The number of clients that were asked for an update.
+        """
         privacy = self.noise
         if privacy.clipping_norm is None:
             return updates
@@ -55,13 +61,13 @@ class Release:
         )
         return [noisy]
 
-    def statement(self, told: dict[str, Any] | None, rounds: int) -> dict[str, Any] | None:
-        """Returns what `result.json` says of differential privacy; None without it.
+    def statement(self, own: dict[str, Any] | None, rounds: int) -> dict[str, Any] | None:
+        """Returns the entry of `result.json` on differential privacy; None without it.
 
         Args:
-            told: What the strategy's own accountant says, if it has one.
+            own: The statement of the strategy's own accountant, if it has one.
             rounds: The number of rounds that were run.
         """
-        said = told or statement(self.noise, rounds)
+        said = own or statement(self.noise, rounds)
         source = FROM_SEED if self.secret_seed is None else FROM_SYSTEM
         return said | {"noise_from": source} if said else None

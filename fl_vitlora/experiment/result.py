@@ -13,15 +13,16 @@ from fl_vitlora.config import Config
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line
+from fl_vitlora.federation.server_method import joined
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
-from fl_vitlora.flower.strategies.method_aggregator import joined
 from fl_vitlora.flower.wire.reported_counts import largest_share
 from fl_vitlora.population import byzantine, faults
 from fl_vitlora.population.ranks import client_ranks
 from fl_vitlora.state import State, count
+from fl_vitlora.strategy.extras import call, wants
 
 
 def result_of(
@@ -33,15 +34,15 @@ def result_of(
     class_names: Sequence[str],
     record: Record,
 ) -> Line:
-    """Sums up a run that is at its end.
+    """Returns the content of `result.json` for a run that has ended.
 
     Args:
         config: The experiment.
-        strategy: The strategy that ran.
-        parameters: The strategy's parameters as it was handed over.
+        strategy: The strategy of the run.
+        parameters: The parameters of the strategy before its first round.
         server: The server's model before the first round.
         class_names: The names of the classes, in the order of the head's outputs.
-        record: What the run has gathered.
+        record: The record of the run.
     """
     lines = record.lines
     return {
@@ -58,7 +59,7 @@ def result_of(
         "model": {"name": config.model.name, "weights": server.backbone.source},
         "class_names": list(class_names),
         **_population(config, record),
-        **_sizes(config, strategy, server),
+        **_sizes(config, strategy, server, lines),
         "idle_rounds": sum(not line["moved"] for line in lines),
         "privacy": record.privacy,
         "communication": summarise(record.ledger, record.link, record.full_fine_tuning()),
@@ -75,7 +76,7 @@ def _outcome(config: Config, record: Record) -> Line:
         "clients": config.clients,
         "rounds": len(lines),
         "rounds_planned": config.rounds,
-        "stopped": "budget" if len(lines) < config.rounds else None,
+        "stopped": _stopped(config, record),
         "target": reached(
             config.target_accuracy,
             [line["accuracy"] for line in lines],
@@ -83,6 +84,13 @@ def _outcome(config: Config, record: Record) -> Line:
             record.link,
         ),
     }
+
+
+def _stopped(config: Config, record: Record) -> str | None:
+    """Returns what ended the run before its last round, or None if nothing did."""
+    if record.stopped:
+        return "strategy"
+    return "budget" if len(record.lines) < config.rounds else None
 
 
 def _population(config: Config, record: Record) -> Line:
@@ -96,15 +104,15 @@ def _population(config: Config, record: Record) -> Line:
 
 
 def _sums(config: Config, lines: Sequence[Line]) -> Line | None:
-    """Returns the range of secure sums and the scalars that were clipped; None without sums."""
+    """Returns the range of secure sums and the number of clipped scalars; None without them."""
     if not config.privacy.secure_aggregation:
         return None
     clipped = sum(line["clipped_scalars"] for line in lines)
     return {"range": config.privacy.range, "clipped_scalars": clipped}
 
 
-def _sizes(config: Config, strategy: AnyStrategy, server: Server) -> Line:
-    trained = trained_in(config, strategy, server.initial)
+def _sizes(config: Config, strategy: AnyStrategy, server: Server, lines: Sequence[Line]) -> Line:
+    trained = trained_in(config, strategy, server.initial, lines)
     personal = client_half(strategy).personal
     return {
         "trainable_parameters": count(trained),
@@ -114,21 +122,31 @@ def _sizes(config: Config, strategy: AnyStrategy, server: Server) -> Line:
 
 
 def method_for(config: Config, strategy: AnyStrategy) -> Method:
-    """Returns the fine-tuning method of an experiment, as its strategy asks for it."""
+    """Returns the fine-tuning method of an experiment, with the adapter that the strategy needs."""
     return methods.method_of(config.finetuning, client_half(strategy).adapter)
 
 
-def trained_in(config: Config, strategy: AnyStrategy, initial: State) -> State:
+def trained_in(
+    config: Config, strategy: AnyStrategy, initial: State, lines: Sequence[Line]
+) -> State:
     """Returns the tensors that clients train in any round.
 
     Args:
         config: The experiment.
-        strategy: The strategy, whose plans freeze some tensors.
+        strategy: The strategy, whose plans freeze some tensors. If its plans follow its state, they
+            are known only for the rounds that were run.
         initial: All tensors that the method trains.
+        lines: The lines of `rounds.jsonl`.
     """
     half, rounds = client_half(strategy), range(1, config.rounds + 1)
     method = method_for(config, strategy)
-    plans = {joined(half.plan(number).frozen, method.rests(number)) for number in rounds}
+    if wants(half.plan, "state"):
+        plans = {tuple(line.get("frozen", ())) for line in lines}
+    else:
+        plans = {
+            joined(call(half.plan, number, client=0).frozen, method.rests(number))
+            for number in rounds
+        }
     return {
         name: tensor
         for name, tensor in initial.items()
@@ -159,7 +177,7 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 
 
 def counted(lines: Sequence[Line]) -> Line:
-    """Counts failures, in all and by client, with the reason of each client's first.
+    """Counts failures, in total and by client, with the reason of each client's first failure.
 
     Args:
         lines: The lines of `rounds.jsonl`.

@@ -1,4 +1,4 @@
-"""The server's model, and what is known of it before the first round."""
+"""The server's model before the first round."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fl_vitlora.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """The server's model, and what is known of it before the first round.
+    """The server's model before the first round.
 
     Attributes:
-        backbone: The model with what the method adds, on the server's device.
+        backbone: The model with the parts of the fine-tuning method, on the server's device.
         origin: The patch embedding of the public model.
-        start: The patch embedding that the server's model has at first.
-        initial: All trained tensors, as the server has them at first.
+        start: The initial patch embedding of the server's model, which may be adapted to a key.
+        initial: The initial values of all trained tensors.
     """
 
     backbone: Backbone
@@ -30,28 +30,28 @@ class Server:
 
     @property
     def plain(self) -> State:
-        """Returns the parameters of the plain model, the public patch embedding among them."""
+        """Returns the parameters of the public model, with its own patch embedding."""
         return {**methods.plain_parameters(self.backbone.model), WEIGHT: self.origin.weight}
 
     @property
     def whole(self) -> State:
-        """Returns what full fine-tuning would exchange: the model as it was built.
+        """Returns the tensors that full fine-tuning would exchange: the model as it was built.
 
-        What a method adds to the model is not in it, whatever its tensors are called.
+        It contains no tensor that a fine-tuning method adds, whatever the names of such tensors.
         """
         built = {name: tensor.detach().cpu() for name, tensor in self.backbone.built.items()}
         return {**built, WEIGHT: self.origin.weight}
 
 
 def make_server(backbone: Backbone, start: Callable[[PatchReader], PatchReader]) -> Server:
-    """Gives the server's model its first patch embedding.
+    """Puts the initial patch embedding into the server's model.
 
     Args:
         backbone: A prepared, public model; its patch embedding is changed in place.
-        start: Makes the server's first patch embedding of the public one.
+        start: A function that makes the initial patch embedding from the public one.
 
     Returns:
-        The server's side.
+        The server's model.
     """
     origin = reader_of(backbone)
     reader = start(origin)

@@ -1,7 +1,7 @@
 """The server's side of a run: its rounds, from the greeting to the last measurement.
 
-It is the same in a simulation and in a deployment. It needs no plain image, and no key unless a key
-holder evaluates beside it.
+The code is the same in a simulation and in a deployment. It needs no plain image. It needs a key
+only if a key holder evaluates beside the server.
 """
 
 from __future__ import annotations
@@ -28,30 +28,27 @@ from fl_vitlora.experiment.measuring import (
     measured_by_clients,
     measured_by_server,
 )
+from fl_vitlora.experiment.observing import show
 from fl_vitlora.experiment.provenance import Provenance
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.releasing import Release
 from fl_vitlora.experiment.result import method_for, result_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line, Watch
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.evaluation import Evaluator
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.loop import Federation
 from fl_vitlora.federation.observer import Observer, Sight
+from fl_vitlora.federation.server_method import check_method_fits
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.server.posting import Post
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies import identity
-from fl_vitlora.flower.strategies.aggregators import (
-    Aggregator,
-    AnyStrategy,
-    client_half,
-    make_aggregator,
-)
-from fl_vitlora.flower.strategies.method_aggregator import with_method
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RESULT, RunFolder
@@ -61,7 +58,7 @@ from fl_vitlora.strategy import Update
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the server loop ends with.
+    """The result of the server loop.
 
     Attributes:
         model: The final model.
@@ -86,20 +83,21 @@ class Run:
             the same.
         shards: The folder with the encrypted test shard, if clients do not evaluate.
         folder: The run folder.
-        watch: The callbacks of whoever started the run.
-        logbook: Where rounds are written down, and states to go on from.
-        record: What the run gathers.
-        states: What simulated clients remember. A deployment has this at its nodes, and writes no
-            checkpoints.
-        checkpoint: The checkpoint that the run goes on from.
-        holder: The holder of the key, where key holders evaluate beside the server.
-        storage: Opens the test shard where it is sealed at rest.
-        observers: What is shown all that the server sees of each round.
-        secret_seed: The seed of what the strategy draws, if that must not follow from the seed of
-            the run. Whoever knows the noise that was added can subtract it.
-        repeats_errors: True if a client whose app raised is asked once more in the same round. A
-            simulation says False: its engine has tried twice before the server hears of it.
-        parameters: The parameters of the strategy, as it was handed over.
+        watch: The callbacks of the program that started the run.
+        logbook: The logbook that rounds and checkpoints are written to.
+        record: The record of the run.
+        states: The stored states of the simulated clients. In a deployment each node keeps its own,
+            and the server writes no checkpoints.
+        checkpoint: The checkpoint that the run continues from.
+        holder: The holder of the key, if key holders evaluate beside the server.
+        storage: The keys that open the test shard, if it is sealed at rest.
+        observers: The observers that are shown what the server sees of each round.
+        secret_seed: The seed of the random choices of the strategy and of the noise in a
+            deployment. There clients know the seed of the run, and a party that knows the noise can
+            subtract it.
+        repeats_errors: True if a client whose app raised an error is asked once more in the same
+            round. It is False in a simulation, whose engine tries twice before the server knows.
+        parameters: The parameters of the strategy before its first round.
     """
 
     config: Config
@@ -121,16 +119,19 @@ class Run:
     parameters: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Reads the strategy's parameters before its first round, in which it may change them."""
+        """Reads the parameters of the strategy, which may change them in its first round."""
         self.record = Record(self.config, self.class_names, self.folder, self.logbook, self.watch)
         self.parameters = identity.parameters(self.strategy)
 
     def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
-        """Trains over Flower's grid, be it simulated or deployed, until done or told to stop.
+        """Runs all rounds over Flower's grid.
 
         Args:
-            grid: Flower's grid.
-            stop: Set by whoever wants the run to end at once.
+            grid: Flower's grid, of a simulation or a deployment.
+            stop: An event that another thread sets to end the run at once.
+
+        Returns:
+            The result of the server loop.
         """
         personal = client_half(self.strategy).personal
         initial = policies.exchanged(self.config, self.server.initial, personal)
@@ -149,7 +150,8 @@ class Run:
         hooks = _Rounds(self, measuring, release, keeping)
         begin = time.perf_counter()
         self.watch.training.set()
-        final = self._federation(transport, aggregator, list(clients), hooks).run(model, done)
+        federation = self._federation(transport, aggregator, list(clients), hooks)
+        final = federation.run(model, done, self.record.last)
         measuring.evaluate_other_views(final)
         end = time.perf_counter()
         self.record.sizes = reference_sizes(self.server.whole, self.class_names)
@@ -180,8 +182,7 @@ class Run:
 
     def _aggregator(self, initial: State) -> Aggregator:
         seed = self.config.seed if self.secret_seed is None else self.secret_seed
-        aggregator = make_aggregator(self.strategy, Layout.of(initial), seed)
-        return with_method(aggregator, method_for(self.config, self.strategy))
+        return make_aggregator(self.strategy, Layout.of(initial), seed)
 
     def _evaluator(self, transport: Transport, aggregator: Aggregator) -> Evaluator:
         if policies.clients_evaluate(self.config):
@@ -197,22 +198,13 @@ class Run:
         )
 
     def _checkpointing(self, transport: Transport, aggregator: Aggregator) -> Checkpointing | None:
-        """Makes what keeps the state of a simulation; a deployment keeps none."""
+        """Returns what stores checkpoints in a simulation; None in a deployment."""
         if self.states is None:
             return None
-        holder = self.holder
-        provenance = Provenance.of(
-            weights=self.server.plain,
-            class_names=self.class_names,
-            device=next(self.server.backbone.model.parameters()).device.type,
-            key=holder.key_id if holder is not None and holder.cipher.steps else "none",
-            strategy=self.strategy,
-            name=identity.describe(self.strategy),
-        )
         return Checkpointing(
             config=self.config,
             place=self.folder.path,
-            provenance=provenance,
+            provenance=_provenance_of(self),
             states=self.states,
             transport=transport,
             aggregator=aggregator,
@@ -224,9 +216,12 @@ class Run:
     def _federation(
         self, transport: Transport, aggregator: Aggregator, clients: list[int], hooks: RoundHooks
     ) -> Federation:
+        method = method_for(self.config, self.strategy)
+        check_method_fits(method, aggregator)
         return Federation(
             transport=transport,
             aggregator=aggregator,
+            method=method,
             clients=clients,
             rounds=self.config.rounds,
             fraction=self.config.fraction,
@@ -248,10 +243,12 @@ class Run:
         )
 
     def write(self, outcome: Outcome, result: Line, started: float) -> None:
-        """Writes what is known only at the end; `result.json` last, as the sign of a whole run.
+        """Writes the files of a run that has ended.
+
+        `result.json` is the last, because it marks a run as finished.
 
         Args:
-            outcome: What the server loop ended with.
+            outcome: The result of the server loop.
             result: The content of `result.json`; the times are added here.
             started: `time.perf_counter()` when the program began.
         """
@@ -274,8 +271,21 @@ class Run:
         self.logbook.close()
 
 
+def _provenance_of(run: Run) -> Provenance:
+    """Returns the conditions that the bits of a run depend on beside its configuration."""
+    holder = run.holder
+    return Provenance.of(
+        weights=run.server.plain,
+        class_names=run.class_names,
+        device=next(run.server.backbone.model.parameters()).device.type,
+        key=holder.key_id if holder is not None and holder.cipher.steps else "none",
+        strategy=run.strategy,
+        name=identity.describe(run.strategy),
+    )
+
+
 class _Rounds(RoundHooks):
-    """Hands each callback of the server loop to the part of a run that it is for."""
+    """Passes each callback of the server loop on to the part of the run that handles it."""
 
     def __init__(
         self, run: Run, measuring: Measuring, release: Release, keeping: Checkpointing | None
@@ -296,12 +306,15 @@ class _Rounds(RoundHooks):
     def affords(self, server_round: int) -> bool:
         return self._run.record.affords(server_round)
 
+    def stop(self, server_round: int) -> None:
+        del server_round
+        self._run.record.stopped = True
+
     def note(self, failures: Sequence[Failure]) -> None:
         self._run.record.note(failures)
 
     def look(self, sight: Sight) -> None:
-        for observer in self._run.observers:
-            observer.observe(sight)
+        show(self._run.observers, sight)
 
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int

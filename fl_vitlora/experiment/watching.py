@@ -1,4 +1,4 @@
-"""What a program that starts a run is told while the run goes on, and how it stops the run."""
+"""How a program that starts a run follows the run, and how it stops the run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """The callbacks and switches of whoever started the run.
+    """The callbacks and switches of the program that starts a run.
 
     Attributes:
-        announce: Is called with each phase of the set-up, in a few words.
-        note: Is called with a sentence that a user should know and may not expect.
-        show_round: Is called with each line of `rounds.jsonl`.
-        training: Is set when the first round begins.
-        pause: Set it to end the run after the round that is under way.
-        tap: Is called with every Flower message, for inspection.
+        announce: A function that is called with each phase of the set-up, in a few words.
+        note: A function that is called with a sentence that the user should know.
+        show_round: A function that is called with each line of `rounds.jsonl`.
+        training: An event that the run sets when its first round begins.
+        pause: An event that the program sets to end the run after the current round.
+        tap: A function that is called with every Flower message, for inspection.
         verbose: True if Flower and Ray may write to the console.
     """
 

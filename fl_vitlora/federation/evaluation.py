@@ -22,6 +22,7 @@ from fl_vitlora.finetuning import targets
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.training import local
+from fl_vitlora.training.prediction import PLAIN, Predictor
 
 Measured = dict[str, tuple[float, float]]  # accuracy in [0, 1] and mean cross-entropy, by view
 ALL_VIEWS = (RIGHT_KEY, WRONG_KEY, NO_KEY)
@@ -50,6 +51,7 @@ class CentralEvaluator:
         coordinates: The maps between the server's tensors and the party's.
         holder: The holder of the party's key; None if the party has no key.
         precision: The type of activations.
+        predictor: What the model answers to a batch of images.
     """
 
     backbone: Backbone
@@ -57,6 +59,7 @@ class CentralEvaluator:
     coordinates: Coordinates
     holder: KeyHolder | None
     precision: torch.dtype
+    predictor: Predictor = PLAIN
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -74,7 +77,8 @@ class CentralEvaluator:
         if self.holder is not None and list(views) != [RIGHT_KEY]:
             seen = views_of(self.shard, self.holder, TEST)
         return {
-            view: local.evaluate(self.backbone, state, seen[view], self.precision) for view in views
+            view: local.evaluate(self.backbone, state, seen[view], self.precision, self.predictor)
+            for view in views
         }
 
 

@@ -11,7 +11,9 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.strategy import Update
 
-Metrics = dict[str, int | float | list[int] | list[float]]  # by their names
+# By their names. Strategies of Flower have numbers and lists. Those of this project have numbers,
+# or numbers by client; None stands for a number that is not finite.
+Metrics = dict[str, int | float | list[int] | list[float] | dict[str, float | None] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,13 @@ class RoundReport:
         loss: The mean cross-entropy of the new global model on the test images.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The clients whose updates were aggregated.
+        frozen: The endings of the names of tensors that rested.
         failures: The clients that sent no usable update, and why.
         taken_apart: The participants that trained alone after workers were lost.
         aggregation_error: The error of the low-rank products, as a share of the round's movement;
             None if there is nothing to compare (`lowrank.relative_error`).
         moved: True if the round changed the model.
-        metrics: The training metrics that a strategy of Flower aggregated from the clients.
+        metrics: The strategy's own numbers of the round.
         clipped: The number of scalars beyond the range of a secure sum; None without secure sums.
         seconds: The wall time from the beginning of this round to that of the next. If models are
             measured beside the next round, it contains the measurement of the previous model.
@@ -40,6 +43,7 @@ class RoundReport:
     loss: float
     train_loss: float
     participants: tuple[int, ...]
+    frozen: tuple[str, ...] = ()
     failures: tuple[Failure, ...]
     taken_apart: tuple[int, ...]
     aggregation_error: float | None
@@ -57,7 +61,7 @@ class RoundHooks(Protocol):
     """The callbacks of the server loop; only `evaluate` and `report` must be written.
 
     The loop calls them in this order: `pauses`, `affords`, `note`, `look`, `release`, `keep`,
-    `evaluate`, `report`.
+    `evaluate`, `report`; and `stop` where the strategy ends the run.
     """
 
     beside: bool = False
@@ -79,6 +83,10 @@ class RoundHooks(Protocol):
         """Returns True if the round may begin; otherwise the run ends before it."""
         del server_round
         return True
+
+    def stop(self, server_round: int) -> None:
+        """Receives the last round of a run that the strategy ends; `keep` is called after it."""
+        del server_round
 
     def note(self, failures: Sequence[Failure]) -> None:
         """Receives the failures of a round at once; they may make the round fail."""

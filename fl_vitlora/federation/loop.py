@@ -13,16 +13,19 @@ from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol
 
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.exchange import Exchange
 from fl_vitlora.federation.failures import first_reasons
 from fl_vitlora.federation.global_model import GlobalModel, join
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.federation.observer import Sight
-from fl_vitlora.flower.strategies.aggregators import Aggregator
+from fl_vitlora.federation.server_method import retracted, with_rests
+from fl_vitlora.finetuning.method import Method
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.population.sampling import sample
 from fl_vitlora.state import is_finite
+from fl_vitlora.strategy import RoundResult
 from fl_vitlora.training.local import scheduled_rate
 
 
@@ -49,6 +52,7 @@ class Federation:
     Attributes:
         transport: The wire, with all clients greeted.
         aggregator: The strategy.
+        method: The fine-tuning method.
         clients: The numbers of all clients.
         rounds: The number of rounds to run.
         fraction: The share of the clients in a round; at least one takes part.
@@ -60,6 +64,7 @@ class Federation:
 
     transport: Wire
     aggregator: Aggregator
+    method: Method
     clients: Sequence[int]
     rounds: int
     fraction: float
@@ -68,12 +73,15 @@ class Federation:
     training: TrainingConfig
     hooks: RoundHooks
 
-    def run(self, model: GlobalModel, done: int = 0) -> GlobalModel:
-        """Runs all rounds that can be afforded.
+    def run(
+        self, model: GlobalModel, done: int = 0, last: RoundResult | None = None
+    ) -> GlobalModel:
+        """Runs all rounds that can be afforded, and fewer where the strategy says so.
 
         Args:
             model: The initial one, or that of a checkpoint.
             done: The number of rounds that made the model.
+            last: The result of the last of these rounds; None if there was none.
 
         Returns:
             The final one.
@@ -83,8 +91,12 @@ class Federation:
             PausedError: When told to pause; the state is kept then.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
-            told: Future[None] | None = None
+            told: Future[RoundResult] | None = None
             for server_round in range(done + 1, self.rounds + 1):
+                if self.aggregator.may_stop and told is not None:
+                    last = told.result()
+                if last is not None and self._stops(server_round - 1, last, model):
+                    break
                 if self.hooks.pauses():
                     self._pause(server_round - 1, model, told)
                 if not self.hooks.affords(server_round):
@@ -96,12 +108,20 @@ class Federation:
                     write = self.hooks.keep(server_round, model)
                     told = other.submit(self._tell, unmeasured, model, write)
                 else:
-                    self._tell(unmeasured, model)
+                    last = self._tell(unmeasured, model)
             if told is not None:
                 told.result()
         return model
 
-    def _pause(self, done: int, model: GlobalModel, told: Future[None] | None) -> NoReturn:
+    def _stops(self, done: int, last: RoundResult, model: GlobalModel) -> bool:
+        """Returns True if the strategy ends the run with a round; its state is kept then."""
+        if not (self.aggregator.may_stop and self.aggregator.should_stop(done, last)):
+            return False
+        self.hooks.stop(done)
+        self.hooks.keep(done, model)()
+        return True
+
+    def _pause(self, done: int, model: GlobalModel, told: Future[RoundResult] | None) -> NoReturn:
         """Keeps the state after the last round, once that is measured, and ends the run there."""
         if told is not None:
             told.result()
@@ -111,7 +131,7 @@ class Federation:
 
     def _tell(
         self, unmeasured: RoundReport, model: GlobalModel, write: Callable[[], None] | None = None
-    ) -> None:
+    ) -> RoundResult:
         """Measures the model of a round, reports, and writes down what was kept, or is now."""
         begin = time.perf_counter()
         accuracy, loss = self.hooks.evaluate(unmeasured.round, model)
@@ -119,26 +139,25 @@ class Federation:
         seconds = unmeasured.seconds + waited
         self.hooks.report(replace(unmeasured, accuracy=accuracy, loss=loss, seconds=seconds), model)
         (write or self.hooks.keep(unmeasured.round, model))()
+        return RoundResult(
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=unmeasured.train_loss,
+            participants=unmeasured.participants,
+        )
 
     def _round(self, server_round: int, model: GlobalModel) -> tuple[GlobalModel, RoundReport]:
         """Makes the model of a round; its report waits for accuracy and loss."""
         begin = time.perf_counter()
-        participants = sample(self.clients, self.fraction, self.seed, server_round)
-        rate = scheduled_rate(self.training, server_round, self.rounds)
-        config = {SERVER_ROUND: server_round, LEARNING_RATE: rate}
-        instructions = self.aggregator.instruct(server_round, model, participants, config)
+        instructions = self._instruct(server_round, model)
         exchange = self.transport.exchange(server_round, instructions)
         updates, failures = exchange.updates, exchange.failures
         self.hooks.note(failures)
         self.hooks.look(Sight(round=server_round, model=model.tensors, updates=updates))
-        usable = sum(update.members for update in updates)
-        if usable < self.quorum:
-            raise RoundFailedError(
-                f"round {server_round}: {usable} of {len(instructions)} clients sent a usable "
-                f"update, fewer than {self.quorum} (min_clients){first_reasons(failures)}"
-            )
+        self._check_quorum(server_round, exchange, len(instructions))
         released = self.hooks.release(server_round, updates, len(instructions))
-        new = self.aggregator.aggregate(server_round, model, released, failures)
+        aggregated = self.aggregator.aggregate(server_round, model, released, failures)
+        new = retracted(self.method, aggregated)
         if not is_finite(new.stored()):
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
@@ -152,6 +171,7 @@ class Federation:
             loss=math.nan,
             train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
             participants=answered,
+            frozen=instructions[0].plan.frozen,
             failures=failures,
             taken_apart=exchange.taken_apart,
             aggregation_error=relative_error(
@@ -162,3 +182,25 @@ class Federation:
             clipped=exchange.clipped,
             seconds=time.perf_counter() - begin,
         )
+
+    def _instruct(self, server_round: int, model: GlobalModel) -> list[Instruction]:
+        """Returns the instructions of a round, one for each participant."""
+        drawn = sample(self.clients, self.fraction, self.seed, server_round)
+        participants = self.aggregator.select(server_round, drawn, self.clients)
+        rate = scheduled_rate(self.training, server_round, self.rounds)
+        config = {SERVER_ROUND: server_round, LEARNING_RATE: rate}
+        asked = self.aggregator.instruct(server_round, model, participants, config)
+        return with_rests(self.method, server_round, asked)
+
+    def _check_quorum(self, server_round: int, exchange: Exchange, asked: int) -> None:
+        """Ends the run if a round has too few usable updates.
+
+        Raises:
+            RoundFailedError: With the first reasons.
+        """
+        usable = sum(update.members for update in exchange.updates)
+        if usable < self.quorum:
+            raise RoundFailedError(
+                f"round {server_round}: {usable} of {asked} clients sent a usable update, fewer "
+                f"than {self.quorum} (min_clients){first_reasons(exchange.failures)}"
+            )

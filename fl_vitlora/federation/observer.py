@@ -21,6 +21,8 @@ This complete observer remembers how far each client moved the model:
     >>> observer.observe(Sight(round=1, model={"w": torch.zeros(2)}, updates=(update,)))
     >>> observer.found
     {(1, 3): 5.0}
+
+`testing.check_observer` checks an observer against this contract.
 """
 
 from __future__ import annotations
@@ -56,8 +58,9 @@ class Observer(Protocol):
     def observe(self, sight: Sight) -> None:
         """Looks at one round.
 
-        The tensors are the server's own: an observer must not change them. A round that is repeated
-        after an interruption is shown again.
+        An observer must not change what it is shown. A run hands it copies, so that it may keep
+        them, and a mistake reaches neither the server nor another observer. A round that is
+        repeated after an interruption is shown again, and a round may have no usable update.
 
         Args:
             sight: What the server sees in this round.

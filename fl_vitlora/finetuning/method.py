@@ -181,10 +181,9 @@ class Method:
         return tensors
 
     @property
-    def acts_at_server(self) -> bool:
-        """Returns True if a part has something to do at the server in a round."""
-        retracts = any(type(part).retract is not Part.retract for _, part in self.parts)
-        return retracts or self.has_rests
+    def retracts(self) -> bool:
+        """Returns True if a part puts aggregated tensors back onto a manifold."""
+        return any(type(part).retract is not Part.retract for _, part in self.parts)
 
     @property
     def has_rests(self) -> bool:

@@ -1,1 +1,1 @@
-"""Backbones: any timm ViT, and the small one whose weights ship with the package."""
+"""Backbones: any ViT of timm, and a small ViT whose weights ship with the package."""

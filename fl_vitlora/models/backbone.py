@@ -1,7 +1,7 @@
-"""The pre-trained vision transformer: by timm's name, with bundled, hub or local weights.
+"""The pre-trained vision transformer: a model of timm with bundled, hub or local weights.
 
 This is the only place that builds a model with timm. The result is a plain timm model with a fresh
-head; what of it is trained is the business of `finetuning`.
+head. The room `finetuning` decides which of its parameters are trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fl_vitlora.rng import derive_seed
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 PRETRAINED, RANDOM = "pretrained", "random"
 
-# A checkpoint is data: older versions of timm would run what stands in one.
+# A checkpoint must be read as data: older versions of timm would run code inside it.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 SMALL: Mapping[str, Any] = {
@@ -38,17 +38,17 @@ SMALL: Mapping[str, Any] = {
     "mlp_ratio": 3.0,
 }
 BUNDLED: Mapping[str, Mapping[str, Any]] = {
-    "vit_letters_16": SMALL,  # pre-trained to be addressed by ever new keys
+    "vit_letters_16": SMALL,  # pre-trained to adapt quickly to new keys
     "vit_letters_16_plain": SMALL,  # pre-trained on plain letters only, for comparison
 }
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Turns uint8 pixels q of any shape into floats in [-1, 1]: (q / 255 - 0.5) / 0.5.
+    """Converts uint8 pixels q of any shape into floats in [-1, 1]: (q / 255 - 0.5) / 0.5.
 
-    These constants suit encrypted images: they are the same for all channels, which shuffling
-    mixes, and an inverted pixel 255 - q becomes the negative. What a model was trained with instead
-    is folded into its patch embedding by `build`.
+    These constants suit encrypted images. They are the same for all channels, which shuffling
+    mixes, and an inverted pixel 255 - q becomes the negative value. If a model was trained with
+    other constants, `build` folds the difference into its patch embedding.
     """
     return images.to(torch.get_default_dtype()).div_(255).sub_(0.5).div_(0.5)
 
@@ -62,9 +62,9 @@ class Backbone:
         image_shape: The shape (C, H, W) of the images that the model takes.
         patch_size: The side of a patch in pixels.
         built: The parameters of the model as it was built, by name. A fine-tuning method may add
-            others to the model, and may move these to other names; it does not change this list.
+            parameters to the model and may rename these; it does not change this mapping.
         source: The origin of the weights: the pretrained tag with its repository, or the file.
-        notes: Sentences on the weights that the user should know.
+        notes: Sentences about the weights for the user.
     """
 
     model: nn.Module
@@ -88,7 +88,7 @@ def image_size(config: ModelConfig) -> tuple[int, int] | None:
 
 
 def import_timm() -> None:
-    """Imports timm, which takes seconds, before it is needed."""
+    """Imports timm early, because the import takes seconds."""
     import timm.models.vision_transformer  # noqa: F401
 
 
@@ -104,7 +104,7 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
         The backbone, on the CPU, in evaluation mode, every parameter frozen.
 
     Raises:
-        UserError: When name, weights or sizes do not fit.
+        UserError: When the name is unknown, or weights or sizes do not fit the model.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
@@ -117,17 +117,18 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
 
 
 def draft(config: ModelConfig, classes: int) -> Backbone:
-    """Builds a model without memory for its numbers, which takes a second, to look at its parts.
+    """Builds a model without memory for its tensors, to inspect its parts within a second.
 
     Args:
-        config: Name, weights and sizes; weights are looked for and not read.
+        config: The model's name, weights and sizes; the weights are searched for but not read.
         classes: The number of classes of the head.
 
     Returns:
         The backbone on the device `meta`.
 
     Raises:
-        UserError: When name or sizes do not fit, or the weights are not to be had.
+        UserError: When the name is unknown, the sizes do not fit the model, or the weights are not
+            available.
     """
     if config.weights not in (PRETRAINED, RANDOM):
         _existing_file(config.weights)
@@ -146,14 +147,14 @@ def draft(config: ModelConfig, classes: int) -> Backbone:
 def _described(
     model: nn.Module, name: str, source: str = RANDOM, notes: tuple[str, ...] = ()
 ) -> Backbone:
-    """Freezes a model and describes the input it takes."""
+    """Freezes a model and returns it with the sizes of its input."""
     found = patch_embedding(model, name)
     model.eval().requires_grad_(requires_grad=False)
     height, width = found.img_size
     if min(height, width) < found.patch_size[0]:
         raise UserError(
-            f"model.image_size {height}x{width}: not a single patch of {name} fits in; it "
-            f"has {found.patch_size[0]} pixels a side"
+            f"model.image_size {height}x{width}: smaller than one patch of {name}; expected at "
+            f"least {found.patch_size[0]} pixels a side"
         )
     return Backbone(
         model=model,
@@ -180,7 +181,7 @@ def _small(config: ModelConfig) -> nn.Module:
     """Builds the architecture of the bundled weights.
 
     Raises:
-        UserError: When another size is asked for.
+        UserError: When the configuration has another image or patch size.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -191,14 +192,14 @@ def _small(config: ModelConfig) -> nn.Module:
         if size not in (None, side, (side, side)):
             raise UserError(
                 f"{config.name} is made for {name} {side}, not {size}; "
-                "take a timm model for other sizes: --model vit_tiny_patch16_224"
+                "choose a timm model for other sizes: --model vit_tiny_patch16_224"
             )
     model: nn.Module = VisionTransformer(**shape, num_classes=0)
     return model
 
 
 def _from_timm(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """Builds any timm ViT at the sizes asked for, its position embedding resampled to them."""
+    """Builds a timm ViT at the configured sizes and resamples its position embedding to them."""
     path = None if config.weights in (PRETRAINED, RANDOM) else _existing_file(config.weights)
     model, loader = _created(config)
     patch_embedding(model, config.name)
@@ -224,10 +225,10 @@ def _from_timm(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
 
 
 def _created(config: ModelConfig) -> tuple[nn.Module, timm_models.Loader]:
-    """Builds a timm model at the sizes asked for, with random weights.
+    """Builds a timm model at the configured sizes, with random weights.
 
     Raises:
-        UserError: When timm does not know it, or sizes do not fit.
+        UserError: When timm does not know the model, or the sizes do not fit it.
     """
     sizes = {"img_size": image_size(config), "patch_size": config.patch_size}
     arguments: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
@@ -252,19 +253,20 @@ def _existing_file(path: str) -> Path:
 
 
 def patch_embedding(model: nn.Module, name: str) -> Any:
-    """Finds the patch embedding; only models that start with one can read encrypted images.
+    """Returns the patch embedding; only models that start with one can read encrypted images.
 
-    Every patch must be read by itself, once, from the pixels, and then by attention: with
-    overlapping patches or a convolutional stem, ciphertext of a block would meet its neighbours.
+    The model must read every patch of pixels separately and once, and then use attention. With
+    overlapping patches or a convolutional stem, the ciphertext of a block would mix with its
+    neighbours.
 
     Raises:
-        UserError: When the model starts with something else.
+        UserError: When the model does not start with such a patch embedding.
     """
     found = getattr(model, "patch_embed", None)
     if not _is_plain(found) or not _attends(model):
         raise UserError(
             f"model {name} has no patch embedding of non-overlapping patches with attention after "
-            "it; take a plain ViT, for example vit_base_patch16_224"
+            "it; choose a plain ViT, for example vit_base_patch16_224"
         )
     return found
 
@@ -292,10 +294,10 @@ def _attends(model: nn.Module) -> bool:
 def _fold_normalization(
     convolution: nn.Conv2d, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> None:
-    """Lets a patch embedding made for (q/255 - mean) / std take pixels in [-1, 1], in place.
+    """Changes a patch embedding for (q/255 - mean) / std to take pixels in [-1, 1], in place.
 
-    With u in [-1, 1],  (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) / std  in every channel:
-    a factor for the weight and, summed over a patch, a constant for the bias.
+    With u in [-1, 1],  (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) / std  in every channel.
+    This gives a factor for the weight and, summed over a patch, a constant for the bias.
     """
     means, stds = (torch.tensor(constant).flatten() for constant in (mean, std))
     if len(means) not in (1, convolution.in_channels):

@@ -1,9 +1,10 @@
-"""Puts weights into a model only if they are the model's own, compared by name and by shape.
+"""Loads weights into a model only if their names and shapes match the model's.
 
-timm converts a checkpoint (other names, position embeddings of another grid) and then loads what it
-can: a tensor that the model lacks is dropped without a word, and one that the file lacks stays
-random. Here every encoder tensor of the model must be in the file, and every tensor of the file
-must be in the model, but for heads, decoders, and tokens that only pre-training uses.
+timm converts a checkpoint (other names, position embeddings of another grid) and then loads the
+tensors that match. It silently drops a tensor that the model lacks, and a tensor that the file
+lacks stays random. Here every encoder tensor of the model must be in the file, and every tensor of
+the file must be in the model. Exceptions are heads, decoders, and tokens that only pre-training
+uses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fl_vitlora.models.wrappers import Found, find_model, without_wrapper
 
 Convert = Callable[[dict[str, Tensor], nn.Module], Mapping[str, Any]]
 
-# What a file may hold beside an encoder: a component of a name, and what it is.
+# Other parts that a file may contain: a pattern for a component of a name, and the part's name.
 BESIDE: Mapping[str, str] = {
     r"(cls_|aux_|lm_|dino_|ibot_)?heads?(_dist)?": "a head",
     r"classifiers?|fc|pre_logits|last_linear|projection_head|projectors?|predictor": "a head",
@@ -32,8 +33,8 @@ BESIDE: Mapping[str, str] = {
     r"mask_token": "a mask token",
     r"text(_model|_encoder|_projection)?|logit_(scale|bias)|token_embedding": "a text encoder",
 }
-VISUAL = "visual."  # before the names of the image encoder in CLIP's files; all others are text
-# What timm's filters leave out, because a model computes it from sizes alone.
+VISUAL = "visual."  # prefix of the image encoder's names in CLIP's files; all others are text
+# Tensors that timm's filters omit, because a model computes them from its sizes.
 COMPUTED = ("relative_position_index", "attn_mask", "periods", "bias_mask")
 POOLING = "attn_pool."
 DISTILLATION = "dist_token"
@@ -49,7 +50,7 @@ class Misfit:
         missing: Names that only the model has.
         unused: Names that only the file has.
         shapes: Descriptions of the tensors whose shape or kind differs.
-        dropped: Names that only the file has and may have, for example heads.
+        dropped: Names that only the file has and that may be ignored, for example heads.
     """
 
     missing: list[str]
@@ -63,7 +64,7 @@ class Misfit:
     def __str__(self) -> str:
         parts = []
         if self.missing:
-            parts.append(f"{_tensors(self.missing)} missing in it")
+            parts.append(f"{_tensors(self.missing)} missing in the file")
         if self.unused:
             parts.append(f"{_tensors(self.unused)} not used by the model")
         if self.shapes:
@@ -83,35 +84,35 @@ def fit(
     new_patches: bool = False,
     pooling: bool = False,
 ) -> tuple[str, ...]:
-    """Puts the weights of a file into a model, in place, or refuses them.
+    """Loads the weights of a file into a model, in place, or refuses them.
 
     Args:
-        model: Without a head.
-        tensors: All that the file holds, by dotted names.
-        name: The model's, for messages.
+        model: A model without a head.
+        tensors: All tensors of the file, by dotted names.
+        name: Name of the model, for messages.
         where: The file, for messages.
-        convert: timm's filter for checkpoints of this model.
-        new_grid: True if another image or patch size was asked for, so that another grid of
-            patches is no news.
-        new_patches: True if another patch size was asked for.
-        pooling: True if timm leaves out a pooling head that this variant of the model lacks.
+        convert: timm's filter for checkpoints of this model, or None.
+        new_grid: True if the user set another image or patch size, so that no note about the
+            resampled position embedding is needed.
+        new_patches: True if the user set another patch size.
+        pooling: True if timm omits a pooling head that this variant of the model lacks.
 
     Returns:
-        Sentences for the user: which copy was taken, what was left out, and what was resampled.
+        Notes for the user: which copy was used, what was omitted, and what was resampled.
 
     Raises:
-        UserError: When a tensor is missing, not used, of another shape or kind, or not finite.
+        UserError: When a tensor is missing, unused, of another shape or kind, or not finite.
     """
     expected = model.state_dict()
     found = find_model(tensors, expected, where)
     place = f"{where} ({found.prefix}*)" if found.prefix else where
     own, notes = _without_distillation(found.tensors, expected)
     converted, misfit = _compare(model, own, convert, found.others, pooling=pooling)
-    if misfit and convert is not None:  # the file may name its tensors in another way throughout
+    if misfit and convert is not None:  # all tensors of the file may have other names
         plain = without_wrapper(tensors)
-        once_more, other = _compare(model, plain.tensors, convert, plain.others, pooling=pooling)
+        reconverted, other = _compare(model, plain.tensors, convert, plain.others, pooling=pooling)
         if not other:
-            found, own, converted, misfit, notes = plain, plain.tensors, once_more, other, []
+            found, own, converted, misfit, notes = plain, plain.tensors, reconverted, other, []
     if misfit:
         raise UserError(f"weights {place} do not fit {name}: {misfit}")
     if not new_patches:
@@ -120,18 +121,18 @@ def fit(
     model.load_state_dict(converted)
     if not new_grid and POSITION in own and own[POSITION].shape != expected[POSITION].shape:
         notes.append("the position embedding was resampled to the model's grid of patches")
-    return tuple(f"weights {place}: {note}" for note in [*_told(found, misfit.dropped), *notes])
+    return tuple(f"weights {place}: {note}" for note in [*_notes_on(found, misfit.dropped), *notes])
 
 
 def beside(name: str) -> str | None:
-    """Tells what a tensor is that a file may hold beside an encoder; None if it is none.
+    """Returns the part that a tensor beside the encoder belongs to, or None if it belongs to none.
 
     Example:
         >>> beside("head.weight"), beside("decoder_blocks.0.norm1.bias"), beside("blocks.0.fc.bias")
         ('a head', 'a decoder', None)
     """
     for part in name.split("."):
-        if part.isdigit():  # within a stack of blocks
+        if part.isdigit():  # the tensor belongs to a stack of blocks, hence to an encoder
             return None
         for pattern, what in BESIDE.items():
             if re.fullmatch(pattern, part):
@@ -147,19 +148,19 @@ def _compare(
     *,
     pooling: bool,
 ) -> tuple[dict[str, Tensor], Misfit]:
-    """Converts tensors; returns what the model takes, and what does not fit."""
+    """Converts tensors; returns those that the model uses, and the differences."""
     expected = model.state_dict()
     problem = None
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             made = dict(own if convert is None else convert(dict(own), model))
-    except UNREADABLE as error:  # because a tensor is missing, or has another shape
+    except UNREADABLE as error:  # a tensor is missing or has another shape
         made, problem = dict(own), one_line(error)
     computed = {name for name, _ in model.named_buffers()} - expected.keys()
     surplus = [name for name in made if name not in expected and name not in computed]
     surplus += [*_lost(own, made, computed), *others]
     text = any(name.startswith(VISUAL) for name in own)
-    rightly = [
+    allowed = [
         name
         for name in surplus
         if beside(name)
@@ -173,9 +174,9 @@ def _compare(
     ]
     misfit = Misfit(
         missing=[name for name in expected if name not in made],
-        unused=[name for name in surplus if name not in rightly],
+        unused=[name for name in surplus if name not in allowed],
         shapes=shapes,
-        dropped=rightly,
+        dropped=allowed,
     )
     if problem is not None and not misfit:
         misfit.shapes.append(f"timm cannot convert them ({problem})")
@@ -183,9 +184,9 @@ def _compare(
 
 
 def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]) -> list[str]:
-    """Lists tensors of which nothing is left after a conversion, under whatever name.
+    """Lists the tensors that a conversion dropped: no result contains their numbers.
 
-    What a model computes itself is no loss, nor is a bias of zeros.
+    A tensor that the model computes itself, or a bias of zeros, does not count as dropped.
     """
     results = {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
     origins = {name: _origins(tensor, own) for name, tensor in results.items()}
@@ -194,33 +195,33 @@ def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]
         name
         for name, tensor in own.items()
         if name not in kept
-        and (name not in made or origins.get(name))  # else its numbers were computed anew
+        and (name not in made or origins.get(name))  # otherwise its numbers were recomputed
         and not (name in computed or name.rpartition(".")[2] in COMPUTED)
         and not (name.endswith("bias") and not tensor.any())
     ]
 
 
 def _origins(tensor: Tensor, own: Mapping[str, Tensor]) -> list[str]:
-    """Lists the tensors of a file in whose memory a converted tensor lies."""
+    """Lists the tensors of a file that share their memory with a converted tensor."""
     place = tensor.data_ptr()
     return [n for n, t in own.items() if t.data_ptr() <= place < t.data_ptr() + t.nbytes]
 
 
 def _difference(name: str, tensor: Any, expected: Tensor) -> str | None:
-    """Says how a tensor differs in shape or kind from the model's, if it does."""
+    """Describes how a tensor differs in shape or kind from the model's; None if it does not."""
     if not isinstance(tensor, Tensor):
-        return f"{name} is no tensor"
+        return f"{name} is not a tensor"
     if tensor.shape != expected.shape:
         return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
     if tensor.is_floating_point() != expected.is_floating_point():
-        return f"{name} is of {tensor.dtype}, expected {expected.dtype}"
+        return f"{name} has type {tensor.dtype}, expected {expected.dtype}"
     return None
 
 
 def _without_distillation(
     own: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Leaves out a distillation token, and its position, where the model has none."""
+    """Removes a distillation token and its position if the model has no such token."""
     rest = dict(own)
     if DISTILLATION not in own or DISTILLATION in expected:
         return rest, []
@@ -228,16 +229,16 @@ def _without_distillation(
     position = own.get(POSITION)
     if position is not None and position.ndim == 3:
         rest[POSITION] = torch.cat([position[:, :1], position[:, 2:]], dim=1)
-    return rest, ["the distillation token was left out, as the model has none"]
+    return rest, ["the distillation token was ignored, because the model has none"]
 
 
 def _check_patch_size(
     own: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, where: str
 ) -> None:
-    """Refuses patches of another size than the model's: resampling them must be asked for.
+    """Refuses patches of another size than the model's: the user must request their resampling.
 
     Raises:
-        UserError: When they differ.
+        UserError: When the patch sizes differ.
     """
     if PATCHES not in own or PATCHES not in expected or own[PATCHES].ndim != 4:
         return
@@ -245,41 +246,41 @@ def _check_patch_size(
     if own[PATCHES].shape[-2:] != expected[PATCHES].shape[-2:]:
         raise UserError(
             f"weights {where} do not fit {name}: {PATCHES} is made for patches of {theirs} pixels, "
-            f"expected {ours}; to resample it, ask for the size: --set model.patch_size={ours}"
+            f"expected {ours}; to resample it, set the patch size: --set model.patch_size={ours}"
         )
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuses NaN and infinity.
+    """Refuses tensors with NaN or infinity.
 
     Raises:
-        UserError: If any tensor holds one; the message names the first.
+        UserError: If any tensor contains one; the message names the first such tensors.
     """
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise UserError(f"weights {where} hold NaN or infinity in {_tensors(broken)}")
+        raise UserError(f"weights {where} contain NaN or infinity in {_tensors(broken)}")
 
 
-def _told(found: Found, dropped: Iterable[str]) -> list[str]:
-    """Says which copy was taken, and what was left out."""
+def _notes_on(found: Found, dropped: Iterable[str]) -> list[str]:
+    """Returns notes on which copy was used and which parts were ignored."""
     notes = []
     if found.passed_over:
         others = ", ".join(
             f"{prefix}*" if prefix else "the plain names" for prefix in found.passed_over
         )
-        notes.append(f"these were taken, and {others} left out")
+        notes.append(f"these tensors were used, and {others} ignored")
     if kinds := list(dict.fromkeys(map(_kind, dropped))):
-        notes.append(f"{' and '.join(kinds)} in the file was left out")
+        notes.append(f"{' and '.join(kinds)} in the file was ignored")
     return notes
 
 
 def _kind(name: str) -> str:
-    """Says what a tensor is that was left out rightly."""
+    """Returns the part that an ignored tensor belongs to."""
     return beside(name) or ("a pooling head" if name.startswith(POOLING) else "a text encoder")
 
 
 def _tensors(names: list[str]) -> str:
-    """Counts tensors and names the first.
+    """Returns the number of tensors and the names of the first ones, as text.
 
     Example:
         >>> _tensors(["a"]), _tensors(["a", "b", "c", "d"])
@@ -291,6 +292,6 @@ def _tensors(names: list[str]) -> str:
 
 
 def _nearest(missing: list[str], others: list[str]) -> str:
-    """Says which name of the file comes nearest to the first that is missing."""
+    """Describes which name of the file is most similar to the first missing name."""
     near = difflib.get_close_matches(missing[0], others, n=1, cutoff=0.5) if missing else []
-    return f"; nearest to {missing[0]} is {near[0]}" if near else ""
+    return f"; the name nearest to {missing[0]} is {near[0]}" if near else ""

@@ -1,10 +1,11 @@
-"""Letters drawn by a program: endless labelled 8x8 images without one digit in them.
+"""Letters drawn by a program: any number of labelled 8x8 images, none of which shows a digit.
 
-The backbone that ships with this package learns from these and from nothing else. A letter is
-drawn large in a font that comes with matplotlib, bent by a random affine map and a random smooth
-displacement, thickened or thinned, cropped to its ink, brought to a height of 32 pixels and
-counted down to 8x8 with 17 grey levels: the preparation of the UCI handwritten digits, applied to
-other characters. Digits, and every other character with a numeric value, are refused.
+The backbone that ships with this package was trained on these images only. A letter is drawn large
+in a font that comes with matplotlib. It is bent by a random affine map and a random smooth
+displacement, thickened or thinned, cropped to its ink and scaled to a height of 32 pixels. Counting
+ink pixels then reduces it to 8x8 with 17 grey levels. This is the preparation of the UCI
+handwritten digits, applied to other characters. Digits, and every other character with a numeric
+value, are refused.
 
 Dimensions: M masks, B batch, C characters, P images of one character, S side of a mask in pixels.
 
@@ -45,13 +46,13 @@ IMAGE_SIDE: Final = 8
 
 
 def check_no_digits(characters: str) -> None:
-    """Refuse characters with a numeric value, so that no digit can slip in.
+    """Refuses characters with a numeric value, so that no digit is ever drawn.
 
     Args:
         characters: The characters to be drawn.
 
     Raises:
-        ValueError: If one of them is numeric, or if there are none.
+        ValueError: If a character is numeric, or if there are no characters.
 
     Example:
         >>> check_no_digits("abc")
@@ -62,12 +63,12 @@ def check_no_digits(characters: str) -> None:
 
 
 def font_path(name: str) -> Path:
-    """Return where matplotlib keeps the named font."""
+    """Returns the path of the named font in matplotlib's folder."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
 
 
 def _draw(character: str, font: ImageFont.FreeTypeFont) -> Tensor:
-    """Draw one character, centred; returns (S, S) ink in [0, 1]."""
+    """Draws one character, centred, and returns its ink (S, S) in [0, 1]."""
     left, top, right, bottom = font.getbbox(character)
     canvas = Image.new("L", (MASK_SIDE, MASK_SIDE))
     corner = ((MASK_SIDE - left - right) / 2, (MASK_SIDE - top - bottom) / 2)
@@ -76,16 +77,16 @@ def _draw(character: str, font: ImageFont.FreeTypeFont) -> Tensor:
 
 
 def draw_masks(characters: str = CHARACTERS) -> list[Tensor]:
-    """Draw every character in every font that has it.
+    """Draws every character in every font that has it.
 
     Args:
         characters: Distinct characters without numeric value; their order numbers the classes.
 
     Returns:
-        One (M, S, S) tensor of ink in [0, 1] per character, M the number of fonts having it.
+        One (M, S, S) tensor of ink in [0, 1] per character; M is the number of fonts that have it.
 
     Raises:
-        ValueError: If a character is numeric or in none of the fonts.
+        ValueError: If a character is numeric, or if no font has it.
     """
     check_no_digits(characters)
     charmaps = [FT2Font(str(font_path(n))).get_charmap() for n in FONTS]
@@ -100,19 +101,19 @@ def draw_masks(characters: str = CHARACTERS) -> list[Tensor]:
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Draw uniform numbers in [low, high)."""
+    """Draws uniform numbers in [low, high)."""
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
 def random_affine(count: int, generator: torch.Generator) -> Tensor:
-    """Draw affine maps: rotation +-17 degrees, shear +-0.4, narrowing 0.75 to 1.9.
+    """Draws affine maps: rotation +-17 degrees, shear +-0.4, narrowing 0.75 to 1.9.
 
     Args:
-        count: Number of maps B.
-        generator: Source of randomness.
+        count: The number B of maps.
+        generator: The source of randomness.
 
     Returns:
-        (B, 2, 3) maps in the convention of ``torch.nn.functional.affine_grid``.
+        Maps (B, 2, 3) in the convention of ``torch.nn.functional.affine_grid``.
     """
     angle = _uniform((count,), -0.3, 0.3, generator)
     shear = _uniform((count,), -0.4, 0.4, generator)
@@ -124,7 +125,7 @@ def random_affine(count: int, generator: torch.Generator) -> Tensor:
 
 
 def random_displacement(count: int, generator: torch.Generator) -> Tensor:
-    """Draw smooth displacement fields; returns (B, S, S, 2), in half-widths of the image."""
+    """Draws smooth displacement fields (B, S, S, 2), in half-widths of the image."""
     size = _uniform((count, 1, 1, 1), 0.02, 0.12, generator)
     coarse = torch.randn((count, 2, 4, 4), generator=generator) * size
     fine = F.interpolate(coarse, size=MASK_SIDE, mode="bicubic", align_corners=True)
@@ -132,7 +133,7 @@ def random_displacement(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _spread(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Thicken or thin the strokes: blur, then cut at a random level; (B, 1, S, S) in {0, 1}."""
+    """Thickens or thins the strokes by a blur and a random threshold; (B, 1, S, S) in {0, 1}."""
     blurred = F.avg_pool2d(F.avg_pool2d(masks, 5, 1, 2), 3, 1, 1)
     level = _uniform((len(masks), 1, 1, 1), 0.22, 0.6, generator)
     level = torch.minimum(level, 0.7 * blurred.amax(dim=(2, 3), keepdim=True))
@@ -140,13 +141,13 @@ def _spread(masks: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _extent(used: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and the last used place along an axis; used is (B, S)."""
+    """Returns the first and the last used place along an axis; `used` has shape (B, S)."""
     low = torch.where(used, axis, 1.0).amin(dim=1)
     return low, torch.where(used, axis, -1.0).amax(dim=1)
 
 
 def _ink_window(ink: Tensor, generator: torch.Generator) -> Tensor:
-    """Return (B, 2, 3) maps that bring the ink to full height, centred, at most full width."""
+    """Returns maps (B, 2, 3) that centre the ink and scale it to full height within the width."""
     axis = torch.linspace(-1, 1, MASK_SIDE)
     columns, rows = ink.amax(dim=(1, 2)) > 0, ink.amax(dim=(1, 3)) > 0
     left, right = _extent(columns, axis)
@@ -160,14 +161,14 @@ def _ink_window(ink: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Bend, thicken, crop and count down a batch of masks.
+    """Bends, thickens, crops and downsamples a batch of masks.
 
     Args:
-        masks: (B, S, S) ink in [0, 1].
-        generator: Source of all randomness; the same state gives the same images.
+        masks: Masks (B, S, S) of ink in [0, 1].
+        generator: The source of all randomness; the same state gives the same images.
 
     Returns:
-        (B, 8, 8) uint8 images with the grey levels 0 to 16 of the UCI digits.
+        Images (B, 8, 8), uint8, with the grey levels 0 to 16 of the UCI digits.
     """
     count = len(masks)
     shape = [count, 1, MASK_SIDE, MASK_SIDE]
@@ -183,15 +184,15 @@ def render(masks: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render_set(characters: str, per_character: int, seed: int) -> Tensor:
-    """Render a balanced set of images.
+    """Renders a balanced set of images.
 
     Args:
         characters: The classes, as in :func:`draw_masks`.
-        per_character: Images of every character, P.
-        seed: Seed of the only generator used.
+        per_character: The number P of images of every character.
+        seed: The seed of the only generator used.
 
     Returns:
-        (C, P, 8, 8) uint8, levels 0 to 16; the class is the first index.
+        Images (C, P, 8, 8), uint8, with levels 0 to 16; the class is the first index.
 
     Example:
         >>> render_set("ab", per_character=3, seed=0).shape

@@ -1,6 +1,6 @@
-"""Whether the Hugging Face hub can be reached, asked once and answered within seconds.
+"""Finds out once, within seconds, if the Hugging Face hub can be reached.
 
-Without this, every file that is looked for waits for all retries of the hub's own client.
+Without this test, every search for a file would wait for all retries of the hub's own client.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-PATIENCE = 4.0  # seconds for the name and for the connection together
-# What timm looks for in a repository of the hub.
+PATIENCE = 4.0  # seconds for resolving the name and connecting
+# Files that timm searches for in a repository of the hub.
 FILES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -25,14 +25,15 @@ FILES = (
 
 @functools.cache
 def reachable(patience: float = PATIENCE) -> bool:
-    """Tells whether the hub, or the proxy before it, accepts a connection."""
+    """Returns True if the hub, or the proxy in front of it, accepts a connection."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     answers: list[bool] = []
-    probe = threading.Thread(  # resolving a name knows no time limit of its own
-        target=lambda: answers.append(_connects(*_door(constants.ENDPOINT), patience)), daemon=True
+    probe = threading.Thread(  # resolving a name has no time limit
+        target=lambda: answers.append(_connects(*_first_address(constants.ENDPOINT), patience)),
+        daemon=True,
     )
     probe.start()
     probe.join(patience)
@@ -41,7 +42,7 @@ def reachable(patience: float = PATIENCE) -> bool:
 
 @contextlib.contextmanager
 def without_retries() -> Iterator[None]:
-    """Lets the hub's client use its cache alone for a while where the hub cannot be reached."""
+    """Restricts the hub's client to its cache within a block, if the hub cannot be reached."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -53,11 +54,11 @@ def without_retries() -> Iterator[None]:
 
 
 def is_cached(repository: str, *files: str) -> bool:
-    """Tells whether any of these files of a repository is in the local cache.
+    """Returns True if any of these files of a repository is in the local cache.
 
     Args:
-        repository: As ``owner/name`` or ``owner/name@revision``.
-        files: Names; those that timm looks for if not given.
+        repository: Name of the repository, ``owner/name`` or ``owner/name@revision``.
+        files: Names of files; without any, the files that timm searches for.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -68,8 +69,8 @@ def is_cached(repository: str, *files: str) -> bool:
     )
 
 
-def _door(endpoint: str) -> tuple[str, int]:
-    """Returns host and port that a request goes to first: the proxy's, where there is one."""
+def _first_address(endpoint: str) -> tuple[str, int]:
+    """Returns the host and port that a request goes to first: the proxy's, if there is one."""
     url = urlsplit(endpoint)
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")

@@ -1,10 +1,10 @@
-"""Learners: many sets of fast weights that share one body, each with a key and letters of its own.
+"""Learners: many sets of fast weights that share one body; each has its own key and letters.
 
-A learner is what a federation on encrypted images will be: a key that the body has never met, and
-the weights that the federated method trains, an offset of the patch embedding, LoRA on q and v,
-and a head. See :mod:`fl_vitlora.models.pretraining` for what they are good for.
+A learner imitates a federation on encrypted images. It has a key that the body has never seen, and
+the weights that the federated method trains: an offset of the patch embedding, LoRA on q and v, and
+a head. :mod:`fl_vitlora.models.pretraining` explains their purpose.
 
-Dimensions: M learners, B images a learner, N = 16 patches, P = 48 patch entries, D width,
+Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank.
 """
 
@@ -24,7 +24,7 @@ ENTRIES: Final = 3 * PATCH * PATCH
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights; the defaults made the shipped ones."""
+    """All settings that determine the weights; the defaults produced the shipped weights."""
 
     seed: int = 0
     images_per_character: int = 400
@@ -45,7 +45,7 @@ class Recipe:
 
 
 def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw block order (N,), entry order (P,) and signs (P,); identities if ``plain``.
+    """Draws block order (N,), entry order (P,) and signs (P,); identities if ``plain``.
 
     These keys protect nothing, so torch's generator is good enough for them.
     """
@@ -58,10 +58,10 @@ def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
 
 class Learners:
-    """The fast weights of all learners, with Adam, keys and ages; the first dimension is M."""
+    """The fast weights of all learners, with Adam's state, keys and ages; dimension 0 is M."""
 
     def __init__(self, recipe: Recipe, depth: int, width: int, characters: int) -> None:
-        """Make zeros for every learner; :meth:`forget` gives each its first key."""
+        """Creates zeros for every learner; :meth:`forget` gives each learner its first key."""
         m, r = recipe.learners, recipe.rank
         shapes = {
             "embed": (m, ENTRIES, width),
@@ -81,7 +81,7 @@ class Learners:
 
     @torch.no_grad()
     def forget(self, index: int, generator: torch.Generator) -> None:
-        """Give one learner a new key, new letters and fast weights from zero."""
+        """Gives one learner a new key and new letters, and resets its fast weights."""
         for name, weight in self.weights.items():
             for tensor in (weight, self.first[name], self.second[name]):
                 tensor[index].zero_()
@@ -96,19 +96,19 @@ class Learners:
         self.age[index] = 0
 
     def encrypt(self, patches: Tensor) -> Tensor:
-        """Encrypt (M, B, N, P) patches, each learner's with its own key."""
+        """Encrypts patches (M, B, N, P), each learner's patches with its own key."""
         pairs = zip(patches, self.keys, strict=True)
         return torch.stack([x[:, rows][:, :, order] * signs for x, (rows, order, signs) in pairs])
 
     def embed(self, patches: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """Embed (M, B, N, P) patches with slow plus fast weights; returns (M * B, N, D)."""
+        """Embeds patches (M, B, N, P) with slow plus fast weights; returns (M * B, N, D)."""
         kernels = kernel.flatten(1).T + self.weights["embed"]
         tokens = torch.bmm(patches.flatten(1, 2), kernels) + self.weights["bias"] + bias
         return tokens.view(-1, PATCHES, tokens.shape[-1])
 
     @torch.no_grad()
     def step(self, generator: torch.Generator) -> None:
-        """Take one Adam step with the gradients at hand, then let the old ones forget."""
+        """Takes one Adam step with the current gradients, then resets learners that are too old."""
         self.age += 1
         for name, weight in self.weights.items():
             if weight.grad is None:
@@ -124,15 +124,15 @@ class Learners:
 
 
 class SharedQKV(nn.Module):
-    """timm's fused qkv of one block, plus each learner's own LoRA on q and v."""
+    """The fused qkv projection of one timm block, plus each learner's own LoRA on q and v."""
 
     def __init__(self, base: nn.Module, learners: Learners, block: int) -> None:
-        """Wrap ``base``, the qkv projection of block number ``block``."""
+        """Wraps ``base``, the qkv projection of block number ``block``."""
         super().__init__()
         self.base, self.learners, self.block = base, learners, block
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Project (M * B, N, D) tokens to (M * B, N, 3 D)."""
+        """Projects tokens (M * B, N, D) to (M * B, N, 3 D)."""
         fast, recipe = self.learners.weights, self.learners.recipe
         grouped = tokens.reshape(recipe.learners, -1, tokens.shape[-1])
         a, b = fast["a"][:, self.block], fast["b"][:, self.block]

@@ -1,27 +1,28 @@
-"""One body, ever new keys: pre-training the small ViT by active forgetting, on letters only.
+"""Pre-training of the small ViT by active forgetting, with ever new keys, on letters only.
 
-Images that will be encrypted with a key nobody knows yet need a body that expects to be addressed
-in a new way. Phase 1 teaches the ViT to read letters (see :mod:`fl_vitlora.models.glyphs`).
-In phase 2 a few *learners* share that body. Each has its own key (block scrambling, pixel
-shuffling, negative-positive transformation), ten letters of its own, and *fast* weights: exactly
-what the federated method trains, an offset of the patch embedding, LoRA on q and v, and a head.
-Every step improves the fast weights of each learner and, with the mean of their gradients, the
-*slow* weights of the body. After 60 to 160 steps a learner forgets: new key, new letters, fast
-weights from zero. One learner in five is given plain images, so that these stay easy too.
-Only the slow weights are saved, without a head. Rerun:
+Images will later be encrypted under keys that are not yet known, so the body must adapt quickly to
+new keys. Phase 1 trains the ViT to read letters (see :mod:`fl_vitlora.models.glyphs`).
+In phase 2 a few *learners* share that body. Each learner has its own key (block scrambling, pixel
+shuffling, negative-positive transformation), its own ten letters, and *fast* weights. These are the
+weights that the federated method trains: an offset of the patch embedding, LoRA on q and v, and a
+head. Every step updates the fast weights of each learner and, with the mean of their gradients, the
+*slow* weights of the body. After 60 to 160 steps a learner forgets: it gets a new key and new
+letters, and its fast weights start from zero. One learner in five sees plain images, so that these
+stay easy too.
+Only the slow weights are saved, without a head. These commands repeat the pre-training:
 
     python -m fl_vitlora.models.pretraining --out vit_letters_16.safetensors --seed 0
     python -m fl_vitlora.models.pretraining --out vit_letters_16_plain.safetensors --seed 0 \
         --plain-steps 8500 --rekeyed-steps 0
 
-The second line makes the control, which has as many steps and has never seen a key.
+The second command trains the control, which takes as many steps but never sees a key.
 
-Dimensions: M learners, B images a learner, N = 16 patches, P = 48 patch entries, D width,
+Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank, C classes.
 
-Sources: active forgetting, Chen et al. 2023 (arXiv 2307.01163), there for word embeddings of new
-languages and with one learner; fast and slow weights with first-order gradients, Nichol et al.
-2018 (arXiv 1803.02999), here summed along the episode; the method, Lin et al. 2025
+Sources: active forgetting, Chen et al. 2023 (arXiv 2307.01163), who use it for word embeddings of
+new languages and with one learner; fast and slow weights with first-order gradients, Nichol et al.
+2018 (arXiv 1803.02999), here summed along the episode; the federated method, Lin et al. 2025
 (arXiv 2507.11943).
 """
 
@@ -49,13 +50,13 @@ ARCHITECTURE: Final = BUNDLED["vit_letters_16"]
 
 
 def to_patches(levels: Tensor) -> Tensor:
-    """Turn 8x8 grey levels into normalised patches of 16x16 images with three equal channels.
+    """Converts 8x8 grey levels into normalised patches of 16x16 images with three equal channels.
 
     Args:
-        levels: (..., 8, 8), 0 to 16.
+        levels: Grey levels (..., 8, 8) from 0 to 16.
 
     Returns:
-        (..., N, P) in [-1, 1], entries in the order channel, y, x.
+        Patches (..., N, P) in [-1, 1], with entries in the order channel, y, x.
     """
     pixels = (levels.float() * 255 / 16).round() / 127.5 - 1
     flat = pixels.reshape(-1, 1, *levels.shape[-2:])
@@ -65,39 +66,39 @@ def to_patches(levels: Tensor) -> Tensor:
 
 
 class SlowWeights(nn.Module):
-    """A timm ViT taken apart: the patch embedding, and the body that reads its tokens."""
+    """A timm ViT in two parts: the patch embedding, and the body that reads its tokens."""
 
     def __init__(self, vit: VisionTransformer) -> None:
-        """Take the patch embedding out of ``vit``; :meth:`assembled` puts it back."""
+        """Takes the patch embedding out of ``vit``; :meth:`assembled` puts it back."""
         super().__init__()
         patch_embed, vit.patch_embed = vit.patch_embed, nn.Identity()
         self.body, self.patch_embed = vit, patch_embed
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return what a head would see, (B, D), of patch tokens (B, N, D)."""
+        """Returns the features (B, D) for a head, computed from patch tokens (B, N, D)."""
         seen: Tensor = self.body.forward_head(self.body.forward_features(tokens), pre_logits=True)
         return seen
 
     @property
     def kernel(self) -> Tensor:
-        """The patch embedding's weight, (D, 3, y, x)."""
+        """Returns the patch embedding's weight (D, 3, y, x)."""
         weight: Tensor = self.patch_embed.proj.weight
         return weight
 
     @property
     def bias(self) -> Tensor:
-        """The patch embedding's bias, (D,)."""
+        """Returns the patch embedding's bias (D,)."""
         bias: Tensor = self.patch_embed.proj.bias
         return bias
 
     def assembled(self) -> VisionTransformer:
-        """Return the whole ViT, with timm's names."""
+        """Returns the whole ViT, with timm's names."""
         self.body.patch_embed = self.patch_embed
         return self.body
 
 
 def slow_optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.AdamW:
-    """Make AdamW for the slow weights; vectors are not decayed."""
+    """Creates AdamW for the slow weights, without weight decay for vectors."""
     weights = [p for module in modules for p in module.parameters()]
     groups = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -107,7 +108,7 @@ def slow_optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.
 
 
 def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Clip the slow gradients to norm 1, take a step at this rate, clear them."""
+    """Clips the slow gradients to norm 1, takes a step at this learning rate and clears them."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
@@ -116,12 +117,15 @@ def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Rise over 200 steps, stay, fall linearly over the last two thirds to two per cent."""
+    """Returns the share of the learning rate: a rise over 200 steps, then a plateau, then a decay.
+
+    The decay is linear over the last two thirds of the steps, down to two per cent.
+    """
     return min(1.0, (step + 1) / 200, 1.5 * (1 - step / steps) + 0.02)
 
 
 def draw(images: Tensor, letters: Tensor, generator: torch.Generator) -> Tensor:
-    """Pick one image of each letter; returns patches, (*letters.shape, N, P)."""
+    """Picks one image of each letter and returns its patches (*letters.shape, N, P)."""
     copies = torch.randint(images.shape[1], letters.shape, generator=generator)
     return to_patches(images[letters, copies])
 
@@ -129,13 +133,13 @@ def draw(images: Tensor, letters: Tensor, generator: torch.Generator) -> Tensor:
 def plain_phase(
     slow: SlowWeights, images: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> None:
-    """Phase 1: read all letters in plain images, with one head for all of them.
+    """Runs phase 1: trains the ViT to read all letters in plain images, with a single head.
 
     Args:
-        slow: The weights to learn, changed in place.
-        images: (C, K, 8, 8) grey levels, K images of each of the C letters.
+        slow: The slow weights to train, changed in place.
+        images: Grey levels (C, K, 8, 8), K images of each of the C letters.
         recipe: Numbers of steps, rates and sizes.
-        generator: Source of all randomness but the head's start.
+        generator: The source of all randomness, except for the initial head.
     """
     characters, count = len(images), recipe.learners * recipe.batch
     head = nn.Linear(slow.body.embed_dim, characters)
@@ -151,7 +155,14 @@ def plain_phase(
 def rekeyed_phase(
     slow: SlowWeights, images: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> None:
-    """Phase 2: let learners with ever new keys share the slow weights (arguments: phase 1)."""
+    """Runs phase 2: learners with ever new keys share and train the slow weights.
+
+    Args:
+        slow: The slow weights to train, changed in place.
+        images: Grey levels (C, K, 8, 8), K images of each of the C letters.
+        recipe: Numbers of steps, rates and sizes.
+        generator: The source of all randomness.
+    """
     blocks = slow.body.blocks
     learners = Learners(recipe, len(blocks), slow.body.embed_dim, len(images))
     for index in range(recipe.learners):
@@ -171,9 +182,9 @@ def rekeyed_phase(
 def learners_loss(
     slow: SlowWeights, learners: Learners, images: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Return the mean cross-entropy of all learners on freshly drawn, encrypted letters.
+    """Returns the mean cross-entropy of all learners on freshly drawn, encrypted letters.
 
-    Adam does not see the scale 1 / M that the mean puts on a learner's own gradients.
+    The mean scales a learner's own gradients by 1 / M, which does not change Adam's steps.
     """
     recipe, fast = learners.recipe, learners.weights
     size = (recipe.learners, recipe.batch)
@@ -185,10 +196,10 @@ def learners_loss(
 
 
 def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
-    """Run both phases; the same recipe gives the same bits on the same machine.
+    """Runs both phases; the same recipe gives the same bits on the same machine.
 
     Args:
-        recipe: All settings, the seed among them.
+        recipe: All settings, including the seed.
         characters: The letters to learn from; digits are refused.
 
     Returns:
@@ -205,27 +216,27 @@ def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
 
 
 def save(model: VisionTransformer, recipe: Recipe, characters: str, path: Path) -> None:
-    """Write the weights with their recipe; the file appears whole or not at all."""
+    """Writes the weights with their recipe; the file is written completely or not at all."""
     facts = {
         "architecture": {**ARCHITECTURE, "num_classes": 0},
         "characters": characters,
         "normalisation": "(q / 255 - 0.5) / 0.5",
         "recipe": asdict(recipe),
     }
-    metadata = {"pretraining": json.dumps(facts)}  # one entry: safetensors shuffles several
+    metadata = {"pretraining": json.dumps(facts)}  # one entry, because safetensors reorders several
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_atomically(path, to_bytes(tensors, metadata=metadata))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pre-train with the settings of the command line and write the file."""
+    """Pre-trains with the settings of the command line and writes the file."""
     parser = argparse.ArgumentParser(description="Pre-train the small ViT on rendered letters.")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     for name, default in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     settings = vars(parser.parse_args(arguments))
     path: Path = settings.pop("out")
-    torch.set_num_threads(1)  # the order of sums, hence the bits, depends on it
+    torch.set_num_threads(1)  # the order of sums depends on it, and so do the bits
     recipe = Recipe(**settings)
     save(pretrain(recipe), recipe, CHARACTERS, path)
 

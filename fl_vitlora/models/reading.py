@@ -1,6 +1,6 @@
-"""Takes the patch-reading part out of a timm ViT and puts another one in.
+"""Reads and replaces the patch reader of a timm ViT: its patch embedding and patch positions.
 
-B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries a patch, W width of
+B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries per patch, W width of
 the model.
 """
 
@@ -26,16 +26,16 @@ WEIGHT, POSITION = "patch_embed.proj.weight", "pos_embed"
 
 
 class KernelPerPatch(nn.Module):
-    """Stands in for the convolution of a patch embedding where every patch has its own kernel.
+    """Replaces the convolution of a patch embedding if every patch has its own kernel.
 
     Args:
-        weight: (N, W, D).
-        bias: (W,), or none.
-        patch_size: p.
+        weight: The kernels (N, W, D) of all patches.
+        bias: The bias (W,), or None.
+        patch_size: Height and width p of a patch in pixels.
 
     Attributes:
-        weight: (N, W, D).
-        bias: (W,), or none.
+        weight: The kernels (N, W, D) of all patches.
+        bias: The bias (W,), or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, patch_size: tuple[int, int]) -> None:
@@ -58,13 +58,14 @@ class KernelPerPatch(nn.Module):
 
 
 def reader_of(backbone: Backbone) -> PatchReader:
-    """Copies the reader out of a model, to the CPU.
+    """Copies the patch reader of a model to the CPU.
 
     Args:
-        backbone: Any timm ViT with a patch embedding.
+        backbone: A backbone, any timm ViT with a patch embedding.
 
     Returns:
-        The reader; its position is none where positions are not, or not only, added to tokens.
+        The patch reader. Its position is None if the model does not add positions to tokens, or
+        uses other position information as well.
     """
     model: Any = backbone.model
     weight = model.patch_embed.proj.weight.detach().to("cpu", copy=True)
@@ -76,7 +77,7 @@ def reader_of(backbone: Backbone) -> PatchReader:
 
 @torch.no_grad()
 def put_reader(model: nn.Module, reader: PatchReader) -> None:
-    """Puts a reader into a model, in place; what was trained or frozen stays so."""
+    """Puts a patch reader into a model, in place; parameters stay trainable or frozen as before."""
     whole: Any = model
     projection = whole.patch_embed.proj
     if reader.weight.ndim == 3 and not isinstance(projection, KernelPerPatch):
@@ -88,14 +89,14 @@ def put_reader(model: nn.Module, reader: PatchReader) -> None:
 
 
 def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> PatchReader:
-    """Reads the reader off exchanged tensors, be they a model's or a difference of two.
+    """Builds a patch reader from exchanged tensors, of a model or of a difference of two models.
 
     Args:
-        state: Tensors by their names in the model, the patch embedding among them.
-        patches: N.
+        state: Tensors by their names in the model, including the patch embedding.
+        patches: The number N of patches.
 
     Returns:
-        The reader; where positions are not exchanged, a position of width 0 stands for them.
+        The patch reader; if positions are not exchanged, its position has width 0.
     """
     weight = state[WEIGHT]
     position = state[POSITION][0, -patches:] if POSITION in state else weight.new_empty(patches, 0)
@@ -103,7 +104,7 @@ def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> PatchReader:
 
 
 def with_exchanged_reader(state: Mapping[str, Tensor], reader: PatchReader) -> State:
-    """Returns exchanged tensors with another reader among them."""
+    """Returns a copy of exchanged tensors with another patch reader."""
     changed = {WEIGHT: reader.weight.reshape(state[WEIGHT].shape)}
     if POSITION in state and reader.position is not None:
         others = state[POSITION][:, : -len(reader.position)]
@@ -112,12 +113,13 @@ def with_exchanged_reader(state: Mapping[str, Tensor], reader: PatchReader) -> S
 
 
 def write_reader(path: Path, reader: PatchReader, key_id: str = "") -> None:
-    """Stores a reader, for its owner's eyes alone.
+    """Writes a patch reader to a file that only its owner can read.
 
     Args:
-        path: The file.
-        reader: If it is adapted, it betrays the key to who knows the model it was adapted from.
-        key_id: Names that key; empty where the reader is not adapted.
+        path: The file to write.
+        reader: The patch reader. An adapted reader reveals the key to everyone who knows the
+            original model.
+        key_id: Id of the key that the reader is adapted to, or an empty text.
     """
     tensors = {"weight": reader.weight}
     if reader.position is not None:
@@ -126,33 +128,33 @@ def write_reader(path: Path, reader: PatchReader, key_id: str = "") -> None:
 
 
 def open_reader(path: Path) -> PatchReader:
-    """Reads what `write_reader` stored.
+    """Reads a file of `write_reader`.
 
     Raises:
-        UserError: When there is none, it is damaged, or it is not one.
+        UserError: When the file is missing or damaged, or contains no patch reader.
     """
     tensors, _ = read_sealed(path)
     if "weight" not in tensors:
-        raise UserError(f"{path} is no reader: it has no weight")
+        raise UserError(f"{path} is not a patch reader: it has no tensor 'weight'")
     return PatchReader(weight=tensors["weight"], position=tensors.get("position"))
 
 
 def adapted_to(path: Path) -> str:
-    """Tells the key that a stored reader is adapted to; empty where there is none.
+    """Returns the id of the key that a stored patch reader is adapted to, or an empty text.
 
     Raises:
-        UserError: When it is damaged.
+        UserError: When the file is damaged.
     """
     return read_sealed(path)[1].get(KEY_ID, "") if path.exists() else ""
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """Flattens a convolution's weight (W, C, p, p) to (W, D); kernels (N, W, D) stay."""
+    """Flattens a convolution's weight (W, C, p, p) to (W, D); keeps kernels (N, W, D)."""
     return weight.flatten(1) if weight.ndim == 4 else weight
 
 
 def _widened(convolution: Any, weight: Tensor) -> KernelPerPatch:
-    """Makes the module with a kernel for every patch that takes a convolution's place."""
+    """Creates the module with a kernel for every patch that replaces a convolution."""
     bias = None if convolution.bias is None else convolution.bias.detach().clone()
     wide = KernelPerPatch(weight.contiguous().clone(), bias, convolution.kernel_size)
     wide.to(convolution.weight.device)
@@ -162,14 +164,14 @@ def _widened(convolution: Any, weight: Tensor) -> KernelPerPatch:
 
 
 def _patch_positions(model: Any) -> torch.Tensor:
-    """Returns the view of the position embedding that belongs to patches (N, W)."""
+    """Returns a view (N, W) of the position embedding of the patches."""
     patches = model.patch_embed.num_patches
     positions: torch.Tensor = model.pos_embed[0, -patches:]
     return positions
 
 
 def _adds_positions(model: Any) -> bool:
-    """Tells whether a position embedding added to tokens is all that the model knows of places."""
+    """Returns True if the model's only position information is added to its tokens."""
     if getattr(model, "pos_embed", None) is None or getattr(model, "rope", None) is not None:
         return False
     attention = getattr(next(iter(getattr(model, "blocks", [])), None), "attn", None)

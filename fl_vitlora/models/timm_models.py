@@ -1,8 +1,8 @@
-"""Builds timm's models by name, and gets the weights that are published for them.
+"""Builds timm's models by name, and gets their published weights.
 
 A name is timm's (`NAME` or `NAME.tag`, also written `timm/NAME.tag`), a repository of the hub
-(`hf-hub:owner/name`), or a folder laid out like one (`local-dir:PATH`: config.json and weights).
-timm finds and downloads weights; they are put into the model by `fitting`, which compares.
+(`hf-hub:owner/name`), or a folder with the same files (`local-dir:PATH`: config.json and weights).
+timm finds and downloads weights. `fitting` compares them with the model and loads them.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _BUILDING = threading.Lock()
 
 @dataclass
 class Loader:
-    """What timm would load into a model, and how it would convert it.
+    """The weights that timm would load into a model, and the filter that converts them.
 
     Attributes:
         config: timm's description of the weights.
-        convert: timm's filter for checkpoints, if the model has one.
-        strict: True if timm insists on all names; otherwise it leaves out a pooling head.
+        convert: timm's filter for checkpoints, or None if the model has none.
+        strict: True if timm requires all names; otherwise timm ignores a pooling head.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Loader:
         strict: bool = True,
         **kwargs: object,
     ) -> None:
-        """Takes the place of timm's `load_pretrained`, and only remembers."""
+        """Replaces timm's `load_pretrained`; it records its arguments and loads nothing."""
         del args, kwargs
         self.strict = strict
         self.config = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
@@ -70,11 +70,11 @@ class Loader:
 
 
 def resolved_name(name: str, bundled: Mapping[str, Any]) -> str:
-    """Turns a name into one that timm's factory takes.
+    """Converts a model's name into one that timm's factory accepts.
 
     Args:
-        name: The user's.
-        bundled: Models that ship with this package, for suggestions.
+        name: The name that the user gave.
+        bundled: The models that ship with this package, for suggestions.
 
     Raises:
         UserError: When timm knows no such model or tag, or the folder does not exist.
@@ -108,15 +108,16 @@ def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Modu
     """Builds a model with random weights and without a head.
 
     Args:
-        name: As `resolved_name` returns it.
-        arguments: Image and patch size, if they are asked for.
-        asked: The user's name, for messages.
+        name: A name that `resolved_name` returned.
+        arguments: Image and patch size, if the user set them.
+        asked: The name that the user gave, for messages.
 
     Returns:
-        The model, and what would be loaded into it.
+        The model, and the loader that describes its published weights.
 
     Raises:
-        UserError: When it cannot be built at these sizes, or its description is not to be had.
+        UserError: When the model cannot be built at these sizes, or its description is not
+            available.
     """
     import timm
 
@@ -131,7 +132,7 @@ def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Modu
             model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **arguments)
     except TypeError as error:
         raise UserError(
-            f"model {asked} takes no other image or patch size ({one_line(error)})"
+            f"model {asked} does not accept another image or patch size ({one_line(error)})"
         ) from error
     except (*UNREADABLE, AssertionError) as error:
         raise UserError(f"model {asked} cannot be built ({one_line(error)})") from error
@@ -139,13 +140,17 @@ def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Modu
 
 
 def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
-    """Gets the weights that are published for a model: from the hub's cache, the hub, or a folder.
+    """Gets the published weights of a model from the hub's cache, the hub, or a folder.
+
+    Args:
+        loader: The loader that `create` returned.
+        asked: The name that the user gave, for messages.
 
     Returns:
-        Where they are from, and the tensors.
+        The origin of the weights, and the tensors by name.
 
     Raises:
-        UserError: When there are none, or they are not to be had.
+        UserError: When the model has no published weights, or they are not available.
     """
     kind, place = _source(loader, asked)
     if kind == "local-dir":
@@ -156,38 +161,38 @@ def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
         with hub_weights.without_retries(), warnings.catch_warnings(action="ignore"):
             content = _download(kind, place)
     except (*UNREADABLE, AssertionError) as error:
-        raise _not_to_be_had(asked, one_line(error)) from error
+        raise _unavailable(asked, one_line(error)) from error
     where = place if isinstance(place, str) else "/".join(place)
     return f"{kind}:{where}", tensors_of(content, f"of {where}")
 
 
 def check_at_hand(loader: Loader, asked: str) -> None:
-    """Refuses published weights that are neither in the cache nor to be had, within seconds.
+    """Refuses, within seconds, published weights that are neither in the cache nor on the hub.
 
     Raises:
-        UserError: When the hub cannot be reached.
+        UserError: When the weights are not in the cache and the hub cannot be reached.
     """
     kind, place = _source(loader, asked)
     if kind != "hf-hub" or hub_weights.reachable():
         return
     repository, *files = (place,) if isinstance(place, str) else place
     if not hub_weights.is_cached(repository, *files, *hub_weights.FILES):
-        raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
+        raise _unavailable(asked, f"{repository} is not in the cache, and no hub can be reached")
 
 
 def _check_described(name: str, asked: str) -> None:
-    """Refuses a model of the hub whose description is neither in the cache nor to be had."""
+    """Refuses a model of the hub if its description is not in the cache and the hub is offline."""
     repository = name.removeprefix(HUB)
     described = not name.startswith(HUB) or hub_weights.is_cached(repository, "config.json")
     if not described and not hub_weights.reachable():
-        raise _not_to_be_had(asked, f"{repository} is not in the cache, and no hub can be reached")
+        raise _unavailable(asked, f"{repository} is not in the cache, and no hub can be reached")
 
 
 @contextlib.contextmanager
 def _loads_with(loader: Loader) -> Iterator[None]:
-    """Lets timm's factory hand weights and filter of a model to a loader, for a while.
+    """Makes timm's factory pass the weights and filter of a model to a loader, within a block.
 
-    The filter of a model can be had in no other way: factories make it of the model's variant.
+    There is no other way to get the filter: factories create it from the model's variant.
     """
     from timm.models import _builder
 
@@ -201,26 +206,30 @@ def _loads_with(loader: Loader) -> Iterator[None]:
 
 
 def _source(loader: Loader, asked: str) -> tuple[str, Any]:
-    """Asks timm where the weights of a model are."""
+    """Returns the kind and the place of a model's published weights, as timm describes them.
+
+    Raises:
+        UserError: When timm has no weights for the model, or only in another library's format.
+    """
     from timm.models._builder import _resolve_pretrained_source
 
     kind, place = _resolve_pretrained_source(dict(loader.config))
     if not kind:
         raise UserError(
-            f"timm has no weights for {asked}; give a file: --set model.weights=FILE, or train "
-            "from nothing: --set model.weights=random"
+            f"timm has no weights for {asked}; give a file: --set model.weights=FILE, or start "
+            "from random weights: --set model.weights=random"
         )
     custom = loader.config.get("custom_load")
     if (custom and kind == "url") or (custom == "hf" and not isinstance(place, str)):
         raise UserError(
-            f"weights of {asked} are published in a format of another library only; give a file "
+            f"weights of {asked} are published only in a format of another library; give a file "
             "of safetensors or torch: --set model.weights=FILE"
         )
     return kind, place
 
 
 def _download(kind: str, place: Any) -> Mapping[str, Any]:
-    """Lets timm read published weights; tensors alone, no code."""
+    """Downloads published weights with timm; it reads tensors only and runs no code."""
     from timm.models import _hub
     from torch.hub import load_state_dict_from_url
 
@@ -234,9 +243,9 @@ def _download(kind: str, place: Any) -> Mapping[str, Any]:
     return downloaded
 
 
-def _not_to_be_had(asked: str, cause: str) -> UserError:
+def _unavailable(asked: str, cause: str) -> UserError:
     return UserError(
-        f"weights of {asked} cannot be had from the hub ({cause}); offline, give a file: --set "
-        "model.weights=FILE, or a folder: --model local-dir:PATH, or train from nothing: --set "
-        "model.weights=random"
+        f"weights of {asked} are not available from the hub ({cause}); offline, give a file: --set "
+        "model.weights=FILE, or a folder: --model local-dir:PATH, or start from random weights: "
+        "--set model.weights=random"
     )

@@ -1,7 +1,8 @@
-"""Reads a file of weights as data: safetensors, or a file of torch, of which no code is ever run.
+"""Reads a file of weights, of safetensors or torch, as data: code inside the file is never run.
 
 The result is flat: tensors by dotted names, so that `{"model": {"cls_token": t}}` becomes
-`{"model.cls_token": t}`. What is no tensor (epochs, options, optimiser steps) is left out.
+`{"model.cls_token": t}`. Entries that are not tensors (epochs, options, optimiser steps) are
+ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from fl_vitlora.errors import UserError, shown
 
 HEADER_LENGTH = 8  # bytes before the JSON header of a safetensors file
-DEEPEST = 8  # mappings in mappings
+DEEPEST = 8  # levels of nested mappings that are searched for tensors
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 UNREADABLE = (
     AttributeError,
@@ -40,20 +41,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads all tensors of a file, on the CPU.
 
     Args:
-        path: A file of safetensors or of `torch.save`; its content decides which, not its name.
+        path: A file of safetensors or of `torch.save`; the content decides the format, not the
+            name.
 
     Returns:
         The tensors by their dotted names.
 
     Raises:
-        UserError: When the file cannot be read, holds no tensor, or needs code to be read.
+        UserError: When the file cannot be read, contains no tensor, or needs code to be read.
     """
     try:
         content = load_file(path) if _is_safetensors(path) else _load_torch(path)
     except UnpicklingError:
         raise UserError(
             f"weights {path} need code to be read{_unsafe(path)}, and only tensors are read; save "
-            "them anew with safetensors.torch.save_file, or as torch.save(model.state_dict(), FILE)"
+            "them again with safetensors.torch.save_file or torch.save(model.state_dict(), FILE)"
         ) from None
     except UNREADABLE as error:
         raise UserError(
@@ -64,14 +66,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
-    """Flattens what a file holds.
+    """Flattens the content of a file of weights.
 
     Args:
-        content: A mapping of tensors, and of mappings of them.
+        content: A mapping whose values are tensors or again such mappings.
         where: The file, for messages.
 
     Raises:
-        UserError: When there is no tensor in it, two of one name, or a sparse or quantised one.
+        UserError: When the content has no tensor, two tensors of one name, or a sparse or quantised
+            tensor.
 
     Example:
         >>> list(tensors_of({"model": {"a": torch.zeros(1)}, "epoch": 3}, "FILE"))
@@ -92,10 +95,10 @@ def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
 
 
 def weights_in_folder(folder: Path) -> Path:
-    """Finds the one file of weights in a folder that is laid out as on the hub.
+    """Finds the file of weights in a folder that has the files of a hub repository.
 
     Raises:
-        UserError: When there is none, or several without a known name.
+        UserError: When there is no such file, or several without a known name.
     """
     known = [folder / name for name in FOLDER_FILES if (folder / name).is_file()]
     endings = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -109,7 +112,7 @@ def weights_in_folder(folder: Path) -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """Writes an error's kind and the beginning of its message."""
+    """Returns an error's type and the beginning of its message, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
@@ -130,9 +133,9 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _load_torch(path: Path) -> Any:
-    """Loads a file of torch; the options of a training script are the only object allowed."""
+    """Loads a file of torch; the only objects allowed are tensors and a script's options."""
     with (
-        path.open("rb") as file,  # of a name, torch would look at the ending
+        path.open("rb") as file,  # given a name, torch would decide by its ending
         torch.serialization.safe_globals([argparse.Namespace]),
         warnings.catch_warnings(action="ignore"),
     ):

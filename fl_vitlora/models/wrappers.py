@@ -1,8 +1,8 @@
-"""Finds a model's tensors among those of a file, whatever wraps them.
+"""Finds a model's tensors among those of a file, below any prefix.
 
 Training scripts store a model below other names: `model`, `state_dict`, `module.` (data parallel),
 `_orig_mod.` (compiled), `teacher.backbone.` (self-supervised), `model.` (Lightning). None of these
-names is guessed: a prefix is what stands before names that the model has itself.
+names is guessed: a prefix is the text in front of names that the model itself has.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRAPPERS = (
     "state_dict_ema",
     "teacher",
 )
-ENOUGH = 0.5  # of the most names that any prefix finds
+ENOUGH = 0.5  # share of the most names that any prefix finds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +54,16 @@ class Found:
 def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: str) -> Found:
     """Finds the tensors of a model in a file.
 
-    Of several copies the averaged one (`model_ema`) is taken, then the teacher, as the scripts that
-    write such files do; copies that nothing distinguishes are refused.
+    If there are several copies, the averaged one (`model_ema`) is chosen first and then the
+    teacher, as the scripts that write such files do. Copies that no rule distinguishes are refused.
 
     Args:
         tensors: All tensors of the file, by dotted names.
-        expected: The names that the model has for its own.
+        expected: The model's own names of its tensors.
         where: The file, for messages.
 
     Raises:
-        UserError: When there are several copies that differ and no rule says which to take.
+        UserError: When several copies differ and no rule says which one to choose.
 
     Example:
         >>> file = {"teacher.backbone.a": torch.ones(1), "student.backbone.a": torch.zeros(1)}
@@ -75,8 +75,8 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
     chosen, *rest = sorted(copies, key=rank)
     if rest and rank(chosen) == rank(rest[0]) and not _same(tensors, chosen, rest[0]):
         raise UserError(
-            f"weights {where} hold several models, {chosen or 'without a prefix'} and "
-            f"{rest[0] or 'without a prefix'}; save the tensors of one in a file of its own"
+            f"weights {where} contain several models, {chosen or 'without a prefix'} and "
+            f"{rest[0] or 'without a prefix'}; save the tensors of one model in a separate file"
         )
     roots = tuple(_root(other, chosen) for other in rest)
     own, others = {}, {}
@@ -91,7 +91,7 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
 
 
 def copies_of(names: Collection[str], expected: Collection[str]) -> list[str]:
-    """Lists the prefixes below which a file has most of a model's names; one at least.
+    """Lists the prefixes below which a file has most of a model's names; there is at least one.
 
     Example:
         >>> copies_of(["net.a", "net.b", "c.b"], ["a", "b"]), copies_of(["x"], ["a"])
@@ -110,7 +110,7 @@ def copies_of(names: Collection[str], expected: Collection[str]) -> list[str]:
 
 
 def rank(prefix: str) -> int:
-    """Tells which of several copies comes first: averaged ones, teachers, the others, students."""
+    """Returns the order of a copy: 0 for averaged copies, 1 for teachers, 2 others, 3 students."""
     parts = prefix.split(".")
     if any(AVERAGED.fullmatch(part) for part in parts):
         return 0
@@ -120,7 +120,7 @@ def rank(prefix: str) -> int:
 
 
 def without_wrapper(tensors: Mapping[str, Tensor]) -> Found:
-    """Takes off what stands before most names, for files that name tensors in another way."""
+    """Removes the prefix of most names, for files that use other names for tensors."""
     prefix = _common_wrapper(tensors)
     own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
     others = {
@@ -132,7 +132,7 @@ def without_wrapper(tensors: Mapping[str, Tensor]) -> Found:
 
 
 def _common_wrapper(names: Collection[str]) -> str:
-    """Returns the wrappers of training scripts that stand before the most names.
+    """Returns the prefix of training scripts' wrappers that most names share.
 
     Example:
         >>> _common_wrapper(["model.module.x", "model.module.y", "optimizer.z"])
@@ -149,7 +149,7 @@ def _common_wrapper(names: Collection[str]) -> str:
 
 
 def _root(other: str, chosen: str) -> str:
-    """Returns the shortest prefix that tells another copy from the chosen one.
+    """Returns the shortest prefix that distinguishes another copy from the chosen one.
 
     Example:
         >>> _root("s.student.backbone.", "s.teacher.backbone."), _root("", "ema.")

@@ -1,4 +1,4 @@
-"""Byzantine (hostile) clients, for research: their choice, and what they send as updates.
+"""Byzantine (hostile) clients, for research: their choice, and the updates that they send.
 
 A hostile client trains like any other client, and then multiplies its update Δ by a number:
 
@@ -48,12 +48,12 @@ def kind_of(config: Config, client: int) -> Attack | None:
 
 
 def corrupt(delta: Mapping[str, Tensor], kind: Attack, factor: float) -> State:
-    """Turns an update into what a hostile client sends.
+    """Returns the update that a hostile client sends instead of its own.
 
     Args:
-        delta: Update from the client's training.
-        kind: Kind of the attack.
-        factor: Factor c of the attack ``scale``; the others ignore it.
+        delta: The update of the client's training.
+        kind: The kind of the attack.
+        factor: The factor c of the attack ``scale``; the other attacks ignore it.
 
     Returns:
         A new update with the same tensors.
@@ -77,20 +77,22 @@ def check(config: Config) -> None:
     """Checks that the settings name both attacks and hostile clients, and leave an honest client.
 
     Raises:
-        UserError: If the settings of the attack do not fit together; names a choice that works.
+        UserError: If the settings of the attack do not fit together; the message names settings
+            that would.
     """
     attack = config.attack
     if attack.kinds and not attack.clients:
         raise UserError(
-            f"attack.kinds {','.join(attack.kinds)}: no client is hostile; say how many: "
-            "attack.clients=6"
+            f"attack.kinds {','.join(attack.kinds)}: no client is hostile; set the number of "
+            "hostile clients: attack.clients=6"
         )
     if attack.clients and not attack.kinds:
         raise UserError(
-            f"attack.clients {attack.clients}: say what they do: attack.kinds=[sign_flip,scale,nan]"
+            f"attack.clients {attack.clients}: set the kinds of attack: "
+            "attack.kinds=[sign_flip,scale,nan]"
         )
     if attack.clients >= config.clients:
         raise UserError(
             f"attack.clients {attack.clients}: at least one of {config.clients} clients must be "
-            f"honest; take at most {config.clients - 1}"
+            f"honest; expected at most {config.clients - 1}"
         )

@@ -1,4 +1,4 @@
-"""Unreliable clients, as every federation has them: their choice, and when and how they fail.
+"""Unreliable clients, as every federation has them: their choice, and their faults.
 
 In every round an unreliable client fails with probability `faults.rate`, before it trains:
 
@@ -71,21 +71,22 @@ def check(config: Config) -> None:
     """Checks that the settings name both faults and clients, and not more clients than exist.
 
     Raises:
-        UserError: If the settings of the faults do not fit together; names a choice that works.
+        UserError: If the settings of the faults do not fit together; the message names settings
+            that would.
     """
     faults = config.faults
     if faults.kinds and not faults.clients:
         raise UserError(
-            f"faults.kinds {','.join(faults.kinds)}: no client is unreliable; say how many: "
-            "faults.clients=5"
+            f"faults.kinds {','.join(faults.kinds)}: no client is unreliable; set the number of "
+            "unreliable clients: faults.clients=5"
         )
     if faults.clients and not faults.kinds:
         raise UserError(
-            f"faults.clients {faults.clients}: say what happens to them: "
+            f"faults.clients {faults.clients}: set the kinds of fault: "
             "faults.kinds=[raise,crash,slow]"
         )
     if faults.clients > config.clients:
         raise UserError(
-            f"faults.clients {faults.clients}: there are {config.clients} clients; take at most "
-            f"{config.clients}"
+            f"faults.clients {faults.clients}: the experiment has {config.clients} clients; "
+            f"expected at most {config.clients}"
         )

@@ -1,8 +1,8 @@
-"""The rank of the low-rank matrices at each client, if clients differ in what they can train.
+"""The rank of the low-rank matrices at each client, if clients have different ranks.
 
 Either `finetuning.client_ranks` lists one rank for each client; or it lists a few ranks, and
-`finetuning.rank_shares` says which share of the clients gets each. The numbers of clients are
-exact: another seed changes which clients have a rank, but not how many.
+`finetuning.rank_shares` sets the share of the clients that gets each rank. The numbers of clients
+are exact: another seed changes which clients have a rank, but not how many.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rank_of(config: Config, client: int) -> int | None:
 
     Args:
         config: The experiment.
-        client: Number of the client.
+        client: The number of the client.
 
     Example:
         >>> from fl_vitlora.config import load
@@ -52,8 +52,8 @@ def quotas(shares: Sequence[float], total: int) -> list[int]:
     Among equal remainders the first share gets the unit.
 
     Args:
-        shares: Shares that are not negative and not all zero; only their ratios matter.
-        total: Sum of the parts.
+        shares: The shares, not negative and not all zero; only their ratios matter.
+        total: The sum of the parts.
 
     Returns:
         The parts; each differs from share · total by less than one.
@@ -74,7 +74,7 @@ def check(config: Config) -> None:
     """Checks that the ranks fit the clients, the shares and the fine-tuning method.
 
     Raises:
-        UserError: If they do not fit; says what was expected.
+        UserError: If they do not fit; the message states what was expected.
     """
     tuning = config.finetuning
     ranks, shares = tuning.client_ranks, tuning.rank_shares
@@ -82,17 +82,17 @@ def check(config: Config) -> None:
         return
     if not ranks:
         raise UserError(
-            "finetuning.rank_shares: say which ranks they are for: finetuning.client_ranks=[1,2,4]"
+            "finetuning.rank_shares: set the ranks of these shares: finetuning.client_ranks=[1,2,4]"
         )
     if not method_of(tuning).low_rank:
         raise UserError(
             f"finetuning.client_ranks: method {tuning.method} has no low-rank matrices; "
-            "take lora or lora+patch_embed"
+            "choose lora or lora+patch_embed"
         )
     if not shares and len(ranks) != config.clients:
         raise UserError(
             f"finetuning.client_ranks: expected a rank for each of {config.clients} clients, got "
-            f"{len(ranks)}; to deal them by shares: finetuning.rank_shares"
+            f"{len(ranks)}; to assign them by shares, set finetuning.rank_shares"
         )
     if shares and len(shares) != len(ranks):
         raise UserError(

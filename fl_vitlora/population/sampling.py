@@ -10,6 +10,7 @@ import torch
 from fl_vitlora.config import Config
 from fl_vitlora.finetuning.methods import method_of
 from fl_vitlora.rng import generator
+from fl_vitlora.training.optimizers import is_entrywise
 
 BUNDLES_A_ROUND = 8
 IMAGES_A_STEP = 64
@@ -19,11 +20,11 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
     """Chooses the participants of a round.
 
     Args:
-        clients: Numbers of all clients.
-        fraction: Share of the clients to choose, in (0, 1]. The number is rounded up, so at least
-            one client is chosen.
+        clients: The numbers of all clients.
+        fraction: The share of the clients to choose, in (0, 1]. The number of clients is rounded
+            up, so at least one client is chosen.
         seed: The run's seed.
-        server_round: Number of the round, from 1.
+        server_round: The number of the round, from 1.
 
     Returns:
         The numbers of the participants, sorted.
@@ -42,9 +43,9 @@ def trained_together(config: Config) -> int:
 
     This is the setting `engine.cohort` if it is given. Otherwise it is an eighth of a round's
     participants, so that eight workers have work. The batch then has at most 64 images a step,
-    about what the cache of a core holds. It is 1 where the clients of the method cannot share a
-    batch, as in full fine-tuning. The number does not depend on the number of workers, because the
-    rounding of sums would then depend on it too.
+    about as many as the cache of a core can hold. The number is 1 if clients cannot share a batch:
+    in full fine-tuning, for example, or with an optimiser that is not entrywise. It does not depend
+    on the number of workers, because the rounding of sums would then depend on it too.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
@@ -52,7 +53,7 @@ def trained_together(config: Config) -> int:
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
-    if not method_of(config.finetuning).stackable:
+    if not (method_of(config.finetuning).stackable and is_entrywise(config.training)):
         return 1
     participants = cohort_size(config.clients, config.fraction)
     most = IMAGES_A_STEP // config.training.batch_size

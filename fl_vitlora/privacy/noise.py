@@ -3,7 +3,7 @@
 No client can move the mean of a round by more than C/K. Larger noise hides whether a client took
 part:
 
-    client   Δₖ ← Δₖ · min(1, C / ‖Δₖ‖)                   C clipping norm, over all that it sends
+    client   Δₖ ← Δₖ · min(1, C / ‖Δₖ‖)                   C clipping norm, over all tensors sent
     server   Δ = 1/K · Σ Δₖ + N(0, (z·C/K)²)              z noise multiplier, in every scalar
 
 K is the number of clients that were asked, which is known before the round; an absent client counts
@@ -71,8 +71,8 @@ def bounded(delta: State, report: State, most: float) -> tuple[State, State, boo
     """Scales a client's delta and report together to a norm of at most C, at the client.
 
     Args:
-        delta: Change of the tensors by training.
-        report: Additional tensors that the strategy sends; may be empty.
+        delta: The change of the tensors by training.
+        report: Additional tensors that the strategy sends; the mapping may be empty.
         most: The clipping norm C.
 
     Returns:
@@ -92,8 +92,8 @@ def mean_update(updates: Sequence[Update], weights: Sequence[float]) -> Update:
     """Averages updates to a single update that represents all of them.
 
     Args:
-        updates: At least one update; all have the same tensors.
-        weights: Weight of each update: its number of samples, or equal weights.
+        updates: The updates, at least one; all have the same tensors.
+        weights: The weight of each update: its number of samples, or equal weights.
 
     Returns:
         The mean update, whose client is `SEVERAL`.
@@ -128,10 +128,10 @@ def released(
 
     Args:
         update: The mean of the bounded updates with equal weights, over the clients that answered.
-        cohort: Number K of clients that were asked.
+        cohort: The number K of clients that were asked.
         clipping_norm: The clipping norm C.
         noise_multiplier: The noise multiplier z.
-        key: Key of the noise, 32 bytes; every round needs another key.
+        key: The key of the noise, 32 bytes; every round needs another key.
 
     Returns:
         The update with noise on every scalar of delta and report. The loss is unchanged.

@@ -32,7 +32,7 @@ requires a `LegacyContext`, and its mod (`flwr.client.mod`) requires replies tha
 Both are older than the Message API on which today's strategies run. SecAgg+ needs four exchanges a
 round, and rounds each number stochastically to 22 bits.
 
-All functions except `draw_secret` are pure: they take and return what a client must remember.
+All functions except `draw_secret` are pure: they take and return the state that a client keeps.
 
 K clients of a roster, W words of a vector.
 
@@ -71,9 +71,9 @@ class Member:
     """One participant of a secure sum.
 
     Attributes:
-        client: Number of the client.
-        share: Share p of the client in the mean, in (0, 1).
-        key: Public key of the client, 32 bytes.
+        client: The number of the client.
+        share: The share p of the client in the mean, in (0, 1).
+        key: The public key of the client, 32 bytes.
     """
 
     client: int
@@ -86,9 +86,9 @@ class Roster:
     """The list of participants of a secure sum; the server sends the same list to all of them.
 
     Attributes:
-        round: Number of the round, from 1; it grows with every sum of a run.
-        members: At least three participants, sorted by client number, with Σ share <= 1.
-        limit: Range R of the fixed-point numbers, equal for all participants.
+        round: The number of the round, from 1; it grows with every sum of a run.
+        members: The participants, at least three, sorted by client number, with Σ share <= 1.
+        limit: The range R of the fixed-point numbers, equal for all participants.
 
     Raises:
         ValueError: If there are too few participants, or a number, share or key is invalid.
@@ -102,7 +102,7 @@ class Roster:
         clients, keys = [m.client for m in self.members], {m.key for m in self.members}
         if len(clients) < FEWEST:
             raise ValueError(
-                f"a secure sum of {len(clients)} would reveal its parts; it takes {FEWEST} clients"
+                f"a secure sum of {len(clients)} would reveal its parts; it needs {FEWEST} clients"
             )
         ordered = all(low < high for low, high in pairwise(clients))
         if not ordered or len(keys) < len(clients) or {len(key) for key in keys} != {KEY_BYTES}:
@@ -147,10 +147,10 @@ class Secret:
     """The secret state that a client keeps from message to message.
 
     Attributes:
-        client: Number of the client.
-        private: Private key, 32 bytes.
-        roster: Roster of the last sum for which the client masked a vector.
-        dropped: Clients of this roster whose seeds the client has revealed.
+        client: The number of the client.
+        private: The private key, 32 bytes.
+        roster: The roster of the last sum for which the client masked a vector, or None.
+        dropped: The clients of this roster whose seeds the client has revealed.
     """
 
     client: int
@@ -173,9 +173,9 @@ def pair_seed(secret: Secret, roster: Roster, other: int) -> bytes:
     """Derives the common seed of two participants; both derive the same seed.
 
     Args:
-        secret: Secret state of one participant.
-        roster: Roster of the sum.
-        other: Number of the other participant.
+        secret: The secret state of one participant.
+        roster: The roster of the sum.
+        other: The number of the other participant.
 
     Returns:
         The seed, 32 bytes.
@@ -193,9 +193,9 @@ def mask(client: int, seeds: Seeds, length: int) -> Words:
     """Returns a client's mask: Σ_{j>i} stream(seedⱼ) - Σ_{j<i} stream(seedⱼ), modulo 2³².
 
     Args:
-        client: Number i of the client.
-        seeds: Seeds by the number j of the other client.
-        length: Number W of words.
+        client: The number i of the client.
+        seeds: The seeds by the number j of the other client.
+        length: The number W of words.
 
     Returns:
         The mask, uint32 (W,).
@@ -213,8 +213,8 @@ def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Sec
     """Masks a client's vector, at the client.
 
     Args:
-        secret: Secret state of the client.
-        roster: Roster of the sum.
+        secret: The secret state of the client.
+        roster: The roster of the sum.
         words: The vector x, uint32 (W,), with the same W at every participant.
 
     Returns:
@@ -241,8 +241,8 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
     """Reveals the seeds shared with clients that dropped out of the last sum, at a client.
 
     Args:
-        secret: Secret state of the client.
-        server_round: Number of the round of the sum.
+        secret: The secret state of the client.
+        server_round: The number of the round of the sum.
         dropped: All clients that have dropped out of the sum so far.
 
     Returns:
@@ -260,7 +260,7 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
     if not dropped <= roster.clients or secret.client not in left or len(left) < FEWEST_LEFT:
         raise ValueError(
             f"clients {sorted(dropped)} cannot have dropped out of {sorted(roster.clients)}: "
-            f"at least {FEWEST_LEFT} must be left, client {secret.client} one of them"
+            f"at least {FEWEST_LEFT} must remain, including client {secret.client}"
         )
     if not secret.dropped <= dropped:
         raise ValueError("a client that dropped out of a sum cannot come back into it")
@@ -280,10 +280,10 @@ def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, f
     with a dropped client would unmask its vector, so the server deletes that vector before it asks.
 
     Args:
-        roster: Roster of the sum.
+        roster: The roster of the sum.
         masked: The masked vector y of each client whose vector arrived, uint32 (W,). The mapping is
             emptied; the caller must keep no other reference to the vectors.
-        ask: Function that asks the remaining clients for seeds.
+        ask: A function that asks the remaining clients for seeds.
 
     Returns:
         The sum Σ x mod 2³² of the remaining clients, uint32 (W,), and the numbers of these clients.

@@ -78,9 +78,10 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
             else "not reached"
         )
     if result["stopped"]:
-        remarks["stopped"] = (
-            f"the budget allows {result['rounds']} of {result['rounds_planned']} rounds"
+        told = (
+            "the strategy ends it after" if result["stopped"] == "strategy" else "the budget allows"
         )
+        remarks["stopped"] = f"{told} {result['rounds']} of {result['rounds_planned']} rounds"
     for change in result["changes"]:
         settings = ", ".join(
             f"{name} {was} -> {now}" for name, (was, now) in change["changed"].items()

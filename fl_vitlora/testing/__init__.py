@@ -20,14 +20,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fl_vitlora.strategy import Strategy
+from fl_vitlora.testing.blaming import StrategyError
 from fl_vitlora.testing.made_up import made_up_model
-from fl_vitlora.testing.play import StrategyError, made_up_updates
+from fl_vitlora.testing.observer import ObserverError, check_observer
+from fl_vitlora.testing.play import made_up_updates
 from fl_vitlora.testing.rules import RULES, Rule
 from fl_vitlora.testing.understood import understood
 
 __all__ = [
     "Finding",
+    "ObserverError",
     "StrategyError",
+    "check_observer",
     "check_strategy",
     "findings",
     "made_up_model",

@@ -13,12 +13,23 @@ from typing import Any
 
 from fl_vitlora.config.settings import check_defaults
 from fl_vitlora.strategy import ClientPlan, Strategy
+from fl_vitlora.strategy.extras import OFFERED, wants
 from fl_vitlora.testing.returned import ContractError
 
 FLAGS = ("low_rank", "any_rank", "sums_suffice")
 ADAPTERS = ("lora", "lora_xs", "sandwich")
-HALVES = ("plan", "broadcast", "drift", "report", "aggregate")
-CONTRACT = (*HALVES, *FLAGS, "personal", "rebased", "adapter")
+HALVES = (
+    "select",
+    "plan",
+    "broadcast",
+    "penalty",
+    "drift",
+    "report",
+    "aggregate",
+    "metrics",
+    "should_stop",
+)
+CONTRACT = ("objection", *HALVES, *FLAGS, "personal", "rebased", "adapter")
 LIKENESS = 0.85  # from which on a name is taken for a misspelt one
 FORM = "fields need a frozen, keyword-only dataclass and types: @dataclass(frozen=True, " + (
     "kw_only=True), and then NAME: float = 0.5"
@@ -91,11 +102,14 @@ def _expect_arguments(strategy: Strategy, half: str) -> None:
     """Looks whether a half can be called as a run calls it."""
     method, expected = getattr(strategy, half), inspect.signature(getattr(Strategy, half))
     names = list(expected.parameters)
+    optional = OFFERED.get(half, ())
     told = f"{half}({', '.join(names)})"
+    told += f", and beside them {' or '.join(optional)} by name" if optional else ""
     if not callable(method):
         raise ContractError(f"{half} is {method!r:.40}, expected a method {told}")
     try:
-        inspect.signature(method).bind(*names[1:])
+        named = {name: None for name in optional if wants(method, name)}
+        inspect.signature(method).bind(*names[1:], **named)
     except TypeError:
         own = ", ".join(map(_without_type, inspect.signature(method).parameters.values()))
         raise ContractError(

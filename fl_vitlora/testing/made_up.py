@@ -1,6 +1,6 @@
-"""A model and deltas for checks: small, and of the names that real ones have.
+"""A small made-up model and made-up deltas for checks, with the tensor names of a real model.
 
-All numbers fit into bfloat16, so that they are the same in every type.
+All numbers can be represented in bfloat16, so they are the same in every floating type.
 
 r rank, D width.
 """
@@ -15,7 +15,7 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 
 RANK, WIDTH, CLASSES = 2, 6, 3
-BLOCKS = 40  # of the largest ViT
+BLOCKS = 40  # the number of blocks of the largest ViT
 
 CLIENTS = (0, 1, 2, 3)
 SAMPLES = (40, 30, 20, 10)
@@ -29,7 +29,7 @@ WITH_R = {**FACTORS, lowrank.R: (RANK, RANK)}
 
 
 def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
-    """Names all tensors that clients have beside the frozen weights, the personal ones too."""
+    """Returns the shapes of all tensors that clients train, including personal tensors, by name."""
     xs = strategy is not None and strategy.adapter in LORA_XS
     return {
         "patch_embed.proj.weight": (WIDTH, 3, 2, 2),
@@ -46,9 +46,9 @@ def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
 
 
 def known_names(strategy: Strategy) -> list[str]:
-    """Names the tensors above, and all that a ViT of timm may have beside them.
+    """Returns the names of the tensors above and of all others that a ViT of timm may have.
 
-    A plan may well speak of what this small model lacks: other layers, or a whole backbone.
+    A plan may name tensors that this small model lacks: other layers, or a whole backbone.
     """
     layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     others = {"k": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
@@ -69,10 +69,11 @@ def known_names(strategy: Strategy) -> list[str]:
 
 
 def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.float32) -> State:
-    """Makes a small model, the same in every call.
+    """Makes a small model, the same one in every call.
 
     Args:
-        strategy: Whose adapters it has, and whose personal tensors are left out; FedAvg's if none.
+        strategy: The strategy that decides the adapters of the model; its personal tensors are
+            omitted. None stands for FedAvg.
         dtype: The type of the tensors.
 
     Returns:
@@ -84,17 +85,17 @@ def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.f
 def made_up_delta(
     strategy: Strategy, server_round: int, client: int, size: float, dtype: torch.dtype
 ) -> State:
-    """Makes what a client's training might have changed, frozen tensors included.
+    """Makes a delta as a client's training might produce it, including frozen tensors.
 
     Args:
         strategy: The strategy that the model is made for.
         server_round: The number of the round, from 1; another round gives other numbers.
-        client: One of `CLIENTS`; another client gives other numbers.
-        size: Standard deviation; 0 for a client that changed nothing.
+        client: A client of `CLIENTS`; another client gives other numbers.
+        size: The standard deviation of the numbers; 0 for a client that changed nothing.
         dtype: The type of the tensors.
 
     Returns:
-        Tensors of all the model's names.
+        A delta with all names of the model.
     """
     return _random(strategy, generator(0, "delta", server_round, client), size, dtype)
 

@@ -5,8 +5,8 @@
     def test_my_method():
         check_method(MyPart(gain=2.0))
 
-The same from the command line: ``python simulate.py --check-method my_package.mine:MyPart``. The
-model is the bundled architecture with random weights, so that nothing is downloaded.
+The command line runs the same check: ``python simulate.py --check-method my_package.mine:MyPart``.
+The model is the bundled architecture with random weights, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from fl_vitlora.testing.travel import sent_and_received
 from fl_vitlora.training.stacking import Stack, can_stack
 
 CLASSES, CLIENTS, ROUNDS = 3, (2, 1), 20
-CLOSE, CLOSE_DOUBLE = 1e-4, 1e-9  # of outputs of about 1, in float32 and in float64
+CLOSE, CLOSE_DOUBLE = 1e-4, 1e-9  # tolerances for outputs of about 1, in float32 and in float64
 
 
 class MethodError(AssertionError):
-    """A rule of the contract that a method breaks; the message says how."""
+    """A method breaks a rule of its contract; the message explains how."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A method that is checked.
+    """A method under check.
 
     Attributes:
-        method: The method.
+        method: The fine-tuning method.
     """
 
     method: Method
 
     def plain(self) -> Backbone:
-        """Builds the model without the method, with a head that lets features through."""
+        """Builds the model without the method, with a head that depends on the features."""
         built = backbone.build(ModelConfig(weights="random"), CLASSES, 0)
         head = built.model.get_parameter("head.weight")
         head.data.normal_(std=0.1, generator=generator(0, "check", "head"))
@@ -64,7 +64,7 @@ class Subject:
         return built
 
     def moved(self) -> Backbone:
-        """Builds the model with the method, and moves every trained tensor."""
+        """Builds the model with the method, and changes every trained tensor."""
         built = self.prepared()
         for name, parameter in methods.trainable(built.model).items():
             draw = generator(0, "check", name)
@@ -73,7 +73,7 @@ class Subject:
 
 
 def images(count: int = 2) -> Tensor:
-    """Returns made-up images in [-1, 1], (count, 3, 16, 16)."""
+    """Returns made-up images (count, 3, 16, 16) with pixels in [-1, 1]."""
     return torch.linspace(0, 40, count * 3 * 256).reshape(count, 3, 16, 16).sin()
 
 
@@ -93,13 +93,13 @@ def _draws_the_same(subject: Subject) -> None:
     one, other = (methods.export_state(subject.prepared().model) for _ in range(2))
     for name, tensor in one.items():
         if not torch.equal(tensor, other[name]):
-            raise MethodError(f"two parties with one seed begin with different {name}")
+            raise MethodError(f"two parties with the same seed start with different {name}")
 
 
 def _starts_at_identity(subject: Subject) -> None:
     far = _distance(outputs(subject.plain().model), outputs(subject.prepared().model))
     if not far <= CLOSE:
-        raise MethodError(f"attached and untrained, it changes the outputs by {far:.2g}")
+        raise MethodError(f"the untrained method changes the outputs by {far:.2g}")
 
 
 def _reaches_all(subject: Subject) -> None:
@@ -107,7 +107,7 @@ def _reaches_all(subject: Subject) -> None:
     model(images()).square().sum().backward()
     for name, parameter in methods.trainable(model).items():
         if parameter.grad is None or not parameter.grad.any():
-            raise MethodError(f"{name} is trained and gets no gradient")
+            raise MethodError(f"{name} is trained but gets no gradient")
 
 
 def _keeps_the_rest(subject: Subject) -> None:
@@ -125,7 +125,7 @@ def _keeps_the_rest(subject: Subject) -> None:
     after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in before.items():
         if not torch.equal(tensor, after[name]):
-            raise MethodError(f"{name} is frozen, and two training steps change it")
+            raise MethodError(f"{name} is frozen, but two training steps change it")
 
 
 def _reloads(subject: Subject) -> None:
@@ -149,11 +149,11 @@ def _merges(subject: Subject) -> None:
     plain = subject.plain().model.double()
     names = set(model.state_dict()) ^ set(plain.state_dict())
     if names:
-        raise MethodError(f"merged, it is no plain timm model: {sorted(names)[0]} differs")
+        raise MethodError(f"the merged model is not a plain timm model: {sorted(names)[0]} differs")
     plain.load_state_dict(model.state_dict())
     far = _distance(outputs(plain, images().double()), expected)
     if not far <= CLOSE_DOUBLE:
-        raise MethodError(f"merged, its outputs differ by {far:.2g}; does `merge` lack something?")
+        raise MethodError(f"merging changes the outputs by {far:.2g}; is `merge` complete?")
     return None
 
 
@@ -162,7 +162,7 @@ def _refuses_to_merge(model: nn.Module) -> None:
         methods.merge(model)
     except UserError:
         return
-    raise MethodError("it says that it cannot merge, and merges")
+    raise MethodError("it declares cannot_merge, but it merges")
 
 
 def _leaves_the_reference(subject: Subject) -> None:
@@ -174,7 +174,8 @@ def _leaves_the_reference(subject: Subject) -> None:
     expected = sum(t.numel() for t in fresh.values())
     if counted != expected:
         raise MethodError(
-            f"beside what it adds the model has {counted} numbers, and {expected} without it"
+            f"without the tensors that the method adds, the model has {counted} numbers, "
+            f"expected {expected}"
         )
 
 
@@ -183,13 +184,13 @@ def _travels(subject: Subject) -> None:
     shared = {n: t for n, t in state.items() if not n.endswith(subject.method.personal)}
     for ending in subject.method.personal:
         if not any(name.endswith(ending) for name in state):
-            raise MethodError(f"personal names {ending!r}, with which no trained tensor ends")
+            raise MethodError(f"personal contains {ending!r}, but no trained tensor ends with it")
     received, size = sent_and_received(shared)
     if list(received) != list(shared) or size != sum(4 * t.numel() for t in shared.values()):
         raise MethodError(f"{len(shared)} tensors are sent, {len(received)} arrive in {size} bytes")
     for name, tensor in shared.items():
         if not torch.equal(received[name], tensor):
-            raise MethodError(f"{name} does not arrive as it was sent")
+            raise MethodError(f"{name} differs after it was sent and received")
 
 
 def _stacks(subject: Subject) -> None:
@@ -197,7 +198,7 @@ def _stacks(subject: Subject) -> None:
         return
     built = subject.moved()
     if not can_stack(built.model):
-        raise MethodError("it says stackable, and trains a tensor that no `multiply` applies")
+        raise MethodError("it declares stackable, but trains a tensor that no `multiply` applies")
     first = methods.export_state(built.model)
     states = [first, {name: 0.9 * tensor for name, tensor in first.items()}]
     batch, alone, begin = images(sum(CLIENTS)), [], 0
@@ -207,7 +208,7 @@ def _stacks(subject: Subject) -> None:
         alone.append(outputs(built.model, batch[begin : begin + count]))
         begin += count
     stack.load(states, [reader_of(built)] * len(states))
-    stack.seat(CLIENTS)
+    stack.set_batch_sizes(CLIENTS)
     far = _distance(outputs(stack.model, batch), torch.cat(alone))
     if not far <= CLOSE:
         raise MethodError(f"two clients in one batch get outputs that differ by {far:.2g}")
@@ -218,10 +219,10 @@ def _rests(subject: Subject) -> None:
     for number in range(1, ROUNDS + 1):
         endings = subject.method.rests(number)
         if endings != subject.method.rests(number):
-            raise MethodError(f"rests says something else when it is asked again, round {number}")
+            raise MethodError(f"rests returns another result in a second call, round {number}")
         for ending in endings:
             if not any(name.endswith(ending) for name in names):
-                raise MethodError(f"rests names {ending!r}, with which no exchanged tensor ends")
+                raise MethodError(f"rests returns {ending!r}, but no exchanged tensor ends with it")
         if endings and all(name.endswith(endings) for name in names):
             raise MethodError(f"rests leaves nothing to train in round {number}")
 
@@ -232,13 +233,13 @@ def _retracts(subject: Subject) -> None:
     given: State = clone(state)
     once = subject.method.retract(given)
     if any(not torch.equal(given[name], tensor) for name, tensor in state.items()):
-        raise MethodError("retract writes to the tensors that it is given")
+        raise MethodError("retract changes the tensors that it is given")
     if {n: t.shape for n, t in once.items()} != {n: t.shape for n, t in state.items()}:
-        raise MethodError("retract returns tensors of other names or shapes")
+        raise MethodError("retract returns tensors with other names or shapes")
     for name, tensor in subject.method.retract(clone(once)).items():
         far = _distance(tensor, once[name])
         if not far <= CLOSE:
-            raise MethodError(f"retract moves {name} again by {far:.2g} when it is called twice")
+            raise MethodError(f"a second call of retract changes {name} again, by {far:.2g}")
 
 
 def _shared_names(subject: Subject) -> list[str]:
@@ -251,11 +252,11 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 
 class Rule(NamedTuple):
-    """What a method must do.
+    """A rule that a method must keep.
 
     Attributes:
         told: The rule in words.
-        check: Raises `MethodError` or `UserError` where the rule is broken.
+        check: A function that raises `MethodError` or `UserError` if the rule is broken.
     """
 
     told: str
@@ -264,17 +265,20 @@ class Rule(NamedTuple):
 
 RULES = (
     Rule("finds what it trains in a ViT, and the model uses all of it", _attaches),
-    Rule("begins with the same tensors at every party", _draws_the_same),
-    Rule("leaves the pre-trained tensors, and so the full-fine-tuning re", _leaves_the_reference),
+    Rule("starts with the same tensors at every party", _draws_the_same),
+    Rule(
+        "keeps the pre-trained tensors, and so the full-fine-tuning reference",
+        _leaves_the_reference,
+    ),
     Rule("starts at the pre-trained function", _starts_at_identity),
     Rule("gives every trained tensor a gradient", _reaches_all),
-    Rule("leaves every frozen tensor as it is, bit by bit", _keeps_the_rest),
+    Rule("keeps every frozen tensor, bit by bit", _keeps_the_rest),
     Rule("loads what it exported", _reloads),
-    Rule("computes the same when it is merged, or refuses to merge", _merges),
-    Rule("sends the tensors that it names, four bytes a number", _travels),
-    Rule("computes the same for clients in one batch, if it says so", _stacks),
-    Rule("rests tensors that exist, the same at every time it is asked", _rests),
-    Rule("retracts aggregated tensors to tensors that it leaves as they are", _retracts),
+    Rule("computes the same after merging, or refuses to merge", _merges),
+    Rule("sends the tensors that it names, four bytes per number", _travels),
+    Rule("computes the same for clients in one batch, if it is stackable", _stacks),
+    Rule("rests only tensors that exist, and the same ones in every call", _rests),
+    Rule("retracts aggregated tensors; a second call changes nothing", _retracts),
 )
 
 
@@ -282,10 +286,10 @@ def check_method(method: Part | Method | str) -> None:
     """Checks a fine-tuning method against all rules.
 
     Args:
-        method: A part, a whole method, or the name of one, such as ``bias+norm``.
+        method: A part, a whole method, or the name of a method, such as ``bias+norm``.
 
     Raises:
-        MethodError: If a rule is broken; the message names the first.
+        MethodError: If a rule is broken; the message names the first broken rule.
 
     Example:
         >>> check_method("bias+norm")
@@ -296,12 +300,12 @@ def check_method(method: Part | Method | str) -> None:
 
 
 def findings(method: Part | Method | str) -> list[Finding]:
-    """Checks the rules one after the other, and returns what became of each.
+    """Checks the rules one after the other, and returns a finding for each.
 
-    Where the first rule is broken the others are not tried, since they would find the same.
+    If the first rule is broken, the others are not tried, because they would fail in the same way.
 
     Args:
-        method: The same as in `check_method`.
+        method: A part, a whole method, or the name of a method, such as ``bias+norm``.
     """
     subject, found = Subject(method=_whole(method)), list[Finding]()
     for rule in RULES:
@@ -310,7 +314,7 @@ def findings(method: Part | Method | str) -> list[Finding]:
             rule.check(copy.deepcopy(subject))
         except (MethodError, UserError) as error:
             problem = str(error)
-        except Exception as error:  # the method's own code
+        except Exception as error:  # raised by the method's own code
             problem = " ".join(f"{type(error).__name__}: {error}".split())
         found.append(Finding(rule.told, problem))
         if problem is not None and rule is RULES[0]:

@@ -1,4 +1,4 @@
-"""What the command line says of a fine-tuning method that a user has it check."""
+"""The report of the command line on a fine-tuning method that a user checks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fl_vitlora.testing.method import RULES, findings
 
 
 def named(name: str) -> str:
-    """Returns the name of the method that a user means: a name, or a file with one part.
+    """Returns the name of the method to check, given as a name or as a file with one part.
 
     Args:
         name: A sum of parts, or the path of a Python file, which is imported.
 
     Raises:
-        UserError: When the file cannot be imported, or holds not exactly one part.
+        UserError: When the file cannot be imported, or does not have exactly one part.
     """
     path = Path(name)
     if path.suffix != ".py":
         return read_method(name, "--check-method")
     if not path.is_file():
-        raise UserError(f"--check-method {name}: there is no such file")
+        raise UserError(f"--check-method {name}: no such file")
     module = f"method_in_{path.stem}"
     spec = importlib.util.spec_from_file_location(module, path)
     if spec is None or spec.loader is None or not module.isidentifier():
@@ -58,7 +58,8 @@ def report(config: FineTuningConfig) -> tuple[list[str], list[Finding], int]:
         config: The name of the method and its hyper-parameters.
 
     Returns:
-        What is understood of the method, in lines; the findings; and how many rules were not tried.
+        The description of the method in lines, the findings, and the number of rules that were not
+        tried.
     """
     method = methods.method_of(config)
     found = findings(method)
@@ -66,7 +67,7 @@ def report(config: FineTuningConfig) -> tuple[list[str], list[Finding], int]:
 
 
 def described(method: Method) -> list[str]:
-    """Describes a method in lines.
+    """Returns the description of a method, in lines.
 
     Example:
         >>> described(methods.method_of(FineTuningConfig(method="bias+norm")))[-1]

@@ -7,29 +7,32 @@ comparison of two plays under different circumstances (`rules`).
 from __future__ import annotations
 
 import contextlib
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import FrozenInstanceError, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fl_vitlora import lowrank
-from fl_vitlora.errors import UserError
 from fl_vitlora.privacy.noise import mean_update
 from fl_vitlora.state import State, add
-from fl_vitlora.strategy import ClientPlan, LocalWork, Strategy, Update
+from fl_vitlora.strategy import (
+    SEVERAL,
+    ClientPlan,
+    LocalWork,
+    RoundContext,
+    RoundResult,
+    Strategy,
+    Update,
+)
+from fl_vitlora.strategy.extras import call
 from fl_vitlora.testing import declared, made_up, returned
+from fl_vitlora.testing.blaming import blaming
 from fl_vitlora.testing.returned import ContractError
 
 ROUNDS = 3
 Handover = Callable[[int, str, State], State]
-
-
-class StrategyError(ValueError):
-    """A strategy breaks a rule of its contract; the message says which one and where."""
 
 
 class Ending(NamedTuple):
@@ -90,17 +93,21 @@ class Play:
             updates = []
             for client in clients:
                 update, memories[client] = self.answer(
-                    server_round, client, broadcast, memories.get(client, {})
+                    server_round, client, broadcast, memories.get(client, {}), ending.state
                 )
                 updates.append(update)
             ending = self.aggregate(server_round, ending, self._listed(server_round, updates))
+            self._stop(server_round, clients)
         return ending
 
-    def plan(self, server_round: int) -> ClientPlan:
-        """Asks what clients do."""
+    def plan(
+        self, server_round: int, state: State | None = None, client: int = made_up.CLIENTS[0]
+    ) -> ClientPlan:
+        """Calls `plan` with the state of the server, for one client, and checks what it returns."""
         sent = [n for n in made_up.shapes(self.strategy) if not n.endswith(self.strategy.personal)]
         with self._blame(server_round, "plan"):
-            plan = self.strategy.plan(server_round)
+            given = self.hand(server_round, "the state", state or {})
+            plan = call(self.strategy.plan, server_round, state=given, client=client)
             declared.expect_plan(plan, made_up.known_names(self.strategy))
             returned.expect_plan(plan, sent)
         return plan
@@ -115,18 +122,26 @@ class Play:
         return sent
 
     def answer(
-        self, server_round: int, client: int, broadcast: State, memory: State
+        self,
+        server_round: int,
+        client: int,
+        broadcast: State,
+        memory: State,
+        state: State | None = None,
     ) -> tuple[Update, State]:
         """Lets a client train, and returns its update and what it remembers.
 
         As in training, the drift of every step ends up in the delta.
         """
         rank = self.ranks[client] if self.ranks else None
-        frozen = self.plan(server_round).frozen
+        plan = self.plan(server_round, state, client)
+        frozen = plan.frozen
         drawn = made_up.made_up_delta(self.strategy, server_round, client, self.size, self.dtype)
         whole = {name: tensor for name, tensor in drawn.items() if not name.endswith(frozen)}
         start = LocalWork(
-            delta=lowrank.cut(whole, rank), steps=made_up.STEPS[client], rate=made_up.RATE
+            delta=lowrank.cut(whole, rank),
+            steps=made_up.STEPS[client] * (plan.epochs or 1),
+            rate=made_up.RATE * plan.rate,
         )
         received = lowrank.cut(broadcast, rank)
         work = self._drifted(server_round, start, received, memory)
@@ -155,9 +170,18 @@ class Play:
         ]
         model = self.hand(server_round, "the model", ending.model)
         state = self.hand(server_round, "the state", ending.state)
+        plan = self.plan(server_round, ending.state)
         with self._blame(server_round, "aggregate", f" with {len(updates)} of 4 clients"):
             new, state = returned.expect_pair(
-                self.strategy.aggregate(model, given, state), "aggregate", "(model, state)"
+                call(
+                    self.strategy.aggregate,
+                    model,
+                    given,
+                    state,
+                    context=context_of(server_round, updates),
+                ),
+                "aggregate",
+                "(model, state)",
             )
             returned.expect_numbers(new, "the new model")
             returned.expect_numbers(state, "the new state")
@@ -166,9 +190,26 @@ class Play:
             rest = {n: w for n, w in new.items() if n not in pairs}
             returned.expect_like(rest, ending.model, "the new model")
             returned.expect_types(rest, ending.model, "the new model")
-            returned.expect_kept(rest, ending.model, self.plan(server_round).restarted)
+            returned.expect_kept(rest, ending.model, plan.restarted)
+        with self._blame(server_round, "metrics"):
+            told = self.strategy.metrics(
+                self.hand(server_round, "the new model", rest),
+                given,
+                self.hand(server_round, "the new state", state),
+            )
+            returned.expect_metrics(told)
         before = {path: ending.merged.get(path, torch.zeros(())) for path in products}
         return Ending(rest, ending.merged | add(before, products), state)
+
+    def _stop(self, server_round: int, clients: Sequence[int]) -> None:
+        """Asks whether the run ends, and goes on whatever the answer is."""
+        result = RoundResult(
+            accuracy=0.5, loss=1.0, train_loss=1.0, participants=tuple(sorted(clients))
+        )
+        with self._blame(server_round, "should_stop"):
+            stop = self.strategy.should_stop(server_round, result)
+            if not isinstance(stop, bool):
+                raise ContractError(f"should_stop returned {stop!r}, expected True or False")
 
     def _drifted(
         self, server_round: int, work: LocalWork, broadcast: State, memory: State
@@ -216,60 +257,29 @@ class Play:
                 return [mean_update(updates, [update.samples for update in updates])]
         return updates[::-1] if self.backwards else updates
 
-    @contextlib.contextmanager
-    def _blame(self, server_round: int | None, half: str = "", who: str = "") -> Iterator[None]:
+    def _blame(
+        self, server_round: int | None, half: str = "", who: str = ""
+    ) -> contextlib.AbstractContextManager[None]:
         """Turns what a half raised, and what is wrong with what it returned, into a finding."""
-        try:
-            yield
-        except (UserError, StrategyError):
-            raise
-        except ContractError as error:
-            raise self._broken(server_round, str(error)) from None
-        except Exception as error:
-            cause = " ".join(
-                f"{type(error).__name__}: {error}{_line(error, self.strategy)}".split()
-            )
-            advice = "" if half == "plan" else self._advice(server_round, error)
-            raise self._broken(server_round, f"{half} fails{who}: {cause}{advice}") from error
-
-    def _advice(self, server_round: int | None, error: Exception) -> str:
-        """Tells what is behind some errors that authors meet first."""
-        if isinstance(error, FrozenInstanceError):
-            return " (what must be remembered belongs into the state)"
-        frozen = self.strategy.plan(server_round or 1).frozen
-        if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
-            if error.args[0].endswith(self.strategy.personal):
-                return " (it is personal, so neither model nor deltas have it)"
-            if error.args[0].endswith(frozen):
-                return " (it rested in this round, so deltas lack it)"
-        if frozen and isinstance(error, ValueError) and str(error).startswith("states differ"):
-            return " (what rested in this round is not in deltas; fl_vitlora.strategy.moved helps)"
-        return ""
-
-    def _broken(self, server_round: int | None, finding: str) -> StrategyError:
-        """Adds to a finding what is special about the play."""
         ranks = f" (clients of ranks {', '.join(map(str, self.ranks))})" if self.ranks else ""
         dtype = f" (all in {self.dtype})" if self.dtype != torch.float32 else ""
-        return broken(self.strategy, server_round, finding + ranks + dtype)
+        return blaming(self.strategy, server_round, half, who, ranks + dtype)
+
+
+def context_of(server_round: int, updates: Sequence[Update]) -> RoundContext:
+    """Makes the context of a round: the made-up clients without an update have failed."""
+    answered = {update.client for update in updates}
+    missing = () if answered == {SEVERAL} else sorted(set(made_up.CLIENTS) - answered)
+    return RoundContext(
+        round=server_round,
+        participants=made_up.CLIENTS,
+        failures=dict.fromkeys(missing, "no reply within 1 s"),
+    )
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
     """A client's memory is kept in arrays, which know no bfloat16."""
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-
-
-def _line(error: Exception, strategy: Strategy) -> str:
-    """Says where in a strategy's own file something was raised."""
-    file = getattr(sys.modules.get(type(strategy).__module__), "__file__", None)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == file]
-    return f", line {lines[-1]}" if lines else ""
-
-
-def broken(strategy: Strategy, server_round: int | None, finding: str) -> StrategyError:
-    """Writes a finding in one line."""
-    where = "" if server_round is None else f"round {server_round}: "
-    return StrategyError(f"strategy {type(strategy).__name__}: {where}{finding}")
 
 
 def made_up_updates(

@@ -1,4 +1,4 @@
-"""What a half of a strategy returned is looked at: names, shapes, types, and that it is numbers.
+"""Checks of the values that a strategy's methods return: names, shapes, types and finite numbers.
 
 n inputs and m outputs of a layer, R rank of a merged pair.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -20,26 +20,30 @@ MERGED = (lowrank.MERGED_A, lowrank.MERGED_B)
 
 
 class ContractError(ValueError):
-    """Something is not as the contract says; the message tells what, and what was expected."""
+    """A strategy breaks its contract; the message names the problem and the expectation."""
 
 
 def expect_plan(plan: ClientPlan, names: Collection[str]) -> None:
-    """Looks at a plan for clients who train and send tensors of these names."""
+    """Checks a plan for clients that train and send tensors with these names."""
     if all(name.endswith(plan.frozen) for name in names):
-        raise ContractError("the plan freezes every tensor; clients would idle")
+        raise ContractError("the plan freezes every tensor; clients would train nothing")
     if not (math.isfinite(plan.proximal_mu) and plan.proximal_mu >= 0):
-        raise ContractError(f"plan.proximal_mu is {plan.proximal_mu}, not a weight")
+        raise ContractError(f"plan.proximal_mu is {plan.proximal_mu}, expected a number >= 0")
+    if plan.epochs is not None and (type(plan.epochs) is not int or plan.epochs < 1):
+        raise ContractError(f"plan.epochs is {plan.epochs!r}, not a whole number from 1")
+    if not (math.isfinite(plan.rate) and plan.rate > 0):
+        raise ContractError(f"plan.rate is {plan.rate}, not a positive factor")
 
 
 def expect_pair(returned: Any, half: str, form: str) -> tuple[Any, Any]:
-    """Takes apart what must be two things."""
+    """Returns the two parts of a returned value, which must be a pair."""
     if isinstance(returned, tuple) and len(returned) == 2:
         return returned
     raise ContractError(f"{half} returned a {type(returned).__name__}, expected {form}")
 
 
 def expect_numbers(got: object, what: str) -> None:
-    """Looks for a dictionary of finite tensors."""
+    """Checks that a value is a dictionary of finite tensors."""
     if not isinstance(got, dict):
         raise ContractError(f"{what} is a {type(got).__name__}, expected a dictionary of tensors")
     for name, tensor in got.items():
@@ -52,10 +56,10 @@ def expect_numbers(got: object, what: str) -> None:
 
 
 def expect_like(got: State, like: Mapping[str, Tensor], what: str) -> None:
-    """Looks for the names and shapes of other tensors."""
+    """Checks that tensors have the names and shapes of other tensors."""
     if got.keys() != like.keys():
         differing = sorted(got.keys() ^ like.keys())
-        raise ContractError(f"{what} has missing or strange tensors: {differing[:3]}")
+        raise ContractError(f"{what} has missing or unknown tensors: {differing[:3]}")
     for name, tensor in like.items():
         if got[name].shape != tensor.shape:
             shapes = tuple(got[name].shape), tuple(tensor.shape)
@@ -63,24 +67,47 @@ def expect_like(got: State, like: Mapping[str, Tensor], what: str) -> None:
 
 
 def expect_types(got: State, like: Mapping[str, Tensor], what: str) -> None:
-    """Looks for the types of other tensors of the same names."""
+    """Checks that tensors have the types of other tensors with the same names."""
     for name, tensor in like.items():
         if got[name].dtype != tensor.dtype:
             raise ContractError(f"{what} has {name} as {got[name].dtype}, expected {tensor.dtype}")
 
 
 def expect_kept(got: State, given: Mapping[str, Tensor], endings: tuple[str, ...]) -> None:
-    """Looks whether what restarts in every round was returned as it was given."""
+    """Checks that tensors that restart in every round were returned unchanged."""
     for name in (name for name in given if name.endswith(endings)):
         if not torch.equal(got[name], given[name]):
-            raise ContractError(f"{name} was changed, although plan.restarted says that it is not")
+            raise ContractError(f"{name} was changed, although plan.restarted names it")
+
+
+def expect_metrics(metrics: object) -> None:
+    """Expects numbers by name, or by name numbers by client."""
+    if not isinstance(metrics, Mapping):
+        raise ContractError(f"metrics returned a {type(metrics).__name__}, not numbers by name")
+    for name, value in metrics.items():
+        numbers = value if isinstance(value, Mapping) else {0: value}
+        for client, number in numbers.items():
+            if not isinstance(client, int) or not isinstance(number, SupportsFloat):
+                raise ContractError(
+                    f"metric {name!r} is {value!r}, expected a number, or numbers by client"
+                )
+
+
+def expect_penalty(penalty: object, what: str) -> Tensor:
+    """Expects one finite number, as a tensor or not, and returns it as a tensor."""
+    value = torch.as_tensor(penalty)
+    if value.shape != ():
+        raise ContractError(f"{what} has shape {tuple(value.shape)}, expected one number")
+    if not torch.isfinite(value):
+        raise ContractError(f"{what} is {value.item()}")
+    return value
 
 
 def expect_merged(pairs: State, shapes: Mapping[str, Sequence[int]]) -> State:
-    """Multiplies merged pairs, once it is clear that there is a layer for each.
+    """Checks that every merged pair belongs to a layer, and multiplies the pairs.
 
     Args:
-        pairs: Tensors ``PATH.merged_A`` and ``PATH.merged_B``.
+        pairs: The tensors ``PATH.merged_A`` and ``PATH.merged_B``.
         shapes: The shapes of all tensors that clients have.
 
     Returns:
@@ -89,10 +116,10 @@ def expect_merged(pairs: State, shapes: Mapping[str, Sequence[int]]) -> State:
     products = {}
     for path in dict.fromkeys(name.rpartition(".")[0] for name in pairs):
         if path + lowrank.A not in shapes:
-            raise ContractError(f"nothing can be merged at {path}: no low-rank pair stands there")
+            raise ContractError(f"nothing can be merged at {path}: it has no low-rank pair")
         for ending in MERGED:
             if path + ending not in pairs:
-                raise ContractError(f"{path + ending} is missing: pairs are merged")
+                raise ContractError(f"{path + ending} is missing: only pairs can be merged")
         tall, wide = (pairs[path + ending] for ending in MERGED)
         n, m, rank = shapes[path + lowrank.A][1], shapes[path + lowrank.B][0], len(tall)
         if (tall.shape, wide.shape) != ((rank, n), (m, rank)):

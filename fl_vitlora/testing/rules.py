@@ -17,9 +17,11 @@ from fl_vitlora import lowrank
 from fl_vitlora.errors import UserError
 from fl_vitlora.state import State, clone
 from fl_vitlora.strategy import Strategy
+from fl_vitlora.strategy.extras import wants
 from fl_vitlora.testing import declared, made_up
-from fl_vitlora.testing.play import ROUNDS, Ending, Play, broken
-from fl_vitlora.testing.returned import ContractError
+from fl_vitlora.testing.blaming import broken
+from fl_vitlora.testing.play import ROUNDS, Ending, Play
+from fl_vitlora.testing.returned import ContractError, expect_numbers, expect_penalty
 
 PLANNED_ROUNDS = 50
 TOLERANCE, HALF_TOLERANCE = 1e-5, 2e-2
@@ -53,7 +55,8 @@ def _declares(strategy: Strategy) -> None:
 
 def _plans(strategy: Strategy) -> None:
     play = Play(strategy=strategy)
-    for server_round in range(1, PLANNED_ROUNDS + 1):
+    known = 1 if wants(strategy.plan, "state") else PLANNED_ROUNDS  # later states are not made up
+    for server_round in range(1, known + 1):
         if play.plan(server_round) != play.plan(server_round):
             raise broken(strategy, server_round, "plan says something else when asked again")
 
@@ -183,6 +186,84 @@ def _takes_ranks(strategy: Strategy) -> None:
         Play(strategy=strategy, attendance=attendance, ranks=made_up.RANKS).run()
 
 
+def _selects(strategy: Strategy) -> None:
+    clients, drawn = range(20), (1, 4, 7, 15)
+    for server_round in range(1, ROUNDS + 1):
+        chosen = []
+        for _ in range(2):
+            try:
+                chosen.append(sorted(strategy.select(server_round, drawn, clients, {})))
+            except Exception as error:
+                cause = f"{type(error).__name__}: {error}"
+                raise broken(strategy, server_round, f"select fails: {cause}") from error
+        if len(set(chosen[0])) != len(drawn) or len(chosen[0]) != len(drawn):
+            raise broken(
+                strategy,
+                server_round,
+                f"select returned {len(set(chosen[0]))} different clients, expected {len(drawn)}",
+            )
+        if strangers := set(chosen[0]) - set(clients):
+            raise broken(
+                strategy, server_round, f"select returned {min(strangers)}, which is no client"
+            )
+        if chosen[0] != chosen[1]:
+            raise broken(
+                strategy, server_round, "select returned other clients when it was called again"
+            )
+
+
+def _penalises(strategy: Strategy) -> None:
+    """Compares the penalty of clients that share a batch with the sum of their own penalties."""
+    shapes = made_up.made_up_model(strategy, torch.float64)
+    anchors = [shapes, {name: 2 * tensor for name, tensor in shapes.items()}]
+    here = [
+        {
+            name: anchor[name] + delta
+            for name, delta in made_up.made_up_delta(
+                strategy, 1, client, 0.1, torch.float64
+            ).items()
+        }
+        for client, anchor in enumerate(anchors)
+    ]
+    own = [_penalty(strategy, *pair) for pair in zip(here, anchors, strict=True)]
+    stacked = [
+        {name: torch.stack([one[name] for one in those]) for name in shapes}
+        for those in (here, anchors)
+    ]
+    together = _penalty(strategy, *stacked)
+    if abs(together - sum(own)) > TOLERANCE * (1 + abs(sum(own))):
+        raise broken(
+            strategy,
+            None,
+            f"penalty of two clients that share a batch is {together:.6g}, and the sum of their "
+            f"own is {sum(own):.6g}; it must be a sum over the entries of the tensors",
+        )
+
+
+def _penalty(strategy: Strategy, here: State, anchor: State) -> float:
+    """Computes a penalty and its gradient, and expects finite numbers."""
+    parameters = {name: tensor.clone().requires_grad_() for name, tensor in here.items()}
+    try:
+        value = expect_penalty(strategy.penalty(parameters, anchor), "the penalty")
+        if value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]
+        expect_numbers(
+            {n: p.grad for n, p in parameters.items() if p.grad is not None},
+            "the gradient of the penalty",
+        )
+    except ContractError as error:
+        raise broken(strategy, None, str(error)) from None
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise broken(strategy, None, f"penalty fails: {cause}") from error
+    return value.detach().item()
+
+
+def _overrides(method: str) -> Callable[[Strategy], bool]:
+    """Returns a function that returns True for strategies with a method of their own."""
+    return lambda strategy: getattr(type(strategy), method) is not getattr(Strategy, method)
+
+
 def _needs_sums_only(strategy: Strategy) -> None:
     _expect_close(
         strategy,
@@ -208,6 +289,8 @@ RULES = (
     Rule("remembers nothing that a checkpoint would lose", _survives_checkpoints),
     Rule("works at the clients as at the server", _travels),
     Rule("takes float16 and bfloat16", _takes_half),
+    Rule("chooses as many clients as are drawn (select)", _selects, _overrides("select")),
+    Rule("adds a penalty entry by entry (penalty)", _penalises, _overrides("penalty")),
     Rule("takes clients of different ranks (any_rank)", _takes_ranks, lambda s: s.any_rank),
     Rule(
         "needs only the mean of updates (sums_suffice)", _needs_sums_only, lambda s: s.sums_suffice

@@ -1,4 +1,4 @@
-"""Tensors as they travel: encoded, counted and decoded as a run does it without a codec."""
+"""Tensors after transmission: encoded, counted and decoded, as in a run without a codec."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def sent_and_received(state: State) -> tuple[State, int]:
     """Encodes and decodes tensors.
 
     Args:
-        state: The tensors, float32.
+        state: The tensors to send, float32.
 
     Returns:
-        The tensors that arrive, and the bytes of their numbers.
+        The decoded tensors, and the number of bytes of their scalars.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Public methods that nobody calls: code that its author believes in and no run ever reaches."""
+"""Finds public methods that no run ever calls, although their author may expect it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 
 
 def uncalled(kind: type[object], base: type[object], called: Collection[str]) -> list[str]:
-    """Names the public methods of a class that neither a run nor the class itself calls.
+    """Returns the public methods of a class that neither a run nor the class itself calls.
 
     Args:
         kind: The class of a strategy.
@@ -17,8 +17,8 @@ def uncalled(kind: type[object], base: type[object], called: Collection[str]) ->
         called: The methods that a run calls.
 
     Returns:
-        Their names, in the order of the source. A method that replaces one of a library's class
-        between the two is left out: that class may call it.
+        The names of the methods, in the order of the source. A method that overrides one of a
+        library's class between the two is omitted: that class may call it.
 
     Example:
         >>> from threading import Thread
@@ -42,7 +42,7 @@ def uncalled(kind: type[object], base: type[object], called: Collection[str]) ->
 
 
 def _attributes(kind: type[object]) -> Iterator[str]:
-    """Yields the names that stand behind a dot in the source of a class."""
+    """Yields the names of attributes, those behind a dot, in the source of a class."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     except (OSError, TypeError, SyntaxError):

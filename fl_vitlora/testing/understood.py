@@ -6,8 +6,9 @@ import dataclasses
 
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.testing import made_up
+from fl_vitlora.testing.blaming import StrategyError
 from fl_vitlora.testing.declared import HALVES
-from fl_vitlora.testing.play import Play, StrategyError
+from fl_vitlora.testing.play import Play
 
 
 def understood(strategy: Strategy) -> list[str]:

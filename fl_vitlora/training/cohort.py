@@ -22,23 +22,14 @@ from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods, targets
-from fl_vitlora.models.backbone import Backbone, normalize
+from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
+from fl_vitlora.training.descent import Descent, begin
 from fl_vitlora.training.local import LocalTask, Trained, train
-from fl_vitlora.training.objective import cross_entropy, penalties
-from fl_vitlora.training.stacking import Stack
-from fl_vitlora.training.steps import (
-    active_of,
-    autocast,
-    batches_of,
-    clip_each,
-    drift_on,
-    make_optimizer,
-    resting,
-    step,
-    unhalved,
-)
+from fl_vitlora.training.optimizers import is_entrywise
+from fl_vitlora.training.stacking import Stack, can_stack
+from fl_vitlora.training.steps import active_of, batches_of, resting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +66,22 @@ class LocalJob:
         )
 
 
+def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
+    """Returns True if several clients of a prepared model can be trained in one batch.
+
+    The trained tensors of the model must be such that they can be stacked, and the optimiser must
+    compute entry by entry.
+    """
+    return can_stack(model) and is_entrywise(config)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CohortTrainer:
     """Gives jobs.
 
     Attributes:
         backbone: A prepared model, the workspace.
-        stacks: True if clients are trained in one batch, which a model must be fit for
-            (`stacking.can_stack`).
+        stacks: True if clients are trained in one batch (`can_share_a_batch`).
         config: Hyper-parameters.
         precision: The number format of activations.
     """
@@ -144,13 +143,30 @@ class CohortTrainer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One step of the clients that still have one.
+class Plan:
+    """The steps of one client among those that train in one batch.
 
     Attributes:
-        images: (B, C, H, W), those of the first client first.
+        number: The position of the client among the jobs.
+        job: The job of the client.
+        order: The positions of the images of each step, one tensor (b,) for a step.
+        images: The number of images of all steps.
+    """
+
+    number: int
+    job: LocalJob
+    order: Sequence[Tensor]
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step of the clients that still have steps to take.
+
+    Attributes:
+        images: (B, C, H, W); the images of the first client come first.
         labels: (B,).
-        sizes: b_k of the first clients; the others have done all their steps.
+        sizes: b_k, the number of images of each of the first clients. The others have finished.
     """
 
     images: Tensor
@@ -170,70 +186,72 @@ def train_together(
     Args:
         stack: The workspace; its frozen tensors are those of the jobs.
         jobs: The jobs, which can share a batch.
-        config: Hyper-parameters.
+        config: The hyper-parameters.
         precision: The number format of activations.
 
     Returns:
-        What came of each.
+        What each client's training came to, in the order of the jobs.
 
     Raises:
-        ValueError: When the task freezes every tensor.
+        ValueError: When the task freezes every tensor, or the optimiser is not entrywise.
     """
-    device = stack.device
-    size, epochs = config.batch_size, [one.task.epochs_of(config) for one in jobs]
-    orders = [
-        list(batches_of(len(one.shard), passes, size, one.generator, device))
-        for one, passes in zip(jobs, epochs, strict=True)
-    ]
-    longest_first = sorted(range(len(jobs)), key=lambda number: -len(orders[number]))
-    chosen = [jobs[number] for number in longest_first]
-    steps = [len(orders[number]) for number in longest_first]
-    parameters = stack.load([one.start for one in chosen], [one.reader for one in chosen])
-    task = chosen[0].task
-    active = active_of(parameters, task.frozen)
-    terms = task.all_terms
-    anchor = {name: p.detach().clone() for name, p in active.items()} if terms else {}
-    drift = {
-        name: torch.stack([one.task.drift[name] for one in chosen]).to(device)
-        for name in active
-        if name in task.drift
-    }
-    optimizer = make_optimizer(active, config, task.learning_rate)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    losses = torch.zeros(len(chosen), device=device)
-    states: list[State] = []  # of those who are done, the last in the order of the stack first
+    if not is_entrywise(config):
+        raise ValueError(f"clients that train with {config.optimizer} cannot share a batch")
+    plans = _longest_first(jobs, config, stack.device)
+    chosen = [plan.job for plan in plans]
+    parameters = stack.load([job.start for job in chosen], [job.reader for job in chosen])
+    descent = _begin(stack, parameters, chosen, config, precision)
+    losses = torch.zeros(len(plans), device=stack.device)
+    states: list[State] = []  # of the clients that have finished; the last of the stack comes first
     stack.model.train()
-    with resting(parameters[name] for name in task.frozen):
-        for batch in _batches(chosen, [orders[number] for number in longest_first], device):
+    with resting(parameters[name] for name in chosen[0].task.frozen):
+        for batch in _batches(plans, stack.device):
             clients = len(batch.sizes)
-            states += _slices(parameters, range(len(chosen) - len(states) - 1, clients - 1, -1))
-            stack.seat(batch.sizes)
-            with autocast(device, precision):
-                logits = unhalved(stack.model(normalize(batch.images)))
-            loss, each = cross_entropy(logits, batch.labels, config.label_smoothing, batch.sizes)
-            penalized = loss + penalties(terms, active, anchor)
-            step(optimizer, scaler, penalized, config.clip_norm, clip_each)
-            drift_on(active, drift, task.learning_rate)
-            losses[:clients] += each
-    states += _slices(parameters, range(len(chosen) - len(states) - 1, -1, -1))
-    seen = [epochs[number] * len(jobs[number].shard) for number in longest_first]
-    means = [total / max(1, images) for total, images in zip(losses.tolist(), seen, strict=True)]
-    trained = {
-        number: Trained(state=state, loss=loss, steps=count)
-        for number, state, loss, count in zip(
-            longest_first, reversed(states), means, steps, strict=True
-        )
-    }
-    return [trained[number] for number in range(len(jobs))]
+            states += _slices(parameters, range(clients, len(plans) - len(states)))
+            stack.set_batch_sizes(batch.sizes)
+            losses[:clients] += descent.step(batch.images, batch.labels, batch.sizes)
+    states += _slices(parameters, range(len(plans) - len(states)))
+    return _trained(plans, states[::-1], losses.tolist())
 
 
-def _batches(
-    jobs: Sequence[LocalJob], orders: Sequence[Sequence[Tensor]], device: torch.device
-) -> Iterator[Batch]:
-    """Yields the steps of clients side by side; who has most steps comes first."""
-    images = [one.shard.images.to(device) for one in jobs]
-    labels = [one.shard.labels.to(device) for one in jobs]
-    for chosen in itertools.zip_longest(*orders):
+def _longest_first(
+    jobs: Sequence[LocalJob], config: TrainingConfig, device: torch.device
+) -> list[Plan]:
+    """Plans the steps of clients; the client with the most steps comes first."""
+    plans = []
+    for number, job in enumerate(jobs):
+        images, epochs = len(job.shard), job.task.epochs_of(config)
+        order = list(batches_of(images, epochs, config.batch_size, job.generator, device))
+        plans.append(Plan(number=number, job=job, order=order, images=epochs * images))
+    return sorted(plans, key=lambda plan: -len(plan.order))
+
+
+def _begin(
+    stack: Stack,
+    parameters: dict[str, nn.Parameter],
+    jobs: Sequence[LocalJob],
+    config: TrainingConfig,
+    precision: torch.dtype,
+) -> Descent:
+    """Prepares the steps of stacked clients, whose tasks are alike."""
+    task = jobs[0].task
+    drift = {name: torch.stack([job.task.drift[name] for job in jobs]) for name in task.drift}
+    return begin(
+        stack.model,
+        active_of(parameters, task.frozen),
+        config=config,
+        rate=task.learning_rate,
+        terms=task.all_terms,
+        drift=drift,
+        precision=precision,
+    )
+
+
+def _batches(plans: Sequence[Plan], device: torch.device) -> Iterator[Batch]:
+    """Yields the steps of clients side by side; the client with the most steps comes first."""
+    images = [plan.job.shard.images.to(device) for plan in plans]
+    labels = [plan.job.shard.labels.to(device) for plan in plans]
+    for chosen in itertools.zip_longest(*(plan.order for plan in plans)):
         present = [positions for positions in chosen if positions is not None]
         yield Batch(
             images=torch.cat([own[at] for own, at in zip(images, present, strict=False)]),
@@ -243,8 +261,25 @@ def _batches(
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
-    """Copies the tensors of some clients out, as `methods.copied_out` does."""
+    """Copies the tensors of some clients out, those of the last client first."""
     return [
         methods.copied_out({name: p.detach()[client] for name, p in parameters.items()})
-        for client in clients
+        for client in reversed(clients)
     ]
+
+
+def _trained(
+    plans: Sequence[Plan], states: Sequence[State], losses: Sequence[float]
+) -> list[Trained]:
+    """Returns what each client's training came to, in the order of the jobs.
+
+    Args:
+        plans: The clients in the order of the stack.
+        states: Their trained tensors.
+        losses: Their total losses over all images of all steps.
+    """
+    found = {
+        plan.number: Trained(state=state, loss=total / max(1, plan.images), steps=len(plan.order))
+        for plan, state, total in zip(plans, states, losses, strict=True)
+    }
+    return [found[number] for number in range(len(plans))]

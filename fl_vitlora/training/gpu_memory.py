@@ -21,7 +21,7 @@ from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import reader_of
-from fl_vitlora.training.cohort import CohortTrainer, LocalJob
+from fl_vitlora.training.cohort import CohortTrainer, LocalJob, can_share_a_batch
 from fl_vitlora.training.local import (
     EVALUATION_BATCH,
     LocalTask,
@@ -29,7 +29,7 @@ from fl_vitlora.training.local import (
     best_precision,
     evaluate,
 )
-from fl_vitlora.training.stacking import can_stack
+from fl_vitlora.training.prediction import predictor_of
 
 MARGIN = 0.1  # of what is free: pieces too small to use, and what a strategy adds to a step
 CONTEXT_AT_MOST = 2**31  # bytes; what is more is another program's, which shares the GPU
@@ -87,17 +87,17 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
     """
     device = next(backbone.model.parameters()).device
     with left_as_it_was(backbone.model):
-        training, evaluation = _peaks(make_teacher(backbone, config), clients, device)
+        training, evaluation = _peaks(backbone, config, clients)
     free, context = at_rest(device)
     return Memory(free=free - evaluation, context=context, step=max(training, evaluation))
 
 
-def make_teacher(backbone: Backbone, config: Config) -> CohortTrainer:
+def make_trainer(backbone: Backbone, config: Config) -> CohortTrainer:
     """Makes the trainer that workers have, for one epoch."""
     device = next(backbone.model.parameters()).device
     return CohortTrainer(
         backbone=backbone,
-        stacks=can_stack(backbone.model),
+        stacks=can_share_a_batch(backbone.model, config.training),
         config=replace(config.training, epochs=1),
         precision=best_precision(device, config.engine.mixed_precision),
     )
@@ -162,11 +162,13 @@ def at_rest(device: torch.device) -> tuple[int, int]:
     return free, min(total - free - torch.cuda.memory_reserved(device), CONTEXT_AT_MOST)
 
 
-def _peaks(trainer: CohortTrainer, clients: int, device: torch.device) -> tuple[int, int]:
-    """Tells the most bytes of training, and of an evaluation after it."""
-    state = methods.export_state(trainer.backbone.model)
-    shard = black(trainer.backbone, EVALUATION_BATCH[device.type])
+def _peaks(backbone: Backbone, config: Config, clients: int) -> tuple[int, int]:
+    """Returns the most bytes of training, and of an evaluation after it."""
+    trainer, predictor = make_trainer(backbone, config), predictor_of(config.evaluation.predictor)
+    device = next(backbone.model.parameters()).device
+    state = methods.export_state(backbone.model)
+    shard = black(backbone, EVALUATION_BATCH[device.type])
     return (
         peak(device, lambda: take_steps(trainer, clients)),
-        peak(device, lambda: evaluate(trainer.backbone, state, shard, trainer.precision)),
+        peak(device, lambda: evaluate(backbone, state, shard, trainer.precision, predictor)),
     )

@@ -8,7 +8,6 @@ B batch, n images of a shard.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,18 +19,16 @@ from torch.nn import functional as F
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
-from fl_vitlora.training.objective import Proximal, Term, cross_entropy, penalties
+from fl_vitlora.training.descent import begin
+from fl_vitlora.training.objective import Proximal, Term
+from fl_vitlora.training.prediction import PLAIN, Predictor, answering
 from fl_vitlora.training.steps import (
     active_of,
     autocast,
     batches_of,
-    drift_on,
-    make_optimizer,
     resting,
-    step,
     unhalved,
 )
 
@@ -137,44 +134,51 @@ def train(
     Raises:
         ValueError: When the task freezes every tensor.
     """
-    model = backbone.model
+    model, size = backbone.model, config.batch_size
     parameters = methods.trainable(model)
     methods.copy_in(parameters, state)
     active = active_of(parameters, task.frozen)
-    device = next(iter(active.values())).device
-    terms = task.all_terms
-    anchor = {name: state[name].to(device) for name in active} if terms else {}
-    optimizer = make_optimizer(active, config, task.learning_rate)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    descent = begin(
+        model,
+        active,
+        config=config,
+        rate=task.learning_rate,
+        terms=task.all_terms,
+        drift=task.drift,
+        precision=precision,
+    )
+    device, epochs = descent.device, task.epochs_of(config)
     images, labels = shard.images.to(device), shard.labels.to(device)
-    drift = {name: task.drift[name].to(device) for name in active if name in task.drift}
     total, seen, steps = torch.zeros((), device=device), 0, 0
-    epochs = task.epochs_of(config)
-    if not model.training:  # else it need not be told to all modules again
+    if not model.training:  # it takes time to say so to all modules again
         model.train()
     with resting(parameters[name] for name in task.frozen):
-        for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
-            with autocast(device, precision):
-                logits = unhalved(model(normalize(images[chosen])))
-            loss, losses = cross_entropy(logits, labels[chosen], config.label_smoothing)
-            penalized = loss + penalties(terms, active, anchor)
-            step(optimizer, scaler, penalized, config.clip_norm)
-            drift_on(active, drift, task.learning_rate)
-            total += losses.sum()
+        for chosen in batches_of(len(shard), epochs, size, generator, device):
+            total += descent.step(images[chosen], labels[chosen]).sum()
             seen += len(chosen)
             steps += 1
-    mean_loss = float(total) / max(1, seen)
-    return Trained(state=methods.copied_out(parameters), loss=mean_loss, steps=steps)
+    loss = float(total) / max(1, seen)
+    return Trained(state=methods.copied_out(parameters), loss=loss, steps=steps)
 
 
-@torch.inference_mode()
 def evaluate(
-    backbone: Backbone, state: State, shard: Shard, precision: torch.dtype = torch.float32
+    backbone: Backbone,
+    state: State,
+    shard: Shard,
+    precision: torch.dtype = torch.float32,
+    predictor: Predictor = PLAIN,
 ) -> tuple[float, float]:
     """Measures a state on a shard.
 
+    Args:
+        backbone: A prepared model, the workspace.
+        state: All trained tensors.
+        shard: The test images as they are on disk.
+        precision: The number format of activations.
+        predictor: What the model answers to a batch.
+
     Returns:
-        Accuracy in [0, 1] and mean cross-entropy.
+        The accuracy in [0, 1] and the mean cross-entropy.
     """
     model = backbone.model
     methods.load_state(model, state)
@@ -183,11 +187,10 @@ def evaluate(
     correct, loss = 0, 0.0
     size = EVALUATION_BATCH[device.type]
     batches = (torch.split(part, size) for part in (shard.images, shard.labels))
-    whole = precision == torch.float32  # in half of it, B·A would be lost beside W
-    with quick_layers(model) if whole else contextlib.nullcontext():
+    with answering(model, predictor, precision):
         for images, labels in zip(*batches, strict=True):
-            with autocast(device, precision):
-                logits = unhalved(model(normalize(images.to(device))))
+            with autocast(device, precision, cached=not predictor.adapts):
+                logits = unhalved(predictor(model, normalize(images.to(device)))).detach()
             loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
             correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
     return correct / len(shard), loss / len(shard)

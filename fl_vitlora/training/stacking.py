@@ -41,19 +41,19 @@ class BatchSizes:
         self.sizes: tuple[int, ...] = ()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, seats: BatchSizes) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) -> Tensor:
     """Applies to the images of each client a linear layer of its own.
 
     Args:
         x: (B, ..., n).
         weight: (K, m, n).
         bias: (K, m), or none.
-        seats: The batch sizes of the clients.
+        batch: The batch sizes of the clients.
 
     Returns:
         (B, ..., m).
     """
-    sizes = seats.sizes
+    sizes = batch.sizes
     clients = len(sizes)
     weights = weight if len(weight) == clients else weight[:clients]
     if len(set(sizes)) == 1 and clients > 1:
@@ -78,10 +78,10 @@ class StackedPatches(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, like: Any, seats: BatchSizes) -> None:
+    def __init__(self, like: Any, batch: BatchSizes) -> None:
         super().__init__()
         self.patch_size = like.patch_size if hasattr(like, "patch_size") else like.kernel_size
-        self.seats = seats
+        self.batch = batch
         self.bias = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,12 +93,12 @@ class StackedPatches(nn.Module):
         if self.weight.ndim == PER_PATCH:
             tokens = self._each_with_its_kernel(patches)
         else:
-            tokens = linear(patches, self.weight.flatten(2), self.bias, self.seats)
+            tokens = linear(patches, self.weight.flatten(2), self.bias, self.batch)
         return tokens.mT.reshape(len(images), -1, rows, columns)
 
     def _each_with_its_kernel(self, patches: Tensor) -> Tensor:
         """Maps (B, N, D) to (B, N, W)."""
-        sizes = self.seats.sizes
+        sizes = self.batch.sizes
         tokens = [
             torch.einsum("bnd,nwd->bnw", part, weight)
             for part, weight in zip(
@@ -121,14 +121,14 @@ class StackedHead(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, seats: BatchSizes) -> None:
+    def __init__(self, batch: BatchSizes) -> None:
         super().__init__()
-        self.seats = seats
+        self.batch = batch
         self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, ..., n) to (B, ..., m)."""
-        return linear(x, self.weight, self.bias, self.seats)
+        return linear(x, self.weight, self.bias, self.batch)
 
 
 class Stack:
@@ -139,18 +139,18 @@ class Stack:
             changed here as well.
 
     Attributes:
-        model: Maps the images of `seat` to (B, classes).
+        model: Maps the images of a batch to (B, classes).
     """
 
     def __init__(self, model: nn.Module) -> None:
         shared = {id(parameter): parameter for parameter in model.parameters()}
         self.model: nn.Module = copy.deepcopy(model, shared)
         self._trained = methods.trainable(model)
-        self._seats = BatchSizes()
+        self._batch = BatchSizes()
         self._positions: Tensor | None = None
         whole: Any = self.model
-        whole.patch_embed.proj = StackedPatches(whole.patch_embed.proj, self._seats)
-        whole.head = StackedHead(self._seats)
+        whole.patch_embed.proj = StackedPatches(whole.patch_embed.proj, self._batch)
+        whole.head = StackedHead(self._batch)
         for module in self.model.modules():
             if MULTIPLY in vars(module):
                 vars(module)[MULTIPLY] = self._multiply
@@ -189,13 +189,13 @@ class Stack:
         self._positions = self._positions_of(readers)
         return parameters
 
-    def seat(self, sizes: Sequence[int]) -> None:
+    def set_batch_sizes(self, sizes: Sequence[int]) -> None:
         """Tells how many images of each client the next batch has, client by client.
 
         Args:
             sizes: The batch sizes of the first clients of the stack; the others have none.
         """
-        self._seats.sizes = tuple(sizes)
+        self._batch.sizes = tuple(sizes)
         if self._positions is not None:
             each = zip(self._positions.unbind(), sizes, strict=False)
             places = [own.expand(images, *own.shape) for own, images in each]
@@ -204,7 +204,7 @@ class Stack:
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.ndim == FROZEN:
             return F.linear(x, weight)
-        return linear(x, weight, None, self._seats)
+        return linear(x, weight, None, self._batch)
 
     def _put(self, path: str, tensor: Tensor) -> None:
         """Puts a stacked tensor in its place."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config import TrainingConfig
-from fl_vitlora.finetuning import methods
 
 Clip = Callable[[Iterable[Tensor], float], object]
 TINY = 1e-6  # added to a norm, as `nn.utils.clip_grad_norm_` does
@@ -61,7 +60,7 @@ def step(
     scaler: torch.amp.GradScaler,
     loss: Tensor,
     clip_norm: float | None,
-    clip: Clip = nn.utils.clip_grad_norm_,
+    clip: Clip,
 ) -> None:
     """Takes one step down the gradient of a loss.
 
@@ -128,48 +127,22 @@ def steps_of(images: int, config: TrainingConfig) -> int:
     return config.epochs * math.ceil(images / config.batch_size)
 
 
-def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
-) -> torch.optim.Optimizer:
-    """Makes the optimiser of a round, which remembers nothing of the rounds before."""
-    groups = _rate_groups(parameters, config, learning_rate)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        betas=(config.beta1, 0.999),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
-def _rate_groups(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, learning_rate: float
-) -> Sequence[dict[str, object]]:
-    """Gives patch embedding, head and body rates of their own; LoRA has the plain one."""
-    factors = {
-        methods.PATCH_EMBEDDING: config.patch_embed_rate,
-        methods.HEAD: config.head_rate,
-        methods.BODY: config.body_rate,
-    }
-    members: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        members.setdefault(factors.get(methods.group_of(name), 1.0), []).append(parameter)
-    return [{"params": chosen, "lr": learning_rate * f} for f, chosen in members.items()]
-
-
 def unhalved(logits: Tensor) -> Tensor:
     """Returns logits in float32 where they are in half of it; others stay as they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def autocast(
-    device: torch.device, precision: torch.dtype
+    device: torch.device, precision: torch.dtype, *, cached: bool = True
 ) -> contextlib.AbstractContextManager[object]:
-    """Computes activations in another precision, if one is asked for."""
+    """Returns a context in which activations are computed in another precision, if one is asked.
+
+    Args:
+        device: The device that computes.
+        precision: The number format of activations; nothing changes for float32.
+        cached: True if a weight is converted only once inside the context. This is wrong where
+            weights change inside it.
+    """
     if precision == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=precision)
+    return torch.autocast(device.type, dtype=precision, cache_enabled=cached)

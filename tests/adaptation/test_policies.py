@@ -67,23 +67,23 @@ def test_plain_images_have_no_keys_to_refuse():
     [
         (
             configure(policy="local", evaluation__by="central"),
-            ["evaluation.by central", "patch_embedding local", "take evaluation.by clients"],
+            ["evaluation.by central", "patch_embedding local", "choose evaluation.by clients"],
         ),
         (
             configure("image", adapt=True),
-            ["encryption.adapt with", "scope image", "take scope shared, client or block"],
+            ["encryption.adapt with", "scope image", "choose scope shared, client or block"],
         ),
         (
             configure("image", policy="aligned"),
-            ["patch_embedding aligned with", "scope image", "take scope shared, client or block"],
+            ["patch_embedding aligned with", "scope image", "choose scope shared, client or block"],
         ),
         (
             configure("client", adapt=True),
-            ["scope client", "aggregate", "take aligned or local", "allow_meaningless=true"],
+            ["scope client", "aggregate", "choose aligned or local", "allow_meaningless=true"],
         ),
         (
             configure("client", evaluation__by="central"),
-            ["scope client", "take evaluation.by clients", "allow_meaningless=true"],
+            ["scope client", "choose evaluation.by clients", "allow_meaningless=true"],
         ),
     ],
     ids=["local", "image, adapted", "image, aligned", "mixed", "nobody's key"],

@@ -188,5 +188,5 @@ def test_lengths_beyond_the_buffer_are_refused():
     for short in (2**40, 2**62):
         with pytest.raises(ValueError, match=rf"message refused: .* cut off: {short} bytes"):
             read(forged(varint(short) + varint(5) + b"x"))
-    with pytest.raises(ValueError, match=r"message refused: .* not a number"):
+    with pytest.raises(ValueError, match=r"message refused: .* more bytes than allowed"):
         read(forged(b"\xff" * 20))

@@ -261,7 +261,7 @@ def test_every_setting_is_explained_and_can_be_set_to_its_default():
 def test_a_key_that_stands_twice_is_refused_and_not_swallowed(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("training:\n  epochs: 1\n  epochs: 2\n")
-    with pytest.raises(UserError, match="'epochs' stands twice"):
+    with pytest.raises(UserError, match="'epochs' occurs twice"):
         load(str(path))
 
 
@@ -275,7 +275,7 @@ def test_a_mapping_that_is_merged_in_may_be_overridden(tmp_path: Path) -> None:
 
 def test_a_scheme_stands_for_its_steps_and_alone() -> None:
     assert load(None, {"encryption.steps": "LE"}).encryption.steps == ("nibble_shuffling",)
-    with pytest.raises(UserError, match="the scheme LE stands alone"):
+    with pytest.raises(UserError, match="expected the scheme LE alone"):
         load(None, {"encryption.steps": ["LE", "pixel_shuffling"]})
 
 

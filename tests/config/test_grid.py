@@ -130,7 +130,7 @@ def test_a_group_with_a_short_form_can_be_an_axis(group: str):
     grid = read_grid({"compare": read_words([f"{group}={','.join(values)}"])}, {})
     assert [cell.name for cell in grid.cells] == values
     assert len({str(cell.config) for cell in grid.cells}) == 2
-    with pytest.raises(UserError, match="given by a flag and by axis"):
+    with pytest.raises(UserError, match="given twice, by a flag and by axis"):
         read_grid({"compare": {group: values}}, {full_path(group): values[0]})
 
 

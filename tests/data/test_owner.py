@@ -168,8 +168,8 @@ def test_a_holder_is_made_as_the_configuration_says():
     ("given_settings", "expectation"),
     [
         ({"block_size": 5}, "patch size 5 does not divide an image of 16x16"),
-        ({"fixed_blocks": 17}, "fixed_blocks 17: there are 16"),
-        ({"fixed_entries": 49}, "fixed_entries 49: there are 48"),
+        ({"fixed_blocks": 17}, "fixed_blocks 17: expected at most 16"),
+        ({"fixed_entries": 49}, "fixed_entries 49: expected at most 48"),
     ],
 )
 def test_what_does_not_fit_the_images_is_refused(given_settings: dict[str, Any], expectation: str):

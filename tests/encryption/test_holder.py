@@ -189,7 +189,7 @@ def test_with_a_key_for_every_image_there_is_no_one_key_and_no_adaptation():
         lambda: holder.restore(reader(holder), TEST),
     ):
         with pytest.raises(
-            UserError, match=r"a key for every image: .*take encryption\.scope"
+            UserError, match=r"scope image: every image has its own key.*expected scope"
         ) as e:
             refused()
         assert "\n" not in str(e.value)

@@ -91,7 +91,7 @@ def test_a_passphrase_opens_what_it_sealed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_a_passphrase_nothing_is_sealed_under_one():
-    with pytest.raises(UserError, match=f"no passphrase was given; put it into .* {PASSPHRASE}"):
+    with pytest.raises(UserError, match=f"no passphrase was given; set the variable {PASSPHRASE}"):
         of_new_passphrase()
 
 

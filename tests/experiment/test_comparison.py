@@ -294,7 +294,7 @@ def test_two_processes_are_not_let_at_one_comparison(
     folder, grid = tmp_path / "grid", small(tmp_path)
     with prepare_folder(folder, grid):
         before = (folder / "grid.yaml").read_text()
-        with pytest.raises(UserError, match="another process is at this comparison"):
+        with pytest.raises(UserError, match="another process runs this comparison"):
             prepare_folder(folder, small(tmp_path, seeds=[7]))
         assert [path.name for path in folder.iterdir()] == ["grid.yaml"]
         assert (folder / "grid.yaml").read_text() == before  # which the first goes on with
@@ -302,7 +302,7 @@ def test_two_processes_are_not_let_at_one_comparison(
             simulate.main(["--compare", "head", "--seeds", "7", "--out", str(folder)])
         assert ended.value.code == 2
         assert capsys.readouterr().err == (
-            f"simulate.py: grid folder {folder}: another process is at this comparison; "
-            "wait for its end\n"
+            f"simulate.py: grid folder {folder}: another process runs this comparison; "
+            "wait until it has ended\n"
         )
     prepare_folder(folder, grid).close()

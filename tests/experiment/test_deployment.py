@@ -24,13 +24,15 @@ from safetensors.torch import load_file
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import load, to_yaml
+from fl_vitlora.experiment.recorded_updates import FOLDER, file_of, read_round
+from fl_vitlora.strategy import averaged
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE = 600  # seconds; a watchdog
-CLIENTS = 2
+CLIENTS, ROUNDS = 2, 2
 GIVEN_KEYS: dict[str, dict[str, Any]] = {
     "shared key": {},
     "a key for each client": {
@@ -85,10 +87,11 @@ def simulate(folder: Path, given_keys: dict[str, Any]) -> None:
     settings = {
         **given_keys,
         "clients": CLIENTS,
-        "rounds": 2,
+        "rounds": ROUNDS,
         "seed": 3,
         "data.limit": 120,
         "engine.device": "cpu",
+        "record_updates": True,
         "encryption.key_file": str(folder / "owner.key"),
         "out": str(folder / "simulated"),
     }
@@ -205,3 +208,32 @@ def test_the_ledger_is_what_passed_the_superlink_to_the_byte(runs: Path) -> None
     assert len(counted) == 2 * CLIENTS
     assert counted == ledger
     assert counted.total() == ledger.total()
+
+
+@pytest.mark.parametrize("kind", ["simulated", "deployed"])
+def test_the_updates_that_a_server_records_lead_from_each_model_to_the_next(
+    runs: Path, kind: str
+) -> None:
+    """There is one file for each round, and the mean of its updates makes the next model."""
+    rounds = range(1, ROUNDS + 1)
+    files = sorted((runs / kind / FOLDER).iterdir())
+    assert files == [file_of(runs / kind, number) for number in rounds]
+    recorded = [read_round(runs / kind, number) for number in rounds]
+    models = [sight.model for sight in recorded[1:]]
+    models.append(load_file(runs / kind / "model.safetensors"))
+    for sight, following in zip(recorded, models, strict=True):
+        assert [update.client for update in sight.updates] == list(range(CLIENTS))
+        new = averaged(sight.model, sight.updates)
+        assert new.keys() == following.keys()
+        assert all(torch.equal(new[name], following[name]) for name in new)
+        assert any(not torch.equal(new[name], sight.model[name]) for name in new)
+
+
+def test_a_deployed_server_records_what_the_simulated_one_does(runs: Path) -> None:
+    for number in range(1, ROUNDS + 1):
+        simulated, deployed = (read_round(runs / k, number) for k in ("simulated", "deployed"))
+        assert all(torch.equal(simulated.model[n], t) for n, t in deployed.model.items())
+        for one, other in zip(simulated.updates, deployed.updates, strict=True):
+            assert (one.client, one.samples, one.loss) == (other.client, other.samples, other.loss)
+            assert one.delta.keys() == other.delta.keys()
+            assert all(torch.equal(one.delta[n], t) for n, t in other.delta.items())

@@ -18,7 +18,8 @@ from fl_vitlora.data.owner import key_holder, write_encrypted_shards
 from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.deployment import _classes, node_settings
-from fl_vitlora.experiment.preparation import hand_out_keys, prepare_storage
+from fl_vitlora.experiment.owner_keys import hand_out_keys
+from fl_vitlora.experiment.preparation import prepare_storage
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -114,8 +115,8 @@ def test_a_node_counts_classes_as_the_run_does_where_it_is_told(handed_out: Path
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, "has no test.safetensors, as where clients evaluate"),
-        ({"classes": ""}, "has no test.safetensors, as where clients evaluate"),
+        ({}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
+        ({"classes": ""}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
         ({"classes": 10}, "classes: expected the names of the classes as a list"),
         ({"classes": "nowhere.json"}, "classes nowhere.json cannot be read"),
     ],
@@ -124,13 +125,11 @@ def test_a_server_without_test_images_is_told_the_classes_by_name(
     tmp_path: Path, given: dict[str, Any], says: str
 ) -> None:
     """A number of classes names none."""
-    context = Context(1, 1, {}, RecordDict(), given)
     with pytest.raises(UserError, match=says):
-        _classes(context, tmp_path, None)
+        _classes(given, tmp_path, None)
 
 
 def test_a_server_takes_a_list_of_classes_or_a_file_with_one(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('["cat", "dog"]\n')
     for given in ('["cat", "dog"]', str(tmp_path / "classes.json")):
-        context = Context(1, 1, {}, RecordDict(), {"classes": given})
-        assert _classes(context, tmp_path / "nowhere", None) == ("cat", "dog")
+        assert _classes({"classes": given}, tmp_path / "nowhere", None) == ("cat", "dog")

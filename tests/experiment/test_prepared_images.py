@@ -38,13 +38,15 @@ def test_the_natural_partition_leaves_each_client_its_folder(tmp_path: Path) -> 
     for client, owner in enumerate((1, 0)):
         assert set(images.train.owners[images.parts[client]]) == {owner}
         assert set(images.test.owners[images.test_parts[client]]) == {owner}
-    assert "pooled" not in images.told
+    assert "pooled" not in images.summary
 
 
 def test_pooled_folders_of_clients_are_told(tmp_path: Path) -> None:
     config = client_folders(tmp_path, {"a": 3, "b": 4})
     pooled = resolve(to_mapping(config), {"data.layout": "clients", "data.partition": "iid"})
-    assert "are pooled and dealt anew (iid; data.partition=natural" in prepare_images(pooled).told
+    assert (
+        "are pooled and dealt anew (iid; data.partition=natural" in prepare_images(pooled).summary
+    )
 
 
 @pytest.mark.parametrize(

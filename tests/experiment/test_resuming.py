@@ -6,10 +6,12 @@ import csv
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +27,9 @@ from fl_vitlora.federation.loop import PausedError
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.models.backbone import WEIGHTS_FOLDER
 from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import DamagedFileError
+from fl_vitlora.strategy import ClientPlan, RoundContext, RoundResult, Update, averaged
 from strategies.fedavg import FedAvg
 from tests.whole_runs import SMALL
 
@@ -116,6 +120,55 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_broken_off(
     play(broken, engine, resume=True)
     assert same(left(tmp_path / "broken"), left(tmp_path / "whole"))
     assert not (tmp_path / "broken" / "checkpoint").exists()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndsWithTheSecond(FedAvg):
+    """FedAvg with work and metrics for each client, that ends the run with its second round."""
+
+    def plan(self, server_round: int, *, client: int = 0) -> ClientPlan:
+        return ClientPlan(epochs=1 + client % 2, rate=1 / (1 + client))
+
+    def aggregate(
+        self,
+        model: State,
+        updates: Sequence[Update],
+        state: State,
+        context: RoundContext | None = None,
+    ) -> tuple[State, State]:
+        assert context is not None
+        return averaged(model, updates), {"round": torch.tensor(float(context.round))}
+
+    def metrics(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> dict[str, float | dict[int, float]]:
+        return {"round": float(state["round"]), "steps": {u.client: u.steps for u in updates}}
+
+    def should_stop(self, server_round: int, result: RoundResult) -> bool:
+        return server_round >= 2 and result.accuracy >= 0
+
+
+def test_a_run_that_its_strategy_ends_is_whole_and_ends_there_again(
+    tmp_path: Path, engine: Engine
+) -> None:
+    whole = experiment(tmp_path, "whole", CODED)
+    run(whole, EndsWithTheSecond(), engine=engine)
+    told = left(tmp_path / "whole")
+    ended = [told["result"][name] for name in ("rounds", "rounds_planned", "stopped")]
+    assert ended == [2, ROUNDS, "strategy"]
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "rounds.jsonl").open()]
+    assert [line["strategy_metrics"]["round"] for line in lines] == [1, 2]
+    for line in lines:
+        steps = line["strategy_metrics"]["steps"]
+        assert steps.keys() == {str(client) for client in line["participants"]}
+        assert all(count % (1 + int(client) % 2) == 0 for client, count in steps.items())
+    assert set(told["result"]["accuracy_by_view"]) == {"right_key", "wrong_key", "no_key"}
+    broken, watch = experiment(tmp_path, "broken", CODED), Watch()
+    watch = dataclasses.replace(watch, show_round=lambda _: watch.pause.set())
+    with pytest.raises(PausedError):
+        run(broken, EndsWithTheSecond(), watch, engine=engine)
+    run(broken, EndsWithTheSecond(), engine=engine, resume=True)
+    assert same(left(tmp_path / "broken"), told)
 
 
 @pytest.fixture(scope="module")
@@ -281,10 +334,10 @@ def test_a_key_ring_may_have_moved(
 def test_shards_under_another_key_are_another_run(
     paused: tuple[Path, dict[str, Any]], tmp_path: Path, engine: Engine
 ) -> None:
-    from fl_vitlora.experiment.preparation import rotate_key
+    from fl_vitlora.experiment.owner_keys import rotate_key
 
     config = copy_of(paused[0], tmp_path)
-    with pytest.raises(UserError, match=f"{tmp_path / 'run'} is not at its end"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'run'} holds a run that has not ended"):
         rotate_key(config, [tmp_path / "run"])
     shards, elsewhere = tmp_path / "run" / "shards", tmp_path / "elsewhere"
     shutil.copytree(shards, elsewhere)

@@ -22,8 +22,8 @@ from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import derive_key, open_ring
 from fl_vitlora.encryption.storage_keys import of_secret
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.client_settings import SameForAll, client_settings
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
-from fl_vitlora.experiment.runner import Fixed, client_settings
 from fl_vitlora.experiment.server_model import make_server
 from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.watching import Watch
@@ -410,7 +410,7 @@ def test_all_strategies_of_flower_run_unmodified(
     settings = client_settings(
         config, shards, class_names, "cpu", Unaided(), with_key=False, storage=storage
     )
-    app = make_client_app(Fixed(settings))
+    app = make_client_app(SameForAll(settings))
     simulate(
         app,
         serve,

@@ -22,8 +22,8 @@ from fl_vitlora.data.shards import client_shard, client_test_shard
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import key_id
 from fl_vitlora.encryption.patch_reader import PatchReader
+from fl_vitlora.experiment.client_settings import client_settings
 from fl_vitlora.experiment.preparation import prepare_model
-from fl_vitlora.experiment.runner import client_settings
 from fl_vitlora.finetuning.methods import export_state
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import Unaided

@@ -20,7 +20,7 @@ from fl_vitlora.experiment.preparation import prepare_model
 from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
-from fl_vitlora.training.steps import make_optimizer
+from fl_vitlora.training.optimizers import make_optimizer
 
 ROOT = Path(__file__).parent.parent.parent
 METHOD = "made_up_methods.gates:Gates"
@@ -168,4 +168,4 @@ def test_the_command_line_checks_a_file_and_says_what_it_breaks(place: Path):
         place, "--check-method", "broken.py", "--set", "finetuning.parameters.start=0.5"
     )
     assert failed.returncode != 0
-    assert "attached and untrained, it changes the outputs" in failed.stdout
+    assert "the untrained method changes the outputs" in failed.stdout

@@ -237,18 +237,18 @@ class Overwrites(Gates):
 FAULTY = [
     (NamesNothing, 0, "trains no.such.tensor, an unknown tensor"),
     (UnknownGroup, 0, "'gates' is not a group"),
-    (DrawsAnew, 1, "begin with different lora:blocks"),
+    (DrawsAnew, 1, "start with different lora:blocks"),
     (Spoils, 2, "attaching changes the pre-trained tensor blocks.0.mlp.fc1.bias"),
     (NoIdentity, 3, "changes the outputs"),
-    (TrainsIdly, 4, "extra is trained and gets no gradient"),
-    (Counts, 5, "drop2.seen is frozen, and two training steps change it"),
+    (TrainsIdly, 4, "extra is trained but gets no gradient"),
+    (Counts, 5, "drop2.seen is frozen, but two training steps change it"),
     (DiffersUnseen, 6, "with the exported tensors differs in its outputs"),
-    (ForgetsToMerge, 7, "merged, it is no plain timm model"),
-    (KeepsNothing, 8, "personal names '.own'"),
+    (ForgetsToMerge, 7, "the merged model is not a plain timm model"),
+    (KeepsNothing, 8, "personal contains '.own'"),
     (SaysStackable, 9, "no `multiply` applies"),
-    (RestsNothing, 10, "rests names '.lora_A'"),
-    (Shrinks, 11, "retract moves lora:blocks.0.mlp.drop2.strange again"),
-    (Overwrites, 11, "writes to the tensors"),
+    (RestsNothing, 10, "rests returns '.lora_A'"),
+    (Shrinks, 11, "a second call of retract changes lora:blocks.0.mlp.drop2.strange again"),
+    (Overwrites, 11, "changes the tensors"),
 ]
 
 
@@ -267,7 +267,7 @@ def test_each_rule_catches_what_breaks_it(kind: type[Gates], rule: int, problem:
 def test_unknown_names_and_parameters_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'norm'"):
         load(None, {"finetuning.method": "bias+nrom"})
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         load(None, {"finetuning.method": "bias+bias"})
     with pytest.raises(UserError, match="full already trains every tensor"):
         load(None, {"finetuning.method": "full+norm"})

@@ -10,9 +10,10 @@ import torch
 
 import strategies
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
-from fl_vitlora.flower.strategies.aggregators import Aggregator, make_aggregator
+from fl_vitlora.flower.strategies.aggregators import make_aggregator
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.state import State, clip_norm
 from fl_vitlora.strategy import Strategy, Update

@@ -101,7 +101,7 @@ def test_a_backbone_says_where_its_weights_are_from(tiny_weights: tuple[Path, An
     path, _ = tiny_weights
     built = build(ModelConfig(name=TINY, weights=str(path)), 7, 0)
     assert built.source == str(path)
-    assert built.notes == (f"weights {path}: a head in the file was left out",)
+    assert built.notes == (f"weights {path}: a head in the file was ignored",)
     assert build(ModelConfig(), 7, 0).source == "bundled"
     assert random_letters().source == "random"
     assert build(ModelConfig(), 7, 0).notes == ()
@@ -239,7 +239,7 @@ def test_normalization_leaves_its_input_alone(images: Tensor):
         (ModelConfig(name="resnet18", weights="random"), "resnet18 has no patch embedding"),
         (
             ModelConfig(name="resnet18", weights="random", image_size=(32,)),
-            "takes no other image or patch size",
+            "does not accept another image or patch size",
         ),
         (
             ModelConfig(name=TINY, weights="random", image_size=(32,), patch_size=5),
@@ -247,7 +247,7 @@ def test_normalization_leaves_its_input_alone(images: Tensor):
         ),
         (
             ModelConfig(name=TINY, weights="random", image_size=(8,)),
-            r"model\.image_size 8x8: not a single patch",
+            r"model\.image_size 8x8: smaller than one patch of .* at least",
         ),
     ],
 )
@@ -348,6 +348,8 @@ def test_weights_that_no_hub_gives_are_one_line(monkeypatch: pytest.MonkeyPatch)
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"cannot be had from the hub .* model\.weights=FILE") as e:
+    with pytest.raises(
+        UserError, match=r"are not available from the hub .* model\.weights=FILE"
+    ) as e:
         build(ModelConfig(name="vit_small_patch16_224"), 10, 0)
     assert "\n" not in str(e.value)

@@ -175,7 +175,7 @@ BESIDE = {
 @pytest.mark.parametrize("extra", BESIDE)
 def test_what_pre_training_alone_uses_is_left_out_with_a_note(extra: str):
     (note,) = put("vit", {**weights("vit"), extra: torch.ones(2)})
-    assert note == f"weights FILE: {BESIDE[extra]} in the file was left out"
+    assert note == f"weights FILE: {BESIDE[extra]} in the file was ignored"
     assert beside(extra) == BESIDE[extra]
 
 
@@ -202,7 +202,7 @@ def test_a_pooling_head_is_left_out_only_where_timm_does_so():
     more = {**weights("vit"), "attn_pool.q.weight": torch.ones(2)}
     assert "attn_pool.q.weight" in refused("vit", more)
     assert put("vit", more, pooling=True) == (
-        "weights FILE: a pooling head in the file was left out",
+        "weights FILE: a pooling head in the file was ignored",
     )
 
 
@@ -271,14 +271,14 @@ def test_of_two_copies_it_is_told_which_was_taken(taken: str, left: str):
     own, other = weights("vit"), {n: t + 1 for n, t in weights("vit").items()}
     both = {**{left + n: t for n, t in other.items()}, **{taken + n: t for n, t in own.items()}}
     (note,) = put("vit", both)
-    assert f"weights FILE ({taken}*): these were taken, and" in note
+    assert f"weights FILE ({taken}*): these tensors were used, and" in note
     assert torch.equal(make("vit").state_dict()["norm.weight"], own["norm.weight"])
 
 
 def test_copies_that_nothing_distinguishes_are_refused():
     own, other = weights("vit"), {n: t + 1 for n, t in weights("vit").items()}
     both = {**{f"a.{n}": t for n, t in own.items()}, **{f"b.{n}": t for n, t in other.items()}}
-    assert "hold several models, a. and b." in refused("vit", both)
+    assert "contain several models, a. and b." in refused("vit", both)
     put("vit", {**both, **{f"b.{n}": t for n, t in own.items()}})  # both say the same
 
 
@@ -332,6 +332,6 @@ def test_halves_are_read_and_whole_numbers_are_not():
     own = weights("vit")
     put("vit", {n: tensor.half() for n, tensor in own.items()})
     assert make("vit").state_dict()["norm.weight"].dtype == torch.float32
-    assert "norm.weight is of torch.int8" in refused(
+    assert "norm.weight has type torch.int8" in refused(
         "vit", {**own, "norm.weight": own["norm.weight"].to(torch.int8)}
     )

@@ -272,5 +272,5 @@ def test_a_stored_reader_is_its_owners_alone_and_whole(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"reader\.safetensors is damaged"):
             read(path)
     write_sealed(path, {"position": torch.zeros(2)}, {})
-    with pytest.raises(UserError, match="is no reader"):
+    with pytest.raises(UserError, match="is not a patch reader"):
         open_reader(path)

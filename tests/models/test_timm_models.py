@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fl_vitlora.config import ModelConfig, load
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment.preparation import check_model
+from fl_vitlora.experiment.validation import check_model
 from fl_vitlora.models import hub_weights, timm_models
 from fl_vitlora.models.backbone import WEIGHTS_FOLDER, Backbone, build, draft
 
@@ -66,7 +66,7 @@ def test_a_folder_laid_out_like_the_hub_gives_architecture_and_weights(tmp_path:
     assert built.image_shape == (3, 32, 32)
     assert f"{TINY}.mine of {tmp_path / 'mine' / 'model.safetensors'}" == built.source
     assert built.notes == (
-        f"weights {tmp_path / 'mine' / 'model.safetensors'}: a head in the file was left out",
+        f"weights {tmp_path / 'mine' / 'model.safetensors'}: a head in the file was ignored",
     )
     assert draft(config, 3).image_shape == (3, 32, 32)
 
@@ -130,7 +130,10 @@ def test_other_names_are_refused_in_one_line(name: str, expectation: str):
         ('{"architecture": "unheard_of"}', "cannot be built"),
         ('{"architecture": "resnet18", "pretrained_cfg": {}}', "no patch embedding"),
         (f'{{"architecture": "{TINY}", "pretrained_cfg": {{}}}}', "found none"),
-        (f'{{"architecture": "{TINY}", "model_args": {{"x": 1}}}}', "cannot|takes no other"),
+        (
+            f'{{"architecture": "{TINY}", "model_args": {{"x": 1}}}}',
+            "cannot|does not accept another",
+        ),
     ],
 )
 def test_a_folder_that_describes_no_model_is_refused(
@@ -145,11 +148,11 @@ def test_a_folder_that_describes_no_model_is_refused(
 def test_the_proxy_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     for variable in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    assert hub_weights._door("https://hub.example/") == ("hub.example", 443)
+    assert hub_weights._first_address("https://hub.example/") == ("hub.example", 443)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    assert hub_weights._door("https://hub.example/") == ("proxy.example", 3128)
+    assert hub_weights._first_address("https://hub.example/") == ("proxy.example", 3128)
     monkeypatch.setenv("no_proxy", "hub.example")
-    assert hub_weights._door("https://hub.example/") == ("hub.example", 443)
+    assert hub_weights._first_address("https://hub.example/") == ("hub.example", 443)
 
 
 REFUSED = [

@@ -326,8 +326,8 @@ def test_a_client_refuses_a_roster_with_another_key_for_it_or_without_it():
 
 REFUSED: Mapping[str, tuple[int, set[int], str]] = {
     "another round": (2, {3}, "nothing was masked"),
-    "itself": (1, {0}, "must be left"),
-    "all others": (1, {2, 3, 7, 11}, "must be left"),
+    "itself": (1, {0}, "must remain"),
+    "all others": (1, {2, 3, 7, 11}, "must remain"),
     "a stranger": (1, {3, 5}, "cannot have dropped out"),
     "one that came back": (1, {7}, "cannot come back into it"),
 }
@@ -360,8 +360,8 @@ def test_a_new_sum_begins_with_nobody_dropped():
 
 
 ROSTERS: Mapping[str, tuple[Callable[[], Roster], str]] = {
-    "two": (lambda: replace(ROSTER, members=ROSTER.members[:2]), "takes 3 clients"),
-    "nobody": (lambda: replace(ROSTER, members=()), "takes 3 clients"),
+    "two": (lambda: replace(ROSTER, members=ROSTER.members[:2]), "needs 3 clients"),
+    "nobody": (lambda: replace(ROSTER, members=()), "needs 3 clients"),
     "order": (lambda: replace(ROSTER, members=ROSTER.members[::-1]), "sorted by number"),
     "twice": (lambda: _with(ROSTER, client=7), "once"),
     "same key": (lambda: _with(ROSTER, key=ROSTER.members[0].key), "its own key"),

@@ -78,7 +78,7 @@ def test_the_model_is_left_as_it_was(
 def test_without_being_put_back_it_would_not_be(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone()
     before = everything(backbone.model)
-    gpu_memory.take_steps(gpu_memory.make_teacher(backbone, CONFIG), 1)
+    gpu_memory.take_steps(gpu_memory.make_trainer(backbone, CONFIG), 1)
     assert not same(before, everything(backbone.model))
 
 
@@ -101,7 +101,7 @@ def test_steps_are_those_of_a_worker_with_an_evaluation_after_them(
 
 def test_they_are_real_steps(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone()
-    trainer = gpu_memory.make_teacher(backbone, CONFIG)
+    trainer = gpu_memory.make_trainer(backbone, CONFIG)
     start = everything(backbone.model)
     for trained in gpu_memory.take_steps(trainer, 2):
         assert trained.steps == 2

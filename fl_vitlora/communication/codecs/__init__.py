@@ -1,7 +1,7 @@
-"""Codecs: how a vector of float32 is written in fewer bytes, each a pair of pure functions.
+"""Codecs: each is a pair of pure functions that write a vector of float32 in fewer bytes.
 
-Quantisers write every scalar: float32, float16 and bfloat16; int8, int4, int3 and int2, whole
-multiples of a step; ecsq, nf4, qsgd and sign. Transforms leave out much of a vector and hand the
+Quantisers write every scalar: float32, float16 and bfloat16; int8, int4, int3 and int2, which are
+whole multiples of a step; ecsq, nf4, qsgd and sign. Transforms drop much of a vector and pass the
 rest to another codec: topk, lowrank.
 """
 
@@ -44,13 +44,13 @@ def parse(spec: str) -> Codec:
     """Reads a specification: steps joined by "+", transforms first, one quantiser last.
 
     Args:
-        spec: For example ``"int4(128)"`` or ``"topk(0.05)+int4"``.
+        spec: A specification, for example ``"int4(128)"`` or ``"topk(0.05)+int4"``.
 
     Returns:
-        The codec; as text it is the shortest specification of itself.
+        The codec; its text is its shortest specification.
 
     Raises:
-        UserError: When the specification is none.
+        UserError: When the text is not a valid specification.
 
     Example:
         >>> str(parse("int8(block=64, rounding=nearest)"))

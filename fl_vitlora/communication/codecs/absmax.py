@@ -1,6 +1,6 @@
-"""int8, int4, int3, int2: whole multiples of a step that fits the largest scalar of each block.
+"""int8, int4, int3, int2: whole multiples of a step set by the largest scalar of each block.
 
-With b bits there are L = 2^(b-1) - 1 levels on each side of zero; the scale of a block is its
+With b bits there are L = 2^(b-1) - 1 levels on each side of zero. The scale of a block is its
 largest magnitude, rounded up to a bfloat16 so that nothing is clipped. int2 is ternary.
 
 Sources: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861 (blocks);
@@ -26,8 +26,9 @@ class Absmax(Quantiser):
     """The common base of int8, int4, int3 and int2.
 
     Attributes:
-        block: Scalars that share a scale.
-        rounding: "stochastic" is unbiased; "nearest" has half the largest error.
+        block: The number of scalars that share a scale.
+        rounding: The kind of rounding: "stochastic" is unbiased; "nearest" has half the largest
+            error.
         levels: The number L of levels on each side of zero.
     """
 
@@ -37,10 +38,10 @@ class Absmax(Quantiser):
 
     @property
     def contracts(self) -> bool:
-        """Tells whether it rounds to nearest, or the largest outweighs all that may go astray.
+        """Returns True if rounding is to nearest, or the largest scalar outweighs all errors.
 
-        Stochastically, a scalar is off by half a step in the mean square at most, M / 2L; and the
-        largest of its block, M, by nothing.
+        With stochastic rounding, the root mean square error of a scalar is at most half a step,
+        M / 2L. The largest scalar of a block, M, has no error.
         """
         return self.rounding == "nearest" or self.block < 4 * self.levels**2
 
@@ -50,7 +51,7 @@ class Absmax(Quantiser):
         return 2 * self.levels + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Rounds to levels of the largest magnitude."""
+        """Rounds each scalar to a level of the largest magnitude of its block."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(np.abs(blocks).max(axis=1))
         chance = draw if self.rounding == "stochastic" else None
@@ -65,7 +66,7 @@ class Absmax(Quantiser):
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(Absmax):
-    """255 levels.
+    """A quantiser with 255 levels.
 
     Example:
         >>> str(Int8(block=128, rounding="nearest"))
@@ -79,7 +80,7 @@ class Int8(Absmax):
 
 @dataclass(frozen=True, kw_only=True)
 class Int4(Absmax):
-    """15 levels."""
+    """A quantiser with 15 levels."""
 
     name: ClassVar[str] = "int4"
     example: ClassVar[str] = "int4(block=64)"
@@ -88,7 +89,7 @@ class Int4(Absmax):
 
 @dataclass(frozen=True, kw_only=True)
 class Int3(Absmax):
-    """Seven levels."""
+    """A quantiser with seven levels."""
 
     rounding: str = field(default="nearest", metadata=ROUNDING)
     name: ClassVar[str] = "int3"
@@ -98,10 +99,10 @@ class Int3(Absmax):
 
 @dataclass(frozen=True, kw_only=True)
 class Int2(Absmax):
-    """Three levels; a block is longer, for a scale would else cost as much as it saves.
+    """A quantiser with three levels and longer blocks, since short ones cost more than they save.
 
-    Rounded stochastically, as in TernGrad, most scalars of a block move further than they are
-    large: right in the mean, but no codec to feed errors back with. So it goes with three bits.
+    With stochastic rounding, as in TernGrad, most scalars change by more than their own magnitude.
+    That is right in the mean, but does not suit error feedback. The same is true of three bits.
     """
 
     block: int = field(default=128, metadata=BLOCK)

@@ -1,6 +1,7 @@
-"""Arguments of codecs: how each is read from text, and which values it may have.
+"""Arguments of codecs: how each argument is read from text, and which values are allowed.
 
-Specifications of codecs also arrive over the wire, so every argument is bounded on both sides.
+Specifications of codecs also arrive over the network, so every argument has a lower and an upper
+bound.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ DECIMAL = re.compile(r"[0-9]{0,3}\.?[0-9]{1,20}(e-[0-9]{1,3})?")
 
 
 class Argument(Protocol):
-    """A kind of argument; as text it says what it expects."""
+    """A kind of argument; its text describes the expected values."""
 
     def read(self, text: str) -> object:
-        """Reads a value, or raises `ValueError` at what is no such value at all."""
+        """Reads a value, or raises `ValueError` if the text is not a value of this kind."""
 
     def allows(self, value: object) -> bool:
-        """Tells whether the value is of this kind and within its bounds."""
+        """Returns True if the value is of this kind and within its bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Whole:
     def read(self, text: str) -> int:
         """Reads decimal digits."""
         if not WHOLE.fullmatch(text):
-            raise ValueError("no whole number")
+            raise ValueError("not a whole number")
         return int(text)
 
     def allows(self, value: object) -> bool:
@@ -60,7 +61,7 @@ class Share:
     def read(self, text: str) -> float:
         """Reads a decimal fraction."""
         if not DECIMAL.fullmatch(text):
-            raise ValueError("no decimal fraction")
+            raise ValueError("not a decimal fraction")
         return float(text)
 
     def allows(self, value: object) -> bool:
@@ -84,7 +85,7 @@ class Number:
     def read(self, text: str) -> float:
         """Reads a decimal number."""
         if not DECIMAL.fullmatch(text):
-            raise ValueError("no decimal number")
+            raise ValueError("not a decimal number")
         return float(text)
 
     def allows(self, value: object) -> bool:
@@ -106,7 +107,7 @@ class OneOf:
     words: tuple[str, ...]
 
     def read(self, text: str) -> str:
-        """Takes the text as it is."""
+        """Returns the text unchanged."""
         return text
 
     def allows(self, value: object) -> bool:

@@ -1,4 +1,4 @@
-"""bfloat16: the upper half of a float32, its whole range at 8 significant bits.
+"""bfloat16: the upper half of a float32, with the same range but only 8 significant bits.
 
 Source: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", arXiv 1905.12322.
 """
@@ -12,12 +12,12 @@ from fl_vitlora.communication.codecs.codec import Floats
 
 Halves = NDArray[np.uint16]
 
-LARGEST = np.uint32(0x7F7F)  # the finite one; what is beyond it goes to it
+LARGEST = np.uint32(0x7F7F)  # the largest finite bfloat16; larger values are clipped to it
 SIGN = np.uint32(0x8000)
 
 
 def nearest(values: Floats) -> Halves:
-    """Rounds to the nearest bfloat16, halfway to the even one, and never to infinity.
+    """Rounds to the nearest bfloat16, ties to the even one, and never to infinity.
 
     Args:
         values: Finite numbers.
@@ -35,7 +35,7 @@ def nearest(values: Floats) -> Halves:
 
 
 def upward(values: Floats) -> Halves:
-    """Rounds to the next bfloat16 that is not smaller, up to the largest.
+    """Rounds up to the next bfloat16 that is not smaller, but at most to the largest one.
 
     Args:
         values: Finite numbers that are not negative.
@@ -55,7 +55,7 @@ def widened(halves: Halves) -> Floats:
     """Returns the float32 of the same value.
 
     Args:
-        halves: Upper halves.
+        halves: The upper halves of float32 numbers.
 
     Returns:
         The float32 values, in the shape of ``halves``.

@@ -1,4 +1,4 @@
-"""Small numbers side by side, at as many bits each as the largest possible one needs."""
+"""Packs small numbers; each takes as many bits as the largest possible number needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Symbols = NDArray[np.uint8]
 
 
 def width(size: int) -> int:
-    """Returns the bits that one of `size` symbols needs.
+    """Returns the number of bits that one of `size` symbols needs.
 
     Example:
         >>> width(2), width(15), width(256)
@@ -19,19 +19,19 @@ def width(size: int) -> int:
 
 
 def packed_bytes(n: int, bits: int) -> int:
-    """Counts the bytes of n numbers of so many bits, the last one filled up."""
+    """Counts the bytes of n numbers of `bits` bits each, rounded up."""
     return -(-n * bits // 8)
 
 
 def pack(numbers: Symbols, bits: int) -> bytes:
-    """Writes numbers of so many bits, highest bit first; the last byte is filled up with zeros.
+    """Writes numbers of `bits` bits each, highest bit first; zeros fill up the last byte.
 
     Args:
-        numbers: (n,), each below 2^bits.
-        bits: The width of a number, 0 to 8 bits.
+        numbers: The numbers (n,), each below 2^bits.
+        bits: The width of a number, from 0 to 8 bits.
 
     Returns:
-        n·bits / 8 bytes, rounded up.
+        The n·bits / 8 bytes, rounded up.
 
     Example:
         >>> pack(np.uint8([1, 2, 3]), 4).hex()
@@ -41,15 +41,15 @@ def pack(numbers: Symbols, bits: int) -> bytes:
 
 
 def unpack(data: bytes, n: int, bits: int) -> Symbols:
-    """Reads what `pack` wrote.
+    """Reads the numbers that `pack` wrote.
 
     Args:
-        data: The bytes, exactly as many as there must be.
+        data: The bytes; their number must be `packed_bytes(n, bits)`.
         n: The number of packed numbers.
-        bits: The bits of each number, from 0 to 8.
+        bits: The width of a number, from 0 to 8 bits.
 
     Returns:
-        The numbers, shape (n,).
+        The numbers (n,).
 
     Raises:
         ValueError: When the last byte is not filled up with zeros.
@@ -60,7 +60,7 @@ def unpack(data: bytes, n: int, bits: int) -> Symbols:
     """
     every = np.unpackbits(np.frombuffer(data, np.uint8))
     if every[n * bits :].any():
-        raise ValueError("something is written behind the last number")
+        raise ValueError("there are set bits behind the last number")
     padded = np.zeros((n, 8), np.uint8)
     padded[:, 8 - bits :] = every[: n * bits].reshape(n, bits)
     return np.packbits(padded, axis=1)[:, 0]

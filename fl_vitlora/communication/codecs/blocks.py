@@ -1,7 +1,8 @@
-"""Blocks of scalars with one scale each: neighbours share their order of magnitude.
+"""Blocks of scalars with one scale per block, since neighbours have similar magnitudes.
 
-Scales are bfloat16: the upper bytes of all of them, then the lower bytes, each entropy-coded. Most
-of a scale's upper byte is exponent, alike in all blocks, so a scale costs 10 to 12 bits, not 16.
+Scales are bfloat16. The upper bytes of all scales are written first, then the lower bytes; both are
+entropy-coded. The upper byte is mostly exponent, which is similar in all blocks. So a scale costs
+10 to 12 bits instead of 16.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ MOST_FLOAT32 = np.finfo(np.float32).max
 
 
 def in_blocks(values: Floats, block: int) -> Floats:
-    """Cuts a vector into blocks, the last one filled up with zeros.
+    """Cuts a vector into blocks; zeros fill up the last block.
 
     Args:
-        values: (n,), n > 0.
-        block: Scalars of a block; at most n are taken.
+        values: The vector (n,), n > 0.
+        block: The number of scalars of a block; numbers above n count as n.
 
     Returns:
-        A copy, (m, block).
+        The blocks (m, block), a copy.
 
     Example:
         >>> in_blocks(np.float32([1, 2, 3]), 2).tolist()
@@ -46,24 +47,24 @@ def spread(scales: Floats, block: int, n: int) -> Floats:
     """Repeats the scale of each block for all its scalars.
 
     Args:
-        scales: (m,).
-        block: Scalars of a block.
-        n: Scalars in all.
+        scales: The scales (m,) of the blocks.
+        block: The number of scalars of a block.
+        n: The number of scalars of the vector.
 
     Returns:
-        (n,).
+        The scale of each scalar (n,).
     """
     return np.repeat(scales, min(block, n))[:n]
 
 
 def norms(blocks: Floats) -> Floats:
-    """Computes the Euclidean norm of each block, whatever its magnitude.
+    """Computes the Euclidean norm of each block, without overflow at any magnitude.
 
     Args:
-        blocks: (m, block).
+        blocks: The blocks (m, block).
 
     Returns:
-        (m,), at most the largest float32.
+        The norms (m,), at most the largest float32.
 
     Example:
         >>> [f"{norm:.3g}" for norm in norms(np.float32([[3e30, 4e30], [0, 0]]))]
@@ -81,7 +82,7 @@ def write_scales(scales: Halves) -> bytes:
     """Writes the scales of all blocks.
 
     Args:
-        scales: (m,), the upper halves of numbers that are finite and not negative.
+        scales: The scales (m,) as bfloat16, finite and not negative.
 
     Returns:
         The bytes.
@@ -91,17 +92,17 @@ def write_scales(scales: Halves) -> bytes:
 
 
 def read_scales(reader: ByteReader, count: int) -> Halves:
-    """Reads what `write_scales` wrote.
+    """Reads the scales that `write_scales` wrote.
 
     Args:
-        reader: Stands before the scales; afterwards behind them.
+        reader: The reader, at the first byte of the scales; it moves behind their last byte.
         count: The number m of blocks.
 
     Returns:
-        bfloat16 (m,), finite and not negative.
+        The scales (m,) as bfloat16, finite and not negative.
 
     Raises:
-        ValueError: When the bytes are anything else.
+        ValueError: When the bytes are not such scales.
     """
     upper = read_symbols(reader, count, 128).astype(np.uint16)
     lower = read_symbols(reader, count, 256)

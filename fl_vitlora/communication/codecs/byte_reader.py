@@ -1,18 +1,18 @@
-"""A reader of bytes that refuses what is cut off or left over, and whole numbers of any length."""
+"""A reader that refuses too few or too many bytes, and whole numbers of variable length."""
 
 from __future__ import annotations
 
-MOST_GROUPS = 9  # of 7 bits: numbers below 2⁶³
+MOST_GROUPS = 9  # groups of 7 bits, for numbers below 2⁶³
 
 
 def varint(number: int) -> bytes:
-    r"""Writes a whole number in groups of 7 bits, lowest first; the top bit says that more follow.
+    r"""Writes a whole number in groups of 7 bits, lowest first; the top bit marks that more follow.
 
     Args:
         number: A whole number from 0 to 2⁶³ - 1.
 
     Returns:
-        One byte up to 127, two up to 16383, and so on (LEB128).
+        One byte for numbers up to 127, two bytes up to 16383, and so on (LEB128).
 
     Example:
         >>> varint(5), varint(300)
@@ -26,7 +26,7 @@ def varint(number: int) -> bytes:
 
 
 class ByteReader:
-    """Walks once through a buffer.
+    """Reads a buffer once, from its first to its last byte.
 
     Example:
         >>> reader = ByteReader(varint(300) + b"abc")
@@ -39,16 +39,16 @@ class ByteReader:
         self._at = 0
 
     def take(self, count: int) -> bytes:
-        """Reads so many bytes.
+        """Reads the next `count` bytes.
 
         Args:
-            count: Not negative.
+            count: The number of bytes, not negative.
 
         Returns:
             The bytes.
 
         Raises:
-            ValueError: When there are fewer.
+            ValueError: When fewer bytes are left.
         """
         left = len(self._data) - self._at
         if count > left:
@@ -57,13 +57,13 @@ class ByteReader:
         return self._data[self._at - count : self._at]
 
     def varint(self) -> int:
-        """Reads what `varint` wrote.
+        """Reads a whole number that the function `varint` wrote.
 
         Returns:
             The number.
 
         Raises:
-            ValueError: When it is cut off, too large, or longer than it need be.
+            ValueError: When the number is cut off, too large, or longer than necessary.
         """
         number = 0
         for place in range(MOST_GROUPS):
@@ -73,17 +73,17 @@ class ByteReader:
                 break
             if group < 0x80:
                 return number
-        raise ValueError("not a number as it is written here")
+        raise ValueError("a whole number has more bytes than allowed")
 
     def rest(self) -> bytes:
-        """Reads all that is left."""
+        """Reads all remaining bytes."""
         return self.take(len(self._data) - self._at)
 
     def end(self) -> None:
-        """Makes sure that nothing is left.
+        """Checks that all bytes were read.
 
         Raises:
-            ValueError: When something is.
+            ValueError: When bytes are left.
         """
         if left := len(self._data) - self._at:
             raise ValueError(f"{left} bytes more than expected")

@@ -1,10 +1,11 @@
-"""The contract of codecs: vectors of float32 to bytes and back, usually with a loss.
+"""The contract of codecs: they turn vectors of float32 into bytes and back, usually with a loss.
 
-A codec is a value: its class says how, its fields say how finely. `encode` and `decode` are pure;
-what a codec may draw comes from the generator that it is given, so the same draw gives the same
-bytes. What it lost is the business of the caller (error feedback keeps it for the next round).
+A codec is a value: its class is the kind of coding, and its fields set how fine the coding is.
+`encode` and `decode` are pure. All random numbers come from the given generator, so the same state
+of the generator gives the same bytes. The caller handles the loss (error feedback keeps it for the
+next round).
 
-n scalars, of all tensors of a group one after the other in the order of their shapes.
+n scalars: those of all tensors of a group, one tensor after the other in the order of their shapes.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def scalars(shapes: Shapes) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Codec(ABC):
-    """How a vector is written; as text it is a specification that `codecs.parse` reads.
+    """A way to write a vector; its text is a specification that `codecs.parse` reads.
 
     Attributes:
         name: The name of the codec in specifications.
-        example: A specification, shown beside mistakes.
-        lossless: True if decoding gives back every bit.
+        example: An example of a specification, shown in error messages.
+        lossless: True if decoding restores every bit.
     """
 
     name: ClassVar[str]
@@ -51,9 +52,9 @@ class Codec(ABC):
 
     @property
     def contracts(self) -> bool:
-        """Tells whether errors that are fed back stay bounded: E‖x - Q(x)‖² < ‖x‖² for every x.
+        """Returns True if errors stay bounded under feedback: E‖x - Q(x)‖² < ‖x‖² for every x.
 
-        Where that fails, what is withheld may grow from round to round without end.
+        If this does not hold, the error that is kept for later may grow in every round.
         """
         return True
 
@@ -66,15 +67,15 @@ class Codec(ABC):
         """Writes a vector.
 
         Args:
-            values: (n,), finite.
-            shapes: The shapes of the tensors that the vector lists.
+            values: The vector (n,) of finite scalars.
+            shapes: The shapes of the tensors in the vector.
             draw: The source of random numbers.
 
         Returns:
-            The bytes; none for an empty vector.
+            The bytes; there are none for an empty vector.
 
         Raises:
-            ValueError: When a value is not finite, or the shapes are of another vector.
+            ValueError: When a value is not finite, or the shapes do not fit the vector.
         """
         self.check(values, shapes)
         return self.write(values, shapes, draw) if len(values) else b""
@@ -82,28 +83,28 @@ class Codec(ABC):
     def send(
         self, values: Floats, shapes: Shapes, draw: np.random.Generator
     ) -> tuple[bytes, Floats]:
-        """Writes a vector, and tells what `decode` will make of it.
+        """Writes a vector, and returns the bytes with the vector that `decode` will return.
 
         Args:
-            values: The vector that is to be encoded.
-            shapes: The shapes of the tensors that the vector lists.
+            values: The vector (n,) of finite scalars.
+            shapes: The shapes of the tensors in the vector.
             draw: The source of random numbers.
 
         Returns:
-            The bytes, and (n,).
+            The bytes, and the decoded vector (n,).
 
         Raises:
-            ValueError: As `encode` does.
+            ValueError: When a value is not finite, or the shapes do not fit the vector.
         """
         data = self.encode(values, shapes, draw)
         return data, self.decode(data, shapes)
 
     @staticmethod
     def check(values: Floats, shapes: Shapes) -> None:
-        """Sees to it that a vector can be written.
+        """Checks that a vector can be written.
 
         Raises:
-            ValueError: When a value is not finite, or the shapes are of another vector.
+            ValueError: When a value is not finite, or the shapes do not fit the vector.
         """
         if values.shape != (scalars(shapes),):
             raise ValueError(f"{scalars(shapes)} scalars expected, got shape {values.shape}")
@@ -115,13 +116,14 @@ class Codec(ABC):
 
         Args:
             data: The bytes that `encode` wrote for these shapes.
-            shapes: The shapes of the tensors that are expected.
+            shapes: The shapes of the expected tensors.
 
         Returns:
-            (n,), finite.
+            The vector (n,) of finite scalars.
 
         Raises:
-            ValueError: When the bytes are foreign, cut off, too many, or of other tensors.
+            ValueError: When the bytes have another format, are cut off or too many, or belong to
+                other tensors.
         """
         reader = ByteReader(data)
         n = scalars(shapes)
@@ -136,7 +138,7 @@ class Codec(ABC):
 
     @abstractmethod
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Encodes a vector that is checked and not empty."""
+        """Encodes a vector that was checked and is not empty."""
 
     @abstractmethod
     def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
@@ -144,7 +146,7 @@ class Codec(ABC):
 
     @classmethod
     def arguments(cls) -> dict[str, Argument]:
-        """Lists what the codec may be told, in the order of a specification."""
+        """Lists the arguments of the codec, in the order of a specification."""
         return {
             field.name: cast("Argument", field.metadata["argument"])
             for field in fields(cls)
@@ -153,13 +155,13 @@ class Codec(ABC):
 
     @classmethod
     def required(cls) -> list[str]:
-        """Lists which of its arguments have no default."""
+        """Lists the arguments that have no default."""
         defaults = {field.name: field.default for field in fields(cls)}
         return [key for key in cls.arguments() if defaults[key] is MISSING]
 
     @classmethod
     def mistake(cls, what: str) -> UserError:
-        """Says what is wrong with a specification of this codec."""
+        """Returns an error about a specification of this codec, with a correct example."""
         return UserError(f"codec {cls.name}: {what}; for example {cls.example}")
 
     def __str__(self) -> str:

@@ -1,15 +1,15 @@
-"""Entropy-coded scalar quantisation: whole multiples of a share of the root mean square of a block.
+"""Entropy-coded scalar quantisation (ecsq): multiples of a share of a block's root mean square.
 
     q = round(x / Δ)  within ±7,  Δ = step · rms        Q(x) = sign(q) · (|q| - δ) · Δ
 
-The step follows what most scalars are like, not the largest, so that long blocks lose little. A
-level stands for all that was rounded to it, of which there is more below than above: δ, one for the
-first level and one for all beyond it, is what the mean of those falls short of it. What lies beyond
-the last level is cut, and with error feedback comes later.
+The step depends on the typical scalar, not on the largest, so long blocks lose little. More of the
+scalars rounded to a level lie below it than above. The shortfall δ is the distance of their mean
+from the level; there is one δ for the first level and one for all levels beyond it. Scalars beyond
+the last level are clipped; error feedback sends the rest later.
 
 Sources: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Trans. Inf. Theory 14 (1968), for
-equal steps with entropy coding; Lloyd, "Least Squares Quantization in PCM", the same 28 (1982), for
-means as values.
+equal steps with entropy coding; Lloyd, "Least Squares Quantization in PCM", IEEE Trans. Inf. Theory
+28 (1982), for means as values.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fl_vitlora.communication.codecs.blocks import MOST_FLOAT32, in_blocks, norm
 from fl_vitlora.communication.codecs.codec import Floats
 from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
-LEVELS = 7  # on each side of zero
-FINE = 510  # parts of a step that a byte counts, up to half of it
+LEVELS = 7  # levels on each side of zero
+FINE = 510  # a byte counts a shortfall in 1/510 of a step, up to half a step
 FIRST, BEYOND = slice(1, 2), slice(2, LEVELS)  # the levels that share a shortfall
 
 
 def mean_squares(values: Floats, block: int) -> Floats:
-    """Computes the root mean square of each block, over the scalars that it has.
+    """Computes the root mean square of the scalars of each block.
 
     Args:
-        values: (n,), n > 0.
-        block: Scalars of a block; the last one may have fewer.
+        values: The vector (n,), n > 0.
+        block: The number of scalars of a block; the last block may have fewer.
 
     Returns:
-        (m,).
+        The root mean squares (m,).
 
     Example:
         >>> mean_squares(np.float32([3, -3, 3, 3, 5]), 4).tolist()
@@ -54,12 +54,12 @@ def mean_squares(values: Floats, block: int) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyCoded(Quantiser):
-    """Equal steps, entropy-coded.
+    """A quantiser with equal steps and entropy coding.
 
     Attributes:
-        step: In root mean squares; below 2, with room for rounding, so that something of every
-            block is sent.
-        block: Scalars that share a root mean square.
+        step: The step as a multiple of the root mean square. It is below 2, with room for rounding,
+            so that every block has a scalar that does not round to zero.
+        block: The number of scalars that share a root mean square.
 
     Example:
         >>> str(EntropyCoded(step=0.5))
@@ -75,11 +75,11 @@ class EntropyCoded(Quantiser):
 
     @property
     def symbols(self) -> int:
-        """Counts the levels, zero among them."""
+        """Counts the levels, including zero."""
         return 2 * LEVELS + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Rounds to steps, and finds what levels fall short by."""
+        """Rounds each scalar to a whole number of steps, and finds the shortfalls of the levels."""
         with np.errstate(over="ignore"):
             largest = mean_squares(values, self.block) * np.float32(self.step * LEVELS)
         scales = bfloat16.upward(np.minimum(largest, MOST_FLOAT32))
@@ -89,7 +89,7 @@ class EntropyCoded(Quantiser):
         return Quantised(scales=scales, symbols=symbols, more=more)
 
     def restore(self, quantised: Quantised) -> Floats:
-        """Returns what levels stand for."""
+        """Returns the values of the levels."""
         first, beyond = np.frombuffer(quantised.more, np.uint8).astype(np.float32) / FINE
         short = np.full(LEVELS + 1, beyond, np.float32)
         short[:2] = 0, first
@@ -102,16 +102,17 @@ class EntropyCoded(Quantiser):
 
 
 def shortfall(values: Floats, symbols: Symbols, scales: Floats, block: int) -> bytes:
-    """Finds by how much the scalars of a level fall short of it in the mean, in steps.
+    """Computes the mean distance, in steps, of the scalars below their level.
 
     Args:
-        values: (n,).
-        symbols: Their levels, + 7.
-        scales: (m,), of the largest level.
-        block: Scalars that share a scale.
+        values: The vector (n,).
+        symbols: The level of each scalar plus 7, (n,).
+        scales: The values (m,) of the largest level of each block.
+        block: The number of scalars that share a scale.
 
     Returns:
-        Two bytes, in 1/510 of a step: of the first level, and of those between it and the last.
+        Two bytes, in 1/510 of a step: the shortfall of the first level, and that of the levels
+        between the first and the last.
     """
     sizes = np.abs(symbols.astype(np.int8) - np.int8(LEVELS))
     units = np.where(scales > 0, scales, np.float32(1)) / np.float32(LEVELS)

@@ -1,14 +1,14 @@
-"""Entropy coding: symbols that are not equally frequent take fewer bits than their number needs.
+"""Entropy coding: symbols of unequal frequency take fewer bits than with equal lengths.
 
-One byte says how the symbols follow: packed side by side, or range-coded after a table with the
-frequency of each symbol (Martin 1979, by the package `constriction`, arXiv 2201.01741). The smaller
-is taken, so coding costs one byte where it does not pay. A table takes a byte for each symbol that
-there may be, with 4 bits of exponent and 4 of fraction,
+The first byte tells how the symbols are written: packed with equal lengths, or range-coded behind a
+table of the symbols' frequencies (Martin 1979, with the package `constriction`, arXiv 2201.01741).
+The shorter form is used, so coding costs at most one byte. A table has a byte for each possible
+symbol, with 4 bits of exponent and 4 bits of fraction,
 
     weight(byte) = (16 + fraction) · 2^exponent        0 for a symbol that never occurs
 
-and both ends compute the same model from it. When reading, the words must end with the symbols, and
-the table must be the one of the symbols found: hardly anything else passes for a coded stream.
+and both ends compute the same model from it. The reader checks that the words end with the symbols,
+and that the table fits the decoded symbols. So other bytes are hardly ever accepted.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ HEAVIEST = 31 << 15  # the weight of byte 255
 
 
 def write_symbols(symbols: Symbols, size: int) -> bytes:
-    """Writes symbols in the smaller of the two ways.
+    """Writes symbols in the shorter of the two forms.
 
     Args:
-        symbols: (n,), n > 0, each below ``size``.
-        size: The size of the alphabet, 2 to 256 symbols.
+        symbols: The symbols (n,), n > 0, each below ``size``.
+        size: The size of the alphabet, from 2 to 256 symbols.
 
     Returns:
-        The bytes; how many symbols there are is not among them.
+        The bytes, without the number n.
 
     Example:
         >>> len(write_symbols(np.zeros(8000, np.uint8), 3))
@@ -46,49 +46,52 @@ def write_symbols(symbols: Symbols, size: int) -> bytes:
 
 
 def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
-    """Reads what `write_symbols` wrote.
+    """Reads the symbols that `write_symbols` wrote.
 
     Args:
-        reader: Stands before the symbols; afterwards behind them.
+        reader: The reader, at the first byte of the symbols; it moves behind their last byte.
         n: The number of symbols, above 0.
         size: The size of the alphabet.
 
     Returns:
-        (n,), each below ``size``.
+        The symbols (n,), each below ``size``.
 
     Raises:
-        ValueError: When the bytes are anything else.
+        ValueError: When the bytes are not such symbols.
     """
     mode = reader.take(1)
     if mode == PLAIN:
         symbols = unpack(reader.take(packed_bytes(n, width(size))), n, width(size))
         if symbols.max() >= size:
-            raise ValueError(f"a symbol is not among the {size} that there are")
+            raise ValueError(f"a symbol is not one of the {size} that exist")
         return symbols
     if mode != CODED:
-        raise ValueError("its symbols are written in no known way")
+        raise ValueError("its symbols are written in an unknown format")
     return _uncode(reader, n, size)
 
 
 def _code(symbols: Symbols, size: int) -> bytes:
-    """Writes table, number of words, and words."""
+    """Writes the table, the number of words, and the words."""
     table = _table(np.bincount(symbols, minlength=size))
     words = _words(symbols, table).astype(WORD, copy=False).tobytes()
     return table + varint(len(words) // WORD.itemsize) + words
 
 
 def _uncode(reader: ByteReader, n: int, size: int) -> Symbols:
-    """Reads what `_code` wrote."""
+    """Reads the symbols that `_code` wrote."""
     table = reader.take(size)
     data = reader.take(reader.varint() * WORD.itemsize)
     symbols = _symbols(np.frombuffer(data, WORD).astype(np.uint32), table, n)
     if _table(np.bincount(symbols, minlength=size)) != table:
-        raise ValueError("its symbols have other frequencies than it says")
+        raise ValueError("the frequencies of its symbols differ from those in its table")
     return symbols
 
 
 def _table(counts: NDArray[np.intp]) -> bytes:
-    """Writes a weight for every count, relative to the largest, rounded down; at least byte 1."""
+    """Writes a weight for every count, relative to the largest count and rounded down.
+
+    A symbol that occurs gets at least byte 1.
+    """
     weights = counts.astype(np.int64) * HEAVIEST // max(1, int(counts.max()))
     exponents = np.maximum(np.frexp(weights)[1] - 5, 0)
     entries = np.maximum((exponents << 4) + (weights >> exponents) - 16, 1)
@@ -96,28 +99,28 @@ def _table(counts: NDArray[np.intp]) -> bytes:
 
 
 def _model(table: bytes) -> constriction.stream.model.Categorical:
-    """Builds the model of a table; its weights are whole, so sums of them are exact."""
+    """Builds the model of a table; its weights are whole numbers, so their sums are exact."""
     entries = np.frombuffer(table, np.uint8).astype(np.int64)
     weights = np.where(entries, (16 + (entries & 15)) << (entries >> 4), 0)
     return constriction.stream.model.Categorical(weights.astype(np.float64), perfect=False)
 
 
 def _words(symbols: Symbols, table: bytes) -> NDArray[np.uint32]:
-    """Codes symbols under the model of a table."""
+    """Encodes symbols with the model of a table."""
     coder = constriction.stream.queue.RangeEncoder()
     coder.encode(symbols.astype(np.int32), _model(table))
     return np.asarray(coder.get_compressed())
 
 
 def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
-    """Decodes words; a coder that gives up does so by exceptions of several kinds."""
+    """Decodes words; a failing coder raises exceptions of several types."""
     try:
         coder = constriction.stream.queue.RangeDecoder(words)
         symbols = np.asarray(coder.decode(_model(table), n)).astype(np.uint8)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # a panic of the compiled coder is no Exception
+    except BaseException:  # a panic of the compiled coder is not an Exception
         raise ValueError("its words are not those of a range coder") from None
     if not coder.maybe_exhausted():
-        raise ValueError("its words go on behind the last symbol")
+        raise ValueError("its words continue after the last symbol")
     return symbols

@@ -1,7 +1,7 @@
-"""Plain floats: every scalar in 4 bytes (the whole truth) or in 2, little endian.
+"""Plain floats: every scalar in 4 bytes (without loss) or in 2 bytes, little endian.
 
-float16 has 11 significant bits and ends at ±65504, to which larger values are clipped; bfloat16 has
-8 and the range of float32.
+float16 has 11 significant bits and a range of ±65504; larger values are clipped to it. bfloat16 has
+8 significant bits and the range of float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_FLOAT16 = np.float32(65504)
 
 @dataclass(frozen=True, kw_only=True)
 class Float32(Codec):
-    """The scalars as they are, bit by bit.
+    """The unchanged scalars, with every bit.
 
     Example:
         >>> codec, values = Float32(), np.float32([1.5, -2.0])
@@ -38,7 +38,7 @@ class Float32(Codec):
     def send(
         self, values: Floats, shapes: Shapes, draw: np.random.Generator
     ) -> tuple[bytes, Floats]:
-        """Writes a vector, which arrives as it is."""
+        """Writes a vector; the decoded vector is the same."""
         return self.encode(values, shapes, draw), values
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
@@ -53,7 +53,7 @@ class Float32(Codec):
 
 @dataclass(frozen=True, kw_only=True)
 class Float16(Codec):
-    """The nearest float16 within its range."""
+    """The nearest float16 to each scalar, clipped to its range."""
 
     name: ClassVar[str] = "float16"
     example: ClassVar[str] = "float16"
@@ -71,7 +71,7 @@ class Float16(Codec):
 
 @dataclass(frozen=True, kw_only=True)
 class BFloat16(Codec):
-    """The nearest bfloat16."""
+    """The nearest bfloat16 to each scalar."""
 
     name: ClassVar[str] = "bfloat16"
     example: ClassVar[str] = "bfloat16"

@@ -1,7 +1,7 @@
 """Evenly spaced levels on both sides of zero: -L … 0 … L, as multiples of a block's scale / L.
 
-Rounding is to the nearest level, or stochastic: up with the chance of the remainder, so that the
-mean over the draws is the value itself.
+Rounding is to the nearest level, or stochastic. Stochastic rounding goes up with a probability
+equal to the remainder, so that the mean over the draws is the value itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ def to_symbols(
     """Rounds scalars to levels.
 
     Args:
-        blocks: (m, block), none larger in magnitude than its scale.
-        scales: (m,), 0 for a block of zeros.
-        levels: L, at most 127.
-        draw: The source of random numbers of stochastic rounding; without it, rounding is to
-            nearest.
+        blocks: The blocks (m, block); no scalar is larger in magnitude than its scale.
+        scales: The scales (m,); the scale of a block of zeros is 0.
+        levels: The number L of levels on each side of zero, at most 127.
+        draw: The source of random numbers for stochastic rounding; None rounds to nearest.
 
     Returns:
-        Level + L, (m·block,).
+        The symbols (m·block,), each a level plus L.
 
     Example:
         >>> to_symbols(np.float32([[-8.0, 0.1, 3.0]]), np.float32([8.0]), 7, None).tolist()
@@ -47,13 +46,13 @@ def to_values(symbols: Symbols, scales: Floats, levels: int, block: int) -> Floa
     """Returns the values of levels.
 
     Args:
-        symbols: Level + L, (n,).
-        scales: (m,).
-        levels: L.
-        block: Scalars of a block.
+        symbols: The symbols (n,), each a level plus L.
+        scales: The scales (m,) of the blocks.
+        levels: The number L of levels on each side of zero.
+        block: The number of scalars of a block.
 
     Returns:
-        (n,).
+        The values (n,).
 
     Example:
         >>> to_values(np.uint8([0, 7, 10]), np.float32([7.0]), 7, 3).tolist()

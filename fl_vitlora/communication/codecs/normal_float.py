@@ -1,8 +1,9 @@
-"""nf4: 16 levels that lie as the quantiles of a normal distribution, so that each is used alike.
+"""nf4: 16 levels at quantiles of a normal distribution, so that all levels are used equally often.
 
-Eight levels above zero, zero, and seven below it; each is the quantile of one of the equal shares
-into which a normal distribution is cut, and the outermost are -1 and 1. A block is scaled by its
-largest magnitude, rounded up to a bfloat16; each scalar goes to the nearest level.
+There are eight levels above zero, zero itself, and seven levels below it. They are the quantiles of
+equal shares of a normal distribution, scaled so that the outermost levels are -1 and 1. A block is
+scaled by its largest magnitude, rounded up to a bfloat16. Each scalar is rounded to the nearest
+level.
 
 Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314.
 """
@@ -30,7 +31,7 @@ def normal_levels() -> Floats:
     """Computes the levels.
 
     Returns:
-        float32 (16,), ascending from -1 to 1.
+        The levels (16,), float32, ascending from -1 to 1.
 
     Example:
         >>> [f"{level:.3f}" for level in normal_levels()[[0, 6, 7, 8, 15]]]
@@ -52,13 +53,13 @@ BETWEEN = (LEVELS[1:] + LEVELS[:-1]) / 2
 
 
 def nearest_level(scaled: Floats) -> Symbols:
-    """Finds the nearest level of every scalar: as many as there are boundaries below it.
+    """Returns the nearest level of every scalar, which is the number of boundaries below it.
 
     Args:
         scaled: Numbers from -1 to 1.
 
     Returns:
-        From 0 to 15, in the shape of ``scaled``.
+        Symbols from 0 to 15, in the shape of ``scaled``.
     """
     symbols = np.zeros(scaled.shape, np.uint8)
     for boundary in BETWEEN:
@@ -68,10 +69,10 @@ def nearest_level(scaled: Floats) -> Symbols:
 
 @dataclass(frozen=True, kw_only=True)
 class NormalFloat4(Quantiser):
-    """The nearest of 16 normal levels.
+    """A quantiser that rounds to the nearest of 16 normal levels.
 
     Attributes:
-        block: Scalars that share a scale.
+        block: The number of scalars that share a scale.
     """
 
     block: int = field(default=64, metadata=BLOCK)
@@ -84,14 +85,16 @@ class NormalFloat4(Quantiser):
         return len(LEVELS)
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Finds the nearest levels."""
+        """Finds the nearest level of each scalar."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(np.abs(blocks).max(axis=1))
-        divisors = bfloat16.widened(np.maximum(scales, 1))  # the least above zero
+        divisors = bfloat16.widened(
+            np.maximum(scales, 1)
+        )  # a scale of zero is replaced by the smallest one above zero
         symbols = nearest_level((blocks / divisors[:, None]).reshape(-1)[: len(values)])
         return Quantised(scales=scales, symbols=symbols)
 
     def restore(self, quantised: Quantised) -> Floats:
-        """Multiplies them out."""
+        """Multiplies each level by the scale of its block."""
         symbols, scales = quantised.symbols, bfloat16.widened(quantised.scales)
         return LEVELS[symbols] * spread(scales, self.block, len(symbols))

@@ -1,11 +1,11 @@
-"""QSGD: stochastic levels between zero and the norm of a block, most of which are then zero.
+"""QSGD: stochastic levels between zero and the norm of a block; most scalars round to zero.
 
 With s levels and the norm ‖x‖ of the block, rounded up to a bfloat16,
 
     Q(x) = ‖x‖ · sign(x) · ξ / s        ξ = ⌊s·|x| / ‖x‖⌋, or one more with the chance of the rest
 
-so that E Q(x) = x. Levels near zero are by far the most frequent, which entropy coding makes use of
-(the paper's own code for them is Elias').
+so that E Q(x) = x. Levels near zero are by far the most frequent, so entropy coding shortens them
+(the paper uses Elias coding instead).
 
 Source: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding",
 arXiv 1610.02132.
@@ -27,11 +27,11 @@ from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 @dataclass(frozen=True, kw_only=True)
 class QSGD(Quantiser):
-    """Stochastic levels relative to the norm.
+    """A quantiser with stochastic levels relative to the norm of a block.
 
     Attributes:
-        levels: s, above zero and as many below.
-        block: Scalars that share a norm.
+        levels: The number s of levels above zero, and of levels below zero.
+        block: The number of scalars that share a norm.
     """
 
     levels: int = field(default=15, metadata=LEVELS)
@@ -41,22 +41,22 @@ class QSGD(Quantiser):
 
     @property
     def contracts(self) -> bool:
-        """Tells whether s² exceeds the block: the paper bounds the variance by block / s²."""
+        """Returns True if s² exceeds the block: the paper bounds the variance by block / s²."""
         return self.levels**2 > self.block
 
     @property
     def symbols(self) -> int:
-        """Counts the levels, zero among them."""
+        """Counts the levels, including zero."""
         return 2 * self.levels + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Rounds to levels of the norm."""
+        """Rounds each scalar to a level of the norm of its block."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(norms(blocks))
         symbols = levels.to_symbols(blocks, bfloat16.widened(scales), self.levels, draw)
         return Quantised(scales=scales, symbols=symbols[: len(values)])
 
     def restore(self, quantised: Quantised) -> Floats:
-        """Multiplies them out."""
+        """Multiplies each level by the norm of its block."""
         scales = bfloat16.widened(quantised.scales)
         return levels.to_values(quantised.symbols, scales, self.levels, self.block)

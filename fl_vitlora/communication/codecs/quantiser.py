@@ -1,9 +1,10 @@
-"""What block-wise quantisers have in common: a scale for each block, a symbol for each scalar.
+"""The common base of block-wise quantisers: a scale for each block and a symbol for each scalar.
 
     encode:  quantise, then write            decode:  read, then restore
 
-Both ends restore alike, so the sender knows what arrives without reading what it wrote. On the
-wire: the scales, what else the levels depend on, and the symbols, entropy-coded.
+Both ends restore in the same way, so the sender knows the decoded vector without reading its own
+bytes. The bytes are the scales, further bytes that the levels depend on, and the symbols,
+entropy-coded.
 
 n scalars, m blocks.
 """
@@ -26,11 +27,11 @@ from fl_vitlora.communication.codecs.entropy import read_symbols, write_symbols
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
-    """A vector as it travels.
+    """A quantised vector.
 
     Attributes:
-        scales: bfloat16 (m,), finite and not negative.
-        symbols: (n,).
+        scales: The scales (m,) as bfloat16, finite and not negative.
+        symbols: The symbols (n,).
         more: Further bytes that the levels depend on, of a fixed length.
     """
 
@@ -43,7 +44,8 @@ class Quantiser(Codec):
     """A codec with blocks, scales and symbols.
 
     Attributes:
-        block: Scalars that share a scale; a field of each codec, in its own place.
+        block: The number of scalars that share a scale. Each codec declares this field itself, so
+            that it has its place among the arguments.
         more_bytes: The length of `Quantised.more` in bytes.
     """
 
@@ -53,20 +55,20 @@ class Quantiser(Codec):
     @property
     @abstractmethod
     def symbols(self) -> int:
-        """Tells how many symbols there are."""
+        """Returns the number of symbols."""
 
     @abstractmethod
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Finds scales and symbols of a vector that is checked and not empty."""
+        """Returns the scales and symbols of a vector that was checked and is not empty."""
 
     @abstractmethod
     def restore(self, quantised: Quantised) -> Floats:
-        """Returns the vector (n,) that they stand for."""
+        """Returns the vector (n,) that scales and symbols represent."""
 
     def send(
         self, values: Floats, shapes: Shapes, draw: np.random.Generator
     ) -> tuple[bytes, Floats]:
-        """Writes a vector, and restores what will be read."""
+        """Writes a vector, and returns the bytes with the vector that will be decoded."""
         self.check(values, shapes)
         if not len(values):
             return b"", values
@@ -74,11 +76,11 @@ class Quantiser(Codec):
         return self._written(quantised), self.restore(quantised)
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Quantises and writes."""
+        """Quantises a vector and writes it."""
         return self._written(self.quantise(values, draw))
 
     def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
-        """Reads and restores."""
+        """Reads a quantised vector and restores it."""
         n = scalars(shapes)
         scales = read_scales(reader, blocks_of(n, self.block))
         more = reader.take(self.more_bytes)

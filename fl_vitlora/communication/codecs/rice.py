@@ -1,8 +1,8 @@
-"""Golomb-Rice coding of the gaps between positions: short for small gaps, never lost at large ones.
+"""Golomb-Rice coding of the gaps between positions: short for small gaps, possible for all gaps.
 
-With the parameter r, a gap is its quotient by 2^r in unary (so many zeros and a one) and the r bits
-of its remainder; for gaps that are geometrically distributed, as those between scalars picked at
-random, the best r is within a few percent of their entropy.
+With the parameter r, a gap is divided by 2^r. The quotient is written in unary (that number of
+zeros, and a one), and the remainder in r bits. The gaps between scalars picked at random have a
+geometric distribution; for these, the best r comes within a few percent of the entropy.
 
     r · 1 byte | number of unary bits | unary bits of all gaps | remainders of all gaps
 
@@ -26,10 +26,10 @@ def write_positions(positions: Numbers) -> bytes:
     """Writes positions in a vector.
 
     Args:
-        positions: (k,), k > 0, ascending from 0.
+        positions: The positions (k,), k > 0, ascending and not negative.
 
     Returns:
-        The bytes; k is not among them.
+        The bytes, without the number k.
 
     Example:
         >>> write_positions(np.arange(800)).hex()[:8]
@@ -50,26 +50,26 @@ def write_positions(positions: Numbers) -> bytes:
 
 
 def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
-    """Reads what `write_positions` wrote.
+    """Reads the positions that `write_positions` wrote.
 
     Args:
-        reader: Stands before the positions; afterwards behind them.
+        reader: The reader, at the first byte of the positions; it moves behind their last byte.
         k: The number of positions, above 0.
-        n: Scalars of the vector.
+        n: The number of scalars of the vector.
 
     Returns:
-        (k,), ascending, below n.
+        The positions (k,), ascending and below n.
 
     Raises:
-        ValueError: When the bytes are anything else.
+        ValueError: When the bytes are not such positions.
     """
     (bits,) = reader.take(1)
     count = reader.varint()
     if bits > n.bit_length() or count > k + (n >> bits):
-        raise ValueError("its positions are further apart than its vector is long")
+        raise ValueError("the gaps between its positions exceed the length of its vector")
     ones = np.flatnonzero(_bits(reader, count))
     if len(ones) != k or ones[-1] != count - 1:
-        raise ValueError("its positions are not as many as it says")
+        raise ValueError("the number of its positions differs from the expected one")
     places = np.left_shift(np.int64(1), np.arange(bits, dtype=np.int64)[::-1])
     remainders = _bits(reader, k * bits).reshape(k, bits) @ places
     gaps = ((np.diff(ones, prepend=-1) - 1) << bits) + remainders
@@ -80,13 +80,13 @@ def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
 
 
 def best_parameter(gaps: Numbers) -> int:
-    """Finds the r with which gaps take the fewest bits.
+    """Returns the parameter r with which the gaps take the fewest bits.
 
     Args:
-        gaps: (k,), not negative.
+        gaps: The gaps (k,), not negative.
 
     Returns:
-        r, the smallest of those that are equally good.
+        The parameter r; of several equally good ones, the smallest.
 
     Example:
         >>> best_parameter(np.array([40, 50, 60]))
@@ -97,8 +97,8 @@ def best_parameter(gaps: Numbers) -> int:
 
 
 def _bits(reader: ByteReader, count: int) -> NDArray[np.uint8]:
-    """Reads so many bits; those that fill up the last byte must be zeros."""
+    """Reads `count` bits; the bits that fill up the last byte must be zeros."""
     bits = np.unpackbits(np.frombuffer(reader.take(packed_bytes(count, 1)), np.uint8))
     if bits[count:].any():
-        raise ValueError("something is written behind the last bit")
+        raise ValueError("there are set bits behind the last one")
     return bits[:count]

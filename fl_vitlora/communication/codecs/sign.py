@@ -1,8 +1,8 @@
-"""Signs: one bit a scalar, and the mean magnitude of each block.
+"""Signs: one bit per scalar, and the mean magnitude of each block.
 
     Q(x) = ‖x‖₁ / b · sign(x)        for a block of b scalars; zero counts as positive
 
-It is far off in each round: without error feedback its direction may be wrong for good.
+The error of a single round is large: without error feedback the direction may remain wrong forever.
 
 Source: Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes",
 arXiv 1901.09847.
@@ -23,23 +23,23 @@ from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 
 def mean_magnitudes(values: Floats, block: int) -> Floats:
-    """Computes the mean magnitude of each block, over the scalars that it has.
+    """Computes the mean magnitude of the scalars of each block.
 
     Args:
-        values: (n,), n > 0.
-        block: Scalars of a block; the last one may have fewer.
+        values: The vector (n,), n > 0.
+        block: The number of scalars of a block; the last block may have fewer.
 
     Returns:
-        (m,).
+        The mean magnitudes (m,).
 
     Example:
         >>> mean_magnitudes(np.float32([1, -3, 5]), 2).tolist()
         [2.0, 5.0]
     """
     blocks = np.abs(in_blocks(values, block))
-    blocks /= np.float32(blocks.shape[1])  # first, so that no sum is too large
+    blocks /= np.float32(blocks.shape[1])  # dividing first avoids an overflow of the sum
     last = len(values) - blocks.shape[1] * (len(blocks) - 1)
-    with np.errstate(over="ignore"):  # by a rounding error, at the end of the range
+    with np.errstate(over="ignore"):  # rounding may exceed the range
         means: Floats = blocks.sum(axis=1)
         means[-1] *= np.float32(blocks.shape[1] / last)
     return means
@@ -47,10 +47,10 @@ def mean_magnitudes(values: Floats, block: int) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Sign(Quantiser):
-    """The sign of each scalar, and the mean magnitude of each block.
+    """A quantiser that keeps the sign of each scalar and the mean magnitude of each block.
 
     Attributes:
-        block: Scalars that share a magnitude.
+        block: The number of scalars that share a magnitude.
     """
 
     block: int = field(default=256, metadata=BLOCK)
@@ -63,7 +63,7 @@ class Sign(Quantiser):
         return 2
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Takes the signs."""
+        """Computes the signs of all scalars and the magnitudes of all blocks."""
         scales = bfloat16.nearest(mean_magnitudes(values, self.block))
         return Quantised(scales=scales, symbols=(values >= 0).astype(np.uint8))
 

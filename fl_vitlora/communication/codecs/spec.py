@@ -1,7 +1,8 @@
 """Specifications of codecs: steps joined by "+", transforms first, one quantiser last.
 
-`int4`, `int4(128)`, `int8(block=64,rounding=nearest)`, `topk(0.05)+int4`, `lowrank(4)+int8`: the
-arguments of a step in their order, or by name, or left out where there is a default.
+Examples: `int4`, `int4(128)`, `int8(block=64,rounding=nearest)`, `topk(0.05)+int4`,
+`lowrank(4)+int8`. The arguments of a step are given in their order or by name; an argument with a
+default may be omitted.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ def build(spec: str, kinds: Mapping[str, type[Codec]]) -> Codec:
     """Builds the codec of a specification.
 
     Args:
-        spec: The specification that the user, or a message, gives.
+        spec: A specification from the user or from a message.
         kinds: All codecs by name.
 
     Returns:
-        The codec; `build(str(codec), kinds)` is the same one again.
+        The codec; `build(str(codec), kinds)` gives the same codec.
 
     Raises:
-        UserError: When it is none.
+        UserError: When the text is not a valid specification.
     """
     steps = spec.split("+")
     if len(spec) > LONGEST or len(steps) > MOST_STEPS:
         raise UserError(
-            f"codec {spec[:40]!r}: at most {MOST_STEPS} steps in {LONGEST} characters are possible"
+            f"codec {spec[:40]!r}: expected at most {MOST_STEPS} steps in {LONGEST} characters"
         )
     kind, arguments = _step(steps[-1], kinds)
     codec = kind(**arguments)
     for step in reversed(steps[:-1]):
         kind, arguments = _step(step, kinds)
         if not issubclass(kind, Transform):
-            raise kind.mistake(f"nothing can follow it, got {str(codec)!r} behind it")
+            raise kind.mistake(f"no codec can follow it, got {str(codec)!r} behind it")
         codec = kind(**arguments, inner=codec)
     return codec
 
@@ -59,7 +60,7 @@ def _step(text: str, kinds: Mapping[str, type[Codec]]) -> tuple[type[Codec], dic
 
 
 def _arguments(kind: type[Codec], given: list[str]) -> dict[str, Any]:
-    """Finds for each argument which one it is, and reads it."""
+    """Matches each given argument to its name and reads its value."""
     expected = kind.arguments()
     if len(given) > len(expected):
         raise kind.mistake(f"it takes {_listed(expected)}, got {len(given)} arguments")
@@ -76,7 +77,7 @@ def _arguments(kind: type[Codec], given: list[str]) -> dict[str, Any]:
 
 
 def _value(kind: type[Codec], name: str, argument: Argument, text: str) -> object:
-    """Reads one value; its bounds are the codec's own to check."""
+    """Reads one value; the codec checks its bounds."""
     try:
         return argument.read(text)
     except ValueError:
@@ -84,5 +85,5 @@ def _value(kind: type[Codec], name: str, argument: Argument, text: str) -> objec
 
 
 def _listed(expected: Mapping[str, Argument]) -> str:
-    """Names all arguments."""
+    """Returns the names of all arguments as text."""
     return " and ".join(expected) or "no arguments"

@@ -1,7 +1,7 @@
-"""Top-k: only the largest scalars and where they are, all others count as zero.
+"""Top-k: sends only the largest scalars and their positions; all other scalars count as zero.
 
-k is the fraction of n, rounded up; of equal magnitudes the first ones are taken, and zeros never.
-Positions are written as Golomb-Rice coded gaps, the scalars by the inner codec.
+k is the fraction of n, rounded up. Of equal magnitudes the first ones are kept; zeros are never
+kept. Positions are written as Golomb-Rice coded gaps, and the scalars by the inner codec.
 
 Source: Stich et al., "Sparsified SGD with Memory", arXiv 1809.07599.
 """
@@ -24,7 +24,7 @@ ROUNDING_ERROR = 1e-9  # 0.07 · 100 is a little more than 7 in binary
 
 
 def kept(n: int, fraction: float) -> int:
-    """Counts the scalars k that are kept of n.
+    """Returns the number k of scalars that are kept of n.
 
     Example:
         >>> kept(100, 0.07), kept(101, 0.07), kept(5, 0.001)
@@ -34,14 +34,14 @@ def kept(n: int, fraction: float) -> int:
 
 
 def largest(values: Floats, k: int) -> Numbers:
-    """Finds the k largest magnitudes.
+    """Finds the scalars with the k largest magnitudes.
 
     Args:
-        values: (n,).
-        k: The number of entries that are kept, 1 to n.
+        values: The vector (n,).
+        k: The number of scalars to keep, from 1 to n.
 
     Returns:
-        Their positions, ascending; fewer than k where all others are zero.
+        Their positions, ascending; fewer than k if all other scalars are zero.
 
     Example:
         >>> largest(np.float32([1, -5, 0, 5, 2]), 3).tolist()
@@ -59,10 +59,10 @@ def largest(values: Floats, k: int) -> Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Transform):
-    """The largest scalars only.
+    """A transform that keeps only the largest scalars.
 
     Attributes:
-        fraction: The share k / n that is kept.
+        fraction: The share k / n of the scalars that are kept.
     """
 
     fraction: float = field(metadata=FRACTION)
@@ -70,7 +70,7 @@ class TopK(Transform):
     example: ClassVar[str] = "topk(0.05)+int4"
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes how many scalars there are, where, and then they themselves."""
+        """Writes the number of kept scalars, their positions, and the scalars."""
         positions = largest(values, kept(len(values), self.fraction))
         if not len(positions):
             return varint(0)
@@ -78,12 +78,12 @@ class TopK(Transform):
         return varint(len(positions)) + write_positions(positions) + body
 
     def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
-        """Reads them back into a vector of zeros."""
+        """Reads the kept scalars into a vector of zeros."""
         n = scalars(shapes)
         values = np.zeros(n, np.float32)
         k = reader.varint()
         if k > kept(n, self.fraction):
-            raise ValueError(f"it holds {k} scalars, at most {kept(n, self.fraction)} are possible")
+            raise ValueError(f"it has {k} scalars, expected at most {kept(n, self.fraction)}")
         if k:
             positions = read_positions(reader, k, n)
             values[positions] = self.inner.decode(reader.rest(), ((k,),))

@@ -1,4 +1,4 @@
-"""The contract of transforms: codecs that shorten a vector and leave its scalars to another."""
+"""The contract of transforms: codecs that shorten a vector and pass the rest to another codec."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ WHOLE = Float32()
 
 @dataclass(frozen=True, kw_only=True)
 class Transform(Codec):
-    """A codec in front of another.
+    """A codec in front of another codec.
 
     Attributes:
-        inner: Writes what is left.
+        inner: The codec that writes the remaining scalars.
     """
 
     inner: Codec = WHOLE
 
     @property
     def contracts(self) -> bool:
-        """Tells what the inner codec tells: what is left out is withheld once."""
+        """Returns the answer of the inner codec: dropping scalars alone keeps errors bounded."""
         return self.inner.contracts
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
-"""Low rank: a matrix as the product of two thin ones, its best approximation of that rank.
+"""Low rank: a matrix as the product of two thin matrices, its best approximation of that rank.
 
-A tensor of shape (m, …) counts as a matrix of m rows. Where two factors of the rank are smaller
-than the matrix, they go to the inner codec in its stead: P (rank, m), then R (rank, columns), with
-PᵀR the tensor. Each takes the root of the singular values, so that both are equally large. All
-other tensors go whole.
+A tensor of shape (m, …) counts as a matrix of m rows. If two factors of the rank are smaller than
+the matrix, they replace it: the inner codec writes P (rank, m) and then R (rank, columns), where
+PᵀR approximates the tensor. Each factor contains the square root of the singular values, so that
+both have the same magnitude. All other tensors are written whole.
 
 Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", arXiv 0909.4061 (the
 iteration); Vogels et al., "PowerSGD", arXiv 1905.13727 (low rank for updates).
@@ -24,16 +24,16 @@ from fl_vitlora.communication.codecs.transform import Transform
 
 LARGEST = np.finfo(np.float32).max
 ITERATIONS = 2
-MORE_DIRECTIONS = 8  # than the rank, for the smallest singular values to settle
+MORE_DIRECTIONS = 8  # directions beyond the rank, so that the smallest singular values converge
 
 
 def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Floats, Floats]:
     """Approximates a matrix by subspace iteration from a random start.
 
     Args:
-        matrix: (m, c), finite.
+        matrix: The matrix (m, c), finite.
         rank: The rank of the approximation, at most min(m, c).
-        draw: The random generator of the start.
+        draw: The random generator for the start.
 
     Returns:
         P (rank, m) and R (rank, c), with PᵀR nearly the best approximation of that rank.
@@ -57,7 +57,7 @@ def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Float
 def product(P: Floats, R: Floats) -> Floats:
     """Returns PᵀR, as a list of scalars within the range of float32.
 
-    It is added up one rank after the other, so that it is the same bits on every machine.
+    The sum is computed one rank after the other, so that the bits are the same on every machine.
     """
     whole = np.zeros((P.shape[1], R.shape[1]), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # a NaN is refused by `decode`
@@ -68,14 +68,14 @@ def product(P: Floats, R: Floats) -> Floats:
 
 
 def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
-    """Tells the shapes of P and R.
+    """Returns the shapes of P and R.
 
     Args:
         shape: The shape of the tensor.
         rank: The rank of its approximation.
 
     Returns:
-        Two shapes, or the tensor's own if it goes whole.
+        Two shapes, or the tensor's own shape if it is written whole.
 
     Example:
         >>> factor_shapes((64, 16, 2), 4), factor_shapes((4, 4), 4)
@@ -86,12 +86,12 @@ def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
     return ((rank, rows), (rank, columns)) if smaller else (shape,)
 
 
-FINE = ("float32", "float16", "bfloat16", "int8", "int4", "nf4")  # for factors
+FINE = ("float32", "float16", "bfloat16", "int8", "int4", "nf4")  # codecs fine enough for factors
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Transform):
-    """Thin factors of every large matrix.
+    """A transform that replaces every large matrix by thin factors.
 
     Attributes:
         rank: The rank of the approximation.
@@ -103,11 +103,11 @@ class LowRank(Transform):
 
     @property
     def contracts(self) -> bool:
-        """Tells whether the factors are written finely: coarse errors of both would multiply."""
+        """Returns True if the factors are coded finely: coarse errors of both would multiply."""
         return self.inner.name in FINE
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes the factors of all tensors by the inner codec."""
+        """Writes the factors of all tensors with the inner codec."""
         parts: list[Floats] = []
         for shape, tensor in zip(shapes, _cut(values, shapes), strict=True):
             if len(factor_shapes(shape, self.rank)) == 1:
@@ -132,12 +132,12 @@ class LowRank(Transform):
         return np.concatenate(tensors)
 
     def _inner_shapes(self, shapes: Shapes) -> Shapes:
-        """Lists the shapes that the inner codec sees."""
+        """Lists the shapes of the tensors that the inner codec writes."""
         return tuple(part for shape in shapes for part in factor_shapes(shape, self.rank))
 
 
 def _basis(columns: Floats) -> Floats:
-    """Finds an orthonormal basis of the space that columns span."""
+    """Returns an orthonormal basis of the space that the columns span."""
     return np.linalg.qr(columns).Q
 
 

@@ -1,7 +1,7 @@
-"""The steps that ciphers are made of, one bijection a file; `STEPS` names them all.
+"""The encryption steps of ciphers, one bijection per file; `STEPS` lists them all.
 
-A step is a module with five pure functions (`Step`). On uint8 blocks it moves entries, or halves of
-them, and flips their bits; nothing else.
+A step is a module with five pure functions (`Step`). A step only moves entries of uint8 blocks, or
+halves of entries, and flips their bits.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Step(Protocol):
         ...
 
     def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
-        """Turns plain blocks into ciphertext of the same shape."""
+        """Encrypts plain blocks into ciphertext of the same shape."""
         ...
 
     def inverse(self, key: Tensor) -> Tensor:
-        """Returns the key that undoes this one, of images and of readers alike."""
+        """Returns the key that undoes this one, both for images and for patch embeddings."""
         ...
 
     def adapt(self, reader: PatchReader, key: Tensor) -> PatchReader:
-        """Makes of a reader of plain blocks one that computes the same of ciphertext."""
+        """Adapts a patch embedding to ciphertext: its tokens equal those of plain blocks."""
         ...
 
     def key_space_bits(self, geometry: Geometry) -> float:

@@ -1,8 +1,8 @@
 """Negative-positive transformation of whole blocks: in chosen blocks every entry q is 255 - q.
 
-The key is one bit for each block. 2^N keys. `negative_positive` chooses entries instead, the same
-ones in all blocks.
-Source: the EtC scheme; its key space beside that of the other steps in arXiv 2408.05737.
+The key is one bit for each block. 2^N keys. `negative_positive` chooses entries instead, and the
+same entries in all blocks.
+Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
 B images, N blocks, D entries a block.
 """
@@ -26,7 +26,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the N bits.
+    """Counts the 2^N keys as N bits.
 
     Example:
         >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))

@@ -1,8 +1,8 @@
-"""Nibble shuffling with a key of its own for every block, as extended learnable encryption has it.
+"""Nibble shuffling with a separate key for every block, as in extended learnable encryption (ELE).
 
 ((2D)!·2^(2D))^N keys.
-Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), there together
-with block scrambling.
+Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), which combines
+this step with block scrambling.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws orders and bits of the nibbles of every block, int64 (2, N, 2D)."""
+    """Draws the order and the bits of the nibbles for every block, int64 (2, N, 2D)."""
     return nibble_shuffling.draw_key(stream, replace(geometry, per_block=True))
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts N · (log₂((2D)!) + 2D).
+    """Counts the keys as N · (log₂((2D)!) + 2D) bits.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)))

@@ -1,6 +1,6 @@
 """Block scrambling: the blocks of an image change places, X' = X[key].
 
-The key is one permutation of the N block positions; all images of the key share it. N! keys.
+The key is one permutation of the N block positions, for all images under this key. N! keys.
 Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
 
 B images, N blocks, D entries a block.
@@ -30,23 +30,23 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 
 
 def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
-    """Lets a model read scrambled images: position embeddings, and kernels, follow their block.
+    """Adapts a model to scrambled images: position embeddings and kernels move with their block.
 
     Raises:
-        UserError: When the model has no position embedding to move; rotary and relative positions
-            are functions of the place, not of the block.
+        UserError: When the model has no additive position embedding. Rotary and relative positions
+            depend on the place, not on the block, so they cannot move with it.
     """
     if reader.position is None:
         raise UserError(
             "block scrambling has no key adaptation for a model without an additive position "
-            "embedding; leave the step out, or take a plain ViT"
+            "embedding; omit this step, or choose a plain ViT"
         )
     weight = reader.weight[key] if reader.weight.ndim == 3 else reader.weight
     return PatchReader(weight=weight, position=reader.position[key])
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts log₂(N!), or log₂(N! / N_bs!) where some blocks stay.
+    """Counts the keys as log₂(N!) bits, or log₂(N! / N_bs!) if N_bs blocks stay in place.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=196, channels=3, block_size=16)), 1)

@@ -1,8 +1,8 @@
 """Colour component shuffling: in every block the colour channels change places.
 
-The key is one of the C! orders of channels for each block, independently. (C!)^N keys, 2.585 bits a
-block for C = 3.
-Source: the EtC scheme; its key space beside that of the other steps in arXiv 2408.05737.
+The key is one of the C! orders of channels for each block, drawn independently. (C!)^N keys, 2.585
+bits per block for C = 3.
+Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
 B images, N blocks, D = C·p² entries a block, C channels.
 """
@@ -24,13 +24,13 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the order of entries of each block (N, D)."""
+    """Draws the order of the entries of each block (N, D)."""
     entries = torch.arange(geometry.entries).view(geometry.channels, -1)
     return entries[stream.permutations(geometry.blocks, geometry.channels)].flatten(1)
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts N · log₂(C!).
+    """Counts the keys as N · log₂(C!) bits.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=196, channels=3, block_size=16)), 1)

@@ -1,6 +1,6 @@
-"""Permuting and inverting entries of blocks: what most steps do, each with keys of its own kind.
+"""Permutation and inversion of the entries of blocks, shared by most steps.
 
-A key that all blocks share has shape (D,); one that differs from block to block, (N, D).
+A key for all blocks has shape (D,). A key that differs between blocks has shape (N, D).
 
 B images, N blocks, D entries a block, W width of the model.
 """
@@ -13,17 +13,17 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 
 
 def permute(x: Tensor, order: Tensor) -> Tensor:
-    """Lets entry j of a block n of (B, N, D) receive its entry order[j], or order[n, j]."""
+    """Moves entry order[j] (or order[n, j]) of block n of (B, N, D) to place j."""
     return x[..., order] if order.ndim == 1 else x.gather(-1, order.expand(len(x), -1, -1))
 
 
 def inverse_order(order: Tensor) -> Tensor:
-    """Returns the permutation that undoes one."""
+    """Returns the inverse permutation."""
     return order.argsort(dim=-1)
 
 
 def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
-    """Lets every column of the patch embedding follow its entry; (N, D) needs a kernel a block."""
+    """Moves every column of the patch embedding with its entry; (N, D) needs a kernel per block."""
     if order.ndim == 1:
         return reader.with_weight(reader.weight[..., order])
     weight = reader.weight_of_blocks(len(order))
@@ -31,12 +31,12 @@ def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
 
 
 def invert(x: Tensor, chosen: Tensor) -> Tensor:
-    """Turns chosen entries q of (B, N, D), uint8, into 255 - q, which flips all their bits."""
+    """Replaces chosen entries q of (B, N, D), uint8, by 255 - q, which flips all their bits."""
     return x ^ (chosen * 255).to(x.dtype)
 
 
 def negate_columns(reader: PatchReader, chosen: Tensor) -> PatchReader:
-    """Negates the columns of chosen entries: on [-1, 1] an inverted pixel is its negative."""
+    """Negates the columns of chosen entries: on [-1, 1] inverting a pixel negates it."""
     signs = 1 - 2 * chosen.to(reader.weight.dtype)
     if chosen.ndim == 1:
         return reader.with_weight(reader.weight * signs)
@@ -44,5 +44,5 @@ def negate_columns(reader: PatchReader, chosen: Tensor) -> PatchReader:
 
 
 def same(key: Tensor) -> Tensor:
-    """Returns the key itself, for steps that undo themselves."""
+    """Returns the key itself, for steps that are their own inverse."""
     return key

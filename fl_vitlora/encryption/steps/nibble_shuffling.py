@@ -1,12 +1,12 @@
 """Learnable encryption: the halves of all entries change places, some with their bits flipped.
 
-Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries make 2D
-nibbles; chosen nibbles h become 15 - h; then all are permuted and put together again. In a value
-that is made of halves of two others nothing is linear any more: no key adaptation exists.
+Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries give 2D
+nibbles. Chosen nibbles h become 15 - h; then all nibbles are permuted and joined into entries. An
+entry made of halves of two others is no linear function of them, so no key adaptation exists.
 
-The key holds one order of the 2D nibbles and one bit for each, shared by all blocks: (2D)!·2^(2D)
-keys. The first implementations derived the bits from the order, which leaves (2D)!, 498.3 bits for
-blocks of 4 × 4 × 3; here they are independent.
+The key has one order of the 2D nibbles and one bit for each nibble, shared by all blocks:
+(2D)!·2^(2D) keys. The first implementations derived the bits from the order, which leaves (2D)!
+keys, 498.3 bits for blocks of 4 × 4 × 3. Here order and bits are independent.
 Source: LE, Tanaka 2018 (arXiv 1804.00490).
 
 B images, N blocks, D entries a block.
@@ -25,7 +25,7 @@ from fl_vitlora.errors import UserError
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws order and bits of the nibbles, int64 (2, 2D), or (2, N, 2D) a block."""
+    """Draws order and bits of the nibbles, int64 (2, 2D), or (2, N, 2D) with a key per block."""
     halves = 2 * geometry.entries
     shape = (geometry.blocks, halves) if geometry.per_block else (halves,)
     orders = stream.permutations(geometry.keys, halves)
@@ -34,7 +34,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def encrypt(x: Tensor, key: Tensor) -> Tensor:
-    """Flips, then permutes the nibbles of (B, N, D), uint8."""
+    """Flips and then permutes the nibbles of (B, N, D), uint8."""
     order, flips = key
     halves = torch.stack([x >> 4, x & 15], dim=-1).flatten(-2) ^ (flips * 15).to(x.dtype)
     moved = permute(halves, order)
@@ -42,13 +42,13 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 
 
 def inverse(key: Tensor) -> Tensor:
-    """Returns the key that undoes one: it permutes back what it has flipped at its new place."""
+    """Returns the inverse key: it flips each nibble at its new place and permutes it back."""
     order, flips = key
     return torch.stack([inverse_order(order), flips.gather(-1, order)])
 
 
 def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
-    """Refuses.
+    """Refuses, because no key adaptation exists for nibble shuffling.
 
     Raises:
         UserError: Always.
@@ -56,13 +56,13 @@ def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
     del reader, key
     raise UserError(
         "nibble shuffling (LE, ELE) has no key adaptation: it joins halves of different pixels, "
-        "which no linear patch embedding can take apart; set encryption.adapt=false, and leave "
+        "which no linear patch embedding can separate; set encryption.adapt=false, and keep "
         "finetuning.patch_embedding at aggregate or local"
     )
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts log₂((2D)!) + 2D for each key.
+    """Counts the keys as log₂((2D)!) + 2D bits for each separate key.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)), 1)

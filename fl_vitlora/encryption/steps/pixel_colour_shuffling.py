@@ -1,6 +1,6 @@
 """Colour component shuffling of single pixels: in every pixel the channels change places.
 
-The key is one of the C! orders of channels for each pixel, independently. (C!)^(N·p²) keys.
+The key is one of the C! orders of channels for each pixel, drawn independently. (C!)^(N·p²) keys.
 Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
 
 B images, N blocks, D = C·p² entries a block, C channels, p block size.
@@ -23,7 +23,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the order of entries of each block, int64 (N, D)."""
+    """Draws the order of the entries of each block, int64 (N, D)."""
     pixels = geometry.block_size**2
     orders = stream.permutations(geometry.blocks * pixels, geometry.channels)
     channels = orders.view(geometry.blocks, pixels, -1).transpose(1, 2)
@@ -31,7 +31,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts N · p² · log₂(C!).
+    """Counts the keys as N · p² · log₂(C!) bits.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)), 1)

@@ -24,7 +24,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the N·D bits.
+    """Counts the 2^(N·D) keys as N·D bits.
 
     Example:
         >>> key_space_bits(Geometry(blocks=64, channels=3, block_size=4))

@@ -1,8 +1,8 @@
 """Block rotation and inversion: every block is turned and mirrored.
 
-The key is one of the eight symmetries of the square for each block, independently: four rotations,
-each with or without a mirror image. 8^N keys, 3 bits a block.
-Source: the EtC scheme; its key space beside that of the other steps in arXiv 2408.05737.
+The key is one of the eight symmetries of the square for each block, drawn independently: four
+rotations, each with or without a mirror image. 8^N keys, 3 bits per block.
+Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
 B images, N blocks, D = C·p² entries a block, p block size.
 """
@@ -24,7 +24,7 @@ SYMMETRIES = 8
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the order of entries of each block (N, D)."""
+    """Draws the order of the entries of each block (N, D)."""
     size = geometry.block_size
     entries = torch.arange(geometry.entries).view(geometry.channels, size, size)
     turned = [torch.rot90(entries, quarter, (1, 2)) for quarter in range(4)]
@@ -33,7 +33,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts 3 bits a block; blocks of one pixel have but one symmetry.
+    """Counts the keys as 3 bits per block, or 0 bits for blocks of one pixel.
 
     Example:
         >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))

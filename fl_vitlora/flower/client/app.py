@@ -227,7 +227,9 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
         seen = views_of(shard, worker.holder, client_party(client))
     metrics = MetricRecord({messages.SAMPLES: len(shard)})
     for view in asked:
-        accuracy, loss = evaluate(worker.backbone, state, seen[view], worker.precision)
+        accuracy, loss = evaluate(
+            worker.backbone, state, seen[view], worker.precision, worker.predictor
+        )
         metrics[messages.ACCURACY_OF + view] = accuracy
         metrics[messages.LOSS_OF + view] = loss
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)

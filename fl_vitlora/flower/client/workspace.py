@@ -40,9 +40,9 @@ from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, read
 from fl_vitlora.population.ranks import rank_of
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
-from fl_vitlora.training.cohort import CohortTrainer
+from fl_vitlora.training.cohort import CohortTrainer, can_share_a_batch
 from fl_vitlora.training.local import best_precision
-from fl_vitlora.training.stacking import can_stack
+from fl_vitlora.training.prediction import Predictor, predictor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,7 @@ class Workspace:
         holder: The holder of the client's key; None if clients do not need the key.
         precision: The type of activations.
         trainer: Trains clients, one alone or several in one batch.
+        predictor: What the model answers to a batch of images at evaluation.
         shard: A function that opens a shard by its name. The shards used last stay open.
     """
 
@@ -110,6 +111,7 @@ class Workspace:
     holder: KeyHolder | None
     precision: torch.dtype
     trainer: CohortTrainer
+    predictor: Predictor
     shard: Callable[[str], Shard]
 
     def rank_of(self, client: int) -> int | None:
@@ -165,10 +167,11 @@ def workspace(settings: ClientSettings) -> Workspace:
         precision=precision,
         trainer=CohortTrainer(
             backbone=built,
-            stacks=can_stack(built.model),
+            stacks=can_share_a_batch(built.model, config.training),
             config=config.training,
             precision=precision,
         ),
+        predictor=predictor_of(config.evaluation.predictor),
         shard=_shelf(settings),
     )
 

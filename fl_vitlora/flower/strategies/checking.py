@@ -38,6 +38,7 @@ CALLED = (
     "configure_evaluate",
     "aggregate_evaluate",
     "privacy_spent",
+    "should_stop",
     "summary",  # Flower's base class requires this method
 )
 Make = Callable[[], FlowerStrategy]

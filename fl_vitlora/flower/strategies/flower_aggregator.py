@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from flwr.supercore.run import Run
 
@@ -22,15 +23,15 @@ from fl_vitlora.errors import UserError, blame
 from fl_vitlora.federation.evaluation import Answer, Measured
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.hooks import Metrics
 from fl_vitlora.federation.instruction import SERVER_ROUND, ConfigValue, Instruction
 from fl_vitlora.flower.strategies import client_keys, strategy_state
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.rng import derive_seed, seeded
 from fl_vitlora.state import State, add
-from fl_vitlora.strategy import Update
+from fl_vitlora.strategy import RoundResult, Update
 
-Metrics = dict[str, int | float | list[int] | list[float]]
-
+Values = dict[str, int | float | list[int] | list[float]]  # of a metric record, by their names
 FAILED = 1  # Flower's error code for a client app that raised
 
 
@@ -48,7 +49,14 @@ class FlowerAggregator:
         self._layout = layout
         self._seed = seed
         self._asked: dict[int, Message] = {}
-        self._metrics: Metrics = {}
+        self._metrics: Values = {}
+
+    def select(
+        self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
+    ) -> Sequence[int]:
+        """Returns those that were drawn; a strategy of Flower chooses when it instructs."""
+        del server_round, clients
+        return drawn
 
     def instruct(
         self,
@@ -114,9 +122,27 @@ class FlowerAggregator:
             return model
         return GlobalModel(tensors=messages.from_arrays(arrays, self._layout))
 
+    @property
+    def may_stop(self) -> bool:
+        """Returns True if the strategy has `should_stop`, which newer versions of Flower know."""
+        return callable(getattr(self._strategy, "should_stop", None))
+
+    def should_stop(self, server_round: int, result: RoundResult) -> bool:
+        """Asks the strategy whether the run ends with a round, and tells it of that round only."""
+        told = Result(
+            train_metrics_clientapp={server_round: MetricRecord(self._metrics)},
+            evaluate_metrics_serverapp={
+                server_round: MetricRecord(
+                    {messages.ACCURACY: result.accuracy, messages.EVALUATION_LOSS: result.loss}
+                )
+            },
+        )
+        with blame(self._strategy, server_round):
+            return bool(getattr(self._strategy, "should_stop")(server_round, told))  # noqa: B009
+
     def metrics(self) -> Metrics:
         """Returns the strategy's aggregated training metrics of the last round."""
-        return dict(self._metrics)
+        return {**self._metrics}
 
     def evaluated(
         self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
@@ -147,7 +173,7 @@ class FlowerAggregator:
                 if answer.client in asked
             ]
             metrics = self._strategy.aggregate_evaluate(server_round, replies)
-        return _plain(metrics)
+        return {**_plain(metrics)}
 
     def privacy(self) -> dict[str, Any] | None:
         """Returns the privacy loss by the strategy's accountant, or None without an accountant."""
@@ -301,7 +327,7 @@ def _expect_no_keys(message: Message, strategy: str) -> None:
             )
 
 
-def _plain(metrics: MetricRecord | None) -> Metrics:
+def _plain(metrics: MetricRecord | None) -> Values:
     """Returns aggregated metrics as a plain dictionary, without the constant equal weight."""
     return {name: value for name, value in (metrics or {}).items() if name != messages.EQUAL_WEIGHT}
 

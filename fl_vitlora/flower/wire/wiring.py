@@ -13,6 +13,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.groups import LORA_A, LORA_B
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.strategy import Strategy
+from fl_vitlora.strategy.extras import call, wants
 
 
 @functools.lru_cache(maxsize=8)
@@ -65,12 +66,19 @@ def _check_rests(config: Config, strategy: Strategy) -> None:
     Raises:
         UserError: If a group is never sent; the message names the group and the reason.
     """
-    plans = {number: strategy.plan(number) for number in range(1, config.rounds + 1)}
     uplink = lanes_of(config.compression.uplink)
-    for group in (LORA_A, LORA_B):
+    rarely = [group for group in (LORA_A, LORA_B) if uplink.by_group[group].every > 1]
+    if rarely and wants(strategy.plan, "state"):
+        raise UserError(
+            f"compression.uplink every({uplink.by_group[rarely[0]].every}) with strategy "
+            f"{config.strategy.name}: its plan follows its state, so nobody can know in advance "
+            "that trained changes are sent; send every group in every round"
+        )
+    plans = {
+        number: call(strategy.plan, number, client=0) for number in range(1, config.rounds + 1)
+    }
+    for group in rarely:
         every, name = uplink.by_group[group].every, f"{config.strategy.name}: .{group}"
-        if every == 1:
-            continue
         anew = {ending for plan in plans.values() for ending in plan.restarted} | {
             *strategy.rebased
         }

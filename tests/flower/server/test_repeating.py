@@ -12,11 +12,11 @@ from flwr.app import Error, Message, RecordDict
 
 import strategies
 from fl_vitlora.data.owner import RIGHT_KEY
+from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
-from fl_vitlora.flower.strategies.aggregators import OwnAggregator
 from fl_vitlora.strategy import Strategy, Update
 from tests.flower.client.test_context_state import Clients, equal
 from tests.flower.conftest import LocalGrid, both

@@ -18,8 +18,9 @@ from fl_vitlora import config as configuration
 from fl_vitlora.adaptation import policies
 from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.reference import MessageSizes
-from fl_vitlora.experiment import runner
+from fl_vitlora.experiment.client_settings import SameForAll, client_settings
 from fl_vitlora.experiment.server_run import Run
+from fl_vitlora.experiment.stage import Experiment, find_stage, prepare_stage
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.server.client_states import ClientStates
@@ -76,10 +77,11 @@ def serve(
     strategy = strategy or strategies.load_for(asked)
     asked = identity.told(asked, strategy)
     config = policies.for_strategy(asked, client_half(strategy))
-    stage = runner._find(config, strategy, Watch(), "cpu") if resume else None
+    experiment = Experiment(written=asked, config=config, strategy=strategy, watch=Watch())
+    stage = find_stage(experiment, "cpu") if resume else None
     if stage is None:
-        stage = runner._prepare(asked, config, strategy, Watch(), "cpu", again=False)
-    told = runner.client_settings(
+        stage = prepare_stage(experiment, "cpu")
+    told = client_settings(
         config,
         stage.folder.shards,
         stage.class_names,
@@ -103,7 +105,7 @@ def serve(
         checkpoint=stage.checkpoint,
         secret_seed=secret_seed,
     )
-    app = make_client_app(runner.Fixed(told))
+    app = make_client_app(SameForAll(told))
     try:
         run.serve(grid(app) if grid else LocalGrid(app, CLIENTS))
     finally:

@@ -18,12 +18,13 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 import strategies
 from fl_vitlora.communication.fixed_point import TAIL, pack_words
 from fl_vitlora.communication.packing import HEADER as PACKED_HEADER
+from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.federation.loop import Federation, RoundFailedError
+from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
-from fl_vitlora.flower.strategies.aggregators import OwnAggregator
 from fl_vitlora.flower.wire import masking, messages
 from fl_vitlora.flower.wire.folding import fold, unfold
 from fl_vitlora.flower.wire.reported_counts import Counts
@@ -138,6 +139,7 @@ def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: P
     federation = Federation(
         transport=hidden.transport,
         aggregator=OwnAggregator(strategy),
+        method=methods.method_of(hidden.config.finetuning),
         clients=[0, 1, 2],
         rounds=1,
         fraction=1.0,
@@ -175,6 +177,7 @@ def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
     Federation(
         transport=hidden.transport,
         aggregator=OwnAggregator(strategy),
+        method=methods.method_of(hidden.config.finetuning),
         clients=[0, 1, 2],
         rounds=2,
         fraction=1.0,

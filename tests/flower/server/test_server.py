@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,16 +18,19 @@ import strategies
 from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.errors import UserError
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.federation.loop import Federation, RoundFailedError
+from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
-from fl_vitlora.flower.strategies.aggregators import make_aggregator
+from fl_vitlora.flower.strategies.aggregators import client_half, make_aggregator
 from fl_vitlora.population.sampling import cohort_size, sample
 from fl_vitlora.state import State, add, l2_norm, mean, scale, subtract
-from fl_vitlora.strategy import Strategy, Update
+from fl_vitlora.strategy import RoundResult, Strategy, Update
+from strategies.fedavg import FedAvg
 from tests.flower.callbacks import Callbacks
 from tests.flower.conftest import SIZES, LocalGrid, transport_of
 
@@ -91,6 +94,7 @@ class Loop:
         self.federation = Federation(
             transport=transport,
             aggregator=make_aggregator(strategy, Layout.of(self.start), 0),
+            method=methods.method_of(settings.config.finetuning),
             clients=list(transport.greet(len(SIZES))),
             hooks=Callbacks(self.reports, evaluate=self._evaluate, **own),
             **options,
@@ -126,6 +130,51 @@ def test_measuring_beside_the_next_round_changes_nothing(
     assert [report.round for report in loop.reports] == loop.asked == [1, 2, 3]
     assert all(math.isfinite(report.seconds) for report in loop.reports)
     assert all(report.accuracy == 0.5 for report in loop.reports)
+
+
+class Stopping(FedAvg):
+    """FedAvg that ends the run with its second round, and notes what it is asked."""
+
+    heard: ClassVar[list[tuple[int, RoundResult]]] = []
+
+    def should_stop(self, server_round: int, result: RoundResult) -> bool:
+        self.heard.append((server_round, result))
+        return server_round >= 2
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_strategy_ends_the_run_with_a_measured_round(
+    grid: LocalGrid, settings: ClientSettings, monkeypatch: pytest.MonkeyPatch, *, beside: bool
+):
+    monkeypatch.setattr(Stopping, "heard", [])
+    loop = Loop(grid, settings, Stopping(), rounds=5, beside=beside)
+    final = loop.run()
+    assert [report.round for report in loop.reports] == loop.asked == [1, 2]
+    longer = Loop(grid, settings, FedAvg(), rounds=5)
+    longer.run()
+    assert all(torch.equal(tensor, final[name]) for name, tensor in longer.evaluated[1].items())
+    assert [server_round for server_round, _ in Stopping.heard] == [1, 2]
+    for (_, result), report in zip(Stopping.heard, loop.reports, strict=True):
+        assert vars(result) == {name: getattr(report, name) for name in vars(result)}
+
+
+def test_a_run_that_goes_on_after_its_last_round_ends_at_once(
+    grid: LocalGrid, settings: ClientSettings
+):
+    loop = Loop(grid, settings, Stopping(), rounds=5)
+    start = GlobalModel(tensors=loop.start)
+    last = RoundResult(accuracy=0.5, loss=2.0, train_loss=1.0, participants=(0,))
+    assert loop.federation.run(start, 2, last) is start
+    assert loop.reports == []
+
+
+def test_an_answer_that_is_neither_yes_nor_no_is_refused(grid: LocalGrid, settings: ClientSettings):
+    class Vague(FedAvg):
+        def should_stop(self, server_round: int, result: RoundResult) -> bool:
+            return "perhaps"  # type: ignore[return-value]
+
+    with pytest.raises(UserError, match="should_stop returned 'perhaps', expected True or False"):
+        Loop(grid, settings, Vague(), rounds=3).run()
 
 
 def test_the_next_round_goes_on_while_a_model_is_measured(
@@ -287,14 +336,17 @@ FAST = TrainingConfig(learning_rate=0.05)
 def test_the_penalty_of_flowers_fedprox_is_applied_as_ours_is(
     grid: LocalGrid, descent: ClientSettings
 ):
-    ours, theirs, free = (
-        Loop(grid, descent, strategies.load(name, options), training=FAST).run()
-        for name, options in (
-            ("fedprox", {"mu": 10.0}),
-            ("flwr.serverapp.strategy:FedProx", {"proximal_mu": 10.0}),
-            ("flwr.serverapp.strategy:FedAvg", {}),
-        )
-    )
+    finals = []
+    for name, options in (
+        ("fedprox", {"mu": 10.0}),
+        ("flwr.serverapp.strategy:FedProx", {"proximal_mu": 10.0}),
+        ("flwr.serverapp.strategy:FedAvg", {}),
+    ):
+        strategy = strategies.load(name, options)
+        own = replace(descent, strategy=client_half(strategy))  # ours is applied by its own code
+        grid.app = make_client_app(lambda context, own=own: own)  # type: ignore[misc]
+        finals.append(Loop(grid, own, strategy, training=FAST).run())
+    ours, theirs, free = finals
     held, loose = (l2_norm(subtract(theirs, other)) for other in (ours, free))
     assert held < 1e-5
     assert loose > 1e-3

@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 import strategies
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.errors import UserError
+from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.failures import Failure
-from fl_vitlora.flower.strategies.aggregators import Aggregator, check_storable
+from fl_vitlora.flower.strategies.aggregators import check_storable
 from fl_vitlora.flower.strategies.flower_aggregator import Participants
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.state import State, clip_norm, clone, is_finite, l2_norm, mean, subtract
+from fl_vitlora.strategy import RoundResult
 from tests.flower.played import (
     ADAPTIVE,
     CLIENTS,
@@ -424,3 +426,17 @@ def test_fedadam_is_adam_on_the_mean_update():
     assert l2_norm(subtract(found, MODEL)) > 0.5
     for name, weight in weights.items():
         assert float((found[name] - weight.detach()).abs().max()) < 1e-6, name
+
+
+def test_a_strategy_of_flower_that_can_end_a_run_is_asked_and_told_of_the_round():
+    class Stopping(flower.FedAvg):
+        def should_stop(self, server_round: int, result: Any) -> bool:
+            measured = result.evaluate_metrics_serverapp[server_round]
+            return bool(measured["accuracy"] > 0.5)
+
+    assert not aggregator_of(load("FedAvg")).may_stop
+    aggregator = aggregator_of(Stopping())
+    assert aggregator.may_stop
+    for accuracy in (0.4, 0.6):
+        result = RoundResult(accuracy=accuracy, loss=1.0, train_loss=1.0, participants=(0,))
+        assert aggregator.should_stop(3, result) == (accuracy > 0.5)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import strategies
+from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
-from fl_vitlora.flower.strategies.aggregators import OwnAggregator
 from fl_vitlora.lowrank import A, B, R
 from fl_vitlora.strategy import Strategy
 from tests.flower.client.test_context_state import HEADER, Clients, size

@@ -1,109 +1,25 @@
-"""The contract of an aggregation strategy: both halves of the algorithm in one frozen value.
-
-A strategy is a frozen, keyword-only dataclass whose fields are its hyper-parameters. It keeps no
-state of its own; what it must remember from round to round it takes and returns, on the server as
-`state`, at a client as `memory`. So it can be sent to workers, checkpointed, and run again.
-
-Only `aggregate`, the server's half, must be written. The whole of FedAvg (arXiv 1602.05629):
-
-    >>> from dataclasses import dataclass
-    >>> @dataclass(frozen=True, kw_only=True)
-    ... class Mine(Strategy):
-    ...     def aggregate(self, model, updates, state):
-    ...         return averaged(model, updates), state
-
-A round, and who calls what:
-
-    before   objection(config, participants)                    optional: why it cannot be
-    server   plan(round), broadcast(state)                      what clients train, get, and pay for
-    client   penalty(parameters, anchor), in every step         optional, a term of the loss
-    client   drift(broadcast, memory); trains; report(...)      optional, for control variates
-    server   aggregate(model, updates, state)                   the next model
-
-`strategies/README.md` teaches all of it on one page; `fl_vitlora.lowrank` has the algebra of LoRA's
-pairs; `fl_vitlora.testing` checks what stands here.
-"""
+"""The class that every aggregation strategy derives from; the package's page has the overview."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from fl_vitlora.config import Config
-from fl_vitlora.state import State, mean, scale
+from fl_vitlora.state import State
+from fl_vitlora.strategy.values import ClientPlan, LocalWork, RoundResult, Update
 
-SEVERAL = -1  # the client of an update that is the mean of several
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """What one client sent back.
-
-    Attributes:
-        client: Number of its shard; -1 for the mean of several (`members`).
-        samples: The number of images that the client trained on.
-        loss: Its mean training loss.
-        delta: Its tensors after training minus those it had received, in the model's shapes: a
-            client of a smaller rank has zeros beyond it.
-        steps: Optimiser steps that it took.
-        rank: The rank of the client's low-rank matrices, if clients differ in that.
-        report: The tensors that `Strategy.report` returned at the client.
-        members: The number of clients in the mean; more than one where the server sees only sums.
-        population: The number of all clients, in this round or not.
-    """
-
-    client: int
-    samples: int
-    loss: float
-    delta: State
-    steps: int = 1
-    rank: int | None = None
-    report: State = field(default_factory=dict)
-    members: int = 1
-    population: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientPlan:
-    """What clients do in a round, as far as it can be said without code.
-
-    Attributes:
-        frozen: Endings of the names of tensors that clients neither train nor send in this round,
-            for example ``(".lora_A",)``. Clients remember them: they are sent down again only when
-            they have changed, and their initial values never.
-        restarted: Endings of tensors that are at their initial values again in every round, so
-            that they are never sent down; `aggregate` must return them as it was given them.
-        proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖². This is the older way;
-            `Strategy.penalty` can express any penalty.
-    """
-
-    frozen: tuple[str, ...] = ()
-    restarted: tuple[str, ...] = ()
-    proximal_mu: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalWork:
-    """What a client's training came to in a round.
-
-    Attributes:
-        delta: Its tensors after training minus those before, without the frozen ones.
-        steps: Optimiser steps that it took.
-        rate: The learning rate η of the round.
-    """
-
-    delta: State
-    steps: int
-    rate: float
+Metric = float | Mapping[int, float]
+"""One number of a round, or one for each client by its number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
-    """An aggregation strategy; see the module for the rules.
+    """An aggregation strategy; `fl_vitlora.strategy` has the rules and an example.
 
     Attributes:
         low_rank: True if the strategy works on LoRA's pairs; a model without them is refused.
@@ -142,8 +58,29 @@ class Strategy(ABC):
         del config, participants
         return ""
 
+    def select(
+        self, server_round: int, drawn: Sequence[int], clients: Sequence[int], state: State
+    ) -> Sequence[int]:
+        """Chooses the participants of a round.
+
+        Args:
+            server_round: The number of the round, from 1.
+            drawn: The participants that were drawn at random, with the seed of the run.
+            clients: The numbers of all clients.
+            state: The state that `aggregate` returned in the round before; empty at first.
+
+        Returns:
+            As many different clients as were drawn; by default those.
+        """
+        del server_round, clients, state
+        return drawn
+
     def plan(self, server_round: int) -> ClientPlan:
         """Says what clients do in a round.
+
+        A strategy may add an argument ``state``, the state of the server before the round, or an
+        argument ``client``. With ``client`` it is asked once for each participant, and the plans
+        may differ in `ClientPlan.epochs` and `ClientPlan.rate`.
 
         Args:
             server_round: The number of the round, from 1.
@@ -218,6 +155,9 @@ class Strategy(ABC):
     ) -> tuple[State, State]:
         """Combines the updates of a round into a new global model.
 
+        A strategy may add an argument ``context``, a `RoundContext`: the number of the round, and
+        the clients that failed.
+
         Args:
             model: The global tensors that the round began with.
             updates: At least one update, ordered by client; the deltas lack the frozen tensors.
@@ -230,46 +170,34 @@ class Strategy(ABC):
             frozen weight that the pair stands on, s = α / r. They are sent to each client once.
         """
 
+    def metrics(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> Mapping[str, Metric]:
+        """Computes numbers of a round that are written to `rounds.jsonl`, in `strategy_metrics`.
 
-def shares(updates: Sequence[Update]) -> list[float]:
-    """Returns pₖ = nₖ / Σn.
+        Args:
+            model: The global tensors that `aggregate` returned, without merged pairs.
+            updates: The updates that `aggregate` was given.
+            state: The state that `aggregate` returned.
 
-    Example:
-        >>> shares([Update(client=k, samples=n, loss=0.0, delta={}) for k, n in ((0, 3), (1, 1))])
-        [0.75, 0.25]
-    """
-    total = sum(update.samples for update in updates)
-    return [update.samples / total for update in updates]
+        Returns:
+            By default nothing; or by name one number, or one for each client by its number. A
+            number that is not finite is written as null.
+        """
+        del model, updates, state
+        return {}
 
+    def should_stop(self, server_round: int, result: RoundResult) -> bool:
+        """Says if the run ends with this round, before all of its rounds are run.
 
-def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> State:
-    """Moves a model by the mean delta, weighted by samples; what no client trained stays.
+        It is called after every round but the last. A resumed run may call it for a round again.
 
-    Args:
-        model: The global tensors that the round began with.
-        updates: At least one update; all have the same tensors.
-        rate: Factor on the mean.
+        Args:
+            server_round: The number of the round, from 1.
+            result: The result of the round.
 
-    Returns:
-        A new model.
-
-    Example:
-        >>> import torch
-        >>> update = Update(client=0, samples=3, loss=0.0, delta={"b": torch.tensor([2.0])})
-        >>> averaged({"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}, [update], rate=0.5)
-        {'a': tensor([1.]), 'b': tensor([2.])}
-    """
-    return moved(model, scale(mean([u.delta for u in updates], [u.samples for u in updates]), rate))
-
-
-def moved(model: State, step: State) -> State:
-    """Adds a step to a model; what the step leaves out stays.
-
-    Args:
-        model: The global tensors that the round began with.
-        step: Some of them, in any type.
-
-    Returns:
-        A new model, in the old one's types.
-    """
-    return {n: w + step[n].to(w.dtype) if n in step else w.clone() for n, w in model.items()}
+        Returns:
+            True if no further round is to begin; by default False.
+        """
+        del server_round, result
+        return False

@@ -1,0 +1,50 @@
+"""The names of predictors: what a model answers to test images.
+
+This table is all that the settings know of the predictors, so that reading a configuration imports
+no PyTorch. `fl_vitlora.training.prediction` has the contract and imports the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fl_vitlora.config.method_names import is_class
+from fl_vitlora.errors import UserError, shown, unknown
+
+# One line for each predictor that ships with the project: its name, and where its class lives.
+PREDICTORS: Mapping[str, str] = {
+    "plain": "fl_vitlora.training.prediction:Plain",
+}
+
+
+def is_foreign(name: str) -> bool:
+    """Returns True if the code of a predictor is not of this project.
+
+    Example:
+        >>> is_foreign("plain"), is_foreign("mine:Mine")
+        (False, True)
+    """
+    package = name.replace(":", ".").partition(".")[0]
+    return name not in PREDICTORS and package != "fl_vitlora"
+
+
+def read_predictor(value: Any, path: str) -> str:
+    """Reads the name of a predictor.
+
+    Args:
+        value: The name as it was written.
+        path: The setting, for messages.
+
+    Raises:
+        UserError: When the name is neither in the table nor of the form ``package.module:Class``.
+
+    Example:
+        >>> read_predictor("plain", "evaluation.predictor")
+        'plain'
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{path}: expected plain or package.module:Class, got {shown(value)}")
+    if value not in PREDICTORS and not is_class(value):
+        raise unknown(path, value, PREDICTORS)
+    return value

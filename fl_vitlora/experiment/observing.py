@@ -1,0 +1,66 @@
+"""Shows observers what the server sees of a round.
+
+Every observer gets copies of the tensors. So no observer can change the model or an update, neither
+of the server nor of another observer, and what it keeps stays as it was in that round. A run
+without observers copies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.federation.observer import Observer, Sight
+from fl_vitlora.state import clone
+from fl_vitlora.storage.files import WriteError
+
+
+def show(observers: Sequence[Observer], sight: Sight) -> None:
+    """Shows a round to every observer, one after the other.
+
+    Args:
+        observers: The observers of the run.
+        sight: What the server sees in this round.
+
+    Raises:
+        UserError: If the code of an observer fails; the message names the observer and the line.
+        WriteError: If an observer stores the round, and the disk does not take it.
+    """
+    for observer in observers:
+        with _errors_named(observer, sight.round):
+            observer.observe(copied(sight))
+
+
+def copied(sight: Sight) -> Sight:
+    """Returns a copy that shares no memory with the original.
+
+    Example:
+        >>> import torch
+        >>> sight = Sight(round=1, model={"w": torch.zeros(2)}, updates=())
+        >>> _ = copied(sight).model["w"].add_(1)
+        >>> sight.model
+        {'w': tensor([0., 0.])}
+    """
+    updates = (
+        replace(update, delta=clone(update.delta), report=clone(update.report))
+        for update in sight.updates
+    )
+    return replace(sight, model=clone(sight.model), updates=tuple(updates))
+
+
+@contextlib.contextmanager
+def _errors_named(observer: Observer, server_round: int) -> Iterator[None]:
+    """Turns an error in an observer's code into one line that says where the error is."""
+    try:
+        yield
+    except (UserError, WriteError):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"observer {type(observer).__name__}, round {server_round}: "
+            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error

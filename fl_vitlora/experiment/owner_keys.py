@@ -1,0 +1,89 @@
+"""Keys of shards that exist: the owner hands out storage keys, or draws a new secret."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from fl_vitlora.config import Config
+from fl_vitlora.data import owner, reencryption
+from fl_vitlora.encryption.at_rest import sealed_under
+from fl_vitlora.encryption.keys import key_id, open_ring
+from fl_vitlora.encryption.storage_keys import write_party_key
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.preparation import storage_keys
+from fl_vitlora.models.reading import READER_FILE, adapted_to
+from fl_vitlora.reporting.run_folder import begun_in, is_under_way, with_ring_of
+from fl_vitlora.storage.files import WriteError, make_folder, make_private_folder
+
+
+def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
+    """Writes a file with a storage key for each party that has shards.
+
+    A storage key opens the files of its party and no others.
+
+    Args:
+        config: The experiment; it names the key ring.
+        places: Shards, or folders of shards.
+        folder: The folder of the key files. If it is missing, it is made for the owner alone.
+
+    Returns:
+        The key files, such as `client-00003.key`.
+
+    Raises:
+        UserError: If there is no shard, a shard is not sealed, or its key is not on the key ring.
+    """
+    keys, parties = storage_keys(config), {}
+    for path in (path for place in places for path in owner.find_shards(place)):
+        under = sealed_under(path)
+        if under is None:
+            raise UserError(f"{path} is not sealed at rest, so that no key opens it")
+        name, party = under
+        file = folder / f"{path.stem.removesuffix('-test')}.key"
+        parties[file] = name, party, keys.find(name, party, path)
+    try:
+        make_folder(folder.absolute().parent)
+        make_private_folder(folder)
+    except WriteError as error:
+        raise UserError(f"storage keys: {error}") from None
+    for file, (name, party, key) in parties.items():
+        write_party_key(file, name, party, key)
+    return list(parties)
+
+
+def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:
+    """Draws a new secret and encrypts shards under it; the key ring keeps the old ones.
+
+    Args:
+        config: The experiment; it names the key ring.
+        places: Shards, or folders of shards.
+
+    Returns:
+        The id of the new secret, and the shards.
+
+    Raises:
+        UserError: If there is no shard, the key ring does not open one of them, a model beside them
+            is adapted to the old key, or a run that uses them has not ended. Nothing has been
+            changed then.
+    """
+    named = [path for place in places for path in owner.find_shards(place)]
+    shards = list({path.resolve(): path for path in named}.values())  # none is encrypted twice
+    owner.check_all_described(places, shards)
+    for folder in {path.parent for path in shards}:
+        if is_under_way(folder.parent):
+            raise UserError(
+                f"{folder.parent} holds a run that has not ended, which needs its present key; "
+                f"finish it first, --resume {shlex.quote(str(folder.parent))}, or move its shards "
+                "elsewhere"
+            )
+        if adapted_to(folder / READER_FILE):
+            raise UserError(
+                f"{folder / READER_FILE} is adapted to the key of these shards and would not read "
+                "them any more; run the experiment again with the new secret instead"
+            )
+    config = with_ring_of(config, [begun_in(path.parent.parent) for path in shards])
+    ring = open_ring(Path(config.encryption.key_file))
+    reencryption.holders_of(shards, ring)
+    ring = ring.rotated()
+    return key_id(ring.current), reencryption.encrypt_anew(shards, ring)

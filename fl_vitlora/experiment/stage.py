@@ -1,0 +1,229 @@
+"""The stage of a run: everything that must be there before its next round.
+
+`prepare_stage` makes it from the images on, `find_stage` opens what an interrupted run has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fl_vitlora.adaptation import coordinates, policies
+from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoints
+from fl_vitlora.config import Config
+from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.storage_keys import StorageKeys
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.preparation import (
+    OwnedImages,
+    holds_shards,
+    prepare_holder,
+    prepare_images,
+    prepare_model,
+    prepare_storage,
+    shards_of,
+    storage_keys,
+    write_shards,
+)
+from fl_vitlora.experiment.server_model import Server, make_server
+from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
+from fl_vitlora.models.reading import READER_FILE, write_reader
+from fl_vitlora.reporting.run_folder import DATA, RunFolder
+from fl_vitlora.storage.files import sync_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """An experiment that has passed all checks, and who watches it.
+
+    Attributes:
+        written: The configuration as the user wrote it. The run folder stores it.
+        config: The configuration as the strategy runs it.
+        strategy: The strategy of the run, from this project or from Flower.
+        watch: The callbacks of the program that started the run.
+    """
+
+    written: Config
+    config: Config
+    strategy: AnyStrategy
+    watch: Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Everything that must be there before the next round of a run.
+
+    Attributes:
+        folder: The run folder, with the shards in it.
+        logbook: The logbook of the run.
+        class_names: The names of the classes, in the order of the head's outputs.
+        storage: The keys that open the files of the shards, if they are sealed at rest. They
+            decrypt no image.
+        holder: The holder of the key of the images.
+        server: The server's model.
+        checkpoint: The checkpoint that the run continues from; None before the first round.
+    """
+
+    folder: RunFolder
+    logbook: Logbook
+    class_names: tuple[str, ...]
+    storage: StorageKeys | None = field(repr=False)
+    holder: KeyHolder
+    server: Server
+    checkpoint: Checkpoint | None = None
+
+
+def find_or_prepare_stage(experiment: Experiment, device: str, *, resume: bool) -> Stage:
+    """Returns the stage of a new run, or of one that is resumed.
+
+    Args:
+        experiment: The experiment.
+        device: The device of the server's model.
+        resume: True if the run continues in the folder `out`.
+
+    Raises:
+        UserError: If the images cannot be used, or the run cannot be resumed.
+    """
+    stage = find_stage(experiment, device) if resume else None
+    return stage or prepare_stage(experiment, device, again=resume)
+
+
+def find_stage(experiment: Experiment, device: str) -> Stage | None:
+    """Opens the stage that an interrupted run has left.
+
+    Args:
+        experiment: The experiment; its setting `out` names the run folder.
+        device: The device of the server's model.
+
+    Returns:
+        The stage, or None if the run was interrupted before its first checkpoint.
+
+    Raises:
+        UserError: If the run has rounds but no checkpoint.
+    """
+    config, watch = experiment.config, experiment.watch
+    folder = RunFolder.reopen(Path(str(config.out)))
+    logged = Logbook.take_up(folder.path)
+    if logged is None and lacks_checkpoints(folder.path, config.checkpoint_every):
+        raise UserError(
+            f"{folder.path} has rounds and no checkpoint to go on from; begin a new run: "
+            "--out FOLDER"
+        )
+    if logged is None:
+        folder.release()
+        return None
+    logbook, checkpoint = logged
+    watch.announce("preparing the model")
+    folder.forget_failures(after=checkpoint.round)
+    keys = storage_keys(config)
+    shards = shards_of(folder.path, keys)
+    holder, server = _prepare_server(experiment, device, shards.class_names, shards.key)
+    return Stage(
+        folder=folder,
+        logbook=logbook,
+        class_names=shards.class_names,
+        storage=None if config.encryption.at_rest == "none" else keys.only(shards.sealed),
+        holder=holder,
+        server=server,
+        checkpoint=checkpoint,
+    )
+
+
+def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -> Stage:
+    """Prepares everything from the images on, and writes the run folder.
+
+    Args:
+        experiment: The experiment.
+        device: The device of the server's model.
+        again: True if the folder belongs to a run that was interrupted before its first
+            checkpoint. The shards in it say which key to use, so that the run stays the same.
+
+    Raises:
+        UserError: If something cannot work. A new run then leaves no folder.
+    """
+    config, watch = experiment.config, experiment.watch
+    if again:
+        _check_key_ring(config)
+    watch.announce("preparing images and model")
+    images = prepare_images(config)
+    watch.note(images.summary)
+    key = _key_of_shards(config) if again else ""
+    holder, server = _prepare_server(experiment, device, images.class_names, key)
+    folder, storage = _write_folder(experiment, images, holder, again=again)
+    if policies.reader_is_stored(config):
+        key_id = holder.key_id if policies.start_is_adapted(config) else ""
+        write_reader(folder.shards / READER_FILE, server.start, key_id)
+    folder.write_classes(images.class_names)
+    sync_files(folder.shards)  # a later round could not be resumed without the shards
+    return Stage(
+        folder=folder,
+        logbook=Logbook.begin(folder.path),
+        class_names=images.class_names,
+        storage=storage,
+        holder=holder,
+        server=server,
+    )
+
+
+def _check_key_ring(config: Config) -> None:
+    """Checks that the key ring of an interrupted run is still there."""
+    if policies.lacks_key_ring(config):
+        raise UserError(
+            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run goes on "
+            "with the secret that it was begun with: --set encryption.key_file=FILE"
+        )
+
+
+def _key_of_shards(config: Config) -> str:
+    """Returns the id of the secret that the run's shards are encrypted under; empty without any."""
+    place = Path(config.out or "")
+    return shards_of(place, storage_keys(config)).key if holds_shards(place) else ""
+
+
+def _write_folder(
+    experiment: Experiment, images: OwnedImages, holder: KeyHolder, *, again: bool
+) -> tuple[RunFolder, StorageKeys | None]:
+    """Makes the run folder with the encrypted shards.
+
+    Returns:
+        The folder, and the keys that open the files of the shards.
+    """
+    config, watch = experiment.config, experiment.watch
+    storage = prepare_storage(config)
+    folder = (
+        RunFolder.reopen(Path(config.out or "")) if again else RunFolder.create(experiment.written)
+    )
+    folder.write(DATA, f"{images.summary}\n")
+    watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
+    try:
+        write_shards(config, images, holder, folder, storage)
+    except UserError:  # an image cannot be read; a run that could not begin leaves nothing
+        if not again:
+            folder.discard()
+        raise
+    keys = None if storage is None else StorageKeys(roots={storage.name: storage.root})
+    return folder, keys
+
+
+def _prepare_server(
+    experiment: Experiment, device: str, class_names: tuple[str, ...], key: str
+) -> tuple[KeyHolder, Server]:
+    """Makes the server's model, and opens the key ring.
+
+    Args:
+        experiment: The experiment.
+        device: The device of the model.
+        class_names: The names of the classes, in the order of the head's outputs.
+        key: The id of the secret to use; if it is empty, the current one is used.
+    """
+    config, watch = experiment.config, experiment.watch
+    adapter = client_half(experiment.strategy).adapter
+    backbone = prepare_model(config, len(class_names), device, adapter)
+    for note in backbone.notes:
+        watch.note(note)
+    if policies.lacks_key_ring(config) and not key:
+        watch.note(f"new key ring with a new secret: {Path(config.encryption.key_file).absolute()}")
+    holder = prepare_holder(config, backbone, key)
+    server = make_server(backbone, lambda origin: coordinates.server_reader(config, origin, holder))
+    return holder, server

@@ -1,0 +1,118 @@
+"""All checks of an experiment before anything is written, Ray starts, or a message is sent.
+
+`check` is called once by a simulation and once by the server of a deployment, so that both refuse
+a mistake with the same line. `check_node` is the part that a single SuperNode can check. Errors
+that need the images, such as a partition that leaves a client without any, are found while the
+images are divided (`preparation`), which also comes before anything is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fl_vitlora.adaptation import policies
+from fl_vitlora.config import Config
+from fl_vitlora.encryption.storage_keys import passphrase
+from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.strategies.aggregators import (
+    AnyStrategy,
+    check_experiment,
+    check_storable,
+    client_half,
+)
+from fl_vitlora.flower.strategies.confidentiality import check_privacy
+from fl_vitlora.flower.wire.wiring import check_codecs
+from fl_vitlora.models import backbone
+from fl_vitlora.reporting.run_folder import check_unused
+from fl_vitlora.training.prediction import predictor_of
+
+
+def check(
+    config: Config,
+    strategy: AnyStrategy,
+    *,
+    new_folder: bool,
+    writes_checkpoints: bool,
+    needs_passphrase: bool,
+) -> Config:
+    """Checks everything about an experiment that can be known without its images.
+
+    Args:
+        config: The experiment as the user wrote it.
+        strategy: The strategy of the run, from this project or from Flower.
+        new_folder: True if the run makes the folder `out`. False if it continues there.
+        writes_checkpoints: True if the state of the strategy is stored between rounds. A deployment
+            stores none, so it accepts strategies whose state no checkpoint can hold.
+        needs_passphrase: True if this process seals or opens shards, so that it needs the
+            passphrase if the shards are sealed under one.
+
+    Returns:
+        The experiment as the strategy runs it.
+
+    Raises:
+        UserError: If the experiment cannot work; the message is one line that says what would work.
+    """
+    policies.check(config)
+    config = policies.for_strategy(config, client_half(strategy))
+    check_experiment(strategy, config)
+    if writes_checkpoints:
+        check_storable(strategy)
+    check_privacy(config, strategy)
+    check_codecs(config, client_half(strategy))
+    if needs_passphrase:
+        check_storage(config)
+    if new_folder and config.out:
+        check_unused(Path(config.out))
+    predictor_of(config.evaluation.predictor)
+    check_model(config)
+    return config
+
+
+def check_node(config: Config, strategy: AnyStrategy) -> Config:
+    """Checks what a SuperNode needs to take part in an experiment.
+
+    Args:
+        config: The experiment as the node's operator wrote it.
+        strategy: The strategy of the run.
+
+    Returns:
+        The experiment as the strategy runs it.
+
+    Raises:
+        UserError: If the experiment cannot work; the message is the same as that of `check`.
+    """
+    policies.check(config)
+    config = policies.for_strategy(config, client_half(strategy))
+    check_codecs(config, client_half(strategy))
+    predictor_of(config.evaluation.predictor)
+    return config
+
+
+def check_storage(config: Config) -> None:
+    """Checks that there is a passphrase if shards are sealed under one.
+
+    Raises:
+        UserError: If the passphrase is missing.
+    """
+    if config.encryption.at_rest == "passphrase":
+        passphrase("encryption.at_rest passphrase")
+
+
+def check_model(config: Config) -> None:
+    """Checks the layers of a model and looks for its weights, in a second and without their values.
+
+    The bundled models are known to work. Problems that only the values show are found by
+    `preparation.prepare_model`.
+
+    Raises:
+        UserError: If the model or the method cannot work, or the weights cannot be found.
+    """
+    model = config.model
+    if model.name in backbone.BUNDLED and model.weights in (backbone.PRETRAINED, backbone.RANDOM):
+        return
+    drafted = backbone.draft(model, classes=2)
+    with torch.device("meta"):
+        methods.prepare(drafted.model, config.finetuning, config.seed)
+        methods.check_gradients(drafted.model, drafted.image_shape)

@@ -1,0 +1,112 @@
+"""The steps of a round: one down the gradient of the local loss, of one client or of K clients.
+
+    w ← w + optimiser(∇ (cross-entropy + terms)) + η · drift
+
+What all steps of a round share stands in one value, `Descent`. For K clients the tensors are
+stacked, (K, ...), and the loss is the sum of the clients' losses; see `training.cohort`.
+
+B images of a step, K clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config import TrainingConfig
+from fl_vitlora.models.backbone import normalize
+from fl_vitlora.training.objective import Term, cross_entropy, penalties
+from fl_vitlora.training.optimizers import make_optimizer
+from fl_vitlora.training.steps import Clip, autocast, clip_each, drift_on, step, unhalved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """What the steps of one round share.
+
+    Attributes:
+        model: The model that computes with the trained tensors.
+        active: The tensors that are trained in this round.
+        anchor: Their values when training began; empty if there are no terms.
+        terms: The terms of the local loss beside the cross-entropy.
+        drift: The tensors that are added after every step, times the learning rate.
+        rate: The learning rate of the round.
+        optimizer: The optimiser of the trained tensors.
+        scaler: The scaler of losses in float16.
+        config: The hyper-parameters.
+        device: The device of the model.
+        precision: The number format of activations.
+    """
+
+    model: nn.Module
+    active: Mapping[str, nn.Parameter]
+    anchor: Mapping[str, Tensor]
+    terms: tuple[Term, ...]
+    drift: Mapping[str, Tensor]
+    rate: float
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    config: TrainingConfig
+    device: torch.device
+    precision: torch.dtype
+
+    def step(self, images: Tensor, labels: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Takes one step.
+
+        Args:
+            images: The images as they are on disk, (B, C, H, W), on the device of the model.
+            labels: The classes, (B,).
+            sizes: The number of images of each stacked client; None for a single client.
+
+        Returns:
+            The total loss of each client's images, without terms, (K,).
+        """
+        with autocast(self.device, self.precision):
+            logits = unhalved(self.model(normalize(images)))
+        loss, losses = cross_entropy(logits, labels, self.config.label_smoothing, sizes)
+        penalized = loss + penalties(self.terms, self.active, self.anchor)
+        clip: Clip = nn.utils.clip_grad_norm_ if sizes is None else clip_each
+        step(self.optimizer, self.scaler, penalized, self.config.clip_norm, clip)
+        drift_on(self.active, self.drift, self.rate)
+        return losses
+
+
+def begin(
+    model: nn.Module,
+    active: Mapping[str, nn.Parameter],
+    *,
+    config: TrainingConfig,
+    rate: float,
+    terms: tuple[Term, ...],
+    drift: Mapping[str, Tensor],
+    precision: torch.dtype,
+) -> Descent:
+    """Prepares the steps of a round; the trained tensors have their first values.
+
+    Args:
+        model: The model that computes with the trained tensors.
+        active: The tensors that are trained in this round.
+        config: The hyper-parameters.
+        rate: The learning rate of the round.
+        terms: The terms of the local loss beside the cross-entropy.
+        drift: The tensors that are added after every step, times the learning rate. Names of
+            tensors that are not trained in this round are left out.
+        precision: The number format of activations: float32, bfloat16 or float16.
+    """
+    device = next(iter(active.values())).device
+    return Descent(
+        model=model,
+        active=active,
+        anchor={name: p.detach().clone() for name, p in active.items()} if terms else {},
+        terms=terms,
+        drift={name: drift[name].to(device) for name in active if name in drift},
+        rate=rate,
+        optimizer=make_optimizer(active, config, rate),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+        config=config,
+        device=device,
+        precision=precision,
+    )
