@@ -56,7 +56,8 @@ class Scaffold(Strategy):
     def drift(self, broadcast: State, memory: State) -> State:
         """Computes d - dₖ; the result is empty if neither is known."""
         known = broadcast or memory
-        return subtract(_or_zeros(broadcast, known), _or_zeros(memory, known))
+        common, own = _or_zeros(broadcast, known), _or_zeros(memory, known)
+        return subtract(common, own)
 
     def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
         """Returns the change of dₖ, which is sent, and dₖ, which the client remembers."""

@@ -35,7 +35,7 @@ def code(state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator) 
         draw: The random generator for codecs that draw.
 
     Raises:
-        ValueError: If a tensor holds NaN or infinity, or is not in the layout.
+        ValueError: If a tensor holds NaN or infinity, or is not one of the layout's.
     """
     return send(state, layout, lanes, draw)[0]
 
@@ -45,7 +45,7 @@ def send(
 ) -> tuple[Part, State]:
     """Encodes tensors as `code` does, and also returns the tensors as they will be decoded."""
     here = layout.only(frozenset(state))
-    if tuple(state) != here.names:
+    if Layout.of(state) != here:
         raise ValueError("tensors to be sent must be those of the layout, in its order")
     sections: list[Section] = []
     arrives: State = {}

@@ -1,6 +1,6 @@
 """Packing: all tensors of a record in one flat float32 buffer behind a 20-byte header.
 
-The rooms of this project pass tensors to each other in this form, and a client stores them in it.
+A client stores tensors in this form between rounds, and other mods of Flower see them in it.
 Between client and server they travel in another form (`compression`, `parcel`).
 
 Client and server build the same model, so names and shapes are not sent. The header carries a

@@ -97,15 +97,6 @@ class Parcel:
     plain: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[tuple[str, Part], ...] = ()
 
-    @property
-    def groups(self) -> dict[str, int]:
-        """Returns the number of bytes of all sections, by group."""
-        counts: dict[str, int] = {}
-        for _, part in self.parts:
-            for section in part.sections:
-                counts[section.group] = counts.get(section.group, 0) + len(section.body)
-        return counts
-
 
 def write(parcel: Parcel, before: dict[object, bytes] | None = None) -> bytes:
     """Writes a parcel into one buffer.
@@ -143,12 +134,11 @@ def _written(head: bytes, bodies: Sequence[bytes]) -> bytes:
     return MAGIC + _checksum(rest) + rest
 
 
-def read(buffer: bytes, *, verify: bool = True) -> Parcel:
+def read(buffer: bytes) -> Parcel:
     """Reads a buffer that `write` wrote.
 
     Args:
         buffer: The buffer as it was received.
-        verify: True if the checksum is compared. Code that only counts bytes can skip this.
 
     Raises:
         RefusedError: If the buffer has another format, is cut off or is corrupted.
@@ -158,7 +148,7 @@ def read(buffer: bytes, *, verify: bool = True) -> Parcel:
         start = bytes(buffer[: len(MAGIC)])
         version = "; both sides must have the same version" if start[:3] == MAGIC[:3] else ""
         raise RefusedError(f"it begins with {start!r}, expected {MAGIC!r}{version}")
-    if verify and buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
+    if buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
         raise RefusedError("it was cut or corrupted on its way")
     reader = ByteReader(buffer[begin:])
     try:

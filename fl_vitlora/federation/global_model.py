@@ -109,30 +109,6 @@ def join(merges: Sequence[State]) -> State:
     }
 
 
-def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
-    """Splits the result of `join` into the pairs of each round.
-
-    A client that adds them one after the other gets the same bits as a client that missed no round.
-
-    Args:
-        joined: The joined pairs of several rounds.
-        ranks: The ranks R of each round's pairs, by path.
-
-    Example:
-        >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
-        >>> [[tuple(t.shape) for t in p.values()] for p in part(join([one, one]), [{"p": 1}] * 2)]
-        [[(1, 3), (2, 1)], [(1, 3), (2, 1)]]
-    """
-    rounds: list[State] = [{} for _ in ranks]
-    for name, tensor in joined.items():
-        path, dim = name.rpartition(".")[0], 0 if name.endswith(MERGED_A) else 1
-        pieces = torch.split(tensor, [each.get(path, 0) for each in ranks], dim)
-        for pairs, piece in zip(rounds, pieces, strict=True):
-            if piece.numel():
-                pairs[name] = piece.contiguous()
-    return rounds
-
-
 def added(increments: Mapping[str, torch.Tensor], merged: State) -> State:
     """Returns increments plus merged pairs, added in float64 and stored as float32."""
     new = dict(increments)

@@ -4,7 +4,7 @@ A hostile client trains like any other client, and then multiplies its update Δ
 
     sign_flip   -Δ      against the direction that the client's own images give
     scale       c·Δ     c = `attack.factor`: one client outvotes all others; the server refuses
-                        values beyond what training can reach (`flower.wire.contents.LARGEST`)
+                        values beyond what training can reach (`flower.wire.updates.LARGEST`)
     nan         NaN     a broken client; the server refuses such an update and counts a failure
 
 A hostile client does not know the updates of others. Its loss and other reports stay honest.

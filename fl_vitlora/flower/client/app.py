@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import secrets
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fl_vitlora.adaptation.coordinates import Coordinates
 from fl_vitlora.communication.packing import Layout
@@ -36,7 +38,8 @@ from fl_vitlora.flower.client.workspace import (
     workspace,
 )
 from fl_vitlora.flower.wire import masking, messages
-from fl_vitlora.flower.wire.contents import Received, read_instruction, refuse_absurd, write_update
+from fl_vitlora.flower.wire.round_message import RoundMessage, read, read_scalars
+from fl_vitlora.flower.wire.updates import refuse_absurd, write_update
 from fl_vitlora.models.reading import (
     WEIGHT,
     put_reader,
@@ -53,21 +56,34 @@ from fl_vitlora.training.objective import terms_of
 from fl_vitlora.training.rendezvous import meet
 
 
-def make_client_app(settings_of: SettingsOf) -> ClientApp:
+def make_client_app(settings_of: SettingsOf, mods: Sequence[Mod] = ()) -> ClientApp:
     """Makes the app that every client runs.
 
     Args:
-        settings_of: Returns the settings. A deployed node reads them from its context.
+        settings_of: A function that returns the settings of a client. A deployed node reads them
+            from its context.
+        mods: Further mods of Flower, which stand between the wire and the functions of the app.
 
     Returns:
         The app.
     """
-    app = ClientApp(mods=[make_mod(settings_of)])
+    app = ClientApp(mods=[make_mod(settings_of), *mods])
     app.query()(functools.partial(_greet, settings_of))
     app.query("reveal")(masking.answer)
-    app.train()(functools.partial(_train, settings_of))
+    app.train(mods=[_make_faults(settings_of)])(functools.partial(_train, settings_of))
     app.evaluate()(functools.partial(_evaluate, settings_of))
     return app
+
+
+def _make_faults(settings_of: SettingsOf) -> Mod:
+    """Makes the mod that lets an unreliable client of a simulation fail before it trains."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        asked = read_scalars(message.content.config_records[messages.CONFIG])
+        faults.strike(settings_of(context).config, client_of(context), asked.round)
+        return call_next(message, context)
+
+    return mod
 
 
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
@@ -87,60 +103,59 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     """Trains one client for one round and returns its update."""
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
-    shard, coordinates = worker.shard(client_shard(client)), worker.coordinates_of(client)
-    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
-    faults.strike(settings.config, client, received.round)
-    model, start, merged = _take_in(received, context, worker, client, coordinates)
-    memory = context_state.own(context, received.taken)
-    frozen = worker.layout.ending_with(received.frozen)
-    order = _order(settings, received.round, client)
+    shard = worker.shard(client_shard(client))
+    begin = _begin(message.content, context, worker, client)
+    asked, coordinates = begin.message, begin.coordinates
+    memory = context_state.own(context, asked.taken)
+    frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
+    seed, fresh = settings.config.seed, settings.fresh_order
+    order = _fresh_order() if fresh else generator(seed, "batches", asked.round, client)
     job = LocalJob(
-        start=start,
+        start=begin.start,
         shard=_drawn(settings, shard, order),
         task=LocalTask(
-            learning_rate=received.rate,
-            epochs=received.epochs,
-            proximal_mu=received.proximal_mu,
+            learning_rate=asked.rate,
+            epochs=asked.epochs,
+            proximal_mu=asked.proximal_mu,
             terms=terms_of(strategy),
             frozen=frozen,
-            drift=coordinates.difference_to_client(strategy.drift(received.broadcast, memory)),
+            drift=coordinates.difference_to_client(strategy.drift(asked.broadcast, memory)),
         ),
         generator=order,
         reader=coordinates.base,
-        increments=merged,
+        increments=begin.merged,
     )
     done = meet(worker.trainer.train, job)
-    moved = subtract(*(_select(state, worker.layout) for state in (done.state, start)))
+    moved = subtract(*(_select(state, worker.layout) for state in (done.state, begin.start)))
     delta = {name: t for name, t in coordinates.to_server(moved).items() if name not in frozen}
-    work = LocalWork(delta=delta, steps=done.steps, rate=received.rate)
-    report, memory = strategy.report(work, received.broadcast, memory)
+    work = LocalWork(delta=delta, steps=done.steps, rate=asked.rate)
+    report, memory = strategy.report(work, asked.broadcast, memory)
     refuse_absurd(done.state, delta, report, memory)
     content = _write(
-        message.content,
         context,
         settings,
-        received,
+        message.content,
+        asked.clipping_norm,
         work=work,
         report={name: report[name] for name in delta} if report else {},
         done=done,
         images=len(shard),
     )
-    context_state.keep(context, received.round, worker.kept, done.state)
-    context_state.keep_own(context, received.round, memory)
+    context_state.keep(context, asked.round, worker.kept, done.state)
+    context_state.keep_own(context, asked.round, memory)
     if frozen:
-        context_state.rest(context, received.round, _select(model, worker.layout.only(frozen)))
+        rested = {name: tensor for name, tensor in begin.model.items() if name in frozen}
+        context_state.rest(context, asked.round, rested)
     return Message(content, reply_to=message)
 
 
-def _order(settings: ClientSettings, server_round: int, client: int) -> torch.Generator:
-    """Returns the generator that draws the order of a client's images in a round.
+def _fresh_order() -> torch.Generator:
+    """Returns a generator that draws the order of a client's images from the system's randomness.
 
     Two secure sums over the same updates, one of them without one member, would reveal that
     member's update. So in a deployment no two trainings of a round use the same order.
     """
-    if settings.fresh_order:
-        return torch.Generator().manual_seed(secrets.randbits(63))
-    return generator(settings.config.seed, "batches", server_round, client)
+    return torch.Generator().manual_seed(secrets.randbits(63))
 
 
 def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:
@@ -158,10 +173,10 @@ def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Sh
 
 
 def _write(
-    instruction: RecordDict,
     context: Context,
     settings: ClientSettings,
-    received: Received,
+    instruction: RecordDict,
+    norm: float | None,
     *,
     work: LocalWork,
     report: State,
@@ -173,8 +188,8 @@ def _write(
     delta, clipped = work.delta, None
     if privacy.clipping_norm is not None:
         delta, report, _ = bounded(delta, report, privacy.clipping_norm)
-    if received.clipping_norm is not None:
-        delta, within = clip_norm(delta, received.clipping_norm)
+    if norm is not None:
+        delta, within = clip_norm(delta, norm)
         clipped = not within
     delta = byzantine.as_sent(settings.config, client, delta)
     if privacy.secure_aggregation:
@@ -202,14 +217,13 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     """Measures the received model on the client's own encrypted test images."""
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
-    shard, coordinates = worker.shard(client_test_shard(client)), worker.coordinates_of(client)
-    received = read_instruction(message.content, worker.layout, worker.rank_of(client))
-    _, state, merged = _take_in(received, context, worker, client, coordinates)
-    put_reader(worker.backbone.model, coordinates.base)
-    targets.put_increments(worker.backbone.model, merged)
-    asked: list[str] = message.content.config_records[messages.CONFIG][messages.VIEWS]  # type: ignore[assignment]
+    shard = worker.shard(client_test_shard(client))
+    begin = _begin(message.content, context, worker, client)
+    put_reader(worker.backbone.model, begin.coordinates.base)
+    targets.put_increments(worker.backbone.model, begin.merged)
+    state, asked = begin.start, begin.message.views or ()
     seen = {RIGHT_KEY: shard}
-    if worker.holder is not None and asked != [RIGHT_KEY]:
+    if worker.holder is not None and asked != (RIGHT_KEY,):
         seen = views_of(shard, worker.holder, client_party(client))
     metrics = MetricRecord({messages.SAMPLES: len(shard)})
     for view in asked:
@@ -221,25 +235,40 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     return Message(RecordDict({messages.METRICS: metrics}), reply_to=message)
 
 
-def _take_in(
-    received: Received,
-    context: Context,
-    worker: Workspace,
-    client: int,
-    coordinates: Coordinates,
-) -> tuple[State, State, State]:
-    """Builds a client's model from what was sent and from what the client remembers.
+@dataclass(frozen=True, kw_only=True)
+class _Beginning:
+    """The model with which a client begins a round.
 
-    Returns:
-        The exchanged tensors in the server's coordinates, all trained tensors in the client's
-        coordinates, and the sum that was merged into the frozen weights, by path.
+    Attributes:
+        message: The message that the client was sent.
+        coordinates: The maps between the client's tensors and the server's.
+        model: The exchanged tensors, in the server's coordinates.
+        start: All trained tensors, in the client's coordinates.
+        merged: The sum that was merged into the frozen weights, by path.
     """
-    initial = worker.initial_of(client)
-    model = context_state.complete(context, received, worker.layout, initial)
-    merged = context_state.merge(context, received, worker.layout)
+
+    message: RoundMessage
+    coordinates: Coordinates
+    model: State
+    start: State
+    merged: State
+
+
+def _begin(content: RecordDict, context: Context, worker: Workspace, client: int) -> _Beginning:
+    """Builds a client's model from what was sent and from what the client remembers."""
+    initial, coordinates = worker.initial_of(client), worker.coordinates_of(client)
+    asked = read(content, worker.layout, worker.rank_of(client))
+    model = context_state.complete(context, asked, worker.layout, initial)
+    merged = context_state.merge(context, asked, worker.layout)
     first = with_exchanged_reader(initial, coordinates.base) if WEIGHT in initial else initial
-    kept = context_state.kept(context, worker.kept, first, received.taken)
-    return model, coordinates.to_client(model) | kept, merged
+    kept = context_state.kept(context, worker.kept, first, asked.taken)
+    return _Beginning(
+        message=asked,
+        coordinates=coordinates,
+        model=model,
+        start=coordinates.to_client(model) | kept,
+        merged=merged,
+    )
 
 
 def _select(state: State, layout: Layout) -> State:

@@ -26,8 +26,8 @@ from torch import Tensor
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.federation.global_model import added
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import Received
 from fl_vitlora.flower.wire.layouts import products_layout
+from fl_vitlora.flower.wire.round_message import RoundMessage
 from fl_vitlora.state import State
 
 KEPT, RESTED, INCREMENTS, OWN = "kept", "rested", "increments", "own"
@@ -64,7 +64,7 @@ def keep(
 
 
 def complete(
-    context: Context, received: Received, layout: Layout, initial: Mapping[str, Tensor]
+    context: Context, received: RoundMessage, layout: Layout, initial: Mapping[str, Tensor]
 ) -> State:
     """Returns the model of a round, from sent, remembered and initial tensors.
 
@@ -90,7 +90,7 @@ def rest(context: Context, server_round: int, rested: State) -> None:
     _write(context, RESTED, server_round, rested)
 
 
-def merge(context: Context, received: Received, layout: Layout) -> State:
+def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
     """Adds the merged pairs of an instruction to earlier ones, and returns their sum by path.
 
     Args:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fl_vitlora.communication.compression import compress, decode, is_exact
 from fl_vitlora.communication.lanes import Lanes
-from fl_vitlora.communication.packing import unpack
 from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import WHOLE, follow
 from fl_vitlora.flower.client import context_state
@@ -27,16 +27,10 @@ from fl_vitlora.flower.client.workspace import (
     workspace,
 )
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import fold, packed_tensors, unfold
-from fl_vitlora.flower.wire.layouts import (
-    cut_layout,
-    frozen_of,
-    instruction_layouts,
-    restarted_of,
-    round_of,
-    taken_of,
-    update_layouts,
-)
+from fl_vitlora.flower.wire.folding import fold, unfold
+from fl_vitlora.flower.wire.layouts import MessageLayouts
+from fl_vitlora.flower.wire.round_message import RoundMessage, read_scalars
+from fl_vitlora.flower.wire.state_record import StateRecord, holds_state, state_in
 from fl_vitlora.flower.wire.wiring import chance, lanes_of
 from fl_vitlora.lowrank import cut
 from fl_vitlora.state import State, add, scale
@@ -53,16 +47,14 @@ def make_mod(settings_of: SettingsOf) -> Mod:
         content, parts, versions = unfold(message.content)
         end = ClientEnd(settings=settings_of(context), context=context, asked=content)
         for record in {**parts, **versions}:
-            content[record] = messages.to_packed(
+            content[record] = StateRecord(
                 end.decoded(record, parts.get(record, ()), versions.get(record))
             )
         opened = copy.copy(message)
         opened.content = content
         reply = call_next(opened, context)
         if reply.has_content():
-            packed = packed_tensors(reply.content)
-            coded = {record: (end.encoded(record, a.data),) for record, a in packed.items()}
-            reply.content = fold(reply.content, coded, {})
+            reply.content = end.folded(reply.content)
         return reply
 
     return mod
@@ -82,20 +74,25 @@ class ClientEnd:
     context: Context
     asked: RecordDict
 
+    @cached_property
+    def scalars(self) -> RoundMessage:
+        """Returns the scalars of the instruction, without its tensors."""
+        return read_scalars(self._config)
+
+    @cached_property
+    def layouts(self) -> MessageLayouts:
+        """Returns the layouts of the instruction and of the update."""
+        rank = self.worker.rank_of(client_of(self.context))
+        return MessageLayouts.of(self._config, self.worker.layout, rank)
+
     @property
-    def config(self) -> ConfigRecord:
-        """Returns the scalars of the instruction."""
+    def _config(self) -> ConfigRecord:
         return self.asked.config_records.get(messages.CONFIG, ConfigRecord())
 
     @property
     def worker(self) -> Workspace:
         """Returns the model's layouts."""
         return workspace(self.settings)
-
-    @property
-    def rank(self) -> int | None:
-        """Returns the client's own rank; None if it has the run's."""
-        return self.worker.rank_of(client_of(self.context))
 
     @property
     def lanes(self) -> Lanes:
@@ -116,10 +113,7 @@ class ClientEnd:
         Raises:
             ValueError: If the tensors do not fit the model, or what the client holds.
         """
-        layouts = instruction_layouts(self.config, self.worker.layout, self.rank)
-        if record not in layouts:
-            raise ValueError(f"message refused: nobody asked for {record!r}")
-        layout = layouts[record]
+        layout = self.layouts.of_record(record)
         if versions is None:
             if len(parts) != 1:
                 raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
@@ -129,18 +123,18 @@ class ClientEnd:
         else:
             held = self._follow(record, parts, versions)
             tensors = {name: held[name] for name in layout.names}
-        trains = record == messages.ARRAYS and messages.VIEWS not in self.config
+        trains = record == messages.ARRAYS and self.scalars.views is None
         return self._with_progress(tensors) if trains else tensors
 
     def _follow(self, record: str, parts: tuple[Part, ...], versions: tuple[int, int]) -> State:
         """Applies the changes of a stream, and remembers the resulting values."""
         known, new = versions
-        layout = cut_layout(self.worker.layout, self.rank)
+        layout = self.layouts.whole
         if known > 0:
             before = context_state.held(self.context, record, known, layout)
         else:
             initial = self.worker.initial_of(client_of(self.context))
-            first = cut({name: initial[name] for name in layout.names}, self.rank)
+            first = cut({name: initial[name] for name in layout.names}, self.layouts.rank)
             from_initial = known != WHOLE and record == messages.ARRAYS
             before = first if from_initial else scale(first, 0.0)
         held = follow(before, parts, layout)
@@ -153,14 +147,23 @@ class ClientEnd:
         resting = {n: t for n, t in owed.items() if n in tensors and self.lanes.of(n).every > 1}
         return tensors | add({n: tensors[n] for n in resting}, resting)
 
-    def encoded(self, record: str, packed: bytes) -> Part:
+    def folded(self, content: RecordDict) -> RecordDict:
+        """Encodes and folds the records of the reply."""
+        parts = {
+            record: (self._encoded(record, arrays),)
+            for record, arrays in content.array_records.items()
+            if holds_state(arrays)
+        }
+        return fold(content, parts, {})
+
+    def _encoded(self, record: str, arrays: ArrayRecord) -> Part:
         """Encodes the tensors of one record of the update, and remembers what is withheld."""
-        layout = update_layouts(frozen_of(self.config), self.worker.layout, self.rank)[record]
-        config, server_round = self.settings.config, round_of(self.config)
+        layout = self.layouts.of_reply(record)
+        config, server_round = self.settings.config, self.scalars.round
         client = client_of(self.context)
         travelling = self.lanes.open(layout.names, server_round, config.rounds)
         part, withheld = compress(
-            unpack(packed, layout),
+            state_in(arrays, lambda: layout),
             self._owed(record),
             layout,
             lanes=self.lanes,
@@ -175,10 +178,10 @@ class ClientEnd:
 
     def _owed(self, record: str) -> State:
         """Returns what was withheld so far, without tensors that have been overwritten since."""
-        overwritten = (*restarted_of(self.config), *self.settings.strategy.rebased)
+        overwritten = (*self.scalars.restarted, *self.settings.strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(overwritten)}
 
     def _withheld(self, record: str) -> State:
         """Returns what was withheld of a record up to the last update that the server took."""
-        layout = cut_layout(self.worker.layout, self.rank)
-        return context_state.withheld(self.context, record, layout, taken_of(self.config))
+        layout, taken = self.layouts.whole, self.scalars.taken
+        return context_state.withheld(self.context, record, layout, taken)

@@ -14,10 +14,12 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.federation.client_records import ClientRecords
 from fl_vitlora.federation.instruction import Instruction
+from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.server.posting import Post, Reply, Request
-from fl_vitlora.flower.server.sending import Addressed, ServerEnd
+from fl_vitlora.flower.server.sending import Addressed, Sealed, ServerEnd
 from fl_vitlora.flower.wire import masking
-from fl_vitlora.flower.wire.contents import Writer
+from fl_vitlora.flower.wire.layouts import MessageLayouts
+from fl_vitlora.flower.wire.round_message import Writer
 from fl_vitlora.population.ranks import rank_of
 from fl_vitlora.privacy.secure_sum import Roster
 
@@ -72,15 +74,15 @@ class Question(Generic[T]):
     Attributes:
         round: The number of the round, from 1.
         asked: The instruction of each client.
-        read: A function that reads one answer: it takes the instruction and the records of the
-            reply, and raises a `ValueError` if they are not an answer.
+        read: A function that reads one answer: it takes the instruction, the records of the reply
+            and the layouts of the message, and raises a `ValueError` if they are not an answer.
         purpose: The purpose under which the ledger counts the messages.
         roster: The members of the secure sum; None if updates are read one by one.
     """
 
     round: int
     asked: Mapping[int, Instruction]
-    read: Callable[[Instruction, RecordDict], T]
+    read: Callable[[Instruction, RecordDict, MessageLayouts], T]
     purpose: Purpose = "training"
     roster: Roster | None = None
 
@@ -150,7 +152,13 @@ class Asker:
             The content of the answers by client, the failures by client, and the clients that
             trained alone.
         """
-        requests = self._requests(question, list(asked.values()))
+        sealed = dict(zip(asked, self._sealed(question, list(asked.values())), strict=True))
+        requests = [
+            Request.to(
+                self.records.node_of(client), KINDS[question.purpose], one.folded, one.groups
+            )
+            for client, one in sealed.items()
+        ]
         replies = {
             self.records.client_at(reply.node): reply
             for reply in self.post.counted(question.round, question.purpose, requests, self.records)
@@ -159,7 +167,9 @@ class Asker:
         refused: dict[int, Refused] = {}
         for client, instruction in asked.items():
             try:
-                answers[client] = self._read(question, instruction, replies.get(client))
+                answers[client] = self._read(
+                    question, instruction, sealed[client].layouts, replies.get(client)
+                )
             except _RefusedReplyError as error:
                 refused[client] = error.refused
             if client in answers:
@@ -174,7 +184,13 @@ class Asker:
         }
         return answers, refused, apart
 
-    def _read(self, question: Question[T], asked: Instruction, reply: Reply | None) -> T:
+    def _read(
+        self,
+        question: Question[T],
+        asked: Instruction,
+        layouts: MessageLayouts,
+        reply: Reply | None,
+    ) -> T:
         """Reads the answer of one client.
 
         Raises:
@@ -188,34 +204,22 @@ class Asker:
             how: How = "silent" if error.code in UNHEARD else "raised"
             raise _RefusedReplyError(Refused(how=how, reason=str(error.reason)))
         try:
-            content = self.end.open(asked.client, reply.opened(), asked.plan.frozen)
-            return question.read(asked, content)
+            content = self.end.open(reply.opened(), layouts)
+            return question.read(asked, content, layouts)
         except ValueError as error:
             raise _RefusedReplyError(Refused(how="unusable", reason=str(error))) from None
 
-    def _requests(
-        self, question: Question[T], instructions: Sequence[Instruction]
-    ) -> list[Request]:
+    def _sealed(self, question: Question[T], instructions: Sequence[Instruction]) -> list[Sealed]:
         """Returns the messages to clients as they are sent."""
-        writer = Writer(self.layout)
-        addressed = []
+        writer, addressed = Writer(self.layout), []
         for asked in instructions:
-            content = writer.write(
-                asked,
-                self.records.of(asked.client).memory,
-                self._cached(asked),
-                rank_of(self.config, asked.client),
-            )
+            memory = self.records.of(asked.client).memory
+            message = compose(asked, memory, self._cached(asked))
+            content = writer.write(message, rank_of(self.config, asked.client))
             if question.roster is not None:
                 content[masking.RECORD] = masking.write_roster(question.roster)
             addressed.append(Addressed(client=asked.client, content=content))
-        kind = KINDS[question.purpose]
-        return [
-            Request.to(self.records.node_of(one.client), kind, content, groups)
-            for one, (content, groups) in zip(
-                addressed, self.end.seal(question.round, addressed), strict=True
-            )
-        ]
+        return self.end.seal(question.round, addressed)
 
     def _cached(self, asked: Instruction) -> frozenset[str]:
         """Returns the names of the tensors that a client need not be sent."""

@@ -9,7 +9,7 @@ from flwr.app import MessageType, RecordDict
 
 from fl_vitlora.data.class_names import disagreement
 from fl_vitlora.errors import UserError
-from fl_vitlora.federation.client_records import NOBODY, ClientRecords
+from fl_vitlora.federation.client_records import ClientRecords
 from fl_vitlora.federation.failures import first_line
 from fl_vitlora.flower.server.posting import Post, Reply, Request
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
@@ -38,7 +38,6 @@ def greet(
     clients: int,
     *,
     post: Post,
-    end: ServerEnd,
     records: ClientRecords,
     class_names: Sequence[str] | None,
     sums: SecureAggregator | None,
@@ -48,7 +47,6 @@ def greet(
     Args:
         clients: The number of nodes to wait for.
         post: Sends the messages.
-        end: Decodes the replies.
         records: The server's records of the clients, which this function starts.
         class_names: The names of the run's classes; None if classes are not compared.
         sums: The secure aggregator, which stores the public keys; None without secure sums.
@@ -67,7 +65,7 @@ def greet(
     images: dict[int, int] = {}
     found: dict[int, int] = {}
     for reply in replies:
-        greeting = _read(reply, end, sums)
+        greeting = _read(reply, sums)
         _compare_classes(greeting, class_names)
         if greeting.client in images:
             raise RuntimeError(f"two nodes hold the shard of client {greeting.client}")
@@ -84,7 +82,7 @@ def greet(
     return dict(sorted(images.items()))
 
 
-def _read(reply: Reply, end: ServerEnd, sums: SecureAggregator | None) -> Greeting:
+def _read(reply: Reply, sums: SecureAggregator | None) -> Greeting:
     """Reads a greeting, and stores the public key in it.
 
     Raises:
@@ -94,7 +92,7 @@ def _read(reply: Reply, end: ServerEnd, sums: SecureAggregator | None) -> Greeti
         reason = str(reply.message.error.reason)
         raise RuntimeError(f"a client cannot start: {first_line(reason)}")
     try:
-        content = end.open(NOBODY, reply.opened())
+        content = ServerEnd.open(reply.opened())
         metrics = messages.metrics_of(content)
         greeting = Greeting(
             client=messages.whole(metrics, messages.CLIENT),

@@ -18,8 +18,8 @@ from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 from fl_vitlora.federation.client_records import ClientRecords
 from fl_vitlora.federation.polling import pause
 from fl_vitlora.flower.server.client_states import ClientStates
-from fl_vitlora.flower.wire.byte_counts import message_bytes
-from fl_vitlora.flower.wire.folding import Unfolded, group_bytes, groups_of, unfold
+from fl_vitlora.flower.wire.byte_counts import overhead_of
+from fl_vitlora.flower.wire.folding import Unfolded, unfold
 
 NODE_POLL_SECONDS = 0.05
 MOST_AWAITED = 500  # once replies arrive, only the oldest messages are looked up, so many
@@ -64,7 +64,7 @@ class Reply:
         message: The message as it was received.
         node: The number of the node that sent it.
         unfolded: The records; an error if they cannot be read; None if the message is an error.
-        groups: The bytes of its coded tensors, by group.
+        groups: The bytes of its coded tensors, by group; empty if the message cannot be read.
     """
 
     message: Message
@@ -81,9 +81,8 @@ class Reply:
         try:
             found = unfold(message.content)
         except ValueError as error:
-            groups = groups_of(message.content)
-            return cls(message=message, node=node, unfolded=error, groups=groups)
-        return cls(message=message, node=node, unfolded=found, groups=group_bytes(*found[:2]))
+            return cls(message=message, node=node, unfolded=error, groups={})
+        return cls(message=message, node=node, unfolded=found, groups=found.groups)
 
     def opened(self) -> Unfolded:
         """Returns the records of the reply.
@@ -214,15 +213,14 @@ class Post:
         message = one.message
         down = isinstance(one, Request)
         node = message.metadata.dst_node_id if down else message.metadata.src_node_id
-        groups, overhead = message_bytes(message, one.groups)
         self.ledger.record(
             Entry(
                 round=server_round,
                 purpose=purpose,
                 client=records.client_at(node),
                 direction=DOWNLINK if down else UPLINK,
-                groups=groups,
-                overhead=overhead,
+                groups=dict(one.groups),
+                overhead=overhead_of(message, one.groups),
             )
         )
         if self.tap is not None:

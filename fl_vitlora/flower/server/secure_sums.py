@@ -12,6 +12,7 @@ from fl_vitlora.communication.fixed_point import Words
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower.server.asking import Asker
 from fl_vitlora.flower.server.posting import Request
+from fl_vitlora.flower.server.sending import ServerEnd
 from fl_vitlora.flower.wire import masking, messages
 from fl_vitlora.flower.wire.folding import fold
 from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_steps
@@ -150,5 +151,5 @@ def ask_for_seeds(
         with suppress(ValueError):
             if not reply.message.has_error():
                 client = records.client_at(reply.node)
-                seeds[client] = masking.read_seeds(asker.end.open(client, reply.opened()))
+                seeds[client] = masking.read_seeds(ServerEnd.open(reply.opened()))
     return seeds

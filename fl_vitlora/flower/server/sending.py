@@ -7,30 +7,30 @@ did not answer may or may not hold the last version, so it is sent the whole sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from flwr.app import RecordDict
 
 from fl_vitlora.communication.compression import code, decode
 from fl_vitlora.communication.lanes import EXACT, Lanes
-from fl_vitlora.communication.packing import Layout, unpack
+from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import Stream
 from fl_vitlora.config import Config
 from fl_vitlora.federation.client_records import ClientRecords
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import Unfolded, fold, group_bytes, packed_tensors
-from fl_vitlora.flower.wire.layouts import instruction_layouts, update_layouts
+from fl_vitlora.flower.wire.folding import Unfolded, fold, group_bytes
+from fl_vitlora.flower.wire.layouts import MessageLayouts
+from fl_vitlora.flower.wire.state_record import StateRecord, state_in
 from fl_vitlora.flower.wire.wiring import chance, lanes_of
 from fl_vitlora.lowrank import cut
 from fl_vitlora.population.ranks import rank_of
 from fl_vitlora.state import State, clip_norm, scale
 from fl_vitlora.storage.trees import Tree
 from fl_vitlora.strategy import Update
-
-Sealed = tuple[RecordDict, dict[str, int]]  # folded records, and the bytes of tensors by group
 
 STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all other records are sent without a stream
 
@@ -46,6 +46,36 @@ class Addressed:
 
     client: int
     content: RecordDict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """A message to one client as it is sent.
+
+    Attributes:
+        folded: The folded records.
+        groups: The bytes of the coded tensors, by group.
+        layouts: The layouts of the message, and of the reply to it.
+    """
+
+    folded: RecordDict
+    groups: Mapping[str, int]
+    layouts: MessageLayouts
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the messages of one round have in common, so that it is made once.
+
+    Attributes:
+        layouts: The layouts of messages whose layouts are equal.
+        coded: The coded tensors of records that several messages have, by record and layout.
+        folded: Folded buffers, by their contents.
+    """
+
+    layouts: dict[MessageLayouts, MessageLayouts] = field(default_factory=dict)
+    coded: dict[tuple[int, Layout], tuple[Part, ...]] = field(default_factory=dict)
+    folded: dict[object, bytes] = field(default_factory=dict)
 
 
 class ServerEnd:
@@ -87,40 +117,39 @@ class ServerEnd:
             addressed: The client and the records of each message.
 
         Returns:
-            The folded records and the bytes of coded tensors by group, for each message in order.
+            The messages as they are sent, in order.
         """
-        coded: dict[tuple[int, Layout], tuple[Part, ...]] = {}  # a cache by record
-        before: dict[object, bytes] = {}  # a cache of folded buffers
-        return [self._seal(server_round, one, coded, before) for one in addressed]
+        shared = _Shared()
+        return [self._seal(server_round, one, shared) for one in addressed]
 
-    def _seal(
-        self,
-        server_round: int,
-        one: Addressed,
-        coded: dict[tuple[int, Layout], tuple[Part, ...]],
-        before: dict[object, bytes],
-    ) -> Sealed:
-        rank = rank_of(self._config, one.client)
-        config = one.content.config_records.get(messages.CONFIG)
-        layouts = {} if config is None else instruction_layouts(config, self._layout, rank)
+    def _seal(self, server_round: int, one: Addressed, shared: _Shared) -> Sealed:
+        """Encodes and folds the message to one client."""
+        layouts = self._layouts_of(one, shared)
         followed = self._records.of(one.client).followed
         versions: dict[str, tuple[int, int]] = {}
         parts: dict[str, tuple[Part, ...]] = {}
-        for record, array in packed_tensors(one.content).items():
-            layout = layouts[record]
+        for record, arrays in one.content.array_records.items():
+            layout = layouts.of_record(record)
+            tensors = state_in(arrays, partial(layouts.of_record, record))
             if record in STREAMED and not self.lanes.exact:
-                stream = self._advance(server_round, record, rank, unpack(array.data, layout))
+                stream = self._advance(server_round, record, layouts.rank, tensors)
                 _, known = followed.get(record, (0, 0))
                 base, parts[record] = stream.since(known)
                 versions[record] = (base, stream.version)
                 continue
-            key = (id(array), layout)
-            if key not in coded:
-                coded[key] = (code(unpack(array.data, layout), layout, EXACT, chance(0)),)
-            parts[record] = coded[key]
+            key = (id(arrays), layout)
+            if key not in shared.coded:
+                shared.coded[key] = (code(tensors, layout, EXACT, chance(0)),)
+            parts[record] = shared.coded[key]
         self._records.offer(one.client, versions)
-        folded = fold(one.content, parts, versions, before)
-        return folded, group_bytes(one.content, parts)
+        folded = fold(one.content, parts, versions, shared.folded)
+        return Sealed(folded=folded, groups=group_bytes(one.content, parts), layouts=layouts)
+
+    def _layouts_of(self, one: Addressed, shared: _Shared) -> MessageLayouts:
+        """Returns the layouts of a message, which all messages of the same kind share."""
+        config = one.content.config_records[messages.CONFIG]
+        layouts = MessageLayouts.of(config, self._layout, rank_of(self._config, one.client))
+        return shared.layouts.setdefault(layouts, layouts)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
         """Adds a target state to the stream of all clients of a rank."""
@@ -140,13 +169,13 @@ class ServerEnd:
         first = cut(self._initial, rank)
         return first if record == messages.ARRAYS else scale(first, 0.0)
 
-    def open(self, client: int, unfolded: Unfolded, frozen: tuple[str, ...] = ()) -> RecordDict:
+    @staticmethod
+    def open(unfolded: Unfolded, layouts: MessageLayouts | None = None) -> RecordDict:
         """Decodes the reply of a client; tensors that it left out have not changed.
 
         Args:
-            client: The number of the client.
             unfolded: The records of the reply, with its tensors still coded.
-            frozen: The endings of the names of tensors that rested.
+            layouts: The layouts of the message that it answers; None if no tensors were asked for.
 
         Returns:
             The records, with complete tensors.
@@ -155,13 +184,12 @@ class ServerEnd:
             ValueError: If the reply holds records or parts that were not asked for.
         """
         content, parts, _ = unfolded
-        layouts = update_layouts(frozen, self._layout, rank_of(self._config, client))
         for record, coded in parts.items():
-            if record not in layouts or len(coded) != 1:
+            if layouts is None or len(coded) != 1:
                 raise ValueError(f"message refused: nobody asked for {len(coded)} times {record!r}")
-            layout = layouts[record]
+            layout = layouts.of_reply(record)
             moved = decode(coded[0], layout)
-            content[record] = messages.to_packed(
+            content[record] = StateRecord(
                 {n: moved[n] if n in moved else torch.zeros(shape) for n, shape in layout.shapes}
             )
         return content

@@ -31,9 +31,9 @@ from fl_vitlora.flower.server.posting import Post
 from fl_vitlora.flower.server.secure_sums import SecureAggregator, Summed, ask_for_seeds
 from fl_vitlora.flower.server.sending import ServerEnd
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.contents import read_update
+from fl_vitlora.flower.wire.layouts import MessageLayouts
 from fl_vitlora.flower.wire.reported_counts import Counts, limited, read_measured
-from fl_vitlora.population.ranks import rank_of
+from fl_vitlora.flower.wire.updates import read_update
 from fl_vitlora.state import State
 from fl_vitlora.storage.trees import Tree
 from fl_vitlora.strategy import ClientPlan, Update
@@ -90,7 +90,6 @@ class Transport:
         return greeting.greet(
             clients,
             post=self._asker.post,
-            end=self._asker.end,
             records=self._records,
             class_names=self._class_names,
             sums=self._sums,
@@ -154,7 +153,7 @@ class Transport:
         roster = sums.roster(server_round, weights)
         answers = self._asker.ask(
             Question(
-                round=server_round, asked=asked, read=lambda one, content: content, roster=roster
+                round=server_round, asked=asked, read=lambda _, content, __: content, roster=roster
             )
         )
         layout = self._asker.layout
@@ -188,7 +187,7 @@ class Transport:
             for client in self._records.greeted_clients()
         }
 
-        def read(one: Instruction, content: RecordDict) -> tuple[int, Measured]:
+        def read(one: Instruction, content: RecordDict, _: object) -> tuple[int, Measured]:
             return self._read_measured(one.client, content, views)
 
         answers = self._asker.ask(
@@ -218,13 +217,14 @@ class Transport:
             raise ValueError(f"it reports {images} test images; before it had {first}")
         return images, measured
 
-    def _read_update(self, asked: Instruction, content: RecordDict) -> Update:
+    def _read_update(
+        self, asked: Instruction, content: RecordDict, layouts: MessageLayouts
+    ) -> Update:
         """Reads an update, and clips it to the norm that its client was sent."""
         update = read_update(
             content,
-            self._asker.layout,
+            layouts,
             asked,
-            rank_of(self._config, asked.client),
             population=len(self._records.greeted_clients()),
             expected=self._expected(asked),
         )

@@ -1,4 +1,4 @@
-"""The size of a serialised message: the bytes of its tensors by group, and of the rest."""
+"""The size of a serialised message: what its tensors leave, and what full fine-tuning needs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.reference import MessageSizes
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import fold, groups_of
+from fl_vitlora.flower.wire.folding import fold
 from fl_vitlora.flower.wire.serialised import object_bytes
 from fl_vitlora.flower.wire.wiring import chance
 
 SOME_NODE = 2**63 - 1  # an id that is as long as Flower's random node ids
 
 
-def message_bytes(
-    message: Message, groups: Mapping[str, int] | None = None
-) -> tuple[dict[str, int], int]:
-    """Measures a message as Flower sends it between a SuperLink and a SuperNode.
+def overhead_of(message: Message, groups: Mapping[str, int]) -> int:
+    """Returns the bytes of a message as Flower sends it, without those of its coded tensors.
 
     Flower sends a message as nested objects, each in its own request or response; the metadata is
     one of them. `tests/experiment/test_deployment.py` counts these bytes in a real deployment and
@@ -33,15 +31,8 @@ def message_bytes(
     Args:
         message: The message as it is sent, with its metadata set.
         groups: The bytes of its coded tensors by group, as counted when it was folded or unfolded.
-            If None, they are read from the message.
-
-    Returns:
-        The bytes of its coded tensors by group, and the bytes of all the rest of its serialised
-        form.
     """
-    if groups is None:
-        groups = groups_of(message.content) if message.has_content() else {}
-    return dict(groups), object_bytes(message) - sum(groups.values())
+    return object_bytes(message) - sum(groups.values())
 
 
 def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> MessageSizes:

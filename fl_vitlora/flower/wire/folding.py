@@ -62,12 +62,6 @@ def fold(
     return _carry(write(Parcel(plain=plain, parts=tuple(table)), before))
 
 
-def packed_tensors(content: RecordDict) -> dict[str, Array]:
-    """Returns the packed tensors of a message, by record."""
-    arrays = {name: record.get(messages.PACKED) for name, record in content.array_records.items()}
-    return {n: a for n, a in arrays.items() if a is not None and a.stype == messages.PACKED_TYPE}
-
-
 def _opaque(array: Array) -> Part:
     return Part(sections=(Section(group=OPAQUE, codec=array.stype, body=array.data),))
 
@@ -84,6 +78,11 @@ class Unfolded(NamedTuple):
     content: RecordDict
     parts: Parts
     versions: Versions
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Returns the number of bytes of coded tensors, by group."""
+        return group_bytes(self.content, self.parts)
 
 
 def unfold(folded: RecordDict) -> Unfolded:
@@ -134,6 +133,8 @@ def packed_record(data: bytes, kind: str) -> ArrayRecord:
 def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
     """Returns the number of bytes of coded tensors, by group, of a message that is not folded.
 
+    A sender can choose any name for a group; the bytes of unknown groups count as overhead.
+
     Args:
         content: The records of the message; arrays that `parts` lacks count as opaque bytes.
         parts: The coded tensors of the message, by record.
@@ -145,19 +146,6 @@ def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
         if record not in parts:
             counts[OPAQUE] = counts.get(OPAQUE, 0) + len(arrays[messages.PACKED].data)
     return {group: counts[group] for group in (*GROUPS, OPAQUE) if group in counts}
-
-
-def groups_of(folded: RecordDict) -> dict[str, int]:
-    """Returns the bytes of coded tensors by group, in a folded message; empty for other messages.
-
-    A sender can choose any name for a group; unknown groups count as overhead. The checksum is not
-    compared here but when the message is unfolded.
-    """
-    try:
-        groups = read(_carried(folded), verify=False).groups
-    except ValueError:
-        return {}
-    return {group: groups[group] for group in (*GROUPS, OPAQUE) if group in groups}
 
 
 def _carry(buffer: bytes) -> RecordDict:

@@ -1,133 +1,140 @@
 """The layouts of messages: the names and shapes of their tensors, by record.
 
-Layouts are not sent. Both sides derive them from the layout of all exchanged tensors, the
-instruction and the client's rank. The instruction says which tensors are cached, rest or were
-merged. Messages of one kind have the same layouts, so each is derived once and cached.
+Layouts are not sent. Each end derives them once for a message, from the layout of all exchanged
+tensors, the client's rank and the scalars of the instruction. The scalars say which tensors are
+cached, rest or were merged.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, cast
 
-from flwr.app import ConfigRecord
+import torch
 
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.federation.instruction import SERVER_ROUND
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, A, B, cut, paths
+from fl_vitlora.state import State
 
-MOST_KEPT = 64  # layouts that a process keeps; a run has a few kinds of messages
 
+@dataclass(frozen=True, kw_only=True)
+class MessageLayouts:
+    """The layouts of one instruction and of the reply to it; each is derived once, when needed.
 
-def instruction_layouts(
-    config: ConfigRecord, layout: Layout, rank: int | None
-) -> Mapping[str, Layout]:
-    """Returns the layouts of an instruction's tensors, by record.
-
-    Args:
-        config: The scalars of the instruction.
-        layout: The layout of all exchanged tensors.
+    Attributes:
+        exchanged: The layout of all exchanged tensors.
         rank: The client's own rank; None if it has the run's.
-
-    Raises:
-        ValueError: If the instruction states impossible ranks.
+        marks: The bit mask of the tensors that the client has already; empty for none.
+        frozen: The endings of the names of tensors that rest.
+        ranks: The ranks of the merged pairs, by round and path; 0 for a path without a pair.
     """
-    rounds = merged_ranks(config, layout)
-    ranks = tuple(sum(each[path] for each in rounds) for path in pairs_of(layout))
-    return _instruction_layouts(cached_of(config, layout), ranks, layout, rank)
 
+    exchanged: Layout
+    rank: int | None = None
+    marks: bytes = b""
+    frozen: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
 
-@functools.lru_cache(maxsize=MOST_KEPT)
-def _instruction_layouts(
-    cached: frozenset[str], ranks: tuple[int, ...], layout: Layout, rank: int | None
-) -> Mapping[str, Layout]:
-    """Derives the layouts of an instruction.
+    @classmethod
+    def of(cls, config: Mapping[str, Any], exchanged: Layout, rank: int | None) -> Self:
+        """Returns the layouts of the instruction that has these scalars.
 
-    Args:
-        cached: The names of the tensors that are not sent.
-        ranks: The rank of the merged pair at each path, 0 for none.
-        layout: The layout of all exchanged tensors.
-        rank: The client's own rank; None if it has the run's.
-    """
-    merged = dict(zip(pairs_of(layout), ranks, strict=True))
-    marked = frozenset(path for path, rank in merged.items() if rank)
-    return MappingProxyType(
-        {
-            messages.ARRAYS: cut_layout(layout.without(cached), rank),
-            messages.BROADCAST: cut_layout(layout, rank),
-            messages.MERGED: merged_layout(layout, merged),
-            messages.INCREMENTS: products_layout(layout).only(marked),
-        }
-    )
+        Args:
+            config: The scalars of the instruction.
+            exchanged: The layout of all exchanged tensors.
+            rank: The client's own rank; None if it has the run's.
+        """
+        return cls(
+            exchanged=exchanged,
+            rank=rank,
+            marks=cast(bytes, config.get(messages.CACHED, b"")),
+            frozen=tuple(config.get(messages.FROZEN, ())),
+            ranks=tuple(config.get(messages.MERGED_RANKS, ())),
+        )
 
+    def of_record(self, record: str) -> Layout:
+        """Returns the layout of a record of the instruction.
 
-@functools.lru_cache(maxsize=MOST_KEPT)
-def update_layouts(
-    frozen: tuple[str, ...], layout: Layout, rank: int | None
-) -> Mapping[str, Layout]:
-    """Returns the layouts of an update's tensors, by record.
+        Raises:
+            ValueError: If no instruction has such a record, or if its ranks are impossible.
+        """
+        if record == messages.ARRAYS:
+            return self.sent
+        if record == messages.BROADCAST:
+            return self.whole
+        if record == messages.MERGED:
+            return merged_layout(self.exchanged, self._rank_sums)
+        if record == messages.INCREMENTS:
+            marked = frozenset(path for path, rank in self._rank_sums.items() if rank)
+            return products_layout(self.exchanged).only(marked)
+        raise ValueError(f"message refused: nobody asked for {record!r}")
 
-    Args:
-        frozen: The endings of the names of tensors that rested.
-        layout: The layout of all exchanged tensors.
-        rank: The client's own rank; None if it has the run's.
-    """
-    sent = cut_layout(layout.without(layout.ending_with(frozen)), rank)
-    return MappingProxyType({messages.ARRAYS: sent, messages.REPORT: sent})
+    def of_reply(self, record: str) -> Layout:
+        """Returns the layout of a record of the reply.
 
+        Raises:
+            ValueError: If no reply has such a record.
+        """
+        if record in (messages.ARRAYS, messages.REPORT):
+            return self.trained
+        raise ValueError(f"message refused: nobody asked for {record!r}")
 
-@functools.lru_cache(maxsize=MOST_KEPT)
-def cut_layout(layout: Layout, rank: int | None) -> Layout:
-    """Returns the layout whose low-rank matrices are cut to a client's rank."""
-    return layout if rank is None else Layout.of(cut(layout.empty(), rank))
+    @cached_property
+    def cached(self) -> frozenset[str]:
+        """Returns the names of the tensors that are not sent because the client has them.
 
+        Raises:
+            ValueError: If the bit mask has the wrong length.
+        """
+        return self.exchanged.marked(self.marks) if self.marks else frozenset()
 
-def round_of(config: ConfigRecord) -> int:
-    """Returns the round of an instruction."""
-    return int(number_of(config, SERVER_ROUND) or 0)
+    @cached_property
+    def merged_ranks(self) -> list[dict[str, int]]:
+        """Returns the ranks of the merged pairs that are sent, by path, for each round.
 
+        Raises:
+            ValueError: If a rank is not a whole number from 0.
+        """
+        if not all(type(rank) is int and rank >= 0 for rank in self.ranks):
+            ranks = list(self.ranks)
+            raise ValueError(f"message refused: {messages.MERGED_RANKS} are {ranks}")
+        pairs = pairs_of(self.exchanged)
+        begins = range(0, len(self.ranks), max(1, len(pairs)))
+        return [dict(zip(pairs, self.ranks[b : b + len(pairs)], strict=True)) for b in begins]
 
-def frozen_of(config: ConfigRecord) -> tuple[str, ...]:
-    """Returns the endings of the names of tensors that rest."""
-    return tuple(cast(list[str], config.get(messages.FROZEN, [])))
+    @cached_property
+    def whole(self) -> Layout:
+        """Returns the layout of all exchanged tensors, cut to the client's rank."""
+        return _cut(self.exchanged, self.rank)
 
+    @cached_property
+    def sent(self) -> Layout:
+        """Returns the layout of the model's tensors that are sent to the client."""
+        return self.whole.without(self.cached) if self.marks else self.whole
 
-def restarted_of(config: ConfigRecord) -> tuple[str, ...]:
-    """Returns the endings of the names of tensors that restart in every round."""
-    return tuple(cast(list[str], config.get(messages.RESTARTED, [])))
+    @cached_property
+    def trained(self) -> Layout:
+        """Returns the layout of the tensors that do not rest, which a client sends back."""
+        return self.whole.without(self.resting) if self.frozen else self.whole
 
+    @cached_property
+    def resting(self) -> frozenset[str]:
+        """Returns the names of the tensors that rest."""
+        return self.exchanged.ending_with(self.frozen)
 
-def taken_of(config: ConfigRecord) -> int | None:
-    """Returns the round of the client's last update that the server took; None if not stated."""
-    return None if messages.TAKEN not in config else int(number_of(config, messages.TAKEN) or 0)
-
-
-def cached_of(config: ConfigRecord, layout: Layout) -> frozenset[str]:
-    """Returns the names of the tensors that are not sent because the client has them."""
-    if messages.CACHED not in config:
-        return frozenset()
-    return layout.marked(cast(bytes, config[messages.CACHED]))
+    @property
+    def _rank_sums(self) -> dict[str, int]:
+        """Returns the rank of the merged pairs of all rounds together, by path."""
+        rounds = self.merged_ranks
+        return {path: sum(each[path] for each in rounds) for path in pairs_of(self.exchanged)}
 
 
 def pairs_of(layout: Layout) -> list[str]:
     """Returns the paths of all low-rank pairs, in the layout's order."""
     return paths(name for name, _ in layout.shapes)
-
-
-def merged_ranks(config: ConfigRecord, layout: Layout) -> list[dict[str, int]]:
-    """Returns the ranks of the merged pairs that are sent, by path, for each round.
-
-    Raises:
-        ValueError: If a rank is not a whole number from 0.
-    """
-    pairs, ranks = pairs_of(layout), integers_of(config, messages.MERGED_RANKS)
-    if not all(type(rank) is int and rank >= 0 for rank in ranks):
-        raise ValueError(f"message refused: {messages.MERGED_RANKS} are {ranks}")
-    begins = range(0, len(ranks), max(1, len(pairs)))
-    return [dict(zip(pairs, ranks[b : b + len(pairs)], strict=True)) for b in begins]
 
 
 def merged_layout(layout: Layout, ranks: Mapping[str, int]) -> Layout:
@@ -148,11 +155,32 @@ def products_layout(layout: Layout) -> Layout:
     return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
 
 
-def number_of(config: ConfigRecord, name: str) -> float | None:
-    """Returns a number of the instruction; None if it is missing."""
-    return None if name not in config else float(cast(float, config[name]))
+def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
+    """Splits the result of `global_model.join` into the pairs of each round.
+
+    A client that adds them one after the other gets the same bits as a client that missed no round.
+
+    Args:
+        joined: The joined pairs of several rounds.
+        ranks: The ranks R of each round's pairs, by path.
+
+    Example:
+        >>> import torch
+        >>> from fl_vitlora.federation.global_model import join
+        >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
+        >>> [[tuple(t.shape) for t in p.values()] for p in part(join([one, one]), [{"p": 1}] * 2)]
+        [[(1, 3), (2, 1)], [(1, 3), (2, 1)]]
+    """
+    rounds: list[State] = [{} for _ in ranks]
+    for name, tensor in joined.items():
+        path, dim = name.rpartition(".")[0], 0 if name.endswith(MERGED_A) else 1
+        pieces = torch.split(tensor, [each.get(path, 0) for each in ranks], dim)
+        for pairs, piece in zip(rounds, pieces, strict=True):
+            if piece.numel():
+                pairs[name] = piece.contiguous()
+    return rounds
 
 
-def integers_of(config: ConfigRecord, name: str) -> list[int]:
-    """Returns a list of whole numbers of the instruction; an empty one if it is missing."""
-    return list(cast(list[int], config.get(name, [])))
+def _cut(layout: Layout, rank: int | None) -> Layout:
+    """Returns the layout whose low-rank matrices are cut to a client's rank."""
+    return layout if rank is None else Layout.of(cut(layout.empty(), rank))

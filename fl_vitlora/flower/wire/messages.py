@@ -1,7 +1,7 @@
 """The names of records and entries in messages, and conversions between records and states.
 
-The two ends of the wire (`client.mod`, `server.sending`) hand the tensors of a record to the code
-that reads and writes messages as one packed array (`communication.packing`). Flower's own
+A packed record holds its tensors as one array (`communication.packing`). A client stores tensors
+in such records, and other mods of Flower see them in messages (`state_record`). Flower's own
 strategies see an `ArrayRecord` with one array for each tensor.
 """
 

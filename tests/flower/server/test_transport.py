@@ -317,6 +317,29 @@ def test_a_client_that_fails_is_asked_once_more_in_the_same_round(
     assert counted == {(c, d): 1 + (c == 1) for c in range(3) for d in DIRECTIONS}
 
 
+def test_a_reply_that_cannot_be_read_is_counted_as_overhead(
+    transport: Transport, model: State, grid: LocalGrid, ledger: Ledger
+):
+    app = grid.app
+
+    def corrupts(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        (record,) = reply.content.config_records.values()
+        ((name, buffer),) = record.items()
+        assert isinstance(buffer, bytes)
+        record[name] = buffer[:-1] + bytes([buffer[-1] ^ 1])
+        return reply
+
+    both(transport.exchange(1, instruct(model, 1)))
+    grid.app = corrupts  # type: ignore[assignment]
+    _, (failure,) = both(transport.exchange(2, instruct(model, 1)))
+    assert "corrupted" in failure.reason
+    good, *bad = (e for e in ledger if e.round and e.direction == "uplink")
+    assert good.payload > 0
+    assert [entry.payload for entry in bad] == [0, 0]
+    assert {entry.total for entry in (good, *bad)} == {good.total}
+
+
 @pytest.mark.parametrize("how", ["raises", "is spoilt"])
 def test_who_fails_twice_is_a_failure_that_tells_of_both_times(
     transport: Transport, model: State, grid: LocalGrid, how: str

@@ -17,8 +17,9 @@ from fl_vitlora import config as configuration
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.client_records import Memory
+from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.strategies.aggregators import check_cohort, check_experiment
-from fl_vitlora.flower.wire.contents import Writer, read_instruction
+from fl_vitlora.flower.wire.round_message import Writer, read
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import ClientPlan, Strategy, Update
 from tests.flower.played import (
@@ -46,8 +47,8 @@ def test_flowers_fedavg_is_ours(rounds: int):
 
 def test_the_penalty_of_flowers_fedprox_reaches_the_clients():
     (sent,) = aggregator_of(load("FedProx")).instruct(1, GLOBAL, [3], CONFIG)
-    content = Writer(LAYOUT).write(sent, Memory(), frozenset(), None)
-    assert read_instruction(content, LAYOUT, None).proximal_mu == 0.5
+    content = Writer(LAYOUT).write(compose(sent, Memory(), frozenset()), None)
+    assert read(content, LAYOUT, None).proximal_mu == 0.5
 
 
 def test_a_plan_reaches_the_clients():

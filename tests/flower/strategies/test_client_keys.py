@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import flwr.serverapp.strategy as flower
 import pytest
@@ -12,8 +13,9 @@ from flwr.serverapp import Grid
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.client_records import Memory
 from fl_vitlora.federation.instruction import LEARNING_RATE, LOCAL_EPOCHS, SERVER_ROUND, Instruction
+from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.strategies.client_keys import SYNONYMS, VALUES, understood
-from fl_vitlora.flower.wire.contents import Writer, read_instruction
+from fl_vitlora.flower.wire.round_message import Writer, read
 from tests.flower.played import CLIENTS, CONFIG, GLOBAL, LAYOUT, aggregator_of
 
 GIVEN = {SERVER_ROUND: 3, LEARNING_RATE: 0.25}
@@ -42,12 +44,12 @@ def instructions(strategy: flower.Strategy) -> list[Instruction]:
 
 def test_each_client_reads_its_own_rate_and_epochs():
     sent = instructions(EachClientItsOwn({1: {"lr": 0.5, "local-epochs": 3}, 2: {"lr": 0.125}}))
-    read = [
-        read_instruction(Writer(LAYOUT).write(one, Memory(), frozenset(), None), LAYOUT, None)
+    found = [
+        read(Writer(LAYOUT).write(compose(one, Memory(), frozenset()), None), LAYOUT, None)
         for one in sent
     ]
-    assert [one.rate for one in read] == [0.25, 0.5, 0.125, 0.25]
-    assert [one.epochs for one in read] == [None, 3, None, None]
+    assert [one.rate for one in found] == [0.25, 0.5, 0.125, 0.25]
+    assert [one.epochs for one in found] == [None, 3, None, None]
 
 
 @pytest.mark.parametrize("name", SYNONYMS)
@@ -78,6 +80,8 @@ def test_two_names_of_one_key_must_say_the_same():
 
 
 def test_a_client_refuses_epochs_that_are_none():
-    asked = Instruction(client=0, model=GLOBAL, config={**CONFIG, LOCAL_EPOCHS: 0})
+    message = replace(
+        compose(Instruction(client=0, model=GLOBAL, config=CONFIG), Memory(), frozenset()), epochs=0
+    )
     with pytest.raises(ValueError, match="local-epochs is 0"):
-        read_instruction(Writer(LAYOUT).write(asked, Memory(), frozenset(), None), LAYOUT, None)
+        read(Writer(LAYOUT).write(message, None), LAYOUT, None)

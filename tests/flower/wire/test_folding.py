@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fl_vitlora.communication import parcel
 from fl_vitlora.communication.parcel import Parcel, Part, Section
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import KEY, LARGE, fold, groups_of, packed_record, unfold
+from fl_vitlora.flower.wire.folding import KEY, LARGE, fold, packed_record, unfold
 
 values = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=4)
@@ -71,13 +71,13 @@ def test_large_messages_travel_as_an_array_that_flower_cuts_into_chunks():
     folded = fold(RecordDict(), {"arrays": (part,)}, {})
     assert isinstance(folded[KEY], ArrayRecord)
     assert unfold(folded)[1] == {"arrays": (part,)}
-    assert groups_of(folded) == {"head": LARGE}
+    assert unfold(folded).groups == {"head": LARGE}
 
 
 def test_a_group_with_a_name_of_its_senders_choice_is_overhead():
     strange = Part(sections=(Section(group="$\\frac$", codec="float32", body=bytes(9)),))
     known = Part(sections=(Section(group="head", codec="float32", body=bytes(5)),))
-    assert groups_of(sent({}, ("arrays", strange), ("arrays", known))) == {"head": 5}
+    assert unfold(sent({}, ("arrays", strange), ("arrays", known))).groups == {"head": 5}
 
 
 @pytest.mark.parametrize("twice", ["arrays", "metrics"])
@@ -107,7 +107,6 @@ def test_an_array_of_flower_is_neither_allocated_nor_unpickled(name: str, record
     tracemalloc.start()
     with pytest.raises(ValueError, match="message refused"):
         unfold(content)
-    assert groups_of(content) == {}
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
@@ -126,4 +125,13 @@ def test_an_array_of_flower_is_neither_allocated_nor_unpickled(name: str, record
 def test_a_message_that_is_not_folded_is_refused(content: RecordDict):
     with pytest.raises(ValueError, match="message refused"):
         unfold(content)
-    assert groups_of(content) == {}
+
+
+def test_bytes_are_counted_by_group_as_a_message_is_unfolded():
+    part = Part(
+        sections=(
+            Section(group="lora_A", codec="float32", body=bytes(50)),
+            Section(group="head", codec="float32", body=bytes(30)),
+        )
+    )
+    assert unfold(sent({}, ("arrays", part))).groups == {"lora_A": 50, "head": 30}

@@ -23,7 +23,7 @@ from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.mod import ClientEnd
 from fl_vitlora.flower.strategies.aggregators import client_half, make_aggregator
 from fl_vitlora.flower.wire import messages
-from fl_vitlora.flower.wire.folding import groups_of, unfold
+from fl_vitlora.flower.wire.folding import unfold
 from fl_vitlora.flower.wire.layouts import merged_layout, pairs_of
 from fl_vitlora.lowrank import A, B
 from fl_vitlora.state import State, add, l2_norm, scale, subtract
@@ -55,7 +55,7 @@ def close(a: State, b: State) -> bool:
 
 def last_groups(clients: Clients, client: int) -> dict[str, int]:
     (sent,) = (m for m in clients.grid.sent if m.metadata.dst_node_id == 100 + client)
-    return groups_of(sent.content)
+    return unfold(sent.content).groups
 
 
 def test_an_update_and_what_was_withheld_of_it_are_the_whole_change(tmp_path: Path):
@@ -220,7 +220,7 @@ def test_a_tensor_that_rests_is_neither_coded_nor_sent(tmp_path: Path):
 
     clients = Clients(tmp_path, **LOSSY)
     clients.train(1, away(clients), plan=B_ROUND)
-    reply = groups_of(clients.grid.received[0].content)
+    reply = unfold(clients.grid.received[0].content).groups
     assert "lora_A" not in reply
     assert reply["lora_B"] > 0
 
