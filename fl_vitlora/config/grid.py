@@ -142,7 +142,7 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
         [('head', 3), ('lora', 3)]
     """
     if "seeds" in tree and "seed" in given:
-        raise UserError("seed and seeds are both given; give only one of them")
+        raise UserError("seed and seeds are both given, in the file or by a flag; give one of them")
     experiment = {key: value for key, value in tree.items() if key not in SECTIONS}
     shared = resolve(experiment, given)
     seeds = _read_seeds(tree.get("seeds", [shared.seed]))

@@ -1,18 +1,20 @@
-"""What every aggregation strategy must keep to, checked on a small made-up model.
+"""The checks of the contracts; this page has those of strategies and of observers.
 
     from fl_vitlora.testing import check_strategy
 
     def test_my_strategy():
         check_strategy(MyStrategy(rate=0.5))
 
-The checks know no algorithm. They look for what would spoil a run of any: tensors lost or reshaped,
-results that are not numbers, hidden memory, dependence on who answered first, inputs that were
-written to, a client that is missing. The same from the command line, every rule with its finding:
+A strategy is checked on a small made-up model, whatever its algorithm is. The checks look for what
+would make any run wrong: lost or reshaped tensors, NaN, hidden memory, a result that depends on the
+order of the answers, arguments that were written to, a client that is missing. The command line does
+the same, and prints every rule with its finding:
 
     python simulate.py --check-strategy my_strategy --set strategy.rate=0.5
 
-`made_up` has the model and the deltas, `play` the rounds, `rules` what is looked for, `declared`
-and `returned` what is looked at, `understood` what a person is told first.
+`made_up` has the model and the deltas, `play` the rounds, `rules` the rules, `declared` and
+`returned` the checks of a class and of returned values, and `understood` the description that an
+author reads first. `method`, `predictor` and `observer` check the other contracts.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ __all__ = [
 
 
 class Finding(NamedTuple):
-    """What became of one rule.
+    """The finding of one rule.
 
     Attributes:
         rule: The rule in words.
@@ -56,8 +58,7 @@ class Finding(NamedTuple):
 def check_strategy(strategy: Strategy) -> None:
     """Checks one instance of a strategy against the rules of `fl_vitlora.strategy`.
 
-    It plays a few rounds of four made-up clients, both halves, and holds what comes of them to
-    `RULES`.
+    It plays a few rounds with four made-up clients, both halves, and checks the results by `RULES`.
 
     Args:
         strategy: The strategy with the hyper-parameters that are checked.
@@ -74,14 +75,14 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def rules_for(strategy: Strategy) -> list[Rule]:
-    """Finds the rules that concern a strategy, in their order."""
+    """Returns the rules that apply to a strategy, in their order."""
     return [rule for rule in RULES if rule.concerns(strategy)]
 
 
 def findings(strategy: Strategy) -> list[Finding]:
-    """Does what `check_strategy` does, but goes on and tells what became of the rules.
+    """Checks a strategy by all rules, and returns the finding of each.
 
-    It ends early where one of the first is broken, since all others would find the same.
+    It ends early if one of the first rules is broken, since all others would find the same.
 
     Args:
         strategy: The strategy with the hyper-parameters that are checked.

@@ -1,6 +1,6 @@
-"""What a class says of itself is looked at: its form, its names, and its hyper-parameters.
+"""Checks of a strategy's class: its form, its names, and its hyper-parameters.
 
-A name that is misspelt would be ignored in silence: a strategy would run, but another one.
+A misspelt name would be ignored without a word: a strategy would run, but not the intended one.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ FORM = "fields need a frozen, keyword-only dataclass and types: @dataclass(froze
 
 
 def expect_form(kind: type[Any]) -> None:
-    """Looks at a class before there is an instance.
+    """Checks the class of a strategy, before there is an instance.
 
     Args:
-        kind: Derived from `Strategy`.
+        kind: The class, derived from `Strategy`.
 
     Raises:
-        ContractError: When a name is misspelt, or what should be a hyper-parameter is none.
-        UserError: When a default does not fit its type or range.
+        ContractError: If a name is misspelt, or if a value looks like a hyper-parameter but is not
+            one.
+        UserError: If a default does not fit its type or range.
     """
     for own in _lineage(kind):
         for name in [*vars(own), *_annotations(own)]:
@@ -66,7 +67,7 @@ def expect_form(kind: type[Any]) -> None:
 
 
 def expect_declaration(strategy: Strategy, names: Collection[str]) -> None:
-    """Looks at what a class says of itself, for tensors of these names."""
+    """Checks the flags and methods of a strategy, for tensors with these names."""
     expect_form(type(strategy))
     for flag in FLAGS:
         if not isinstance(getattr(strategy, flag), bool):
@@ -80,7 +81,7 @@ def expect_declaration(strategy: Strategy, names: Collection[str]) -> None:
 
 
 def expect_plan(plan: object, names: Collection[str]) -> None:
-    """Looks at what a plan says, for tensors of these names."""
+    """Checks that the endings of a plan fit tensors with these names."""
     if not isinstance(plan, ClientPlan):
         raise ContractError(f"plan returned {plan!r}, not a ClientPlan")
     for rested in ("frozen", "restarted"):
@@ -88,7 +89,7 @@ def expect_plan(plan: object, names: Collection[str]) -> None:
 
 
 def expect_endings(endings: object, names: Collection[str], what: str) -> None:
-    """Looks for a tuple of endings, each of which some tensor has."""
+    """Checks that endings are a tuple of texts, and that each fits a tensor."""
     if not isinstance(endings, tuple) or not all(isinstance(ending, str) for ending in endings):
         raise ContractError(f"{what} is {endings!r}, not a tuple of endings")
     for ending in endings:
@@ -99,7 +100,7 @@ def expect_endings(endings: object, names: Collection[str], what: str) -> None:
 
 
 def _expect_arguments(strategy: Strategy, half: str) -> None:
-    """Looks whether a half can be called as a run calls it."""
+    """Checks that a method can be called with the arguments that a run gives."""
     method, expected = getattr(strategy, half), inspect.signature(getattr(Strategy, half))
     names = list(expected.parameters)
     optional = OFFERED.get(half, ())
@@ -122,7 +123,7 @@ def _without_type(parameter: inspect.Parameter) -> str:
 
 
 def _lineage(kind: type[Any]) -> Iterator[type[Any]]:
-    """Names a class and those between it and `Strategy`."""
+    """Yields a class and the classes between it and `Strategy`."""
     return (c for c in kind.__mro__ if issubclass(c, Strategy) and c is not Strategy)
 
 
@@ -131,7 +132,7 @@ def _annotations(own: type[Any]) -> dict[str, Any]:
 
 
 def _misspelt(name: str) -> str | None:
-    """Finds the name of the contract that was meant, if another was written."""
+    """Returns the name of the contract that a name resembles; None if it is not misspelt."""
     if name.startswith("_") or name in CONTRACT:
         return None
     plain = {known.replace("_", ""): known for known in CONTRACT}
@@ -140,14 +141,14 @@ def _misspelt(name: str) -> str | None:
 
 
 def _is_untyped(own: type[Any], name: str, value: object) -> bool:
-    """Tells whether a value stands in a class as if it were a hyper-parameter; CAPITALS do not."""
+    """Returns True if a class has a value that looks like a hyper-parameter; CAPITALS do not."""
     known = name in CONTRACT or name in _annotations(own)
     is_code = callable(value) or hasattr(type(value), "__get__")
     return not (known or name.startswith("_") or name.isupper() or is_code)
 
 
 def _endings(names: Collection[str]) -> set[str]:
-    """Finds all endings of names that begin at a dot, with and without it."""
+    """Returns all endings of names that begin at a dot, with and without the dot."""
     found = set()
     for name in names:
         parts = name.split(".")

@@ -1,7 +1,7 @@
 """Rounds with made-up clients: both halves of a strategy are called as a run would call them.
 
-What a half returns is looked at whoever plays (`returned`). All else that a rule says is a
-comparison of two plays under different circumstances (`rules`).
+Everything that a method returns is checked in every play (`returned`). The other rules compare two
+plays under different circumstances (`rules`).
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from fl_vitlora.strategy import (
 from fl_vitlora.strategy.extras import call
 from fl_vitlora.testing import declared, made_up, returned
 from fl_vitlora.testing.blaming import blaming
-from fl_vitlora.testing.returned import ContractError
 
 ROUNDS = 3
 Handover = Callable[[int, str, State], State]
 
 
 class Ending(NamedTuple):
-    """What rounds came to.
+    """The result of the rounds of a play.
 
     Attributes:
         model: The global tensors.
-        merged: Products that were merged into the frozen weights in all rounds, by path.
-        state: The strategy's.
+        merged: The products that were merged into the frozen weights in all rounds, by path.
+        state: The state of the strategy.
     """
 
     model: State
@@ -59,11 +58,12 @@ class Play:
         ranks: The ranks of all clients, if they have ranks of their own.
         dtype: The type of model and deltas.
         size: Standard deviation of the deltas.
-        images: Factor on the number of everybody's images.
-        backwards: The updates are listed from the last client to the first.
-        summed: The server is given nothing but the mean of the updates.
-        hand: Gives tensors to the strategy; told the round, what they are, and them.
-        send: Gives the strategy to a client.
+        images: A factor on the number of images of every client.
+        backwards: True if the updates are listed from the last client to the first.
+        summed: True if the server gets only the mean of the updates.
+        hand: A function that passes tensors to the strategy. It gets the round, what the tensors
+            are, and the tensors.
+        send: A function that passes the strategy to a client.
     """
 
     strategy: Strategy
@@ -78,7 +78,7 @@ class Play:
     send: Callable[[Strategy], Strategy] = lambda strategy: strategy
 
     def start(self) -> Ending:
-        """Makes what the first round begins with; a B that restarts is zero, as in a run."""
+        """Returns the model before the first round; a B that restarts is zero, as in a run."""
         model = made_up.made_up_model(self.strategy, self.dtype)
         restarted = [n for n in model if n.endswith(self.plan(1).restarted)]
         zeros = {n: torch.zeros_like(model[n]) for n in restarted if n.endswith(lowrank.B)}
@@ -113,7 +113,7 @@ class Play:
         return plan
 
     def broadcast(self, server_round: int, ending: Ending) -> State:
-        """Asks what clients are sent beside the model."""
+        """Calls `broadcast`, and checks what it returns."""
         with self._blame(server_round, "broadcast"):
             sent = self.strategy.broadcast(self.hand(server_round, "the state", ending.state))
             returned.expect_numbers(sent, "the broadcast")
@@ -159,7 +159,7 @@ class Play:
         return update, memory
 
     def aggregate(self, server_round: int, ending: Ending, updates: Sequence[Update]) -> Ending:
-        """Lets the server combine updates, and merges what it says into the frozen weights."""
+        """Calls `aggregate` and `metrics`, and adds merged pairs to the products so far."""
         given = [
             replace(
                 update,
@@ -171,50 +171,31 @@ class Play:
         model = self.hand(server_round, "the model", ending.model)
         state = self.hand(server_round, "the state", ending.state)
         plan = self.plan(server_round, ending.state)
+        context = context_of(server_round, updates)
         with self._blame(server_round, "aggregate", f" with {len(updates)} of 4 clients"):
-            new, state = returned.expect_pair(
-                call(
-                    self.strategy.aggregate,
-                    model,
-                    given,
-                    state,
-                    context=context_of(server_round, updates),
-                ),
-                "aggregate",
-                "(model, state)",
-            )
-            returned.expect_numbers(new, "the new model")
+            pair = call(self.strategy.aggregate, model, given, state, context=context)
+            new, state = returned.expect_pair(pair, "aggregate", "(model, state)")
             returned.expect_numbers(state, "the new state")
-            pairs = {n: w for n, w in new.items() if n.endswith(returned.MERGED)}
-            products = returned.expect_merged(pairs, made_up.shapes(self.strategy))
-            rest = {n: w for n, w in new.items() if n not in pairs}
-            returned.expect_like(rest, ending.model, "the new model")
-            returned.expect_types(rest, ending.model, "the new model")
-            returned.expect_kept(rest, ending.model, plan.restarted)
+            shapes = made_up.shapes(self.strategy)
+            rest, products = returned.expect_model(new, ending.model, shapes, plan.restarted)
         with self._blame(server_round, "metrics"):
-            told = self.strategy.metrics(
-                self.hand(server_round, "the new model", rest),
-                given,
-                self.hand(server_round, "the new state", state),
-            )
-            returned.expect_metrics(told)
+            after = self.hand(server_round, "the new model", rest)
+            state = self.hand(server_round, "the new state", state)
+            returned.expect_metrics(self.strategy.metrics(after, given, state))
         before = {path: ending.merged.get(path, torch.zeros(())) for path in products}
         return Ending(rest, ending.merged | add(before, products), state)
 
     def _stop(self, server_round: int, clients: Sequence[int]) -> None:
-        """Asks whether the run ends, and goes on whatever the answer is."""
-        result = RoundResult(
-            accuracy=0.5, loss=1.0, train_loss=1.0, participants=tuple(sorted(clients))
-        )
+        """Calls `should_stop`, and continues whatever the answer is."""
+        those = tuple(sorted(clients))
+        result = RoundResult(accuracy=0.5, loss=1.0, train_loss=1.0, participants=those)
         with self._blame(server_round, "should_stop"):
-            stop = self.strategy.should_stop(server_round, result)
-            if not isinstance(stop, bool):
-                raise ContractError(f"should_stop returned {stop!r}, expected True or False")
+            returned.expect_answer(self.strategy.should_stop(server_round, result))
 
     def _drifted(
         self, server_round: int, work: LocalWork, broadcast: State, memory: State
     ) -> LocalWork:
-        """Asks for the drift, and adds it to a delta as often as there were steps."""
+        """Calls `drift`, and adds the drift to a delta once for every step."""
         with self._blame(server_round, "drift"):
             drift = self.send(self.strategy).drift(
                 self.hand(server_round, "the broadcast", broadcast),
@@ -232,7 +213,7 @@ class Play:
     def _report(
         self, server_round: int, work: LocalWork, broadcast: State, memory: State
     ) -> tuple[State, State]:
-        """Asks for the report and the new memory."""
+        """Calls `report`, and returns the report and the new memory."""
         given = replace(work, delta=self.hand(server_round, "the delta", work.delta))
         with self._blame(server_round, "report"):
             report, new = returned.expect_pair(
@@ -251,7 +232,7 @@ class Play:
         return report, {name: _as_stored(tensor) for name, tensor in new.items()}
 
     def _listed(self, server_round: int, updates: Sequence[Update]) -> Sequence[Update]:
-        """Lists updates as the server gets them."""
+        """Returns the updates in the order and form in which the server gets them."""
         if self.summed:
             with self._blame(server_round, "summing updates"):
                 return [mean_update(updates, [update.samples for update in updates])]
@@ -260,7 +241,7 @@ class Play:
     def _blame(
         self, server_round: int | None, half: str = "", who: str = ""
     ) -> contextlib.AbstractContextManager[None]:
-        """Turns what a half raised, and what is wrong with what it returned, into a finding."""
+        """Turns errors of a method, and faults in what it returned, into a finding."""
         ranks = f" (clients of ranks {', '.join(map(str, self.ranks))})" if self.ranks else ""
         dtype = f" (all in {self.dtype})" if self.dtype != torch.float32 else ""
         return blaming(self.strategy, server_round, half, who, ranks + dtype)
@@ -278,7 +259,7 @@ def context_of(server_round: int, updates: Sequence[Update]) -> RoundContext:
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
-    """A client's memory is kept in arrays, which know no bfloat16."""
+    """Returns a tensor as a client's memory stores it: arrays have no bfloat16."""
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
@@ -289,10 +270,10 @@ def made_up_updates(
     size: float = 0.1,
     ranks: Sequence[int] | None = None,
 ) -> list[Update]:
-    """Makes updates as the clients of a strategy would send them, who remember nothing yet.
+    """Makes the updates that clients of a strategy would send in their first round.
 
     Args:
-        strategy: Its personal tensors, and those that its plan freezes, are left out.
+        strategy: The strategy; its personal and frozen tensors are left out of the updates.
         server_round: The number of the round, from 1; another round gives other numbers.
         clients: The clients that answer, out of 0 to 3.
         size: Standard deviation of the deltas.

@@ -80,6 +80,36 @@ def expect_kept(got: State, given: Mapping[str, Tensor], endings: tuple[str, ...
             raise ContractError(f"{name} was changed, although plan.restarted names it")
 
 
+def expect_model(
+    new: Any, model: State, shapes: Mapping[str, Sequence[int]], restarted: tuple[str, ...]
+) -> tuple[State, State]:
+    """Expects a new global model, and perhaps merged pairs beside it.
+
+    Args:
+        new: The tensors that `aggregate` returned.
+        model: The global tensors that the round began with.
+        shapes: The shapes of all tensors that clients have.
+        restarted: The endings of tensors that must be returned unchanged.
+
+    Returns:
+        The new global tensors, and the products of the merged pairs by path.
+    """
+    expect_numbers(new, "the new model")
+    pairs = {name: tensor for name, tensor in new.items() if name.endswith(MERGED)}
+    products = expect_merged(pairs, shapes)
+    rest = {name: tensor for name, tensor in new.items() if name not in pairs}
+    expect_like(rest, model, "the new model")
+    expect_types(rest, model, "the new model")
+    expect_kept(rest, model, restarted)
+    return rest, products
+
+
+def expect_answer(stop: object) -> None:
+    """Expects True or False from `should_stop`."""
+    if not isinstance(stop, bool):
+        raise ContractError(f"should_stop returned {stop!r}, expected True or False")
+
+
 def expect_metrics(metrics: object) -> None:
     """Expects numbers by name, or by name numbers by client."""
     if not isinstance(metrics, Mapping):

@@ -1,6 +1,6 @@
-"""The rules that every strategy is held to; each compares rounds that should agree.
+"""The rules that every strategy must keep; most compare two plays whose results must agree.
 
-A rule refuses only what would spoil a run.
+A rule refuses only what would make a run wrong.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ NEVER_THE_SAME = ((0, 2), (1, 2, 3), (0,), (0, 1, 2, 3), (3,))
 
 
 class Rule(NamedTuple):
-    """What a strategy must do.
+    """A rule that a strategy must keep.
 
     Attributes:
         told: The rule in words.
-        check: Raises a `StrategyError` where it is broken.
-        concerns: Tells for which strategies it holds.
+        check: A function that raises a `StrategyError` if the rule is broken.
+        concerns: A function that returns True for strategies that the rule applies to.
         first: True if no other rule is tried once this one is broken.
     """
 
@@ -299,14 +299,14 @@ RULES = (
 
 
 def computed(ending: Ending) -> State:
-    """Tells what a model computes, in float64: a strategy may factor a product in another way.
+    """Returns what a model computes, in float64: a strategy may factor a product in another way.
 
     Args:
         ending: The end of a run with low-rank pairs.
 
     Returns:
-        The tensors that are no factors, and by their paths the products B·A, or B·R·A, with what
-        was merged beside them. A single factor, whose other half is personal, is told as it is.
+        The tensors that are not factors, and by path the products B·A or B·R·A, with the merged
+        products added. A single factor, whose other factor is personal, is returned as it is.
     """
     found = {name: tensor.double() for name, tensor in ending.model.items()}
     for path in lowrank.paths(ending.model):
@@ -320,7 +320,7 @@ def computed(ending: Ending) -> State:
 
 
 def _expect_same(strategy: Strategy, play: Play, finding: str) -> None:
-    """Looks whether a play ends with the bits that the plain one ends with."""
+    """Checks that a play ends with exactly the tensors of the plain play."""
     plain, other = Play(strategy=strategy).run(), play.run()
     if not all(_same_bits(a, b) for a, b in zip(plain, other, strict=True)):
         raise broken(strategy, ROUNDS, finding)
@@ -329,7 +329,7 @@ def _expect_same(strategy: Strategy, play: Play, finding: str) -> None:
 def _expect_close(
     strategy: Strategy, a: Ending, b: Ending, finding: str, tolerance: float = TOLERANCE
 ) -> None:
-    """Looks whether two models compute nearly the same."""
+    """Checks that two models compute nearly the same."""
     one, other = computed(a), computed(b)
     for name in one | other:
         x, y = (tensors.get(name, torch.zeros(())) for tensors in (one, other))

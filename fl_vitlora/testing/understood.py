@@ -1,4 +1,4 @@
-"""What was understood of a strategy, in words: an author sees what is not as it was meant."""
+"""A description of a strategy as the checks understand it, so that its author finds mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fl_vitlora.testing.play import Play
 
 
 def understood(strategy: Strategy) -> list[str]:
-    r"""Tells what a strategy says of itself, what it does in the first round, and its settings.
+    r"""Describes the flags of a strategy, its first round and its hyper-parameters, a line each.
 
     Example:
         >>> import strategies
@@ -36,7 +36,7 @@ def _said(flag: object) -> str:
 
 
 def _first_round(strategy: Strategy) -> str:
-    """Tells what the plan of the first round comes to for the made-up model."""
+    """Describes the plan of the first round for the made-up model."""
     try:
         model, plan = made_up.made_up_model(strategy), Play(strategy=strategy).plan(1)
     except (StrategyError, TypeError):
