@@ -6,8 +6,8 @@
         check_strategy(MyStrategy(rate=0.5))
 
 A strategy is checked on a small made-up model, whatever its algorithm is. The checks look for what
-would make any run wrong: lost or reshaped tensors, NaN, hidden memory, a result that depends on the
-order of the answers, arguments that were written to, a client that is missing. The command line does
+would make any run wrong: lost or reshaped tensors, NaN, hidden memory, results that depend on the
+order of the answers, arguments that were written to, missing clients. The command line does
 the same, and prints every rule with its finding:
 
     python simulate.py --check-strategy my_strategy --set strategy.rate=0.5
