@@ -151,7 +151,7 @@ class KnownRuns:
 
     Attributes:
         finished: The configuration and the folder of each run that has a result.
-        interrupted: The same of each run without a result.
+        interrupted: The configuration and the folder of each run that has no result.
     """
 
     finished: list[tuple[Config, Path]]

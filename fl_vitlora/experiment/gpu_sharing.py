@@ -26,7 +26,9 @@ from fl_vitlora.training.gpu_memory import Memory, measure, workers_that_fit
 def workers_in_memory(
     workers: Workers, config: Config, backbone: Backbone, shards: Path, ray: Ray
 ) -> Workers:
-    """Keeps as many workers as the GPUs hold; all of them on the CPU or if the user gave a number.
+    """Returns as many of the workers as the GPUs hold.
+
+    On the CPU, or if the user gave a number of workers, this is all of them.
 
     Args:
         workers: The workers that Ray was started for.
@@ -56,7 +58,7 @@ def workers_in_memory(
 
 
 def held(workers: Workers, memory: Memory, shards: int) -> Workers:
-    """Keeps as many workers as the GPUs hold.
+    """Returns as many of the workers as the measured memory holds.
 
     Args:
         workers: The workers that are wanted.

@@ -59,7 +59,7 @@ class Measuring:
         return self.record.measured[RIGHT_KEY]
 
     def evaluate_other_views(self, model: GlobalModel) -> None:
-        """Measures the last model of a run that ended early with a wrong key and without a key.
+        """Measures the last model of a run that ended early, as seen without the right key.
 
         This is left out if clients evaluate: their messages would exceed the budget.
         """

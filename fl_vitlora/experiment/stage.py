@@ -35,7 +35,7 @@ from fl_vitlora.storage.files import sync_files
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment that has passed all checks, and who watches it.
+    """An experiment that has passed all checks, with the callbacks of its run.
 
     Attributes:
         written: The configuration as the user wrote it. The run folder stores it.
