@@ -30,7 +30,7 @@ class FedProx(Strategy):
 
     sums_suffice = True
 
-    mu: float = setting(0.01, "weight of the penalty", "[0, inf)")
+    mu: float = setting(0.01, "The weight of the penalty.", "[0, inf)")
 
     def penalty(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]

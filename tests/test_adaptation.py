@@ -108,6 +108,7 @@ def test_where_descent_amplifies_no_rounding_single_precision_shows_it_as_well(
     assert keyed.loss == pytest.approx(plain.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_with_adamw_in_single_precision_the_runs_differ_by_few_elements_that_are_noise(
     seed: int, library: str

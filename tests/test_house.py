@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -186,6 +187,7 @@ ROOMS = {
 }
 
 
+@functools.cache
 def imports(path: str) -> set[str]:
     """Finds all modules that a file imports, at its top, in functions or for types only."""
     found = set()

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from fl_vitlora import config
 from fl_vitlora.command_line.arguments import confirmed_by, read_overrides, read_strategy
 from fl_vitlora.command_line.exits import RULE_BROKEN
 from fl_vitlora.config import confirmation
 
+CHECKS = ("check_strategy", "check_method", "check_predictor", "check_observer")
+"""The flags of the checks, as the parsed command line names them."""
+
 
 def check_contract(arguments: argparse.Namespace) -> None:
-    """Tests the strategy or the fine-tuning method that a flag names."""
+    """Tests what a flag names: a strategy, a fine-tuning method, a predictor or an observer."""
     if arguments.check_method is not None:
         check_method(arguments)
+    elif arguments.check_predictor is not None:
+        check_predictor(arguments.check_predictor)
+    elif arguments.check_observer is not None:
+        check_observer(arguments.check_observer)
     else:
         chosen = read_strategy(arguments)
         check_strategy(chosen, confirmed_by(arguments), verbose=arguments.verbose)
@@ -37,6 +46,61 @@ def check_method(arguments: argparse.Namespace) -> None:
     told, found, untried = report(chosen)
     print_findings(told, found, untried=untried)
     if any(finding.problem for finding in found):
+        raise SystemExit(RULE_BROKEN)
+
+
+def check_predictor(name: str) -> None:
+    """Tests a predictor against its contract and prints the finding.
+
+    Args:
+        name: A name of the table, the path of a Python file, or ``package.module:Class``.
+
+    Raises:
+        SystemExit: If a rule is broken.
+        UserError: If the predictor cannot be loaded.
+    """
+    from fl_vitlora.config.predictor_names import PREDICTORS
+    from fl_vitlora.testing import predictor
+    from fl_vitlora.testing.own_file import class_named, made
+
+    flag = "--check-predictor"
+    path = PREDICTORS.get(name, name)
+    kind = class_named(path, flag, lambda kind: hasattr(kind, "adapts"), "class with `adapts`")
+    own = made(kind, flag, name)
+    _report(kind, "keeps the contract of a predictor", lambda: predictor.check_predictor(own))
+
+
+def check_observer(name: str) -> None:
+    """Tests an observer against its contract and prints the finding.
+
+    Args:
+        name: The path of a Python file, or ``package.module:Class``.
+
+    Raises:
+        SystemExit: If a rule is broken.
+        UserError: If the observer cannot be loaded.
+    """
+    from fl_vitlora.testing import observer
+    from fl_vitlora.testing.own_file import class_named, made
+
+    flag = "--check-observer"
+    kind = class_named(name, flag, lambda kind: hasattr(kind, "observe"), "class with `observe`")
+    own = made(kind, flag, name)
+    _report(kind, "keeps the contract of an observer", lambda: observer.check_observer(own))
+
+
+def _report(kind: type[Any], rule: str, check: Callable[[], None]) -> None:
+    """Runs a check that raises an `AssertionError` at the first broken rule, and prints it."""
+    from fl_vitlora.reporting.findings import print_findings
+    from fl_vitlora.testing import Finding
+
+    problem = None
+    try:
+        check()
+    except AssertionError as error:
+        problem = str(error)
+    print_findings([f"{kind.__module__}:{kind.__qualname__}"], [Finding(rule, problem)])
+    if problem is not None:
         raise SystemExit(RULE_BROKEN)
 
 

@@ -152,6 +152,20 @@ OTHER_FLAGS = {
         "The method is named as for --method, or by a Python file. The command shows its parts, "
         "too. It runs no experiment.",
     ),
+    "--check-predictor": OtherFlag(
+        "NAME",
+        "Test your predictor against the rules",
+        {},
+        "The predictor is named by a Python file or as package.module:Class. The command runs no "
+        "experiment.",
+    ),
+    "--check-observer": OtherFlag(
+        "NAME",
+        "Test your observer against the rules",
+        {},
+        "The observer is named by a Python file or as package.module:Class. The command shows it "
+        "made-up rounds and runs no experiment.",
+    ),
     "--rotate-key": OtherFlag(
         "PLACE",
         "Draw a new secret and encrypt shards again under it",

@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_vitlora.command_line.arguments import confirmed_by, read_comparison, read_config
 from fl_vitlora.command_line.comparing import compare
-from fl_vitlora.command_line.contract_checks import check_contract
+from fl_vitlora.command_line.contract_checks import CHECKS, check_contract
 from fl_vitlora.command_line.exits import INTERRUPTED, RUN_FAILED, USER_MISTAKE, fail
 from fl_vitlora.command_line.owner_tools import rotate_key, storage_keys
 from fl_vitlora.command_line.parser import make_parser
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> Non
 
 def start(arguments: argparse.Namespace, started: float) -> None:
     """Starts the command that the flags name; without one it runs an experiment."""
-    if arguments.check_strategy is not None or arguments.check_method is not None:
+    if any(getattr(arguments, name) is not None for name in CHECKS):
         check_contract(arguments)
         return
     if arguments.resume is not None:
@@ -80,8 +80,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
         SystemExit: If two flags exclude each other.
     """
     reasons = {
-        "check_strategy": "runs nothing",
-        "check_method": "runs nothing",
+        **dict.fromkeys(CHECKS, "runs nothing"),
         "rotate_key": "runs nothing",
         "storage_keys": "runs nothing",
         "resume": "goes on with one run",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import sys
 from pathlib import Path
 
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.config.method_names import read_method
-from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.method import Method, Part
 from fl_vitlora.testing import Finding
 from fl_vitlora.testing.method import RULES, findings
+from fl_vitlora.testing.own_file import class_in_file
 
 
 def named(name: str) -> str:
@@ -25,30 +22,12 @@ def named(name: str) -> str:
     Raises:
         UserError: When the file cannot be imported, or does not have exactly one part.
     """
-    path = Path(name)
-    if path.suffix != ".py":
+    if Path(name).suffix != ".py":
         return read_method(name, "--check-method")
-    if not path.is_file():
-        raise UserError(f"--check-method {name}: no such file")
-    module = f"method_in_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module, path)
-    if spec is None or spec.loader is None or not module.isidentifier():
-        raise UserError(f"--check-method {name}: rename the file to a Python name, such as mine.py")
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[module] = loaded
-    try:
-        spec.loader.exec_module(loaded)
-    except (Exception, SystemExit) as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"--check-method {name} cannot be imported: {cause}") from error
-    own = [
-        kind.__name__
-        for kind in vars(loaded).values()
-        if inspect.isclass(kind) and issubclass(kind, Part) and kind.__module__ == module
-    ]
-    if len(own) != 1:
-        raise UserError(f"--check-method {name}: expected one class derived from Part, found {own}")
-    return f"{module}:{own[0]}"
+    kind = class_in_file(
+        name, "--check-method", lambda kind: issubclass(kind, Part), "class derived from Part"
+    )
+    return f"{kind.__module__}:{kind.__name__}"
 
 
 def report(config: FineTuningConfig) -> tuple[list[str], list[Finding], int]:

@@ -100,6 +100,7 @@ def test_what_is_recorded_is_what_the_strategy_was_given(
     assert equal(averaged(first.model, first.updates), second.model)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_records_what_the_whole_run_records(
     tmp_path: Path, engine: Engine
 ) -> None:

@@ -240,6 +240,7 @@ def test_shards_are_ciphertext_that_the_key_opens(finished: Finished) -> None:
         assert torch.equal(holder.decrypt(shard.images, client_party(client)), plain)
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_give_the_same_bits(
     finished: Finished, tmp_path: Path, engine: Engine
 ) -> None:
@@ -292,6 +293,7 @@ def test_reference_equals_a_real_run_of_full_fine_tuning(
     assert abs(wire["saving"] - 1) <= slack / sent
 
 
+@pytest.mark.slow
 def test_flower_strategy_runs_on_plain_images(tmp_path: Path, engine: Engine) -> None:
     done = execute(
         tmp_path,

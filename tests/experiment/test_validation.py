@@ -33,11 +33,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"finetuning.patch_embedding": "local", "evaluation.by": "central"},
         "no central model exists",
     ),
-    "adaptation": (IMAGE, "every image has a key of its own"),
+    "adaptation": (IMAGE, "every image has its own key"),
     "method": ({"strategy": "flora", "finetuning.method": "head"}, "works on low-rank matrices"),
     "personal tensors": (
         {"strategy": "fedsa_lora", "evaluation.by": "central"},
-        "so that no central model exists",
+        "so no central model exists",
     ),
     "quorum": ({"min_clients": 9}, "min_clients 9: only 4 clients train"),
     "objection": ({"strategy": "krum"}, "strategy krum: "),

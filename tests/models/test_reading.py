@@ -111,7 +111,13 @@ def adapted_error(
 
 @pytest.mark.parametrize("cipher", CIPHERS)
 @pytest.mark.parametrize(("precision", "most"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if number % 2 else [])
+        for number, name in enumerate(MODELS)  # every other one in the first tier
+    ],
+)
 def test_adapted_model_reads_ciphertext_exactly(
     name: str, precision: torch.dtype, most: float, cipher: str
 ) -> None:

@@ -15,6 +15,8 @@ from fl_vitlora.training import gpu_memory
 from fl_vitlora.training.gpu_memory import Memory, measure, workers_that_fit
 from tests.conftest import MakeBackbone
 
+pytestmark = pytest.mark.slow
+
 GiB = 2**30
 CONFIG = Config(training=TrainingConfig(batch_size=4, epochs=50))
 

@@ -60,7 +60,7 @@ def simulate(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("by", ["central", "clients"])
+@pytest.mark.parametrize("by", ["central", pytest.param("clients", marks=pytest.mark.slow)])
 def test_server_and_clients_measure_what_a_made_up_predictor_answers(by: str, place: Path):
     """Equal logits for ten classes have a cross-entropy of log 10."""
     done = simulate(

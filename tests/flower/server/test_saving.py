@@ -29,6 +29,8 @@ from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.state import count
 from tests.flower.conftest import SIZES, LocalGrid
 
+pytestmark = pytest.mark.slow
+
 CLIENTS, ROUNDS = len(SIZES), 2
 MODEL = 567_466  # scalars of the whole model
 SMALL = {

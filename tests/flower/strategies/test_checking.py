@@ -105,7 +105,13 @@ def broken(name: str) -> dict[str, str]:
     return {rule: problem for rule, problem in found if problem is not None}
 
 
-@pytest.mark.parametrize("name", FLOWER)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if number % 4 else [])
+        for number, name in enumerate(FLOWER)  # each fourth one in the first tier
+    ],
+)
 def test_every_strategy_of_flower_passes(name: str):
     assert [one for one in flower_findings(lambda: load(name)) if one.problem] == []
 

@@ -284,7 +284,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in strategies.ava
 CASES += [(f"flwr.serverapp.strategy:{name}", dict(given)) for name, given in FLOWER.items()]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(name, options, id=name, marks=[pytest.mark.slow] if number % 4 else [])
+        for number, (name, options) in enumerate(CASES)  # each fourth one in the first tier
+    ],
+)
 def test_every_strategy_works_with_coded_tensors(
     name: str, options: dict[str, Any], tmp_path: Path
 ):

@@ -106,6 +106,7 @@ def play(folder: Path, strategy: Strategy, attendance: Sequence[Sequence[int]]) 
     return clients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_strategy_sends_what_its_row_says(name: str, tmp_path: Path):
     strategy = strategies.load(name, {})

@@ -1,0 +1,92 @@
+"""Finds the class that an author wants to check, in a Python file or by its name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fl_vitlora.errors import UserError, unknown
+
+
+def class_named(name: str, flag: str, fits: Callable[[type], bool], expected: str) -> type[Any]:
+    """Returns the class that a flag names.
+
+    Args:
+        name: The path of a Python file with one fitting class, or ``package.module:Class``.
+        flag: The flag, for errors.
+        fits: A function that returns True for classes of the expected kind.
+        expected: The expected kind in words, for errors.
+
+    Raises:
+        UserError: If the code cannot be imported, or has no such class, or several.
+    """
+    if Path(name).suffix == ".py":
+        return class_in_file(name, flag, fits, expected)
+    module_name, _, class_name = name.partition(":")
+    if not class_name:
+        raise UserError(f"{flag} {name}: expected a Python file or package.module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{flag} {name} cannot be imported: {_cause(error)}") from error
+    kind = vars(module).get(class_name)
+    if not inspect.isclass(kind) or not fits(kind):
+        raise unknown(f"{expected} in {module_name}", class_name, _fitting(module, fits))
+    return kind
+
+
+def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: str) -> type[Any]:
+    """Imports a file and returns the one class in it that fits; the arguments are as above.
+
+    Raises:
+        UserError: If the file cannot be imported, or does not have exactly one fitting class.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"{flag} {name}: no such file")
+    module_name = f"checked_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None or not module_name.isidentifier():
+        raise UserError(f"{flag} {name}: rename the file to a Python name, such as mine.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{flag} {name} cannot be imported: {_cause(error)}") from error
+    own = _fitting(module, fits)
+    if len(own) != 1:
+        raise UserError(f"{flag} {name}: expected one {expected}, found {own}")
+    found: type[Any] = vars(module)[own[0]]
+    return found
+
+
+def made(kind: type[Any], flag: str, name: str) -> Any:
+    """Makes an instance of a class without arguments.
+
+    Raises:
+        UserError: If the class cannot be made so.
+    """
+    try:
+        return kind()
+    except Exception as error:
+        raise UserError(f"{flag} {name} cannot be made: {_cause(error)}") from error
+
+
+def _fitting(module: ModuleType, fits: Callable[[type], bool]) -> list[str]:
+    """Returns the names of the classes that a module itself defines and that fit."""
+    return [
+        name
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind) and kind.__module__ == module.__name__ and fits(kind)
+    ]
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
