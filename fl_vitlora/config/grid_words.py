@@ -85,7 +85,7 @@ def _choices_of(path: str) -> tuple[Any, ...]:
     if path == METHOD:
         return tuple(dict.fromkeys([*USUAL, *PARTS]))
     if path == OPTIMIZER:
-        return OPTIMIZERS
+        return tuple(OPTIMIZERS)
     kind: Any = Config
     for name in path.split("."):
         kind = typing.get_type_hints(kind).get(name)

@@ -1,16 +1,24 @@
-"""The names of the optimisers that a client can train with.
+"""The table of optimisers that a client can train with.
 
-These names are all that the settings know of the optimisers, so that reading a configuration
-imports no PyTorch. `fl_vitlora.training.optimizers` has the table of what they stand for.
+This table is all that the settings know of the optimisers, so that reading a configuration imports
+no PyTorch. `fl_vitlora.training.optimizers` has the contract and imports the entries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fl_vitlora.errors import UserError, shown, unknown
 
-OPTIMIZERS: tuple[str, ...] = ("adagrad", "adam", "adamw", "nadam", "sgd")
+# One line for each optimiser: its name, and the module and name of its entry.
+OPTIMIZERS: Mapping[str, str] = {
+    "adagrad": "fl_vitlora.training.optimizers:ADAGRAD",
+    "adam": "fl_vitlora.training.optimizers:ADAM",
+    "adamw": "fl_vitlora.training.optimizers:ADAMW",
+    "nadam": "fl_vitlora.training.optimizers:NADAM",
+    "sgd": "fl_vitlora.training.optimizers:SGD",
+}
 
 
 def read_optimizer(value: Any, path: str) -> str:

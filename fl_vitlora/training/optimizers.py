@@ -1,14 +1,14 @@
-"""The table of optimisers: what a client takes its local steps with.
+"""The contract of an optimiser, with which a client takes its local steps, and the usual ones.
 
-An optimiser of this table starts afresh in every round. It gets the trained tensors in groups, each
+An optimiser starts afresh in every round. It gets the trained tensors in groups, each
 with its own learning rate: the patch embedding, the head and the body may have rates of their own.
 
 An optimiser is *entrywise* if the step of an entry depends on the gradients of that entry alone.
 Then K clients can share a batch: their tensors are stacked, (K, ...), and every slice takes the
 step that it would have taken alone. The clients of another optimiser are trained one by one.
 
-To add an optimiser, write one line into `OPTIMIZERS` here, and its name into
-`fl_vitlora.config.optimizer_names`:
+To add an optimiser, write an entry into a file of its own, and its module and name into one line of
+the table in `fl_vitlora.config.optimizer_names`. This is a whole entry:
 
     >>> def make(groups, config, rate):
     ...     return torch.optim.RMSprop(groups, lr=rate, weight_decay=config.weight_decay)
@@ -23,6 +23,7 @@ To add an optimiser, write one line into `OPTIMIZERS` here, and its name into
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ import torch
 from torch import nn
 
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.config.optimizer_names import OPTIMIZERS
 from fl_vitlora.finetuning import methods
 
 BETA2 = 0.999  # the decay rate of the mean squared gradient, the usual one
@@ -100,26 +102,31 @@ def _sgd(groups: Groups, config: TrainingConfig, rate: float) -> torch.optim.Opt
 _adam, _nadam = with_moments(torch.optim.Adam), with_moments(torch.optim.NAdam)
 _adamw = with_moments(torch.optim.AdamW, fused=True)
 
-# One entry for each optimiser.
-OPTIMIZERS: Mapping[str, Optimizer] = {
-    "adagrad": Optimizer(make=_adagrad, entrywise=True, told="Adagrad (Duchi et al., JMLR 2011)."),
-    "adam": Optimizer(make=_adam, entrywise=True, told="Adam (Kingma and Ba, arXiv 1412.6980)."),
-    "adamw": Optimizer(
-        make=_adamw,
-        entrywise=True,
-        told="Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).",
-    ),
-    "nadam": Optimizer(
-        make=_nadam,
-        entrywise=True,
-        told="Adam with Nesterov's momentum (Dozat, ICLR workshop 2016).",
-    ),
-    "sgd": Optimizer(
-        make=_sgd,
-        entrywise=True,
-        told="Stochastic gradient descent with momentum (Polyak, 1964).",
-    ),
-}
+ADAGRAD = Optimizer(make=_adagrad, entrywise=True, told="Adagrad (Duchi et al., JMLR 2011).")
+ADAM = Optimizer(make=_adam, entrywise=True, told="Adam (Kingma and Ba, arXiv 1412.6980).")
+ADAMW = Optimizer(
+    make=_adamw,
+    entrywise=True,
+    told="Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).",
+)
+NADAM = Optimizer(
+    make=_nadam, entrywise=True, told="Adam with Nesterov's momentum (Dozat, ICLR workshop 2016)."
+)
+SGD = Optimizer(
+    make=_sgd, entrywise=True, told="Stochastic gradient descent with momentum (Polyak, 1964)."
+)
+
+
+def optimizer_of(name: str) -> Optimizer:
+    """Imports the entry of an optimiser of the table.
+
+    Example:
+        >>> optimizer_of("adam").told
+        'Adam (Kingma and Ba, arXiv 1412.6980).'
+    """
+    module, _, entry = OPTIMIZERS[name].partition(":")
+    found: Optimizer = getattr(importlib.import_module(module), entry)
+    return found
 
 
 def is_entrywise(config: TrainingConfig) -> bool:
@@ -129,7 +136,7 @@ def is_entrywise(config: TrainingConfig) -> bool:
         >>> is_entrywise(TrainingConfig(optimizer="nadam"))
         True
     """
-    return OPTIMIZERS[config.optimizer].entrywise
+    return optimizer_of(config.optimizer).entrywise
 
 
 def make_optimizer(
@@ -143,7 +150,8 @@ def make_optimizer(
         config: The hyper-parameters.
         rate: The learning rate of the round.
     """
-    return OPTIMIZERS[config.optimizer].make(_rate_groups(parameters, config, rate), config, rate)
+    groups = _rate_groups(parameters, config, rate)
+    return optimizer_of(config.optimizer).make(groups, config, rate)
 
 
 def _rate_groups(

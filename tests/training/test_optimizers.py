@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fl_vitlora.config import Config, TrainingConfig, load, optimizer_names
+from fl_vitlora.config import Config, TrainingConfig, load
+from fl_vitlora.config.optimizer_names import OPTIMIZERS
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
@@ -21,7 +25,7 @@ from fl_vitlora.state import State
 from fl_vitlora.training.cohort import LocalJob, can_share_a_batch, train_together
 from fl_vitlora.training.gpu_memory import make_trainer
 from fl_vitlora.training.local import LocalTask, Trained, train
-from fl_vitlora.training.optimizers import OPTIMIZERS, Groups, Optimizer, make_optimizer
+from fl_vitlora.training.optimizers import Groups, Optimizer, make_optimizer, optimizer_of
 from fl_vitlora.training.stacking import Stack
 from tests.conftest import MakeBackbone
 
@@ -74,19 +78,20 @@ def largest(state: State, other: State) -> float:
     return max(float((tensor - other[name]).abs().max()) for name, tensor in state.items())
 
 
-def test_the_settings_know_exactly_the_names_of_the_table():
-    assert set(optimizer_names.OPTIMIZERS) == set(OPTIMIZERS)
-    assert len(optimizer_names.OPTIMIZERS) == len(OPTIMIZERS)
+def test_every_line_of_the_table_leads_to_an_entry():
+    entries = [optimizer_of(name) for name in OPTIMIZERS]
+    assert all(isinstance(entry, Optimizer) for entry in entries)
+    assert len({entry.told for entry in entries}) == len(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_entry_says_in_one_line_what_it_is(name: str):
-    told = OPTIMIZERS[name].told
+    told = optimizer_of(name).told
     assert "\n" not in told
     assert told.endswith(").")
 
 
-@pytest.mark.parametrize("name", [n for n, entry in OPTIMIZERS.items() if entry.entrywise])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if optimizer_of(name).entrywise])
 def test_clients_in_one_batch_get_what_each_gets_alone(name: str, make_backbone: MakeBackbone):
     """The bound is a share of how far training moved the tensors of that client."""
     backbone, config = make_backbone(), training(name, weight_decay=0.1)
@@ -189,14 +194,40 @@ def test_an_unknown_name_is_answered_in_one_line(given: Any, told: str):
 
 
 def add(monkeypatch: pytest.MonkeyPatch, name: str, entry: Optimizer) -> None:
-    """Adds one entry to the table and its name to the settings, for the time of a test."""
-    monkeypatch.setitem(OPTIMIZERS, name, entry)
-    names = (*optimizer_names.OPTIMIZERS, name)
-    monkeypatch.setattr(optimizer_names, "OPTIMIZERS", names)
+    """Adds a module with one entry, and one line to the table, for the time of a test."""
+    module = ModuleType(f"optimiser_{name}")
+    vars(module)["ENTRY"] = entry
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(OPTIMIZERS, name, f"{module.__name__}:ENTRY")  # type: ignore[arg-type]
+
+
+NEW_FILE = """
+import torch
+
+from fl_vitlora.training.optimizers import Optimizer
 
 
 class Signs(torch.optim.Optimizer):
-    """A made-up entrywise optimiser: steps of one length in the direction of the gradient."""
+    def __init__(self, groups, rate):
+        super().__init__(groups, {"lr": rate})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * parameter.grad.sign())
+
+
+SIGNS = Optimizer(
+    make=lambda groups, config, rate: Signs(groups, rate),
+    entrywise=True,
+    told="Steps of one length in the direction of the gradient (1802.04434).",
+)
+"""
+
+
+class Normalised(torch.optim.Optimizer):
+    """A made-up optimiser that divides a gradient by the norm of the whole tensor."""
 
     def __init__(self, groups: Groups, rate: float) -> None:
         super().__init__(groups, {"lr": rate})
@@ -205,25 +236,15 @@ class Signs(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.sub_(group["lr"] * self.direction(parameter.grad))
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        return gradient.sign()
+                parameter.sub_(group["lr"] * parameter.grad / parameter.grad.norm())
 
 
-class Normalised(Signs):
-    """A made-up optimiser that divides a gradient by the norm of the whole tensor."""
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        unit: Tensor = gradient / gradient.norm()
-        return unit
-
-
-def test_a_made_up_optimiser_takes_one_line(
-    monkeypatch: pytest.MonkeyPatch, make_backbone: MakeBackbone
+def test_a_made_up_optimiser_takes_one_new_file_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, make_backbone: MakeBackbone, tmp_path: Path
 ):
-    entry = Optimizer(make=lambda g, c, r: Signs(g, r), entrywise=True, told="Signs (1802.04434).")
-    add(monkeypatch, "signs", entry)
+    (tmp_path / "signs_of_gradients.py").write_text(NEW_FILE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(OPTIMIZERS, "signs", "signs_of_gradients:SIGNS")  # type: ignore[arg-type]
     config = load(None, {"training.optimizer": "signs", "training.head_rate": 0.5})
     backbone = make_backbone()
     backbone.model.double()
@@ -274,8 +295,7 @@ def test_in_one_batch_such_clients_would_get_something_else_and_are_refused(
     backbone.model.double()
     with pytest.raises(ValueError, match="normalised cannot share a batch"):
         train_together(Stack(backbone.model), jobs(backbone), config=config)
-    wrong = replace(OPTIMIZERS["normalised"], entrywise=True)
-    monkeypatch.setitem(OPTIMIZERS, "normalised", wrong)
+    add(monkeypatch, "normalised", replace(optimizer_of("normalised"), entrywise=True))
     expected = alone(backbone, config)
     found = train_together(Stack(backbone.model), jobs(backbone), config=config)
     way = largest(expected[0].state, jobs(backbone)[0].start)
