@@ -19,7 +19,7 @@ EVERY = re.compile(r"\s*every\s*\(\s*(?P<n>\d{1,5})\s*\)\s*(\+(?P<codec>.*))?", 
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """How one group is sent in one direction.
+    """The codec and the interval by which a group of tensors is sent, up or down.
 
     Attributes:
         codec: The codec of the group's tensors.
@@ -80,7 +80,7 @@ def parse_lane(spec: str) -> Lane:
         return Lane(codec=parse(spec))
     match = EVERY.fullmatch(spec)
     if match is None or not int(match["n"]):
-        raise UserError(f"codec {spec!r}: expected for example every(5)+int4, the interval first")
+        raise UserError(f"codec {spec!r}: expected the interval first, for example every(5)+int4")
     codec = "float32" if match["codec"] is None else match["codec"]
     return Lane(codec=parse(codec), every=int(match["n"]))
 

@@ -67,7 +67,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The coded tensors of one layout.
+    """The coded tensors of one record; its layout has their names and shapes.
 
     Attributes:
         digest: The digest of the layout.

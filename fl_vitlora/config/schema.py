@@ -92,12 +92,13 @@ class DataConfig:
     )
     revision: str | None = setting(None, "The branch, tag or commit of a Hugging Face data set.")
     train_split: str | None = setting(
-        None, "The name of the split to train on. By default the split is found by its name."
+        None,
+        "The name of the split to train on. By default it is a split with a usual name, train.",
     )
     test_split: str | None = setting(
         None,
         "The name of the split to test on; 'none' holds out a share of the training images "
-        "instead. By default the split is found by its name.",
+        "instead. By default it is the split with a usual name, such as test.",
     )
     layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
         "auto",
@@ -517,8 +518,8 @@ class EngineConfig:
     )
     workers: int | None = setting(
         None,
-        "The number of worker processes. The default is one for each core, or up to four for "
-        "each GPU.",
+        "The number of worker processes. The default is one for each core; on GPUs it is as many "
+        "as fit into the memory of each, at most four.",
         "[1, inf)",
     )
     cohort: int | None = setting(

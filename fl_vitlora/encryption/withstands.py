@@ -1,4 +1,4 @@
-"""The measured cases: the number of ciphertexts from which an attack recovered a key.
+"""For each measured case, the number of ciphertexts from which an attack recovered the key.
 
 The number of possible keys (`Cipher.key_space_bits`) says nothing about this. An attacker does not
 try keys, but compares the statistics of ciphertext with those of other images. A case outside the

@@ -33,8 +33,8 @@ def workers_in_memory(
     Args:
         workers: The workers that Ray was started for.
         config: The experiment.
-        backbone: The server's model on its device. The workers' models are like it. It is not
-            changed.
+        backbone: The server's model on its device, which is not changed. The model of a worker
+            needs as much memory.
         shards: Folder of the shards that the workers open.
         ray: The Ray that is up. It stores the measurement for the next run with equal settings.
 

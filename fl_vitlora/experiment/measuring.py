@@ -61,7 +61,8 @@ class Measuring:
     def evaluate_other_views(self, model: GlobalModel) -> None:
         """Measures the last model of a run that ended early, as seen without the right key.
 
-        This is left out if clients evaluate: their messages would exceed the budget.
+        If clients evaluate, nothing is measured, because the messages for it would exceed the byte
+        budget that ended the run.
         """
         known = self.record.measured
         missing = tuple(view for view in self.evaluator.views if view not in known)

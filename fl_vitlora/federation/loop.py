@@ -38,7 +38,7 @@ class Wire(Protocol):
 
 
 class PausedError(Exception):
-    """The run was told to pause; its message says after how many rounds it did."""
+    """The run paused as the user wanted; the message says after how many rounds."""
 
 
 class RoundFailedError(RuntimeError):
@@ -87,30 +87,30 @@ class Federation:
             The final one.
 
         Raises:
-            RoundFailedError: When a round has fewer updates than the quorum, or yields no model.
-            PausedError: When told to pause; the state is kept then.
+            RoundFailedError: If a round has fewer updates than the quorum, or gives no usable model.
+            PausedError: If the run pauses; its state is stored then.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
-            told: Future[RoundResult] | None = None
+            measured: Future[RoundResult] | None = None
             for server_round in range(done + 1, self.rounds + 1):
-                if self.aggregator.may_stop and told is not None:
-                    last = told.result()
+                if self.aggregator.may_stop and measured is not None:
+                    last = measured.result()
                 if last is not None and self._stops(server_round - 1, last, model):
                     break
                 if self.hooks.pauses():
-                    self._pause(server_round - 1, model, told)
+                    self._pause(server_round - 1, model, measured)
                 if not self.hooks.affords(server_round):
                     break
                 model, unmeasured = self._round(server_round, model)
-                if told is not None:
-                    told.result()
+                if measured is not None:
+                    measured.result()
                 if self.hooks.beside:
                     write = self.hooks.keep(server_round, model)
-                    told = other.submit(self._tell, unmeasured, model, write)
+                    measured = other.submit(self._tell, unmeasured, model, write)
                 else:
                     last = self._tell(unmeasured, model)
-            if told is not None:
-                told.result()
+            if measured is not None:
+                measured.result()
         return model
 
     def _stops(self, done: int, last: RoundResult, model: GlobalModel) -> bool:
@@ -121,10 +121,12 @@ class Federation:
         self.hooks.keep(done, model)()
         return True
 
-    def _pause(self, done: int, model: GlobalModel, told: Future[RoundResult] | None) -> NoReturn:
+    def _pause(
+        self, done: int, model: GlobalModel, measured: Future[RoundResult] | None
+    ) -> NoReturn:
         """Keeps the state after the last round, once that is measured, and ends the run there."""
-        if told is not None:
-            told.result()
+        if measured is not None:
+            measured.result()
         if done:
             self.hooks.keep(done, model)()
         raise PausedError(f"after round {done} of {self.rounds}")

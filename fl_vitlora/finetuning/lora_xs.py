@@ -39,7 +39,7 @@ class LoRAXS(Part):
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Puts B·R·A on the target layers; R is zero."""
+        """Puts B·R·A on the target layers; R starts at zero."""
         layer = partial(lora.LoRALinear, pair=lora.LoRAXS.beside)
         targets.attach(model, self.targets, self.rank, self.alpha, layer=layer)
 

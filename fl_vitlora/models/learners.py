@@ -81,7 +81,7 @@ class Learners:
 
     @torch.no_grad()
     def forget(self, index: int, generator: torch.Generator) -> None:
-        """Gives one learner a new key and new letters, and resets its fast weights."""
+        """Gives one learner a new key and new classes of letters, and resets its fast weights."""
         for name, weight in self.weights.items():
             for tensor in (weight, self.first[name], self.second[name]):
                 tensor[index].zero_()

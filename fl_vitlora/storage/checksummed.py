@@ -97,7 +97,7 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     digest = metadata.pop(DIGEST, None)
     if digest is None:
         raise DamagedFileError(
-            path, "has no digest, which older versions did not write: nobody knows if it is whole"
+            path, "has no digest, so it cannot be checked for damage; older versions wrote none"
         )
     if digest != digest_of(tensors, metadata):
         raise DamagedFileError(path, "is damaged: its content does not have the digest in it")

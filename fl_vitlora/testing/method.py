@@ -235,7 +235,7 @@ def _retracts(subject: Subject) -> None:
     if any(not torch.equal(given[name], tensor) for name, tensor in state.items()):
         raise MethodError("retract changes the tensors that it is given")
     if {n: t.shape for n, t in once.items()} != {n: t.shape for n, t in state.items()}:
-        raise MethodError("retract returns tensors with other names or shapes")
+        raise MethodError("retract must return the names and shapes that it is given")
     for name, tensor in subject.method.retract(clone(once)).items():
         far = _distance(tensor, once[name])
         if not far <= CLOSE:

@@ -1,4 +1,4 @@
-"""Learnable encryption: the halves of all entries change places, some with their bits flipped.
+"""Learnable encryption: permutes the 4-bit halves of the entries of a block, and inverts some.
 
 Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries give 2D
 nibbles. Chosen nibbles h become 15 - h; then all nibbles are permuted and joined into entries. An

@@ -119,7 +119,7 @@ class Workspace:
         return rank_of(self.config, client)
 
     def initial_of(self, client: int) -> State:
-        """Returns a client's values before the first round: zero beyond its rank."""
+        """Returns the tensors of a client before the first round; rows beyond its rank are zero."""
         rank = self.rank_of(client)
         return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
 

@@ -74,8 +74,8 @@ def understood(
         The configuration. The strategy's own values replace those of the server loop.
 
     Raises:
-        UserError: If clients do not read a key, a value does not fit its key, or two names of one
-            key have different values.
+        UserError: If clients do not know a name, if a value does not fit its name, or if two names
+            of one setting have different values.
 
     Example:
         >>> given = {"server-round": 3, "learning-rate": 0.1}
@@ -100,7 +100,7 @@ def understood(
         if not as_given and key in said and config[key] != value:
             raise UserError(
                 f"strategy {strategy} sends clients {said[key]} {config[key]!r} and {name} "
-                f"{value!r}, which are two names of one key; send one of them"
+                f"{value!r}, which are two names of one setting; send one of them"
             )
         if as_given and key in said:
             continue

@@ -2,7 +2,7 @@
 
 `experiment.run` gets an instance, which may differ from the strategy that the configuration names.
 The records of a run describe the instance. A configuration that names another strategy, or other
-parameters, is corrected before the run begins. So `config.yaml` always names what ran.
+parameters, is corrected before the run begins. So `config.yaml` always names the strategy that ran.
 """
 
 from __future__ import annotations
