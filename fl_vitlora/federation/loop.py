@@ -87,7 +87,7 @@ class Federation:
             The final one.
 
         Raises:
-            RoundFailedError: If a round has fewer updates than the quorum, or gives no usable model.
+            RoundFailedError: If a round has fewer updates than the quorum, or no usable model.
             PausedError: If the run pauses; its state is stored then.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
