@@ -323,7 +323,7 @@ class Optional(Strategy):
         ("plans no epoch", "plan.epochs is 0, not a whole number from 1"),
         ("plans backwards", "plan.rate is -1.0, not a positive factor"),
         ("needs a state", "round 1: plan fails: KeyError: 'rounds'"),
-        ("penalises by the norm", "penalty of two clients that share a batch is"),
+        ("penalises by the norm", "penalty of 2 clients that share a batch is"),
         ("penalises by tensor", r"the penalty has shape \(12,\), expected one number"),
         ("penalises by NaN", "the penalty is nan"),
         ("penalises what is not there", "penalty fails: KeyError: 'norm.weight'"),

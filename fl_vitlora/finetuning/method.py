@@ -31,6 +31,7 @@ When each method of a part is called:
 
     once     attach(model), trained(model), group(name)   at every party, with the same seed
     server   rests(server_round)                          before each round
+    client   penalty(parameters, anchor)                  in each step, a term of the loss
     server   retract(tensors)                             after each aggregation
     at last  merge(model), or `cannot_merge` says why not
 
@@ -41,11 +42,11 @@ When each method of a part is called:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from fl_vitlora.finetuning.groups import exact_group_of
 from fl_vitlora.state import State
@@ -115,6 +116,24 @@ class Part(ABC):
         del server_round
         return ()
 
+    def penalty(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        """Returns what a client adds to its loss in every step.
+
+        The value must be a sum over the entries of the tensors, because several clients may be
+        stacked, with a first dimension of their own.
+
+        Args:
+            parameters: The tensors that the client trains in this round, by name.
+            anchor: Their values when the client's training began.
+
+        Returns:
+            A scalar; by default 0.
+        """
+        del parameters, anchor
+        return 0.0
+
     def retract(self, tensors: State) -> State:
         """Puts aggregated tensors back onto the manifold that they must lie on, at the server.
 
@@ -179,6 +198,11 @@ class Method:
         for _, part in self.parts:
             tensors = {**tensors, **part.retract(tensors)}
         return tensors
+
+    @property
+    def penalising(self) -> tuple[Part, ...]:
+        """Returns the parts that add a term to the local loss."""
+        return tuple(part for _, part in self.parts if type(part).penalty is not Part.penalty)
 
     @property
     def retracts(self) -> bool:

@@ -29,6 +29,8 @@ from fl_vitlora.models.reading import reader_of
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clone
 from fl_vitlora.testing import Finding
+from fl_vitlora.testing.entrywise import expect_entrywise
+from fl_vitlora.testing.returned import ContractError
 from fl_vitlora.testing.travel import sent_and_received
 from fl_vitlora.training.stacking import Stack, can_stack
 
@@ -227,6 +229,14 @@ def _rests(subject: Subject) -> None:
             raise MethodError(f"rests leaves nothing to train in round {number}")
 
 
+def _penalises(subject: Subject) -> None:
+    start = {n: p.detach().double() for n, p in methods.trainable(subject.moved().model).items()}
+    anchors = [start, {name: 2 * tensor for name, tensor in start.items()}]
+    here = [{name: 1.1 * tensor for name, tensor in anchor.items()} for anchor in anchors]
+    for part in subject.method.penalising:
+        expect_entrywise(part.penalty, here, anchors)
+
+
 def _retracts(subject: Subject) -> None:
     state = methods.export_state(subject.moved().model)
     state = {name: state[name] for name in _shared_names(subject)}
@@ -277,6 +287,7 @@ RULES = (
     Rule("computes the same after merging, or refuses to merge", _merges),
     Rule("sends the tensors that it names, four bytes per number", _travels),
     Rule("computes the same for clients in one batch, if it is stackable", _stacks),
+    Rule("adds a penalty entry by entry", _penalises),
     Rule("rests only tensors that exist, and the same ones in every call", _rests),
     Rule("retracts aggregated tensors; a second call changes nothing", _retracts),
 )
@@ -312,7 +323,7 @@ def findings(method: Part | Method | str) -> list[Finding]:
         problem = None
         try:
             rule.check(copy.deepcopy(subject))
-        except (MethodError, UserError) as error:
+        except (MethodError, ContractError, UserError) as error:
             problem = str(error)
         except Exception as error:  # raised by the method's own code
             problem = " ".join(f"{type(error).__name__}: {error}".split())

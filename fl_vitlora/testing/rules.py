@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fl_vitlora import lowrank
 from fl_vitlora.errors import UserError
-from fl_vitlora.state import State, clone
+from fl_vitlora.state import State, add, clone
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.strategy.extras import wants
 from fl_vitlora.testing import declared, made_up
-from fl_vitlora.testing.blaming import broken
+from fl_vitlora.testing.blaming import blaming, broken
+from fl_vitlora.testing.entrywise import expect_entrywise
 from fl_vitlora.testing.play import ROUNDS, Ending, Play
-from fl_vitlora.testing.returned import ContractError, expect_numbers, expect_penalty
+from fl_vitlora.testing.returned import ContractError
 
 PLANNED_ROUNDS = 50
 TOLERANCE, HALF_TOLERANCE = 1e-5, 2e-2
@@ -213,50 +214,12 @@ def _selects(strategy: Strategy) -> None:
 
 
 def _penalises(strategy: Strategy) -> None:
-    """Compares the penalty of clients that share a batch with the sum of their own penalties."""
-    shapes = made_up.made_up_model(strategy, torch.float64)
-    anchors = [shapes, {name: 2 * tensor for name, tensor in shapes.items()}]
-    here = [
-        {
-            name: anchor[name] + delta
-            for name, delta in made_up.made_up_delta(
-                strategy, 1, client, 0.1, torch.float64
-            ).items()
-        }
-        for client, anchor in enumerate(anchors)
-    ]
-    own = [_penalty(strategy, *pair) for pair in zip(here, anchors, strict=True)]
-    stacked = [
-        {name: torch.stack([one[name] for one in those]) for name in shapes}
-        for those in (here, anchors)
-    ]
-    together = _penalty(strategy, *stacked)
-    if abs(together - sum(own)) > TOLERANCE * (1 + abs(sum(own))):
-        raise broken(
-            strategy,
-            None,
-            f"penalty of two clients that share a batch is {together:.6g}, and the sum of their "
-            f"own is {sum(own):.6g}; it must be a sum over the entries of the tensors",
-        )
-
-
-def _penalty(strategy: Strategy, here: State, anchor: State) -> float:
-    """Computes a penalty and its gradient, and expects finite numbers."""
-    parameters = {name: tensor.clone().requires_grad_() for name, tensor in here.items()}
-    try:
-        value = expect_penalty(strategy.penalty(parameters, anchor), "the penalty")
-        if value.requires_grad:
-            value.backward()  # type: ignore[no-untyped-call]
-        expect_numbers(
-            {n: p.grad for n, p in parameters.items() if p.grad is not None},
-            "the gradient of the penalty",
-        )
-    except ContractError as error:
-        raise broken(strategy, None, str(error)) from None
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise broken(strategy, None, f"penalty fails: {cause}") from error
-    return value.detach().item()
+    start = made_up.made_up_model(strategy, torch.float64)
+    anchors = [start, {name: 2 * tensor for name, tensor in start.items()}]
+    moved = [made_up.made_up_delta(strategy, 1, client, 0.1, torch.float64) for client in range(2)]
+    here = [add(*pair) for pair in zip(anchors, moved, strict=True)]
+    with blaming(strategy, None, "penalty", "", ""):
+        expect_entrywise(strategy.penalty, here, anchors)
 
 
 def _overrides(method: str) -> Callable[[Strategy], bool]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fl_vitlora.finetuning.method import Method, Part
 from fl_vitlora.strategy import Strategy
 
 
@@ -68,26 +69,32 @@ class Proximal:
 
 
 @dataclass(frozen=True)
-class StrategyPenalty:
-    """The penalty that a strategy defines in code.
+class Penalty:
+    """The penalty that a strategy, or a part of a fine-tuning method, defines in code.
 
     Attributes:
-        strategy: The aggregation strategy of the run.
+        owner: The aggregation strategy of the run, or a part of its method.
     """
 
-    strategy: Strategy
+    owner: Strategy | Part
 
     def __call__(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns the penalty of the strategy."""
-        return self.strategy.penalty(parameters, anchor)
+        """Returns the penalty of the owner."""
+        return self.owner.penalty(parameters, anchor)
 
 
-def terms_of(strategy: Strategy) -> tuple[Term, ...]:
-    """Returns the terms that a strategy adds: its penalty, if it defines one."""
+def terms_of(strategy: Strategy, method: Method | None = None) -> tuple[Term, ...]:
+    """Returns the terms that a strategy and a method add: the penalties that they define.
+
+    Args:
+        strategy: The aggregation strategy of the run.
+        method: The fine-tuning method of the run; None for no term of a method.
+    """
     overridden = type(strategy).penalty is not Strategy.penalty
-    return (StrategyPenalty(strategy),) if overridden else ()
+    owners = [*([strategy] if overridden else []), *(method.penalising if method else ())]
+    return tuple(Penalty(owner) for owner in owners)
 
 
 def cross_entropy(

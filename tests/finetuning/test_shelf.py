@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,6 +234,13 @@ class Overwrites(Gates):
         return tensors
 
 
+@dataclass(frozen=True, kw_only=True)
+class PenalisesByNorm(Gates):
+    def penalty(self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
+        squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
+        return torch.stack(squares).sum().sqrt()
+
+
 FAULTY = [
     (NamesNothing, 0, "trains no.such.tensor, an unknown tensor"),
     (UnknownGroup, 0, "'gates' is not a group"),
@@ -246,9 +253,10 @@ FAULTY = [
     (ForgetsToMerge, 7, "the merged model is not a plain timm model"),
     (KeepsNothing, 8, "personal contains '.own'"),
     (SaysStackable, 9, "no `multiply` applies"),
-    (RestsNothing, 10, "rests returns '.lora_A'"),
-    (Shrinks, 11, "a second call of retract changes lora:blocks.0.mlp.drop2.strange again"),
-    (Overwrites, 11, "changes the tensors"),
+    (PenalisesByNorm, 10, "penalty of 2 clients that share a batch is"),
+    (RestsNothing, 11, "rests returns '.lora_A'"),
+    (Shrinks, 12, "a second call of retract changes lora:blocks.0.mlp.drop2.strange again"),
+    (Overwrites, 12, "changes the tensors"),
 ]
 
 

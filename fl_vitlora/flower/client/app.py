@@ -117,7 +117,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
             learning_rate=asked.rate,
             epochs=asked.epochs,
             proximal_mu=asked.proximal_mu,
-            terms=terms_of(strategy),
+            terms=terms_of(strategy, worker.method),
             frozen=frozen,
             drift=coordinates.difference_to_client(strategy.drift(asked.broadcast, memory)),
         ),

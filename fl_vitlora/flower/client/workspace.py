@@ -33,6 +33,7 @@ from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
@@ -113,6 +114,13 @@ class Workspace:
     trainer: CohortTrainer
     predictor: Predictor
     shard: Callable[[str], Shard]
+
+    @property
+    def method(self) -> Method:
+        """Returns the fine-tuning method of the run."""
+        prepared = methods.prepared(self.backbone.model)
+        assert prepared is not None  # `workspace` has prepared the model
+        return prepared.method
 
     def rank_of(self, client: int) -> int | None:
         """Returns a client's own rank; None if it has the run's."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fl_vitlora.finetuning.norm import Norm
 from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan, averaged
 from fl_vitlora.training.objective import Proximal, terms_of
@@ -28,8 +29,8 @@ class ByPlan(FedAvg):
         return ClientPlan(proximal_mu=MU)
 
 
-def trained(folder: Path, strategy: FedAvg) -> State:
-    clients = Clients(folder, strategy)
+def trained(folder: Path, strategy: FedAvg, **given: str) -> State:
+    clients = Clients(folder, strategy, **given)  # type: ignore[arg-type]
     updates = clients.train(1, clients.initial, plan=strategy.plan(1))
     assert len(updates) == 3
     return averaged(clients.initial, updates)
@@ -49,3 +50,27 @@ def test_a_penalty_in_code_trains_clients_as_the_weight_in_a_plan_does(tmp_path:
     free = trained(tmp_path / "free", FedAvg())
     assert all(torch.equal(tensor, plan[name]) for name, tensor in code.items())
     assert not all(torch.equal(tensor, free[name]) for name, tensor in code.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldNorm(Norm):
+    """The normalisations, and a penalty on everything that is trained beside them."""
+
+    def penalty(self, parameters, anchor):
+        return Proximal(MU)(parameters, anchor)
+
+
+def test_a_penalty_of_a_method_trains_clients_as_that_of_a_strategy_does(tmp_path: Path) -> None:
+    plain, held = (f"lora+{part}" for part in ("norm", f"{__name__}:HeldNorm"))
+    finals = [
+        trained(tmp_path / name, strategy, finetuning__method=method)
+        for name, strategy, method in (
+            ("method", FedAvg(), held),
+            ("strategy", ByPenalty(), plain),
+            ("free", FedAvg(), plain),
+        )
+    ]
+    own, other, free = finals
+    assert own.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in own.items())
+    assert not all(torch.equal(tensor, free[name]) for name, tensor in own.items())
