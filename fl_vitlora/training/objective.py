@@ -93,7 +93,8 @@ def terms_of(strategy: Strategy, method: Method | None = None) -> tuple[Term, ..
         method: The fine-tuning method of the run; None for no term of a method.
     """
     overridden = type(strategy).penalty is not Strategy.penalty
-    owners = [*([strategy] if overridden else []), *(method.penalising if method else ())]
+    owners: list[Strategy | Part] = [strategy] if overridden else []
+    owners += method.penalising if method else ()
     return tuple(Penalty(owner) for owner in owners)
 
 

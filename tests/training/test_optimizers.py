@@ -198,7 +198,7 @@ def add(monkeypatch: pytest.MonkeyPatch, name: str, entry: Optimizer) -> None:
     module = ModuleType(f"optimiser_{name}")
     vars(module)["ENTRY"] = entry
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(OPTIMIZERS, name, f"{module.__name__}:ENTRY")  # type: ignore[arg-type]
+    monkeypatch.setitem(OPTIMIZERS, name, f"{module.__name__}:ENTRY")
 
 
 NEW_FILE = """
@@ -244,7 +244,7 @@ def test_a_made_up_optimiser_takes_one_new_file_and_one_line(
 ):
     (tmp_path / "signs_of_gradients.py").write_text(NEW_FILE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(OPTIMIZERS, "signs", "signs_of_gradients:SIGNS")  # type: ignore[arg-type]
+    monkeypatch.setitem(OPTIMIZERS, "signs", "signs_of_gradients:SIGNS")
     config = load(None, {"training.optimizer": "signs", "training.head_rate": 0.5})
     backbone = make_backbone()
     backbone.model.double()
