@@ -109,6 +109,6 @@ class Checkpointing:
         known = {"strategy": now["strategy"], **before.must_stay}  # older versions lack the first
         for what, (was, is_) in changes(known, now).items():
             raise UserError(
-                f"{self.place} was begun with {what} {was}, and goes on with that only; "
+                f"{self.place} began with {what} {was} and continues only with that; "
                 f"now it is {is_}"
             )

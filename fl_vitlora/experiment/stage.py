@@ -107,7 +107,7 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
     logged = Logbook.take_up(folder.path)
     if logged is None and lacks_checkpoints(folder.path, config.checkpoint_every):
         raise UserError(
-            f"{folder.path} has rounds and no checkpoint to go on from; begin a new run: "
+            f"{folder.path} has rounds and no checkpoint to continue from; start a new run: "
             "--out FOLDER"
         )
     if logged is None:
@@ -170,8 +170,8 @@ def _check_key_ring(config: Config) -> None:
     """Checks that the key ring of an interrupted run is still there."""
     if policies.lacks_key_ring(config):
         raise UserError(
-            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run goes on "
-            "with the secret that it was begun with: --set encryption.key_file=FILE"
+            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run continues "
+            "only with the secret that it began with: --set encryption.key_file=FILE"
         )
 
 

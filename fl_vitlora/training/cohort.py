@@ -3,7 +3,7 @@
 The trained tensors of the clients are stacked, and the frozen tensors are shared
 (`training.stacking`). The loss is the sum of the clients' losses, so the gradient of a slice is the
 gradient of its client. The optimiser computes entry by entry, and gradients are clipped client by
-client. A client that has taken all its steps leaves, and the batch goes on without it.
+client. A client that has taken all its steps leaves, and the batch continues without it.
 
 So the tensors of every client are those of training it alone, up to the rounding of sums in another
 order. There is one exception: in float16, all clients skip a step that overflows for one of them.

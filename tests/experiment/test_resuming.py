@@ -241,7 +241,7 @@ def test_a_run_begins_again_before_its_first_checkpoint_and_not_after_it(
     folder, expected = paused
     config = copy_of(folder, tmp_path)
     shutil.rmtree(tmp_path / "run" / "checkpoint")
-    with pytest.raises(UserError, match="has rounds and no checkpoint to go on from"):
+    with pytest.raises(UserError, match="has rounds and no checkpoint to continue from"):
         play(config, engine, resume=True)
     rounds = tmp_path / "run" / "rounds.jsonl"
     rounds.write_text(rounds.read_text().splitlines()[0] + "\n")  # as before the first checkpoint
@@ -258,7 +258,7 @@ def test_a_run_that_begins_again_needs_the_key_of_its_shards(
     (tmp_path / "run" / "rounds.jsonl").unlink()
     ring = tmp_path / "owner.key"
     ring.unlink()
-    with pytest.raises(UserError, match=f"key ring {ring}: no such file; a run goes on with"):
+    with pytest.raises(UserError, match=f"key ring {ring}: no such file; a run continues only"):
         play(config, engine, resume=True)
     assert not ring.exists()
 
@@ -272,7 +272,7 @@ def test_a_run_does_not_go_on_with_other_weights(tmp_path: Path, engine: Engine)
     tensors = load_file(weights)
     tensors["blocks.0.attn.qkv.weight"][0, 0] += 1e-3
     save_file(tensors, weights)
-    with pytest.raises(UserError, match=r"was begun with weights [0-9a-f]{12}, and goes on with"):
+    with pytest.raises(UserError, match=r"began with weights [0-9a-f]{12} and continues only"):
         play(config, engine, resume=True)
 
 
@@ -346,7 +346,7 @@ def test_shards_under_another_key_are_another_run(
     with pytest.raises(UserError, match=r"shards of a run are under one key: .*client-00001"):
         play(config, engine, resume=True)
     shutil.copytree(elsewhere, shards, dirs_exist_ok=True)
-    with pytest.raises(UserError, match=r"was begun with key \w+, and goes on with that only"):
+    with pytest.raises(UserError, match=r"began with key \w+ and continues only with that"):
         play(config, engine, resume=True)
 
 
