@@ -170,8 +170,8 @@ def _check_key_ring(config: Config) -> None:
     """Checks that the key ring of an interrupted run is still there."""
     if policies.lacks_key_ring(config):
         raise UserError(
-            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run continues "
-            "only with the secret that it began with: --set encryption.key_file=FILE"
+            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run "
+            "continues only with the secret that it began with: --set encryption.key_file=FILE"
         )
 
 
