@@ -142,7 +142,7 @@ def test_a_mistake_is_answered_in_one_line(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_not_pretended(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no GPU here; take --device cpu" in answer_to("--device cuda", capsys)
+    assert "no GPU here; use --device cpu" in answer_to("--device cuda", capsys)
 
 
 def test_a_model_that_bypasses_the_adapters_is_refused(

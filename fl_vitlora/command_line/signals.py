@@ -30,7 +30,7 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
         if watch.pause.is_set() or not watch.training.is_set():
             raise KeyboardInterrupt
         watch.pause.set()
-        watch.announce("ending after this round; once more to end at once")
+        watch.announce("ending after this round; a second signal ends the run at once")
 
     before = {number: signal.signal(number, heed) for number in heeded_signals()}
     try:

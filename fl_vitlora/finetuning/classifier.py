@@ -47,7 +47,7 @@ def replace_heads(model: nn.Module, classes: int) -> None:
         if last is None:
             raise UserError(
                 f"{type(model).__name__} has a classifier without a linear layer of {classes} "
-                "outputs; take a plain ViT, for example vit_base_patch16_224"
+                "outputs; use a plain ViT, for example vit_base_patch16_224"
             )
         for parameter in last.parameters(recurse=False):
             nn.init.zeros_(parameter)

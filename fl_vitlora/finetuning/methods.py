@@ -218,7 +218,7 @@ def _check_heads(model: nn.Module) -> None:
     if differing := sorted(heads ^ called):
         raise UserError(
             f"{type(model).__name__} has a classifier whose names look like those of its body "
-            f"({', '.join(differing[:3])}); take a plain ViT, for example vit_base_patch16_224"
+            f"({', '.join(differing[:3])}); use a plain ViT, for example vit_base_patch16_224"
         )
 
 
@@ -331,7 +331,7 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     except AttributeError as error:
         raise UserError(
             f"{type(model).__name__} reads its layers' weights directly and would bypass LoRA "
-            f"({error}); take a plain ViT, or --method full"
+            f"({error}); use a plain ViT, or --method full"
         ) from None
     reached = {name for name, p in trainable(model).items() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -339,5 +339,5 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     if bypassed:
         raise UserError(
             f"{type(model).__name__} never uses {len(bypassed)} trained tensors, first "
-            f"{bypassed[0]}; take a plain ViT, or another --method"
+            f"{bypassed[0]}; use a plain ViT, or another --method"
         )

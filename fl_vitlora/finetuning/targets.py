@@ -45,7 +45,7 @@ def attach(
     blocks = list(getattr(model, "blocks", []))
     if not blocks:
         raise UserError(
-            f"LoRA finds no transformer blocks in {type(model).__name__}; take a plain ViT, or "
+            f"LoRA finds no transformer blocks in {type(model).__name__}; use a plain ViT, or "
             "--method full"
         )
     for block in blocks:
@@ -113,7 +113,7 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
         linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         there = ",".join(target for target, place in LAYERS.items() if place in linear)
         others = (
-            f"choose others: --set 'finetuning.targets=[{there}]'" if there else "take a plain ViT"
+            f"choose others: --set 'finetuning.targets=[{there}]'" if there else "use a plain ViT"
         )
         raise UserError(
             f"LoRA finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "

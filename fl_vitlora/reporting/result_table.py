@@ -82,7 +82,9 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
         )
     if result["stopped"]:
         told = (
-            "the strategy ends it after" if result["stopped"] == "strategy" else "the budget allows"
+            "the strategy ended the run after"
+            if result["stopped"] == "strategy"
+            else "the budget allows"
         )
         remarks["stopped"] = f"{told} {result['rounds']} of {result['rounds_planned']} rounds"
     for change in result["changes"]:

@@ -1,1 +1,1 @@
-"""Files that are written completely or not at all, and files that detect their own damage."""
+"""Files that are written completely or not at all, and files whose damage is detected."""

@@ -41,7 +41,7 @@ def check_address(address: str) -> None:
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"engine.ray_address {address}: no Ray answers there ({error})") from None
     if answer[3:4] != HTTP2_SETTINGS[3:4] and os.environ.get("RAY_USE_TLS") != "1":
-        raise UserError(f"engine.ray_address {address}: what answers there is no Ray")
+        raise UserError(f"engine.ray_address {address}: the program that answers there is not Ray")
 
 
 @contextmanager

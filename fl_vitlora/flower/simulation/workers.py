@@ -73,7 +73,7 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and not gpus:
-        raise UserError("engine.device cuda: PyTorch sees no GPU here; take --device cpu")
+        raise UserError("engine.device cuda: PyTorch finds no GPU here; use --device cpu")
     if address:
         if count is None:
             raise UserError(
