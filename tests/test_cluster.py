@@ -90,7 +90,7 @@ def test_where_nobody_answers_is_a_mistake():
 def test_what_answers_in_another_language_is_no_ray():
     with socketserver.TCPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        with pytest.raises(UserError, match="what answers there is no Ray"):
+        with pytest.raises(UserError, match="the program that answers there is not Ray"):
             check_address(f"127.0.0.1:{server.server_address[1]}")
 
 

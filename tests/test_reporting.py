@@ -365,7 +365,7 @@ def test_the_table_shows_what_a_target_took_and_what_a_budget_allowed() -> None:
     assert "stopped the budget allows 9 of 20 rounds" in lines
     print_result({**RESULT, "stopped": "strategy", "rounds": 9}, "runs/one", console)
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
-    assert "stopped the strategy ends it after 9 of 20 rounds" in lines
+    assert "stopped the strategy ended the run after 9 of 20 rounds" in lines
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_mistake_is_answered_in_one_line(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_not_pretended(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no GPU here; take --device cpu" in answer_to("--device cuda", capsys)
+    assert "no GPU here; use --device cpu" in answer_to("--device cuda", capsys)
 
 
 def test_a_model_that_bypasses_the_adapters_is_refused(
@@ -258,9 +258,9 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
 def test_interruption_ends_a_run_soon_and_says_how_to_go_on(
     moment: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    goes_on = r"python simulate\.py --resume runs/\S+ goes on"
+    goes_on = r"python simulate\.py --resume runs/\S+ continues the run"
     told = {
-        "preparing": r"simulate\.py: interrupted; nothing was begun",
+        "preparing": r"simulate\.py: interrupted; no run was started",
         "starting workers": rf"simulate\.py: interrupted; {goes_on}",
         "round 1/": rf"simulate\.py: ended after round \d+ of 500; {goes_on}",
     }
@@ -306,10 +306,10 @@ def begun(elsewhere: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--rounds 30", ["rounds is 20 there, not 30", "what may change: encryption.key_file"]),
+        ("--rounds 30", ["rounds is 20 there, not 30", "these may change: encryption.key_file"]),
         ("--set strategy.mu=0.2", ["strategy.mu is 0.1 there, not 0.2"]),
         ("--strategy fedavg", ["strategy.name is fedprox there, not fedavg"]),
-        ("--seeds 0 1", ["--resume goes on with one run", "--seeds"]),
+        ("--seeds 0 1", ["--resume continues one run", "--seeds"]),
         ("--rotate-key begun", ["--rotate-key runs nothing", "--resume"]),
         ("--clinets 3", ["did you mean --clients?"]),
     ],
@@ -395,7 +395,7 @@ def test_a_comparison_that_is_interrupted_ends_after_a_round_and_says_how_to_go_
     assert running.returncode == 130, answer
     found = re.fullmatch(
         r"simulate\.py: ended after round (\d+) of 500, run 2 of 2; "
-        r"the same command with --out grid goes on\n",
+        r"the same command with --out grid continues the comparison\n",
         answer,
     )
     assert found, answer

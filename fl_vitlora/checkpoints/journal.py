@@ -1,7 +1,7 @@
-"""A journal: a file that only grows, line by line, with marks that tell how much of it is valid.
+"""A journal: a file that only grows, line by line, with marks that say how much of it is valid.
 
-A mark is the length and the digest of the file at some moment. A run that resumes from a mark cuts
-off the lines written later, and checks that the earlier ones are unchanged.
+A mark consists of the length and the digest of the file at some moment. When a run resumes from a
+mark, the lines written after that moment are removed. The earlier lines must be unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fl_vitlora.storage.files import PUBLIC, append, write_atomically, writing
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """The state of a journal at some moment.
+    """The length and the digest of a journal at some moment.
 
     Attributes:
         length: Length of the file in bytes.
@@ -31,15 +31,15 @@ class Mark:
 
 
 class Journal:
-    """Lines of JSON in a file.
+    """A file to which lines of JSON are appended.
 
     Args:
-        path: Path of the file. Without a mark the file is emptied.
-        mark: Mark from which the journal continues; later lines are cut off.
+        path: Path of the file. Without a mark the journal starts empty.
+        mark: Mark from which the journal continues. Lines after the mark are removed.
         mode: Permissions of a new file; see `write_atomically`.
 
     Raises:
-        DamagedFileError: If the file does not agree with the mark.
+        DamagedFileError: If the content of the file up to the mark has changed.
     """
 
     def __init__(self, path: Path, mark: Mark | None = None, mode: int = PUBLIC) -> None:
@@ -52,18 +52,18 @@ class Journal:
             self._take_up(mark)
 
     def append(self, *lines: Any) -> None:
-        """Appends lines; each is a value that JSON can hold."""
+        """Appends lines to the journal. Each line is a value that JSON can store."""
         data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         append(self._path, data)
         self._digest.update(data)
         self._length += len(data)
 
     def lines(self) -> list[Any]:
-        """Returns all lines."""
+        """Returns the values of all lines."""
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
     def mark(self) -> Mark:
-        """Waits until the whole journal is on the disk, and returns a mark of its state.
+        """Waits until the whole journal is on the disk, and returns the current mark.
 
         Raises:
             WriteError: If the disk does not store the journal.
@@ -73,7 +73,11 @@ class Journal:
         return Mark(length=self._length, digest=self._digest.hexdigest())
 
     def _take_up(self, mark: Mark) -> None:
-        """Checks the file against a mark, and cuts off what was written later."""
+        """Checks the file against a mark, and removes the lines after the mark.
+
+        Raises:
+            DamagedFileError: If the content of the file up to the mark has changed.
+        """
         try:
             good = self._path.read_bytes()[: mark.length]
         except FileNotFoundError:

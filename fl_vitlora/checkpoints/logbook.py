@@ -1,17 +1,18 @@
 """The logbook of a run: its rounds and messages, and checkpoints from which it can resume.
 
-    rounds.jsonl                            every round, one line each
-    checkpoint/ledger.jsonl                 every message up to the last checkpoint, one line each
-    checkpoint/round-000012.safetensors     the server's state after round 12, and which files hold
-                                            the clients' states
-    checkpoint/clients-000012.safetensors   the states of clients that changed since the checkpoint
-                                            before
+    rounds.jsonl                            one line for each round
+    checkpoint/ledger.jsonl                 one line for each message up to the last checkpoint
+    checkpoint/round-000012.safetensors     the server's state after round 12, and the names of the
+                                            files with the clients' states
+    checkpoint/clients-000012.safetensors   the clients' states that changed after the previous
+                                            checkpoint
 
 The clients' states are private: only the owner may read the folder `checkpoint` and its files,
-whatever the umask is. All files are protected by checksums. A safetensors file holds its own
-digest; the marks of the journals stand in the server's state. Every file is written completely
-under another name and then renamed, the server's file last. The two newest checkpoints are kept. If
-the newest is damaged, the run resumes from the one before, with the same bits as a result.
+whatever the umask is. All files are protected by checksums. A safetensors file contains its own
+digest. The server's state contains the marks of the journals. Every safetensors file is written
+completely under another name and then renamed. The server's file is written last. The two newest
+checkpoints are kept. If the newest checkpoint is damaged, the run resumes from the previous one,
+and its result has the same bits.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class Checkpoint:
     Attributes:
         round: Number of the round.
         server: State of the server.
-        clients: State of each client; clients without a state are left out.
-        ledger: All messages so far.
-        lines: All lines of `rounds.jsonl` so far.
+        clients: State of each client, by client. Clients without a state are left out.
+        ledger: All messages up to this round.
+        lines: All lines of `rounds.jsonl` up to this round.
     """
 
     round: int
@@ -59,11 +60,12 @@ class Checkpoint:
 def lacks_checkpoints(run: Path, every: int) -> bool:
     """Returns True if a run has finished rounds but cannot resume, as its checkpoints are missing.
 
-    Before its first checkpoint a run is simply begun again, with the same bits as a result.
+    A run that has no checkpoint yet is started again from round 1, and its result has the same
+    bits.
 
     Args:
         run: The run folder.
-        every: Number of rounds between two checkpoints; 0 if the run writes none.
+        every: Number of rounds between two checkpoints; 0 if the run writes no checkpoints.
     """
     finished = (run / ROUNDS).read_bytes().count(b"\n") if (run / ROUNDS).exists() else 0
     return finished > every and not _rounds_in(run / FOLDER)
@@ -75,33 +77,33 @@ def remove(run: Path) -> None:
 
 
 class Logbook:
-    """Writes the rounds, messages and checkpoints of a run; made by `begin` or `take_up`.
+    """Writes the rounds, messages and checkpoints of a run. Use `begin` or `take_up` to make one.
 
     Args:
         run: The run folder.
-        rounds: Mark from which the journal of rounds continues; None for a new journal.
-        ledger: Mark from which the journal of messages continues; None for a new journal.
+        rounds: Mark from which the journal of rounds continues; None to begin a new journal.
+        ledger: Mark from which the journal of messages continues; None to begin a new journal.
     """
 
     def __init__(self, run: Path, rounds: Mark | None = None, ledger: Mark | None = None) -> None:
         self._folder = run / FOLDER
         self._rounds = Journal(run / ROUNDS, rounds)
         self._ledger = Journal(self._folder / LEDGER, ledger, mode=PRIVATE)
-        self._places: dict[int, int] = {}  # by client: the round of the file that holds its state
-        self._kept: dict[int, set[int]] = {}  # by checkpoint: the rounds of the files it needs
-        self._written: dict[int, object] = {}  # by client: its state as it is on the disk
+        self._places: dict[int, int] = {}  # by client: the round of the file with its state
+        self._kept: dict[int, set[int]] = {}  # by checkpoint: the rounds of its clients' files
+        self._written: dict[int, object] = {}  # by client: the state that is on the disk
         self._noted = 0  # number of messages in the journal
 
     @classmethod
     def begin(cls, run: Path) -> Self:
-        """Begins a new logbook, and removes an earlier one in this folder."""
+        """Returns a new, empty logbook, and removes an earlier logbook from the run folder."""
         shutil.rmtree(run / FOLDER, ignore_errors=True)
         make_private_folder(run / FOLDER)
         return cls(run)
 
     @classmethod
     def take_up(cls, run: Path) -> tuple[Self, Checkpoint] | None:
-        """Resumes a run from its newest undamaged checkpoint, and cuts off what came later.
+        """Reads the newest undamaged checkpoint of a run, and removes later lines of the journals.
 
         Returns:
             The logbook and the checkpoint, or None if there is no checkpoint yet.
@@ -121,7 +123,11 @@ class Logbook:
 
     @classmethod
     def _take_up(cls, run: Path, server_round: int) -> tuple[Self, Checkpoint]:
-        """Resumes a run from the checkpoint of one round."""
+        """Returns the logbook and the checkpoint of one round; see `take_up`.
+
+        Raises:
+            DamagedFileError: If the checkpoint is damaged or was written by another version.
+        """
         path, folder = _server_file(run / FOLDER, server_round), run / FOLDER
         try:
             state = _read(path, server_round)
@@ -139,7 +145,9 @@ class Logbook:
                 lines=book._rounds.lines(),
             )
         except (AttributeError, LookupError, TypeError) as error:
-            raise DamagedFileError(path, f"is no checkpoint of this version ({error!r})") from None
+            raise DamagedFileError(
+                path, f"is not a checkpoint of this version ({error!r})"
+            ) from None
 
     def note_round(self, line: Mapping[str, Any]) -> None:
         """Appends a line to `rounds.jsonl`."""
@@ -153,14 +161,14 @@ class Logbook:
         clients: Mapping[int, object],
         tree_of: Callable[[Any], Tree],
     ) -> None:
-        """Writes a checkpoint unless it exists already, and removes files no longer needed.
+        """Writes a checkpoint if there is none for this round, and removes files not needed now.
 
         Args:
-            server_round: Round after which the checkpoint is taken.
+            server_round: Number of the round that has just ended.
             server: State of the server.
-            messages: All messages so far.
-            clients: State of each client. A state that has changed must be another object than at
-                the last call.
+            messages: All messages of the run up to this round.
+            clients: State of each client, by client. A state that has changed since the last call
+                must be a new object.
             tree_of: Function that turns a client's state into a tree. Empty trees are not stored.
         """
         if server_round in self._kept:
@@ -188,7 +196,7 @@ class Logbook:
         remove(self._folder.parent)
 
     def _tidy(self) -> None:
-        """Removes all but the newest checkpoints, and the clients' files that these do not use."""
+        """Removes old checkpoints, and clients' files that the newest checkpoints do not use."""
         self._kept = {number: self._kept[number] for number in sorted(self._kept)[-KEPT:]}
         needed = {_server_file(self._folder, number) for number in self._kept}
         needed |= {_clients_file(self._folder, p) for kept in self._kept.values() for p in kept}
@@ -198,31 +206,33 @@ class Logbook:
 
 
 def _server_file(folder: Path, server_round: int) -> Path:
+    """Returns the path of the file with the server's state after a round."""
     return folder / f"round-{server_round:06d}.safetensors"
 
 
 def _clients_file(folder: Path, server_round: int) -> Path:
+    """Returns the path of the file with the clients' states that the checkpoint of a round adds."""
     return folder / f"clients-{server_round:06d}.safetensors"
 
 
 def _rounds_in(folder: Path) -> list[int]:
-    """Returns the rounds after which there are checkpoints."""
+    """Returns the numbers of the rounds for which a folder contains checkpoints."""
     names = (SERVER_FILE.fullmatch(path.name) for path in folder.glob("round-*"))
     return [int(name[1]) for name in names if name]
 
 
 def _write(path: Path, server_round: int, tree: Tree) -> None:
-    """Writes a tree with the number of its round to a checksummed file."""
+    """Writes a tree and the number of its round to a file with a checksum."""
     tensors, plain = flatten(tree)
     metadata = {CONTENT: json.dumps(plain), ROUND: str(server_round)}
     write_sealed(path, tensors, metadata)
 
 
 def _read(path: Path, server_round: int) -> Any:
-    """Returns the tree of a file, whose content must be of the given round.
+    """Returns the tree in a file, which must belong to the given round.
 
     Raises:
-        DamagedFileError: If the file is damaged or holds another round.
+        DamagedFileError: If the file is damaged or belongs to another round.
     """
     tensors, metadata = read_sealed(path)
     if metadata.get(ROUND) != str(server_round):
@@ -231,6 +241,6 @@ def _read(path: Path, server_round: int) -> Any:
 
 
 def _entry(values: list[Any]) -> Entry:
-    """Returns a line of the journal as a message of the ledger."""
+    """Returns the message of the ledger that a line of the journal describes."""
     names = [field.name for field in dataclasses.fields(Entry)]
     return Entry(**dict(zip(names, values, strict=True)))

@@ -1,7 +1,7 @@
-"""The command line: its flags, its help, its commands, and how mistakes are answered.
+"""The command line of `simulate.py`: flags, help pages, commands and error messages.
 
-`simulate.py` calls `main`. Everything heavy (torch, timm, Flower, Ray) is imported inside the
-commands that need it, so that help and mistakes are answered at once.
+`simulate.py` calls `main`. The slow imports (torch, timm, Flower, Ray) are done inside the commands
+that need them. So the help and the error messages appear at once.
 """
 
 from fl_vitlora.command_line.program import main

@@ -1,4 +1,4 @@
-"""What was asked for: flags, `--set` and a file become an experiment or a comparison."""
+"""Reads the experiment or the comparison that the flags, `--set` and a file describe."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fl_vitlora.errors import UserError
 
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
-    """Reads one experiment: flags override the file, and `--set` overrides flags."""
+    """Returns the settings of one experiment. Flags override the file; `--set` overrides flags."""
     return config.load(arguments.config, read_overrides(arguments))
 
 
 def read_comparison(arguments: argparse.Namespace) -> Grid | None:
-    """Reads a comparison, or returns None if neither flags nor the file ask for one."""
+    """Returns the comparison that the flags or the file describe, or None if there is none."""
     tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
     if arguments.compare:
         import strategies
@@ -31,7 +31,7 @@ def read_comparison(arguments: argparse.Namespace) -> Grid | None:
 
 
 def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:
-    """Reads the strategy that `--check-strategy` names, with its parameters."""
+    """Returns the name and the parameters of the strategy that `--check-strategy` names."""
     overrides, name = read_overrides(arguments), arguments.check_strategy
     for path in {"strategy", "strategy.name"} & overrides.keys():
         raise UserError(
@@ -42,7 +42,7 @@ def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:
 
 
 def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Collects what flags and `--set` say; `--set` overrides flags."""
+    """Returns the settings that flags and `--set` give, by dotted path. `--set` overrides flags."""
     given = vars(arguments)
     if given["seed"] is not None and is_several(given["seed"]):
         raise UserError(f"--seed {given['seed']} names several seeds: --seeds {given['seed']}")
@@ -60,7 +60,10 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def confirmed_by(arguments: argparse.Namespace) -> frozenset[str]:
-    """Returns all values that were typed. Typing the name of code or a cluster confirms it."""
+    """Returns all values that the user typed on the command line.
+
+    The names of code and of clusters among them are confirmed, because the user typed them.
+    """
     typed = [read_overrides(arguments), read_words(arguments.compare or ())]
     named = [arguments.trust_strategy or (), arguments.check_strategy]
     return frozenset(confirmation.texts_in([*typed, *named]))

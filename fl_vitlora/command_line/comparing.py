@@ -1,4 +1,4 @@
-"""Runs a comparison of several experiments and shows it on the terminal."""
+"""The command that runs a comparison of several experiments and shows it on the terminal."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
     Args:
         grid: The experiments that are compared.
         confirmed: The names of code and clusters that the user typed.
-        verbose: Whether the messages of Flower and Ray are shown.
+        verbose: True to show the messages of Flower and Ray.
 
     Raises:
+        KeyboardInterrupt: If the user interrupts the comparison within a round.
         SystemExit: If the comparison was ended early, if a run failed, or if no cell could run.
         UserError: If an experiment cannot be run.
     """
@@ -38,7 +39,7 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
     if not verbose:
         silence()
     folder = Path(grid.out) if grid.out else comparison.default_folder()
-    again = f"the same command with --out {shlex.quote(str(folder))} goes on"
+    again = f"the same command with --out {shlex.quote(str(folder))} continues the comparison"
     try:
         records = _run_all(grid, folder, confirmed, verbose=verbose)
     except PausedError as pause:
@@ -53,7 +54,7 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
 
 
 def _run_all(grid: Grid, folder: Path, confirmed: frozenset[str], *, verbose: bool) -> list[Record]:
-    """Runs every experiment and shows each when it has ended."""
+    """Runs all experiments, shows each finished run, and returns a record of each run."""
     import strategies
     from fl_vitlora.experiment import comparison
     from fl_vitlora.reporting.comparison_tables import describe

@@ -1,4 +1,4 @@
-"""Commands that test a user's own file against the rules of its contract."""
+"""Commands that test a user's own code against the rules of its contract."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fl_vitlora.command_line.exits import RULE_BROKEN
 from fl_vitlora.config import confirmation
 
 CHECKS = ("check_strategy", "check_method", "check_predictor", "check_observer")
-"""The flags of the checks, as the parsed command line names them."""
+"""The names of the check flags among the parsed arguments."""
 
 
 def check_contract(arguments: argparse.Namespace) -> None:
-    """Tests what a flag names: a strategy, a fine-tuning method, a predictor or an observer."""
+    """Tests the strategy, fine-tuning method, predictor or observer that a check flag names."""
     if arguments.check_method is not None:
         check_method(arguments)
     elif arguments.check_predictor is not None:
@@ -29,10 +29,10 @@ def check_contract(arguments: argparse.Namespace) -> None:
 
 
 def check_method(arguments: argparse.Namespace) -> None:
-    """Tests a fine-tuning method against every rule of the contract and prints the findings.
+    """Tests a fine-tuning method against every rule of its contract and prints the findings.
 
     Args:
-        arguments: The command line.
+        arguments: The parsed command line.
 
     Raises:
         SystemExit: If a rule is broken.
@@ -53,7 +53,8 @@ def check_predictor(name: str) -> None:
     """Tests a predictor against its contract and prints the finding.
 
     Args:
-        name: A name of the table, the path of a Python file, or ``package.module:Class``.
+        name: A name in the table `PREDICTORS`, the path of a Python file, or
+            ``package.module:Class``.
 
     Raises:
         SystemExit: If a rule is broken.
@@ -90,7 +91,16 @@ def check_observer(name: str) -> None:
 
 
 def _report(kind: type[Any], rule: str, check: Callable[[], None]) -> None:
-    """Runs a check that raises an `AssertionError` at the first broken rule, and prints it."""
+    """Runs a check and prints whether its rule is kept.
+
+    Args:
+        kind: The class that is checked.
+        rule: The rule, as the end of a sentence about the class.
+        check: A function that raises an `AssertionError` if the rule is broken.
+
+    Raises:
+        SystemExit: If the rule is broken.
+    """
     from fl_vitlora.reporting.findings import print_findings
     from fl_vitlora.testing import Finding
 
@@ -107,12 +117,12 @@ def _report(kind: type[Any], rule: str, check: Callable[[], None]) -> None:
 def check_strategy(
     chosen: config.StrategyConfig, confirmed: frozenset[str], *, verbose: bool
 ) -> None:
-    """Tests a strategy against every rule of the contract and prints the findings.
+    """Tests a strategy against every rule of its contract and prints the findings.
 
     Args:
-        chosen: The name of the strategy, and its parameters.
+        chosen: The name and the parameters of the strategy.
         confirmed: The names of code that the user typed.
-        verbose: Whether the messages of Flower and Ray are shown.
+        verbose: True to show the messages of Flower and Ray.
 
     Raises:
         SystemExit: If a rule is broken.

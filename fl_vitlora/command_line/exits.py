@@ -1,21 +1,21 @@
-"""How the program ends: one line on the standard error, and an exit code that says why."""
+"""The end of the program after an error: one line on standard error, and an exit code."""
 
 from __future__ import annotations
 
 import sys
 from typing import NoReturn
 
-LONGEST_LINE = 1000  # characters of an error message
+LONGEST_LINE = 1000  # the largest number of characters of an error message
 USER_MISTAKE, RUN_FAILED, RULE_BROKEN, INTERRUPTED = 2, 1, 1, 130
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Prints the message as one line and ends the program.
+    """Prints an error message as one line and ends the program.
 
     Args:
-        message: What went wrong. Line breaks become spaces; characters that cannot be printed are
-            escaped; a message that is too long is shortened in the middle.
-        code: The exit code.
+        message: A description of the error. Line breaks become spaces, and characters that cannot
+            be printed are escaped. A message that is too long is shortened in the middle.
+        code: The exit code of the program.
 
     Raises:
         SystemExit: Always.

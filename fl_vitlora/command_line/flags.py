@@ -1,4 +1,4 @@
-"""The tables of flags: those that set one setting each, and all others."""
+"""Two tables of flags: flags that set one setting each, and all other flags."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 
 def place(text: str) -> Path:
-    """Reads a path of the command line; a shell leaves the ``~`` of ``--resume=~/run`` as it is."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - as a shell, where no home is known
+    """Returns a path of the command line, with ``~`` replaced by the home folder.
+
+    A shell does not replace the ``~`` in ``--resume=~/run``.
+    """
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - keeps ~ if no home is known
 
 
 class SettingFlag(NamedTuple):
@@ -18,8 +21,8 @@ class SettingFlag(NamedTuple):
 
     Attributes:
         path: The dotted path of the setting.
-        value: The word that stands for the value in the help: its unit or its kind. It is empty for
-            a switch, which sets its setting to true.
+        value: The word that stands for the value in the help: its unit or its kind. The word is
+            empty for a switch, which sets its setting to true.
         explanation: What the flag does, with the default in brackets at the end.
     """
 
@@ -32,9 +35,9 @@ class OtherFlag(NamedTuple):
     """A flag that does not stand for one setting.
 
     Attributes:
-        value: The word that stands for the value in the help; empty if the flag takes none.
+        value: The word that stands for the value in the help; empty if the flag takes no value.
         explanation: What the flag does, in one line.
-        options: What `argparse` needs to know to read the flag.
+        options: The arguments of `ArgumentParser.add_argument` for this flag.
         more: Further sentences for `--help-all`.
     """
 
@@ -106,7 +109,7 @@ FLAGS = {
     ),
 }
 
-TEXTS = {  # settings whose value is taken as it is typed, and not read as YAML
+TEXTS = {  # settings whose value is used exactly as the user typed it, and is not read as YAML
     "strategy.name",
     "data.name",
     "model.name",
@@ -191,7 +194,7 @@ OTHER_FLAGS = {
     "--verbose": OtherFlag("", "Show the messages of Flower and Ray", {"action": "store_true"}),
 }
 
-# The flags on the screen of --help, in this order; --help-all shows all of them.
+# The flags that --help shows, in this order. --help-all shows all flags.
 COMMON = (
     "--clients",
     "--rounds",

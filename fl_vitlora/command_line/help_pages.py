@@ -14,7 +14,7 @@ from fl_vitlora.config import settings
 
 WHOLE = "The experiment as a whole."
 FLAG_COLUMN = 24  # width of the flags on the first page
-FOLDED = 74  # width of a folded text on the second page
+FOLDED = 74  # width of a wrapped text on the second page
 SCREEN = 80  # width of the first page
 WHOLE_WORDS: Mapping[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
@@ -101,7 +101,7 @@ def every_setting() -> str:
 
 
 def _explained_flags() -> Iterator[str]:
-    """Yields the lines of the flags that are no settings, and a blank line."""
+    """Yields the lines about the flags that do not stand for one setting, and a blank line."""
     yield from ("  --help", "      Show the common flags on one screen.")
     yield from ("  --help-all", "      Show every flag and every setting.")
     yield from ("  --version", "      Show the version of this program.")
@@ -112,7 +112,7 @@ def _explained_flags() -> Iterator[str]:
 
 
 def _explained_settings() -> Iterator[str]:
-    """Yields the lines of all settings, grouped by the part of the experiment they belong to."""
+    """Yields the lines about all settings, grouped by the section of the configuration."""
     ranges, flags = dict(intervals(config.Config)), {e.path: flag for flag, e in FLAGS.items()}
     titles, group = {"": WHOLE, **dict(_titles(config.Config))}, None
     for path, default, explanation in settings.explanations(config.Config):
@@ -126,21 +126,21 @@ def _explained_settings() -> Iterator[str]:
 
 
 def _folded(text: str) -> Iterable[str]:
-    """Folds a text into indented lines."""
+    """Returns a text as indented lines of limited width."""
     return (f"      {line}" for line in textwrap.wrap(text, FOLDED, **WHOLE_WORDS))
 
 
 def plain(value: Any) -> str:
-    """Writes a default as one would write it behind `--set`."""
+    """Returns a default value as a user writes it after the = of ``--set PATH=VALUE``."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def intervals(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (dotted path, range) of every setting that has a range.
+    """Yields the pair (dotted path, range) of every setting that has a range.
 
     Args:
         kind: A dataclass of settings.
-        path: The dotted path of the dataclass, with a dot at its end, or nothing.
+        path: The dotted path of the dataclass, with a dot at its end; empty for the root.
 
     Example:
         >>> dict(intervals(config.Config))["training.epochs"]
@@ -155,7 +155,7 @@ def intervals(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _titles(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (dotted path, first line of the docstring) of every group of settings."""
+    """Yields the pair (dotted path, first line of the docstring) of every group of settings."""
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         hint = hints[item.name]

@@ -1,4 +1,4 @@
-"""The parser of the command line; a wrong flag is answered with the nearest right one."""
+"""The parser of the command line. For an unknown flag it suggests the most similar flag."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fl_vitlora.errors.abbreviations import flags_meant, meant
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a mistake in one line that names the nearest right flag."""
+    """A parser that reports a mistake in one line and suggests a valid flag."""
 
     def format_help(self) -> str:
-        """Returns the help that fits one screen."""
+        """Returns the help page that fits one screen."""
         return one_screen()
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with exit code 2."""
+        """Prints the message of argparse with a suggestion, and ends the program with code 2."""
         words = message.removeprefix("unrecognized arguments: ").split()
         if not words:
             fail(f"{message}'' (see --help)", USER_MISTAKE)
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}{hint} (see --help)", USER_MISTAKE)
 
     def _nearest(self, wrong: str) -> list[str]:
-        """Finds the flags that may have been meant, or the settings that have no flag."""
+        """Returns the flags, or the settings without a flag, that the user may have meant."""
         flag_of = {entry.path: flag for flag, entry in FLAGS.items()}
         paths = meant(wrong.lstrip("-"), config.paths())
         found = [flag_of.get(path) or f"--set {path}=VALUE" for path in paths]
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _PrintEverySetting(argparse.Action):
-    """Prints every flag and every setting, and ends the program."""
+    """The action of `--help-all`: prints every flag and every setting, and ends the program."""
 
     def __call__(
         self,
@@ -57,7 +57,7 @@ class _PrintEverySetting(argparse.Action):
 
 
 def make_parser() -> Parser:
-    """Describes the command line."""
+    """Returns a parser that knows all flags of the command line."""
     parser = Parser(prog="simulate.py", allow_abbrev=False)
     for flag, entry in FLAGS.items():
         switch: dict[str, Any] = {"action": "store_const", "const": "true"}

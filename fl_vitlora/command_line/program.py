@@ -1,4 +1,4 @@
-"""The program: reads the command line, starts what was asked for, and reports every error."""
+"""The main function: reads the command line, starts a command, and reports every error."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from fl_vitlora.reporting.output import outlive_readers
 
 
 def main(argv: Sequence[str] | None = None, started: float | None = None) -> None:
-    """Runs the program; an error becomes one line and an exit code.
+    """Runs the program. An error is shown as one line and sets the exit code.
 
     Args:
-        argv: The words of the command line. Default: those of this process.
-        started: When the program started, in seconds of `time.perf_counter`. Default: now.
+        argv: The words of the command line. By default, the words of this process are used.
+        started: The time at which the program started, in seconds of `time.perf_counter`. By
+            default, the current time.
 
     Raises:
-        SystemExit: If the program ends with another exit code than 0.
+        SystemExit: If the program ends with an exit code other than 0.
     """
     started = time.perf_counter() if started is None else started
     outlive_readers()
@@ -42,17 +43,17 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> Non
         if arguments.verbose:
             raise
         fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
-    except OSError as error:  # a place that the user named, or the disk
+    except OSError as error:  # a path from the user is wrong, or the disk fails
         if arguments.verbose or error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror} (more with --verbose)", USER_MISTAKE)
     except KeyboardInterrupt as stop:
         print(f"simulate.py: interrupted{stop}", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # a thread of Flower may wait for ever for a Ray that has ended
+        os._exit(INTERRUPTED)  # a thread of Flower may wait for ever after Ray has ended
 
 
 def start(arguments: argparse.Namespace, started: float) -> None:
-    """Starts the command that the flags name; without one it runs an experiment."""
+    """Starts the command that the flags name. If they name no command, runs an experiment."""
     if any(getattr(arguments, name) is not None for name in CHECKS):
         check_contract(arguments)
         return
@@ -74,7 +75,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
     """Refuses pairs of flags that name two different commands.
 
     Args:
-        given: The value of each flag, by its name without dashes.
+        given: The value of each flag, by the name of the flag without dashes.
 
     Raises:
         SystemExit: If two flags exclude each other.
@@ -83,7 +84,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
         **dict.fromkeys(CHECKS, "runs nothing"),
         "rotate_key": "runs nothing",
         "storage_keys": "runs nothing",
-        "resume": "goes on with one run",
+        "resume": "continues one run",
     }
     beside = ("compare", "seeds", "rotate_key", "storage_keys", "resume")
     for one, reason in reasons.items():

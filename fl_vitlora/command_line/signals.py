@@ -1,4 +1,4 @@
-"""Signals that end a run: the first one ends it after its round, the next one at once."""
+"""Signals that end a run: the first signal ends it after the current round, the second at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
     Python sets handlers in the main thread only. In another thread nothing is changed.
 
     Args:
-        watch: What the run reports to. Its `pause` is set by the first signal.
+        watch: The callbacks of the run. The first signal sets the event `watch.pause`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,7 +30,7 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
         if watch.pause.is_set() or not watch.training.is_set():
             raise KeyboardInterrupt
         watch.pause.set()
-        watch.announce("ending after this round; once more to end at once")
+        watch.announce("ending after this round; a second signal ends the run at once")
 
     before = {number: signal.signal(number, heed) for number in heeded_signals()}
     try:
@@ -41,7 +41,11 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
 
 
 def heeded_signals() -> Iterator[signal.Signals]:
-    """Yields Ctrl-C, SIGTERM and, unless `nohup` ignores it, the end of the terminal."""
+    """Yields the signals that end a run: SIGINT (Ctrl-C), SIGTERM and SIGHUP.
+
+    SIGHUP is sent when the terminal closes. It is left out if the program ignores it, as after
+    `nohup`.
+    """
     yield from (signal.SIGINT, signal.SIGTERM)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         yield signal.SIGHUP

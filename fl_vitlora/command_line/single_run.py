@@ -1,4 +1,4 @@
-"""Runs one experiment and shows it on the terminal; continues one that was interrupted."""
+"""Commands that run one experiment, or continue an interrupted one, and show it on the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_vitlora.command_line.watching import watch_on
 from fl_vitlora.config import confirmation
 from fl_vitlora.errors import UserError
 
-MAY_CHANGE = (  # settings of a continued run that change no bit of it; files may have moved
+MAY_CHANGE = (  # settings that may change when a run continues: they do not change its result
     "encryption.key_file",
     "model.weights",
     "engine.workers",
@@ -39,14 +39,15 @@ def run(
     Args:
         experiment: The experiment.
         confirmed: The names of code and clusters that the user typed.
-        started: When the program started, in seconds of `time.perf_counter`.
-        resume: Whether the run folder holds a run that is continued.
-        verbose: Whether the messages of Flower and Ray are shown.
+        started: The time at which the program started, in seconds of `time.perf_counter`.
+        resume: True to continue the run in the run folder.
+        verbose: True to show the messages of Flower and Ray.
 
     Raises:
-        RuntimeError: If the run fails; the message says how to continue it.
-        KeyboardInterrupt: If it is interrupted within a round; likewise.
-        SystemExit: If it was ended after a round.
+        RuntimeError: If the run fails. The message says how to continue the run.
+        KeyboardInterrupt: If the user interrupts the run within a round. The message says how to
+            continue the run.
+        SystemExit: If the user ended the run after a round.
         UserError: If the experiment cannot be run.
     """
     confirmation.check_confirmed(experiment, confirmed)
@@ -77,24 +78,24 @@ def run(
 
 
 def how_to_go_on(experiment: config.Config) -> str:
-    """Returns the command that continues a run, or says that nothing was begun."""
+    """Returns a sentence with the command that continues a run, or says that no run was started."""
     from fl_vitlora.reporting.run_folder import CONFIG
 
     begun = (Path(str(experiment.out)) / CONFIG).exists()
     folder, flags = shlex.quote(str(experiment.out)), confirmation.flags_for(experiment)
     command = f"python simulate.py --resume {folder}{flags}"
-    return f"{command} goes on" if begun else "nothing was begun"
+    return f"{command} continues the run" if begun else "no run was started"
 
 
 def resume(arguments: argparse.Namespace, started: float) -> None:
-    """Continues the run that `--resume` names; a finished run is shown instead.
+    """Continues the run that `--resume` names. If the run is finished, prints its result instead.
 
     Args:
-        arguments: The command line.
-        started: When the program started, in seconds of `time.perf_counter`.
+        arguments: The parsed command line.
+        started: The time at which the program started, in seconds of `time.perf_counter`.
 
     Raises:
-        UserError: If settings are given that differ from those of the run.
+        UserError: If the command line changes a setting that must stay as it was in the run.
     """
     from fl_vitlora.checkpoints.logbook import remove as remove_checkpoints
     from fl_vitlora.reporting.result_table import print_result
@@ -118,7 +119,7 @@ def resume(arguments: argparse.Namespace, started: float) -> None:
 
 
 def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Config:
-    """Returns the experiment of the run folder with what the command line says over it."""
+    """Returns the experiment of the run folder, changed by the settings of the command line."""
     overrides = read_overrides(arguments) | {"out": str(arguments.resume)}
     if arguments.config:
         return config.load(arguments.config, overrides)
@@ -128,7 +129,7 @@ def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Co
 def _check_same(
     folder: Path, begun: config.Config, asked: config.Config, *, finished: bool
 ) -> None:
-    """Refuses settings that would make another run of this one."""
+    """Raises an error if a setting was changed that would change the result of the run."""
     differences = "; ".join(
         f"{path} is {was} there, not {now}"
         for path, (was, now) in config.differences(begun, asked).items()
@@ -141,6 +142,6 @@ def _check_same(
         )
     if differences:
         raise UserError(
-            f"--resume {folder}: {differences}; a run goes on as it was begun (what may change: "
-            f"{', '.join(MAY_CHANGE)})"
+            f"--resume {folder}: {differences}; a run continues with its own settings "
+            f"(these may change: {', '.join(MAY_CHANGE)})"
         )

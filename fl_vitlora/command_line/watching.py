@@ -1,4 +1,4 @@
-"""Connects a run, or the runs of a comparison, with what the terminal shows of them."""
+"""Connects a run, or the runs of a comparison, with the progress display on the terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def watch_on(display: RunDisplay | ComparisonDisplay, *, verbose: bool) -> Watch:
-    """Returns the callbacks of a run that show it on a display.
+    """Returns callbacks that show the progress of a run on a display.
 
     Args:
-        display: What shows the run.
-        verbose: Whether the messages of Flower and Ray are shown.
+        display: The progress display.
+        verbose: True to show the messages of Flower and Ray.
     """
     from fl_vitlora.experiment.watching import Watch
 

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for a user's mistake, `UserError`, and functions that write its message."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LONGEST_SHOWN = 80
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for; its message is one line that tells how to mend it."""
+    """An error that the user can correct. The message is one line that says how to correct it."""
 
 
 def shown(value: object) -> str:
-    """Writes a value as Python does, cut short where it is long, deep or in a circle.
+    """Returns the text with which Python shows a value, shortened if the value is long or nested.
 
     Example:
         >>> shown([1, "two"]), shown([0] * 1000)
@@ -33,13 +33,13 @@ def shown(value: object) -> str:
 def unknown(
     what: str, given: object, choices: Iterable[str], elsewhere: Iterable[str] = ()
 ) -> UserError:
-    """Says that a name is not known, what there is, and which of it comes nearest.
+    """Returns an error for an unknown name, with the valid names and the most similar of them.
 
     Args:
-        what: The thing that was named, for example ``"strategy"``.
-        given: The value that the user wrote.
+        what: The kind of thing that the user named, for example ``"strategy"``.
+        given: The name that the user wrote.
         choices: All valid names.
-        elsewhere: Names that are valid in another place, and may be what was meant.
+        elsewhere: Names that are valid in another place. The user may have meant one of them.
 
     Returns:
         The error to raise.
@@ -64,7 +64,7 @@ def unknown(
 
 
 def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """Finds names that are spelt alike, whatever their case; the closest is the first."""
+    """Returns the names with a similar spelling, the most similar first. Case is ignored."""
     lower = {name.lower(): name for name in names}
     found = difflib.get_close_matches(given[:LONGEST_SHOWN].lower(), lower, n=5, cutoff=cutoff)
     return [lower[name] for name in found]
@@ -72,7 +72,15 @@ def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
 
 @contextlib.contextmanager
 def blame(strategy: object, server_round: int) -> Iterator[None]:
-    """Turns what a strategy's own code raises into one line that names its place."""
+    """Turns an error in a strategy's own code into one line with the file and line of the error.
+
+    Args:
+        strategy: The strategy whose code runs inside the block.
+        server_round: The number of the current round.
+
+    Raises:
+        UserError: If the code inside the block raises an exception.
+    """
     try:
         yield
     except UserError:

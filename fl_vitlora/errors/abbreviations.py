@@ -1,14 +1,14 @@
-"""What other programs and papers call a setting, or one of its values.
+"""The names that other programs and papers use for settings, flags and values of this project.
 
-Somebody who writes `lr`, `--batch-size` or `num_clients` means a setting of this project under
-another name. Nothing is set by such a name: it is refused, and the answer names the setting.
+For example, `lr`, `--batch-size` and `num_clients` are names that other programs use. This project
+does not accept such a name. The error message suggests the project's own name instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-# A setting, by its dotted path or the end of it, and its other names.
+# The other names of each setting. A key is the dotted path of a setting.
 SETTINGS: Mapping[str, str] = {
     "training.learning_rate": "lr learn_rate learningrate client_lr local_lr base_lr max_lr "
     "peak_lr init_lr eta step_size",
@@ -75,7 +75,7 @@ SETTINGS: Mapping[str, str] = {
     "evaluation.by": "evaluate eval evaluation_by",
 }
 
-# A flag without a setting, and its other names.
+# The other names of each flag that does not stand for one setting.
 FLAGS: Mapping[str, str] = {
     "--config": "cfg conf config_file yaml file c",
     "--resume": "continue restart resume_from resume_from_checkpoint load",
@@ -86,7 +86,7 @@ FLAGS: Mapping[str, str] = {
     "--help": "usage info list_settings",
 }
 
-# A value of a setting, and its other names.
+# The other names of values of settings.
 VALUES: Mapping[str, str] = {
     "cuda": "gpu nvidia cuda:0 gpu:0",
     "dirichlet": "non-iid noniid non_iid dir",
@@ -98,14 +98,15 @@ VALUES: Mapping[str, str] = {
 
 
 def meant(given: object, names: Iterable[str]) -> list[str]:
-    """Finds the names that somebody may have meant by another one.
+    """Returns the valid names that the user may have meant by an unknown name.
 
     Args:
-        given: The text that was written: the path of a setting, the end of one, or a value.
-        names: The names that exist.
+        given: The text that the user wrote: the path of a setting, the end of a path, or a value.
+        names: The valid names.
 
     Returns:
-        The names that have the same end, or that are called so elsewhere.
+        The valid names whose last part equals the last part of `given`, and those for which other
+        programs use that name.
 
     Example:
         >>> meant("lr", ["training.learning_rate", "training.epochs"])
@@ -123,7 +124,9 @@ def meant(given: object, names: Iterable[str]) -> list[str]:
 
 
 def flags_meant(given: str) -> list[str]:
-    """Finds the flags without a setting that somebody may have meant by another name.
+    """Returns the flags that the user may have meant by an unknown flag.
+
+    Only flags that do not stand for one setting are returned; `meant` finds the others.
 
     Example:
         >>> flags_meant("--resume-from")
@@ -133,9 +136,10 @@ def flags_meant(given: str) -> list[str]:
 
 
 def _called(wanted: str, table: Mapping[str, str]) -> list[str]:
+    """Returns the keys of a table whose other names include a name."""
     return [name for name, others in table.items() if wanted in map(_plain, others.split())]
 
 
 def _plain(name: str) -> str:
-    """Writes a name without case, and with one sign between its words."""
+    """Returns a name in lower case, with underscores in place of hyphens."""
     return name.lower().replace("-", "_")

@@ -1,7 +1,7 @@
 """The classifier of a timm model with all its heads, found through the model's own methods.
 
-A distilled DeiT has two heads and averages their outputs. If one of them stayed random, every
-prediction would be wrong.
+A distilled DeiT has two heads and averages their outputs. If one of the heads stayed random, the
+predictions would be wrong.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import nn
 
 from fl_vitlora.errors import UserError
 
-AUXILIARY = ("head_dist", "aux_head")  # heads that `get_classifier` of some models leaves out
+AUXILIARY = ("head_dist", "aux_head")  # heads that the `get_classifier` of some models leaves out
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
-    """Returns the modules of a model's classifier; an empty list for a model without one."""
+    """Returns the modules of a model's classifier, or an empty list if there is no classifier."""
     get = getattr(model, "get_classifier", None)
     found: Any = get() if callable(get) else None
     heads = list(found) if isinstance(found, tuple | list) else [found]
@@ -36,7 +36,7 @@ def replace_heads(model: nn.Module, classes: int) -> None:
     """Replaces the heads by heads of zeros, so that at first all classes are equally likely.
 
     Raises:
-        UserError: If the model has no classifier, or one without a linear layer.
+        UserError: If the model has no classifier, or its classifier has no linear layer.
     """
     reset = getattr(model, "reset_classifier", None)
     if not callable(reset):
@@ -47,19 +47,19 @@ def replace_heads(model: nn.Module, classes: int) -> None:
         if last is None:
             raise UserError(
                 f"{type(model).__name__} has a classifier without a linear layer of {classes} "
-                "outputs; take a plain ViT, for example vit_base_patch16_224"
+                "outputs; use a plain ViT, for example vit_base_patch16_224"
             )
         for parameter in last.parameters(recurse=False):
             nn.init.zeros_(parameter)
 
 
 def _last_layer(modules: Iterable[nn.Module], classes: int) -> nn.Linear | None:
-    """Returns the last linear layer with an output for each class."""
+    """Returns the last linear layer with one output for each class, or None if there is none."""
     linear = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == classes]
     return linear[-1] if linear else None
 
 
 def outputs_of(model: nn.Module) -> int:
-    """Returns the number of classes of a model's classifier."""
+    """Returns the number of classes of a model's classifier, or 0 if there is no linear layer."""
     layers = [m for h in heads_of(model) for m in h.modules() if isinstance(m, nn.Linear)]
     return layers[-1].out_features if layers else 0

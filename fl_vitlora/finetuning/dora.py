@@ -1,10 +1,12 @@
-"""DoRA: splits a weight into a trained length of each row and a direction that LoRA changes.
+"""DoRA: splits a weight into a length and a direction of each row.
+
+The lengths are trained directly, and LoRA changes the directions:
 
     W' = m · (W + s·B·A) / ‖W + s·B·A‖,    m = ‖W‖ at the start,    s = α / r
 
-The norm is that of each row, which belongs to one output. The gradient treats the norm as a
-constant, as in the paper (section 4.3), which saves memory. At the start B = 0 and m = ‖W‖, so
-that W' = W.
+The norm is computed for each row of the matrix; a row belongs to one output. The gradient treats
+the norm as a constant, as in section 4.3 of the paper. This saves memory. At the start B = 0 and
+m = ‖W‖, so that W' = W.
 
 Source: Liu et al., arXiv 2402.09353. Here each adapted slice of a layer has magnitudes of its own.
 
@@ -30,7 +32,7 @@ MAGNITUDE = ".magnitude"
 
 
 class DoRAAdapter(Adapter):
-    """The pair and the magnitudes of one slice.
+    """The low-rank pair and the magnitudes of one slice.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -45,7 +47,7 @@ class DoRAAdapter(Adapter):
         self.magnitude = nn.Parameter(weight.detach().norm(dim=1))
 
     def directed(self, weight: Tensor, scale: float) -> Tensor:
-        """Returns W', (m, n).
+        """Returns the adapted weight W' of the slice, (m, n).
 
         Args:
             weight: The frozen weight W of the slice, (m, n).
@@ -60,11 +62,11 @@ class DoRAAdapter(Adapter):
 class DoRALinear(nn.Module):
     """A frozen linear layer with DoRA on slices of its outputs.
 
-    Like `LoRALinear`, it has no attribute ``weight``.
+    Like `LoRALinear`, this class has no attribute ``weight``.
 
     Args:
         base: The pre-trained layer.
-        slices: The start and the end of the outputs of each adapter, by its name.
+        slices: The first output and the end of the outputs of each adapter, by the adapter's name.
         rank: The rank r.
         alpha: The scale α.
     """
@@ -85,7 +87,7 @@ class DoRALinear(nn.Module):
         self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
 
     def adapted(self) -> Tensor:
-        """Returns the whole adapted weight, (outputs, n)."""
+        """Returns the adapted weight of the whole layer, (outputs, n)."""
         parts = list(torch.split(self.base.weight, self._cuts))
         for place, name in zip(self._places, self.slices, strict=True):
             directed: Callable[[Tensor, float], Tensor] = self.adapters[name].directed  # type: ignore[assignment]
@@ -93,27 +95,27 @@ class DoRALinear(nn.Module):
         return torch.cat(parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., n) to (..., outputs)."""
+        """Returns the outputs, (..., outputs), for the inputs x, (..., n)."""
         return F.linear(x, self.adapted(), self.base.bias)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Returns the linear layer that computes the same."""
+        """Returns the plain linear layer after its weight was replaced by the adapted weight."""
         self.base.weight.copy_(self.adapted())
         return self.base
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoRA(Part):
-    """DoRA in every block.
+    """The part of a fine-tuning method that adds DoRA to every block.
 
-    Its pairs are not `low_rank`, because their product is not added to the weight. Strategies that
-    merge products or factor them again would be wrong.
+    This part is not `low_rank`, because the product of a pair is not simply added to the weight.
+    Strategies that merge or factor such products would give wrong results.
 
     Attributes:
         rank: The rank r of the pairs.
         alpha: The scale α; the product is multiplied by α / r.
-        targets: The layers of a block that get a pair (`targets.LAYERS`).
+        targets: The names of the layers of a block that get a pair (`targets.LAYERS`).
     """
 
     rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
@@ -121,16 +123,16 @@ class DoRA(Part):
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Puts adapters on the target layers."""
+        """Adds a low-rank pair and magnitudes to each target layer."""
         targets.attach(model, self.targets, self.rank, self.alpha, layer=DoRALinear)
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of all A, B and magnitudes."""
+        """Returns the names of all matrices A and B, and of all magnitudes."""
         endings = (".lora_A", ".lora_B", MAGNITUDE)
         return [name for name, _ in model.named_parameters() if name.endswith(endings)]
 
     def group(self, name: str) -> str:
-        """Returns the group of LoRA's matrices for the magnitudes."""
+        """Returns the group of a trained tensor. The magnitudes belong to the group `lora`."""
         return LORA if name.endswith(MAGNITUDE) else super().group(name)
 
     def merge(self, model: nn.Module) -> None:

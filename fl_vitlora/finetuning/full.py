@@ -12,10 +12,10 @@ from fl_vitlora.finetuning.method import Part
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Part):
-    """Training of the whole model."""
+    """The part of a fine-tuning method that trains the whole model."""
 
     trains_patch_embedding = True
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of all tensors."""
+        """Returns the names of all tensors of the model."""
         return [name for name, _ in model.named_parameters()]

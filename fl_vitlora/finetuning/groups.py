@@ -1,9 +1,10 @@
-"""The groups of tensors: a group decides the learning rate, the codec and the bytes shown.
+"""The groups of tensors. The group of a tensor decides its learning rate and its codec.
 
-The name under which a tensor is exchanged determines its group. Most names do so by themselves:
-``patch_embed.proj.weight`` belongs to the patch embedding, ``….lora_A`` is a low-rank matrix. A
-part of a method may add tensors with new names. Such a tensor is exchanged under its group and its
-name, ``lora:blocks.0.attn.gate``. So client and server find the same group from the name alone.
+The bytes of a run are shown by group, too. The name under which a tensor is exchanged determines
+the group. For most tensors the name in the model is enough: ``patch_embed.proj.weight`` belongs to
+the patch embedding, and ``….lora_A`` is a low-rank matrix. A part of a method may add tensors with
+new names. Such a tensor is exchanged under a name with its group in front, for example
+``lora:blocks.0.attn.gate``. So client and server find the same group from the name alone.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def exchanged_name(path: str, group: str) -> str:
 
     Args:
         path: The name of the tensor in the model.
-        group: The group that the part of the method gives it, one of `GROUPS`.
+        group: The group that the part of the method gives the tensor, one of `GROUPS`.
 
     Raises:
         ValueError: If the group does not exist.
@@ -76,7 +77,7 @@ def exchanged_name(path: str, group: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """Returns the name in the model of a tensor that is exchanged under `name`.
+    """Returns the name that a tensor has in the model, for the `name` under which it is exchanged.
 
     Example:
         >>> path_of("lora:blocks.0.gate"), path_of("head.weight")

@@ -1,4 +1,7 @@
-"""Linear probing: the classifier alone is trained. Every method trains it; this adds nothing."""
+"""Linear probing: only the classifier is trained.
+
+Every method trains the classifier. So the part `head` adds nothing to a sum with other parts.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from fl_vitlora.finetuning.method import Part
 
 @dataclass(frozen=True, kw_only=True)
 class Head(Part):
-    """Training of the classifier."""
+    """The part of a fine-tuning method that trains the classifier."""
 
     stackable = True
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the tensors of all heads."""
+        """Returns the names of the tensors of all classifiers (heads) of the model."""
         return [name for name, _ in model.named_parameters() if group_of(name) == HEAD]

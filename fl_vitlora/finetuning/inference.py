@@ -1,8 +1,8 @@
-"""Faster layers of a model for inference, without training.
+"""Faster computation of a model's layers for inference, without training.
 
-An adapted layer becomes one product with W + s·B·A instead of three products and a join of slices.
-The sum is formed once for all batches. The fastest library computes the product
-(`finetuning.products`).
+An adapted layer then computes one product with the merged weight W + s·B·A, instead of three
+products that are joined. The merged weight is computed once for all batches. The fastest library
+computes the product (`finetuning.products`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from fl_vitlora.finetuning.products import Product, product_for
 
 @contextmanager
 def quick_layers(model: nn.Module) -> Iterator[None]:
-    """Makes a model compute faster inside a `with` block, the same up to rounding.
+    """Makes a model compute faster inside a `with` block. The outputs stay equal up to rounding.
 
-    The block must not need gradients. The tensors of the model do not change: its layers get
-    another `forward` and lose it at the end. Code that reads a layer's weight finds the same one.
+    The code in the block must not need gradients. Inside the block, the layers have another method
+    `forward`. The tensors of the model do not change, so code that reads a layer's weight finds the
+    same weight.
 
     Args:
         model: A model in float32, with or without adapters. Its trained tensors must not change
@@ -34,7 +35,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
             forward = _quick(layer)
             if forward is not None:
                 before.append((layer, vars(layer).get("forward")))
-                vars(layer)["forward"] = forward  # Python finds it before the method of the class
+                vars(layer)["forward"] = forward  # hides the method of the class
         yield
     finally:
         for layer, own in before:
@@ -45,7 +46,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _quick(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Returns the faster function of a layer; None for a layer of another kind."""
+    """Returns a faster function that computes a layer, or None if there is no faster function."""
     if isinstance(layer, LoRALinear):
         weight, bias = layer.merged_weight(), layer.base.bias
     elif type(layer) is nn.Linear:

@@ -1,8 +1,9 @@
 """LoRA: a frozen linear layer plus a trained low-rank product, W + s·B·A, s = α / r.
 
-timm fuses query, key and value into one `qkv` layer of 3D outputs. An adapter on the query alone
-adds to the first third of them, an adapter on the value alone to the last third. So one class
-serves every layer: each adapter has a name and a slice of the layer's outputs.
+timm computes query, key and value in one layer `qkv` with 3D outputs, where D is the width of the
+model. An adapter on the query adds to the first third of these outputs, and an adapter on the value
+adds to the last third. So one class is enough for all layers: each adapter has a name and a slice
+of the layer's outputs.
 
 Source: Hu et al., arXiv 2106.09685; on q and v of a ViT with r = 4, α = 8: MeLo, arXiv 2311.08236.
 
@@ -32,8 +33,8 @@ class Adapter(nn.Module):
 
     Attributes:
         lora_A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution.
-        lora_B: The matrix B, (m, r), which is zero, so that training starts at the pre-trained
-            function.
+        lora_B: The matrix B, (m, r). Its initial value is zero, so that the adapted layer first
+            computes the same outputs as the pre-trained layer.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
@@ -44,7 +45,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def beside(cls, weight: Tensor, rank: int) -> Adapter:
-        """Makes a pair for a slice of a layer.
+        """Returns a new pair of matrices for a slice of a layer.
 
         Args:
             weight: The pre-trained weight W of the slice, (m, n).
@@ -53,11 +54,11 @@ class Adapter(nn.Module):
         return cls(weight.shape[1], weight.shape[0], rank)
 
     def high(self, low: Tensor, multiply: Multiply) -> Tensor:
-        """Returns the addition to the outputs, without the factor s, (B, T, m).
+        """Returns B·A·x, (B, T, m), which is added to the outputs with the factor s.
 
         Args:
             low: The product A·x, (B, T, r).
-            multiply: Applies a matrix to the last dimension.
+            multiply: A function that applies a matrix to the last dimension of a tensor.
         """
         return multiply(low, self.lora_B)
 
@@ -67,7 +68,9 @@ class Adapter(nn.Module):
 
 
 class LoRAXS(Adapter):
-    """A pair with a small square matrix between, B·R·A; only R is meant to be trained.
+    """The matrices of LoRA-XS for one slice: a pair B, A and a small square matrix R between them.
+
+    The product B·R·A is added to the weight. Only R is meant to be trained.
 
     A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest singular
     values (LoRA-XS, arXiv 2405.17604), and R is zero.
@@ -95,35 +98,38 @@ class LoRAXS(Adapter):
 
     @classmethod
     def beside(cls, weight: Tensor, rank: int) -> Adapter:
-        """Makes B·R·A for a slice of a layer; see `Adapter.beside`."""
+        """Returns new matrices B, R and A for a slice of a layer; see `Adapter.beside`."""
         return cls(weight, rank)
 
     def high(self, low: Tensor, multiply: Multiply) -> Tensor:
-        """Applies R, then B."""
+        """Returns B·R·A·x, (B, T, m); see `Adapter.high`."""
         return multiply(multiply(low, self.lora_R), self.lora_B)
 
     def product(self) -> Tensor:
-        """Returns B·R·A."""
+        """Returns B·R·A, (m, n), which is added to the weight with the factor s."""
         return self.lora_B @ self.lora_R @ self.lora_A
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer with adapters on slices of its outputs.
 
-    It deliberately has no attribute ``weight``. A model that reads the layer's weight directly, as
-    timm's BEiT does, would silently ignore the adapters; without the attribute it fails.
+    This class deliberately has no attribute ``weight``. A model that reads the layer's weight
+    directly, as timm's BEiT does, would ignore the adapters. Without the attribute, such a model
+    raises an error.
 
     Args:
         base: The pre-trained layer.
-        slices: The start and the end of the outputs of each adapter, by its name; slices do not
-            overlap.
+        slices: The first output and the end of the outputs of each adapter, by the adapter's name.
+            Slices do not overlap.
         rank: The rank r.
         alpha: The scale α.
-        pair: Makes the matrices of a slice from its weight and the rank; B·A by default.
+        pair: A function that makes the matrices of a slice from its weight and the rank. By
+            default, the matrices are B and A.
 
     Attributes:
-        multiply: Applies a low-rank matrix to (B, T, n). A stack of several clients replaces it by
-            a function that applies each client's own matrix (`training.stacking`).
+        multiply: A function that applies a low-rank matrix to a tensor (B, T, n). When several
+            clients are trained in one batch, it is replaced by a function that applies each
+            client's own matrix (`training.stacking`).
     """
 
     def __init__(
@@ -147,7 +153,7 @@ class LoRALinear(nn.Module):
         self._pretrained: Tensor | None = None  # the weight before any increments
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, T, n) to (B, T, outputs of the layer)."""
+        """Returns the outputs, (B, T, outputs of the layer), for the inputs x, (B, T, n)."""
         out: Tensor = self.base(x)
         wide = torch.cat([adapter.lora_A for adapter in self._pairs()], dim=-2)
         lows = self.multiply(x, wide).chunk(len(self.slices), -1)
@@ -158,11 +164,11 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def put_increments(self, increments: Mapping[str, Tensor]) -> None:
-        """Sets the frozen weight to the pre-trained one plus s·increment, in place.
+        """Sets the frozen weight to the pre-trained weight plus s·increment, in place.
 
         Args:
-            increments: The increments, (m, n), by the names of adapters. A slice without one gets
-                its pre-trained weight.
+            increments: The increments, (m, n), by the names of adapters. A slice without an
+                increment gets its pre-trained weight.
         """
         if self._pretrained is None and not increments:
             return
@@ -175,7 +181,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Returns a plain linear layer that computes the same."""
+        """Returns a new plain linear layer that computes the same outputs as this layer."""
         layer = nn.Linear(self.base.in_features, self.base.out_features, self.base.bias is not None)
         layer.load_state_dict(self.base.state_dict())
         layer.to(self.base.weight)
@@ -195,14 +201,14 @@ class LoRALinear(nn.Module):
 
 
 def cuts_of(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Cuts the outputs of a layer where slices begin and end.
+    """Divides the outputs of a layer into pieces that begin and end where slices begin and end.
 
     Args:
         outputs: The number of outputs of the layer.
         slices: The start and the end of each slice, in order and without overlaps.
 
     Returns:
-        The lengths of all pieces, and which of them are the slices.
+        The lengths of all pieces, and the indices of those pieces that are the slices.
 
     Example:
         >>> cuts_of(9, [(0, 3), (6, 9)]), cuts_of(4, [(1, 2)])

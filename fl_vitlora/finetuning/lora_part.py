@@ -1,4 +1,6 @@
-"""LoRA: low-rank pairs B·A beside the frozen layers of every block; `lora` has the layers.
+"""The part `lora`: low-rank pairs B, A on the frozen layers of every block.
+
+The module `lora` has the adapted layers.
 
 Source: Hu et al., arXiv 2106.09685.
 """
@@ -18,12 +20,12 @@ from fl_vitlora.finetuning.method import Part
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Part):
-    """LoRA in every block.
+    """The part of a fine-tuning method that adds LoRA to every block.
 
     Attributes:
         rank: The rank r of the pairs.
         alpha: The scale α; the product is multiplied by α / r.
-        targets: The layers of a block that get a pair (`targets.LAYERS`).
+        targets: The names of the layers of a block that get a pair (`targets.LAYERS`).
     """
 
     low_rank = True
@@ -34,13 +36,13 @@ class LoRA(Part):
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Puts pairs on the target layers: A is random, B is zero."""
+        """Adds a low-rank pair to each target layer. At first, A is random and B is zero."""
         targets.attach(model, self.targets, self.rank, self.alpha)
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of all A and B."""
+        """Returns the names of all matrices A and B."""
         return [name for name, _ in model.named_parameters() if group_of(name) == LORA]
 
     def merge(self, model: nn.Module) -> None:
-        """Adds s·B·A to the weights and takes the pairs away."""
+        """Adds s·B·A to the weights and removes the pairs."""
         targets.merge(model)

@@ -3,7 +3,7 @@
     W + s·B·R·A
 
 A and B are the leading singular vectors of the pre-trained weight W; R is r × r and starts at zero.
-Only R is trained and sent: r² numbers a pair. `lora.LoRAXS` has the layer.
+Only R is trained and sent, so an adapter sends r² numbers. `lora.LoRAXS` has the matrices.
 
 Source: Bałazy et al., arXiv 2405.17604.
 """
@@ -24,12 +24,12 @@ from fl_vitlora.finetuning.method import Part
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAXS(Part):
-    """LoRA-XS in every block.
+    """The part of a fine-tuning method that adds LoRA-XS to every block.
 
     Attributes:
         rank: The rank r of the matrices.
         alpha: The scale α; the product is multiplied by α / r.
-        targets: The layers of a block that get the matrices (`targets.LAYERS`).
+        targets: The names of the layers of a block that get the matrices (`targets.LAYERS`).
     """
 
     stackable = True
@@ -39,28 +39,28 @@ class LoRAXS(Part):
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Puts B·R·A on the target layers; R starts at zero."""
+        """Adds the matrices B, R and A to each target layer. At first, R is zero."""
         layer = partial(lora.LoRALinear, pair=lora.LoRAXS.beside)
         targets.attach(model, self.targets, self.rank, self.alpha, layer=layer)
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of all R."""
+        """Returns the names of all matrices R."""
         return [name for name, _ in model.named_parameters() if name.endswith(".lora_R")]
 
     def merge(self, model: nn.Module) -> None:
-        """Adds s·B·R·A to the weights and takes the matrices away."""
+        """Adds s·B·R·A to the weights and removes the matrices."""
         targets.merge(model)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLoRAXS(LoRAXS):
-    """LoRA-XS as a strategy with ``adapter = "lora_xs"`` asks for it.
+    """The variant of LoRA-XS for strategies with ``adapter = "lora_xs"``.
 
-    A and B count as trained, too. The strategy's plan lets them rest, or trains them.
+    A and B count as trained, too. The strategy decides in which rounds they are really trained.
     """
 
     low_rank = True
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of all A, B and R."""
+        """Returns the names of all matrices A, B and R."""
         return [name for name, _ in model.named_parameters() if group_of(name) == LORA]

@@ -1,11 +1,12 @@
-"""The contract of a fine-tuning method: a sum of parts, each one frozen value.
+"""The contract of a fine-tuning method, which is a sum of parts.
 
 A part is a frozen, keyword-only dataclass. Its fields are its hyper-parameters. A field with the
-name of a setting of `finetuning` (rank, alpha, targets) takes the value of that setting; any other
-field is set as ``finetuning.parameters.NAME``. The head is always trained, whatever the parts are.
+name of a setting of `finetuning` (rank, alpha, targets) takes the value of that setting. Any other
+field is set by ``finetuning.parameters.NAME``. The head is always trained, whatever the parts are.
 
-Only `trained` must be written: it names the tensors that the part trains. This part adds a trained
-gain to the output of every block; at the start the gain is one, so nothing changes:
+A part must define only the method `trained`, which names the tensors that the part trains. The part
+in this example adds a trained gain to the output of every block. At the start all gains are one, so
+the outputs of the model do not change:
 
     >>> import torch
     >>> class Gain(nn.Module):
@@ -33,7 +34,7 @@ When each method of a part is called:
     server   rests(server_round)                          before each round
     client   penalty(parameters, anchor)                  in each step, a term of the loss
     server   retract(tensors)                             after each aggregation
-    at last  merge(model), or `cannot_merge` says why not
+    at last  merge(model), unless `cannot_merge` gives a reason against it
 
 `fl_vitlora.testing.method` checks the rules. From the command line:
 ``python simulate.py --check-method my_package.my_file:MyPart``.
@@ -54,18 +55,18 @@ from fl_vitlora.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Part(ABC):
-    """One part of a fine-tuning method; the module describes the rules.
+    """One part of a fine-tuning method. The text of this module describes the rules for parts.
 
     Attributes:
         low_rank: True if the part adds low-rank pairs, ``lora_A`` and ``lora_B``, whose product is
-            added to a frozen weight. Strategies that work on such pairs need it.
+            added to a frozen weight. Some strategies work only with such pairs.
         trains_patch_embedding: True if the part trains the patch embedding.
         stackable: True if several clients can be trained in one batch. The part's modules must then
             apply every trained matrix through an attribute ``multiply``, as `LoRALinear` does.
         personal: Endings of the names of tensors that every client trains, keeps from round to
-            round and never sends. The clients then measure the accuracy.
-        cannot_merge: The reason why the part cannot become part of a plain timm model; empty if it
-            can.
+            round and never sends. With such tensors, the clients measure the accuracy.
+        cannot_merge: The reason why the part cannot become part of a plain timm model; empty if the
+            part can be merged.
     """
 
     low_rank: ClassVar[bool] = False
@@ -75,9 +76,9 @@ class Part(ABC):
     cannot_merge: ClassVar[str] = ""
 
     def attach(self, model: nn.Module) -> None:
-        """Adds modules or parametrisations to a model, in place; by default nothing.
+        """Adds modules or parametrisations to a model, in place. By default nothing is added.
 
-        PyTorch's global generator is seeded for this call, the same at every party.
+        PyTorch's global generator has the same seed for this call at every party.
 
         Args:
             model: A timm ViT with the modules that earlier parts of the sum added.
@@ -86,21 +87,22 @@ class Part(ABC):
 
     @abstractmethod
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names, in the model, of the tensors that this part trains.
+        """Returns the names of the model's tensors that this part trains.
 
         Args:
             model: The model with all parts attached.
         """
 
     def group(self, name: str) -> str:
-        """Returns the group of a trained tensor: it decides the learning rate and the codec.
+        """Returns the group of a trained tensor. The group decides the learning rate and the codec.
 
         Args:
             name: The name of the tensor in the model.
 
         Returns:
-            One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the name decides.
-            The group ``lora`` has the plain learning rate and the codec of other tensors.
+            One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the name of the
+            tensor decides. The group ``lora`` has the plain learning rate, and the codec that is
+            set for other tensors.
         """
         return exact_group_of(name)
 
@@ -111,7 +113,7 @@ class Part(ABC):
             server_round: The number of the round, from 1.
 
         Returns:
-            The endings of names; none by default. The strategy may add endings of its own.
+            The endings of the names; by default there are none. The strategy may add other endings.
         """
         del server_round
         return ()
@@ -135,20 +137,22 @@ class Part(ABC):
         return 0.0
 
     def retract(self, tensors: State) -> State:
-        """Puts aggregated tensors back onto the manifold that they must lie on, at the server.
+        """Maps aggregated tensors back onto the manifold on which they must lie, at the server.
 
         Args:
             tensors: All exchanged tensors by name, after an aggregation.
 
         Returns:
-            The tensors that change; none by default. An example are orthogonal factors: their mean
-            is no longer orthogonal.
+            The tensors that change; by default there are none. For example, the mean of orthogonal
+            matrices is not orthogonal, so a part with orthogonal matrices must change it.
         """
         del tensors
         return {}
 
     def merge(self, model: nn.Module) -> None:
-        """Turns what `attach` added into plain weights, in place; by default there is nothing.
+        """Turns the modules that `attach` added into plain weights, in place.
+
+        By default the model is not changed.
 
         Args:
             model: The trained model.
@@ -158,11 +162,11 @@ class Part(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A fine-tuning method: the parts of a sum, and the head.
+    """A fine-tuning method: its parts, which are trained together with the head.
 
     Attributes:
         name: The name of the method, such as ``lora+patch_embed``.
-        parts: The parts by their names, in the order of the sum.
+        parts: Pairs of a part's name and the part, in the order of the sum.
     """
 
     name: str
@@ -185,16 +189,16 @@ class Method:
 
     @property
     def personal(self) -> tuple[str, ...]:
-        """Returns the endings of the tensors that stay with the clients."""
+        """Returns the endings of the names of the tensors that stay at the clients."""
         return tuple(ending for _, part in self.parts for ending in part.personal)
 
     def rests(self, server_round: int) -> tuple[str, ...]:
-        """Returns the endings of the tensors that rest in a round, of all parts."""
+        """Returns the endings of the names of tensors that rest in a round; see `Part.rests`."""
         endings = [ending for _, part in self.parts for ending in part.rests(server_round)]
         return tuple(dict.fromkeys(endings))
 
     def retract(self, tensors: State) -> State:
-        """Returns tensors that all parts have put back onto their manifolds."""
+        """Returns aggregated tensors after all parts have mapped them back; see `Part.retract`."""
         for _, part in self.parts:
             tensors = {**tensors, **part.retract(tensors)}
         return tensors
@@ -206,10 +210,10 @@ class Method:
 
     @property
     def retracts(self) -> bool:
-        """Returns True if a part puts aggregated tensors back onto a manifold."""
+        """Returns True if a part defines `retract`, and so may change aggregated tensors."""
         return any(type(part).retract is not Part.retract for _, part in self.parts)
 
     @property
     def has_rests(self) -> bool:
-        """Returns True if a part lets tensors rest by round."""
+        """Returns True if a part defines `rests`, so that tensors may rest in some rounds."""
         return any(type(part).rests is not Part.rests for _, part in self.parts)

@@ -1,11 +1,12 @@
-"""Fine-tuning methods: attaches a sum of parts to a model, and reads and writes its tensors.
+"""Functions that attach a fine-tuning method to a model, and read and write its trained tensors.
 
-The paper's method (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``: LoRA in every
-block, with the patch embedding, which must learn to read ciphertext, and the head. `method` has the
-contract of a part; `config.method_names` has the table of the parts that ship with the project.
+The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``: LoRA in
+every block, the patch embedding and the head are trained. The patch embedding must learn to read
+ciphertext. The module `method` has the contract of a part. The module `config.method_names` has the
+table of this project's parts.
 
-A prepared model remembers how it was prepared (`prepared`): its method, the names under which its
-tensors are exchanged, and which tensors the method added.
+A prepared model stores how it was prepared (`prepared`): the method, the names under which its
+tensors are exchanged, and the names of the tensors that the method added.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from fl_vitlora.state import State
 
 __all__ = ["BODY", "HEAD", "HEADS", "LORA", "PATCH_EMBEDDING", "group_of"]
 
-METHODS = USUAL  # the sums that most tests and benchmarks run
-ADAPTERS = ("lora", "sandwich", "lora_xs")  # of `Strategy.adapter`; the last two are equal
+METHODS = USUAL  # the methods that most tests and benchmarks use
+ADAPTERS = ("lora", "sandwich", "lora_xs")  # values of `Strategy.adapter`; the last two are equal
 PREPARED = "fine_tuning"  # the attribute of a model that says how it was prepared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """How a model was prepared.
+    """A description of how a model was prepared.
 
     Attributes:
         method: The fine-tuning method.
@@ -53,14 +54,14 @@ class Prepared:
 
 
 def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
-    """Makes a method from the settings.
+    """Returns the fine-tuning method that the settings describe.
 
     Args:
         config: The name of the method and its hyper-parameters.
-        adapter: The adapter that the strategy asks for, one of `ADAPTERS`.
+        adapter: The adapter that the strategy needs, one of `ADAPTERS`.
 
     Raises:
-        UserError: If a part cannot be imported, or a hyper-parameter fits no part.
+        UserError: If a part cannot be imported, or no part has a hyper-parameter of the settings.
 
     Example:
         >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
@@ -79,10 +80,10 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
 
 
 def part_class(name: str) -> type[Part]:
-    """Imports the class of a part.
+    """Returns the class of a part, imported from its module.
 
     Args:
-        name: A name of the table, or ``package.module:Class``.
+        name: A name in the table `PARTS`, or ``package.module:Class``.
 
     Raises:
         UserError: If the part does not exist, or its module cannot be imported.
@@ -103,7 +104,11 @@ def part_class(name: str) -> type[Part]:
 
 
 def _whole(kind: type[Part], name: str) -> type[Part]:
-    """Returns the class, or refuses it if it breaks the contract of a part."""
+    """Returns a class unchanged if it keeps the contract of a part.
+
+    Raises:
+        UserError: If the class lacks a method, or is not a dataclass.
+    """
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise UserError(f"method {name}: class {kind.__name__} lacks {', '.join(lacking)}")
     if "__dataclass_params__" not in vars(kind):
@@ -115,7 +120,7 @@ def _whole(kind: type[Part], name: str) -> type[Part]:
 
 
 def _made(kind: type[Part], config: FineTuningConfig) -> Part:
-    """Makes a part with the hyper-parameters that the settings give it."""
+    """Returns a part with the hyper-parameters that the settings give it."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     own = {f.name for f in dataclasses.fields(kind)}
     given = {name: value for name, value in {**shared, **config.parameters}.items() if name in own}
@@ -126,19 +131,28 @@ def prepare(model: nn.Module, config: FineTuningConfig, seed: int, adapter: str 
     """Attaches the modules of a method and unfreezes the tensors that it trains, in place.
 
     Args:
-        model: A plain timm ViT, all of it frozen.
+        model: A plain timm ViT whose tensors are all frozen.
         config: The method and its hyper-parameters.
         seed: The seed for random initial values, for example of the A matrices.
-        adapter: The adapter that the strategy asks for (`Strategy.adapter`).
+        adapter: The adapter that the strategy needs (`Strategy.adapter`).
 
     Raises:
-        UserError: If the model lacks what the method trains.
+        UserError: If the model lacks tensors or layers that the method trains.
     """
     attach(model, method_of(config, adapter), seed)
 
 
 def attach(model: nn.Module, method: Method, seed: int) -> None:
-    """Attaches the parts of a method to a model, in place; see `prepare`."""
+    """Attaches the parts of a method to a model and unfreezes its tensors, in place.
+
+    Args:
+        model: A plain timm ViT.
+        method: The fine-tuning method.
+        seed: The seed for random initial values.
+
+    Raises:
+        UserError: If the model lacks tensors or layers that the method trains.
+    """
     before = {id(parameter) for parameter in model.parameters()}
     for name, part in method.parts:
         with torch.random.fork_rng(devices=[]):
@@ -154,7 +168,7 @@ def attach(model: nn.Module, method: Method, seed: int) -> None:
 
 
 def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
-    """Returns the names under which the tensors that a method trains are exchanged.
+    """Returns the name under which each trained tensor is exchanged, by its name in the model.
 
     Raises:
         UserError: If a part finds nothing to train, or names a tensor that the model lacks.
@@ -179,7 +193,7 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
 
 
 def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
-    """Says that a model has nothing that a part could train."""
+    """Returns an error that says that a model has no tensors that a part could train."""
     return UserError(
         f"method {method.name} finds no {part} in {type(model).__name__}; choose another: "
         "--method full"
@@ -187,14 +201,14 @@ def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
 
 
 def prepared(model: nn.Module) -> Prepared | None:
-    """Returns how a model was prepared; None for a plain model."""
+    """Returns the description of how a model was prepared, or None for a plain model."""
     return vars(model).get(PREPARED)
 
 
 def _check_heads(model: nn.Module) -> None:
-    """Checks that the names of the classifier's tensors, and no others, belong to the group head.
+    """Checks that exactly the classifier's tensors have names of the group `head`.
 
-    Names decide the group of a tensor. A classifier with another name would count as the body.
+    The name of a tensor decides its group. A classifier with another name would belong to the body.
 
     Raises:
         UserError: If the classifier has other names, or other tensors have its names.
@@ -204,14 +218,14 @@ def _check_heads(model: nn.Module) -> None:
     if differing := sorted(heads ^ called):
         raise UserError(
             f"{type(model).__name__} has a classifier whose names look like those of its body "
-            f"({', '.join(differing[:3])}); take a plain ViT, for example vit_base_patch16_224"
+            f"({', '.join(differing[:3])}); use a plain ViT, for example vit_base_patch16_224"
         )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the trained parameters by the names under which they are exchanged.
+    """Returns the trained parameters of a model by the names under which they are exchanged.
 
-    They are in the model's order. `groups` explains the names.
+    The parameters are in the order of the model. The module `groups` explains the names.
     """
     preparation = prepared(model)
     names = {} if preparation is None else preparation.names
@@ -219,19 +233,19 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters of a model without those that its method added."""
+    """Returns the parameters of a model on the CPU, without those that its method added."""
     preparation = prepared(model)
     added = frozenset[str]() if preparation is None else preparation.added
     return {n: p.detach().cpu() for n, p in model.named_parameters() if n not in added}
 
 
 def export_state(model: nn.Module) -> State:
-    """Copies the trained tensors of a model to the CPU; see `copied_out` for their type."""
+    """Returns copies of a model's trained tensors on the CPU. `copied_out` explains their type."""
     return copied_out(trainable(model))
 
 
 def copied_out(parameters: Mapping[str, Tensor]) -> State:
-    """Copies parameters to the CPU: as float64 if they are float64, otherwise as float32.
+    """Returns copies of parameters on the CPU, in float64 if they are float64, else in float32.
 
     Example:
         >>> whole = {"w": nn.Parameter(torch.ones(1, dtype=torch.float64))}
@@ -246,20 +260,28 @@ def copied_out(parameters: Mapping[str, Tensor]) -> State:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Puts trained tensors into the model, in place.
+    """Copies tensors into the trained parameters of a model, in place.
+
+    Args:
+        model: A prepared model.
+        state: The new values, by the names under which the tensors are exchanged.
 
     Raises:
-        ValueError: If names or shapes differ from the model's.
+        ValueError: If the names or shapes differ from those of the model.
     """
     copy_in(trainable(model), state)
 
 
 @torch.no_grad()
 def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Gives a model's trained parameters new values, in place.
+    """Copies tensors into parameters, in place.
+
+    Args:
+        parameters: The parameters by name.
+        state: The new values by name.
 
     Raises:
-        ValueError: If names or shapes differ.
+        ValueError: If the names or shapes differ.
     """
     if parameters.keys() != state.keys():
         differing = sorted(parameters.keys() ^ state.keys())
@@ -273,7 +295,7 @@ def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor])
 
 
 def merge(model: nn.Module) -> None:
-    """Turns an adapted model into a plain timm model that computes the same, in place.
+    """Turns an adapted model into a plain timm model that computes the same outputs, in place.
 
     Raises:
         UserError: If a part of the method cannot be merged.
@@ -293,14 +315,15 @@ def merge(model: nn.Module) -> None:
 def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """Computes one gradient and checks that it reaches every trained tensor.
 
-    Some timm models (BEiT, EVA, SwinV2) read the weight of `qkv` themselves and bypass an adapter.
+    Some timm models (BEiT, EVA, SwinV2) read the weight of the layer `qkv` directly. Then an
+    adapter on this layer has no effect.
 
     Args:
-        model: A prepared model; its parameters do not change.
+        model: A prepared model. Its parameters do not change.
         image_shape: The shape of an image, (C, H, W).
 
     Raises:
-        UserError: If a trained tensor takes no part in the forward pass.
+        UserError: If the model does not use a trained tensor in its forward pass.
     """
     probe = torch.linspace(-1, 1, 2 * image_shape[0] * image_shape[1] * image_shape[2])
     try:
@@ -308,7 +331,7 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     except AttributeError as error:
         raise UserError(
             f"{type(model).__name__} reads its layers' weights directly and would bypass LoRA "
-            f"({error}); take a plain ViT, or --method full"
+            f"({error}); use a plain ViT, or --method full"
         ) from None
     reached = {name for name, p in trainable(model).items() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -316,5 +339,5 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     if bypassed:
         raise UserError(
             f"{type(model).__name__} never uses {len(bypassed)} trained tensors, first "
-            f"{bypassed[0]}; take a plain ViT, or another --method"
+            f"{bypassed[0]}; use a plain ViT, or another --method"
         )

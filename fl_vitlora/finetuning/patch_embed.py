@@ -1,6 +1,7 @@
-"""The patch embedding is trained, so that the model learns to read ciphertext.
+"""Training of the patch embedding, so that the model learns to read ciphertext.
 
-Source: Lin, Imaizumi, Kiya, arXiv 2507.11943, which trains it beside LoRA in every block.
+Source: Lin, Imaizumi, Kiya, arXiv 2507.11943. The paper trains the patch embedding together with
+LoRA in every block.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fl_vitlora.finetuning.method import Part
 
 @dataclass(frozen=True, kw_only=True)
 class PatchEmbedding(Part):
-    """Training of the patch embedding."""
+    """The part of a fine-tuning method that trains the patch embedding."""
 
     trains_patch_embedding = True
     stackable = True

@@ -1,10 +1,11 @@
 """Matrix products of linear layers, by the library that is fastest on this processor.
 
 On x86 processors, PyTorch uses MKL for float32 products. MKL does not use the widest vectors of
-processors that are not from Intel. oneDNN, which is also part of PyTorch, uses them and takes half
-the time there. PyTorch has no gradient for oneDNN's product; this module has one. The two libraries
-add in different orders, so their products differ by rounding. The environment variable
-``FL_VITLORA_PRODUCTS`` names the library for a whole run; the tests run with both.
+processors that are not from Intel. The library oneDNN, which is also part of PyTorch, uses these
+vectors and takes half the time on such processors. PyTorch has no gradient for oneDNN's product, so
+this module adds a gradient. The two libraries add in different orders, so their products differ by
+rounding. The environment variable ``FL_VITLORA_PRODUCTS`` names the library for a whole run. The
+tests run with both libraries.
 
 B·T rows, n inputs, m outputs.
 """
@@ -29,14 +30,14 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes input, weig
 
 
 def product_for(weight: Tensor) -> Product:
-    """Returns the fastest product with a weight, for use without gradients.
+    """Returns the fastest function that multiplies with a weight, for use without gradients.
 
     Args:
         weight: The weight of the layer, (m, n).
 
     Returns:
-        oneDNN's product, if PyTorch would use MKL and the user did not ask for MKL. Otherwise the
-        product that PyTorch chooses.
+        The product of oneDNN, if PyTorch would use MKL and the environment variable does not name
+        MKL. Otherwise PyTorch's own `F.linear`.
 
     Raises:
         UserError: If the environment variable names an unknown library.
@@ -57,22 +58,22 @@ def product_for(weight: Tensor) -> Product:
 def quicken(model: nn.Module) -> None:
     """Makes all frozen linear layers of a model compute with the fastest library, permanently.
 
-    Their tensors do not change, and the gradients of their inputs are computed as before.
+    The tensors of the layers do not change, and the inputs still get gradients.
 
     Args:
-        model: A model whose trained parameters require gradients; all others are frozen.
+        model: A model whose trained parameters require gradients. All other parameters are frozen.
     """
     for layer in model.modules():
         frozen = not any(parameter.requires_grad for parameter in layer.parameters())
         if type(layer) is nn.Linear and frozen:
-            vars(layer)["forward"] = partial(frozen_linear, layer)  # found before that of the class
+            vars(layer)["forward"] = partial(frozen_linear, layer)  # hides the method of the class
 
 
 def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Returns the outputs of a frozen linear layer.
 
     Args:
-        layer: The layer; its weight and bias get no gradients.
+        layer: The layer. Its weight and bias get no gradients.
         x: The inputs, (..., n).
 
     Returns:
@@ -86,7 +87,7 @@ def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """The function x·Wᵀ + b with a gradient for x alone, which is g·W."""
+    """The function x·Wᵀ + b with a gradient for x only: g·W for the gradient g of the outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,5 +101,6 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns x·Wᵀ + b, computed by oneDNN."""
     product: Tensor = getattr(torch.ops.mkldnn, ONE_DNN)(x, weight, bias, "none", [], "")
     return product

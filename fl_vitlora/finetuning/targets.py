@@ -1,7 +1,4 @@
-"""Which layers of a timm ViT get adapters: q, k, v, proj, fc1 and fc2 of every block.
-
-D is the width of the model.
-"""
+"""Functions that put adapters on the layers q, k, v, proj, fc1 and fc2 of a timm ViT's blocks."""
 
 from __future__ import annotations
 
@@ -35,18 +32,20 @@ def attach(
 
     Args:
         model: A timm ViT.
-        targets: The names of the layers (`LAYERS`).
+        targets: The names of the target layers, from `LAYERS`.
         rank: The rank r.
         alpha: The scale α.
-        layer: Makes the adapted layer from the plain layer, its slices, the rank and α.
+        layer: A function that makes the adapted layer from the plain layer, the slices, the rank
+            and α.
 
     Raises:
-        UserError: If the model has no such layer.
+        UserError: If the model has no blocks, or a block has no such layer, or the rank is too
+            large.
     """
     blocks = list(getattr(model, "blocks", []))
     if not blocks:
         raise UserError(
-            f"LoRA finds no transformer blocks in {type(model).__name__}; take a plain ViT, or "
+            f"LoRA finds no transformer blocks in {type(model).__name__}; use a plain ViT, or "
             "--method full"
         )
     for block in blocks:
@@ -63,19 +62,21 @@ def attach(
 
 
 def merge(model: nn.Module) -> None:
-    """Merges all adapters into the layers under them, in place."""
+    """Merges all adapters into their plain layers, in place."""
     for path, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             put_module(model, path, module.merged())
 
 
 def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
-    """Sets the frozen weights under adapters to the pre-trained ones plus s·increment, in place.
+    """Sets the frozen weights of adapted layers to the pre-trained weights plus s·increment.
+
+    The model is changed in place.
 
     Args:
         model: A model with adapters.
-        increments: The increments, (m, n), by the paths of their pairs, for example
-            ``blocks.0.attn.qkv.adapters.q``.
+        increments: The increments, (m, n) for m outputs and n inputs, by the paths of the low-rank
+            pairs, for example ``blocks.0.attn.qkv.adapters.q``.
     """
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
@@ -86,6 +87,7 @@ def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
 
 
 def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Returns the first output and the end of the outputs that each target has in a layer."""
     third = layer.out_features // 3
     return {
         target: (
@@ -98,6 +100,11 @@ def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, in
 
 
 def _find(block: nn.Module, path: str) -> nn.Linear:
+    """Returns the linear layer at a path of a block.
+
+    Raises:
+        UserError: If there is no linear layer at this path.
+    """
     try:
         layer = block.get_submodule(path)
     except AttributeError:
@@ -106,7 +113,7 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
         linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         there = ",".join(target for target, place in LAYERS.items() if place in linear)
         others = (
-            f"choose others: --set 'finetuning.targets=[{there}]'" if there else "take a plain ViT"
+            f"choose others: --set 'finetuning.targets=[{there}]'" if there else "use a plain ViT"
         )
         raise UserError(
             f"LoRA finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "

@@ -1,11 +1,11 @@
-"""The only room that knows Flower and Ray.
+"""The only package of this project that uses Flower and Ray.
 
-Both send usage statistics home unless told not to; a privacy tool phones nobody, so this is said
-here, before either is imported.
+By default, Flower and Ray send usage statistics to their makers. A privacy tool must not do that.
+So this module switches the statistics off, before Flower or Ray is imported.
 """
 
 import os
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # what Ray will do by itself soon
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # the future default of Ray

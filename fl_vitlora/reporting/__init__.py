@@ -1,1 +1,1 @@
-"""The results of a run: its folder, plots and tables, and what appears on the screen."""
+"""The results of a run: the run folder, plots, tables, and the output on the screen."""

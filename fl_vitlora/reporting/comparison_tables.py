@@ -1,4 +1,4 @@
-"""The tables of a comparison: as CSV for programs, as Markdown, and for the screen."""
+"""The tables of a comparison, as CSV for programs, as Markdown, and as text for the screen."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class Report:
         title: Title of the tables.
         axes: Names of the axes, the settings that differ between the cells.
         records: The runs.
-        summaries: One summary for each cell: the runs that differ only in their seed.
+        summaries: One summary for each cell, which is a set of runs that differ only in their
+            seed.
         differences: Differences in accuracy between cells.
     """
 
@@ -98,12 +99,12 @@ class Report:
 
 
 def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) -> Report:
-    """Summarises the runs of a comparison.
+    """Returns the content of all tables, computed from the runs of a comparison.
 
     Args:
         title: Title of the tables.
         records: The runs.
-        baselines: By name of each axis, the label with which the other labels are compared.
+        baselines: For each axis, the label with which its other labels are compared.
     """
     return Report(
         title=title,
@@ -115,7 +116,7 @@ def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) 
 
 
 def write_tables(folder: Path, comparison: Report) -> None:
-    """Writes `runs.csv`, `table.csv`, `differences.csv` and `table.md`."""
+    """Writes the tables `runs.csv`, `table.csv`, `differences.csv` and `table.md` to a folder."""
     for name, columns, rows in (
         ("runs", RUN, run_rows(comparison, folder)),
         ("table", CELL, cell_rows(comparison)),
@@ -126,7 +127,7 @@ def write_tables(folder: Path, comparison: Report) -> None:
 
 
 def write_plots(folder: Path, comparison: Report) -> None:
-    """Draws the plots of the cells that have a result."""
+    """Draws plots of the cells that have a result, into the subfolder `plots`."""
     cells = [summary for summary in comparison.summaries if summary.accuracy]
     if cells:
         make_folder(folder / "plots")
@@ -134,7 +135,7 @@ def write_plots(folder: Path, comparison: Report) -> None:
 
 
 def run_rows(comparison: Report, root: Path) -> Iterator[Row]:
-    """Yields a row for each run; paths of folders are relative to ``root``."""
+    """Yields the row of `runs.csv` for each run. Paths of folders are relative to ``root``."""
     for run in comparison.records:
         row: dict[str, object] = {**run.labels, "seed": run.seed, "problem": run.problem}
         if run.result is not None and run.folder is not None:
@@ -146,7 +147,7 @@ def run_rows(comparison: Report, root: Path) -> Iterator[Row]:
 
 
 def cell_rows(comparison: Report) -> Iterator[Row]:
-    """Yields a row for each cell."""
+    """Yields the row of `table.csv` for each cell."""
     for cell in comparison.summaries:
         row: dict[str, object] = {**cell.labels, "seeds": cell.seeds}
         row |= {"problem": "; ".join(cell.problems)}
@@ -177,7 +178,7 @@ def cell_rows(comparison: Report) -> Iterator[Row]:
 
 
 def difference_rows(comparison: Report) -> Iterator[Row]:
-    """Yields a row for each difference."""
+    """Yields the row of `differences.csv` for each difference."""
     for difference in comparison.differences:
         yield {
             **difference.others,
@@ -191,7 +192,7 @@ def difference_rows(comparison: Report) -> Iterator[Row]:
 
 
 def readable_cells(comparison: Report) -> list[list[str]]:
-    """Returns a header row and a row of texts for each cell, without empty columns."""
+    """Returns a header row, and a row of texts for each cell, without empty columns."""
     extra: dict[str, Callable[[Summary], str]] = {}
     if any(cell.targets for cell in comparison.summaries):
         extra["to target"] = _target_text
@@ -216,7 +217,7 @@ def readable_cells(comparison: Report) -> list[list[str]]:
 
 
 def _target_text(cell: Summary) -> str:
-    """Returns the bytes that a cell's runs had sent at the target, and how many reached it."""
+    """Returns a text with the bytes sent until the target accuracy, and the number of such runs."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
@@ -225,12 +226,12 @@ def _target_text(cell: Summary) -> str:
 
 
 def has_errors(comparison: Report) -> bool:
-    """Returns True if any cell has an aggregation error; otherwise its column is left out."""
+    """Returns True if any cell has an aggregation error. Otherwise the column is left out."""
     return any(cell.aggregation_error is not None for cell in comparison.summaries)
 
 
 def readable_differences(comparison: Report) -> list[list[str]]:
-    """Returns a header row and a row of texts for each difference."""
+    """Returns a header row, and a row of texts for each difference."""
     rows = [["compared", "at", "difference, points", "pairs"]]
     for difference in comparison.differences:
         compared = f"{difference.label} against {difference.baseline}"
@@ -241,9 +242,9 @@ def readable_differences(comparison: Report) -> list[list[str]]:
 
 
 def readable_problems(comparison: Report) -> list[str]:
-    """Returns the reasons why runs are missing, and the warnings, with the seeds they concern.
+    """Returns the reasons why runs are missing, and the warnings of runs, with the runs' seeds.
 
-    A sentence that several runs of a cell have in common appears once.
+    A sentence that concerns several runs of a cell appears once, with all their seeds.
     """
     found: dict[tuple[str, str], list[int]] = {}
     for run in comparison.records:
@@ -312,7 +313,7 @@ def print_report(comparison: Report, folder: str, console: Console | None = None
 
 
 def describe(record: Record) -> str:
-    """Returns one line about the result of a run."""
+    """Returns one line with the accuracy, duration and folder of a run, or with its problem."""
     name = f"{name_of(record.labels)}, seed {record.seed}"
     if record.result is None:
         return f"{name}: {record.problem}"

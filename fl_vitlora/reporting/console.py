@@ -1,4 +1,7 @@
-"""The progress of a run or of a comparison on the screen: a bar, or lines without a terminal."""
+"""The progress of a run or of a comparison on the screen.
+
+On a terminal the progress is a bar. Otherwise it is a line for each round or run.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ SECONDS_OF_SILENCE = 15.0  # without a terminal, print the state of a round afte
 
 
 class Live:
-    """A progress bar that is on the screen while its block runs.
+    """A progress bar that is visible inside a `with` block.
 
     Args:
-        progress: The progress bar of the library rich.
+        progress: The progress bar, from the library rich.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -115,13 +118,17 @@ class RunDisplay(Live):
         self._print(phase)
 
     def _print(self, line: str) -> None:
-        """Prints a line if there is no terminal to show a bar."""
+        """Prints a line if there is no terminal that could show a bar."""
         if not self._console.is_interactive:
             self._console.print(line, markup=False, soft_wrap=True)
             self._printed = time.monotonic()
 
     def show_message(self, message: Any) -> None:
-        """Moves the bar within a round by each client that has answered."""
+        """Counts a message, and moves the bar by the share of clients that have answered.
+
+        Args:
+            message: A request or a reply of Flower.
+        """
         if not self._replies.note(message):
             return
         begun = min(int(self._done) + 1, self._rounds)
@@ -130,7 +137,11 @@ class RunDisplay(Live):
         self._move(int(self._done) + self._replies.share)
 
     def _move(self, done: float) -> None:
-        """Moves the bar forward, never back: a round may end after the next one has begun."""
+        """Moves the bar forward, never back, because a round may end after the next has begun.
+
+        Args:
+            done: The number of finished rounds, plus the finished share of the current round.
+        """
         self._done = max(self._done, min(done, self._rounds))
         self._progress.update(
             self._task,
@@ -191,7 +202,7 @@ class ComparisonDisplay(Live):
         self._progress.update(self._task, description=phase)
 
     def note(self, sentence: str) -> None:
-        """Shows a sentence that stays on the screen, once for all runs of the comparison."""
+        """Shows a sentence above the bar, unless another run of the comparison has shown it."""
         if sentence not in self._notes:
             self._notes.add(sentence)
             super().note(sentence)
@@ -204,12 +215,12 @@ class ComparisonDisplay(Live):
         self.announce(self._round)
 
     def show_message(self, message: Any) -> None:
-        """Shows how many clients have answered in the current round."""
+        """Counts a message, and shows how many clients have answered in the current round."""
         if self._replies.note(message):
             self.announce(f"{self._round}  next round: {self._replies}".strip())
 
     def show_run(self, line: str) -> None:
-        """Shows a line about a finished run."""
+        """Shows a line about a run that has just finished."""
         self._shown += 1
         self._round = ""
         self._progress.update(self._task, advance=1)

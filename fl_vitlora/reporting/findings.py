@@ -1,4 +1,4 @@
-"""The result of checking a file against the rules of its contract, on the screen."""
+"""Prints the result of testing a user's own code against the rules of its contract."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-# The same finding can occur under several circumstances; only this part of its text then differs.
+# The same problem can occur under several circumstances, which this pattern finds in its text.
+# Texts that differ only in their circumstances are printed once.
 CIRCUMSTANCES = re.compile(
     r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
 )
@@ -19,18 +20,19 @@ def print_findings(
     untried: int = 0,
     console: Console | None = None,
 ) -> None:
-    """Prints for every rule whether a strategy passed or failed it.
+    """Prints for every rule whether the tested code passed or failed.
 
     Args:
-        strategy: Lines about the strategy, printed first.
-        findings: For each rule, its text and the problem; the problem is None if the rule is kept.
-        untried: Number of rules that were not tried.
+        strategy: Lines about the tested code, such as a strategy. They are printed first.
+        findings: The pair of text and problem of each rule. The problem is None if the rule is
+            kept.
+        untried: Number of rules that were not tested.
         console: Console to print to; None for the screen.
     """
     screen = console or Console(highlight=False, soft_wrap=True)
     for line in strategy:
         screen.print(line, markup=False)
-    printed: set[str] = set()  # problems that are on the screen already
+    printed: set[str] = set()  # problems that were already printed
     for rule, problem in findings:
         cause = CIRCUMSTANCES.sub("", problem or "")
         again = " (as above)" if cause in printed else ""

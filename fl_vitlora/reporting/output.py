@@ -1,4 +1,7 @@
-"""Output that never ends a run: if its reader is gone, or if its encoding lacks a character."""
+"""Output streams that never end a run, even if the reader of the output is gone.
+
+A character that the encoding of a stream lacks is replaced.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ if TYPE_CHECKING:
 
 
 class Outlet(io.FileIO):
-    """A file that drops output if its reader is gone or the disk is full."""
+    """A file that ignores failed writes, for example if the reader is gone or the disk is full."""
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Writes data, and returns the number of bytes written; all of them if the system fails."""
+        """Writes data and returns the number of bytes written.
+
+        If the system cannot write, the data are dropped, and their full size is returned.
+        """
         size = memoryview(data).nbytes
         try:
             return super().write(data) or size  # None if a non-blocking reader is too slow
@@ -41,7 +47,7 @@ IN_PLAIN = "fl_vitlora.plain"  # the name of an error handler of `codecs`
 
 
 def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    r"""Replaces characters that an encoding lacks by plain ones or by their code points.
+    r"""Replaces characters that an encoding lacks by ASCII characters or by their code points.
 
     Example:
         >>> codecs.register_error(IN_PLAIN, in_plain)
@@ -67,7 +73,10 @@ def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def outlive_readers() -> None:
-    """Makes standard output and error survive their readers, unless they have been replaced."""
+    """Replaces standard output and standard error by streams that survive their readers.
+
+    A stream that a program has already replaced is left unchanged.
+    """
     codecs.register_error(IN_PLAIN, in_plain)
     open_standard_files()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
@@ -77,13 +86,13 @@ def outlive_readers() -> None:
 
 
 def open_standard_files() -> None:
-    """Opens the null device in place of standard files that are closed.
+    """Opens the null device in place of each standard file (input, output, error) that is closed.
 
-    Otherwise the next file that is opened gets the free descriptor, and a library's output would be
-    written into this file.
+    Otherwise, the next opened file would get the free descriptor, and the output of a library would
+    be written into that file.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # the new file gets this descriptor, the lowest free one

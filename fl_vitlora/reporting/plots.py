@@ -1,8 +1,9 @@
 """The plots of a run and of a comparison.
 
-A run has plots of accuracy over rounds, over megabytes and over time on the wire, of megabytes over
-rounds, and of the labels at each client. A comparison has plots of accuracy over the megabytes sent
-and over the share of trained parameters, with a point for each cell.
+The plots of a run show the accuracy over rounds, over megabytes and over the transfer time. They
+also show the megabytes over rounds, and the labels of each client's images. The plots of a
+comparison show the accuracy over the megabytes sent, and over the share of trained parameters. Each
+cell of the comparison is a point.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ WIDE = 10.0  # an axis is logarithmic if the ratio of largest to smallest value 
 def plot_accuracy(
     folder: Path, accuracy: Sequence[float], cumulative: Sequence[int], seconds: Sequence[float]
 ) -> None:
-    """Draws accuracy over rounds, over bytes and over time on the wire.
+    """Draws the accuracy over rounds, over megabytes and over the transfer time.
 
     Args:
         folder: Folder for the plots.
         accuracy: Accuracy after each round, in [0, 1].
-        cumulative: Bytes sent up to the end of each round, in both directions.
-        seconds: Time that these bytes took on the wire, in seconds.
+        cumulative: Bytes sent up to the end of each round, both directions together.
+        seconds: Transfer time of these bytes, in seconds.
     """
     rounds = range(1, len(accuracy) + 1)
     megabytes = [total / MEGABYTE for total in cumulative]
@@ -78,7 +79,7 @@ def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Returns the bytes of each round by tensor group, and the bytes of overhead.
+    """Returns the bytes of each round, by group of tensors, and the bytes of overhead.
 
     Example:
         >>> traffic([{"uplink_bytes": 9, "downlink_bytes": 1, "payload_by_group": {"head": 4}}])
@@ -119,7 +120,7 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
 
 
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
-    """Draws accuracy over megabytes sent and over the share of trained parameters.
+    """Draws the accuracy over the megabytes sent and over the share of trained parameters.
 
     The colour of a point is its label on the axis with the most labels. Its marker stands for the
     combination of its labels on all other axes.

@@ -1,4 +1,4 @@
-"""The table that ends a run, on the screen."""
+"""The table of results that is printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.text import Text
 from fl_vitlora.config.units import readable_bytes
 from fl_vitlora.reporting.table_layout import print_named, screen
 
-MOST_NAMED = 3  # clients that are listed with their failures
+MOST_NAMED = 3  # the largest number of clients whose failures are listed
 
 
 def readable_seconds(seconds: float) -> str:
-    """Returns a duration in suitable units.
+    """Returns a duration as a text with suitable units.
 
     Example:
         >>> readable_seconds(7.25), readable_seconds(303), readable_seconds(7322)
@@ -30,7 +30,7 @@ def readable_seconds(seconds: float) -> str:
 
 
 def _key(encryption: Mapping[str, Any]) -> str:
-    """Returns the id of the key and how the key is used."""
+    """Returns a text with the id of the key, its scope, and its effect on the model."""
     if not encryption["key_id"]:
         return "none"
     adapted = ", model adapted" if encryption["adapted"] else ""
@@ -41,7 +41,10 @@ def _key(encryption: Mapping[str, Any]) -> str:
 
 
 def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the number of ciphertexts that reveal the key; empty for plain images."""
+    """Returns the row about the number of ciphertexts that reveal the key.
+
+    For plain images the result is empty.
+    """
     found = encryption.get("falls_to_ciphertexts")
     if found is None:
         return {}
@@ -50,7 +53,7 @@ def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
-    """Returns the accuracy on test images without the right key, if it was measured."""
+    """Returns the rows about the accuracy under a wrong key and on plain images, if measured."""
     names = {"wrong_key": "  under a wrong key", "no_key": "  on plain images"}
     return {
         name: f"{100 * accuracy[view]:.2f} %" for view, name in names.items() if view in accuracy
@@ -79,14 +82,16 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
         )
     if result["stopped"]:
         told = (
-            "the strategy ends it after" if result["stopped"] == "strategy" else "the budget allows"
+            "the strategy ended the run after"
+            if result["stopped"] == "strategy"
+            else "the budget allows"
         )
         remarks["stopped"] = f"{told} {result['rounds']} of {result['rounds_planned']} rounds"
     for change in result["changes"]:
         settings = ", ".join(
             f"{name} {was} -> {now}" for name, (was, now) in change["changed"].items()
         )
-        remarks[f"after round {change['after_round']}"] = f"went on with {settings}"
+        remarks[f"after round {change['after_round']}"] = f"continued with {settings}"
     for warning in result.get("warnings", ()):
         remarks["warning"] = escape(warning)
     if idle := result["idle_rounds"]:
@@ -95,13 +100,21 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_flower(wire: Mapping[str, Any]) -> str:
-    """Returns the saving that includes Flower's own traffic; empty for results of old versions."""
+    """Returns a text about the saving with Flower's own traffic included.
+
+    For results of old versions the text is empty.
+    """
     saving = wire.get("saving_with_flower")
     return "" if saving is None else f"; {saving:.1f}x with Flower's own traffic"
 
 
 def _failures(failures: Mapping[str, Any], folder: str) -> str:
-    """Returns the clients that failed most often, with the reason of each one's first failure."""
+    """Returns a text about the clients that failed most often.
+
+    Args:
+        failures: For each client, the number of its failures and the reason of the first one.
+        folder: Path of the run folder.
+    """
     times: Mapping[str, int] = failures["clients"]
     order = sorted(times, key=lambda client: -times[client])
     lines = [
@@ -114,11 +127,12 @@ def _failures(failures: Mapping[str, Any], folder: str) -> str:
 
 
 def _times(count: int) -> str:
+    """Returns a count as a text: "once", "2 times" and so on."""
     return "once" if count == 1 else f"{count} times"
 
 
 def print_result(result: Mapping[str, Any], folder: str, console: Console | None = None) -> None:
-    """Prints the table that ends a run.
+    """Prints the table of results at the end of a run.
 
     Args:
         result: The content of `result.json`.

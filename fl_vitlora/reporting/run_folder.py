@@ -35,14 +35,14 @@ from fl_vitlora.storage.files import (
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 CLASSES = "classes.json"
 SHARDS = "shards"
-DATA = "data.txt"  # says which images were found, and which of them are used
+DATA = "data.txt"  # the file that says which images were found, and which of them are used
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
-LONGEST_NAME = 40  # characters of the data set's name in a folder's name, which may have 255 bytes
+LONGEST_NAME = 40  # characters of the data set's name in a folder name, which may have 255 bytes
 
 
 class RunFolder:
-    """The folder of one run; `create` makes a new one, `reopen` takes an existing one.
+    """The folder of one run. `create` makes a new folder; `reopen` opens an existing folder.
 
     Args:
         path: Path of the folder.
@@ -51,7 +51,7 @@ class RunFolder:
         path: Path of the folder.
         shards: Folder of the encrypted shards.
         plots: Folder of the plots.
-        failures: Folder of the failures; it exists only if there are any.
+        failures: Folder of the clients' failures. The folder exists only if a client has failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,8 +66,8 @@ class RunFolder:
         """Makes a new folder, and writes the configuration and the environment into it.
 
         Args:
-            config: The experiment. Its setting `out` names the folder; if `out` is empty, the
-                folder is named after time, data, method and seed.
+            config: The experiment. Its setting `out` names the folder. If `out` is empty, the
+                folder is named after the time, data, method and seed.
 
         Returns:
             The folder.
@@ -79,8 +79,8 @@ class RunFolder:
         check_unused(folder.path)
         try:
             make_folder(folder.path)
-            # The configuration comes first, so that the run can be resumed. It also decides which
-            # of two processes gets the folder, if both found it free.
+            # The configuration is written first, so that the run can be resumed. If two processes
+            # found the folder free, the process that writes the configuration gets the folder.
             write_atomically(folder.path / CONFIG, to_yaml(config), new=True)
             folder._furnish()
         except WriteError as error:
@@ -89,10 +89,10 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Opens the folder of an interrupted run, and removes half-written files from it.
+        """Opens the folder of an interrupted run, and removes incomplete files from the folder.
 
         Raises:
-            UserError: If there is no such run, or if another process is writing into the folder.
+            UserError: If the folder contains no run, or if another process is writing into it.
         """
         folder = cls(path)
         try:
@@ -115,7 +115,7 @@ class RunFolder:
             ) from None
         make_private_folder(self.shards)
         make_folder(self.plots)
-        if not (self.path / ENVIRONMENT).exists():  # keep that of the process that began the run
+        if not (self.path / ENVIRONMENT).exists():  # keep that of the run's first process
             self.write_json(ENVIRONMENT, environment())
 
     def release(self) -> None:
@@ -129,11 +129,11 @@ class RunFolder:
         shutil.rmtree(self.path)
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Writes a file completely or not at all."""
+        """Writes a file into the folder, completely or not at all."""
         write_atomically(self.path / name, content)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a JSON file for people to read."""
+        """Writes a JSON file with line breaks into the folder, so that people can read it."""
         self.write(name, json.dumps(content, indent=2) + "\n")
 
     def write_failure(self, server_round: int, client: int, trace: str) -> None:
@@ -143,7 +143,7 @@ class RunFolder:
         write_atomically(self.failures / name, f"{trace}\n", durable=False)
 
     def forget_failures(self, after: int) -> None:
-        """Removes the failures of rounds later than `after`, because these are run again."""
+        """Removes the failures of the rounds later than `after`, because these rounds run again."""
         for path in self.failures.glob("round-*-client-*.txt"):
             if int(path.name.split("-")[1]) > after:
                 path.unlink()
@@ -151,24 +151,24 @@ class RunFolder:
     def write_model(
         self, state: State, name: str = "model.safetensors", class_names: Sequence[str] = ()
     ) -> None:
-        """Stores the trained tensors, and the names of the classes in the order of the head."""
+        """Writes the trained tensors, with the names of the classes in the order of the head."""
         metadata = {CLASS_NAMES: write_names(class_names)} if class_names else {}
         write_sealed(self.path / name, state, metadata)
 
     def write_classes(self, class_names: Sequence[str]) -> None:
-        """Stores the names of the classes in the run's order, for a deployment of its shards."""
+        """Writes the names of the classes in the run's order, for a deployment with its shards."""
         write_atomically(self.path / CLASSES, write_names(class_names) + "\n", mode=PRIVATE)
 
 
 def default_path(config: Config) -> Path:
-    """Returns the path of a new run folder, named after time, data, method and seed."""
+    """Returns the path of a new run folder, named after the time, data, method and seed."""
     data = Path(config.data.name).name[:LONGEST_NAME]
     label = f"{data}-{config.finetuning.method}-seed{config.seed}"
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label.replace('+', '-')}"
 
 
 def check_unused(path: Path) -> None:
-    """Checks that a folder is empty or can be made, because no run is overwritten.
+    """Checks that a folder is empty or can be made, so that no run is overwritten.
 
     Raises:
         UserError: If the folder is not empty or cannot be made.
@@ -190,10 +190,10 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
         path: The run folder.
 
     Returns:
-        The experiment, and the result; the result is None if the run is not finished.
+        The experiment, and the result. The result is None if the run is not finished.
 
     Raises:
-        UserError: If the folder holds no run.
+        UserError: If the folder contains no run.
     """
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} holds no run; expected a folder with a {CONFIG}")
@@ -202,7 +202,10 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
 
 
 def begun_in(run: Path) -> Path:
-    """Returns the working directory in which a run was begun, or the current one if unknown."""
+    """Returns the working directory in which a run was begun.
+
+    If that directory is unknown, the current directory is returned.
+    """
     try:
         stored = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["directory"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -211,14 +214,14 @@ def begun_in(run: Path) -> Path:
 
 
 def find_from(name: str, start: Path) -> str:
-    """Finds a file whose path was written in another working directory.
+    """Returns the path of a file that a run named in another working directory.
 
     Args:
-        name: Path of the file, as it was written.
-        start: The working directory in which it was written.
+        name: Path of the file, as the run named it.
+        start: The working directory of that run.
 
     Returns:
-        The path resolved from that directory if the file exists there; otherwise the path as it is.
+        The path relative to `start` if the file exists there; otherwise `name` unchanged.
     """
     there = start / name
     return name if start == Path.cwd() or not there.exists() else str(there)
@@ -228,7 +231,8 @@ def located(asked: Config, begun: Config, run: Path) -> Config:
     """Resolves the files of a resumed run from the directory in which the run was begun.
 
     Args:
-        asked: The experiment with which the run resumes. Files that it names anew are not changed.
+        asked: The experiment with which the run resumes. Paths that differ from those in `begun`
+            are not changed.
         begun: The experiment with which the run was begun.
         run: The run folder.
 
@@ -265,7 +269,7 @@ def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
 
 
 def is_under_way(run: Path) -> bool:
-    """Returns True if a folder holds a run that has begun its rounds but is not finished."""
+    """Returns True if a folder contains a run that has begun its rounds but is not finished."""
     return (run / CONFIG).exists() and (run / ROUNDS).exists() and not (run / RESULT).exists()
 
 
@@ -285,10 +289,10 @@ def read_result(run: Path) -> dict[str, Any]:
 
 
 def has_current_form(result: Mapping[str, Any]) -> bool:
-    """Returns True if a result was written by a version that computes savings as this one does.
+    """Returns True if the savings in a result were computed in the same way as in this version.
 
     Older versions counted a whole model for each message of the run, including repeated messages
-    and those of the evaluation. Such savings must not stand in one table with others.
+    and messages of the evaluation. Such savings must not appear in one table with newer savings.
     """
     wire = result.get("communication")
     return not isinstance(wire, Mapping) or "saving_with_flower" in wire

@@ -20,15 +20,15 @@ Key = tuple[tuple[str, str], ...]  # sorted labels, as a key of a dictionary
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run of a comparison: its result, or the reason why there is none.
+    """One run of a comparison: its result, or the reason why the run has no result.
 
     Attributes:
-        labels: Labels of its cell, by axis.
+        labels: Labels of the run's cell, by axis.
         seed: Seed of the run.
-        result: Content of `result.json`; None if there is no result.
-        folder: The run folder; None if there is none.
-        problem: Reason why there is no result; empty if there is one.
-        failed: True if the run failed; False if its settings were refused.
+        result: Content of `result.json`; None if the run has no result.
+        folder: The run folder; None if the run has no folder.
+        problem: Reason why the run has no result; empty if the run has a result.
+        failed: True if the run failed. False if it has a result or its settings were refused.
     """
 
     labels: Labels
@@ -53,7 +53,7 @@ class Estimate:
     spread: float | None
 
     def __str__(self) -> str:
-        """Returns mean and spread with two decimals."""
+        """Returns a text with the mean and the spread, each with two decimals."""
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
     def scaled(self, factor: float) -> Estimate:
@@ -73,14 +73,14 @@ class Summary:
         total: Number of parameters of the whole model.
         sent: Mean number of bytes sent, both directions together.
         saving: Mean ratio of the bytes of full fine-tuning to the bytes sent.
-        saving_with_flower: Mean of the same ratio, with the bytes that Flower's transport adds to
-            both numbers.
+        saving_with_flower: Mean of the ratio `saving`, if the bytes that Flower's transport adds
+            are included in both numbers.
         seconds: Median duration of a run, in seconds.
         aggregation_error: Aggregation error of the low-rank products, in percent of the movement
-            in a round; None if no run has one.
+            in a round; None if no run has an aggregation error.
         targets: Number of runs that had a target accuracy.
         reached: Number of runs that reached their target.
-        to_target: Bytes that these runs had sent when they reached it; None if no run did.
+        to_target: Bytes that a run had sent when it reached its target; None if no run reached it.
         problems: Reasons why runs are missing, each reason once.
     """
 
@@ -134,7 +134,7 @@ def sent_bytes(result: Mapping[str, Any]) -> int:
 
 
 def deviation(values: Sequence[float]) -> Estimate:
-    """Returns the mean and the sample standard deviation.
+    """Returns the mean of values and their sample standard deviation.
 
     Example:
         >>> str(deviation([94.0, 96.0, 98.0]))
@@ -144,7 +144,7 @@ def deviation(values: Sequence[float]) -> Estimate:
 
 
 def standard_error(values: Sequence[float]) -> Estimate:
-    """Returns the mean and its standard error: the deviation over the square root of the number.
+    """Returns the mean of n values and its standard error, the standard deviation over √n.
 
     Example:
         >>> str(standard_error([1.0, 2.0, 3.0, 2.0]))
@@ -199,7 +199,7 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
 
 def _ranked(found: Iterable[Difference]) -> list[Difference]:
-    """Groups differences by baseline cell, and sorts each group, the best first."""
+    """Returns differences grouped by baseline cell, and in each group the best first."""
     groups: dict[tuple[str, Key], list[Difference]] = {}
     for difference in found:
         groups.setdefault((difference.axis, _key(difference.others)), []).append(difference)
@@ -211,10 +211,12 @@ def _ranked(found: Iterable[Difference]) -> list[Difference]:
 
 
 def _key(labels: Labels) -> Key:
+    """Returns the labels of a cell as a key of a dictionary."""
     return tuple(sorted(labels.items()))
 
 
 def _by_cell(records: Iterable[Record]) -> dict[Key, list[Record]]:
+    """Returns the runs of each cell, in the order in which the cells appear."""
     cells: dict[Key, list[Record]] = {}
     for record in records:
         cells.setdefault(_key(record.labels), []).append(record)
@@ -222,6 +224,7 @@ def _by_cell(records: Iterable[Record]) -> dict[Key, list[Record]]:
 
 
 def _scores(records: Iterable[Record]) -> dict[int, float]:
+    """Returns the test accuracy of each run with a result, in percent, by seed."""
     return {record.seed: percent(record) for record in records if record.result}
 
 
@@ -254,4 +257,5 @@ def _summary(runs: Sequence[Record]) -> Summary:
 
 
 def _mean_saving(results: Iterable[Mapping[str, Any]], name: str) -> float:
+    """Returns the mean of a saving over results; `name` is "saving" or "saving_with_flower"."""
     return statistics.mean(float(result["communication"][name]) for result in results)

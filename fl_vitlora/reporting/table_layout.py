@@ -1,8 +1,8 @@
 """Tables that fit a screen of 80 columns without breaking words.
 
-A table that is too wide becomes several tables, one below the other. Each repeats the columns that
-name the rows. If the names alone are too wide, rows get numbers, and a legend above the table says
-which row each number stands for.
+A table that is too wide is split into several tables, one below the other. Each of these tables
+repeats the columns that name the rows. If the names are too wide, the rows get numbers instead. A
+legend above the table then explains the numbers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ USUAL_WIDTH, LEAST_WIDTH = 80, 40
 
 
 def screen() -> Console:
-    """Returns the screen as a console.
+    """Returns a console that prints to the screen.
 
-    The environment variable ``COLUMNS`` sets its width. Without it, the width is the terminal's, or
-    80 if there is no terminal.
+    The environment variable ``COLUMNS`` sets the width of the console. Without this variable, the
+    console has the width of the terminal, or 80 columns if there is no terminal.
     """
     console = Console()
     given = os.environ.get("COLUMNS", "")
@@ -38,7 +38,7 @@ def screen() -> Console:
     else:
         width = USUAL_WIDTH
     if console.is_interactive and width == console.width:
-        return console  # this one follows the terminal if its width changes
+        return console  # this console adapts if the terminal's width changes
     return Console(width=max(width, LEAST_WIDTH))
 
 
@@ -47,9 +47,9 @@ class Folded:
     """A table that fits the screen.
 
     Attributes:
-        legend: Pairs of a row's number and its name; empty if the rows have their names.
+        legend: Pairs of a row's number and its name; empty if the parts contain the names.
         parts: Tables, each with a header row.
-        texts: Number of first columns that name the rows.
+        texts: Number of columns at the left that name the rows.
     """
 
     legend: Sequence[tuple[str, str]]
@@ -61,8 +61,8 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
     """Splits a table into parts that fit the screen.
 
     Args:
-        rows: The cells as texts, with a header row.
-        texts: Number of first columns that name the rows.
+        rows: The texts of all cells, with a header row.
+        texts: Number of columns at the left that name the rows.
         width: Width of the screen in characters.
 
     Returns:
@@ -95,7 +95,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
 
 
 def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]]:
-    """Yields groups of the number columns; each group fits beside the columns of names."""
+    """Yields groups of columns with numbers. Each group fits beside the columns with names."""
     free = width + GAP - sum(widths[:texts])
     group: list[int] = []
     for column in range(texts, len(widths)):
@@ -107,7 +107,7 @@ def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]
 
 
 def table_lines(rows: Rows, texts: int) -> Iterator[str]:
-    """Yields the lines of a table, with names aligned left and numbers aligned right.
+    """Yields the lines of a table. The first `texts` columns are aligned left, the others right.
 
     Example:
         >>> list(table_lines([["method", "accuracy"], ["lora", "95.6"]], texts=1))
@@ -125,7 +125,7 @@ def table_lines(rows: Rows, texts: int) -> Iterator[str]:
 
 
 def print_table(console: Console, rows: Rows, texts: int, title: str = "") -> None:
-    """Prints a table, in several parts if it is too wide."""
+    """Prints a table with its title. A table that is too wide is printed in several parts."""
     if title:
         print_wrapped(console, Text(title, style="italic"))
     folded = fold(rows, texts, console.width)
@@ -141,7 +141,7 @@ def print_table(console: Console, rows: Rows, texts: int, title: str = "") -> No
 
 
 def print_named(console: Console, rows: Mapping[str, Text], indent: int = 0) -> None:
-    """Prints names with a text beside each; long texts are wrapped between words."""
+    """Prints each name with its text beside it. Long texts are wrapped between words."""
     indent = indent or max(map(cell_len, rows)) + GAP
     for name, text in rows.items():
         for position, line in enumerate(wrapped(text, max(console.width - indent, 1))):
@@ -150,13 +150,15 @@ def print_named(console: Console, rows: Mapping[str, Text], indent: int = 0) -> 
 
 
 def print_wrapped(console: Console, text: Text) -> None:
-    """Prints a text that is wrapped between words, so that a path is never broken."""
+    """Prints a text that is wrapped only between words, so that no path is broken."""
     for line in wrapped(text, console.width):
         console.print(line, soft_wrap=True)
 
 
 def wrapped(text: Text, width: int) -> Iterator[Text]:
-    """Yields the lines of a text broken between words; a word longer than a line gets its own.
+    """Yields the lines of a text that is wrapped between words.
+
+    A word that is longer than `width` gets a line of its own.
 
     Example:
         >>> [line.plain for line in wrapped(Text("a long/path/to/it and more"), width=8)]

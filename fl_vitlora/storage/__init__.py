@@ -1,1 +1,1 @@
-"""Files that are either whole or absent, and files that tell whether they were changed."""
+"""Files that are written completely or not at all, and files whose damage is detected."""

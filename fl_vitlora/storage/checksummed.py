@@ -1,9 +1,10 @@
-"""Tensors in a file that tells whether it is still what was written.
+"""Tensor files with a checksum, so that a damaged file is recognised.
 
-A sealed file is a safetensors file whose metadata hold a digest, SHA-256 in hexadecimal digits, of
-all that it says: names, types, shapes and bytes of the tensors, and the other metadata. It betrays
-an accident of disk or copy, be it one bit; it is no signature, so that whoever can write the file
-can also write another digest.
+A sealed file is a safetensors file whose metadata contain a digest of the whole content. The digest
+is SHA-256, in hexadecimal digits. The content is the names, types, shapes and bytes of the tensors,
+and the other metadata. If a faulty disk or an incomplete copy changes a single bit, the digest no
+longer matches. The digest is not a signature: a person who can write the file can also replace the
+digest.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from fl_vitlora.storage.files import PRIVATE, write_parts
 
 DIGEST = "sha256"
 METADATA = "__metadata__"
-LENGTH = struct.Struct("<Q")  # of the header, in bytes
-# What a header can raise: safetensors compares all sizes with the file's before anything is
-# allocated, but leaves types and shapes of nothing to torch.
+LENGTH = struct.Struct("<Q")  # the length of the header, in bytes
+# The errors that a damaged header can cause. Before safetensors allocates memory, it compares all
+# sizes with the size of the file. It does not check the type and the shape of an empty tensor, so
+# torch raises the error there.
 UNREADABLE = (SafetensorError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class DamagedFileError(UserError):
-    """A sealed file that is missing, or is not what was written."""
+    """An error that says that a sealed file is missing or damaged."""
 
     def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path} {what}; put a whole copy in its place, or make it anew")
+        super().__init__(f"{path} {what}; replace it by an undamaged copy, or create it again")
 
 
 def write_sealed(
@@ -48,14 +50,14 @@ def write_sealed(
     durable: bool = True,
     mode: int = PRIVATE,
 ) -> None:
-    """Writes tensors with a digest, whole or not at all.
+    """Writes tensors with a digest. The file is written completely or not at all.
 
     Args:
-        path: The file; its folder must exist.
-        tensors: The tensors by name; no two of them share memory.
-        metadata: The texts beside the tensors; the name `DIGEST` is taken.
-        durable: The same as in `write_atomically`.
-        mode: The permissions of the file; by default only its owner can read and write it.
+        path: The path of the file. The folder must exist.
+        tensors: The tensors by name. No two of them may share memory.
+        metadata: Texts by name, stored beside the tensors. The name `DIGEST` is reserved.
+        durable: True to wait until the file is on the disk; see `write_atomically`.
+        mode: The permissions of the file. By default only the owner can read and write the file.
     """
     laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, DIGEST: digest_of(laid_out, metadata)}
@@ -63,33 +65,34 @@ def write_sealed(
 
 
 def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
-    """Yields a safetensors file with its header in a fixed order, so that equal files are alike.
+    """Yields the parts of a safetensors file, with the header in a fixed order.
 
-    The library writes the metadata in an order that differs from one call to the next.
+    The library writes the metadata in a different order at each call. With a fixed order, equal
+    tensors and metadata give equal bytes.
     """
     (length,) = LENGTH.unpack_from(file)
     header = json.loads(file[LENGTH.size : LENGTH.size + length])
     metadata = {METADATA: dict(sorted(header.pop(METADATA).items()))}
     text = json.dumps({**metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % LENGTH.size)  # as safetensors aligns what follows
+    text += b" " * (-len(text) % LENGTH.size)  # the alignment of safetensors
     yield LENGTH.pack(len(text)) + text
     yield memoryview(file)[LENGTH.size + length :]
 
 
 def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
-    """Reads what `write_sealed` wrote, or refuses the file.
+    """Reads a file that `write_sealed` wrote, and checks its digest.
 
-    The tensors are the file's own pages, read when they are needed; what is written into a tensor
-    does not come into the file.
+    The tensors are mapped from the file, and their pages are read when they are needed. A change to
+    a tensor does not change the file.
 
     Args:
-        path: The file.
+        path: The path of the file.
 
     Returns:
-        The tensors by name, and the metadata that were given with them.
+        The tensors by name, and the metadata without the digest.
 
     Raises:
-        DamagedFileError: When there is none, or any of it is not as it was written.
+        DamagedFileError: If the file is missing, or if its content was changed after the writing.
     """
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
@@ -97,7 +100,8 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     digest = metadata.pop(DIGEST, None)
     if digest is None:
         raise DamagedFileError(
-            path, "has no digest, so it cannot be checked for damage; older versions wrote none"
+            path,
+            "has no digest, so it cannot be checked for damage; older versions wrote no digest",
         )
     if digest != digest_of(tensors, metadata):
         raise DamagedFileError(path, "is damaged: its content does not have the digest in it")
@@ -105,16 +109,16 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
 
 
 def read_sealed_metadata(path: Path) -> dict[str, str]:
-    """Reads the metadata alone, which verifies nothing.
+    """Reads only the metadata of a sealed file, without checking the digest.
 
     Args:
-        path: The file.
+        path: The path of the file.
 
     Returns:
-        The metadata, if the file has not been damaged since; only `read_sealed` can tell.
+        The metadata without the digest. They may be damaged; only `read_sealed` checks them.
 
     Raises:
-        DamagedFileError: When there is none, or it is no safetensors file.
+        DamagedFileError: If the file is missing, or if it is not a safetensors file.
     """
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
@@ -134,12 +138,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Computes the digest of tensors, wherever they are, and of what is said beside them.
+    """Computes the digest of tensors, on any device, and of their metadata.
 
-    A description of all tensors comes first, so that no other tensors give the same bytes.
+    The names, types and shapes of all tensors are hashed first. So the bytes of two different sets
+    of tensors always differ.
 
     Returns:
-        64 hexadecimal digits.
+        The digest as 64 hexadecimal digits.
     """
     names = sorted(tensors)
     described = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what is said when the disk takes them not."""
+"""Functions that write a file completely or not at all, and the error for a failed write."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY = ".*.tmp"  # what a file is called until it is whole
-PUBLIC, PRIVATE, PRIVATE_FOLDER = 0o666, 0o600, 0o700  # permissions; the umask narrows the first
+TEMPORARY = ".*.tmp"  # the pattern of a file's name until the file is complete
+PUBLIC, PRIVATE, PRIVATE_FOLDER = 0o666, 0o600, 0o700  # permissions; the umask narrows PUBLIC
 
 
 class WriteError(RuntimeError):
-    """The system does not take a file: the disk is full, read-only, or a name too long.
+    """An error that says that a file cannot be written, for example on a full or read-only disk.
 
     Args:
-        path: The file or folder.
+        path: The path of the file or folder.
         reason: The reason that the system gives.
     """
 
@@ -30,10 +30,10 @@ class WriteError(RuntimeError):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names the file and the system's reason in one line where a write in it fails.
+    """Turns a system error inside the block into one line with the path and the reason.
 
     Raises:
-        WriteError: When it does.
+        WriteError: If the system raises an error inside the block.
     """
     try:
         yield
@@ -49,20 +49,21 @@ def write_atomically(
     mode: int = PUBLIC,
     new: bool = False,
 ) -> None:
-    """Writes a file under a temporary name, syncs it, renames it and syncs the folder.
+    """Writes a file under a temporary name, syncs the file, renames it and syncs the folder.
 
     Args:
-        path: The file; its folder must exist. An older file of that name is replaced.
-        content: Bytes, or text to be encoded in UTF-8.
-        durable: True to wait for the disk, about a millisecond. Without it the file outlives
-            this program's end, whatever that be, but perhaps not a power failure in the next half
-            minute; it must not replace what cannot be made again.
-        mode: `PUBLIC` gives the permissions that the umask leaves, and those of `PRIVATE` at
-            least; any other mode is set as it is, whatever the umask.
-        new: True if an older file must not be replaced; the write then fails.
+        path: The path of the file. The folder must exist. An older file at this path is replaced.
+        content: The bytes to write, or a text that is encoded in UTF-8.
+        durable: True to wait until the file is on the disk, which takes about a millisecond. If
+            False, the file survives any end of this program, but perhaps not a power failure in the
+            next half minute. Then the file must not replace content that cannot be made again.
+        mode: The permissions of the file. `PUBLIC` gives the permissions that the umask allows, and
+            at least those of `PRIVATE`. Every other mode is set exactly, without the umask.
+        new: True to fail if there is already a file at this path, instead of replacing the file.
 
     Raises:
-        WriteError: When the system does not take it; an older file stays, and nothing else.
+        WriteError: If the system cannot write the file. An older file at this path stays
+            unchanged, and the temporary file is removed.
     """
     data = content.encode() if isinstance(content, str) else content
     write_parts(path, [data], durable=durable, mode=mode, new=new)
@@ -76,17 +77,18 @@ def write_parts(
     mode: int = PUBLIC,
     new: bool = False,
 ) -> None:
-    """Writes a file that is made part by part; see `write_atomically`.
+    """Writes a file whose content comes in parts, in the same way as `write_atomically`.
 
     Args:
-        path: The file; its folder must exist. An older file of that name is replaced.
-        parts: The content, in order.
-        durable: The same as in `write_atomically`.
-        mode: The same as in `write_atomically`.
-        new: The same as in `write_atomically`.
+        path: The path of the file. The folder must exist. An older file at this path is replaced.
+        parts: The parts of the content, in order.
+        durable: True to wait until the file is on the disk; see `write_atomically`.
+        mode: The permissions of the file; see `write_atomically`.
+        new: True to fail if there is already a file at this path.
 
     Raises:
-        WriteError: When the system does not take it; an older file stays, and nothing else.
+        WriteError: If the system cannot write the file. An older file at this path stays
+            unchanged, and the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -104,15 +106,17 @@ def write_parts(
             if durable:
                 sync_folder(path.parent)
         finally:
-            with contextlib.suppress(OSError):  # whatever was wrong was said
+            with contextlib.suppress(OSError):  # the first error is already raised
                 temporary.unlink()
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it; the owner can use each new one, whatever the umask.
+    """Makes a folder and the missing folders above it.
+
+    The owner can read, write and enter each new folder, even if the umask forbids that.
 
     Raises:
-        WriteError: When the system does not allow it.
+        WriteError: If the system does not allow a folder to be made.
     """
     missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
     with writing(folder):
@@ -125,13 +129,13 @@ def make_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder, or takes one that is there, and lets its owner alone into it.
+    """Makes a folder that only the owner can use. An existing folder gets these permissions, too.
 
     Args:
-        folder: The folder; the one above it must exist.
+        folder: The path of the folder. The folder above it must exist.
 
     Raises:
-        WriteError: When the system does not allow it.
+        WriteError: If the folder cannot be made, or its permissions cannot be changed.
     """
     with writing(folder):
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
@@ -140,7 +144,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def _open_new(path: Path, mode: int) -> BinaryIO:
-    """Opens an empty file for writing, with its permissions before anything is in it."""
+    """Opens an empty file for writing, and sets its permissions before any content is written."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags, mode)
     try:
@@ -155,14 +159,14 @@ def _open_new(path: Path, mode: int) -> BinaryIO:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Adds to a file, whole or not at all.
+    """Appends bytes to a file. Either all bytes are appended, or the file stays unchanged.
 
     Args:
-        path: The file; it is made if there is none.
-        content: The bytes that are added.
+        path: The path of the file. A missing file is created.
+        content: The bytes to append.
 
     Raises:
-        WriteError: When the system does not take it; what was there before stays.
+        WriteError: If the system cannot write the bytes. The earlier content stays.
     """
     with writing(path), path.open("ab", buffering=0) as file:
         end, rest = file.tell(), memoryview(content)
@@ -175,10 +179,12 @@ def append(path: Path, content: bytes) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk, which were written without waiting.
+    """Waits until all files of a folder are on the disk.
+
+    The function completes writes that were not durable.
 
     Raises:
-        WriteError: When the disk does not take one after all.
+        WriteError: If the system cannot write a file to the disk.
     """
     for path in folder.iterdir():
         with writing(path), path.open("rb") as file:
@@ -187,21 +193,22 @@ def sync_files(folder: Path) -> None:
 
 
 class HeldError(RuntimeError):
-    """Another process holds a file or folder."""
+    """An error that says that another process has locked a file or folder."""
 
 
 class Hold(contextlib.ExitStack):
-    """Keeps other processes from holding a file or folder too, until closed or gone.
+    """A lock on a file or folder. Only one process at a time can have the lock.
 
-    A file that is replaced is another one; a folder stays the same. Where a file system knows no
-    locks, nobody is kept off.
+    The lock ends when it is closed, deleted, or when its process ends. If a locked file is
+    replaced, the lock does not protect the new file; so lock the folder instead. On a file system
+    without locks, the lock does not keep other processes out.
 
     Args:
-        path: The file or folder.
+        path: The path of the file or folder.
 
     Raises:
-        HeldError: When another holds it.
-        OSError: When it cannot be opened.
+        HeldError: If another process has the lock.
+        OSError: If the file or folder cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -215,7 +222,8 @@ class Hold(contextlib.ExitStack):
             raise HeldError(f"another process holds {path}") from None
         except OSError:
             return
-        # A child that is just being started may have a copy of the descriptor for a moment.
+        # A child process that is being started may have a copy of the descriptor for a moment, so
+        # the lock is released explicitly.
         self.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
 
     def __del__(self) -> None:
@@ -223,14 +231,14 @@ class Hold(contextlib.ExitStack):
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, where a folder can be opened for that."""
+    """Waits until the file names in a folder are on the disk, if the system can sync folders."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems know no such thing
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
             raise
     finally:
         os.close(descriptor)

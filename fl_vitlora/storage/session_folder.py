@@ -1,8 +1,9 @@
-"""A folder for Ray's sockets and logs: short enough, and writable.
+"""A folder for Ray's sockets and logs that has a short path and can be written.
 
-Ray puts them below ``TMPDIR``, or ``/tmp``. The path of a socket may have 107 bytes on Linux and
-103 on macOS, and Ray adds some 65 to that folder's. Where that does not fit, or the folder cannot
-be written, a short folder is made elsewhere and removed with Ray.
+Ray puts its sockets and logs below ``TMPDIR``, or below ``/tmp``. The path of a socket may have at
+most 107 bytes on Linux and 103 bytes on macOS. Ray adds about 65 bytes to the path of the folder.
+If the path becomes too long, or the folder cannot be written, this module makes a folder with a
+short path elsewhere. That folder is removed when Ray ends.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from fl_vitlora.errors import UserError
 
 LONGEST_SOCKET = 103  # bytes
 ADDED = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
-PLAIN = re.compile(r"/[A-Za-z0-9_./-]*", re.ASCII)  # what Ray's command lines hand on as it is
+PLAIN = re.compile(r"/[A-Za-z0-9_./-]*", re.ASCII)  # Ray's command lines do not quote paths
 PREFIX = "ray-"
-NAME = len("/ray-12345678")  # of a folder that is made
+NAME = len("/ray-12345678")  # characters that the name of a new folder adds to a path
 ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -29,17 +30,17 @@ ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
 def session_folder(
     environment: Mapping[str, str] = os.environ, elsewhere: Sequence[str] = ELSEWHERE
 ) -> Iterator[dict[str, str]]:
-    """Finds or makes the folder, and removes it at the end if it was made.
+    """Finds or makes the folder for Ray. A folder that was made is removed at the end.
 
     Args:
-        environment: Environment variables of this process.
-        elsewhere: Folders below which one may be made, the first that fits.
+        environment: The environment variables of this process.
+        elsewhere: Folders in which a new folder may be made. The first suitable folder is used.
 
     Yields:
-        What `ray.init` is told; nothing where its own choice does.
+        The arguments for `ray.init`; they are empty if Ray's default folder is suitable.
 
     Raises:
-        UserError: When no folder fits.
+        UserError: If no folder is suitable.
     """
     own = default_folder(environment)
     if fits(own) and is_writable(own):
@@ -61,7 +62,7 @@ def session_folder(
 
 
 def default_folder(environment: Mapping[str, str]) -> str:
-    """Names the folder that Ray takes by itself."""
+    """Returns the folder that Ray uses by default."""
     if "RAY_TMPDIR" in environment:
         return str(Path(environment["RAY_TMPDIR"]) / "ray")
     own = environment.get("TMPDIR", "") if sys.platform.startswith("linux") else ""
@@ -69,7 +70,11 @@ def default_folder(environment: Mapping[str, str]) -> str:
 
 
 def fits(folder: str, more: int = 0) -> bool:
-    """Tells whether sockets below a folder have paths that the system and Ray take.
+    """Returns True if the path of a folder is short and plain enough for Ray's sockets.
+
+    Args:
+        folder: The path of the folder.
+        more: Number of characters that will be added to the path.
 
     Example:
         >>> fits("/tmp/ray"), fits("/tmp/" + 40 * "x"), fits("/my temporary files")
@@ -79,7 +84,7 @@ def fits(folder: str, more: int = 0) -> bool:
 
 
 def is_writable(folder: str) -> bool:
-    """Tells whether a folder can be written, or be made."""
+    """Returns True if a folder can be written, or can be made if it does not exist."""
     path = Path(folder)
     above = next(place for place in (path, *path.parents) if place.exists())
     return above.is_dir() and os.access(above, os.W_OK | os.X_OK)

@@ -1,8 +1,9 @@
-"""Nested plain values with tensors and bytes in them, as tensors by name and JSON.
+"""Conversion of nested values (trees) with tensors and bytes into named tensors and JSON.
 
-A JSON object of one entry stands for what JSON does not know: ``{"tensor": "3"}`` for the tensor
-of that name, ``{"bytes": "4"}`` for bytes, ``{"map": [[key, value], …]}`` for a mapping, whose keys
-may be numbers. A tensor that occurs several times is stored once. Tuples come back as lists.
+JSON has no tensors, no bytes and no mappings with keys that are numbers. A JSON object with one
+entry stands for such a value: ``{"tensor": "3"}`` for the tensor named 3, ``{"bytes": "4"}`` for
+the bytes in the tensor named 4, and ``{"map": [[key, value], …]}`` for a mapping. A tensor that
+occurs several times is stored once. A tuple is read back as a list.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ TENSOR, BYTES, MAP = "tensor", "bytes", "map"
 
 
 def flatten(tree: Tree) -> tuple[State, Any]:
-    """Takes the tensors and bytes out of a tree.
+    """Separates a tree into its tensors and a value that JSON can store.
 
     Args:
-        tree: A tree with values of the kinds above and no others.
+        tree: A tree that contains only the kinds of values that `Tree` lists.
 
     Returns:
-        Tensors on the CPU with memory of their own, and what JSON can hold.
+        Copies of the tensors by name, on the CPU, and the tree as a value for JSON.
 
     Raises:
-        TypeError: When there is something else in it.
+        TypeError: If the tree contains another kind of value.
 
     Example:
         >>> flatten({3: [1, "a", None]})
@@ -65,10 +66,14 @@ def flatten(tree: Tree) -> tuple[State, Any]:
 
 
 def build(tensors: Mapping[str, Tensor], plain: Any) -> Tree:
-    """Puts a tree together again that `flatten` took apart.
+    """Builds a tree from the two results of `flatten`.
+
+    Args:
+        tensors: The tensors by name.
+        plain: The tree as a value for JSON.
 
     Raises:
-        KeyError: When a tensor is missing.
+        KeyError: If a tensor is missing.
     """
     match plain:
         case {"tensor": name}:

@@ -1,1 +1,1 @@
-"""Flower clients as virtual nodes, with Ray processes as workers."""
+"""The simulation: Flower clients that are virtual nodes, trained in Ray processes (workers)."""

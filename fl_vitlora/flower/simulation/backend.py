@@ -1,14 +1,15 @@
 """Flower's Ray backend with workers that outlive a simulation.
 
-At the end of every simulation Flower ends its actors and Ray itself, and no option prevents this.
-Here both stay, so that the next simulation finds workers that have finished their imports. If a
-worker dies during a simulation, Flower keeps the dead one; here a `WorkerPool` replaces it.
+At the end of every simulation, Flower ends its actors and Ray. Flower has no option to keep them.
+This backend keeps Ray and the actors, so the next simulation finds workers that have finished their
+imports. If a worker dies during a simulation, Flower keeps the dead worker; here a `WorkerPool`
+replaces the dead worker by a new one.
 
-A simulation can end while actors are still working, because the run was broken off or the server
-no longer waits for their replies. A thread that asks Ray for a result after Ray was shut down ends
-the whole process, with code 1 and one line. So no thread may be waiting at that moment. Flower ends
-its backend only after all threads that wait for an actor have returned. Actors whose replies no
-longer count are ended before that, so that they do not delay the end of the run.
+A simulation can end while actors are still working: the run was interrupted, or the server no
+longer waits for their replies. If a thread asks Ray for a result after Ray was shut down, the whole
+process ends with code 1 and one line. So no thread may wait for an actor when Ray is shut down.
+Flower ends its backend only after all threads that wait for an actor have returned. Actors whose
+replies are no longer needed are ended before that, so that they do not delay the end of the run.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ SECONDS_TO_ANSWER = 60.0
 
 
 class KeptWorkers(raybackend.RayBackend):
-    """A backend that takes over the actors of the last simulation, and leaves them to the next.
+    """A backend that uses the actors of the last simulation, and keeps them for the next one.
 
     Args:
-        actors: Actors that the last simulation left. At the end of this simulation the list holds
-            the actors for the next one.
-        most: Largest number of actors; there are fewer if Ray lacks the resources.
+        actors: Actors that the last simulation left. At the end of this simulation, the list
+            contains the actors for the next simulation.
+        most: Largest number of actors. There are fewer actors if Ray lacks the resources.
         patience: Longest time that an actor may take for one message, in seconds.
         backend_config: Flower's configuration of a backend.
     """
@@ -50,7 +51,7 @@ class KeptWorkers(raybackend.RayBackend):
 
     @property
     def num_workers(self) -> int:
-        """Returns the number of threads that hand out bundles of messages."""
+        """Returns the number of threads that give bundles of messages to the actors."""
         return self._pool.slots
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
@@ -65,16 +66,16 @@ class KeptWorkers(raybackend.RayBackend):
     def answer(
         self, messages: Sequence[Message], contexts: Sequence[Context]
     ) -> tuple[list[Answer | Exception], bool]:
-        """Lets one actor answer a bundle of messages. Several threads may call this at once.
+        """Lets one actor answer a bundle of messages. Several threads may call this method at once.
 
         Args:
-            messages: The bundle, at most one message to a client.
+            messages: The bundle, with at most one message to each client.
             contexts: The stored states of these clients, in the same order.
 
         Returns:
-            For each message, the reply and the client's new context, or the error if the app raised
-            one or the actor was lost on every attempt. Second, True if the bundle was finally
-            split into single messages because actors were lost over it.
+            First, one entry for each message: the reply and the client's new context, or the error
+            if the app failed or the actor was lost on every attempt. Second, True if the bundle
+            was split into single messages because three actors were lost with the whole bundle.
         """
         tried: list[Any] = []
 
@@ -87,7 +88,14 @@ class KeptWorkers(raybackend.RayBackend):
         return persist(list(zip(messages, contexts, strict=True)), ask)
 
     def process_message(self, message: Message, context: Context) -> Answer:
-        """Answers one message; Flower's interface of a backend asks for this method.
+        """Answers one message. Flower requires this method of every backend.
+
+        Args:
+            message: The message to a client.
+            context: The stored state of this client.
+
+        Returns:
+            The reply, and the client's new context.
 
         Raises:
             Exception: If the app raised an error or the actor was lost.
@@ -102,7 +110,7 @@ class KeptWorkers(raybackend.RayBackend):
         self._pool.end()
 
     def terminate(self) -> None:
-        """Ends the busy actors, and leaves the idle ones to the next simulation."""
+        """Ends the busy actors, and keeps the idle actors for the next simulation."""
         self._actors[:] = self._pool.end()
 
     def _start_worker(self) -> Any:
@@ -121,17 +129,18 @@ def is_alive(actor: Any) -> bool:
 
 @contextmanager
 def kept_workers(actors: list[Any], most: int, patience: float) -> Iterator[Callable[[], None]]:
-    """Replaces Flower's Ray backend by this one while the block runs.
+    """Replaces Flower's Ray backend by `KeptWorkers` while the block runs.
 
     Flower has no option for another backend, so the class is replaced inside Flower's module.
 
     Args:
-        actors: Actors left by earlier simulations. Simulations inside the block update the list.
+        actors: Actors that earlier simulations left. Simulations inside the block update the list.
         most: Largest number of actors.
         patience: Longest time that an actor may take for one message, in seconds.
 
     Yields:
-        A function that ends the busy actors. The server calls it when it needs no more replies.
+        A function that ends the busy actors. The server calls this function when it needs no more
+        replies.
     """
     theirs, made = raybackend.RayBackend, list[KeptWorkers]()
 

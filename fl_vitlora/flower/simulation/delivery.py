@@ -1,10 +1,10 @@
-"""Delivery of messages to workers: at once, in bundles, at a cost independent of the node count.
+"""Delivery of messages to workers: without delay, in bundles, and independent of the node count.
 
-Ten times a second, Flower's simulation asks for each registered node whether a message waits for
-it. Each time it looks through all messages, and it hands every message to Ray separately. This
-costs up to 0.1 s in every exchange and some milliseconds a message; with ten thousand nodes it
-occupies a whole thread. Here the messages are looked through, not the nodes. They are delivered in
-the order in which they were sent, and several go to a worker in one call.
+Ten times a second, Flower's simulation checks for each registered node whether a message waits for
+the node. Each check looks through all messages, and every message is given to Ray separately. These
+checks cost up to 0.1 s in every exchange and some milliseconds per message. With ten thousand nodes
+they keep a whole thread busy. This module looks once through the messages, instead of through the
+nodes. It delivers messages in the order in which they were sent, and several messages in one call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fl_vitlora.flower.simulation.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
 LATE = "the server does not wait for this reply any more"
-WAIT_SECONDS = 1.0  # between two checks whether the simulation has ended, while no bundle comes
+WAIT_SECONDS = 1.0  # without a bundle, the time between two checks for the simulation's end
 
 
 def bundles(messages: Sequence[Message], most: Mapping[str, int]) -> list[list[Message]]:
@@ -146,11 +146,17 @@ def replies_to(
     """Lets the backend answer a bundle, and stores the contexts that the clients leave.
 
     If the server no longer waits for a reply, the reply is dropped and the client's context stays
-    as it was. If this holds for a whole bundle beforehand, the bundle is not computed at all.
+    as it was. If the server waits for no reply of a bundle, the bundle is not computed at all.
+
+    Args:
+        bundle: The messages.
+        nodes: Flower's stores of the nodes' contexts, by node.
+        backend: The backend that answers messages.
+        states: The stored states of the clients.
 
     Yields:
-        A reply to each message. It holds an error if the app or the worker failed, or if the reply
-        came too late.
+        A reply to each message. The reply contains an error if the app or the worker failed, or if
+        the answer came too late.
     """
     if all(is_late(message, states) for message in bundle):
         yield from (refused(message, TimeoutError(LATE)) for message in bundle)
@@ -187,7 +193,7 @@ def is_late(message: Message, states: ClientStates) -> bool:
 
 def refused(message: Message, error: Exception) -> Message:
     """Returns a reply that reports an error with its stack trace."""
-    if isinstance(error, AppError):  # its text is the stack trace that the worker wrote
+    if isinstance(error, AppError):  # the text of the error is the worker's stack trace
         content = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error))
     else:
         content = Error(code=ErrorCode.UNKNOWN, reason=trace_of(error))
@@ -196,10 +202,10 @@ def refused(message: Message, error: Exception) -> Message:
 
 @contextmanager
 def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
-    """Replaces Flower's delivery of messages by this one while the block runs.
+    """Replaces Flower's delivery of messages by that of this module while the block runs.
 
-    Flower has no option for this, so the functions are replaced inside Flower's module. If a
-    version of Flower has functions with other arguments, its own delivery stays in place.
+    Flower has no option for another delivery, so the functions are replaced inside Flower's module.
+    If the functions of a version of Flower have other arguments, nothing is replaced.
 
     Args:
         most: Largest number of messages in a bundle, by kind of message.

@@ -1,10 +1,10 @@
 """The simulation engine: Flower's virtual nodes, with Ray processes as workers.
 
-Flower runs the server in a thread of this process, and hands every message for a client to a Ray
-actor. This project starts Ray itself, on loopback only. Starting takes seconds, so it begins early,
-while the run is being prepared; Flower then finds Ray running. Ray and its workers stay up for the
-next simulation until they are stopped. A Ray that runs already, on this machine or on a cluster,
-can be joined instead; it keeps running afterwards.
+Flower runs the server in a thread of this process, and gives every message for a client to a Ray
+actor. This project starts Ray itself, and Ray listens on the loopback address only. The start takes
+seconds. So Ray is started early, while the run is being prepared, and Flower finds Ray running. Ray
+and its workers keep running for the next simulation until `Engine.stop`. Instead, a run can join a
+Ray that runs already, on this machine or on a cluster; that Ray keeps running afterwards.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fl_vitlora.flower.simulation.ray_cluster import Ray
 from fl_vitlora.flower.simulation.workers import Workers, cores_left_to
 
 T = TypeVar("T")
-GREETINGS = 100  # the most greeting messages that a worker is handed at once
+GREETINGS = 100  # the largest number of greeting messages that a worker gets at once
 
 
 class Engine:
-    """Keeps one Ray up from run to run, as long as the runs need the same workers.
+    """Keeps one Ray running for several runs, as long as the runs need the same workers.
 
     Args:
         verbose: True if Ray may print and log.
@@ -46,7 +46,7 @@ class Engine:
         self.stop()
 
     def start(self, workers: Workers) -> Ray:
-        """Returns the Ray that is up if it has the same workers; otherwise starts a new one."""
+        """Returns the running Ray if it has the same workers; otherwise starts a new Ray."""
         if self._ray is None or self._ray.workers != workers:
             self.stop()
             self._ray = Ray(workers, verbose=self._verbose)
@@ -55,7 +55,7 @@ class Engine:
         return self._ray
 
     def stop(self) -> None:
-        """Stops Ray if it is up; `start` can be called again afterwards."""
+        """Stops Ray if it is running. `start` can be called again afterwards."""
         if self._ray is not None:
             self._ray.stop()
             self._ray = None
@@ -76,14 +76,15 @@ def simulate(
     """Runs a server function against simulated clients.
 
     Args:
-        client_app: Flower's ClientApp; it is sent to the workers with every message.
-        main: The server function; it takes Flower's grid and an event that is set to stop it.
+        client_app: Flower's ClientApp, which is sent to the workers with every message.
+        main: The server function. Its arguments are Flower's grid, and an event that is set when
+            the function must stop.
         clients: Number of virtual nodes.
         together: Largest number of clients that a worker trains in one batch.
         patience: Longest time that a worker may take for each client, in seconds.
         states: The stored states of the clients, read and updated by the simulation.
         workers: The workers that train, at most as many as Ray was started for.
-        ray: A Ray that is up; it stays up with its workers.
+        ray: A running Ray. Ray and its workers keep running after the simulation.
         verbose: True if Flower may print and log.
 
     Returns:
@@ -114,9 +115,9 @@ def simulate(
 
 
 def _bundle_sizes(clients: int, together: int, workers: Workers) -> dict[str, int]:
-    """Returns the most messages that a worker is handed at once, by the kind of message.
+    """Returns the largest number of messages that a worker gets at once, by kind of message.
 
-    Greetings are spread over all workers, so that every worker gets ready.
+    The greetings are divided among all workers, so that every worker gets ready.
     """
     from flwr.app import MessageType
 
@@ -125,13 +126,15 @@ def _bundle_sizes(clients: int, together: int, workers: Workers) -> dict[str, in
 
 
 class _Server(Generic[T]):
-    """A server function as Flower's ServerApp, whose result or error reaches the caller's thread.
+    """Wraps a server function in Flower's ServerApp, and keeps its result or error.
+
+    Flower runs the function in another thread. `result` gives the caller's thread the outcome.
 
     Args:
         main: The server function.
 
     Attributes:
-        stop: The event that tells the server function that the simulation is broken off.
+        stop: The event that is set when the server function must stop.
     """
 
     def __init__(self, main: Callable[[object, threading.Event], T]) -> None:
@@ -141,7 +144,11 @@ class _Server(Generic[T]):
         self._errors: list[BaseException] = []
 
     def app(self, end: Callable[[], None]) -> Any:
-        """Returns a ServerApp that runs the function once; `end` then ends the simulation."""
+        """Returns a ServerApp that runs the server function once, and then calls `end`.
+
+        Args:
+            end: A function that ends the busy workers.
+        """
         from flwr.app import Context
         from flwr.serverapp import Grid, ServerApp
 
@@ -161,14 +168,21 @@ class _Server(Generic[T]):
         return app
 
     def result(self) -> T:
-        """Returns what the function returned, or raises what it raised."""
+        """Returns the result of the server function, or raises its error."""
         if self._errors:
             raise self._errors[0]
         return self._outcome[0]
 
 
 def push_at_once(grid: Any) -> None:
-    """Makes messages that are pushed together visible together, so that bundles do not vary."""
+    """Makes all messages of one `push_messages` call visible at the same moment.
+
+    Otherwise the delivery could see a part of the messages first, and the bundles would vary from
+    run to run.
+
+    Args:
+        grid: Flower's grid, whose method `push_messages` is replaced.
+    """
     push: Callable[[Sequence[object]], Sequence[str]] = grid.push_messages
 
     def push_messages(messages: Sequence[object]) -> Sequence[str]:

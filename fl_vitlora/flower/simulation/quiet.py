@@ -1,4 +1,4 @@
-"""Keeps the logs of Flower, Ray and the hub off the screen; this project reports errors itself."""
+"""Hides the log messages of Flower, Ray and Hugging Face. This project reports errors itself."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # Hugging Face reads them d
 
 
 def silence() -> None:
-    """Raises the level of the loggers that would print between the lines of the progress bar.
+    """Raises the levels of loggers whose messages would disturb the progress bar.
 
-    Importing Ray resets the level of Ray's logger; call this function again after that import.
+    The import of Ray resets the level of Ray's logger. Call this function again after that import.
     """
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Ray in the background: started on this machine, or joined on a cluster that runs already."""
+"""Ray in a background thread: started on this machine, or joined on a cluster that runs already."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from fl_vitlora.training.gpu_memory import Memory
 
 WARM_UP = "fl_vitlora.flower.simulation.warm_up"
-# Ray's default is 15. On a machine with three other busy programs the first round then came after
-# 131 s instead of 24 s.
+# The niceness of workers. With Ray's default of 15, the first round took 131 s instead of 24 s on a
+# machine with three other busy programs.
 NICENESS = 0
 SECONDS_TO_END = 10.0
 
@@ -43,8 +43,8 @@ class Ray:
     Attributes:
         workers: The workers that Ray was started for.
         actors: Ray actors that the last simulation left for the next one.
-        measured: Memory that a worker needs on a GPU, and the settings it was measured with; None
-            before the first measurement.
+        measured: The settings of the last measurement, and the memory that a worker needed on a
+            GPU; None before the first measurement.
     """
 
     def __init__(self, workers: Workers, *, verbose: bool) -> None:
@@ -63,7 +63,8 @@ class Ray:
         """Waits until Ray is up.
 
         Raises:
-            UserError: If the cluster cannot be joined, or the user can mend why Ray does not start.
+            UserError: If the cluster cannot be joined, or Ray does not start for a reason that the
+                user can correct.
             RuntimeError: If Ray does not start for any other reason.
         """
         self._up.wait()
@@ -105,13 +106,13 @@ class Ray:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stops Ray and its workers; a cluster that was joined goes on without these workers."""
+        """Stops Ray and its workers. A cluster that was joined keeps running without them."""
         self.actors.clear()
         self._ended.set()
         self._thread.join()
 
     def _live(self) -> None:
-        """Starts or joins Ray, waits for `stop`, and shuts Ray down: the body of the thread."""
+        """Starts or joins Ray, waits for `stop`, and shuts Ray down; this is the thread's work."""
         try:
             import ray
 
@@ -132,7 +133,7 @@ class Ray:
         self._up.set()
         self._ended.wait()
         if self._error is None:
-            ray.shutdown()  # a cluster that was joined goes on, without this program's workers
+            ray.shutdown()  # a joined cluster keeps running, without this program's workers
         self._folder.close()
 
     def _starting(self) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class Ray:
         }
 
     def _joining(self) -> dict[str, Any]:
-        """Returns the arguments of `ray.init` that join a cluster, whose workers need our path."""
+        """Returns the arguments of `ray.init` that join a cluster and set its workers' path."""
         path = {"PYTHONPATH": os.environ["PYTHONPATH"]}
         return {"address": self.workers.address, "runtime_env": {"env_vars": path}}
 

@@ -1,4 +1,4 @@
-"""The surroundings of Ray: its address, signals, and the path where workers find modules."""
+"""The environment in which Ray starts: its address, the signals, and the workers' import path."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
 
 
 def check_address(address: str) -> None:
-    """Checks that a Ray cluster answers at an address; Ray itself would wait for minutes.
+    """Checks that a Ray cluster answers at an address. Ray itself would wait for minutes.
 
     Args:
         address: "auto", or HOST:PORT.
 
     Raises:
-        UserError: If the address has another form, or if no Ray answers there.
+        UserError: If the address has another form, or if no Ray answers at the address.
     """
     if address == "auto":
         return  # Ray finds the cluster on this machine
@@ -41,15 +41,16 @@ def check_address(address: str) -> None:
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"engine.ray_address {address}: no Ray answers there ({error})") from None
     if answer[3:4] != HTTP2_SETTINGS[3:4] and os.environ.get("RAY_USE_TLS") != "1":
-        raise UserError(f"engine.ray_address {address}: what answers there is no Ray")
+        raise UserError(f"engine.ray_address {address}: the program that answers there is not Ray")
 
 
 @contextmanager
 def loopback_alone() -> Iterator[None]:
-    """Makes a Ray that is started inside listen on loopback only, as on macOS and Windows.
+    """Makes a Ray that starts inside the block listen on the loopback address only.
 
-    On Linux, Ray replaces 127.0.0.1 by this machine's address on the network and listens on all
-    addresses. Anyone who reaches one of them could then run code in the workers.
+    On macOS and Windows, Ray does so by itself. On Linux, Ray replaces 127.0.0.1 by this machine's
+    network address and listens on all addresses. Then anyone who can connect to one of these
+    addresses could run code in the workers.
     """
     from ray._private import ray_constants
 
@@ -63,10 +64,10 @@ def loopback_alone() -> Iterator[None]:
 
 @contextmanager
 def sigterm_as_before() -> Iterator[None]:
-    """Keeps this program's handler of SIGTERM, whether it is Python's or the system's.
+    """Restores this program's handler of SIGTERM after the block, during which Ray replaces it.
 
-    The handler of Ray's libraries writes a stack trace, and ends the program with SIGABRT three
-    seconds later. Python can set handlers only in its main thread, so this function calls C.
+    Ray's handler writes a stack trace, and ends the program with SIGABRT three seconds later.
+    Python can set handlers only in its main thread, so this function uses Python's C interface.
     """
     get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
     get.restype = put.restype = ctypes.c_void_p
@@ -80,10 +81,10 @@ def sigterm_as_before() -> Iterator[None]:
 
 @contextmanager
 def hangup_blocked() -> Iterator[None]:
-    """Blocks SIGHUP, so that processes started inside survive the closing of the terminal.
+    """Blocks SIGHUP, so that processes started inside the block survive a closing terminal.
 
-    A closing terminal sends SIGHUP to all processes. This program then ends its round first, and
-    stops the other processes itself. Ray treats Ctrl-C in the same way.
+    A closing terminal sends SIGHUP to all processes. Then this program first ends its round, and
+    afterwards stops its other processes. For Ctrl-C, Ray protects its processes in the same way.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -104,14 +105,11 @@ def let_workers_import_this_package() -> None:
 
 
 def job_with_own_path() -> Any:
-    """Describes this program to Ray, so that workers import from the same places as this program.
+    """Returns a `JobConfig` that makes workers import from the same folders as this program.
 
-    Ray puts the working directory first on the path of every worker. In a folder of another person
-    a file called ``torch.py`` would then be run. Here Ray does so only if this program itself
-    imports from its working directory.
-
-    Returns:
-        A `JobConfig`.
+    By default, Ray puts the working directory first on the import path of every worker. In another
+    person's folder, the workers would then run a file called ``torch.py``. With this configuration,
+    Ray does so only if this program itself imports from its working directory.
     """
     from ray.job_config import JobConfig
 

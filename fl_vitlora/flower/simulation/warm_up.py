@@ -1,7 +1,7 @@
-"""The imports that take seconds, done by every worker process as soon as it starts.
+"""The imports that take seconds, which every worker process does as soon as it starts.
 
-Ray imports this module in each worker that it starts. So the workers get ready while the driver
-still prepares the run, and not only when the first message arrives.
+Ray imports this module in each new worker. So the workers get ready while the main process still
+prepares the run. Without this module, a worker would do the imports at its first message.
 """
 
 import gc

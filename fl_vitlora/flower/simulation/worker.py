@@ -1,4 +1,7 @@
-"""The worker process: a Ray actor that answers messages to clients, one or several at a time."""
+"""The worker process: a Ray actor that runs simulated clients and answers the messages to them.
+
+One call answers one message, or several messages to different clients.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ Answer = tuple[Message, Context]
 
 
 class AppError(RuntimeError):
-    """An error that a client's app raised; the text is Python's stack trace."""
+    """An error that a client's app raised. Its text is the stack trace of the app's exception."""
 
 
 @ray.remote
 class Worker:
-    """Runs the app of simulated clients."""
+    """A Ray actor that runs the app of simulated clients."""
 
     def __init__(self) -> None:
         import fl_vitlora.flower.simulation.warm_up  # noqa: F401 - a no-op if Ray preloaded it
 
     def process(self) -> int:
-        """Returns the id of this worker's process."""
+        """Returns the process id of this worker."""
         return os.getpid()
 
     def answer(
@@ -45,8 +48,8 @@ class Worker:
             contexts: The stored states of these clients, in the same order.
 
         Returns:
-            For each message, the reply and the client's new context; or the stack trace, if the
-            app raised an error.
+            One entry for each message: the reply and the client's new context, or an `AppError` if
+            the app raised an exception.
         """
         app = app_fn()
         calls = [
@@ -65,5 +68,5 @@ def trace_of(error: BaseException) -> str:
 
 
 def _answered(app: ClientApp, message: Message, context: Context) -> Answer:
-    """Returns the app's reply, and the context as the app leaves it."""
+    """Returns the app's reply to a message, and the context after the app has changed it."""
     return app(message=message, context=context), context

@@ -1,10 +1,10 @@
-"""The worker processes of a simulation: which are busy, and the replacement of lost ones.
+"""The pool of worker processes: it gives work to idle workers and replaces lost workers.
 
-A worker gets a bundle of messages only when it has none. There are more threads that hand out
-bundles than workers, so an idle worker gets the next bundle at once. No bundle waits at a busy
-worker: a slow worker would keep it from the idle ones, and Ray cannot take it back. When a worker
-dies, or is ended because it takes too long, a new one is started at once. The time limit of a new
-worker begins when it is up.
+A worker gets a bundle of messages only when the worker is idle. There are more threads that give
+out bundles than workers, so an idle worker gets the next bundle at once. No bundle waits at a busy
+worker: a slow worker would delay the bundle while other workers are idle, and Ray cannot take the
+bundle back. When a worker dies, or is ended because it takes too long, a new worker is started at
+once. The time limit of a new worker begins when the worker has started.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
-SLOTS = 2  # bundles for each worker: one is being computed, one waits for whichever worker is idle
-LOSSES = 3  # workers that may be lost over a bundle before it is split into single messages
-RAISES = 2  # attempts of a bundle whose app raises an error, before the error is final
+SLOTS = 2  # bundles per worker: one is being computed, one waits for the next idle worker
+LOSSES = 3  # workers that may be lost with a bundle before the bundle is split
+RAISES = 2  # attempts at a bundle whose app raises errors, before the error is final
 SECONDS_TO_END = 60.0
 SECONDS_TO_START = 300.0  # for a process and its imports, on a machine that is busy otherwise
-SECONDS_TO_LOOK = 0.5  # between two checks whether a worker is up
+SECONDS_TO_LOOK = 0.5  # between two checks whether a worker has started
 
 
 class WorkerLostError(RuntimeError):
@@ -38,8 +38,8 @@ class WorkerState:
 
     Attributes:
         busy: True if the worker has a bundle.
-        since: Time at which the worker got its bundle or came up, by `time.monotonic`.
-        start: Ray's reference that is ready when the worker is up; None once the worker is up.
+        since: Time at which the worker got its bundle or had started, by `time.monotonic`.
+        start: Ray's reference that is ready when the worker has started; None afterwards.
     """
 
     busy: bool = False
@@ -48,7 +48,7 @@ class WorkerState:
 
     @property
     def is_up(self) -> bool:
-        """True if the worker has started; its time limit begins when this is first seen."""
+        """True if the worker has started. The time limit begins when this is first True."""
         if self.start is not None and ray.wait([self.start], timeout=0, fetch_local=False)[0]:
             self.start, self.since = None, time.monotonic()
         return self.start is None
@@ -75,21 +75,22 @@ class WorkerPool:
 
     @property
     def slots(self) -> int:
-        """Returns the number of bundles that can be computed or wait for a worker at a time."""
+        """Returns the largest number of bundles that are computed or wait at the same time."""
         return SLOTS * len(self._states)
 
     def ask(self, call: Callable[[Any], Any], messages: int, tried: list[Any]) -> Any:
-        """Lets an idle worker do a call, and waits for the result.
+        """Lets an idle worker answer a bundle, and waits for the result.
 
         Args:
-            call: A function that starts the work on the worker it is given, and returns Ray's
-                reference to the result.
-            messages: Number of messages in the bundle; the time limit is proportional to it.
-            tried: Workers that were tried before; they are chosen only if there are no others. The
-                chosen worker is added to the list.
+            call: A function that takes a worker, starts the work there, and returns Ray's reference
+                to the result.
+            messages: Number of messages in the bundle. The time limit is proportional to this
+                number.
+            tried: Workers that already tried this bundle. They are chosen only if there are no
+                other workers. The chosen worker is added to the list.
 
         Returns:
-            The result.
+            The result of the call.
 
         Raises:
             WorkerLostError: If the worker was lost during the call.
@@ -106,9 +107,9 @@ class WorkerPool:
                 self._change.notify_all()
 
     def end(self) -> list[Any]:
-        """Ends the busy workers, waits until no thread waits for a worker, and returns the others.
+        """Ends the busy workers, and returns the idle ones when no thread waits for a worker.
 
-        A second call returns the same workers.
+        A second call returns the same workers as the first call.
         """
         with self._change:
             if not self._ended:
@@ -121,9 +122,9 @@ class WorkerPool:
             return list(self._kept)
 
     def _hand_out(self, call: Callable[[Any], Any], tried: list[Any]) -> tuple[Any, Any]:
-        """Waits for an idle worker that was not tried before, and starts the call there.
+        """Waits for an idle worker that was not tried before, and starts the call on this worker.
 
-        A retry prefers the newest worker: older ones may have died unnoticed.
+        A retry prefers the newest worker: older workers may have died unnoticed.
 
         Returns:
             The worker, and Ray's reference to the result.
@@ -143,12 +144,17 @@ class WorkerPool:
         return self._ended or not self._states
 
     def _idle(self, tried: Sequence[Any]) -> list[Any]:
-        """Returns the idle workers among those not yet tried, or among all if all were tried."""
+        """Returns the idle workers among the untried ones, or among all if all were tried."""
         others = [worker for worker in self._states if worker not in tried]
         return [worker for worker in others or self._states if not self._states[worker].busy]
 
     def _wait(self, worker: Any, result: Any, messages: int) -> Any:
-        """Waits for a result as long as the worker is alive and within its time limit."""
+        """Returns the result of a worker, if the worker stays alive and keeps its time limit.
+
+        Raises:
+            WorkerLostError: If the worker died, did not start, or exceeded its time limit.
+            RayTaskError: If the call raised an error in the worker.
+        """
         while (seconds := self._seconds_left(worker, messages)) > 0:
             try:
                 found = ray.get(result, timeout=min(seconds, threading.TIMEOUT_MAX))
@@ -170,7 +176,7 @@ class WorkerPool:
         raise WorkerLostError(f"no answer within {messages * self._patience:g} s")
 
     def _seconds_left(self, worker: Any, messages: int) -> float:
-        """Returns the seconds to wait before the next check; 0 or less if the time is over."""
+        """Returns the seconds to wait before the next check; 0 or less after the time limit."""
         with self._change:
             state = self._states[worker]
             if not state.is_up:
@@ -187,8 +193,8 @@ class WorkerPool:
     def _replace(self, worker: Any) -> WorkerState:
         """Starts a new worker in place of a lost one, and returns the state of the lost one.
 
-        The lost worker is killed in any case. Some errors of Ray leave it alive, and it would keep
-        its share of the machine from the new one.
+        The lost worker is always killed. After some errors of Ray it is still alive, and the new
+        worker could not get its share of the machine.
         """
         with self._change:
             state = self._states.pop(worker)
@@ -203,26 +209,27 @@ class WorkerPool:
 
 
 def end_process(worker: Any) -> None:
-    """Kills a worker, whether it is alive or not, as far as Ray can."""
+    """Kills a worker if it is alive. Errors of Ray are ignored."""
     with suppress(Exception):
         ray.kill(worker)
 
 
 def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tuple[list[Any], bool]:
-    """Repeats a bundle if workers die or apps raise errors, since the cause may be temporary.
+    """Asks for the answers to a bundle, and repeats the bundle if a worker or an app fails.
 
-    The whole bundle is repeated: once if an app raised an error, twice if a worker was lost. So a
-    temporary fault leaves the same bits as no fault. If three workers were lost over a bundle, its
-    messages are answered one by one, which saves the clients that can be answered. A client that
-    trains alone, however, gets another rounding than in a batch.
+    The cause of a failure may be temporary. The whole bundle is repeated: once if an app raised an
+    error, twice if a worker was lost. So a run with a temporary fault gives the same bits as a run
+    without it. If three workers were lost while they computed a bundle, its messages are answered
+    one by one. Then only the clients that cause the loss fail. However, the training of a single
+    client is rounded differently from the training in a batch.
 
     Args:
         bundle: The messages.
-        ask: A function that returns an answer or an error for each message. It raises
-            `WorkerLostError` or Ray's error if a worker failed over the whole bundle.
+        ask: A function that returns an answer or an error for each message. The function raises
+            `WorkerLostError` or Ray's error if a worker failed with the whole bundle.
 
     Returns:
-        The answer or the error for each message; and True if the bundle was split.
+        First, the answer or the error for each message. Second, True if the bundle was split.
 
     Example:
         >>> def ask(bundle):
@@ -248,7 +255,7 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
 
 
 def _answers(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
-    """Asks once; an error over the whole bundle becomes the answer to each message."""
+    """Returns the answers of `ask`. An error of the whole bundle is the answer to each message."""
     try:
         return ask(bundle)
     except (WorkerLostError, RayTaskError) as error:

@@ -1,4 +1,4 @@
-"""The worker processes of a simulation: number, device and share of the machine."""
+"""The worker processes of a simulation: their number, device and share of the machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ WORKERS_PER_GPU = 4  # the most that share a GPU if the user gives no number of 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The processes that train.
+    """The settings of the worker processes that train the clients.
 
     Attributes:
-        device: The device they compute on, "cpu" or "cuda".
+        device: The device on which the workers compute, "cpu" or "cuda".
         count: Number of worker processes.
         gpus: Number of GPUs that the workers share.
-        address: Address of the Ray cluster the workers run on; empty if this program starts Ray.
+        address: Address of the Ray cluster on which the workers run; empty if this program starts
+            Ray.
     """
 
     device: str
@@ -32,15 +33,16 @@ class Workers:
 
     @property
     def per_gpu(self) -> int:
-        """Returns the largest number of workers that share one GPU, 0 on the CPU."""
+        """Returns the largest number of workers that share one GPU. On the CPU it is 0."""
         return math.ceil(self.count / self.gpus) if self.gpus else 0
 
     @property
     def resources(self) -> dict[str, int | float]:
         """Returns the share of the machine that each worker takes, in Ray's units.
 
-        The shares on a GPU add up to exactly one GPU, so that every worker finds a place. With
-        shares of two fifths, two GPUs would hold four workers, and a fifth would wait for ever.
+        The share of a GPU is one divided by a whole number, so that every worker finds a place. If
+        each of five workers took two fifths of a GPU, two GPUs would have room for four workers.
+        The fifth worker would wait for ever.
 
         Example:
             >>> Workers(device="cuda", count=3, gpus=2).resources
@@ -54,13 +56,14 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
 
     Args:
         device: "auto", "cpu" or "cuda".
-        count: Number of workers. If None, one per CPU core, or four per GPU; the memory of the GPU
-            may hold fewer (`fl_vitlora.experiment.gpu_sharing`).
+        count: Number of workers. If None, one worker per CPU core or four per GPU are chosen. The
+            GPU's memory may have room for fewer (`fl_vitlora.experiment.gpu_sharing`).
         most: Largest number of workers that can be busy at once: the bundles of clients in a round.
-        address: Address of a Ray cluster. Its cores and GPUs are unknown before it is joined.
+        address: Address of a Ray cluster, or empty. The cores and GPUs of a cluster are unknown
+            before this program joins it.
 
     Returns:
-        The workers.
+        The settings of the workers.
 
     Raises:
         UserError: If the device is "cuda" and there is no GPU, if the cluster does not answer, or
@@ -70,7 +73,7 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and not gpus:
-        raise UserError("engine.device cuda: PyTorch sees no GPU here; take --device cpu")
+        raise UserError("engine.device cuda: PyTorch finds no GPU here; use --device cpu")
     if address:
         if count is None:
             raise UserError(
@@ -97,7 +100,10 @@ def cores() -> int:
 
 @contextmanager
 def cores_left_to(workers: Workers) -> Iterator[None]:
-    """Limits PyTorch in this process to the cores that CPU workers leave free, at least one."""
+    """Limits PyTorch in this process to the CPU cores that the workers leave free, at least one.
+
+    The limit holds inside the block, and only if the workers compute on the CPU.
+    """
     import torch
 
     before = torch.get_num_threads()
