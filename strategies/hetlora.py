@@ -4,8 +4,8 @@
 
 The aggregation is biased twice: the mean of products is not the product of means, and in rows that
 few clients have, the zeros of the others count. The head and the patch embedding are averaged by
-samples, exactly. Uplink and downlink carry rₖ/r of |A| + |B|, the head and the patch embedding. A
-client of rank rₖ gets the first rₖ rows and columns.
+samples, exactly. Uplink and downlink carry the share rₖ/r of |A| + |B|, and the whole head and
+patch embedding. A client of rank rₖ gets the first rₖ rows and columns.
 
 Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation, without rank
 self-pruning: a client keeps its rank. The paper defines its weights for one adapted matrix. So here

@@ -36,5 +36,5 @@ class RoLoRA(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the mean delta, weighted by the number of images; frozen factors stay."""
+        """Adds the mean delta, weighted by the number of images; frozen factors do not change."""
         return averaged(model, updates), state

@@ -37,8 +37,8 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
     address = config.engine.ray_address
     if address is not None and address not in confirmed:
         raise UserError(
-            f"engine.ray_address {shown(address)}: only a file names this Ray cluster, and its "
-            "operator can run code in this program; if you trust it, type it: "
+            f"engine.ray_address {shown(address)}: a file names this Ray cluster, and its "
+            "operator can run code in this program; if you trust it, confirm it: "
             f"--ray-address {address}"
         )
 
@@ -60,8 +60,8 @@ def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> N
     for name in _names(chosen.name, chosen.options):
         if not is_known(name) and name not in confirmed:
             raise UserError(
-                f"strategy {shown(name)}: only a file names this code, which belongs neither to "
-                f"this project nor to Flower; if you trust it, type it: --trust-strategy {name}"
+                f"strategy {shown(name)}: a file names this code, which belongs neither to "
+                f"this project nor to Flower; if you trust it, confirm it: --trust-strategy {name}"
             )
 
 
@@ -83,8 +83,8 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
     for part in foreign_parts(method):
         if part not in typed:
             raise UserError(
-                f"method {shown(part)}: only a file names this code, which does not belong to this "
-                f"project; if you trust it, type it: --trust-strategy {part}"
+                f"method {shown(part)}: a file names this code, which does not belong to this "
+                f"project; if you trust it, confirm it: --trust-strategy {part}"
             )
 
 
@@ -104,8 +104,8 @@ def check_predictor(name: str, confirmed: Collection[str] = ()) -> None:
     """
     if is_foreign(name) and name not in confirmed:
         raise UserError(
-            f"predictor {shown(name)}: only a file names this code, which does not belong to this "
-            f"project; if you trust it, type it: --trust-strategy {name}"
+            f"predictor {shown(name)}: a file names this code, which does not belong to this "
+            f"project; if you trust it, confirm it: --trust-strategy {name}"
         )
 
 

@@ -80,7 +80,7 @@ class GlobalModel:
         return cls(**{**tree, "merges": tuple(tree["merges"])})
 
     def stored(self) -> State:
-        """Returns the tensors and the increments, which make the model out of the public one."""
+        """Returns all that differs from the pre-trained model: trained tensors and increments."""
         named = {f"{path}{INCREMENT}": tensor for path, tensor in self.increments.items()}
         return {**self.tensors, **named}
 

@@ -76,8 +76,8 @@ class Summary:
         saving_with_flower: Mean of the ratio `saving`, if the bytes that Flower's transport adds
             are included in both numbers.
         seconds: Median duration of a run, in seconds.
-        aggregation_error: Aggregation error of the low-rank products, in percent of the movement
-            in a round; None if no run has an aggregation error.
+        aggregation_error: The aggregation error of the low-rank products, in percent of the
+            change of the model in a round; None if no run has an aggregation error.
         targets: Number of runs that had a target accuracy.
         reached: Number of runs that reached their target.
         to_target: Bytes that a run had sent when it reached its target; None if no run reached it.

@@ -158,8 +158,8 @@ def autocast(
     Args:
         device: The device that computes.
         precision: The number format of activations; nothing changes for float32.
-        cached: True if a weight is converted only once inside the context. This is wrong where
-            weights change inside it.
+        cached: True if a weight is converted only once inside the context, which requires that no
+            weight changes there.
     """
     if precision == torch.float32:
         return contextlib.nullcontext()

@@ -85,7 +85,7 @@ def test_a_predictor_that_only_a_file_names_is_not_imported(place: Path):
 def test_a_predictor_is_confirmed_by_its_name():
     config = load(None, {"evaluation.predictor": PREDICTOR})
     check_confirmed(config, [PREDICTOR])
-    with pytest.raises(UserError, match="only a file names this code"):
+    with pytest.raises(UserError, match="a file names this code"):
         check_confirmed(config, ["made_up_predictors:Other"])
     assert flags_for(config) == f" --trust-strategy {PREDICTOR}"
 

@@ -24,7 +24,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the order of the entries of each block (N, D)."""
+    """Draws an order of the D entries for each of the N blocks, int64 (N, D)."""
     entries = torch.arange(geometry.entries).view(geometry.channels, -1)
     return entries[stream.permutations(geometry.blocks, geometry.channels)].flatten(1)
 

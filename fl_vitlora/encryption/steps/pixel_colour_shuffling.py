@@ -23,7 +23,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the order of the entries of each block, int64 (N, D)."""
+    """Draws an order of the D entries for each of the N blocks, int64 (N, D)."""
     pixels = geometry.block_size**2
     orders = stream.permutations(geometry.blocks * pixels, geometry.channels)
     channels = orders.view(geometry.blocks, pixels, -1).transpose(1, 2)

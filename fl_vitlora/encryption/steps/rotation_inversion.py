@@ -24,7 +24,7 @@ SYMMETRIES = 8
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the order of the entries of each block (N, D)."""
+    """Draws an order of the D entries for each of the N blocks, int64 (N, D)."""
     size = geometry.block_size
     entries = torch.arange(geometry.entries).view(geometry.channels, size, size)
     turned = [torch.rot90(entries, quarter, (1, 2)) for quarter in range(4)]

@@ -87,7 +87,7 @@ class WorkerPool:
             messages: Number of messages in the bundle. The time limit is proportional to this
                 number.
             tried: Workers that already tried this bundle. They are chosen only if there are no
-                other workers. The chosen worker is added to the list.
+                other workers. The chosen worker is added to this list.
 
         Returns:
             The result of the call.

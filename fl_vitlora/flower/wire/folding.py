@@ -161,4 +161,6 @@ def _carried(folded: RecordDict) -> bytes:
     buffer = folded.config_records.get(KEY, ConfigRecord()).get(KEY)
     if isinstance(buffer, bytes):
         return buffer
-    raise ValueError("message refused: it is not folded; does its sender run another app?")
+    raise ValueError(
+        "message refused: it is not in the format of this app; does its sender run another?"
+    )

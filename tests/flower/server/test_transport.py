@@ -354,7 +354,7 @@ def test_who_fails_twice_is_a_failure_that_tells_of_both_times(
         assert "out of memory, 1" in before
         assert "out of memory, 2" in again
     else:
-        assert "not folded" in failure.reason
+        assert "not in the format of this app" in failure.reason
         assert failure.trace == failure.reason  # told once: it was the same twice
 
 
