@@ -170,8 +170,8 @@ def _partitioner(clients: int, classes: int, config: DataConfig, seed: int) -> A
         if clients * config.classes_per_client < classes:
             raise UserError(
                 f"data.classes_per_client {config.classes_per_client}: {clients} clients would "
-                f"hold {clients * config.classes_per_client} of {classes} classes, so that "
-                "nobody has the others; raise one of the two"
+                f"hold {clients * config.classes_per_client} of {classes} classes, so no "
+                "client would hold the others; raise one of the two"
             )
         return kinds.PathologicalPartitioner(
             clients,
