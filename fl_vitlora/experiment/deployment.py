@@ -243,8 +243,14 @@ def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _confirmed(values: Mapping[str, Any]) -> list[str]:
-    """Returns the names of foreign code that the operator of this node trusts."""
-    return [str(values[TRUSTED])] if TRUSTED in values else []
+    """Returns the names of foreign code that the operator of this node trusts, of a list by commas.
+
+    Example:
+        >>> _confirmed({"trust-strategy": "mine:Mean, mine:Part"})
+        ['mine:Mean', 'mine:Part']
+    """
+    names = str(values.get(TRUSTED, "")).split(",")
+    return [name.strip() for name in names if name.strip()]
 
 
 def _given(values: Mapping[str, Any], name: str) -> str:

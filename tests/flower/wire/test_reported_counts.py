@@ -78,7 +78,7 @@ def test_a_deployed_node_imports_only_what_its_operator_named(tmp_path: Path):
     context = node(tmp_path, name="no_such_package.mine:Mine")
     with pytest.raises(UserError, match="a file names this code"):
         node_settings(context, strategies.load_for)
-    context.node_config["trust-strategy"] = "no_such_package.mine:Mine"
+    context.node_config["trust-strategy"] = "another.strategy:Other, no_such_package.mine:Mine"
     with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
         node_settings(context, strategies.load_for)
 
