@@ -106,7 +106,7 @@ class Layout:
         found, begin = {}, 0
         for name, shape in self.shapes:
             end = begin + math.prod(shape)
-            part = np.array(scalars[begin:end], np.float32)  # a copy, so that the vector can go
+            part = np.array(scalars[begin:end], np.float32)  # a copy with its own memory
             found[name] = torch.from_numpy(part.reshape(shape))
             begin = end
         return found

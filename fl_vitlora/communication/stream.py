@@ -116,7 +116,7 @@ class Stream:
         missed = self.version - version
         if missed <= len(self.steps):
             return version, self.steps[len(self.steps) - missed :]
-        draw = np.random.default_rng(0)  # an exact codec draws nothing
+        draw = np.random.default_rng(0)  # not used, since an exact codec needs no random numbers
         return WHOLE, (code(self.held, self.layout, EXACT, draw),)
 
 

@@ -110,7 +110,7 @@ class Checkpointing:
     def _compare(self, before: Provenance) -> None:
         """Refuses to resume a run if its device, key, classes, weights or strategy have changed."""
         now = self.provenance.must_stay
-        known = {"strategy": now["strategy"], **before.must_stay}  # older versions lack the first
+        known = {"strategy": now["strategy"], **before.must_stay}  # old checkpoints lack "strategy"
         for what, (was, is_) in changes(known, now).items():
             raise UserError(
                 f"{self.place} began with {what} {was} and continues only with that; "

@@ -201,7 +201,7 @@ class Execute:
         Raises:
             PausedError: If the watch asked the comparison to pause.
         """
-        self.watch.training.clear()  # a signal from here on ends the program at once
+        self.watch.training.clear()  # until the first round, a signal ends the program at once
         if self.watch.pause.is_set():
             raise PausedError(f"after run {self.number - 1} of {self.total}")
         strategy = self.load_strategy(config)
@@ -241,7 +241,7 @@ def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
     """Returns the configuration that will be stored in the run folder, except for `out`."""
     try:
         return told(config, load_strategy(config))
-    except UserError:  # reported when the run is tried
+    except UserError:  # the error is reported when the run starts
         return config
 
 

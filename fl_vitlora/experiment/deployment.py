@@ -185,7 +185,7 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
         watch=Watch(),
         logbook=Logbook.begin(folder.path),
         observers=recorders(config, folder.path),
-        secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
+        secret_seed=secrets.randbits(63),  # clients know the seed in the configuration
     )
 
 

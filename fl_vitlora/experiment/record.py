@@ -1,4 +1,4 @@
-"""The record of a run: its ledger, the lines of `rounds.jsonl`, and its measurements."""
+"""The record of a run: sent bytes, the lines of `rounds.jsonl`, and the evaluation results."""
 
 from __future__ import annotations
 

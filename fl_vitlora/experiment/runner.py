@@ -66,7 +66,7 @@ def run(
     experiment = _checked(config, strategy, watch, resume=resume)
     workers = _workers_for(experiment.config)
     own = Engine(verbose=watch.verbose)
-    ray = (engine or own).start(workers)  # comes up while the run is prepared
+    ray = (engine or own).start(workers)  # Ray starts while the run is prepared
     stage: Stage | None = None
     try:
         stage = find_or_prepare_stage(experiment, workers.device, resume=resume)
@@ -166,7 +166,7 @@ def _server_side(
         checkpoint=stage.checkpoint,
         holder=stage.holder,
         observers=[*observers, *recorders(config, stage.folder.path)],
-        repeats_errors=False,  # the engine has repeated a failed call before the server hears of it
+        repeats_errors=False,  # the engine has already repeated a failed call
     )
 
 

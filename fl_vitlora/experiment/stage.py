@@ -200,7 +200,7 @@ def _write_folder(
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
         write_shards(config, images, holder, folder, storage)
-    except UserError:  # an image cannot be read; a run that could not begin leaves nothing
+    except UserError:  # an image cannot be read; a new run then leaves no folder
         if not again:
             folder.discard()
         raise

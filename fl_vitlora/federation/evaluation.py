@@ -41,7 +41,7 @@ class Evaluator(Protocol):
         ...
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Measures a model, in the server's coordinates, on some views of the test images."""
+        """Evaluates a model, in the server's coordinates, on some views of the test images."""
         ...
 
 
@@ -72,7 +72,7 @@ class CentralEvaluator:
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Measures a model on this machine, on some views of the test images."""
+        """Evaluates a model on this machine, on some views of the test images."""
         del server_round
         put_reader(self.backbone.model, self.coordinates.base)
         targets.put_increments(self.backbone.model, model.increments)
@@ -101,7 +101,7 @@ class Answer(NamedTuple):
 
 
 class Asks(Protocol):
-    """Asks every client to measure a model on its own test images."""
+    """Asks every client to evaluate a model on its own test images."""
 
     def measure(
         self, server_round: int, model: GlobalModel, views: Sequence[str]

@@ -73,7 +73,7 @@ def first_line(report: str) -> str:
 
 
 def unwrapped(report: str) -> str:
-    r"""Removes what Flower and Ray put around the text of an exception.
+    r"""Removes the text that Flower and Ray add before and after the text of an exception.
 
     Example:
         >>> unwrapped("<class 'KeyError'>:<''head''>")

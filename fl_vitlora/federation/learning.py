@@ -17,7 +17,7 @@ from torch import Tensor
 from fl_vitlora.config import Config
 from fl_vitlora.config.rates import rates_of
 
-ROUNDS = 3  # so many rounds are checked together, since single rounds at the beginning may be bad
+ROUNDS = 3  # the number of rounds that are checked together, as single early rounds may be bad
 NEAR = 0.99  # a loss above this share of the loss of guessing means that the run does not learn
 LEARNT = 0.25  # a run learns if its accuracy is this share of the way from guessing to perfect
 CLEARLY_ABOVE = 1.05  # a loss above 1.05 · log K means that the learning rate is too high

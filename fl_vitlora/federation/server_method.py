@@ -26,7 +26,7 @@ def check_method_fits(method: Method, aggregator: Aggregator) -> None:
 
     Raises:
         UserError: If the method freezes tensors in some rounds and the strategy is one of Flower's,
-            because such a strategy averages every tensor in every round.
+            because Flower's strategies average every tensor in every round.
     """
     if method.has_rests and not isinstance(aggregator, OwnAggregator):
         raise UserError(

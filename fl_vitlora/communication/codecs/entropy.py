@@ -121,7 +121,7 @@ def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
         symbols = np.asarray(coder.decode(_model(table), n)).astype(np.uint8)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # a panic of the compiled coder is not an Exception
+    except BaseException:  # an error in the compiled coder is not a subclass of Exception
         raise ValueError("its words are not those of a range coder") from None
     if not coder.maybe_exhausted():
         raise ValueError("its words continue after the last symbol")

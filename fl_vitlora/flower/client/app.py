@@ -214,7 +214,7 @@ def _write(
 
 
 def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Measures the received model on the client's own encrypted test images."""
+    """Evaluates the received model on the client's own encrypted test images."""
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
     shard = worker.shard(client_test_shard(client))

@@ -58,7 +58,7 @@ def kept(
 def keep(
     context: Context, server_round: int, layout: Layout, trained: Mapping[str, Tensor]
 ) -> None:
-    """Stores the tensors that this client never sends, and a copy of those of the last round."""
+    """Stores the tensors that this client never sends; a copy of the previous ones is kept."""
     if layout.shapes:
         _put_aside(context, KEPT)
         _write(context, KEPT, server_round, {name: trained[name] for name, _ in layout.shapes})
@@ -181,7 +181,7 @@ def withheld(context: Context, record: str, layout: Layout, taken: int | None) -
 
 
 def withhold(context: Context, record: str, server_round: int, tensors: State) -> None:
-    """Stores the tensors that codecs withheld in a round, and a copy of those of the last round."""
+    """Stores the tensors that codecs withheld in a round; a copy of the previous ones is kept."""
     if not tensors and WITHHELD + record not in context.state.array_records:
         return
     _put_aside(context, WITHHELD + record)

@@ -118,7 +118,7 @@ class ClientEnd:
         if versions is None:
             if len(parts) != 1:
                 raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
-            if not is_exact(parts[0]):  # an exact part is as long as the memory that it needs
+            if not is_exact(parts[0]):  # decoding an exact part needs no more memory than its size
                 raise ValueError(f"message refused: {record!r} is neither exact nor a stream")
             tensors = decode(parts[0], layout)
         else:

@@ -28,7 +28,7 @@ DOWNLINK: Direction = "downlink"
 UPLINK: Direction = "uplink"
 
 Tap = Callable[[Message], None]
-Groups = Mapping[str, int]  # bytes of tensors, by group
+Groups = Mapping[str, int]  # the number of bytes of coded tensors, by group of tensors
 
 
 @dataclass(frozen=True, kw_only=True)

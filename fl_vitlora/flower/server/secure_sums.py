@@ -93,7 +93,7 @@ class SecureAggregator:
             expected: By client, the numbers of images and steps that the update must state.
 
         Returns:
-            The mean of all clients in the sum, if there is a sum, and the failures of the rest.
+            The mean of all clients in the sum, if there is a sum, and the other clients' failures.
         """
         masked: dict[int, Words] = {}
         steps: dict[int, int] = {}

@@ -68,7 +68,7 @@ class Transport:
         self._training = None if config is None else config.training
         self._class_names = class_names
         self._sums = sums
-        self._plan = ClientPlan()  # of the last round
+        self._plan = ClientPlan()  # the plan of the last round
         self._records = ClientRecords(initial)
         self._asker = Asker(
             post=post,
@@ -168,10 +168,10 @@ class Transport:
         )
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> list[Answer]:
-        """Asks every client to measure a model on its own encrypted test images.
+        """Asks every client to evaluate a model on its own encrypted test images.
 
         Args:
-            server_round: The round after which the model is measured.
+            server_round: The round after which the model is evaluated.
             model: The model in the server's coordinates.
             views: The names of the views of the test images; `data.owner.views_of` defines them.
 

@@ -203,7 +203,7 @@ def refused(message: Message, error: Exception) -> Message:
 
 @contextmanager
 def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
-    """Replaces Flower's delivery of messages by that of this module while the block runs.
+    """Replaces Flower's delivery of messages by the functions of this module inside the block.
 
     Flower has no option for another delivery, so the functions are replaced inside Flower's module.
     If the functions of a version of Flower have other arguments, nothing is replaced.

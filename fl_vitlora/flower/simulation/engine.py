@@ -52,7 +52,7 @@ class Engine:
             self.stop()
             self._ray = Ray(workers, verbose=self._verbose)
         if workers.address:
-            self._ray.wait()  # report at once if the cluster that the user named is not there
+            self._ray.wait()  # fails at once if the cluster that the user named cannot be joined
         return self._ray
 
     def stop(self) -> None:

@@ -51,7 +51,7 @@ class Ray:
         self.workers = workers
         self.actors: list[Any] = []
         self.measured: tuple[object, Memory] | None = None
-        self._actors_serve: Workers | None = None  # the workers that the actors were made for
+        self._actors_serve: Workers | None = None  # the settings with which the actors were made
         self._verbose = verbose
         self._error: Exception | None = None
         self._folder = contextlib.ExitStack()

@@ -21,8 +21,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
 SLOTS = 2  # bundles per worker: one is being computed, one waits for the next idle worker
-LOSSES = 3  # after so many lost workers, the bundle that they computed is split
-RAISES = 2  # after so many attempts in which the app raised an error, the error is final
+LOSSES = 3  # a bundle is split after it was computed by this number of workers that were lost
+RAISES = 2  # after this number of attempts in which the app raised an error, the error is final
 SECONDS_TO_END = 60.0
 SECONDS_TO_START = 300.0  # to start a process and to import packages on a busy machine
 SECONDS_TO_LOOK = 0.5  # between two checks whether a worker has started

@@ -187,7 +187,7 @@ def _bears_failures(make: Make) -> str | None:
 
 
 def _evaluates(make: Make) -> str | None:
-    """Lets the strategy aggregate the measurements of clients, which are all equal."""
+    """Lets the strategy aggregate the clients' evaluation results, which are all equal."""
     model = made_up_model()
     aggregator = FlowerAggregator(make(), Layout.of(model), seed=0)
     answers = [Answer(client, 10, {RIGHT_KEY: (0.5, 1.0)}) for client in CLIENTS]

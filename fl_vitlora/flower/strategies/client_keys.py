@@ -1,9 +1,8 @@
 """The keys of a round's configuration that clients read, and the synonyms of these keys.
 
-A strategy of Flower may send a different configuration to every client. A client would ignore a key
-that it does not know without a message, and the run would not do what the author of the strategy
-means. Therefore the server refuses unknown keys, and replaces a synonym by the name that clients
-read.
+A strategy of Flower may send a different configuration to every client. A client would silently
+ignore an unknown key, and the run would differ from the intention of the strategy's author.
+Therefore the server refuses unknown keys, and replaces a synonym by the name that clients read.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def understood(
         {'server-round': 3, 'learning-rate': 0.01, 'local-epochs': 2}
     """
     config: Config = {}
-    said: dict[str, str] = {}  # by key: the name under which the strategy itself sent a value
+    said: dict[str, str] = {}  # for each key that the strategy changed, the name that it used
     for name, value in sent.items():
         key = SYNONYMS.get(name, name)
         if key not in VALUES:

@@ -26,7 +26,7 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
         strategy: The strategy of the run, from this project or from Flower.
 
     Raises:
-        UserError: If the settings do not work; the message says what would work.
+        UserError: If the settings cannot work; the message gives the reason and a remedy.
     """
     privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
     _check_noise(privacy)

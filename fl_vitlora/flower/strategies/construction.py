@@ -23,7 +23,7 @@ Parameters = dict[str, inspect.Parameter]
 WRAPPED = "strategy"  # the parameter of wrappers that takes another strategy
 COHORT = "num_sampled_clients"  # a parameter of strategies that add noise
 ACCOUNTANT = "accountant"  # a parameter of strategies that compute their privacy loss
-TARGET_DELTA = "target_delta"  # the user sets this number in place of an accountant, an object
+TARGET_DELTA = "target_delta"  # the user sets this number; the accountant is made from it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Terms:
     def of(cls, *, cohort: int, clients: int) -> Terms:
         """Returns the terms of the outermost strategy, if `cohort` clients take part in a round."""
         defaults = {
-            "fraction_evaluate": 1.0,  # all clients that measure are aggregated
+            "fraction_evaluate": 1.0,  # the results of all clients that evaluate are aggregated
             "min_train_nodes": 1,
             "min_evaluate_nodes": 0,
             "min_available_nodes": 1,

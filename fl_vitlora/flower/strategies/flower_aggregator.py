@@ -32,7 +32,7 @@ from fl_vitlora.state import State, add
 from fl_vitlora.strategy import RoundResult, Update
 
 Values = dict[str, int | float | list[int] | list[float]]  # the metrics in a record, by name
-FAILED = 1  # Flower's error code for a client app that raised
+FAILED = 1  # Flower's error code for a client app that raised an error
 
 
 class FlowerAggregator:
@@ -147,9 +147,9 @@ class FlowerAggregator:
     def evaluated(
         self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
     ) -> Metrics:
-        """Lets the strategy aggregate the measurements of the clients that it asks.
+        """Lets the strategy aggregate the evaluation results of the clients that it asks.
 
-        All clients have measured the model before. If the strategy asks only some of them, it gets
+        All clients have evaluated the model before. If the strategy asks only some clients, it gets
         only their answers.
 
         Returns:
@@ -295,7 +295,7 @@ def _is_flowers(code: object) -> bool:
 
 
 def _evaluation(images: int, measured: Measured) -> RecordDict:
-    """Converts one client's measurement to the reply that Flower's strategies expect.
+    """Converts one client's evaluation result to the reply that Flower's strategies expect.
 
     Args:
         images: Number of the client's test images.

@@ -27,7 +27,7 @@ CONFIGS, METRICS, VERSIONS = "c", "m", "v"
 LARGE = 2**20  # bytes; buffers from this size on are sent in chunks, which need more headers
 OPAQUE = "masked"  # the group of masked bytes, which nobody on the way can decode
 
-Parts = Mapping[str, tuple[Part, ...]]  # by record
+Parts = Mapping[str, tuple[Part, ...]]  # the coded tensors (parts), by the name of the record
 
 
 def fold(

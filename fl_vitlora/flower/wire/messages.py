@@ -34,11 +34,11 @@ PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
 FROZEN = "frozen"
-RESTARTED = "restarted"  # endings of tensors that are at their initial values in every round
+RESTARTED = "restarted"  # endings of the names of tensors that start each round at initial values
 CACHED = "spared"  # bit mask of the tensors that the client already has
 CACHED_SINCE = "spared-since"  # the round in which the client stored these tensors; 0: initial ones
 MERGED_RANKS = "merged-ranks"  # ranks of the pairs that are sent, by round and path; 0 for none
-MERGES = "merges"  # number of merged rounds that the client has, and will have
+MERGES = "merges"  # the client's number of merged rounds, before and after the message
 STEPS = "steps"
 TAKEN = "taken"  # the round of the client's last update that the server used
 CLIPPING_NORM = KEY_CLIPPING_NORM
