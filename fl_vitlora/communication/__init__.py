@@ -1,1 +1,1 @@
-"""The messages between server and clients, and the count of their bytes."""
+"""The contents and the size in bytes of the messages between server and clients."""

@@ -1,4 +1,4 @@
-"""A budget of bytes: it decides if a run may begin another round."""
+"""A limit for the bytes of a run: decides whether the run may begin another round."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from fl_vitlora.communication.ledger import Ledger
 
 
 def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
-    """Returns True if a round that costs as much as the costliest so far stays in the budget.
+    """Returns True if the budget has enough bytes left for the most expensive round so far.
 
-    The cost of the first round is not known beforehand. It may begin if the budget has bytes left.
-    A round can still cost more than all rounds before it. For example, a group with ``every(n)``
-    may be sent in it, or a returning client may need the full state.
+    The cost of the first round is not known beforehand, so the first round may begin if any bytes
+    are left. A round can still cost more than every earlier round. For example, the round may send
+    a group of tensors with the interval ``every(n)``, or a returning client may need the full
+    state.
 
     Args:
         budget: The number of bytes that the whole run may send; None means no limit.
         ledger: The ledger of the run so far.
-        server_round: The number of the round that is to begin, from 1.
+        server_round: The number of the next round, from 1.
 
     Example:
         >>> from fl_vitlora.communication.ledger import Entry

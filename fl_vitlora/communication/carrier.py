@@ -1,17 +1,17 @@
-"""An estimate of the bytes that Flower's transport adds to the messages of the ledger.
+"""An estimate of the bytes that Flower's transport adds to the messages in the ledger.
 
-The ledger counts the objects that a message is serialised to. On a real SuperLink each object has
-its own request, with a request line, headers, ids and the node's signature. A message is also
-announced, confirmed, and described by a tree of ids. These bytes do not depend on the size of the
-message:
+The ledger counts the objects into which a message is serialised. On a real SuperLink each object
+has its own request, with a request line, headers, ids and the node's signature. A message is also
+announced, confirmed, and described by a tree of ids. The bytes for all this do not depend on the
+size of the message:
 
     bytes with Flower's own  =  ledger  +  Σ over directions (messages · bytes around a message)
 
 The bytes around a message were counted on the connection of SuperNodes, with Flower 1.41 over HTTP
-and without TLS, by `benchmarks/flower_traffic.py`. They are those of a message of three objects,
-which is the number in a small message. A message above a megabyte is cut into more objects, so that
-the figure for full fine-tuning is a little too low. Requests that find no message to fetch, and
-heartbeats, depend on how long a round takes; they are not counted.
+and without TLS, by `benchmarks/flower_traffic.py`. The counted messages had three objects, which is
+the number in a small message. A message above a megabyte is cut into more objects, so that the
+estimate for full fine-tuning is a little too low. Heartbeats and requests that find no message are
+not counted, because their number depends on the duration of a round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # bytes 
 
 
 def with_flower(entries: Iterable[Entry]) -> int:
-    """Returns the bytes of all messages, with those that Flower's transport adds to each.
+    """Returns the bytes of all messages, including the bytes that Flower's transport adds.
 
     Args:
         entries: The entries of a ledger.

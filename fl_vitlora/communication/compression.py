@@ -4,9 +4,9 @@
     sent     = decode(encode(target))    the change that it sees
     residual = target - sent             the rest, which is added to the next round's delta
 
-With error feedback a codec may be inexact and biased: what it withholds in one round is sent in a
-later round. A codec sees all tensors of a group as one vector. A tensor that a part does not hold
-has not changed.
+With error feedback a codec may be lossy and biased: the residual of one round is sent in a later
+round. A codec gets all tensors of a group as one vector. If the coded tensors (`Part`) lack a
+tensor of the layout, this tensor has not changed.
 
 Source: Stich et al., arXiv 1809.07599; Karimireddy et al., arXiv 1901.09847.
 """
@@ -30,12 +30,12 @@ def code(state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator) 
 
     Args:
         state: Some of the layout's tensors, float32.
-        layout: The layout of all tensors that the other side may expect.
+        layout: The names and shapes of all tensors that the receiver may expect.
         lanes: The codec of each group.
-        draw: The random generator for codecs that draw.
+        draw: The random generator for codecs with stochastic rounding.
 
     Raises:
-        ValueError: If a tensor holds NaN or infinity, or is not one of the layout's.
+        ValueError: If a tensor holds NaN or infinity, or if the layout does not have the tensor.
     """
     return send(state, layout, lanes, draw)[0]
 
@@ -43,7 +43,7 @@ def code(state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator) 
 def send(
     state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator
 ) -> tuple[Part, State]:
-    """Encodes tensors as `code` does, and also returns the tensors as they will be decoded."""
+    """Encodes tensors as `code` does, and also returns the tensors that `decode` will return."""
     here = layout.only(frozenset(state))
     if Layout.of(state) != here:
         raise ValueError("tensors to be sent must be those of the layout, in its order")
@@ -61,17 +61,17 @@ def send(
 
 
 def decode(part: Part, layout: Layout) -> State:
-    """Decodes what `code` wrote, with the codecs that the part names.
+    """Decodes tensors that `code` encoded, with the codecs that are named in `part`.
 
     Args:
-        part: The part as it was received.
-        layout: The layout of all tensors that the part may hold.
+        part: The coded tensors as they were received.
+        layout: The names and shapes of all tensors that the part may hold.
 
     Returns:
-        The tensors of the part, in the layout's order, float32.
+        The tensors of the part, in the order of the layout, float32.
 
     Raises:
-        ValueError: If the part was made for other tensors, or its bytes do not fit its codec.
+        ValueError: If the part was made for other tensors, or if a codec cannot read its bytes.
     """
     if part.digest != layout.digest:
         raise ValueError(
@@ -90,7 +90,7 @@ def decode(part: Part, layout: Layout) -> State:
 
 
 def is_exact(part: Part) -> bool:
-    """Returns True if all codecs of a part are lossless, with four bytes for each scalar.
+    """Returns True if all codecs of a part are lossless and write four bytes for each scalar.
 
     Raises:
         ValueError: If the part names an unknown codec.
@@ -124,18 +124,20 @@ def compress(
     travelling: frozenset[str],
     draw: np.random.Generator,
 ) -> tuple[Part, State]:
-    """Encodes a change together with what was withheld of earlier changes.
+    """Encodes a change plus the unsent part of earlier changes.
 
     Args:
         delta: The change of all tensors of the layout.
-        residual: What was withheld so far, by name; names outside the layout are allowed.
-        layout: The layout of the delta.
+        residual: The unsent part of earlier changes, by name of the tensor; it may contain names
+            outside the layout.
+        layout: The names and shapes of the tensors in `delta`.
         lanes: The codec of each group.
         travelling: The names of the tensors that are sent in this round (`Lanes.open`).
-        draw: The random generator for codecs that draw.
+        draw: The random generator for codecs with stochastic rounding.
 
     Returns:
-        The part that is sent, and what is withheld now. Exact lanes withhold nothing.
+        The coded tensors that are sent, and the new residual. A tensor whose codec is lossless and
+        whose group is sent in every round has no residual.
     """
     target = {n: t + residual[n] if n in residual else t for n, t in delta.items()}
     part, sent = send({n: t for n, t in target.items() if n in travelling}, layout, lanes, draw)

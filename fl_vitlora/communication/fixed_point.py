@@ -1,15 +1,15 @@
-"""Fixed point: updates as whole numbers modulo 2³², whose sum is the same in any order.
+"""Fixed point: writes updates as whole numbers modulo 2³², whose sum is the same in any order.
 
 With R the range, p the share of a client in the mean (Σ p ≤ 1) and x one of its numbers,
 
     q = round(2³⁰ · p · clip(x, ±R) / R)  mod 2³²        Σ p·x ≈ R / 2³⁰ · Σ q
 
-The sum of K clients stays within ±(2³⁰ + K/2), far from ±2³¹, where it would wrap around. Its
-rounding error is at most K · R / 2³¹. Sums modulo 2³² are exact: random words can mask them and be
-removed again without any error (`secure_sum`). A scalar takes 4 bytes, as in float32.
+The sum of K clients stays within ±(2³⁰ + K/2), far from ±2³¹, where it would wrap around. The
+rounding error of the sum is at most K · R / 2³¹. Sums modulo 2³² are exact: random words can mask
+them and be removed again without any error (`secure_sum`). A scalar takes 4 bytes, as in float32.
 
-The words of an update are its delta, then its report if there is one, in the order of the layout;
-its loss; and the number of clipped scalars, not weighted by p.
+The words of an update are, in this order: the delta and the report, if there is one, each in the
+order of the layout; the loss; and the number of clipped scalars, which is not weighted by p.
 
 S scalars of the layout, W words: S + 2, or 2·S + 2 with a report.
 """
@@ -33,7 +33,7 @@ Numbers = NDArray[np.float64]
 
 ONE = 2.0**30  # the word that represents R
 MOST_LOSS = 64.0  # the range of the loss, in nats; a larger loss is clipped to it
-TAIL = 2  # words after the tensors: loss and clipped
+TAIL = 2  # words after the tensors: the loss, and the number of clipped scalars
 
 MAGIC = b"FVS1"
 WORD = np.dtype("<u4")
@@ -67,7 +67,7 @@ def to_numbers(words: Words, limit: float, share: float) -> Numbers:
         share: The sum Σ p over the clients in the sum.
 
     Returns:
-        The mean, float64; the error of a sum of K is at most K · R / (2³¹ · share).
+        The mean, float64. Its error for K clients is at most K · R / (2³¹ · share).
 
     Example:
         >>> to_numbers(np.array([536870912, 4026531840], np.uint32), limit=4.0, share=0.5).tolist()
@@ -78,11 +78,11 @@ def to_numbers(words: Words, limit: float, share: float) -> Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """The weighted mean that a sum of encoded updates decodes to.
+    """The weighted mean of updates, decoded from the sum of their words.
 
     Attributes:
         delta: Weighted mean of the deltas, float32.
-        report: Weighted mean of the reports; empty if there were none.
+        report: Weighted mean of the reports; empty without reports.
         loss: Weighted mean of the losses.
         clipped: The number of clipped scalars of all clients together.
     """
@@ -101,7 +101,7 @@ def encode(
     limit: float,
     share: float,
 ) -> Words:
-    """Writes an update in words.
+    """Encodes an update as words.
 
     Args:
         delta: The update's tensors, of any floating type.
@@ -114,7 +114,7 @@ def encode(
         The words (W,), uint32.
 
     Raises:
-        ValueError: When a number is not finite, or the report has other tensors than the delta.
+        ValueError: If a number is not finite, or the report has other tensors than the delta.
     """
     if report and Layout.of(report) != Layout.of(delta):
         raise ValueError("a report must have the names and shapes of its delta, in their order")
@@ -132,11 +132,11 @@ def encode(
 
 
 def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
-    """Reads the sum of the words of several updates.
+    """Decodes the sum of the words of several updates.
 
     Args:
         total: The sum of words, Σ q mod 2³², uint32 (W,).
-        layout: The layout of the clients' deltas.
+        layout: The names and shapes of the tensors in the clients' deltas.
         limit: The range R.
         share: The sum Σ p over the clients in the sum.
 
@@ -154,7 +154,9 @@ def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
 
 
 def pack_words(words: Words, layout: Layout) -> bytes:
-    """Writes words into one buffer behind a header like `packing.pack`'s, with the magic "FVS1".
+    """Writes a header and words into one buffer.
+
+    The header has the format of the header in `packing.pack`, but with the magic "FVS1".
 
     Args:
         words: The words (W,), uint32.
@@ -178,7 +180,7 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
         The words (W,), uint32.
 
     Raises:
-        ValueError: When the buffer has another format, is cut off, or belongs to other tensors.
+        ValueError: If the buffer has another format, is cut off, or belongs to other tensors.
     """
     if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
         raise ValueError("message refused: it does not begin with the header of masked words")

@@ -1,7 +1,7 @@
-"""Groups of tensors in messages: a group decides the codec of a tensor and where it is counted.
+"""Groups of tensors in messages. All tensors of a group have one codec, and one byte count.
 
-`finetuning.groups` assigns each tensor to a group. In messages, all groups without their own codec
-form a single group: other.
+`finetuning.groups` assigns each tensor to a group. In messages, all groups that have no codec
+setting of their own form a single group: other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Lanes: with which codec, and how often, each group of tensors is sent in one direction.
+"""Lanes: the codec and the interval by which each group of tensors is sent, up or down.
 
 A group with ``every(n)`` is sent in every n-th round and in the last round. In the rounds between,
-its changes are withheld, and each client goes on training its own values.
+the changes of the group are not sent, and each client continues to train its own tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Lane:
 
     Attributes:
         codec: The codec of the group's tensors.
-        every: The interval n: the group is sent in every n-th round, and in the last round.
+        every: The interval n. The group is sent in every n-th round, and in the last round.
     """
 
     codec: Codec
@@ -31,13 +31,13 @@ class Lane:
 
     @property
     def exact(self) -> bool:
-        """Returns True if nothing of the group is ever withheld."""
+        """Returns True if all changes of the group are sent in every round, without loss."""
         return self.codec.lossless and self.every == 1
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """How each group is sent in one direction.
+    """The codec and the interval of every group of tensors, for uplink or downlink.
 
     Attributes:
         by_group: The lane of each group of `groups.GROUPS`.
@@ -47,11 +47,11 @@ class Lanes:
 
     @property
     def exact(self) -> bool:
-        """Returns True if nothing of any group is ever withheld."""
+        """Returns True if all changes of all groups are sent in every round, without loss."""
         return all(lane.exact for lane in self.by_group.values())
 
     def of(self, name: str) -> Lane:
-        """Returns the lane of a tensor."""
+        """Returns the lane of the group to which a tensor belongs."""
         return self.by_group[group_of(name)]
 
     def open(self, names: Iterable[str], server_round: int, rounds: int) -> frozenset[str]:
@@ -67,7 +67,7 @@ class Lanes:
 
 
 def parse_lane(spec: str) -> Lane:
-    """Reads a codec, with or without an interval before it.
+    """Reads the specification of a codec, with or without an interval before the codec.
 
     Raises:
         UserError: If the text is neither a codec nor an interval with a codec.
@@ -89,7 +89,7 @@ def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
     """Reads the lanes of all groups.
 
     Args:
-        specs: The text of each group's lane; a group that is missing or None takes the default.
+        specs: The text of each group's lane. The default is used if a group is missing or None.
         default: The text of the default lane.
 
     Example:

@@ -1,6 +1,6 @@
 """The byte ledger: one entry for every message between server and clients.
 
-The ledger only adds up numbers; `flower.wire.byte_counts` measures a message's serialised size.
+The ledger only adds up numbers; `flower.wire.byte_counts` computes the size of a message.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Purpose = Literal["greeting", "training", "revealing", "evaluation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One message of a run, with its bytes.
+    """The bytes of one message of a run.
 
     Attributes:
-        round: The number of the round, from 1; 0 is the greeting before the first round.
+        round: The number of the round, from 1; 0 means the greeting before the first round.
         purpose: The purpose of the message.
         client: The number of the client's shard; -1 for a node that is not a client.
         direction: The direction: "uplink" from a client to the server, or "downlink" from the
             server to a client.
-        groups: The bytes of coded tensors by group (`groups.GROUPS`, or "masked").
+        groups: The bytes of coded tensors by group of tensors (`groups.GROUPS`, or "masked").
         overhead: The number of all other bytes of the serialised message.
     """
 
@@ -48,7 +48,7 @@ class Entry:
 
 
 class Ledger:
-    """The entries of a run, in the order of its messages."""
+    """The entries of a run, in the order in which the messages were counted."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries: list[Entry] = []
@@ -79,13 +79,13 @@ class Ledger:
         client: int | None = None,
         purpose: Purpose | None = None,
     ) -> int:
-        """Sums the bytes, including overhead, of all messages or of some of them.
+        """Returns the bytes, including overhead, of the messages that meet all given conditions.
 
         Args:
-            direction: Count only messages in this direction.
-            server_round: Count only messages of this round.
-            client: Count only messages of this client.
-            purpose: Count only messages with this purpose.
+            direction: Count only messages in this direction; None counts both directions.
+            server_round: Count only messages of this round; None counts all rounds.
+            client: Count only messages of this client; None counts all clients.
+            purpose: Count only messages with this purpose; None counts all purposes.
 
         Returns:
             The number of bytes.
@@ -107,10 +107,10 @@ class Ledger:
         )
 
     def by_group(self, server_round: int | None = None) -> dict[str, int]:
-        """Sums the bytes of coded tensors by group, in the order in which groups first occur.
+        """Returns the bytes of coded tensors by group, in the order in which groups first occur.
 
         Args:
-            server_round: Count only this round; None counts all rounds.
+            server_round: Count only messages of this round; None counts all rounds.
         """
         sums: dict[str, int] = {}
         for entry in self._entries:
@@ -120,11 +120,11 @@ class Ledger:
         return sums
 
     def by_round(self) -> dict[int, int]:
-        """Sums the bytes, including overhead, by round; round 0 is the greeting."""
+        """Returns the bytes, including overhead, by round; round 0 is the greeting."""
         return dict(self._by_round)
 
     def to_csv(self) -> str:
-        """Returns a CSV table with a line for every message, in the order of `_place`."""
+        """Returns a CSV table with a line for every message, sorted by `_place`."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         columns = ("round", "purpose", "client", "direction", "payload", "overhead", "total")
@@ -137,5 +137,5 @@ class Ledger:
 
 
 def _place(entry: Entry) -> tuple[int, int, int, str]:
-    """Returns the sorting key: round, purpose in the order of a round, client and direction."""
+    """Returns the sorting key: round, purpose (in the order of `Purpose`), client, direction."""
     return entry.round, get_args(Purpose).index(entry.purpose), entry.client, entry.direction

@@ -2,9 +2,10 @@
 
     seconds of a round = max over clients of  Σ over its messages (latency + 8 · bytes / rate)
 
-Every client has its own link, with one rate for each direction, and sends one message at a time.
-The server's connection is not a bottleneck. The server waits for the slowest client. The bytes
-are those of the ledger, without the bytes of lower protocols. The time to train is not counted.
+Every client has its own link, with one rate for each direction, and transfers one message at a
+time. The server's connection is not a bottleneck. The server waits for the slowest client. The
+bytes are taken from the ledger, which does not count lower protocols. The training time is not
+included.
 
 1 Mbit is 10⁶ bits.
 """
@@ -26,7 +27,7 @@ class Link:
     Attributes:
         uplink: The speed towards the server in Mbit/s.
         downlink: The speed towards the client in Mbit/s.
-        latency: The time in seconds between sending the first bit and its arrival.
+        latency: The time in seconds from sending the first bit until this bit arrives.
     """
 
     uplink: float

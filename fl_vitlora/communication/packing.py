@@ -1,13 +1,13 @@
-"""Packing: all tensors of a record in one flat float32 buffer behind a 20-byte header.
+"""Packing: writes all tensors of a record into one flat float32 buffer after a 20-byte header.
 
-A client stores tensors in this form between rounds, and other mods of Flower see them in it.
-Between client and server they travel in another form (`compression`, `parcel`).
+A client stores tensors in this format between rounds, and other Flower mods see tensors in this
+format. Between client and server, tensors have another format (`compression`, `parcel`).
 
-Client and server build the same model, so names and shapes are not sent. The header carries a
-digest of them instead. A buffer that was made for another model is refused.
+Client and server build the same model, so names and shapes are not written. Instead the header has
+a digest of the names and shapes. A buffer that was made for another model is refused.
 
 Header: magic "FVL1" (4 bytes), digest of the layout (8 bytes), number of scalars (8 bytes, little
-endian). Body: the scalars of all tensors in the layout's order, little endian.
+endian). Body: the scalars of all tensors in the order of the layout, little endian.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Layout:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Layout:
-        """Returns the layout of a state."""
+        """Returns the layout of the tensors in a state."""
         return cls(tuple((name, tuple(tensor.shape)) for name, tensor in state.items()))
 
     @cached_property
@@ -64,7 +64,7 @@ class Layout:
         return sum(math.prod(shape) for _, shape in self.shapes)
 
     def ending_with(self, endings: tuple[str, ...]) -> frozenset[str]:
-        """Returns the names that end with one of these endings."""
+        """Returns the names of the tensors that end with one of the given endings."""
         return frozenset(name for name, _ in self.shapes if name.endswith(endings))
 
     def empty(self) -> State:
@@ -83,7 +83,7 @@ class Layout:
         return np.packbits(bits).tobytes()
 
     def marked(self, bits: bytes) -> frozenset[str]:
-        """Returns the names that a bit mask of `mark` stands for.
+        """Returns the names that are marked in a bit mask from `mark`.
 
         Raises:
             ValueError: If the mask has the wrong length.
@@ -94,19 +94,19 @@ class Layout:
         return frozenset(n for (n, _), one in zip(self.shapes, marks, strict=True) if one)
 
     def only(self, names: frozenset[str]) -> Layout:
-        """Returns the layout of these tensors alone."""
+        """Returns the layout of only the tensors with the given names."""
         return Layout(tuple(pair for pair in self.shapes if pair[0] in names))
 
     def without(self, names: frozenset[str]) -> Layout:
-        """Returns the layout of all tensors but these."""
+        """Returns the layout of all tensors except those with the given names."""
         return Layout(tuple(pair for pair in self.shapes if pair[0] not in names))
 
     def shaped(self, scalars: NDArray[np.floating[Any]]) -> State:
-        """Cuts a vector of scalars into tensors of these names and shapes, float32."""
+        """Cuts a vector into float32 tensors with the names and shapes of this layout."""
         found, begin = {}, 0
         for name, shape in self.shapes:
             end = begin + math.prod(shape)
-            part = np.array(scalars[begin:end], np.float32)  # memory of its own
+            part = np.array(scalars[begin:end], np.float32)  # a copy with its own memory
             found[name] = torch.from_numpy(part.reshape(shape))
             begin = end
         return found
@@ -141,7 +141,7 @@ def unpack(buffer: bytes, layout: Layout) -> State:
 
     Args:
         buffer: The header and the scalars.
-        layout: The layout of the expected tensors.
+        layout: The names and shapes of the expected tensors.
 
     Returns:
         The tensors by name, float32.

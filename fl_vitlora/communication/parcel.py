@@ -1,15 +1,16 @@
-"""The wire format: the whole content of a message in one flat buffer that describes itself.
+"""The format of messages: a header with a table of contents, and then the coded tensors.
 
     magic "FVL2"    4 bytes; the digit is the version
     checksum        8 bytes, BLAKE2b of all that follows
-    lengths         two varints: the length of the head compressed, and uncompressed
+    lengths         two varints: the length of the compressed head, and of the uncompressed head
     head            msgpack, deflated with a dictionary of words that both sides know
     bodies          the sections of coded tensors, one after the other
 
-The head holds plain values (scalars and lists, by record) and a table of the coded tensors. For
-each part, the table gives its record, the digest of its layout, and which of the layout's tensors
-it holds. For each section of a part, it gives the group, the codec and the length. Names and shapes
-are not sent: client and server build the same model. A part for another model is refused.
+The head holds plain values (scalars and lists, by record) and a table of the coded tensors. The
+coded tensors of one record are a part, which has a section for each group of tensors. For each
+part, the table gives the record, the digest of the layout, and a mask of the tensors in the part.
+For each section, the table gives the group, the codec and the length. Names and shapes of tensors
+are not sent, because client and server build the same model. A part for another model is refused.
 
 A buffer that was cut, changed, or has another format is refused before any tensor is decoded. The
 checksum protects against accidents, not against an attacker. Lengths are checked before memory is
@@ -30,10 +31,10 @@ from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 
 MAGIC = b"FVL2"
 CHECKSUM_BYTES = 8
-MOST_INFLATION = 16  # highest ratio of uncompressed to compressed length; it limits the memory
-SMALL_HEAD = 4096  # bytes that every head may have, whatever its ratio
+MOST_INFLATION = 16  # highest ratio of uncompressed to compressed length, to limit the memory
+SMALL_HEAD = 4096  # a head may have this number of bytes with any compression ratio
 
-# Words of many heads, the most frequent last: deflate encodes a near match in fewer bits.
+# Words of many heads, the most frequent last, since deflate needs fewer bits for a near match.
 DICTIONARY = (
     b"secure-sum public-key private-key clients shares keys range dropped seeds masked other body "
     b"merged increments merged-ranks merges broadcast report views accuracy/ loss/ taken frozen "
@@ -56,7 +57,8 @@ class Section:
 
     Attributes:
         group: The name of the group.
-        codec: The codec of the body, as `codecs.parse` reads it; empty if it holds no tensors.
+        codec: The specification of the codec that wrote the body (`codecs.parse`); for masked
+            bytes, the name of their type.
         body: The encoded bytes.
     """
 
@@ -67,11 +69,12 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The coded tensors of one record; its layout has their names and shapes.
+    """The coded tensors of one record, without their names and shapes.
 
     Attributes:
-        digest: The digest of the layout.
-        marks: A bit mask of the tensors that the part holds (`Layout.mark`); empty for all.
+        digest: The digest of the layout, which has the names and shapes.
+        marks: A bit mask of the tensors in the part (`Layout.mark`); empty if it has all tensors of
+            the layout.
         sections: One section for each group of tensors.
     """
 
@@ -91,7 +94,8 @@ class Parcel:
 
     Attributes:
         plain: Scalars, texts, bytes and lists of them, in nested mappings.
-        parts: The name of a record and coded tensors of it; a record may have several parts.
+        parts: Pairs of the name of a record and coded tensors of this record. A record may have
+            several parts.
     """
 
     plain: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +107,8 @@ def write(parcel: Parcel, before: dict[object, bytes] | None = None) -> bytes:
 
     Args:
         parcel: The content of the message.
-        before: A cache of written buffers, which grows. Equal contents are written once.
+        before: A cache of written buffers, so that equal contents are written only once. This
+            function adds the new buffer.
 
     Returns:
         The buffer.
@@ -173,7 +178,7 @@ def read(buffer: bytes) -> Parcel:
 
 
 def _read_head(reader: ByteReader) -> Any:
-    """Inflates and reads the head."""
+    """Decompresses and reads the head."""
     short, length = reader.varint(), reader.varint()
     if length > MOST_INFLATION * short + SMALL_HEAD:
         raise RefusedError("it states a length that is too large for its head")

@@ -1,7 +1,8 @@
-"""Full fine-tuning under FedAvg: the one reference against which every saving is computed.
+"""Full fine-tuning with FedAvg: the reference for all savings of bytes.
 
-The reference is a run of the same clients that trains the whole model and averages it. It has the
-same rounds with the same participants, and its messages have measured sizes. Summed up, it sends
+The reference is an imagined run of the same clients that trains and averages the whole model. It
+has the same rounds with the same participants, and the sizes of its messages are measured
+(`flower.wire.byte_counts`). The reference sends F bytes in total:
 
     F = K·(q + g)  +  Σ_t ( |P_t|·D  +  |U_t|·U )
 
@@ -9,16 +10,16 @@ same rounds with the same participants, and its messages have measured sizes. Su
     P  participants of round t: each receives one whole model, a message of D bytes
     U  participants with an accepted update: each sends one whole model, a message of U bytes
 
-Nothing else counts. The reference has no messages for evaluation, since the server can evaluate
-full fine-tuning. It repeats no message, even if the run had to repeat some. A participant that
-failed has received a model and has sent none. The reference does not depend on what a run trains,
-on its strategy, its codecs or its evaluator. All numbers are float32.
+No other messages count. The reference has no messages for evaluation, since the server can evaluate
+full fine-tuning. It repeats no message, even if the real run repeated some. A participant that
+failed has received a model and has not sent one. The reference does not depend on the tensors that
+the real run trains, nor on its strategy, codecs or evaluator. All numbers are float32.
 
 Caching helps full fine-tuning only once. Every tensor changes in every round, so a client can omit
-only the download of round 1, because it has built the same initial model. A run whose downlink is
-coded as changes omits that download. Then the reference omits it too (``start_is_known``): full
-fine-tuning gets the same advantage from caching. A run without a coded downlink sends the initial
-model, and so does its reference.
+only the download of round 1, because it has built the same initial model. A real run that sends
+changes to clients omits this download. In that case the reference omits it too
+(``start_is_known``), so that full fine-tuning gets the same advantage from caching. If the real run
+sends the initial model, the reference also sends it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from fl_vitlora.communication.ledger import Direction, Entry, Ledger, Purpose
 
 @dataclass(frozen=True, kw_only=True)
 class MessageSizes:
-    """Measured sizes, in bytes, of the messages of a run that trains the whole model.
+    """The sizes, in bytes, of the messages of a run that trains the whole model.
 
     Attributes:
         question: The size q of the server's question before the first round.
@@ -61,7 +62,7 @@ class Attendance:
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Self:
-        """Reads a line of `rounds.jsonl`."""
+        """Reads the participants of a round from a line of `rounds.jsonl`."""
         failed = (failure["client"] for failure in line["failures"])
         return cls(answered=tuple(line["participants"]), failed=tuple(failed))
 
@@ -69,14 +70,14 @@ class Attendance:
 def full_fine_tuning(
     clients: int, rounds: Sequence[Attendance], sizes: MessageSizes, *, start_is_known: bool = False
 ) -> Ledger:
-    """Builds the ledger that full fine-tuning under FedAvg would have.
+    """Returns the ledger that full fine-tuning with FedAvg would have.
 
     Args:
         clients: The number K of clients.
         rounds: The participants of each round, from the first round on.
         sizes: The sizes of the messages in bytes.
-        start_is_known: True if round 1 needs no download, because clients have built the initial
-            model and the run itself does not send it either.
+        start_is_known: True if round 1 needs no download. Clients have built the initial model, and
+            the real run does not send it either.
 
     Returns:
         A ledger with an entry for each message; its total is F.

@@ -2,9 +2,10 @@
 
     step t   encodes target_t - held_(t-1)      held_t = held_(t-1) + decoded step t
 
-All clients that followed all steps hold the same values, bit by bit, so one coded step serves all
-of them. What a step withholds is part of the next difference, so error feedback comes by itself. A
-client that missed steps is sent those steps, or the full state if that is smaller.
+All clients that received all steps have the same tensors, bit by bit, so the server encodes a step
+once for all of them. The loss of one step is part of the next difference, so that this difference
+already contains error feedback. If a client missed steps, the server sends it these steps, or the
+full state if the full state is smaller.
 
 Source: Tang et al., arXiv 1905.05957, for compression in both directions; here the server
 encodes differences.
@@ -25,7 +26,7 @@ from fl_vitlora.communication.parcel import Parcel, Part, read, write
 from fl_vitlora.state import State, add, subtract
 from fl_vitlora.storage.trees import Tree
 
-WHOLE = -1  # the base version of a full state, which builds on zeros
+WHOLE = -1  # the version before a full state: the state is added to tensors of zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,9 @@ class Stream:
     """A state that the server sends to many clients as a series of changes.
 
     Attributes:
-        initial: The values that every client has before the first change.
-        held: The values of every client that followed all changes.
-        target: The values that the server last wanted the clients to have.
+        initial: The tensors of every client before the first change.
+        held: The tensors of a client that received all changes.
+        target: The exact tensors of the server, which `held` approximates.
         steps: The last changes, as long as together they are smaller than the full state.
         version: The number of changes so far.
     """
@@ -48,7 +49,7 @@ class Stream:
 
     @classmethod
     def of(cls, initial: State) -> Stream:
-        """Returns a new stream, without changes."""
+        """Returns a new stream without any change."""
         return cls(initial=initial, held=initial, target=initial)
 
     @property
@@ -59,13 +60,13 @@ class Stream:
     def advance(
         self, target: State, lanes: Lanes, travelling: frozenset[str], draw: np.random.Generator
     ) -> Stream:
-        """Adds a change towards new values; tensors that did not change are not sent again.
+        """Adds a change towards new tensors. Tensors that did not change are not sent again.
 
         Args:
-            target: The new values of some of the tensors.
+            target: The new tensors, for some or all names of the stream.
             lanes: The codec of each group.
             travelling: The names of the tensors that are sent in this round.
-            draw: The random generator for codecs that draw.
+            draw: The random generator for codecs with stochastic rounding.
 
         Returns:
             The stream with the change added.
@@ -92,12 +93,12 @@ class Stream:
         )
 
     def snapshot(self) -> Tree:
-        """Returns the state of the stream for a checkpoint, without its initial values."""
+        """Returns the state of the stream for a checkpoint, without the initial tensors."""
         steps = [write(Parcel(parts=(("", step),))) for step in self.steps]
         return {"held": self.held, "target": self.target, "steps": steps, "version": self.version}
 
     def restored(self, tree: Tree) -> Stream:
-        """Returns this new stream with the state that `snapshot` returned."""
+        """Returns a copy of this new stream with the state that `snapshot` returned."""
         steps = tuple(read(step).parts[0][1] for step in tree["steps"])
         return replace(self, **{**tree, "steps": steps})
 
@@ -105,26 +106,27 @@ class Stream:
         """Returns the steps that a client at a version has missed, or the full state if smaller.
 
         Args:
-            version: The number of changes that the client has followed; 0 for none.
+            version: The number of changes that the client has received, from 0.
 
         Returns:
-            The version that the parts build on, and the parts. The full state has the base version
-            `WHOLE`; it is also sent if the steps are no longer kept.
+            First, the version of the client's tensors to which the parts are added. It is `WHOLE`
+            for the full state, which is also returned if the missed steps are no longer kept.
+            Second, the parts.
         """
         missed = self.version - version
         if missed <= len(self.steps):
             return version, self.steps[len(self.steps) - missed :]
-        draw = np.random.default_rng(0)  # an exact codec draws nothing
+        draw = np.random.default_rng(0)  # not used, since an exact codec needs no random numbers
         return WHOLE, (code(self.held, self.layout, EXACT, draw),)
 
 
 def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
-    """Returns a client's values after the changes that the server sent.
+    """Returns a client's tensors after the changes that the server sent.
 
     Args:
-        held: The values of the version that the parts build on; zeros for `WHOLE`.
+        held: The client's tensors before the changes; zeros if the parts are the full state.
         parts: The parts that `Stream.since` returned.
-        layout: The layout of all tensors.
+        layout: The names and shapes of all tensors of the stream.
     """
     for part in parts:
         held = moved_by(held, decode(part, layout))
@@ -132,5 +134,5 @@ def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
 
 
 def moved_by(held: State, change: State) -> State:
-    """Adds a change of some tensors; both sides call this, so that they agree bit by bit."""
+    """Adds a change to some tensors. Server and client use this, so their bits are the same."""
     return held | add({name: held[name] for name in change}, change)

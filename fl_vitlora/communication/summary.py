@@ -12,16 +12,17 @@ from fl_vitlora.communication.link import Link, transfer_seconds
 
 
 def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
-    """Sums up the bytes of a run, and those that full fine-tuning would have sent.
+    """Sums up the bytes of a run, and the bytes that full fine-tuning would have sent.
 
     Args:
         ledger: The ledger of the run.
         link: The link of every client.
-        full: The ledger of full fine-tuning under FedAvg (`reference.full_fine_tuning`).
+        full: The ledger of full fine-tuning with FedAvg (`reference.full_fine_tuning`).
 
     Returns:
-        Plain values. `saving` is the bytes of full fine-tuning divided by those of the run;
-        `saving_with_flower` includes the bytes that Flower's transport adds to both (`carrier`).
+        Numbers by name. `saving` is the number of bytes of full fine-tuning divided by the number
+        of bytes of the run. `saving_with_flower` is the same ratio after the bytes that Flower's
+        transport adds were included in both numbers (`carrier`).
     """
     total, groups = ledger.total(), ledger.by_group()
     both = (ledger, full)
@@ -58,8 +59,8 @@ def reached(
         link: The link of every client.
 
     Returns:
-        Plain values, or None without a target. Round, bytes and seconds are None if the target was
-        never reached.
+        Numbers by name, or None without a target. Round, bytes and seconds are None if the target
+        was never reached.
 
     Example:
         >>> from fl_vitlora.communication.ledger import Entry

@@ -1,4 +1,4 @@
-"""Whole experiments: prepared, run, recorded, compared, and deployed."""
+"""Prepares, runs, records, compares and deploys whole experiments."""
 
 from fl_vitlora.experiment.runner import run
 

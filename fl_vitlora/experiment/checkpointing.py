@@ -1,4 +1,4 @@
-"""Checkpoints of a run: storing its state, and continuing from a stored state."""
+"""Checkpoints: stores the state of a run, and continues a run from a stored state."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from fl_vitlora.flower.server.transport import Transport
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """Stores the state of a run after its rounds, and restores it.
+    """Stores the state of a run after its rounds, and restores the state when the run is resumed.
 
     Attributes:
-        config: The experiment.
-        place: The path of the run folder, for errors.
-        provenance: The conditions that the bits of the run depend on beside the configuration.
+        config: The configuration of the experiment.
+        place: The path of the run folder, for error messages.
+        provenance: The conditions, in addition to the configuration, on which the exact numbers of
+            the run depend.
         states: The stored states of the simulated clients.
-        transport: The server's end of the wire.
-        aggregator: The strategy.
+        transport: Sends instructions to clients and receives their updates.
+        aggregator: The aggregation strategy behind its interface.
         record: The record of the run.
-        logbook: The logbook that checkpoints are written to.
+        logbook: The logbook to which checkpoints are written.
         watch: The callbacks of the program that started the run.
     """
 
@@ -47,14 +48,15 @@ class Checkpointing:
     watch: Watch
 
     def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
-        """Captures the state after a round.
+        """Copies the state after a round.
 
         Args:
             server_round: The number of the round, from 1.
-            model: The model of the round.
+            model: The model after the round.
 
         Returns:
-            A function that writes the state; it does nothing if no checkpoint is due.
+            A function that writes the copied state. If no checkpoint is due after this round, the
+            function does nothing.
         """
         if not self.states.followed or not self._is_due(server_round):
             return write_nothing
@@ -81,14 +83,16 @@ class Checkpointing:
         return due or ends or self.watch.pause.is_set()
 
     def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
-        """Restores a checkpoint. The ledger counts the first greeting, not that of this process.
+        """Restores a checkpoint. The ledger of the checkpoint replaces the ledger of this process.
+
+        So only the greeting of the first process is counted.
 
         Returns:
             The model of the checkpoint.
 
         Raises:
             UserError: If the device, the key, the classes, the weights or the strategy differ from
-                those that the run was begun with.
+                those with which the run began.
         """
         server = checkpoint.server
         before = Provenance(**server["circumstances"])
@@ -104,9 +108,9 @@ class Checkpointing:
         return GlobalModel.restored(server["model"])
 
     def _compare(self, before: Provenance) -> None:
-        """Refuses another device, key, list of classes, model or strategy than before."""
+        """Refuses to resume a run if its device, key, classes, weights or strategy have changed."""
         now = self.provenance.must_stay
-        known = {"strategy": now["strategy"], **before.must_stay}  # older versions lack the first
+        known = {"strategy": now["strategy"], **before.must_stay}  # old checkpoints lack "strategy"
         for what, (was, is_) in changes(known, now).items():
             raise UserError(
                 f"{self.place} began with {what} {was} and continues only with that; "

@@ -1,4 +1,4 @@
-"""The settings that clients get: the simulated ones all the same, a SuperNode its own."""
+"""The settings of clients: all simulated clients share them; each SuperNode has its own."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ def client_settings(
 ) -> ClientSettings:
     """Returns the settings of clients.
 
-    Storage keys open the files of shards, but decrypt no image in them. They are handed over in
-    memory: a file of them would lie on the disk beside the shards that it protects.
+    Storage keys open the files of shards, but do not decrypt the images in the files. The keys are
+    passed in memory. A file with the keys would be on the same disk as the shards and would not
+    protect them.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         shards: The folder of the shards.
         class_names: The names of the classes, in the order of the head's outputs.
-        device: The device that clients train on.
+        device: The device on which clients train.
         strategy: The client's half of the strategy.
-        with_key: True if clients need the key ring. Otherwise its path is left out.
-        storage: The keys that open the shards, if the shards are sealed at rest.
+        with_key: True if clients need the key ring. Otherwise the path of the key ring is left out.
+        storage: The keys that open the files of the shards; None if the files are not encrypted.
     """
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
     return ClientSettings(
@@ -57,6 +58,6 @@ class SameForAll:
     settings: ClientSettings
 
     def __call__(self, context: object) -> ClientSettings:
-        """Returns the settings, whatever Flower's context of the client is."""
+        """Returns the settings, which do not depend on Flower's context of the client."""
         del context
         return self.settings

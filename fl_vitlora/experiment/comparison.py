@@ -1,8 +1,8 @@
-"""Runs a grid of experiments: every cell with every seed, one after the other, over one Ray.
+"""Runs a grid of experiments: every cell with every seed, one after the other, with one Ray.
 
-A grid folder holds a run folder for each run. A run is recognised by its configuration, not by the
-name of its folder. So a grid that was interrupted goes on where it stopped, and a grid that has
-grown runs only what is new.
+A cell is one combination of settings. A grid folder contains a run folder for each run. A run is
+recognised by its configuration, not by the name of its folder. So an interrupted grid continues
+where it stopped, and if cells or seeds are added to a grid, only the new runs are executed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ GRID = "grid.yaml"
 
 
 def default_folder() -> Path:
-    """Returns the path of a new grid folder, named after the time."""
+    """Returns the path of a new grid folder, whose name contains the present time."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-comparison"
 
 
@@ -66,7 +66,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
         A lock that keeps other processes out of the folder until it is closed.
 
     Raises:
-        UserError: If the folder holds anything but a grid, cannot be made, or is locked by another
+        UserError: If the folder contains files but no grid, cannot be made, or is locked by another
             process.
     """
     if folder.exists() and not is_grid_folder(folder):
@@ -89,7 +89,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
 
 
 def is_grid_folder(folder: Path) -> bool:
-    """Returns True if a folder holds a grid, or nothing but runs."""
+    """Returns True if a folder contains a grid, or contains only runs."""
     if not folder.is_dir():
         return False
     whole = (folder / GRID).is_file()
@@ -99,17 +99,17 @@ def is_grid_folder(folder: Path) -> bool:
 def compare(
     grid: Grid, folder: Path, load_strategy: LoadStrategy, watch: Watch | None = None
 ) -> Iterator[Record]:
-    """Runs what is not finished of a grid, and updates its tables after each run.
+    """Runs the unfinished runs of a grid, and updates the tables of the grid after each run.
 
     Args:
         grid: The grid to run.
         folder: The grid folder, made by `prepare_folder`.
-        load_strategy: Makes the strategy of an experiment.
+        load_strategy: A function that makes the strategy of an experiment.
         watch: The callbacks of the program that started the comparison.
 
     Yields:
-        The record of each run, when the run ends or is found finished. The record of a run that was
-        refused or failed has no result and says why. The next run starts all the same.
+        The record of each run, when the run ends or was already finished. The record of a run that
+        was refused or failed has the reason instead of a result; the next run starts nevertheless.
 
     Raises:
         PausedError: If the watch asked the comparison to pause before its last run had ended.
@@ -147,7 +147,7 @@ def compare(
 
 @dataclass(kw_only=True)
 class KnownRuns:
-    """The runs that a grid folder holds.
+    """The runs in a grid folder.
 
     Attributes:
         finished: The configuration and the folder of each run that has a result.
@@ -159,28 +159,28 @@ class KnownRuns:
 
     @property
     def starts(self) -> list[Path]:
-        """Returns the folders in which the runs were begun; relative paths start there."""
+        """Returns the working directories in which the runs began; relative paths start there."""
         return [begun_in(place) for _, place in (*self.finished, *self.interrupted)]
 
     def finished_run(self, config: Config) -> Path | None:
-        """Returns the folder of a finished run of an experiment, or None."""
+        """Returns the folder of a finished run of an experiment; None if there is no such run."""
         same = (place for known, place in self.finished if is_same(known, config))
         return next((place for place in same if has_current_key(config, place)), None)
 
     def interrupted_run(self, config: Config) -> Path | None:
-        """Returns the folder of an interrupted run of an experiment that can go on, or None."""
+        """Returns the folder of an interrupted run that can be resumed; None if there is none."""
         same = (place for known, place in self.interrupted if is_same(known, config))
         return next((place for place in same if can_go_on(config, place)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execute:
-    """Runs one experiment of a grid, in the folder that its setting `out` names.
+    """Runs one experiment of a grid, in the folder given by the setting `out`.
 
     Attributes:
-        load_strategy: Makes the strategy of an experiment.
+        load_strategy: A function that makes the strategy of an experiment.
         watch: The callbacks of the program that started the comparison.
-        engine: Keeps Ray up from run to run.
+        engine: Keeps Ray running between the runs.
         number: The number of the run in the grid, from 1.
         total: The number of runs in the grid.
     """
@@ -195,13 +195,13 @@ class Execute:
         """Returns the result of the run.
 
         Args:
-            config: The experiment.
-            resume: True if the run continues in its folder.
+            config: The configuration of the experiment.
+            resume: True if an interrupted run in the folder `out` is resumed.
 
         Raises:
             PausedError: If the watch asked the comparison to pause.
         """
-        self.watch.training.clear()  # a signal from here on ends the program at once
+        self.watch.training.clear()  # until the first round, a signal ends the program at once
         if self.watch.pause.is_set():
             raise PausedError(f"after run {self.number - 1} of {self.total}")
         strategy = self.load_strategy(config)
@@ -217,14 +217,14 @@ def tell(grid: Grid, records: list[Record]) -> Report:
 
 
 def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
-    """Finds the runs in a folder that are finished, or those that are not.
+    """Finds either the finished or the unfinished runs in a folder.
 
     Args:
         folder: The grid folder.
-        finished: True for the runs that have a result, False for the others.
+        finished: True for the runs that have a result, False for the runs that have none.
 
     Returns:
-        The configuration of each run without `out`, and its folder.
+        For each run, the configuration without `out`, and the run folder.
     """
     runs = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
@@ -238,17 +238,17 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
 
 
 def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
-    """Returns an experiment that names its strategy as the run folder does."""
+    """Returns the configuration that will be stored in the run folder, except for `out`."""
     try:
         return told(config, load_strategy(config))
-    except UserError:  # reported when the run is tried
+    except UserError:  # the error is reported when the run starts
         return config
 
 
 def is_same(known: Config, config: Config) -> bool:
-    """Returns True if two experiments are the same, wherever their key rings lie.
+    """Returns True if two configurations differ at most in the path of the key ring.
 
-    `has_current_key` compares the secrets of the key rings.
+    `has_current_key` compares the secrets in the key rings.
     """
     ring = config.encryption.key_file
     encryption = dataclasses.replace(known.encryption, key_file=ring)
@@ -256,9 +256,9 @@ def is_same(known: Config, config: Config) -> bool:
 
 
 def has_current_key(config: Config, run_folder: Path) -> bool:
-    """Returns True if a run's images were encrypted under the current secret of the key ring.
+    """Returns True if a run's images were encrypted with the current secret of the key ring.
 
-    A run under another secret is another experiment and does not belong into the same table.
+    A run with another secret is a different experiment and does not belong in the same table.
     """
     if not config.encryption.steps:
         return True
@@ -281,11 +281,11 @@ def can_go_on(config: Config, run_folder: Path) -> bool:
 def _attempt(
     cell: Cell, config: Config, folder: Path, interrupted: Path | None, execute: Execute
 ) -> Record:
-    """Runs one experiment and returns its record, which says why if the run is refused or fails.
+    """Runs one experiment and returns its record; if the run fails, the record has the reason.
 
     Args:
         cell: The cell of the grid.
-        config: The experiment.
+        config: The configuration of the experiment.
         folder: The grid folder.
         interrupted: The folder of an interrupted run to resume; None for a new run.
         execute: Runs the experiment.
@@ -302,12 +302,12 @@ def _attempt(
 
 
 def _read(cell: Cell, config: Config, path: Path) -> Record:
-    """Returns the record of a run that was finished before."""
+    """Returns the record of a run that was already finished when the comparison started."""
     return Record(labels=cell.labels, seed=config.seed, result=read_result(path), folder=path)
 
 
 def _unused(path: Path) -> Path:
-    """Returns a path that does not exist yet; the folder of an interrupted run is left alone."""
+    """Returns a path that does not exist yet, so that no other run's folder is changed."""
     names = (path if not i else path.with_name(f"{path.name}-again{i}") for i in range(1_000_000))
     return next(name for name in names if not name.exists())
 

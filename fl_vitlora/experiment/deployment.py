@@ -1,17 +1,19 @@
-"""The same client and server apps on Flower's SuperLink and SuperNodes.
+"""Runs the client and server apps of the simulation on Flower's SuperLink and SuperNodes.
 
-The operator of each node gives Flower the configuration of the node:
+The operator of each node gives Flower the configuration of this node:
 
 * a SuperNode: ``--node-config 'partition-id=3 shards="/data/shards" config="/data/config.yaml"'``
 * the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where
-  the folder of shards needs the encrypted test images only.
+  the folder of shards needs only the encrypted test images.
 
 A strategy from outside this project and Flower must also be named as ``trust-strategy="..."``. The
-configuration file may come from others, so the file alone cannot make a node run foreign code.
+configuration file may come from other people, so the file alone must not make a node run foreign
+code.
 
-Nodes and server take two more files. ``storage-key="FILE"`` opens shards that are sealed at rest,
-if there is no key ring. ``classes="FILE"`` lists the names of the classes in the order of the run.
-Only owners hold the key of the images. `deploy/README.md` shows a whole deployment.
+Two more files can be given to nodes and server. ``storage-key="FILE"`` has the key to open shards
+whose files are encrypted as a whole ("at rest"), if there is no key ring. ``classes="FILE"`` lists
+the names of the classes in the order of the run. Only the owners of the images have the key of the
+images. `deploy/README.md` shows a whole deployment.
 """
 
 from __future__ import annotations
@@ -61,21 +63,21 @@ from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.reporting.run_folder import RunFolder
 
 TRUSTED = "trust-strategy"
-STORAGE, CLASSES = "storage-key", "classes"  # in what operators give to nodes
+STORAGE, CLASSES = "storage-key", "classes"  # keys of the configuration that operators give
 
 
 class LoadStrategy(Protocol):
-    """Makes the strategy of an experiment."""
+    """A function that makes the strategy of an experiment."""
 
     def __call__(self, config: configuration.Config, confirmed: Collection[str]) -> AnyStrategy:
         """Returns the strategy.
 
         Args:
-            config: The experiment.
+            config: The configuration of the experiment.
             confirmed: The names of foreign code that the operator trusts.
 
         Raises:
-            UserError: If the code is neither known nor confirmed.
+            UserError: If the code is neither part of this project or Flower, nor confirmed.
         """
         ...
 
@@ -84,8 +86,8 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
     """Makes the app of a SuperNode.
 
     Args:
-        load_strategy: Makes the strategy that the node's own configuration names. The code that
-            clients run of a strategy comes from here, never over the wire.
+        load_strategy: A function that makes the strategy named in the node's own configuration. So
+            the code of a strategy's client half comes from the node, never from the network.
     """
     return make_client_app(lambda context: node_settings(context, load_strategy))
 
@@ -95,10 +97,10 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
 
     Args:
         context: Flower's context of the node.
-        load_strategy: Makes the strategy of an experiment.
+        load_strategy: A function that makes the strategy of an experiment.
 
     Raises:
-        UserError: If the operator left something out, or the configuration cannot work.
+        UserError: If a required entry is missing, or the configuration cannot work.
     """
     config = configuration.load(_given(context.node_config, "config"))
     check_method(config.finetuning.method, _confirmed(context.node_config))
@@ -124,10 +126,10 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
     """Makes the server's app.
 
     Args:
-        load_strategy: Makes the strategy of an experiment.
+        load_strategy: A function that makes the strategy of an experiment.
 
     Returns:
-        The app. It writes a run folder at the place that the operator names `out`.
+        The app. It writes a run folder to the path `out` in the configuration of the operator.
     """
     app = ServerApp()
 
@@ -142,17 +144,17 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
 
 
 def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run:
-    """Checks what the operator of the server gave, and makes the server's side of the run.
+    """Checks the configuration of the server's operator, and makes the server's side of the run.
 
     Args:
         given: Flower's run configuration.
-        load_strategy: Makes the strategy of an experiment.
+        load_strategy: A function that makes the strategy of an experiment.
 
     Returns:
-        The run before its first message. Its folder has been made.
+        The run before the first message. The run folder has been made.
 
     Raises:
-        UserError: If something is missing or cannot work; nothing has been written then.
+        UserError: If an entry is missing or cannot work; then no file has been written.
     """
     written = configuration.load(_given(given, "config"), {"out": _given(given, "out")})
     check_method(written.finetuning.method, _confirmed(given))
@@ -183,14 +185,14 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
         watch=Watch(),
         logbook=Logbook.begin(folder.path),
         observers=recorders(config, folder.path),
-        secret_seed=secrets.randbits(63),  # clients know the config, and the seed in it
+        secret_seed=secrets.randbits(63),  # clients know the seed in the configuration
     )
 
 
 def _server_model(
     config: Config, strategy: AnyStrategy, shards: Path, device: str, *, classes: int
 ) -> Server:
-    """Builds the server's model, and logs the notes that a simulation shows on the terminal."""
+    """Builds the server's model, and logs the notes that a simulation prints on the terminal."""
     built = prepare_model(config, classes, device, client_half(strategy).adapter)
     recorded = what_is_recorded(config, methods.export_state(built.model))
     for note in (*built.notes, *([recorded] if recorded else [])):
@@ -200,10 +202,10 @@ def _server_model(
 
 
 def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
-    """Returns the keys that open this node's shards, from the file it was given or its key ring.
+    """Returns the keys that open this node's shards, from the file `storage-key` or the key ring.
 
     Returns:
-        The keys; None if shards are not sealed.
+        The keys; None if the files of the shards are not encrypted.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -211,10 +213,11 @@ def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
 
 
 def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -> tuple[str, ...]:
-    """Reads the names of the classes from the test shard, or from what the operator gave.
+    """Reads the names of the classes from the test shard, or from the operator's configuration.
 
     Raises:
-        UserError: If there is no test shard, as when clients evaluate, and no classes were given.
+        UserError: If no classes are configured and there is no test shard. There is none if clients
+            evaluate.
     """
     if (shards / TEST_SHARD).exists():
         path = shards / TEST_SHARD
@@ -228,10 +231,10 @@ def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -
 
 
 def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reads the names of the classes that an operator gave, as a list in JSON or a file with one.
+    """Reads the names of the classes in an operator's configuration: a JSON list, or its file.
 
     Raises:
-        UserError: If it is neither. A number of classes does not name them.
+        UserError: If the value is neither. The number of classes is not enough.
     """
     given = str(values[CLASSES])
     if given.lstrip().startswith("[") or given.isdecimal():

@@ -1,8 +1,8 @@
-"""How many workers share a GPU: as many as its memory holds, unless the user gives a number.
+"""Chooses how many workers share a GPU: as many as fit, unless the user sets the number.
 
-Ray starts before there is a model to measure, so it starts for the largest possible number. All
-GPUs are assumed to be like the first. The first is the fullest, because this process computes on
-it.
+Ray starts before the model is built and its memory is measured. So Ray starts for the largest
+possible number of workers. All GPUs are assumed to be like the first GPU. The first GPU has the
+least free memory, because this process computes on it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from fl_vitlora.training.gpu_memory import Memory, measure, workers_that_fit
 def workers_in_memory(
     workers: Workers, config: Config, backbone: Backbone, shards: Path, ray: Ray
 ) -> Workers:
-    """Returns as many of the workers as the GPUs hold.
+    """Limits the number of workers to those that fit into the memory of the GPUs.
 
-    On the CPU, or if the user gave a number of workers, this is all of them.
+    On the CPU, or if the user set the number of workers, the number is not changed.
 
     Args:
         workers: The workers that Ray was started for.
-        config: The experiment.
+        config: The configuration of the experiment.
         backbone: The server's model on its device, which is not changed. The model of a worker
             needs as much memory.
         shards: Folder of the shards that the workers open.
-        ray: The Ray that is up. It stores the measurement for the next run with equal settings.
+        ray: The running Ray. It stores the measurement for the next run with equal settings.
 
     Returns:
         The workers to use.
 
     Raises:
-        UserError: If the memory does not hold even one worker.
+        UserError: If the memory is too small for a single worker.
     """
     if workers.device != "cuda" or config.engine.workers is not None:
         return workers
@@ -51,19 +51,19 @@ def workers_in_memory(
     own = (config.model, config.training, config.evaluation, config.engine)
     settings = (*own, clients, _shapes(backbone))
     if ray.measured is None or ray.measured[0] != settings:
-        ray.end_actors()  # a worker of the run before would look like another program's memory
+        ray.end_actors()  # the memory of old workers would be counted as that of other programs
         ray.measured = settings, _measure(backbone, config, clients)
     sizes = sorted(path.stat().st_size for path in shards.glob(CLIENT_SHARDS))
     return held(workers, ray.measured[1], sum(sizes[-clients:]))  # whole shards are on the GPU
 
 
 def held(workers: Workers, memory: Memory, shards: int) -> Workers:
-    """Returns as many of the workers as the measured memory holds.
+    """Limits the number of workers to those that fit into the measured memory.
 
     Args:
-        workers: The workers that are wanted.
+        workers: The largest number of workers, with their device and GPUs.
         memory: The measured memory of a GPU.
-        shards: Size of the images that each worker has open, in bytes.
+        shards: Size in bytes of the images that each worker keeps in memory.
 
     Returns:
         The workers, at least one per GPU.
@@ -91,5 +91,5 @@ def _measure(backbone: Backbone, config: Config, clients: int) -> Memory:
 
 
 def _shapes(backbone: Backbone) -> dict[str, tuple[torch.Size, bool]]:
-    """Returns the shape of every tensor of a model, and True if the tensor is trained."""
+    """Returns, for every tensor of a model, its shape and whether it is trained."""
     return {name: (p.shape, p.requires_grad) for name, p in backbone.model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Measures the models of a run, on the server's test shard or on those of the clients."""
+"""Evaluates the models of a run on the server's test shard or on the clients' test shards."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from fl_vitlora.training.prediction import predictor_of
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Measures the models of a run and records the results.
+    """Evaluates the models of a run and records the results.
 
     Attributes:
-        evaluator: The evaluator, which measures one model.
-        rounds: The number of rounds that are planned.
+        evaluator: Computes accuracy and loss of one model.
+        rounds: The number of planned rounds.
         record: The record of the run.
     """
 
@@ -46,20 +46,21 @@ class Measuring:
 
     @property
     def beside(self) -> bool:
-        """Returns True if a model can be measured while the next round runs."""
+        """Returns True if a model can be evaluated while the next round runs."""
         return isinstance(self.evaluator, CentralEvaluator)
 
     def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
-        """Returns the accuracy and the loss of a round's model.
+        """Returns the accuracy and the loss of the model after a round.
 
-        The last model is also measured as seen with a wrong key and without a key.
+        After the last planned round, the model is also evaluated on the test images as they look
+        with a wrong key and without a key.
         """
         views = self.evaluator.views if server_round == self.rounds else (RIGHT_KEY,)
         self.record.measured.update(self.evaluator.measure(server_round, model, views))
         return self.record.measured[RIGHT_KEY]
 
     def evaluate_other_views(self, model: GlobalModel) -> None:
-        """Measures the last model of a run that ended early, as seen without the right key.
+        """Evaluates the last model of a run that ended early in the views without the right key.
 
         If clients evaluate, nothing is measured, because the messages for it would exceed the byte
         budget that ended the run.
@@ -73,13 +74,13 @@ class Measuring:
 def measured_by_clients(
     transport: Transport, aggregator: Aggregator, record: Record, *, keyed: bool
 ) -> ClientsEvaluator:
-    """Returns an evaluator that has every client measure a model on its own test images.
+    """Returns an evaluator that asks every client to evaluate a model on its own test images.
 
     Args:
-        transport: The server's end of the wire.
-        aggregator: The strategy. It is shown the answers and may compute metrics from them.
-        record: The record of the run, which keeps these metrics.
-        keyed: True if clients hold a key, so that they can also measure with a wrong one.
+        transport: Sends the questions to clients and receives their answers.
+        aggregator: The strategy behind its interface. It gets the answers and may compute metrics.
+        record: The record of the run, which stores these metrics.
+        keyed: True if clients have a key, so that they can also evaluate with a wrong key.
     """
 
     def show(server_round: int, model: GlobalModel, answers: Sequence[Answer]) -> None:
@@ -100,15 +101,15 @@ def measured_by_server(
     class_names: Sequence[str],
     storage: StorageKeys | None,
 ) -> CentralEvaluator:
-    """Returns an evaluator that measures a model on the encrypted test shard.
+    """Returns an evaluator that evaluates a model on the encrypted test shard.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         server: The server's model.
-        holder: The holder of the key, if key holders evaluate beside the server.
+        holder: The holder of the key, if a key holder evaluates next to the server; otherwise None.
         shards: The folder with the test shard.
         class_names: The names of the classes, in the order of the head's outputs.
-        storage: The keys that open the shard, if it is sealed at rest.
+        storage: The keys that open the file of the shard; None if the file is not encrypted.
     """
     device = next(server.backbone.model.parameters()).device
     return CentralEvaluator(
@@ -129,13 +130,13 @@ def measured_by_server(
 
 
 def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
-    """Returns the share of each class in the test images, if the server has their labels."""
+    """Returns the share of each class in the test images; equal shares if clients evaluate."""
     labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
     return class_shares(labels, outputs_of(server.backbone.model))
 
 
 def clients_hold_keys(config: Config, holder: KeyHolder | None) -> bool:
-    """Returns True if clients evaluate and hold a key, so that they can evaluate without it too."""
+    """Returns True if clients evaluate and have a key, so that all views can be evaluated."""
     return (
         policies.clients_evaluate(config) and holder is not None and bool(config.encryption.steps)
     )

@@ -1,8 +1,8 @@
-"""Shows observers what the server sees of a round.
+"""Gives observers the data that the server sees in a round.
 
-Every observer gets copies of the tensors. So no observer can change the model or an update, neither
-of the server nor of another observer, and what it keeps stays as it was in that round. A run
-without observers copies nothing.
+Every observer gets copies of the tensors. So no observer can change the model or an update of the
+server or of another observer, and tensors that an observer keeps do not change later. A run without
+observers makes no copies.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from fl_vitlora.storage.files import WriteError
 
 
 def show(observers: Sequence[Observer], sight: Sight) -> None:
-    """Shows a round to every observer, one after the other.
+    """Gives the data of a round to every observer, one after the other.
 
     Args:
         observers: The observers of the run.
-        sight: What the server sees in this round.
+        sight: The data that the server sees in this round.
 
     Raises:
         UserError: If the code of an observer fails; the message names the observer and the line.
-        WriteError: If an observer stores the round, and the disk does not take it.
+        WriteError: If an observer stores the round, and the disk refuses the file.
     """
     for observer in observers:
         with _errors_named(observer, sight.round):
@@ -35,7 +35,7 @@ def show(observers: Sequence[Observer], sight: Sight) -> None:
 
 
 def copied(sight: Sight) -> Sight:
-    """Returns a copy that shares no memory with the original.
+    """Returns a copy of the data whose tensors share no memory with the original.
 
     Example:
         >>> import torch
@@ -53,7 +53,7 @@ def copied(sight: Sight) -> Sight:
 
 @contextlib.contextmanager
 def _errors_named(observer: Observer, server_round: int) -> Iterator[None]:
-    """Turns an error in an observer's code into one line that says where the error is."""
+    """Replaces an error in an observer's code by one line that names the file and the line."""
     try:
         yield
     except (UserError, WriteError):

@@ -1,4 +1,4 @@
-"""Keys of shards that exist: the owner hands out storage keys, or draws a new secret."""
+"""Manages the keys of existing shards: the owner hands out storage keys, or draws a new secret."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from fl_vitlora.storage.files import WriteError, make_folder, make_private_folde
 def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
     """Writes a file with a storage key for each party that has shards.
 
-    A storage key opens the files of its party and no others.
+    A storage key opens only the files of its party.
 
     Args:
-        config: The experiment; it names the key ring.
+        config: The configuration of the experiment, with the path of the key ring.
         places: Shards, or folders of shards.
-        folder: The folder of the key files. If it is missing, it is made for the owner alone.
+        folder: The folder for the key files. If it is missing, it is made, and only the owner can
+            read it.
 
     Returns:
         The key files, such as `client-00003.key`.
 
     Raises:
-        UserError: If there is no shard, a shard is not sealed, or its key is not on the key ring.
+        UserError: If there is no shard, if the file of a shard is not encrypted, or if the key ring
+            does not have the key of a file.
     """
     keys, parties = storage_keys(config), {}
     for path in (path for place in places for path in owner.find_shards(place)):
@@ -53,22 +55,22 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
 
 
 def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:
-    """Draws a new secret and encrypts shards under it; the key ring keeps the old ones.
+    """Draws a new secret and encrypts shards with it; the key ring keeps the old secrets.
 
     Args:
-        config: The experiment; it names the key ring.
+        config: The configuration of the experiment, with the path of the key ring.
         places: Shards, or folders of shards.
 
     Returns:
         The id of the new secret, and the shards.
 
     Raises:
-        UserError: If there is no shard, the key ring does not open one of them, a model beside them
-            is adapted to the old key, or a run that uses them has not ended. Nothing has been
-            changed then.
+        UserError: If there is no shard, if the key ring does not open a shard, if a patch embedding
+            in the same folder is adapted to the old key, or if a run that uses the shards has not
+            ended. In these cases no file has been changed.
     """
     named = [path for place in places for path in owner.find_shards(place)]
-    shards = list({path.resolve(): path for path in named}.values())  # none is encrypted twice
+    shards = list({path.resolve(): path for path in named}.values())  # no shard is encrypted twice
     owner.check_all_described(places, shards)
     for folder in {path.parent for path in shards}:
         if is_under_way(folder.parent):

@@ -1,7 +1,7 @@
-"""The owner's preparations: images, partition, model, key, and the encrypted shards.
+"""Prepares the images, their partition, the model, the key, and the encrypted shards at the owner.
 
-`validation` has checked before what can be known without the images. The functions here find what
-is wrong with the images, the model or the key, before anything is written.
+`validation` has already checked everything that does not need the images. The functions of this
+module find mistakes in the images, the model or the key, before any file is written.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class OwnedImages:
         test: The test images.
         parts: The positions of each client's training images.
         test_parts: The positions of each client's test images; empty if clients do not evaluate.
-        summary: One line that says which images there are, and which of them are used.
+        summary: One line of text about the images that exist and those that are used.
     """
 
     train: Images
@@ -64,7 +64,7 @@ class OwnedImages:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Returns the names of the classes, in the order in which labels number them."""
+        """Returns the names of the classes; label i means the class at position i."""
         return self.train.class_names
 
 
@@ -72,7 +72,7 @@ def prepare_images(config: Config) -> OwnedImages:
     """Loads the images and divides them among the clients.
 
     Raises:
-        UserError: If the source or the partition cannot work, or there are too few test images.
+        UserError: If the source or the partition cannot be used, or there are too few test images.
     """
     source = sources.load_source(config.data)
     train, test = source.train, source.test
@@ -90,7 +90,7 @@ def prepare_images(config: Config) -> OwnedImages:
 
 
 def _summary(source: sources.Source, config: Config) -> str:
-    """Returns the line on the images; it says if the folders of the clients are pooled."""
+    """Returns one line about the images, which also says if the clients' folders are pooled."""
     if source.train.owners is None or config.data.partition == "natural":
         return source.told
     return (
@@ -100,12 +100,12 @@ def _summary(source: sources.Source, config: Config) -> str:
 
 
 def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
-    """Builds the model with the parts of the method, and checks that training reaches them all.
+    """Builds the model with its trained tensors, and checks that each gets a gradient.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         classes: The number of classes.
-        device: The device to put the model on.
+        device: The device of the model.
         adapter: The kind of low-rank adapter that the strategy needs.
 
     Raises:
@@ -119,12 +119,14 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
 
 
 def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
-    """Opens the owners' key ring, or makes it if it is missing. Plain images need no key ring.
+    """Opens the owners' key ring, or makes a new one if it is missing.
+
+    Images that are not encrypted need no key ring.
 
     Args:
-        config: The experiment; it names the key ring.
-        model: The model. The blocks of the cipher are its patches.
-        key: The id of the secret to use; if it is empty, the current secret is used.
+        config: The configuration of the experiment, with the path of the key ring.
+        model: The model. Each block of the cipher is one patch of the model.
+        key: The id of the secret to use. If it is empty, the current secret is used.
 
     Returns:
         The holder of the secret.
@@ -146,18 +148,18 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
 
 
 def holds_shards(run: Path) -> bool:
-    """Returns True if a run folder holds any shards."""
+    """Returns True if a run folder contains any shards."""
     return any((run / SHARDS).glob("*.safetensors"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsOfRun:
-    """What the shards of a run say of themselves.
+    """The metadata that the shards of a run have in common.
 
     Attributes:
         class_names: The names of the classes, in the order in which the run numbers them.
-        key: The id of the secret that the images are encrypted under; empty if they are plain.
-        sealed: The names of the storage keys that the files are sealed under.
+        key: The id of the secret with which the images are encrypted; empty if they are plain.
+        sealed: The names of the storage keys with which the files are encrypted.
     """
 
     class_names: tuple[str, ...]
@@ -166,7 +168,7 @@ class ShardsOfRun:
 
 
 def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
-    """Reads what the shards of a run say of themselves.
+    """Reads the metadata that the shards of a run have in common.
 
     Args:
         run: The run folder.
@@ -197,11 +199,12 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
 
 
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
-    """Returns the keys that open shards. A passphrase is looked for only if a shard needs it.
+    """Returns the keys that open shards. The passphrase is read only if a shard needs it.
 
     Args:
-        config: The experiment; it names the key ring, which need not exist.
-        given: A file with the storage key of one party, if this process was given one.
+        config: The configuration of the experiment, with the path of the key ring. The key ring
+            need not exist.
+        given: A file with the storage key of one party; None to use the key ring.
 
     Raises:
         UserError: If the key ring or the file cannot be used.
@@ -213,10 +216,10 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
 
 
 def prepare_storage(config: Config) -> StorageKey | None:
-    """Returns the key that new shards are sealed under, or None if they are not sealed.
+    """Returns the key that encrypts the files of new shards; None if they are not encrypted.
 
     Raises:
-        UserError: If the key ring cannot be used, or there is no passphrase.
+        UserError: If the key ring cannot be used, or the passphrase is missing.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -226,7 +229,7 @@ def prepare_storage(config: Config) -> StorageKey | None:
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Returns the entry of `result.json` on the encryption; it contains no secret."""
+    """Returns the description of the encryption in `result.json`; it contains no secret."""
     return {
         "steps": list(holder.cipher.steps),
         "scope": holder.scope,
@@ -246,14 +249,14 @@ def write_shards(
     folder: RunFolder,
     storage: StorageKey | None,
 ) -> None:
-    """Encrypts, seals and stores all shards, and plots the labels of each client.
+    """Encrypts the images, writes all shards, and plots the labels of each client.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         images: The plain images and their partition.
         holder: The holder of the key of the images.
         folder: The run folder.
-        storage: The key that the files are sealed under; None if they are not sealed.
+        storage: The key that encrypts the files as a whole; None if they are not encrypted.
 
     Raises:
         UserError: If an image cannot be read.

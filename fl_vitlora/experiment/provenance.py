@@ -1,8 +1,8 @@
-"""What the bits of a run depend on beside its configuration.
+"""The conditions, in addition to the configuration, on which the exact numbers of a run depend.
 
-A run that is resumed must find the weights, the key, the classes and the kind of device that it
-began with; otherwise it would be another run. Libraries and code may change, because a run is often
-resumed after its strategy was mended. Such a change is recorded in the result.
+A resumed run must have the weights, the key, the classes and the kind of device with which it
+began; otherwise it would be another run. Libraries and code may change, because a run is often
+resumed after a mistake in its strategy was corrected. Such a change is recorded in the result.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import digest_of
 
 LIBRARIES = {"PyTorch": "torch", "timm": "timm", "Flower": "flwr", "NumPy": "numpy"}
-SHOWN = 12  # hexadecimal digits of a digest
+SHOWN = 12  # the number of hexadecimal digits that are kept of a digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The conditions under which a run is made.
+    """The conditions on which the exact numbers of a run depend.
 
     Attributes:
-        must_stay: Without these a run cannot be resumed: the device, the key, digests of the
-            classes and the weights, and the strategy's class and parameters.
+        must_stay: The conditions that must be the same when a run is resumed: the device, the key,
+            digests of the classes and the weights, and the strategy's class and parameters.
         may_change: The versions of libraries, and digests of the code of this package and of the
             strategy.
     """
@@ -49,13 +49,13 @@ class Provenance:
         strategy: object,
         name: str,
     ) -> Self:
-        """Returns the present conditions.
+        """Returns the conditions of the present process.
 
         Args:
             weights: The tensors of the public model before any training.
             class_names: The names of the classes, in the order of the head's outputs.
             device: The kind of the server's device, such as "cpu".
-            key: The id of the secret that the images are encrypted under.
+            key: The id of the secret with which the images are encrypted.
             strategy: The strategy of the run.
             name: The class and the parameters of the strategy, in one line.
         """
@@ -103,7 +103,7 @@ def code_digest(package: Path) -> str:
 
 
 def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
-    """Returns what differs, by name, with the old and the new value.
+    """Returns the entries that differ, each with the old and the new value.
 
     Example:
         >>> changes({"NumPy": "2.2", "timm": "1.0"}, {"NumPy": "2.3", "timm": "1.0"})
@@ -115,7 +115,7 @@ def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[st
 
 
 def _source(kind: type) -> Iterator[Path]:
-    """Yields the file that a class is written in; nothing for a class without a file."""
+    """Yields the file in which a class is defined; no file for a class made in memory."""
     try:
         yield Path(inspect.getfile(kind))
     except (OSError, TypeError):

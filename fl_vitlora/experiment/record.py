@@ -1,4 +1,4 @@
-"""The record of a run: its ledger, the lines of `rounds.jsonl`, and its measurements."""
+"""The record of a run: sent bytes, the lines of `rounds.jsonl`, and the evaluation results."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ from fl_vitlora.flower.wire.wiring import lanes_of
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.strategy import RoundResult
 
-MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3  # warn of a larger share of all images, from 3 clients on
+# The run warns if one client has more than this share of all images, from 3 clients on.
+MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3
 
 
 class Record:
     """The record of a run so far. It stores each round when the round ends.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         class_names: The names of the classes, in the order of the head's outputs.
         folder: The run folder.
-        logbook: The logbook that rounds are written to.
+        logbook: The logbook to which rounds are written.
         watch: The callbacks of the program that started the run.
 
     Attributes:
         ledger: The bytes that were sent so far.
-        lines: The rounds so far, as in `rounds.jsonl`.
+        lines: One line of `rounds.jsonl` for each round so far.
         measured: The last accuracy and loss, by view of the test images.
-        evaluated: The metrics that a strategy computed from the clients' last measurements.
-        sizes: The sizes of the messages of full fine-tuning, once they are measured.
-        shares: The share of each class in the test images, once it is known.
-        privacy: The statement on differential privacy, once the run has ended.
+        evaluated: The metrics that a strategy computed from the clients' last evaluation.
+        sizes: The sizes of the messages of full fine-tuning; None until they are measured.
+        shares: The share of each class in the test images; empty until it is known.
+        privacy: The statement on differential privacy; None until the run has ended.
         images: The number of images that each client reported in its greeting.
-        changes: The libraries and code that had changed when the run was resumed, with the round.
+        changes: The libraries and code that had changed when the run was resumed, with the number
+            of the round.
         stopped: True if the strategy has ended the run before its last round.
     """
 
@@ -77,7 +79,7 @@ class Record:
 
     @property
     def last(self) -> RoundResult | None:
-        """Returns the result of the last round, or None before the first."""
+        """Returns the result of the last round, or None before the first round."""
         if not self.lines:
             return None
         line = self.lines[-1]
@@ -90,7 +92,7 @@ class Record:
 
     @property
     def link(self) -> Link:
-        """Returns the link that transfer times are computed for."""
+        """Returns the link for which transfer times are computed."""
         link = self._config.link
         return Link(
             uplink=link.uplink_mbps, downlink=link.downlink_mbps, latency=link.latency_ms / 1000
@@ -107,12 +109,12 @@ class Record:
             )
 
     def take_up(self, ledger: Ledger, lines: Sequence[Line], measured: Measured) -> None:
-        """Continues from the content of a checkpoint, and shows its rounds.
+        """Continues from the content of a checkpoint, and shows the rounds of the checkpoint.
 
         Args:
             ledger: The bytes that were sent until the checkpoint.
-            lines: The rounds until the checkpoint.
-            measured: The last measurements before the checkpoint.
+            lines: One line of `rounds.jsonl` for each round until the checkpoint.
+            measured: The last accuracy and loss before the checkpoint, by view of the test images.
         """
         self.ledger.replace(ledger)
         for line in lines:
@@ -121,7 +123,7 @@ class Record:
         self.measured.update(measured)
 
     def affords(self, server_round: int) -> bool:
-        """Returns True if the budget allows another round.
+        """Returns True if the byte budget allows another round.
 
         Raises:
             UserError: If the budget does not allow the first round.
@@ -141,7 +143,7 @@ class Record:
             self._folder.write_failure(failed.round, failed.client, failed.trace)
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
-        """Stores and shows a round, and stores its model if its accuracy is the best so far."""
+        """Stores and shows the results of a round. Stores the model if it is the best so far."""
         line = self._line_of(report)
         if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
             self._folder.write_model(
@@ -186,10 +188,10 @@ class Record:
         return transfer_seconds(passed, self.link)[server_round]
 
     def full_fine_tuning(self) -> Ledger:
-        """Returns the ledger of full fine-tuning under FedAvg in the rounds so far.
+        """Returns the ledger that full fine-tuning with FedAvg would have after the rounds so far.
 
         Raises:
-            ValueError: If the sizes of its messages are not measured yet.
+            ValueError: If the sizes of the messages of full fine-tuning are not measured yet.
         """
         if self.sizes is None:
             raise ValueError("the messages of full fine-tuning are measured at the end of a run")

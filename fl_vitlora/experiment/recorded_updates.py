@@ -1,14 +1,15 @@
-"""Records what the server sees of each round into the run folder: `record_updates`.
+"""Stores the data that the server sees in each round, if the setting `record_updates` is true.
 
-One file a round, `updates/round-00001.safetensors`, holds the tensors
+For each round, one file in the run folder, such as `updates/round-00001.safetensors`, holds the
+tensors
 
     model/NAME                 the exchanged tensors that the round began with
     client-K/delta/NAME        the tensors after client K's training, minus those before it
-    client-K/report/NAME       the tensors that the strategy had client K report beside them
+    client-K/report/NAME       the tensors that client K sent as the report of the strategy
 
-and, as metadata, the number of each client, its images, loss and steps. Under secure aggregation
-there is one entry, ``sum``, for the mean of all updates. Only the owner of the folder can read it:
-with these files, a server can attack its clients at any time.
+and, as metadata for each client, its number, its number of images, its loss and its number of
+steps. Under secure aggregation, ``sum`` replaces ``client-K`` and has the mean of all updates. Only
+the owner of the folder can read it: with these files, a server can attack its clients at any time.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class RecordedUpdates:
         self._folder = run / FOLDER
 
     def observe(self, sight: Sight) -> None:
-        """Stores one round; a round that is repeated replaces its file.
+        """Stores one round. If a round is repeated, its file is replaced.
 
         Raises:
             WriteError: If the file cannot be written.
@@ -58,15 +59,15 @@ class RecordedUpdates:
 
 
 def recorders(config: Config, run: Path) -> tuple[RecordedUpdates, ...]:
-    """Returns the observer that records the updates of a run, if the experiment wants one."""
+    """Returns the observer that records the updates of a run; empty without `record_updates`."""
     return (RecordedUpdates(run),) if config.record_updates else ()
 
 
 def what_is_recorded(config: Config, trained: State) -> str:
-    """Returns a sentence on what a run will record, and on the size of the files.
+    """Returns a sentence about the updates that a run will record, and the size of the files.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         trained: The tensors that clients train.
 
     Returns:
@@ -98,7 +99,7 @@ def read_round(run: Path, server_round: int) -> Sight:
         server_round: The number of the round, from 1.
 
     Returns:
-        What the server saw, equal to the bit.
+        The data that the server saw, equal bit by bit.
 
     Raises:
         UserError: If the round was not recorded, or the file is damaged.
@@ -129,7 +130,7 @@ def _place(client: int) -> str:
 
 
 def _tensors(sight: Sight) -> Iterator[tuple[str, Tensor]]:
-    """Yields all tensors of a round with their names in the file; no two share memory."""
+    """Yields copies of all tensors of a round, each with its name in the file."""
     states = {MODEL: sight.model}
     for update in sight.updates:
         states[f"{_place(update.client)}/{DELTA}"] = update.delta

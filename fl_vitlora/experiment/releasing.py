@@ -1,4 +1,4 @@
-"""What the strategy gets of a round: the updates, or their noisy mean alone."""
+"""Passes the updates of a round to the strategy, or only their noisy mean."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from fl_vitlora.strategy import Update
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Differential privacy at the server, if the experiment has it.
+    """Differential privacy at the server, if the settings ask for it.
 
     Attributes:
-        config: The experiment.
+        config: The configuration of the experiment.
         secret_seed: The seed of the noise in a deployment. There clients know the seed of the run,
-            and a party that knows the noise can subtract it.
+            and a party that knows the noise could subtract it. None in a simulation, where the
+            noise follows from the seed of the run.
     """
 
     config: Config
@@ -35,13 +36,13 @@ class Release:
 
     @functools.cached_property
     def noise(self) -> PrivacyConfig:
-        """Returns the privacy settings with the noise that reaches the target ε."""
+        """Returns the privacy settings with the noise multiplier that reaches the target ε."""
         return with_chosen_noise(self.config.privacy, self.config.rounds)
 
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Returns the updates of a round, or under differential privacy their noisy mean alone.
+        """Returns the updates of a round, or under differential privacy only their noisy mean.
 
         Args:
             server_round: The number of the round, from 1.
@@ -62,10 +63,10 @@ class Release:
         return [noisy]
 
     def statement(self, own: dict[str, Any] | None, rounds: int) -> dict[str, Any] | None:
-        """Returns the entry of `result.json` on differential privacy; None without it.
+        """Returns the statement on differential privacy in `result.json`; None without noise.
 
         Args:
-            own: The statement of the strategy's own accountant, if it has one.
+            own: The statement of the strategy's own accountant; None without an accountant.
             rounds: The number of rounds that were run.
         """
         said = own or statement(self.noise, rounds)

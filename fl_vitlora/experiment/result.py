@@ -1,4 +1,4 @@
-"""The content of `result.json`, without the times and the encryption."""
+"""Collects the content of `result.json`, without the times and the encryption."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def result_of(
     """Returns the content of `result.json` for a run that has ended.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         strategy: The strategy of the run.
-        parameters: The parameters of the strategy before its first round.
+        parameters: The parameters of the strategy before the first round.
         server: The server's model before the first round.
         class_names: The names of the classes, in the order of the head's outputs.
         record: The record of the run.
@@ -87,7 +87,7 @@ def _outcome(config: Config, record: Record) -> Line:
 
 
 def _stopped(config: Config, record: Record) -> str | None:
-    """Returns what ended the run before its last round, or None if nothing did."""
+    """Returns what ended the run early, "strategy" or "budget"; None if all rounds were run."""
     if record.stopped:
         return "strategy"
     return "budget" if len(record.lines) < config.rounds else None
@@ -104,7 +104,7 @@ def _population(config: Config, record: Record) -> Line:
 
 
 def _sums(config: Config, lines: Sequence[Line]) -> Line | None:
-    """Returns the range of secure sums and the number of clipped scalars; None without them."""
+    """Returns the range and the number of clipped scalars; None without secure aggregation."""
     if not config.privacy.secure_aggregation:
         return None
     clipped = sum(line["clipped_scalars"] for line in lines)
@@ -129,12 +129,12 @@ def method_for(config: Config, strategy: AnyStrategy) -> Method:
 def trained_in(
     config: Config, strategy: AnyStrategy, initial: State, lines: Sequence[Line]
 ) -> State:
-    """Returns the tensors that clients train in any round.
+    """Returns the tensors that clients train in at least one round.
 
     Args:
-        config: The experiment.
-        strategy: The strategy, whose plans freeze some tensors. If its plans follow its state, they
-            are known only for the rounds that were run.
+        config: The configuration of the experiment.
+        strategy: The strategy, whose plans freeze some tensors. If the plans depend on the state of
+            the strategy, they are known only for the rounds that were run.
         initial: All tensors that the method trains.
         lines: The lines of `rounds.jsonl`.
     """
@@ -155,7 +155,7 @@ def trained_in(
 
 
 def best(lines: Sequence[Line]) -> Line:
-    """Returns the first round of the highest accuracy.
+    """Returns the round with the highest accuracy; if several are equal, the first of them.
 
     Example:
         >>> best([{"round": 1, "accuracy": 0.5}, {"round": 2, "accuracy": 0.5}])
@@ -166,7 +166,7 @@ def best(lines: Sequence[Line]) -> Line:
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:
-    """Returns the mean of the values that are not None, or None without any.
+    """Returns the mean of the numbers that are not None; None if there are no such numbers.
 
     Example:
         >>> mean_known([1.0, None, 2.0]), mean_known([None])

@@ -1,4 +1,4 @@
-"""One experiment from beginning to end: check, prepare, train over Ray, write the result."""
+"""Runs one experiment: checks it, prepares it, trains with Ray, and writes the result."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def run(
     """Runs an experiment and writes its run folder.
 
     Args:
-        config: The experiment. The run folder names `strategy` even if the experiment does not.
+        config: The configuration. The run folder names `strategy`, even if `config` does not.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that starts the run.
         started: `time.perf_counter()` when the program began, so that imports are counted.
-        engine: Keeps Ray up for the next run; without an engine, Ray ends with this run.
-        resume: True if the run was begun in the folder `out` and continues there.
-        observers: The observers that are shown what the server sees of each round.
+        engine: Keeps Ray running for the next run; without an engine, Ray ends with this run.
+        resume: True if an interrupted run in the folder `out` is resumed.
+        observers: The observers, which get the data that the server sees in each round.
 
     Returns:
         The content of `result.json`, and the run folder.
 
     Raises:
-        UserError: If the configuration or the images cannot work; a new run then leaves no folder.
+        UserError: If the configuration or the images cannot work; then a new run leaves no folder.
             Also if the code of the strategy or of an observer fails in a round.
         RuntimeError: If the run failed.
         PausedError: If the watch asked the run to pause.
@@ -66,7 +66,7 @@ def run(
     experiment = _checked(config, strategy, watch, resume=resume)
     workers = _workers_for(experiment.config)
     own = Engine(verbose=watch.verbose)
-    ray = (engine or own).start(workers)  # comes up while the run is prepared
+    ray = (engine or own).start(workers)  # Ray starts while the run is prepared
     stage: Stage | None = None
     try:
         stage = find_or_prepare_stage(experiment, workers.device, resume=resume)
@@ -83,7 +83,7 @@ def run(
 
 
 def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: bool) -> Experiment:
-    """Checks everything that can be checked before anything is written or Ray starts."""
+    """Checks the configuration and the strategy, before any file is written or Ray starts."""
     written = identity.told(config, strategy)
     config = validation.check(
         written,
@@ -96,7 +96,7 @@ def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: boo
 
 
 def _workers_for(config: Config) -> Workers:
-    """Chooses the device and the number of workers; a worker trains several clients at once."""
+    """Chooses the device and the number of workers. Each worker trains several clients at once."""
     cohort = cohort_size(config.clients, config.fraction)
     return choose_workers(
         config.engine.device,
@@ -113,13 +113,13 @@ def _serve(
     ray: Ray,
     observers: Sequence[Observer],
 ) -> tuple[Run, Outcome]:
-    """Runs all rounds over Ray.
+    """Runs all rounds with Ray.
 
     Args:
         experiment: The experiment.
-        stage: The stage of its next round.
+        stage: The files and objects that the next round needs.
         workers: The workers that Ray was started for.
-        ray: The Ray that is coming up.
+        ray: A Ray that may still be starting.
         observers: The observers of the caller.
 
     Returns:
@@ -166,7 +166,7 @@ def _server_side(
         checkpoint=stage.checkpoint,
         holder=stage.holder,
         observers=[*observers, *recorders(config, stage.folder.path)],
-        repeats_errors=False,  # the engine has repeated a failed call before the server hears of it
+        repeats_errors=False,  # the engine has already repeated a failed call
     )
 
 

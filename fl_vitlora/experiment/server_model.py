@@ -20,7 +20,7 @@ class Server:
         backbone: The model with the parts of the fine-tuning method, on the server's device.
         origin: The patch embedding of the public model.
         start: The initial patch embedding of the server's model, which may be adapted to a key.
-        initial: The initial values of all trained tensors.
+        initial: All trained tensors before the first round.
     """
 
     backbone: Backbone
@@ -35,9 +35,9 @@ class Server:
 
     @property
     def whole(self) -> State:
-        """Returns the tensors that full fine-tuning would exchange: the model as it was built.
+        """Returns the tensors that full fine-tuning would exchange.
 
-        It contains no tensor that a fine-tuning method adds, whatever the names of such tensors.
+        These are the tensors of the model as it was built, before a fine-tuning method adds others.
         """
         built = {name: tensor.detach().cpu() for name, tensor in self.backbone.built.items()}
         return {**built, WEIGHT: self.origin.weight}
@@ -47,8 +47,9 @@ def make_server(backbone: Backbone, start: Callable[[PatchReader], PatchReader])
     """Puts the initial patch embedding into the server's model.
 
     Args:
-        backbone: A prepared, public model; its patch embedding is changed in place.
-        start: A function that makes the initial patch embedding from the public one.
+        backbone: The public model with the tensors of the fine-tuning method. Its patch embedding
+            is changed in place.
+        start: A function that makes the initial patch embedding from that of the public model.
 
     Returns:
         The server's model.

@@ -1,7 +1,7 @@
-"""The server's side of a run: its rounds, from the greeting to the last measurement.
+"""The server's side of a run: all rounds, from the greeting to the last evaluation.
 
-The code is the same in a simulation and in a deployment. It needs no plain image. It needs a key
-only if a key holder evaluates beside the server.
+The code is the same in a simulation and in a deployment. The server needs no plain image. It needs
+a key only if a key holder evaluates next to the server.
 """
 
 from __future__ import annotations
@@ -73,31 +73,31 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Run:
-    """The server's side of a run under way.
+    """The server's side of one run.
 
     Attributes:
-        config: The experiment.
-        strategy: An instance of this project's or of Flower's contract.
+        config: The configuration of the experiment.
+        strategy: The strategy of the run, from this project or from Flower.
         server: The server's model.
         class_names: The names of the classes, in the order of the head's outputs; clients must have
-            the same.
+            the same classes.
         shards: The folder with the encrypted test shard, if clients do not evaluate.
         folder: The run folder.
         watch: The callbacks of the program that started the run.
-        logbook: The logbook that rounds and checkpoints are written to.
+        logbook: The logbook to which rounds and checkpoints are written.
         record: The record of the run.
-        states: The stored states of the simulated clients. In a deployment each node keeps its own,
-            and the server writes no checkpoints.
-        checkpoint: The checkpoint that the run continues from.
-        holder: The holder of the key, if key holders evaluate beside the server.
-        storage: The keys that open the test shard, if it is sealed at rest.
-        observers: The observers that are shown what the server sees of each round.
-        secret_seed: The seed of the random choices of the strategy and of the noise in a
-            deployment. There clients know the seed of the run, and a party that knows the noise can
-            subtract it.
+        states: The stored states of the simulated clients. None in a deployment: there each node
+            keeps its own state, and the server writes no checkpoints.
+        checkpoint: The checkpoint from which the run continues; None for a new run.
+        holder: The holder of the key, if a key holder evaluates next to the server.
+        storage: The keys that open the file of the test shard; None if it is not encrypted.
+        observers: The observers, which get the data that the server sees in each round.
+        secret_seed: The seed of the strategy's random choices and of the noise in a deployment.
+            There clients know the seed of the run, and a party that knows the noise could subtract
+            it. None in a simulation.
         repeats_errors: True if a client whose app raised an error is asked once more in the same
-            round. It is False in a simulation, whose engine tries twice before the server knows.
-        parameters: The parameters of the strategy before its first round.
+            round. It is False in a simulation, whose engine has already repeated the call.
+        parameters: The parameters of the strategy before the first round.
     """
 
     config: Config
@@ -198,7 +198,7 @@ class Run:
         )
 
     def _checkpointing(self, transport: Transport, aggregator: Aggregator) -> Checkpointing | None:
-        """Returns what stores checkpoints in a simulation; None in a deployment."""
+        """Returns the object that stores checkpoints; None in a deployment, which has none."""
         if self.states is None:
             return None
         return Checkpointing(
@@ -245,11 +245,11 @@ class Run:
     def write(self, outcome: Outcome, result: Line, started: float) -> None:
         """Writes the files of a run that has ended.
 
-        `result.json` is the last, because it marks a run as finished.
+        `result.json` is written last, because this file marks a run as finished.
 
         Args:
             outcome: The result of the server loop.
-            result: The content of `result.json`; the times are added here.
+            result: The content of `result.json`; this method adds the times.
             started: `time.perf_counter()` when the program began.
         """
         lines = self.record.lines
@@ -272,7 +272,7 @@ class Run:
 
 
 def _provenance_of(run: Run) -> Provenance:
-    """Returns the conditions that the bits of a run depend on beside its configuration."""
+    """Returns the conditions, besides the configuration, on which a run's exact numbers depend."""
     holder = run.holder
     return Provenance.of(
         weights=run.server.plain,
@@ -285,7 +285,7 @@ def _provenance_of(run: Run) -> Provenance:
 
 
 class _Rounds(RoundHooks):
-    """Passes each callback of the server loop on to the part of the run that handles it."""
+    """Passes each callback of the server loop to the object that handles the callback."""
 
     def __init__(
         self, run: Run, measuring: Measuring, release: Release, keeping: Checkpointing | None

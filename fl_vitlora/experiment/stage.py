@@ -1,6 +1,7 @@
-"""The stage of a run: everything that must be there before its next round.
+"""The stage of a run: the files and objects that must exist before the next round.
 
-`prepare_stage` makes it from the images on, `find_stage` opens what an interrupted run has left.
+`prepare_stage` makes the stage of a new run, beginning with the images. `find_stage` opens the
+stage of an interrupted run.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Experiment:
     """An experiment that has passed all checks, with the callbacks of its run.
 
     Attributes:
-        written: The configuration as the user wrote it. The run folder stores it.
-        config: The configuration as the strategy runs it.
+        written: The configuration as the user wrote it, which is stored in the run folder.
+        config: The configuration that the run uses, with the changes that the strategy requires.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that started the run.
     """
@@ -52,17 +53,17 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Everything that must be there before the next round of a run.
+    """The files and objects that must exist before the next round of a run.
 
     Attributes:
-        folder: The run folder, with the shards in it.
+        folder: The run folder, which contains the shards.
         logbook: The logbook of the run.
         class_names: The names of the classes, in the order of the head's outputs.
-        storage: The keys that open the files of the shards, if they are sealed at rest. They
-            decrypt no image.
+        storage: The keys that open the files of the shards; None if the files are not encrypted.
+            These keys do not decrypt the images in the files.
         holder: The holder of the key of the images.
         server: The server's model.
-        checkpoint: The checkpoint that the run continues from; None before the first round.
+        checkpoint: The checkpoint from which the run continues; None before the first round.
     """
 
     folder: RunFolder
@@ -75,12 +76,12 @@ class Stage:
 
 
 def find_or_prepare_stage(experiment: Experiment, device: str, *, resume: bool) -> Stage:
-    """Returns the stage of a new run, or of one that is resumed.
+    """Returns the stage of a new run or of a resumed run.
 
     Args:
         experiment: The experiment.
         device: The device of the server's model.
-        resume: True if the run continues in the folder `out`.
+        resume: True if an interrupted run in the folder `out` is resumed.
 
     Raises:
         UserError: If the images cannot be used, or the run cannot be resumed.
@@ -90,10 +91,10 @@ def find_or_prepare_stage(experiment: Experiment, device: str, *, resume: bool) 
 
 
 def find_stage(experiment: Experiment, device: str) -> Stage | None:
-    """Opens the stage that an interrupted run has left.
+    """Opens the stage of an interrupted run.
 
     Args:
-        experiment: The experiment; its setting `out` names the run folder.
+        experiment: The experiment; its setting `out` is the path of the run folder.
         device: The device of the server's model.
 
     Returns:
@@ -131,16 +132,17 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
 
 
 def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -> Stage:
-    """Prepares everything from the images on, and writes the run folder.
+    """Prepares images, model and key, encrypts the shards, and writes the run folder.
 
     Args:
         experiment: The experiment.
         device: The device of the server's model.
         again: True if the folder belongs to a run that was interrupted before its first
-            checkpoint. The shards in it say which key to use, so that the run stays the same.
+            checkpoint. Then the run uses the key of the shards in the folder, as before.
 
     Raises:
-        UserError: If something cannot work. A new run then leaves no folder.
+        UserError: If the images, the model or the key cannot be used. Then a new run leaves no
+            folder.
     """
     config, watch = experiment.config, experiment.watch
     if again:
@@ -167,7 +169,7 @@ def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -
 
 
 def _check_key_ring(config: Config) -> None:
-    """Checks that the key ring of an interrupted run is still there."""
+    """Checks that the key ring of an interrupted run still exists."""
     if policies.lacks_key_ring(config):
         raise UserError(
             f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run "
@@ -176,7 +178,7 @@ def _check_key_ring(config: Config) -> None:
 
 
 def _key_of_shards(config: Config) -> str:
-    """Returns the id of the secret that the run's shards are encrypted under; empty without any."""
+    """Returns the id of the secret that encrypts the run's shards; empty without shards."""
     place = Path(config.out or "")
     return shards_of(place, storage_keys(config)).key if holds_shards(place) else ""
 
@@ -198,7 +200,7 @@ def _write_folder(
     watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
         write_shards(config, images, holder, folder, storage)
-    except UserError:  # an image cannot be read; a run that could not begin leaves nothing
+    except UserError:  # an image cannot be read; a new run then leaves no folder
         if not again:
             folder.discard()
         raise
@@ -215,7 +217,7 @@ def _prepare_server(
         experiment: The experiment.
         device: The device of the model.
         class_names: The names of the classes, in the order of the head's outputs.
-        key: The id of the secret to use; if it is empty, the current one is used.
+        key: The id of the secret to use. If it is empty, the current secret is used.
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter

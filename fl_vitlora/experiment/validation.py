@@ -1,9 +1,9 @@
-"""All checks of an experiment before anything is written, Ray starts, or a message is sent.
+"""All checks of an experiment before any file is written, Ray starts, or a message is sent.
 
-`check` is called once by a simulation and once by the server of a deployment, so that both refuse
-a mistake with the same line. `check_node` is the part that a single SuperNode can check. Errors
-that need the images, such as a partition that leaves a client without any, are found while the
-images are divided (`preparation`), which also comes before anything is written.
+A simulation and the server of a deployment both call `check`, so that both refuse a mistake with
+the same message. A SuperNode calls `check_node`, which makes the checks that are possible there.
+Mistakes that depend on the images, such as a partition that leaves a client without images, are
+found when the images are divided (`preparation`). This also happens before any file is written.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def check(
     """Checks everything about an experiment that can be known without its images.
 
     Args:
-        config: The experiment as the user wrote it.
+        config: The configuration as the user wrote it.
         strategy: The strategy of the run, from this project or from Flower.
-        new_folder: True if the run makes the folder `out`. False if it continues there.
-        writes_checkpoints: True if the state of the strategy is stored between rounds. A deployment
-            stores none, so it accepts strategies whose state no checkpoint can hold.
-        needs_passphrase: True if this process seals or opens shards, so that it needs the
-            passphrase if the shards are sealed under one.
+        new_folder: True if the run makes the folder `out`; False if the run is resumed there.
+        writes_checkpoints: True if the run stores checkpoints. A deployment stores none, so it
+            accepts strategies whose state no checkpoint can hold.
+        needs_passphrase: True if this process writes or opens shards. It then needs the passphrase
+            if the files of the shards are encrypted with a passphrase.
 
     Returns:
-        The experiment as the strategy runs it.
+        The configuration that the run uses, with the changes that the strategy requires.
 
     Raises:
         UserError: If the experiment cannot work; the message is one line that says what would work.
@@ -71,17 +71,17 @@ def check(
 
 
 def check_node(config: Config, strategy: AnyStrategy) -> Config:
-    """Checks what a SuperNode needs to take part in an experiment.
+    """Checks the configuration of a SuperNode.
 
     Args:
-        config: The experiment as the node's operator wrote it.
+        config: The configuration as the node's operator wrote it.
         strategy: The strategy of the run.
 
     Returns:
-        The experiment as the strategy runs it.
+        The configuration that the node uses, with the changes that the strategy requires.
 
     Raises:
-        UserError: If the experiment cannot work; the message is the same as that of `check`.
+        UserError: If the experiment cannot work; the message is the same as the message of `check`.
     """
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
@@ -91,7 +91,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
 
 
 def check_storage(config: Config) -> None:
-    """Checks that there is a passphrase if shards are sealed under one.
+    """Checks that there is a passphrase if the files of shards are encrypted with a passphrase.
 
     Raises:
         UserError: If the passphrase is missing.
@@ -101,10 +101,10 @@ def check_storage(config: Config) -> None:
 
 
 def check_model(config: Config) -> None:
-    """Checks the layers of a model and looks for its weights, in a second and without their values.
+    """Checks the layers of a model, and that its weights exist, without loading the weights.
 
-    The bundled models are known to work. Problems that only the values show are found by
-    `preparation.prepare_model`.
+    This takes about a second. The bundled models are known to work. Problems that depend on the
+    weights themselves are found by `preparation.prepare_model`.
 
     Raises:
         UserError: If the model or the method cannot work, or the weights cannot be found.

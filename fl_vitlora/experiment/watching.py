@@ -1,4 +1,4 @@
-"""How a program that starts a run follows the run, and how it stops the run."""
+"""The callbacks and switches by which a program follows and stops a run that it has started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Watch:
     """The callbacks and switches of the program that starts a run.
 
     Attributes:
-        announce: A function that is called with each phase of the set-up, in a few words.
+        announce: A function that is called at each phase of the preparation, with its name.
         note: A function that is called with a sentence that the user should know.
         show_round: A function that is called with each line of `rounds.jsonl`.
         training: An event that the run sets when its first round begins.

@@ -1,8 +1,9 @@
-"""What the server loop needs of an aggregation strategy, and the driver of this project's own.
+"""The aggregator: the interface between the server loop and an aggregation strategy.
 
-The loop asks an aggregator which clients take part, what each is sent, and what becomes of their
-updates. `OwnAggregator` calls a strategy of `fl_vitlora.strategy`, keeps its state, and checks what
-it returns. `flower.strategies.flower_aggregator` does the same for Flower's strategies.
+An aggregator chooses the participants of a round, makes the instructions to them, and combines
+their updates into a new model. `OwnAggregator` calls a strategy of this project
+(`fl_vitlora.strategy`), keeps the state of the strategy, and checks the results of its methods.
+`flower.strategies.flower_aggregator` does the same for Flower's strategies.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from fl_vitlora.strategy.extras import call, wants
 
 
 class Aggregator(Protocol):
-    """What the server loop needs of a strategy."""
+    """The methods of a strategy that the server loop calls."""
 
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
     ) -> Sequence[int]:
-        """Returns the participants of a round, as many of all clients as were drawn at random."""
+        """Returns the participants of a round: as many clients as in `drawn`, a random draw."""
         ...
 
     def instruct(
@@ -46,7 +47,7 @@ class Aggregator(Protocol):
         clients: Sequence[int],
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
-        """Returns what the participants of a round are sent."""
+        """Returns the instructions to the participants of a round."""
         ...
 
     def aggregate(
@@ -56,11 +57,11 @@ class Aggregator(Protocol):
         updates: Sequence[Update],
         failures: Sequence[Failure],
     ) -> GlobalModel:
-        """Makes the next global model from at least one update."""
+        """Returns the next global model, made from at least one update."""
         ...
 
     def metrics(self) -> Metrics:
-        """Returns the strategy's own numbers of the last round's training."""
+        """Returns the numbers that the strategy computed in the last round."""
         ...
 
     @property
@@ -69,21 +70,21 @@ class Aggregator(Protocol):
         ...
 
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
-        """Returns True if the run ends with a round that is measured."""
+        """Returns True if the run ends after this round, whose model was evaluated."""
         ...
 
     def evaluated(
         self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
     ) -> Metrics:
-        """Returns the strategy's own numbers of what the clients measured."""
+        """Returns the numbers that the strategy computes from the clients' evaluations."""
         ...
 
     def privacy(self) -> dict[str, Any] | None:
-        """Returns the privacy loss of all rounds so far, if the strategy counts it."""
+        """Returns the privacy loss of all rounds so far; None if the strategy computes none."""
         ...
 
     def snapshot(self) -> tuple[State, dict[str, Any]]:
-        """Returns the memory of the strategy: tensors, and everything else in JSON's types."""
+        """Returns the memory of the strategy: its tensors, and all other values as JSON."""
         ...
 
     def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
@@ -92,7 +93,7 @@ class Aggregator(Protocol):
 
 
 class OwnAggregator:
-    """Drives a strategy of this project's contract and keeps its state."""
+    """Calls a strategy of this project and keeps the state of the strategy."""
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
@@ -106,7 +107,8 @@ class OwnAggregator:
         """Lets the strategy choose the participants, and checks their number.
 
         Raises:
-            UserError: If the strategy chose others than clients, one twice, or another number.
+            UserError: If the strategy chose an unknown client, a client twice, or another number of
+                clients than expected.
         """
         with blame(self._strategy, server_round):
             chosen = self._strategy.select(server_round, drawn, clients, self._state)
@@ -126,7 +128,7 @@ class OwnAggregator:
         clients: Sequence[int],
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
-        """Sends the model and the plan to every participant."""
+        """Returns an instruction with the model and the plan for every participant."""
         with blame(self._strategy, server_round):
             plans = self._plans(server_round, clients)
             broadcast = self._strategy.broadcast(self._state)
@@ -152,7 +154,10 @@ class OwnAggregator:
         ]
 
     def _plans(self, server_round: int, clients: Sequence[int]) -> dict[int, ClientPlan]:
-        """Asks for the plan once, or once for each client if the strategy names ``client``."""
+        """Returns the plan of each client.
+
+        If the strategy's method `plan` has no argument ``client``, all clients get the same plan.
+        """
         plan = self._strategy.plan
         if not wants(plan, "client"):
             return dict.fromkeys(clients, call(plan, server_round, state=self._state))
@@ -187,7 +192,7 @@ class OwnAggregator:
         )
 
     def _check_same(self, did: str, model: State, new: State) -> None:
-        """Refuses tensors of other names or shapes than the model's."""
+        """Refuses tensors whose names or shapes differ from those of the model."""
         shapes = [{n: tuple(w.shape) for n, w in tensors.items()} for tensors in (model, new)]
         if shapes[0] != shapes[1]:
             differing = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
@@ -197,7 +202,7 @@ class OwnAggregator:
             )
 
     def _check_merged(self, model: State, merged: State) -> None:
-        """Refuses merged pairs that fit no pair of the model."""
+        """Refuses merged pairs whose path or shapes do not fit a low-rank pair of the model."""
         shapes = {name: tuple(tensor.shape) for name, tensor in merged.items()}
         for path in {name.rpartition(".")[0] for name in merged}:
             rank, inputs = shapes.get(path + MERGED_A, (0, 0))
@@ -219,10 +224,10 @@ class OwnAggregator:
         return type(self._strategy).should_stop is not Strategy.should_stop
 
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
-        """Asks the strategy.
+        """Asks the strategy whether the run ends.
 
         Raises:
-            UserError: If the answer is neither True nor False.
+            UserError: If the strategy returns neither True nor False.
         """
         with blame(self._strategy, server_round):
             stop = self._strategy.should_stop(server_round, result)
@@ -233,12 +238,12 @@ class OwnAggregator:
     def evaluated(
         self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
     ) -> Metrics:
-        """Returns nothing: strategies of this project do not see the clients' measurements."""
+        """Returns no numbers: this project's strategies do not get the clients' evaluations."""
         del server_round, model, answers
         return {}
 
     def privacy(self) -> None:
-        """Returns None: strategies of this project count no privacy loss."""
+        """Returns None: strategies of this project compute no privacy loss."""
 
     def snapshot(self) -> tuple[State, dict[str, Any]]:
         """Returns the strategy's state."""
@@ -254,13 +259,13 @@ class OwnAggregator:
 
 
 def plain_metrics(metrics: Mapping[str, Metric]) -> Metrics:
-    """Returns a strategy's metrics in the types of JSON, which has no NaN and only text as keys.
+    """Returns a strategy's metrics as JSON, which has no NaN and allows only text as keys.
 
     Args:
-        metrics: What `Strategy.metrics` returned.
+        metrics: The result of `Strategy.metrics`.
 
     Raises:
-        TypeError: If a value is not a number, nor numbers by client.
+        TypeError: If a value is neither a number nor a mapping from clients to numbers.
 
     Example:
         >>> plain_metrics({"norm": 2.0, "cosine": {3: 0.5, 4: math.nan}})
@@ -284,7 +289,7 @@ def _finite(name: str, value: Any) -> float | None:
 
 
 def _local_work(config: Mapping[str, ConfigValue], plan: ClientPlan) -> Mapping[str, ConfigValue]:
-    """Returns the scalars of a round for one client, whose plan may change rate and epochs."""
+    """Returns the scalars of a round for one client, with the rate and epochs of its plan."""
     own: dict[str, ConfigValue] = {}
     if plan.epochs is not None:
         own[LOCAL_EPOCHS] = plan.epochs
@@ -297,7 +302,7 @@ def _check_plan(plan: ClientPlan, model: State) -> None:
     """Refuses a plan that no client can follow.
 
     Raises:
-        UserError: If an ending fits no tensor, or epochs or rate are not positive.
+        UserError: If no tensor's name has one of the endings, or epochs or rate are not positive.
     """
     for rested in ("frozen", "restarted"):
         check_endings(getattr(plan, rested), f"plan.{rested}", model)
@@ -309,15 +314,17 @@ def _check_plan(plan: ClientPlan, model: State) -> None:
 
 
 def check_endings(endings: tuple[str, ...], where: str, model: State) -> None:
-    """Refuses endings that no tensor's name has; a typing error would freeze nothing.
+    """Refuses endings that no name of a tensor has.
+
+    Without this check, a misspelt ending would freeze no tensor, and nobody would notice.
 
     Args:
         endings: Endings of the names of tensors.
-        where: What the endings belong to, for the error.
+        where: The name of the field or method with the endings, for the error message.
         model: The exchanged tensors.
 
     Raises:
-        UserError: If an ending fits no tensor; the message names the nearest that does.
+        UserError: If no tensor's name has the ending; the message suggests a similar ending.
     """
     if isinstance(endings, str):
         raise UserError(f"{where} is {endings!r}, expected a tuple: ({endings!r},)")

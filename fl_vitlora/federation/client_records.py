@@ -1,10 +1,11 @@
-"""The server's records: what it knows of each client, saved and restored as one tree.
+"""The server's records of the clients, which are saved in checkpoints.
 
-The server sends nothing twice. A client remembers the tensors that rested in the last round it took
-part in (`ClientPlan.frozen`), how many rounds' merged pairs it has added to its frozen weights, and
-which version of each stream it holds. It knows the initial values of everything, because it builds
-the same model. A client that does not answer may or may not have read its message, so the server
-then assumes that it remembers nothing.
+The server does not send tensors that a client already has. A client remembers three things: the
+tensors that were frozen in its last round (`ClientPlan.frozen`), the number of rounds whose merged
+pairs it has added to its frozen weights, and its version of each stream. A client also knows all
+initial tensors, because it builds the same model. If a client does not answer, the server does not
+know whether the client has read the message. The server then assumes that the client remembers
+nothing.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from fl_vitlora.storage.trees import Tree
 from fl_vitlora.strategy import ClientPlan
 
 NOBODY = -1  # the client number of a node before its greeting
-Versions = Mapping[str, tuple[int, int]]  # by stream: the version before a message, and after it
+Versions = Mapping[str, tuple[int, int]]  # by stream: its version before and after a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What one client remembers of the rounds that it took part in.
+    """The server's record of the tensors that one client remembers.
 
     Attributes:
-        round: The last round that the client took part in; 0 for none.
-        tensors: The tensors that rested in that round, with the values that they had.
+        round: The last round in which the client took part; 0 if there was none.
+        tensors: The tensors that were frozen in that round.
         merges: The number of rounds whose merged pairs the client has.
-        taken: The round of the client's last update that the server took; 0 for none.
-        missed: True if the client was asked since then and sent no usable update.
+        taken: The round of the client's last update that the server used; 0 if there was none.
+        missed: True if the client was asked after that round and sent no usable update.
     """
 
     round: int = 0
@@ -45,15 +46,17 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientRecord:
-    """What the server knows of one client.
+    """The server's record of one client.
 
     Attributes:
-        node: The number of its Flower node; None before its greeting.
-        images: The number of its training images, as the client greeted; None before that.
-        test_images: The number of its test images, as the client first said; None before that.
-        memory: The tensors and merged rounds that the client remembers.
-        followed: The versions of the streams that the client holds.
-        offered: The versions that the client holds once it has answered its last message.
+        node: The number of the client's Flower node; None before the greeting.
+        images: The number of training images that the client stated in its greeting; None before
+            the greeting.
+        test_images: The number of test images that the client stated first; None before that.
+        memory: The tensors and the number of merged rounds that the client remembers.
+        followed: The version of each stream that the client has.
+        offered: The version of each stream that the client has if it answers its last message; None
+            if no answer is expected.
     """
 
     node: int | None = None
@@ -74,7 +77,7 @@ class ClientRecords:
     def __init__(self, initial: State) -> None:
         self._initial = initial
         self._records: dict[int, ClientRecord] = {}
-        self._clients: dict[int, int] = {}  # by the number of the node
+        self._clients: dict[int, int] = {}  # the client at each node, by the number of the node
 
     def of(self, client: int) -> ClientRecord:
         """Returns the record of a client."""
@@ -86,7 +89,7 @@ class ClientRecords:
         self._clients[node] = client
 
     def client_at(self, node: int) -> int:
-        """Returns the number of the client at a node, or `NOBODY` before its greeting."""
+        """Returns the number of the client at a node, or `NOBODY` before the greeting."""
         return self._clients.get(node, NOBODY)
 
     def node_of(self, client: int) -> int:
@@ -101,7 +104,7 @@ class ClientRecords:
         return node
 
     def images_of(self, client: int) -> int:
-        """Returns the number of a client's training images; 1 before its greeting."""
+        """Returns the number of a client's training images; 1 before the client's greeting."""
         images = self.of(client).images
         return 1 if images is None else images
 
@@ -110,13 +113,17 @@ class ClientRecords:
         return tuple(sorted(self._clients.values()))
 
     def tested(self, client: int, images: int) -> int:
-        """Notes a client's number of test images, and returns the first number it stated."""
+        """Notes the number of test images that a client states.
+
+        Returns:
+            The number that the client stated first.
+        """
         first = self.of(client).test_images
         self._change(client, test_images=images if first is None else first)
         return images if first is None else first
 
     def cached(self, client: int, model: State, plan: ClientPlan) -> frozenset[str]:
-        """Returns the names of the tensors that a client need not be sent.
+        """Returns the names of the tensors that need not be sent because the client has them.
 
         Args:
             client: The number of the client.
@@ -134,25 +141,25 @@ class ClientRecords:
         return frozenset(name for name, tensor in model.items() if is_known(name, tensor))
 
     def offer(self, client: int, versions: Versions) -> None:
-        """Notes which versions of streams a message leads to, once the client has answered it."""
+        """Notes the versions of streams that a client will have if it answers a message."""
         self._change(client, offered={**self.of(client).followed, **versions})
 
     def heard(self, client: int) -> None:
-        """Notes that a client has answered, so it holds the streams that it was offered."""
+        """Notes that a client has answered, and so has the versions in its last message."""
         record = self.of(client)
         followed = record.followed if record.offered is None else record.offered
         self._change(client, followed=followed, offered=None)
 
     def lost(self, client: int) -> None:
-        """Notes that the server no longer knows which streams a client holds."""
+        """Notes that the server no longer knows which versions of the streams a client has."""
         self._change(client, followed={}, offered=None)
 
     def answered(
         self, client: int, server_round: int, model: GlobalModel, plan: ClientPlan
     ) -> None:
-        """Notes that the server took a client's update.
+        """Notes that the server used a client's update.
 
-        The client now remembers what rested, and has all merged pairs.
+        The client now remembers the tensors that were frozen, and has all merged pairs.
         """
         memory = Memory(
             round=server_round,
@@ -163,20 +170,20 @@ class ClientRecords:
         self._change(client, memory=memory)
 
     def measured(self, client: int, model: GlobalModel) -> None:
-        """Notes that a client measured a model, so it has all of its merged pairs."""
+        """Notes that a client evaluated a model, and so has all merged pairs of the model."""
         self._change(client, memory=replace(self.of(client).memory, merges=model.rounds))
 
     def missed(self, client: int) -> None:
-        """Notes that the server no longer knows what a client remembers.
+        """Notes that the server no longer knows which tensors a client remembers.
 
-        The round of its last update that the server took stays known.
+        The round of the client's last used update stays in the record.
         """
         self._change(client, memory=Memory(taken=self.of(client).memory.taken, missed=True))
 
     def snapshot(self) -> Tree:
-        """Returns what the clients remember, for a checkpoint.
+        """Returns the records of the clients' memory, for a checkpoint.
 
-        Nodes and numbers of images are not in it: every client greets again.
+        Node numbers and numbers of images are not included, because every client greets again.
         """
         return {
             client: {"memory": dict(vars(record.memory)), "followed": dict(record.followed)}
@@ -184,7 +191,7 @@ class ClientRecords:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Restores what `snapshot` returned."""
+        """Restores the records that `snapshot` returned."""
         for client, known in tree.items():
             followed = {name: (base, new) for name, (base, new) in known["followed"].items()}
             self._change(client, memory=Memory(**known["memory"]), followed=followed, offered=None)
@@ -197,8 +204,8 @@ def from_registries(memories: Tree, followed: Tree) -> Tree:
     """Returns the tree of `ClientRecords.snapshot` from the two trees of older checkpoints.
 
     Args:
-        memories: What each client remembers, by client.
-        followed: The versions of the streams that each client holds, by client.
+        memories: The fields of `Memory`, by client.
+        followed: The versions of the streams that each client has, by client.
     """
     return {
         client: {

@@ -1,8 +1,9 @@
 """Evaluation of a global model on encrypted test images, centrally or by the clients.
 
-A central party measures on one test shard; it needs no key if all parties have the same one. Or the
-clients measure, each on its own test images under its own key. Both give the accuracy and the mean
-loss over all test images, for each view of them (`data.owner.views_of`).
+There are two ways. Either a central party evaluates the model on one test shard; if all parties
+have the same key, the central party needs no key. Or each client evaluates the model on its own
+test images, encrypted with its own key. Both ways return the accuracy and the mean loss over all
+test images, for each view of the images (`data.owner.views_of`).
 """
 
 from __future__ import annotations
@@ -29,29 +30,32 @@ ALL_VIEWS = (RIGHT_KEY, WRONG_KEY, NO_KEY)
 
 
 class Evaluator(Protocol):
-    """Measures a global model."""
+    """Measures the accuracy and the loss of a global model."""
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Returns the names of the possible views of the test images; one is the right key's."""
+        """Returns the names of the possible views of the test images; `RIGHT_KEY` is one of them.
+
+        In this view, the images are encrypted with the right key.
+        """
         ...
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Measures a model, in the server's coordinates, on some views of the test images."""
+        """Evaluates a model, in the server's coordinates, on some views of the test images."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralEvaluator:
-    """One party that measures on all test images.
+    """Evaluates the model at one party, on all test images.
 
     Attributes:
-        backbone: The model that the party computes with.
+        backbone: The model with which the party computes.
         shard: The encrypted test images.
-        coordinates: The maps between the server's tensors and the party's.
+        coordinates: The maps between the server's tensors and the party's tensors.
         holder: The holder of the party's key; None if the party has no key.
-        precision: The type of activations.
-        predictor: What the model answers to a batch of images.
+        precision: The number format of activations.
+        predictor: Computes the model's predictions for a batch of images.
     """
 
     backbone: Backbone
@@ -63,12 +67,12 @@ class CentralEvaluator:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Returns the names of the views; without a key or encryption there is only one."""
+        """Returns the names of the views; without a key or encryption there is only one view."""
         keyed = self.holder is not None and self.holder.cipher.steps
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Measures a model on this machine, on some views of the test images."""
+        """Evaluates a model on this machine, on some views of the test images."""
         del server_round
         put_reader(self.backbone.model, self.coordinates.base)
         targets.put_increments(self.backbone.model, model.increments)
@@ -83,11 +87,11 @@ class CentralEvaluator:
 
 
 class Answer(NamedTuple):
-    """What one client measured.
+    """The result of the evaluation at one client.
 
     Attributes:
         client: The number of the client.
-        images: The number of its test images.
+        images: The number of the client's test images.
         measured: The accuracy and the loss on these images, by view.
     """
 
@@ -97,7 +101,7 @@ class Answer(NamedTuple):
 
 
 class Asks(Protocol):
-    """Asks every client to measure a model on its own test images."""
+    """Asks every client to evaluate a model on its own test images."""
 
     def measure(
         self, server_round: int, model: GlobalModel, views: Sequence[str]
@@ -108,12 +112,12 @@ class Asks(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientsEvaluator:
-    """The clients, which measure each on its own test images.
+    """Evaluates the model at the clients, each on its own test images.
 
     Attributes:
         transport: The transport that asks the clients.
         views: The names of the possible views of the test images.
-        show: A function that gets the round, the model and the answers, before they are averaged.
+        show: A function that is called with the round, the model and the answers of the clients.
     """
 
     transport: Asks
@@ -121,7 +125,7 @@ class ClientsEvaluator:
     show: Callable[[int, GlobalModel, Sequence[Answer]], None] = lambda number, model, answers: None
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Asks the clients, and averages over the test images of all clients."""
+        """Asks the clients, and averages their results over the test images of all clients."""
         answers = self.transport.measure(server_round, model, views)
         self.show(server_round, model, answers)
         images = sum(answer.images for answer in answers)

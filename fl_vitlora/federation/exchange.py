@@ -1,4 +1,4 @@
-"""The result of one round of messages: what the server got back from the clients it asked."""
+"""The result of one round of messages: the updates and the failures of the participants."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from fl_vitlora.strategy import Update
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """What the clients of a round sent back.
+    """The updates and the failures of the clients in one round.
 
     Attributes:
         updates: The usable updates, sorted by client. A secure sum yields one update: the mean of
             all clients that did not fail.
         failures: The clients that sent no usable update, sorted by client.
-        taken_apart: The clients that trained alone after all workers of their batch were lost.
-            Their updates may be rounded differently.
-        clipped: The number of scalars beyond the range of the secure sum; None without such a sum.
+        taken_apart: The clients that trained alone because the workers failed on their batch. Their
+            updates may be rounded differently from those of a batch.
+        clipped: The number of scalars that were clipped to the range of the secure sum; None
+            without secure aggregation.
     """
 
     updates: tuple[Update, ...]

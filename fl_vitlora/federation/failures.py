@@ -1,8 +1,8 @@
-"""Failures: clients that sent no usable update, the round, and the reason.
+"""Failures: the clients that sent no usable update, with the round and the reason.
 
-The server gets an exception as one text, in one of three forms. The workers of a simulation send a
-traceback. Flower's nodes send `<class 'X'>:<'...'>`, or the same around the message of a
-`ClientAppException`.
+The server gets an exception of a client as text, in one of three forms. The workers of a simulation
+send a traceback. Flower's nodes send `<class 'X'>:<'...'>`, where the dots are the message of the
+exception, or the message of a `ClientAppException` around it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LONGEST = 300  # the most characters of a reason
-MOST_NAMED = 3  # the most failures in the error message of a round
+MOST_NAMED = 3  # the most clients whose reasons are in the error message of a round
 FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # a frame of a traceback
-WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # one for each sender
+WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # each sender adds one of these
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
 SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
 
@@ -27,7 +27,7 @@ class Failure:
         round: The number of the round, from 1.
         client: The number of the client.
         reason: The reason in one line.
-        trace: The whole report, with the traceback if there is one.
+        trace: The reports of all attempts, with the tracebacks if there are any.
     """
 
     round: int
@@ -37,9 +37,10 @@ class Failure:
 
     @classmethod
     def of(cls, server_round: int, client: int, *reports: str) -> Failure:
-        """Makes a failure from one report for each time that the client was asked.
+        """Makes a failure from the reports of a client, one for each time that it was asked.
 
-        The reason is that of the first report; the second may be its consequence.
+        The reason is taken from the first report, because a second failure may result from the
+        first failure.
         """
         traces = dict.fromkeys(map(unwrapped, reports))
         return cls(
@@ -72,7 +73,7 @@ def first_line(report: str) -> str:
 
 
 def unwrapped(report: str) -> str:
-    r"""Removes what Flower and Ray put around the text of an exception.
+    r"""Removes the text that Flower and Ray add before and after the text of an exception.
 
     Example:
         >>> unwrapped("<class 'KeyError'>:<''head''>")
@@ -86,7 +87,7 @@ def unwrapped(report: str) -> str:
 
 
 def first_reasons(failures: Sequence[Failure]) -> str:
-    """Returns why the first clients failed, and how many more failed.
+    """Returns the reasons of the first failed clients, and the number of further failed clients.
 
     Example:
         >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])

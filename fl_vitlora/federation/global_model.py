@@ -1,9 +1,9 @@
-"""The server's model as a value: the exchanged tensors, and the sum merged into frozen weights.
+"""The server's model: the exchanged tensors, and the sum that was added to frozen weights.
 
-Strategies may add the product of a low-rank pair to the frozen weight beside it
-(`Strategy.aggregate`). Each party must apply every such pair exactly once. The server keeps the
-pairs of each round for clients that missed some rounds. It keeps their sum for evaluation, and for
-clients that missed too many rounds.
+A strategy may merge a low-rank pair: its product is added to the frozen weight that the pair adapts
+(`Strategy.aggregate`). Each party must add every merged pair exactly once. The server keeps the
+pairs of each round for clients that missed some rounds. The server also keeps the sum of all
+products, for evaluation and for clients that missed too many rounds.
 
 R rank of a merged pair, m outputs and n inputs of the weight.
 """
@@ -32,7 +32,8 @@ class GlobalModel:
         increments: The sum of all merged pairs, Σ merged_B·merged_A (m, n), by path.
         merges: The pairs of the last rounds, ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R),
             as long as together they are smaller than the sum.
-        rounds: The number of rounds that merged pairs, also of those whose pairs are not kept.
+        rounds: The number of all rounds that merged pairs, including rounds whose pairs are no
+            longer kept.
     """
 
     tensors: State
@@ -41,7 +42,7 @@ class GlobalModel:
     rounds: int = 0
 
     def followed_by(self, tensors: State, merged: State) -> GlobalModel:
-        """Returns the next round's model."""
+        """Returns the model of the next round, with new tensors and further merged pairs."""
         if not merged:
             return replace(self, tensors=tensors)
         increments = added(self.increments, merged)
@@ -59,8 +60,8 @@ class GlobalModel:
             rounds: The number of merged rounds that the client already has.
 
         Returns:
-            The pairs of each missed round; None if some are no longer kept, because the increments
-            are smaller. The client is then sent the increments.
+            The pairs of each missed round. None if some of these pairs are no longer kept, because
+            the increments are smaller; the client then needs the increments.
         """
         missed = self.rounds - rounds
         return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]
@@ -92,7 +93,7 @@ def split(tensors: State) -> tuple[State, State]:
 
 
 def join(merges: Sequence[State]) -> State:
-    """Joins the merged pairs of several rounds: stacks A below A, and B beside B.
+    """Joins the merged pairs of several rounds: stacks the rows of A and the columns of B.
 
     Example:
         >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
@@ -110,7 +111,7 @@ def join(merges: Sequence[State]) -> State:
 
 
 def added(increments: Mapping[str, torch.Tensor], merged: State) -> State:
-    """Returns increments plus merged pairs, added in float64 and stored as float32."""
+    """Returns increments plus the products of merged pairs, added in float64, stored as float32."""
     new = dict(increments)
     for name in merged:
         if name.endswith(MERGED_A):

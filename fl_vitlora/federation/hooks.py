@@ -11,14 +11,15 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.strategy import Update
 
-# By their names. Strategies of Flower have numbers and lists. Those of this project have numbers,
-# or numbers by client; None stands for a number that is not finite.
+# The metrics of a strategy, by name. For strategies of Flower, they are numbers and lists. For
+# strategies of this project, they are numbers, or mappings from clients to numbers; None replaces a
+# number that is not finite.
 Metrics = dict[str, int | float | list[int] | list[float] | dict[str, float | None] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """What happened in one round.
+    """The results of one round.
 
     Attributes:
         round: The number of the round, from 1.
@@ -26,16 +27,18 @@ class RoundReport:
         loss: The mean cross-entropy of the new global model on the test images.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The clients whose updates were aggregated.
-        frozen: The endings of the names of tensors that rested.
-        failures: The clients that sent no usable update, and why.
-        taken_apart: The participants that trained alone after workers were lost.
-        aggregation_error: The error of the low-rank products, as a share of the round's movement;
-            None if there is nothing to compare (`lowrank.relative_error`).
+        frozen: The endings of the names of tensors that were frozen in this round.
+        failures: The clients that sent no usable update, and the reasons.
+        taken_apart: The participants that trained alone because the workers failed on their batch.
+        aggregation_error: The error of the low-rank products, as a share of the change of the model
+            in this round; None if there are no products to compare (`lowrank.relative_error`).
         moved: True if the round changed the model.
-        metrics: The strategy's own numbers of the round.
-        clipped: The number of scalars beyond the range of a secure sum; None without secure sums.
-        seconds: The wall time from the beginning of this round to that of the next. If models are
-            measured beside the next round, it contains the measurement of the previous model.
+        metrics: The numbers that the strategy computed in this round.
+        clipped: The number of scalars that were clipped to the range of a secure sum; None without
+            secure aggregation.
+        seconds: The time in seconds from the beginning of this round to the beginning of the next
+            round. If models are evaluated during the next round, this time includes the evaluation
+            of the previous model.
     """
 
     round: int
@@ -54,14 +57,14 @@ class RoundReport:
 
 
 def write_nothing() -> None:
-    """Writes nothing."""
+    """Does nothing; the default of `RoundHooks.keep`, which saves no state."""
 
 
 class RoundHooks(Protocol):
-    """The callbacks of the server loop; only `evaluate` and `report` must be written.
+    """The callbacks of the server loop. A class must define only `evaluate` and `report`.
 
     The loop calls them in this order: `pauses`, `affords`, `note`, `look`, `release`, `keep`,
-    `evaluate`, `report`; and `stop` where the strategy ends the run.
+    `evaluate`, `report`. If the strategy ends the run, the loop calls `stop`.
     """
 
     beside: bool = False
@@ -76,44 +79,44 @@ class RoundHooks(Protocol):
         ...
 
     def pauses(self) -> bool:
-        """Returns True if the run is to pause before the next round."""
+        """Returns True if the run must pause before the next round."""
         return False
 
     def affords(self, server_round: int) -> bool:
-        """Returns True if the round may begin; otherwise the run ends before it."""
+        """Returns True if the round may begin; otherwise the run ends before this round."""
         del server_round
         return True
 
     def stop(self, server_round: int) -> None:
-        """Receives the last round of a run that the strategy ends; `keep` is called after it."""
+        """Receives the number of the last round if the strategy ends the run; `keep` follows."""
         del server_round
 
     def note(self, failures: Sequence[Failure]) -> None:
-        """Receives the failures of a round at once; they may make the round fail."""
+        """Receives the failures of a round before the loop checks for too few updates."""
         del failures
 
     def look(self, sight: Sight) -> None:
-        """Receives what the server sees in this round."""
+        """Receives the data that the server sees in this round."""
         del sight
 
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Returns the updates that the strategy gets, made from a round's updates.
+        """Returns the updates for the strategy, made from the updates of a round.
 
         Args:
             server_round: The number of the round, from 1.
             updates: The usable updates.
-            cohort: The number of clients that were asked for one.
+            cohort: The number of clients that were asked for an update.
         """
         del server_round, cohort
         return updates
 
     def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
-        """Captures the state after a round, while nothing else changes it.
+        """Copies the state after a round, at a time when no other thread changes the state.
 
         Returns:
-            A function that saves the state; the loop calls it once the round is reported.
+            A function that saves the copy; the loop calls it after `report`.
         """
         del server_round, model
         return write_nothing

@@ -1,4 +1,4 @@
-"""What the server asks of one client in one round, as a value that knows nothing of messages."""
+"""The instruction of the server to one client in one round, independent of the message format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fl_vitlora.strategy import ClientPlan
 # Names of a round's scalars, in `Instruction.config` and in messages.
 SERVER_ROUND = "server-round"
 LEARNING_RATE = "learning-rate"
-LOCAL_EPOCHS = "local-epochs"  # of one client in one round, where a strategy asks for a number
+LOCAL_EPOCHS = "local-epochs"  # epochs of one client in one round, if the strategy sets them
 PROXIMAL_MU = "proximal-mu"  # the name that Flower's FedProx uses
 
 Scalar = int | float | str | bytes | bool
@@ -21,14 +21,15 @@ ConfigValue = Scalar | list[int] | list[float] | list[str] | list[bytes] | list[
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """What one client is asked to do in one round.
+    """The instruction to one client in one round.
 
     Attributes:
         client: The number of the client.
         model: The global model that the client starts from.
-        config: The round's scalars and lists, by name.
-        plan: The plan of the round: tensors that rest, and the penalty that clients add.
-        broadcast: The tensors that the strategy sends beside the model.
+        config: The scalars and lists of the round, by name.
+        plan: The plan of the round: for example, the tensors that are frozen, and the weight of
+            the proximal penalty.
+        broadcast: The tensors that the strategy sends in addition to the model.
     """
 
     client: int

@@ -1,4 +1,4 @@
-"""Checks after the first rounds whether a run learns, and warns early if it does not.
+"""Checks after the first rounds whether a run learns, and warns early if the run does not learn.
 
 K classes. A model that always predicts the frequency of each class has a cross-entropy of H, the
 entropy of these frequencies. H is log K if all classes are equally frequent. The accuracy of that
@@ -17,21 +17,23 @@ from torch import Tensor
 from fl_vitlora.config import Config
 from fl_vitlora.config.rates import rates_of
 
-ROUNDS = 3  # checked together; the first rounds of any run may be bad
-NEAR = 0.99  # of the loss of guessing: a higher loss means no learning
-LEARNT = 0.25  # of the way from guessing to perfect: above it the run learns, whatever its loss
-CLEARLY_ABOVE = 1.05  # of log K: a higher loss means that the learning rate is too high
+ROUNDS = 3  # the number of rounds that are checked together, as single early rounds may be bad
+NEAR = 0.99  # a loss above this share of the loss of guessing means that the run does not learn
+LEARNT = 0.25  # a run learns if its accuracy is this share of the way from guessing to perfect
+CLEARLY_ABOVE = 1.05  # a loss above 1.05 · log K means that the learning rate is too high
 
 
 def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float]) -> bool:
     """Returns True if the last rounds are no better than guessing.
 
-    They are if each of the last three has a loss of about log K or more, or a loss of about H or
-    more that does not fall. A loss of NaN counts as infinite. If the accuracy is clearly above
-    guessing, the run learns, whatever its loss. If the loss is unknown, the accuracy decides.
+    The function looks at the last three rounds. They are no better than guessing in two cases: if
+    the loss of each round is about log K or higher, or if it is about H or higher and does not
+    fall. A loss of NaN counts as infinite. If the accuracy is clearly above guessing, the run
+    learns, whatever the loss is. If the loss is unknown, only the accuracy is used.
 
     Args:
-        rounds: The test loss, None if unknown, and the test accuracy of every round so far.
+        rounds: The test loss and the test accuracy of every round so far. The loss is None if it
+            is unknown.
         shares: The share of each of the K classes in the test images; 1 / K if it is unknown.
 
     Example:
@@ -59,12 +61,12 @@ def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float
 def warning(
     lines: Sequence[Mapping[str, Any]], config: Config, shares: Sequence[float]
 ) -> str | None:
-    """Returns a warning that the run does not learn, with advice; at most once in a run.
+    """Returns a warning that the run does not learn, with advice. A run gets at most one warning.
 
     Args:
-        lines: The rounds so far, as in `rounds.jsonl`.
-        config: The experiment.
-        shares: The share of each class, as for `guesses`.
+        lines: The lines of `rounds.jsonl` so far, one for each round.
+        config: The configuration of the experiment.
+        shares: The share of each of the K classes in the test images; 1 / K if it is unknown.
 
     Returns:
         The warning; None if the run learns or was already warned.
@@ -95,7 +97,7 @@ def _advice(loss: float | None, config: Config, classes: int) -> str:
 
 
 def class_shares(labels: Tensor | None, classes: int) -> list[float]:
-    """Returns the share of each class in the test images; equal shares without labels.
+    """Returns the share of each class in the test images; without labels, all shares are equal.
 
     Example:
         >>> class_shares(torch.tensor([0, 1, 1, 1]), 2), class_shares(None, 2)

@@ -1,6 +1,7 @@
 """The server loop: choose participants, instruct, exchange, aggregate, evaluate, report.
 
-It is the same for a simulation and a deployment, for this project's strategies and for Flower's.
+The loop is the same for a simulation and a deployment, and for the strategies of this project and
+of Flower.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from fl_vitlora.training.local import scheduled_rate
 
 
 class Wire(Protocol):
-    """What carries the instructions of a round to clients, and their updates back."""
+    """Sends the instructions of a round to clients, and receives their updates."""
 
     def exchange(self, server_round: int, instructions: Sequence[Instruction]) -> Exchange:
-        """Sends the instructions of a round and returns what came back."""
+        """Sends the instructions of a round, and returns the clients' updates and failures."""
         ...
 
 
 class PausedError(Exception):
-    """The run paused as the user wanted; the message says after how many rounds."""
+    """The run paused on the user's request; the message says after how many rounds."""
 
 
 class RoundFailedError(RuntimeError):
@@ -47,19 +48,19 @@ class RoundFailedError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Federation:
-    """Everything that does not change from round to round.
+    """The objects and settings of the server loop that do not change from round to round.
 
     Attributes:
-        transport: The wire, with all clients greeted.
-        aggregator: The strategy.
+        transport: Sends and receives messages; all clients have greeted.
+        aggregator: The aggregation strategy behind its interface.
         method: The fine-tuning method.
         clients: The numbers of all clients.
         rounds: The number of rounds to run.
-        fraction: The share of the clients in a round; at least one takes part.
-        quorum: The fewest usable updates of a round. In a secure sum each member counts.
+        fraction: The share of all clients that take part in a round; at least one client does.
+        quorum: Fewest usable updates that a round needs. In a secure sum each member counts.
         seed: The seed of the run.
-        training: The settings of local training; the loop reads the schedule of the rate.
-        hooks: The callbacks of the run around the rounds.
+        training: The settings of local training, of which the loop uses the learning rate schedule.
+        hooks: The callbacks of the run.
     """
 
     transport: Wire
@@ -76,19 +77,19 @@ class Federation:
     def run(
         self, model: GlobalModel, done: int = 0, last: RoundResult | None = None
     ) -> GlobalModel:
-        """Runs all rounds that can be afforded, and fewer where the strategy says so.
+        """Runs all rounds, unless the byte budget, the strategy or the user ends the run earlier.
 
         Args:
-            model: The initial one, or that of a checkpoint.
-            done: The number of rounds that made the model.
-            last: The result of the last of these rounds; None if there was none.
+            model: The initial model, or the model of a checkpoint.
+            done: The number of rounds that were run before; 0 for the initial model.
+            last: The result of round `done`; None before the first round.
 
         Returns:
-            The final one.
+            The final model.
 
         Raises:
             RoundFailedError: If a round has fewer updates than the quorum, or no usable model.
-            PausedError: If the run pauses; its state is stored then.
+            PausedError: If the run pauses, after its state is stored.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
             measured: Future[RoundResult] | None = None
@@ -114,7 +115,7 @@ class Federation:
         return model
 
     def _stops(self, done: int, last: RoundResult, model: GlobalModel) -> bool:
-        """Returns True if the strategy ends the run with a round; its state is kept then."""
+        """Returns True if the strategy ends the run after round `done`; the state is then saved."""
         if not (self.aggregator.may_stop and self.aggregator.should_stop(done, last)):
             return False
         self.hooks.stop(done)
@@ -124,7 +125,7 @@ class Federation:
     def _pause(
         self, done: int, model: GlobalModel, measured: Future[RoundResult] | None
     ) -> NoReturn:
-        """Keeps the state after the last round, once that is measured, and ends the run there."""
+        """Waits until the last model is evaluated, saves the state, and ends the run."""
         if measured is not None:
             measured.result()
         if done:
@@ -134,7 +135,13 @@ class Federation:
     def _tell(
         self, unmeasured: RoundReport, model: GlobalModel, write: Callable[[], None] | None = None
     ) -> RoundResult:
-        """Measures the model of a round, reports, and writes down what was kept, or is now."""
+        """Evaluates the model of a round, reports the results, and saves the state.
+
+        Args:
+            unmeasured: The report of the round, without accuracy and loss.
+            model: The model after the round.
+            write: A function that saves the state; None if the state was not copied yet.
+        """
         begin = time.perf_counter()
         accuracy, loss = self.hooks.evaluate(unmeasured.round, model)
         waited = 0.0 if self.hooks.beside else time.perf_counter() - begin
@@ -149,7 +156,7 @@ class Federation:
         )
 
     def _round(self, server_round: int, model: GlobalModel) -> tuple[GlobalModel, RoundReport]:
-        """Makes the model of a round; its report waits for accuracy and loss."""
+        """Runs a round, and returns its model and a report without accuracy and loss."""
         begin = time.perf_counter()
         instructions = self._instruct(server_round, model)
         exchange = self.transport.exchange(server_round, instructions)
@@ -198,7 +205,7 @@ class Federation:
         """Ends the run if a round has too few usable updates.
 
         Raises:
-            RoundFailedError: With the first reasons.
+            RoundFailedError: If updates are too few; the message gives the reasons of some clients.
         """
         usable = sum(update.members for update in exchange.updates)
         if usable < self.quorum:

@@ -1,11 +1,11 @@
-"""The contract of an observer, which sees in every round what the server sees.
+"""The contract of an observer, which sees the same data as the server in every round.
 
-An observer is shown the model that the server sent and the updates as the server has decoded them.
-Where updates are summed securely, the server sees their mean alone, and so does the observer.
-Attacks on a server's knowledge are functions of what an observer recorded
+An observer gets the model that the server sent and the updates as the server has decoded them.
+Under secure aggregation, the server sees only the mean of the updates, and the observer gets only
+the mean. Attacks by a curious server are functions of the data that an observer recorded
 (`experiment.recorded_updates`).
 
-This complete observer remembers how far each client moved the model:
+This complete observer stores how far each client moved the model:
 
     >>> import torch
     >>> from fl_vitlora.state import l2_norm
@@ -37,14 +37,14 @@ from fl_vitlora.strategy import Update
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """What the server sees in one round.
+    """The data that the server sees in one round.
 
     Attributes:
         round: The number of the round, from 1.
-        model: The exchanged tensors that the round began with, as the server sent them. Clients of
-            a smaller rank were sent smaller matrices.
+        model: The exchanged tensors at the beginning of the round, as the server sent them. Clients
+            of a smaller rank got smaller matrices.
         updates: The usable updates, decoded and ordered by client, before the server adds noise.
-            Under secure aggregation this is one update, the mean of all (`strategy.SEVERAL`).
+            Under secure aggregation there is one update, the mean of all (`strategy.SEVERAL`).
     """
 
     round: int
@@ -53,16 +53,16 @@ class Sight:
 
 
 class Observer(Protocol):
-    """Receives what the server sees; see the module for an example."""
+    """Receives the data that the server sees; the docstring of the module has an example."""
 
     def observe(self, sight: Sight) -> None:
-        """Looks at one round.
+        """Receives the data of one round.
 
-        An observer must not change what it is shown. A run hands it copies, so that it may keep
-        them, and a mistake reaches neither the server nor another observer. A round that is
-        repeated after an interruption is shown again, and a round may have no usable update.
+        An observer must not change the data. It gets copies, so that it may keep them, and a
+        mistake of an observer harms neither the server nor another observer. If a round is repeated
+        after an interruption, this method is called again. A round may have no usable update.
 
         Args:
-            sight: What the server sees in this round.
+            sight: The data that the server sees in this round.
         """
         ...

@@ -1,17 +1,18 @@
-"""How long the server waits before it looks for replies again.
+"""Computes how long the server waits before it looks for replies again.
 
-A look takes time from workers on the same machine, and finds nothing while all of them train. The
-replies so far predict the last one: if clients with n images answered within t seconds, all N
-images take about t·N/n seconds. The server waits a part of the remaining time. So looks become more
-frequent towards the end of a round, when a late look delays the whole run.
+Each look takes CPU time from workers on the same machine, and finds no reply while all of them
+train. The replies so far predict the time of the last reply: if clients with n images answered
+within t seconds, all N images take about t·N/n seconds. The server waits for a share of the
+remaining time. Thus looks become more frequent towards the end of a round, when a late look delays
+the whole run.
 """
 
 from __future__ import annotations
 
-SHARE = 0.25  # the share of the predicted remaining time to wait
+SHARE = 0.25  # the server waits for this share of the predicted remaining time
 LEAST_SECONDS = 0.01  # the shortest wait
 MOST_SECONDS = 0.05  # the longest wait, except for slow looks
-LOOKS = 3  # a wait is at least as long as this many looks
+LOOKS = 3  # a wait takes at least as long as this number of looks
 
 
 def pause(elapsed: float, looked: float, *, last: float, answered: int, awaited: int) -> float:
@@ -20,13 +21,13 @@ def pause(elapsed: float, looked: float, *, last: float, answered: int, awaited:
     Args:
         elapsed: Seconds since the messages were sent.
         looked: Seconds that the last look took.
-        last: Seconds from sending until the last reply so far was found.
+        last: Seconds from sending until the most recent reply was found.
         answered: The number of images of all clients whose replies have arrived.
-        awaited: The number of images of the other clients.
+        awaited: The number of images of all clients whose replies are missing.
 
     Returns:
         The seconds until the next look. Before the first reply, the remaining time is assumed to
-        equal the time so far.
+        equal the time since sending.
 
     Example:
         >>> pause(0.6, 0.0, last=0.6, answered=300, awaited=600)

@@ -1,8 +1,8 @@
-"""The server's half of a fine-tuning method: tensors that rest by round, and manifolds.
+"""The server's half of a fine-tuning method: tensors frozen in some rounds, and manifolds.
 
-A strategy knows nothing of the method. The server loop adds two things to what a strategy says: the
-tensors that the method lets rest in a round, and a step that puts an aggregated model back onto the
-manifold that the method needs (for example orthogonal factors).
+A strategy does not know the fine-tuning method. Therefore the server loop does two things for the
+method: it adds the tensors that the method freezes in a round to the strategy's plan, and it moves
+the aggregated model back onto the manifold that the method needs (for example orthogonal factors).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fl_vitlora.finetuning.method import Method
 
 
 def check_method_fits(method: Method, aggregator: Aggregator) -> None:
-    """Refuses a method with resting tensors beside a strategy of Flower.
+    """Refuses a method that freezes tensors in some rounds together with a strategy of Flower.
 
     Args:
         method: The fine-tuning method of the run.
         aggregator: The aggregator of the strategy.
 
     Raises:
-        UserError: If the method lets tensors rest and the strategy is one of Flower's, which
-            averages every tensor in every round.
+        UserError: If the method freezes tensors in some rounds and the strategy is one of Flower's,
+            because Flower's strategies average every tensor in every round.
     """
     if method.has_rests and not isinstance(aggregator, OwnAggregator):
         raise UserError(
@@ -38,7 +38,7 @@ def check_method_fits(method: Method, aggregator: Aggregator) -> None:
 def with_rests(
     method: Method, server_round: int, instructions: Sequence[Instruction]
 ) -> list[Instruction]:
-    """Adds the tensors that a method lets rest to the plan of every instruction.
+    """Adds the tensors that a method freezes in a round to the plan of every instruction.
 
     Args:
         method: The fine-tuning method of the run.
@@ -46,7 +46,7 @@ def with_rests(
         instructions: The instructions of the strategy.
 
     Raises:
-        UserError: If the method names an ending that no exchanged tensor has.
+        UserError: If the method returns an ending that no exchanged tensor's name has.
     """
     resting = method.rests(server_round)
     if not resting:
@@ -60,14 +60,14 @@ def with_rests(
 
 
 def retracted(method: Method, model: GlobalModel) -> GlobalModel:
-    """Puts an aggregated model back onto the manifold of a method.
+    """Moves an aggregated model back onto the manifold of a method.
 
     Args:
         method: The fine-tuning method of the run.
         model: The model that the strategy returned.
 
     Raises:
-        UserError: If the method returns a tensor of another name or shape.
+        UserError: If the method returns a tensor with a name or shape that the model does not have.
     """
     if not method.retracts:
         return model
@@ -84,7 +84,7 @@ def retracted(method: Method, model: GlobalModel) -> GlobalModel:
 
 
 def joined(planned: tuple[str, ...], resting: tuple[str, ...]) -> tuple[str, ...]:
-    """Joins the endings of a plan with those of a method; each stands once.
+    """Joins the endings of a plan and the endings of a method, without duplicates.
 
     Example:
         >>> joined((".lora_A",), (".lora_A", ".gain"))

@@ -1,7 +1,7 @@
 """The only package of this project that uses Flower and Ray.
 
-By default, Flower and Ray send usage statistics to their makers. A privacy tool must not do that.
-So this module switches the statistics off, before Flower or Ray is imported.
+By default, Flower and Ray send usage statistics to their makers, which a privacy tool must not do.
+Therefore this module switches the statistics off before Flower or Ray is imported.
 """
 
 import os

@@ -1,10 +1,12 @@
-"""The contract of an aggregation strategy: both halves of the algorithm in one frozen value.
+"""The contract of an aggregation strategy: one frozen dataclass for the server and the clients.
 
-A strategy is a frozen, keyword-only dataclass whose fields are its hyper-parameters. It keeps no
-state of its own; what it must remember from round to round it takes and returns, on the server as
-`state`, at a client as `memory`. So it can be sent to workers, checkpointed, and run again.
+A strategy is a frozen, keyword-only dataclass whose fields are its hyper-parameters. An instance
+does not store anything between rounds. Its methods take and return the tensors that must be
+remembered: `state` on the server, `memory` at a client. So a strategy can be sent to workers, and a
+run can be stored in checkpoints and repeated.
 
-Only `aggregate`, the server's half, must be written. The whole of FedAvg (arXiv 1602.05629):
+Only the method `aggregate`, which runs on the server, must be written. This is a complete FedAvg
+(arXiv 1602.05629):
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True, kw_only=True)
@@ -12,7 +14,7 @@ Only `aggregate`, the server's half, must be written. The whole of FedAvg (arXiv
     ...     def aggregate(self, model, updates, state):
     ...         return averaged(model, updates), state
 
-Everything else is optional. A round calls, in this order:
+All other methods are optional. A round calls the methods in this order:
 
     before   objection(config, participants)                    why it cannot be run
     server   select(round, drawn, clients, state)               which clients take part
@@ -23,14 +25,16 @@ Everything else is optional. A round calls, in this order:
     server   metrics(model, updates, state)                     numbers for `rounds.jsonl`
     after    should_stop(round, result)                         True ends the run early
 
-Two methods receive more if they name it among their arguments (`strategy.extras`):
+Two methods may have further arguments, which they get only if they declare them
+(`strategy.extras`):
 
     plan(self, server_round, *, state, client)         the state; the client that the plan is for
     aggregate(self, model, updates, state, *, context)    the round and its failures
 
-`contract` has the class, `values` what it takes and returns, and `moving` the arithmetic that most
-strategies need. `strategies/README.md` teaches all of it on one page; `fl_vitlora.lowrank` has the
-algebra of low-rank pairs; `fl_vitlora.testing` checks a strategy.
+`contract` has the class `Strategy`, `values` has the dataclasses of its arguments and results, and
+`moving` has the arithmetic that most strategies need. `strategies/README.md` explains how to write
+a strategy on one page. `fl_vitlora.lowrank` has the algebra of low-rank pairs, and
+`fl_vitlora.testing` checks a strategy.
 """
 
 from fl_vitlora.strategy.contract import Strategy

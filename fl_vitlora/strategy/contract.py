@@ -1,4 +1,4 @@
-"""The class that every aggregation strategy derives from; the package's page has the overview."""
+"""The base class of every aggregation strategy; see `fl_vitlora.strategy` for an overview."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class Strategy(ABC):
     """An aggregation strategy; `fl_vitlora.strategy` has the rules and an example.
 
     Attributes:
-        low_rank: True if the strategy works on LoRA's pairs; a model without them is refused.
-        any_rank: Clients may have ranks of their own: each is sent the first rows of every A and
-            the first columns of every B, as many as its rank.
-        sums_suffice: All that the server needs of the updates is their mean weighted by samples.
-            Then they can be summed securely, or be made noisy, before the strategy sees them: it
-            is given one update, the mean.
+        low_rank: True if the strategy needs LoRA's pairs; a model without pairs is refused.
+        any_rank: True if clients may have different ranks. A client of rank r gets the first r rows
+            of every A and the first r columns of every B.
+        sums_suffice: True if the server needs only the mean of the updates, weighted by samples.
+            Then secure aggregation or noise is possible, and the strategy gets one update, the
+            mean.
         personal: Endings of the names of tensors that every client trains for itself, keeps from
-            round to round and never sends. Accuracy is then measured by the clients.
+            round to round and never sends. The accuracy is then measured by the clients.
         rebased: Endings of the names of tensors that the server writes in new coordinates in every
-            round, as factors of a product that it factors anew: what a codec withheld of them in
-            one round says nothing in the next, and is dropped.
-        adapter: The low-rank matrices of the method ``lora``: "lora" has B·A. "lora_xs", or
-            "sandwich" as it was called before, has B·R·A, where A and B are singular vectors of the
-            pre-trained weight; the plan says which of the three rest.
+            round, for example because it factors a product again. The part of such a tensor that a
+            codec did not send has no meaning in the next round, and is dropped.
+        adapter: The low-rank matrices of the method ``lora``. "lora" has B·A. "lora_xs" (formerly
+            "sandwich") has B·R·A, where A and B are singular vectors of the pre-trained weight; the
+            plan says which of the three matrices are frozen.
     """
 
     low_rank: ClassVar[bool] = False
@@ -46,14 +46,14 @@ class Strategy(ABC):
     adapter: ClassVar[Literal["lora", "lora_xs", "sandwich"]] = "lora"
 
     def objection(self, config: Config, participants: int) -> str:
-        """Says why an experiment cannot be run as this strategy means it, before it begins.
+        """Returns the reason why this strategy cannot run an experiment. It is called before a run.
 
         Args:
-            config: The experiment.
+            config: The configuration of the experiment.
             participants: The number of clients that take part in a round.
 
         Returns:
-            One line with what would do instead; empty, as by default, if nothing is against it.
+            One line with the reason and a remedy; empty (the default) if the strategy can run.
         """
         del config, participants
         return ""
@@ -70,48 +70,48 @@ class Strategy(ABC):
             state: The state that `aggregate` returned in the round before; empty at first.
 
         Returns:
-            As many different clients as were drawn; by default those.
+            As many different clients as in `drawn`; by default `drawn` itself.
         """
         del server_round, clients, state
         return drawn
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Says what clients do in a round.
+        """Returns the plan of a round, for example the tensors that clients do not train.
 
-        A strategy may add an argument ``state``, the state of the server before the round, or an
-        argument ``client``. With ``client`` it is asked once for each participant, and the plans
+        A strategy may add an argument ``state``, the server's state before the round, or ``client``
+        (or both). With ``client``, this method is called once for each participant, and the plans
         may differ in `ClientPlan.epochs` and `ClientPlan.rate`.
 
         Args:
             server_round: The number of the round, from 1.
 
         Returns:
-            By default: train and send everything, without a penalty.
+            The plan. By default, clients train and send all tensors, without a penalty.
         """
         del server_round
         return ClientPlan()
 
     def broadcast(self, state: State) -> State:
-        """Says what clients are sent beside the model.
+        """Returns further tensors that are sent to clients in addition to the model.
 
         Args:
             state: The state that `aggregate` returned in the round before; empty at first.
 
         Returns:
-            Nothing, as by default; or tensors of all the model's names and shapes.
+            Tensors with all names and shapes of the model; empty by default.
         """
         del state
         return {}
 
     def drift(self, broadcast: State, memory: State) -> State:
-        """At a client: what is added to its tensors after every step, times the learning rate.
+        """Returns, at a client, tensors that are added after every step, times the learning rate.
 
         Args:
-            broadcast: The tensors that the server sent beside the model.
+            broadcast: The tensors that the server sent in addition to the model.
             memory: The memory that `report` returned in the client's last round; empty at first.
 
         Returns:
-            Nothing, as by default; or tensors of some of the trained names.
+            Tensors to be added to trained tensors of the same names; empty by default.
         """
         del broadcast, memory
         return {}
@@ -119,14 +119,14 @@ class Strategy(ABC):
     def penalty(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns what a client adds to its loss in every step.
+        """Returns a term that a client adds to its loss in every step.
 
-        The value must be a sum over the entries of the tensors: several clients may be stacked,
-        with a first dimension of their own, and then the value is the sum over these clients.
+        The term must be a sum over the numbers in the tensors. Several clients may be stacked along
+        a further first dimension of the tensors; then the term is the sum over these clients.
 
         Args:
             parameters: The tensors that the client trains in this round.
-            anchor: Their values when the client's training began.
+            anchor: The same tensors before the client's training in this round.
 
         Returns:
             A scalar; by default 0.
@@ -135,16 +135,16 @@ class Strategy(ABC):
         return 0.0
 
     def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
-        """At a client, after training: what it sends beside its delta, and what it remembers.
+        """Returns, at a client after training, a report to the server and the client's new memory.
 
         Args:
             work: The result of the client's training.
-            broadcast: The tensors that the server sent beside the model.
+            broadcast: The tensors that the server sent in addition to the model.
             memory: The memory of this client before the round; empty at first.
 
         Returns:
-            Nothing or tensors of all of the delta's names and shapes; and the new memory, which
-            stays in the client's Flower context.
+            First the report: tensors with all names and shapes of the delta, or an empty state.
+            Second the new memory, which stays in the client's Flower context.
         """
         del work, broadcast
         return {}, memory
@@ -155,49 +155,50 @@ class Strategy(ABC):
     ) -> tuple[State, State]:
         """Combines the updates of a round into a new global model.
 
-        A strategy may add an argument ``context``, a `RoundContext`: the number of the round, and
-        the clients that failed.
+        A strategy may add an argument ``context``, a `RoundContext` with the number of the round,
+        the participants and the clients that failed.
 
         Args:
-            model: The global tensors that the round began with.
+            model: The global tensors at the beginning of the round.
             updates: At least one update, ordered by client; the deltas lack the frozen tensors.
-            state: The state that this strategy returned in the round before; empty at first.
+            state: The state that this method returned in the round before; empty at first.
 
         Returns:
-            The new global tensors, all of ``model``'s names, and the new state. Beside them may
-            stand ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R) for a low-rank pair
-            ``PATH.lora_A`` and ``PATH.lora_B``: then everybody adds s·merged_B·merged_A to the
-            frozen weight that the pair stands on, s = α / r. They are sent to each client once.
+            The new global tensors, with all names of ``model``, and the new state. The tensors may
+            also include ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R) for a low-rank pair
+            ``PATH.lora_A`` and ``PATH.lora_B``. Then server and clients add s·merged_B·merged_A,
+            s = α / r, to the frozen weight of this pair. Merged tensors are sent once to a client.
         """
 
     def metrics(
         self, model: State, updates: Sequence[Update], state: State
     ) -> Mapping[str, Metric]:
-        """Computes numbers of a round that are written to `rounds.jsonl`, in `strategy_metrics`.
+        """Computes numbers of a round, which are written to `rounds.jsonl` as `strategy_metrics`.
 
         Args:
             model: The global tensors that `aggregate` returned, without merged pairs.
-            updates: The updates that `aggregate` was given.
+            updates: The updates that `aggregate` got.
             state: The state that `aggregate` returned.
 
         Returns:
-            By default nothing; or by name one number, or one for each client by its number. A
-            number that is not finite is written as null.
+            For each name, one number, or a mapping from the numbers of clients to numbers; empty by
+            default. A number that is not finite is written as null.
         """
         del model, updates, state
         return {}
 
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
-        """Says if the run ends with this round, before all of its rounds are run.
+        """Returns True if the run ends after this round, before all planned rounds are run.
 
-        It is called after every round but the last. A resumed run may call it for a round again.
+        This method is called after every round but the last. After a run was resumed, it may be
+        called a second time for the same round.
 
         Args:
             server_round: The number of the round, from 1.
             result: The result of the round.
 
         Returns:
-            True if no further round is to begin; by default False.
+            True if no further round may begin; by default False.
         """
         del server_round, result
         return False

@@ -1,8 +1,9 @@
-"""Optional arguments: a strategy's method receives more if it names it among its arguments.
+"""Optional arguments: a strategy's method gets them only if it declares them.
 
-A method of the contract has arguments that every strategy takes. Some strategies need to know more:
-the round in `aggregate`, the state in `plan`. They name it, and the caller hands it over; others
-are called as ever.
+Every strategy's method must have the arguments in the contract. Some strategies need more data: for
+example, the number of the round in `aggregate`, or the state in `plan`. The method of such a
+strategy declares a further argument of a known name, and the caller passes the value. All other
+methods are called without it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ OFFERED = {"plan": ("state", "client"), "aggregate": ("context",)}
 
 
 def wants(method: Callable[..., object], argument: str) -> bool:
-    """Returns True if a method names an argument; ``**arguments`` does not count.
+    """Returns True if a method declares an argument of this name; ``**arguments`` does not count.
 
     Example:
         >>> wants(lambda server_round, *, state: None, "state"), wants(lambda **rest: None, "state")
@@ -32,12 +33,12 @@ def wants(method: Callable[..., object], argument: str) -> bool:
 
 
 def call(method: Callable[..., Returned], *given: object, **offered: Any) -> Returned:
-    """Calls a method with what every strategy takes, and with what this one names beside it.
+    """Calls a method with the required arguments, and the optional arguments that it declares.
 
     Args:
         method: A method of a strategy.
-        given: The arguments that every strategy takes.
-        offered: The optional arguments, by name.
+        given: The arguments that this method has in every strategy.
+        offered: The values of all optional arguments, by name.
 
     Example:
         >>> call(lambda server_round, *, state: (server_round, state), 3, state="S", client=7)

@@ -1,4 +1,4 @@
-"""The arithmetic that most strategies need: shares of images, and a model moved by a mean."""
+"""The arithmetic that most strategies need: shares of images, and adding a mean to a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fl_vitlora.strategy.values import Update
 
 
 def shares(updates: Sequence[Update]) -> list[float]:
-    """Returns pₖ = nₖ / Σn.
+    """Returns the share of each update in all images, pₖ = nₖ / Σn.
 
     Example:
         >>> shares([Update(client=k, samples=n, loss=0.0, delta={}) for k, n in ((0, 3), (1, 1))])
@@ -20,12 +20,14 @@ def shares(updates: Sequence[Update]) -> list[float]:
 
 
 def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> State:
-    """Moves a model by the mean delta, weighted by samples; what no client trained stays.
+    """Adds the mean delta, weighted by samples, to a model.
+
+    Tensors that no client trained do not change.
 
     Args:
-        model: The global tensors that the round began with.
+        model: The global tensors at the beginning of the round.
         updates: At least one update; all have the same tensors.
-        rate: Factor on the mean.
+        rate: The factor by which the mean is multiplied.
 
     Returns:
         A new model.
@@ -40,13 +42,13 @@ def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> Stat
 
 
 def moved(model: State, step: State) -> State:
-    """Adds a step to a model; what the step leaves out stays.
+    """Adds a step to a model. Tensors that the step does not contain do not change.
 
     Args:
-        model: The global tensors that the round began with.
-        step: Some of them, in any type.
+        model: The global tensors at the beginning of the round.
+        step: The changes of some tensors, by name, of any data type.
 
     Returns:
-        A new model, in the old one's types.
+        A new model, with the data types of the old model.
     """
     return {n: w + step[n].to(w.dtype) if n in step else w.clone() for n, w in model.items()}

@@ -1,4 +1,4 @@
-"""The values of a round: the plan, the update of a client, and the result."""
+"""The dataclasses of a round: the plan, the work and update of a client, and the result."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 
 from fl_vitlora.state import State
 
-SEVERAL = -1  # the client of an update that is the mean of several
+SEVERAL = -1  # `Update.client` if the update is the mean of several clients
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one client sent back.
+    """The update of one client, or the mean of several updates.
 
     Attributes:
-        client: Number of its shard; -1 for the mean of several (`members`).
-        samples: The number of images that the client trained on.
-        loss: Its mean training loss.
-        delta: Its tensors after training minus those it had received, in the model's shapes: a
-            client of a smaller rank has zeros beyond it.
-        steps: Optimiser steps that it took.
-        rank: The rank of the client's low-rank matrices, if clients differ in that.
+        client: The number of the client; -1 for the mean of several clients (`members`).
+        samples: The number of images on which the client trained.
+        loss: The mean training loss.
+        delta: The client's tensors after training minus before, in the shapes of the model. If the
+            client has a smaller rank, rows and columns beyond this rank are zero.
+        steps: The number of optimiser steps.
+        rank: The rank of the client's low-rank matrices; None if all clients have the same rank.
         report: The tensors that `Strategy.report` returned at the client.
-        members: The number of clients in the mean; more than one where the server sees only sums.
-        population: The number of all clients, in this round or not.
+        members: The number of clients in the mean; above 1 only if the server sees only sums.
+        population: The number of all clients of the run.
     """
 
     client: int
@@ -40,20 +40,20 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPlan:
-    """What clients do in a round, as far as it can be said without code.
+    """The instructions to clients for a round that need no code of the strategy.
 
     The plan of a round is the same for every participant, except for `epochs` and `rate`.
 
     Attributes:
         frozen: Endings of the names of tensors that clients neither train nor send in this round,
-            for example ``(".lora_A",)``. Clients remember them: they are sent down again only when
-            they have changed, and their initial values never.
-        restarted: Endings of tensors that are at their initial values again in every round, so
-            that they are never sent down; `aggregate` must return them as it was given them.
-        proximal_mu: Weight μ of the penalty μ/2 · ‖w - w_global‖². This is the older way;
+            for example ``(".lora_A",)``. Clients remember these tensors: the server sends them
+            again only after they have changed, and never sends their initial values.
+        restarted: Endings of the names of tensors that start every round at their initial values,
+            so that the server never sends them. `aggregate` must return them unchanged.
+        proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖². This is the older way;
             `Strategy.penalty` can express any penalty.
-        epochs: Passes over the shard in this round; None for the number of the run.
-        rate: Factor on the learning rate of the round, positive.
+        epochs: The number of passes over the shard in this round; None for the setting of the run.
+        rate: A positive factor by which the learning rate of the round is multiplied.
     """
 
     frozen: tuple[str, ...] = ()
@@ -65,11 +65,11 @@ class ClientPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalWork:
-    """What a client's training came to in a round.
+    """The result of a client's training in a round.
 
     Attributes:
-        delta: Its tensors after training minus those before, without the frozen ones.
-        steps: Optimiser steps that it took.
+        delta: The client's tensors after training minus before, without the frozen tensors.
+        steps: The number of optimiser steps.
         rate: The learning rate η of this client in the round.
     """
 
@@ -80,12 +80,12 @@ class LocalWork:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundContext:
-    """The circumstances of a round, for an `aggregate` that names its argument ``context``.
+    """Further data of a round, for an `aggregate` that declares the argument ``context``.
 
     Attributes:
         round: The number of the round, from 1.
         participants: The numbers of the clients that were asked for an update, sorted.
-        failures: The reason in one line for each client that sent no usable update.
+        failures: For each client that sent no usable update, the reason in one line.
     """
 
     round: int
@@ -95,7 +95,7 @@ class RoundContext:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """The result of a round, once its model is measured.
+    """The result of a round, after its model was evaluated.
 
     Attributes:
         accuracy: The accuracy of the round's model on the test images, in [0, 1].

@@ -1,8 +1,8 @@
-"""Codecs: each is a pair of pure functions that write a vector of float32 in fewer bytes.
+"""Codecs: each is a pair of pure functions that encode and decode a vector of float32 numbers.
 
-Quantisers write every scalar: float32, float16 and bfloat16; int8, int4, int3 and int2, which are
-whole multiples of a step; ecsq, nf4, qsgd and sign. Transforms drop much of a vector and pass the
-rest to another codec: topk, lowrank.
+Quantisers write every scalar in fewer bits: float16 and bfloat16; int8, int4, int3 and int2, which
+are whole multiples of a step; ecsq, nf4, qsgd and sign. float32 writes every scalar unchanged.
+Transforms drop a large part of a vector and pass the rest to another codec: topk, lowrank.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def parse(spec: str) -> Codec:
         spec: A specification, for example ``"int4(128)"`` or ``"topk(0.05)+int4"``.
 
     Returns:
-        The codec; its text is its shortest specification.
+        The codec; `str(codec)` is its shortest specification.
 
     Raises:
-        UserError: When the text is not a valid specification.
+        UserError: If the text is not a valid specification.
 
     Example:
         >>> str(parse("int8(block=64, rounding=nearest)"))

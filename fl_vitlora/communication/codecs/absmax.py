@@ -1,7 +1,7 @@
-"""int8, int4, int3, int2: whole multiples of a step set by the largest scalar of each block.
+"""int8, int4, int3, int2: whole multiples of a step. The largest scalar of a block sets the step.
 
 With b bits there are L = 2^(b-1) - 1 levels on each side of zero. The scale of a block is its
-largest magnitude, rounded up to a bfloat16 so that nothing is clipped. int2 is ternary.
+largest magnitude, rounded up to a bfloat16 so that no scalar is clipped. int2 is ternary.
 
 Sources: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861 (blocks);
 Wen et al., "TernGrad", arXiv 1705.07878 (stochastic and ternary, scaled by the largest).
@@ -38,10 +38,11 @@ class Absmax(Quantiser):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if rounding is to nearest, or the largest scalar outweighs all errors.
+        """Returns True if rounding is to nearest, or if blocks are short enough: b < 4·L².
 
         With stochastic rounding, the root mean square error of a scalar is at most half a step,
-        M / 2L. The largest scalar of a block, M, has no error.
+        M / 2L, where M is the largest magnitude of the block; the largest scalar has no error. So
+        the squared error of a block of b scalars is below b·M² / 4L², which is less than M² ≤ ‖x‖².
         """
         return self.rounding == "nearest" or self.block < 4 * self.levels**2
 
@@ -51,7 +52,7 @@ class Absmax(Quantiser):
         return 2 * self.levels + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Rounds each scalar to a level of the largest magnitude of its block."""
+        """Rounds each scalar to a level; the outermost level is the block's largest magnitude."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(np.abs(blocks).max(axis=1))
         chance = draw if self.rounding == "stochastic" else None
@@ -99,10 +100,11 @@ class Int3(Absmax):
 
 @dataclass(frozen=True, kw_only=True)
 class Int2(Absmax):
-    """A quantiser with three levels and longer blocks, since short ones cost more than they save.
+    """A quantiser with three levels, and with longer blocks, because each block needs a scale.
 
-    With stochastic rounding, as in TernGrad, most scalars change by more than their own magnitude.
-    That is right in the mean, but does not suit error feedback. The same is true of three bits.
+    The default is rounding to nearest. With stochastic rounding, as in TernGrad, most scalars
+    change by more than their own magnitude. Such errors are zero in the mean, but they can grow
+    under error feedback. The same applies to int3.
     """
 
     block: int = field(default=128, metadata=BLOCK)

@@ -15,7 +15,7 @@ DECIMAL = re.compile(r"[0-9]{0,3}\.?[0-9]{1,20}(e-[0-9]{1,3})?")
 
 
 class Argument(Protocol):
-    """A kind of argument; its text describes the expected values."""
+    """A kind of argument; `str(argument)` describes the allowed values."""
 
     def read(self, text: str) -> object:
         """Reads a value, or raises `ValueError` if the text is not a value of this kind."""
@@ -41,7 +41,7 @@ class Whole:
     high: int
 
     def read(self, text: str) -> int:
-        """Reads decimal digits."""
+        """Reads a whole number written in decimal digits."""
         if not WHOLE.fullmatch(text):
             raise ValueError("not a whole number")
         return int(text)

@@ -17,13 +17,13 @@ SIGN = np.uint32(0x8000)
 
 
 def nearest(values: Floats) -> Halves:
-    """Rounds to the nearest bfloat16, ties to the even one, and never to infinity.
+    """Rounds to the nearest bfloat16, ties to the even number, and never to infinity.
 
     Args:
         values: Finite numbers.
 
     Returns:
-        The upper halves, in the shape of ``values``.
+        The upper halves of the rounded float32 numbers, in the shape of ``values``.
 
     Example:
         >>> widened(nearest(np.float32([1.0, 1.01, -3.4e38]))).tolist()
@@ -35,13 +35,13 @@ def nearest(values: Floats) -> Halves:
 
 
 def upward(values: Floats) -> Halves:
-    """Rounds up to the next bfloat16 that is not smaller, but at most to the largest one.
+    """Rounds up to the next bfloat16 that is not smaller, but never to infinity.
 
     Args:
         values: Finite numbers that are not negative.
 
     Returns:
-        The upper halves, in the shape of ``values``.
+        The upper halves of the rounded float32 numbers, in the shape of ``values``.
 
     Example:
         >>> widened(upward(np.float32([0.0, 1.0, 1.001]))).tolist()
@@ -52,7 +52,7 @@ def upward(values: Floats) -> Halves:
 
 
 def widened(halves: Halves) -> Floats:
-    """Returns the float32 of the same value.
+    """Converts bfloat16 numbers to float32, without any change of their values.
 
     Args:
         halves: The upper halves of float32 numbers.
@@ -64,7 +64,7 @@ def widened(halves: Halves) -> Floats:
 
 
 def _finite(halves: NDArray[np.uint32]) -> Halves:
-    """Moves infinities to the largest finite number of their sign."""
+    """Replaces infinities by the largest finite number of the same sign."""
     magnitude = np.minimum(halves & ~SIGN, LARGEST)
     finite: Halves = (magnitude | (halves & SIGN)).astype(np.uint16)
     return finite

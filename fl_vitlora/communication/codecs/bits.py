@@ -1,4 +1,4 @@
-"""Packs small numbers; each takes as many bits as the largest possible number needs."""
+"""Packs small numbers: each gets the number of bits that the largest possible number needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def width(size: int) -> int:
 
 
 def packed_bytes(n: int, bits: int) -> int:
-    """Counts the bytes of n numbers of `bits` bits each, rounded up."""
+    """Returns the number of bytes for n numbers of `bits` bits each, rounded up."""
     return -(-n * bits // 8)
 
 
@@ -52,7 +52,7 @@ def unpack(data: bytes, n: int, bits: int) -> Symbols:
         The numbers (n,).
 
     Raises:
-        ValueError: When the last byte is not filled up with zeros.
+        ValueError: If the last byte is not filled up with zeros.
 
     Example:
         >>> unpack(bytes.fromhex("1230"), 3, 4).tolist()

@@ -1,8 +1,8 @@
-"""Blocks of scalars with one scale per block, since neighbours have similar magnitudes.
+"""Blocks of scalars with one scale per block, as neighbouring scalars have similar magnitudes.
 
 Scales are bfloat16. The upper bytes of all scales are written first, then the lower bytes; both are
-entropy-coded. The upper byte is mostly exponent, which is similar in all blocks. So a scale costs
-10 to 12 bits instead of 16.
+entropy-coded. The upper byte contains most of the exponent, which is similar in all blocks.
+Therefore a scale costs 10 to 12 bits instead of 16.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def in_blocks(values: Floats, block: int) -> Floats:
 
     Args:
         values: The vector (n,), n > 0.
-        block: The number of scalars of a block; numbers above n count as n.
+        block: The number of scalars of a block; if it is above n, blocks have n scalars.
 
     Returns:
         The blocks (m, block), a copy.
@@ -39,7 +39,7 @@ def in_blocks(values: Floats, block: int) -> Floats:
 
 
 def blocks_of(n: int, block: int) -> int:
-    """Counts the blocks m of n scalars."""
+    """Returns the number m of blocks into which n scalars are cut."""
     return -(-n // block)
 
 
@@ -95,14 +95,15 @@ def read_scales(reader: ByteReader, count: int) -> Halves:
     """Reads the scales that `write_scales` wrote.
 
     Args:
-        reader: The reader, at the first byte of the scales; it moves behind their last byte.
+        reader: The reader, at the first byte of the scales. Afterwards it is behind the last byte
+            of the scales.
         count: The number m of blocks.
 
     Returns:
         The scales (m,) as bfloat16, finite and not negative.
 
     Raises:
-        ValueError: When the bytes are not such scales.
+        ValueError: If `write_scales` cannot have written these bytes.
     """
     upper = read_symbols(reader, count, 128).astype(np.uint16)
     lower = read_symbols(reader, count, 256)

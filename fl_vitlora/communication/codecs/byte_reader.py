@@ -1,4 +1,4 @@
-"""A reader that refuses too few or too many bytes, and whole numbers of variable length."""
+"""A reader that refuses buffers with too few or too many bytes, and a code for whole numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ MOST_GROUPS = 9  # groups of 7 bits, for numbers below 2⁶³
 
 
 def varint(number: int) -> bytes:
-    r"""Writes a whole number in groups of 7 bits, lowest first; the top bit marks that more follow.
+    r"""Writes a whole number in groups of 7 bits, lowest first. A top bit of 1 means more follow.
 
     Args:
         number: A whole number from 0 to 2⁶³ - 1.
@@ -48,7 +48,7 @@ class ByteReader:
             The bytes.
 
         Raises:
-            ValueError: When fewer bytes are left.
+            ValueError: If fewer bytes are left.
         """
         left = len(self._data) - self._at
         if count > left:
@@ -63,7 +63,7 @@ class ByteReader:
             The number.
 
         Raises:
-            ValueError: When the number is cut off, too large, or longer than necessary.
+            ValueError: If the number is cut off, too large, or has more bytes than necessary.
         """
         number = 0
         for place in range(MOST_GROUPS):
@@ -83,7 +83,7 @@ class ByteReader:
         """Checks that all bytes were read.
 
         Raises:
-            ValueError: When bytes are left.
+            ValueError: If bytes are left.
         """
         if left := len(self._data) - self._at:
             raise ValueError(f"{left} bytes more than expected")

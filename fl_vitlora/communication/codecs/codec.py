@@ -1,11 +1,12 @@
-"""The contract of codecs: they turn vectors of float32 into bytes and back, usually with a loss.
+"""The contract of codecs, which convert vectors of float32 to bytes and back, usually with a loss.
 
-A codec is a value: its class is the kind of coding, and its fields set how fine the coding is.
-`encode` and `decode` are pure. All random numbers come from the given generator, so the same state
-of the generator gives the same bytes. The caller handles the loss (error feedback keeps it for the
-next round).
+The class of a codec is the kind of coding, and the fields of a codec set how fine the coding is.
+`encode` and `decode` are pure functions. All random numbers come from the given generator, so the
+same state of the generator gives the same bytes. The codec does not handle the loss: with error
+feedback, the caller adds the loss to the vector of the next round.
 
-n scalars: those of all tensors of a group, one tensor after the other in the order of their shapes.
+n is the number of scalars of all tensors in a group. The vector holds one tensor after the other,
+in the order of `shapes`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 def scalars(shapes: Shapes) -> int:
-    """Counts the scalars n of all tensors.
+    """Returns the number n of scalars of all tensors.
 
     Example:
         >>> scalars(((2, 3), (4,)))
@@ -38,7 +39,7 @@ def scalars(shapes: Shapes) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Codec(ABC):
-    """A way to write a vector; its text is a specification that `codecs.parse` reads.
+    """A way to write a vector. `codecs.parse` reads the text `str(codec)`, its specification.
 
     Attributes:
         name: The name of the codec in specifications.
@@ -52,9 +53,9 @@ class Codec(ABC):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if errors stay bounded under feedback: E‖x - Q(x)‖² < ‖x‖² for every x.
+        """Returns True if the coding error is smaller than x: E‖x - Q(x)‖² < ‖x‖² for every x.
 
-        If this does not hold, the error that is kept for later may grow in every round.
+        With error feedback, the error of other codecs may grow in every round.
         """
         return True
 
@@ -72,10 +73,10 @@ class Codec(ABC):
             draw: The source of random numbers.
 
         Returns:
-            The bytes; there are none for an empty vector.
+            The bytes; an empty vector gives no bytes.
 
         Raises:
-            ValueError: When a value is not finite, or the shapes do not fit the vector.
+            ValueError: If a scalar is not finite, or the shapes do not fit the vector.
         """
         self.check(values, shapes)
         return self.write(values, shapes, draw) if len(values) else b""
@@ -94,7 +95,7 @@ class Codec(ABC):
             The bytes, and the decoded vector (n,).
 
         Raises:
-            ValueError: When a value is not finite, or the shapes do not fit the vector.
+            ValueError: If a scalar is not finite, or the shapes do not fit the vector.
         """
         data = self.encode(values, shapes, draw)
         return data, self.decode(data, shapes)
@@ -104,7 +105,7 @@ class Codec(ABC):
         """Checks that a vector can be written.
 
         Raises:
-            ValueError: When a value is not finite, or the shapes do not fit the vector.
+            ValueError: If a scalar is not finite, or the shapes do not fit the vector.
         """
         if values.shape != (scalars(shapes),):
             raise ValueError(f"{scalars(shapes)} scalars expected, got shape {values.shape}")
@@ -122,7 +123,7 @@ class Codec(ABC):
             The vector (n,) of finite scalars.
 
         Raises:
-            ValueError: When the bytes have another format, are cut off or too many, or belong to
+            ValueError: If the bytes have another format, are cut off or too many, or belong to
                 other tensors.
         """
         reader = ByteReader(data)
@@ -146,7 +147,7 @@ class Codec(ABC):
 
     @classmethod
     def arguments(cls) -> dict[str, Argument]:
-        """Lists the arguments of the codec, in the order of a specification."""
+        """Returns the arguments of the codec by name, in the order of a specification."""
         return {
             field.name: cast("Argument", field.metadata["argument"])
             for field in fields(cls)
@@ -155,7 +156,7 @@ class Codec(ABC):
 
     @classmethod
     def required(cls) -> list[str]:
-        """Lists the arguments that have no default."""
+        """Returns the names of the arguments that have no default."""
         defaults = {field.name: field.default for field in fields(cls)}
         return [key for key in cls.arguments() if defaults[key] is MISSING]
 

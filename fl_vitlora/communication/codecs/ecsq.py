@@ -1,11 +1,12 @@
-"""Entropy-coded scalar quantisation (ecsq): multiples of a share of a block's root mean square.
+"""Entropy-coded scalar quantisation (ecsq) with a step relative to a block's root mean square.
 
     q = round(x / Δ)  within ±7,  Δ = step · rms        Q(x) = sign(q) · (|q| - δ) · Δ
 
-The step depends on the typical scalar, not on the largest, so long blocks lose little. More of the
-scalars rounded to a level lie below it than above. The shortfall δ is the distance of their mean
-from the level; there is one δ for the first level and one for all levels beyond it. Scalars beyond
-the last level are clipped; error feedback sends the rest later.
+The step depends on the typical scalar of a block, not on the largest, so long blocks lose little.
+Of the scalars that are rounded to one level, more are below the level than above. The shortfall δ
+is the distance of their mean from the level. There is one δ for the first level and one for the
+levels between the first and the last. Scalars beyond the last level are clipped; error feedback
+sends the rest later.
 
 Sources: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Trans. Inf. Theory 14 (1968), for
 equal steps with entropy coding; Lloyd, "Least Squares Quantization in PCM", IEEE Trans. Inf. Theory
@@ -27,7 +28,7 @@ from fl_vitlora.communication.codecs.codec import Floats
 from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 LEVELS = 7  # levels on each side of zero
-FINE = 510  # a byte counts a shortfall in 1/510 of a step, up to half a step
+FINE = 510  # a shortfall is written as one byte, in units of 1/510 of a step: at most half a step
 FIRST, BEYOND = slice(1, 2), slice(2, LEVELS)  # the levels that share a shortfall
 
 
@@ -57,8 +58,8 @@ class EntropyCoded(Quantiser):
     """A quantiser with equal steps and entropy coding.
 
     Attributes:
-        step: The step as a multiple of the root mean square. It is below 2, with room for rounding,
-            so that every block has a scalar that does not round to zero.
+        step: The step as a multiple of the root mean square. It is below 2 by a margin for rounding
+            errors, so that every block has a scalar that does not round to zero.
         block: The number of scalars that share a root mean square.
 
     Example:
@@ -75,7 +76,7 @@ class EntropyCoded(Quantiser):
 
     @property
     def symbols(self) -> int:
-        """Counts the levels, including zero."""
+        """Returns the number of levels, including zero."""
         return 2 * LEVELS + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
@@ -89,7 +90,7 @@ class EntropyCoded(Quantiser):
         return Quantised(scales=scales, symbols=symbols, more=more)
 
     def restore(self, quantised: Quantised) -> Floats:
-        """Returns the values of the levels."""
+        """Returns the scalars that the symbols stand for."""
         first, beyond = np.frombuffer(quantised.more, np.uint8).astype(np.float32) / FINE
         short = np.full(LEVELS + 1, beyond, np.float32)
         short[:2] = 0, first
@@ -102,17 +103,17 @@ class EntropyCoded(Quantiser):
 
 
 def shortfall(values: Floats, symbols: Symbols, scales: Floats, block: int) -> bytes:
-    """Computes the mean distance, in steps, of the scalars below their level.
+    """Computes how far, on average, scalars are below the level to which they are rounded.
 
     Args:
         values: The vector (n,).
         symbols: The level of each scalar plus 7, (n,).
-        scales: The values (m,) of the largest level of each block.
+        scales: The magnitude of the last level of each block (m,).
         block: The number of scalars that share a scale.
 
     Returns:
-        Two bytes, in 1/510 of a step: the shortfall of the first level, and that of the levels
-        between the first and the last.
+        Two bytes, in units of 1/510 of a step: the shortfall of the first level, and the shortfall
+        of the levels between the first and the last.
     """
     sizes = np.abs(symbols.astype(np.int8) - np.int8(LEVELS))
     units = np.where(scales > 0, scales, np.float32(1)) / np.float32(LEVELS)

@@ -1,14 +1,15 @@
-"""Entropy coding: symbols of unequal frequency take fewer bits than with equal lengths.
+"""Entropy coding: frequent symbols are written with fewer bits than rare symbols.
 
 The first byte tells how the symbols are written: packed with equal lengths, or range-coded behind a
 table of the symbols' frequencies (Martin 1979, with the package `constriction`, arXiv 2201.01741).
-The shorter form is used, so coding costs at most one byte. A table has a byte for each possible
-symbol, with 4 bits of exponent and 4 bits of fraction,
+The shorter form is used, so the result has at most one byte more than packed symbols. A table has a
+byte for each possible symbol, with 4 bits of exponent and 4 bits of fraction,
 
     weight(byte) = (16 + fraction) · 2^exponent        0 for a symbol that never occurs
 
-and both ends compute the same model from it. The reader checks that the words end with the symbols,
-and that the table fits the decoded symbols. So other bytes are hardly ever accepted.
+and sender and receiver compute the same probabilities from the table. The receiver checks that no
+words are left after the last symbol, and that the table fits the decoded symbols. So corrupted
+bytes are hardly ever accepted.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
     """Reads the symbols that `write_symbols` wrote.
 
     Args:
-        reader: The reader, at the first byte of the symbols; it moves behind their last byte.
+        reader: The reader, at the first byte of the symbols. Afterwards it is behind the last byte
+            of the symbols.
         n: The number of symbols, above 0.
         size: The size of the alphabet.
 
@@ -57,7 +59,7 @@ def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
         The symbols (n,), each below ``size``.
 
     Raises:
-        ValueError: When the bytes are not such symbols.
+        ValueError: If `write_symbols` cannot have written these bytes.
     """
     mode = reader.take(1)
     if mode == PLAIN:
@@ -71,7 +73,7 @@ def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
 
 
 def _code(symbols: Symbols, size: int) -> bytes:
-    """Writes the table, the number of words, and the words."""
+    """Range-codes symbols: writes the table, the number of 4-byte words, and the words."""
     table = _table(np.bincount(symbols, minlength=size))
     words = _words(symbols, table).astype(WORD, copy=False).tobytes()
     return table + varint(len(words) // WORD.itemsize) + words
@@ -88,9 +90,9 @@ def _uncode(reader: ByteReader, n: int, size: int) -> Symbols:
 
 
 def _table(counts: NDArray[np.intp]) -> bytes:
-    """Writes a weight for every count, relative to the largest count and rounded down.
+    """Returns the table: for every symbol, its frequency relative to the most frequent symbol.
 
-    A symbol that occurs gets at least byte 1.
+    The weights are rounded down, but the byte of a symbol that occurs is at least 1.
     """
     weights = counts.astype(np.int64) * HEAVIEST // max(1, int(counts.max()))
     exponents = np.maximum(np.frexp(weights)[1] - 5, 0)
@@ -99,7 +101,7 @@ def _table(counts: NDArray[np.intp]) -> bytes:
 
 
 def _model(table: bytes) -> constriction.stream.model.Categorical:
-    """Builds the model of a table; its weights are whole numbers, so their sums are exact."""
+    """Builds the coder's model from a table. The weights are whole numbers with exact sums."""
     entries = np.frombuffer(table, np.uint8).astype(np.int64)
     weights = np.where(entries, (16 + (entries & 15)) << (entries >> 4), 0)
     return constriction.stream.model.Categorical(weights.astype(np.float64), perfect=False)
@@ -113,13 +115,13 @@ def _words(symbols: Symbols, table: bytes) -> NDArray[np.uint32]:
 
 
 def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
-    """Decodes words; a failing coder raises exceptions of several types."""
+    """Decodes words. Since a failing coder raises many types of exceptions, all are caught."""
     try:
         coder = constriction.stream.queue.RangeDecoder(words)
         symbols = np.asarray(coder.decode(_model(table), n)).astype(np.uint8)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # a panic of the compiled coder is not an Exception
+    except BaseException:  # an error in the compiled coder is not a subclass of Exception
         raise ValueError("its words are not those of a range coder") from None
     if not coder.maybe_exhausted():
         raise ValueError("its words continue after the last symbol")

@@ -1,7 +1,7 @@
 """Plain floats: every scalar in 4 bytes (without loss) or in 2 bytes, little endian.
 
-float16 has 11 significant bits and a range of ±65504; larger values are clipped to it. bfloat16 has
-8 significant bits and the range of float32.
+float16 has 11 significant bits and a range of ±65504; larger numbers are clipped to this range.
+bfloat16 has 8 significant bits and the range of float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_FLOAT16 = np.float32(65504)
 
 @dataclass(frozen=True, kw_only=True)
 class Float32(Codec):
-    """The unchanged scalars, with every bit.
+    """A codec that writes every scalar unchanged, without loss.
 
     Example:
         >>> codec, values = Float32(), np.float32([1.5, -2.0])
@@ -38,22 +38,22 @@ class Float32(Codec):
     def send(
         self, values: Floats, shapes: Shapes, draw: np.random.Generator
     ) -> tuple[bytes, Floats]:
-        """Writes a vector; the decoded vector is the same."""
+        """Writes a vector, and returns the bytes and the vector, which does not change."""
         return self.encode(values, shapes, draw), values
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes 4 bytes a scalar."""
+        """Writes 4 bytes for each scalar."""
         return values.astype(FLOAT32, copy=False).tobytes()
 
     def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
-        """Reads 4 bytes a scalar."""
+        """Reads 4 bytes for each scalar."""
         data = reader.take(scalars(shapes) * FLOAT32.itemsize)
         return np.frombuffer(data, FLOAT32).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Float16(Codec):
-    """The nearest float16 to each scalar, clipped to its range."""
+    """A codec that writes the nearest float16 of each scalar, clipped to ±65504."""
 
     name: ClassVar[str] = "float16"
     example: ClassVar[str] = "float16"
@@ -71,7 +71,7 @@ class Float16(Codec):
 
 @dataclass(frozen=True, kw_only=True)
 class BFloat16(Codec):
-    """The nearest bfloat16 to each scalar."""
+    """A codec that writes the nearest bfloat16 of each scalar."""
 
     name: ClassVar[str] = "bfloat16"
     example: ClassVar[str] = "bfloat16"

@@ -1,7 +1,7 @@
-"""Evenly spaced levels on both sides of zero: -L … 0 … L, as multiples of a block's scale / L.
+"""Evenly spaced levels on both sides of zero: -L … 0 … L, in units of a block's scale / L.
 
-Rounding is to the nearest level, or stochastic. Stochastic rounding goes up with a probability
-equal to the remainder, so that the mean over the draws is the value itself.
+Rounding is either to the nearest level or stochastic. Stochastic rounding goes up to the next level
+with a probability equal to the remainder, so that the expected result is the exact number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def to_symbols(
     """Rounds scalars to levels.
 
     Args:
-        blocks: The blocks (m, block); no scalar is larger in magnitude than its scale.
+        blocks: The blocks (m, block). Scalars beyond the scale of their block are clipped to it.
         scales: The scales (m,); the scale of a block of zeros is 0.
         levels: The number L of levels on each side of zero, at most 127.
         draw: The source of random numbers for stochastic rounding; None rounds to nearest.
@@ -43,7 +43,7 @@ def to_symbols(
 
 
 def to_values(symbols: Symbols, scales: Floats, levels: int, block: int) -> Floats:
-    """Returns the values of levels.
+    """Returns the scalars that symbols stand for.
 
     Args:
         symbols: The symbols (n,), each a level plus L.
@@ -52,7 +52,7 @@ def to_values(symbols: Symbols, scales: Floats, levels: int, block: int) -> Floa
         block: The number of scalars of a block.
 
     Returns:
-        The values (n,).
+        The scalars (n,).
 
     Example:
         >>> to_values(np.uint8([0, 7, 10]), np.float32([7.0]), 7, 3).tolist()

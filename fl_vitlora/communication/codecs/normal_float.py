@@ -24,7 +24,7 @@ from fl_vitlora.communication.codecs.codec import Floats
 from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 ABOVE, BELOW = 8, 7
-OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the mean of the last quantiles on both sides
+OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the last quantile: the mean of those of the two sides
 
 
 def normal_levels() -> Floats:
@@ -53,7 +53,7 @@ BETWEEN = (LEVELS[1:] + LEVELS[:-1]) / 2
 
 
 def nearest_level(scaled: Floats) -> Symbols:
-    """Returns the nearest level of every scalar, which is the number of boundaries below it.
+    """Returns the number of the nearest level of every scalar, found by comparing with boundaries.
 
     Args:
         scaled: Numbers from -1 to 1.
@@ -81,7 +81,7 @@ class NormalFloat4(Quantiser):
 
     @property
     def symbols(self) -> int:
-        """Counts the levels."""
+        """Returns the number of levels."""
         return len(LEVELS)
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:

@@ -1,4 +1,4 @@
-"""QSGD: stochastic levels between zero and the norm of a block; most scalars round to zero.
+"""QSGD: stochastic rounding to levels between zero and a block's norm; most scalars become zero.
 
 With s levels and the norm ‖x‖ of the block, rounded up to a bfloat16,
 
@@ -41,16 +41,16 @@ class QSGD(Quantiser):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if s² exceeds the block: the paper bounds the variance by block / s²."""
+        """Returns True if s² > block: the paper bounds the relative variance by block / s²."""
         return self.levels**2 > self.block
 
     @property
     def symbols(self) -> int:
-        """Counts the levels, including zero."""
+        """Returns the number of levels, including zero."""
         return 2 * self.levels + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Rounds each scalar to a level of the norm of its block."""
+        """Rounds each scalar to a level; the outermost level is the norm of the block."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(norms(blocks))
         symbols = levels.to_symbols(blocks, bfloat16.widened(scales), self.levels, draw)

@@ -2,9 +2,9 @@
 
     encode:  quantise, then write            decode:  read, then restore
 
-Both ends restore in the same way, so the sender knows the decoded vector without reading its own
-bytes. The bytes are the scales, further bytes that the levels depend on, and the symbols,
-entropy-coded.
+Sender and receiver restore the vector in the same way, so the sender knows the decoded vector
+without reading the bytes again. The bytes are the scales, further bytes with parameters of the
+levels, and the symbols, which are entropy-coded.
 
 n scalars, m blocks.
 """
@@ -32,7 +32,7 @@ class Quantised:
     Attributes:
         scales: The scales (m,) as bfloat16, finite and not negative.
         symbols: The symbols (n,).
-        more: Further bytes that the levels depend on, of a fixed length.
+        more: Further bytes with parameters of the levels, of a fixed length.
     """
 
     scales: Halves
@@ -44,8 +44,8 @@ class Quantiser(Codec):
     """A codec with blocks, scales and symbols.
 
     Attributes:
-        block: The number of scalars that share a scale. Each codec declares this field itself, so
-            that it has its place among the arguments.
+        block: The number of scalars that share a scale. Each codec declares this field again, at
+            its place in the order of the codec's arguments.
         more_bytes: The length of `Quantised.more` in bytes.
     """
 
@@ -68,7 +68,7 @@ class Quantiser(Codec):
     def send(
         self, values: Floats, shapes: Shapes, draw: np.random.Generator
     ) -> tuple[bytes, Floats]:
-        """Writes a vector, and returns the bytes with the vector that will be decoded."""
+        """Writes a vector, and returns the bytes with the vector that `decode` will return."""
         self.check(values, shapes)
         if not len(values):
             return b"", values

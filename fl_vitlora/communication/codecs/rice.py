@@ -1,8 +1,8 @@
-"""Golomb-Rice coding of the gaps between positions: short for small gaps, possible for all gaps.
+"""Golomb-Rice coding of the gaps between positions, in which small gaps need few bits.
 
-With the parameter r, a gap is divided by 2^r. The quotient is written in unary (that number of
-zeros, and a one), and the remainder in r bits. The gaps between scalars picked at random have a
-geometric distribution; for these, the best r comes within a few percent of the entropy.
+With the parameter r, a gap is divided by 2^r. The quotient q is written in unary (q zeros and a
+one), and the remainder in r bits. The gaps between randomly picked scalars have a geometric
+distribution. For such gaps, the code with the best r is within a few percent of the entropy.
 
     r · 1 byte | number of unary bits | unary bits of all gaps | remainders of all gaps
 
@@ -53,7 +53,8 @@ def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
     """Reads the positions that `write_positions` wrote.
 
     Args:
-        reader: The reader, at the first byte of the positions; it moves behind their last byte.
+        reader: The reader, at the first byte of the positions. Afterwards it is behind the last
+            byte of the positions.
         k: The number of positions, above 0.
         n: The number of scalars of the vector.
 
@@ -61,7 +62,7 @@ def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
         The positions (k,), ascending and below n.
 
     Raises:
-        ValueError: When the bytes are not such positions.
+        ValueError: If `write_positions` cannot have written these bytes.
     """
     (bits,) = reader.take(1)
     count = reader.varint()
@@ -80,13 +81,13 @@ def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
 
 
 def best_parameter(gaps: Numbers) -> int:
-    """Returns the parameter r with which the gaps take the fewest bits.
+    """Returns the parameter r with which the gaps need the fewest bits.
 
     Args:
         gaps: The gaps (k,), not negative.
 
     Returns:
-        The parameter r; of several equally good ones, the smallest.
+        The parameter r. If several parameters are equally good, the smallest is returned.
 
     Example:
         >>> best_parameter(np.array([40, 50, 60]))

@@ -2,7 +2,8 @@
 
     Q(x) = ‖x‖₁ / b · sign(x)        for a block of b scalars; zero counts as positive
 
-The error of a single round is large: without error feedback the direction may remain wrong forever.
+The error of a single round is large. Without error feedback, the direction of the updates may
+remain wrong forever.
 
 Source: Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes",
 arXiv 1901.09847.
@@ -59,7 +60,7 @@ class Sign(Quantiser):
 
     @property
     def symbols(self) -> int:
-        """Counts the signs."""
+        """Returns the number of signs."""
         return 2
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:

@@ -32,7 +32,7 @@ def build(spec: str, kinds: Mapping[str, type[Codec]]) -> Codec:
         The codec; `build(str(codec), kinds)` gives the same codec.
 
     Raises:
-        UserError: When the text is not a valid specification.
+        UserError: If the text is not a valid specification.
     """
     steps = spec.split("+")
     if len(spec) > LONGEST or len(steps) > MOST_STEPS:
@@ -77,7 +77,7 @@ def _arguments(kind: type[Codec], given: list[str]) -> dict[str, Any]:
 
 
 def _value(kind: type[Codec], name: str, argument: Argument, text: str) -> object:
-    """Reads one value; the codec checks its bounds."""
+    """Reads the value of one argument; the codec checks the bounds of the value."""
     try:
         return argument.read(text)
     except ValueError:

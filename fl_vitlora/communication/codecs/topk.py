@@ -1,7 +1,8 @@
 """Top-k: sends only the largest scalars and their positions; all other scalars count as zero.
 
-k is the fraction of n, rounded up. Of equal magnitudes the first ones are kept; zeros are never
-kept. Positions are written as Golomb-Rice coded gaps, and the scalars by the inner codec.
+k is the fraction of n, rounded up. If magnitudes are equal, the scalars with the lowest positions
+are kept; zeros are never kept. Positions are written as Golomb-Rice coded gaps, and the scalars by
+the inner codec.
 
 Source: Stich et al., "Sparsified SGD with Memory", arXiv 1809.07599.
 """
@@ -20,11 +21,11 @@ from fl_vitlora.communication.codecs.codec import Floats, Shapes, scalars
 from fl_vitlora.communication.codecs.rice import Numbers, read_positions, write_positions
 from fl_vitlora.communication.codecs.transform import Transform
 
-ROUNDING_ERROR = 1e-9  # 0.07 · 100 is a little more than 7 in binary
+ROUNDING_ERROR = 1e-9  # in floating point, 0.07 · 100 is a little more than 7
 
 
 def kept(n: int, fraction: float) -> int:
-    """Returns the number k of scalars that are kept of n.
+    """Returns the number k of scalars that are kept, out of n.
 
     Example:
         >>> kept(100, 0.07), kept(101, 0.07), kept(5, 0.001)
@@ -41,7 +42,7 @@ def largest(values: Floats, k: int) -> Numbers:
         k: The number of scalars to keep, from 1 to n.
 
     Returns:
-        Their positions, ascending; fewer than k if all other scalars are zero.
+        The positions of these scalars, ascending; fewer than k if all other scalars are zero.
 
     Example:
         >>> largest(np.float32([1, -5, 0, 5, 2]), 3).tolist()

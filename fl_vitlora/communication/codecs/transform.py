@@ -12,7 +12,7 @@ WHOLE = Float32()
 
 @dataclass(frozen=True, kw_only=True)
 class Transform(Codec):
-    """A codec in front of another codec.
+    """A codec that shortens a vector before another codec writes it.
 
     Attributes:
         inner: The codec that writes the remaining scalars.
@@ -22,7 +22,7 @@ class Transform(Codec):
 
     @property
     def contracts(self) -> bool:
-        """Returns the answer of the inner codec: dropping scalars alone keeps errors bounded."""
+        """Returns the property of the inner codec, since dropping scalars keeps errors bounded."""
         return self.inner.contracts
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
-"""Low rank: a matrix as the product of two thin matrices, its best approximation of that rank.
+"""Low rank: replaces a matrix by two thin matrices whose product approximates the matrix best.
 
-A tensor of shape (m, …) counts as a matrix of m rows. If two factors of the rank are smaller than
-the matrix, they replace it: the inner codec writes P (rank, m) and then R (rank, columns), where
-PᵀR approximates the tensor. Each factor contains the square root of the singular values, so that
-both have the same magnitude. All other tensors are written whole.
+A tensor of shape (m, …) counts as a matrix of m rows. If the two factors are smaller than the
+matrix, the inner codec writes the factors P (rank, m) and R (rank, columns) instead, where PᵀR
+approximates the tensor. Each factor contains the square root of the singular values, so that both
+factors have the same magnitude. All other tensors are written whole.
 
 Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", arXiv 0909.4061 (the
 iteration); Vogels et al., "PowerSGD", arXiv 1905.13727 (low rank for updates).
@@ -55,9 +55,10 @@ def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Float
 
 
 def product(P: Floats, R: Floats) -> Floats:
-    """Returns PᵀR, as a list of scalars within the range of float32.
+    """Returns PᵀR as a vector, clipped to the range of float32.
 
-    The sum is computed one rank after the other, so that the bits are the same on every machine.
+    The products of the rows of P and R are added one after the other, so that the result has the
+    same bits on every machine.
     """
     whole = np.zeros((P.shape[1], R.shape[1]), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # a NaN is refused by `decode`
@@ -72,10 +73,10 @@ def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
 
     Args:
         shape: The shape of the tensor.
-        rank: The rank of its approximation.
+        rank: The rank of the approximation.
 
     Returns:
-        Two shapes, or the tensor's own shape if it is written whole.
+        The two shapes of the factors, or the shape of the tensor if the tensor is written whole.
 
     Example:
         >>> factor_shapes((64, 16, 2), 4), factor_shapes((4, 4), 4)
@@ -103,11 +104,11 @@ class LowRank(Transform):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if the factors are coded finely: coarse errors of both would multiply."""
+        """Returns True if the inner codec is fine; coarse errors of the factors would multiply."""
         return self.inner.name in FINE
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes the factors of all tensors with the inner codec."""
+        """Writes the factors of large matrices, and all other tensors, with the inner codec."""
         parts: list[Floats] = []
         for shape, tensor in zip(shapes, _cut(values, shapes), strict=True):
             if len(factor_shapes(shape, self.rank)) == 1:
@@ -132,7 +133,7 @@ class LowRank(Transform):
         return np.concatenate(tensors)
 
     def _inner_shapes(self, shapes: Shapes) -> Shapes:
-        """Lists the shapes of the tensors that the inner codec writes."""
+        """Returns the shapes of the tensors that the inner codec writes."""
         return tuple(part for shape in shapes for part in factor_shapes(shape, self.rank))
 
 

@@ -1,1 +1,1 @@
-"""A client's side of a round: the ClientApp and what it remembers."""
+"""The client's side of a round: the ClientApp, and the memory of a client between rounds."""

@@ -1,9 +1,9 @@
 """The ClientApp: reads the global tensors, trains on its own shard, and sends back the difference.
 
-A worker process serves many clients in turn. If it has several messages at once, it trains their
-clients in one batch. The frozen backbone and the opened shards stay in the process between
-messages, and a message brings only the exchanged tensors. What a client keeps for itself between
-rounds is in its Flower context.
+A worker process serves many clients in turn. If a worker gets several messages at once, it trains
+the clients of these messages in one batch. The frozen backbone and the decrypted shards stay in the
+process between messages, and a message contains only the exchanged tensors. The private memory of a
+client between rounds is in the Flower context of the client.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def make_client_app(settings_of: SettingsOf, mods: Sequence[Mod] = ()) -> Client
     Args:
         settings_of: A function that returns the settings of a client. A deployed node reads them
             from its context.
-        mods: Further mods of Flower, which stand between the wire and the functions of the app.
+        mods: Further Flower mods, which see messages after decoding and replies before encoding.
 
     Returns:
         The app.
@@ -161,9 +161,9 @@ def _fresh_order() -> torch.Generator:
 def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:
     """Returns the images that a client trains on, which is usually its whole shard.
 
-    If no two trainings may give the same update, and one batch holds the whole shard, the order of
-    images makes no difference. Then as many images are drawn with replacement (a bootstrap
-    sample).
+    If one batch holds the whole shard, the order of the images does not change the update. But with
+    `settings.fresh_order`, no two trainings may give the same update. In that case the client
+    trains on a bootstrap sample: as many images as the shard has, drawn with replacement.
     """
     images = len(shard)
     if not settings.fresh_order or images > settings.config.training.batch_size:
@@ -183,7 +183,7 @@ def _write(
     done: Trained,
     images: int,
 ) -> RecordDict:
-    """Writes an update; the run may ask to clip it, to mask it, or to attack with it."""
+    """Writes the reply of a client: clips, falsifies or masks the update if the settings say so."""
     client, privacy = client_of(context), settings.config.privacy
     delta, clipped = work.delta, None
     if privacy.clipping_norm is not None:
@@ -214,7 +214,7 @@ def _write(
 
 
 def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Measures the received model on the client's own encrypted test images."""
+    """Evaluates the received model on the client's own encrypted test images."""
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
     shard = worker.shard(client_test_shard(client))
@@ -240,11 +240,11 @@ class _Beginning:
     """The model with which a client begins a round.
 
     Attributes:
-        message: The message that the client was sent.
-        coordinates: The maps between the client's tensors and the server's.
+        message: The message that the server sent to the client.
+        coordinates: The maps between the client's tensors and the server's tensors.
         model: The exchanged tensors, in the server's coordinates.
-        start: All trained tensors, in the client's coordinates.
-        merged: The sum that was merged into the frozen weights, by path.
+        start: All trained tensors before the training, in the client's coordinates.
+        merged: For the path of each frozen weight, the sum of the increments added to this weight.
     """
 
     message: RoundMessage
@@ -255,7 +255,7 @@ class _Beginning:
 
 
 def _begin(content: RecordDict, context: Context, worker: Workspace, client: int) -> _Beginning:
-    """Builds a client's model from what was sent and from what the client remembers."""
+    """Builds a client's model from the received tensors and those that the client remembers."""
     initial, coordinates = worker.initial_of(client), worker.coordinates_of(client)
     asked = read(content, worker.layout, worker.rank_of(client))
     model = context_state.complete(context, asked, worker.layout, initial)

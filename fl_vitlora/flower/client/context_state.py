@@ -3,13 +3,13 @@
 ================  ===============================================================================
 ``kept``          trained tensors that the client never sends: a local patch embedding, or tensors
                   that the strategy keeps at the clients
-``rested``        tensors that rested in the client's last round, with names and round
+``rested``        tensors that were frozen in the client's last round, with names and round
 ``increments``    the sum merged into frozen weights so far, and the number of merged rounds
 ``own``           the memory of the strategy's client half (`Strategy.report`)
-``held-...``      the values of a stream after its last change, and their version
-``withheld-...``  what codecs withheld from updates, and the round of the last update
+``held-...``      the tensors of a stream after its last change, and their version
+``withheld-...``  the part of the updates that codecs did not send, and the round of the last update
 ``before-...``    ``kept``, ``own`` and ``withheld-...`` before the last round; they are restored
-                  if the server did not take that round's update
+                  if the server did not use the update of the last round
 ================  ===============================================================================
 """
 
@@ -43,10 +43,11 @@ def kept(
 
     Args:
         context: The Flower context of the client.
-        layout: The layout of these tensors.
-        initial: The values of at least these tensors before the first round.
-        taken: The round of the last update that the server took, as for `own`. So a repeated round
-            begins with the same values as the first attempt.
+        layout: The names and shapes of these tensors.
+        initial: These tensors before the first round; the mapping may contain other tensors too.
+        taken: The round of this client's last update that the server used; None if the server does
+            not say. Tensors of a later round are dropped. Thus a repeated round begins with the
+            same tensors as the first attempt.
     """
     _take_back(context, KEPT, taken)
     if messages.PACKED in context.state.array_records.get(KEPT, ()):
@@ -57,7 +58,7 @@ def kept(
 def keep(
     context: Context, server_round: int, layout: Layout, trained: Mapping[str, Tensor]
 ) -> None:
-    """Stores the tensors that this client never sends, and keeps their previous values."""
+    """Stores the tensors that this client never sends; a copy of the previous ones is kept."""
     if layout.shapes:
         _put_aside(context, KEPT)
         _write(context, KEPT, server_round, {name: trained[name] for name, _ in layout.shapes})
@@ -66,13 +67,13 @@ def keep(
 def complete(
     context: Context, received: RoundMessage, layout: Layout, initial: Mapping[str, Tensor]
 ) -> State:
-    """Returns the model of a round, from sent, remembered and initial tensors.
+    """Returns the model of a round, made of received, remembered and initial tensors.
 
     Args:
         context: The Flower context of the client.
         received: The content of the instruction.
-        layout: The layout of all exchanged tensors.
-        initial: The values before the first round, zero beyond the client's rank.
+        layout: The names and shapes of all exchanged tensors.
+        initial: The tensors before the first round; rows beyond the client's rank are zero.
 
     Returns:
         All exchanged tensors, in the layout's order.
@@ -86,18 +87,21 @@ def complete(
 
 
 def rest(context: Context, server_round: int, rested: State) -> None:
-    """Stores the tensors that rested in a round."""
+    """Stores the tensors that were frozen in a round."""
     _write(context, RESTED, server_round, rested)
 
 
 def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
-    """Adds the merged pairs of an instruction to earlier ones, and returns their sum by path.
+    """Adds the low-rank products of an instruction to those of earlier instructions.
 
     Args:
         context: The Flower context of the client.
-        received: The content of the instruction, with pairs and the number of rounds that the
-            server assumes the client has.
-        layout: The layout of all exchanged tensors.
+        received: The content of the instruction. It contains low-rank pairs, and the number of
+            rounds whose pairs the client should already have.
+        layout: The names and shapes of all exchanged tensors.
+
+    Returns:
+        The sum of the products of all rounds, by the path of the frozen weight.
 
     Raises:
         ValueError: If the client has the pairs of another number of rounds.
@@ -116,12 +120,13 @@ def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
 
 
 def own(context: Context, taken: int | None) -> State:
-    """Returns the memory of the strategy's client half; an empty state at first.
+    """Returns the memory of the strategy's client half; the first round gets an empty state.
 
     Args:
         context: The Flower context of the client.
-        taken: The round of the last update that the server took; None if the server does not say.
-            Memory of a later round is dropped, because the server lacks that round's report.
+        taken: The round of this client's last update that the server used; None if the server does
+            not say. Memory of a later round is dropped, because the server did not use the report
+            of that round.
     """
     _take_back(context, OWN, taken)
     if OWN not in context.state.array_records:
@@ -139,34 +144,35 @@ def keep_own(context: Context, server_round: int, memory: State) -> None:
 
 
 def held(context: Context, record: str, version: int, layout: Layout) -> State:
-    """Returns the values of a stream after its last change.
+    """Returns the tensors of a stream after its last change.
 
     Args:
         context: The Flower context of the client.
         record: The name of the record that is sent as a stream.
-        version: The version that the server assumes the client has.
-        layout: The layout of all tensors of the stream.
+        version: The version of the stream that the client should have.
+        layout: The names and shapes of all tensors of the stream.
 
     Raises:
-        ValueError: If the client has another version.
+        ValueError: If the client has another version of the stream.
     """
     return _read(context, HELD + record, version, layout)
 
 
 def hold(context: Context, record: str, version: int, values: State) -> None:
-    """Stores the values of a stream at a version."""
+    """Stores the tensors of a stream together with the version of the stream."""
     _write(context, HELD + record, version, values)
 
 
 def withheld(context: Context, record: str, layout: Layout, taken: int | None) -> State:
-    """Returns what codecs withheld from the updates of this client.
+    """Returns the part of this client's updates that codecs did not send.
 
     Args:
         context: The Flower context of the client.
         record: The name of the record that the client sends.
-        layout: The layout of all tensors that the record may hold.
-        taken: The round of the last update that the server took, as for `own`. If an update was
-            lost, what it withheld is dropped; what was withheld before it will still be sent.
+        layout: The names and shapes of all tensors that the record may hold.
+        taken: The round of this client's last update that the server used; None if the server does
+            not say. If a later update was lost, the part withheld from that update is dropped. The
+            part withheld before that update will still be sent.
     """
     _take_back(context, WITHHELD + record, taken)
     if not _round_of(context, WITHHELD + record):
@@ -175,7 +181,7 @@ def withheld(context: Context, record: str, layout: Layout, taken: int | None) -
 
 
 def withhold(context: Context, record: str, server_round: int, tensors: State) -> None:
-    """Stores what codecs withheld in a round, and keeps what they withheld before."""
+    """Stores the tensors that codecs withheld in a round; a copy of the previous ones is kept."""
     if not tensors and WITHHELD + record not in context.state.array_records:
         return
     _put_aside(context, WITHHELD + record)
@@ -183,38 +189,38 @@ def withhold(context: Context, record: str, server_round: int, tensors: State) -
 
 
 def _put_aside(context: Context, record: str) -> None:
-    """Copies a record under `BEFORE`; a missing record counts as an empty one of round 0."""
+    """Copies a record to the name with `BEFORE`; a missing record is an empty one of round 0."""
     context.state[BEFORE + record] = context.state.array_records.get(record, ArrayRecord())
     which = context.state.config_records.get(record + WHICH, ConfigRecord({NUMBER: 0}))
     context.state[BEFORE + record + WHICH] = which
 
 
 def _take_back(context: Context, record: str, taken: int | None) -> None:
-    """Restores a record's previous value, if the server did not take the last round's update."""
+    """Restores the previous record if the server did not use the update of the last round."""
     if taken is not None and _round_of(context, record) > taken:
         for end in ("", WHICH):
             context.state[record + end] = context.state[BEFORE + record + end]
 
 
 def _round_of(context: Context, record: str) -> int:
-    """Returns the round in which a record was stored; 0 for none."""
+    """Returns the round in which a record was stored; 0 if the record does not exist."""
     which = context.state.config_records.get(record + WHICH, ConfigRecord())
     return int(cast(int, which.get(NUMBER, 0)))
 
 
 def _storable(tensor: Tensor) -> Tensor:
-    """Returns a tensor in a type that Flower's arrays have: bfloat16 becomes float32."""
+    """Returns a tensor in a data type that Flower's arrays support: bfloat16 becomes float32."""
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _write(context: Context, record: str, number: int, tensors: State) -> None:
-    """Stores tensors, with the number of their round, version or count."""
+    """Stores tensors with a number: a round, a version or a number of merged rounds."""
     context.state[record] = messages.to_packed(tensors)
     context.state[record + WHICH] = ConfigRecord({NUMBER: number, NAMES: list(tensors)})
 
 
 def _read(context: Context, record: str, number: int, layout: Layout) -> State:
-    """Returns the tensors that `_write` stored, and checks their number."""
+    """Returns the tensors that `_write` stored, if they were stored with the given number."""
     which = context.state.config_records.get(record + WHICH, ConfigRecord())
     if which.get(NUMBER) != number:
         known = f"those of {which[NUMBER]!r}" if which else "nothing"

@@ -1,8 +1,9 @@
-"""A client's end of the wire, as a Flower mod, so that the app sees complete float32 tensors.
+"""A Flower mod that decodes and encodes a client's messages.
 
-The mod unfolds and decodes an instruction before the app sees it, and encodes and folds the app's
-update. The client's Flower context keeps the memory of the codecs: the values of each stream, and
-what was withheld (`context_state`).
+The mod reads and decodes an instruction before the app gets it, so that the app sees complete
+float32 tensors. Then the mod encodes the app's update and writes it into one buffer. The client's
+Flower context keeps the memory of the codecs: the tensors of each stream, and the part of the
+updates that was not sent (`context_state`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def make_mod(settings_of: SettingsOf) -> Mod:
     """Makes the mod that wraps every function of the app.
 
     Args:
-        settings_of: A function that returns the settings of the client, as for the app.
+        settings_of: A function that returns the settings of a client.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -62,11 +63,11 @@ def make_mod(settings_of: SettingsOf) -> Mod:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientEnd:
-    """What a client needs to read one instruction and to answer it.
+    """Decodes one instruction to a client, and encodes the client's reply.
 
     Attributes:
         settings: The settings of the client.
-        context: The client's Flower context, which is its memory.
+        context: The client's Flower context, which is the client's memory between rounds.
         asked: The records of the instruction.
     """
 
@@ -81,7 +82,7 @@ class ClientEnd:
 
     @cached_property
     def layouts(self) -> MessageLayouts:
-        """Returns the layouts of the instruction and of the update."""
+        """Returns the names and shapes of the tensors in the instruction and in the update."""
         rank = self.worker.rank_of(client_of(self.context))
         return MessageLayouts.of(self._config, self.worker.layout, rank)
 
@@ -91,12 +92,12 @@ class ClientEnd:
 
     @property
     def worker(self) -> Workspace:
-        """Returns the model's layouts."""
+        """Returns the worker's workspace, which holds the model and the layouts of its tensors."""
         return workspace(self.settings)
 
     @property
     def lanes(self) -> Lanes:
-        """Returns the lanes of updates."""
+        """Returns the codec and the sending interval of each group of tensors in an update."""
         return lanes_of(self.settings.config.compression.uplink)
 
     def decoded(
@@ -107,17 +108,17 @@ class ClientEnd:
         Args:
             record: The name of the record.
             parts: The coded tensors of the record.
-            versions: The version that a stream's parts build on, and the one that they lead to;
-                None if the record is not a stream.
+            versions: The version of the stream before the changes in `parts`, and the version
+                after them; None if the record is not a stream.
 
         Raises:
-            ValueError: If the tensors do not fit the model, or what the client holds.
+            ValueError: If the tensors fit neither the model nor the client's version of the stream.
         """
         layout = self.layouts.of_record(record)
         if versions is None:
             if len(parts) != 1:
                 raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
-            if not is_exact(parts[0]):  # an exact part is as long as the memory that it needs
+            if not is_exact(parts[0]):  # decoding an exact part needs no more memory than its size
                 raise ValueError(f"message refused: {record!r} is neither exact nor a stream")
             tensors = decode(parts[0], layout)
         else:
@@ -127,7 +128,7 @@ class ClientEnd:
         return self._with_progress(tensors) if trains else tensors
 
     def _follow(self, record: str, parts: tuple[Part, ...], versions: tuple[int, int]) -> State:
-        """Applies the changes of a stream, and remembers the resulting values."""
+        """Applies the received changes of a stream, and stores the resulting tensors."""
         known, new = versions
         layout = self.layouts.whole
         if known > 0:
@@ -142,13 +143,13 @@ class ClientEnd:
         return held
 
     def _with_progress(self, tensors: State) -> State:
-        """Adds trained changes of groups that are sent only every n-th round."""
+        """Adds the client's unsent changes to the tensors that are sent only every n-th round."""
         owed = self._owed(messages.ARRAYS)
         resting = {n: t for n, t in owed.items() if n in tensors and self.lanes.of(n).every > 1}
         return tensors | add({n: tensors[n] for n in resting}, resting)
 
     def folded(self, content: RecordDict) -> RecordDict:
-        """Encodes and folds the records of the reply."""
+        """Encodes the records of the reply, and writes them into one buffer."""
         parts = {
             record: (self._encoded(record, arrays),)
             for record, arrays in content.array_records.items()
@@ -157,7 +158,7 @@ class ClientEnd:
         return fold(content, parts, {})
 
     def _encoded(self, record: str, arrays: ArrayRecord) -> Part:
-        """Encodes the tensors of one record of the update, and remembers what is withheld."""
+        """Encodes the tensors of one record of the update, and stores the part that is not sent."""
         layout = self.layouts.of_reply(record)
         config, server_round = self.settings.config, self.scalars.round
         client = client_of(self.context)
@@ -177,11 +178,11 @@ class ClientEnd:
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns what was withheld so far, without tensors that have been overwritten since."""
+        """Returns the unsent part of earlier updates, without tensors overwritten since then."""
         overwritten = (*self.scalars.restarted, *self.settings.strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(overwritten)}
 
     def _withheld(self, record: str) -> State:
-        """Returns what was withheld of a record up to the last update that the server took."""
+        """Returns the unsent part of a record, up to the last update that the server used."""
         layout, taken = self.layouts.whole, self.scalars.taken
         return context_state.withheld(self.context, record, layout, taken)

@@ -1,7 +1,7 @@
-"""What a worker process keeps between messages: the model, the opened shards and the settings.
+"""The objects that a worker process keeps between messages: model, decrypted shards and settings.
 
-A worker serves many clients, one after the other. The frozen backbone and the opened shards stay in
-the process. A message brings only the exchanged tensors.
+A worker serves many clients, one after the other. The frozen backbone and the decrypted shards stay
+in the process. A message contains only the exchanged tensors.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from fl_vitlora.training.prediction import Predictor, predictor_of
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSettings:
-    """The settings of a worker; they hold no image key, no image and no weights.
+    """The settings of a worker, without image keys, images and weights.
 
     Attributes:
         shards: The folder of the encrypted shards.
         class_names: The names of the run's classes, in the order of the head's outputs.
         device: The device to compute on, "cpu" or "cuda".
-        config: The experiment. It names the client's key ring only if clients need the key
-            (`policies.clients_need_key`).
-        strategy: The strategy, of which the worker runs the client half.
-        fresh_order: True if a client draws the order of its images for every training from the
-            system's randomness. Otherwise the order follows from the run's seed.
-        storage: The keys of shards that are encrypted at rest; None if they are not. The program
-            passes them to its workers in memory and never writes them to a file.
+        config: The configuration of the experiment. It names the file with the client's keys only
+            if clients need the key (`policies.clients_need_key`).
+        strategy: The strategy of the run; the worker calls the methods of its client half.
+        fresh_order: True if a client draws the order of its images from the system's randomness,
+            anew for every training. Otherwise the order follows from the run's seed.
+        storage: The keys of shard files that are encrypted as a whole; None if they are not. The
+            program passes these keys to its workers in memory and never writes them to a file.
     """
 
     shards: str
@@ -79,27 +79,27 @@ SettingsOf = Callable[[Context], ClientSettings]
 
 
 def client_of(context: Context) -> int:
-    """Returns the number of the client at a node, which is the number of its shard."""
+    """Returns the number of the client at a node, which is also the number of its shard."""
     return int(context.node_config["partition-id"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """What a worker process keeps between messages.
+    """The objects that a worker process keeps between messages.
 
     Attributes:
-        config: The experiment.
+        config: The configuration of the experiment.
         backbone: The model with its adapters, on the device.
-        layout: The layout of the exchanged tensors.
-        kept: The layout of the trained tensors that stay with a client.
+        layout: The names and shapes of the exchanged tensors.
+        kept: The names and shapes of the trained tensors that clients never send.
         origin: The patch embedding of the public model.
         start: The patch embedding of the server's model before the first round.
-        initial: The server's values of all trained tensors before the first round.
+        initial: All trained tensors of the server's model before the first round.
         holder: The holder of the client's key; None if clients do not need the key.
-        precision: The type of activations.
-        trainer: Trains clients, one alone or several in one batch.
-        predictor: What the model answers to a batch of images at evaluation.
-        shard: A function that opens a shard by its name. The shards used last stay open.
+        precision: The number format of activations.
+        trainer: Trains one client alone, or several clients in one batch.
+        predictor: Computes the model's predictions for a batch of images at evaluation.
+        shard: A function that loads a shard by its name and keeps the last loaded shards in memory.
     """
 
     config: Config
@@ -123,7 +123,7 @@ class Workspace:
         return prepared.method
 
     def rank_of(self, client: int) -> int | None:
-        """Returns a client's own rank; None if it has the run's."""
+        """Returns a client's own rank; None if the client has the rank of the run."""
         return rank_of(self.config, client)
 
     def initial_of(self, client: int) -> State:
@@ -132,7 +132,7 @@ class Workspace:
         return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
 
     def coordinates_of(self, client: int) -> Coordinates:
-        """Returns the maps between a client's tensors and the server's."""
+        """Returns the maps between a client's tensors and the server's tensors."""
         return coordinates.of_party(
             self.config,
             origin=self.origin,
@@ -145,7 +145,7 @@ class Workspace:
 
 @functools.lru_cache(maxsize=1)
 def workspace(settings: ClientSettings) -> Workspace:
-    """Builds the model once for each process and run; it replaces that of an earlier run."""
+    """Builds the model once for each process and run, and drops the model of an earlier run."""
     config, shards = settings.config, Path(settings.shards)
     built = backbone.build(config.model, len(settings.class_names), config.seed)
     methods.prepare(built.model, config.finetuning, config.seed, settings.strategy.adapter)
@@ -185,7 +185,7 @@ def workspace(settings: ClientSettings) -> Workspace:
 
 
 def _shelf(settings: ClientSettings) -> Shelf:
-    """Returns a shelf that opens shards, with labels numbered as in the run."""
+    """Returns a shelf that loads shards and numbers their labels in the order of the run."""
     names, keys = settings.class_names, settings.storage
     shards = Path(settings.shards)
     most = None if keys is None else MOST_KEPT
@@ -193,7 +193,7 @@ def _shelf(settings: ClientSettings) -> Shelf:
 
 
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
-    """Returns the holder of a client's key; the shards say which key of the ring they use."""
+    """Returns the holder of a client's key, whose id is stored in the shards."""
     config, keys = settings.config, settings.storage or NO_KEYS
     shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
     # A deployed node has only its own client's storage key, but may see files of other clients.

@@ -1,1 +1,1 @@
-"""The server's side of a round: messages out, updates in."""
+"""The server's side of a round: sends messages to clients and receives their updates."""

@@ -1,4 +1,4 @@
-"""Asking: one question to many clients, repeated for clients whose answer cannot be used."""
+"""Sends one question to many clients, and repeats it for clients whose answer cannot be used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: Mapping[Purpose, str] = {
     "training": MessageType.TRAIN,
     "evaluation": MessageType.EVALUATE,
 }
-UNHEARD = (  # the errors that Flower reports in place of a node that does not answer
+UNHEARD = (  # the errors that Flower itself reports when a node does not answer
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
     ErrorCode.NODE_UNAVAILABLE,
@@ -35,17 +35,17 @@ UNHEARD = (  # the errors that Flower reports in place of a node that does not a
 
 T = TypeVar("T")
 How = Literal["silent", "raised", "unusable"]
-Reasons = dict[int, tuple[str, ...]]  # why a client failed, each time that it was asked
+Reasons = dict[int, tuple[str, ...]]  # by client: one reason for each failed attempt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """Why an answer cannot be used.
+    """The reason why a client's answer cannot be used.
 
     Attributes:
-        how: "silent" if the client did not answer, "raised" if its app raised an error, "unusable"
-            if its reply is not an answer.
-        reason: The cause as far as it is known.
+        how: "silent" if the client did not answer, "raised" if the client's app raised an error,
+            "unusable" if the reply is not a valid answer.
+        reason: The cause in words, as far as the server knows it.
     """
 
     how: How
@@ -58,8 +58,8 @@ class Answers(Generic[T]):
 
     Attributes:
         read: The content of each usable answer, by client.
-        reasons: The reasons why the other clients failed, by client.
-        taken_apart: The clients that trained alone after all workers of their batch were lost.
+        reasons: For each client without a usable answer, the reasons of its failed attempts.
+        taken_apart: The clients that trained alone because the workers failed on their batch.
     """
 
     read: dict[int, T]
@@ -74,10 +74,11 @@ class Question(Generic[T]):
     Attributes:
         round: The number of the round, from 1.
         asked: The instruction of each client.
-        read: A function that reads one answer: it takes the instruction, the records of the reply
-            and the layouts of the message, and raises a `ValueError` if they are not an answer.
+        read: A function that reads one answer. Its arguments are the instruction, the records of
+            the reply, and the names and shapes of the tensors. The function raises a `ValueError`
+            if the reply is not a valid answer.
         purpose: The purpose under which the ledger counts the messages.
-        roster: The members of the secure sum; None if updates are read one by one.
+        roster: The members of the secure sum; None without secure aggregation.
     """
 
     round: int
@@ -89,15 +90,16 @@ class Question(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """Asks clients, and repeats the question in the same round if that may help.
+    """Asks clients, and repeats the question in the same round if a retry may help.
 
     Attributes:
         post: Sends the messages.
         end: Encodes instructions and decodes replies.
         records: The server's records of the clients.
-        config: The experiment.
-        layout: The layout of all exchanged tensors.
-        repeats_errors: True if a client whose app raised an error is asked once more.
+        config: The configuration of the experiment.
+        layout: The names and shapes of all exchanged tensors.
+        repeats_errors: True if the server asks a client once more after the client's app raised an
+            error.
     """
 
     post: Post
@@ -108,14 +110,15 @@ class Asker:
     repeats_errors: bool
 
     def ask(self, question: Question[T]) -> Answers[T]:
-        """Asks clients, and asks again the clients whose answer cannot be used.
+        """Asks clients, and asks once more the clients whose answer cannot be used.
 
-        A client that failed starts again: it is sent all tensors that it needs, whatever it may
-        remember of the first attempt. A client that did not answer in time is not asked again.
+        The second message to a client contains all tensors that the client needs, because the
+        server does not know what the client stored in the first attempt. A client that did not
+        answer in time is not asked again.
 
-        Under secure aggregation a client that has already sent a masked vector is never asked
+        Under secure aggregation, a client that has already sent a masked vector is never asked
         again: two vectors under one mask reveal their difference. Only a client whose app raised an
-        error has sent none.
+        error has certainly sent no masked vector.
         """
         answers, refused, apart = self._ask_once(question, question.asked)
         again = {
@@ -138,7 +141,7 @@ class Asker:
         return Answers(read=answers | more, reasons=reasons, taken_apart=frozenset(apart))
 
     def _is_asked_again(self, refused: Refused, roster: Roster | None) -> bool:
-        """Returns True if another attempt may help and reveals nothing."""
+        """Returns True if a second attempt may succeed and cannot reveal an update."""
         if refused.how == "raised":
             return self.repeats_errors
         return refused.how == "unusable" and roster is None
@@ -146,11 +149,11 @@ class Asker:
     def _ask_once(
         self, question: Question[T], asked: Mapping[int, Instruction]
     ) -> tuple[dict[int, T], dict[int, Refused], set[int]]:
-        """Asks clients once, and notes which of them now hold the streams that they were sent.
+        """Asks clients once, and notes which clients received the changes of the streams.
 
         Returns:
             The content of the answers by client, the failures by client, and the clients that
-            trained alone.
+            trained alone because the workers failed on their batch.
         """
         sealed = dict(zip(asked, self._sealed(question, list(asked.values())), strict=True))
         requests = [
@@ -194,7 +197,7 @@ class Asker:
         """Reads the answer of one client.
 
         Raises:
-            _RefusedReplyError: If there is no answer, or if it cannot be used.
+            _RefusedReplyError: If there is no answer, or if the answer cannot be used.
         """
         if reply is None:
             reason = f"no reply within {self.post.timeout:g} s"
@@ -210,7 +213,7 @@ class Asker:
             raise _RefusedReplyError(Refused(how="unusable", reason=str(error))) from None
 
     def _sealed(self, question: Question[T], instructions: Sequence[Instruction]) -> list[Sealed]:
-        """Returns the messages to clients as they are sent."""
+        """Returns the encoded messages to clients."""
         writer, addressed = Writer(self.layout), []
         for asked in instructions:
             memory = self.records.of(asked.client).memory
@@ -222,7 +225,7 @@ class Asker:
         return self.end.seal(question.round, addressed)
 
     def _cached(self, asked: Instruction) -> frozenset[str]:
-        """Returns the names of the tensors that a client need not be sent."""
+        """Returns the names of the tensors that need not be sent because the client has them."""
         if not self.end.caches:
             return frozenset()
         return self.records.cached(asked.client, asked.model.tensors, asked.plan)

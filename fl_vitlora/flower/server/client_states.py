@@ -1,11 +1,13 @@
 """The memory of simulated clients, held by the program itself, so that checkpoints can contain it.
 
-Flower gives no access to the context of a node. So the delivery puts a client's records from here
-into the context on its way to a worker, and takes them back afterwards. Records that a worker sent
-back are replaced and never changed. They are taken only with replies that the server waits for, so
-a late worker cannot overwrite newer records with old ones.
+Flower gives no access to the context of a node. Therefore, before a worker answers a message, the
+delivery (`simulation.delivery`) copies the client's records from `ClientStates` into the client's
+context. After the answer, the delivery stores the changed records here. A stored record is replaced
+as a whole and never changed in place. Records are stored only with replies that the server still
+waits for, so that a late worker cannot overwrite new records with old ones.
 
-The delivery and the server also use this class to tell each other the fate of single messages.
+Through this class, the server also tells the delivery which replies it no longer waits for, and the
+delivery tells the server which clients trained alone.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from fl_vitlora.flower.client.workspace import client_of
 from fl_vitlora.flower.wire import masking
 from fl_vitlora.storage.trees import Tree
 
-SECRET = frozenset({masking.RECORD})  # drawn again with every greeting, and never saved
+SECRET = frozenset({masking.RECORD})  # keys of secure sums: never saved, drawn again at a greeting
 KINDS: Mapping[str, Any] = {"config": ConfigRecord, "metrics": MetricRecord}
 
 
@@ -28,10 +30,10 @@ class ClientStates:
     """The records of the clients, by client number.
 
     Args:
-        known: The records of some clients from an earlier program, as trees.
+        known: The records of some clients from a checkpoint, as `to_tree` returned them.
 
     Attributes:
-        followed: True if the delivery passes the clients' records through here.
+        followed: True if the delivery stores the clients' records here.
     """
 
     def __init__(self, known: Mapping[int, Tree] = MappingProxyType({})) -> None:
@@ -54,7 +56,7 @@ class ClientStates:
         self._given_up.update(messages)
 
     def is_given_up(self, message: str) -> bool:
-        """Returns True if the server no longer waits for the reply to the message of an id."""
+        """Returns True if the server no longer waits for the reply to the message with this id."""
         return message in self._given_up
 
     def take_apart(self, messages: Iterable[str]) -> None:
@@ -62,21 +64,21 @@ class ClientStates:
         self._apart.update(messages)
 
     def is_taken_apart(self, message: str) -> bool:
-        """Returns True if the message of an id was answered alone instead of with its batch."""
+        """Returns True if the message with this id was answered alone instead of in its batch."""
         return message in self._apart
 
     def now(self) -> dict[int, RecordDict]:
-        """Returns the current records of each client, for `to_tree`."""
+        """Returns the current records of each client; `to_tree` converts them for a checkpoint."""
         return dict(self._records)
 
 
 def to_tree(state: RecordDict) -> Tree:
-    """Returns records as plain values and bytes, without the secret ones."""
+    """Returns records as plain values and bytes, without the secret records."""
     return {name: _tree_of(record) for name, record in state.items() if name not in SECRET}
 
 
 def from_tree(tree: Tree) -> RecordDict:
-    """Returns the records that `to_tree` turned into a tree."""
+    """Returns the records that `to_tree` converted to plain values and bytes."""
     return RecordDict({name: _record_of(kind, items) for name, (kind, items) in tree.items()})
 
 

@@ -1,4 +1,4 @@
-"""Composing: makes the message to one client from its instruction and from what it remembers."""
+"""Makes the message to one client: the instruction, without tensors that the client has."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> Round
     """Makes the message to one client.
 
     Args:
-        asked: The instruction.
-        memory: The server's record of what the client remembers.
+        asked: The instruction to the client.
+        memory: The server's record of the tensors that the client remembers.
         cached: The names of the tensors that the client already has.
 
     Returns:
@@ -37,7 +37,7 @@ def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> Round
 
 
 def _with_merges(message: RoundMessage, model: GlobalModel, known: int) -> RoundMessage:
-    """Adds the merged pairs that a client lacks, or all increments where those are shorter."""
+    """Adds the merged pairs that a client lacks, or all increments if these need fewer bytes."""
     merges = model.merges_since(known)
     if merges is None:
         return replace(message, increments=model.increments, merges=(0, model.rounds))

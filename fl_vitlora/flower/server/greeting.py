@@ -1,4 +1,4 @@
-"""The greeting: the server asks every node, once, which client it is."""
+"""The greeting: the server asks every node once which client runs on the node."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fl_vitlora.flower.wire.reported_counts import read_images
 
 @dataclass(frozen=True, kw_only=True)
 class Greeting:
-    """What one node states about itself.
+    """The numbers and names that one node states about itself.
 
     Attributes:
-        client: The number of the client that the node is.
-        images: The number of its training images.
-        names: The names of its classes, in its order.
+        client: The number of the client on this node.
+        images: The number of the client's training images.
+        names: The names of the client's classes, in the order of its labels.
     """
 
     client: int
@@ -42,21 +42,21 @@ def greet(
     class_names: Sequence[str] | None,
     sums: SecureAggregator | None,
 ) -> dict[int, int]:
-    """Waits for the nodes, and asks each one which client it is. Workers start meanwhile.
+    """Waits for the nodes, and asks each node for its client number. Workers start meanwhile.
 
     Args:
         clients: The number of nodes to wait for.
         post: Sends the messages.
-        records: The server's records of the clients, which this function starts.
+        records: The server's records of the clients; this function adds one for each client.
         class_names: The names of the run's classes; None if classes are not compared.
-        sums: The secure aggregator, which stores the public keys; None without secure sums.
+        sums: The secure aggregator, which stores the public keys; None without secure aggregation.
 
     Returns:
         The number of training images, by client.
 
     Raises:
-        RuntimeError: If a node does not answer, or if two nodes hold the same shard.
-        UserError: If a client has other classes than the run, or has them in another order.
+        RuntimeError: If a node does not answer, or if two nodes have the same shard.
+        UserError: If a client's classes, or their order, differ from those of the run.
     """
     question = fold(RecordDict(), {}, {})
     nodes = post.wait_for_nodes(clients)
@@ -83,10 +83,10 @@ def greet(
 
 
 def _read(reply: Reply, sums: SecureAggregator | None) -> Greeting:
-    """Reads a greeting, and stores the public key in it.
+    """Reads a greeting, and gives its public key to the secure aggregator.
 
     Raises:
-        RuntimeError: If the node's app cannot start, or if its reply is not a greeting.
+        RuntimeError: If the node's app cannot start, or if the node's reply is not a greeting.
     """
     if reply.message.has_error():
         reason = str(reply.message.error.reason)
@@ -107,10 +107,10 @@ def _read(reply: Reply, sums: SecureAggregator | None) -> Greeting:
 
 
 def _compare_classes(greeting: Greeting, class_names: Sequence[str] | None) -> None:
-    """Refuses a client whose labels have another meaning than the run's.
+    """Refuses a client whose labels mean other classes than the labels of the run.
 
     Raises:
-        UserError: If its classes differ from the run's.
+        UserError: If the client's classes differ from those of the run.
     """
     if class_names is None:
         return

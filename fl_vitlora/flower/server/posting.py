@@ -1,6 +1,7 @@
 """The post: sends messages over Flower's grid, gathers the replies, and counts every message.
 
-A reply is unfolded and its bytes are counted when it arrives; its content is read later.
+When a reply arrives, its buffer is split into records and its bytes are counted. The tensors in the
+reply are decoded later.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from fl_vitlora.flower.wire.byte_counts import overhead_of
 from fl_vitlora.flower.wire.folding import Unfolded, unfold
 
 NODE_POLL_SECONDS = 0.05
-MOST_AWAITED = 500  # once replies arrive, only the oldest messages are looked up, so many
+MOST_AWAITED = 500  # the oldest messages whose replies are looked up at once, while replies arrive
 DOWNLINK: Direction = "downlink"
 UPLINK: Direction = "uplink"
 
 Tap = Callable[[Message], None]
-Groups = Mapping[str, int]  # bytes of tensors, by group
+Groups = Mapping[str, int]  # the number of bytes of coded tensors, by group of tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Request:
 
     Attributes:
         message: The message as it is sent.
-        groups: The bytes of its coded tensors, by group.
+        groups: The bytes of the coded tensors in the message, by group of tensors.
     """
 
     message: Message
@@ -44,13 +45,13 @@ class Request:
 
     @classmethod
     def to(cls, node: int, kind: str, content: RecordDict, groups: Groups | None = None) -> Request:
-        """Makes the request that carries folded records to a node.
+        """Makes the request that sends records to a node.
 
         Args:
             node: The number of the node.
             kind: The type of the message, as Flower names it.
-            content: The folded records.
-            groups: The bytes of its coded tensors, by group.
+            content: The records, written into one buffer by `fold`.
+            groups: The bytes of the coded tensors in the message, by group of tensors.
         """
         message = Message(content, dst_node_id=node, message_type=kind)
         return cls(message=message, groups=groups or {})
@@ -63,8 +64,10 @@ class Reply:
     Attributes:
         message: The message as it was received.
         node: The number of the node that sent it.
-        unfolded: The records; an error if they cannot be read; None if the message is an error.
-        groups: The bytes of its coded tensors, by group; empty if the message cannot be read.
+        unfolded: The records of the message; an error if the records cannot be read; None if the
+            message reports an error.
+        groups: The bytes of the coded tensors in the message, by group of tensors; empty if the
+            message cannot be read.
     """
 
     message: Message
@@ -74,7 +77,7 @@ class Reply:
 
     @classmethod
     def of(cls, message: Message) -> Reply:
-        """Unfolds a message that was received."""
+        """Reads the records of a received message."""
         node = message.metadata.src_node_id
         if not message.has_content():
             return cls(message=message, node=node, unfolded=None, groups={})
@@ -103,10 +106,10 @@ class Post:
         grid: Flower's grid.
         ledger: The ledger in which messages are counted.
         timeout: Seconds to wait for the replies to one batch of messages.
-        states: The memory of simulated clients. The post tells it which replies are void, and it
-            knows which clients trained alone.
-        tap: A function that gets every message, for inspection; None for no inspection.
-        stop: The event that ends all waiting.
+        states: The memory of simulated clients. The post notes there which replies are void, and
+            the server reads there which clients trained alone.
+        tap: A function that is called with every message, for inspection; None for no inspection.
+        stop: An event; when it is set, the post stops waiting and raises an error.
     """
 
     grid: Grid
@@ -139,7 +142,7 @@ class Post:
         requests: Sequence[Request],
         records: ClientRecords,
     ) -> list[Reply]:
-        """Sends messages and gathers replies, and counts each one while others are awaited."""
+        """Sends messages and gathers replies; counts each message while it waits for others."""
         return self.send(
             requests, records, lambda one: self.count(one, server_round, purpose, records)
         )
@@ -152,13 +155,14 @@ class Post:
     ) -> list[Reply]:
         """Sends messages and gathers replies until all have arrived or time is up.
 
-        Replies that come later are void: their clients keep the memory of before. The clients with
-        the most images are sent their messages first, so that the last ones train fastest.
+        Replies that arrive later are void: the memory of their clients stays as it was before.
+        Messages to the clients with the most images are sent first, so that the last clients need
+        the least time.
 
         Args:
             requests: The messages, each to one node.
             records: The records of all clients.
-            note: A function that gets every message, in either direction.
+            note: A function that is called with every request and every reply.
         """
 
         def images(request: Request) -> int:
@@ -179,8 +183,8 @@ class Post:
         """Gathers the replies to messages, and removes the ids of these messages from `waiting`.
 
         Args:
-            waiting: The number of images of each message's client, by the id of the message.
-            note: A function that gets every reply.
+            waiting: By the id of each message, the number of images of the client that was asked.
+            note: A function that is called with every reply.
         """
         replies: list[Reply] = []
         answered, awaited = 0, sum(waiting.values())
@@ -209,7 +213,7 @@ class Post:
     def count(
         self, one: Request | Reply, server_round: int, purpose: Purpose, records: ClientRecords
     ) -> None:
-        """Counts a message in the ledger and shows it to the tap."""
+        """Counts a message in the ledger, and calls the tap with the message."""
         message = one.message
         down = isinstance(one, Request)
         node = message.metadata.dst_node_id if down else message.metadata.src_node_id

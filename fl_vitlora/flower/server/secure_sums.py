@@ -19,7 +19,8 @@ from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_st
 from fl_vitlora.privacy.secure_sum import Roster, Seeds, add_up
 from fl_vitlora.strategy import Update
 
-# Asks clients for the seeds that they share with clients that dropped out of a sum.
+# Asks clients for their seeds. The arguments are the roster, the clients whose masked vectors
+# arrived, and the clients that dropped out. Each seed is shared with a client that dropped out.
 Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
@@ -28,9 +29,9 @@ class Summed:
     """The result of adding up the masked updates of one round.
 
     Attributes:
-        updates: One update, the mean of all clients in the sum; empty if there is no sum.
-        failures: The reason for each client that is not in the sum, by client.
-        clipped: The number of scalars that were clipped to the range, over all clients in the sum.
+        updates: One update, the mean of all clients in the sum; empty if the sum failed.
+        failures: By client, the reason why the client is not in the sum.
+        clipped: The number of scalars that the clients in the sum clipped to the range R.
     """
 
     updates: tuple[Update, ...] = ()
@@ -39,11 +40,12 @@ class Summed:
 
 
 class SecureAggregator:
-    """Adds up the updates of clients without seeing any of them.
+    """Adds up the updates of clients without seeing a single update.
 
     Args:
         limit: The range R of the fixed-point numbers.
-        equal: True if all clients have equal weights; otherwise the weight is the image count.
+        equal: True if all clients have equal weights. Otherwise a client's weight is its number of
+            images.
     """
 
     def __init__(self, *, limit: float, equal: bool) -> None:
@@ -63,7 +65,7 @@ class SecureAggregator:
         self._keys[client] = key
 
     def roster(self, server_round: int, images: Mapping[int, int]) -> Roster:
-        """Returns the members of a round's sum, and the share of each."""
+        """Returns the clients in the sum of a round, and the share of each client in the mean."""
         weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
         return masking.make_roster(server_round, self._keys, weights, self._limit)
 
@@ -79,19 +81,19 @@ class SecureAggregator:
     ) -> Summed:
         """Adds up the replies of a round.
 
-        With the seeds of a client, its masked words can be read. So the reply of a client that is
-        not in the sum is deleted before any client is asked for seeds.
+        The seeds of a client unmask its words. Therefore the reply of a client that is not in the
+        sum is deleted before any client is asked for seeds.
 
         Args:
             roster: The members of the round's sum.
-            replies: The records of every reply, by client. This mapping is emptied.
-            layout: The layout of the clients' deltas.
-            ask: A function that asks for seeds, if some members dropped out.
+            replies: The records of every reply, by client. This method empties the mapping.
+            layout: The names and shapes of the tensors in the clients' updates.
+            ask: A function that asks for seeds. It is called if some members dropped out.
             images: The number of images by which each member is weighted.
-            expected: The numbers that the update of each client must state.
+            expected: By client, the numbers of images and steps that the update must state.
 
         Returns:
-            The mean of all clients in the sum, if there is one, and the failures of the others.
+            The mean of all clients in the sum, if there is a sum, and the other clients' failures.
         """
         masked: dict[int, Words] = {}
         steps: dict[int, int] = {}
@@ -120,7 +122,7 @@ class SecureAggregator:
 
 
 def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, Words]:
-    """Returns the number of steps and the masked words of a reply."""
+    """Returns the number of optimiser steps and the masked words of a reply."""
     metrics = messages.metrics_of(content)
     if messages.SAMPLES in metrics:
         check_images(metrics, expected)
@@ -131,7 +133,7 @@ def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, W
 def ask_for_seeds(
     asker: Asker, roster: Roster, left: frozenset[int], dropped: frozenset[int]
 ) -> dict[int, Seeds]:
-    """Asks the clients left in a secure sum for their seeds with those that dropped out.
+    """Asks the clients left in a secure sum for the seeds they share with clients that dropped out.
 
     Args:
         asker: Sends the question.
@@ -140,7 +142,8 @@ def ask_for_seeds(
         dropped: The members whose masked vectors did not arrive.
 
     Returns:
-        The seeds that each client revealed. A client that answers wrongly has dropped out as well.
+        The seeds that each client revealed. A client whose answer is invalid is missing here, and
+        so it drops out too.
     """
     question, records = fold(masking.ask_for_seeds(roster, dropped), {}, {}), asker.records
     requests = [

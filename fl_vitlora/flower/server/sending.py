@@ -1,8 +1,8 @@
-"""The server's end of the wire: encodes and folds instructions, unfolds and decodes updates.
+"""Encodes the server's instructions before they are sent, and decodes the updates of clients.
 
-It stands between the transport and Flower's grid. Tensors for many clients are sent as a stream:
-the changes since the version that a client holds. Clients of one rank share a stream. A client that
-did not answer may or may not hold the last version, so it is sent the whole state.
+Tensors for many clients are sent as a stream: a message contains only the changes since the version
+that the client has. Clients of one rank share a stream. If a client did not answer, the server does
+not know whether the client has the last version, and sends the whole state.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all other records are sent w
 
 @dataclass(frozen=True, kw_only=True)
 class Addressed:
-    """The records for one client.
+    """The records of a message and the client to which they are sent.
 
     Attributes:
         client: The number of the client.
@@ -53,9 +53,9 @@ class Sealed:
     """A message to one client as it is sent.
 
     Attributes:
-        folded: The folded records.
-        groups: The bytes of the coded tensors, by group.
-        layouts: The layouts of the message, and of the reply to it.
+        folded: The records, written into one buffer by `fold`.
+        groups: The bytes of the coded tensors, by group of tensors.
+        layouts: The names and shapes of the tensors in the message and in the reply.
     """
 
     folded: RecordDict
@@ -65,12 +65,12 @@ class Sealed:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the messages of one round have in common, so that it is made once.
+    """A cache of the objects that several messages of one round share.
 
     Attributes:
-        layouts: The layouts of messages whose layouts are equal.
-        coded: The coded tensors of records that several messages have, by record and layout.
-        folded: Folded buffers, by their contents.
+        layouts: One instance of `MessageLayouts` for all messages with equal layouts.
+        coded: The coded tensors of records that several messages share, by record and layout.
+        folded: The buffers that `fold` wrote, by their contents.
     """
 
     layouts: dict[MessageLayouts, MessageLayouts] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class ServerEnd:
 
     Args:
         initial: The exchanged tensors before the first round.
-        config: The experiment.
+        config: The configuration of the experiment.
         records: The server's records of the clients.
     """
 
@@ -96,34 +96,35 @@ class ServerEnd:
 
     @property
     def lanes(self) -> Lanes:
-        """Returns the lanes of instructions."""
+        """Returns the codec and the sending interval of each group of tensors in instructions."""
         return lanes_of(self._config.compression.downlink)
 
     @property
     def caches(self) -> bool:
         """Returns True if tensors that clients already have may be left out of messages.
 
-        Streams leave them out by themselves. If some groups are not sent in every round, clients do
-        not hold exactly what the server assumes, so nothing may be left out.
+        A stream contains only changes, so it needs no such omission. If clients send some groups
+        of tensors only in some rounds, a client's tensors may differ from those that the server
+        assumes. In that case no tensor may be left out.
         """
         uplink = lanes_of(self._config.compression.uplink)
         return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
 
     def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[Sealed]:
-        """Encodes and folds the messages to clients.
+        """Encodes the messages to clients.
 
         Args:
-            server_round: The number of the round, from 1; 0 before the first one.
+            server_round: The number of the round, from 1; 0 before the first round.
             addressed: The client and the records of each message.
 
         Returns:
-            The messages as they are sent, in order.
+            The encoded messages, in the order of `addressed`.
         """
         shared = _Shared()
         return [self._seal(server_round, one, shared) for one in addressed]
 
     def _seal(self, server_round: int, one: Addressed, shared: _Shared) -> Sealed:
-        """Encodes and folds the message to one client."""
+        """Encodes the message to one client."""
         layouts = self._layouts_of(one, shared)
         followed = self._records.of(one.client).followed
         versions: dict[str, tuple[int, int]] = {}
@@ -146,13 +147,13 @@ class ServerEnd:
         return Sealed(folded=folded, groups=group_bytes(one.content, parts), layouts=layouts)
 
     def _layouts_of(self, one: Addressed, shared: _Shared) -> MessageLayouts:
-        """Returns the layouts of a message, which all messages of the same kind share."""
+        """Returns the layouts of a message; messages with equal layouts share one instance."""
         config = one.content.config_records[messages.CONFIG]
         layouts = MessageLayouts.of(config, self._layout, rank_of(self._config, one.client))
         return shared.layouts.setdefault(layouts, layouts)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
-        """Adds a target state to the stream of all clients of a rank."""
+        """Adds the change to a new state to the stream that all clients of one rank share."""
         stream = self._streams.get((record, rank)) or Stream.of(self._first(record, rank))
         config = self._config
         stream = stream.advance(
@@ -165,17 +166,17 @@ class ServerEnd:
         return stream
 
     def _first(self, record: str, rank: int | None) -> State:
-        """Returns the state that every client of a rank holds before a stream's first change."""
+        """Returns the state of every client of one rank before the first change of a stream."""
         first = cut(self._initial, rank)
         return first if record == messages.ARRAYS else scale(first, 0.0)
 
     @staticmethod
     def open(unfolded: Unfolded, layouts: MessageLayouts | None = None) -> RecordDict:
-        """Decodes the reply of a client; tensors that it left out have not changed.
+        """Decodes the reply of a client. A tensor that the reply lacks gets a change of zero.
 
         Args:
-            unfolded: The records of the reply, with its tensors still coded.
-            layouts: The layouts of the message that it answers; None if no tensors were asked for.
+            unfolded: The records of the reply, in which tensors are still coded.
+            layouts: The layouts of the answered message; None if the reply may hold no tensors.
 
         Returns:
             The records, with complete tensors.
@@ -195,15 +196,16 @@ class ServerEnd:
         return content
 
     def bounded(self, update: Update, norm: float | None) -> Update:
-        """Clips a decoded update to the norm to which its client had to clip it.
+        """Clips a decoded update to the clipping norm of the clients.
 
-        A decoded update also contains what was withheld before, so its norm may be larger. Noise is
-        scaled for the clipping norm. Updates that are sent exactly are not changed here: the
-        strategy deals with a client that does not clip.
+        A client clips its update before the codec adds the unsent part of earlier updates.
+        Therefore the norm of the decoded update may exceed the clipping norm, for which the noise
+        is scaled. Updates that are sent without a lossy codec are not changed here: the strategy
+        handles a client that does not clip.
 
         Args:
             update: The decoded update.
-            norm: The norm to which clients clip their updates; None if they do not.
+            norm: The norm to which clients clip their updates; None if clients do not clip.
         """
         if norm is None or lanes_of(self._config.compression.uplink).exact:
             return update

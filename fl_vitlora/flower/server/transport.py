@@ -1,8 +1,8 @@
 """The transport: sends instructions to clients and receives their updates.
 
-Flower names nodes by random ids. Here a client has the number of its shard; the server asks each
-node for this number once (`greeting`). Replies are sorted by client, so that sums do not depend
-on which client was faster.
+Flower names nodes by random ids. In this project the number of a client is the number of its shard.
+The server asks each node for this number once (`greeting`). Replies are sorted by client, so that
+the rounding of sums does not depend on which client was faster.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class Transport:
     Args:
         post: Sends and counts the messages.
         initial: The exchanged tensors before the first round.
-        config: The experiment, for the ranks of clients and for codecs. None for the default
-            settings; the number of a client's steps is then not checked.
-        class_names: The names of the run's classes, in its order, which every client must have;
+        config: The configuration of the experiment. None means the default settings, without a
+            check of the number of a client's optimiser steps.
+        class_names: The names of the classes that every client must have, in the order of the run;
             None if classes are not compared.
-        sums: The secure aggregator; None if updates are read one by one.
-        repeats_errors: True if a client whose app raised an error is asked once more.
+        sums: The secure aggregator; None without secure aggregation.
+        repeats_errors: True if the server asks a client once more after the client's app raised an
+            error.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Transport:
         self._training = None if config is None else config.training
         self._class_names = class_names
         self._sums = sums
-        self._plan = ClientPlan()  # of the last round
+        self._plan = ClientPlan()  # the plan of the last round
         self._records = ClientRecords(initial)
         self._asker = Asker(
             post=post,
@@ -79,7 +80,7 @@ class Transport:
         )
 
     def greet(self, clients: int) -> dict[int, int]:
-        """Waits for the nodes, and asks each one which client it is; see `greeting.greet`.
+        """Waits for the nodes, and asks each node for its client number; see `greeting.greet`.
 
         Args:
             clients: The number of nodes to wait for.
@@ -96,7 +97,7 @@ class Transport:
         )
 
     def snapshot(self) -> Tree:
-        """Returns the records of the clients, the streams and the last plan, for a checkpoint."""
+        """Returns the client records, the streams and the last plan, for a checkpoint."""
         return {
             "clients": self._records.snapshot(),
             "streams": self._asker.end.snapshot(),
@@ -104,7 +105,7 @@ class Transport:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Restores the tree that `snapshot` returned, in this version or in the previous one."""
+        """Restores the result of `snapshot`, from this version of the program or the previous."""
         known = _current(tree)
         self._records.restore(known["clients"])
         self._asker.end.restore(known["streams"])
@@ -149,7 +150,7 @@ class Transport:
         asked: Mapping[int, Instruction],
         weights: Mapping[int, int],
     ) -> tuple[Answers[RecordDict], Summed]:
-        """Asks for masked updates, and adds them up without seeing any of them."""
+        """Asks for masked updates, and adds them up without seeing a single update."""
         roster = sums.roster(server_round, weights)
         answers = self._asker.ask(
             Question(
@@ -167,12 +168,12 @@ class Transport:
         )
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> list[Answer]:
-        """Asks every client to measure a model on its own encrypted test images.
+        """Asks every client to evaluate a model on its own encrypted test images.
 
         Args:
-            server_round: The round that made the model.
+            server_round: The round after which the model is evaluated.
             model: The model in the server's coordinates.
-            views: The views of the test images, by the names of `data.owner.views_of`.
+            views: The names of the views of the test images; `data.owner.views_of` defines them.
 
         Returns:
             The answers, sorted by client.
@@ -206,7 +207,7 @@ class Transport:
     def _read_measured(
         self, client: int, content: RecordDict, views: Sequence[str]
     ) -> tuple[int, Measured]:
-        """Reads the accuracy and loss of a client, and checks its number of test images.
+        """Reads the accuracy and loss of a client, and checks the number of its test images.
 
         Raises:
             ValueError: If the number of test images differs from the client's first answer.
@@ -220,7 +221,7 @@ class Transport:
     def _read_update(
         self, asked: Instruction, content: RecordDict, layouts: MessageLayouts
     ) -> Update:
-        """Reads an update, and clips it to the norm that its client was sent."""
+        """Reads an update, and clips it to the clipping norm in the instruction or the settings."""
         update = read_update(
             content,
             layouts,
@@ -233,7 +234,7 @@ class Transport:
         return self._asker.end.bounded(update, norm)
 
     def _expected(self, asked: Instruction) -> Counts:
-        """Returns the numbers that an update must state; a strategy may set the local epochs."""
+        """Returns the expected numbers of images and steps; a strategy may set the local epochs."""
         training, epochs = self._training, asked.config.get(LOCAL_EPOCHS)
         if training is not None and isinstance(epochs, int):
             training = replace(training, epochs=epochs)
@@ -246,7 +247,7 @@ def _remember(
     asked: Mapping[int, Instruction],
     failed: frozenset[int],
 ) -> None:
-    """Notes which clients' updates were taken, and which were not."""
+    """Notes for each client whether the server used its update."""
     for client, one in asked.items():
         if client in failed:
             records.missed(client)
@@ -255,10 +256,11 @@ def _remember(
 
 
 def _current(tree: Tree) -> Tree:
-    """Returns the tree of a snapshot as this version writes it.
+    """Returns a snapshot in the format of this version of the program.
 
     Args:
-        tree: The tree of this version, or of the previous one with two registries of clients.
+        tree: A snapshot of this version, or of the previous version, which had two registries of
+            clients.
     """
     if "holdings" not in tree:
         return tree
@@ -268,6 +270,6 @@ def _current(tree: Tree) -> Tree:
 
 
 def _plan_of(tree: Tree) -> ClientPlan:
-    """Returns the plan of a snapshot; a checkpoint holds lists in place of its tuples."""
+    """Returns the plan of a snapshot, with tuples in place of the lists that a checkpoint holds."""
     plan = ClientPlan(**tree)
     return replace(plan, frozen=tuple(plan.frozen), restarted=tuple(plan.restarted))

@@ -1,1 +1,1 @@
-"""The simulation: Flower clients that are virtual nodes, trained in Ray processes (workers)."""
+"""The simulation: Flower clients as virtual nodes, which Ray processes (workers) train."""

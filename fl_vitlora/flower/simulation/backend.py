@@ -5,9 +5,9 @@ This backend keeps Ray and the actors, so the next simulation finds workers that
 imports. If a worker dies during a simulation, Flower keeps the dead worker; here a `WorkerPool`
 replaces the dead worker by a new one.
 
-A simulation can end while actors are still working: the run was interrupted, or the server no
-longer waits for their replies. If a thread asks Ray for a result after Ray was shut down, the whole
-process ends with code 1 and one line. So no thread may wait for an actor when Ray is shut down.
+A simulation can end while actors are still working, because the run was interrupted or the server
+no longer waits for their replies. If a thread asks Ray for a result after Ray was shut down, the
+whole process ends with exit code 1. So no thread may wait for an actor when Ray is shut down.
 Flower ends its backend only after all threads that wait for an actor have returned. Actors whose
 replies are no longer needed are ended before that, so that they do not delay the end of the run.
 """
@@ -55,7 +55,7 @@ class KeptWorkers(raybackend.RayBackend):
         return self._pool.slots
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
-        """Keeps the actors that are still alive, and starts new ones up to the wanted number."""
+        """Keeps the actors that are still alive, and starts new actors up to the wanted number."""
         actors = [actor for actor in self._actors if is_alive(actor)]
         most = min(self._most, pool_size_from_resources(self.client_resources))
         actors += [self._start_worker() for _ in range(most - len(actors))]

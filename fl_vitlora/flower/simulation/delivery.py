@@ -1,9 +1,9 @@
-"""Delivery of messages to workers: without delay, in bundles, and independent of the node count.
+"""Delivers messages to workers at once and in bundles; nodes without a message cost no time.
 
 Ten times a second, Flower's simulation checks for each registered node whether a message waits for
 the node. Each check looks through all messages, and every message is given to Ray separately. These
 checks cost up to 0.1 s in every exchange and some milliseconds per message. With ten thousand nodes
-they keep a whole thread busy. This module looks once through the messages, instead of through the
+they keep a whole thread busy. This module looks through the waiting messages instead of through the
 nodes. It delivers messages in the order in which they were sent, and several messages in one call.
 """
 
@@ -32,18 +32,18 @@ from fl_vitlora.flower.simulation.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
 LATE = "the server does not wait for this reply any more"
-WAIT_SECONDS = 1.0  # without a bundle, the time between two checks for the simulation's end
+WAIT_SECONDS = 1.0  # without work, the time between two checks whether the simulation has ended
 
 
 def bundles(messages: Sequence[Message], most: Mapping[str, int]) -> list[list[Message]]:
     """Cuts messages into bundles of one kind and of nearly equal size.
 
     The bundles depend only on the messages and their order. So the clients that are trained
-    together, and the rounding of their sums, do not depend on the number of workers.
+    together, and the rounding of the sums over them, do not depend on the number of workers.
 
     Args:
         messages: The messages in the order in which they were sent.
-        most: Largest number of messages in a bundle, by kind of message; 1 for other kinds.
+        most: Largest number of messages in a bundle, by kind of message; 1 for kinds not listed.
 
     Returns:
         The bundles, in the order of the messages.
@@ -71,7 +71,8 @@ def deliver(
 ) -> None:
     """Puts every waiting message into the queue of the workers, until `f_stop` is set.
 
-    The first four arguments are those of the Flower function that this one replaces.
+    Flower's function `add_messages_to_queue`, which this function replaces, has the first four
+    arguments.
 
     Args:
         state: Flower's state of the simulation.
@@ -87,10 +88,10 @@ def deliver(
 
 
 def take(state: InMemoryLinkState, nodes: Mapping[int, int]) -> list[Message]:
-    """Marks all waiting messages to the given nodes as delivered.
+    """Marks all waiting messages to the given nodes as delivered, and returns these messages.
 
     Returns:
-        These messages, in the order in which they were sent.
+        The messages, in the order in which they were sent.
     """
     with state.lock:
         waiting = [
@@ -114,7 +115,7 @@ def work(  # noqa: PLR0917 - the arguments that Flower passes
 ) -> None:
     """Lets the backend answer bundles, one after the other, until `f_stop` is set.
 
-    All arguments but the last are those of Flower's `worker`.
+    Flower's function `worker`, which this function replaces, has all arguments but the last.
 
     Args:
         messageins_queue: Queue of bundles of messages to clients.
@@ -143,10 +144,10 @@ def replies_to(
     backend: KeptWorkers,
     states: ClientStates,
 ) -> Iterator[Message]:
-    """Lets the backend answer a bundle, and stores the contexts that the clients leave.
+    """Lets the backend answer a bundle, and stores the new contexts of the clients.
 
-    If the server no longer waits for a reply, the reply is dropped and the client's context stays
-    as it was. If the server waits for no reply of a bundle, the bundle is not computed at all.
+    If the server no longer waits for a reply, the reply is dropped and the client's stored context
+    does not change. If the server waits for no reply of a bundle, the bundle is not computed.
 
     Args:
         bundle: The messages.
@@ -202,7 +203,7 @@ def refused(message: Message, error: Exception) -> Message:
 
 @contextmanager
 def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
-    """Replaces Flower's delivery of messages by that of this module while the block runs.
+    """Replaces Flower's delivery of messages by the functions of this module inside the block.
 
     Flower has no option for another delivery, so the functions are replaced inside Flower's module.
     If the functions of a version of Flower have other arguments, nothing is replaced.

@@ -2,9 +2,10 @@
 
 Flower runs the server in a thread of this process, and gives every message for a client to a Ray
 actor. This project starts Ray itself, and Ray listens on the loopback address only. The start takes
-seconds. So Ray is started early, while the run is being prepared, and Flower finds Ray running. Ray
-and its workers keep running for the next simulation until `Engine.stop`. Instead, a run can join a
-Ray that runs already, on this machine or on a cluster; that Ray keeps running afterwards.
+seconds. Therefore Ray is started early, while the run is being prepared, and Flower finds Ray
+running. Ray and its workers keep running for the next simulation until `Engine.stop` is called. A
+run can also join a Ray that already runs, on this machine or on a cluster. That Ray keeps running
+after the run.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ class Engine:
             self.stop()
             self._ray = Ray(workers, verbose=self._verbose)
         if workers.address:
-            self._ray.wait()  # report at once if the cluster that the user named is not there
+            self._ray.wait()  # fails at once if the cluster that the user named cannot be joined
         return self._ray
 
     def stop(self) -> None:
-        """Stops Ray if it is running. `start` can be called again afterwards."""
+        """Stops Ray if Ray is running. Afterwards `start` can be called again."""
         if self._ray is not None:
             self._ray.stop()
             self._ray = None
@@ -77,13 +78,12 @@ def simulate(
 
     Args:
         client_app: Flower's ClientApp, which is sent to the workers with every message.
-        main: The server function. Its arguments are Flower's grid, and an event that is set when
-            the function must stop.
+        main: The server function, called with Flower's grid and an event that tells it to stop.
         clients: Number of virtual nodes.
         together: Largest number of clients that a worker trains in one batch.
         patience: Longest time that a worker may take for each client, in seconds.
         states: The stored states of the clients, read and updated by the simulation.
-        workers: The workers that train, at most as many as Ray was started for.
+        workers: The workers that train; at most as many as Ray was started for.
         ray: A running Ray. Ray and its workers keep running after the simulation.
         verbose: True if Flower may print and log.
 
@@ -117,7 +117,8 @@ def simulate(
 def _bundle_sizes(clients: int, together: int, workers: Workers) -> dict[str, int]:
     """Returns the largest number of messages that a worker gets at once, by kind of message.
 
-    The greetings are divided among all workers, so that every worker gets ready.
+    The greetings are divided among all workers, so that every worker loads its model before the
+    training.
     """
     from flwr.app import MessageType
 
@@ -128,7 +129,7 @@ def _bundle_sizes(clients: int, together: int, workers: Workers) -> dict[str, in
 class _Server(Generic[T]):
     """Wraps a server function in Flower's ServerApp, and keeps its result or error.
 
-    Flower runs the function in another thread. `result` gives the caller's thread the outcome.
+    Flower runs the function in another thread. The caller's thread gets the outcome from `result`.
 
     Args:
         main: The server function.
@@ -177,8 +178,8 @@ class _Server(Generic[T]):
 def push_at_once(grid: Any) -> None:
     """Makes all messages of one `push_messages` call visible at the same moment.
 
-    Otherwise the delivery could see a part of the messages first, and the bundles would vary from
-    run to run.
+    Without this function, the delivery could see some of the messages earlier than the others, and
+    the bundles would differ from run to run.
 
     Args:
         grid: Flower's grid, whose method `push_messages` is replaced.

@@ -1,4 +1,4 @@
-"""Hides the log messages of Flower, Ray and Hugging Face. This project reports errors itself."""
+"""Hides the log messages of Flower, Ray and Hugging Face, as this project reports errors itself."""
 
 from __future__ import annotations
 

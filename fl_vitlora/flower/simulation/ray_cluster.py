@@ -1,4 +1,4 @@
-"""Ray in a background thread: started on this machine, or joined on a cluster that runs already."""
+"""Starts Ray on this machine, or joins a cluster that already runs, in a background thread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECONDS_TO_END = 10.0
 
 
 class Ray:
-    """A Ray that is started or joined in a separate thread.
+    """The connection to Ray, which a separate thread starts or joins.
 
     Ray's processes end with the thread that started them, so this thread lives until `stop`.
 
@@ -43,15 +43,15 @@ class Ray:
     Attributes:
         workers: The workers that Ray was started for.
         actors: Ray actors that the last simulation left for the next one.
-        measured: The settings of the last measurement, and the memory that a worker needed on a
-            GPU; None before the first measurement.
+        measured: The settings of the last memory measurement, and the GPU memory that a worker
+            needed; None before the first measurement.
     """
 
     def __init__(self, workers: Workers, *, verbose: bool) -> None:
         self.workers = workers
         self.actors: list[Any] = []
         self.measured: tuple[object, Memory] | None = None
-        self._actors_serve: Workers | None = None  # the workers that the actors were made for
+        self._actors_serve: Workers | None = None  # the settings with which the actors were made
         self._verbose = verbose
         self._error: Exception | None = None
         self._folder = contextlib.ExitStack()
@@ -60,7 +60,7 @@ class Ray:
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until Ray is up.
+        """Waits until Ray has started or the cluster is joined.
 
         Raises:
             UserError: If the cluster cannot be joined, or Ray does not start for a reason that the
@@ -78,10 +78,12 @@ class Ray:
             raise RuntimeError(f"Ray does not start: {self._error}") from self._error
 
     def actors_for(self, workers: Workers) -> list[Any]:
-        """Returns the actors left by an equal set of workers; ends the actors of any other set.
+        """Returns the remaining actors if they fit the next simulation; otherwise ends them.
+
+        The actors fit if they were started with the same settings of the workers.
 
         Args:
-            workers: The workers of the next simulation.
+            workers: The settings of the workers in the next simulation.
 
         Returns:
             The list of actors. The simulation keeps this list up to date.
@@ -106,13 +108,13 @@ class Ray:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stops Ray and its workers. A cluster that was joined keeps running without them."""
+        """Stops Ray and its workers. In a joined cluster, only this program's workers stop."""
         self.actors.clear()
         self._ended.set()
         self._thread.join()
 
     def _live(self) -> None:
-        """Starts or joins Ray, waits for `stop`, and shuts Ray down; this is the thread's work."""
+        """Starts or joins Ray, waits for `stop`, and shuts Ray down; the thread runs this."""
         try:
             import ray
 
@@ -133,7 +135,7 @@ class Ray:
         self._up.set()
         self._ended.wait()
         if self._error is None:
-            ray.shutdown()  # a joined cluster keeps running, without this program's workers
+            ray.shutdown()  # in a joined cluster, this stops only this program's workers
         self._folder.close()
 
     def _starting(self) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class Ray:
         }
 
     def _joining(self) -> dict[str, Any]:
-        """Returns the arguments of `ray.init` that join a cluster and set its workers' path."""
+        """Returns the arguments of `ray.init` to join a cluster with this program's import path."""
         path = {"PYTHONPATH": os.environ["PYTHONPATH"]}
         return {"address": self.workers.address, "runtime_env": {"env_vars": path}}
 

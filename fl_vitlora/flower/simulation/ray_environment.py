@@ -21,7 +21,7 @@ HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
 
 
 def check_address(address: str) -> None:
-    """Checks that a Ray cluster answers at an address. Ray itself would wait for minutes.
+    """Checks that a Ray cluster answers at an address. Without this check, Ray waits for minutes.
 
     Args:
         address: "auto", or HOST:PORT.
@@ -48,9 +48,9 @@ def check_address(address: str) -> None:
 def loopback_alone() -> Iterator[None]:
     """Makes a Ray that starts inside the block listen on the loopback address only.
 
-    On macOS and Windows, Ray does so by itself. On Linux, Ray replaces 127.0.0.1 by this machine's
-    network address and listens on all addresses. Then anyone who can connect to one of these
-    addresses could run code in the workers.
+    On macOS and Windows, Ray listens there by default. On Linux, Ray replaces 127.0.0.1 by the
+    network address of this machine and listens on all addresses. Then anyone who can connect to one
+    of these addresses could run code in the workers.
     """
     from ray._private import ray_constants
 
@@ -83,8 +83,9 @@ def sigterm_as_before() -> Iterator[None]:
 def hangup_blocked() -> Iterator[None]:
     """Blocks SIGHUP, so that processes started inside the block survive a closing terminal.
 
-    A closing terminal sends SIGHUP to all processes. Then this program first ends its round, and
-    afterwards stops its other processes. For Ctrl-C, Ray protects its processes in the same way.
+    A closing terminal sends SIGHUP to all processes. After this signal, the program first finishes
+    the round, for which it needs its workers, and then stops them. Ray protects its processes from
+    Ctrl-C in the same way.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -107,9 +108,10 @@ def let_workers_import_this_package() -> None:
 def job_with_own_path() -> Any:
     """Returns a `JobConfig` that makes workers import from the same folders as this program.
 
-    By default, Ray puts the working directory first on the import path of every worker. In another
-    person's folder, the workers would then run a file called ``torch.py``. With this configuration,
-    Ray does so only if this program itself imports from its working directory.
+    By default, Ray puts the working directory first on the import path of every worker. If a user
+    starts this program in another person's folder, the workers would run a file ``torch.py`` of
+    that person. With this configuration, workers import from the working directory only if this
+    program itself imports from there.
     """
     from ray.job_config import JobConfig
 

@@ -1,7 +1,7 @@
-"""The imports that take seconds, which every worker process does as soon as it starts.
+"""The slow imports (some seconds), which every worker process does as soon as it starts.
 
-Ray imports this module in each new worker. So the workers get ready while the main process still
-prepares the run. Without this module, a worker would do the imports at its first message.
+Ray imports this module in each new worker, while the main process still prepares the run. Without
+this module, a worker would do the slow imports only when its first message arrives.
 """
 
 import gc
@@ -15,7 +15,8 @@ from fl_vitlora.models.backbone import import_timm
 
 import_timm()
 with suppress(ModuleNotFoundError):
-    # The folder beside this package, imported before Ray puts the current folder on the path.
+    # This imports the folder next to this package, before Ray adds the working directory to the
+    # import path.
     importlib.import_module("strategies")
-torch.set_num_threads(1)  # one worker, one core
+torch.set_num_threads(1)  # each worker uses one core
 gc.freeze()  # the imported objects stay for ever; the garbage collector need not visit them again

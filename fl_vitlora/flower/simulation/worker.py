@@ -1,6 +1,6 @@
-"""The worker process: a Ray actor that runs simulated clients and answers the messages to them.
+"""The worker process: a Ray actor that answers messages in place of simulated clients.
 
-One call answers one message, or several messages to different clients.
+One call answers either a single message or several messages to different clients.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Worker:
     """A Ray actor that runs the app of simulated clients."""
 
     def __init__(self) -> None:
-        import fl_vitlora.flower.simulation.warm_up  # noqa: F401 - a no-op if Ray preloaded it
+        import fl_vitlora.flower.simulation.warm_up  # noqa: F401 - does nothing if already imported
 
     def process(self) -> int:
         """Returns the process id of this worker."""
@@ -44,7 +44,7 @@ class Worker:
 
         Args:
             app_fn: A function that makes the client app.
-            messages: The messages to answer, each to another client.
+            messages: The messages to answer, at most one for each client.
             contexts: The stored states of these clients, in the same order.
 
         Returns:

@@ -3,8 +3,8 @@
 A worker gets a bundle of messages only when the worker is idle. There are more threads that give
 out bundles than workers, so an idle worker gets the next bundle at once. No bundle waits at a busy
 worker: a slow worker would delay the bundle while other workers are idle, and Ray cannot take the
-bundle back. When a worker dies, or is ended because it takes too long, a new worker is started at
-once. The time limit of a new worker begins when the worker has started.
+bundle back. When a worker dies, or is killed because it takes too long, a new worker is started at
+once. The time limit of a bundle begins only after its worker has started.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
 SLOTS = 2  # bundles per worker: one is being computed, one waits for the next idle worker
-LOSSES = 3  # workers that may be lost with a bundle before the bundle is split
-RAISES = 2  # attempts at a bundle whose app raises errors, before the error is final
+LOSSES = 3  # a bundle is split after it was computed by this number of workers that were lost
+RAISES = 2  # after this number of attempts in which the app raised an error, the error is final
 SECONDS_TO_END = 60.0
-SECONDS_TO_START = 300.0  # for a process and its imports, on a machine that is busy otherwise
+SECONDS_TO_START = 300.0  # to start a process and to import packages on a busy machine
 SECONDS_TO_LOOK = 0.5  # between two checks whether a worker has started
 
 
 class WorkerLostError(RuntimeError):
-    """A worker died while it computed a bundle, or was ended because it took too long."""
+    """A worker died while it computed a bundle, or was killed because it took too long."""
 
 
 @dataclass
@@ -38,8 +38,9 @@ class WorkerState:
 
     Attributes:
         busy: True if the worker has a bundle.
-        since: Time at which the worker got its bundle or had started, by `time.monotonic`.
-        start: Ray's reference that is ready when the worker has started; None afterwards.
+        since: Time in seconds, by `time.monotonic`, at which the worker got its bundle, or at which
+            the worker had started if that was later.
+        start: Ray's reference that is ready when the worker has started; None after the start.
     """
 
     busy: bool = False
@@ -48,7 +49,7 @@ class WorkerState:
 
     @property
     def is_up(self) -> bool:
-        """True if the worker has started. The time limit begins when this is first True."""
+        """True if the worker has started. The time limit begins when a call first returns True."""
         if self.start is not None and ray.wait([self.start], timeout=0, fetch_local=False)[0]:
             self.start, self.since = None, time.monotonic()
         return self.start is None
@@ -107,7 +108,7 @@ class WorkerPool:
                 self._change.notify_all()
 
     def end(self) -> list[Any]:
-        """Ends the busy workers, and returns the idle ones when no thread waits for a worker.
+        """Kills the busy workers, and returns the idle ones when no thread waits for a worker.
 
         A second call returns the same workers as the first call.
         """
@@ -144,12 +145,12 @@ class WorkerPool:
         return self._ended or not self._states
 
     def _idle(self, tried: Sequence[Any]) -> list[Any]:
-        """Returns the idle workers among the untried ones, or among all if all were tried."""
+        """Returns the idle workers that were not tried; if all were tried, all idle workers."""
         others = [worker for worker in self._states if worker not in tried]
         return [worker for worker in others or self._states if not self._states[worker].busy]
 
     def _wait(self, worker: Any, result: Any, messages: int) -> Any:
-        """Returns the result of a worker, if the worker stays alive and keeps its time limit.
+        """Waits for the result of a worker, as long as the worker lives and is within its limit.
 
         Raises:
             WorkerLostError: If the worker died, did not start, or exceeded its time limit.
@@ -191,10 +192,10 @@ class WorkerPool:
             self._change.notify_all()
 
     def _replace(self, worker: Any) -> WorkerState:
-        """Starts a new worker in place of a lost one, and returns the state of the lost one.
+        """Starts a new worker in place of a lost worker, and returns the state of the lost worker.
 
-        The lost worker is always killed. After some errors of Ray it is still alive, and the new
-        worker could not get its share of the machine.
+        The lost worker is always killed. After some errors of Ray, a lost worker is still alive and
+        would occupy the CPU core or the share of a GPU that the new worker needs.
         """
         with self._change:
             state = self._states.pop(worker)
@@ -217,11 +218,11 @@ def end_process(worker: Any) -> None:
 def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tuple[list[Any], bool]:
     """Asks for the answers to a bundle, and repeats the bundle if a worker or an app fails.
 
-    The cause of a failure may be temporary. The whole bundle is repeated: once if an app raised an
-    error, twice if a worker was lost. So a run with a temporary fault gives the same bits as a run
-    without it. If three workers were lost while they computed a bundle, its messages are answered
-    one by one. Then only the clients that cause the loss fail. However, the training of a single
-    client is rounded differently from the training in a batch.
+    The cause of a failure may be temporary. Therefore the whole bundle is repeated: once if an app
+    raised an error, twice if a worker was lost. A run with a temporary fault thus gives the same
+    bits as a run without the fault. If three workers were lost while they computed a bundle, the
+    messages of the bundle are answered one by one. Then only the clients that cause the loss fail.
+    However, training one client alone is rounded differently from training several in a batch.
 
     Args:
         bundle: The messages.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation.ray_environment import check_address
 
-WORKERS_PER_GPU = 4  # the most that share a GPU if the user gives no number of workers
+WORKERS_PER_GPU = 4  # most workers that share a GPU if the user does not set their number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,10 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
 
     Args:
         device: "auto", "cpu" or "cuda".
-        count: Number of workers. If None, one worker per CPU core or four per GPU are chosen. The
-            GPU's memory may have room for fewer (`fl_vitlora.experiment.gpu_sharing`).
-        most: Largest number of workers that can be busy at once: the bundles of clients in a round.
+        count: Number of workers. None means one worker per CPU core or four per GPU. If the memory
+            of the GPU is too small, fewer are used (`fl_vitlora.experiment.gpu_sharing`).
+        most: Largest number of workers that can be busy at once, which is the number of bundles of
+            clients in a round.
         address: Address of a Ray cluster, or empty. The cores and GPUs of a cluster are unknown
             before this program joins it.
 
@@ -100,9 +101,9 @@ def cores() -> int:
 
 @contextmanager
 def cores_left_to(workers: Workers) -> Iterator[None]:
-    """Limits PyTorch in this process to the CPU cores that the workers leave free, at least one.
+    """Limits PyTorch in this process to the CPU cores that workers do not use, but at least one.
 
-    The limit holds inside the block, and only if the workers compute on the CPU.
+    The limit is active inside the block, and only if the workers compute on the CPU.
     """
     import torch
 

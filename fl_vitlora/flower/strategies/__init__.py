@@ -1,1 +1,1 @@
-"""Strategies of this project and of Flower behind one interface."""
+"""One interface for the strategies of this project and those of Flower."""

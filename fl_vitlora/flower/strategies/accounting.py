@@ -6,9 +6,9 @@ mean with Gaussian noise of multiplier z:
     RDP of T rounds at order α = T · α / (2 z²)
     ε = min over α of  RDP + ln(1 - 1/α) - ln(δ·α) / (α - 1)
 
-The participants of a round are drawn from the run's seed, which is not secret. So sampling gives no
-extra privacy: ε counts every client as if it took part in every round. If only a fraction of the
-clients trains in a round, ε is an upper bound.
+The participants of a round are drawn from the run's seed, which is not secret. Therefore sampling
+gives no extra privacy: ε is computed as if every client took part in every round. If only a
+fraction of the clients trains in a round, ε is an upper bound.
 
 Source: Mironov, arXiv 1702.07476, corollary 3; Canonne, Kamath and Steinke, arXiv 2004.00010,
 proposition 12.
@@ -26,9 +26,9 @@ from fl_vitlora.errors import UserError
 if TYPE_CHECKING:
     from flwr.supercore.privacy_accounting import PrivacyAccountant
 
-LEAST_NOISE, MOST_NOISE = 1e-3, 1e6  # the range in which a noise multiplier is searched
-NOISE_TOLERANCE = 1e-4  # relative, of the noise multiplier that is found
-EVERYBODY = 1  # a number of clients; its value does not matter without amplification by sampling
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6  # the noise multiplier is searched between these two
+NOISE_TOLERANCE = 1e-4  # largest relative error of the noise multiplier that is found
+EVERYBODY = 1  # any number of clients gives the same ε without amplification by sampling
 
 
 def make_accountant(delta: float, clients: int) -> PrivacyAccountant:
@@ -62,7 +62,7 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     """Returns the privacy loss ε of a client after some rounds.
 
     Args:
-        noise_multiplier: The noise multiplier z: the noise's standard deviation over sensitivity.
+        noise_multiplier: The noise multiplier z: standard deviation of the noise over sensitivity.
         releases: The number T of noisy means that were released.
         delta: The probability δ, in (0, 1).
 
@@ -90,7 +90,7 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
     """Returns the smallest noise multiplier that keeps a run within a privacy loss ε.
 
     More noise means a smaller ε, so a bisection on a logarithmic scale finds z. The result is
-    larger than the exact one by at most a ten-thousandth. So the run's ε is at most the target.
+    larger than the exact z by at most a ten-thousandth of z, and so ε never exceeds the target.
 
     Args:
         target: The largest allowed loss ε, positive.
@@ -130,7 +130,9 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
 
 
 def with_chosen_noise(privacy: PrivacyConfig, releases: int) -> PrivacyConfig:
-    """Returns the settings with the noise multiplier for the target ε, if there is a target.
+    """Returns the settings with the noise multiplier that keeps ε within the target.
+
+    Without a target ε, the settings are returned unchanged.
 
     Args:
         privacy: The settings of the user, checked by `confidentiality.check_privacy`.
@@ -146,11 +148,11 @@ def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
     """Returns the privacy loss of a run, as `result.json` shows it.
 
     Args:
-        privacy: The settings with the noise that the run had (`with_chosen_noise`).
+        privacy: The settings with the noise multiplier of the run (`with_chosen_noise`).
         releases: The number T of rounds.
 
     Returns:
-        Plain values by name; None without noise, because then there is no privacy.
+        The numbers by name; None without noise, because such a run has no differential privacy.
     """
     if not privacy.noise_multiplier:
         return None

@@ -1,7 +1,7 @@
-"""Strategies of this project and of Flower behind one interface, and the checks of both.
+"""One interface for the strategies of this project and those of Flower, and checks for both kinds.
 
-`federation.aggregator` has the interface and drives this project's strategies; `flower_aggregator`
-drives those of Flower.
+`federation.aggregator` defines the interface and runs the strategies of this project.
+`flower_aggregator` runs the strategies of Flower.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update
 
 AnyStrategy = Strategy | FlowerStrategy
-LoadStrategy = Callable[[Config], AnyStrategy]  # of an experiment
+LoadStrategy = Callable[[Config], AnyStrategy]  # loads the strategy that a configuration names
 
 
 def make_aggregator(strategy: AnyStrategy, layout: Layout, seed: int) -> Aggregator:
-    """Wraps a strategy of either kind."""
+    """Returns the aggregator for a strategy of this project or of Flower."""
     if isinstance(strategy, Strategy):
         return OwnAggregator(strategy)
     return FlowerAggregator(strategy, layout, seed)
 
 
 class Unaided(Strategy):
-    """What a strategy of Flower leaves to clients in code: nothing."""
+    """The client half of a strategy of Flower: a strategy without any code for clients."""
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Is never called; the server's half is Flower's."""
+        """Raises an error: `FlowerAggregator` aggregates, so that this method is never called."""
         raise NotImplementedError
 
 
 def client_half(strategy: AnyStrategy) -> Strategy:
-    """Returns what clients run of a strategy, and what it asks of an experiment."""
+    """Returns the strategy that clients run; in place of Flower's, a strategy without code."""
     return strategy if isinstance(strategy, Strategy) else Unaided()
 
 
 def check_experiment(strategy: AnyStrategy, config: Config) -> None:
-    """Refuses an experiment that a strategy cannot be run in.
+    """Refuses an experiment in which a strategy cannot run.
 
     Raises:
-        UserError: With what the strategy has against it.
+        UserError: If the strategy cannot run; the message gives the reason.
     """
     participants = cohort_size(config.clients, config.fraction)
     check_cohort(strategy, participants)
@@ -74,7 +74,8 @@ def check_evaluation(strategy: AnyStrategy, config: Config) -> None:
     """Refuses a Flower strategy whose own evaluation would never be called.
 
     Raises:
-        UserError: When one party measures for all, and the strategy asks clients to measure.
+        UserError: If one party evaluates for all clients, but the strategy has an evaluation of its
+            own and asks clients to evaluate.
     """
     if isinstance(strategy, Strategy) or policies.clients_evaluate(config):
         return
@@ -89,10 +90,10 @@ def check_evaluation(strategy: AnyStrategy, config: Config) -> None:
 
 
 def check_storable(strategy: AnyStrategy) -> None:
-    """Refuses a Flower strategy that keeps what no checkpoint can hold.
+    """Refuses a Flower strategy with an attribute that no checkpoint can hold.
 
     Raises:
-        UserError: With what that is.
+        UserError: If there is such an attribute; the message names it.
     """
     if isinstance(strategy, Strategy):
         return
@@ -104,11 +105,11 @@ def check_storable(strategy: AnyStrategy) -> None:
 
 
 def check_cohort(strategy: AnyStrategy, participants: int) -> None:
-    """Refuses a Flower strategy that expects other clients than take part in a round.
+    """Refuses a Flower strategy whose numbers of clients do not fit the participants of a round.
 
     Raises:
-        UserError: When it would wait for more for ever, is to train what is no share of them, or
-            would share its noise among others.
+        UserError: If the strategy would wait for ever for more clients, if its `fraction_train` is
+            no share of the participants, or if it scales its noise for another number of clients.
     """
     layers = list(_layers(strategy))
     share = getattr(layers[-1][1], "fraction_train", 1.0)
@@ -136,14 +137,14 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
 
 
 def trained_clients(strategy: AnyStrategy, participants: int) -> int:
-    """Counts those of a round's participants that train; a strategy of Flower may choose fewer."""
+    """Returns how many participants of a round train; a strategy of Flower may choose fewer."""
     *_, (_, innermost) = _layers(strategy)
     trained = int(participants * getattr(innermost, "fraction_train", 1.0))
     return max(trained, getattr(innermost, "min_train_nodes", 0))
 
 
 def _layers(strategy: object, path: str = "strategy") -> Iterator[tuple[str, object]]:
-    """Yields a strategy and those within it, with their places among the settings."""
+    """Yields a strategy and the strategies that it wraps, each with its path in the settings."""
     yield path, strategy
     inner = getattr(strategy, "strategy", None)
     if inner is not None:

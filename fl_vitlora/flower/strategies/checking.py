@@ -1,8 +1,8 @@
-"""The rules that a strategy of Flower must keep here, checked on a small made-up model.
+"""The rules that a strategy of Flower must keep in this project, checked on a small made-up model.
 
-Flower's own loop is not used: this project's server loop calls the strategy's public methods, one
-round after the other. The rules look for things that such a run would lose or ignore. The longer
-list of rules for this project's own strategies is `fl_vitlora.testing`.
+This project does not use Flower's own loop over rounds: its server loop calls the public methods of
+the strategy. The rules find parts of a strategy that would be lost or never called in such a run.
+`fl_vitlora.testing` has the longer list of rules for this project's own strategies.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def flower_findings(make: Make) -> list[Finding]:
         make: A function that makes a new instance for four clients at every call.
 
     Returns:
-        One finding for each rule; only the first finding if the strategy cannot run a round.
+        One finding for each rule. If the strategy cannot run a round, only the first finding is
+        returned.
     """
     found: list[Finding] = []
     for rule in RULES:
@@ -80,7 +81,7 @@ def flower_findings(make: Make) -> list[Finding]:
 
 @contextlib.contextmanager
 def within_a_run() -> Iterator[None]:
-    """Sets ids as in a run of Flower, which needs them to create messages."""
+    """Sets the task, run and node ids that Flower needs to create messages."""
     names = ("_task_id", "_run_id", "_node_id")
     before = {name: getattr(TaskIdentity, name) for name in names}
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
@@ -92,7 +93,7 @@ def within_a_run() -> Iterator[None]:
 
 
 def flower_understood(strategy: FlowerStrategy) -> list[str]:
-    """Returns lines that say which methods a strategy replaces, and which are never called."""
+    """Returns lines of text: the methods that a strategy replaces, and those never called."""
     own = [n for n in CALLED if not _is_flowers_own(type(strategy), n)]
     unused = uncalled(type(strategy), FlowerStrategy, CALLED)
     measures = own_evaluation(strategy)
@@ -106,7 +107,7 @@ def flower_understood(strategy: FlowerStrategy) -> list[str]:
 
 
 def _is_flowers_own(kind: type[object], name: str) -> bool:
-    """Returns True if a class takes a method from Flower, or lacks it."""
+    """Returns True if a class inherits a method from Flower, or does not have the method."""
     return getattr(getattr(kind, name, None), "__module__", "flwr").startswith("flwr")
 
 
@@ -132,7 +133,7 @@ def _play(
         missing: A client that fails in every round; None if no client fails.
 
     Raises:
-        UserError: If the strategy asks unknown clients, or the model is not finite.
+        UserError: If the strategy asks clients that do not exist, or the model is not finite.
     """
     model = made_up_model()
     aggregator = FlowerAggregator(strategy, Layout.of(model), seed=0)
@@ -158,13 +159,13 @@ def _same(a: State, b: State) -> bool:
 
 
 def _noted(updates: Sequence[Update]) -> list[Update]:
-    """Returns the updates with a report that nothing was clipped, for wrappers that read it."""
+    """Returns the updates with the report, read by Flower's wrappers, that nothing was clipped."""
     report = {messages.NORM_BIT: torch.tensor(1)}
     return [Update(**{**vars(update), "report": report}) for update in updates]
 
 
 def _plays(make: Make) -> str | None:
-    """Runs some rounds; `_play` raises an error if that fails."""
+    """Runs some rounds; `_play` raises an error if a round fails."""
     _play(make())
     return None
 
@@ -186,7 +187,7 @@ def _bears_failures(make: Make) -> str | None:
 
 
 def _evaluates(make: Make) -> str | None:
-    """Gives the strategy equal measurements of all clients."""
+    """Lets the strategy aggregate the clients' evaluation results, which are all equal."""
     model = made_up_model()
     aggregator = FlowerAggregator(make(), Layout.of(model), seed=0)
     answers = [Answer(client, 10, {RIGHT_KEY: (0.5, 1.0)}) for client in CLIENTS]
@@ -202,7 +203,7 @@ def _is_stored(make: Make) -> str | None:
 
 
 def _goes_on(make: Make) -> str | None:
-    """Compares rounds 2 and 3 of a strategy with those of an instance restored from its state."""
+    """Compares rounds 2 and 3 of a strategy with those of an instance restored after round 1."""
     unbroken, resumed = make(), make()
     _play(unbroken, last=1)
     strategy_state.restore(resumed, *strategy_state.snapshot(unbroken))
@@ -212,7 +213,7 @@ def _goes_on(make: Make) -> str | None:
 
 
 def _starts_nothing(make: Make) -> str | None:
-    """Refuses a `start` method of the strategy's own."""
+    """Refuses a strategy that defines its own `start` method."""
     if _is_flowers_own(type(make()), "start"):
         return None
     return "start is never called: this project's server loop runs the rounds"

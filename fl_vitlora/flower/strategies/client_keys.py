@@ -1,8 +1,8 @@
-"""The keys of a round's configuration that clients read, and their synonyms.
+"""The keys of a round's configuration that clients read, and the synonyms of these keys.
 
-A strategy of Flower may send every client its own configuration. A key that no client reads would
-be ignored without a message, and the run would differ from what its author means. So the server
-refuses unknown keys, and replaces a synonym by the one name that clients read.
+A strategy of Flower may send a different configuration to every client. A client would silently
+ignore an unknown key, and the run would differ from the intention of the strategy's author.
+Therefore the server refuses unknown keys, and replaces a synonym by the name that clients read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def understood(
     given: Mapping[str, ConfigValue],
     strategy: str,
 ) -> Config:
-    """Returns a strategy's configuration for a client, with the keys that clients read.
+    """Returns the configuration that a strategy sends to a client, with keys that clients read.
 
     Args:
         sent: The configuration in the strategy's message.
@@ -71,11 +71,11 @@ def understood(
         strategy: Name of the strategy, for error messages.
 
     Returns:
-        The configuration. The strategy's own values replace those of the server loop.
+        The configuration. Where both set a key, the value is that of the strategy.
 
     Raises:
-        UserError: If clients do not know a name, if a value does not fit its name, or if two names
-            of one setting have different values.
+        UserError: If clients do not know a key, if a value is not allowed for its key, or if two
+            synonyms of one key have different values.
 
     Example:
         >>> given = {"server-round": 3, "learning-rate": 0.1}
@@ -83,7 +83,7 @@ def understood(
         {'server-round': 3, 'learning-rate': 0.01, 'local-epochs': 2}
     """
     config: Config = {}
-    said: dict[str, str] = {}  # by key: the name under which the strategy itself sent a value
+    said: dict[str, str] = {}  # for each key that the strategy changed, the name that it used
     for name, value in sent.items():
         key = SYNONYMS.get(name, name)
         if key not in VALUES:

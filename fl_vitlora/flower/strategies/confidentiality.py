@@ -1,4 +1,4 @@
-"""Checks whether a run can have secure aggregation or differential privacy, and says why not."""
+"""Checks whether a run can use secure aggregation or differential privacy."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ WRAPPER = "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping"
 
 
 def sees_only_sums(config: Config) -> bool:
-    """Returns True if the strategy gets one update in each round: the mean."""
+    """Returns True if the strategy gets only the mean of the updates, and no single update."""
     return config.privacy.secure_aggregation or config.privacy.clipping_norm is not None
 
 
 def check_privacy(config: Config, strategy: AnyStrategy) -> None:
-    """Refuses settings under which updates cannot be summed securely or made private.
+    """Refuses settings with which secure aggregation or differential privacy cannot work.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         strategy: The strategy of the run, from this project or from Flower.
 
     Raises:
-        UserError: If the settings do not work; the message says what would work.
+        UserError: If the settings cannot work; the message gives the reason and a remedy.
     """
     privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
     _check_noise(privacy)

@@ -1,9 +1,9 @@
-"""Instances of Flower's strategies, and the options they get unless the user sets them.
+"""Makes instances of Flower's strategies, with defaults for options that the user does not set.
 
-The server loop chooses the participants and evaluates, so a strategy trains all clients that it is
-given. A wrapper for differential privacy gets their number, because it scales its noise by this
-number. The strategy inside the wrapper weighs all clients equally, because the noise is scaled for
-equal weights.
+The server loop chooses the participants of a round. By default, the strategy trains all of them. A
+wrapper for differential privacy gets the number of participants, by which it scales its noise. The
+strategy inside such a wrapper weights all clients equally, because the noise is scaled for equal
+weights.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ Parameters = dict[str, inspect.Parameter]
 WRAPPED = "strategy"  # the parameter of wrappers that takes another strategy
 COHORT = "num_sampled_clients"  # a parameter of strategies that add noise
 ACCOUNTANT = "accountant"  # a parameter of strategies that compute their privacy loss
-TARGET_DELTA = "target_delta"  # the user sets this number, as an accountant cannot be written down
+TARGET_DELTA = "target_delta"  # the user sets this number; the accountant is made from it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What is known about a strategy before it is made.
+    """The facts from which a strategy of Flower is made, in addition to the user's options.
 
     Attributes:
-        path: Path of its options among the settings, such as "strategy.strategy".
-        defaults: Default values of its parameters; those that its constructor lacks are ignored.
+        path: Path of the strategy's options in the settings, such as "strategy.strategy".
+        defaults: Default values by name of a parameter. A name is ignored if the constructor of the
+            strategy has no such parameter.
         clients: Number of clients of the federation.
     """
 
@@ -44,7 +45,7 @@ class Terms:
     def of(cls, *, cohort: int, clients: int) -> Terms:
         """Returns the terms of the outermost strategy, if `cohort` clients take part in a round."""
         defaults = {
-            "fraction_evaluate": 1.0,  # all clients that measure are aggregated
+            "fraction_evaluate": 1.0,  # the results of all clients that evaluate are aggregated
             "min_train_nodes": 1,
             "min_evaluate_nodes": 0,
             "min_available_nodes": 1,
@@ -96,7 +97,7 @@ def construct(kind: type[Any], name: str, options: Mapping[str, Any], terms: Ter
 
 
 def _parameters(kind: type[Any]) -> Parameters:
-    """Returns the parameters of a constructor, with their types if these can be evaluated."""
+    """Returns the parameters of a constructor, with evaluated types if that is possible."""
     try:
         return dict(inspect.signature(kind, eval_str=True).parameters)
     except NameError:  # some types are imported for type checkers only
@@ -122,6 +123,6 @@ def _hint(parameters: Parameters, key: str, name: str) -> Any:
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:
-    """Returns True if a parameter must be given."""
+    """Returns True if a parameter has no default value and must be set."""
     named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     return named and parameter.default is parameter.empty

@@ -1,8 +1,8 @@
-"""Flower's strategies, unmodified, driven by this project's server loop.
+"""Runs Flower's unmodified strategies in this project's server loop.
 
-The aggregator shows the strategy a grid whose only nodes are the participants of the round. It
-takes the messages that the strategy would send, and gives it the replies that it expects: whole
-tensors instead of deltas, each by its name.
+The aggregator gives the strategy a grid whose only nodes are the participants of the round. It
+translates the strategy's messages into instructions. It translates the clients' updates into the
+replies that the strategy expects: the trained tensors by name, instead of their changes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from fl_vitlora.rng import derive_seed, seeded
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import RoundResult, Update
 
-Values = dict[str, int | float | list[int] | list[float]]  # of a metric record, by their names
-FAILED = 1  # Flower's error code for a client app that raised
+Values = dict[str, int | float | list[int] | list[float]]  # the metrics in a record, by name
+FAILED = 1  # Flower's error code for a client app that raised an error
 
 
 class FlowerAggregator:
-    """Drives a strategy of Flower through the methods of its public contract.
+    """Runs a strategy of Flower through its public methods.
 
     Args:
         strategy: The strategy of Flower; it keeps its memory in its attributes.
@@ -54,7 +54,7 @@ class FlowerAggregator:
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
     ) -> Sequence[int]:
-        """Returns those that were drawn; a strategy of Flower chooses when it instructs."""
+        """Returns the drawn clients; Flower's strategy chooses among them later, in `instruct`."""
         del server_round, clients
         return drawn
 
@@ -124,11 +124,11 @@ class FlowerAggregator:
 
     @property
     def may_stop(self) -> bool:
-        """Returns True if the strategy has `should_stop`, which newer versions of Flower know."""
+        """Returns True if the strategy has `should_stop`, a method of newer versions of Flower."""
         return callable(getattr(self._strategy, "should_stop", None))
 
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
-        """Asks the strategy whether the run ends with a round, and tells it of that round only."""
+        """Asks the strategy whether the run ends; the strategy gets the results of this round."""
         told = Result(
             train_metrics_clientapp={server_round: MetricRecord(self._metrics)},
             evaluate_metrics_serverapp={
@@ -147,9 +147,9 @@ class FlowerAggregator:
     def evaluated(
         self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
     ) -> Metrics:
-        """Lets the strategy aggregate the measurements of the clients that it asks.
+        """Lets the strategy aggregate the evaluation results of the clients that it asks.
 
-        All clients have measured the model before. If the strategy asks only some of them, it gets
+        All clients have evaluated the model before. If the strategy asks only some clients, it gets
         only their answers.
 
         Returns:
@@ -176,7 +176,7 @@ class FlowerAggregator:
         return {**_plain(metrics)}
 
     def privacy(self) -> dict[str, Any] | None:
-        """Returns the privacy loss by the strategy's accountant, or None without an accountant."""
+        """Returns the privacy loss that the strategy's accountant computes; None without one."""
         spent = getattr(self._strategy, "privacy_spent", lambda: None)()
         if spent is None:
             return None
@@ -200,7 +200,7 @@ class FlowerAggregator:
         return type(self._strategy).__name__
 
     def _reply(self, update: Update) -> Message:
-        """Returns an update as the reply that Flower's strategies expect."""
+        """Converts an update to the reply that Flower's strategies expect."""
         asked = self._asked[update.client]
         sent = messages.from_arrays(_only(asked.content.array_records), self._layout)
         trained = add({name: sent[name] for name in update.delta}, update.delta)
@@ -276,7 +276,7 @@ def own_evaluation(strategy: object) -> str | None:
 
 
 def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
-    """Returns True if a strategy would ask clients to evaluate; only a copy of it is run."""
+    """Returns True if a strategy would ask clients to evaluate. Only a copy of it is called."""
     try:
         sent = copy.deepcopy(strategy).configure_evaluate(
             1,
@@ -295,7 +295,7 @@ def _is_flowers(code: object) -> bool:
 
 
 def _evaluation(images: int, measured: Measured) -> RecordDict:
-    """Returns one client's measurement as the reply that Flower's strategies expect.
+    """Converts one client's evaluation result to the reply that Flower's strategies expect.
 
     Args:
         images: Number of the client's test images.
@@ -314,7 +314,7 @@ def _evaluation(images: int, measured: Measured) -> RecordDict:
 
 
 def _expect_no_keys(message: Message, strategy: str) -> None:
-    """Refuses configuration keys for the evaluation, because clients do not read them.
+    """Refuses a message for the evaluation with configuration keys, which clients would ignore.
 
     Raises:
         UserError: If there is a key other than the round.
@@ -328,7 +328,7 @@ def _expect_no_keys(message: Message, strategy: str) -> None:
 
 
 def _plain(metrics: MetricRecord | None) -> Values:
-    """Returns aggregated metrics as a plain dictionary, without the constant equal weight."""
+    """Returns aggregated metrics as a dictionary, without `EQUAL_WEIGHT`, which is constant."""
     return {name: value for name, value in (metrics or {}).items() if name != messages.EQUAL_WEIGHT}
 
 
@@ -336,7 +336,7 @@ def _only(records: Mapping[str, Any]) -> Any:
     """Returns the single record of a mapping.
 
     Raises:
-        UserError: If there is not exactly one.
+        UserError: If the mapping does not have exactly one record.
     """
     if len(records) != 1:
         raise UserError(

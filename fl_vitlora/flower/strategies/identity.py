@@ -1,8 +1,9 @@
 """The strategy that a run really uses: its class and parameters, read from the instance.
 
 `experiment.run` gets an instance, which may differ from the strategy that the configuration names.
-The records of a run describe the instance. A configuration that names another strategy, or other
-parameters, is corrected before the run begins. So `config.yaml` always names the strategy that ran.
+The result files of a run describe the instance. If the configuration names another strategy or
+other parameters, it is corrected before the run begins. So `config.yaml` always names the strategy
+that ran.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def class_path(strategy: object) -> str:
 
 
 def setting_of(strategy: object) -> str:
-    """Returns the value of `strategy.name` for a strategy: its file, or else its class.
+    """Returns the setting `strategy.name` that selects a strategy: a file name or a class path.
 
     Example:
         >>> from strategies.fedavg import FedAvg
@@ -69,9 +70,9 @@ def parameters(strategy: AnyStrategy) -> dict[str, Any]:
         strategy: The strategy before its first round, from this project or from Flower.
 
     Returns:
-        Plain values by name. A strategy inside a wrapper of Flower is a mapping of its name and its
-        parameters. A value that cannot be written as text is replaced by its type, in brackets.
-        Functions are left out.
+        Plain values by parameter name. A strategy inside a wrapper of Flower becomes a mapping of
+        its name and its parameters. A value that YAML cannot hold is replaced by the name of its
+        type in brackets. Functions are left out.
 
     Example:
         >>> from strategies.fedprox import FedProx
@@ -115,15 +116,15 @@ def describe(strategy: AnyStrategy) -> str:
 
 
 def told(config: Config, strategy: AnyStrategy) -> Config:
-    """Returns a configuration that names the strategy that runs.
+    """Returns a configuration that names the strategy of the run.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         strategy: The instance that the run uses.
 
     Returns:
-        The same configuration if it makes an equal instance; otherwise one that names the class and
-        the parameters of this instance.
+        The same configuration if an instance made from it equals the given instance. Otherwise, a
+        configuration with the class and the parameters of the given instance.
     """
     terms = Terms.of(cohort=cohort_size(config.clients, config.fraction), clients=config.clients)
     if _makes(config.strategy.name, config.strategy.options, strategy, terms):
@@ -155,7 +156,7 @@ def _makes(name: str, options: Mapping[str, Any], strategy: AnyStrategy, terms: 
 
 
 def _names(name: str, kind: type[Any]) -> bool:
-    """Returns True if a name in a configuration means a class; it imports no module."""
+    """Returns True if a name in a configuration means a class. No module is imported for this."""
     module, _, wanted = name.partition(":")
     if wanted:
         return getattr(sys.modules.get(module), wanted, None) is kind

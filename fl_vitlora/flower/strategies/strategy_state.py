@@ -1,10 +1,10 @@
 """The memory of a Flower strategy from round to round, as tensors and JSON.
 
-Flower's strategies keep moments, norms and privacy accounts in their attributes, beside their
-options. All attributes are stored, without pickle. Arrays become tensors named by the path of the
-attribute. All other values become JSON; a type that JSON lacks becomes a mapping with one key.
+Flower's strategies keep moments, norms and privacy accounts in their attributes, in addition to
+their options. All attributes are stored, without pickle. Arrays become tensors, named by the path
+of the attribute. Other values become JSON; a type that JSON lacks becomes a mapping with one key.
 Functions are not stored, because a new instance has them. Values of any other type cannot be
-stored: the snapshot lists them as missing, and such a strategy cannot be restored.
+stored: the snapshot lists them as missing, and a strategy with such values cannot be restored.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Restorable(Protocol):
     """An object that returns and restores its own state, as Flower's accountant does."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state."""
+        """Returns the state of this object."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a state."""
+        """Restores the state that `state_dict` returned."""
         ...
 
 
@@ -90,7 +90,7 @@ def restore(strategy: Strategy, tensors: Mapping[str, Tensor], plain: Mapping[st
 def _restore_attribute(
     attributes: dict[str, Any], name: str, stored: Any, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Restores one attribute in place."""
+    """Sets one attribute to its stored value."""
     match stored:
         case {"strategy": inner}:
             restore(attributes[name], tensors, inner)

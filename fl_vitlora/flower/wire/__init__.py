@@ -1,1 +1,1 @@
-"""The contents of the Flower messages of a round, and their sizes in bytes."""
+"""The contents of the Flower messages of a round, and the sizes of these messages in bytes."""

@@ -1,4 +1,4 @@
-"""The size of a serialised message: what its tensors leave, and what full fine-tuning needs."""
+"""The sizes of serialised messages: the bytes besides tensors, and those of full fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from fl_vitlora.flower.wire.folding import fold
 from fl_vitlora.flower.wire.serialised import object_bytes
 from fl_vitlora.flower.wire.wiring import chance
 
-SOME_NODE = 2**63 - 1  # an id that is as long as Flower's random node ids
+SOME_NODE = 2**63 - 1  # an id with as many digits as Flower's random node ids
 
 
 def overhead_of(message: Message, groups: Mapping[str, int]) -> int:
-    """Returns the bytes of a message as Flower sends it, without those of its coded tensors.
+    """Returns the bytes of a message as Flower sends it, without the bytes of the coded tensors.
 
-    Flower sends a message as nested objects, each in its own request or response; the metadata is
-    one of them. `tests/experiment/test_deployment.py` counts these bytes in a real deployment and
-    finds the same number. Not counted are HTTP and protobuf frames, the trees of object ids with
-    which a node asks for a message, heartbeats, and the app itself.
+    Flower sends a message as nested objects, each in a separate request or response; the metadata
+    is one of the objects. `tests/experiment/test_deployment.py` counts these bytes in a real
+    deployment and finds the same number. Not counted are HTTP and protobuf frames, the trees of
+    object ids with which a node asks for a message, heartbeats, and the app itself.
 
     Args:
         message: The message as it is sent, with its metadata set.
-        groups: The bytes of its coded tensors by group, as counted when it was folded or unfolded.
+        groups: The bytes of the coded tensors in the message, by group of tensors.
     """
     return object_bytes(message) - sum(groups.values())
 
 
 def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> MessageSizes:
-    """Measures the messages of full fine-tuning under FedAvg, without sending them.
+    """Computes the sizes of the messages of full fine-tuning with FedAvg. Nothing is sent.
 
-    A message of a real run may differ by some bytes, because its numbers may have more or fewer
-    digits.
+    A message of a real run may differ by some bytes, because the numbers in it may have more or
+    fewer digits.
 
     Args:
         state: All parameters of the plain model, by name.
@@ -62,13 +62,13 @@ def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> 
 
 
 def model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Measures the two messages of a round that carry a whole state, as float32.
+    """Computes the sizes of the two messages of a round that contain a whole state in float32.
 
     Args:
         state: The tensors by name.
 
     Returns:
-        The bytes of the whole message to a client, and of the whole reply.
+        The bytes of the message to a client, and the bytes of the reply.
     """
     tensors = {name: tensor.float() for name, tensor in state.items()}
     parts = {messages.ARRAYS: (code(tensors, Layout.of(tensors), EXACT, chance(0)),)}

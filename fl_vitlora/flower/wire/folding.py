@@ -1,12 +1,12 @@
 """Folding: writes all records of a Flower message into one buffer, and reads them back.
 
 Flower serialises a message as a tree of objects. Each object has a header with the digests of the
-objects inside: about 850 bytes for an array, two records and their names. A folded message is one
-`parcel`, and Flower adds about 330 bytes. Large buffers are sent as an array, which Flower cuts
-into chunks.
+objects inside: together about 850 bytes for an array, two records and their names. A folded message
+is one buffer (`communication.parcel`), to which Flower adds about 330 bytes. Large buffers are sent
+as an array, which Flower cuts into chunks.
 
-The plain part of a parcel has the config records under ``c``, the metric records under ``m``, and
-the versions of streams under ``v``.
+In the part of the buffer that holds plain values, the config records have the key ``c``, the metric
+records have the key ``m``, and the versions of streams have the key ``v``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fl_vitlora.communication.stream import WHOLE
 from fl_vitlora.federation.client_records import Versions
 from fl_vitlora.flower.wire import messages
 
-KEY = "f"  # the name of a folded message's one record, and of its one value
+KEY = "f"  # a folded message has one record of this name, which has one value of this name
 CONFIGS, METRICS, VERSIONS = "c", "m", "v"
-LARGE = 2**20  # bytes; larger buffers are worth the headers of Flower's chunks
+LARGE = 2**20  # bytes; buffers from this size on are sent in chunks, which need more headers
 OPAQUE = "masked"  # the group of masked bytes, which nobody on the way can decode
 
-Parts = Mapping[str, tuple[Part, ...]]  # by record
+Parts = Mapping[str, tuple[Part, ...]]  # the coded tensors (parts), by the name of the record
 
 
 def fold(
@@ -39,13 +39,15 @@ def fold(
     """Writes the whole content of a message into one record.
 
     Args:
-        content: The records of the message. Arrays that `parts` replaces are left out.
+        content: The records of the message. Array records whose names are in `parts` are not
+            written, because their coded tensors are written instead.
         parts: The coded tensors, by record.
         versions: The versions of the records that are streams.
-        before: A cache of folded buffers, which grows, so that equal messages are written once.
+        before: A cache of written buffers, so that equal messages are written only once. This
+            function adds the new buffer.
 
     Returns:
-        The one record that is sent.
+        The content of the message that is sent, with one record.
     """
     table = [(record, part) for record, several in parts.items() for part in several]
     table += [
@@ -70,7 +72,7 @@ class Unfolded(NamedTuple):
     """The content of a folded message.
 
     Attributes:
-        content: The records of the message, without those of coded tensors.
+        content: The records of the message, without the records of coded tensors.
         parts: The coded tensors of the message, by record.
         versions: The versions of the records that are streams.
     """
@@ -81,18 +83,18 @@ class Unfolded(NamedTuple):
 
     @property
     def groups(self) -> dict[str, int]:
-        """Returns the number of bytes of coded tensors, by group."""
+        """Returns the number of bytes of coded tensors, by group of tensors."""
         return group_bytes(self.content, self.parts)
 
 
 def unfold(folded: RecordDict) -> Unfolded:
-    """Reads what `fold` wrote.
+    """Reads the content of a message that `fold` wrote.
 
     Args:
-        folded: The records as they were received.
+        folded: The content of the received message.
 
     Raises:
-        ValueError: If `fold` did not write them.
+        ValueError: If `fold` did not write this content.
     """
     parcel = read(_carried(folded))
     content = RecordDict()
@@ -119,24 +121,25 @@ def unfold(folded: RecordDict) -> Unfolded:
 
 
 def _read_version(known: object, new: object) -> tuple[int, int]:
-    """Reads the version that a stream's parts build on, and the version that they lead to."""
+    """Reads the versions of a stream before and after the changes in a message."""
     if type(known) is int and type(new) is int and WHOLE <= known <= new:
         return known, new
     raise RefusedError(f"it leads a stream from {known!r} to {new!r}")
 
 
 def packed_record(data: bytes, kind: str) -> ArrayRecord:
-    """Returns packed bytes as a record of the kind that the apps read."""
+    """Returns packed bytes as an array record, which the client and server apps can read."""
     return ArrayRecord({messages.PACKED: Array("uint8", (len(data),), kind, data)})
 
 
 def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
-    """Returns the number of bytes of coded tensors, by group, of a message that is not folded.
+    """Returns the bytes of coded tensors by group of tensors, for a message that is not folded.
 
-    A sender can choose any name for a group; the bytes of unknown groups count as overhead.
+    A sender can choose any name for a group. So the bytes of unknown groups count as overhead.
 
     Args:
-        content: The records of the message; arrays that `parts` lacks count as opaque bytes.
+        content: The records of the message. Array records whose names are not in `parts` count as
+            masked bytes (`OPAQUE`).
         parts: The coded tensors of the message, by record.
     """
     counts: dict[str, int] = {}

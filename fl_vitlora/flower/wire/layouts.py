@@ -1,8 +1,8 @@
 """The layouts of messages: the names and shapes of their tensors, by record.
 
-Layouts are not sent. Each end derives them once for a message, from the layout of all exchanged
-tensors, the client's rank and the scalars of the instruction. The scalars say which tensors are
-cached, rest or were merged.
+Layouts are not sent. Client and server each derive them once for a message, from the layout of all
+exchanged tensors, the client's rank and the scalars of the instruction. The scalars say which
+tensors the client already has, which are frozen in this round, and which pairs were merged.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fl_vitlora.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class MessageLayouts:
-    """The layouts of one instruction and of the reply to it; each is derived once, when needed.
+    """The layouts of one instruction and its reply. A layout is derived when it is first needed.
 
     Attributes:
-        exchanged: The layout of all exchanged tensors.
-        rank: The client's own rank; None if it has the run's.
-        marks: The bit mask of the tensors that the client has already; empty for none.
-        frozen: The endings of the names of tensors that rest.
+        exchanged: The names and shapes of all exchanged tensors.
+        rank: The client's own rank; None if the client has the rank of the run.
+        marks: The bit mask of the tensors that the client already has; empty if there are none.
+        frozen: The endings of the names of tensors that are frozen in this round.
         ranks: The ranks of the merged pairs, by round and path; 0 for a path without a pair.
     """
 
@@ -40,12 +40,12 @@ class MessageLayouts:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], exchanged: Layout, rank: int | None) -> Self:
-        """Returns the layouts of the instruction that has these scalars.
+        """Returns the layouts of an instruction and its reply.
 
         Args:
             config: The scalars of the instruction.
-            exchanged: The layout of all exchanged tensors.
-            rank: The client's own rank; None if it has the run's.
+            exchanged: The names and shapes of all exchanged tensors.
+            rank: The client's own rank; None if the client has the rank of the run.
         """
         return cls(
             exchanged=exchanged,
@@ -59,7 +59,7 @@ class MessageLayouts:
         """Returns the layout of a record of the instruction.
 
         Raises:
-            ValueError: If no instruction has such a record, or if its ranks are impossible.
+            ValueError: If an instruction cannot have such a record, or if the ranks are impossible.
         """
         if record == messages.ARRAYS:
             return self.sent
@@ -76,7 +76,7 @@ class MessageLayouts:
         """Returns the layout of a record of the reply.
 
         Raises:
-            ValueError: If no reply has such a record.
+            ValueError: If a reply cannot have such a record.
         """
         if record in (messages.ARRAYS, messages.REPORT):
             return self.trained
@@ -117,23 +117,23 @@ class MessageLayouts:
 
     @cached_property
     def trained(self) -> Layout:
-        """Returns the layout of the tensors that do not rest, which a client sends back."""
+        """Returns the layout of the tensors that are not frozen, which a client sends back."""
         return self.whole.without(self.resting) if self.frozen else self.whole
 
     @cached_property
     def resting(self) -> frozenset[str]:
-        """Returns the names of the tensors that rest."""
+        """Returns the names of the tensors that are frozen in this round."""
         return self.exchanged.ending_with(self.frozen)
 
     @property
     def _rank_sums(self) -> dict[str, int]:
-        """Returns the rank of the merged pairs of all rounds together, by path."""
+        """Returns the sum of the ranks of the merged pairs over all rounds, by path."""
         rounds = self.merged_ranks
         return {path: sum(each[path] for each in rounds) for path in pairs_of(self.exchanged)}
 
 
 def pairs_of(layout: Layout) -> list[str]:
-    """Returns the paths of all low-rank pairs, in the layout's order."""
+    """Returns the paths of all low-rank pairs, in the order of the layout."""
     return paths(name for name, _ in layout.shapes)
 
 
@@ -149,7 +149,7 @@ def merged_layout(layout: Layout, ranks: Mapping[str, int]) -> Layout:
 
 
 def products_layout(layout: Layout) -> Layout:
-    """Returns the layout of the products of all complete pairs, named by their paths."""
+    """Returns the layout of the products B·A of all complete pairs, named by the paths of pairs."""
     shapes = dict(layout.shapes)
     found = [path for path in paths(shapes) if path + B in shapes]
     return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
@@ -158,7 +158,8 @@ def products_layout(layout: Layout) -> Layout:
 def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
     """Splits the result of `global_model.join` into the pairs of each round.
 
-    A client that adds them one after the other gets the same bits as a client that missed no round.
+    A client that adds the pairs of one round after the other gets the same bits as a client that
+    missed no round.
 
     Args:
         joined: The joined pairs of several rounds.

@@ -1,13 +1,14 @@
-"""Secure aggregation in Flower's records: its messages, and what a client remembers.
+"""Secure aggregation in Flower's records: the messages, and the memory of a client.
 
     greeting   client → server   the client's public key
-    training   server → client   the roster, beside the instruction
+    training   server → client   the roster, in addition to the instruction
                client → server   masked words, instead of tensors and loss
     reveal     server → client   the round and the clients that dropped out, if there are any
-               client → server   the client's seeds with those clients
+               client → server   the seeds that the client shares with those clients
 
-In its Flower context a client keeps its private key, its last roster, and the clients whose seeds
-it has revealed. With these it refuses to mask or reveal anything that would expose its update.
+In its Flower context, a client keeps its private key, its last roster, and the list of clients
+whose shared seeds it has revealed. From this memory, the client knows when a mask or a seed would
+expose its update, and refuses.
 """
 
 from __future__ import annotations
@@ -51,21 +52,21 @@ CLIENTS, SHARES, KEYS, LIMIT = "clients", "shares", "keys", "range"
 DROPPED, SEEDS = "dropped", "seeds"
 
 
-# a client's end
+# the functions of a client
 
 
 def introduce(context: Context, client: int) -> ConfigRecord:
-    """Draws a client's keys, once in a run, and keeps them.
+    """Draws a client's keys once in a run, and stores them in the client's context.
 
-    A client that is greeted again keeps its keys and its memory of earlier sums. If it masked an
-    update that it has already sent a second time, the two vectors would reveal that update.
+    A client that is greeted again keeps its keys and its memory of earlier sums. Without this
+    memory, it could mask the update of one round twice. The two masked vectors would reveal it.
 
     Args:
         context: The Flower context of the client.
         client: The number of the client.
 
     Returns:
-        The record `RECORD` of the greeting, with the public key.
+        The part of the greeting with the public key, for the record named `RECORD`.
     """
     known = RECORD in context.state.config_records
     secret = _kept(context) if known else draw_secret(client)
@@ -87,7 +88,7 @@ def hide(
     Args:
         context: The Flower context of the client.
         instruction: The records of the instruction, with the roster.
-        delta: The difference that training made.
+        delta: The trained tensors after training minus before.
         report: The strategy's report, or an empty state.
         loss: The mean training loss.
         limit: The range R of the fixed-point numbers.
@@ -96,8 +97,8 @@ def hide(
         The masked words, which are sent in place of tensors.
 
     Raises:
-        ValueError: If the client was not greeted, if the roster is missing or not acceptable, or if
-            the update is not finite.
+        ValueError: If the client was not greeted, if the roster is missing or the client must not
+            accept it, or if the update is not finite.
     """
     secret, roster = _kept(context), read_roster(instruction)
     if roster.limit != limit:
@@ -128,7 +129,7 @@ def write_masked(
     Args:
         context: The Flower context of the client.
         instruction: The records of the instruction, with the roster.
-        delta: The difference that training made.
+        delta: The trained tensors after training minus before.
         report: The strategy's report, or an empty state.
         loss: The mean training loss, which is masked too.
         steps: The number of optimiser steps.
@@ -143,7 +144,7 @@ def write_masked(
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Answers a `REVEAL` message with a client's seeds with the clients that dropped out.
+    """Answers a `REVEAL` message with the seeds that a client shares with the dropped clients.
 
     Raises:
         ValueError: If the seeds would expose the client's own update.
@@ -156,14 +157,14 @@ def answer(message: Message, context: Context) -> Message:
     return Message(RecordDict({RECORD: seeds_record}), reply_to=message)
 
 
-# the server's end
+# the functions of the server
 
 
 def read_key(greeting: RecordDict) -> bytes:
     """Returns the public key in a client's greeting.
 
     Raises:
-        ValueError: If the greeting has no such key.
+        ValueError: If the greeting has no public key, or one of the wrong length.
     """
     key = _field(_record(greeting), PUBLIC)
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
@@ -177,7 +178,7 @@ def make_roster(
     weights: Mapping[int, float],
     limit: float,
 ) -> Roster:
-    """Returns the roster of a round: the clients in the sum, and the share of each.
+    """Returns the roster of a round: the clients in the sum, and the share of each client.
 
     Args:
         server_round: The number of the round, from 1.
@@ -205,7 +206,7 @@ def read_roster(instruction: RecordDict) -> Roster:
     """Returns the roster in an instruction.
 
     Raises:
-        ValueError: If the roster is missing, or is one that no client should accept.
+        ValueError: If the roster is missing, or if a client must not accept it.
     """
     return _roster(_record(instruction))
 
@@ -215,13 +216,13 @@ def read_masked(reply: RecordDict, layout: Layout) -> Words:
 
     Args:
         reply: The records of a client's reply.
-        layout: The layout of the client's delta.
+        layout: The names and shapes of the tensors in the client's update.
 
     Returns:
         The W words, uint32 (W,).
 
     Raises:
-        ValueError: If the reply has no words, or words of other tensors.
+        ValueError: If the reply has no masked words, or if they belong to other tensors.
     """
     arrays = reply.array_records.get(messages.ARRAYS)
     array = None if arrays is None else arrays.get(messages.PACKED)
@@ -236,7 +237,7 @@ def ask_for_seeds(roster: Roster, dropped: frozenset[int]) -> RecordDict:
 
 
 def read_seeds(reply: RecordDict) -> Seeds:
-    """Returns the seeds in the answer to a `REVEAL` message, by client.
+    """Returns the seeds in the answer to a `REVEAL` message, by the client that dropped out.
 
     Raises:
         ValueError: If the answer has no seeds, or seeds of the wrong length.
@@ -264,7 +265,7 @@ def open_sum(
     Args:
         total: The sum that `secure_sum.add_up` returned.
         roster: The roster of the sum.
-        layout: The layout of the summed deltas.
+        layout: The names and shapes of the tensors in the sum.
         samples: The number of images of each client in the sum.
         steps: The number of optimiser steps of each client in the sum.
         population: The number of all clients of the run.

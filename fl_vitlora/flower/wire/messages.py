@@ -1,8 +1,8 @@
-"""The names of records and entries in messages, and conversions between records and states.
+"""The names of records and of values in messages, and conversions of records to tensors and back.
 
-A packed record holds its tensors as one array (`communication.packing`). A client stores tensors
-in such records, and other mods of Flower see them in messages (`state_record`). Flower's own
-strategies see an `ArrayRecord` with one array for each tensor.
+A packed record holds all its tensors as one array (`communication.packing`). A client stores
+tensors in packed records, and other Flower mods see packed records in messages (`state_record`).
+Flower's own strategies see an `ArrayRecord` with one array for each tensor.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ PACKED = "packed"
 PACKED_TYPE = "fl_vitlora.packed"
 
 FROZEN = "frozen"
-RESTARTED = "restarted"  # endings of tensors that are at their initial values in every round
+RESTARTED = "restarted"  # endings of the names of tensors that start each round at initial values
 CACHED = "spared"  # bit mask of the tensors that the client already has
-CACHED_SINCE = "spared-since"  # the round of these tensors' values; 0 for initial values
+CACHED_SINCE = "spared-since"  # the round in which the client stored these tensors; 0: initial ones
 MERGED_RANKS = "merged-ranks"  # ranks of the pairs that are sent, by round and path; 0 for none
-MERGES = "merges"  # number of merged rounds that the client has, and will have
+MERGES = "merges"  # the client's number of merged rounds, before and after the message
 STEPS = "steps"
-TAKEN = "taken"  # the round of the client's last update that the server took
+TAKEN = "taken"  # the round of the client's last update that the server used
 CLIPPING_NORM = KEY_CLIPPING_NORM
 CLIENT = "client"
 CLASSES = "classes"  # the names of the classes, in the order of the sender's labels
-SAMPLES = "num-examples"  # the name by which Flower's strategies weight by default
+SAMPLES = "num-examples"  # the number by which Flower's strategies weight clients by default
 LOSS = "train_loss"  # the name that Flower's QFedAvg expects
-NORM_BIT = KEY_NORM_BIT  # 1 where an update was clipped
-EQUAL_WEIGHT = "equal-weight"  # 1 for every client, so that strategies can weight by it
+NORM_BIT = KEY_NORM_BIT  # 1 if the update was clipped, else 0
+EQUAL_WEIGHT = "equal-weight"  # 1 for every client, for strategies that weight all clients equally
 ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # shown to strategies of Flower
 VIEWS = "views"
 LARGEST_EXACT = 2.0**53  # up to this number, a float holds every whole number exactly
-ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # prefixes of the name of a view of the test images
+ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # each is followed by the name of a test image view
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """Packs a state into one array."""
+    """Packs tensors into a record with one array."""
     data = pack(state)
     return ArrayRecord({PACKED: Array("uint8", (len(data),), PACKED_TYPE, data)})
 
 
 def from_packed(content: RecordDict, layout: Layout, record: str = ARRAYS) -> State:
-    """Reads a packed state from a message, or from a client's context.
+    """Reads packed tensors from a message, or from a client's context.
 
     Args:
         content: The records of the message or of the context.
         layout: The names and shapes of the tensors that are expected.
-        record: The name of the record that holds the state.
+        record: The name of the record that holds the tensors.
 
     Raises:
-        ValueError: If there is no packed state, or if it holds other tensors.
+        ValueError: If the record has no packed tensors, or tensors that were not expected.
     """
     arrays = content.array_records.get(record)
     array = None if arrays is None else arrays.get(PACKED)
@@ -79,12 +79,12 @@ def from_packed(content: RecordDict, layout: Layout, record: str = ARRAYS) -> St
 
 
 def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """Returns a state as the record that Flower's strategies use."""
+    """Returns tensors as the record that Flower's strategies use, with one array for each."""
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in state.items()})
 
 
 def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
-    """Returns the state that a Flower strategy returned, in the layout's order, as float32.
+    """Returns the tensors in a Flower strategy's result, as float32, in the order of the layout.
 
     Raises:
         UserError: If the strategy left out a tensor or changed a shape.
@@ -113,7 +113,7 @@ def class_names_of(content: RecordDict) -> tuple[str, ...]:
     """Returns the names of the classes in a greeting.
 
     Raises:
-        ValueError: If the greeting has no such names.
+        ValueError: If the greeting has no names of classes.
     """
     record = content.config_records.get(CONFIG)
     names = None if record is None else record.get(CLASSES)

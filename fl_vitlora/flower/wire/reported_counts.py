@@ -1,8 +1,8 @@
 """The numbers that clients report, compared with what the server knows.
 
-A client states in its greeting how many images it has. Later it cannot state another number. Its
-number of optimiser steps follows from its images and the training settings. So no update can give
-its sender more weight than its greeting did. Only the client knows how many images it really has;
+A client states in its greeting how many images it has, and must not state another number later. The
+number of optimiser steps follows from the images and the training settings. So no update can give
+its sender more weight than the greeting did. Only the client knows how many images it really has;
 `limited` bounds the effect of a false number.
 
 K clients, n images of one client.
@@ -21,7 +21,7 @@ from fl_vitlora.federation.evaluation import Measured
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.training.steps import steps_of
 
-MOST_IMAGES = 10**9  # of one client, for training or for testing
+MOST_IMAGES = 10**9  # the most images that a client may state, for training or for testing
 LARGEST_LOSS = 1e6  # larger than any meaningful cross-entropy
 
 
@@ -47,7 +47,7 @@ def read_images(metrics: MetricRecord) -> int:
     """Returns the number of images that a client states.
 
     Raises:
-        ValueError: If it is not a whole number from 1 to `MOST_IMAGES`.
+        ValueError: If the number is not a whole number from 1 to `MOST_IMAGES`.
     """
     images = messages.whole(metrics, messages.SAMPLES)
     if not 1 <= images <= MOST_IMAGES:
@@ -59,7 +59,7 @@ def check_images(metrics: MetricRecord, expected: Counts) -> None:
     """Refuses a number of images that differs from the client's greeting.
 
     Raises:
-        ValueError: If the numbers differ; the message has both.
+        ValueError: If the numbers differ; the message states both numbers.
     """
     images = messages.whole(metrics, messages.SAMPLES)
     if images != expected.images:
@@ -70,7 +70,7 @@ def read_steps(metrics: MetricRecord, expected: Counts) -> int:
     """Returns the number of optimiser steps that a client states.
 
     Raises:
-        ValueError: If its images and the training settings give another number.
+        ValueError: If the client's images and the training settings give another number.
     """
     steps = messages.whole(metrics, messages.STEPS)
     if steps < 1 or steps != (expected.steps or steps):
@@ -86,7 +86,7 @@ def read_loss(metrics: MetricRecord, name: str = messages.LOSS) -> float:
     """Returns the mean cross-entropy that a client states.
 
     Raises:
-        ValueError: If it is NaN, negative, or larger than `LARGEST_LOSS`.
+        ValueError: If the loss is NaN, negative, or larger than `LARGEST_LOSS`.
     """
     loss = messages.scalar(metrics, name)
     if not 0 <= loss <= LARGEST_LOSS:  # NaN fails this comparison, too
@@ -98,7 +98,7 @@ def read_accuracy(metrics: MetricRecord, name: str) -> float:
     """Returns the accuracy that a client states.
 
     Raises:
-        ValueError: If it is not between 0 and 1.
+        ValueError: If the accuracy is not between 0 and 1.
     """
     accuracy = messages.scalar(metrics, name)
     if not 0 <= accuracy <= 1:
@@ -107,7 +107,7 @@ def read_accuracy(metrics: MetricRecord, name: str) -> float:
 
 
 def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Measured]:
-    """Returns a client's number of test images, and its accuracy and loss by view.
+    """Returns a client's number of test images, and its accuracy and loss by view of the images.
 
     Raises:
         ValueError: If a number is missing or impossible.
@@ -122,17 +122,17 @@ def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Mea
 
 
 def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
-    """Limits counts so that none is more than a given share of their sum.
+    """Limits numbers of images so that no client has more than a given share of their sum.
 
         min(n, c),  with the largest c for which c ≤ share · Σ min(n, c)
 
     Args:
         images: The number n of images of each participant of a round, at least 1.
-        share: The largest share of one client, in (0, 1]; values below 1/K count as 1/K. None for
+        share: The largest share of one client, in (0, 1]; values below 1/K count as 1/K. None means
             no limit.
 
     Returns:
-        The counts by which the clients are weighted.
+        The limited numbers of images, by which the clients are weighted.
 
     Example:
         >>> limited({0: 30, 1: 40, 2: 2**62}, 0.5)
@@ -147,7 +147,7 @@ def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
 
 
 def _cap(falling: list[int], share: float) -> int:
-    """Returns c: if it limits the m largest counts, then m·c + the rest = c / share."""
+    """Returns the limit c. If c limits the m largest counts: m·c + the other counts = c / share."""
     rest = sum(falling)
     for cut, largest in enumerate(falling):
         free = 1 - share * cut
@@ -159,7 +159,7 @@ def _cap(falling: list[int], share: float) -> int:
 
 
 def largest_share(images: Mapping[int, int]) -> tuple[int, float]:
-    """Returns the client that states the most images, and its share of all images.
+    """Returns the client that states the most images, and the client's share of all images.
 
     Example:
         >>> largest_share({0: 10, 1: 30})

@@ -1,7 +1,7 @@
-"""What the server sends to one client in one round, as one value with its writer and its reader.
+"""The message from the server to one client in one round, with a writer and a reader for it.
 
-Both ends use the same value: the server makes it (`server.composing`) and writes it, and a client
-reads it. What `read` returns is what `Writer.write` was given.
+The server makes a `RoundMessage` (`server.composing`) and writes it with `Writer.write`. The client
+reads it with `read`, and gets a `RoundMessage` that equals the server's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fl_vitlora.state import State
 
 T = TypeVar("T")
 Record = ArrayRecord | MetricRecord | ConfigRecord
-NAMED = frozenset(  # the names of the scalars that have a field of their own
+NAMED = frozenset(  # the names of the scalars that are fields of `RoundMessage`
     {
         SERVER_ROUND,
         LEARNING_RATE,
@@ -51,27 +51,30 @@ NAMED = frozenset(  # the names of the scalars that have a field of their own
 
 @dataclass(frozen=True, kw_only=True)
 class RoundMessage:
-    """What one client is sent in one round.
+    """The message to one client in one round.
 
     Attributes:
         tensors: The tensors of the model that are sent, in full shape.
         cached: The names of the tensors that are not sent, because the client has them.
-        since: The round in which the client remembered them; 0 if they have their initial values.
-        merged: The pairs to be added to frozen weights, one state for each round, in order.
-        increments: The sum to be added to the pre-trained weights in place of pairs, by path.
+        since: The round in which the client stored the cached tensors; 0 if they are initial ones.
+        merged: The low-rank pairs to be added to frozen weights, one state for each round, in the
+            order of the rounds.
+        increments: By path, the sum to be added to the pre-trained weight. Increments are sent in
+            place of pairs if they need fewer bytes.
         merges: The number of merged rounds that the client already has, and the number after this
-            message. If the first number is 0, the client starts afresh.
-        broadcast: The tensors that the strategy sends beside the model, in full shape.
+            message. If the first number is 0, the client begins with the pre-trained weights.
+        broadcast: The tensors that the strategy sends in addition to the model, in full shape.
         round: The number of the round, from 1.
         rate: The learning rate; 0 if the client does not train.
-        epochs: The number of passes over the shard; None for the run's own number.
-        frozen: The endings of the names of tensors that rest.
+        epochs: The number of passes over the shard; None for the number in the settings.
+        frozen: The endings of the names of tensors that are frozen in this round.
         restarted: The endings of the names of tensors that start every round at their first values.
         proximal_mu: The weight of the proximal penalty.
         clipping_norm: The norm that updates must not exceed; None without a wrapper that sets it.
-        taken: The round of this client's last update that the server took; None if the server took
-            the last one that it asked for. The server knows nothing of what came later.
-        views: The views of the test images that the client measures; None if it trains.
+        taken: The round of this client's last update that the server used; None if the server used
+            the last update that it asked for. The server lacks all later updates of the client.
+        views: The views of the test images on which the client evaluates the model; None if the
+            client trains.
         others: The other scalars of the round, by name.
     """
 
@@ -95,7 +98,7 @@ class RoundMessage:
 
 
 class Writer:
-    """Writes the messages of a round; tensors for several clients become one record.
+    """Writes the messages of a round. Tensors for several clients are converted only once.
 
     Args:
         layout: The layout of all exchanged tensors.
@@ -110,8 +113,8 @@ class Writer:
 
         Args:
             message: The message.
-            rank: The client's own rank, to which low-rank matrices are cut; None if it has the
-                run's.
+            rank: The client's own rank, to which low-rank matrices are cut; None if the client has
+                the rank of the run.
         """
         records: dict[str, Record] = {
             messages.ARRAYS: self._record(
@@ -142,7 +145,7 @@ class Writer:
     def _record(
         self, states: Sequence[State], rank: int | None, make: Callable[[], State]
     ) -> ArrayRecord:
-        """Returns the record of some tensors; the same tensors have the same record."""
+        """Returns the record of some tensors. A second call with them returns the same record."""
         key = (rank, *(id(tensor) for state in states for tensor in state.values()))
         if key not in self._records:  # the states are kept as well, so that no id is used again
             self._records[key] = (states, StateRecord(make()))
@@ -170,7 +173,7 @@ class Writer:
         return {name: value for name, value in stated.items() if value is not None}
 
     def _ranks(self, message: RoundMessage) -> list[int]:
-        """Returns the ranks of merged pairs by round and path; of increments, 1 for each path."""
+        """Returns the ranks of pairs by round and path, or 1 for each path with an increment."""
         paths = pairs_of(self._layout)
         if message.increments:
             return [int(path in message.increments) for path in paths]
@@ -178,12 +181,12 @@ class Writer:
 
 
 def read(content: RecordDict, layout: Layout, rank: int | None) -> RoundMessage:
-    """Reads at a client what `Writer.write` wrote.
+    """Reads, at a client, the message that `Writer.write` wrote.
 
     Args:
         content: The records of the message.
-        layout: The layout of all exchanged tensors.
-        rank: The client's own rank; None if it has the run's.
+        layout: The names and shapes of all exchanged tensors.
+        rank: The client's own rank; None if the client has the rank of the run.
 
     Raises:
         ValueError: If the message does not hold the expected tensors.
@@ -212,7 +215,7 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
     """Reads the scalars of a message, without its tensors.
 
     Args:
-        config: The scalars by name, as they are sent or as the server loop states them.
+        config: The scalars by name, from a message or from the server loop.
 
     Raises:
         ValueError: If the number of epochs is not a whole number from 1.
@@ -235,10 +238,10 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
 
 
 def _epochs(config: Mapping[str, Any]) -> int | None:
-    """Reads how many passes over the shard a strategy asks for.
+    """Reads the number of passes over the shard that a strategy asks for.
 
     Raises:
-        ValueError: If it is not a whole number from 1.
+        ValueError: If the number is not a whole number from 1.
     """
     epochs = config.get(LOCAL_EPOCHS)
     if epochs is None or (isinstance(epochs, int) and epochs >= 1):
@@ -247,12 +250,12 @@ def _epochs(config: Mapping[str, Any]) -> int | None:
 
 
 def _if_given(make: Callable[[Any], T], value: Any) -> T | None:
-    """Returns a value in another type; None if there is no value."""
+    """Returns `make(value)`, or None if the value is None."""
     return None if value is None else make(value)
 
 
 def _picked(state: Mapping[str, Tensor], order: Iterable[str]) -> State:
-    """Returns the tensors of a state in another order."""
+    """Returns the tensors of a state in a given order of names; missing names are skipped."""
     return {name: state[name] for name in order if name in state}
 
 

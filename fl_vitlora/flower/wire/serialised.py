@@ -47,11 +47,11 @@ def object_bytes(message: Message) -> int:
 
 @dataclass
 class _Objects:
-    """The distinct objects of a message.
+    """The distinct objects of a message, numbered from 0.
 
     Attributes:
         sizes: The size of each object in bytes.
-        contents: The content of each object; two objects are equal if it is equal.
+        contents: The content of each object; objects with equal contents are equal.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -63,13 +63,14 @@ class _Objects:
         return sum(self.sizes)
 
     def add(self, kind: str, within: Iterable[int], length: int, body: object = None) -> int:
-        """Adds an object, unless an equal one is there.
+        """Adds an object, unless an equal object was added before.
 
         Args:
             kind: The name of the object's class.
             within: The numbers of the inner objects, in order.
             length: The length of the body in bytes.
-            body: The body; objects of one kind with the same inner objects differ only in it.
+            body: The body. Two objects of one kind with the same inner objects are equal if their
+                bodies are equal.
 
         Returns:
             The number of the object.
@@ -100,7 +101,7 @@ def _of_records(objects: _Objects, records: RecordDict) -> int:
 def _of_named(
     objects: _Objects, record: RecordDict | ArrayRecord, names: Iterable[str], within: list[int]
 ) -> int:
-    """Adds an object with names for its inner objects; its body gives the id of each."""
+    """Adds an object whose body has the name and the id of each inner object."""
     body = json.dumps(dict.fromkeys(names, ID))
     return objects.add(type(record).__qualname__, within, len(body), body)
 
@@ -117,12 +118,12 @@ def _of_scalars(objects: _Objects, record: ConfigRecord | MetricRecord) -> int:
 
 
 def _item(name: str, value: bytes) -> int:
-    """Returns the bytes of a named value in a record; an empty name has no field."""
+    """Returns the number of bytes of a named value in a record; an empty name needs no bytes."""
     return (_field(len(name.encode())) if name else 0) + _field(_field(len(value)))
 
 
 def _field(length: int) -> int:
-    """Returns the bytes of a protobuf field: tag, length and content."""
+    """Returns the number of bytes of a protobuf field: tag, length and content."""
     return 1 + len(varint(length)) + length
 
 

@@ -1,9 +1,9 @@
-"""A record of tensors that is packed only if somebody looks into it.
+"""A record of tensors that packs them only if some code looks into the record.
 
-The two ends of the wire hand tensors to the app, and take them from it, in records of Flower, so
-that other mods can stand between. Usually nobody reads these records, and then nothing is packed.
-Whoever reads or changes such a record finds an ordinary `ArrayRecord` with one packed array
-(`communication.packing`), and the app then reads that array.
+Inside a client or a server, tensors are passed between the codecs and the app in records of Flower,
+so that other Flower mods can see them. Usually no mod reads these records, and nothing is packed.
+If a mod reads or changes such a record, the record becomes an ordinary `ArrayRecord` with one
+packed array (`communication.packing`), and the app then reads that array.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fl_vitlora.communication.packing import Layout, unpack
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.state import State
 
-OPENING = (  # the methods of a mapping, which all others call
+OPENING = (  # the basic methods of a mapping, on which all its other methods rely
     "__contains__",
     "__delitem__",
     "__eq__",
@@ -35,10 +35,10 @@ OPENING = (  # the methods of a mapping, which all others call
 
 
 class StateRecord(ArrayRecord):
-    """An array record that holds tensors as they are, until it is opened.
+    """An array record that holds tensors without packing them, until its content is read.
 
     Args:
-        state: The tensors by name, float32. Nobody may change them afterwards.
+        state: The tensors by name, float32. They must not be changed afterwards.
 
     Attributes:
         state: The tensors.
@@ -62,7 +62,7 @@ class StateRecord(ArrayRecord):
 
 
 def _opening(name: str) -> Callable[..., Any]:
-    """Returns the method of an ordinary record that opens a `StateRecord` before."""
+    """Returns a method that first opens a `StateRecord` and then calls the ordinary method."""
 
     def method(self: StateRecord, *arguments: Any) -> Any:
         self.open()
@@ -76,7 +76,7 @@ for _name in OPENING:
 
 
 def holds_state(arrays: ArrayRecord) -> bool:
-    """Returns True if a record holds tensors of ours, packed or not."""
+    """Returns True if a record holds tensors of this project, packed or not packed."""
     if isinstance(arrays, StateRecord):
         return True
     packed = arrays.get(messages.PACKED)
@@ -88,11 +88,11 @@ def state_in(arrays: ArrayRecord | None, layout: Callable[[], Layout]) -> State:
 
     Args:
         arrays: The record; None if the message has no such record.
-        layout: A function that derives the layout of the tensors. It is called only if the record
-            is packed.
+        layout: A function that returns the names and shapes of the tensors. It is called only if
+            the record is packed.
 
     Raises:
-        ValueError: If the record holds no packed tensors, or tensors of another layout.
+        ValueError: If the record holds no tensors, or tensors with other names or shapes.
     """
     if isinstance(arrays, StateRecord):
         return arrays.state

@@ -1,7 +1,8 @@
-"""The content of a client's reply, with its writer and its reader side by side.
+"""Writes the content of a client's reply, and reads it at the server.
 
-An update holds the difference that training made, and the strategy's report. For a client of a
-smaller rank, each low-rank matrix is cut to that rank. `round_message` has the other direction.
+The reply contains the change of the tensors in the training, and the strategy's report. For a
+client of a smaller rank, each low-rank matrix is cut to that rank. `round_message` has the messages
+from the server to a client.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.state import State, is_finite, is_within
 from fl_vitlora.strategy import Update
 
-# No trained weight changes by so much, and no gradient is so large. If one client reports such a
-# value, float32 sums still resolve a sixteenth of one for the other clients.
+# The largest number allowed in an update. No trained weight changes by so much, and no gradient is
+# so large. If one client reports this number, a float32 sum still has a resolution of 1/16 for the
+# numbers of the other clients.
 LARGEST = 1e6
 
 
@@ -36,14 +38,14 @@ def write_update(
     """Writes a client's reply.
 
     Args:
-        delta: Tensors after training minus before, without those that rested.
-        report: The strategy's report: tensors of the same names in the same order as the delta, or
-            an empty state.
+        delta: Tensors after training minus before, without the tensors that were frozen.
+        report: The strategy's report: tensors with the names of `delta` in the same order, or an
+            empty state.
         samples: The number of images that the client trained on.
         loss: The mean training loss.
         steps: The number of optimiser steps.
-        rank: The client's own rank; None if it has the run's.
-        clipped: True if the delta was clipped to a norm; None if the server did not ask for that.
+        rank: The client's own rank; None if the client has the rank of the run.
+        clipped: True if `delta` was clipped to a norm; None if the server did not ask for clipping.
     """
     metrics = MetricRecord({messages.SAMPLES: samples, messages.LOSS: loss, messages.STEPS: steps})
     if clipped is not None:
@@ -65,12 +67,12 @@ def read_update(
     population: int,
     expected: Counts,
 ) -> Update:
-    """Reads at the server what `write_update` wrote.
+    """Reads, at the server, the reply that `write_update` wrote.
 
     Args:
         content: The records of the reply.
-        layouts: The layouts of the message that the client was sent, and of its reply.
-        asked: The instruction that the client was sent.
+        layouts: The names and shapes of the tensors in the instruction and in the reply.
+        asked: The instruction that was sent to the client.
         population: The number of clients in the whole run.
         expected: The numbers of images and steps that the update must state.
 
@@ -99,7 +101,7 @@ def read_update(
 
 
 def refuse_absurd(*states: State) -> None:
-    """Refuses tensors that would ruin a sum. Both sides check, as servers do not trust clients.
+    """Refuses tensors that would ruin a sum. Clients check before they send, and the server again.
 
     Raises:
         ValueError: If a tensor holds NaN, infinity, or a number larger than training produces.

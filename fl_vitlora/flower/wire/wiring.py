@@ -1,4 +1,4 @@
-"""What client and server derive from the configuration: the lanes and the codecs' generators."""
+"""Codecs, sending intervals and codec generators, which client and server derive from settings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fl_vitlora.strategy.extras import call, wants
 
 @functools.lru_cache(maxsize=8)
 def lanes_of(config: LanesConfig) -> Lanes:
-    """Returns the lanes of one direction."""
+    """Returns the codec and sending interval of each group of tensors, for uplink or downlink."""
     specs: dict[str, Any] = to_mapping(config)
     return read_lanes(specs, specs.pop("codec"))
 
 
 def chance(seed: int, *path: str | int) -> np.random.Generator:
-    """Returns the random generator of the codecs for one message."""
+    """Returns the random generator that the codecs use for one message."""
     return np.random.default_rng(derive_seed(seed, "codec", *path))
 
 
@@ -32,11 +32,11 @@ def check_codecs(config: Config, strategy: Strategy) -> None:
     """Refuses unknown codecs, and codecs that do not fit the other settings.
 
     Args:
-        config: The experiment.
+        config: The configuration of the experiment.
         strategy: The strategy of the run.
 
     Raises:
-        UserError: If a codec is refused; the message says where, why, and what would work.
+        UserError: If a codec is refused; the message names the setting, the reason and a remedy.
     """
     for direction in ("uplink", "downlink"):
         fed_back = direction == "downlink" or config.compression.error_feedback
@@ -61,7 +61,7 @@ def check_codecs(config: Config, strategy: Strategy) -> None:
 
 
 def _check_rests(config: Config, strategy: Strategy) -> None:
-    """Refuses lanes under which trained changes would never reach the server.
+    """Refuses sending intervals with which trained changes would never reach the server.
 
     Raises:
         UserError: If a group is never sent; the message names the group and the reason.
