@@ -1,7 +1,8 @@
 """Lists of class names: how they are written, read, compared and put in another order.
 
 A label is a position in a list of class names, and two lists may differ in their order. Every
-shard, run and model therefore carries its list, so that labels are only compared by name.
+shard, run and model therefore stores its own list, and the labels of two lists are compared only by
+name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def write_names(names: Sequence[str]) -> str:
         names: The names of the classes.
 
     Raises:
-        UserError: When a name occurs twice: it would stand for two labels.
+        UserError: When a name occurs twice, because the name would stand for two labels.
 
     Example:
         >>> write_names(("cat", "dog"))

@@ -1,7 +1,7 @@
-"""Labelled images that are read on demand: the type that every source returns.
+"""The type `Images`, which every source of images returns: labels, and pixels that are read later.
 
-Labels are in memory; pixels are read only when they are needed. So a data set larger than the
-memory can be encrypted shard by shard.
+The labels are in memory; the pixels are read only when they are needed. So a data set that is
+larger than the memory can be encrypted shard by shard.
 
 n images of H × W pixels.
 """
@@ -20,7 +20,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Labelled images that are read on demand.
+    """Images with labels; the pixels are read when they are needed.
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.

@@ -1,6 +1,6 @@
 """Converts the values of label columns to class names.
 
-A text, a whole number, true or false can name a class. An empty value cannot.
+A class can be named by a text, a whole number, true or false, but not by an empty value.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def class_of(value: Any, where: str) -> str:
 
 
 def expect_no_mark(names: Sequence[str], where: Callable[[int], str]) -> None:
-    """Checks that no row has the label -1 in the meaning "no label".
+    """Checks that no row has the label -1 if -1 means "no label".
 
-    Beside other whole numbers, -1 means "no label". If 1 is the only other label, -1 is a class.
+    If the other labels are whole numbers, -1 means "no label". But if 1 is the only other label, -1
+    is a class.
 
     Args:
         names: The class name of each row.
