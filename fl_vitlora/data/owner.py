@@ -218,7 +218,7 @@ def find_shards(place: Path) -> list[Path]:
 
 
 def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
-    """Checks that the search found all shards; it misses a shard whose metadata name no party.
+    """Checks that no shard was missed in the search because its metadata name no party.
 
     Args:
         places: The folders or run folders that were searched.
