@@ -12,9 +12,10 @@ ciphertext:
 Each chunk is encrypted with AES-256-GCM. Every file has its own key: HKDF-SHA256 of the party's
 storage key and a salt of 256 random bits. So the nonces need not be random. A nonce is the number
 of the chunk and a mark on the last chunk, as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO
-2015). So it is detected if chunks are cut off, added or reordered. The bytes of the header are
-authenticated with every chunk. With GCM alone, a file could be decrypted under two different keys
-without an error. Therefore the header contains a check of the key, which the same HKDF derives.
+2015). Because of these nonces, it is detected if chunks were cut off, added or reordered. The bytes
+of the header are authenticated with every chunk. With GCM alone, a file could be decrypted under
+two different keys without an error. Therefore the header contains a check of the key, which the
+same HKDF derives.
 """
 
 from __future__ import annotations

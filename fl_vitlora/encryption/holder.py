@@ -2,9 +2,11 @@
 
 The scope of keys says which images share a key:
 
-* ``shared``: one key for all images of all clients; * ``client``: one key for each client, and
-another one for the test images; * ``image``: one key for every image; * ``block``: one key for all
-images; each block has its own keys for the steps that change its inside.
+* ``shared``: one key for all images of all clients;
+* ``client``: one key for each client, and another one for the test images;
+* ``image``: one key for every image;
+* ``block``: one key for all images; each block has its own keys for the steps that change the
+  inside of blocks.
 
 A party is a client, such as ``"client 3"``, or `TEST`. HKDF derives the keys of a party from the
 secret and a text, the context. This text names the scope, the party, the run's seed and, if every

@@ -1,8 +1,8 @@
 """Nibble shuffling with a separate key for every block, as in extended learnable encryption (ELE).
 
-There are ((2D)!·2^(2D))^N keys. A nibble is half an entry, four bits. Source: ELE, Madono et al.
-2020 (AAAI workshop on artificial intelligence of things), which combines this step with block
-scrambling.
+There are ((2D)!·2^(2D))^N keys. A nibble is half an entry, four bits.
+Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), which combines
+this step with block scrambling.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Block scrambling: the blocks of an image change places, X' = X[key].
 
-The key is one permutation of the N block positions. There are N! keys. Source: the encryption of
-images for vision transformers in arXiv 2309.02556 and 2507.11943.
+The key is one permutation of the N block positions. There are N! keys.
+Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
 
 B images, N blocks, D entries a block.
 """

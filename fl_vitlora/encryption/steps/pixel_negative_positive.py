@@ -1,7 +1,7 @@
 """Negative-positive transformation of single pixels: any colour value of the image may be inverted.
 
-The key is one bit for each of the N·D colour values of an image, so there are 2^(N·D) keys. Source:
-pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
+The key is one bit for each of the N·D colour values of an image, so there are 2^(N·D) keys.
+Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
 """
 
 from __future__ import annotations
