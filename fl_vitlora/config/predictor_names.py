@@ -1,7 +1,8 @@
-"""The names of predictors: what a model answers to test images.
+"""The names of predictors, which compute logits of test images with a model.
 
-This table is all that the settings know of the predictors, so that reading a configuration imports
-no PyTorch. `fl_vitlora.training.prediction` has the contract and imports the classes.
+This module has only the names of the predictors, so that a configuration can be read without
+importing PyTorch. The module `fl_vitlora.training.prediction` explains the rules for predictors and
+imports the classes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PREDICTORS: Mapping[str, str] = {
 
 
 def is_foreign(name: str) -> bool:
-    """Returns True if the code of a predictor is not of this project.
+    """Returns True if the code of a predictor does not belong to this project.
 
     Example:
         >>> is_foreign("plain"), is_foreign("mine:Mine")

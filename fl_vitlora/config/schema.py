@@ -1,6 +1,6 @@
 """The settings of an experiment: frozen dataclasses, filled from a YAML file and `--set a.b=c`.
 
-The dataclasses are plain values without behaviour. The module `settings` reads them, and the module
+The dataclasses have values but no methods. The module `settings` reads their values, and the module
 `yaml_text` says which YAML is accepted.
 """
 
@@ -64,7 +64,7 @@ def read_steps(value: Any, path: str) -> tuple[Any, ...]:
     """Reads the name of an encryption scheme, or a list of encryption steps.
 
     Raises:
-        UserError: If the value is neither.
+        UserError: If the value is neither the name of a scheme nor a list of steps.
     """
     if isinstance(value, str) and value in SCHEMES:
         return SCHEMES[value]
