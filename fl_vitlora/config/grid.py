@@ -202,8 +202,7 @@ def _read_seeds(seeds: Any) -> tuple[int, ...]:
 
 
 def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
-    """Reads a product of axes; raises an error if a setting is given twice, by axes or by a
-    flag."""
+    """Reads a product of axes; no setting may be in two axes, or in an axis and a flag."""
     if not isinstance(section, Mapping):
         raise UserError(
             f"compare: expected axes such as {{{METHOD}: [head, lora]}}, got {shown(section)}"
