@@ -217,8 +217,7 @@ def readable_cells(comparison: Report) -> list[list[str]]:
 
 
 def _target_text(cell: Summary) -> str:
-    """Returns a text: bytes sent until the target accuracy, and how many runs reached the
-    target."""
+    """Returns a text with the bytes sent until the target accuracy and the number of such runs."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
