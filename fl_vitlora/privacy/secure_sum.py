@@ -122,8 +122,7 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Returns the SHA-256 digest of the roster, 32 bytes, which is different for every
-        roster."""
+        """Returns the SHA-256 digest of the roster, 32 bytes; every roster has another digest."""
         parts = [struct.pack("<qd32s", m.client, m.share, m.key) for m in self.members]
         return hashlib.sha256(struct.pack("<qd", self.round, self.limit) + b"".join(parts)).digest()
 
