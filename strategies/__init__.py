@@ -2,9 +2,9 @@
 
 A file has one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
 `flwr.serverapp.strategy.Strategy`. The name of a strategy in another place is
-``package.module:Class``. A run imports a strategy only from this folder, or from a module that the
-user names on the command line. If only a configuration or a run folder names a module, the module
-is not imported (`fl_vitlora.config.confirmation`).
+``package.module:Class``. A run imports a strategy only from this folder, from Flower, or from a
+module that the user names on the command line. If only a configuration or a run folder names
+another module, this module is not imported (`fl_vitlora.config.confirmation`).
 """
 
 from __future__ import annotations
@@ -91,11 +91,12 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
     """Checks that a strategy of Flower has everything that a run needs.
 
     Args:
-        name: The name of the strategy, as `load` takes it.
-        options: The hyper-parameters of the strategy, as `load` takes them.
+        name: The name of the strategy, in a form that `load` accepts.
+        options: The hyper-parameters of the strategy, in a form that `load` accepts.
 
     Returns:
-        The findings, the number of rules, and a description of the strategy.
+        One finding for each checked rule, the number of all rules, and lines that describe the
+        strategy.
     """
     from fl_vitlora.flower.strategies.checking import RULES, flower_findings, flower_understood
     from fl_vitlora.testing.made_up import CLIENTS

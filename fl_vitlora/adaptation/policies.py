@@ -105,8 +105,8 @@ def exchanged(
     Args:
         config: The experiment, with the policy of the patch embedding.
         trained: All trained tensors by name.
-        personal: Endings of the names of tensors that the strategy does not let clients send. The
-            fine-tuning method may have further such tensors.
+        personal: Endings of the names of tensors that clients keep because of the strategy. The
+            fine-tuning method may name further tensors that clients keep.
     """
     local = keeps_reader(config)
     personal = (*personal, *methods.method_of(config.finetuning).personal)
@@ -178,7 +178,7 @@ def check(config: Config) -> None:
     """Refuses combinations of settings that cannot work.
 
     Raises:
-        UserError: If a combination cannot work; the message says what would work.
+        UserError: If a combination cannot work; the message names settings that work.
     """
     byzantine.check(config)
     faults.check(config)

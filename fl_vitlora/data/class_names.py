@@ -26,7 +26,7 @@ def write_names(names: Sequence[str]) -> str:
         names: The names of the classes.
 
     Raises:
-        UserError: When a name occurs twice, because the name would stand for two labels.
+        UserError: When a name occurs twice, because the name would belong to two labels.
 
     Example:
         >>> write_names(("cat", "dog"))
@@ -140,7 +140,7 @@ def _check_unique(names: Sequence[str], place: str) -> None:
 
 
 def _name_few(names: Iterable[str]) -> str:
-    """Returns the first few names in quotes, and the number of the others."""
+    """Returns the first few names in quotes, and the number of the remaining names."""
     ordered = sorted(names)
     few, rest = ordered[:MOST_NAMED], ordered[MOST_NAMED:]
     more = f" and {len(rest)} more" if rest else ""

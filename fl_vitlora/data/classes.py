@@ -3,7 +3,7 @@
 A split is a part of a data set, for training or testing. Every split gets the numbers of the
 training split: a class has the same label wherever it has the same name.
 
-n images.
+n is the number of images.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Part:
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.
-        names: The class name of each label.
-        fetch: The function that takes positions and returns the stored images there.
+        names: The name of each class, in the order of the labels.
+        fetch: The function that takes positions and returns the stored images at these positions.
         mode: The mode of Pillow to which the source converts its images; None if the source names
             no mode.
         owners: The client that holds each image, int64 (n,); None if the source has no clients.
@@ -160,7 +160,7 @@ def expect_classes(where: str, part: Part) -> None:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Returns the first few names, and the number of the others.
+    """Returns the first few names, and the number of the remaining names.
 
     Args:
         names: The names.

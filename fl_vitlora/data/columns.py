@@ -1,6 +1,6 @@
 """Finds the columns of a data set with images and labels, and checks that no value is missing.
 
-n rows.
+n is the number of rows.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _file_of(where: str, image: Any, row: int, column: str, folders: Sequence[Pa
 
 
 def _fetcher(where: str, encoded: Any, column: str, folders: Sequence[Path]) -> Fetch:
-    """Returns the function that takes positions and returns the stored images there."""
+    """Returns the function that takes positions and returns the stored images at them."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         rows = positions.tolist()

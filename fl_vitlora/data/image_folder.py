@@ -240,7 +240,7 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
 def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
     """Checks that either all images of a split have a class or none has.
 
-    The images of a split whose only folder is `images` have no class.
+    If the only folder of a split is `images`, the images of this split have no class.
 
     Raises:
         UserError: When only some images of a split have a class, or when training images have no
@@ -317,7 +317,7 @@ def _once(root: Path, items: Sequence[Item]) -> list[Item]:
 
 
 def _fetcher(root: Path, files: Sequence[File]) -> Fetch:
-    """Returns the function that takes positions and returns the image files there."""
+    """Returns the function that takes positions and returns the image files at them."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [files[position] for position in positions.tolist()]

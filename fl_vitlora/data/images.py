@@ -24,9 +24,10 @@ class Images:
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.
-        class_names: The class name of each label, the same for all splits.
-        read: The function that takes positions, H and W, and returns the RGB pixels there, uint8
-            (len(positions), 3, H, W).
+        class_names: The name of each class, in the order of the labels; all splits have the same
+            names.
+        read: The function that takes positions, H and W, and returns the RGB pixels of the images
+            at these positions, uint8 (len(positions), 3, H, W).
         owners: The client that holds each image, int64 (n,); None if the data set has no clients.
     """
 

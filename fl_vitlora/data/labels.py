@@ -18,7 +18,7 @@ WHOLE = re.compile(r"(-?\d+)\.0+")  # a whole number, as in columns where a valu
 
 
 def class_of(value: Any, where: str) -> str:
-    """Returns the name of the class that a value stands for.
+    """Returns the name of the class that a value of a label column means.
 
     Args:
         value: The value in a label column.
@@ -28,7 +28,7 @@ def class_of(value: Any, where: str) -> str:
         The class name.
 
     Raises:
-        UserError: When the value is empty or cannot name a class.
+        UserError: When the value is empty or cannot be the name of a class.
 
     Example:
         >>> [class_of(value, "row 0") for value in ("cat ", 3, 3.0, "3.0", True)]

@@ -213,7 +213,7 @@ def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str],
 
 
 def _take(listing: Listing, entry: os.DirEntry[str], folder: _Folder, *, dicom: bool) -> None:
-    """Adds a file to the images or to the other files of a listing.
+    """Adds a file to a listing: to its images, or to its other files.
 
     Raises:
         UserError: When an image is a broken link.

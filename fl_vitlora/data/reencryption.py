@@ -120,5 +120,5 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
 
 
 def _part(metadata: Mapping[str, str]) -> Part:
-    """Returns "test" for a test shard and "train" for any other shard."""
+    """Returns the part of a shard: "test" for a test shard, "train" for any other shard."""
     return "test" if metadata["part"] == "test" else "train"

@@ -214,7 +214,7 @@ def _image_column(name: str, first: Row, config: DataConfig) -> str:
     """Finds the column of image paths: by the setting, a known name, or the suffixes of the paths.
 
     Raises:
-        UserError: When there is no such column, or when several columns hold image paths.
+        UserError: When no column, or more than one column, can hold image paths.
     """
     columns = list(first.values)
     if config.image_column:
@@ -236,7 +236,7 @@ def _label_column(name: str, first: Row, image_column: str, config: DataConfig) 
     """Finds the column of labels: by the setting, by a known name, or because no other is left.
 
     Raises:
-        UserError: When there is no such column.
+        UserError: When no column can hold labels.
     """
     columns = list(first.values)
     if config.label_column:

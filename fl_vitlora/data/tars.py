@@ -179,7 +179,7 @@ def _json(member: Member) -> dict[str, Any]:
 
 
 def _fetcher(images: Sequence[Member]) -> Fetch:
-    """Returns the function that takes positions and reads the images there."""
+    """Returns the function that takes positions and reads the images at them."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [images[position] for position in positions.tolist()]

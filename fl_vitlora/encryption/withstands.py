@@ -2,8 +2,8 @@
 
 The number of possible keys (`Cipher.key_space_bits`) does not say how many ciphertexts an attack
 needs. An attacker does not try keys, but compares the statistics of ciphertext with those of other
-images. If a cipher is not in the table, it was not measured; this does not mean that its key is
-safer.
+images. If the table has no entry for a cipher, no attack on this cipher was measured. A missing
+entry does not mean that the key of the cipher is safer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Case:
         steps: Names of encryption steps. The attack also recovers the key of a cipher with only
             some of these steps: a cipher without a step equals a cipher whose key for this step
             changes nothing, and the attack finds such a key, too.
-        scopes: The scopes in which one key serves many images.
+        scopes: The attacked scopes of keys; in these scopes one key encrypts many images.
         ciphertexts: A number of ciphertexts that was enough to recover the whole key, for every key
             that was attacked.
         source: The command that prints the number `ciphertexts`.

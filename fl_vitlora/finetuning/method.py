@@ -193,7 +193,7 @@ class Method:
 
     @property
     def personal(self) -> tuple[str, ...]:
-        """Returns the endings of the names of the tensors that stay at the clients."""
+        """Returns the endings of the names of the tensors that clients train but never send."""
         return tuple(ending for _, part in self.parts for ending in part.personal)
 
     def rests(self, server_round: int) -> tuple[str, ...]:

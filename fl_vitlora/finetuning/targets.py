@@ -87,7 +87,7 @@ def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
 
 
 def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Returns, for each target in a layer, its first output and the output after its last."""
+    """Returns the slice of a layer's outputs for each target: its start and its end."""
     third = layer.out_features // 3
     return {
         target: (

@@ -62,7 +62,7 @@ class Learners:
     """The fast weights of M learners, with their keys, ages and Adam's state, in dimension 0."""
 
     def __init__(self, recipe: Recipe, depth: int, width: int, characters: int) -> None:
-        """Creates zeros for every learner; :meth:`forget` gives each learner its first key."""
+        """Sets the weights of all learners to zero; :meth:`forget` draws the first key of each."""
         m, r = recipe.learners, recipe.rank
         shapes = {
             "embed": (m, ENTRIES, width),

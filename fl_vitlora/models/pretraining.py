@@ -118,7 +118,7 @@ def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Returns the factor on the learning rate: it rises over 200 steps, stays, and then falls.
+    """Returns the factor for the learning rate, which rises over 200 steps, stays, then falls.
 
     The factor falls linearly over the last two thirds of the steps, down to two per cent.
     """

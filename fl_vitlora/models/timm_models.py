@@ -79,7 +79,7 @@ def resolved_name(name: str, bundled: Mapping[str, Any]) -> str:
         bundled: The models that ship with this package, for suggestions.
 
     Raises:
-        UserError: When timm knows no such model or tag, or the folder does not exist.
+        UserError: When timm does not know the model or the tag, or the folder does not exist.
 
     Example:
         >>> resolved_name("timm/vit_tiny_patch16_224.augreg_in21k", {})

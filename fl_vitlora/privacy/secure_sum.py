@@ -279,7 +279,7 @@ Ask = Callable[[frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
 def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, frozenset[int]]:
-    """Adds up masked vectors at the server; if clients dropped out, asks the others for seeds.
+    """Adds up masked vectors at the server; if clients dropped out, asks the rest for seeds.
 
     A client that does not answer the request for seeds counts as dropped, too. With the seeds that
     others share with a dropped client, the server could unmask the vector of this client. So the

@@ -217,7 +217,7 @@ def readable_cells(comparison: Report) -> list[list[str]]:
 
 
 def _target_text(cell: Summary) -> str:
-    """Returns a text with the bytes sent until the target accuracy and the number of such runs."""
+    """Returns a text with the bytes sent until the target, and how many runs reached it."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
@@ -244,7 +244,7 @@ def readable_differences(comparison: Report) -> list[list[str]]:
 def readable_problems(comparison: Report) -> list[str]:
     """Returns the reasons why runs are missing, and the warnings of runs, with the runs' seeds.
 
-    A sentence that concerns several runs of a cell appears once, with all their seeds.
+    If several runs of a cell have the same sentence, it appears once, with all their seeds.
     """
     found: dict[tuple[str, str], list[int]] = {}
     for run in comparison.records:

@@ -221,7 +221,7 @@ def find_from(name: str, start: Path) -> str:
         start: The working directory of that run.
 
     Returns:
-        The path relative to `start` if the file exists there; otherwise `name` unchanged.
+        The path `start`/`name` if this file exists; otherwise `name` unchanged.
     """
     there = start / name
     return name if start == Path.cwd() or not there.exists() else str(there)

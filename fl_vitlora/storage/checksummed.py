@@ -54,7 +54,7 @@ def write_sealed(
 
     Args:
         path: The path of the file. The folder must exist.
-        tensors: The tensors by name. No two of them may share memory.
+        tensors: The tensors by name. Two tensors must not share memory.
         metadata: Texts by name, stored in the same file as the tensors. The name `DIGEST` is
             reserved.
         durable: True to wait until the file is on the disk; see `write_atomically`.

@@ -2,10 +2,10 @@
 
 A worker that gets several messages calls the app once for each message. Every call has its own
 thread, but two calls never run at the same time: a call runs until it ends, or until it waits at a
-meeting. A meeting is the place where calls wait for a common computation. When every call has ended
-or is waiting, one function computes the results of all waiting calls together. Then these calls
-continue in turns. So an app for many messages can be written like an app for one message, and the
-data that calls share needs no locks.
+meeting. At a meeting, calls wait for a common computation. When every call has ended or is waiting,
+one function computes the results of all waiting calls together. Then these calls continue in turns.
+So an app for many messages can be written like an app for one message, and the data that calls
+share needs no locks.
 """
 
 from __future__ import annotations
