@@ -80,7 +80,7 @@ class Coordinates:
             turned = self.holder.adapt(now, self.party)
         elif self.aligned:
             turned = _plus(first, self.holder.adapt(_minus(now, first), self.party))
-        else:  # the party has its own key, and differences are aggregated without conversion
+        else:  # the party has its own key, and changes are aggregated without conversion
             turned = _plus(self.holder.adapt(first, self.party), _minus(now, first))
         return with_exchanged_reader(model, turned)
 
@@ -124,7 +124,7 @@ def server_reader(config: Config, origin: PatchReader, holder: KeyHolder) -> Pat
         return holder.adapt(origin, "server")
     blocks = holder.cipher.geometry.blocks
     if not config.encryption.adapt:
-        # Only differences are converted. The position embeddings stay, unless they are exchanged.
+        # Only changes are converted. Position embeddings do not change unless they are exchanged.
         turned = replace(origin, position=origin.weight.new_empty(blocks, 0))
     else:
         turned = origin

@@ -18,7 +18,7 @@ from fl_vitlora.config.method_names import foreign_parts, parts_of
 from fl_vitlora.config.predictor_names import is_foreign
 from fl_vitlora.errors import UserError, shown
 
-KNOWN_PACKAGES = ("strategies", "flwr")  # whose classes need no confirmation
+KNOWN_PACKAGES = ("strategies", "flwr")  # classes of these packages need no confirmation
 
 
 def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:

@@ -38,7 +38,7 @@ from fl_vitlora.errors import UserError, shown, unknown
 
 Settings = Mapping[str, Any]  # values by dotted path
 
-SECTIONS = ("title", "compare", "baseline", "seeds")  # a grid's own keys
+SECTIONS = ("title", "compare", "baseline", "seeds")  # keys that only a grid has
 NO_AXIS = {"seed": "give several seeds with --seeds", "out": "every run gets its own folder"}
 
 

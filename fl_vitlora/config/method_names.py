@@ -22,7 +22,7 @@ PARTS: Mapping[str, str] = {
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
 }
-USUAL = ("lora+patch_embed", "lora", "head", "full")  # the sums that are named in messages
+USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 
 
 def parts_of(method: str) -> tuple[str, ...]:

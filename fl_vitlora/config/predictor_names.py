@@ -13,7 +13,7 @@ from typing import Any
 from fl_vitlora.config.method_names import is_class
 from fl_vitlora.errors import UserError, shown, unknown
 
-# One line for each predictor that ships with the project: its name, and where its class lives.
+# One line for each predictor of this project: its name, and the module and name of its class.
 PREDICTORS: Mapping[str, str] = {
     "plain": "fl_vitlora.training.prediction:Plain",
 }

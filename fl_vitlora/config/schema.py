@@ -32,7 +32,7 @@ CipherStep = Literal[
     "pixel_negative_positive",
     "pixel_colour_shuffling",
 ]
-# Encryption schemes of the literature. A name stands for the steps of its scheme.
+# Encryption schemes of the literature: the name of a scheme, and the steps of the scheme.
 SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "ViT-blockwise": ("block_scrambling", "pixel_shuffling", "negative_positive"),
     "EtC": (
@@ -52,7 +52,7 @@ SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "
 # Settings that are, or may be, the path of a file or folder.
 PATHS = ("out", "data.name", "model.weights", "encryption.key_file")
 
-RATES = tuple(item.name for item in dataclasses.fields(Rates))  # their defaults depend on the model
+RATES = tuple(item.name for item in dataclasses.fields(Rates))  # defaults depend on the model
 AUTO = "auto"
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]

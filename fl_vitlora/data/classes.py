@@ -38,7 +38,7 @@ class Encoded:
     path: Path | None = None
 
 
-Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions, returns the images there
+Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions, returns the images at them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class Part:
 def plain_name(name: str) -> str:
     r"""Returns a class name in the form in which names are compared (Unicode NFC).
 
-    Unicode can store an accented letter in two ways that look the same. Some file systems use one
-    way, some the other.
+    Unicode can store an accented letter in two ways that look the same. Some file systems use the
+    first way, and some the second.
 
     Args:
         name: The class name as it was read.

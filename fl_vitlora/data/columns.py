@@ -175,7 +175,7 @@ def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str
     Raises:
         UserError: When a row has no label, or a value that cannot name a class.
     """
-    values = rows.with_format(None)[column][:]  # one read; iterating would read row by row
+    values = rows.with_format(None)[column][:]  # reads all rows at once
     place = f"data set {where}, column {column!r}, row"
     named = getattr(rows.features[column], "names", None)
     if named is not None:

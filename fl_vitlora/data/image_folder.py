@@ -30,7 +30,7 @@ from fl_vitlora.data.listing import File, Listing, same_file
 from fl_vitlora.data.splits import SPLITS, TRAIN, meaning_of
 from fl_vitlora.errors import UserError
 
-INNER = "images"  # a folder of this name in a class, or in a split without classes, means nothing
+INNER = "images"  # in a class, or in a split without classes, a folder of this name has no meaning
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def _read_header(file: BinaryIO, path: Path) -> Header | None:
         if metadata.get(SEALED) is None:
             return None
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return None  # callers report what the file is instead
+        return None  # the caller reports that the file is not sealed
     if metadata[SEALED] != VERSION:
         raise DamagedFileError(
             path, f"is sealed as {metadata[SEALED]}, which this version cannot open"

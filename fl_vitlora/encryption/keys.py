@@ -1,10 +1,10 @@
 """The data owner's key ring: secrets of 256 random bits in a file that only the owner can read.
 
-The ring is a text file with one secret per line, in hexadecimal digits. The last secret in the file
-encrypts new data. The earlier secrets decrypt data that was encrypted before the key was changed
-(rotated). All keys are derived from a secret (HKDF-SHA256, RFC 5869). A key id identifies a secret
-without revealing it, so key ids may appear in logs and results. Secrets, and keys derived from
-secrets, must not appear there.
+The key ring is a text file with one secret per line, in hexadecimal digits. The last secret in the
+file encrypts new data. The earlier secrets decrypt data that was encrypted before the key was
+changed (rotated). All keys are derived from a secret (HKDF-SHA256, RFC 5869). A key id identifies a
+secret without revealing it, so key ids may appear in logs and results. Secrets, and keys derived
+from secrets, must not appear there.
 """
 
 from __future__ import annotations

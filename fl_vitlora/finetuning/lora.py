@@ -150,7 +150,7 @@ class LoRALinear(nn.Module):
         )
         self.multiply: Multiply = F.linear
         self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
-        self._pretrained: Tensor | None = None  # the weight before any increments
+        self._pretrained: Tensor | None = None  # the weight without increments
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the outputs, (B, T, outputs of the layer), for the inputs x, (B, T, n)."""

@@ -25,7 +25,7 @@ from fl_vitlora.errors import UserError
 
 ONE_DNN = "_linear_pointwise"  # the name of oneDNN's linear layer in PyTorch
 LIBRARIES = ("mkl", "onednn")
-LIBRARY = os.environ.get("FL_VITLORA_PRODUCTS", "onednn")  # Ray's workers inherit it
+LIBRARY = os.environ.get("FL_VITLORA_PRODUCTS", "onednn")  # Ray's workers inherit this variable
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes input, weight and bias
 
 

@@ -197,7 +197,7 @@ def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]
         name
         for name, tensor in own.items()
         if name not in kept
-        and (name not in made or origins.get(name))  # otherwise its numbers were recomputed
+        and (name not in made or origins.get(name))  # otherwise its numbers were computed anew
         and not (name in computed or name.rpartition(".")[2] in COMPUTED)
         and not (name.endswith("bias") and not tensor.any())
     ]

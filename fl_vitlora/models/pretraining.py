@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     settings = vars(parser.parse_args(arguments))
     path: Path = settings.pop("out")
-    torch.set_num_threads(1)  # the order of sums depends on it, and so do the bits
+    torch.set_num_threads(1)  # the number of threads changes the order of sums, and so the rounding
     recipe = Recipe(**settings)
     save(pretrain(recipe), recipe, CHARACTERS, path)
 

@@ -136,7 +136,7 @@ def _is_safetensors(path: Path) -> bool:
 def _load_torch(path: Path) -> Any:
     """Loads a file of torch that may contain only tensors and the options of a training script."""
     with (
-        path.open("rb") as file,  # given a name, torch would decide by its ending
+        path.open("rb") as file,  # if torch got a path, it would decide by the suffix
         torch.serialization.safe_globals([argparse.Namespace]),
         warnings.catch_warnings(action="ignore"),
     ):

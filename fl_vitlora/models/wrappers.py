@@ -32,7 +32,7 @@ WRAPPERS = (
     "state_dict_ema",
     "teacher",
 )
-ENOUGH = 0.5  # share of the most names that any prefix finds
+ENOUGH = 0.5  # a copy has this share of the names, compared with the best prefix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ from fl_vitlora.encryption.keys import derive_key
 from fl_vitlora.encryption.keystream import KeyStream
 
 Words = NDArray[np.uint32]
-Seeds = Mapping[int, bytes]  # by the number of the other client of the pair
+Seeds = Mapping[int, bytes]  # the seed of each pair, by the number of the other client
 
 FEWEST = 3  # clients of a roster: in a sum of two, each client can compute the other's vector
 FEWEST_LEFT = 2  # clients that must remain: the sum of one client is its vector

@@ -110,7 +110,7 @@ class RunDisplay(Live):
             disable=not self._console.is_interactive,
         )
         super().__init__(progress)
-        # Without a total the bar moves to and fro, because the duration is still unknown.
+        # Without a total the bar moves left and right, because the duration is still unknown.
         self._task: TaskID = progress.add_task("preparing", total=None, state="", count="")
 
     def announce(self, phase: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 # The same problem can occur under several circumstances, which this pattern finds in its text.
-# Texts that differ only in their circumstances are printed once.
+# If texts differ only in their circumstances, only one of them is printed.
 CIRCUMSTANCES = re.compile(
     r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
 )

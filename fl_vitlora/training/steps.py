@@ -72,7 +72,7 @@ def step(
     clip_norm: float | None,
     clip: Clip,
 ) -> None:
-    """Takes one step down the gradient of a loss.
+    """Computes the gradient of a loss, clips it, and lets the optimiser take one step.
 
     Args:
         optimizer: The optimiser of the trained parameters.
