@@ -1,4 +1,4 @@
-"""FedAvg: the new model is the old one plus the mean of the clients' deltas.
+"""FedAvg: the new model is the old model plus the mean of the clients' deltas.
 
     w ← w + Σₖ pₖ·Δₖ,  pₖ = nₖ / Σn
 

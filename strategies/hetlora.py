@@ -2,11 +2,11 @@
 
     A ← Σₖ qₖ·[Aₖ; 0],  B ← Σₖ qₖ·[Bₖ, 0],    qₖ = ‖Bₖ·Aₖ‖ / Σⱼ ‖Bⱼ·Aⱼ‖  (Frobenius)
 
-The aggregation has two biases. The mean of the products is not the product of the means. And if
-only few clients have a row, the other clients add zeros to its mean. The head and the patch
-embedding are averaged exactly, weighted by the number of images. Uplink and downlink carry the
-share rₖ/r of |A| + |B|, and the whole head and patch embedding. A client of rank rₖ gets the first
-rₖ rows of A and columns of B.
+The aggregation has two biases. The mean of the products is not the product of the means. If only
+few clients have a row of A, the other clients add zeros to the mean of this row; the same is true
+for columns of B. The head and the patch embedding are averaged exactly, weighted by the number of
+images. Uplink and downlink carry the share rₖ/r of |A| + |B|, and the whole head and patch
+embedding. A client of rank rₖ gets the first rₖ rows of A and columns of B.
 
 Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation, without rank
 self-pruning: a client keeps its rank. The paper defines the weights qₖ for a model with one pair.

@@ -4,10 +4,10 @@
     server  w ← w + server_rate·Σ pₖ·Δₖ;  d = Σ nₖ·dₖ / Σ nₖ over all N clients, in the round or not
 
 dₖ is the mean change of the weights in a local step of client k without the correction, divided by
-the learning rate η. Δₖ / (steps·η) contains the correction d - dₖ, so dₖ⁺ subtracts this correction
-again. With plain SGD, dₖ is minus the mean gradient, so d = -c of the paper (option II) exactly.
-This form is also defined for momentum and AdamW, which the paper does not treat. All dₖ start at
-zero.
+the learning rate η. Δₖ / (steps·η) contains the correction d - dₖ, so the formula of dₖ⁺ subtracts
+this correction again. With plain SGD, dₖ is minus the mean gradient, so d = -c of the paper (option
+II) exactly. This form is also defined for momentum and AdamW, which the paper does not treat. All
+dₖ start at zero.
 
 In the paper all clients have equal weights. Here a client is weighted by its number of images nₖ,
 so that the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds nₖ·(dₖ⁺ -

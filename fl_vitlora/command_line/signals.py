@@ -44,8 +44,8 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
 def heeded_signals() -> Iterator[signal.Signals]:
     """Yields the signals that end a run: SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 
-    SIGHUP is sent when the terminal closes. If the program was started with `nohup`, it ignores
-    SIGHUP, and SIGHUP is not yielded.
+    SIGHUP is sent when the terminal closes. If the program ignores SIGHUP, for example after
+    `nohup`, SIGHUP is not yielded.
     """
     yield from (signal.SIGINT, signal.SIGTERM)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

@@ -49,7 +49,7 @@ def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> N
 
     Args:
         chosen: The name and the options of the strategy.
-        confirmed: The names of strategies that were typed on the command line.
+        confirmed: The names of strategies that the user typed on the command line.
 
     Raises:
         UserError: If a strategy is named only in a file.

@@ -1,4 +1,4 @@
-"""Lists of class names: how they are written, read, compared and put in another order.
+"""Writes, reads and compares lists of class names, and converts labels between two lists.
 
 A label is a position in a list of class names, and two lists may differ in their order. Every
 shard, run and model therefore stores its own list, and the labels of two lists are compared only by

@@ -89,7 +89,7 @@ def _ask(name: str, revision: str | None) -> Exception | None:
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Forbids the library `datasets` to ask the hub, if the hub cannot be reached."""
+    """If the hub cannot be reached, stops the library `datasets` from asking the hub."""
     import datasets
     from huggingface_hub import constants
 

@@ -198,7 +198,7 @@ def _sort(
         strict: True to refuse folders below a class folder.
 
     Raises:
-        UserError: When `strict` is set and an image lies in a folder below its class folder.
+        UserError: When `strict` is True and an image lies in a folder below its class folder.
     """
     below = depth + 1 if splits else depth
     items = []

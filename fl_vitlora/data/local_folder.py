@@ -89,7 +89,8 @@ def from_rows(
         The splits of the data set.
 
     Raises:
-        UserError: When there are no splits, or when the columns or splits cannot be found.
+        UserError: When the data set has no splits, or when the columns or the wanted splits cannot
+            be found.
     """
     names = list(splits)
     if not names:

@@ -2,8 +2,8 @@
 
 Only this module and `data.reencryption` use plain images and a key together. Workers and the server
 see only what these modules write: ciphertext and labels, in files that are encrypted on disk
-("sealed"). The metadata of a shard name its key and its party. The owner of the key ring needs
-these two names to decrypt the shard or to encrypt it under a new key.
+("sealed"). The metadata of a shard name its key and its party. With these two names, the owner of
+the key ring can decrypt the shard or encrypt it under a new key.
 """
 
 from __future__ import annotations

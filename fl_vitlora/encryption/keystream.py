@@ -90,7 +90,7 @@ class KeyStream:
 
         Two numbers u, v of 53 bits in (0, 1] give √(-2 ln u) · cos 2πv and √(-2 ln u) · sin 2πv
         (Box and Muller, 1958). The results are the same on every machine, except for the last bits,
-        because logarithms are rounded differently.
+        because machines round logarithms differently.
         """
         pairs = (count + 1) // 2
         drawn = np.frombuffer(self._cipher.update(bytes(4 * WORD_BYTES * pairs)), dtype="<u8")

@@ -9,9 +9,9 @@ learns nothing about the keys that encrypt the images in the files.
     key of a party         = HKDF-SHA256(root, "party/" and the party's name)
 
 The name of a root key is the id of the secret, or "passphrase/" and the salt. A root key opens the
-files of all parties. Only the owner has it, and in a simulation the memory of the workers. A
-deployed node gets only the key of its own party, in a file of one line: name of the root key, key
-in 64 hexadecimal digits, party.
+files of all parties. Only the owner has a root key; in a simulation, the memory of the workers has
+it, too. A deployed node gets only the key of its own party, in a file of one line: name of the root
+key, key in 64 hexadecimal digits, party.
 """
 
 from __future__ import annotations

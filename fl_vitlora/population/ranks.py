@@ -1,9 +1,9 @@
 """The rank of the low-rank matrices at each client, if clients have different ranks.
 
-The setting `finetuning.client_ranks` lists one rank for each client. Or this setting lists a few
-ranks, and `finetuning.rank_shares` sets, for each rank, the share of the clients with this rank.
-The seed decides which clients have a rank, but the number of clients with this rank is the same for
-all seeds.
+There are two ways to set ranks. The setting `finetuning.client_ranks` lists one rank for each
+client. Or it lists a few ranks, and `finetuning.rank_shares` gives the share of the clients with
+each of these ranks. The seed decides which clients have a rank, but the number of clients with this
+rank is the same for all seeds.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ NoiseKey = Callable[[int], bytes]  # from the number of a round to the key of it
 
 
 def secret_key(server_round: int) -> bytes:
-    """Draws the key of a round's noise from the system's randomness; deployments must use this."""
+    """Draws the key of a round's noise from the system's randomness, as a deployment must."""
     del server_round
     return secrets.token_bytes(KEY_BYTES)
 
