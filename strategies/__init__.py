@@ -1,10 +1,10 @@
-"""Aggregation strategies, one per file; put your own file here and run it by its file name.
+"""Aggregation strategies, one per file; a file that you add here is used by its file name.
 
 A file has one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
-`flwr.serverapp.strategy.Strategy`. A strategy elsewhere is named as ``package.module:Class``. The
-files here, and the modules that a user names in this way, are the only strategies that a run
-imports. A module that only a configuration or a run folder names is not imported
-(`fl_vitlora.config.confirmation`).
+`flwr.serverapp.strategy.Strategy`. The name of a strategy in another place is
+``package.module:Class``. A run imports a strategy only from this folder, from Flower, or from a
+module that the user names on the command line. If only a configuration or a run folder names
+another module, this module is not imported (`fl_vitlora.config.confirmation`).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def available() -> list[str]:
 
 
 def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
-    """Makes the strategy of an experiment, as `load` does.
+    """Creates the strategy of an experiment, as `load` does.
 
     Args:
         config: The experiment, from any source.
-        confirmed: The names of strategies and methods that the user typed.
+        confirmed: The names of strategies and methods that the user confirmed on the command line.
 
     Raises:
         UserError: When the experiment names foreign code that the user did not confirm, or when
@@ -88,14 +88,15 @@ def load(
 
 
 def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], int, list[str]]:
-    """Checks that a strategy of Flower offers everything that a run needs.
+    """Checks that a strategy of Flower has everything that a run needs.
 
     Args:
-        name: The name of the strategy, as `load` takes it.
-        options: The hyper-parameters of the strategy, as `load` takes them.
+        name: The name of the strategy, in a form that `load` accepts.
+        options: The hyper-parameters of the strategy, in a form that `load` accepts.
 
     Returns:
-        The findings, the number of rules, and a description of the strategy.
+        One finding for each checked rule, the number of all rules, and lines that describe the
+        strategy.
     """
     from fl_vitlora.flower.strategies.checking import RULES, flower_findings, flower_understood
     from fl_vitlora.testing.made_up import CLIENTS
@@ -107,7 +108,7 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
 
 
 def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Makes a strategy, which may be the outermost one or one inside a wrapper."""
+    """Creates a strategy: the strategy of the run, or a strategy that a wrapper contains."""
     from fl_vitlora.flower.strategies import construction
 
     kind = _named_class(name) if ":" in name else _class_in_file(name)
@@ -127,7 +128,7 @@ def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
 
 
 def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Makes a strategy of this project's contract, after a check of its class."""
+    """Creates a strategy that is derived from this project's `Strategy`; checks its class first."""
     from fl_vitlora.testing.declared import expect_form
 
     expect_form(kind)
@@ -136,7 +137,7 @@ def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyS
 
 
 def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
-    """Makes the strategy inside a wrapper of Flower, given as a name, or with options."""
+    """Creates the strategy that a wrapper contains, from its name or from its name and options."""
     from fl_vitlora.strategy import Strategy
 
     options = {"name": INNERMOST, **given} if isinstance(given, Mapping) else {"name": given}
@@ -189,7 +190,7 @@ def _named_class(name: str) -> type[Any]:
 
 
 def _unknown(name: str) -> UserError:
-    """Returns the error for an unknown file; it names a strategy of Flower with this name."""
+    """Returns the error for an unknown name; the error suggests Flower's strategy of this name."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -203,7 +204,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _older(what: str, class_name: str) -> UserError:
-    """Returns the error for a strategy of Flower's older interface; it names the successor."""
+    """Returns the error about a strategy of Flower's older interface, which names its successor."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -223,7 +224,7 @@ def _older_base(kind: type[Any]) -> str | None:
 
 
 def _expect_whole(module: Any, place: str, class_name: str | None = None) -> None:
-    """Raises an error that explains why the classes of a module are not strategies, if known.
+    """Raises an error if it can explain why a class of a module is not a strategy.
 
     Args:
         module: The imported module.

@@ -1,10 +1,10 @@
-"""Fed-SB: of the adapter, only a small square matrix R between frozen B and A is trained.
+"""Fed-SB: clients train only a small square matrix R, which lies between frozen factors B and A.
 
     W + s·B·R·A,    R ← Σₖ pₖ·Rₖ,  pₖ = nₖ / Σn,    so  Σₖ pₖ·B·Rₖ·A = B·R·A
 
-The aggregation is exact, also for the product, because the product is linear in R. Uplink and
-downlink carry r² numbers per pair, the head and the patch embedding. A and B are never sent: every
-client computes them from its own copy of the pre-trained model.
+The aggregation is exact, also for the product B·R·A, because this product is linear in R. Uplink
+and downlink carry r² numbers for each pair A and B, and also the head and the patch embedding. A
+and B are never sent: every client computes them from its own copy of the pre-trained model.
 
 Source: Singhal et al., arXiv 2502.15436, the aggregation. The paper takes A and B from singular
 vectors of the first step's gradient, which needs data. Here they are singular vectors of the

@@ -1,10 +1,10 @@
-"""FedAvg: the new model is the old one plus the mean of the clients' deltas.
+"""FedAvg: the new model is the old model plus the mean of the clients' deltas.
 
     w ← w + Σₖ pₖ·Δₖ,  pₖ = nₖ / Σn
 
-With LoRA it averages the factors A and B separately (FedIT, arXiv 2305.05644). The mean is exact
-for the patch embedding and the head, and biased for the product, because the mean of products is
-not the product of means. Uplink and downlink carry all trained tensors.
+With LoRA, FedAvg averages the factors A and B separately (FedIT, arXiv 2305.05644). The mean is
+exact for the patch embedding and the head. It is biased for the product B·A, because the mean of
+the products is not the product of the means. Uplink and downlink carry all trained tensors.
 
 Source: McMahan et al., arXiv 1602.05629, algorithm 1.
 """
@@ -24,7 +24,7 @@ class FedAvg(Strategy):
     """Federated averaging.
 
     Attributes:
-        server_rate: The factor on the mean delta; 1 is FedAvg.
+        server_rate: The factor that multiplies the mean delta; with 1 the strategy is FedAvg.
     """
 
     sums_suffice = True

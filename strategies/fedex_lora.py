@@ -2,17 +2,18 @@
 
     A ← Ā = Σₖ pₖ·Aₖ,  B ← B̄ = Σₖ pₖ·Bₖ,  W ← W + s·(Σₖ pₖ·Bₖ·Aₖ - B̄·Ā),    pₖ = nₖ / Σn
 
-The residual is written in K - 1 pairs of rank r:
+The residual is stored as K - 1 pairs of factors of rank r:
 
     Σₖ pₖ·Bₖ·Aₖ - B̄·Ā = Σ_{k<K} pₖ·(Bₖ - B̄)·(Aₖ - A_K)
 
 Since Σₖ pₖ·(Bₖ - B̄) = 0, the left side Σₖ pₖ·(Bₖ - B̄)·Aₖ does not change when a constant is
-subtracted from all Aₖ, and subtracting A_K makes the last term vanish. With one client there is no
-residual.
+subtracted from all Aₖ, and subtracting A_K makes the last term vanish. With one client the residual
+is zero.
 
-The aggregation is exact, also for the product. The uplink carries |A| + |B|. The downlink carries
-|A| + |B| and the residual, (K - 1)·(|A| + |B|); a client that was absent needs the residual of
-every round that it missed. The head and the patch embedding are averaged and sent both ways.
+The aggregation is exact, also for the product B·A. The uplink carries |A| + |B| numbers. The
+downlink carries |A| + |B| numbers, and (K - 1)·(|A| + |B|) numbers for the residual. A client that
+missed rounds needs the residual of each of these rounds. The head and the patch embedding are
+averaged and sent both ways.
 
 Source: Singhal et al., arXiv 2410.09432, the method; the form of the residual is this project's.
 """

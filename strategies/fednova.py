@@ -1,18 +1,18 @@
-"""FedNova: clients count by the direction of their update, not by their number of steps.
+"""FedNova: every delta is divided by its effective number of local steps, then averaged.
 
     w ← w + τ·Σ pₖ·Δₖ / τₖ,  τ = Σ pₖ·τₖ,  pₖ = nₖ / Σn
 
-A client with more images takes more steps. FedAvg then counts it twice, in pₖ and in the length of
-Δₖ, and so minimises another objective than Σ pₖ·Fₖ. τₖ is ‖aₖ‖₁ of the paper, the sum of the
-factors with which each gradient has acted on the weights in the end:
+A client with more images takes more steps. FedAvg then gives this client more weight twice, by pₖ
+and by the length of Δₖ. So FedAvg minimises another objective than Σ pₖ·Fₖ. τₖ is ‖aₖ‖₁ of the
+paper: each gradient of a client enters Δₖ with a factor, and τₖ is the sum of these factors.
 
     plain SGD       τₖ = steps
     momentum ρ      τₖ = (steps - ρ·(1 - ρ^steps) / (1 - ρ)) / (1 - ρ)
 
-The paper does not treat AdamW. Use ρ = 0 for it: its steps have about the same length for all
-gradients (this project's choice). With equal numbers of steps the result is FedAvg. With LoRA the
-bias of averaged factors remains. Uplink and downlink carry all trained tensors, and one number. The
-server must see each update, since every client has its own τₖ.
+The paper does not treat AdamW. For AdamW, this project chooses ρ = 0, because a step of AdamW has
+about the same length for all gradients. If all clients take equally many steps, the result is that
+of FedAvg. With LoRA the bias of averaged factors remains. Uplink and downlink carry all trained
+tensors and one number. The server must see each update, since every client has its own τₖ.
 
 Source: Wang et al., arXiv 2007.07481.
 """

@@ -1,8 +1,8 @@
-"""FedProx: FedAvg whose clients are held back to the global model by a squared penalty.
+"""FedProx: FedAvg with a squared penalty that keeps each client's model near the global model.
 
     client: min over w of  Fₖ(w) + μ/2 · ‖w - w_global‖²;    server: as FedAvg
 
-μ = 0 is FedAvg. Up and down: all trained tensors.
+With μ = 0, FedProx is FedAvg. Uplink and downlink carry all trained tensors.
 
 Source: Li et al., arXiv 1812.06127, algorithm 2 (with a fixed number of local epochs).
 """
@@ -35,7 +35,7 @@ class FedProx(Strategy):
     def penalty(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns μ/2 · ‖w - w_global‖², where the anchor is w_global."""
+        """Returns μ/2 · ‖w - w_global‖²; `anchor` is w_global."""
         squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
         return self.mu / 2 * torch.stack(squares).sum()
 

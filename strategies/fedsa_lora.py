@@ -2,9 +2,10 @@
 
     A ← Σₖ pₖ·Aₖ,  Bₖ stays at client k,  pₖ = nₖ / Σn
 
-There is no common product, and so no bias in it. There is no single model either, so the clients
-measure the accuracy. The means of A, the head and the patch embedding are exact. Uplink and
-downlink carry |A|, the head and the patch embedding; the server never sees a B.
+The clients have no common product B·A, so no product can be biased. As there is no common model,
+each client measures the accuracy of its own model. The means of A, the head and the patch embedding
+are exact. Uplink and downlink carry |A|, the head and the patch embedding; the server never sees a
+B.
 
 Source: Guo et al., arXiv 2410.01463, its LoRA variant.
 """
@@ -30,5 +31,5 @@ class FedSALoRA(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the mean delta, weighted by the number of images, to a model without B."""
+        """Adds the mean delta, weighted by the number of images; the server's model has no B."""
         return averaged(model, updates), state

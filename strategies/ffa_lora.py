@@ -2,9 +2,9 @@
 
     B ← Σₖ pₖ·Bₖ,  Aₖ = A,  pₖ = nₖ / Σn,    so  Σₖ pₖ·Bₖ·A = B·A
 
-The aggregation is exact, also for the product, because the product is linear in B. The price is a
-model whose updates stay in the row space of A. Uplink and downlink carry |B|, the head and the
-patch embedding; A is never sent.
+The aggregation is exact, also for the product B·A, because this product is linear in B. The
+disadvantage is that all updates of a weight stay in the row space of A. Uplink and downlink carry
+|B|, the head and the patch embedding; A is never sent.
 
 Source: Sun et al., arXiv 2403.12313, the method, without its differential privacy.
 """

@@ -2,11 +2,11 @@
 
     Σₖ pₖ·Bₖ·Aₖ = U·S·Vᵀ,    A ← first r rows of Vᵀ,  B ← first r columns of U·S,    pₖ = nₖ / Σn
 
-The mean of products is exact for all ranks rₖ of the clients. Its truncation to rank r is the
-nearest matrix of that rank in the Frobenius norm; its only bias are the dropped singular values. A
-client with a smaller rank gets the first rows and columns, which are again the nearest matrix of
-its rank. Uplink and downlink carry rₖ/r of |A| + |B|, and the head and the patch embedding, which
-are averaged.
+The mean of the products is exact for all ranks rₖ of the clients. The server truncates this mean to
+rank r, which gives the nearest matrix of rank r in the Frobenius norm. The only bias is the loss of
+the dropped singular values. A client with a smaller rank rₖ gets the first rₖ rows of A and columns
+of B. Their product is the nearest matrix of rank rₖ. Uplink and downlink carry the share rₖ/r of
+|A| + |B|, and also the whole head and patch embedding, which are averaged.
 
 Source: Bai et al., arXiv 2402.11505, the aggregation by SVD.
 """

@@ -1,12 +1,13 @@
-"""FLoRA: the clients' pairs are stacked and added to the frozen weight; the pair starts again.
+"""FLoRA: the server adds all clients' products to the frozen weight; then A and B start again.
 
     W ← W + s·[B₁, …, B_K]·[p₁A₁; …; p_KA_K] = W + s·Σₖ pₖ·Bₖ·Aₖ,  B ← 0,  A stays,  pₖ = nₖ / Σn
 
-The aggregation is exact for all ranks rₖ of the clients: the stack has rank Σrₖ, and nothing is
-truncated. The uplink carries rₖ/r of |A| + |B|. The downlink carries the stack, Σrₖ/r of |A| + |B|,
-which is K·(|A| + |B|) at equal ranks; a client that was absent needs every stack that it missed.
-The pair itself starts each round with its values of the first round, so it is not sent. The head
-and the patch embedding are averaged and sent both ways.
+The stack is the two matrices in brackets. The aggregation is exact for all ranks rₖ of the clients:
+the stack has rank Σrₖ, and nothing is truncated. The uplink carries the share rₖ/r of |A| + |B|.
+The downlink carries the stack, which has Σrₖ/r·(|A| + |B|) numbers, or K·(|A| + |B|) if all ranks
+are r. A client that missed rounds needs the stack of each of these rounds. The pair A and B starts
+every round with its initial values, so it is not sent. The head and the patch embedding are
+averaged and sent both ways.
 
 Source: Wang et al., arXiv 2409.05976, the stacking-based aggregation. The paper draws a new A in
 every round; here it is always the first A, which every client has.
@@ -30,14 +31,14 @@ class FLoRA(Strategy):
     any_rank = True
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Restarts every pair in each round from its first values."""
+        """Resets every pair A and B to its initial values at the start of each round."""
         del server_round
         return ClientPlan(restarted=(A, B))
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Stacks the clients' trained pairs, each in its own rank, and averages the rest."""
+        """Stacks the clients' pairs, each with its own rank, and averages the other tensors."""
         clients = [cut(trained(model, update), update.rank) for update in updates]
         restarted_pairs = {}
         for path in paths(model):

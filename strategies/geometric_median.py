@@ -1,15 +1,15 @@
-"""Geometric median (RFA): the point with the least sum of distances from the clients' deltas.
+"""Geometric median (RFA): the vector with the least sum of distances to the clients' deltas.
 
     w ← w + z,  z = argmin Σ pₖ·‖z - Δₖ‖,  pₖ = 1 / K
 
-A few steps of the smoothed algorithm of Weiszfeld approximate it, over all tensors as one vector.
-It tolerates arbitrary updates from fewer than half of the clients. The paper weights clients by
-their images, pₖ = nₖ / Σn. But clients report these numbers themselves, and a client that claims
-half of all images would decide alone. So images count here only if `by_images` is set. Without
-hostile clients the result is near the mean of the clients. With LoRA it is biased like FedAvg,
-because it treats A and B separately. Uplink and downlink carry all trained tensors. The server must
-see each update. (The paper needs only sums, with one exchange with the clients per step; here the
-server already has the updates.)
+All tensors of a delta form one vector. A few steps of the smoothed algorithm of Weiszfeld
+approximate the median z. The median tolerates arbitrary updates from fewer than half of the
+clients. The paper weights clients by their numbers of images, pₖ = nₖ / Σn. But clients report
+these numbers themselves, and a client that claims to have half of all images would decide alone. So
+the numbers of images are used here only if `by_images` is set. Without hostile clients the result
+is near the mean of the deltas. With LoRA the median is biased like FedAvg, because it treats A and
+B separately. Uplink and downlink carry all trained tensors. The server must see each update. (In
+the paper the server sees only sums, but it asks the clients once in every step of the algorithm.)
 
 Source: Pillutla et al., arXiv 1912.13445.
 """
@@ -30,7 +30,8 @@ class GeometricMedian(Strategy):
     """The geometric median of the deltas.
 
     Attributes:
-        smoothing: The distance ν below which the weight of a delta does not grow further.
+        smoothing: The distance ν. The algorithm weights a delta by one over its distance to z;
+            deltas nearer than ν get the weight of the distance ν.
         iterations: The number of iterations of Weiszfeld's algorithm.
         by_images: True if clients are weighted by the numbers of images that they report.
     """

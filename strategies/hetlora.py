@@ -1,17 +1,19 @@
-"""HetLoRA: factors of any rank, padded with zeros, averaged by the norm of their product.
+"""HetLoRA: factors of any rank are padded with zeros and weighted by the norm of their product.
 
     A ← Σₖ qₖ·[Aₖ; 0],  B ← Σₖ qₖ·[Bₖ, 0],    qₖ = ‖Bₖ·Aₖ‖ / Σⱼ ‖Bⱼ·Aⱼ‖  (Frobenius)
 
-The aggregation is biased twice: the mean of products is not the product of means, and in rows that
-few clients have, the zeros of the others count. The head and the patch embedding are averaged by
-samples, exactly. Uplink and downlink carry the share rₖ/r of |A| + |B|, and the whole head and
-patch embedding. A client of rank rₖ gets the first rₖ rows and columns.
+The aggregation has two biases. The mean of the products is not the product of the means. If only
+few clients have a row of A, the other clients add zeros to the mean of this row; the same is true
+for columns of B. The head and the patch embedding are averaged exactly, weighted by the number of
+images. Uplink and downlink carry the share rₖ/r of |A| + |B|, and the whole head and patch
+embedding. A client of rank rₖ gets the first rₖ rows of A and columns of B.
 
 Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation, without rank
-self-pruning: a client keeps its rank. The paper defines its weights for one adapted matrix. So here
-each pair has its own weights; other implementations use one norm over all pairs. Two cases are this
-project's choice. A pair whose products are all zero is averaged by samples. Rows beyond the rank of
-every client of the round stay unchanged, because rows of A and B that are zero have no gradient.
+self-pruning: a client keeps its rank. The paper defines the weights qₖ for a model with one pair.
+Here each pair has its own weights qₖ; other implementations use one norm over all pairs. The paper
+leaves two cases open. If the products of a pair are zero at all clients, this project weights the
+pair by the number of images. If a row lies beyond the rank of every client of the round, this
+project leaves the row unchanged, because a row that is zero in A and in B has no gradient.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class HetLoRA(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Averages every pair by the norms of its products, and the other tensors by samples."""
+        """Averages pairs by the norms of their products, and other tensors by numbers of images."""
         clients = [trained(model, update) for update in updates]
         new = averaged(model, updates)
         for path in paths(model):

@@ -1,12 +1,13 @@
-"""Krum: the single delta that lies nearest to the others.
+"""Krum: the server uses only one delta, the one that is nearest to the other deltas.
 
     w ← w + Δₖ,  k = argmin s(k),  s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 nearest j ≠ k
 
-It tolerates arbitrary updates from f clients if K ≥ 2f + 3; an experiment with fewer clients is
-refused. If clients fail in a round, f is lowered accordingly, and of two clients the first is
-chosen. One client's delta represents all clients. So the delta is as noisy as a single one, exact
-for the product of LoRA, and wrong for clients whose images differ from most. The numbers of images
-are ignored. Uplink and downlink carry all trained tensors. The server must see each update.
+Krum tolerates arbitrary updates from f clients if K ≥ 2f + 3; an experiment with fewer clients is
+refused. If clients fail in a round, f is lowered until K ≥ 2f + 3, and if only two clients are
+left, the first is chosen. One client's delta represents all clients. So the result is as noisy as
+the delta of one client. It is exact for the product of LoRA. It is wrong for clients whose images
+differ from those of most clients. The numbers of images are ignored. Uplink and downlink carry all
+trained tensors. The server must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """

@@ -2,16 +2,16 @@
 
     A ← Ā = Σₖ pₖ·Aₖ,  B ← B̄ + ΔB,    ΔB = (Σₖ pₖ·Bₖ·Aₖ - B̄·Ā)·Āᵀ·(Ā·Āᵀ + λI)⁻¹,  pₖ = nₖ / Σn
 
-ΔB minimises ‖Σₖ pₖ·Bₖ·Aₖ - (B̄ + ΔB)·Ā‖² + λ·‖ΔB‖². The product has two biases: λ, and the part of
-the mean of products outside the row space of Ā. λ = 0 gives the best B for this Ā, and a large λ
-gives FedAvg. Uplink and downlink carry |A| + |B|, the head and the patch embedding. The last two
-are averaged exactly.
+ΔB minimises ‖Σₖ pₖ·Bₖ·Aₖ - (B̄ + ΔB)·Ā‖² + λ·‖ΔB‖². The product has two biases: one comes from λ;
+the other is the part of the mean of the products that lies outside the row space of Ā. λ = 0 gives
+the best B for this Ā, and a very large λ gives FedAvg. Uplink and downlink carry |A| + |B| numbers,
+the head and the patch embedding. The head and the patch embedding are averaged exactly.
 
 Source: Bian et al., arXiv 2411.14961, the refinement of B at the server, λ = 0.01. The paper
 minimises S(Σₖ pₖ·Bₖ·Aₖ, (B̄ + ΔB)·Ā) + λ·‖ΔB‖ by SGD, where S measures the difference by the
-cosine. Here S is the squared distance, and the norm of the penalty is squared. This fits the length
-as well as the direction, and has the solution above instead of a learning rate. So the same λ has
-different effects in the two.
+cosine. Here S is the squared distance, and the norm in the penalty is squared. The squared distance
+depends on the length of the product as well as on its direction, and the minimum has the formula
+above, so that no SGD is needed. The same λ therefore has another effect than in the paper.
 """
 
 from __future__ import annotations

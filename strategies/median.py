@@ -2,11 +2,11 @@
 
     wᵢ ← wᵢ + median over k of Δₖᵢ
 
-With an even number of clients, the median is the mean of the two middle values. It tolerates
-arbitrary updates from fewer than half of the clients. It is biased even without such clients: the
-median of skewed values is not their mean, and with LoRA it treats A and B separately. The numbers
-of images are ignored. Uplink and downlink carry all trained tensors. The server must see each
-update.
+With an even number of clients, the median is the mean of the two middle values. The median
+tolerates arbitrary updates from fewer than half of the clients. It is biased even if no client is
+hostile: the median of skewed values is not their mean, and with LoRA the factors A and B are
+treated separately. The numbers of images are ignored. Uplink and downlink carry all trained
+tensors. The server must see each update.
 
 Source: Yin et al., arXiv 1803.01498, definition 1.
 """

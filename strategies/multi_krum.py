@@ -1,11 +1,12 @@
-"""Multi-Krum: the mean of the m deltas that lie nearest to others, by the score of Krum.
+"""Multi-Krum: the mean of the m deltas with the best scores of Krum.
 
     w ← w + 1/m · Σ Δₖ over the m clients of least s(k);  s as in `krum`
 
-It lies between Krum (m = 1) and the unweighted mean (f = 0, m = K), and is less noisy than Krum. m
-is at most K, and f is lowered to the largest value that K allows. The numbers of images are
-ignored. With LoRA it is biased like FedAvg, because it treats A and B separately. Uplink and
-downlink carry all trained tensors. The server must see each update.
+With m = 1 the result is that of Krum; with f = 0 and m = K it is the unweighted mean. A mean of
+several deltas is less noisy than one delta. If K is smaller than m, m is K; if K is too small for
+f, f is lowered to the largest value that K allows. The numbers of images are ignored. With LoRA the
+result is biased like FedAvg, because A and B are averaged separately. Uplink and downlink carry all
+trained tensors. The server must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """

@@ -1,15 +1,16 @@
-"""RoLoRA: B and A alternate; one is trained and averaged while the other is frozen.
+"""RoLoRA: clients train B in odd rounds and A in even rounds; the other factor is frozen.
 
     odd rounds:   B ← Σₖ pₖ·Bₖ,  Aₖ = A;    even rounds:  A ← Σₖ pₖ·Aₖ,  Bₖ = B;    pₖ = nₖ / Σn
 
 The aggregation is exact in every round, also for the product, because the product is linear in the
-factor that is trained. Unlike in FFA-LoRA both factors are trained, each in half of the rounds. The
-uplink carries |B| in odd rounds and |A| in even ones. The downlink carries the factor of the round
-before, if the client missed no round: |A| in odd rounds, |B| in even ones and in the first. The
-head and the patch embedding are averaged and sent both ways.
+factor that is trained. Unlike in FFA-LoRA, both factors are trained, each in half of the rounds.
+The uplink carries |B| numbers in odd rounds and |A| in even rounds. If a client missed no round,
+the downlink carries the factor that was trained in the round before: |A| numbers in odd rounds, and
+|B| in even rounds. In the first round the downlink carries |B| numbers. The head and the patch
+embedding are averaged and sent both ways.
 
-Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B is trained first: it starts at
-zero, where A has no gradient.
+Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B is trained first, because B
+starts at zero, and A has no gradient while B is zero.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class RoLoRA(Strategy):
     sums_suffice = True
 
     def plan(self, server_round: int) -> ClientPlan:
-        """Freezes A in odd rounds and B in even ones."""
+        """Freezes A in odd rounds and B in even rounds."""
         return ClientPlan(frozen=(A,) if server_round % 2 else (B,))
 
     def aggregate(

@@ -1,21 +1,23 @@
-"""SCAFFOLD: in every step a client corrects its own direction towards that of all clients.
+"""SCAFFOLD: each local step is corrected towards the mean direction of all clients.
 
     client  w ← w - η·g + η·(d - dₖ) in every step;  dₖ⁺ = dₖ - d + Δₖ / (steps·η);  sends dₖ⁺ - dₖ
     server  w ← w + server_rate·Σ pₖ·Δₖ;  d = Σ nₖ·dₖ / Σ nₖ over all N clients, in the round or not
 
-dₖ is the distance that a client moves in a step without correction, divided by η. Δₖ / (steps·η)
-also contains the correction d - dₖ, which is subtracted again. With plain SGD, dₖ is minus the mean
-gradient, so d = -c of the paper (option II) exactly. This form is also defined for momentum and
-AdamW, which the paper does not treat. All dₖ start at zero.
+dₖ is the mean change of the weights in a local step of client k without the correction, divided by
+the learning rate η. Δₖ / (steps·η) contains the correction d - dₖ, so the formula of dₖ⁺ subtracts
+this correction again. With plain SGD, dₖ is minus the mean gradient, so d = -c of the paper (option
+II) exactly. This form is also defined for momentum and AdamW, which the paper does not treat. All
+dₖ start at zero.
 
-In the paper all clients have equal weights. Here they are weighted by images, which makes Σ nₖ·Fₖ
-the objective, as in FedAvg. Reports then change the sum Σ nₖ·dₖ, which stays exact for any set of
-participants; Σ nₖ is estimated as N times the images per client seen so far. With equal nₖ, d
-becomes d + |S|/N · the mean report of the clients S of a round, as in the paper.
+In the paper all clients have equal weights. Here a client is weighted by its number of images nₖ,
+so that the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds nₖ·(dₖ⁺ -
+dₖ) for every participant, which is exact for any set of participants. The server estimates Σ nₖ as
+N times the mean number of images of the participants so far. With equal nₖ, d grows in a round by
+|S|/N · the mean of dₖ⁺ - dₖ over its participants S, as in the paper.
 
-The bias that local steps have in FedAvg disappears; with LoRA the bias of averaged factors remains.
-The uplink carries all trained tensors twice, and so does the downlink, except once in the first
-round. A client remembers dₖ. The server needs only sums.
+FedAvg is biased by its local steps, and SCAFFOLD is not; with LoRA the bias of averaged factors
+remains. Uplink and downlink carry all trained tensors twice; in the first round the downlink
+carries them once. A client stores dₖ between its rounds. The server needs only sums.
 
 Source: Karimireddy et al., arXiv 1910.06378, algorithm 1.
 """
@@ -39,7 +41,7 @@ class Scaffold(Strategy):
     """Federated averaging with control variates.
 
     Attributes:
-        server_rate: The factor on the mean delta.
+        server_rate: The factor that multiplies the mean delta.
     """
 
     sums_suffice = True
@@ -54,13 +56,13 @@ class Scaffold(Strategy):
         return scale(_control(state), clients / (images * population))
 
     def drift(self, broadcast: State, memory: State) -> State:
-        """Computes d - dₖ; the result is empty if neither is known."""
+        """Computes d - dₖ; the result is empty if both are still unknown."""
         known = broadcast or memory
         common, own = _or_zeros(broadcast, known), _or_zeros(memory, known)
         return subtract(common, own)
 
     def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
-        """Returns the change of dₖ, which is sent, and dₖ, which the client remembers."""
+        """Returns the change of dₖ, which is sent, and the new dₖ, which the client stores."""
         common, own = (_or_zeros(known, work.delta) for known in (broadcast, memory))
         step = scale(work.delta, 1 / (work.steps * work.rate))
         new = zip_map(lambda d_k, d, moved: d_k - d + moved, own, common, step)
@@ -69,7 +71,7 @@ class Scaffold(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the mean delta to the model, and the reports to the sum of all nₖ·dₖ."""
+        """Adds the mean delta to the model, and the changes of nₖ·dₖ to their sum."""
         weights = [update.samples for update in updates]
         changes = scale(mean([update.report for update in updates], weights), sum(weights))
         images, clients, _ = state[SEEN].tolist() if state else (0, 0, 0)

@@ -1,11 +1,12 @@
-"""Coordinate-wise trimmed mean: the mean without the largest and smallest values.
+"""Coordinate-wise trimmed mean: the mean of a coordinate without its largest and smallest values.
 
     wᵢ ← wᵢ + mean of the Δₖᵢ without the ⌊β·K⌋ smallest and the ⌊β·K⌋ largest of them
 
-It tolerates arbitrary updates from ⌊β·K⌋ of K clients. β = 0 gives the unweighted mean, and so do
-few clients with ⌊β·K⌋ = 0. It is biased if values are skewed. With LoRA it is biased like FedAvg,
-because it treats A and B separately. The numbers of images are ignored. Uplink and downlink carry
-all trained tensors. The server must see each update.
+The trimmed mean tolerates arbitrary updates from ⌊β·K⌋ of K clients. It is the unweighted mean if
+⌊β·K⌋ = 0, which happens if β = 0 or if there are too few clients. It is biased if the values are
+skewed. With LoRA it is also biased like FedAvg, because it treats A and B separately. The numbers
+of images are ignored. Uplink and downlink carry all trained tensors. The server must see each
+update.
 
 Source: Yin et al., arXiv 1803.01498, definition 2.
 """

@@ -1,1 +1,1 @@
-"""Key scope, key adaptation, and the policy and the coordinates of the patch embedding."""
+"""Decides how keys change the patch embedding, and converts patch embeddings between parties."""

@@ -1,9 +1,9 @@
-"""The consequences of key scope, key adaptation and patch-embedding policy for a run.
+"""Decides what a run does with its key scope, key adaptation and patch-embedding policy.
 
-The functions here read a configuration and have no side effects. They decide which parties share a
-key, which tensors are exchanged, which party transforms tensors by its key, and which party
-evaluates. `check` refuses combinations that cannot work. `coordinates` has the formulas, and
-`docs/trust.md` explains what every party sees.
+The functions in this module read a configuration and have no side effects. They decide which
+parties share a key, which tensors are exchanged, which party uses its key to transform tensors, and
+which party evaluates. `check` refuses combinations of settings that cannot work. The module
+`coordinates` has the formulas, and `docs/trust.md` explains what every party can see.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def exchanges_reader(config: Config) -> bool:
 
 
 def aligns(config: Config) -> bool:
-    """Returns True if the patch embedding is exchanged in plain coordinates."""
+    """Returns True if the patch embedding is sent in the coordinates of plain images."""
     return what_becomes_of_reader(config) == "aligned" and bool(config.encryption.steps)
 
 
@@ -44,16 +44,16 @@ def adapts(config: Config) -> bool:
 
 
 def reader_is_stored(config: Config) -> bool:
-    """Returns True if the server's patch embedding may differ from the public model's.
+    """Returns True if the server's patch embedding may differ from that of the public model.
 
-    It is then adapted to a key, or has a kernel for every patch. A party that cannot compute it
-    gets it as a file.
+    The server's patch embedding differs if it is adapted to a key, or has a kernel for every patch.
+    A party that cannot compute this patch embedding gets it as a file.
     """
     return adapts(config) or aligns(config)
 
 
 def what_becomes_of_reader(config: Config) -> str:
-    """Returns the policy of the patch embedding that takes effect."""
+    """Returns the policy of the patch embedding that the run uses."""
     trained = methods.method_of(config.finetuning).trains_patch_embedding
     return config.finetuning.patch_embedding if trained else "frozen"
 
@@ -66,8 +66,8 @@ def start_is_adapted(config: Config) -> bool:
 def server_needs_reader(config: Config) -> bool:
     """Returns True if a server without a key needs the file of its patch embedding.
 
-    It needs the file to exchange the patch embedding, or to evaluate. If the clients evaluate and
-    the patch embedding is not exchanged, the server never reads a patch.
+    The server needs the file if the patch embedding is exchanged, or if the server evaluates. If
+    the clients evaluate and the patch embedding is not exchanged, the server never reads a patch.
     """
     return reader_is_stored(config) and (exchanges_reader(config) or not clients_evaluate(config))
 
@@ -78,7 +78,7 @@ def lacks_key_ring(config: Config) -> bool:
 
 
 def needs_key_ring(config: Config) -> bool:
-    """Returns True if a key ring encrypts the images, or the shards at rest."""
+    """Returns True if the images, or the files of the shards, are encrypted with a key ring."""
     return bool(config.encryption.steps) or config.encryption.at_rest == "ring"
 
 
@@ -88,7 +88,7 @@ def keeps_reader(config: Config) -> bool:
 
 
 def stays(name: str) -> bool:
-    """Returns True if a tensor reads ciphertext; under ``local`` it stays with its client.
+    """Returns True if a tensor reads ciphertext; under ``local`` no client sends such a tensor.
 
     Example:
         >>> stays("patch_embed.proj.bias"), stays("head.weight")
@@ -105,8 +105,8 @@ def exchanged(
     Args:
         config: The experiment, with the policy of the patch embedding.
         trained: All trained tensors by name.
-        personal: Endings of the names of tensors that the strategy keeps at the clients. The
-            fine-tuning method may keep further tensors there.
+        personal: Endings of the names of tensors that clients keep because of the strategy. The
+            fine-tuning method may name further tensors that clients keep.
     """
     local = keeps_reader(config)
     personal = (*personal, *methods.method_of(config.finetuning).personal)
@@ -120,7 +120,7 @@ def exchanged(
 def for_strategy(config: Config, strategy: Strategy) -> Config:
     """Checks that a strategy fits an experiment.
 
-    If some tensors stay with the clients, the clients must evaluate.
+    If clients do not send all trained tensors, the clients must evaluate.
 
     Args:
         config: The experiment as the user configured it.
@@ -164,12 +164,12 @@ def clients_evaluate(config: Config) -> bool:
 
 
 def clients_turn(config: Config) -> bool:
-    """Returns True if a client needs its key to transform tensors by it."""
+    """Returns True if a client needs its key to transform tensors."""
     return aligns(config) or (adapts(config) and not common_key(config))
 
 
 def clients_need_key(config: Config) -> bool:
-    """Returns True if a simulated client needs its key: for tensors, or to test with other keys."""
+    """Returns True if a simulated client needs its key, for its tensors or to test wrong keys."""
     evaluates = clients_evaluate(config) and bool(config.encryption.steps)
     return clients_turn(config) or evaluates
 
@@ -178,7 +178,7 @@ def check(config: Config) -> None:
     """Refuses combinations of settings that cannot work.
 
     Raises:
-        UserError: If a combination cannot work; the message says what would work.
+        UserError: If a combination cannot work; the message names settings that work.
     """
     byzantine.check(config)
     faults.check(config)

@@ -1,1 +1,1 @@
-"""Checkpoints of a run, from which a resumed run gives the same bits as an uninterrupted run."""
+"""Checkpoints of a run; a resumed run gives exactly the results of an uninterrupted run."""

@@ -1,4 +1,4 @@
-"""A journal: a file that only grows, line by line, with marks that say how much of it is valid.
+"""A journal is a file that grows line by line; a mark says which part of the file is valid.
 
 A mark consists of the length and the digest of the file at some moment. When a run resumes from a
 mark, the lines written after that moment are removed. The earlier lines must be unchanged.
@@ -34,8 +34,9 @@ class Journal:
     """A file to which lines of JSON are appended.
 
     Args:
-        path: Path of the file. Without a mark the journal starts empty.
-        mark: Mark from which the journal continues. Lines after the mark are removed.
+        path: Path of the file. If `mark` is None, the journal starts empty.
+        mark: Mark from which the journal continues. Lines that were written after the mark are
+            removed.
         mode: Permissions of a new file; see `write_atomically`.
 
     Raises:
@@ -52,14 +53,14 @@ class Journal:
             self._take_up(mark)
 
     def append(self, *lines: Any) -> None:
-        """Appends lines to the journal. Each line is a value that JSON can store."""
+        """Appends values to the journal; each value is stored as one line of JSON."""
         data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         append(self._path, data)
         self._digest.update(data)
         self._length += len(data)
 
     def lines(self) -> list[Any]:
-        """Returns the values of all lines."""
+        """Returns the values that the lines contain."""
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
     def mark(self) -> Mark:

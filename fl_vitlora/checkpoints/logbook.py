@@ -1,4 +1,4 @@
-"""The logbook of a run: its rounds and messages, and checkpoints from which it can resume.
+"""The logbook of a run: its rounds, its messages, and checkpoints from which the run can resume.
 
     rounds.jsonl                            one line for each round
     checkpoint/ledger.jsonl                 one line for each message up to the last checkpoint
@@ -7,12 +7,12 @@
     checkpoint/clients-000012.safetensors   the clients' states that changed after the previous
                                             checkpoint
 
-The clients' states are private: only the owner may read the folder `checkpoint` and its files,
-whatever the umask is. All files are protected by checksums. A safetensors file contains its own
-digest. The server's state contains the marks of the journals. Every safetensors file is written
-completely under another name and then renamed. The server's file is written last. The two newest
-checkpoints are kept. If the newest checkpoint is damaged, the run resumes from the previous one,
-and its result has the same bits.
+The clients' states are private: only the owner may read the folder `checkpoint` and its files, even
+if the umask allows more. All files are protected by checksums: a safetensors file contains its own
+digest, and the server's state contains the marks of the journals. Every safetensors file is written
+completely under another name and then renamed. The file with the server's state is written last.
+The two newest checkpoints are kept. If the newest checkpoint is damaged, the run resumes from the
+previous checkpoint, and its result is exactly the same.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Checkpoint:
     Attributes:
         round: Number of the round.
         server: State of the server.
-        clients: State of each client, by client. Clients without a state are left out.
-        ledger: All messages up to this round.
-        lines: All lines of `rounds.jsonl` up to this round.
+        clients: State of each client, by the client's number. Clients without a state are left out.
+        ledger: All messages from the first round to this round.
+        lines: All lines of `rounds.jsonl` from the first round to this round.
     """
 
     round: int
@@ -58,10 +58,10 @@ class Checkpoint:
 
 
 def lacks_checkpoints(run: Path, every: int) -> bool:
-    """Returns True if a run has finished rounds but cannot resume, as its checkpoints are missing.
+    """Returns True if a run has finished rounds but cannot resume without its missing checkpoints.
 
-    A run that has no checkpoint yet is started again from round 1, and its result has the same
-    bits.
+    If a run has not written a checkpoint yet, it can start again from round 1, and its result is
+    exactly the same.
 
     Args:
         run: The run folder.
@@ -77,7 +77,7 @@ def remove(run: Path) -> None:
 
 
 class Logbook:
-    """Writes the rounds, messages and checkpoints of a run. Use `begin` or `take_up` to make one.
+    """Writes the rounds, messages and checkpoints of a run; made by `begin` or `take_up`.
 
     Args:
         run: The run folder.
@@ -103,7 +103,7 @@ class Logbook:
 
     @classmethod
     def take_up(cls, run: Path) -> tuple[Self, Checkpoint] | None:
-        """Reads the newest undamaged checkpoint of a run, and removes later lines of the journals.
+        """Reads the newest undamaged checkpoint, and removes later lines from the journals.
 
         Returns:
             The logbook and the checkpoint, or None if there is no checkpoint yet.
@@ -161,14 +161,14 @@ class Logbook:
         clients: Mapping[int, object],
         tree_of: Callable[[Any], Tree],
     ) -> None:
-        """Writes a checkpoint if there is none for this round, and removes files not needed now.
+        """Writes a checkpoint if this round has none, and removes files that are no longer needed.
 
         Args:
             server_round: Number of the round that has just ended.
             server: State of the server.
             messages: All messages of the run up to this round.
-            clients: State of each client, by client. A state that has changed since the last call
-                must be a new object.
+            clients: State of each client, by the client's number. If a state has changed since the
+                last call, it must be a new object.
             tree_of: Function that turns a client's state into a tree. Empty trees are not stored.
         """
         if server_round in self._kept:
@@ -192,11 +192,11 @@ class Logbook:
         self._tidy()
 
     def close(self) -> None:
-        """Removes the checkpoints, because the run is finished."""
+        """Removes the checkpoints; call this method when the run is finished."""
         remove(self._folder.parent)
 
     def _tidy(self) -> None:
-        """Removes old checkpoints, and clients' files that the newest checkpoints do not use."""
+        """Removes old checkpoints, and files with clients' states that no kept checkpoint uses."""
         self._kept = {number: self._kept[number] for number in sorted(self._kept)[-KEPT:]}
         needed = {_server_file(self._folder, number) for number in self._kept}
         needed |= {_clients_file(self._folder, p) for kept in self._kept.values() for p in kept}
@@ -211,7 +211,7 @@ def _server_file(folder: Path, server_round: int) -> Path:
 
 
 def _clients_file(folder: Path, server_round: int) -> Path:
-    """Returns the path of the file with the clients' states that the checkpoint of a round adds."""
+    """Returns the path of the file with the clients' states that changed up to a round."""
     return folder / f"clients-{server_round:06d}.safetensors"
 
 
@@ -241,6 +241,6 @@ def _read(path: Path, server_round: int) -> Any:
 
 
 def _entry(values: list[Any]) -> Entry:
-    """Returns the message of the ledger that a line of the journal describes."""
+    """Returns the message that a line of the journal describes."""
     names = [field.name for field in dataclasses.fields(Entry)]
     return Entry(**dict(zip(names, values, strict=True)))

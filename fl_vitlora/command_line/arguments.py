@@ -14,12 +14,12 @@ from fl_vitlora.errors import UserError
 
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
-    """Returns the settings of one experiment. Flags override the file; `--set` overrides flags."""
+    """Returns the settings of an experiment; `--set` replaces flags, and flags replace the file."""
     return config.load(arguments.config, read_overrides(arguments))
 
 
 def read_comparison(arguments: argparse.Namespace) -> Grid | None:
-    """Returns the comparison that the flags or the file describe, or None if there is none."""
+    """Returns the comparison that the flags or the file describe, or None if they describe none."""
     tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
     if arguments.compare:
         import strategies
@@ -42,7 +42,7 @@ def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:
 
 
 def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings that flags and `--set` give, by dotted path. `--set` overrides flags."""
+    """Returns the settings from flags and `--set`, by dotted path; `--set` replaces flags."""
     given = vars(arguments)
     if given["seed"] is not None and is_several(given["seed"]):
         raise UserError(f"--seed {given['seed']} names several seeds: --seeds {given['seed']}")
@@ -62,7 +62,8 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 def confirmed_by(arguments: argparse.Namespace) -> frozenset[str]:
     """Returns all values that the user typed on the command line.
 
-    The names of code and of clusters among them are confirmed, because the user typed them.
+    If a value is the name of code or of a cluster, this code or cluster is confirmed, because the
+    user typed its name (`fl_vitlora.config.confirmation`).
     """
     typed = [read_overrides(arguments), read_words(arguments.compare or ())]
     named = [arguments.trust_strategy or (), arguments.check_strategy]

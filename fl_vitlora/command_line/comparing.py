@@ -27,7 +27,8 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
 
     Raises:
         KeyboardInterrupt: If the user interrupts the comparison within a round.
-        SystemExit: If the comparison was ended early, if a run failed, or if no cell could run.
+        SystemExit: If the user ended the comparison early, if a run failed, or if no cell could be
+            run.
         UserError: If an experiment cannot be run.
     """
     for cell in grid.cells:
@@ -54,7 +55,7 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
 
 
 def _run_all(grid: Grid, folder: Path, confirmed: frozenset[str], *, verbose: bool) -> list[Record]:
-    """Runs all experiments, shows each finished run, and returns a record of each run."""
+    """Runs all experiments, prints a line about each finished run, and returns a record of each."""
     import strategies
     from fl_vitlora.experiment import comparison
     from fl_vitlora.reporting.comparison_tables import describe

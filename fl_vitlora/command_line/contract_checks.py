@@ -1,4 +1,4 @@
-"""Commands that test a user's own code against the rules of its contract."""
+"""Commands that test a user's own strategy, fine-tuning method, predictor or observer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_contract(arguments: argparse.Namespace) -> None:
 
 
 def check_method(arguments: argparse.Namespace) -> None:
-    """Tests a fine-tuning method against every rule of its contract and prints the findings.
+    """Tests whether a fine-tuning method obeys every rule for methods, and prints the result.
 
     Args:
         arguments: The parsed command line.
@@ -50,7 +50,7 @@ def check_method(arguments: argparse.Namespace) -> None:
 
 
 def check_predictor(name: str) -> None:
-    """Tests a predictor against its contract and prints the finding.
+    """Tests whether a predictor obeys the rules for predictors, and prints the result.
 
     Args:
         name: A name in the table `PREDICTORS`, the path of a Python file, or
@@ -72,7 +72,7 @@ def check_predictor(name: str) -> None:
 
 
 def check_observer(name: str) -> None:
-    """Tests an observer against its contract and prints the finding.
+    """Tests whether an observer obeys the rules for observers, and prints the result.
 
     Args:
         name: The path of a Python file, or ``package.module:Class``.
@@ -91,11 +91,11 @@ def check_observer(name: str) -> None:
 
 
 def _report(kind: type[Any], rule: str, check: Callable[[], None]) -> None:
-    """Runs a check and prints whether its rule is kept.
+    """Runs a check and prints whether the checked class obeys the rule.
 
     Args:
         kind: The class that is checked.
-        rule: The rule, as the end of a sentence about the class.
+        rule: The rule, as the end of a sentence that begins with the name of the class.
         check: A function that raises an `AssertionError` if the rule is broken.
 
     Raises:
@@ -117,11 +117,11 @@ def _report(kind: type[Any], rule: str, check: Callable[[], None]) -> None:
 def check_strategy(
     chosen: config.StrategyConfig, confirmed: frozenset[str], *, verbose: bool
 ) -> None:
-    """Tests a strategy against every rule of its contract and prints the findings.
+    """Tests whether a strategy obeys every rule for strategies, and prints the result.
 
     Args:
         chosen: The name and the parameters of the strategy.
-        confirmed: The names of code that the user typed.
+        confirmed: The names of code that the user typed on the command line.
         verbose: True to show the messages of Flower and Ray.
 
     Raises:

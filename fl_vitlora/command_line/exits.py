@@ -1,4 +1,4 @@
-"""The end of the program after an error: one line on standard error, and an exit code."""
+"""Ends the program after an error, with one line on standard error and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def fail(message: str, code: int) -> NoReturn:
 
     Args:
         message: A description of the error. Line breaks become spaces, and characters that cannot
-            be printed are escaped. A message that is too long is shortened in the middle.
+            be printed are escaped. If the message is too long, its middle is left out.
         code: The exit code of the program.
 
     Raises:

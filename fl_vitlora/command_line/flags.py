@@ -1,4 +1,4 @@
-"""Two tables of flags: flags that set one setting each, and all other flags."""
+"""Two tables of flags: the flags that give a value to one setting, and all other flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 def place(text: str) -> Path:
-    """Returns a path of the command line, with ``~`` replaced by the home folder.
+    """Returns a path from the command line; its ``~`` is replaced by the home folder.
 
     A shell does not replace the ``~`` in ``--resume=~/run``.
     """
@@ -21,8 +21,8 @@ class SettingFlag(NamedTuple):
 
     Attributes:
         path: The dotted path of the setting.
-        value: The word that stands for the value in the help: its unit or its kind. The word is
-            empty for a switch, which sets its setting to true.
+        value: The word that stands for the value in the help: the unit or the kind of the value.
+            The word is empty if the flag is a switch, which sets its setting to true.
         explanation: What the flag does, with the default in brackets at the end.
     """
 
@@ -32,7 +32,7 @@ class SettingFlag(NamedTuple):
 
 
 class OtherFlag(NamedTuple):
-    """A flag that does not stand for one setting.
+    """A flag that does not give a value to one setting.
 
     Attributes:
         value: The word that stands for the value in the help; empty if the flag takes no value.

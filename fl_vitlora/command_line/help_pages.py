@@ -1,4 +1,4 @@
-"""The two pages of help: one screen of common flags, and every flag with every setting."""
+"""Writes the two pages of help: the common flags on one screen, and all flags and settings."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _folded(text: str) -> Iterable[str]:
 
 
 def plain(value: Any) -> str:
-    """Returns a default value as a user writes it after the = of ``--set PATH=VALUE``."""
+    """Returns a default value in the form in which a user writes it in ``--set PATH=VALUE``."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 

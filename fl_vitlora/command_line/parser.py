@@ -1,4 +1,4 @@
-"""The parser of the command line. For an unknown flag it suggests the most similar flag."""
+"""The parser of the command line; for an unknown flag, it suggests the most similar flag."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         return one_screen()
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message of argparse with a suggestion, and ends the program with code 2."""
+        """Prints the message of argparse with a suggestion; ends the program with exit code 2."""
         words = message.removeprefix("unrecognized arguments: ").split()
         if not words:
             fail(f"{message}'' (see --help)", USER_MISTAKE)
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}{hint} (see --help)", USER_MISTAKE)
 
     def _nearest(self, wrong: str) -> list[str]:
-        """Returns the flags, or the settings without a flag, that the user may have meant."""
+        """Returns the flags, or settings that have no flag, that the user may have meant."""
         flag_of = {entry.path: flag for flag, entry in FLAGS.items()}
         paths = meant(wrong.lstrip("-"), config.paths())
         found = [flag_of.get(path) or f"--set {path}=VALUE" for path in paths]

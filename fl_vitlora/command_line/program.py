@@ -21,7 +21,7 @@ from fl_vitlora.reporting.output import outlive_readers
 
 
 def main(argv: Sequence[str] | None = None, started: float | None = None) -> None:
-    """Runs the program. An error is shown as one line and sets the exit code.
+    """Runs the program; prints an error as one line and sets the exit code.
 
     Args:
         argv: The words of the command line. By default, the words of this process are used.
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> Non
 
 
 def start(arguments: argparse.Namespace, started: float) -> None:
-    """Starts the command that the flags name. If they name no command, runs an experiment."""
+    """Starts the command that the flags name; if the flags name no command, runs an experiment."""
     if any(getattr(arguments, name) is not None for name in CHECKS):
         check_contract(arguments)
         return
@@ -72,7 +72,7 @@ def start(arguments: argparse.Namespace, started: float) -> None:
 
 
 def check_flags(given: Mapping[str, Any]) -> None:
-    """Refuses pairs of flags that name two different commands.
+    """Raises an error if two of the flags name different commands.
 
     Args:
         given: The value of each flag, by the name of the flag without dashes.

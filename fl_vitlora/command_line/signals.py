@@ -1,4 +1,4 @@
-"""Signals that end a run: the first signal ends it after the current round, the second at once."""
+"""Signals that end a run: the first ends the run after the current round, the second at once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def pauses_on_signal(watch: Watch) -> Iterator[None]:
     """Ends the run after the current round at the first signal, and at once at the second.
 
-    Before the first round there is nothing to wait for, so the first signal ends the run at once.
-    Python sets handlers in the main thread only. In another thread nothing is changed.
+    Before the first round there is no round to finish, so the first signal ends the run at once.
+    Python can set handlers of signals only in the main thread. In another thread this function
+    changes nothing.
 
     Args:
         watch: The callbacks of the run. The first signal sets the event `watch.pause`.
@@ -43,8 +44,8 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
 def heeded_signals() -> Iterator[signal.Signals]:
     """Yields the signals that end a run: SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 
-    SIGHUP is sent when the terminal closes. It is left out if the program ignores it, as after
-    `nohup`.
+    SIGHUP is sent when the terminal closes. If the program ignores SIGHUP, for example after
+    `nohup`, SIGHUP is not yielded.
     """
     yield from (signal.SIGINT, signal.SIGTERM)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

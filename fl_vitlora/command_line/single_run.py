@@ -78,7 +78,7 @@ def run(
 
 
 def how_to_go_on(experiment: config.Config) -> str:
-    """Returns a sentence with the command that continues a run, or says that no run was started."""
+    """Returns a sentence: how to continue the run, or that no run was started."""
     from fl_vitlora.reporting.run_folder import CONFIG
 
     begun = (Path(str(experiment.out)) / CONFIG).exists()
@@ -88,14 +88,14 @@ def how_to_go_on(experiment: config.Config) -> str:
 
 
 def resume(arguments: argparse.Namespace, started: float) -> None:
-    """Continues the run that `--resume` names. If the run is finished, prints its result instead.
+    """Continues the run that `--resume` names, or prints the result if the run is finished.
 
     Args:
         arguments: The parsed command line.
         started: The time at which the program started, in seconds of `time.perf_counter`.
 
     Raises:
-        UserError: If the command line changes a setting that must stay as it was in the run.
+        UserError: If the command line changes a setting that must not change in this run.
     """
     from fl_vitlora.checkpoints.logbook import remove as remove_checkpoints
     from fl_vitlora.reporting.result_table import print_result
@@ -119,7 +119,7 @@ def resume(arguments: argparse.Namespace, started: float) -> None:
 
 
 def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Config:
-    """Returns the experiment of the run folder, changed by the settings of the command line."""
+    """Returns the experiment of the run folder, with the changes that the command line makes."""
     overrides = read_overrides(arguments) | {"out": str(arguments.resume)}
     if arguments.config:
         return config.load(arguments.config, overrides)

@@ -1,4 +1,4 @@
-"""Connects a run, or the runs of a comparison, with the progress display on the terminal."""
+"""Connects runs with the progress display on the terminal."""
 
 from __future__ import annotations
 

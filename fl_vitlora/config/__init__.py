@@ -1,4 +1,4 @@
-"""The settings of an experiment, their ranges, and how YAML and the command line are read."""
+"""The settings of an experiment: their names and ranges, and functions that read and write them."""
 
 from fl_vitlora.config.loading import (
     differences,

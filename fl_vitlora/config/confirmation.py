@@ -1,11 +1,11 @@
 """Settings that a person must confirm: strategies from elsewhere, and a Ray cluster.
 
-People exchange configurations and run folders, and four settings in them can run code. A strategy,
-a part of a fine-tuning method or a predictor that is named as ``package.module:Class`` is imported,
-which runs its code. The operator of a Ray cluster can run code in every program that joins the
-cluster. A file alone is therefore not enough for any of them. Strategies of this project and of
-Flower, and methods and predictors of this project, need no confirmation. Anything else must also be
-typed on the command line, which confirms it.
+People exchange configurations and run folders, and four settings in these files can run code. A
+strategy, a part of a fine-tuning method or a predictor that is named as ``package.module:Class`` is
+imported, which runs the code of its module. The operator of a Ray cluster can run code in every
+program that joins the cluster. So a value of one of these settings is not used if only a file gives
+it. Strategies of this project and of Flower, and methods and predictors of this project, need no
+confirmation. Any other value must be confirmed by the user, who types it on the command line.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from fl_vitlora.config.method_names import foreign_parts, parts_of
 from fl_vitlora.config.predictor_names import is_foreign
 from fl_vitlora.errors import UserError, shown
 
-KNOWN_PACKAGES = ("strategies", "flwr")  # whose classes need no confirmation
+KNOWN_PACKAGES = ("strategies", "flwr")  # classes of these packages need no confirmation
 
 
 def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if unconfirmed code would run, or an unconfirmed cluster be joined.
+    """Raises an error if the user has not confirmed the code or the Ray cluster of an experiment.
 
     Args:
         config: The experiment.
-        confirmed: The strategies and cluster addresses that were typed on the command line.
+        confirmed: The names of code and the cluster addresses that the user typed on the command
+            line.
 
     Raises:
-        UserError: If the strategy or the cluster is not confirmed.
+        UserError: If the strategy, the method, the predictor or the cluster is not confirmed.
     """
     check_strategy(config.strategy, confirmed)
     check_method(config.finetuning.method, confirmed)
@@ -44,14 +45,14 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
 
 
 def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if a strategy, or one that it wraps, is neither known nor confirmed.
+    """Raises an error if a strategy, or a strategy that it wraps, is neither known nor confirmed.
 
     Args:
         chosen: The name and the options of the strategy.
-        confirmed: The names of strategies that were typed on the command line.
+        confirmed: The names of strategies that the user typed on the command line.
 
     Raises:
-        UserError: If only a file names the strategy.
+        UserError: If a strategy is named only in a file.
 
     Example:
         >>> check_strategy(StrategyConfig(name="fedprox"))
@@ -66,14 +67,15 @@ def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> N
 
 
 def check_method(method: str, confirmed: Collection[str] = ()) -> None:
-    """Refuses a fine-tuning method with a part whose code is neither known nor confirmed.
+    """Raises an error if the code of a part of a method is neither known nor confirmed.
 
     Args:
         method: The name of the method, a sum of parts.
-        confirmed: The texts that the person in charge typed; a sum confirms each of its parts.
+        confirmed: The texts that the user typed on the command line. If a text is the name of a
+            method, each part of this method is confirmed.
 
     Raises:
-        UserError: When only a file names such a part.
+        UserError: When such a part is named only in a file.
 
     Example:
         >>> check_method("lora+norm")
@@ -89,14 +91,14 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
 
 
 def check_predictor(name: str, confirmed: Collection[str] = ()) -> None:
-    """Refuses a predictor whose code is neither known nor confirmed.
+    """Raises an error if the code of a predictor is neither known nor confirmed.
 
     Args:
         name: The name of the predictor.
-        confirmed: The texts that the person in charge typed.
+        confirmed: The texts that the user typed on the command line.
 
     Raises:
-        UserError: When only a file names the predictor.
+        UserError: When the predictor is named only in a file.
 
     Example:
         >>> check_predictor("plain")
@@ -110,7 +112,7 @@ def check_predictor(name: str, confirmed: Collection[str] = ()) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Returns True if a strategy's name can only lead to code of this project or of Flower.
+    """Returns True if the name of a strategy is the name of code of this project or of Flower.
 
     A name without a colon names a file in the project's own ``strategies/``.
 
@@ -124,7 +126,7 @@ def is_known(name: str) -> bool:
 
 
 def flags_for(config: Config) -> str:
-    """Returns the flags that confirm the foreign code and the cluster of an experiment.
+    """Returns the flags with which a user confirms the code and the cluster of an experiment.
 
     Example:
         >>> flags_for(Config(strategy=StrategyConfig(name="mine:Mine")))
@@ -144,7 +146,7 @@ def flags_for(config: Config) -> str:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yields all texts in nested plain values, except the names of settings.
+    """Yields all texts in nested lists and mappings, except the keys of mappings.
 
     Example:
         >>> list(texts_in({"strategy": ["fedavg", {"name": "mine:Mine"}], "rounds": 3}))

@@ -1,7 +1,8 @@
-"""The experiments of a comparison: its axes, and one cell for each combination of their labels.
+"""The experiments of a comparison: axes, and one cell for each combination of their labels.
 
-An axis has labelled choices; each choice is one or more settings. In YAML an axis has one of
-three forms:
+An axis is a setting, or a group of settings, that a comparison varies. An axis has several choices.
+Each choice has a label and gives values to one or more settings. In YAML an axis has one of three
+forms:
 
     finetuning.method: [head, lora]                     # values of a setting; they are the labels
     encryption.steps: {plain: [], all: ViT-blockwise}   # values of a setting, each with its label
@@ -9,9 +10,9 @@ three forms:
       centralised: {clients: 1, data.partition: iid}
       federated: {clients: 20}
 
-and on the command line ``head lora`` or ``finetuning.method=head,lora``. A mapping of axes gives
-their product. A list of such mappings gives the union of the products. This module reads and writes
-no files.
+and on the command line ``head lora`` or ``finetuning.method=head,lora``. A mapping of axes
+describes a product, which has a cell for each combination of the labels. A list of such mappings
+describes the union of the products. This module reads and writes no files.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ from fl_vitlora.errors import UserError, shown, unknown
 
 Settings = Mapping[str, Any]  # values by dotted path
 
-SECTIONS = ("title", "compare", "baseline", "seeds")  # a grid's own keys
+SECTIONS = ("title", "compare", "baseline", "seeds")  # keys that only a grid has
 NO_AXIS = {"seed": "give several seeds with --seeds", "out": "every run gets its own folder"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A part of the experiment that a comparison varies.
+    """A setting, or a group of settings, that a comparison varies.
 
     Attributes:
-        name: A setting's dotted path, or any other name.
-        choices: The settings behind each label.
+        name: The dotted path of a setting, or any other name.
+        choices: The settings of each choice, by its label.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One experiment of a grid; it runs once with every seed.
+    """One experiment of a grid, which is run once with every seed.
 
     Attributes:
         labels: The label of this cell on each axis.
@@ -77,10 +78,11 @@ class Grid:
     """A comparison of experiments, as a file or a command line describes it.
 
     Attributes:
-        title: The heading of its tables and plots.
+        title: The heading of the tables and plots of the comparison.
         products: The products of axes; every combination within a product is a cell.
-        baseline: The labels that others are compared with; the default is each axis's first.
-        seeds: The seeds; every cell runs once with each.
+        baseline: For each axis, the label with which the other labels are compared; by default the
+            first label.
+        seeds: The seeds; every cell is run once with each seed.
         out: The folder of the comparison, or None if no folder was named.
         shared: The experiment with the settings that all cells share.
         cells: All cells, in the order of their runs.
@@ -96,7 +98,7 @@ class Grid:
 
     @property
     def runs(self) -> list[tuple[Cell, Config]]:
-        """Returns all runs: each cell with its experiment under each seed."""
+        """Returns all runs: each cell with its experiment for each seed."""
         return [
             (cell, dataclasses.replace(cell.config, seed=seed))
             for cell in self.cells
@@ -105,7 +107,7 @@ class Grid:
 
     @property
     def baselines(self) -> dict[str, str]:
-        """Returns, for each axis, the label that the others are compared with."""
+        """Returns, for each axis, the label with which its other labels are compared."""
         labels = axes_of(cell.labels for cell in self.cells)
         return {
             axis: next((label for label in self.baseline if label in names), names[0])
@@ -114,7 +116,7 @@ class Grid:
 
 
 def is_grid(tree: Settings) -> bool:
-    """Returns True if the settings describe a grid and not a single experiment.
+    """Returns True if the settings describe a grid, and not a single experiment.
 
     Example:
         >>> is_grid({"clients": 3, "seeds": [0, 1]}), is_grid({"clients": 3})
@@ -127,7 +129,7 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
     """Reads a comparison and checks the experiment of every cell.
 
     Args:
-        tree: The settings of an experiment's file, together with the keys of a grid.
+        tree: The content of a YAML file: the settings of an experiment and the keys of a grid.
         given: The settings of the command line, by dotted path.
 
     Returns:
@@ -170,7 +172,7 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
 
 
 def to_tree(grid: Grid) -> dict[str, Any]:
-    """Returns the grid as plain values, from which `read_grid` makes an equal grid."""
+    """Returns nested plain values from which `read_grid` makes an equal grid."""
     shared = to_mapping(grid.shared)
     return {
         "title": grid.title,
@@ -200,7 +202,7 @@ def _read_seeds(seeds: Any) -> tuple[int, ...]:
 
 
 def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
-    """Reads a product of axes; no setting may be given by two axes, or by an axis and a flag."""
+    """Reads a product of axes; no setting may be in two axes, or in an axis and a flag."""
     if not isinstance(section, Mapping):
         raise UserError(
             f"compare: expected axes such as {{{METHOD}: [head, lora]}}, got {shown(section)}"
@@ -237,7 +239,7 @@ def _read_axis(name: str, values: Any) -> Axis:
 
 
 def _label(name: str, values: Any) -> dict[str, Any]:
-    """Gives every value of a list its own text as its label."""
+    """Returns the choices of a list of values; the label of each value is its text."""
     values = _listed(values)
     labelled = {label_of(value): value for value in values}
     if len(labelled) < len(values):
@@ -246,7 +248,7 @@ def _label(name: str, values: Any) -> dict[str, Any]:
 
 
 def _is_setting(name: str) -> bool:
-    """Returns True for a setting, a parameter of a strategy, or the short form of a group."""
+    """Returns True if a name is a setting, a parameter of a strategy, or a group of settings."""
     return name.startswith("strategy.") or full_path(name) in paths()
 
 
@@ -258,7 +260,7 @@ def _choices(axis: Axis) -> dict[str, Any]:
 
 
 def _union(products: Sequence[Sequence[Axis]]) -> Iterator[tuple[Labels, Settings]]:
-    """Yields the labels and settings of each cell once, even if two products contain it."""
+    """Yields the labels and settings of each cell once, even if two products have the same cell."""
     seen: dict[tuple[tuple[str, str], ...], Settings] = {}
     for axes in products:
         for picks in itertools.product(*(axis.choices.items() for axis in axes)):

@@ -1,4 +1,4 @@
-"""The axes and seeds of a comparison as they are typed on the command line."""
+"""Reads the axes and the seeds of a comparison from the words of the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALL = re.compile(r"[^,\[\]{}'\"]*\([^()'\"]*,[^()'\"]*\)[^,\[\]{}'\"]*")
 def read_words(
     words: Iterable[str], strategies: Sequence[str] | None = None
 ) -> dict[str, list[Any]]:
-    """Reads the axes of a command line into the form that they have in a YAML file.
+    """Reads axes from the command line, and returns them in the form of a YAML file.
 
     A word without "=" is a fine-tuning method, a strategy, or an encryption scheme.
 
@@ -52,15 +52,15 @@ def read_words(
 
 
 def _protect_commas(values: str) -> str:
-    """Quotes values such as ``int4(128,nearest)``, whose commas do not separate list items."""
+    """Quotes values such as ``int4(128,nearest)``, because their commas separate no list items."""
     return CALL.sub(lambda call: json.dumps(call[0]), values)
 
 
 def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
-    """Returns the axis that a word without "=" belongs to.
+    """Returns the axis to which a word without "=" belongs.
 
     Raises:
-        UserError: If the word is a value of another setting, or is unknown.
+        UserError: If the word is a value of a setting that needs "=", or if the word is unknown.
     """
     methods, schemes = _choices_of(METHOD), list(SCHEMES)
     if value in methods or not isinstance(value, str) or is_sum(value):
@@ -81,7 +81,7 @@ def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
 
 
 def _choices_of(path: str) -> tuple[Any, ...]:
-    """Returns the allowed values of a setting with fixed choices, and () for other settings."""
+    """Returns the allowed values of a setting, or () if the setting has no fixed choices."""
     if path == METHOD:
         return tuple(dict.fromkeys([*USUAL, *PARTS]))
     if path == OPTIMIZER:
@@ -93,10 +93,11 @@ def _choices_of(path: str) -> tuple[Any, ...]:
 
 
 def read_seeds(words: Iterable[str]) -> list[Any]:
-    """Reads the seeds of a command line: numbers, lists and ranges.
+    """Reads the seeds that the command line gives as numbers, lists and ranges.
 
     Raises:
-        UserError: If a range runs backwards, or has more than `MOST_RUNS` seeds.
+        UserError: If the last number of a range is below the first, or a range has more than
+            `MOST_RUNS` seeds.
 
     Example:
         >>> read_seeds(["0-2", "7"]), read_seeds(["0..1"]), read_seeds(["3,4"])

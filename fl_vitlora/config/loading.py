@@ -18,9 +18,9 @@ from fl_vitlora.errors import UserError, unknown
 
 
 def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads an experiment from defaults, a YAML file and overrides, and checks its ranges.
+    """Reads an experiment from defaults, a YAML file and overrides, and checks its values.
 
-    Overrides have precedence over the file, and the file over the defaults.
+    An override replaces a value of the file, and a value of the file replaces a default.
 
     Args:
         path: The path of a YAML file, or None.
@@ -40,7 +40,7 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
 
 
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
-    """Builds an experiment from nested plain values and overrides, and checks its ranges.
+    """Builds an experiment from nested plain values and overrides, and checks its values.
 
     Example:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
@@ -57,7 +57,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
 
 
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes rates that are None or auto, so that the model's default rates apply."""
+    """Removes rates that are None or auto, so that the model's default rates are used."""
     training = tree.get("training")
     if not isinstance(training, Mapping):
         return dict(tree)
@@ -66,7 +66,7 @@ def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_rates(config: Config, tree: Mapping[str, Any]) -> Config:
-    """Sets the rates that an experiment does not give to the default rates of its model."""
+    """Sets all rates that `tree` does not give to the default rates of the model."""
     given = _without_auto(tree).get("training") or {}
     rates = dataclasses.asdict(rates_of(config.model.name))
     own = {name: rate for name, rate in rates.items() if name not in given}
@@ -80,7 +80,7 @@ def paths() -> tuple[str, ...]:
 
 
 def full_path(dotted: str) -> str:
-    """Completes the path of a group of settings that may be given as one value.
+    """Completes the path of a group of settings to the setting that receives a single value.
 
     Example:
         >>> full_path("compression.uplink"), full_path("clients")
@@ -93,11 +93,11 @@ def full_path(dotted: str) -> str:
 
 
 def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
-    """Returns the error for an unknown setting, with the nearest known setting.
+    """Returns the error about an unknown setting, which suggests the most similar setting.
 
     Args:
         dotted: The unknown name, as it was written.
-        siblings: The settings of the same group; all settings if not given.
+        siblings: The settings of the same group; by default all settings.
     """
     return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
 
@@ -127,7 +127,7 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """Lists the settings in which two experiments differ.
 
     Returns:
-        The two values, by dotted path.
+        The pair of values of each such setting, by dotted path.
 
     Example:
         >>> from fl_vitlora.config.schema import TrainingConfig
@@ -149,7 +149,7 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets a value deep in a tree of mappings, and creates the missing branches."""
+    """Sets a value in nested mappings at a dotted path, and creates missing mappings."""
     *branches, leaf = dotted.split(".")
     for branch in branches:
         tree = tree.setdefault(branch, {})
@@ -159,7 +159,7 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces groups given as one value by a mapping: a strategy, or the codec of a direction."""
+    """Replaces single values by mappings: the name of a strategy, or the codec of a direction."""
     whole = dict(tree)
     for key, value in tree.items():
         if key in SHORT and not isinstance(value, Mapping):
@@ -170,7 +170,7 @@ def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gather_strategy_options(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves all settings of a strategy except its name into its options."""
+    """Moves all settings of a strategy, except its name, into the mapping `options`."""
     strategy = tree.get("strategy")
     if not isinstance(strategy, Mapping):
         return dict(tree)
@@ -191,7 +191,7 @@ def _with_homes(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> None:
-    """Refuses settings that do not exist; the error suggests settings of all groups."""
+    """Raises an error if a setting does not exist; the error suggests settings of all groups."""
     hints = typing.get_type_hints(kind)
     for key, value in tree.items():
         if key not in hints:
@@ -201,7 +201,7 @@ def _check_names(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> No
 
 
 def _check_lists(config: Config) -> None:
-    """Refuses lists of the wrong length, in the wrong order or with repeated entries."""
+    """Raises an error if a list has the wrong length or order, or repeated entries."""
     for path, items in (
         ("encryption.steps", config.encryption.steps),
         ("finetuning.targets", config.finetuning.targets),

@@ -1,7 +1,7 @@
-"""The names of fine-tuning methods: a sum of parts, such as ``lora+patch_embed``.
+"""The names of fine-tuning methods; a name is a sum of parts, such as ``lora+patch_embed``.
 
-The settings know only this table of the parts, so that reading a configuration does not import
-PyTorch. `fl_vitlora.finetuning.methods` imports the classes.
+This module has only a table of the names of parts, so that a configuration can be read without
+importing PyTorch. The module `fl_vitlora.finetuning.methods` imports the classes of parts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTS: Mapping[str, str] = {
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
 }
-USUAL = ("lora+patch_embed", "lora", "head", "full")  # the sums that are named in messages
+USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 
 
 def parts_of(method: str) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def parts_of(method: str) -> tuple[str, ...]:
 
 
 def is_class(part: str) -> bool:
-    """Returns True if a part is named as ``package.module:Class``.
+    """Returns True if the name of a part has the form ``package.module:Class``.
 
     Example:
         >>> is_class("lora"), is_class("my_package.mine:Mine")
@@ -48,7 +48,7 @@ def is_class(part: str) -> bool:
 
 
 def is_sum(word: str) -> bool:
-    """Returns True if a word is a sum of several known parts.
+    """Returns True if a word is the name of a method of several known parts.
 
     Example:
         >>> is_sum("bias+norm"), is_sum("lora"), is_sum("bias+fedavg")
@@ -70,7 +70,7 @@ def foreign_parts(method: str) -> tuple[str, ...]:
 
 
 def read_parameters(value: Any, path: str) -> Mapping[str, Any]:
-    """Reads the parameters of a method's parts.
+    """Reads the setting with the parameters of a method's parts.
 
     Raises:
         UserError: When the value is not a mapping of names to values.

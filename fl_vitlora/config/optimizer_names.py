@@ -1,7 +1,8 @@
-"""The table of optimisers that a client can train with.
+"""The table of optimisers with which a client can train.
 
-This table is all that the settings know of the optimisers, so that reading a configuration imports
-no PyTorch. `fl_vitlora.training.optimizers` has the contract and imports the entries.
+This module has only the names of the optimisers, so that a configuration can be read without
+importing PyTorch. The module `fl_vitlora.training.optimizers` explains the rules for optimisers and
+imports them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def read_optimizer(value: Any, path: str) -> str:
         path: The setting, for messages.
 
     Raises:
-        UserError: When there is no such optimiser.
+        UserError: When the table has no optimiser of this name.
 
     Example:
         >>> read_optimizer("sgd", "training.optimizer")

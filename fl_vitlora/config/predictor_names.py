@@ -1,7 +1,8 @@
-"""The names of predictors: what a model answers to test images.
+"""The names of predictors, which compute logits of test images with a model.
 
-This table is all that the settings know of the predictors, so that reading a configuration imports
-no PyTorch. `fl_vitlora.training.prediction` has the contract and imports the classes.
+This module has only the names of the predictors, so that a configuration can be read without
+importing PyTorch. The module `fl_vitlora.training.prediction` explains the rules for predictors and
+imports the classes.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Any
 from fl_vitlora.config.method_names import is_class
 from fl_vitlora.errors import UserError, shown, unknown
 
-# One line for each predictor that ships with the project: its name, and where its class lives.
+# One line for each predictor of this project: its name, and the module and name of its class.
 PREDICTORS: Mapping[str, str] = {
     "plain": "fl_vitlora.training.prediction:Plain",
 }
 
 
 def is_foreign(name: str) -> bool:
-    """Returns True if the code of a predictor is not of this project.
+    """Returns True if the code of a predictor does not belong to this project.
 
     Example:
         >>> is_foreign("plain"), is_foreign("mine:Mine")

@@ -1,6 +1,7 @@
-"""The default rates of each backbone. A rate that trains one model can leave another at chance.
+"""The default learning rates of each backbone, because one rate does not suit all models.
 
-`config.resolve` takes the rates of a model from here if an experiment does not set them. The run
+With a rate that is good for one model, another model may stay at the accuracy of chance. If an
+experiment does not set the rates, `config.resolve` uses the default rates of its model. The run
 folder records the rates that were used.
 """
 
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """The rates with which AdamW trains a backbone.
+    """The learning rates and β₁ with which AdamW trains a backbone.
 
     Attributes:
-        learning_rate: The learning rate at the peak of the schedule, and of low-rank matrices.
-        head_rate: The factor on the rate of the head.
-        patch_embed_rate: The factor on the rate of the patch embedding.
-        body_rate: The factor on the rate of all other tensors, which full fine-tuning trains.
+        learning_rate: The largest learning rate of the schedule. Low-rank matrices are trained with
+            this rate.
+        head_rate: The factor for the rate of the head, which is head_rate · learning_rate.
+        patch_embed_rate: The factor for the rate of the patch embedding.
+        body_rate: The factor for the rate of all other tensors, which full fine-tuning trains.
         beta1: The decay rate of AdamW's mean gradient, in [0, 1).
     """
 

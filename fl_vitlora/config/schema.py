@@ -1,6 +1,6 @@
 """The settings of an experiment: frozen dataclasses, filled from a YAML file and `--set a.b=c`.
 
-The dataclasses are plain values without behaviour. The module `settings` reads them, and the module
+The dataclasses have values but no methods. The module `settings` reads their values, and the module
 `yaml_text` says which YAML is accepted.
 """
 
@@ -32,7 +32,7 @@ CipherStep = Literal[
     "pixel_negative_positive",
     "pixel_colour_shuffling",
 ]
-# Encryption schemes of the literature. A name stands for the steps of its scheme.
+# Encryption schemes of the literature: the name of a scheme, and the steps of the scheme.
 SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
     "ViT-blockwise": ("block_scrambling", "pixel_shuffling", "negative_positive"),
     "EtC": (
@@ -52,7 +52,7 @@ SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "
 # Settings that are, or may be, the path of a file or folder.
 PATHS = ("out", "data.name", "model.weights", "encryption.key_file")
 
-RATES = tuple(item.name for item in dataclasses.fields(Rates))  # their defaults depend on the model
+RATES = tuple(item.name for item in dataclasses.fields(Rates))  # defaults depend on the model
 AUTO = "auto"
 
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
@@ -64,7 +64,7 @@ def read_steps(value: Any, path: str) -> tuple[Any, ...]:
     """Reads the name of an encryption scheme, or a list of encryption steps.
 
     Raises:
-        UserError: If the value is neither.
+        UserError: If the value is neither the name of a scheme nor a list of steps.
     """
     if isinstance(value, str) and value in SCHEMES:
         return SCHEMES[value]

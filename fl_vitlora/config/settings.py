@@ -1,9 +1,10 @@
-"""Typed settings: dataclasses that are built from nested plain values, with clear errors.
+"""Typed settings: builds dataclasses from nested plain values (lists, mappings, texts, numbers).
 
-The dataclasses are plain values without behaviour. The metadata of every field has its explanation
-and its range, from which `--help` is made. One generic function reads them: it compares a mapping
-with the annotations of a dataclass. An error names the path, the value, the expectation and the
-nearest key. An experiment (`config`) and the hyper-parameters of a strategy are read in this way.
+The dataclasses have values but no methods. The metadata of every field contain its explanation and
+its range, from which the text of `--help` is made. One function, `from_mapping`, reads all
+dataclasses: it compares a mapping with the annotations of a dataclass. An error names the path of
+the setting, its value, the expected values and the most similar setting. An experiment (`config`)
+and the hyper-parameters of a strategy are read in this way.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ LONGEST_TEXT, LONGEST_NAME = 2000, 255  # bytes of a text, and between the slash
 def setting(
     default: Any, explanation: str, interval: str | None = None, read: SettingParser | None = None
 ) -> Any:
-    """Describes a field of a dataclass.
+    """Returns a field of a dataclass with an explanation and a range.
 
     Args:
         default: The value of the field if none is given.
         explanation: A sentence for `--help-all`.
         interval: The range of the field, such as "(0, 1]".
-        read: A function that reads the value from a plain value and its path. It is needed only if
-            the type of the field is not enough to read it.
+        read: A function that takes a plain value and its path, and returns the value of the field.
+            The function is needed only if the type of the field does not determine how to read the
+            value.
 
     Returns:
         The field.
@@ -62,7 +64,7 @@ def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, st
 
 
 def _choices_in_words(hint: Any) -> str:
-    """Returns a sentence with the choices of a setting, or an empty text if it has none."""
+    """Returns a sentence with the choices of a setting; empty if the setting has no choices."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
     return f" Choices: {', '.join(choices)}." if choices else ""
@@ -80,8 +82,8 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
         An instance of ``kind``.
 
     Raises:
-        UserError: When a key is unknown, a value is missing, or a value does not fit its
-            annotation.
+        UserError: When a key is unknown, a value is missing, or a value does not fit the annotation
+            of its field.
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"{path or 'the configuration'}: expected a mapping, got {shown(tree)}")
@@ -100,14 +102,15 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
 
 
 def check_defaults(kind: type[Any], path: str) -> None:
-    """Checks that the defaults of a dataclass fit its own types and ranges.
+    """Checks that the defaults of a dataclass fit the types and ranges of its fields.
 
     Args:
         kind: The dataclass.
         path: The dotted path of the value, for messages.
 
     Raises:
-        UserError: When a type is unknown, a range is not valid, or a default does not fit.
+        UserError: When a type is unknown, a range is not valid, or a default does not fit its type
+            or range.
     """
     try:
         hints = typing.get_type_hints(kind)
@@ -126,7 +129,7 @@ def check_defaults(kind: type[Any], path: str) -> None:
 
 
 def _fit(item: dataclasses.Field[Any], hint: Any, value: Any, path: str) -> Any:
-    """Reads the value of a field, and refuses a value outside the field's range."""
+    """Reads the value of a field; raises an error if the value is outside the field's range."""
     read = item.metadata.get("read")
     fitting = convert(hint, value, path) if read is None else read(value, path)
     _check_interval(fitting, item.metadata.get("interval"), path)
@@ -177,7 +180,7 @@ def to_list(value: Any, path: str) -> Sequence[Any]:
 
 
 def _to_float(value: Any, path: str) -> float:
-    """Reads a number, also from a text: YAML reads 1e-3 as a text."""
+    """Reads a number, also from a text, because YAML reads 1e-3 as a text."""
     try:
         number = float(value) if isinstance(value, int | float | str) else math.nan
     except (OverflowError, ValueError):
@@ -188,7 +191,7 @@ def _to_float(value: Any, path: str) -> float:
 
 
 def _to_text(value: Any, path: str) -> str:
-    """Reads a text that can be written to a file, and can be the name of a file."""
+    """Reads a text; raises an error if the text cannot be stored in a file or be a file's name."""
     if not isinstance(value, str) or not value:
         raise UserError(f"{path}: expected a text, got {shown(value)}")
     encoded = value.encode(errors="replace")
@@ -203,7 +206,7 @@ def _to_text(value: Any, path: str) -> str:
 
 
 def read_path(text: str, path: str) -> str:
-    """Reads the path of a file or folder, in which ``~`` is a home folder, as in a shell.
+    """Reads the path of a file or folder; ``~`` stands for a home folder, as in a shell.
 
     Args:
         text: The path as it was written.
@@ -213,8 +216,8 @@ def read_path(text: str, path: str) -> str:
         The path with the home folder written out.
 
     Raises:
-        UserError: When a home folder is unknown, or the path begins with a variable. Variables are
-            not replaced in a file, so the path would name a wrong folder.
+        UserError: When a home folder is unknown, or the path begins with a variable. Variables in a
+            path are not replaced, so the path would name a wrong folder.
 
     Example:
         >>> read_path("images/~old", "data.name")
@@ -245,7 +248,7 @@ _READ: Mapping[Any, SettingParser] = {
 
 
 def _check_interval(value: Any, interval: str | None, path: str) -> None:
-    """Refuses a number outside its range; "(0, 1]" excludes 0 and includes 1."""
+    """Raises an error if a number is outside its range; "(0, 1]" excludes 0 and includes 1."""
     if isinstance(value, tuple):
         for item in value:
             _check_interval(item, interval, path)

@@ -1,4 +1,4 @@
-"""Amounts of bytes with units, such as 50MB."""
+"""Reads and writes amounts of bytes with units, such as 50MB."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_bytes(amount: object, where: str) -> int:
     """Reads an amount of bytes.
 
     Args:
-        amount: A whole number of bytes, or a number and a unit, in any case.
+        amount: A whole number of bytes, or a number and a unit in upper or lower case.
         where: The name of the setting, for the error message.
 
     Returns:
@@ -49,7 +49,7 @@ STEP = 1000  # the factor between two decimal units
 
 
 def unit_of(count: float) -> tuple[int, str]:
-    """Returns the decimal unit for a number of bytes, as its factor and its name.
+    """Returns the decimal unit in which to show a number of bytes: its factor and its name.
 
     Example:
         >>> unit_of(60_413), unit_of(999_960), unit_of(7)

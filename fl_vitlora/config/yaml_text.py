@@ -1,7 +1,7 @@
 """Reads the YAML of experiments, in files and on the command line.
 
-The format is YAML 1.1 with plain values, read more strictly than usual. Values that a person could
-misread are refused, and so are values that no experiment needs.
+The format is YAML 1.1 with plain values, but with stricter rules. A value is refused if a person
+could misread it, or if no experiment needs such a value.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_.]+:)")  # octal, and base 60
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Reads YAML and refuses, with its place, what a plain loader would accept or fail at.
+    """Reads YAML with stricter rules than a plain loader; an error names the line and the column.
 
-    A key that occurs twice in a mapping is refused; a plain loader would use the last one. Refused
-    are also numbers of hundreds of digits, and numbers that mean something else in YAML than for
-    people: 1:30, which is 90, and 010, which is 8. A value that Python cannot build, such as
-    2024-99-99, is reported as an error of the YAML.
+    A key that occurs twice in a mapping is refused; a plain loader would use its last value.
+    Numbers of hundreds of digits are refused. Numbers that have another meaning in YAML than for
+    people are refused, too: 1:30, which is 90, and 010, which is 8. If Python cannot build a value,
+    such as 2024-99-99, the error is reported as an error of the YAML.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Builds the value of any node."""
+        """Builds the value of a YAML node of any kind."""
         try:
             value = super().construct_object(node, deep=deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
@@ -47,7 +47,7 @@ class StrictLoader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Builds a mapping; keys that ``<<`` merges may be given again."""
+        """Builds a mapping; a key that ``<<`` merges into the mapping may be given again."""
         keys = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
         own = [key.value for key in keys if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in own if own.count(key) > 1}, key=str)
@@ -59,10 +59,10 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """Reads the file that `--config` names, as nested plain values.
+    """Reads the YAML file that `--config` names; returns nested plain values.
 
     Raises:
-        UserError: When there is no such file, or its content is not a mapping.
+        UserError: When the file does not exist, or its content is not a mapping.
     """
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib raises if no home is known
     try:
@@ -103,7 +103,7 @@ def _parse(text: str) -> Any:
 
 
 def _check_extent(values: Any) -> None:
-    """Refuses values that are too many or too deeply nested, for example through aliases."""
+    """Raises an error if the YAML has too many values or is nested too deeply, also by aliases."""
     waiting, found = [(values, 0)], 0
     while waiting:
         (value, depth), found = waiting.pop(), found + 1

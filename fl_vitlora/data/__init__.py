@@ -1,1 +1,1 @@
-"""Sources of images, their partition among clients, and the encrypted shards on disk."""
+"""Loads images, divides them among clients, and writes them to disk as encrypted shards."""

@@ -1,7 +1,8 @@
-"""Reads the classes of images from a file of annotations, for images in no class folder.
+"""Reads the classes of images from a file of annotations, if the images lie in no class folder.
 
 Tiny-ImageNet stores its validation images as `val/images/NAME`, with their classes in
-`val/val_annotations.txt`. Each line of this file starts with an image's name, a tab and its class.
+`val/val_annotations.txt`. Each line of this file starts with the name of an image, a tab and the
+class of the image.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def annotate(listing: Listing, splits: Collection[str]) -> dict[str, str]:
 
 
 def _read(listing: Listing, name: str, split: str, images: Collection[str]) -> dict[str, str]:
-    """Reads one file of annotations: returns the class of each image.
+    """Reads one file of annotations and returns the class of each image.
 
     Raises:
         UserError: When the file cannot be read, or when a line is not valid or names no image.

@@ -1,7 +1,8 @@
-"""Lists of class names: how they are written, read, compared and put in another order.
+"""Writes, reads and compares lists of class names, and converts labels between two lists.
 
 A label is a position in a list of class names, and two lists may differ in their order. Every
-shard, run and model therefore carries its list, so that labels are only compared by name.
+shard, run and model therefore stores its own list, and the labels of two lists are compared only by
+name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def write_names(names: Sequence[str]) -> str:
         names: The names of the classes.
 
     Raises:
-        UserError: When a name occurs twice: it would stand for two labels.
+        UserError: When a name occurs twice, because the name would belong to two labels.
 
     Example:
         >>> write_names(("cat", "dog"))
@@ -139,7 +140,7 @@ def _check_unique(names: Sequence[str], place: str) -> None:
 
 
 def _name_few(names: Iterable[str]) -> str:
-    """Returns the first few names in quotes, and the number of the others."""
+    """Returns the first few names in quotes, and the number of the remaining names."""
     ordered = sorted(names)
     few, rest = ordered[:MOST_NAMED], ordered[MOST_NAMED:]
     more = f" and {len(rest)} more" if rest else ""

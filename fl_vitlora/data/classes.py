@@ -1,9 +1,9 @@
 """Class names of a data set and the numbers of its labels.
 
-Classes are matched by name, so that the labels of every split are numbered as in the training
-split.
+A split is a part of a data set, for training or testing. Every split gets the numbers of the
+training split: a class has the same label wherever it has the same name.
 
-n images.
+n is the number of images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that is not decoded yet: its bytes, or the file that holds them.
+    """An image that is not decoded yet: either its bytes, or the file that holds its bytes.
 
     Attributes:
         name: The name of the image, for messages.
@@ -38,18 +38,19 @@ class Encoded:
     path: Path | None = None
 
 
-Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions, returns the images there
+Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions, returns the images at them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One split of a data set, with the source's own numbers for the classes.
+    """One split of a data set, with labels as the source of the data set numbers them.
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.
-        names: The class name of each label.
-        fetch: The function that takes positions and returns the stored images there.
-        mode: The mode of Pillow to which the source converts its images, if it names one.
+        names: The name of each class, in the order of the labels.
+        fetch: The function that takes positions and returns the stored images at these positions.
+        mode: The mode of Pillow to which the source converts its images; None if the source names
+            no mode.
         owners: The client that holds each image, int64 (n,); None if the source has no clients.
     """
 
@@ -66,8 +67,8 @@ class Part:
 def plain_name(name: str) -> str:
     r"""Returns a class name in the form in which names are compared (Unicode NFC).
 
-    Unicode can store an accented letter in two ways that look the same, and file systems differ in
-    the way they use.
+    Unicode can store an accented letter in two ways that look the same. Some file systems use the
+    first way, and some the second.
 
     Args:
         name: The class name as it was read.
@@ -80,7 +81,7 @@ def plain_name(name: str) -> str:
 
 
 def number_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the distinct class names in order: as numbers if all are numbers, else as text.
+    """Returns the distinct class names, sorted as numbers if all are numbers, else as text.
 
     Args:
         names: The class name of each image.
@@ -106,12 +107,12 @@ def labels_of(names: Sequence[str], classes: Sequence[str]) -> Indices:
 
 
 def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) -> Indices:
-    """Converts the labels of a split to the numbers of the training split, by class name.
+    """Changes the labels of a split, so that every class has its label in the training split.
 
     Args:
         where: The name of the data set, for messages.
         split: The name of the split, for messages.
-        part: The split, with its own numbers for the classes.
+        part: The split, with its own labels for the classes.
         classes: The class names in the order of the training split's labels.
 
     Returns:
@@ -159,7 +160,7 @@ def expect_classes(where: str, part: Part) -> None:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Returns the first few names, and the number of the others.
+    """Returns the first few names, and the number of the remaining names.
 
     Args:
         names: The names.

@@ -1,6 +1,6 @@
-"""Columns of a stored data set: finds the images and the labels, and checks that none is missing.
+"""Finds the columns of a data set with images and labels, and checks that no value is missing.
 
-n rows.
+n is the number of rows.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def has_no_labels(rows: Any, label_column: str) -> bool:
 
 
 def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[Path]) -> Part:
-    """Makes a part of one split.
+    """Creates a `Part` from the rows of one split.
 
     Args:
         where: The names of the data set and of the split, for messages.
@@ -67,7 +67,7 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
         folders: The folders in which rows may name image files.
 
     Returns:
-        The part.
+        The part of the split.
 
     Raises:
         UserError: When a row has no label or no image; the message names the row and the column.
@@ -86,7 +86,7 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
 
 
 def _image_column(rows: Any) -> str:
-    """Finds the images: by type, else by a column of bytes, else by a known name.
+    """Finds the image column: by its type, else by its bytes, else by a known name.
 
     Raises:
         UserError: When no column, or more than one, can hold the images.
@@ -108,7 +108,7 @@ def _image_column(rows: Any) -> str:
 
 
 def _label_column(rows: Any) -> str:
-    """Finds the labels; of several label columns, the one with the most classes.
+    """Finds the label column; if there are several, chooses the one with the most classes.
 
     CIFAR-100, for example, has fine and coarse labels.
 
@@ -129,7 +129,7 @@ def _label_column(rows: Any) -> str:
 
 
 def _expect_labels(rows: Any, label_column: str) -> None:
-    """Checks that a column can hold labels; a column of images or lists cannot.
+    """Checks that a column can hold labels; a column of images or of lists cannot hold labels.
 
     Raises:
         UserError: When the column cannot hold labels.
@@ -159,7 +159,7 @@ def _expect_images(rows: Any, image_column: str) -> None:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Returns True if a column holds the bytes of files, with or without their paths."""
+    """Returns True if a column holds the bytes of files, with or without the paths of the files."""
     if isinstance(kind, Mapping):
         return "bytes" in kind and set(kind) <= {"bytes", "path"}
     return getattr(kind, "dtype", None) in ("binary", "large_binary")
@@ -170,12 +170,12 @@ def _is_text(kind: Any) -> bool:
 
 
 def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str, ...]]:
-    """Reads the labels and the class names of a split, with the split's own numbers.
+    """Reads the labels and the class names of a split; the labels are the split's own numbers.
 
     Raises:
         UserError: When a row has no label, or a value that cannot name a class.
     """
-    values = rows.with_format(None)[column][:]  # one read; iterating would read row by row
+    values = rows.with_format(None)[column][:]  # reads all rows at once
     place = f"data set {where}, column {column!r}, row"
     named = getattr(rows.features[column], "names", None)
     if named is not None:
@@ -205,7 +205,7 @@ def _encoded(rows: Any, image_column: str) -> Any:
 
 
 def _check_images(where: str, encoded: Any, column: str, folders: Sequence[Path]) -> None:
-    """Checks that each row has an image, in its bytes or in a file of the data set.
+    """Checks that each row has an image: as bytes, or as a file of the data set.
 
     Raises:
         UserError: When a row has no image, or names a file outside of the folders.
@@ -236,7 +236,7 @@ def _file_of(where: str, image: Any, row: int, column: str, folders: Sequence[Pa
 
 
 def _fetcher(where: str, encoded: Any, column: str, folders: Sequence[Path]) -> Fetch:
-    """Returns the function that takes positions and returns the stored images there."""
+    """Returns the function that takes positions and returns the stored images at them."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         rows = positions.tolist()

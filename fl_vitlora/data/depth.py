@@ -1,7 +1,7 @@
-"""Images of more than 8 bits per channel: scales them to 8 bits.
+"""Scales images of more than 8 bits per channel to 8 bits.
 
-The range of the values comes from the format. An image whose format does not state the range is
-refused, since a conversion by Pillow would clip the values without a warning.
+The file format of an image states which values are black and white. An image whose format does not
+state them is refused, since Pillow would clip its values without a warning.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # a value and a tag of TIFF
 
 
 def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Maps values linearly from a range to 0 to 255; values outside of the range are clipped.
+    """Maps a range of values linearly to 0 to 255; values outside of the range are clipped.
 
     Args:
         values: The values, of any shape.
@@ -56,7 +56,7 @@ def has_16_bits(image: Any) -> bool:
     """Returns True if an image has 16 bits per channel.
 
     Args:
-        image: An image of Pillow that is opened and not decoded yet.
+        image: An image that Pillow has opened but not yet decoded.
     """
     return any(";16" in str(tile[3]) for tile in image.tile)
 
@@ -66,7 +66,7 @@ def to_8_bits(image: Any, opened: Any, pixel_range: tuple[float, ...]) -> NDArra
 
     Args:
         image: The decoded grey image.
-        opened: The opened file of the image, which knows its format.
+        opened: The opened file of the image, from which its format is read.
         pixel_range: The values that become black and white; () if the settings state none.
 
     Returns:
@@ -99,7 +99,7 @@ def expect_readable_colours(image: Any, pixel_range: tuple[float, ...]) -> None:
         pixel_range: The values that become black and white; () if the settings state none.
 
     Raises:
-        UserError: When another range is stated, or when no value uses the upper bits.
+        UserError: When `pixel_range` is not the full range, or when no value uses the upper bits.
     """
     if pixel_range and tuple(pixel_range) != (0.0, FULL):
         raise UserError(
@@ -114,7 +114,8 @@ def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
     """Checks that the format of an image states the range of its values.
 
     Raises:
-        UserError: When the format does not state it, or when the values seem to use fewer bits.
+        UserError: When the format does not state the range, or when the values seem to use fewer
+            bits.
     """
     if form == "PPM":  # the file states its maximum, and Pillow has scaled by it
         return
@@ -129,10 +130,10 @@ def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
 
 
 def _expect_full_range(values: NDArray[Any], bits: str) -> None:
-    """Checks that a 16-bit image does not look as if it held fewer bits, such as a scanner's 12.
+    """Checks that the values of a 16-bit image do not look like values of fewer bits.
 
     Raises:
-        UserError: When all its values are small.
+        UserError: When all values of the image are small, such as those of a scanner with 12 bits.
     """
     brightest = int(values.max(initial=0))
     if 0 < brightest < DARK:

@@ -1,7 +1,7 @@
-"""Reads the metadata of a shard that describe its encryption, field by field.
+"""Reads, field by field, the metadata that describe how the images of a shard are encrypted.
 
-Another program, or a person, may have written the metadata. So each field is checked before
-anything is decrypted, and the error about a wrong field names the file and the field.
+Another program or a person may have written the metadata. So each field is checked before anything
+is decrypted. The error about a wrong field names the file and the field.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Description:
     """How the images of a shard are encrypted.
 
     Attributes:
-        cipher: The cipher, for images of the shard's shape.
-        scope: The scope of a key: which images share it.
+        cipher: The cipher for images of the shape (C, H, W) that the shard has.
+        scope: The scope of the keys, which says which images share a key.
         seed: The seed of the run, from which the keys are derived.
         party: The party that owns the images.
-        part: The part, "train" or "test".
+        part: The use of the images, "train" or "test".
     """
 
     cipher: Cipher
@@ -58,7 +58,7 @@ class Fields:
 
         Args:
             name: The name of the field.
-            why: What is wrong with its value, or what was expected.
+            why: A text that says what is wrong with the value, or which value was expected.
         """
         value = shown(self._metadata.get(name))
         return UserError(f"shard {self._path}: {name} {value}: {why}; write the shard again")
@@ -88,7 +88,7 @@ class Fields:
         """Returns the value of the field `name`, which must be one of `choices`.
 
         Raises:
-            UserError: When the field is missing or is none of the choices.
+            UserError: When the field is missing, or its value is none of the choices.
         """
         text = self.text(name)
         if text not in choices:
@@ -156,8 +156,8 @@ def _check_geometry(cipher: Cipher, fields: Fields) -> None:
     """Checks that the blocks of a cipher fit the shape of the images.
 
     Raises:
-        UserError: When the blocks do not divide the images, or when more blocks or entries are
-            fixed than there are.
+        UserError: When the images cannot be divided into whole blocks, or when more blocks or
+            entries are fixed than exist.
     """
     channels, height, width = cipher.image_shape
     if height % cipher.block_size or width % cipher.block_size:
@@ -172,5 +172,5 @@ def _check_geometry(cipher: Cipher, fields: Fields) -> None:
 
 
 def _lies_in(number: int, bounds: tuple[int, int]) -> bool:
-    """Returns True if a number lies between two bounds, both included."""
+    """Returns True if a number lies between two bounds or equals one of them."""
     return bounds[0] <= number <= bounds[1]

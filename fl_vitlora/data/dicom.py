@@ -1,7 +1,7 @@
 """Reads DICOM images, the format of hospitals, with the optional package `pydicom`.
 
-The values are read as the file describes them: stored bits, sign, rescale slope and intercept, and
-whether small values are white (MONOCHROME1).
+The file describes how its values are to be read: the number of stored bits, the sign, the rescale
+slope and intercept, and whether small values are white (MONOCHROME1).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_dicom(path: Path, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
         The pixels, uint8 (H, W), or (H, W, 3) for a colour image.
 
     Raises:
-        UserError: When the file holds several frames, no pixels, or an unknown kind of pixels.
+        UserError: When the file has several frames, no pixels, or an unknown kind of pixels.
     """
     import pydicom
 

@@ -53,7 +53,7 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
 
 
 def hub_folders() -> list[Path]:
-    """Returns the folders in which the library stores its downloads."""
+    """Returns the folders in which the library `datasets` stores its downloads."""
     import datasets
     from huggingface_hub import constants
 
@@ -65,9 +65,9 @@ def hub_folders() -> list[Path]:
 
 
 def _ask(name: str, revision: str | None) -> Exception | None:
-    """Asks the hub once for a data set; returns the error if the hub cannot be reached, else None.
+    """Asks the hub once for a data set; returns None, or the error if the hub is out of reach.
 
-    The library itself would repeat a failed request for half a minute.
+    If the library `datasets` asked the hub, it would repeat a failed request for half a minute.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -89,7 +89,7 @@ def _ask(name: str, revision: str | None) -> Exception | None:
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Sets the library offline if the hub cannot be reached, so that it does not ask repeatedly."""
+    """If the hub cannot be reached, stops the library `datasets` from asking the hub."""
     import datasets
     from huggingface_hub import constants
 

@@ -1,8 +1,9 @@
 """Folders of images: finds split, class and client of each image from the names of its folders.
 
-Only folders of the first level can be splits. Below them every folder is a class, whatever its
-name. The names of the files play no part. A folder that can be understood in two ways is refused,
-and the message names the setting that makes the meaning clear.
+Only folders of the first level can be splits (parts of the data set, such as train and test). A
+folder below a split is always a class, even if its name is that of a split. The names of the files
+are not used. If the folders can be understood in two ways, the data set is refused, and the message
+names the setting that decides between the two ways.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fl_vitlora.data.listing import File, Listing, same_file
 from fl_vitlora.data.splits import SPLITS, TRAIN, meaning_of
 from fl_vitlora.errors import UserError
 
-INNER = "images"  # a folder of this name in a class, or in a split without classes, means nothing
+INNER = "images"  # in a class, or in a split without classes, a folder of this name has no meaning
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
 
     Args:
         listing: The listing of all files of the folder.
-        config: The settings of the data; `layout` decides when the folders leave a choice.
+        config: The settings of the data; `layout` decides if the folders can be understood in two
+            ways.
 
     Returns:
         The images, sorted by name; each file occurs once.
@@ -91,7 +93,7 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
 
 
 def to_parts(root: Path, items: Sequence[Item]) -> dict[str, Part]:
-    """Makes a part of each split; its classes are sorted by name.
+    """Creates a `Part` for each split; the classes of a part are sorted by name.
 
     Args:
         root: The folder of the data set.
@@ -130,7 +132,7 @@ def number_folders(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def without_labels(items: Sequence[Item]) -> set[str]:
-    """Returns the splits in which no image has a class.
+    """Returns the names of the splits in which no image has a class.
 
     Args:
         items: The images with their splits and classes.
@@ -178,7 +180,7 @@ def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: Dat
 
 
 def _are_clients(files: Sequence[File]) -> bool:
-    """Returns True if there are several first folders and each image lies in a split below one."""
+    """Returns True if there are several top folders, and each image lies in a split below them."""
     several = len({file.parts[0] for file in files}) > 1
     return several and all(len(file.parts) > 3 and meaning_of(file.parts[1]) for file in files)
 
@@ -192,11 +194,11 @@ def _sort(
         where: The folder of the data set, for messages.
         files: The image files.
         depth: The level of the first folder to read; 0 is the first level.
-        splits: Whether this first folder is a split.
-        strict: Whether to refuse folders below a class folder.
+        splits: True if the folder at this level is a split.
+        strict: True to refuse folders below a class folder.
 
     Raises:
-        UserError: When `strict` is set and an image lies in a folder below its class folder.
+        UserError: When `strict` is True and an image lies in a folder below its class folder.
     """
     below = depth + 1 if splits else depth
     items = []
@@ -238,10 +240,11 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
 def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
     """Checks that either all images of a split have a class or none has.
 
-    The images of a split whose only folder is `images` have no class.
+    If the only folder of a split is `images`, the images of this split have no class.
 
     Raises:
-        UserError: When a split mixes both kinds, or when training images have no class.
+        UserError: When only some images of a split have a class, or when training images have no
+            class.
     """
     trained = {item.label for item in items if _is_trained(item.split, config)}
     settled = []
@@ -267,7 +270,7 @@ def _is_trained(split: str, config: DataConfig) -> bool:
 
 
 def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list[Item]:
-    """Reads the folders of clients: CLIENT/CLASS, or CLIENT/SPLIT/CLASS if all clients have splits.
+    """Reads folders of clients: CLIENT/CLASS, or CLIENT/SPLIT/CLASS if all clients have splits.
 
     Raises:
         UserError: When only some clients have splits, or when an image lies in no class folder.
@@ -294,7 +297,7 @@ def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list
 
 
 def _once(root: Path, items: Sequence[Item]) -> list[Item]:
-    """Keeps each file once, however many links lead to it.
+    """Keeps each file once, even if several links lead to the same file.
 
     Raises:
         UserError: When one file lies in two splits, two classes or two clients' folders.
@@ -314,7 +317,7 @@ def _once(root: Path, items: Sequence[Item]) -> list[Item]:
 
 
 def _fetcher(root: Path, files: Sequence[File]) -> Fetch:
-    """Returns the function that takes positions and returns the image files there."""
+    """Returns the function that takes positions and returns the image files at them."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [files[position] for position in positions.tolist()]

@@ -1,7 +1,7 @@
-"""Labelled images that are read on demand: the type that every source returns.
+"""The type `Images`, which every source of images returns: labels, and pixels that are read later.
 
-Labels are in memory; pixels are read only when they are needed. So a data set larger than the
-memory can be encrypted shard by shard.
+The labels are in memory; the pixels are read only when they are needed. So a data set that is
+larger than the memory can be encrypted shard by shard.
 
 n images of H × W pixels.
 """
@@ -20,13 +20,14 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Labelled images that are read on demand.
+    """Images with labels; the pixels are read when they are needed.
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.
-        class_names: The class name of each label, the same for all splits.
-        read: The function that takes positions, H and W, and returns the RGB pixels there, uint8
-            (len(positions), 3, H, W).
+        class_names: The name of each class, in the order of the labels; all splits have the same
+            names.
+        read: The function that takes positions, H and W, and returns the RGB pixels of the images
+            at these positions, uint8 (len(positions), 3, H, W).
         owners: The client that holds each image, int64 (n,); None if the data set has no clients.
     """
 

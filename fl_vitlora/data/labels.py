@@ -1,6 +1,6 @@
 """Converts the values of label columns to class names.
 
-A text, a whole number, true or false can name a class. An empty value cannot.
+A class can be named by a text, a whole number, true or false, but not by an empty value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WHOLE = re.compile(r"(-?\d+)\.0+")  # a whole number, as in columns where a valu
 
 
 def class_of(value: Any, where: str) -> str:
-    """Returns the name of the class that a value stands for.
+    """Returns the name of the class that a value of a label column means.
 
     Args:
         value: The value in a label column.
@@ -28,7 +28,7 @@ def class_of(value: Any, where: str) -> str:
         The class name.
 
     Raises:
-        UserError: When the value is empty or cannot name a class.
+        UserError: When the value is empty or cannot be the name of a class.
 
     Example:
         >>> [class_of(value, "row 0") for value in ("cat ", 3, 3.0, "3.0", True)]
@@ -50,9 +50,10 @@ def class_of(value: Any, where: str) -> str:
 
 
 def expect_no_mark(names: Sequence[str], where: Callable[[int], str]) -> None:
-    """Checks that no row has the label -1 in the meaning "no label".
+    """Checks that no row has the label -1 if -1 means "no label".
 
-    Beside other whole numbers, -1 means "no label". If 1 is the only other label, -1 is a class.
+    If the other labels are whole numbers, -1 means "no label". But if 1 is the only other label, -1
+    is a class.
 
     Args:
         names: The class name of each row.

@@ -1,7 +1,7 @@
 """Lists all files below a folder; links are followed, and a cycle of links is followed once.
 
-Each file has a name and a place on the disk (device and inode). The place shows when two links
-lead to the same image.
+Each file has a name, and a place on the disk (device and inode). If two names have the same place,
+they lead to the same image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class File:
     Attributes:
         name: The path of the file relative to the folder, with "/" between its parts.
         place: The device and the inode of the file.
-        linked: Whether the path leads through a symbolic link.
+        linked: True if the path leads through a symbolic link.
     """
 
     name: str
@@ -65,16 +65,16 @@ class Listing:
 
 
 def list_folder(root: Path, *, dicom: bool) -> Listing:
-    """Lists all files below a folder in one pass.
+    """Lists all files below a folder, and reads each folder once.
 
     Hidden files, and files that operating systems create (`PASSED_OVER`), are left out.
 
     Args:
         root: The path of the folder.
-        dicom: Whether DICOM files count as images.
+        dicom: True if DICOM files count as images.
 
     Returns:
-        The listing of the other files.
+        The listing of all files that are not left out.
 
     Raises:
         UserError: When a folder cannot be read, or when an image is a broken link.
@@ -160,7 +160,7 @@ def is_dicom(path: str, name: str) -> bool:
 def same_file(root: Path, one: File, other: File) -> bool:
     """Returns True if two names lead to one file.
 
-    Some file systems give one inode number to two files, so that equal places are not enough.
+    Some file systems give two files the same inode number, so it is not enough to compare places.
 
     Args:
         root: The listed folder.
@@ -175,13 +175,13 @@ def same_file(root: Path, one: File, other: File) -> bool:
 
 @dataclass(frozen=True)
 class _Folder:
-    """The folder that the walk is in.
+    """A folder whose files are being listed.
 
     Attributes:
         name: The path of the folder relative to the root, with a "/" at its end.
         device: The device of the folder.
-        above: The places of this folder and of all folders above.
-        linked: Whether the path leads through a symbolic link.
+        above: The places of this folder and of all folders above it.
+        linked: True if the path leads through a symbolic link.
     """
 
     name: str
@@ -191,7 +191,7 @@ class _Folder:
 
 
 def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str], _Folder]]:
-    """Yields each entry that is not a folder, together with its folder."""
+    """Yields each file below a folder, together with the folder that contains the file."""
     with os.scandir(path) as entries:
         for entry in entries:
             if is_passed_over(entry.name):
@@ -213,7 +213,7 @@ def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str],
 
 
 def _take(listing: Listing, entry: os.DirEntry[str], folder: _Folder, *, dicom: bool) -> None:
-    """Adds a file to the images or to the other files of a listing.
+    """Adds a file to a listing: to its images, or to its other files.
 
     Raises:
         UserError: When an image is a broken link.

@@ -1,7 +1,8 @@
-"""A data set in a local folder: finds out its kind and its splits.
+"""Finds out the kind and the splits of a data set in a local folder.
 
-A folder has one of five kinds: a data set saved by `datasets`, parquet files, tar files, a table of
-images, or folders of images by class. It is read as this kind alone.
+A folder has one of five kinds: a data set that the library `datasets` saved, parquet files, tar
+files, a table of images, or folders of images by class. Files that belong to another kind are not
+read.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Found:
     """The splits of a data set.
 
     Attributes:
-        choice: The splits chosen for training and for testing.
+        choice: The names of the splits for training and for testing.
         sizes: The number of images in each split.
-        part: The function that makes the part of a split from the split's name.
-        notes: Texts on what is not used, apart from splits.
+        part: The function that takes the name of a split and returns the `Part` of this split.
+        notes: Texts about files that are not used; unused splits are not among them.
     """
 
     choice: Choice
@@ -88,7 +89,8 @@ def from_rows(
         The splits of the data set.
 
     Raises:
-        UserError: When there are no splits, or when the columns or splits cannot be found.
+        UserError: When the data set has no splits, or when the columns or the wanted splits cannot
+            be found.
     """
     names = list(splits)
     if not names:
@@ -174,7 +176,7 @@ def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
 
 
 def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
-    """Returns the choice for a data set without splits.
+    """Returns the choice of splits for a data set that has no splits.
 
     Raises:
         UserError: When a setting names a split.
@@ -186,7 +188,7 @@ def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
 
 
 def _from_tables(path: Path, listing: Listing, tables: Sequence[str], config: DataConfig) -> Found:
-    """Opens images that tables list."""
+    """Opens the images whose paths a table lists."""
     parts = read_tables(listing, tables, config)
     used = sum(len(part) for part in parts.values())
     left = len(listing.images) - used
@@ -230,7 +232,7 @@ def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Li
 
 
 def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None:
-    """Checks that no file has two names: its images would be in two splits, or twice in one.
+    """Checks that no file has two names, because its images would then be used twice.
 
     Raises:
         UserError: When two of the names lead to the same file.
@@ -264,12 +266,12 @@ def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
 
 
 def _dicom_files(root: Path, files: Sequence[File]) -> list[File]:
-    """Returns the DICOM files among the files."""
+    """Returns those of the files that are DICOM images."""
     return [file for file in files if is_dicom(str(root / file.name), file.name)]
 
 
 def _found_instead(listing: Listing) -> str:
-    """Returns the end of the error about a folder without images: the files that were found."""
+    """Returns the part of an error that says which files a folder without images has."""
     if not listing.others:
         return " and no other file"
     dicom = _dicom_files(listing.root, listing.others)

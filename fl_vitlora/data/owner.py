@@ -1,9 +1,9 @@
-"""The data owner's side: plain images go in, encrypted shards come out.
+"""The work of the data owner: encrypts plain images and writes them as encrypted shards.
 
-Plain images and a key meet only in this module and in `data.reencryption`. Workers and the server
-see only what these modules write: ciphertext and labels, in files that are sealed at rest. A
-shard's metadata name its key and its party. With them, the owner of the key ring can decrypt the
-shard or encrypt it under a new key.
+Only this module and `data.reencryption` use plain images and a key together. Workers and the server
+see only what these modules write: ciphertext and labels, in files that are encrypted on disk
+("sealed"). The metadata of a shard name its key and its party. With these two names, the owner of
+the key ring can decrypt the shard or encrypt it under a new key.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def key_holder(
         The key holder.
 
     Raises:
-        UserError: When the blocks do not divide the images, or when more blocks or entries are to
-            stay fixed than there are.
+        UserError: When the images cannot be divided into whole blocks, or when more blocks or
+            entries should stay fixed than exist.
     """
     encryption = config.encryption
     learnable = any("nibble" in step for step in encryption.steps)
@@ -91,20 +91,22 @@ def write_encrypted_shards(
 ) -> None:
     """Encrypts the training shard of every client and the test images, and writes them to disk.
 
-    The files are not flushed to the disk one by one, since with many clients this would take most
-    of the time. A lost shard can be made again from the owner's images.
+    The function does not wait until each file is on the disk, since with many clients this would
+    take most of the time. If a shard is lost, the owner can make it again from the images.
 
     Args:
         folder: The folder of the shards; it must exist.
         train: The training images.
         test: The test images.
         parts: The positions of each client's training images.
-        test_parts: The positions of each client's test images; empty when all test images belong
-            to one party.
+        test_parts: The positions of each client's test images; empty if all test images belong to
+            one party.
         holder: The key holder that encrypts; its keys are not stored.
-        metadata: Facts to write beside the images; they must not hold a secret.
-        storage: The storage key that seals the shards at rest; without one they are in the clear.
-        at_once: The most bytes of plain images in memory together, unless one shard has more.
+        metadata: Texts to write into every shard in addition to the images; they must not contain a
+            secret.
+        storage: The storage key that encrypts the files on disk; None to write them unencrypted.
+        at_once: The largest number of bytes of plain images that are in memory together. A shard
+            with more bytes is read alone.
     """
     common = {**metadata, **_describe(holder)}
 
@@ -123,9 +125,9 @@ def write_encrypted_shards(
 
 
 def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Groups neighbouring items so that no group's sum of sizes exceeds a limit.
+    """Puts neighbouring items into groups, so that no group has more than a largest total size.
 
-    An item that exceeds the limit by itself forms a group of its own.
+    An item that is larger than this size forms a group of its own.
 
     Args:
         sizes: The size of each item.
@@ -157,7 +159,7 @@ def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
         seed: The run's seed.
 
     Returns:
-        K disjoint arrays of positions, which together cover all test images.
+        K arrays of positions. Each test image is in exactly one array.
 
     Raises:
         UserError: When there are fewer test images than clients.
@@ -175,7 +177,7 @@ def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
 
 
 def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
-    """Returns the test shard as encrypted, re-encrypted under a wrong key, and decrypted.
+    """Returns a test shard in three forms: encrypted, encrypted under a wrong key, and decrypted.
 
     Args:
         shard: The test shard, encrypted for the party.
@@ -216,7 +218,7 @@ def find_shards(place: Path) -> list[Path]:
 
 
 def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
-    """Checks that no shard in a folder was left out because its metadata lack its party.
+    """Checks that no shard was missed in the search because its metadata name no party.
 
     Args:
         places: The folders or run folders that were searched.
@@ -242,7 +244,7 @@ def _encrypted(
     holder: KeyHolder,
     at_once: int,
 ) -> Iterator[Shard]:
-    """Yields the encrypted shard of each party; small parties are read and encrypted together."""
+    """Yields the encrypted shard of each party; parties with few images are encrypted together."""
     shape = holder.cipher.image_shape
     for piece in pieces([len(positions) for positions in places], at_once // math.prod(shape)):
         together = np.concatenate(places[piece])

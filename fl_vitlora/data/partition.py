@@ -29,8 +29,8 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
         seed: The run's seed.
 
     Returns:
-        K disjoint arrays of positions, the largest first. A round then starts with its longest
-        jobs, which keeps the workers evenly busy.
+        K disjoint arrays of positions, the largest first. So a round starts with the clients that
+        take longest to train, which keeps all workers busy.
 
     Raises:
         UserError: When there are too few images for `min_samples` per client.
@@ -66,7 +66,8 @@ def natural_partition(
         config: The settings of the data, which hold `min_samples`.
 
     Returns:
-        K arrays of positions, the largest first as in `partition`, and the owner of each array.
+        K arrays of positions, the largest first as in `partition`, and the owner of the images of
+        each array.
 
     Raises:
         UserError: When the number of owners is not K, or when an owner has too few images.
@@ -96,7 +97,7 @@ def divide_by_owner(owners: Indices | None, order: list[int]) -> list[Indices]:
         order: The owners in the order that `natural_partition` returns.
 
     Returns:
-        The positions of each client's test images, in that order.
+        The positions of each client's test images, in the order `order`.
 
     Raises:
         UserError: When a client has no test images.
@@ -126,8 +127,8 @@ def _by_labels(
 ) -> list[Indices]:
     """Divides images by label with a partitioner of flwr-datasets.
 
-    The partitioner sees the images in the order `order`, since some partitioners fill the clients
-    in the order of the rows.
+    The images are given to the partitioner in the order `order`, because some partitioners deal out
+    the images in the order in which they get them.
     """
     import datasets
 

@@ -1,7 +1,7 @@
 """Converts stored images to RGB pixels of 8 bits: depth, transparency and size.
 
-Images of 8 bits per channel keep their values. Images of more bits are scaled by the range that
-their format states; without a stated range they are refused (`data.depth`).
+Images of 8 bits per channel keep their values. Images of more bits are scaled to 8 bits by the
+range that their format states. If the format states no range, the image is refused (`data.depth`).
 
 H × W pixels.
 """
@@ -43,7 +43,8 @@ class Look:
     """The settings for converting images to the model's pixels.
 
     Attributes:
-        fit: The way to fit images of another aspect ratio: squash, crop or pad.
+        fit: The way to change images whose ratio of height to width is not H / W: squash, crop or
+            pad.
         background: The RGB colour behind transparent images and around padded images.
         pixel_range: The values that become black and white in images of more than 8 bits; () if
             the settings state none.
@@ -99,11 +100,11 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
 
 
 def tell_depth(part: Part, look: Look) -> str | None:
-    """Checks a few images and returns a note if they have 16 bits but leave the upper bits unused.
+    """Checks a few images; returns a note if they have 16 bits but do not use the upper bits.
 
     Args:
         part: The split that holds the images.
-        look: The settings for the conversion; a stated range makes the note needless.
+        look: The settings for the conversion; if they state a range, no note is returned.
 
     Returns:
         A note for the user, or None.
@@ -175,7 +176,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _opaque(image: Any, background: tuple[int, int, int]) -> Any:
-    """Returns the image as RGB; a transparent image is laid on the background colour."""
+    """Returns the image as RGB; puts the background colour behind a transparent image."""
     from PIL import Image
 
     if image.mode not in TRANSPARENT and "transparency" not in image.info:

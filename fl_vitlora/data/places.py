@@ -1,7 +1,7 @@
-"""Resolves the paths that a data set names; only files in the data set's folders are opened.
+"""Resolves the paths that a data set names; a path must lead to a file in its own folders.
 
-A table or a column may name anything: a network address, a private file, a device. Opening it
-could contact a server, or put a private file among the training images.
+A path in a table may lead anywhere: to a network address, a private file or a device. If such a
+path were opened, the program could contact a server, or use a private file as a training image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
         starts: The folders to which a relative path may refer; the first in which the file exists
             is used.
         folders: The folders that may hold files of the data set, its own folder first.
-        where: The row that names the path, for messages.
+        where: The description of the row that names the path, for messages.
 
     Returns:
         The path of the file, with links resolved.

@@ -1,7 +1,7 @@
 """Re-encryption of shards after the owner's key was rotated.
 
-The key ring keeps the old secrets. Each shard is decrypted under the secret that its metadata name,
-and encrypted under the current one.
+The key ring keeps the old secrets. Each shard is decrypted with the secret that its metadata name,
+and is then encrypted with the current secret.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
         ring: The key ring to search.
 
     Returns:
-        The key holder of each shard. It has no encryption steps when only the file is sealed.
+        The key holder of each shard. The holder has no encryption steps if the images are plain and
+        only the file is encrypted ("sealed").
 
     Raises:
         UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when the
@@ -43,23 +44,24 @@ def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
 
 
 def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
-    """Encrypts shards under the ring's current secret, whichever of its secrets they were under.
+    """Encrypts shards with the current secret of a key ring, after decrypting them.
 
-    A file that was sealed under a secret of the ring is also sealed under the current secret. A
-    file that was sealed under a passphrase keeps the passphrase. All files are verified before the
-    first is changed, and each is replaced as a whole. After an interruption, every shard is still
-    under a key of the ring and names this key.
+    A shard can be under any secret of the ring. A file that was sealed under a secret of the ring
+    is sealed again under the current secret. A file that was sealed under a passphrase keeps the
+    passphrase. All files are verified before the first file is changed, and each file is replaced
+    as a whole. If the function is interrupted, every shard is still encrypted with a secret of the
+    ring, and its metadata name this secret.
 
     Args:
         shards: The paths of the shards.
         ring: The key ring, with the current secret and the old ones.
 
     Returns:
-        The files that were under another secret and have been rewritten.
+        The files that were not yet under the current secret, and that the function has rewritten.
 
     Raises:
         UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when the
-            ring lacks its key; no file has been changed then.
+            ring lacks its key. In these cases no file is changed.
     """
     holders, current = holders_of(shards, ring), key_id(ring.current)
     keys = of_ring(ring)
@@ -87,7 +89,7 @@ def _is_under_another(path: Path, storage: StorageKey | None) -> bool:
 
 
 def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
-    """Returns the storage key for rewriting a shard, or None if the shard is not sealed.
+    """Returns the storage key with which to rewrite a shard, or None if the shard is not sealed.
 
     A shard that was sealed under a passphrase keeps the passphrase; any other sealed shard gets the
     storage key of the ring's current secret.
@@ -101,7 +103,7 @@ def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
 
 
 def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
-    """Finds the key that encrypted a shard, from the metadata that its owner wrote."""
+    """Finds the key that encrypted a shard; the metadata of the shard name this key."""
     shard, metadata = read_shard(path, of_ring(ring))
     under, name = sealed_under(path), metadata.get("key_id", "")
     if not name and (under is None or under[0].startswith(BY_PASSPHRASE)):
@@ -118,5 +120,5 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
 
 
 def _part(metadata: Mapping[str, str]) -> Part:
-    """Returns "test" for a test shard and "train" for any other shard."""
+    """Returns the part of a shard: "test" for a test shard, "train" for any other shard."""
     return "test" if metadata["part"] == "test" else "train"

@@ -1,9 +1,10 @@
 """Shards on disk: the encrypted images and the labels of one party, in one file.
 
-A file is sealed at rest under a storage key (`encryption.at_rest`), so that it reveals no images,
-labels or class names without the key. Otherwise the file is in the clear and carries a digest
-(`storage.checksummed`). Each shard names its party, its part (training or testing) and its classes.
-All three are checked when a run opens the shard.
+A file may be sealed, which means that the whole file is encrypted under a storage key
+(`encryption.at_rest`). Without the key a sealed file reveals no images, labels or class names. A
+file that is not sealed contains a digest, by which damage is detected (`storage.checksummed`). Each
+shard names its party, its part (training or testing) and its classes. A run checks all three when
+it opens the shard.
 
 n images, C channels, H × W pixels.
 """
@@ -78,7 +79,7 @@ def client_test_shard(client: int) -> str:
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """Returns the party and the part, "train" or "test", that the name of a shard stands for.
+    """Returns the party and the part, "train" or "test", that the file name of a shard means.
 
     Args:
         name: The file name of the shard.
@@ -107,9 +108,9 @@ def write_shard(
         path: The path of the file.
         shard: The images and labels.
         metadata: A description of how the shard was made; it must not hold a secret.
-        key: The storage key that seals the file; without one the file is in the clear.
-        durable: Whether to flush the file to the disk, as in `write_atomically`. Without it a power
-            failure can cut the shard short, and such a shard cannot be opened.
+        key: The storage key that seals the file; None to write a file that is not sealed.
+        durable: True to wait until the file is on the disk, as in `write_atomically`. If False, a
+            power failure can truncate the shard, and a truncated shard cannot be opened.
     """
     if key is None:
         tensors = {"images": shard.images, "labels": shard.labels}
@@ -123,7 +124,7 @@ def write_shard(
 
 
 def is_shard(path: Path) -> bool:
-    """Returns True if a file is a shard; this needs no key and verifies nothing.
+    """Returns True if a file is a shard; needs no key and does not verify the content.
 
     Args:
         path: The path of the file.
@@ -135,9 +136,9 @@ def is_shard(path: Path) -> bool:
 
 
 def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
-    """Reads the metadata of a shard: its description without its images.
+    """Reads only the metadata of a shard, without its images.
 
-    The metadata of a shard in the clear are not verified here; only `read_shard` verifies them.
+    If the shard is not sealed, its metadata are not verified here; only `read_shard` verifies them.
 
     Args:
         path: The path of the shard.
@@ -161,7 +162,7 @@ def open_shard(path: Path, keys: StorageKeys = NO_KEYS) -> Shard:
 def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str, str]]:
     """Reads and verifies a shard and its metadata.
 
-    A sealed shard is opened in memory: its content is never written to disk in the clear.
+    A sealed shard is decrypted in memory; its decrypted content is never written to disk.
 
     Args:
         path: The path of the shard.
@@ -193,19 +194,19 @@ def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str
 def open_own_shard(
     path: Path, class_names: Sequence[str], keys: StorageKeys | None = None
 ) -> Shard:
-    """Opens a shard for a run, checks its party and gives its classes the run's numbers.
+    """Opens a shard for a run, checks its party, and changes its labels to those of the run.
 
     Args:
         path: The path of the shard; its name says which party must own the shard.
         class_names: The names of the run's classes, in the run's order.
-        keys: The storage keys that may open the shard; None when the run's shards are in the clear.
+        keys: The storage keys that may open the shard; None if the run's shards are not sealed.
 
     Returns:
         The shard; its labels are positions in `class_names`.
 
     Raises:
         UserError: When the shard cannot be read, belongs to another party or has other classes than
-            the run, or when it is in the clear although keys are given.
+            the run, or when the shard is not sealed although keys are given.
     """
     if keys is not None and sealed_under(path) is None:
         raise UserError(
@@ -243,10 +244,10 @@ def class_names_of(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
 
 
 def _read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
-    """Reads metadata and image shape from the text of a sealed shard, which only the owner wrote.
+    """Reads the metadata and the image shape from the text that the owner put into a sealed shard.
 
     Raises:
-        UserError: When the text is not that of a shard.
+        UserError: When the text does not have the form of a shard's text.
     """
     try:
         described = json.loads(text)

@@ -1,7 +1,8 @@
-"""A cache of the shards that a worker opened last, limited in bytes.
+"""A cache of the shards that a worker opened last, with a largest size in bytes.
 
-The operating system maps a shard in the clear from its file, and can drop its pages at any time. A
-sealed shard is decrypted into the memory of each worker, so a large data set must not stay open.
+A shard that is not sealed is mapped from its file, and the operating system can free this memory at
+any time. But a sealed shard is decrypted into the memory of each worker. So a worker must not keep
+all shards of a large data set open.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class Shelf:
 
     Args:
         open_shard: The function that opens a shard by its name.
-        most: The most bytes of images to keep; the shard used last is kept at any size. None keeps
-            all shards.
+        most: The largest number of bytes of images to keep. The shard that was used last is always
+            kept, even if it is larger. None keeps all shards.
     """
 
     def __init__(self, open_shard: Callable[[str], Shard], most: int | None = MOST_KEPT) -> None:

@@ -1,7 +1,8 @@
-"""Where images come from: the bundled digits, a folder, or the Hugging Face hub.
+"""Loads images from the bundled digits, a folder, or the Hugging Face hub.
 
-Every source gives two values of the type `Images`, one for training and one for testing. It also
-gives one line that says what was found, what is used, and where the test images come from.
+Every source returns two values of the type `Images`, one for training and one for testing. It also
+returns one line of text that says which images were found, which of them are used, and where the
+test images come from.
 
 n images of H × W pixels.
 """
@@ -34,7 +35,7 @@ class Source:
     Attributes:
         train: The training images.
         test: The test images.
-        told: One line of text that says what was found and which part of it is used.
+        told: One line of text that says which images were found and which of them are used.
     """
 
     train: Images
@@ -43,7 +44,7 @@ class Source:
 
 
 def load(config: DataConfig) -> tuple[Images, Images]:
-    """Loads the training and the test images, without the line that `load_source` adds.
+    """Loads the training and the test images, without the line of text that `load_source` returns.
 
     Args:
         config: The settings of the data.
@@ -62,8 +63,9 @@ def load_source(config: DataConfig) -> Source:
         config: The settings of the data, which name the source.
 
     Returns:
-        The images and a line about them. If the source has no test split, a fixed, stratified share
-        of its images is held out for testing.
+        The images and a line of text about them. If the source has no test split, a share of its
+        training images is used for testing only. This share is the same in every run and stratified
+        by class.
 
     Raises:
         UserError: When the source is not found, or when its layout is not understood.
@@ -101,7 +103,7 @@ def _digits() -> Images:
 
 
 def _hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
-    """Splits images into training and test images; the test share is stratified by class."""
+    """Divides images into training and test images, with the same share of every class."""
     from sklearn.model_selection import train_test_split
 
     try:
@@ -119,7 +121,8 @@ def _hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
 def _limit(images: Images, limit: int | None) -> Images:
     """Keeps at most `limit` images, drawn at random under a fixed seed.
 
-    The first images of a source may all be of one class; a random selection is not.
+    The images are drawn at random, because the first images of a source may all have the same
+    class.
     """
     if limit is None or limit >= len(images):
         return images
@@ -127,11 +130,11 @@ def _limit(images: Images, limit: int | None) -> Images:
 
 
 def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], str | None]:
-    """Opens a folder or a hub data set and numbers the classes of both splits in the same way.
+    """Opens a folder or a hub data set; a class gets the same label in both splits.
 
     Returns:
-        The training images, the test images, the origin of the test images, the notes on what is
-        not used, and a warning about the bit depth or None.
+        The training images, the test images, a text on the origin of the test images, notes about
+        unused files and splits, and a warning about the bit depth or None.
     """
     found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
     choice = found.choice
@@ -152,14 +155,14 @@ def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], st
 
 
 def _from_hub(config: DataConfig) -> Found:
-    """Opens a data set of the hub; importing its library takes long, so it is imported here."""
+    """Opens a data set of the hub; imports the library only here, because the import is slow."""
     from fl_vitlora.data.hub_datasets import hub_folders, open_hub
 
     return from_rows(config.name, open_hub(config), config, hub_folders())
 
 
 def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataConfig) -> Images:
-    """Makes the images of one split, which are read when they are needed."""
+    """Creates the `Images` of one split, whose pixels are read when they are needed."""
     look = look_of(config)
     return Images(
         labels=labels,
@@ -170,14 +173,14 @@ def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataCon
 
 
 def _held_out(config: DataConfig) -> str:
-    """Returns the text for test images that were held out of the training images."""
+    """Returns the text that says that the test images are a share of the training images."""
     return f"{100 * config.test_fraction:g} % held out of the training images"
 
 
 def _tell(
     train: Images, test: Images, origin: str, notes: tuple[str, ...], warning: str | None
 ) -> str:
-    """Returns the line about the images; unprintable characters become spaces."""
+    """Returns the line of text about the images; unprintable characters become spaces."""
     line = (
         f"data: {count(len(train), 'image')} for training, {len(test):,} for testing ({origin}), "
         f"{len(train.class_names)} classes: {name_some(train.class_names)}"

@@ -1,7 +1,7 @@
 """Chooses the splits of a data set for training and for testing.
 
-The names of splits are compared without case. Splits are never pooled. The splits that are not used
-are reported by name.
+Upper and lower case do not matter in the names of splits. Two splits are never joined into one. The
+names of the splits that are not used are reported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Choice:
 
     Attributes:
         train: The name of the split for training.
-        test: The name of the split for testing; None if a share is held out from training.
+        test: The name of the split for testing; None if a share of the training images is used for
+            testing.
         unused: The names of all other splits.
     """
 
@@ -44,7 +45,7 @@ class Choice:
 
 
 def meaning_of(name: str) -> str | None:
-    """Returns the standard split that a name stands for, or None.
+    """Returns the standard split that a name means, or None if the name means no split.
 
     Args:
         name: The name of a folder, a file or a split.
@@ -72,7 +73,8 @@ def choose_splits(
         The chosen splits.
 
     Raises:
-        UserError: When the choice is not clear; the message names the setting that makes it clear.
+        UserError: When several splits could be meant, or none; the message names the setting that
+            decides.
 
     Example:
         >>> choose_splits("photos", ["Train", "val", "test"], DataConfig())
@@ -95,7 +97,7 @@ def choose_splits(
 
 
 def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
-    """Chooses the training split: by the setting, else by its name, else the only split.
+    """Chooses the training split: by the setting, else by its name, else takes the only split.
 
     Raises:
         UserError: When there is no training split.
@@ -114,10 +116,10 @@ def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
 
 
 def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[str]) -> str | None:
-    """Chooses the test split by its name, else the validation split; None if there is neither.
+    """Chooses the test split, else the validation split; returns None if neither exists.
 
     Raises:
-        UserError: When these splits exist and none has labels.
+        UserError: When a test or validation split exists, but none of them has labels.
     """
     without = []
     for split in (TEST, VALIDATION):
@@ -137,10 +139,11 @@ def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[s
 
 
 def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
-    """Finds a split by its exact name, else by its name without case.
+    """Finds a split by its exact name, else by its name in upper or lower case.
 
     Raises:
-        UserError: When no split has the name, or when several differ from it only in case.
+        UserError: When no split has the name, or when several splits have it in different upper and
+            lower case.
     """
     for name in names:
         if name == wanted:
@@ -152,10 +155,10 @@ def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
 
 
 def _meaning(where: str, names: Sequence[str], split: str, setting: str) -> str | None:
-    """Finds the split whose name stands for `split`; None if there is none.
+    """Finds the split whose name means `split`; returns None if there is none.
 
     Raises:
-        UserError: When several names stand for the split.
+        UserError: When the names of several splits mean `split`.
     """
     found = [name for name in names if meaning_of(name) == split]
     if len(found) > 1:

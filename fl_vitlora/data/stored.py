@@ -1,7 +1,7 @@
-"""Data sets in the formats of the `datasets` library and the hub: saved to disk, or parquet files.
+"""Opens data sets that the library `datasets` saved to disk, and parquet files of the hub.
 
-They are opened without the library's search for files and without downloads. So nothing in the
-folder is executed, and no server is contacted.
+The library neither searches the folder for files nor downloads any. So no code in the folder is
+executed, and no server is contacted.
 """
 
 from __future__ import annotations
@@ -74,14 +74,15 @@ def open_parquet(root: Path, files: Mapping[str, Sequence[Path]]) -> Mapping[str
         The rows of each split, by the name of the split.
 
     Raises:
-        UserError: When a file is damaged, was not downloaded, or has other columns than the rest.
+        UserError: When a file is damaged, was not downloaded, or has other columns than the other
+            files.
     """
     with _local(root):
         return {split: _read_parquet(root, paths) for split, paths in files.items()}
 
 
 def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
-    """Reads the files of one split; the classes keep the numbers that this split gives them.
+    """Reads the files of one split; the labels stay as they are in this split.
 
     Raises:
         UserError: When a file was not downloaded, or has other columns than the first file.
@@ -122,8 +123,8 @@ def group_shards(
 ) -> dict[str, list[str]]:
     """Groups parquet or tar files by the splits in their names, as the hub does.
 
-    The start of the file's name is the split if it stands for one, else a folder's name, else
-    "train".
+    If the name of a file begins with the name of a split, the file belongs to this split. Otherwise
+    the name of a folder above the file can name the split. If neither does, the split is "train".
 
     Args:
         where: The folder of the data set, for messages.
@@ -162,7 +163,7 @@ def group_shards(
 
 @cache
 def cache_folder() -> Path:
-    """Returns the folder for the tables that the library makes from parquet files.
+    """Returns the folder in which the library stores the tables that it makes from parquet files.
 
     This is the library's own cache folder, or a temporary folder if the cache is not writable.
     """
@@ -185,7 +186,7 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def _local(path: Path) -> Iterator[None]:
-    """Keeps the library silent and offline, and turns its errors into messages of one line.
+    """Keeps the library silent and offline inside a `with` block; shortens its errors to one line.
 
     Raises:
         UserError: When the code inside the context raises an error.

@@ -1,7 +1,7 @@
 """Reads tables of image paths and labels: CSV, TSV and JSON lines.
 
-Messages name a row by its file and line. A path is relative to the folder of the table, or to the
-folder of the data set.
+Messages name a row by its file and line. The path of an image is relative to the folder of the
+table, or to the folder of the data set.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class Row:
 def find_tables(listing: Listing) -> list[str]:
     """Finds the tables that describe images; other tables are not used.
 
-    These are tables named `metadata` (such as `metadata.csv`) in the folder or in a folder directly
-    below it, and tables named after splits in the folder itself.
+    A table describes images if its name is `metadata` (such as `metadata.csv`) and it lies in the
+    folder or in a folder directly below it. A table also describes images if its name is that of a
+    split and it lies in the folder itself.
 
     Args:
         listing: The listing of all files of the folder.
@@ -69,13 +70,14 @@ def find_tables(listing: Listing) -> list[str]:
 
 
 def only_table(listing: Listing) -> list[str]:
-    """Finds the only table in the folder itself, whatever its name.
+    """Finds the only table in the folder itself; its name does not matter.
 
     Args:
         listing: The listing of all files of the folder.
 
     Returns:
-        A list of its name; an empty list if there are several tables or none.
+        A list that contains the name of this table; an empty list if there are several tables or
+        none.
     """
     found = [
         file.name
@@ -88,8 +90,8 @@ def only_table(listing: Listing) -> list[str]:
 def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> dict[str, Part]:
     """Reads tables of images.
 
-    The column `split` names the split of a row, else the name of the table does, else the table's
-    folder.
+    The split of a row is in its column `split`. Without this column, it is the name of the table,
+    or else the name of the table's folder.
 
     Args:
         listing: The listing of all files of the folder.
@@ -122,7 +124,7 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
 
 
 class _Seen:
-    """The images that earlier rows named; an image in two rows could be in two splits.
+    """The images that earlier rows named; no image may occur in two rows or in two splits.
 
     Args:
         root: The folder of the data set.
@@ -150,7 +152,7 @@ class _Seen:
 
 
 def _part(rows: Sequence[tuple[Encoded, str, str]]) -> Part:
-    """Makes a part from rows of an image, its class name and its place in the table."""
+    """Creates a `Part`; each row has an image, its class name and its place in the table."""
     images = [image for image, _, _ in rows]
     labels = [label for _, label, _ in rows]
     expect_no_mark(labels, lambda row: rows[row][2])
@@ -209,10 +211,10 @@ def _json_row(where: str, line: str) -> Row:
 
 
 def _image_column(name: str, first: Row, config: DataConfig) -> str:
-    """Finds the column of image paths: by the setting, a known name, or the suffix of its values.
+    """Finds the column of image paths: by the setting, a known name, or the suffixes of the paths.
 
     Raises:
-        UserError: When there is no such column, or when several columns hold image paths.
+        UserError: When no column, or more than one column, can hold image paths.
     """
     columns = list(first.values)
     if config.image_column:
@@ -231,10 +233,10 @@ def _image_column(name: str, first: Row, config: DataConfig) -> str:
 
 
 def _label_column(name: str, first: Row, image_column: str, config: DataConfig) -> str:
-    """Finds the column of labels: by the setting, a known name, or as the only other column.
+    """Finds the column of labels: by the setting, by a known name, or because no other is left.
 
     Raises:
-        UserError: When there is no such column.
+        UserError: When no column can hold labels.
     """
     columns = list(first.values)
     if config.label_column:
@@ -281,7 +283,7 @@ def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collec
 
 
 def _split_of(name: str, row: Row) -> str:
-    """Returns the split of a row: from its column, else the table's name, else the table's folder.
+    """Returns the split of a row: from its column, the table's name or the table's folder.
 
     Raises:
         UserError: When the column is empty.

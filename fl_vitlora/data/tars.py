@@ -1,7 +1,8 @@
-"""Reads WebDataset tar files, in which an image and its label have one name and two suffixes.
+"""Reads WebDataset tar files, in which an image and its label have the same name up to the suffix.
 
-At first only the positions of the members are read; the images are read from the tar files on
-demand. Nothing is unpacked, and only labels and images are opened.
+A member is a file inside a tar file. At first only the positions of the members are read; an image
+is read from the tar file when it is needed. Nothing is unpacked to the disk, and only labels and
+images are opened.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Member:
     Attributes:
         tar: The path of the tar file.
         name: The name of the member.
-        start: The position of its first byte in the tar file.
-        size: Its size in bytes.
+        start: The position of the member's first byte in the tar file.
+        size: The size of the member in bytes.
     """
 
     tar: Path
@@ -86,7 +87,7 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
 
 
 def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
-    """Yields the samples of a tar file: their common name, and their members by suffix.
+    """Yields each sample of a tar file: the name of its members, and the members by suffix.
 
     Raises:
         UserError: When the file cannot be read, or when two members have the same name.
@@ -109,7 +110,7 @@ def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
 
 
 def _image_of(key: str, members: Mapping[str, Member], config: DataConfig) -> Member | None:
-    """Finds the image of a sample; None if the sample has no image.
+    """Finds the image of a sample; returns None if the sample has no image.
 
     Raises:
         UserError: When the sample has several images.
@@ -166,7 +167,7 @@ def _json(member: Member) -> dict[str, Any]:
     """Reads a member as a JSON object.
 
     Raises:
-        UserError: When the member is something else.
+        UserError: When the content of the member is not a JSON object.
     """
     try:
         content = json.loads(_text(member))
@@ -178,7 +179,7 @@ def _json(member: Member) -> dict[str, Any]:
 
 
 def _fetcher(images: Sequence[Member]) -> Fetch:
-    """Returns the function that takes positions and reads the images there."""
+    """Returns the function that takes positions and reads the images at them."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [images[position] for position in positions.tolist()]

@@ -1,1 +1,1 @@
-"""Perceptual encryption of images, block by block: pure functions that only the data owner runs."""
+"""Perceptual encryption: pure functions that hide images block by block, run by their owner."""

@@ -1,19 +1,21 @@
-"""Files that are encrypted ("sealed") on disk: without the key they reveal only their owner.
+"""Files that are encrypted ("sealed") on disk; without the key they reveal only the party's name.
 
 A file has a header, a small text and a body. The header is in the clear; text and body are
-encrypted and authenticated. The header has the format of safetensors, with a single tensor `sealed`
-of bytes. So any program for safetensors can open the file, and finds ciphertext:
+encrypted and authenticated. A sealed file has the format of safetensors, and its single tensor
+`sealed` holds the ciphertext. So any program for safetensors can open the file, but finds only
+ciphertext:
 
     header   key and party in the clear, a random salt, a check of the key, the length of the text
     chunk 0  the text
     chunk i  the body, 1 MiB each; the last chunk may be shorter; an empty body still has one chunk
 
-Each chunk is encrypted with AES-256-GCM. The key belongs to this file alone: HKDF-SHA256 of the
-party's storage key and a salt of 256 random bits. So the nonces need not be random: they count the
-chunks and mark the last one, as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015).
-Chunks that were cut off, added or reordered are therefore detected. The bytes of the header are
-authenticated with every chunk. GCM does not commit to a key, so the header has a check that does:
-bytes of the same HKDF.
+Each chunk is encrypted with AES-256-GCM. Every file has its own key: HKDF-SHA256 of the party's
+storage key and a salt of 256 random bits. So the nonces need not be random. A nonce is the number
+of the chunk and a mark on the last chunk, as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO
+2015). Because of these nonces, it is detected if chunks were cut off, added or reordered. The bytes
+of the header are authenticated with every chunk. With GCM alone, a file could be decrypted under
+two different keys without an error. Therefore the header contains a check of the key, which the
+same HKDF derives.
 """
 
 from __future__ import annotations
@@ -54,10 +56,10 @@ class Header:
         key: Name of the root storage key.
         party: The party that the file belongs to, for example "client 3".
         salt: 32 random bytes that only this file has.
-        check: 32 bytes that only the right key can derive.
+        check: 32 bytes that can be derived only from the right key.
         text: Length of the text in bytes.
         sealed: Length of all chunks together in bytes.
-        raw: The bytes of the header as they are in the file.
+        raw: The bytes of the header, unchanged from the file.
     """
 
     key: str
@@ -103,7 +105,7 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
 
 
 def sealed_under(path: Path) -> tuple[str, str] | None:
-    """Reads from the header under which storage key a file is sealed; nothing is verified.
+    """Reads the name of the storage key that seals a file from its header, without verification.
 
     Returns:
         The name of the storage key and the party, or None if the file is not sealed.
@@ -156,7 +158,7 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
 
 
 def _begin(file: BinaryIO, path: Path, keys: StorageKeys) -> tuple[Header, AESGCM]:
-    """Reads the header, finds the key and returns both."""
+    """Reads the header, finds the key of the file, and returns both."""
     header = _read_header(file, path)
     if header is None:
         raise DamagedFileError(path, "is not sealed")
@@ -188,7 +190,7 @@ def _decrypt(cipher: AESGCM, nonce: bytes, sealed: bytes, header: Header, path: 
 
 
 def _derive(party_key: bytes, salt: bytes) -> tuple[bytes, bytes]:
-    """Returns the key of a file and the check that proves it is the right one."""
+    """Returns the key of a file, and the check by which a reader recognises the right key."""
     both = HKDF(algorithm=SHA256(), length=64, salt=salt, info=INFO).derive(party_key)
     return both[:32], both[32:]
 
@@ -215,7 +217,7 @@ def _read_header(file: BinaryIO, path: Path) -> Header | None:
         if metadata.get(SEALED) is None:
             return None
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return None  # callers report what the file is instead
+        return None  # the caller reports that the file is not sealed
     if metadata[SEALED] != VERSION:
         raise DamagedFileError(
             path, f"is sealed as {metadata[SEALED]}, which this version cannot open"

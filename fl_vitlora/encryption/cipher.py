@@ -1,8 +1,8 @@
 """Ciphers: a sequence of perceptual encryption steps; each step has its own key.
 
-A `Cipher` is a list of `encryption.steps` for one shape of images. `encrypt` and `decrypt` are
-bijections on uint8 images. These ciphers hide what a person could *see*. They do not resist
-cryptanalysis, least of all when one key encrypts many images.
+A `Cipher` is a list of `encryption.steps` for images of one shape. `encrypt` and `decrypt` are
+bijections on uint8 images. These ciphers hide what a person could *see* in an image. They do not
+resist cryptanalysis, least of all if one key encrypts many images.
 
 B images, C channels, H × W pixels, N blocks, D entries a block.
 """
@@ -36,9 +36,10 @@ class Cipher:
         block_size: Side of a block in pixels; equal to the patch size of the model that will read
             the images.
         image_shape: Shape (C, H, W) of an image.
-        fixed_blocks: The number of blocks that block scrambling leaves in their place.
-        fixed_entries: The number of entries of a block that pixel shuffling leaves in their place.
-        per_block: True if the steps within blocks have a separate key for every block.
+        fixed_blocks: The number of blocks that block scrambling does not move.
+        fixed_entries: The number of entries of a block that pixel shuffling does not move.
+        per_block: True if the steps that change the inside of blocks have a separate key for every
+            block.
     """
 
     steps: Sequence[str]
@@ -50,10 +51,10 @@ class Cipher:
 
     @property
     def geometry(self) -> Geometry:
-        """Returns the shape of the keys.
+        """Returns the sizes on which the keys depend.
 
         Raises:
-            UserError: When the block size does not divide the image, or `fixed_blocks` or
+            UserError: When the image cannot be divided into whole blocks, or `fixed_blocks` or
                 `fixed_entries` exceeds the number of blocks or entries.
         """
         channels, height, width = self.image_shape
@@ -76,7 +77,7 @@ class Cipher:
 
     @property
     def key_space_bits(self) -> float:
-        """Counts the keys of all steps together, as a logarithm to base 2."""
+        """Returns the number of possible keys of all steps together, as a logarithm to base 2."""
         return sum(STEPS[step].key_space_bits(self.geometry) for step in self.steps)
 
     def key(self, secret: bytes, context: str) -> CipherKey:
@@ -118,10 +119,11 @@ class Cipher:
         return self._map(key).invert(images)
 
     def adapt(self, reader: PatchReader, key: CipherKey) -> PatchReader:
-        """Adapts a model to the key, so that ciphertext gives the tokens that plain images gave.
+        """Adapts a model to a key, so that it computes from ciphertext the tokens of plain images.
 
-        This is key-dependent domain adaptation (arXiv 2309.02556, 2401.05126): exact, not trained.
-        The result reveals the key to everyone who knows the original model.
+        The method is key-dependent domain adaptation (arXiv 2309.02556, 2401.05126). It is exact
+        and needs no training. Everyone who knows the original model can compute the key from the
+        adapted model.
 
         Args:
             reader: The patch embedding for plain images.
@@ -139,14 +141,14 @@ class Cipher:
         return reader
 
     def restore(self, reader: PatchReader, key: CipherKey) -> PatchReader:
-        """Inverts `adapt`: turns a patch embedding for ciphertext into the one for plain images."""
+        """Inverts `adapt`: turns a patch embedding for ciphertext into that for plain images."""
         self._check_patches(reader)
         for step in reversed(self.steps):
             reader = STEPS[step].adapt(reader, STEPS[step].inverse(key[step]))
         return reader
 
     def encrypt_by_steps(self, images: Tensor, key: CipherKey) -> Tensor:
-        """Encrypts step by step, as the literature describes it; slower than `encrypt`."""
+        """Returns the same ciphertext as `encrypt`, computed step by step, which is slower."""
         blocks = to_blocks(images, self.block_size)
         for step in self.steps:
             blocks = STEPS[step].encrypt(blocks, key[step])

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Shape and restrictions of a cipher's keys.
+    """The sizes on which a cipher's keys depend, and the parts that its keys do not move.
 
     Attributes:
         blocks: The number N of blocks of an image.
         channels: The number C of colour channels.
         block_size: The side p of a block in pixels.
-        fixed_blocks: The number of blocks that keep their place, N_bs of the restricted random
+        fixed_blocks: The number of blocks that are not moved, called N_bs in the restricted random
             permutations of arXiv 2408.08529.
-        fixed_entries: The number N_ps of entries of a block that keep their place.
-        per_block: True if the steps within blocks have a separate key for every block.
+        fixed_entries: The number N_ps of entries of a block that are not moved.
+        per_block: True if the steps that change the inside of blocks have a separate key for every
+            block.
     """
 
     blocks: int
@@ -28,15 +29,15 @@ class Geometry:
 
     @property
     def entries(self) -> int:
-        """Counts the entries of a block, D = C·p²."""
+        """Returns the number of entries of a block, D = C·p²."""
         return self.channels * self.block_size**2
 
     @property
     def keys(self) -> int:
-        """Counts the keys of a step within blocks: one, or N if every block has its own key."""
+        """Returns the number of keys of a step inside blocks: 1, or N if every block has a key."""
         return self.blocks if self.per_block else 1
 
     @property
     def key_shape(self) -> tuple[int, ...]:
-        """Returns the shape of a key with one number for each entry: (D,) or (N, D)."""
+        """Returns the shape of a key that has one number for each entry: (D,) or (N, D)."""
         return (self.blocks, self.entries) if self.per_block else (self.entries,)

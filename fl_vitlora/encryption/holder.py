@@ -1,14 +1,16 @@
-"""The key holder: it has the secret and encrypts, decrypts and adapts for every party.
+"""The key holder has the secret. It encrypts and decrypts images and adapts models to keys.
 
 The scope of keys says which images share a key:
 
 * ``shared``: one key for all images of all clients;
 * ``client``: one key for each client, and another one for the test images;
 * ``image``: one key for every image;
-* ``block``: one key for all images, in which every block has its own keys for the steps within it.
+* ``block``: one key for all images; each block has its own keys for the steps that change the
+  inside of blocks.
 
-A party is ``"client 3"`` or `TEST`. HKDF derives its keys from the secret. The context of a key
-names scope, party, the run's seed and, with a key per image, the image.
+A party is a client, such as ``"client 3"``, or `TEST`. HKDF derives the keys of a party from the
+secret and a text, the context. This text names the scope, the party, the run's seed and, if every
+image has its own key, the image.
 
 B images, C channels, H × W pixels.
 """
@@ -33,7 +35,7 @@ TEST = "test"
 
 
 def client_party(client: int) -> str:
-    """Names a client as a party.
+    """Returns the name of the party of a client.
 
     Example:
         >>> client_party(3)
@@ -48,7 +50,7 @@ class KeyHolder:
 
     Attributes:
         cipher: The cipher for images of the model's input shape.
-        secret: The owner's secret of 32 bytes; it is never shown.
+        secret: The owner's secret of 32 bytes; it is never printed.
         scope: The images that share a key; the module's docstring lists the values.
         seed: The run's seed; another seed gives other keys.
     """
@@ -65,17 +67,18 @@ class KeyHolder:
 
     @property
     def key_space_bits(self) -> float:
-        """Counts the keys of one image, as a logarithm to base 2."""
+        """Returns the number of possible keys of one image, as a logarithm to base 2."""
         return self.cipher.key_space_bits
 
     def encrypt(self, images: Tensor, party: str, part: Part = "train") -> Tensor:
         """Encrypts a party's images.
 
         Args:
-            images: Plain images, uint8 (B, C, H, W); with a key per image, all images of the part,
-                in their order.
+            images: Plain images, uint8 (B, C, H, W). If every image has its own key, these must be
+                all images of the part, in their order.
             party: The party that the images belong to.
-            part: The use of the images, for example "train"; only a key per image depends on it.
+            part: The use of the images, for example "train". The keys depend on the part only if
+                every image has its own key.
 
         Returns:
             Ciphertext of the same shape and type.
@@ -85,13 +88,13 @@ class KeyHolder:
     def encrypt_all(
         self, images: Tensor, parties: Sequence[str], sizes: Sequence[int], part: Part = "train"
     ) -> Sequence[Tensor]:
-        """Encrypts the images of many parties, in one pass if all share one key.
+        """Encrypts the images of many parties, all at once if the parties share one key.
 
         Args:
-            images: Plain images, uint8 (B, C, H, W), those of the first party first.
+            images: Plain images, uint8 (B, C, H, W), party by party in the order of `parties`.
             parties: The parties that the images belong to.
-            sizes: The number of images of each party; they add up to B.
-            part: The use of the images; only a key per image depends on it.
+            sizes: The number of images of each party; the sum of these numbers is B.
+            part: The use of the images, as in `encrypt`.
 
         Returns:
             The ciphertext of each party's images, equal to the result of `encrypt`.
@@ -132,7 +135,7 @@ class KeyHolder:
         return self.cipher.key(self.secret, f"{owner}/seed {self.seed}")
 
     def impostor(self) -> KeyHolder:
-        """Returns a holder with a wrong secret, to measure what an attacker without it achieves."""
+        """Returns a holder of a wrong secret, to measure the accuracy that an attacker reaches."""
         return replace(self, secret=derive_key(self.secret, "a wrong key"))
 
     def _each(
@@ -142,7 +145,7 @@ class KeyHolder:
         party: str,
         part: Part,
     ) -> Tensor:
-        """Transforms images with the party's key, or every image with its own key."""
+        """Transforms all images with the party's key, or each image with its own key."""
         if self.scope != "image" or not self.cipher.steps:
             return transform(images, self.key(party))
         result = torch.empty_like(images)

@@ -13,7 +13,7 @@ from fl_vitlora.errors import UserError
 
 
 def grid(height: int, width: int, block_size: int) -> tuple[int, int]:
-    """Counts the blocks of an image.
+    """Returns the numbers of blocks of an image in each direction.
 
     Args:
         height: Height of the image in pixels.
@@ -24,7 +24,7 @@ def grid(height: int, width: int, block_size: int) -> tuple[int, int]:
         The numbers of rows and columns of blocks.
 
     Raises:
-        UserError: When the block size does not divide both sides.
+        UserError: When the height or the width is not a multiple of the block size.
 
     Example:
         >>> grid(16, 32, 4)

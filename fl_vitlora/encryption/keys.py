@@ -1,9 +1,10 @@
 """The data owner's key ring: secrets of 256 random bits in a file that only the owner can read.
 
-The ring is a text file with one secret per line, in hexadecimal digits. The last secret encrypts;
-the others decrypt data that was encrypted before a rotation. All keys are derived from a secret
-(HKDF-SHA256, RFC 5869). A key id identifies a secret without revealing it, so it may appear in logs
-and results. The secret and the keys derived from it must not appear there.
+The key ring is a text file with one secret per line, in hexadecimal digits. The last secret in the
+file encrypts new data. The earlier secrets decrypt data that was encrypted before the key was
+changed (rotated). All keys are derived from a secret (HKDF-SHA256, RFC 5869). A key id identifies a
+secret without revealing it, so key ids may appear in logs and results. Secrets, and keys derived
+from secrets, must not appear there.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class KeyRing:
 
     Attributes:
         path: The file of the key ring.
-        secrets: The secrets of 32 bytes each; there is at least one.
+        secrets: The secrets, 32 bytes each; there is at least one secret.
     """
 
     path: Path
@@ -86,7 +87,7 @@ class KeyRing:
         return named[name]
 
     def rotated(self) -> KeyRing:
-        """Draws a new current secret, writes the ring and returns it; the old secrets stay."""
+        """Draws a new current secret, writes the ring to its file and returns the new ring."""
         ring = KeyRing(self.path, (*self.secrets, secrets.token_bytes(SECRET_BYTES)))
         _store(self.path, ring.secrets, replace=True)
         return ring
@@ -117,7 +118,7 @@ def open_ring(path: Path) -> KeyRing:
 
 
 def open_or_create_ring(path: Path) -> KeyRing:
-    """Reads the owner's key ring; if there is none, creates one with a single new secret.
+    """Reads the owner's key ring; if the file does not exist, creates a ring with one new secret.
 
     Args:
         path: The file of the key ring. Only the owner can read it (mode 0600) and a folder created
@@ -133,7 +134,7 @@ def open_or_create_ring(path: Path) -> KeyRing:
 
 
 def _store(path: Path, ring: Sequence[bytes], *, replace: bool) -> None:
-    """Writes a key ring completely or not at all; a new ring never overwrites another one."""
+    """Writes a key ring completely or not at all; a new ring never replaces an existing ring."""
     text = "".join(secret.hex() + "\n" for secret in ring)
     try:
         if not path.parent.exists():

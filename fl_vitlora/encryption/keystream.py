@@ -20,7 +20,7 @@ WORDS = 2 ** (8 * WORD_BYTES)
 
 
 class KeyStream:
-    """A sequence of random numbers that can only be repeated with the key.
+    """A sequence of random numbers; only the key can produce the same sequence again.
 
     Args:
         key: A key of 32 bytes.
@@ -34,7 +34,7 @@ class KeyStream:
         self._cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
 
     def below(self, bound: int) -> int:
-        """Draws a whole number in [0, bound), each with the same probability; bound <= 2**32."""
+        """Draws a whole number in [0, bound), all with equal probability; bound <= 2**32."""
         return int(self._below(np.array([bound]))[0])
 
     def numbers(self, bound: int, count: int) -> Tensor:
@@ -48,7 +48,8 @@ class KeyStream:
     def permutations(self, count: int, length: int) -> Tensor:
         """Draws permutations of 0 … length-1 one after the other, int64 (count, length).
 
-        Many permutations are shuffled in parallel, a few one by one; the draws are the same.
+        Many permutations are shuffled in parallel, a few permutations one by one. Both ways give
+        the same permutations.
         """
         places = np.arange(length - 1, 0, -1)
         chosen = self._below(np.tile(places + 1, count)).reshape(count, len(places))
@@ -62,9 +63,10 @@ class KeyStream:
         return torch.from_numpy(orders)
 
     def restricted_permutation(self, length: int, fixed: int) -> Tensor:
-        """Draws a permutation that leaves ``fixed`` randomly drawn places unchanged.
+        """Draws a permutation that does not move the entries at ``fixed`` randomly drawn places.
 
-        The other places are permuted freely, so a few more may stay by chance.
+        All other entries are permuted at random, so some of them may also keep their place by
+        chance.
         """
         if not fixed:
             return self.permutation(length)
@@ -87,8 +89,8 @@ class KeyStream:
         """Draws independent standard normal numbers, float64 (count,), none beyond ±8.6.
 
         Two numbers u, v of 53 bits in (0, 1] give √(-2 ln u) · cos 2πv and √(-2 ln u) · sin 2πv
-        (Box and Muller, 1958). The results are the same on every machine, except for the last bits
-        of its logarithm.
+        (Box and Muller, 1958). The results are the same on every machine, except for the last bits,
+        because machines round logarithms differently.
         """
         pairs = (count + 1) // 2
         drawn = np.frombuffer(self._cipher.update(bytes(4 * WORD_BYTES * pairs)), dtype="<u8")
@@ -100,7 +102,8 @@ class KeyStream:
     def _below(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
         """Draws one number below each bound, in the order of the bounds.
 
-        A word of the stream that would favour small numbers is skipped, and the next word is used.
+        Some words of the stream would make small numbers more probable. Such a word is skipped, and
+        the next word is used.
         """
         words = self.words(len(bounds)).astype(np.int64)
         limits = WORDS - WORDS % bounds
@@ -115,7 +118,7 @@ class KeyStream:
 
 
 def _shuffled(length: int, chosen: list[int]) -> list[int]:
-    """Shuffles 0 … length-1: each place, from the last one down, is swapped with a chosen one."""
+    """Shuffles 0 … length-1: swaps each entry, from the last to the first, with a chosen one."""
     order = list(range(length))
     for last, drawn in zip(range(length - 1, 0, -1), chosen, strict=True):
         order[last], order[drawn] = order[drawn], order[last]
@@ -123,7 +126,7 @@ def _shuffled(length: int, chosen: list[int]) -> list[int]:
 
 
 def permutation_bits(length: int, fixed: int = 0) -> float:
-    """Counts the restricted permutations, at most n! / f!, as a logarithm to base 2.
+    """Returns log₂(n! / f!); there are at most n! / f! restricted permutations.
 
     Example:
         >>> round(permutation_bits(196), 1), permutation_bits(4, fixed=4)

@@ -1,4 +1,4 @@
-"""The part of a ViT that reads patches, as two matrices; key adaptation changes these.
+"""The two matrices with which a ViT reads patches; key adaptation changes both matrices.
 
 N patches, D = C·p² entries a patch, W width of the model.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 class PatchReader:
     """The patch embedding and the position embedding of a ViT.
 
-    Token i is  weight · xᵢ + bias + positionᵢ  for a patch xᵢ of pixels in [-1, 1]. On that
-    interval inverting a pixel negates it, so no key ever changes the bias.
+    Token i is  weight · xᵢ + bias + positionᵢ  for a patch xᵢ of pixels in [-1, 1]. If a pixel q is
+    inverted to 255 - q, its value in [-1, 1] is multiplied by -1. So no key changes the bias.
 
     Attributes:
-        weight: The patch embedding (W, D), with D in the order (channel, y, x); or (N, W, D), a
-            separate kernel for every patch.
+        weight: The patch embedding, (W, D), whose columns are in the order (channel, y, x); or (N,
+            W, D) if every patch has its own kernel.
         position: The position embedding (N, W) of the patches, or None if the model does not add
             positions to tokens.
     """

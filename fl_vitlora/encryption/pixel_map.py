@@ -1,10 +1,12 @@
-"""Any cipher of permutations and inversions, as one look-up: y = x[order] ⊕ mask.
+"""Computes a whole cipher in one pass over the pixels: y = x[order] ⊕ mask.
 
-The steps are written to be easy to read, and each one copies all pixels. But all steps together,
-whatever their number and order, move every pixel (or half pixel) of an image and may flip its bits.
-Encrypting a few probe images reveals both, and then a whole batch is encrypted in a single pass.
+The code of the steps is easy to read but slow, because each step copies all pixels. All steps
+together only move every pixel (or half pixel) of an image and may flip its bits. A few images are
+encrypted with the steps, to find out how pixels move and which bits flip. Then a whole batch of
+images is encrypted in one pass.
 
-B images, P = C·H·W pixels of all channels, U units: P, or 2P if the halves of pixels separate.
+B images, P = C·H·W pixels of all channels, U units: P, or 2P if the two halves of a pixel are moved
+to different places.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ class PixelMap:
 
     Attributes:
         order: The place that each unit comes from, int64 (U,).
-        mask: The bits to flip after moving, uint8 (U,).
+        mask: The bits to flip after the units have been moved, uint8 (U,).
     """
 
     order: NDArray[np.int64]
     mask: NDArray[np.uint8]
 
     def apply(self, images: Tensor) -> Tensor:
-        """Maps uint8 images (B, C, H, W)."""
+        """Moves and flips the units of uint8 images (B, C, H, W)."""
         units = self._units(images).take(self.order, axis=1) ^ self.mask
         return _join(units, images)
 
@@ -52,8 +54,9 @@ class PixelMap:
 def probe(encrypt: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> PixelMap:
     """Finds the map that equals a composition of permutations and inversions.
 
-    An encrypted image of zeros shows the mask. In the other probes every nibble holds a digit of
-    its own number; with the mask removed, they show where every nibble came from.
+    A nibble is half a pixel, four bits. The ciphertext of an image of zeros is the mask. In the
+    other test images, every nibble holds a digit of its own number. Their ciphertext without the
+    mask shows the place from which every nibble came.
 
     Args:
         encrypt: A composition of permutations and inversions on uint8 images (B, C, H, W).

@@ -1,15 +1,17 @@
-"""Storage keys: the keys of files that are encrypted ("sealed") on disk, and of nothing else.
+"""Storage keys, which serve only to encrypt ("seal") and decrypt files on disk.
 
-A storage key is derived one way, from a secret of the owner's key ring or from a passphrase. Its
-holder can open the files, but learns nothing about the keys that encrypt the images in them.
+A storage key is derived from a secret of the owner's key ring, or from a passphrase. Nobody can
+compute the secret from the storage key. So a person with a storage key can open the files, but
+learns nothing about the keys that encrypt the images in the files.
 
     root of a ring secret  = HKDF-SHA256(secret, "storage")
     root of a passphrase   = scrypt(passphrase, salt), n = 2^17, r = 8, p = 1
     key of a party         = HKDF-SHA256(root, "party/" and the party's name)
 
-The root key has a name: the id of the secret, or "passphrase/" and the salt. It opens the files of
-all parties. Only the owner and the memory of a simulation's workers hold it. A deployed node gets
-only the key of its own party, in a file of one line: name, 64 hexadecimal digits, party.
+The name of a root key is the id of the secret, or "passphrase/" and the salt. A root key opens the
+files of all parties. Only the owner has a root key; in a simulation, the memory of the workers has
+it, too. A deployed node gets only the key of its own party, in a file of one line: name of the root
+key, key in 64 hexadecimal digits, party.
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ class StorageKey:
     """A root storage key, which seals the files of all parties.
 
     Attributes:
-        name: Name of the key. It reveals nothing about the key and is written in the clear into the
-            files that the key seals.
-        root: The key of 32 bytes; it is never shown.
+        name: Name of the key. The name reveals nothing about the key, and every file that the key
+            seals contains this name unencrypted.
+        root: The key of 32 bytes; it is never printed.
     """
 
     name: str
@@ -56,12 +58,12 @@ class StorageKey:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageKeys:
-    """All storage keys that one reader of files has.
+    """All storage keys with which a process can open files.
 
     Attributes:
         roots: The root keys by their names.
         parties: The keys of single parties, by the names of root and party.
-        source: The place that the keys come from, for messages.
+        source: The place from which the keys were read, for messages.
     """
 
     roots: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -69,7 +71,7 @@ class StorageKeys:
     source: str = ""
 
     def can_open(self, name: str, party: str) -> bool:
-        """Returns True if a key or a passphrase may open a party's files under this root."""
+        """Returns True if a known key or a passphrase can open a party's files under this root."""
         known = name in self.roots or (name, party) in self.parties
         return known or name.startswith(BY_PASSPHRASE)
 
@@ -98,7 +100,7 @@ class StorageKeys:
         )
 
     def only(self, names: Iterable[str]) -> StorageKeys:
-        """Returns only the roots with these names, if they are known or can be derived."""
+        """Returns those roots that have one of these names and are known or can be derived."""
         wanted = {name: self.roots[name] for name in names if name in self.roots}
         for name in names:
             if name.startswith(BY_PASSPHRASE) and name not in wanted:
@@ -136,7 +138,7 @@ def root_of_passphrase(name: str, why: str) -> StorageKey:
         why: The setting that needs the passphrase, for messages.
 
     Raises:
-        UserError: When there is no passphrase, or the name has no salt.
+        UserError: When there is no passphrase, or the name contains no salt.
     """
     try:
         salt = bytes.fromhex(name.removeprefix(BY_PASSPHRASE))

@@ -1,8 +1,9 @@
-"""For each measured case, the number of ciphertexts from which an attack recovered the key.
+"""A table of measured attacks: from how many ciphertexts an attack recovered the key.
 
-The number of possible keys (`Cipher.key_space_bits`) says nothing about this. An attacker does not
-try keys, but compares the statistics of ciphertext with those of other images. A case outside the
-table was not measured; its absence does not mean that the key withstands more.
+The number of possible keys (`Cipher.key_space_bits`) does not say how many ciphertexts an attack
+needs. An attacker does not try keys, but compares the statistics of ciphertext with those of other
+images. If the table has no entry for a cipher, no attack on this cipher was measured. A missing
+entry does not mean that the key of the cipher is safer.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ class Case:
         data: The data set (`data.name`) that was attacked.
         image_shape: Shape (C, H, W) of an image.
         block_size: Side of a block in pixels.
-        steps: Names of encryption steps. A cipher of any of these steps falls to the attack too: a
-            missing step equals one whose key changes nothing, and the attack finds that key.
-        scopes: The scopes in which one key serves many images.
-        ciphertexts: The number of ciphertexts that sufficed to recover the whole key, for every key
-            that was tried.
-        source: The command that prints this figure.
+        steps: Names of encryption steps. The attack also recovers the key of a cipher with only
+            some of these steps: a cipher without a step equals a cipher whose key for this step
+            changes nothing, and the attack finds such a key, too.
+        scopes: The attacked scopes of keys; in these scopes one key encrypts many images.
+        ciphertexts: A number of ciphertexts that was enough to recover the whole key, for every key
+            that was attacked.
+        source: The command that prints the number `ciphertexts`.
     """
 
     data: str
@@ -54,7 +56,7 @@ MEASURED = (
 
 
 def falls_to_ciphertexts(cipher: Cipher, scope: str, data: str) -> int | str | None:
-    """Returns the number of ciphertexts under one key from which the key was recovered.
+    """Returns the number of ciphertexts from which an attack recovered the key they share.
 
     Args:
         cipher: The cipher, with its steps, its block size and the shape of the images.
@@ -62,7 +64,7 @@ def falls_to_ciphertexts(cipher: Cipher, scope: str, data: str) -> int | str | N
         data: Name of the data set (`data.name`).
 
     Returns:
-        The number; "not measured"; or None if nothing is encrypted.
+        The number of ciphertexts; or "not measured"; or None if the cipher has no steps.
 
     Example:
         >>> steps = ("block_scrambling", "pixel_shuffling", "negative_positive")

@@ -1,1 +1,1 @@
-"""Fine-tuning methods, which decide which tensors of a model are trained and exchanged."""
+"""Fine-tuning methods; a method decides which tensors of a model are trained and exchanged."""

@@ -1,8 +1,8 @@
 """BitFit: only the biases are trained.
 
-The biases of the blocks and of the last normalisation layer are trained, and no other tensor of the
-body. The bias of the patch embedding belongs to the part ``patch_embed``, and the bias of the
-classifier to the head.
+The biases of the blocks and of the last normalisation layer are trained. No other tensor of the
+body is trained. The bias of the patch embedding belongs to the part ``patch_embed``, and the bias
+of the classifier to the head.
 
 Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199. The paper trains all bias terms of a
 language model, and its task head.

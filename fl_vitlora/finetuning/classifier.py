@@ -1,7 +1,7 @@
-"""The classifier of a timm model with all its heads, found through the model's own methods.
+"""Finds and replaces the classifier of a timm model, with all heads of the classifier.
 
-A distilled DeiT has two heads and averages their outputs. If one of the heads stayed random, the
-predictions would be wrong.
+A distilled DeiT has two heads and averages their outputs. If only one of these heads were trained,
+the other would stay random, and the predictions would be wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def head_parameters(model: nn.Module) -> set[str]:
 
 
 def replace_heads(model: nn.Module, classes: int) -> None:
-    """Replaces the heads by heads of zeros, so that at first all classes are equally likely.
+    """Replaces the heads by heads of zeros, so that all classes are equally likely before training.
 
     Raises:
         UserError: If the model has no classifier, or its classifier has no linear layer.
@@ -60,6 +60,6 @@ def _last_layer(modules: Iterable[nn.Module], classes: int) -> nn.Linear | None:
 
 
 def outputs_of(model: nn.Module) -> int:
-    """Returns the number of classes of a model's classifier, or 0 if there is no linear layer."""
+    """Returns the number of classes of a model's classifier, or 0 if it has no linear layer."""
     layers = [m for h in heads_of(model) for m in h.modules() if isinstance(m, nn.Linear)]
     return layers[-1].out_features if layers else 0

@@ -1,14 +1,14 @@
-"""DoRA: splits a weight into a length and a direction of each row.
+"""DoRA: splits each row of a weight into its length and its direction.
 
 The lengths are trained directly, and LoRA changes the directions:
 
     W' = m · (W + s·B·A) / ‖W + s·B·A‖,    m = ‖W‖ at the start,    s = α / r
 
-The norm is computed for each row of the matrix; a row belongs to one output. The gradient treats
-the norm as a constant, as in section 4.3 of the paper. This saves memory. At the start B = 0 and
-m = ‖W‖, so that W' = W.
+The norm is computed for each row of the matrix; a row belongs to one output. When gradients are
+computed, the norm counts as a constant, as in section 4.3 of the paper, which saves memory. At the
+start B = 0 and m = ‖W‖, so that W' = W.
 
-Source: Liu et al., arXiv 2402.09353. Here each adapted slice of a layer has magnitudes of its own.
+Source: Liu et al., arXiv 2402.09353. Here each adapted slice of a layer has its own lengths m.
 
 n inputs, m outputs of a slice, r rank.
 """
@@ -32,7 +32,7 @@ MAGNITUDE = ".magnitude"
 
 
 class DoRAAdapter(Adapter):
-    """The low-rank pair and the magnitudes of one slice.
+    """The low-rank pair and the lengths m of one slice of a layer's outputs.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -66,7 +66,8 @@ class DoRALinear(nn.Module):
 
     Args:
         base: The pre-trained layer.
-        slices: The first output and the end of the outputs of each adapter, by the adapter's name.
+        slices: For each adapter by name, the index of its first output and the index after its last
+            output.
         rank: The rank r.
         alpha: The scale α.
     """
@@ -100,7 +101,7 @@ class DoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Returns the plain linear layer after its weight was replaced by the adapted weight."""
+        """Returns the plain linear layer with the adapted weight, which replaces its own."""
         self.base.weight.copy_(self.adapted())
         return self.base
 
@@ -109,8 +110,8 @@ class DoRALinear(nn.Module):
 class DoRA(Part):
     """The part of a fine-tuning method that adds DoRA to every block.
 
-    This part is not `low_rank`, because the product of a pair is not simply added to the weight.
-    Strategies that merge or factor such products would give wrong results.
+    The attribute `low_rank` of this part is False, because the product of a pair is not simply
+    added to the weight. Strategies that merge or factor such products would give wrong results.
 
     Attributes:
         rank: The rank r of the pairs.
@@ -123,16 +124,16 @@ class DoRA(Part):
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Adds a low-rank pair and magnitudes to each target layer."""
+        """Adds a low-rank pair and lengths m to each target layer."""
         targets.attach(model, self.targets, self.rank, self.alpha, layer=DoRALinear)
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of all matrices A and B, and of all magnitudes."""
+        """Returns the names of all matrices A and B, and of all lengths m."""
         endings = (".lora_A", ".lora_B", MAGNITUDE)
         return [name for name, _ in model.named_parameters() if name.endswith(endings)]
 
     def group(self, name: str) -> str:
-        """Returns the group of a trained tensor. The magnitudes belong to the group `lora`."""
+        """Returns the group of a trained tensor; the lengths m belong to the group `lora`."""
         return LORA if name.endswith(MAGNITUDE) else super().group(name)
 
     def merge(self, model: nn.Module) -> None:

@@ -1,10 +1,11 @@
-"""The groups of tensors. The group of a tensor decides its learning rate and its codec.
+"""The groups of tensors; the group of a tensor decides its learning rate and its codec.
 
-The bytes of a run are shown by group, too. The name under which a tensor is exchanged determines
-the group. For most tensors the name in the model is enough: ``patch_embed.proj.weight`` belongs to
-the patch embedding, and ``….lora_A`` is a low-rank matrix. A part of a method may add tensors with
-new names. Such a tensor is exchanged under a name with its group in front, for example
-``lora:blocks.0.attn.gate``. So client and server find the same group from the name alone.
+A codec compresses a tensor for sending. The results of a run also show the bytes of each group. The
+name under which a tensor is sent determines its group. For most tensors the name in the model is
+enough: ``patch_embed.proj.weight`` belongs to the patch embedding, and ``….lora_A`` is a low-rank
+    matrix. A part of a method may add tensors with new names. Such a tensor is sent under a name
+    that begins with its group, for example ``lora:blocks.0.attn.gate``. So client and server find
+    the same group from the name alone.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def exact_group_of(name: str) -> str:
 
 
 def group_of(name: str) -> str:
-    """Returns the part of a model that a tensor belongs to: lora, patch_embed, head or body.
+    """Returns the part of a model to which a tensor belongs: lora, patch_embed, head or body.
 
     Example:
         >>> group_of("blocks.0.attn.qkv.adapters.q.lora_A"), group_of("patch_embed.proj.weight")

@@ -1,8 +1,8 @@
-"""Faster computation of a model's layers for inference, without training.
+"""Makes the layers of a model compute faster for inference, when nothing is trained.
 
-An adapted layer then computes one product with the merged weight W + s·B·A, instead of three
-products that are joined. The merged weight is computed once for all batches. The fastest library
-computes the product (`finetuning.products`).
+An adapted layer then computes one product with the merged weight W + s·B·A, instead of the three
+products with W, A and B. The merged weight is computed once for all batches. The product is
+computed by the fastest library (`finetuning.products`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fl_vitlora.finetuning.products import Product, product_for
 
 @contextmanager
 def quick_layers(model: nn.Module) -> Iterator[None]:
-    """Makes a model compute faster inside a `with` block. The outputs stay equal up to rounding.
+    """Makes a model compute faster inside a `with` block; outputs are equal up to rounding.
 
     The code in the block must not need gradients. Inside the block, the layers have another method
     `forward`. The tensors of the model do not change, so code that reads a layer's weight finds the
@@ -46,7 +46,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _quick(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Returns a faster function that computes a layer, or None if there is no faster function."""
+    """Returns a faster function with the outputs of a layer, or None if there is none."""
     if isinstance(layer, LoRALinear):
         weight, bias = layer.merged_weight(), layer.base.bias
     elif type(layer) is nn.Linear:

@@ -1,9 +1,9 @@
 """LoRA: a frozen linear layer plus a trained low-rank product, W + s·B·A, s = α / r.
 
-timm computes query, key and value in one layer `qkv` with 3D outputs, where D is the width of the
-model. An adapter on the query adds to the first third of these outputs, and an adapter on the value
-adds to the last third. So one class is enough for all layers: each adapter has a name and a slice
-of the layer's outputs.
+timm computes query, key and value in one layer `qkv` with 3D outputs; D is the width of the model.
+A slice is a range of a layer's outputs. The first third of the outputs of `qkv` is the query, and
+the last third is the value. An adapter adds its product to one slice, so the same class works for
+`qkv` and for all other layers. An adapter has a name and a slice.
 
 Source: Hu et al., arXiv 2106.09685; on q and v of a ViT with r = 4, α = 8: MeLo, arXiv 2311.08236.
 
@@ -24,7 +24,7 @@ Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 class Adapter(nn.Module):
-    """The pair of low-rank matrices of one slice.
+    """The pair of low-rank matrices for one slice of a layer's outputs.
 
     Args:
         inputs: The number of inputs n.
@@ -33,8 +33,8 @@ class Adapter(nn.Module):
 
     Attributes:
         lora_A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution.
-        lora_B: The matrix B, (m, r). Its initial value is zero, so that the adapted layer first
-            computes the same outputs as the pre-trained layer.
+        lora_B: The matrix B, (m, r). It starts at zero, so that before training the adapted layer
+            has the same outputs as the pre-trained layer.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
@@ -70,7 +70,7 @@ class Adapter(nn.Module):
 class LoRAXS(Adapter):
     """The matrices of LoRA-XS for one slice: a pair B, A and a small square matrix R between them.
 
-    The product B·R·A is added to the weight. Only R is meant to be trained.
+    The product B·R·A is added to the weight. Only R should be trained.
 
     A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest singular
     values (LoRA-XS, arXiv 2405.17604), and R is zero.
@@ -113,18 +113,18 @@ class LoRAXS(Adapter):
 class LoRALinear(nn.Module):
     """A frozen linear layer with adapters on slices of its outputs.
 
-    This class deliberately has no attribute ``weight``. A model that reads the layer's weight
+    This class has no attribute ``weight``, for a reason: a model that reads the weight of a layer
     directly, as timm's BEiT does, would ignore the adapters. Without the attribute, such a model
     raises an error.
 
     Args:
         base: The pre-trained layer.
-        slices: The first output and the end of the outputs of each adapter, by the adapter's name.
-            Slices do not overlap.
+        slices: For each adapter by name, the index of its first output and the index after its last
+            output. Slices do not overlap.
         rank: The rank r.
         alpha: The scale α.
-        pair: A function that makes the matrices of a slice from its weight and the rank. By
-            default, the matrices are B and A.
+        pair: A function that makes the matrices of a slice from the weight of the slice and the
+            rank. By default, the function makes the matrices B and A.
 
     Attributes:
         multiply: A function that applies a low-rank matrix to a tensor (B, T, n). When several
@@ -150,7 +150,7 @@ class LoRALinear(nn.Module):
         )
         self.multiply: Multiply = F.linear
         self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
-        self._pretrained: Tensor | None = None  # the weight before any increments
+        self._pretrained: Tensor | None = None  # the weight without increments
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the outputs, (B, T, outputs of the layer), for the inputs x, (B, T, n)."""
@@ -167,8 +167,8 @@ class LoRALinear(nn.Module):
         """Sets the frozen weight to the pre-trained weight plus s·increment, in place.
 
         Args:
-            increments: The increments, (m, n), by the names of adapters. A slice without an
-                increment gets its pre-trained weight.
+            increments: The increments, (m, n), by the names of adapters. If a slice has no
+                increment, its weight becomes the pre-trained weight.
         """
         if self._pretrained is None and not increments:
             return
@@ -201,7 +201,7 @@ class LoRALinear(nn.Module):
 
 
 def cuts_of(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Divides the outputs of a layer into pieces that begin and end where slices begin and end.
+    """Divides the outputs of a layer into pieces: the slices, and the outputs between slices.
 
     Args:
         outputs: The number of outputs of the layer.

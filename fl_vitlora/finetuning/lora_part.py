@@ -1,6 +1,6 @@
 """The part `lora`: low-rank pairs B, A on the frozen layers of every block.
 
-The module `lora` has the adapted layers.
+The module `lora` has the classes of the adapted layers.
 
 Source: Hu et al., arXiv 2106.09685.
 """
@@ -36,7 +36,7 @@ class LoRA(Part):
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Adds a low-rank pair to each target layer. At first, A is random and B is zero."""
+        """Adds a low-rank pair to each target layer; A starts at random and B at zero."""
         targets.attach(model, self.targets, self.rank, self.alpha)
 
     def trained(self, model: nn.Module) -> Collection[str]:

@@ -1,9 +1,10 @@
-"""LoRA-XS: a small trained matrix R between frozen B and A, which are singular vectors.
+"""LoRA-XS: a small matrix R is trained; it lies between frozen singular vectors B and A.
 
     W + s·B·R·A
 
 A and B are the leading singular vectors of the pre-trained weight W; R is r × r and starts at zero.
-Only R is trained and sent, so an adapter sends r² numbers. `lora.LoRAXS` has the matrices.
+Only R is trained and sent, which is r² numbers for each adapter. The class `lora.LoRAXS` has the
+matrices of one adapter.
 
 Source: Bałazy et al., arXiv 2405.17604.
 """
@@ -39,7 +40,7 @@ class LoRAXS(Part):
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Adds the matrices B, R and A to each target layer. At first, R is zero."""
+        """Adds the matrices B, R and A to each target layer; R starts at zero."""
         layer = partial(lora.LoRALinear, pair=lora.LoRAXS.beside)
         targets.attach(model, self.targets, self.rank, self.alpha, layer=layer)
 
@@ -56,7 +57,7 @@ class LoRAXS(Part):
 class PlannedLoRAXS(LoRAXS):
     """The variant of LoRA-XS for strategies with ``adapter = "lora_xs"``.
 
-    A and B count as trained, too. The strategy decides in which rounds they are really trained.
+    A and B are trained tensors, too. The strategy decides in which rounds A and B are frozen.
     """
 
     low_rank = True

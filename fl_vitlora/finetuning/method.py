@@ -1,12 +1,13 @@
-"""The contract of a fine-tuning method, which is a sum of parts.
+"""The rules for a fine-tuning method, which is a sum of parts such as ``lora+patch_embed``.
 
-A part is a frozen, keyword-only dataclass. Its fields are its hyper-parameters. A field with the
-name of a setting of `finetuning` (rank, alpha, targets) takes the value of that setting. Any other
-field is set by ``finetuning.parameters.NAME``. The head is always trained, whatever the parts are.
+A part is a frozen, keyword-only dataclass. The fields of a part are its hyper-parameters. If a
+field has the name of a setting of `finetuning` (rank, alpha, targets), it gets the value of that
+setting. The setting ``finetuning.parameters.NAME`` sets any other field. The head is trained with
+every method.
 
 A part must define only the method `trained`, which names the tensors that the part trains. The part
-in this example adds a trained gain to the output of every block. At the start all gains are one, so
-the outputs of the model do not change:
+in this example adds trained gains, which multiply outputs in every block. At the start all gains
+are one, so the outputs of the model do not change:
 
     >>> import torch
     >>> class Gain(nn.Module):
@@ -55,18 +56,19 @@ from fl_vitlora.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Part(ABC):
-    """One part of a fine-tuning method. The text of this module describes the rules for parts.
+    """One part of a fine-tuning method; the text of this module describes the rules for parts.
 
     Attributes:
         low_rank: True if the part adds low-rank pairs, ``lora_A`` and ``lora_B``, whose product is
             added to a frozen weight. Some strategies work only with such pairs.
         trains_patch_embedding: True if the part trains the patch embedding.
-        stackable: True if several clients can be trained in one batch. The part's modules must then
-            apply every trained matrix through an attribute ``multiply``, as `LoRALinear` does.
+        stackable: True if several clients can be trained in one batch. Then the modules of the part
+            must apply every trained matrix with a function in an attribute ``multiply``, as
+            `LoRALinear` does.
         personal: Endings of the names of tensors that every client trains, keeps from round to
-            round and never sends. With such tensors, the clients measure the accuracy.
-        cannot_merge: The reason why the part cannot become part of a plain timm model; empty if the
-            part can be merged.
+            round and never sends. If there are such tensors, the clients measure the accuracy.
+        cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
+            timm model; empty if they can be merged.
     """
 
     low_rank: ClassVar[bool] = False
@@ -78,7 +80,8 @@ class Part(ABC):
     def attach(self, model: nn.Module) -> None:
         """Adds modules or parametrisations to a model, in place. By default nothing is added.
 
-        PyTorch's global generator has the same seed for this call at every party.
+        During this call, PyTorch's global random generator has the same seed at the server and at
+        all clients.
 
         Args:
             model: A timm ViT with the modules that earlier parts of the sum added.
@@ -94,26 +97,26 @@ class Part(ABC):
         """
 
     def group(self, name: str) -> str:
-        """Returns the group of a trained tensor. The group decides the learning rate and the codec.
+        """Returns the group of a trained tensor, which decides the learning rate and the codec.
 
         Args:
             name: The name of the tensor in the model.
 
         Returns:
-            One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the name of the
-            tensor decides. The group ``lora`` has the plain learning rate, and the codec that is
-            set for other tensors.
+            One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the group follows
+            from the name of the tensor. Tensors of the group ``lora`` have the setting
+            `learning_rate` unchanged, and the codec of the setting for other tensors.
         """
         return exact_group_of(name)
 
     def rests(self, server_round: int) -> tuple[str, ...]:
-        """Returns the endings of tensors that no client trains or sends in a round.
+        """Returns endings of the names of tensors that no client trains or sends in a round.
 
         Args:
             server_round: The number of the round, from 1.
 
         Returns:
-            The endings of the names; by default there are none. The strategy may add other endings.
+            The endings; by default none. The strategy may add other endings.
         """
         del server_round
         return ()
@@ -121,14 +124,14 @@ class Part(ABC):
     def penalty(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns what a client adds to its loss in every step.
+        """Returns a term that a client adds to its loss in every step.
 
-        The value must be a sum over the entries of the tensors, because several clients may be
-        stacked, with a first dimension of their own.
+        The term must be a sum over the entries of the tensors, because several clients may be
+        trained in one batch. Then each tensor has an additional first dimension for the clients.
 
         Args:
             parameters: The tensors that the client trains in this round, by name.
-            anchor: Their values when the client's training began.
+            anchor: The values of these tensors when the client's training began.
 
         Returns:
             A scalar; by default 0.
@@ -137,20 +140,21 @@ class Part(ABC):
         return 0.0
 
     def retract(self, tensors: State) -> State:
-        """Maps aggregated tensors back onto the manifold on which they must lie, at the server.
+        """Restores, at the server, a property that aggregated tensors must have.
 
         Args:
             tensors: All exchanged tensors by name, after an aggregation.
 
         Returns:
-            The tensors that change; by default there are none. For example, the mean of orthogonal
-            matrices is not orthogonal, so a part with orthogonal matrices must change it.
+            The tensors that change; by default none. For example, the mean of orthogonal matrices
+            is not orthogonal, so a part that trains orthogonal matrices must return an orthogonal
+            matrix near the mean.
         """
         del tensors
         return {}
 
     def merge(self, model: nn.Module) -> None:
-        """Turns the modules that `attach` added into plain weights, in place.
+        """Replaces the modules that `attach` added by plain layers with equal outputs, in place.
 
         By default the model is not changed.
 
@@ -162,7 +166,7 @@ class Part(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A fine-tuning method: its parts, which are trained together with the head.
+    """A fine-tuning method: the parts that are trained together with the head.
 
     Attributes:
         name: The name of the method, such as ``lora+patch_embed``.
@@ -189,16 +193,16 @@ class Method:
 
     @property
     def personal(self) -> tuple[str, ...]:
-        """Returns the endings of the names of the tensors that stay at the clients."""
+        """Returns the endings of the names of the tensors that clients train but never send."""
         return tuple(ending for _, part in self.parts for ending in part.personal)
 
     def rests(self, server_round: int) -> tuple[str, ...]:
-        """Returns the endings of the names of tensors that rest in a round; see `Part.rests`."""
+        """Returns endings of names of tensors that are not trained in a round; see `Part.rests`."""
         endings = [ending for _, part in self.parts for ending in part.rests(server_round)]
         return tuple(dict.fromkeys(endings))
 
     def retract(self, tensors: State) -> State:
-        """Returns aggregated tensors after all parts have mapped them back; see `Part.retract`."""
+        """Returns aggregated tensors after all parts have changed them; see `Part.retract`."""
         for _, part in self.parts:
             tensors = {**tensors, **part.retract(tensors)}
         return tensors
@@ -215,5 +219,5 @@ class Method:
 
     @property
     def has_rests(self) -> bool:
-        """Returns True if a part defines `rests`, so that tensors may rest in some rounds."""
+        """Returns True if a part defines `rests`, so that some rounds may not train all tensors."""
         return any(type(part).rests is not Part.rests for _, part in self.parts)

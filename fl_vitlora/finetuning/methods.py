@@ -1,12 +1,13 @@
 """Functions that attach a fine-tuning method to a model, and read and write its trained tensors.
 
 The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``: LoRA in
-every block, the patch embedding and the head are trained. The patch embedding must learn to read
-ciphertext. The module `method` has the contract of a part. The module `config.method_names` has the
-table of this project's parts.
+every block, the patch embedding and the head are trained. The patch embedding is trained so that it
+learns to read ciphertext. The module `method` has the rules for a part. The module
+`config.method_names` has the table of this project's parts.
 
-A prepared model stores how it was prepared (`prepared`): the method, the names under which its
-tensors are exchanged, and the names of the tensors that the method added.
+A prepared model is a model to which a method is attached. It stores a description (`prepared`): the
+method, the names under which its tensors are exchanged, and the names of the tensors that the
+method added.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PREPARED = "fine_tuning"  # the attribute of a model that says how it was prepar
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A description of how a model was prepared.
+    """The description of the fine-tuning method that is attached to a model.
 
     Attributes:
         method: The fine-tuning method.
@@ -61,7 +62,8 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
         adapter: The adapter that the strategy needs, one of `ADAPTERS`.
 
     Raises:
-        UserError: If a part cannot be imported, or no part has a hyper-parameter of the settings.
+        UserError: If a part cannot be imported, or if the settings set a hyper-parameter that no
+            part has.
 
     Example:
         >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
@@ -80,7 +82,7 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
 
 
 def part_class(name: str) -> type[Part]:
-    """Returns the class of a part, imported from its module.
+    """Imports the module of a part and returns the class of the part.
 
     Args:
         name: A name in the table `PARTS`, or ``package.module:Class``.
@@ -104,7 +106,7 @@ def part_class(name: str) -> type[Part]:
 
 
 def _whole(kind: type[Part], name: str) -> type[Part]:
-    """Returns a class unchanged if it keeps the contract of a part.
+    """Returns a class unchanged if it obeys the rules for a part.
 
     Raises:
         UserError: If the class lacks a method, or is not a dataclass.
@@ -193,7 +195,7 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
 
 
 def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
-    """Returns an error that says that a model has no tensors that a part could train."""
+    """Returns the error that a model has no tensors that a part could train."""
     return UserError(
         f"method {method.name} finds no {part} in {type(model).__name__}; choose another: "
         "--method full"
@@ -201,17 +203,19 @@ def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
 
 
 def prepared(model: nn.Module) -> Prepared | None:
-    """Returns the description of how a model was prepared, or None for a plain model."""
+    """Returns the description of a prepared model, or None for a plain model."""
     return vars(model).get(PREPARED)
 
 
 def _check_heads(model: nn.Module) -> None:
-    """Checks that exactly the classifier's tensors have names of the group `head`.
+    """Checks that the tensors of the classifier, and no others, have names of the group `head`.
 
-    The name of a tensor decides its group. A classifier with another name would belong to the body.
+    The name of a tensor decides its group. A classifier with another name would be treated like a
+    tensor of the body.
 
     Raises:
-        UserError: If the classifier has other names, or other tensors have its names.
+        UserError: If a tensor of the classifier has another name, or another tensor has such a
+            name.
     """
     heads = head_parameters(model)
     called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
@@ -240,7 +244,7 @@ def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def export_state(model: nn.Module) -> State:
-    """Returns copies of a model's trained tensors on the CPU. `copied_out` explains their type."""
+    """Returns copies of a model's trained tensors on the CPU, as `copied_out` does."""
     return copied_out(trainable(model))
 
 

@@ -1,11 +1,11 @@
-"""Matrix products of linear layers, by the library that is fastest on this processor.
+"""Computes matrix products of linear layers with the library that is fastest on this processor.
 
 On x86 processors, PyTorch uses MKL for float32 products. MKL does not use the widest vectors of
 processors that are not from Intel. The library oneDNN, which is also part of PyTorch, uses these
 vectors and takes half the time on such processors. PyTorch has no gradient for oneDNN's product, so
-this module adds a gradient. The two libraries add in different orders, so their products differ by
-rounding. The environment variable ``FL_VITLORA_PRODUCTS`` names the library for a whole run. The
-tests run with both libraries.
+this module adds the gradient. The two libraries add numbers in different orders, so their products
+differ by rounding. The environment variable ``FL_VITLORA_PRODUCTS`` names the library for a whole
+run. The tests run with both libraries.
 
 B·T rows, n inputs, m outputs.
 """
@@ -25,7 +25,7 @@ from fl_vitlora.errors import UserError
 
 ONE_DNN = "_linear_pointwise"  # the name of oneDNN's linear layer in PyTorch
 LIBRARIES = ("mkl", "onednn")
-LIBRARY = os.environ.get("FL_VITLORA_PRODUCTS", "onednn")  # Ray's workers inherit it
+LIBRARY = os.environ.get("FL_VITLORA_PRODUCTS", "onednn")  # Ray's workers inherit this variable
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes input, weight and bias
 
 

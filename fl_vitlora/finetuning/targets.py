@@ -1,4 +1,4 @@
-"""Functions that put adapters on the layers q, k, v, proj, fc1 and fc2 of a timm ViT's blocks."""
+"""Puts adapters on the layers q, k, v, proj, fc1 and fc2 in the blocks of a timm ViT."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def attach(
             and α.
 
     Raises:
-        UserError: If the model has no blocks, or a block has no such layer, or the rank is too
+        UserError: If the model has no blocks, or a block lacks a target layer, or the rank is too
             large.
     """
     blocks = list(getattr(model, "blocks", []))
@@ -87,7 +87,7 @@ def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
 
 
 def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Returns the first output and the end of the outputs that each target has in a layer."""
+    """Returns the slice of a layer's outputs for each target: its start and its end."""
     third = layer.out_features // 3
     return {
         target: (
@@ -100,7 +100,7 @@ def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, in
 
 
 def _find(block: nn.Module, path: str) -> nn.Linear:
-    """Returns the linear layer at a path of a block.
+    """Returns the linear layer with a dotted name in a block.
 
     Raises:
         UserError: If there is no linear layer at this path.

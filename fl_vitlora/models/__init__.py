@@ -1,1 +1,1 @@
-"""Backbones: any ViT of timm, and a small ViT whose weights ship with the package."""
+"""Builds backbones: any ViT of timm, or a small ViT whose weights are part of this package."""

@@ -1,7 +1,7 @@
 """The pre-trained vision transformer: a model of timm with bundled, hub or local weights.
 
-This is the only place that builds a model with timm. The result is a plain timm model with a fresh
-head. The room `finetuning` decides which of its parameters are trained.
+Only this module builds a model with timm. The result is a plain timm model with a new head. The
+package `finetuning` decides which parameters of the model are trained.
 """
 
 from __future__ import annotations
@@ -46,24 +46,25 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 def normalize(images: Tensor) -> Tensor:
     """Converts uint8 pixels q of any shape into floats in [-1, 1]: (q / 255 - 0.5) / 0.5.
 
-    These constants suit encrypted images. They are the same for all channels, which shuffling
-    mixes, and an inverted pixel 255 - q becomes the negative value. If a model was trained with
-    other constants, `build` folds the difference into its patch embedding.
+    These constants suit encrypted images: they are the same for all channels, because pixel
+    shuffling mixes the channels; and if a pixel is inverted to 255 - q, its value only changes its
+    sign. If a model was trained with other constants, `build` changes its patch embedding so that
+    the tokens stay the same.
     """
     return images.to(torch.get_default_dtype()).div_(255).sub_(0.5).div_(0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model with the sizes of its input and the origin of its weights.
+    """A model, the sizes of its input images, and the origin of its weights.
 
     Attributes:
-        model: A timm model with a fresh head.
+        model: A timm model with a new head.
         image_shape: The shape (C, H, W) of the images that the model takes.
         patch_size: The side of a patch in pixels.
-        built: The parameters of the model as it was built, by name. A fine-tuning method may add
-            parameters to the model and may rename these; it does not change this mapping.
-        source: The origin of the weights: the pretrained tag with its repository, or the file.
+        built: The parameters of the new model by name. A fine-tuning method may add and rename
+            parameters of the model, but this mapping stays the same.
+        source: The origin of the weights: timm's tag and repository of the weights, or the file.
         notes: Sentences about the weights for the user.
     """
 
@@ -76,7 +77,7 @@ class Backbone:
 
 
 def image_size(config: ModelConfig) -> tuple[int, int] | None:
-    """Returns the configured height and width, or None for the model's own size.
+    """Returns the configured height and width, or None if the model's own size is used.
 
     Example:
         >>> image_size(ModelConfig(image_size=(32,))), image_size(ModelConfig(image_size=(32, 48)))
@@ -97,11 +98,11 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
 
     Args:
         config: The model's name, weights and sizes.
-        classes: The number of classes of the fresh head.
+        classes: The number of classes of the new head.
         seed: The seed of the head, and of all weights if they are random.
 
     Returns:
-        The backbone, on the CPU, in evaluation mode, every parameter frozen.
+        The backbone on the CPU, in evaluation mode, with all parameters frozen.
 
     Raises:
         UserError: When the name is unknown, or weights or sizes do not fit the model.
@@ -199,7 +200,7 @@ def _small(config: ModelConfig) -> nn.Module:
 
 
 def _from_timm(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """Builds a timm ViT at the configured sizes and resamples its position embedding to them."""
+    """Builds a timm ViT for the configured sizes and resamples its position embedding."""
     path = None if config.weights in (PRETRAINED, RANDOM) else _existing_file(config.weights)
     model, loader = _created(config)
     patch_embedding(model, config.name)
@@ -225,7 +226,7 @@ def _from_timm(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
 
 
 def _created(config: ModelConfig) -> tuple[nn.Module, timm_models.Loader]:
-    """Builds a timm model at the configured sizes, with random weights.
+    """Builds a timm model for the configured sizes, with random weights.
 
     Raises:
         UserError: When timm does not know the model, or the sizes do not fit it.
@@ -253,11 +254,11 @@ def _existing_file(path: str) -> Path:
 
 
 def patch_embedding(model: nn.Module, name: str) -> Any:
-    """Returns the patch embedding; only models that start with one can read encrypted images.
+    """Returns the patch embedding, which a model must have to read encrypted images.
 
-    The model must read every patch of pixels separately and once, and then use attention. With
-    overlapping patches or a convolutional stem, the ciphertext of a block would mix with its
-    neighbours.
+    The model must read every patch of pixels separately and once, and then use attention. If
+    patches overlapped, or if convolutions came first, the model would mix the ciphertext of
+    neighbouring blocks.
 
     Raises:
         UserError: When the model does not start with such a patch embedding.
@@ -294,10 +295,11 @@ def _attends(model: nn.Module) -> bool:
 def _fold_normalization(
     convolution: nn.Conv2d, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> None:
-    """Changes a patch embedding for (q/255 - mean) / std to take pixels in [-1, 1], in place.
+    """Changes a patch embedding for inputs (q/255 - mean) / std to one for [-1, 1], in place.
 
     With u in [-1, 1],  (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) / std  in every channel.
-    This gives a factor for the weight and, summed over a patch, a constant for the bias.
+    So the weight is multiplied by the factor of u, and the bias grows by the constant, summed over
+    a patch with the weight.
     """
     means, stds = (torch.tensor(constant).flatten() for constant in (mean, std))
     if len(means) not in (1, convolution.in_channels):

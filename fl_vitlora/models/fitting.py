@@ -1,10 +1,10 @@
-"""Loads weights into a model only if their names and shapes match the model's.
+"""Loads weights into a model only if their names and shapes match those of the model.
 
-timm converts a checkpoint (other names, position embeddings of another grid) and then loads the
-tensors that match. It silently drops a tensor that the model lacks, and a tensor that the file
-lacks stays random. Here every encoder tensor of the model must be in the file, and every tensor of
-the file must be in the model. Exceptions are heads, decoders, and tokens that only pre-training
-uses.
+timm converts a file of weights (it changes names, and resamples position embeddings) and then loads
+the tensors that match. timm gives no error if the file has a tensor that the model lacks, or if the
+file lacks a tensor of the model, which then stays random. Here both are errors: every encoder
+tensor of the model must be in the file, and every tensor of the file must be in the model.
+Exceptions are heads, decoders, and tokens that only pre-training uses.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Misfit:
-    """How the tensors of a file differ from a model's.
+    """The differences between the tensors of a file and the tensors of a model.
 
     Attributes:
-        missing: Names that only the model has.
-        unused: Names that only the file has.
-        shapes: Descriptions of the tensors whose shape or kind differs.
-        dropped: Names that only the file has and that may be ignored, for example heads.
+        missing: Names of tensors that only the model has.
+        unused: Names of tensors that only the file has, and that must not be ignored.
+        shapes: Descriptions of the tensors whose shape or type differs.
+        dropped: Names of tensors that only the file has, and that may be ignored, for example
+            heads.
     """
 
     missing: list[str]
@@ -95,10 +96,11 @@ def fit(
         new_grid: True if the user set another image or patch size, so that no note about the
             resampled position embedding is needed.
         new_patches: True if the user set another patch size.
-        pooling: True if timm omits a pooling head that this variant of the model lacks.
+        pooling: True if timm ignores a pooling head in the file because this variant of the model
+            has none.
 
     Returns:
-        Notes for the user: which copy was used, what was omitted, and what was resampled.
+        Notes for the user on the copy that was used, and on omitted and resampled tensors.
 
     Raises:
         UserError: When a tensor is missing, unused, of another shape or kind, or not finite.
@@ -125,7 +127,7 @@ def fit(
 
 
 def beside(name: str) -> str | None:
-    """Returns the part that a tensor beside the encoder belongs to, or None if it belongs to none.
+    """Returns the part outside of the encoder that a tensor belongs to, or None if there is none.
 
     Example:
         >>> beside("head.weight"), beside("decoder_blocks.0.norm1.bias"), beside("blocks.0.fc.bias")
@@ -148,7 +150,7 @@ def _compare(
     *,
     pooling: bool,
 ) -> tuple[dict[str, Tensor], Misfit]:
-    """Converts tensors; returns those that the model uses, and the differences."""
+    """Converts the tensors of a file; returns the tensors that the model uses, and a `Misfit`."""
     expected = model.state_dict()
     problem = None
     try:
@@ -184,9 +186,9 @@ def _compare(
 
 
 def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]) -> list[str]:
-    """Lists the tensors that a conversion dropped: no result contains their numbers.
+    """Lists the tensors of a file that a conversion dropped: no converted tensor has their numbers.
 
-    A tensor that the model computes itself, or a bias of zeros, does not count as dropped.
+    A tensor that the model itself computes is not listed, and neither is a bias of zeros.
     """
     results = {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
     origins = {name: _origins(tensor, own) for name, tensor in results.items()}
@@ -195,7 +197,7 @@ def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]
         name
         for name, tensor in own.items()
         if name not in kept
-        and (name not in made or origins.get(name))  # otherwise its numbers were recomputed
+        and (name not in made or origins.get(name))  # otherwise its numbers were computed anew
         and not (name in computed or name.rpartition(".")[2] in COMPUTED)
         and not (name.endswith("bias") and not tensor.any())
     ]
@@ -208,7 +210,7 @@ def _origins(tensor: Tensor, own: Mapping[str, Tensor]) -> list[str]:
 
 
 def _difference(name: str, tensor: Any, expected: Tensor) -> str | None:
-    """Describes how a tensor differs in shape or kind from the model's; None if it does not."""
+    """Describes a difference in shape or type from the model's tensor; None if there is none."""
     if not isinstance(tensor, Tensor):
         return f"{name} is not a tensor"
     if tensor.shape != expected.shape:
@@ -235,7 +237,7 @@ def _without_distillation(
 def _check_patch_size(
     own: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, where: str
 ) -> None:
-    """Refuses patches of another size than the model's: the user must request their resampling.
+    """Refuses weights for another patch size; the user must set this size to resample them.
 
     Raises:
         UserError: When the patch sizes differ.
@@ -254,7 +256,7 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuses tensors with NaN or infinity.
 
     Raises:
-        UserError: If any tensor contains one; the message names the first such tensors.
+        UserError: If any tensor contains NaN or infinity; the message names the first such tensors.
     """
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
@@ -262,7 +264,7 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def _notes_on(found: Found, dropped: Iterable[str]) -> list[str]:
-    """Returns notes on which copy was used and which parts were ignored."""
+    """Returns notes that say which copy was used and which parts were ignored."""
     notes = []
     if found.passed_over:
         others = ", ".join(

@@ -1,11 +1,11 @@
-"""Letters drawn by a program: any number of labelled 8x8 images, none of which shows a digit.
+"""Letters drawn by a program: any number of labelled 8x8 images; no image shows a digit.
 
 The backbone that ships with this package was trained on these images only. A letter is drawn large
-in a font that comes with matplotlib. It is bent by a random affine map and a random smooth
-displacement, thickened or thinned, cropped to its ink and scaled to a height of 32 pixels. Counting
-ink pixels then reduces it to 8x8 with 17 grey levels. This is the preparation of the UCI
-handwritten digits, applied to other characters. Digits, and every other character with a numeric
-value, are refused.
+in a font that comes with matplotlib. The letter is bent by a random affine map and a random smooth
+displacement, thickened or thinned, cropped to its ink and scaled to a height of 32 pixels. Then the
+ink pixels in each of 8x8 squares are counted, which gives 17 grey levels. The UCI handwritten
+digits were prepared in the same way. Digits, and every other character with a numeric value, are
+refused.
 
 Dimensions: M masks, B batch, C characters, P images of one character, S side of a mask in pixels.
 
@@ -83,10 +83,11 @@ def draw_masks(characters: str = CHARACTERS) -> list[Tensor]:
         characters: Distinct characters without numeric value; their order numbers the classes.
 
     Returns:
-        One (M, S, S) tensor of ink in [0, 1] per character; M is the number of fonts that have it.
+        One (M, S, S) tensor of ink in [0, 1] per character; M is the number of fonts that have this
+        character.
 
     Raises:
-        ValueError: If a character is numeric, or if no font has it.
+        ValueError: If a character is numeric, or if no font has the character.
     """
     check_no_digits(characters)
     charmaps = [FT2Font(str(font_path(n))).get_charmap() for n in FONTS]
@@ -147,7 +148,7 @@ def _extent(used: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ink_window(ink: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns maps (B, 2, 3) that centre the ink and scale it to full height within the width."""
+    """Returns maps (B, 2, 3) that centre the ink, at full height and within the width."""
     axis = torch.linspace(-1, 1, MASK_SIDE)
     columns, rows = ink.amax(dim=(1, 2)) > 0, ink.amax(dim=(1, 3)) > 0
     left, right = _extent(columns, axis)

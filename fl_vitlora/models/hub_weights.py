@@ -1,4 +1,4 @@
-"""Finds out once, within seconds, if the Hugging Face hub can be reached.
+"""Finds out within seconds if the Hugging Face hub can be reached, and remembers the answer.
 
 Without this test, every search for a file would wait for all retries of the hub's own client.
 """
@@ -42,7 +42,7 @@ def reachable(patience: float = PATIENCE) -> bool:
 
 @contextlib.contextmanager
 def without_retries() -> Iterator[None]:
-    """Restricts the hub's client to its cache within a block, if the hub cannot be reached."""
+    """Inside a `with` block, restricts the hub's client to its cache if the hub is out of reach."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -54,11 +54,11 @@ def without_retries() -> Iterator[None]:
 
 
 def is_cached(repository: str, *files: str) -> bool:
-    """Returns True if any of these files of a repository is in the local cache.
+    """Returns True if at least one of the given files of a repository is in the local cache.
 
     Args:
         repository: Name of the repository, ``owner/name`` or ``owner/name@revision``.
-        files: Names of files; without any, the files that timm searches for.
+        files: Names of files. If no name is given, the files for which timm searches are used.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -70,7 +70,7 @@ def is_cached(repository: str, *files: str) -> bool:
 
 
 def _first_address(endpoint: str) -> tuple[str, int]:
-    """Returns the host and port that a request goes to first: the proxy's, if there is one."""
+    """Returns the host and port to which a request goes first: those of the proxy, if any."""
     url = urlsplit(endpoint)
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")

@@ -1,8 +1,9 @@
-"""Learners: many sets of fast weights that share one body; each has its own key and letters.
+"""Learners share the body of a model; each learner has its own fast weights, key and letters.
 
-A learner imitates a federation on encrypted images. It has a key that the body has never seen, and
-the weights that the federated method trains: an offset of the patch embedding, LoRA on q and v, and
-a head. :mod:`fl_vitlora.models.pretraining` explains their purpose.
+A learner imitates a federation on encrypted images. A learner has a key for which the body was not
+trained, and it has fast weights. The fast weights are those that the federated method trains: an
+offset of the patch embedding, LoRA on q and v, and a head. :mod:`fl_vitlora.models.pretraining`
+explains their purpose.
 
 Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank.
@@ -24,7 +25,7 @@ ENTRIES: Final = 3 * PATCH * PATCH
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings that determine the weights; the defaults produced the shipped weights."""
+    """All settings that determine the weights; the defaults produced the weights in the package."""
 
     seed: int = 0
     images_per_character: int = 400
@@ -45,7 +46,7 @@ class Recipe:
 
 
 def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws block order (N,), entry order (P,) and signs (P,); identities if ``plain``.
+    """Draws a block order (N,), an entry order (P,) and signs (P,); the identity if ``plain``.
 
     These keys protect nothing, so torch's generator is good enough for them.
     """
@@ -58,10 +59,10 @@ def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
 
 class Learners:
-    """The fast weights of all learners, with Adam's state, keys and ages; dimension 0 is M."""
+    """The fast weights of M learners, with their keys, ages and Adam's state, in dimension 0."""
 
     def __init__(self, recipe: Recipe, depth: int, width: int, characters: int) -> None:
-        """Creates zeros for every learner; :meth:`forget` gives each learner its first key."""
+        """Sets the weights of all learners to zero; :meth:`forget` draws the first key of each."""
         m, r = recipe.learners, recipe.rank
         shapes = {
             "embed": (m, ENTRIES, width),
@@ -101,7 +102,7 @@ class Learners:
         return torch.stack([x[:, rows][:, :, order] * signs for x, (rows, order, signs) in pairs])
 
     def embed(self, patches: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """Embeds patches (M, B, N, P) with slow plus fast weights; returns (M * B, N, D)."""
+        """Embeds patches (M, B, N, P) with slow plus fast weights; returns tokens (M * B, N, D)."""
         kernels = kernel.flatten(1).T + self.weights["embed"]
         tokens = torch.bmm(patches.flatten(1, 2), kernels) + self.weights["bias"] + bias
         return tokens.view(-1, PATCHES, tokens.shape[-1])
@@ -124,7 +125,7 @@ class Learners:
 
 
 class SharedQKV(nn.Module):
-    """The fused qkv projection of one timm block, plus each learner's own LoRA on q and v."""
+    """The qkv projection of one timm block, with a separate LoRA on q and v for each learner."""
 
     def __init__(self, base: nn.Module, learners: Learners, block: int) -> None:
         """Wraps ``base``, the qkv projection of block number ``block``."""

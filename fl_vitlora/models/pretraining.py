@@ -1,21 +1,22 @@
-"""Pre-training of the small ViT by active forgetting, with ever new keys, on letters only.
+"""Pre-trains the small ViT by active forgetting: on letters only, with a sequence of new keys.
 
-Images will later be encrypted under keys that are not yet known, so the body must adapt quickly to
-new keys. Phase 1 trains the ViT to read letters (see :mod:`fl_vitlora.models.glyphs`).
-In phase 2 a few *learners* share that body. Each learner has its own key (block scrambling, pixel
-shuffling, negative-positive transformation), its own ten letters, and *fast* weights. These are the
-weights that the federated method trains: an offset of the patch embedding, LoRA on q and v, and a
-head. Every step updates the fast weights of each learner and, with the mean of their gradients, the
-*slow* weights of the body. After 60 to 160 steps a learner forgets: it gets a new key and new
-letters, and its fast weights start from zero. One learner in five sees plain images, so that these
-stay easy too.
-Only the slow weights are saved, without a head. These commands repeat the pre-training:
+Later, images will be encrypted under keys that are not known yet. So the body of the model must
+adapt quickly to new keys. Phase 1 trains the ViT to read letters (see
+:mod:`fl_vitlora.models.glyphs`). In phase 2 a few *learners* share this body. Each learner has its
+own key (block scrambling, pixel shuffling, negative-positive transformation), its own ten letters,
+and *fast* weights. The fast weights are those that the federated method trains: an offset of the
+patch embedding, LoRA on q and v, and a head. Every step updates the fast weights of each learner.
+The same step updates the *slow* weights of the body with the mean of the learners' gradients. After
+60 to 160 steps a learner forgets: it gets a new key and new letters, and its fast weights start
+from zero. One learner in five sees plain images, so that the model also learns to read plain
+images. Only the slow weights are saved, without a head. These commands repeat the pre-training:
 
     python -m fl_vitlora.models.pretraining --out vit_letters_16.safetensors --seed 0
     python -m fl_vitlora.models.pretraining --out vit_letters_16_plain.safetensors --seed 0 \
         --plain-steps 8500 --rekeyed-steps 0
 
-The second command trains the control, which takes as many steps but never sees a key.
+The second command trains the model for comparison. It takes equally many steps, but all its images
+are plain.
 
 Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank, C classes.
@@ -66,10 +67,10 @@ def to_patches(levels: Tensor) -> Tensor:
 
 
 class SlowWeights(nn.Module):
-    """A timm ViT in two parts: the patch embedding, and the body that reads its tokens."""
+    """A timm ViT in two parts: the patch embedding, and the body that reads the tokens."""
 
     def __init__(self, vit: VisionTransformer) -> None:
-        """Takes the patch embedding out of ``vit``; :meth:`assembled` puts it back."""
+        """Removes the patch embedding from ``vit``; :meth:`assembled` puts it back."""
         super().__init__()
         patch_embed, vit.patch_embed = vit.patch_embed, nn.Identity()
         self.body, self.patch_embed = vit, patch_embed
@@ -108,7 +109,7 @@ def slow_optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.
 
 
 def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Clips the slow gradients to norm 1, takes a step at this learning rate and clears them."""
+    """Clips the slow gradients to norm 1, takes a step at the given rate, and sets them to zero."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
@@ -117,9 +118,9 @@ def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Returns the share of the learning rate: a rise over 200 steps, then a plateau, then a decay.
+    """Returns the factor for the learning rate, which rises over 200 steps, stays, then falls.
 
-    The decay is linear over the last two thirds of the steps, down to two per cent.
+    The factor falls linearly over the last two thirds of the steps, down to two per cent.
     """
     return min(1.0, (step + 1) / 200, 1.5 * (1 - step / steps) + 0.02)
 
@@ -155,7 +156,7 @@ def plain_phase(
 def rekeyed_phase(
     slow: SlowWeights, images: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> None:
-    """Runs phase 2: learners with ever new keys share and train the slow weights.
+    """Runs phase 2: learners, which get new keys again and again, train the slow weights.
 
     Args:
         slow: The slow weights to train, changed in place.
@@ -196,11 +197,11 @@ def learners_loss(
 
 
 def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
-    """Runs both phases; the same recipe gives the same bits on the same machine.
+    """Runs both phases; the same recipe gives identical weights on the same machine.
 
     Args:
         recipe: All settings, including the seed.
-        characters: The letters to learn from; digits are refused.
+        characters: The letters in the images; digits are refused.
 
     Returns:
         The ViT without a head.
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     settings = vars(parser.parse_args(arguments))
     path: Path = settings.pop("out")
-    torch.set_num_threads(1)  # the order of sums depends on it, and so do the bits
+    torch.set_num_threads(1)  # the number of threads changes the order of sums, and so the rounding
     recipe = Recipe(**settings)
     save(pretrain(recipe), recipe, CHARACTERS, path)
 

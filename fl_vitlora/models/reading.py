@@ -1,4 +1,4 @@
-"""Reads and replaces the patch reader of a timm ViT: its patch embedding and patch positions.
+"""Reads and replaces the patch reader of a timm ViT: patch embedding and position embedding.
 
 B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries per patch, W width of
 the model.
@@ -64,8 +64,8 @@ def reader_of(backbone: Backbone) -> PatchReader:
         backbone: A backbone, any timm ViT with a patch embedding.
 
     Returns:
-        The patch reader. Its position is None if the model does not add positions to tokens, or
-        uses other position information as well.
+        The patch reader. Its `position` is None if the model adds no position embedding to its
+        tokens, or if it has further position information.
     """
     model: Any = backbone.model
     weight = model.patch_embed.proj.weight.detach().to("cpu", copy=True)
@@ -77,7 +77,7 @@ def reader_of(backbone: Backbone) -> PatchReader:
 
 @torch.no_grad()
 def put_reader(model: nn.Module, reader: PatchReader) -> None:
-    """Puts a patch reader into a model, in place; parameters stay trainable or frozen as before."""
+    """Puts a patch reader into a model, in place; each parameter stays trainable or frozen."""
     whole: Any = model
     projection = whole.patch_embed.proj
     if reader.weight.ndim == 3 and not isinstance(projection, KernelPerPatch):
@@ -89,14 +89,14 @@ def put_reader(model: nn.Module, reader: PatchReader) -> None:
 
 
 def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> PatchReader:
-    """Builds a patch reader from exchanged tensors, of a model or of a difference of two models.
+    """Builds a patch reader from the exchanged tensors of a model, or of a difference of models.
 
     Args:
         state: Tensors by their names in the model, including the patch embedding.
         patches: The number N of patches.
 
     Returns:
-        The patch reader; if positions are not exchanged, its position has width 0.
+        The patch reader. If the position embedding is not exchanged, `position` has width 0.
     """
     weight = state[WEIGHT]
     position = state[POSITION][0, -patches:] if POSITION in state else weight.new_empty(patches, 0)
@@ -128,7 +128,7 @@ def write_reader(path: Path, reader: PatchReader, key_id: str = "") -> None:
 
 
 def open_reader(path: Path) -> PatchReader:
-    """Reads a file of `write_reader`.
+    """Reads a patch reader from a file that `write_reader` wrote.
 
     Raises:
         UserError: When the file is missing or damaged, or contains no patch reader.
@@ -149,12 +149,12 @@ def adapted_to(path: Path) -> str:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """Flattens a convolution's weight (W, C, p, p) to (W, D); keeps kernels (N, W, D)."""
+    """Flattens a convolution's weight (W, C, p, p) to (W, D); returns (N, W, D) unchanged."""
     return weight.flatten(1) if weight.ndim == 4 else weight
 
 
 def _widened(convolution: Any, weight: Tensor) -> KernelPerPatch:
-    """Creates the module with a kernel for every patch that replaces a convolution."""
+    """Creates the module that replaces a convolution, with a kernel for every patch."""
     bias = None if convolution.bias is None else convolution.bias.detach().clone()
     wide = KernelPerPatch(weight.contiguous().clone(), bias, convolution.kernel_size)
     wide.to(convolution.weight.device)
@@ -171,7 +171,7 @@ def _patch_positions(model: Any) -> torch.Tensor:
 
 
 def _adds_positions(model: Any) -> bool:
-    """Returns True if the model's only position information is added to its tokens."""
+    """Returns True if a model has a position embedding and no other position information."""
     if getattr(model, "pos_embed", None) is None or getattr(model, "rope", None) is not None:
         return False
     attention = getattr(next(iter(getattr(model, "blocks", [])), None), "attn", None)

@@ -1,8 +1,9 @@
-"""Builds timm's models by name, and gets their published weights.
+"""Builds models of timm by name, and gets their published weights.
 
-A name is timm's (`NAME` or `NAME.tag`, also written `timm/NAME.tag`), a repository of the hub
-(`hf-hub:owner/name`), or a folder with the same files (`local-dir:PATH`: config.json and weights).
-timm finds and downloads weights. `fitting` compares them with the model and loads them.
+A name is a name of timm (`NAME` or `NAME.tag`, also written `timm/NAME.tag`), a repository of the
+hub (`hf-hub:owner/name`), or a folder with the files of such a repository (`local-dir:PATH`:
+config.json and weights). timm finds and downloads the weights. The module `fitting` compares the
+weights with the model and loads them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Loader:
     Attributes:
         config: timm's description of the weights.
         convert: timm's filter for checkpoints, or None if the model has none.
-        strict: True if timm requires all names; otherwise timm ignores a pooling head.
+        strict: True if timm requires that all names match; otherwise timm ignores a pooling head in
+            the file.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class Loader:
         strict: bool = True,
         **kwargs: object,
     ) -> None:
-        """Replaces timm's `load_pretrained`; it records its arguments and loads nothing."""
+        """Is called instead of timm's `load_pretrained`: stores its arguments and loads nothing."""
         del args, kwargs
         self.strict = strict
         self.config = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
@@ -77,7 +79,7 @@ def resolved_name(name: str, bundled: Mapping[str, Any]) -> str:
         bundled: The models that ship with this package, for suggestions.
 
     Raises:
-        UserError: When timm knows no such model or tag, or the folder does not exist.
+        UserError: When timm does not know the model or the tag, or the folder does not exist.
 
     Example:
         >>> resolved_name("timm/vit_tiny_patch16_224.augreg_in21k", {})
@@ -116,8 +118,8 @@ def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Modu
         The model, and the loader that describes its published weights.
 
     Raises:
-        UserError: When the model cannot be built at these sizes, or its description is not
-            available.
+        UserError: When the model cannot be built for these sizes, or the description of the model
+            is not available.
     """
     import timm
 
@@ -167,7 +169,7 @@ def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def check_at_hand(loader: Loader, asked: str) -> None:
-    """Refuses, within seconds, published weights that are neither in the cache nor on the hub.
+    """Raises an error within seconds if published weights are neither cached nor available.
 
     Raises:
         UserError: When the weights are not in the cache and the hub cannot be reached.
@@ -181,7 +183,7 @@ def check_at_hand(loader: Loader, asked: str) -> None:
 
 
 def _check_described(name: str, asked: str) -> None:
-    """Refuses a model of the hub if its description is not in the cache and the hub is offline."""
+    """Raises an error if a model's description is not cached and the hub cannot be reached."""
     repository = name.removeprefix(HUB)
     described = not name.startswith(HUB) or hub_weights.is_cached(repository, "config.json")
     if not described and not hub_weights.reachable():
@@ -190,9 +192,10 @@ def _check_described(name: str, asked: str) -> None:
 
 @contextlib.contextmanager
 def _loads_with(loader: Loader) -> Iterator[None]:
-    """Makes timm's factory pass the weights and filter of a model to a loader, within a block.
+    """Inside a `with` block, timm passes the weights and the filter of a model to a loader.
 
-    There is no other way to get the filter: factories create it from the model's variant.
+    There is no other way to get the filter, because timm creates the filter while it builds a
+    model.
     """
     from timm.models import _builder
 
@@ -206,10 +209,11 @@ def _loads_with(loader: Loader) -> Iterator[None]:
 
 
 def _source(loader: Loader, asked: str) -> tuple[str, Any]:
-    """Returns the kind and the place of a model's published weights, as timm describes them.
+    """Returns where timm finds a model's published weights: the kind of place, and the place.
 
     Raises:
-        UserError: When timm has no weights for the model, or only in another library's format.
+        UserError: When timm has no weights for the model, or has weights only in the format of
+            another library.
     """
     from timm.models._builder import _resolve_pretrained_source
 
@@ -229,7 +233,7 @@ def _source(loader: Loader, asked: str) -> tuple[str, Any]:
 
 
 def _download(kind: str, place: Any) -> Mapping[str, Any]:
-    """Downloads published weights with timm; it reads tensors only and runs no code."""
+    """Downloads published weights with timm; only tensors are read, and no code is run."""
     from timm.models import _hub
     from torch.hub import load_state_dict_from_url
 

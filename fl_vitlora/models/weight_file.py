@@ -1,6 +1,6 @@
-"""Reads a file of weights, of safetensors or torch, as data: code inside the file is never run.
+"""Reads a file of weights of safetensors or torch; never runs code that the file contains.
 
-The result is flat: tensors by dotted names, so that `{"model": {"cls_token": t}}` becomes
+The result is a mapping of dotted names to tensors: `{"model": {"cls_token": t}}` becomes
 `{"model.cls_token": t}`. Entries that are not tensors (epochs, options, optimiser steps) are
 ignored.
 """
@@ -48,7 +48,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         The tensors by their dotted names.
 
     Raises:
-        UserError: When the file cannot be read, contains no tensor, or needs code to be read.
+        UserError: When the file cannot be read, contains no tensor, or can only be read by running
+            code.
     """
     try:
         content = load_file(path) if _is_safetensors(path) else _load_torch(path)
@@ -69,12 +70,12 @@ def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
     """Flattens the content of a file of weights.
 
     Args:
-        content: A mapping whose values are tensors or again such mappings.
+        content: A mapping whose values are tensors or mappings of the same kind.
         where: The file, for messages.
 
     Raises:
-        UserError: When the content has no tensor, two tensors of one name, or a sparse or quantised
-            tensor.
+        UserError: When the content has no tensor, two tensors of the same name, or a sparse or
+            quantised tensor.
 
     Example:
         >>> list(tensors_of({"model": {"a": torch.zeros(1)}, "epoch": 3}, "FILE"))
@@ -95,10 +96,10 @@ def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
 
 
 def weights_in_folder(folder: Path) -> Path:
-    """Finds the file of weights in a folder that has the files of a hub repository.
+    """Finds the file of weights in a folder with the files of a hub repository.
 
     Raises:
-        UserError: When there is no such file, or several without a known name.
+        UserError: When there is no file of weights, or there are several and none has a known name.
     """
     known = [folder / name for name in FOLDER_FILES if (folder / name).is_file()]
     endings = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -133,9 +134,9 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _load_torch(path: Path) -> Any:
-    """Loads a file of torch; the only objects allowed are tensors and a script's options."""
+    """Loads a file of torch that may contain only tensors and the options of a training script."""
     with (
-        path.open("rb") as file,  # given a name, torch would decide by its ending
+        path.open("rb") as file,  # if torch got a path, it would decide by the suffix
         torch.serialization.safe_globals([argparse.Namespace]),
         warnings.catch_warnings(action="ignore"),
     ):

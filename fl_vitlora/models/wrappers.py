@@ -1,8 +1,9 @@
 """Finds a model's tensors among those of a file, below any prefix.
 
-Training scripts store a model below other names: `model`, `state_dict`, `module.` (data parallel),
-`_orig_mod.` (compiled), `teacher.backbone.` (self-supervised), `model.` (Lightning). None of these
-names is guessed: a prefix is the text in front of names that the model itself has.
+Training scripts put a prefix before the names of a model's tensors: `model`, `state_dict`,
+`module.` (data parallel), `_orig_mod.` (compiled), `teacher.backbone.` (self-supervised), `model.`
+(Lightning). This module has no list of such prefixes: a prefix is any text before names that the
+model itself has.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WRAPPERS = (
     "state_dict_ema",
     "teacher",
 )
-ENOUGH = 0.5  # share of the most names that any prefix finds
+ENOUGH = 0.5  # a copy has this share of the names, compared with the best prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Found:
     Attributes:
         prefix: The text before the names in the file, for example ``teacher.backbone.``.
         tensors: The model's tensors, by their names without the prefix.
-        others: Tensors of the file that belong neither to this model nor to another copy of it.
+        others: Tensors of the file that belong neither to this model nor to another copy of the
+            model.
         passed_over: The prefixes of the copies that were not chosen.
     """
 
@@ -54,12 +56,13 @@ class Found:
 def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: str) -> Found:
     """Finds the tensors of a model in a file.
 
-    If there are several copies, the averaged one (`model_ema`) is chosen first and then the
-    teacher, as the scripts that write such files do. Copies that no rule distinguishes are refused.
+    If there are several copies of the model, the averaged copy (`model_ema`) is chosen, or else the
+    teacher. The scripts that write such files use the same order. If several copies have the same
+    rank and differ, the file is refused.
 
     Args:
         tensors: All tensors of the file, by dotted names.
-        expected: The model's own names of its tensors.
+        expected: The names of the tensors in the model.
         where: The file, for messages.
 
     Raises:
@@ -91,7 +94,7 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
 
 
 def copies_of(names: Collection[str], expected: Collection[str]) -> list[str]:
-    """Lists the prefixes below which a file has most of a model's names; there is at least one.
+    """Lists the prefixes with which a file has most names of a model; at least one prefix.
 
     Example:
         >>> copies_of(["net.a", "net.b", "c.b"], ["a", "b"]), copies_of(["x"], ["a"])
@@ -110,7 +113,7 @@ def copies_of(names: Collection[str], expected: Collection[str]) -> list[str]:
 
 
 def rank(prefix: str) -> int:
-    """Returns the order of a copy: 0 for averaged copies, 1 for teachers, 2 others, 3 students."""
+    """Returns the rank of a copy: 0 averaged copies, 1 teachers, 2 other copies, 3 students."""
     parts = prefix.split(".")
     if any(AVERAGED.fullmatch(part) for part in parts):
         return 0
@@ -120,7 +123,7 @@ def rank(prefix: str) -> int:
 
 
 def without_wrapper(tensors: Mapping[str, Tensor]) -> Found:
-    """Removes the prefix of most names, for files that use other names for tensors."""
+    """Removes the prefix that most names share, for files with other names than the model."""
     prefix = _common_wrapper(tensors)
     own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
     others = {
@@ -132,7 +135,7 @@ def without_wrapper(tensors: Mapping[str, Tensor]) -> Found:
 
 
 def _common_wrapper(names: Collection[str]) -> str:
-    """Returns the prefix of training scripts' wrappers that most names share.
+    """Returns the prefix that training scripts put before most names.
 
     Example:
         >>> _common_wrapper(["model.module.x", "model.module.y", "optimizer.z"])
@@ -149,7 +152,7 @@ def _common_wrapper(names: Collection[str]) -> str:
 
 
 def _root(other: str, chosen: str) -> str:
-    """Returns the shortest prefix that distinguishes another copy from the chosen one.
+    """Returns the shortest prefix that distinguishes another copy from the chosen copy.
 
     Example:
         >>> _root("s.student.backbone.", "s.teacher.backbone."), _root("", "ema.")
@@ -163,12 +166,12 @@ def _root(other: str, chosen: str) -> str:
 
 
 def _closer(name: str, chosen: str, root: str) -> bool:
-    """Returns True if a tensor belongs to the chosen copy, although another root fits too."""
+    """Returns True if a tensor belongs to the chosen copy, although it also has another prefix."""
     return name.startswith(chosen) and len(chosen) > len(root)
 
 
 def _is_training_state(name: str, tensor: Tensor) -> bool:
-    """Returns True if a tensor is optimiser state or a counter, not part of a model."""
+    """Returns True if a tensor is a state of an optimiser or a counter, and not part of a model."""
     return bool(TRAINING_STATE.fullmatch(name.partition(".")[0])) or (
         tensor.ndim == 0 and not tensor.is_floating_point()
     )

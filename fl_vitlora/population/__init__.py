@@ -1,1 +1,1 @@
-"""The clients of a federation: participants, their ranks, hostile and unreliable clients."""
+"""Chooses clients: the participants of a round, the rank of each, hostile and unreliable ones."""

@@ -1,13 +1,14 @@
-"""Byzantine (hostile) clients, for research: their choice, and the updates that they send.
+"""Chooses byzantine (hostile) clients, for research, and computes the updates that they send.
 
-A hostile client trains like any other client, and then multiplies its update Δ by a number:
+A hostile client trains like any other client. Then it multiplies its update Δ by a number:
 
     sign_flip   -Δ      against the direction that the client's own images give
     scale       c·Δ     c = `attack.factor`: one client outvotes all others; the server refuses
                         values beyond what training can reach (`flower.wire.updates.LARGEST`)
     nan         NaN     a broken client; the server refuses such an update and counts a failure
 
-A hostile client does not know the updates of others. Its loss and other reports stay honest.
+A hostile client does not know the updates of other clients. It reports its loss and other numbers
+honestly.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fl_vitlora.state import State, scale
 
 
 def hostile(config: Config) -> dict[Attack, list[int]]:
-    """Draws the hostile clients by the run's seed, and deals the kinds of attack to them in turn.
+    """Draws the hostile clients with the run's seed, and gives them the kinds of attack in turn.
 
     Args:
         config: The experiment.
@@ -68,7 +69,7 @@ def corrupt(delta: Mapping[str, Tensor], kind: Attack, factor: float) -> State:
 
 
 def as_sent(config: Config, client: int, delta: State) -> State:
-    """Returns the update that a client sends: the honest one, or the corrupted one."""
+    """Returns the update that a client sends: the honest update, or the corrupted update."""
     kind = kind_of(config, client)
     return delta if kind is None else corrupt(delta, kind, config.attack.factor)
 
@@ -78,7 +79,7 @@ def check(config: Config) -> None:
 
     Raises:
         UserError: If the settings of the attack do not fit together; the message names settings
-            that would.
+            that fit.
     """
     attack = config.attack
     if attack.kinds and not attack.clients:

@@ -1,4 +1,4 @@
-"""Unreliable clients, as every federation has them: their choice, and their faults.
+"""Chooses unreliable clients, as every federation has them, and makes them fail.
 
 In every round an unreliable client fails with probability `faults.rate`, before it trains:
 
@@ -6,10 +6,10 @@ In every round an unreliable client fails with probability `faults.rate`, before
     crash       its process ends at once, as if the system killed it
     slow        it waits `faults.delay` seconds, perhaps longer than the server waits
 
-The faults follow from the run's seed, so a repeated round has the same faults. In a simulation, a
-crash ends the worker process, and the messages of other clients in its bundle are repeated. A
-SuperNode of Flower starts a process for every message: a crash ends this process only, and the node
-goes on. All functions except `strike` are pure.
+The faults are drawn with the run's seed, so a repeated round has the same faults. In a simulation,
+a crash ends a worker process, and the messages that this worker had for other clients are sent
+again. A SuperNode of Flower starts a process for every message, so a crash ends only this process
+and not the SuperNode. All functions except `strike` are pure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fl_vitlora.rng import deal, generator
 
 
 def unreliable(config: Config) -> dict[Fault, list[int]]:
-    """Draws the unreliable clients by the run's seed, and deals the kinds of fault to them in turn.
+    """Draws the unreliable clients with the run's seed, and gives them the kinds of fault in turn.
 
     Args:
         config: The experiment.
@@ -44,7 +44,7 @@ def unreliable(config: Config) -> dict[Fault, list[int]]:
 
 
 def fault_of(config: Config, client: int, server_round: int) -> Fault | None:
-    """Returns the fault of a client in a round, or None if the client works."""
+    """Returns the fault of a client in a round, or None if the client does not fail."""
     kind = next((kind for kind, clients in unreliable(config).items() if client in clients), None)
     if kind is None:
         return None
@@ -53,7 +53,7 @@ def fault_of(config: Config, client: int, server_round: int) -> Fault | None:
 
 
 def strike(config: Config, client: int, server_round: int) -> None:
-    """Carries out the fault of a client in a round, if there is one.
+    """Makes a client fail in a round, if the client has a fault in this round.
 
     Raises:
         RuntimeError: If the fault is "raise".
@@ -68,11 +68,11 @@ def strike(config: Config, client: int, server_round: int) -> None:
 
 
 def check(config: Config) -> None:
-    """Checks that the settings name both faults and clients, and not more clients than exist.
+    """Checks that the settings name faults and unreliable clients, and not too many clients.
 
     Raises:
         UserError: If the settings of the faults do not fit together; the message names settings
-            that would.
+            that fit.
     """
     faults = config.faults
     if faults.kinds and not faults.clients:

@@ -1,8 +1,9 @@
 """The rank of the low-rank matrices at each client, if clients have different ranks.
 
-Either `finetuning.client_ranks` lists one rank for each client; or it lists a few ranks, and
-`finetuning.rank_shares` sets the share of the clients that gets each rank. The numbers of clients
-are exact: another seed changes which clients have a rank, but not how many.
+There are two ways to set ranks. The setting `finetuning.client_ranks` lists one rank for each
+client. Or it lists a few ranks, and `finetuning.rank_shares` gives the share of the clients with
+each of these ranks. The seed decides which clients have a rank, but the number of clients with this
+rank is the same for all seeds.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def client_ranks(config: Config) -> tuple[int, ...]:
 def quotas(shares: Sequence[float], total: int) -> list[int]:
     """Divides a total into whole parts by shares, with the largest-remainder method.
 
-    Among equal remainders the first share gets the unit.
+    If remainders are equal, the part of the first share is rounded up.
 
     Args:
         shares: The shares, not negative and not all zero; only their ratios matter.
@@ -74,7 +75,7 @@ def check(config: Config) -> None:
     """Checks that the ranks fit the clients, the shares and the fine-tuning method.
 
     Raises:
-        UserError: If they do not fit; the message states what was expected.
+        UserError: If the ranks do not fit; the message states what was expected.
     """
     tuning = config.finetuning
     ranks, shares = tuning.client_ranks, tuning.rank_shares
@@ -112,7 +113,7 @@ def check(config: Config) -> None:
 def _dealt(
     ranks: tuple[int, ...], shares: tuple[float, ...], clients: int, seed: int
 ) -> tuple[int, ...]:
-    """Assigns ranks to all clients at random, by the run's seed."""
+    """Assigns ranks to all clients at random, with the run's seed."""
     deck = [
         rank for rank, part in zip(ranks, quotas(shares, clients), strict=True) for _ in range(part)
     ]

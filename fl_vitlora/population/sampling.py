@@ -1,4 +1,4 @@
-"""The participants of a round: a fraction of all clients, drawn by the run's seed."""
+"""Chooses the participants of a round: a fraction of all clients, drawn with the run's seed."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 def trained_together(config: Config) -> int:
     """Returns the largest number of clients that a worker trains in one batch.
 
-    This is the setting `engine.cohort` if it is given. Otherwise it is an eighth of a round's
-    participants, so that eight workers have work. The batch then has at most 64 images a step,
-    about as many as the cache of a core can hold. The number is 1 if clients cannot share a batch:
-    in full fine-tuning, for example, or with an optimiser that is not entrywise. It does not depend
-    on the number of workers, because the rounding of sums would then depend on it too.
+    If the setting `engine.cohort` is given, its value is returned. Otherwise the number is an
+    eighth of a round's participants, so that eight workers have work, and the batch has at most 64
+    images in a step, which is about as many as the cache of a core can hold. The number is 1 if
+    clients cannot share a batch, for example in full fine-tuning or with an optimiser that is not
+    entrywise. The number of workers has no influence, because otherwise the rounding of sums would
+    depend on the number of workers.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
@@ -63,7 +64,7 @@ def trained_together(config: Config) -> int:
 def cohort_size(clients: int, fraction: float) -> int:
     """Returns the number of participants of a round, clients · fraction rounded up.
 
-    A rounding error in the product does not add a client.
+    If the product exceeds a whole number only by a rounding error, no client is added.
 
     Example:
         >>> cohort_size(20, 0.15), cohort_size(20, 0.001)

@@ -1,1 +1,1 @@
-"""Limits on what the server learns: secure aggregation, and noise for differential privacy."""
+"""Limits what the server learns about clients: secure aggregation, and differential privacy."""

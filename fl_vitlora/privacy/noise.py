@@ -1,28 +1,31 @@
 """Differential privacy of clients: bounded updates, and noise on their mean.
 
-No client can move the mean of a round by more than C/K. Larger noise hides whether a client took
-part:
+No client can change the mean of a round by more than C/K. Noise that is larger than this change
+hides whether a client took part:
 
     client   Δₖ ← Δₖ · min(1, C / ‖Δₖ‖)                   C clipping norm, over all tensors sent
     server   Δ = 1/K · Σ Δₖ + N(0, (z·C/K)²)              z noise multiplier, in every scalar
 
 K is the number of clients that were asked, which is known before the round; an absent client counts
-as a zero update. All weights are equal, because the numbers of samples are private data too. This
-is the Gaussian mechanism with sensitivity C/K and noise multiplier z. Its neighbouring inputs are a
-client's update and a zero update of the same client (zero-out neighbours, as in arXiv 2103.00039).
-`flower.strategies.accounting` computes ε over the rounds. A strategy gets only the noisy mean, so
-everything it computes from the mean is equally private. The numbers of samples and steps and the
-loss, which come with the mean, are not private.
+as a zero update. All weights are equal, because the numbers of samples are private data, too. The
+method is the Gaussian mechanism with sensitivity C/K and noise multiplier z. Two inputs are
+neighbours if one has the update of a client and the other has a zero update of the same client
+(zero-out neighbours, as in arXiv 2103.00039). The module `flower.strategies.accounting` computes ε
+over the rounds. A strategy gets only the noisy mean, so everything that it computes from the mean
+is equally private. The strategy also gets the numbers of samples and steps and the loss, which are
+not private.
 
-The server adds the noise. So the server must be trusted with the mean and, without secure
-aggregation, with every update. The numbers of samples, the losses, the measured accuracies and the
-list of participants are not private. The arithmetic is not exact: the noise is drawn in double
-precision, then rounded to single precision together with the mean. The rounding of a secure sum, at
-most √S·R/2³¹ for S scalars, is not added to C/K. No proof rules out attacks on the last bits of
-floating-point noise (Mironov, CCS 2012).
+The server adds the noise. So clients must trust the server, which sees the mean before noise is
+added and, without secure aggregation, every update. The numbers of samples, the losses, the
+measured accuracies and the list of participants are not private. The arithmetic is not exact: the
+noise is drawn in double precision, then rounded to single precision together with the mean. A
+secure sum rounds its numbers, which changes the sum by at most √S·R/2³¹ for S scalars; this change
+is not added to C/K. No proof excludes attacks on the last bits of floating-point noise (Mironov,
+CCS 2012).
 
 Source: McMahan et al., "Learning differentially private recurrent language models", arXiv
-1710.06963, algorithm 1 with a fixed denominator. Unlike there, the list of participants is public.
+1710.06963, algorithm 1 with a fixed denominator. In contrast to the paper, the list of participants
+is public.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ def repeatable_key(seed: int) -> NoiseKey:
 
 
 def bounded(delta: State, report: State, most: float) -> tuple[State, State, bool]:
-    """Scales a client's delta and report together to a norm of at most C, at the client.
+    """At the client, scales delta and report together to a norm of at most C.
 
     Args:
         delta: The change of the tensors by training.
@@ -76,7 +79,7 @@ def bounded(delta: State, report: State, most: float) -> tuple[State, State, boo
         most: The clipping norm C.
 
     Returns:
-        Delta and report, scaled by the same factor; and True if they were within the norm before.
+        Delta and report, scaled by the same factor; and True if their norm was at most C before.
     """
     both = {f"delta {name}": tensor for name, tensor in delta.items()}
     both |= {f"report {name}": tensor for name, tensor in report.items()}
@@ -89,14 +92,14 @@ def bounded(delta: State, report: State, most: float) -> tuple[State, State, boo
 
 
 def mean_update(updates: Sequence[Update], weights: Sequence[float]) -> Update:
-    """Averages updates to a single update that represents all of them.
+    """Averages updates to a single update, which represents the updates of all clients.
 
     Args:
         updates: The updates, at least one; all have the same tensors.
         weights: The weight of each update: its number of samples, or equal weights.
 
     Returns:
-        The mean update, whose client is `SEVERAL`.
+        The mean update; its field `client` has the value `SEVERAL`.
 
     Example:
         >>> updates = [

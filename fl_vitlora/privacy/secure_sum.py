@@ -1,43 +1,46 @@
 """Secure aggregation: the server learns the sum of the clients' vectors, but no single vector.
 
-Every two clients i < j agree on a seed that nobody else knows. The seed gives a stream of words.
-Client i adds this stream to its own vector, and client j subtracts it, modulo 2³²:
+Every two clients i < j agree on a seed that nobody else knows. A stream of words is computed from
+the seed. Client i adds this stream to its own vector, and client j subtracts the stream from its
+vector, modulo 2³²:
 
     yᵢ = xᵢ + Σ_{j>i} stream(seedᵢⱼ) - Σ_{j<i} stream(seedᵢⱼ)        Σ yᵢ = Σ xᵢ
 
-Each yᵢ by itself looks random; in the sum the masks cancel to the last bit.
+A single yᵢ looks random; in the sum of all yᵢ the streams cancel exactly.
 
 1. *Greeting.* Client i draws an X25519 key pair (RFC 7748) from the system's randomness, and sends
    the public key.
 2. *Training.* The server sends the same `Roster` to all participants: the round, and each
-   participant's number, share and public key. The seed of a pair is
-   seedᵢⱼ = HKDF(X25519(private keyᵢ, public keyⱼ), roster, i, j). So a seed serves one round, and
-   the masks cancel only if all participants got the same roster. Client i sends yᵢ, which has as
-   many bytes as xᵢ. In the downlink, the roster costs each participant about 47 bytes for each
-   participant.
+   participant's number, share and public key. The seed of a pair is seedᵢⱼ = HKDF(X25519(private
+   keyᵢ, public keyⱼ), roster, i, j). So a seed is used for one round only, and the streams cancel
+   only if all participants got the same roster. Client i sends yᵢ, which has as many bytes as xᵢ.
+   The server sends the roster to every participant; it has about 47 bytes for each client on it.
 3. *Only if clients drop out.* The server asks the remaining clients for the seeds that they share
-   with the dropped ones. It removes these masks, and has the sum of the remaining clients. The
-   seeds of other rounds stay unknown.
+   with the clients that dropped out. With these seeds the server removes the streams that do not
+   cancel, and gets the sum of the remaining clients. The seeds of other rounds stay unknown.
 
-This is the masking layer of Bonawitz et al. (2017), without its second mask, its secret sharing and
-its signed keys. So the server may be curious but must be honest: it must forward public keys
-unchanged, and must report truthfully which clients dropped out. If a client was only late and its
-yᵢ arrives after all, the server can unmask it. The server and all clients but one can together
-compute the vector of that one client. At least three clients must take part, because in a sum of
-two each client can compute the other's vector. If clients drop out, two may remain, and then these
-two can do so. A sum does not hide which clients took part, or with which share.
+This protocol is the masking of Bonawitz et al. (2017), without the second mask, the secret sharing
+and the signed keys of the paper. So the server may be curious but must be honest: it must forward
+public keys unchanged, and must report truthfully which clients dropped out. If a client counts as
+dropped but its yᵢ arrives late, the server can compute xᵢ. If the server and all clients except one
+work together, they can compute the vector of this one client. At least three clients must take
+part, because in a sum of two vectors each client can compute the vector of the other client. If
+clients drop out, only two may remain, and then each of the two can compute the vector of the other.
+A sum does not hide which clients took part, or with which share.
 
 Flower's SecAgg+ has the second mask, but cannot be used here. Its workflow (`flwr.server.workflow`)
 requires a `LegacyContext`, and its mod (`flwr.client.mod`) requires replies that hold a `FitRes`.
-Both are older than the Message API on which today's strategies run. SecAgg+ needs four exchanges a
-round, and rounds each number stochastically to 22 bits.
+Both belong to an interface that is older than the Message API, which today's strategies use.
+SecAgg+ needs four exchanges of messages in a round, and rounds each number stochastically to 22
+bits.
 
-All functions except `draw_secret` are pure: they take and return the state that a client keeps.
+All functions except `draw_secret` are pure: they take the state of a client and return its new
+state.
 
-K clients of a roster, W words of a vector.
+K clients on a roster, W words in a vector.
 
 Source: Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS
-2017, section 4.0.1. Binding the seeds to the digest of the round's roster is this project's own.
+2017, section 4.0.1. In this project, the seeds also depend on the digest of the round's roster.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ from fl_vitlora.encryption.keys import derive_key
 from fl_vitlora.encryption.keystream import KeyStream
 
 Words = NDArray[np.uint32]
-Seeds = Mapping[int, bytes]  # by the number of the other client of the pair
+Seeds = Mapping[int, bytes]  # the seed of each pair, by the number of the other client
 
 FEWEST = 3  # clients of a roster: in a sum of two, each client can compute the other's vector
 FEWEST_LEFT = 2  # clients that must remain: the sum of one client is its vector
@@ -72,7 +75,7 @@ class Member:
 
     Attributes:
         client: The number of the client.
-        share: The share p of the client in the mean, in (0, 1).
+        share: The weight p of the client in the mean, in (0, 1).
         key: The public key of the client, 32 bytes.
     """
 
@@ -119,7 +122,7 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Returns a SHA-256 digest of the roster, 32 bytes; different rosters differ in it."""
+        """Returns the SHA-256 digest of the roster, 32 bytes; every roster has another digest."""
         parts = [struct.pack("<qd32s", m.client, m.share, m.key) for m in self.members]
         return hashlib.sha256(struct.pack("<qd", self.round, self.limit) + b"".join(parts)).digest()
 
@@ -144,13 +147,14 @@ class Roster:
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """The secret state that a client keeps from message to message.
+    """The secret state that a client stores between messages.
 
     Attributes:
         client: The number of the client.
         private: The private key, 32 bytes.
-        roster: The roster of the last sum for which the client masked a vector, or None.
-        dropped: The clients of this roster whose seeds the client has revealed.
+        roster: The roster of the last sum for which the client masked a vector; None before the
+            first sum.
+        dropped: The clients on this roster for which the client has revealed its seeds.
     """
 
     client: int
@@ -165,12 +169,12 @@ class Secret:
 
 
 def draw_secret(client: int) -> Secret:
-    """Draws a new private key from the system's randomness; every run needs a new one."""
+    """Draws a new private key from the system's randomness; every run needs a new private key."""
     return Secret(client=client, private=X25519PrivateKey.generate().private_bytes_raw())
 
 
 def pair_seed(secret: Secret, roster: Roster, other: int) -> bytes:
-    """Derives the common seed of two participants; both derive the same seed.
+    """Derives the common seed of two participants; both participants derive the same seed.
 
     Args:
         secret: The secret state of one participant.
@@ -190,7 +194,7 @@ def pair_seed(secret: Secret, roster: Roster, other: int) -> bytes:
 
 
 def mask(client: int, seeds: Seeds, length: int) -> Words:
-    """Returns a client's mask: Σ_{j>i} stream(seedⱼ) - Σ_{j<i} stream(seedⱼ), modulo 2³².
+    """Returns the mask of client i: Σ_{j>i} stream(seedⱼ) - Σ_{j<i} stream(seedⱼ), modulo 2³².
 
     Args:
         client: The number i of the client.
@@ -210,7 +214,7 @@ def mask(client: int, seeds: Seeds, length: int) -> Words:
 
 
 def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Secret]:
-    """Masks a client's vector, at the client.
+    """Masks the vector of a client; the client calls this function.
 
     Args:
         secret: The secret state of the client.
@@ -221,8 +225,9 @@ def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Sec
         The masked vector y, uint32 (W,), and the client's new secret state.
 
     Raises:
-        ValueError: If the roster has another key for this client, or its round is not later than
-            the last one: two vectors under one mask would reveal their difference.
+        ValueError: If the roster has another key for this client, or if the round of the roster is
+            not later than that of the last sum. Two vectors under the same mask would reveal their
+            difference.
     """
     if roster.of(secret.client).key != secret.public:
         raise ValueError(f"the roster of round {roster.round} has another key for this client")
@@ -238,7 +243,7 @@ def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Sec
 
 
 def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[Seeds, Secret]:
-    """Reveals the seeds shared with clients that dropped out of the last sum, at a client.
+    """Reveals the seeds that a client shares with clients that dropped out of the last sum.
 
     Args:
         secret: The secret state of the client.
@@ -249,9 +254,9 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
         The seeds by number of the dropped client, and the client's new secret state.
 
     Raises:
-        ValueError: If this client masked no vector in that round; if this client is among the
-            dropped ones or too few others remain; or if a client dropped before is no longer
-            listed.
+        ValueError: If this client masked no vector in that round; if this client is in `dropped` or
+            too few clients remain; or if `dropped` lacks a client that an earlier request
+            contained.
     """
     roster = secret.roster
     if roster is None or roster.round != server_round:
@@ -274,15 +279,17 @@ Ask = Callable[[frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
 def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, frozenset[int]]:
-    """Adds up masked vectors at the server, with the help of the other clients if some dropped out.
+    """Adds up masked vectors at the server; if clients dropped out, asks the rest for seeds.
 
-    A client that does not answer the request for seeds counts as dropped as well. The seeds shared
-    with a dropped client would unmask its vector, so the server deletes that vector before it asks.
+    A client that does not answer the request for seeds counts as dropped, too. With the seeds that
+    others share with a dropped client, the server could unmask the vector of this client. So the
+    server deletes this vector before it asks for the seeds.
 
     Args:
         roster: The roster of the sum.
-        masked: The masked vector y of each client whose vector arrived, uint32 (W,). The mapping is
-            emptied; the caller must keep no other reference to the vectors.
+        masked: The masked vector y of each client whose vector arrived, uint32 (W,). This function
+            removes all entries of the mapping; the caller must have no other reference to the
+            vectors.
         ask: A function that asks the remaining clients for seeds.
 
     Returns:

@@ -1,1 +1,1 @@
-"""The results of a run: the run folder, plots, tables, and the output on the screen."""
+"""Writes the results of a run: the run folder, plots, tables, and the output on the screen."""

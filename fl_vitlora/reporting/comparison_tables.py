@@ -88,7 +88,7 @@ class Report:
         records: The runs.
         summaries: One summary for each cell, which is a set of runs that differ only in their
             seed.
-        differences: Differences in accuracy between cells.
+        differences: Differences in accuracy between pairs of cells.
     """
 
     title: str
@@ -217,7 +217,7 @@ def readable_cells(comparison: Report) -> list[list[str]]:
 
 
 def _target_text(cell: Summary) -> str:
-    """Returns a text with the bytes sent until the target accuracy, and the number of such runs."""
+    """Returns a text with the bytes sent until the target, and how many runs reached it."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
@@ -226,7 +226,7 @@ def _target_text(cell: Summary) -> str:
 
 
 def has_errors(comparison: Report) -> bool:
-    """Returns True if any cell has an aggregation error. Otherwise the column is left out."""
+    """Returns True if any cell has an aggregation error; otherwise tables omit this column."""
     return any(cell.aggregation_error is not None for cell in comparison.summaries)
 
 
@@ -244,7 +244,7 @@ def readable_differences(comparison: Report) -> list[list[str]]:
 def readable_problems(comparison: Report) -> list[str]:
     """Returns the reasons why runs are missing, and the warnings of runs, with the runs' seeds.
 
-    A sentence that concerns several runs of a cell appears once, with all their seeds.
+    If several runs of a cell have the same sentence, it appears once, with all their seeds.
     """
     found: dict[tuple[str, str], list[int]] = {}
     for run in comparison.records:
@@ -261,7 +261,7 @@ def readable_problems(comparison: Report) -> list[str]:
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    r"""Returns rows as comma-separated values; a value that a row lacks is empty.
+    r"""Returns rows as comma-separated values; a column that a row lacks is empty.
 
     Example:
         >>> to_csv(["images", "seed"], [{"images": "a,b", "seed": 0}, {"seed": 1}])
@@ -287,7 +287,7 @@ def to_markdown(comparison: Report) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Returns a Markdown table whose first `texts` columns are texts and whose others are numbers.
+    """Returns a Markdown table; its first `texts` columns are texts, the others are numbers.
 
     Example:
         >>> print(markdown_table([["method", "%"], ["lora", "95.6"]], texts=1))

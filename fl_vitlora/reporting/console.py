@@ -1,6 +1,7 @@
-"""The progress of a run or of a comparison on the screen.
+"""Shows the progress of a run or of a comparison on the screen.
 
-On a terminal the progress is a bar. Otherwise it is a line for each round or run.
+On a terminal the progress is a bar. If the output is not a terminal, a line is printed for each
+round or run.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Live:
         return self
 
     def note(self, sentence: str) -> None:
-        """Prints a sentence that stays on the screen, above the bar."""
+        """Prints a sentence above the bar; the sentence stays on the screen."""
         self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(
@@ -64,7 +65,7 @@ class Replies:
         self.asked = self.answered = 0
 
     def note(self, message: Any) -> bool:
-        """Counts a request or a reply of Flower; returns True if it belongs to training."""
+        """Counts a request or reply of Flower; returns True if the message belongs to training."""
         if message.metadata.message_type.partition(".")[0] != "train":
             return False
         if message.metadata.reply_to_message_id:
@@ -85,7 +86,7 @@ class Replies:
 
 
 class RunDisplay(Live):
-    """Shows the progress of a run; prints a line for each round if there is no terminal.
+    """Shows the progress of a run; if there is no terminal, prints a line for each round.
 
     Args:
         rounds: Number of rounds of the run.
@@ -109,11 +110,11 @@ class RunDisplay(Live):
             disable=not self._console.is_interactive,
         )
         super().__init__(progress)
-        # Without a total the bar moves to and fro, because the duration is still unknown.
+        # Without a total the bar moves left and right, because the duration is still unknown.
         self._task: TaskID = progress.add_task("preparing", total=None, state="", count="")
 
     def announce(self, phase: str) -> None:
-        """Shows the name of a phase before the first round."""
+        """Shows the name of a phase that comes before the first round."""
         self._progress.update(self._task, description=phase)
         self._print(phase)
 
@@ -137,7 +138,7 @@ class RunDisplay(Live):
         self._move(int(self._done) + self._replies.share)
 
     def _move(self, done: float) -> None:
-        """Moves the bar forward, never back, because a round may end after the next has begun.
+        """Moves the bar, but never back, because a round may end after the next round has begun.
 
         Args:
             done: The number of finished rounds, plus the finished share of the current round.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 # The same problem can occur under several circumstances, which this pattern finds in its text.
-# Texts that differ only in their circumstances are printed once.
+# If texts differ only in their circumstances, only one of them is printed.
 CIRCUMSTANCES = re.compile(
     r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
 )
@@ -20,12 +20,13 @@ def print_findings(
     untried: int = 0,
     console: Console | None = None,
 ) -> None:
-    """Prints for every rule whether the tested code passed or failed.
+    """Prints for every rule whether the tested code obeys the rule.
 
     Args:
-        strategy: Lines about the tested code, such as a strategy. They are printed first.
-        findings: The pair of text and problem of each rule. The problem is None if the rule is
-            kept.
+        strategy: Lines about the tested code, for example a strategy. These lines are printed
+            first.
+        findings: For each rule, a pair: the text of the rule, and the problem that was found. The
+            problem is None if the code obeys the rule.
         untried: Number of rules that were not tested.
         console: Console to print to; None for the screen.
     """

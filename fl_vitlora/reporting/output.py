@@ -1,6 +1,6 @@
-"""Output streams that never end a run, even if the reader of the output is gone.
+"""Output streams that never raise an error, even if the program that reads the output is gone.
 
-A character that the encoding of a stream lacks is replaced.
+If the encoding of a stream lacks a character, another text is written instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Outlet(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
         """Writes data and returns the number of bytes written.
 
-        If the system cannot write, the data are dropped, and their full size is returned.
+        If the system cannot write, the data are lost, and the function returns their full size.
         """
         size = memoryview(data).nbytes
         try:
@@ -47,7 +47,7 @@ IN_PLAIN = "fl_vitlora.plain"  # the name of an error handler of `codecs`
 
 
 def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    r"""Replaces characters that an encoding lacks by ASCII characters or by their code points.
+    r"""Returns ASCII characters or code points to write instead of what an encoding lacks.
 
     Example:
         >>> codecs.register_error(IN_PLAIN, in_plain)
@@ -61,7 +61,7 @@ def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """Returns a stream to the same file that does not fail if its reader is gone."""
+    """Returns a stream to the same file that raises no error if the reader of the file is gone."""
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(Outlet(stream.fileno(), "wb", closefd=False)),
@@ -73,7 +73,7 @@ def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def outlive_readers() -> None:
-    """Replaces standard output and standard error by streams that survive their readers.
+    """Replaces standard output and standard error by streams that need no reader.
 
     A stream that a program has already replaced is left unchanged.
     """
@@ -86,10 +86,10 @@ def outlive_readers() -> None:
 
 
 def open_standard_files() -> None:
-    """Opens the null device in place of each standard file (input, output, error) that is closed.
+    """Opens the null device for each standard file (input, output, error) that is closed.
 
-    Otherwise, the next opened file would get the free descriptor, and the output of a library would
-    be written into that file.
+    Otherwise, the next file that is opened would get the free descriptor, and the output of a
+    library would be written into this file.
     """
     for descriptor in range(3):
         try:

@@ -1,9 +1,9 @@
 """The plots of a run and of a comparison.
 
-The plots of a run show the accuracy over rounds, over megabytes and over the transfer time. They
-also show the megabytes over rounds, and the labels of each client's images. The plots of a
-comparison show the accuracy over the megabytes sent, and over the share of trained parameters. Each
-cell of the comparison is a point.
+The plots of a run show the accuracy over the rounds, over the megabytes sent and over the transfer
+time. Other plots of a run show the megabytes sent over the rounds, and the labels of each client's
+images. The plots of a comparison show the accuracy over the megabytes sent, and over the share of
+trained parameters. Each cell of the comparison is a point in these plots.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def plot_accuracy(
         folder: Folder for the plots.
         accuracy: Accuracy after each round, in [0, 1].
         cumulative: Bytes sent up to the end of each round, both directions together.
-        seconds: Transfer time of these bytes, in seconds.
+        seconds: Transfer time of the bytes in `cumulative`, in seconds.
     """
     rounds = range(1, len(accuracy) + 1)
     megabytes = [total / MEGABYTE for total in cumulative]
@@ -122,12 +122,12 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
     """Draws the accuracy over the megabytes sent and over the share of trained parameters.
 
-    The colour of a point is its label on the axis with the most labels. Its marker stands for the
-    combination of its labels on all other axes.
+    The colour of a point shows the label of its cell on the axis with the most labels. The marker
+    of a point shows the labels of its cell on all other axes.
 
     Args:
         folder: Folder for the plots.
-        cells: The cells that have a result; their error bars are standard deviations.
+        cells: The cells that have a result. The error bars show their standard deviations.
         title: Title of the plots; empty for none.
     """
     megabytes = [cell.sent / MEGABYTE for cell in cells]

@@ -41,9 +41,9 @@ def _key(encryption: Mapping[str, Any]) -> str:
 
 
 def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the row about the number of ciphertexts that reveal the key.
+    """Returns the row that says from how many ciphertexts an attack finds the key.
 
-    For plain images the result is empty.
+    If the images are not encrypted, the result is empty.
     """
     found = encryption.get("falls_to_ciphertexts")
     if found is None:
@@ -53,7 +53,7 @@ def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
-    """Returns the rows about the accuracy under a wrong key and on plain images, if measured."""
+    """Returns rows for the accuracy with a wrong key and on plain images, if it was measured."""
     names = {"wrong_key": "  under a wrong key", "no_key": "  on plain images"}
     return {
         name: f"{100 * accuracy[view]:.2f} %" for view, name in names.items() if view in accuracy
@@ -61,7 +61,7 @@ def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
 
 
 def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the rows that only some runs have."""
+    """Returns the rows that the table has only for some runs."""
     remarks = {}
     if spent := result["privacy"]:
         remarks["privacy"] = (
@@ -100,16 +100,16 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_flower(wire: Mapping[str, Any]) -> str:
-    """Returns a text about the saving with Flower's own traffic included.
+    """Returns a text about the saving, if the bytes that Flower adds are included.
 
-    For results of old versions the text is empty.
+    For a result that an old version wrote, the text is empty.
     """
     saving = wire.get("saving_with_flower")
     return "" if saving is None else f"; {saving:.1f}x with Flower's own traffic"
 
 
 def _failures(failures: Mapping[str, Any], folder: str) -> str:
-    """Returns a text about the clients that failed most often.
+    """Returns a text that names the clients that failed most often.
 
     Args:
         failures: For each client, the number of its failures and the reason of the first one.

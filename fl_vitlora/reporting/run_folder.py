@@ -89,7 +89,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Opens the folder of an interrupted run, and removes incomplete files from the folder.
+        """Opens the folder of an interrupted run, and removes incomplete files from it.
 
         Raises:
             UserError: If the folder contains no run, or if another process is writing into it.
@@ -105,7 +105,7 @@ class RunFolder:
         return folder
 
     def _furnish(self) -> None:
-        """Locks the folder for this process, and makes the files and folders that are missing."""
+        """Locks the folder for this process, and makes files and folders that are missing in it."""
         try:
             with writing(self.path / CONFIG):
                 self._hold = Hold(self.path / CONFIG)
@@ -143,7 +143,7 @@ class RunFolder:
         write_atomically(self.failures / name, f"{trace}\n", durable=False)
 
     def forget_failures(self, after: int) -> None:
-        """Removes the failures of the rounds later than `after`, because these rounds run again."""
+        """Removes the failures of the rounds after round `after`; these rounds run again."""
         for path in self.failures.glob("round-*-client-*.txt"):
             if int(path.name.split("-")[1]) > after:
                 path.unlink()
@@ -156,7 +156,7 @@ class RunFolder:
         write_sealed(self.path / name, state, metadata)
 
     def write_classes(self, class_names: Sequence[str]) -> None:
-        """Writes the names of the classes in the run's order, for a deployment with its shards."""
+        """Writes the names of the classes in the run's order; a deployment needs this file."""
         write_atomically(self.path / CLASSES, write_names(class_names) + "\n", mode=PRIVATE)
 
 
@@ -202,7 +202,7 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
 
 
 def begun_in(run: Path) -> Path:
-    """Returns the working directory in which a run was begun.
+    """Returns the working directory in which a run was started.
 
     If that directory is unknown, the current directory is returned.
     """
@@ -214,26 +214,26 @@ def begun_in(run: Path) -> Path:
 
 
 def find_from(name: str, start: Path) -> str:
-    """Returns the path of a file that a run named in another working directory.
+    """Returns the path of a file to which a run with another working directory refers.
 
     Args:
-        name: Path of the file, as the run named it.
+        name: Path of the file, as the configuration of the run gives it.
         start: The working directory of that run.
 
     Returns:
-        The path relative to `start` if the file exists there; otherwise `name` unchanged.
+        The path `start`/`name` if this file exists; otherwise `name` unchanged.
     """
     there = start / name
     return name if start == Path.cwd() or not there.exists() else str(there)
 
 
 def located(asked: Config, begun: Config, run: Path) -> Config:
-    """Resolves the files of a resumed run from the directory in which the run was begun.
+    """Finds the files of a resumed run relative to the directory in which the run was started.
 
     Args:
-        asked: The experiment with which the run resumes. Paths that differ from those in `begun`
+        asked: The experiment with which the run is resumed. Paths that differ from those in `begun`
             are not changed.
-        begun: The experiment with which the run was begun.
+        begun: The experiment with which the run was started.
         run: The run folder.
 
     Returns:
@@ -250,11 +250,11 @@ def located(asked: Config, begun: Config, run: Path) -> Config:
 
 
 def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
-    """Finds the key ring of runs that were begun in other working directories.
+    """Finds the key ring of runs that were started in other working directories.
 
     Args:
         config: The experiment, which names the key ring.
-        starts: Working directories in which the runs were begun.
+        starts: Working directories in which the runs were started.
 
     Returns:
         The experiment with the path of the first key ring that exists. The experiment is unchanged
@@ -269,7 +269,7 @@ def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
 
 
 def is_under_way(run: Path) -> bool:
-    """Returns True if a folder contains a run that has begun its rounds but is not finished."""
+    """Returns True if a folder contains a run that has started its rounds but is not finished."""
     return (run / CONFIG).exists() and (run / ROUNDS).exists() and not (run / RESULT).exists()
 
 
@@ -291,8 +291,9 @@ def read_result(run: Path) -> dict[str, Any]:
 def has_current_form(result: Mapping[str, Any]) -> bool:
     """Returns True if the savings in a result were computed in the same way as in this version.
 
-    Older versions counted a whole model for each message of the run, including repeated messages
-    and messages of the evaluation. Such savings must not appear in one table with newer savings.
+    A saving compares the bytes sent with the bytes of full fine-tuning. Older versions computed the
+    latter with a whole model for each message of the run, including repeated messages and messages
+    of the evaluation. Such savings must not appear in one table with newer savings.
     """
     wire = result.get("communication")
     return not isinstance(wire, Mapping) or "saving_with_flower" in wire

@@ -41,7 +41,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its spread.
+    """A mean and its spread.
 
     Attributes:
         mean: Mean of the values.
@@ -57,7 +57,7 @@ class Estimate:
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
     def scaled(self, factor: float) -> Estimate:
-        """Returns the estimate multiplied by a factor, to change its unit."""
+        """Returns the mean and the spread multiplied by a factor, to change their unit."""
         return Estimate(self.mean * factor, None if self.spread is None else self.spread * factor)
 
 
@@ -68,19 +68,21 @@ class Summary:
     Attributes:
         labels: Labels of the cell, by axis.
         seeds: Number of runs with a result.
-        accuracy: Test accuracy in percent; None if there is no result.
+        accuracy: Test accuracy in percent; None if no run has a result.
         trainable: Number of parameters that are trained and exchanged.
         total: Number of parameters of the whole model.
         sent: Mean number of bytes sent, both directions together.
-        saving: Mean ratio of the bytes of full fine-tuning to the bytes sent.
-        saving_with_flower: Mean of the ratio `saving`, if the bytes that Flower's transport adds
-            are included in both numbers.
+        saving: Mean ratio of the bytes that full fine-tuning would send to the bytes that were
+            sent.
+        saving_with_flower: Mean of the same ratio, if both numbers include the bytes that Flower's
+            transport adds.
         seconds: Median duration of a run, in seconds.
         aggregation_error: The aggregation error of the low-rank products, in percent of the
             change of the model in a round; None if no run has an aggregation error.
         targets: Number of runs that had a target accuracy.
         reached: Number of runs that reached their target.
-        to_target: Bytes that a run had sent when it reached its target; None if no run reached it.
+        to_target: Bytes that a run had sent when it reached its target; None if no run reached its
+            target.
         problems: Reasons why runs are missing, each reason once.
     """
 
@@ -109,8 +111,8 @@ class Difference:
         label: Label of the first cell on this axis.
         baseline: Label of the second cell on this axis, the baseline.
         others: Labels of both cells on the other axes.
-        accuracy: Accuracy of the first cell minus the baseline's, in percentage points, with its
-            standard error.
+        accuracy: Accuracy of the first cell minus accuracy of the baseline, in percentage points.
+            The spread is the standard error.
         pairs: Number of seeds that both cells have in common.
     """
 
@@ -172,7 +174,7 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
     Returns:
         A difference for each pair of cells that has a seed in common. Differences to the same
-        baseline cell stand together, the best first.
+        baseline cell follow each other, the largest first.
     """
     cells = _by_cell(records)
     found = []
@@ -199,7 +201,7 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
 
 def _ranked(found: Iterable[Difference]) -> list[Difference]:
-    """Returns differences grouped by baseline cell, and in each group the best first."""
+    """Returns differences, grouped by baseline cell; in each group the largest comes first."""
     groups: dict[tuple[str, Key], list[Difference]] = {}
     for difference in found:
         groups.setdefault((difference.axis, _key(difference.others)), []).append(difference)
@@ -257,5 +259,5 @@ def _summary(runs: Sequence[Record]) -> Summary:
 
 
 def _mean_saving(results: Iterable[Mapping[str, Any]], name: str) -> float:
-    """Returns the mean of a saving over results; `name` is "saving" or "saving_with_flower"."""
+    """Returns the mean of a ratio over results; `name` is "saving" or "saving_with_flower"."""
     return statistics.mean(float(result["communication"][name]) for result in results)

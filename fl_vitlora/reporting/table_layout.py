@@ -1,4 +1,4 @@
-"""Tables that fit a screen of 80 columns without breaking words.
+"""Prints tables that fit a screen of 80 columns, without breaking words.
 
 A table that is too wide is split into several tables, one below the other. Each of these tables
 repeats the columns that name the rows. If the names are too wide, the rows get numbers instead. A
@@ -47,7 +47,8 @@ class Folded:
     """A table that fits the screen.
 
     Attributes:
-        legend: Pairs of a row's number and its name; empty if the parts contain the names.
+        legend: For each row, a pair of its number and its name; empty if the parts contain the
+            names.
         parts: Tables, each with a header row.
         texts: Number of columns at the left that name the rows.
     """
@@ -95,7 +96,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
 
 
 def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]]:
-    """Yields groups of columns with numbers. Each group fits beside the columns with names."""
+    """Yields groups of columns; each group fits the screen together with the columns of names."""
     free = width + GAP - sum(widths[:texts])
     group: list[int] = []
     for column in range(texts, len(widths)):
@@ -141,7 +142,7 @@ def print_table(console: Console, rows: Rows, texts: int, title: str = "") -> No
 
 
 def print_named(console: Console, rows: Mapping[str, Text], indent: int = 0) -> None:
-    """Prints each name with its text beside it. Long texts are wrapped between words."""
+    """Prints each name, and next to it its text, which is wrapped between words if it is long."""
     indent = indent or max(map(cell_len, rows)) + GAP
     for name, text in rows.items():
         for position, line in enumerate(wrapped(text, max(console.width - indent, 1))):

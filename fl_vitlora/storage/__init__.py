@@ -1,1 +1,1 @@
-"""Files that are written completely or not at all, and files whose damage is detected."""
+"""Writes files completely or not at all, and detects damaged files."""

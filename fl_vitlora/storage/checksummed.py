@@ -1,10 +1,10 @@
-"""Tensor files with a checksum, so that a damaged file is recognised.
+"""Files of tensors with a checksum, by which a damaged file is recognised.
 
 A sealed file is a safetensors file whose metadata contain a digest of the whole content. The digest
-is SHA-256, in hexadecimal digits. The content is the names, types, shapes and bytes of the tensors,
-and the other metadata. If a faulty disk or an incomplete copy changes a single bit, the digest no
-longer matches. The digest is not a signature: a person who can write the file can also replace the
-digest.
+is computed with SHA-256 and stored in hexadecimal digits. The content consists of the names, types,
+shapes and bytes of the tensors, and of the other metadata. If a faulty disk or an incomplete copy
+changes a single bit, the digest no longer matches. The digest is not a signature: a person who can
+write the file can also replace the digest.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ def write_sealed(
 
     Args:
         path: The path of the file. The folder must exist.
-        tensors: The tensors by name. No two of them may share memory.
-        metadata: Texts by name, stored beside the tensors. The name `DIGEST` is reserved.
+        tensors: The tensors by name. Two tensors must not share memory.
+        metadata: Texts by name, stored in the same file as the tensors. The name `DIGEST` is
+            reserved.
         durable: True to wait until the file is on the disk; see `write_atomically`.
         mode: The permissions of the file. By default only the owner can read and write the file.
     """
@@ -67,8 +68,8 @@ def write_sealed(
 def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
     """Yields the parts of a safetensors file, with the header in a fixed order.
 
-    The library writes the metadata in a different order at each call. With a fixed order, equal
-    tensors and metadata give equal bytes.
+    The library safetensors writes the metadata in a different order at each call. With a fixed
+    order, files with equal tensors and metadata have equal bytes.
     """
     (length,) = LENGTH.unpack_from(file)
     header = json.loads(file[LENGTH.size : LENGTH.size + length])
@@ -82,8 +83,8 @@ def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
 def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     """Reads a file that `write_sealed` wrote, and checks its digest.
 
-    The tensors are mapped from the file, and their pages are read when they are needed. A change to
-    a tensor does not change the file.
+    The tensors are mapped from the file: their bytes are read from the disk when they are needed.
+    If a program changes such a tensor, the file does not change.
 
     Args:
         path: The path of the file.
@@ -92,7 +93,8 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
         The tensors by name, and the metadata without the digest.
 
     Raises:
-        DamagedFileError: If the file is missing, or if its content was changed after the writing.
+        DamagedFileError: If the file is missing, or if its content has changed since the file was
+            written.
     """
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
@@ -115,7 +117,8 @@ def read_sealed_metadata(path: Path) -> dict[str, str]:
         path: The path of the file.
 
     Returns:
-        The metadata without the digest. They may be damaged; only `read_sealed` checks them.
+        The metadata without the digest. The metadata may be damaged; only `read_sealed` checks
+        them.
 
     Raises:
         DamagedFileError: If the file is missing, or if it is not a safetensors file.
@@ -140,8 +143,8 @@ def _opened(path: Path) -> Iterator[Any]:
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Computes the digest of tensors, on any device, and of their metadata.
 
-    The names, types and shapes of all tensors are hashed first. So the bytes of two different sets
-    of tensors always differ.
+    The names, types and shapes of all tensors are hashed before the bytes of the tensors. So two
+    different sets of tensors never give the same bytes to hash.
 
     Returns:
         The digest as 64 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""Functions that write a file completely or not at all, and the error for a failed write."""
+"""Functions that write a file completely or not at all, and the error if writing fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WriteError(RuntimeError):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a system error inside the block into one line with the path and the reason.
+    """Inside a `with` block, turns a system error into one line with the path and the reason.
 
     Raises:
         WriteError: If the system raises an error inside the block.
@@ -55,11 +55,14 @@ def write_atomically(
         path: The path of the file. The folder must exist. An older file at this path is replaced.
         content: The bytes to write, or a text that is encoded in UTF-8.
         durable: True to wait until the file is on the disk, which takes about a millisecond. If
-            False, the file survives any end of this program, but perhaps not a power failure in the
-            next half minute. Then the file must not replace content that cannot be made again.
-        mode: The permissions of the file. `PUBLIC` gives the permissions that the umask allows, and
-            at least those of `PRIVATE`. Every other mode is set exactly, without the umask.
-        new: True to fail if there is already a file at this path, instead of replacing the file.
+            False, the file is safe if this program ends in any way, but it can be lost in a power
+            failure within the next half minute. So do not use False if the file replaces content
+            that cannot be made again.
+        mode: The permissions of the file. With `PUBLIC`, the file gets the permissions that the
+            umask allows, and at least those of `PRIVATE`. Every other mode is set exactly, and the
+            umask is ignored.
+        new: True to raise an error if a file already exists at this path; False to replace the
+            file.
 
     Raises:
         WriteError: If the system cannot write the file. An older file at this path stays
@@ -84,7 +87,7 @@ def write_parts(
         parts: The parts of the content, in order.
         durable: True to wait until the file is on the disk; see `write_atomically`.
         mode: The permissions of the file; see `write_atomically`.
-        new: True to fail if there is already a file at this path.
+        new: True to raise an error if a file already exists at this path.
 
     Raises:
         WriteError: If the system cannot write the file. An older file at this path stays
@@ -129,7 +132,7 @@ def make_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder that only the owner can use. An existing folder gets these permissions, too.
+    """Makes a folder that only the owner can use; an existing folder gets these permissions.
 
     Args:
         folder: The path of the folder. The folder above it must exist.
@@ -181,7 +184,8 @@ def append(path: Path, content: bytes) -> None:
 def sync_files(folder: Path) -> None:
     """Waits until all files of a folder are on the disk.
 
-    The function completes writes that were not durable.
+    Call this function after writes with `durable=False`, so that a power failure cannot lose the
+    files.
 
     Raises:
         WriteError: If the system cannot write a file to the disk.
@@ -199,9 +203,9 @@ class HeldError(RuntimeError):
 class Hold(contextlib.ExitStack):
     """A lock on a file or folder. Only one process at a time can have the lock.
 
-    The lock ends when it is closed, deleted, or when its process ends. If a locked file is
-    replaced, the lock does not protect the new file; so lock the folder instead. On a file system
-    without locks, the lock does not keep other processes out.
+    The lock ends when this object is closed or deleted, or when the process ends. If a locked file
+    is replaced by another file, the lock does not protect the new file. In this case, lock the
+    folder instead. On a file system without locks, the lock does not keep other processes out.
 
     Args:
         path: The path of the file or folder.

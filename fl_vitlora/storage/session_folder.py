@@ -1,9 +1,9 @@
-"""A folder for Ray's sockets and logs that has a short path and can be written.
+"""Finds a folder for the sockets and logs of Ray; its path is short, and it can be written.
 
 Ray puts its sockets and logs below ``TMPDIR``, or below ``/tmp``. The path of a socket may have at
 most 107 bytes on Linux and 103 bytes on macOS. Ray adds about 65 bytes to the path of the folder.
-If the path becomes too long, or the folder cannot be written, this module makes a folder with a
-short path elsewhere. That folder is removed when Ray ends.
+If the path of a socket would be too long, or if the folder cannot be written, this module makes a
+folder with a short path in another place. This new folder is removed when Ray ends.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
 def session_folder(
     environment: Mapping[str, str] = os.environ, elsewhere: Sequence[str] = ELSEWHERE
 ) -> Iterator[dict[str, str]]:
-    """Finds or makes the folder for Ray. A folder that was made is removed at the end.
+    """Finds or makes the folder for Ray; a folder that was made is removed at the end.
 
     Args:
         environment: The environment variables of this process.
-        elsewhere: Folders in which a new folder may be made. The first suitable folder is used.
+        elsewhere: Folders in which a new folder may be made. The first suitable of these is used.
 
     Yields:
         The arguments for `ray.init`; they are empty if Ray's default folder is suitable.
@@ -70,7 +70,7 @@ def default_folder(environment: Mapping[str, str]) -> str:
 
 
 def fits(folder: str, more: int = 0) -> bool:
-    """Returns True if the path of a folder is short and plain enough for Ray's sockets.
+    """Returns True if a folder's path is short enough and has only characters that Ray allows.
 
     Args:
         folder: The path of the folder.

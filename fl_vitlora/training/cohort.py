@@ -1,14 +1,16 @@
-"""Many clients trained in one batch: each learns what it would learn alone, in fewer, larger steps.
+"""Trains many clients in one batch; each client learns the same as if it were trained alone.
 
 The trained tensors of the clients are stacked, and the frozen tensors are shared
-(`training.stacking`). The loss is the sum of the clients' losses, so the gradient of a slice is the
-gradient of its client. The optimiser computes entry by entry, and gradients are clipped client by
-client. A client that has taken all its steps leaves, and the batch continues without it.
+(`training.stacking`). The loss is the sum of the clients' losses. So the gradient of a client's
+slice of a stacked tensor is the gradient of this client. The optimiser computes entry by entry, and
+gradients are clipped client by client. A client that has taken all its steps is removed from the
+batch, and the other clients continue.
 
-So the tensors of every client are those of training it alone, up to the rounding of sums in another
-order. There is one exception: in float16, all clients skip a step that overflows for one of them.
+So the trained tensors of every client are those that it would have alone, up to rounding, because
+sums are computed in another order. There is one exception: in float16, if a step overflows for one
+client, all clients skip this step.
 
-B images of a step, K clients, b_k images of client k, C channels, H and W height and width.
+B images in a step, K clients, b_k images of client k, C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -37,16 +39,16 @@ from fl_vitlora.training.steps import active_of, batches_of, resting
 
 @dataclass(frozen=True, kw_only=True)
 class LocalJob:
-    """Everything that is particular to the training of one client in one round.
+    """Everything that the training of one client in one round needs, except the hyper-parameters.
 
     Attributes:
-        start: All trained tensors before training.
+        start: The initial values of all trained tensors.
         shard: The images of the client.
         task: The task of the round.
-        generator: The generator of the order of images, on the CPU.
-        reader: The frozen part of the client's patch embedding.
-        increments: The sums that were merged into the frozen weights, by the paths of their
-            low-rank pairs.
+        generator: The random generator for the order of the images, on the CPU.
+        reader: The frozen part of the patch embedding and position embedding of the client.
+        increments: The increments of the frozen weights (`LoRALinear.put_increments`), by the paths
+            of the low-rank pairs on these weights.
     """
 
     start: State
@@ -57,7 +59,7 @@ class LocalJob:
     increments: State = field(default_factory=dict)
 
     def goes_with(self, other: LocalJob) -> bool:
-        """Returns True if this client and another client can be trained in one batch."""
+        """Returns True if this client and the client of `other` can be trained in one batch."""
         mine, theirs = self.task, other.task
         return (
             mine.learning_rate == theirs.learning_rate
@@ -73,7 +75,7 @@ class LocalJob:
 def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
     """Returns True if several clients of a prepared model can be trained in one batch.
 
-    The trained tensors of the model must be such that they can be stacked, and the optimiser must
+    For this, the layers with trained tensors must have a stacked form, and the optimiser must
     compute entry by entry.
     """
     return can_stack(model) and is_entrywise(config)
@@ -81,10 +83,10 @@ def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CohortTrainer:
-    """Trains clients, in one batch where that is possible.
+    """Trains clients, and trains them in one batch if that is possible.
 
     Attributes:
-        backbone: A prepared model, the workspace.
+        backbone: A prepared model, into which the tensors of each client are copied.
         stacks: True if clients are trained in one batch (`can_share_a_batch`).
         config: The hyper-parameters.
         precision: The number format of activations.
@@ -97,11 +99,11 @@ class CohortTrainer:
 
     @functools.cached_property
     def stack(self) -> Stack:
-        """Returns the model for many clients; it is made when it is first needed."""
+        """Returns the model for many clients; creates this model at the first call."""
         return Stack(self.backbone.model)
 
     def train(self, jobs: Sequence[LocalJob]) -> list[Trained]:
-        """Trains clients; all that can share a batch are trained in one.
+        """Trains clients; clients that can share a batch are trained in one batch.
 
         Args:
             jobs: One job for each client.
@@ -151,13 +153,14 @@ class CohortTrainer:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of one client among those that train in one batch.
+    """The steps of one of the clients that are trained in one batch.
 
     Attributes:
         number: The position of the client among the jobs.
         job: The job of the client.
-        order: The positions of the images of each step, one tensor (b,) for a step.
-        images: The number of images of all steps.
+        order: The positions of the images in each step: one tensor (b,) for each step with b
+            images.
+        images: The number of images of all steps together.
     """
 
     number: int
@@ -168,12 +171,13 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One step of the clients that still have steps to take.
+    """The images of one step, for all clients that still have steps to take.
 
     Attributes:
         images: (B, C, H, W); the images of the first client come first.
         labels: (B,).
-        sizes: b_k, the number of images of each of the first clients. The others have finished.
+        sizes: b_k, the number of images of each client that is still training. The clients that
+            have finished are the last ones of the stack.
     """
 
     images: Tensor
@@ -191,8 +195,8 @@ def train_together(
     """Trains clients in one batch.
 
     Args:
-        stack: The workspace. Its frozen tensors are those of the jobs.
-        jobs: The jobs, which can share a batch (`LocalJob.goes_with`).
+        stack: The model for many clients. Its frozen tensors must be those of the jobs.
+        jobs: The jobs of clients that can share a batch (`LocalJob.goes_with`).
         config: The hyper-parameters.
         precision: The number format of activations.
 
@@ -200,7 +204,8 @@ def train_together(
         The results in the order of the jobs.
 
     Raises:
-        ValueError: If the task freezes every tensor, or the optimiser is not entrywise.
+        ValueError: If the task freezes every tensor, or the optimiser does not compute entry by
+            entry.
     """
     if not is_entrywise(config):
         raise ValueError(f"clients that train with {config.optimizer} cannot share a batch")
@@ -224,7 +229,7 @@ def train_together(
 def _longest_first(
     jobs: Sequence[LocalJob], config: TrainingConfig, device: torch.device
 ) -> list[Plan]:
-    """Plans the steps of clients; the client with the most steps comes first."""
+    """Returns the plans of clients; the client with the most steps comes first."""
     plans = []
     for number, job in enumerate(jobs):
         images, epochs = len(job.shard), job.task.epochs_of(config)
@@ -240,7 +245,7 @@ def _begin(
     config: TrainingConfig,
     precision: torch.dtype,
 ) -> Descent:
-    """Prepares the steps of stacked clients, whose tasks are alike."""
+    """Prepares the steps of stacked clients, which have the same task in this round."""
     task = jobs[0].task
     drift = {name: torch.stack([job.task.drift[name] for job in jobs]) for name in task.drift}
     return begin(
@@ -255,7 +260,7 @@ def _begin(
 
 
 def _batches(plans: Sequence[Plan], device: torch.device) -> Iterator[Batch]:
-    """Yields the steps of clients side by side; the client with the most steps comes first."""
+    """Yields the batch of each step; the images of the client with the most steps come first."""
     images = [plan.job.shard.images.to(device) for plan in plans]
     labels = [plan.job.shard.labels.to(device) for plan in plans]
     for chosen in itertools.zip_longest(*(plan.order for plan in plans)):
@@ -268,7 +273,7 @@ def _batches(plans: Sequence[Plan], device: torch.device) -> Iterator[Batch]:
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
-    """Copies the tensors of some clients out, those of the last client first."""
+    """Returns copies of the tensors of some clients, those of the last client first."""
     return [
         methods.copied_out({name: p.detach()[client] for name, p in parameters.items()})
         for client in reversed(clients)

@@ -1,11 +1,11 @@
-"""The steps of a round: one down the gradient of the local loss, of one client or of K clients.
+"""The steps of gradient descent that one client, or K clients together, take in a round.
 
     w ← w + optimiser(∇ (cross-entropy + terms)) + η · drift
 
-What all steps of a round share stands in one value, `Descent`. For K clients the tensors are
+A `Descent` has everything that is the same in all steps of a round. For K clients the tensors are
 stacked, (K, ...), and the loss is the sum of the clients' losses; see `training.cohort`.
 
-B images of a step, K clients.
+B images in a step, K clients.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from fl_vitlora.training.steps import Clip, autocast, clip_each, drift_on, step,
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """What the steps of one round share.
+    """Everything that is the same in all steps of a round.
 
     Attributes:
         model: The model that computes with the trained tensors.
         active: The tensors that are trained in this round.
-        anchor: Their values when training began; empty if there are no terms.
-        terms: The terms of the local loss beside the cross-entropy.
-        drift: The tensors that are added after every step, times the learning rate.
+        anchor: The values of these tensors when training began; empty if there are no terms.
+        terms: The terms that are added to the cross-entropy in the local loss.
+        drift: The tensors that are multiplied by the learning rate and added after every step.
         rate: The learning rate of the round.
         optimizer: The optimiser of the trained tensors.
         scaler: The scaler of losses in float16.
@@ -62,7 +62,7 @@ class Descent:
             sizes: The number of images of each stacked client; None for a single client.
 
         Returns:
-            The total loss of each client's images, without terms, (K,).
+            The sum of the cross-entropy over each client's images, without the terms, (K,).
         """
         with autocast(self.device, self.precision):
             logits = unhalved(self.model(normalize(images)))
@@ -84,14 +84,14 @@ def begin(
     drift: Mapping[str, Tensor],
     precision: torch.dtype,
 ) -> Descent:
-    """Prepares the steps of a round; the trained tensors have their first values.
+    """Prepares the steps of a round; the trained tensors must have their initial values.
 
     Args:
         model: The model that computes with the trained tensors.
         active: The tensors that are trained in this round.
         config: The hyper-parameters.
         rate: The learning rate of the round.
-        terms: The terms of the local loss beside the cross-entropy.
+        terms: The terms that are added to the cross-entropy in the local loss.
         drift: The tensors that are added after every step, times the learning rate. Names of
             tensors that are not trained in this round are left out.
         precision: The number format of activations: float32, bfloat16 or float16.

@@ -1,9 +1,9 @@
-"""Measures the GPU memory that a worker needs, by doing the largest work of a worker once.
+"""Measures the GPU memory that a worker needs, by doing the largest task of a worker once.
 
-A process on a GPU needs memory for its tensors, and for the kernels and tables of its libraries
-(the context), which PyTorch does not count. The memory of the tensors is measured while the code of
-a worker takes its steps. The context is the memory that is in use on the GPU without belonging to a
-tensor. On the CPU the steps are taken as well, but all sizes are zero.
+A process on a GPU needs memory for its tensors. It also needs memory for the kernels and tables of
+its libraries, called the context, which PyTorch does not count. To measure the memory of the
+tensors, the code of a worker trains for a few steps. The context is the used memory of the GPU that
+belongs to no tensor. On the CPU the steps are taken as well, but all measured sizes are zero.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Memory:
     """The measured memory of a GPU, in bytes; all zero on the CPU.
 
     Attributes:
-        free: The memory that is left to workers while this process evaluates beside them.
-        context: The memory of a process beside its tensors.
-        step: The largest memory of a worker's tensors, without its open shards.
+        free: The memory that workers can use while this process evaluates at the same time.
+        context: The memory that a process needs in addition to its tensors.
+        step: The largest memory of a worker's tensors, without the shards that the worker has open.
     """
 
     free: int
@@ -52,11 +52,11 @@ class Memory:
 
 
 def workers_that_fit(free: int, context: int, step: int, most: int) -> int:
-    """Returns the number of workers that fit into a GPU's memory, of which `MARGIN` stays free.
+    """Returns the number of workers for a GPU, so that the share `MARGIN` of the memory stays free.
 
     Args:
-        free: The memory that is left to workers, in bytes.
-        context: The memory of each worker beside its tensors, in bytes.
+        free: The memory that workers can use, in bytes.
+        context: The memory that each worker needs in addition to its tensors, in bytes.
         step: The largest memory of a worker's tensors, in bytes.
         most: The number of workers that are wanted.
 
@@ -72,10 +72,10 @@ def workers_that_fit(free: int, context: int, step: int, most: int) -> int:
 
 
 def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
-    """Takes the steps of a worker, evaluates a batch, and measures the memory of both.
+    """Trains like a worker, evaluates one batch, and measures the memory of both.
 
     Args:
-        backbone: A prepared model on the device. It is left as it was.
+        backbone: A prepared model on the device. After the call it is the same as before.
         config: The experiment.
         clients: The number of clients that a worker trains in one batch.
 
@@ -83,7 +83,7 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
         The measured memory.
 
     Raises:
-        torch.OutOfMemoryError: If the memory does not hold even one worker.
+        torch.OutOfMemoryError: If the memory is too small for one worker.
     """
     device = next(backbone.model.parameters()).device
     with left_as_it_was(backbone.model):
@@ -93,7 +93,7 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
 
 
 def make_trainer(backbone: Backbone, config: Config) -> CohortTrainer:
-    """Makes the trainer of a worker, for one epoch."""
+    """Creates the trainer that a worker uses, with one epoch in a round."""
     device = next(backbone.model.parameters()).device
     return CohortTrainer(
         backbone=backbone,
@@ -125,7 +125,7 @@ def black(backbone: Backbone, images: int) -> Shard:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Restores a model at the end of a `with` block, bit by bit.
+    """Restores a model exactly at the end of a `with` block.
 
     Args:
         model: A model whose parameters have no gradients. The block may train it.
@@ -145,7 +145,8 @@ def peak(device: torch.device, work: Callable[[], object]) -> int:
 
     Args:
         device: The device of the work. The result is 0 on the CPU.
-        work: The work that is done once. The tensors that exist before it count as well.
+        work: The function that does the work; it is called once. Tensors that existed before this
+            call count as well.
     """
     if device.type != "cuda":
         work()
@@ -158,7 +159,7 @@ def peak(device: torch.device, work: Callable[[], object]) -> int:
 
 
 def at_rest(device: torch.device) -> tuple[int, int]:
-    """Releases the memory that PyTorch has reserved for no tensor.
+    """Releases the memory that PyTorch has reserved but does not use for a tensor.
 
     Returns:
         The free memory and the memory of this process's context, in bytes.
@@ -172,7 +173,7 @@ def at_rest(device: torch.device) -> tuple[int, int]:
 
 
 def _peaks(backbone: Backbone, config: Config, clients: int) -> tuple[int, int]:
-    """Returns the largest memory of training, and of an evaluation after it, in bytes."""
+    """Returns the largest memory of training, and of an evaluation after training, in bytes."""
     trainer, predictor = make_trainer(backbone, config), predictor_of(config.evaluation.predictor)
     device = next(backbone.model.parameters()).device
     state = methods.export_state(backbone.model)

@@ -1,7 +1,7 @@
-"""Local training and evaluation, as functions of a state, a shard and hyper-parameters.
+"""Trains and evaluates a model on one shard, with given tensors and hyper-parameters.
 
-The model is a workspace. Its trained tensors are overwritten first and copied out at the end; its
-frozen tensors are never changed. So one model serves every client of a worker in turn.
+A worker has one model for all its clients. First the trained tensors of a client are copied into
+the model, and at the end they are copied out again. The frozen tensors of the model never change.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU as many as a cor
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTask:
-    """The task of a client in one round, beside the hyper-parameters of all rounds.
+    """The settings of a client's training that can differ between rounds.
 
     Attributes:
         learning_rate: The learning rate of this round.
-        epochs: The number of passes over the shard in this round; None for the number in the
-            configuration.
+        epochs: The number of passes over the shard in this round; None for the number that the
+            configuration sets.
         proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
-        terms: Further terms of the local loss.
-        frozen: The names of the trained tensors that stay as they are in this round.
-        drift: The tensors that are added after every step, times the learning rate.
+        terms: Further terms that are added to the local loss.
+        frozen: The names of the trained tensors that do not change in this round.
+        drift: The tensors that are multiplied by the learning rate and added after every step.
     """
 
     learning_rate: float
@@ -56,7 +56,7 @@ class LocalTask:
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
-        """Returns the terms of the local loss beside the cross-entropy."""
+        """Returns all terms that are added to the cross-entropy in the local loss."""
         return (*((Proximal(self.proximal_mu),) if self.proximal_mu else ()), *self.terms)
 
     def epochs_of(self, config: TrainingConfig) -> int:
@@ -82,11 +82,11 @@ class Trained:
 def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> float:
     """Computes the learning rate of a round.
 
-    The rate rises linearly over the warm-up rounds. Then it stays, or falls as half a cosine that
-    would reach zero one round after the last.
+    The rate rises linearly over the warm-up rounds. Then it stays constant, or falls along half a
+    cosine, which would reach zero one round after the last round.
 
     Args:
-        config: The hyper-parameters, with the peak, the schedule and the warm-up.
+        config: The hyper-parameters, among them the highest rate, the schedule and the warm-up.
         server_round: The number of the round, from 1.
         rounds: The number of rounds of the whole run.
 
@@ -120,8 +120,8 @@ def train(
 
     Args:
         backbone: A prepared model, the workspace.
-        state: The trained tensors with which training starts.
-        shard: The images as they are on disk. They are normalised here, batch by batch.
+        state: The initial values of the trained tensors.
+        shard: The images as they are on disk. This function normalises them batch by batch.
         config: The hyper-parameters.
         task: The task of this round.
         generator: The generator of the order of images, on the CPU.
@@ -170,7 +170,7 @@ def evaluate(
         state: All trained tensors.
         shard: The test images as they are on disk.
         precision: The number format of activations.
-        predictor: What the model answers to a batch.
+        predictor: The function that computes the logits of a batch with the model.
 
     Returns:
         The accuracy in [0, 1] and the mean cross-entropy.

@@ -1,12 +1,13 @@
-"""The local objective: what a client minimises, for one client and for K stacked clients.
+"""The local objective, which a client minimises, for one client and for K stacked clients.
 
     loss = cross-entropy (with label smoothing) + the terms of the round
 
-A term is a function of the trained tensors and of their values when training began. It must be
-a sum over entries: then its value for K stacked clients is the sum of their own values, and the
-gradient of each slice is the gradient of that client.
+A term is a function of the trained tensors and of the values that these tensors had when training
+began. A term must be a sum over the entries of the tensors. Then its value for K stacked clients is
+the sum of its values for each client, and the gradient of a client's slice is the gradient of this
+client.
 
-B images of a step, L classes, K clients.
+B images in a step, L classes, K clients.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from fl_vitlora.strategy import Strategy
 class Term(Protocol):
     """A term that is added to the local loss.
 
-    Clients share a batch only if their terms are equal, so a term is best a frozen dataclass.
+    Clients share a batch only if their terms are equal (`==`), so a term should be a frozen
+    dataclass.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Term(Protocol):
     def __call__(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns the term, a sum over the entries of the tensors.
+        """Returns the value of the term, a sum over the entries of the tensors.
 
         Args:
             parameters: The tensors that are trained in this round.
@@ -70,7 +72,7 @@ class Proximal:
 
 @dataclass(frozen=True)
 class Penalty:
-    """The penalty that a strategy, or a part of a fine-tuning method, defines in code.
+    """The penalty that a strategy, or a part of a fine-tuning method, defines as a method.
 
     Attributes:
         owner: The aggregation strategy of the run, or a part of its method.
@@ -81,16 +83,16 @@ class Penalty:
     def __call__(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns the penalty of the owner."""
+        """Returns the penalty that the owner computes."""
         return self.owner.penalty(parameters, anchor)
 
 
 def terms_of(strategy: Strategy, method: Method | None = None) -> tuple[Term, ...]:
-    """Returns the terms that a strategy and a method add: the penalties that they define.
+    """Returns the terms that a strategy and a fine-tuning method add to the local loss.
 
     Args:
         strategy: The aggregation strategy of the run.
-        method: The fine-tuning method of the run; None for no term of a method.
+        method: The fine-tuning method of the run; None if no method adds a term.
     """
     overridden = type(strategy).penalty is not Strategy.penalty
     owners: list[Strategy | Part] = [strategy] if overridden else []
@@ -101,16 +103,17 @@ def terms_of(strategy: Strategy, method: Method | None = None) -> tuple[Term, ..
 def cross_entropy(
     logits: Tensor, labels: Tensor, smoothing: float, sizes: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Computes the cross-entropy of one client, or the sum of the means of several.
+    """Computes the mean cross-entropy of one client, or the sum of the means of several clients.
 
     Args:
-        logits: The answers of the model, (B, L).
+        logits: The outputs of the model, (B, L).
         labels: The classes, (B,).
         smoothing: The label smoothing, in [0, 1).
         sizes: The number of images of each stacked client; None for a single client.
 
     Returns:
-        The loss to minimise, and the total loss of each client's images without gradients, (K,).
+        The loss to minimise, and the sum of the losses of each client's images, without gradients,
+        (K,).
 
     Example:
         >>> both = cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 0]), 0.0, (1, 2))
@@ -129,7 +132,7 @@ def cross_entropy(
 def penalties(
     terms: Sequence[Term], parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
 ) -> Tensor | float:
-    """Returns the sum of the terms; 0 without any."""
+    """Returns the sum of the terms; 0 if there are no terms."""
     total: Tensor | float = 0.0
     for term in terms:
         total = total + term(parameters, anchor)

@@ -1,14 +1,16 @@
-"""The contract of an optimiser, with which a client takes its local steps, and the usual ones.
+"""The rules for an optimiser of local steps, and the functions that make optimisers.
 
-An optimiser starts afresh in every round. It gets the trained tensors in groups, each
-with its own learning rate: the patch embedding, the head and the body may have rates of their own.
+Every round begins with a new optimiser. An optimiser gets the trained tensors in groups, and each
+group has its own learning rate: the patch embedding, the head and the body may have different
+rates.
 
-An optimiser is *entrywise* if the step of an entry depends on the gradients of that entry alone.
-Then K clients can share a batch: their tensors are stacked, (K, ...), and every slice takes the
-step that it would have taken alone. The clients of another optimiser are trained one by one.
+An optimiser is *entrywise* if the step of an entry of a tensor depends only on the gradients of
+this entry. Then K clients can share a batch: their tensors are stacked, (K, ...), and the step of
+each client is the same as without the other clients. If an optimiser is not entrywise, clients are
+trained one by one.
 
-To add an optimiser, write an entry into a file of its own, and its module and name into one line of
-the table in `fl_vitlora.config.optimizer_names`. This is a whole entry:
+To add an optimiser, write an `Optimizer` into a new file, and add its module and name in one line
+to the table in `fl_vitlora.config.optimizer_names`. This is a complete example:
 
     >>> def make(groups, config, rate):
     ...     return torch.optim.RMSprop(groups, lr=rate, weight_decay=config.weight_decay)
@@ -46,20 +48,20 @@ class Make(Protocol):
     def __call__(
         self, groups: Groups, config: TrainingConfig, rate: float
     ) -> torch.optim.Optimizer:
-        """Returns a new optimiser, which remembers nothing.
+        """Returns a new optimiser without any state.
 
         Args:
-            groups: The groups of trained tensors: "params" is a list of parameters, "lr" is their
-                learning rate.
+            groups: The groups of trained tensors: "params" is a list of parameters, and "lr" is the
+                learning rate of these parameters.
             config: The hyper-parameters, for example the weight decay.
-            rate: The learning rate of tensors without a rate of their own.
+            rate: The learning rate of tensors whose group sets no rate.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """An entry of the table.
+    """An entry of the table of optimisers.
 
     Attributes:
         make: A function that makes the optimiser of a round.
@@ -73,10 +75,10 @@ class Optimizer:
 
 
 def with_moments(kind: type[Any], **options: Any) -> Make:
-    """Returns what makes an optimiser of the Adam family, with β₁ from the settings.
+    """Returns a function that makes an optimiser of the Adam family, with β₁ from the settings.
 
     Args:
-        kind: The class of the optimiser, with the arguments of `torch.optim.Adam`.
+        kind: The class of the optimiser, which takes the arguments of `torch.optim.Adam`.
         **options: Further arguments of the class.
     """
 
@@ -118,7 +120,7 @@ SGD = Optimizer(
 
 
 def optimizer_of(name: str) -> Optimizer:
-    """Imports the entry of an optimiser of the table.
+    """Imports and returns the entry of an optimiser in the table.
 
     Example:
         >>> optimizer_of("adam").told
@@ -142,11 +144,11 @@ def is_entrywise(config: TrainingConfig) -> bool:
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], config: TrainingConfig, rate: float
 ) -> torch.optim.Optimizer:
-    """Makes the optimiser of a round, which remembers nothing of the rounds before.
+    """Makes a new optimiser for a round, without any state of earlier rounds.
 
     Args:
-        parameters: The tensors that are trained in this round, by the names under which they are
-            exchanged.
+        parameters: The tensors that are trained in this round, by the names that they have in
+            messages.
         config: The hyper-parameters.
         rate: The learning rate of the round.
     """
@@ -157,7 +159,7 @@ def make_optimizer(
 def _rate_groups(
     parameters: Mapping[str, nn.Parameter], config: TrainingConfig, rate: float
 ) -> Groups:
-    """Groups tensors by their rates; those of LoRA have the plain rate."""
+    """Groups tensors by their learning rates; the tensors of LoRA have the rate of the round."""
     factors = {
         methods.PATCH_EMBEDDING: config.patch_embed_rate,
         methods.HEAD: config.head_rate,

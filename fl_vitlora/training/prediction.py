@@ -1,10 +1,11 @@
-"""The contract of a predictor: what a model answers to a batch of images at evaluation.
+"""The rules for a predictor, which computes the logits of a batch of images at evaluation.
 
-A predictor maps a model and a batch to logits. Usually that is one forward pass (`Plain`). Other
-predictors average over views of an image (test-time augmentation), or adapt the model to the batch
-before they answer (test-time adaptation). The server and the clients evaluate with the same one.
+A predictor maps a model and a batch to logits. The usual predictor is one forward pass (`Plain`).
+Other predictors average over several views of an image (test-time augmentation), or adapt the model
+to the batch before they compute logits (test-time adaptation). The server and the clients evaluate
+with the same predictor.
 
-This is a whole predictor, the mean over an image and its mirror image:
+This complete predictor averages over an image and its mirror image:
 
     >>> from typing import ClassVar
     >>> @dataclass(frozen=True)
@@ -15,17 +16,18 @@ This is a whole predictor, the mean over an image and its mirror image:
     >>> from fl_vitlora.testing.predictor import check_predictor
     >>> check_predictor(Mirrored())
 
-The model is in evaluation mode, and the images are normalised. What else a predictor finds depends
-on `adapts`:
+A predictor gets a model in evaluation mode and normalised images. The other conditions depend on
+the attribute `adapts`:
 
-* False: it is called in inference mode (`torch.inference_mode`), without gradients. In float32 the
-  layers are replaced by faster ones that compute the same up to rounding. They hold copies of the
-  weights, so a change of a tensor may go unnoticed; the predictor must change none.
-* True: it is called with gradients enabled, outside inference mode, with the layers as they are. It
-  may change tensors, but it must put them back, bit by bit, before it returns. So every batch is
-  answered by the model that is evaluated, and the order of the batches does not matter.
+* False: the predictor is called in inference mode (`torch.inference_mode`), without gradients. In
+  float32 the layers are replaced by faster layers, whose outputs are equal up to rounding. The
+  faster layers have copies of the weights. So the predictor must not change a tensor, because the
+  change might have no effect.
+* True: the predictor is called with gradients enabled, outside of inference mode, and no layer is
+  replaced. It may change tensors, but must restore them exactly before it returns. So every batch
+  is evaluated with the same model, and the order of the batches does not matter.
 
-To use a predictor, name its class in the setting `evaluation.predictor`; `plain` is the usual one.
+To use a predictor, name its class in the setting `evaluation.predictor`; the default is `plain`.
 
 B images of a batch, C channels, H and W their height and width in pixels, L classes.
 """
@@ -48,18 +50,18 @@ from fl_vitlora.finetuning.inference import quick_layers
 
 
 class Predictor(Protocol):
-    """Answers a batch of images with a model; the module has an example."""
+    """Computes the logits of a batch with a model; the text of this module has an example."""
 
     @property
     def adapts(self) -> bool:
-        """Returns True if the predictor needs gradients, or changes tensors while it answers."""
+        """Returns True if the predictor needs gradients, or changes tensors while it is called."""
         ...
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Returns the logits of a batch.
 
-        The same batch gets the same answer each time. The model and the images are left as they
-        were.
+        The logits of the same batch must be the same at every call. After the call, the model and
+        the images must be the same as before.
 
         Args:
             model: The model in evaluation mode; it maps (B, C, H, W) to (B, L).
@@ -79,7 +81,7 @@ class Plain:
     adapts: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Returns what the model computes."""
+        """Returns the outputs of the model."""
         logits: Tensor = model(images)
         return logits
 
@@ -94,7 +96,7 @@ def predictor_of(name: str) -> Predictor:
         name: A name of the table, or ``package.module:Class``; the class takes no arguments.
 
     Raises:
-        UserError: If the predictor cannot be imported or made, or does not say whether it adapts.
+        UserError: If the predictor cannot be imported or made, or has no attribute `adapts`.
 
     Example:
         >>> predictor_of("plain")
@@ -126,13 +128,13 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def answering(model: nn.Module, predictor: Predictor, precision: torch.dtype) -> Iterator[None]:
-    """Prepares a model for a predictor inside a `with` block, as the module describes.
+    """Inside a `with` block, gives a model the conditions that the module's text describes.
 
     Args:
         model: The model in evaluation mode.
         predictor: The predictor that is called in the block.
-        precision: The number format of activations. Only in float32 the layers become faster: they
-            add B·A to W, and in half precision the sum would lose it.
+        precision: The number format of activations. The layers become faster only in float32: they
+            compute W + B·A once, and in half precision this sum would round B·A away.
     """
     if predictor.adapts:
         with torch.enable_grad():

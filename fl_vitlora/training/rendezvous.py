@@ -1,10 +1,11 @@
-"""Calls that run in turns, and can meet to have their heaviest part computed together.
+"""Lets several calls run in turns, and computes their most expensive step together.
 
-A worker that gets several messages calls the app once for each message, in a thread for each. Never
-do two calls run at the same time: a call runs until it ends or waits at a meeting. When all calls
-that have not ended are waiting, one function computes all their results together, and the calls
-continue in turns. So an app for many messages looks like an app for one message, and the data that
-calls share needs no locks.
+A worker that gets several messages calls the app once for each message. Every call has its own
+thread, but two calls never run at the same time: a call runs until it ends, or until it waits at a
+meeting. At a meeting, calls wait for a common computation. When every call has ended or is waiting,
+one function computes the results of all waiting calls together. Then these calls continue in turns.
+So an app for many messages can be written like an app for one message, and the data that calls
+share needs no locks.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ _own: ContextVar[Call[Any] | None] = ContextVar("call", default=None)
 
 
 class Call(Generic[T]):
-    """A call that runs when it gets its turn, and stops when it ends or waits at a meeting.
+    """A call that runs when it gets its turn, and stops when it ends or begins to wait.
 
     Args:
         function: The function that is called.
 
     Attributes:
-        together: The function of the meeting at which the call waits; None if it does not wait.
-        brought: The argument that the call brings to the meeting.
+        together: The function that computes the results of the meeting at which the call waits;
+            None if the call does not wait.
+        brought: The argument of this call for the function `together`.
         found: The result of the meeting for this call, or the exception to raise in it.
         outcome: The result of the whole call, or the exception that ended it.
     """
@@ -45,7 +47,7 @@ class Call(Generic[T]):
         self._thread.start()
 
     def go_on(self) -> None:
-        """Gives the call its turn, and returns when the call has stopped."""
+        """Lets the call run, and returns when the call has ended or waits."""
         self._turn.release()
         self._stopped.acquire()
 
@@ -78,11 +80,12 @@ class Call(Generic[T]):
 
 
 def meet(together: Together[T, U], brought: T) -> U:
-    """Computes a result together with the other calls that meet; alone if there are no others.
+    """Computes a result together with the other calls, or alone if there are no other calls.
 
     Args:
-        together: A function from the arguments of all calls at the meeting to as many results. If
-            it raises an exception, the exception is raised in every call.
+        together: A function that takes the arguments of all waiting calls and returns one result
+            for each. If the function raises an exception, the exception is raised in each of these
+            calls.
         brought: The argument of this call.
 
     Returns:
@@ -93,7 +96,7 @@ def meet(together: Together[T, U], brought: T) -> U:
 
 
 def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
-    """Calls functions that may meet.
+    """Calls functions in turns; they may wait for a common computation with `meet`.
 
     Args:
         functions: The functions to call, without arguments.
@@ -111,7 +114,7 @@ def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
 
 
 def _do_together(calls: Sequence[Call[Any]]) -> None:
-    """Computes the results of calls that wait at one meeting, and lets each call continue."""
+    """Computes the results of calls that wait at the same meeting, and lets each call continue."""
     together = cast("Together[Any, Any]", calls[0].together)
     found: Sequence[Any]
     try:

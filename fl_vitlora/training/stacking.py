@@ -1,11 +1,11 @@
-"""Many clients in one model: the frozen weights are shared, and the trained tensors are stacked.
+"""A model for many clients: they share the frozen weights; the trained tensors are stacked.
 
-The images of K clients pass through the model as one batch, client by client. Few layers need to
-know which client an image belongs to: the patch embedding, the adapters and the head. Their tensors
-get a leading dimension of clients. All other layers compute what they always compute, on a larger
-batch. So small batches no longer waste a processor that is made for large ones.
+The images of K clients pass through the model as one batch, in the order of the clients. Only the
+layers with trained tensors need to know to which client an image belongs: the patch embedding, the
+adapters and the head. Their tensors get a first dimension for the clients. All other layers compute
+the same as with one client, but on a larger batch, which uses the processor better.
 
-K clients, b_k images of client k, B = Σ b_k images of a batch, C channels, p patch size, N patches,
+K clients, b_k images of client k, B = Σ b_k images in a batch, C channels, p patch size, N patches,
 D = C·p² entries a patch, W width, T tokens, n inputs, m outputs, r rank.
 """
 
@@ -34,7 +34,7 @@ class BatchSizes:
     """The number of images of each client in the present batch.
 
     Attributes:
-        sizes: b_k of the first clients of the stack, in its order. The other clients have no images
+        sizes: b_k of the first clients in the order of the stack. The other clients have no images
             in this batch.
     """
 
@@ -43,7 +43,7 @@ class BatchSizes:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) -> Tensor:
-    """Applies the linear layer of each client to the images of that client.
+    """Applies the linear layer of each client to the inputs of this client.
 
     Args:
         x: The inputs, (B, ..., n).
@@ -69,7 +69,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) ->
 
 
 class StackedPatches(nn.Module):
-    """The patch embeddings of K clients; it replaces a convolution, or `KernelPerPatch`.
+    """A layer with the patch embeddings of K clients; replaces a convolution or `KernelPerPatch`.
 
     Args:
         like: The layer that is replaced.
@@ -116,7 +116,7 @@ class StackedPatches(nn.Module):
 
 
 class StackedHead(nn.Module):
-    """The linear heads of K clients.
+    """A layer with the linear heads of K clients.
 
     Args:
         batch: The batch sizes of the clients.
@@ -140,14 +140,14 @@ class StackedHead(nn.Module):
 
 
 class Stack:
-    """A model of many clients, which shares the frozen weights of the model of one client.
+    """A model for many clients, which uses the same frozen weights as the model for one client.
 
     Args:
-        model: A prepared timm ViT for which `can_stack` returns True. A later change of its frozen
-            weights changes this model as well.
+        model: A prepared timm ViT for which `can_stack` returns True. If its frozen weights change
+            later, this model changes as well.
 
     Attributes:
-        model: The model of many clients; it maps the images of a batch to logits, (B, classes).
+        model: The model for many clients, which maps the images of a batch to logits, (B, classes).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -176,8 +176,8 @@ class Stack:
 
         Args:
             states: The trained tensors of each client.
-            readers: The frozen part of each client's patch embedding. The kernels of a reader are
-                used if the method does not train the patch embedding.
+            readers: The patch reader of each client. Its kernels are used only if the method does
+                not train the patch embedding.
 
         Returns:
             The trained parameters by their names, each with a leading dimension K.
@@ -216,7 +216,7 @@ class Stack:
         return linear(x, weight, None, self._batch)
 
     def _put(self, path: str, tensor: Tensor) -> None:
-        """Puts a stacked tensor into the model, at a dotted path."""
+        """Puts a stacked tensor into the model, as the tensor with a dotted name."""
         place, _, name = path.rpartition(".")
         setattr(self.model.get_submodule(place), name, tensor)
 
@@ -239,9 +239,10 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 def can_stack(model: nn.Module) -> bool:
     """Returns True if everything that a prepared model trains can be stacked.
 
-    A patch embedding of non-overlapping patches and a linear head can be, and so can the parts of a
-    method that say so. The body of a model, a normalisation in its patch embedding, and positions
-    for varying sizes cannot.
+    A linear head and a patch embedding of non-overlapping patches can be stacked. A part of a
+    fine-tuning method can be stacked if its attribute `stackable` is true. The body of a model
+    cannot be stacked, and neither can a normalisation in the patch embedding or positions for
+    varying image sizes.
     """
     whole: Any = model
     told = methods.prepared(model)

@@ -1,7 +1,7 @@
-"""The pieces of local training, for one client or for several clients in one batch.
+"""Functions for the steps of local training, of one client or of several clients in one batch.
 
 Parameters belong to one client, or they are stacked for K clients, (K, ...). All functions except
-the clipping compute entry by entry, so they are the same for both.
+those that clip gradients compute entry by entry, so they work in both cases.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TINY = 1e-6  # is added to a norm, as in `nn.utils.clip_grad_norm_`
 def drift_on(
     parameters: Mapping[str, nn.Parameter], drift: Mapping[str, Tensor], rate: float
 ) -> None:
-    """Adds the drift of a strategy to parameters, in place: w ← w + rate · drift.
+    """Adds a strategy's drift to parameters, in place: w ← w + rate · drift.
 
     Args:
         parameters: The trained tensors.
-        drift: The drift of some of them, by name.
+        drift: The drift by the names of the tensors; tensors without a drift are left out.
         rate: The learning rate of the round.
     """
     for name, change in drift.items():
@@ -41,10 +41,10 @@ def active_of(
 
     Args:
         parameters: All trained tensors of the method.
-        frozen: The names of the tensors that stay as they are in this round.
+        frozen: The names of the tensors that do not change in this round.
 
     Raises:
-        ValueError: If no tensor is left.
+        ValueError: If all tensors are frozen.
     """
     active = {name: p for name, p in parameters.items() if name not in frozen}
     if not active:
@@ -54,7 +54,7 @@ def active_of(
 
 @contextlib.contextmanager
 def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Computes no gradients of some parameters inside a `with` block."""
+    """Inside a `with` block, no gradients of the given parameters are computed."""
     unmoved = list(parameters)
     try:
         for parameter in unmoved:
@@ -72,7 +72,7 @@ def step(
     clip_norm: float | None,
     clip: Clip,
 ) -> None:
-    """Takes one step down the gradient of a loss.
+    """Computes the gradient of a loss, clips it, and lets the optimiser take one step.
 
     Args:
         optimizer: The optimiser of the trained parameters.
@@ -122,9 +122,9 @@ def batches_of(
         images: The number of images.
         epochs: The number of passes over the images.
         batch_size: The largest number of images in a step.
-        generator: The generator of the order. It is on the CPU, so that the order is the same on
-            every device.
-        device: The device of the positions. They are copied there once an epoch.
+        generator: The random generator for the order. It is on the CPU, so that the order is the
+            same for every device.
+        device: The device to which the positions are copied, once in an epoch.
     """
     for _ in range(epochs):
         order = torch.randperm(images, generator=generator).to(device)
@@ -153,13 +153,13 @@ def unhalved(logits: Tensor) -> Tensor:
 def autocast(
     device: torch.device, precision: torch.dtype, *, cached: bool = True
 ) -> contextlib.AbstractContextManager[object]:
-    """Returns a context in which activations are computed in another precision, if one is asked.
+    """Returns a context in which activations are computed in the given number format.
 
     Args:
         device: The device that computes.
         precision: The number format of activations; nothing changes for float32.
-        cached: True if a weight is converted only once inside the context, which requires that no
-            weight changes there.
+        cached: True to convert each weight only once. This requires that no weight changes inside
+            the context.
     """
     if precision == torch.float32:
         return contextlib.nullcontext()

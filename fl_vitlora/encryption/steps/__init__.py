@@ -32,7 +32,7 @@ class Step(Protocol):
     """One bijection on uint8 blocks (B, N, D)."""
 
     def draw_key(self, stream: KeyStream, geometry: Geometry) -> Tensor:
-        """Draws a key for images of this geometry."""
+        """Draws a key for the block sizes of this geometry."""
         ...
 
     def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
@@ -40,15 +40,15 @@ class Step(Protocol):
         ...
 
     def inverse(self, key: Tensor) -> Tensor:
-        """Returns the key that undoes this one, both for images and for patch embeddings."""
+        """Returns the key that inverts `key`, both for images and for patch embeddings."""
         ...
 
     def adapt(self, reader: PatchReader, key: Tensor) -> PatchReader:
-        """Adapts a patch embedding to ciphertext: its tokens equal those of plain blocks."""
+        """Adapts a patch embedding, so that ciphertext gives the tokens of plain blocks."""
         ...
 
     def key_space_bits(self, geometry: Geometry) -> float:
-        """Counts the keys, as a logarithm to base 2."""
+        """Returns the number of possible keys, as a logarithm to base 2."""
         ...
 
 

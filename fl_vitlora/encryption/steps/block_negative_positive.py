@@ -1,7 +1,7 @@
 """Negative-positive transformation of whole blocks: in chosen blocks every entry q is 255 - q.
 
-The key is one bit for each block. 2^N keys. `negative_positive` chooses entries instead, and the
-same entries in all blocks.
+The key is one bit for each block, so there are 2^N keys. The step `negative_positive` inverts
+chosen entries instead of whole blocks, and the same entries in all blocks.
 Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
 B images, N blocks, D entries a block.

@@ -1,6 +1,6 @@
 """Nibble shuffling with a separate key for every block, as in extended learnable encryption (ELE).
 
-((2D)!·2^(2D))^N keys.
+There are ((2D)!·2^(2D))^N keys. A nibble is half an entry, four bits.
 Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), which combines
 this step with block scrambling.
 """
@@ -20,7 +20,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the order and the bits of the nibbles for every block, int64 (2, N, 2D)."""
+    """Draws an order and bits of the 2D nibbles for each of the N blocks, int64 (2, N, 2D)."""
     return nibble_shuffling.draw_key(stream, replace(geometry, per_block=True))
 
 

@@ -1,6 +1,6 @@
 """Block scrambling: the blocks of an image change places, X' = X[key].
 
-The key is one permutation of the N block positions, for all images under this key. N! keys.
+The key is one permutation of the N block positions. There are N! keys.
 Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
 
 B images, N blocks, D entries a block.
@@ -20,21 +20,21 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the permutation of positions (N,)."""
+    """Draws a permutation of the N block positions, int64 (N,)."""
     return stream.restricted_permutation(geometry.blocks, geometry.fixed_blocks)
 
 
 def encrypt(x: Tensor, key: Tensor) -> Tensor:
-    """Scrambles (B, N, D): position i receives block key[i]."""
+    """Scrambles blocks (B, N, D): position i receives block key[i]."""
     return x[:, key]
 
 
 def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
-    """Adapts a model to scrambled images: position embeddings and kernels move with their block.
+    """Adapts a model to scrambled images: moves position embeddings and kernels like the blocks.
 
     Raises:
         UserError: When the model has no additive position embedding. Rotary and relative positions
-            depend on the place, not on the block, so they cannot move with it.
+            belong to a place in the image, so they cannot move with a block.
     """
     if reader.position is None:
         raise UserError(

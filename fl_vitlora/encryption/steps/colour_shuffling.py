@@ -1,7 +1,7 @@
 """Colour component shuffling: in every block the colour channels change places.
 
-The key is one of the C! orders of channels for each block, drawn independently. (C!)^N keys, 2.585
-bits per block for C = 3.
+The key is one of the C! orders of channels for each block, drawn independently. There are (C!)^N
+keys, which is 2.585 bits per block for C = 3.
 Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
 B images, N blocks, D = C·p² entries a block, C channels.

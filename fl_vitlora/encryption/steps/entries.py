@@ -13,7 +13,7 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 
 
 def permute(x: Tensor, order: Tensor) -> Tensor:
-    """Moves entry order[j] (or order[n, j]) of block n of (B, N, D) to place j."""
+    """Moves entry order[j], or order[n, j], of block n to place j; the blocks x are (B, N, D)."""
     return x[..., order] if order.ndim == 1 else x.gather(-1, order.expand(len(x), -1, -1))
 
 
@@ -23,7 +23,7 @@ def inverse_order(order: Tensor) -> Tensor:
 
 
 def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
-    """Moves every column of the patch embedding with its entry; (N, D) needs a kernel per block."""
+    """Moves each column of a patch embedding like its entry; order (N, D) gives N kernels."""
     if order.ndim == 1:
         return reader.with_weight(reader.weight[..., order])
     weight = reader.weight_of_blocks(len(order))
@@ -31,12 +31,12 @@ def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
 
 
 def invert(x: Tensor, chosen: Tensor) -> Tensor:
-    """Replaces chosen entries q of (B, N, D), uint8, by 255 - q, which flips all their bits."""
+    """Replaces chosen entries q of blocks, uint8 (B, N, D), by 255 - q, which flips all bits."""
     return x ^ (chosen * 255).to(x.dtype)
 
 
 def negate_columns(reader: PatchReader, chosen: Tensor) -> PatchReader:
-    """Negates the columns of chosen entries: on [-1, 1] inverting a pixel negates it."""
+    """Negates the columns of chosen entries, because an inverted pixel is negated on [-1, 1]."""
     signs = 1 - 2 * chosen.to(reader.weight.dtype)
     if chosen.ndim == 1:
         return reader.with_weight(reader.weight * signs)

@@ -1,7 +1,7 @@
 """Negative-positive transformation: chosen entries q of every block become 255 - q.
 
-The key is one bit for each of the D entries of a block. All blocks share it, unless the key differs
-between blocks. 2^D keys, or 2^(N·D).
+The key is one bit for each of the D entries of a block. All blocks share these bits, or every block
+has its own bits (`Geometry.per_block`). There are 2^D keys, or 2^(N·D).
 Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943 (called
 "bit flipping" when pixels are written in bits).
 
@@ -22,12 +22,12 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the mask of entries to invert, bool (D,), or (N, D) with a separate key per block."""
+    """Draws which entries are inverted, bool (D,), or (N, D) if every block has its own key."""
     return stream.bits(geometry.keys * geometry.entries).view(geometry.key_shape)
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as D bits, or N·D bits with a separate key per block.
+    """Counts the keys as D bits, or N·D bits if every block has its own key.
 
     Example:
         >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))

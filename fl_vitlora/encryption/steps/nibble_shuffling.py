@@ -1,12 +1,13 @@
 """Learnable encryption: permutes the 4-bit halves of the entries of a block, and inverts some.
 
 Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries give 2D
-nibbles. Chosen nibbles h become 15 - h; then all nibbles are permuted and joined into entries. An
-entry made of halves of two others is no linear function of them, so no key adaptation exists.
+nibbles. Chosen nibbles h become 15 - h; then all nibbles are permuted and joined into entries. If
+an entry gets the halves of two other entries, it is not a linear function of these two, so no key
+adaptation exists.
 
-The key has one order of the 2D nibbles and one bit for each nibble, shared by all blocks:
-(2D)!·2^(2D) keys. The first implementations derived the bits from the order, which leaves (2D)!
-keys, 498.3 bits for blocks of 4 × 4 × 3. Here order and bits are independent.
+The key has one order of the 2D nibbles and one bit for each nibble, shared by all blocks. There are
+(2D)!·2^(2D) keys. The first implementations derived the bits from the order, so they have only
+(2D)! keys, which is 498.3 bits for blocks of 4 × 4 × 3. Here order and bits are independent.
 Source: LE, Tanaka 2018 (arXiv 1804.00490).
 
 B images, N blocks, D entries a block.
@@ -25,7 +26,7 @@ from fl_vitlora.errors import UserError
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws order and bits of the nibbles, int64 (2, 2D), or (2, N, 2D) with a key per block."""
+    """Draws an order and bits of the nibbles, int64 (2, 2D), or (2, N, 2D) if blocks differ."""
     halves = 2 * geometry.entries
     shape = (geometry.blocks, halves) if geometry.per_block else (halves,)
     orders = stream.permutations(geometry.keys, halves)
@@ -48,7 +49,7 @@ def inverse(key: Tensor) -> Tensor:
 
 
 def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
-    """Refuses, because no key adaptation exists for nibble shuffling.
+    """Raises an error, because no key adaptation exists for nibble shuffling.
 
     Raises:
         UserError: Always.

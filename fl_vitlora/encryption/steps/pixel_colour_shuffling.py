@@ -1,6 +1,7 @@
 """Colour component shuffling of single pixels: in every pixel the channels change places.
 
-The key is one of the C! orders of channels for each pixel, drawn independently. (C!)^(N·p²) keys.
+The key is one of the C! orders of channels for each pixel, drawn independently. There are
+(C!)^(N·p²) keys.
 Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
 
 B images, N blocks, D = C·p² entries a block, C channels, p block size.

@@ -1,6 +1,6 @@
 """Negative-positive transformation of single pixels: any colour value of the image may be inverted.
 
-The key is one bit for each of the N·D values of an image. 2^(N·D) keys.
+The key is one bit for each of the N·D colour values of an image, so there are 2^(N·D) keys.
 Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
 """
 
@@ -19,7 +19,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the mask of values to invert, bool (N, D)."""
+    """Draws which colour values are inverted, bool (N, D)."""
     return negative_positive.draw_key(stream, replace(geometry, per_block=True))
 
 

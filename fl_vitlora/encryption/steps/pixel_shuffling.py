@@ -1,7 +1,7 @@
 """Pixel shuffling: the entries within a block change places, X' = X[:, key].
 
-The key is one permutation of the D entries (colour channels included). All blocks share it, unless
-the key differs between blocks. D! keys, or (D!)^N.
+The key is one permutation of the D entries (colour channels included). All blocks share this
+permutation, or every block has its own (`Geometry.per_block`). There are D! keys, or (D!)^N.
 Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
 
 B images, N blocks, D entries a block.
@@ -22,7 +22,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the permutation of entries (D,), or (N, D) with a separate key per block."""
+    """Draws an order of the D entries, int64 (D,), or (N, D) if every block has its own key."""
     orders = [
         stream.restricted_permutation(geometry.entries, geometry.fixed_entries)
         for _ in range(geometry.keys)
@@ -31,7 +31,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as log₂(D!) bits, or log₂(D! / N_ps!) if N_ps entries stay, for each key.
+    """Counts the keys as log₂(D!) bits per key, or log₂(D! / N_ps!) if N_ps entries stay.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=16, channels=3, block_size=4)), 1)

@@ -1,7 +1,7 @@
 """Block rotation and inversion: every block is turned and mirrored.
 
 The key is one of the eight symmetries of the square for each block, drawn independently: four
-rotations, each with or without a mirror image. 8^N keys, 3 bits per block.
+rotations, each with or without a mirror image. There are 8^N keys, which is 3 bits per block.
 Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
 B images, N blocks, D = C·p² entries a block, p block size.
