@@ -27,7 +27,8 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
     Args:
         seed: The run's seed.
-        *path: The purpose of the generator, from the general to the particular.
+        *path: Words and numbers that name the use of the generator, for example "batches", the
+            round and the client.
 
     Returns:
         A number in [0, 2**63), the same on every machine.

@@ -186,7 +186,7 @@ OTHER_FLAGS = {
     ),
     "--trust-strategy": OtherFlag(
         "NAME",
-        "Allow a file to name these strategies, package.module:Class",
+        "Allow a configuration file to use this code, package.module:Class",
         {"nargs": "+"},
         "Their code is run. Strategies of this project and of Flower, and the one that --strategy "
         "names, need no permission.",

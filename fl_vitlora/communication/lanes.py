@@ -86,7 +86,7 @@ def parse_lane(spec: str) -> Lane:
 
 
 def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
-    """Reads the lanes of all groups.
+    """Reads from the settings how each group of tensors is sent.
 
     Args:
         specs: The text of each group's lane. The default is used if a group is missing or None.

@@ -268,7 +268,7 @@ def _union(products: Sequence[Sequence[Axis]]) -> Iterator[tuple[Labels, Setting
             settings = {path: value for _, choice in picks for path, value in choice.items()}
             key = tuple(sorted(labels.items()))
             if seen.setdefault(key, settings) != settings:
-                raise UserError(f"compare: two different cells have the name {name_of(labels)!r}")
+                raise UserError(f"compare: two combinations have the same name {name_of(labels)!r}")
             if seen[key] is settings:
                 yield labels, settings
 

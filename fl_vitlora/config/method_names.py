@@ -26,7 +26,7 @@ USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that message
 
 
 def parts_of(method: str) -> tuple[str, ...]:
-    """Returns the names of the parts of a method.
+    """Splits the name of a fine-tuning method, which is a sum, into the names of its parts.
 
     Example:
         >>> parts_of("lora+patch_embed")

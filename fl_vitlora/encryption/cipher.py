@@ -133,7 +133,7 @@ class Cipher:
             The patch embedding for ciphertext.
 
         Raises:
-            UserError: When a step has no key adaptation for this model.
+            UserError: If the weights of this model cannot be adapted to the key of a step.
         """
         self._check_patches(reader)
         for step in self.steps:

@@ -51,13 +51,14 @@ class Federation:
     """The objects and settings of the server loop that do not change from round to round.
 
     Attributes:
-        transport: Sends and receives messages; all clients have greeted.
-        aggregator: The aggregation strategy behind its interface.
+        transport: Sends and receives messages; all clients are connected.
+        aggregator: The aggregation strategy.
         method: The fine-tuning method.
         clients: The numbers of all clients.
         rounds: The number of rounds to run.
         fraction: The share of all clients that take part in a round; at least one client does.
-        quorum: Fewest usable updates that a round needs. In a secure sum each member counts.
+        quorum: The fewest usable updates that a round needs. Each client in a secure sum counts as
+            one update.
         seed: The seed of the run.
         training: The settings of local training, of which the loop uses the learning rate schedule.
         hooks: The callbacks of the run.

@@ -76,7 +76,7 @@ def made(kind: type[Any], flag: str, name: str) -> Any:
     try:
         return kind()
     except Exception as error:
-        raise UserError(f"{flag} {name} cannot be made: {_cause(error)}") from error
+        raise UserError(f"{flag} {name}: its class cannot be made: {_cause(error)}") from error
 
 
 def _fitting(module: ModuleType, fits: Callable[[type], bool]) -> list[str]:

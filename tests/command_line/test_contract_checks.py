@@ -81,7 +81,11 @@ def test_a_shipped_class_is_checked_by_its_name(capsys: pytest.CaptureFixture[st
         ("two.py", GOOD + GOOD.replace("Counts", "Others"), "found ['Counts', 'Others']"),
         ("empty.py", "", "expected one class with `observe`, found []"),
         ("wrong.py", "1 / 0", "cannot be imported: ZeroDivisionError"),
-        ("needs.py", GOOD + "    def __init__(self, size): ...", "cannot be made: TypeError"),
+        (
+            "needs.py",
+            GOOD + "    def __init__(self, size): ...",
+            "its class cannot be made: TypeError",
+        ),
         ("a-b.py", GOOD, "rename the file to a Python name"),
         ("nowhere.observers:Mine", None, "cannot be imported: ModuleNotFoundError"),
         ("fl_vitlora.federation.observer:Observr", None, "Observr"),

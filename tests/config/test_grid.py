@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
             ]
         },
         {},
-        ["two different cells", "'x'"],
+        ["two combinations have the same name", "'x'"],
     ),
 }
 
