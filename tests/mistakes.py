@@ -190,8 +190,9 @@ def wrong_values(draw: st.DrawFn, setting: Setting) -> Mistake:
 
 # Families of mistakes on the command line.
 
-FLAGS = sorted(flag for flag in make_parser()._option_string_actions if flag[:2] == "--")
-TAKING = sorted({*FLAGS} - {"--help", "--help-all", "--version", "--verbose"})
+ACTIONS = {f: a for f, a in make_parser()._option_string_actions.items() if f[:2] == "--"}
+FLAGS = sorted(ACTIONS)
+TAKING = sorted(flag for flag, action in ACTIONS.items() if action.nargs != 0)
 
 
 @st.composite
