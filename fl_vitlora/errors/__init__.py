@@ -71,23 +71,33 @@ def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
 
 
 @contextlib.contextmanager
-def blame(strategy: object, server_round: int) -> Iterator[None]:
-    """Turns an error in a strategy's own code into one line with the file and line of the error.
+def errors_named(owner: str, *passed: type[Exception]) -> Iterator[None]:
+    """Turns an error in code from elsewhere into one line with the file and line of the error.
 
     Args:
-        strategy: The strategy whose code runs inside the block.
-        server_round: The number of the current round.
+        owner: The code that runs inside the block, in words.
+        passed: Types of errors that are raised unchanged; a `UserError` always is.
 
     Raises:
-        UserError: If the code inside the block raises an exception.
+        UserError: If the code inside the block raises another exception.
     """
+    unchanged: tuple[type[Exception], ...] = (UserError, *passed)
     try:
         yield
-    except UserError:
+    except unchanged:
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"strategy {type(strategy).__name__}, round {server_round}: "
-            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            f"{owner}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
         ) from error
+
+
+def blame(strategy: object, server_round: int) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which an error in a strategy's own code becomes one line.
+
+    Args:
+        strategy: The strategy whose code runs inside the block.
+        server_round: The number of the current round.
+    """
+    return errors_named(f"strategy {type(strategy).__name__}, round {server_round}")

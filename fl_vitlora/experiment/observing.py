@@ -7,12 +7,10 @@ observers makes no copies.
 
 from __future__ import annotations
 
-import contextlib
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from fl_vitlora.errors import UserError
+from fl_vitlora.errors import errors_named
 from fl_vitlora.federation.observer import Observer, Sight
 from fl_vitlora.state import clone
 from fl_vitlora.storage.files import WriteError
@@ -30,7 +28,8 @@ def show(observers: Sequence[Observer], sight: Sight) -> None:
         WriteError: If an observer stores the round, and the disk refuses the file.
     """
     for observer in observers:
-        with _errors_named(observer, sight.round):
+        owner = f"observer {type(observer).__name__}, round {sight.round}"
+        with errors_named(owner, WriteError):
             observer.observe(copied(sight))
 
 
@@ -49,18 +48,3 @@ def copied(sight: Sight) -> Sight:
         for update in sight.updates
     )
     return replace(sight, model=clone(sight.model), updates=tuple(updates))
-
-
-@contextlib.contextmanager
-def _errors_named(observer: Observer, server_round: int) -> Iterator[None]:
-    """Replaces an error in an observer's code by one line that names the file and the line."""
-    try:
-        yield
-    except (UserError, WriteError):
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"observer {type(observer).__name__}, round {server_round}: "
-            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-        ) from error
