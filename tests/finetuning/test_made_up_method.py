@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,8 @@ from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.training.optimizers import make_optimizer
+from tests.made_up_places import simulate_in
 
-ROOT = Path(__file__).parent.parent.parent
 METHOD = "made_up_methods.gates:Gates"
 SOURCE = """
 from dataclasses import dataclass
@@ -79,26 +76,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def simulate(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line where the package can be imported."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "simulate.py"), *arguments],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{place}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-
-
 def server_of(method: str, **parameters: Any) -> Server:
     config = load(None, {"finetuning.method": method, **parameters})
     return make_server(prepare_model(config, 10, "cpu"), lambda origin: origin)
 
 
 def test_a_made_up_method_runs_over_ray_and_its_groups_are_its_own(place: Path):
-    done = simulate(
+    done = simulate_in(
         place,
         *("--method", METHOD, *SMALL, "--out", "run"),
         *("--set", "finetuning.parameters.start=0.5", "--set", "compression.uplink.head=int8"),
@@ -151,7 +135,7 @@ def test_a_strange_suffix_has_the_rate_and_the_codec_of_its_group():
 
 def test_a_method_that_only_a_file_names_is_not_imported(place: Path):
     (place / "method.yaml").write_text(f"finetuning:\n  method: lora+{METHOD}\n", encoding="utf-8")
-    refused = simulate(place, "--config", "method.yaml", *SMALL)
+    refused = simulate_in(place, "--config", "method.yaml", *SMALL)
     assert refused.returncode == 2
     assert "a file names this code" in refused.stderr
     assert f"--trust-strategy {METHOD}" in refused.stderr
@@ -159,12 +143,12 @@ def test_a_method_that_only_a_file_names_is_not_imported(place: Path):
 
 
 def test_the_command_line_checks_a_file_and_says_what_it_breaks(place: Path):
-    passed = simulate(place, "--check-method", "made_up_methods/gates.py")
+    passed = simulate_in(place, "--check-method", "made_up_methods/gates.py")
     assert passed.returncode == 0, passed.stderr
     assert "13 rules, 0 failed" in passed.stdout
     broken = SOURCE.replace("x * self.zzz_gate / self.start", "x * self.zzz_gate")
     (place / "broken.py").write_text(broken, encoding="utf-8")
-    failed = simulate(
+    failed = simulate_in(
         place, "--check-method", "broken.py", "--set", "finetuning.parameters.start=0.5"
     )
     assert failed.returncode != 0

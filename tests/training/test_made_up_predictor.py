@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,8 @@ from fl_vitlora.config.confirmation import check_confirmed, flags_for
 from fl_vitlora.config.predictor_names import PREDICTORS
 from fl_vitlora.errors import UserError
 from fl_vitlora.training.prediction import predictor_of
+from tests.made_up_places import simulate_in
 
-ROOT = Path(__file__).parent.parent.parent
 PREDICTOR = "made_up_predictors:Undecided"
 SOURCE = """
 class Undecided:
@@ -47,23 +44,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def simulate(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line where the module can be imported."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "simulate.py"), *arguments],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{place}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-
-
 @pytest.mark.parametrize("by", ["central", pytest.param("clients", marks=pytest.mark.slow)])
 def test_server_and_clients_measure_what_a_made_up_predictor_answers(by: str, place: Path):
     """Equal logits for ten classes have a cross-entropy of log 10."""
-    done = simulate(
+    done = simulate_in(
         place,
         *(*SMALL, "--out", by, "--set", f"evaluation.by={by}"),
         *("--set", f"evaluation.predictor={PREDICTOR}"),
@@ -76,7 +60,7 @@ def test_server_and_clients_measure_what_a_made_up_predictor_answers(by: str, pl
 def test_a_predictor_that_only_a_file_names_is_not_imported(place: Path):
     text = f"evaluation:\n  predictor: {PREDICTOR}\n"
     (place / "predictor.yaml").write_text(text, encoding="utf-8")
-    refused = simulate(place, "--config", "predictor.yaml", *SMALL)
+    refused = simulate_in(place, "--config", "predictor.yaml", *SMALL)
     assert refused.returncode == 2
     assert f"--trust-strategy {PREDICTOR}" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
