@@ -37,7 +37,6 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.reporting.plots import plot_labels
 from fl_vitlora.reporting.run_folder import (
     SHARDS,
     RunFolder,
@@ -271,5 +270,7 @@ def write_shards(
         metadata={"data": config.data.name},
         storage=storage,
     )
+    from fl_vitlora.reporting.plots import plot_labels  # imports matplotlib, while Ray starts
+
     counts = label_counts(images.train.labels, images.parts, len(images.class_names))
     plot_labels(folder.plots, counts, images.class_names)

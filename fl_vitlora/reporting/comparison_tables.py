@@ -13,7 +13,6 @@ from rich.text import Text
 
 from fl_vitlora.config.grid_labels import name_of
 from fl_vitlora.config.units import readable_bytes, unit_of
-from fl_vitlora.reporting.plots import plot_comparison
 from fl_vitlora.reporting.statistics import (
     Difference,
     Record,
@@ -130,6 +129,8 @@ def write_plots(folder: Path, comparison: Report) -> None:
     """Draws plots of the cells that have a result, into the subfolder `plots`."""
     cells = [summary for summary in comparison.summaries if summary.accuracy]
     if cells:
+        from fl_vitlora.reporting.plots import plot_comparison  # imports matplotlib
+
         make_folder(folder / "plots")
         plot_comparison(folder / "plots", cells, comparison.title)
 
