@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.models.reading import POSITION
 from fl_vitlora.population import byzantine, faults, ranks
 from fl_vitlora.state import State
@@ -54,7 +54,7 @@ def reader_is_stored(config: Config) -> bool:
 
 def what_becomes_of_reader(config: Config) -> str:
     """Returns the policy of the patch embedding that the run uses."""
-    trained = methods.method_of(config.finetuning).trains_patch_embedding
+    trained = shelf.method_of(config.finetuning).trains_patch_embedding
     return config.finetuning.patch_embedding if trained else "frozen"
 
 
@@ -109,7 +109,7 @@ def exchanged(
             fine-tuning method may name further tensors that clients keep.
     """
     local = keeps_reader(config)
-    personal = (*personal, *methods.method_of(config.finetuning).personal)
+    personal = (*personal, *shelf.method_of(config.finetuning).personal)
     return {
         name: tensor
         for name, tensor in trained.items()
@@ -133,7 +133,7 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
         UserError: If the strategy needs something that the experiment does not have.
     """
     name = config.strategy.name
-    method = methods.method_of(config.finetuning, strategy.adapter)
+    method = shelf.method_of(config.finetuning, strategy.adapter)
     if strategy.low_rank and not method.low_rank:
         raise UserError(
             f"strategy {name} works on low-rank matrices, and method {config.finetuning.method} "

@@ -6,14 +6,21 @@ setting of their own form a single group: other.
 
 from __future__ import annotations
 
-from fl_vitlora.finetuning.groups import HEAD, LORA_A, LORA_B, PATCH_EMBEDDING, exact_group_of
+from fl_vitlora.finetuning.groups import (
+    CONTROL,
+    HEAD,
+    LORA_A,
+    LORA_B,
+    PATCH_EMBEDDING,
+    exact_group_of,
+)
 
 OTHER = "other"
-GROUPS = (PATCH_EMBEDDING, LORA_A, LORA_B, HEAD, OTHER)
+GROUPS = (PATCH_EMBEDDING, LORA_A, LORA_B, HEAD, OTHER, CONTROL)
 
 
 def group_of(name: str) -> str:
-    """Returns the group of a tensor in messages: patch_embed, lora_A, lora_B, head or other.
+    """Returns the group of a tensor in messages, one of `GROUPS`.
 
     Args:
         name: The name under which the tensor is exchanged.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fl_vitlora.communication.codecs import Codec, parse
 from fl_vitlora.communication.groups import GROUPS, group_of
 from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.groups import CONTROL
 
 EVERY = re.compile(r"\s*every\s*\(\s*(?P<n>\d{1,5})\s*\)\s*(\+(?P<codec>.*))?", re.ASCII)
 
@@ -96,7 +97,7 @@ def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
         >>> read_lanes({"head": "every(2)+float32"}, "float32").of("head.weight").every
         2
     """
-    own = {group: specs.get(group) for group in GROUPS}
+    own = {group: specs.get(group) for group in GROUPS} | {CONTROL: "float32"}  # always exact
     return Lanes({g: parse_lane(default if spec is None else spec) for g, spec in own.items()})
 
 

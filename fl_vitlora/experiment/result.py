@@ -14,7 +14,7 @@ from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line
 from fl_vitlora.federation.server_method import joined
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import shelf
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
@@ -123,7 +123,7 @@ def _sizes(config: Config, strategy: AnyStrategy, server: Server, lines: Sequenc
 
 def method_for(config: Config, strategy: AnyStrategy) -> Method:
     """Returns the fine-tuning method of an experiment, with the adapter that the strategy needs."""
-    return methods.method_of(config.finetuning, client_half(strategy).adapter)
+    return shelf.method_of(config.finetuning, client_half(strategy).adapter)
 
 
 def trained_in(
@@ -140,11 +140,11 @@ def trained_in(
     """
     half, rounds = client_half(strategy), range(1, config.rounds + 1)
     method = method_for(config, strategy)
-    if wants(half.plan, "state"):
+    if wants(half.plan, "state") or method.decides:
         plans = {tuple(line.get("frozen", ())) for line in lines}
     else:
         plans = {
-            joined(call(half.plan, number, client=0).frozen, method.rests(number))
+            joined(call(half.plan, number, client=0).frozen, method.rests(number, {}))
             for number in rounds
         }
     return {

@@ -35,6 +35,7 @@ from fl_vitlora.experiment.releasing import Release
 from fl_vitlora.experiment.result import method_for, result_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line, Watch
+from fl_vitlora.federation.aggregation_gap import aggregation_gap, places_of
 from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.evaluation import Evaluator
 from fl_vitlora.federation.failures import Failure
@@ -50,7 +51,6 @@ from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
-from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic
 from fl_vitlora.reporting.run_folder import RESULT, RunFolder
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Update
@@ -252,6 +252,8 @@ class Run:
             result: The content of `result.json`; this method adds the times.
             started: `time.perf_counter()` when the program began.
         """
+        from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic  # imports matplotlib
+
         lines = self.record.lines
         plot_accuracy(
             self.folder.plots,
@@ -292,6 +294,7 @@ class _Rounds(RoundHooks):
     ) -> None:
         self._run, self._measuring = run, measuring
         self._release, self._keeping = release, keeping
+        self._places = places_of(run.server.backbone.model)
         self.beside = measuring.beside
 
     def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
@@ -320,6 +323,9 @@ class _Rounds(RoundHooks):
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
         return self._release.release(server_round, updates, cohort)
+
+    def gap(self, before: State, updates: Sequence[Update], new: State) -> float | None:
+        return aggregation_gap(self._places, before, updates, new)
 
     def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
         if self._keeping is None:

@@ -34,12 +34,15 @@ class GlobalModel:
             as long as together they are smaller than the sum.
         rounds: The number of all rounds that merged pairs, including rounds whose pairs are no
             longer kept.
+        memory: The tensors that the fine-tuning method keeps at the server from round to round
+            (`Part.decide`). They are never sent.
     """
 
     tensors: State
     increments: State = field(default_factory=dict)
     merges: tuple[State, ...] = ()
     rounds: int = 0
+    memory: State = field(default_factory=dict)
 
     def followed_by(self, tensors: State, merged: State) -> GlobalModel:
         """Returns the model of the next round, with new tensors and further merged pairs."""
@@ -49,8 +52,8 @@ class GlobalModel:
         kept = (*self.merges, merged)
         while len(kept) > 1 and sum(map(count, kept)) > count(increments):
             kept = kept[1:]
-        return GlobalModel(
-            tensors=tensors, increments=increments, merges=kept, rounds=self.rounds + 1
+        return replace(
+            self, tensors=tensors, increments=increments, merges=kept, rounds=self.rounds + 1
         )
 
     def merges_since(self, rounds: int) -> tuple[State, ...] | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.observer import Sight
+from fl_vitlora.state import State
 from fl_vitlora.strategy import Update
 
 # The metrics of a strategy, by name. For strategies of Flower, they are numbers and lists. For
@@ -30,8 +31,9 @@ class RoundReport:
         frozen: The endings of the names of tensors that were frozen in this round.
         failures: The clients that sent no usable update, and the reasons.
         taken_apart: The participants that trained alone because the workers failed on their batch.
-        aggregation_error: The error of the low-rank products, as a share of the change of the model
-            in this round; None if there are no products to compare (`lowrank.relative_error`).
+        aggregation_error: The distance of the new weights from the average of the clients' weights,
+            as a share of the change of this average in the round. None if the method has no adapted
+            weights to compare (`aggregation_gap`, and for LoRA `lowrank.relative_error`).
         moved: True if the round changed the model.
         metrics: The numbers that the strategy computed in this round.
         clipped: The number of scalars that were clipped to the range of a secure sum; None without
@@ -63,8 +65,8 @@ def write_nothing() -> None:
 class RoundHooks(Protocol):
     """The callbacks of the server loop. A class must define only `evaluate` and `report`.
 
-    The loop calls them in this order: `pauses`, `affords`, `note`, `look`, `release`, `keep`,
-    `evaluate`, `report`. If the strategy ends the run, the loop calls `stop`.
+    The loop calls them in this order: `pauses`, `affords`, `note`, `look`, `release`, `gap`,
+    `keep`, `evaluate`, `report`. If the strategy ends the run, the loop calls `stop`.
     """
 
     beside: bool = False
@@ -111,6 +113,17 @@ class RoundHooks(Protocol):
         """
         del server_round, cohort
         return updates
+
+    def gap(self, before: State, updates: Sequence[Update], new: State) -> float | None:
+        """Returns the aggregation gap of the fine-tuning method; None if it has none to measure.
+
+        Args:
+            before: The exchanged tensors before the round.
+            updates: The updates that were aggregated.
+            new: The exchanged tensors after the round.
+        """
+        del before, updates, new
+        return None
 
     def keep(self, server_round: int, model: GlobalModel) -> Callable[[], None]:
         """Copies the state after a round, at a time when no other thread changes the state.

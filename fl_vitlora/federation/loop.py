@@ -21,12 +21,12 @@ from fl_vitlora.federation.global_model import GlobalModel, join
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.federation.observer import Sight
-from fl_vitlora.federation.server_method import retracted, with_rests
+from fl_vitlora.federation.server_method import after_round, with_rests
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.population.sampling import sample
 from fl_vitlora.state import is_finite
-from fl_vitlora.strategy import RoundResult
+from fl_vitlora.strategy import RoundResult, Update
 from fl_vitlora.training.local import scheduled_rate
 
 
@@ -167,7 +167,7 @@ class Federation:
         self._check_quorum(server_round, exchange, len(instructions))
         released = self.hooks.release(server_round, updates, len(instructions))
         aggregated = self.aggregator.aggregate(server_round, model, released, failures)
-        new = retracted(self.method, aggregated)
+        new = after_round(self.method, model, aggregated, server_round, self.rounds)
         if not is_finite(new.stored()):
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
@@ -184,14 +184,22 @@ class Federation:
             frozen=instructions[0].plan.frozen,
             failures=failures,
             taken_apart=exchange.taken_apart,
-            aggregation_error=relative_error(
-                model.tensors, released, new.tensors, join(new.merges_since(model.rounds) or ())
-            ),
+            aggregation_error=self._gap(model, released, new),
             moved=new.differs_from(model),
             metrics=self.aggregator.metrics(),
             clipped=exchange.clipped,
             seconds=time.perf_counter() - begin,
         )
+
+    def _gap(
+        self, before: GlobalModel, updates: Sequence[Update], new: GlobalModel
+    ) -> float | None:
+        """Returns the aggregation gap of a round; see `RoundReport.aggregation_error`."""
+        gap = self.hooks.gap(before.tensors, updates, new.tensors)
+        if gap is not None:
+            return gap
+        merged = join(new.merges_since(before.rounds) or ())
+        return relative_error(before.tensors, updates, new.tensors, merged)
 
     def _instruct(self, server_round: int, model: GlobalModel) -> list[Instruction]:
         """Returns the instructions of a round, one for each participant."""

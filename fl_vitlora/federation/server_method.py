@@ -1,8 +1,9 @@
-"""The server's half of a fine-tuning method: tensors frozen in some rounds, and manifolds.
+"""The server's half of a fine-tuning method: what rests in a round, and what the server decides.
 
-A strategy does not know the fine-tuning method. Therefore the server loop does two things for the
-method: it adds the tensors that the method freezes in a round to the strategy's plan, and it moves
-the aggregated model back onto the manifold that the method needs (for example orthogonal factors).
+A strategy does not know the fine-tuning method. Therefore the server loop does three things for the
+method. Before a round, it adds the tensors that the method freezes to the strategy's plan. After a
+round, it moves the aggregated model back onto the manifold that the method needs (for example
+orthogonal factors). Then it lets the method decide what changes in the next rounds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.federation.aggregator import Aggregator, OwnAggregator, check_endings
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
-from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.method import Aggregated, Method
+from fl_vitlora.state import State
 
 
 def check_method_fits(method: Method, aggregator: Aggregator) -> None:
@@ -48,7 +50,9 @@ def with_rests(
     Raises:
         UserError: If the method returns an ending that no exchanged tensor's name has.
     """
-    resting = method.rests(server_round)
+    if not method.has_rests:
+        return list(instructions)
+    resting = method.rests(server_round, instructions[0].model.memory if instructions else {})
     if not resting:
         return list(instructions)
     for one in instructions[:1]:
@@ -59,28 +63,47 @@ def with_rests(
     ]
 
 
-def retracted(method: Method, model: GlobalModel) -> GlobalModel:
-    """Moves an aggregated model back onto the manifold of a method.
+def after_round(
+    method: Method, before: GlobalModel, aggregated: GlobalModel, server_round: int, rounds: int
+) -> GlobalModel:
+    """Returns the model of the next round: the aggregated model as the method needs it.
+
+    Tensors that only the server changes keep their exact values in the aggregation.
 
     Args:
         method: The fine-tuning method of the run.
-        model: The model that the strategy returned.
+        before: The model before the round.
+        aggregated: The model that the strategy returned.
+        server_round: The number of the round, from 1.
+        rounds: The number of rounds of the run.
 
     Raises:
         UserError: If the method returns a tensor with a name or shape that the model does not have.
     """
-    if not method.retracts:
-        return model
-    tensors = model.tensors
-    new = method.retract(dict(tensors))
+    tensors = dict(aggregated.tensors)
+    if method.control:
+        tensors |= {n: t for n, t in before.tensors.items() if n.endswith(method.control)}
+    if method.retracts:
+        tensors = _replaced(method, "retract", tensors, method.retract(dict(tensors)))
+    memory = aggregated.memory
+    if method.decides:
+        known = Aggregated(
+            round=server_round, rounds=rounds, before=dict(before.tensors), after=dict(tensors)
+        )
+        changed, memory = method.decide(known, dict(memory))
+        tensors = _replaced(method, "decide", tensors, changed)
+    return replace(aggregated, tensors=tensors, memory=memory)
+
+
+def _replaced(method: Method, function: str, tensors: State, new: State) -> State:
+    """Returns tensors of which some are replaced by those that a function of a method returned."""
     for name, tensor in new.items():
         if name not in tensors or tensor.shape != tensors[name].shape:
             raise UserError(
-                f"method {method.name}: retract returned {name} {tuple(tensor.shape)}, "
+                f"method {method.name}: {function} returned {name} {tuple(tensor.shape)}, "
                 "which is not a tensor of the model"
             )
-    moved = {n: new[n].to(w.dtype).contiguous() for n, w in tensors.items()}
-    return replace(model, tensors=moved)
+    return {n: new[n].to(w.dtype).contiguous() if n in new else w for n, w in tensors.items()}
 
 
 def joined(planned: tuple[str, ...], resting: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ LORA = "lora"
 LORA_A = "lora_A"
 LORA_B = "lora_B"
 BODY = "body"
-GROUPS = (PATCH_EMBEDDING, LORA_A, LORA_B, LORA, HEAD, BODY)
+CONTROL = "control"  # tensors that only the server changes, such as the indices of trained entries
+GROUPS = (PATCH_EMBEDDING, LORA_A, LORA_B, LORA, HEAD, BODY, CONTROL)
 HEADS = ("head", "head_dist")  # the classifiers of timm's models with a plain patch embedding
 MARK = ":"
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.finetuning.lora import LoRALinear
 from fl_vitlora.finetuning.products import Product, product_for
+from fl_vitlora.finetuning.slices import AdaptedLinear
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
 
 def _quick(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """Returns a faster function with the outputs of a layer, or None if there is none."""
-    if isinstance(layer, LoRALinear):
+    if isinstance(layer, LoRALinear | AdaptedLinear):
         weight, bias = layer.merged_weight(), layer.base.bias
     elif type(layer) is nn.Linear:
         weight, bias = layer.weight.detach(), layer.bias

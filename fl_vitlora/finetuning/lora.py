@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fl_vitlora.errors import UserError
+
 Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -31,6 +33,9 @@ class Adapter(nn.Module):
         outputs: The number of outputs m.
         rank: The rank r.
 
+    Raises:
+        UserError: If the rank is larger than the number of inputs or outputs.
+
     Attributes:
         lora_A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution.
         lora_B: The matrix B, (m, r). It starts at zero, so that before training the adapted layer
@@ -39,6 +44,7 @@ class Adapter(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
+        check_rank(rank, inputs, outputs)
         self.lora_A = nn.Parameter(torch.empty(rank, inputs))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -198,6 +204,24 @@ class LoRALinear(nn.Module):
 
     def _pairs(self) -> list[Adapter]:
         return [self.adapters[name] for name in self.slices]  # type: ignore[misc]
+
+
+def check_rank(rank: int, inputs: int, outputs: int) -> None:
+    """Refuses a rank r that is larger than the number of a layer's inputs or outputs.
+
+    Args:
+        rank: The rank r of low-rank matrices.
+        inputs: The number of inputs n.
+        outputs: The number of outputs m.
+
+    Raises:
+        UserError: If the rank is too large.
+    """
+    if rank > min(inputs, outputs):
+        raise UserError(
+            f"finetuning.rank {rank}: a layer of {inputs} inputs and {outputs} outputs has no more "
+            f"than {min(inputs, outputs)} ranks"
+        )
 
 
 def cuts_of(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from fl_vitlora.config.settings import setting
 from fl_vitlora.finetuning import targets
 from fl_vitlora.finetuning.groups import LORA, group_of
+from fl_vitlora.finetuning.lora import LoRALinear
 from fl_vitlora.finetuning.method import Part
 
 
@@ -37,7 +39,8 @@ class LoRA(Part):
 
     def attach(self, model: nn.Module) -> None:
         """Adds a low-rank pair to each target layer; A starts at random and B at zero."""
-        targets.attach(model, self.targets, self.rank, self.alpha)
+        layer = partial(LoRALinear, rank=self.rank, alpha=self.alpha)
+        targets.attach(model, self.targets, layer)
 
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of all matrices A and B."""

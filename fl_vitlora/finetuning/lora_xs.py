@@ -41,8 +41,8 @@ class LoRAXS(Part):
 
     def attach(self, model: nn.Module) -> None:
         """Adds the matrices B, R and A to each target layer; R starts at zero."""
-        layer = partial(lora.LoRALinear, pair=lora.LoRAXS.beside)
-        targets.attach(model, self.targets, self.rank, self.alpha, layer=layer)
+        layer = partial(lora.LoRALinear, rank=self.rank, alpha=self.alpha, pair=lora.LoRAXS.beside)
+        targets.attach(model, self.targets, layer)
 
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of all matrices R."""

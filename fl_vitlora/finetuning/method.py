@@ -31,10 +31,11 @@ are one, so the outputs of the model do not change:
 
 When each method of a part is called:
 
-    once     attach(model), trained(model), group(name)   at every party, with the same seed
-    server   rests(server_round)                          before each round
+    once     attach(model), trained(model), group(name),
+             rate(name)                                   at every party, with the same seed
+    server   rests(server_round, memory)                  before each round
     client   penalty(parameters, anchor)                  in each step, a term of the loss
-    server   retract(tensors)                             after each aggregation
+    server   retract(tensors), decide(known, memory)      after each aggregation
     at last  merge(model), unless `cannot_merge` gives a reason against it
 
 `fl_vitlora.testing.method` checks the rules. From the command line:
@@ -53,6 +54,25 @@ from torch import Tensor, nn
 from fl_vitlora.finetuning.groups import exact_group_of
 from fl_vitlora.state import State
 
+OF_PART = "/"  # stands between the name of a part and the name of a tensor in its memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregated:
+    """What the server knows after the aggregation of a round.
+
+    Attributes:
+        round: The number of the round, from 1.
+        rounds: The number of rounds of the run.
+        before: All exchanged tensors before the round, by name.
+        after: All exchanged tensors after the aggregation, by name.
+    """
+
+    round: int
+    rounds: int
+    before: State
+    after: State
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part(ABC):
@@ -65,6 +85,8 @@ class Part(ABC):
         stackable: True if several clients can be trained in one batch. Then the modules of the part
             must apply every trained matrix with a function in an attribute ``multiply``, as
             `LoRALinear` does.
+        control: Endings of the names of tensors that only the server changes, in `decide`. Clients
+            never train them. They are sent exactly, and only to clients that have older values.
         personal: Endings of the names of tensors that every client trains, keeps from round to
             round and never sends. If there are such tensors, the clients measure the accuracy.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
@@ -74,6 +96,7 @@ class Part(ABC):
     low_rank: ClassVar[bool] = False
     trains_patch_embedding: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
+    control: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
 
@@ -109,16 +132,29 @@ class Part(ABC):
         """
         return exact_group_of(name)
 
-    def rests(self, server_round: int) -> tuple[str, ...]:
+    def rate(self, name: str) -> float:
+        """Returns the factor by which the learning rate of a trained tensor is multiplied.
+
+        Args:
+            name: The name of the tensor in the model.
+
+        Returns:
+            A positive factor, by default 1. It comes on top of the factor of the tensor's group.
+        """
+        del name
+        return 1.0
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns endings of the names of tensors that no client trains or sends in a round.
 
         Args:
             server_round: The number of the round, from 1.
+            memory: What `decide` remembered after the round before; empty at first.
 
         Returns:
             The endings; by default none. The strategy may add other endings.
         """
-        del server_round
+        del server_round, memory
         return ()
 
     def penalty(
@@ -152,6 +188,23 @@ class Part(ABC):
         """
         del tensors
         return {}
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Decides, at the server after an aggregation, what changes in the next rounds.
+
+        A method uses this to choose tensors that rest from now on, or entries that are trained. The
+        server sees only the aggregated tensors, so this also works with secure sums.
+
+        Args:
+            known: The tensors before and after the aggregation.
+            memory: What this function returned after the round before; empty at first.
+
+        Returns:
+            The tensors that change, by name; by default none. Then the new memory of this part, for
+            which the part chooses the names.
+        """
+        del known
+        return {}, dict(memory)
 
     def merge(self, model: nn.Module) -> None:
         """Replaces the modules that `attach` added by plain layers with equal outputs, in place.
@@ -196,10 +249,31 @@ class Method:
         """Returns the endings of the names of the tensors that clients train but never send."""
         return tuple(ending for _, part in self.parts for ending in part.personal)
 
-    def rests(self, server_round: int) -> tuple[str, ...]:
-        """Returns endings of names of tensors that are not trained in a round; see `Part.rests`."""
-        endings = [ending for _, part in self.parts for ending in part.rests(server_round)]
+    @property
+    def control(self) -> tuple[str, ...]:
+        """Returns the endings of the names of the tensors that only the server changes."""
+        return tuple(ending for _, part in self.parts for ending in part.control)
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Returns endings of names of tensors that are not trained in a round; see `Part.rests`.
+
+        Args:
+            server_round: The number of the round, from 1.
+            memory: The memory of all parts that `decide` returned; empty at first.
+        """
+        endings = [*self.control]
+        for name, part in self.parts:
+            endings += part.rests(server_round, _own(memory, name))
         return tuple(dict.fromkeys(endings))
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Returns the tensors that the parts change, and their new memory; see `Part.decide`."""
+        changed, kept = State(), State()
+        for name, part in self.parts:
+            tensors, own = part.decide(known, _own(memory, name))
+            changed |= tensors
+            kept |= {f"{name}{OF_PART}{key}": tensor for key, tensor in own.items()}
+        return changed, kept
 
     def retract(self, tensors: State) -> State:
         """Returns aggregated tensors after all parts have changed them; see `Part.retract`."""
@@ -218,6 +292,19 @@ class Method:
         return any(type(part).retract is not Part.retract for _, part in self.parts)
 
     @property
+    def decides(self) -> bool:
+        """Returns True if a part defines `decide`."""
+        return any(type(part).decide is not Part.decide for _, part in self.parts)
+
+    @property
     def has_rests(self) -> bool:
-        """Returns True if a part defines `rests`, so that some rounds may not train all tensors."""
-        return any(type(part).rests is not Part.rests for _, part in self.parts)
+        """Returns True if some rounds may not train all tensors."""
+        return bool(self.control) or any(
+            type(part).rests is not Part.rests for _, part in self.parts
+        )
+
+
+def _own(memory: Mapping[str, Tensor], part: str) -> State:
+    """Returns the tensors of one part from the memory of all parts, by the part's own names."""
+    start = f"{part}{OF_PART}"
+    return {n.removeprefix(start): t for n, t in memory.items() if n.startswith(start)}

@@ -2,8 +2,8 @@
 
 The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``: LoRA in
 every block, the patch embedding and the head are trained. The patch embedding is trained so that it
-learns to read ciphertext. The module `method` has the rules for a part. The module
-`config.method_names` has the table of this project's parts.
+learns to read ciphertext. The module `method` has the rules for a part, and the module `shelf`
+makes the parts that a configuration names.
 
 A prepared model is a model to which a method is attached. It stores a description (`prepared`): the
 method, the names under which its tensors are exchanged, and the names of the tensors that the
@@ -12,9 +12,6 @@ method added.
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,20 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config import FineTuningConfig
-from fl_vitlora.config.method_names import PARTS, USUAL, is_class, parts_of
-from fl_vitlora.config.settings import from_mapping
-from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.config.method_names import USUAL
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import groups
 from fl_vitlora.finetuning.classifier import head_parameters
 from fl_vitlora.finetuning.groups import BODY, HEAD, HEADS, LORA, PATCH_EMBEDDING, group_of
-from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State
 
 __all__ = ["BODY", "HEAD", "HEADS", "LORA", "PATCH_EMBEDDING", "group_of"]
 
 METHODS = USUAL  # the methods that most tests and benchmarks use
-ADAPTERS = ("lora", "sandwich", "lora_xs")  # values of `Strategy.adapter`; the last two are equal
 PREPARED = "fine_tuning"  # the attribute of a model that says how it was prepared
 
 
@@ -47,86 +43,14 @@ class Prepared:
         method: The fine-tuning method.
         names: The name under which a trained tensor is exchanged, by its name in the model.
         added: The names in the model of the tensors that the method added.
+        rates: The factors of the learning rates of trained tensors, by the names under which the
+            tensors are exchanged. Tensors with the factor 1 are left out.
     """
 
     method: Method
     names: Mapping[str, str]
     added: frozenset[str]
-
-
-def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
-    """Returns the fine-tuning method that the settings describe.
-
-    Args:
-        config: The name of the method and its hyper-parameters.
-        adapter: The adapter that the strategy needs, one of `ADAPTERS`.
-
-    Raises:
-        UserError: If a part cannot be imported, or if the settings set a hyper-parameter that no
-            part has.
-
-    Example:
-        >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
-        [LoRA(rank=2, alpha=8.0, targets=('q', 'v')), Bias()]
-    """
-    names = parts_of(config.method)
-    kinds = {name: part_class(name) for name in names}
-    if adapter in ("sandwich", "lora_xs"):
-        planned = part_class("fl_vitlora.finetuning.lora_xs:PlannedLoRAXS")
-        kinds = {n: planned if n in ("lora", "lora_xs") else kind for n, kind in kinds.items()}
-    fields = {f.name for kind in kinds.values() for f in dataclasses.fields(kind)}
-    for strange in config.parameters.keys() - fields:
-        raise unknown(f"parameter of method {config.method}", strange, fields)
-    parts = tuple((name, _made(kind, config)) for name, kind in kinds.items())
-    return Method(name=config.method, parts=parts)
-
-
-def part_class(name: str) -> type[Part]:
-    """Imports the module of a part and returns the class of the part.
-
-    Args:
-        name: A name in the table `PARTS`, or ``package.module:Class``.
-
-    Raises:
-        UserError: If the part does not exist, or its module cannot be imported.
-    """
-    if name not in PARTS and not is_class(name):
-        raise unknown("method", name, PARTS)
-    module_name, _, class_name = PARTS.get(name, name).partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"method {name!r} cannot be imported: {cause}") from error
-    kinds = {n: k for n, k in vars(module).items() if inspect.isclass(k) and issubclass(k, Part)}
-    kinds.pop(Part.__name__, None)
-    if class_name not in kinds:
-        raise unknown(f"part of a method in {module_name}", class_name, kinds)
-    return _whole(kinds[class_name], name)
-
-
-def _whole(kind: type[Part], name: str) -> type[Part]:
-    """Returns a class unchanged if it obeys the rules for a part.
-
-    Raises:
-        UserError: If the class lacks a method, or is not a dataclass.
-    """
-    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise UserError(f"method {name}: class {kind.__name__} lacks {', '.join(lacking)}")
-    if "__dataclass_params__" not in vars(kind):
-        raise UserError(
-            f"method {name}: class {kind.__name__} is not a dataclass; write "
-            "@dataclass(frozen=True, kw_only=True) above it"
-        )
-    return kind
-
-
-def _made(kind: type[Part], config: FineTuningConfig) -> Part:
-    """Returns a part with the hyper-parameters that the settings give it."""
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    own = {f.name for f in dataclasses.fields(kind)}
-    given = {name: value for name, value in {**shared, **config.parameters}.items() if name in own}
-    return from_mapping(kind, given, "finetuning.parameters")
+    rates: Mapping[str, float]
 
 
 def prepare(model: nn.Module, config: FineTuningConfig, seed: int, adapter: str = "lora") -> None:
@@ -136,7 +60,7 @@ def prepare(model: nn.Module, config: FineTuningConfig, seed: int, adapter: str 
         model: A plain timm ViT whose tensors are all frozen.
         config: The method and its hyper-parameters.
         seed: The seed for random initial values, for example of the A matrices.
-        adapter: The adapter that the strategy needs (`Strategy.adapter`).
+        adapter: The adapter that the strategy needs, one of `shelf.ADAPTERS`.
 
     Raises:
         UserError: If the model lacks tensors or layers that the method trains.
@@ -165,8 +89,9 @@ def attach(model: nn.Module, method: Method, seed: int) -> None:
     names = _trained_names(model, method)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-    preparation = Prepared(method=method, names=names, added=frozenset(added))
-    vars(model)[PREPARED] = preparation
+    vars(model)[PREPARED] = Prepared(
+        method=method, names=names, added=frozenset(added), rates=_rates(model, method, names)
+    )
 
 
 def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
@@ -188,10 +113,30 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
             raise UserError(f"method {method.name}: {name} trains {strange[0]}, an unknown tensor")
         for path in trained:
             try:
-                found.setdefault(path, groups.exchanged_name(path, part.group(path)))
+                group = groups.CONTROL if path.endswith(part.control) else part.group(path)
+                found.setdefault(path, groups.exchanged_name(path, group))
             except ValueError as error:
                 raise UserError(f"method {method.name}: {error}") from None
     return found | heads
+
+
+def _rates(model: nn.Module, method: Method, names: Mapping[str, str]) -> dict[str, float]:
+    """Returns the factors of learning rates that are not 1, by the exchanged names.
+
+    Raises:
+        UserError: If a factor is not a positive number.
+    """
+    found: dict[str, float] = {}
+    for part_name, part in reversed(method.parts):  # the first part that trains a tensor decides
+        for path in part.trained(model):
+            factor = part.rate(path)
+            if not 0 < factor < float("inf"):
+                raise UserError(
+                    f"method {method.name}: {part_name} gives {path} the rate {factor!r}; a factor "
+                    "of the learning rate must be positive"
+                )
+            found[names[path]] = factor
+    return {name: factor for name, factor in found.items() if factor != 1}
 
 
 def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
@@ -234,6 +179,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     preparation = prepared(model)
     names = {} if preparation is None else preparation.names
     return {names.get(n, n): p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def rates(model: nn.Module) -> Mapping[str, float]:
+    """Returns the factors of the learning rates of a prepared model; see `Prepared.rates`."""
+    preparation = prepared(model)
+    return {} if preparation is None else preparation.rates
 
 
 def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -337,9 +288,10 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
             f"{type(model).__name__} reads its layers' weights directly and would bypass LoRA "
             f"({error}); use a plain ViT, or --method full"
         ) from None
-    reached = {name for name, p in trainable(model).items() if p.grad is not None}
+    trained = {name: p for name, p in trainable(model).items() if group_of(name) != groups.CONTROL}
+    reached = {name for name, p in trained.items() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    bypassed = sorted(trainable(model).keys() - reached)
+    bypassed = sorted(trained.keys() - reached)
     if bypassed:
         raise UserError(
             f"{type(model).__name__} never uses {len(bypassed)} trained tensors, first "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.lora import LoRALinear
 
-MakeLayer = Callable[[nn.Linear, Mapping[str, tuple[int, int]], int, float], nn.Module]
+MakeLayer = Callable[[nn.Linear, Mapping[str, tuple[int, int]]], nn.Module]
 
 FUSED = ("q", "k", "v")  # the thirds of `qkv`, in timm's order
 LAYERS: Mapping[str, str] = {
@@ -20,45 +20,42 @@ LAYERS: Mapping[str, str] = {
 }
 
 
-def attach(
-    model: nn.Module,
-    targets: Sequence[str],
-    rank: int,
-    alpha: float,
-    *,
-    layer: MakeLayer = LoRALinear,
-) -> None:
+def attach(model: nn.Module, targets: Sequence[str], make: MakeLayer) -> None:
     """Puts adapters on the target layers of every block, in place.
 
     Args:
         model: A timm ViT.
         targets: The names of the target layers, from `LAYERS`.
-        rank: The rank r.
-        alpha: The scale α.
-        layer: A function that makes the adapted layer from the plain layer, the slices, the rank
-            and α.
+        make: A function that makes the adapted layer from the plain layer and the slices.
 
     Raises:
-        UserError: If the model has no blocks, or a block lacks a target layer, or the rank is too
-            large.
+        UserError: If the model has no blocks, or a block lacks a target layer, or `make` refuses
+            the layer.
+    """
+    for block in blocks_of(model):
+        for path in dict.fromkeys(LAYERS[target] for target in targets):
+            plain = _find(block, path)
+            chosen = [target for target in targets if LAYERS[target] == path]
+            try:
+                made = make(plain, _slices(plain, chosen))
+            except UserError as error:
+                raise UserError(f"{error} ({path} of {type(model).__name__})") from None
+            put_module(block, path, made)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Returns the transformer blocks of a timm ViT, in order.
+
+    Raises:
+        UserError: If the model has no blocks.
     """
     blocks = list(getattr(model, "blocks", []))
     if not blocks:
         raise UserError(
-            f"LoRA finds no transformer blocks in {type(model).__name__}; use a plain ViT, or "
-            "--method full"
+            f"the method finds no transformer blocks in {type(model).__name__}; use a plain ViT, "
+            "or --method full"
         )
-    for block in blocks:
-        for path in dict.fromkeys(LAYERS[target] for target in targets):
-            plain = _find(block, path)
-            narrow = min(plain.in_features, plain.out_features)
-            if rank > narrow:
-                raise UserError(
-                    f"finetuning.rank {rank}: {path} of {type(model).__name__} has no more than "
-                    f"{narrow} ranks"
-                )
-            chosen = [target for target in targets if LAYERS[target] == path]
-            put_module(block, path, layer(plain, _slices(plain, chosen), rank, alpha))
+    return blocks
 
 
 def merge(model: nn.Module) -> None:

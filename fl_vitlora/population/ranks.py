@@ -16,7 +16,7 @@ import torch
 
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning.methods import method_of
+from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.rng import generator
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fl_vitlora.config import Config
-from fl_vitlora.finetuning.methods import method_of
+from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.rng import generator
 from fl_vitlora.training.optimizers import is_entrywise
 

@@ -13,77 +13,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fl_vitlora.config import FineTuningConfig, ModelConfig
+from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.finetuning.method import Method, Part
-from fl_vitlora.models import backbone
-from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import reader_of
-from fl_vitlora.rng import generator
-from fl_vitlora.state import State, clone
-from fl_vitlora.testing import Finding
+from fl_vitlora.testing import Finding, method_server
 from fl_vitlora.testing.entrywise import expect_entrywise
+from fl_vitlora.testing.method_subject import (
+    CLIENTS,
+    CLOSE,
+    CLOSE_DOUBLE,
+    MethodError,
+    Subject,
+    distance,
+    images,
+    outputs,
+    trained,
+)
 from fl_vitlora.testing.returned import ContractError
 from fl_vitlora.testing.travel import sent_and_received
 from fl_vitlora.training.stacking import Stack, can_stack
 
-CLASSES, CLIENTS, ROUNDS = 3, (2, 1), 20
-CLOSE, CLOSE_DOUBLE = 1e-4, 1e-9  # tolerances for outputs of about 1, in float32 and in float64
-
-
-class MethodError(AssertionError):
-    """A method breaks a rule of its contract; the message explains how."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A method under check.
-
-    Attributes:
-        method: The fine-tuning method.
-    """
-
-    method: Method
-
-    def plain(self) -> Backbone:
-        """Builds the model without the method, with a head that depends on the features."""
-        built = backbone.build(ModelConfig(weights="random"), CLASSES, 0)
-        head = built.model.get_parameter("head.weight")
-        head.data.normal_(std=0.1, generator=generator(0, "check", "head"))
-        return built
-
-    def prepared(self) -> Backbone:
-        """Builds the model with the method."""
-        built = self.plain()
-        methods.attach(built.model, self.method, 0)
-        return built
-
-    def moved(self) -> Backbone:
-        """Builds the model with the method, and changes every trained tensor."""
-        built = self.prepared()
-        for name, parameter in methods.trainable(built.model).items():
-            draw = generator(0, "check", name)
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw)
-        return built
-
-
-def images(count: int = 2) -> Tensor:
-    """Returns made-up images (count, 3, 16, 16) with pixels in [-1, 1]."""
-    return torch.linspace(0, 40, count * 3 * 256).reshape(count, 3, 16, 16).sin()
-
-
-def outputs(model: nn.Module, batch: Tensor | None = None) -> Tensor:
-    """Returns the logits of a model, in evaluation mode and without gradients."""
-    with torch.no_grad():
-        logits: Tensor = model.eval()(images() if batch is None else batch)
-    return logits
+__all__ = ["RULES", "MethodError", "Rule", "Subject", "check_method", "findings"]
 
 
 def _attaches(subject: Subject) -> None:
@@ -99,7 +56,7 @@ def _draws_the_same(subject: Subject) -> None:
 
 
 def _starts_at_identity(subject: Subject) -> None:
-    far = _distance(outputs(subject.plain().model), outputs(subject.prepared().model))
+    far = distance(outputs(subject.plain().model), outputs(subject.prepared().model))
     if not far <= CLOSE:
         raise MethodError(f"the untrained method changes the outputs by {far:.2g}")
 
@@ -107,18 +64,18 @@ def _starts_at_identity(subject: Subject) -> None:
 def _reaches_all(subject: Subject) -> None:
     model = subject.moved().model
     model(images()).square().sum().backward()
-    for name, parameter in methods.trainable(model).items():
+    for name, parameter in trained(model, subject.method).items():
         if parameter.grad is None or not parameter.grad.any():
             raise MethodError(f"{name} is trained but gets no gradient")
 
 
 def _keeps_the_rest(subject: Subject) -> None:
     model = subject.moved().model
-    trained = methods.trainable(model)
-    own = {id(parameter) for parameter in trained.values()}
+    moving = trained(model, subject.method)
+    own = {id(parameter) for parameter in moving.values()}
     tensors = [*model.named_parameters(), *model.named_buffers()]
     before = {name: t.detach().clone() for name, t in tensors if id(t) not in own}
-    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    optimizer = torch.optim.SGD(moving.values(), lr=0.1)
     model.train()
     for _ in range(2):
         optimizer.zero_grad()
@@ -137,7 +94,7 @@ def _reloads(subject: Subject) -> None:
     for name, tensor in methods.export_state(other).items():
         if not torch.equal(tensor, state[name]):
             raise MethodError(f"{name} is not the same after it was exported and loaded")
-    far = _distance(outputs(one), outputs(other))
+    far = distance(outputs(one), outputs(other))
     if not far <= CLOSE:
         raise MethodError(f"a model with the exported tensors differs in its outputs by {far:.2g}")
 
@@ -153,7 +110,7 @@ def _merges(subject: Subject) -> None:
     if names:
         raise MethodError(f"the merged model is not a plain timm model: {sorted(names)[0]} differs")
     plain.load_state_dict(model.state_dict())
-    far = _distance(outputs(plain, images().double()), expected)
+    far = distance(outputs(plain, images().double()), expected)
     if not far <= CLOSE_DOUBLE:
         raise MethodError(f"merging changes the outputs by {far:.2g}; is `merge` complete?")
     return None
@@ -202,7 +159,8 @@ def _stacks(subject: Subject) -> None:
     if not can_stack(built.model):
         raise MethodError("it declares stackable, but trains a tensor that no `multiply` applies")
     first = methods.export_state(built.model)
-    states = [first, {name: 0.9 * tensor for name, tensor in first.items()}]
+    moving = trained(built.model, subject.method)
+    states = [first, {name: 0.9 * t if name in moving else t for name, t in first.items()}]
     batch, alone, begin = images(sum(CLIENTS)), [], 0
     stack = Stack(built.model)
     for state, count in zip(states, CLIENTS, strict=True):
@@ -211,22 +169,9 @@ def _stacks(subject: Subject) -> None:
         begin += count
     stack.load(states, [reader_of(built)] * len(states))
     stack.set_batch_sizes(CLIENTS)
-    far = _distance(outputs(stack.model, batch), torch.cat(alone))
+    far = distance(outputs(stack.model, batch), torch.cat(alone))
     if not far <= CLOSE:
         raise MethodError(f"two clients in one batch get outputs that differ by {far:.2g}")
-
-
-def _rests(subject: Subject) -> None:
-    names = _shared_names(subject)
-    for number in range(1, ROUNDS + 1):
-        endings = subject.method.rests(number)
-        if endings != subject.method.rests(number):
-            raise MethodError(f"rests returns another result in a second call, round {number}")
-        for ending in endings:
-            if not any(name.endswith(ending) for name in names):
-                raise MethodError(f"rests returns {ending!r}, but no exchanged tensor ends with it")
-        if endings and all(name.endswith(endings) for name in names):
-            raise MethodError(f"rests leaves nothing to train in round {number}")
 
 
 def _penalises(subject: Subject) -> None:
@@ -235,30 +180,6 @@ def _penalises(subject: Subject) -> None:
     here = [{name: 1.1 * tensor for name, tensor in anchor.items()} for anchor in anchors]
     for part in subject.method.penalising:
         expect_entrywise(part.penalty, here, anchors)
-
-
-def _retracts(subject: Subject) -> None:
-    state = methods.export_state(subject.moved().model)
-    state = {name: state[name] for name in _shared_names(subject)}
-    given: State = clone(state)
-    once = subject.method.retract(given)
-    if any(not torch.equal(given[name], tensor) for name, tensor in state.items()):
-        raise MethodError("retract changes the tensors that it is given")
-    if {n: t.shape for n, t in once.items()} != {n: t.shape for n, t in state.items()}:
-        raise MethodError("retract must return the names and shapes that it is given")
-    for name, tensor in subject.method.retract(clone(once)).items():
-        far = _distance(tensor, once[name])
-        if not far <= CLOSE:
-            raise MethodError(f"a second call of retract changes {name} again, by {far:.2g}")
-
-
-def _shared_names(subject: Subject) -> list[str]:
-    names = methods.trainable(subject.prepared().model)
-    return [name for name in names if not name.endswith(subject.method.personal)]
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max()) if one.shape == other.shape else float("inf")
 
 
 class Rule(NamedTuple):
@@ -288,8 +209,11 @@ RULES = (
     Rule("sends the tensors that it names, four bytes per number", _travels),
     Rule("computes the same for clients in one batch, if it is stackable", _stacks),
     Rule("adds a penalty entry by entry", _penalises),
-    Rule("rests only tensors that exist, and the same ones in every call", _rests),
-    Rule("retracts aggregated tensors; a second call changes nothing", _retracts),
+    Rule(
+        "rests and decides only about tensors that exist, equally in every call",
+        method_server.rests,
+    ),
+    Rule("retracts aggregated tensors; a second call changes nothing", method_server.retracts),
 )
 
 
@@ -335,7 +259,7 @@ def findings(method: Part | Method | str) -> list[Finding]:
 
 def _whole(method: Part | Method | str) -> Method:
     if isinstance(method, str):
-        return methods.method_of(FineTuningConfig(method=method))
+        return shelf.method_of(FineTuningConfig(method=method))
     if isinstance(method, Part):
         return Method(name=type(method).__name__, parts=((type(method).__name__, method),))
     return method

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.config.method_names import read_method
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import shelf
 from fl_vitlora.finetuning.method import Method, Part
 from fl_vitlora.testing import Finding
 from fl_vitlora.testing.method import RULES, findings
@@ -40,7 +40,7 @@ def report(config: FineTuningConfig) -> tuple[list[str], list[Finding], int]:
         The description of the method in lines, the findings, and the number of rules that were not
         tried.
     """
-    method = methods.method_of(config)
+    method = shelf.method_of(config)
     found = findings(method)
     return described(method), found, len(RULES) - len(found)
 
@@ -49,7 +49,7 @@ def described(method: Method) -> list[str]:
     """Returns the description of a method, in lines.
 
     Example:
-        >>> described(methods.method_of(FineTuningConfig(method="bias+norm")))[-1]
+        >>> described(shelf.method_of(FineTuningConfig(method="bias+norm")))[-1]
         'low-rank pairs: no, clients share a batch: no, kept by clients: none'
     """
     kept = ", ".join(method.personal) or "none"

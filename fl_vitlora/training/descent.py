@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.training.objective import Term, cross_entropy, penalties
 from fl_vitlora.training.optimizers import make_optimizer
@@ -104,7 +105,7 @@ def begin(
         terms=terms,
         drift={name: drift[name].to(device) for name in active if name in drift},
         rate=rate,
-        optimizer=make_optimizer(active, config, rate),
+        optimizer=make_optimizer(active, config, rate, methods.rates(model)),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
         config=config,
         device=device,

@@ -142,7 +142,10 @@ def is_entrywise(config: TrainingConfig) -> bool:
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, rate: float
+    parameters: Mapping[str, nn.Parameter],
+    config: TrainingConfig,
+    rate: float,
+    own: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Makes a new optimiser for a round, without any state of earlier rounds.
 
@@ -151,13 +154,17 @@ def make_optimizer(
             messages.
         config: The hyper-parameters.
         rate: The learning rate of the round.
+        own: The factors that the fine-tuning method gives to tensors, by name; by default none.
     """
-    groups = _rate_groups(parameters, config, rate)
+    groups = _rate_groups(parameters, config, rate, own or {})
     return optimizer_of(config.optimizer).make(groups, config, rate)
 
 
 def _rate_groups(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, rate: float
+    parameters: Mapping[str, nn.Parameter],
+    config: TrainingConfig,
+    rate: float,
+    own: Mapping[str, float],
 ) -> Groups:
     """Groups tensors by their learning rates; the tensors of LoRA have the rate of the round."""
     factors = {
@@ -167,5 +174,6 @@ def _rate_groups(
     }
     members: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        members.setdefault(factors.get(methods.group_of(name), 1.0), []).append(parameter)
+        factor = factors.get(methods.group_of(name), 1.0) * own.get(name, 1.0)
+        members.setdefault(factor, []).append(parameter)
     return [{"params": chosen, "lr": rate * factor} for factor, chosen in members.items()]

@@ -89,8 +89,8 @@ def test_the_order_in_which_slices_are_named_does_not_matter():
 
 
 def test_the_scale_is_alpha_over_rank_and_not_rounded():
-    assert make(["q"], rank=16, alpha=8.0).scale == 0.5
-    assert make(["q"], rank=3, alpha=8.0).scale == pytest.approx(8 / 3)
+    assert LoRALinear(nn.Linear(20, 18), {"q": (0, 16)}, 16, 8.0).scale == 0.5
+    assert LoRALinear(nn.Linear(20, 18), {"q": (0, 16)}, 3, 8.0).scale == pytest.approx(8 / 3)
 
 
 def test_a_starts_uniform_within_kaimings_bound_and_b_at_zero():

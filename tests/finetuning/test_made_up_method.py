@@ -57,7 +57,7 @@ class Gates(Part):
     def group(self, name):
         return "head" if name.endswith(".zzz_gate") else "lora"
 
-    def rests(self, server_round):
+    def rests(self, server_round, memory):
         return (".mine",) if server_round == 1 else ()
 
     def retract(self, tensors):

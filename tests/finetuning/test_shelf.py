@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fl_vitlora.config import FineTuningConfig, load
 from fl_vitlora.config.method_names import PARTS
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.finetuning.method import Part
 from fl_vitlora.state import State, count
 from fl_vitlora.testing.method import RULES, MethodError, check_method, findings
@@ -216,7 +216,8 @@ class SaysStackable(Gates):
 
 @dataclass(frozen=True, kw_only=True)
 class RestsNothing(Gates):
-    def rests(self, server_round: int) -> tuple[str, ...]:
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        del memory
         return (".lora_A",) if server_round % 2 else ()
 
 
@@ -281,7 +282,7 @@ def test_unknown_names_and_parameters_are_answered_with_the_nearest():
         load(None, {"finetuning.method": "full+norm"})
     config = load(None, {"finetuning.method": "dora", "finetuning.parameters.rnk": 3})
     with pytest.raises(UserError, match=r"unknown parameter of method dora 'rnk'.*'rank'"):
-        methods.method_of(config.finetuning)
+        shelf.method_of(config.finetuning)
     for name in ("tests.finetuning.test_shelf:Gats", "tests.no_such_module:Gates"):
         with pytest.raises(UserError, match=r"did you mean 'Gates'|cannot be imported"):
-            methods.method_of(FineTuningConfig(method=name))
+            shelf.method_of(FineTuningConfig(method=name))

@@ -23,7 +23,7 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.federation.loop import Federation, RoundFailedError
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import shelf
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.wire import masking, messages
 from fl_vitlora.flower.wire.folding import fold, unfold
@@ -139,7 +139,7 @@ def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: P
     federation = Federation(
         transport=hidden.transport,
         aggregator=OwnAggregator(strategy),
-        method=methods.method_of(hidden.config.finetuning),
+        method=shelf.method_of(hidden.config.finetuning),
         clients=[0, 1, 2],
         rounds=1,
         fraction=1.0,
@@ -177,7 +177,7 @@ def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
     Federation(
         transport=hidden.transport,
         aggregator=OwnAggregator(strategy),
-        method=methods.method_of(hidden.config.finetuning),
+        method=shelf.method_of(hidden.config.finetuning),
         clients=[0, 1, 2],
         rounds=2,
         fraction=1.0,

@@ -23,7 +23,7 @@ from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.federation.loop import Federation, RoundFailedError
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import shelf
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 from fl_vitlora.flower.strategies.aggregators import client_half, make_aggregator
@@ -94,7 +94,7 @@ class Loop:
         self.federation = Federation(
             transport=transport,
             aggregator=make_aggregator(strategy, Layout.of(self.start), 0),
-            method=methods.method_of(settings.config.finetuning),
+            method=shelf.method_of(settings.config.finetuning),
             clients=list(transport.greet(len(SIZES))),
             hooks=Callbacks(self.reports, evaluate=self._evaluate, **own),
             **options,

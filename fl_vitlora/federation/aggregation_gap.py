@@ -1,0 +1,110 @@
+"""The aggregation gap of a method: how far averaged tensors are from the average of the weights.
+
+A strategy averages the tensors θₖ of the clients. What the model computes depends on the weights
+that a method makes of these tensors, W'(θ). If W' is linear in θ, the average of the tensors gives
+the average of the weights. Otherwise there is a gap, which is reported as a share of the movement:
+
+    ‖Σ pₖ·W'(θₖ) - W'(θ_new)‖ / ‖Σ pₖ·W'(θₖ) - W'(θ_old)‖,    pₖ the share of client k's images
+
+All norms are Frobenius norms over all adapted slices together. For LoRA, the same number is
+`lowrank.relative_error`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.slices import AdaptedLinear
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Update
+from fl_vitlora.strategy.moving import shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One adapted slice of the server's model, in float64.
+
+    Attributes:
+        adapter: A copy of the adapter, whose method `adapted` computes W'.
+        weight: The frozen weight W of the slice, (m, n).
+        names: The exchanged names of the adapter's tensors, by their names in the adapter.
+    """
+
+    adapter: nn.Module
+    weight: Tensor
+    names: Mapping[str, str]
+
+    def adapted(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Returns the weight W' that the adapter makes of exchanged tensors, (m, n), in float64."""
+        own = {f"adapter.{local}": tensors[name].double() for local, name in self.names.items()}
+        made: Tensor = functional_call(self.adapter, own, (self.weight,))
+        return made
+
+
+class _Adapted(nn.Module):
+    """Makes the function `adapted` of an adapter callable with other tensors."""
+
+    def __init__(self, adapter: nn.Module) -> None:
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, weight: Tensor) -> Tensor:
+        adapted: Tensor = self.adapter.adapted(weight)  # type: ignore[operator]
+        return adapted
+
+
+def places_of(model: nn.Module) -> list[Place]:
+    """Returns the adapted slices of a prepared model; none if its method adapts no slices."""
+    preparation = methods.prepared(model)
+    names = {} if preparation is None else preparation.names
+    found = []
+    for path, layer in model.named_modules():
+        if not isinstance(layer, AdaptedLinear):
+            continue
+        for name, (start, end) in layer.slices.items():
+            inside = f"{path}.adapters.{name}."
+            own = {n.removeprefix(inside): e for n, e in names.items() if n.startswith(inside)}
+            adapter = _Adapted(copy.deepcopy(layer.adapters[name])).double().cpu()
+            weight = layer.base.weight.detach()[start:end].double().cpu()
+            found.append(Place(adapter=adapter.requires_grad_(False), weight=weight, names=own))
+    return found
+
+
+@torch.no_grad()
+def aggregation_gap(
+    places: Sequence[Place], before: State, updates: Sequence[Update], new: State
+) -> float | None:
+    """Returns the aggregation gap of a round; 0 for an exact aggregation.
+
+    Args:
+        places: The adapted slices of the server's model.
+        before: The exchanged tensors before the round.
+        updates: The updates of the clients.
+        new: The tensors after the aggregation.
+
+    Returns:
+        The gap as a share of the movement. None if there are no adapted slices, if the server knows
+        only the sum of the updates or lacks personal tensors, or if no weight moved.
+    """
+    lacking = any(name not in before for place in places for name in place.names.values())
+    if not places or lacking or any(update.members > 1 for update in updates):
+        return None
+    clients = [
+        {name: before[name].double() + delta.double() for name, delta in update.delta.items()}
+        for update in updates
+    ]
+    error = movement = 0.0
+    for place in places:
+        mean = torch.zeros_like(place.weight)
+        for share, tensors in zip(shares(updates), clients, strict=True):
+            mean += share * place.adapted({**before, **tensors})
+        error += float((mean - place.adapted(new)).square().sum())
+        movement += float((mean - place.adapted(before)).square().sum())
+    return (error / movement) ** 0.5 if movement else None

@@ -1,0 +1,94 @@
+"""Makes the fine-tuning method that a configuration names.
+
+The table of this project's parts is in the module `config.method_names`. A part from elsewhere is
+named by its module and class, ``package.module:Class``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+
+from fl_vitlora.config import FineTuningConfig
+from fl_vitlora.config.method_names import PARTS, is_class, parts_of
+from fl_vitlora.config.settings import from_mapping
+from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.finetuning.method import Method, Part
+
+ADAPTERS = ("lora", "sandwich", "lora_xs")  # values of `Strategy.adapter`; the last two are equal
+
+
+def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
+    """Returns the fine-tuning method that the settings describe.
+
+    Args:
+        config: The name of the method and its hyper-parameters.
+        adapter: The adapter that the strategy needs, one of `ADAPTERS`.
+
+    Raises:
+        UserError: If a part cannot be imported, or if the settings set a hyper-parameter that no
+            part has.
+
+    Example:
+        >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
+        [LoRA(rank=2, alpha=8.0, targets=('q', 'v')), Bias()]
+    """
+    names = parts_of(config.method)
+    kinds = {name: part_class(name) for name in names}
+    if adapter in ("sandwich", "lora_xs"):
+        planned = part_class("fl_vitlora.finetuning.lora_xs:PlannedLoRAXS")
+        kinds = {n: planned if n in ("lora", "lora_xs") else kind for n, kind in kinds.items()}
+    fields = {f.name for kind in kinds.values() for f in dataclasses.fields(kind)}
+    for strange in config.parameters.keys() - fields:
+        raise unknown(f"parameter of method {config.method}", strange, fields)
+    parts = tuple((name, _made(kind, config)) for name, kind in kinds.items())
+    return Method(name=config.method, parts=parts)
+
+
+def part_class(name: str) -> type[Part]:
+    """Imports the module of a part and returns the class of the part.
+
+    Args:
+        name: A name in the table `PARTS`, or ``package.module:Class``.
+
+    Raises:
+        UserError: If the part does not exist, or its module cannot be imported.
+    """
+    if name not in PARTS and not is_class(name):
+        raise unknown("method", name, PARTS)
+    module_name, _, class_name = PARTS.get(name, name).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"method {name!r} cannot be imported: {cause}") from error
+    kinds = {n: k for n, k in vars(module).items() if inspect.isclass(k) and issubclass(k, Part)}
+    kinds.pop(Part.__name__, None)
+    if class_name not in kinds:
+        raise unknown(f"part of a method in {module_name}", class_name, kinds)
+    return _whole(kinds[class_name], name)
+
+
+def _whole(kind: type[Part], name: str) -> type[Part]:
+    """Returns a class unchanged if it obeys the rules for a part.
+
+    Raises:
+        UserError: If the class lacks a method, or is not a dataclass.
+    """
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise UserError(f"method {name}: class {kind.__name__} lacks {', '.join(lacking)}")
+    if "__dataclass_params__" not in vars(kind):
+        raise UserError(
+            f"method {name}: class {kind.__name__} is not a dataclass; write "
+            "@dataclass(frozen=True, kw_only=True) above it"
+        )
+    return kind
+
+
+def _made(kind: type[Part], config: FineTuningConfig) -> Part:
+    """Returns a part with the hyper-parameters that the settings give it."""
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    own = {f.name for f in dataclasses.fields(kind)}
+    given = {name: value for name, value in {**shared, **config.parameters}.items() if name in own}
+    return from_mapping(kind, given, "finetuning.parameters")
