@@ -13,6 +13,7 @@ from fl_vitlora.errors import UserError, shown, unknown
 
 # One line for each part that ships with the project: its name, and the place of its class.
 PARTS: Mapping[str, str] = {
+    "aflora": "fl_vitlora.finetuning.aflora:AFLoRA",
     "bias": "fl_vitlora.finetuning.bias:Bias",
     "dora": "fl_vitlora.finetuning.dora:DoRA",
     "full": "fl_vitlora.finetuning.full:Full",
@@ -21,6 +22,7 @@ PARTS: Mapping[str, str] = {
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
+    "sift": "fl_vitlora.finetuning.sift:SIFT",
 }
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 

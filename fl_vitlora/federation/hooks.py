@@ -120,7 +120,7 @@ class RoundHooks(Protocol):
         Args:
             before: The exchanged tensors before the round.
             updates: The updates that were aggregated.
-            new: The exchanged tensors after the round.
+            new: The exchanged tensors after the aggregation.
         """
         del before, updates, new
         return None

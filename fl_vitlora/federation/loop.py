@@ -184,7 +184,7 @@ class Federation:
             frozen=instructions[0].plan.frozen,
             failures=failures,
             taken_apart=exchange.taken_apart,
-            aggregation_error=self._gap(model, released, new),
+            aggregation_error=self._gap(model, released, aggregated, new),
             moved=new.differs_from(model),
             metrics=self.aggregator.metrics(),
             clipped=exchange.clipped,
@@ -192,10 +192,17 @@ class Federation:
         )
 
     def _gap(
-        self, before: GlobalModel, updates: Sequence[Update], new: GlobalModel
+        self,
+        before: GlobalModel,
+        updates: Sequence[Update],
+        aggregated: GlobalModel,
+        new: GlobalModel,
     ) -> float | None:
-        """Returns the aggregation gap of a round; see `RoundReport.aggregation_error`."""
-        gap = self.hooks.gap(before.tensors, updates, new.tensors)
+        """Returns the aggregation gap of a round; see `RoundReport.aggregation_error`.
+
+        What a method decides after the aggregation does not count as a gap.
+        """
+        gap = self.hooks.gap(before.tensors, updates, aggregated.tensors)
         if gap is not None:
             return gap
         merged = join(new.merges_since(before.rounds) or ())

@@ -1,0 +1,160 @@
+"""AFLoRA: low-rank adapters whose matrices freeze one after another, while two vectors train on.
+
+    W' = W + diag(s_u)·B·diag(s_d)·A
+
+At the start s_u = 0, so that W' = W. If a slice has as many outputs as inputs, its A and B are
+frozen from the start: they are drawn with the seed of the run and never sent. For other slices, A
+and B are trained until the server freezes them. The server scores every matrix that is still
+trained, entry by entry, after each round:
+
+    I = |change of the entry in the round|
+    Ī ← 0.85·Ī + 0.15·I,    U ← 0.95·U + 0.05·|I - Ī|,    score = Ī·U
+
+A schedule gives the share of the entries that remain, which falls with the third power of the time.
+It gives a threshold among all scores, and every matrix whose mean score is below the threshold is
+frozen and no longer sent. So the messages become shorter during the run.
+
+Source: Liu et al., arXiv 2403.13269. There a client scores gradients in windows of ten steps. Here
+the server scores the aggregated changes of a round, so that all clients freeze the same matrices;
+the times of the schedule are shares of the rounds. Both are our reading for federated training.
+
+Averaging is biased, because W' contains products of trained tensors. With ``exact=true`` only s_u
+is trained; then averaging is exact.
+
+n inputs, m outputs of a slice, r rank. A slice sends r + m numbers, and r·(n + m) more until its
+matrices are frozen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning.lora import check_rank
+from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
+from fl_vitlora.state import State
+
+MATRICES = (".lora_A", ".lora_B")
+MEAN, SPREAD, FROZEN = "mean of ", "spread of ", "frozen "  # the names of tensors in the memory
+KEEP_MEAN, KEEP_SPREAD = 0.85, 0.95  # how much of Ī and of U remains after a round
+FIRST = 0.1  # s_d at the start
+
+
+class AFLoRAAdapter(SliceAdapter):
+    """The matrices and vectors of one slice.
+
+    Args:
+        weight: The pre-trained weight W of the slice, (m, n).
+        rank: The rank r.
+        exact: True if only s_u is trained.
+
+    Attributes:
+        lora_A: The matrix A, (r, n), and lora_B the matrix B, (m, r), both drawn from the
+            Kaiming-uniform distribution. They are parameters if the server may freeze them later,
+            and buffers if they are frozen from the start.
+        low: The vector s_d, (r,).
+        up: The vector s_u, (m,).
+    """
+
+    def __init__(self, weight: Tensor, rank: int, *, exact: bool) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape
+        check_rank(rank, inputs, outputs)
+        always = exact or outputs == inputs
+        for name, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
+            drawn = nn.init.kaiming_uniform_(torch.empty(shape))
+            self._add(name, drawn, frozen=always)
+        self._add("low", torch.full((rank,), FIRST), frozen=exact)
+        self.up = nn.Parameter(torch.zeros(outputs))
+
+    def _add(self, name: str, tensor: Tensor, *, frozen: bool) -> None:
+        if frozen:
+            self.register_buffer(name, tensor)
+        else:
+            self.register_parameter(name, nn.Parameter(tensor))
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """Returns W' = W + diag(s_u)·B·diag(s_d)·A."""
+        product = (self.lora_B * self.low.unsqueeze(-2)) @ self.lora_A  # type: ignore[operator]
+        changed: Tensor = weight + self.up.unsqueeze(-1) * product
+        return changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class AFLoRA(SlicePart):
+    """The part of a fine-tuning method that adds AFLoRA to every block.
+
+    The paper adapts all six matrices of a block: ``finetuning.targets=[q,k,v,proj,fc1,fc2]``. Only
+    fc1 and fc2 have matrices that are trained at first.
+
+    Attributes:
+        rank: The rank r of the matrices.
+        exact: True to train only s_u.
+        begin: The share of the rounds before the first matrix may freeze.
+        end: The share of the rounds after which all matrices are frozen.
+        targets: The names of the slices (`targets.LAYERS`).
+    """
+
+    rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
+    exact: bool = setting(False, "True to train only the vector s_u, so that averaging is exact.")
+    begin: float = setting(0.05, "Share of the rounds before a matrix may freeze.", "[0, 1)")
+    end: float = setting(0.5, "Share of the rounds after which all are frozen.", "(0, 1]")
+
+    def adapter(self, weight: Tensor) -> AFLoRAAdapter:
+        """Returns the matrices and vectors for a slice."""
+        return AFLoRAAdapter(weight, self.rank, exact=self.exact)
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Returns the names of the matrices that the server has frozen."""
+        del server_round
+        return tuple(key.removeprefix(FROZEN) for key in memory if key.startswith(FROZEN))
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Scores the matrices that are still trained, and freezes those below the threshold."""
+        frozen = {key: tensor for key, tensor in memory.items() if key.startswith(FROZEN)}
+        active = [n for n in known.after if n.endswith(MATRICES) and FROZEN + n not in frozen]
+        kept, scores = State(), State()
+        for name in active:
+            size = (known.after[name] - known.before[name]).abs()
+            mean = KEEP_MEAN * memory.get(MEAN + name, 0.0) + (1 - KEEP_MEAN) * size
+            spread = memory.get(SPREAD + name, torch.zeros_like(size))
+            spread = KEEP_SPREAD * spread + (1 - KEEP_SPREAD) * (size - mean).abs()
+            scores[name] = mean * spread
+            kept |= {MEAN + name: mean, SPREAD + name: spread}
+        for name in below(scores, self.remaining(known.round, known.rounds)):
+            frozen[FROZEN + name] = torch.ones(())
+            del kept[MEAN + name], kept[SPREAD + name]
+        return {}, {**kept, **frozen}
+
+    def remaining(self, server_round: int, rounds: int) -> float:
+        """Returns the share of entries that the schedule leaves after a round, in [0, 1]."""
+        begin, end = self.begin * rounds, max(self.end, self.begin) * rounds
+        if server_round < begin:
+            return 1.0
+        return max(0.0, 1 - (server_round - begin) / (end - begin)) ** 3 if end > begin else 0.0
+
+
+def below(scores: Mapping[str, Tensor], remaining: float) -> list[str]:
+    """Returns the names of the matrices whose mean score is below the threshold.
+
+    Args:
+        scores: The scores of the entries of each matrix.
+        remaining: The share of all entries that is above the threshold.
+
+    Example:
+        >>> scores = {name: torch.full((2,), s) for name, s in [("a", 1.0), ("b", 2.0), ("c", 9.0)]}
+        >>> below(scores, 0.5), below(scores, 0.0), below(scores, 1.0)
+        (['a'], ['a', 'b', 'c'], [])
+    """
+    if not scores or remaining >= 1:
+        return []
+    every = torch.cat([score.flatten() for score in scores.values()])
+    threshold = every.kthvalue(max(1, math.floor(len(every) * (1 - remaining)))).values
+    means = {name: score.mean() for name, score in scores.items()}
+    return [n for n, mean in means.items() if mean < threshold or remaining == 0]

@@ -1,0 +1,135 @@
+"""SIFT: only the entries of a weight that have the largest gradients are trained.
+
+    W' = W + scatter(I, v),    k = min(int(ρ·m·n) + 1, m·n) trained values v for the index set I
+
+I holds the places of the k entries of W whose values change most in the first round. In round 1 a
+dense change D of every slice is trained, W' = W + D, which starts at zero. The server averages D,
+takes the k entries of D with the largest magnitude in each slice, and sends their places to every
+client once. From then on, only the values v are trained and sent; they start with the values of D.
+If entries of D are equal, the one that comes first is chosen, so that all machines agree.
+
+Source: Song et al., arXiv 2312.11875, which chooses the entries by the gradient of the first
+batches. Choosing by the averaged change of a whole round is our reading for federated training: the
+server needs only the sum of the clients' changes, so that secure sums work, and nothing that was
+learnt in round 1 at the chosen places is lost. The price is one dense message of each client in
+round 1. The chosen places tell something about the images of all clients together.
+
+Averaging is exact, because W' is linear in v and in D.
+
+n inputs, m outputs of a slice. A slice sends m·n numbers in round 1 and k numbers in later rounds;
+every client receives k places once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.groups import BODY, CONTROL, exchanged_name
+from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
+from fl_vitlora.state import State
+
+DENSE, VALUES, PLACES = ".dense", ".values", ".places"
+CHOSEN = "chosen"  # the name of the only tensor in the memory
+LARGEST = 2**24  # float32 holds all whole numbers up to this one
+
+
+class SIFTAdapter(SliceAdapter):
+    """The trained entries of one slice.
+
+    Args:
+        weight: The pre-trained weight W of the slice, (m, n).
+        share: The share ρ of the entries that are trained after the first round.
+
+    Attributes:
+        dense: The change D of all entries, (m, n), zero. It is trained only in round 1.
+        values: The values v, (k,), zero.
+        places: The places I in the flattened slice, (k,), whole numbers. Only the server changes
+            them. Before round 2 they are the first k places.
+
+    Raises:
+        UserError: If the slice has too many entries to number them.
+    """
+
+    def __init__(self, weight: Tensor, share: float) -> None:
+        super().__init__()
+        if weight.numel() > LARGEST:
+            raise UserError(
+                f"sift: a slice of {weight.numel()} entries is too large, at most {LARGEST}"
+            )
+        chosen = min(int(share * weight.numel()) + 1, weight.numel())
+        self.dense = nn.Parameter(torch.zeros(weight.shape))
+        self.values = nn.Parameter(torch.zeros(chosen))
+        self.places = nn.Parameter(torch.arange(chosen, dtype=torch.float32))
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """Returns W' = W + D + scatter(I, v)."""
+        zeros = self.values.new_zeros((*self.values.shape[:-1], weight.numel()))
+        sparse = zeros.scatter(-1, self.places.detach().long(), self.values)
+        return weight + self.dense + sparse.unflatten(-1, weight.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SIFT(SlicePart):
+    """The part of a fine-tuning method that trains a sparse change in every block.
+
+    The paper adapts q, k, v and proj: ``finetuning.targets=[q,k,v,proj]``.
+
+    Attributes:
+        share: The share ρ of the entries of a slice that are trained after the first round.
+        targets: The names of the slices (`targets.LAYERS`).
+    """
+
+    control = (PLACES,)
+
+    share: float = setting(0.008, "Share of the entries that are trained.", "(0, 1]")
+
+    def adapter(self, weight: Tensor) -> SIFTAdapter:
+        """Returns the trained entries of a slice."""
+        return SIFTAdapter(weight, self.share)
+
+    def group(self, name: str) -> str:
+        """Returns `body`: entries of a weight are trained with the rate of full fine-tuning."""
+        del name
+        return BODY
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Freezes the values before the choice, and the dense change after the choice."""
+        del server_round
+        return (DENSE,) if CHOSEN in memory else (VALUES,)
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Chooses the entries after the first round that changed anything."""
+        dense = {name: t for name, t in known.after.items() if name.endswith(DENSE)}
+        if CHOSEN in memory or not any(change.any() for change in dense.values()):
+            return {}, dict(memory)
+        changed = State()
+        for name, change in dense.items():
+            values = name.removesuffix(DENSE) + VALUES
+            places = exchanged_name(name.removesuffix(DENSE) + PLACES, CONTROL)
+            chosen = largest(change, known.after[values].numel())
+            changed[places] = chosen.to(torch.float32)
+            changed[values] = change.flatten()[chosen]
+            changed[name] = torch.zeros_like(change)
+        return changed, {CHOSEN: torch.ones(())}
+
+
+def largest(change: Tensor, chosen: int) -> Tensor:
+    """Returns the places of the entries with the largest magnitude, in ascending order.
+
+    Args:
+        change: A tensor of any shape.
+        chosen: The number of places.
+
+    Example:
+        >>> largest(torch.tensor([[1.0, -3.0], [3.0, 2.0]]), 2), largest(torch.ones(3), 2)
+        (tensor([1, 2]), tensor([0, 1]))
+    """
+    order = change.flatten().abs().sort(descending=True, stable=True).indices
+    return order[:chosen].sort().values
