@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
 from fl_vitlora.encryption.keys import SECRET_BYTES
 from fl_vitlora.experiment.preparation import prepare_model
 from fl_vitlora.experiment.server_model import Server, make_server
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.federation.server_method import after_round
+from fl_vitlora.finetuning import shelf
 from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
@@ -35,6 +38,7 @@ from fl_vitlora.rng import derive_seed, generator
 from fl_vitlora.state import State, subtract
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.training.local import LocalTask, evaluate, scheduled_rate, train
+from fl_vitlora.training.objective import terms_of
 
 SMALL: dict[str, Any] = {"clients": 3, "rounds": 2, "fraction": 1.0, "data.limit": 36}
 Spoil = Callable[[KeyHolder], KeyHolder]
@@ -133,17 +137,32 @@ def federate(config: Config, dtype: torch.dtype, spoil: Spoil = lambda holder: h
 def _rounds(config: Config, server: Server, shards: list[Shard], own: list[Coordinates]) -> State:
     strategy = strategies.load_for(config)
     assert isinstance(strategy, Strategy)
-    model, memory = server.initial, dict[str, torch.Tensor]()
+    model, memory = GlobalModel(tensors=server.initial), dict[str, torch.Tensor]()
+    method = shelf.method_of(config.finetuning)
     for number in range(1, config.rounds + 1):
         chosen = sample(range(config.clients), config.fraction, config.seed, number)
+        resting = method.rests(number, model.memory) if method.has_rests else ()
+        task = LocalTask(
+            learning_rate=_rate(config, number),
+            terms=terms_of(strategy, method),
+            frozen=frozenset(name for name in model.tensors if name.endswith(resting)),
+        )
         updates = [
             _update(
-                config, server.backbone, shards[client], own[client], model, when=(number, client)
+                config,
+                server.backbone,
+                shards[client],
+                own[client],
+                model.tensors,
+                task=task,
+                when=(number, client),
             )
             for client in chosen
         ]
-        model, memory = strategy.aggregate(model, updates, memory)
-    return model
+        new, memory = strategy.aggregate(model.tensors, updates, memory)
+        aggregated = replace(model, tensors=new)
+        model = after_round(method, model, aggregated, number, config.rounds)
+    return model.tensors
 
 
 def _update(
@@ -153,6 +172,7 @@ def _update(
     own: Coordinates,
     model: State,
     *,
+    task: LocalTask,
     when: tuple[int, int],
 ) -> Update:
     number, client = when
@@ -163,10 +183,11 @@ def _update(
         start,
         shard,
         config=config.training,
-        task=LocalTask(learning_rate=_rate(config, number)),
+        task=task,
         generator=generator(config.seed, "batches", number, client),
     )
-    delta = own.to_server(subtract(done.state, start))
+    moved = own.to_server(subtract(done.state, start))
+    delta = {name: tensor for name, tensor in moved.items() if name not in task.frozen}
     return Update(client=client, samples=len(shard), loss=done.loss, delta=delta)
 
 

@@ -110,6 +110,10 @@ class AFLoRA(SlicePart):
         """Returns the matrices and vectors for a slice."""
         return AFLoRAAdapter(weight, self.rank, exact=self.exact)
 
+    def averages_exactly(self) -> bool:
+        """Returns True if only s_u is trained."""
+        return self.exact
+
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns the names of the matrices that the server has frozen."""
         del server_round

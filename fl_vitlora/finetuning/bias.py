@@ -27,3 +27,7 @@ class Bias(Part):
         """Returns the names of all biases except those of the head and of the patch embedding."""
         names = (name for name, _ in model.named_parameters())
         return [n for n in names if n.endswith("bias") and group_of(n) == BODY]
+
+    def averages_exactly(self) -> bool:
+        """Returns True: what is trained are weights of the model."""
+        return True

@@ -19,3 +19,7 @@ class Full(Part):
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of all tensors of the model."""
         return [name for name, _ in model.named_parameters()]
+
+    def averages_exactly(self) -> bool:
+        """Returns True: what is trained are weights of the model."""
+        return True

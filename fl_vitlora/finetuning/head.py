@@ -23,3 +23,7 @@ class Head(Part):
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of the tensors of all classifiers (heads) of the model."""
         return [name for name, _ in model.named_parameters() if group_of(name) == HEAD]
+
+    def averages_exactly(self) -> bool:
+        """Returns True: what is trained are weights of the model."""
+        return True

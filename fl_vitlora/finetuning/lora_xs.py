@@ -48,6 +48,10 @@ class LoRAXS(Part):
         """Returns the names of all matrices R."""
         return [name for name, _ in model.named_parameters() if name.endswith(".lora_R")]
 
+    def averages_exactly(self) -> bool:
+        """Returns True: s·B·R·A is linear in R."""
+        return True
+
     def merge(self, model: nn.Module) -> None:
         """Adds s·B·R·A to the weights and removes the matrices."""
         targets.merge(model)
@@ -65,3 +69,7 @@ class PlannedLoRAXS(LoRAXS):
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of all matrices A, B and R."""
         return [name for name, _ in model.named_parameters() if group_of(name) == LORA]
+
+    def averages_exactly(self) -> bool:
+        """Returns False: the product of B, R and A is not linear in all three."""
+        return False

@@ -175,6 +175,14 @@ class Part(ABC):
         del parameters, anchor
         return 0.0
 
+    def averages_exactly(self) -> bool:
+        """Returns True if averaging the trained tensors averages the weights of the merged model.
+
+        This is so if the weights are linear in the trained tensors. By default no such claim is
+        made. The check of a method tries the claim.
+        """
+        return False
+
     def retract(self, tensors: State) -> State:
         """Restores, at the server, a property that aggregated tensors must have.
 
@@ -290,6 +298,11 @@ class Method:
     def retracts(self) -> bool:
         """Returns True if a part defines `retract`, and so may change aggregated tensors."""
         return any(type(part).retract is not Part.retract for _, part in self.parts)
+
+    @property
+    def averages_exactly(self) -> bool:
+        """Returns True if all parts say so; see `Part.averages_exactly`."""
+        return all(part.averages_exactly() for _, part in self.parts)
 
     @property
     def decides(self) -> bool:

@@ -25,3 +25,7 @@ class Norm(Part):
         own = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
         named = model.named_parameters()
         return [name for name, p in named if id(p) in own and group_of(name) == BODY]
+
+    def averages_exactly(self) -> bool:
+        """Returns True: what is trained are weights of the model."""
+        return True

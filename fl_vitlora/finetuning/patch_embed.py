@@ -25,3 +25,7 @@ class PatchEmbedding(Part):
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of the tensors of the patch embedding."""
         return [name for name, _ in model.named_parameters() if group_of(name) == PATCH_EMBEDDING]
+
+    def averages_exactly(self) -> bool:
+        """Returns True: what is trained are weights of the model."""
+        return True

@@ -99,6 +99,10 @@ class SIFT(SlicePart):
         del name
         return BODY
 
+    def averages_exactly(self) -> bool:
+        """Returns True: W' is linear in D and in v."""
+        return True
+
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Freezes the values before the choice, and the dense change after the choice."""
         del server_round

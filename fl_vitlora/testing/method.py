@@ -174,6 +174,33 @@ def _stacks(subject: Subject) -> None:
         raise MethodError(f"two clients in one batch get outputs that differ by {far:.2g}")
 
 
+def _averages(subject: Subject) -> None:
+    if not subject.method.averages_exactly:
+        return
+    gap = gap_of(subject)
+    if not gap <= CLOSE_DOUBLE:
+        raise MethodError(f"it says that averaging is exact, but the gap is {gap:.2g}")
+
+
+def gap_of(subject: Subject) -> float:
+    """Returns the distance of the averaged tensors' weights from the average of the weights.
+
+    Two models with different trained tensors are merged, and a third one with the mean of these
+    tensors. The distance is a share of how far the weights are from the pre-trained ones.
+    """
+    states = [methods.export_state(subject.moved(seed).model.double()) for seed in (0, 1)]
+    mean = {name: (tensor + states[1][name]) / 2 for name, tensor in states[0].items()}
+    weights = []
+    for state in (*states, mean, methods.export_state(subject.prepared().model.double())):
+        model = subject.prepared().model.double()
+        methods.load_state(model, state)
+        methods.merge(model)
+        weights.append(torch.cat([t.flatten() for t in model.state_dict().values()]))
+    one, other, averaged, start = weights
+    exact = (one + other) / 2
+    return float((exact - averaged).norm() / (exact - start).norm())
+
+
 def _penalises(subject: Subject) -> None:
     start = {n: p.detach().double() for n, p in methods.trainable(subject.moved().model).items()}
     anchors = [start, {name: 2 * tensor for name, tensor in start.items()}]
@@ -208,6 +235,7 @@ RULES = (
     Rule("computes the same after merging, or refuses to merge", _merges),
     Rule("sends the tensors that it names, four bytes per number", _travels),
     Rule("computes the same for clients in one batch, if it is stackable", _stacks),
+    Rule("averages exactly, if it says so", _averages),
     Rule("adds a penalty entry by entry", _penalises),
     Rule(
         "rests and decides only about tensors that exist, equally in every call",

@@ -46,11 +46,11 @@ class Subject:
         methods.attach(built.model, self.method, 0)
         return built
 
-    def moved(self) -> Backbone:
+    def moved(self, seed: int = 0) -> Backbone:
         """Builds the model with the method, and changes every tensor that clients train."""
         built = self.prepared()
         for name, parameter in trained(built.model, self.method).items():
-            draw = generator(0, "check", name)
+            draw = generator(seed, "check", name)
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw)
         return built
 

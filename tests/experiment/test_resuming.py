@@ -60,6 +60,11 @@ CASES: dict[str, dict[str, Any]] = {
         "strategy.clipping_norm": 1.0,
         "strategy.target_delta": 1e-5,
     },
+    "aflora freezes matrices": {
+        "finetuning.method": "aflora",
+        "finetuning.targets": ["fc1", "q"],
+    },
+    "sift chooses entries, coded": {"finetuning.method": "sift", **CODED},
     "in secure sums": {"privacy.secure_aggregation": True},
     "with noise": {"privacy.clipping_norm": 1.0, "privacy.noise_multiplier": 0.1},
     "measured by clients": {"finetuning.patch_embedding": "local"},
