@@ -23,6 +23,7 @@ PARTS: Mapping[str, str] = {
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
     "sift": "fl_vitlora.finetuning.sift:SIFT",
+    "tied_lora": "fl_vitlora.finetuning.tied_lora:TiedLoRA",
 }
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 

@@ -167,19 +167,28 @@ class Federation:
         self._check_quorum(server_round, exchange, len(instructions))
         released = self.hooks.release(server_round, updates, len(instructions))
         aggregated = self.aggregator.aggregate(server_round, model, released, failures)
-        new = after_round(self.method, model, aggregated, server_round, self.rounds)
+        images = sum(update.samples for update in updates)
+        train_loss = sum(update.loss * update.samples for update in updates) / max(1, images)
+        new = after_round(
+            self.method,
+            model,
+            aggregated,
+            server_round,
+            self.rounds,
+            loss=train_loss,
+            seed=self.seed,
+        )
         if not is_finite(new.stored()):
             raise RoundFailedError(
                 f"round {server_round}: the aggregated model holds NaN or infinity"
             )
-        images = sum(update.samples for update in updates)
         failed = {failure.client for failure in failures}
         answered = tuple(i.client for i in instructions if i.client not in failed)
         return new, RoundReport(
             round=server_round,
             accuracy=math.nan,
             loss=math.nan,
-            train_loss=sum(update.loss * update.samples for update in updates) / max(1, images),
+            train_loss=train_loss,
             participants=answered,
             frozen=instructions[0].plan.frozen,
             failures=failures,

@@ -64,7 +64,14 @@ def with_rests(
 
 
 def after_round(
-    method: Method, before: GlobalModel, aggregated: GlobalModel, server_round: int, rounds: int
+    method: Method,
+    before: GlobalModel,
+    aggregated: GlobalModel,
+    server_round: int,
+    rounds: int,
+    *,
+    loss: float = 0.0,
+    seed: int = 0,
 ) -> GlobalModel:
     """Returns the model of the next round: the aggregated model as the method needs it.
 
@@ -76,6 +83,8 @@ def after_round(
         aggregated: The model that the strategy returned.
         server_round: The number of the round, from 1.
         rounds: The number of rounds of the run.
+        loss: The mean training loss of the participants.
+        seed: The seed for random choices of the server.
 
     Raises:
         UserError: If the method returns a tensor with a name or shape that the model does not have.
@@ -88,7 +97,12 @@ def after_round(
     memory = aggregated.memory
     if method.decides:
         known = Aggregated(
-            round=server_round, rounds=rounds, before=dict(before.tensors), after=dict(tensors)
+            round=server_round,
+            rounds=rounds,
+            before=dict(before.tensors),
+            after=dict(tensors),
+            loss=loss,
+            seed=seed,
         )
         changed, memory = method.decide(known, dict(memory))
         tensors = _replaced(method, "decide", tensors, changed)

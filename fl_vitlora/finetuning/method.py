@@ -66,12 +66,16 @@ class Aggregated:
         rounds: The number of rounds of the run.
         before: All exchanged tensors before the round, by name.
         after: All exchanged tensors after the aggregation, by name.
+        loss: The mean training loss of the participants, weighted by their images.
+        seed: The seed for random choices of the server.
     """
 
     round: int
     rounds: int
     before: State
     after: State
+    loss: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

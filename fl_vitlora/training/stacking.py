@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.groups import path_of
+from fl_vitlora.finetuning.groups import CONTROL, exact_group_of, path_of
 from fl_vitlora.state import State
 
 PATCHES, HEAD, POSITION = "patch_embed.proj", "head", "pos_embed"
@@ -259,6 +259,6 @@ def can_stack(model: nn.Module) -> bool:
     layers = (module for module in model.modules() if MULTIPLY in vars(module))
     applied = {id(parameter) for layer in layers for parameter in layer.parameters()}
     return all(
-        name.startswith(places) or id(parameter) in applied
+        name.startswith(places) or id(parameter) in applied or exact_group_of(name) == CONTROL
         for name, parameter in methods.trainable(model).items()
     )

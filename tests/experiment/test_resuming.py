@@ -65,6 +65,10 @@ CASES: dict[str, dict[str, Any]] = {
         "finetuning.targets": ["fc1", "q"],
     },
     "sift chooses entries, coded": {"finetuning.method": "sift", **CODED},
+    "an agent ties layers": {
+        "finetuning.method": "tied_lora",
+        "finetuning.parameters.rule": "agent",
+    },
     "in secure sums": {"privacy.secure_aggregation": True},
     "with noise": {"privacy.clipping_norm": 1.0, "privacy.noise_multiplier": 0.1},
     "measured by clients": {"finetuning.patch_embedding": "local"},

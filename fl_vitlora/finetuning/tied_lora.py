@@ -1,0 +1,188 @@
+"""Dynamic layer tying: the server decides which blocks use the same low-rank pairs.
+
+Every block has LoRA pairs. If block i is tied to an earlier block j, it computes with the pairs of
+block j, and the gradients of both blocks add up in these pairs. Its own pairs are frozen and not
+sent. After every round, the server may change the ties. A block that is no longer tied starts with
+a copy of the pairs that it used. Three rules decide about the ties:
+
+    own      no block is tied: plain LoRA
+    nearest  after each round, the two untied blocks with the most similar products B·A are tied,
+             until `groups` blocks remain
+    agent    Q-learning (`tying_agent`); the reward is minus the mean training loss of the round
+
+Source: Hay and Wolf, arXiv 2401.12819, which ties whole layers of a language model that is trained
+from scratch, and takes the validation loss. Pre-trained blocks must not be replaced, so that here
+only their adapters are tied. The training loss is known from sums, so that secure sums work. With
+some twenty rounds, the agent still chooses mostly at random; `nearest` is the rule to compare with.
+
+Averaging is biased, as for LoRA. Every client needs the same ties: one number for each block, which
+is sent again only when a tie changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning import targets, tying_agent
+from fl_vitlora.finetuning.groups import CONTROL, exchanged_name
+from fl_vitlora.finetuning.lora import Adapter, LoRALinear
+from fl_vitlora.finetuning.lora_part import LoRA
+from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.rng import generator
+from fl_vitlora.state import State
+
+TIES = "adapter_ties"  # the name of the control tensor in the model
+FROZEN = "frozen "  # stands before the names of frozen tensors in the memory
+
+
+class TiedLinear(LoRALinear):
+    """A linear layer with LoRA, which may use the pairs of the same layer in an earlier block."""
+
+    def join(self, model: nn.Module, block: int, path: str) -> None:
+        """Tells the layer where it finds the ties and the other layers.
+
+        Args:
+            model: The model with the control tensor `TIES`.
+            block: The number of the block of this layer.
+            path: The path of this layer in the block.
+        """
+        vars(self)["place"] = (model, block, path)  # not a submodule: the model contains this layer
+
+    def _pairs(self) -> list[Adapter]:
+        model, block, path = vars(self)["place"]
+        ties: Tensor = getattr(model, TIES)
+        source = int(ties.detach().reshape(-1, ties.shape[-1])[0, block])  # equal for all clients
+        layer = self if source == block else model.blocks[source].get_submodule(path)
+        return [layer.adapters[name] for name in self.slices]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiedLoRA(LoRA):
+    """The part of a fine-tuning method that adds LoRA with tied blocks.
+
+    The attribute `low_rank` is False: strategies that merge or factor the pairs of single layers do
+    not know the ties.
+
+    Attributes:
+        rank: The rank r of the pairs.
+        alpha: The scale α; the product is multiplied by α / r.
+        rule: The rule that decides about the ties; see the text of this module.
+        groups: The number of untied blocks at which the rule `nearest` stops.
+        decay: The factor by which the probability ε of the agent's random choices falls from round
+            to round, from 1. The paper has 0.95; a federated run has fewer rounds.
+        targets: The names of the layers of a block that get a pair (`targets.LAYERS`).
+    """
+
+    low_rank = False
+    control = (TIES,)
+
+    rule: Literal["own", "nearest", "agent"] = "nearest"
+    groups: int = setting(2, "Untied blocks at which the rule nearest stops.", "[1, inf)")
+    decay: float = setting(0.8, "Factor of the agent's random choices per round.", "(0, 1]")
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds pairs to each target layer, and the ties to the model; no block is tied."""
+        layer = partial(TiedLinear, rank=self.rank, alpha=self.alpha)
+        targets.attach(model, self.targets, layer)
+        blocks = targets.blocks_of(model)
+        model.register_parameter(TIES, nn.Parameter(torch.arange(len(blocks)).float()))
+        for number, block in enumerate(blocks):
+            for path, module in block.named_modules():
+                if isinstance(module, TiedLinear):
+                    module.join(model, number, path)
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of all matrices A and B, and of the ties."""
+        return [*super().trained(model), TIES]
+
+    def merge(self, model: nn.Module) -> None:
+        """Adds s·B·A of the pair that each layer uses to its weight, and removes the ties."""
+        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, TiedLinear)]
+        merged = [(path, layer.merged()) for path, layer in layers]  # before any pair is removed
+        for path, plain in merged:
+            targets.put_module(model, path, plain)
+        delattr(model, TIES)
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Returns the names of the pairs of tied blocks."""
+        del server_round
+        return tuple(key.removeprefix(FROZEN) for key in memory if key.startswith(FROZEN))
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Changes the ties by the rule, and copies pairs to blocks that are no longer tied."""
+        name = exchanged_name(TIES, CONTROL)
+        before = [int(tie) for tie in known.after[name]]
+        if self.rule == "own":
+            return {}, {}
+        after, kept = before, State()
+        if self.rule == "nearest" and len(set(before)) > self.groups:
+            after = nearest_tied(before, known.after)
+        elif self.rule == "agent":
+            after, kept = _episode(known, before, memory, self.decay)
+        changed = State()
+        for block, (old, new) in enumerate(zip(before, after, strict=True)):
+            own = pairs_of(block, known.after)
+            if new == block != old:
+                source = pairs_of(old, known.after)
+                changed |= {own[end]: known.after[source[end]].clone() for end in own}
+            if new != block:
+                kept |= {FROZEN + path: torch.ones(()) for path in own.values()}
+        if after != before:
+            changed[name] = torch.tensor(after, dtype=torch.float32)
+        return changed, kept
+
+
+def pairs_of(block: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns the names of a block's low-rank matrices, by their names without the block."""
+    start = f"blocks.{block}."
+    own = (n for n in tensors if n.startswith(start) and n.endswith((".lora_A", ".lora_B")))
+    return {name.removeprefix(start): name for name in own}
+
+
+def nearest_tied(ties: list[int], tensors: Mapping[str, Tensor]) -> list[int]:
+    """Ties the two untied blocks whose products B·A have the largest cosine similarity.
+
+    Args:
+        ties: For each block, the block whose pairs it uses.
+        tensors: The exchanged tensors.
+    """
+    roots = sorted(set(ties))
+    products = {root: _products(root, tensors) for root in roots}
+    similar = {
+        (one, other): float(torch.cosine_similarity(products[one], products[other], dim=0))
+        for one in roots
+        for other in roots
+        if one < other
+    }
+    kept, tied = max(similar, key=lambda pair: similar[pair])
+    return [kept if tie == tied else tie for tie in ties]
+
+
+def _products(block: int, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Returns all products B·A of a block in one vector."""
+    own = pairs_of(block, tensors)
+    ends = [end.removesuffix(".lora_A") for end in own if end.endswith(".lora_A")]
+    found = [tensors[own[f"{e}.lora_B"]] @ tensors[own[f"{e}.lora_A"]] for e in ends]
+    return torch.cat([product.flatten() for product in found])
+
+
+def _episode(
+    known: Aggregated, ties: list[int], memory: Mapping[str, Tensor], decay: float
+) -> tuple[list[int], State]:
+    """Lets the agent learn from the last round, and choose the ties of the next one."""
+    draw = generator(known.seed, "ties", known.round)
+    agent = {n: t for n, t in memory.items() if not n.startswith((FROZEN, "last "))}
+    agent = agent or tying_agent.new_agent(len(ties), draw)
+    if "last ties" in memory:
+        last, actions = (memory[f"last {what}"].int().tolist() for what in ("ties", "actions"))
+        agent = tying_agent.learn(agent, last, actions, -known.loss, ties)
+    actions = tying_agent.act(agent, ties, decay ** (known.round - 1), draw)
+    remembered = {"last ties": torch.tensor(ties), "last actions": torch.tensor(actions)}
+    return tying_agent.resolved(actions), {**agent, **remembered}
