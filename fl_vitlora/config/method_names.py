@@ -17,6 +17,7 @@ PARTS: Mapping[str, str] = {
     "dora": "fl_vitlora.finetuning.dora:DoRA",
     "full": "fl_vitlora.finetuning.full:Full",
     "head": "fl_vitlora.finetuning.head:Head",
+    "hta": "fl_vitlora.finetuning.hta:HTA",
     "lora": "fl_vitlora.finetuning.lora_part:LoRA",
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
     "norm": "fl_vitlora.finetuning.norm:Norm",

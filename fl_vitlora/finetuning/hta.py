@@ -1,0 +1,120 @@
+"""HTA: an increment of full rank, made of two Householder reflections and a diagonal.
+
+    W' = W + H(a)·diag(d)·H(b) + u·wᵀ,    H(v) = I - 2·v·vᵀ / ‖v‖²
+
+The first term has the form of a singular value decomposition, whose two orthogonal factors are
+single reflections. It can have full rank, but it has no more numbers than three vectors. The second
+term is a pair of rank 1. If the slice is not square, then diag(d) has zero rows or columns. At the
+start d = 0 and u = 0, so that W' = W exactly; a, b and w are random.
+
+All five vectors travel, which is 2m + 2n + min(m, n) numbers for a slice. Averaging is biased,
+because W' is a product of trained vectors. With ``finetuning.parameters.exact=true``, the vectors
+a, b and w are drawn from the seed and are never trained or sent. Then d and u travel, m + min(m, n)
+numbers, and averaging is exact, because W' is linear in d and u.
+
+Source: Dong et al., "Efficient Adaptation of Pre-trained Vision Transformer via Householder
+Transformation", arXiv 2410.22952: the equation and the rank 1 of the pair. The division by ‖v‖² and
+the start at W' = W are our reading; so is the exact variant. The paper adapts q, k, v and proj:
+``--set 'finetuning.targets=[q,k,v,proj]'``.
+
+n inputs, m outputs of a slice, p rows, K clients that share a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
+
+
+def reflected(rows: Tensor, normal: Tensor) -> Tensor:
+    """Returns X·H(v): each row of X is reflected at the plane that is orthogonal to v.
+
+    Args:
+        rows: The matrix X, (..., p, n).
+        normal: The vector v of any length, (..., n).
+
+    Example:
+        >>> reflected(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, 0.0]))
+        tensor([[-1.,  2.]])
+    """
+    unit = F.normalize(normal, dim=-1)
+    return rows - 2 * (rows @ unit.unsqueeze(-1)) * unit.unsqueeze(-2)
+
+
+def householder_increment(left: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:
+    """Returns H(a)·diag(d)·H(b), (..., m, n). Its singular values are the absolute values of d.
+
+    Args:
+        left: The vector a, (..., m).
+        diagonal: The vector d, (..., min(m, n)).
+        right: The vector b, (..., n).
+    """
+    outputs, inputs, size = left.shape[-1], right.shape[-1], diagonal.shape[-1]
+    wide = F.pad(torch.diag_embed(diagonal), (0, inputs - size, 0, outputs - size))
+    return reflected(reflected(wide, right).mT, left).mT
+
+
+class HTAAdapter(SliceAdapter):
+    """The vectors of one slice.
+
+    Args:
+        weight: The pre-trained weight W of the slice, (m, n).
+        exact: True if `left`, `right` and `pair_in` are buffers.
+
+    Attributes:
+        left: The vector a, (m,), drawn from the normal distribution.
+        right: The vector b, (n,), drawn from the normal distribution.
+        diagonal: The vector d, (min(m, n),), zero.
+        pair_out: The vector u, (m,), zero.
+        pair_in: The vector w, (n,), drawn from the Kaiming-uniform distribution.
+    """
+
+    left: Tensor
+    right: Tensor
+    pair_in: Tensor
+
+    def __init__(self, weight: Tensor, *, exact: bool) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape
+        drawn = {
+            "left": torch.randn(outputs),
+            "right": torch.randn(inputs),
+            "pair_in": nn.init.kaiming_uniform_(torch.empty(1, inputs), a=math.sqrt(5))[0],
+        }
+        for name, vector in drawn.items():
+            if exact:
+                self.register_buffer(name, vector)
+            else:
+                self.register_parameter(name, nn.Parameter(vector))
+        self.diagonal = nn.Parameter(torch.zeros(min(outputs, inputs)))
+        self.pair_out = nn.Parameter(torch.zeros(outputs))
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """Returns W' = W + H(a)·diag(d)·H(b) + u·wᵀ."""
+        pair = self.pair_out.unsqueeze(-1) * self.pair_in.unsqueeze(-2)
+        return weight + householder_increment(self.left, self.diagonal, self.right) + pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class HTA(SlicePart):
+    """The part of a fine-tuning method that adds HTA to every block.
+
+    Attributes:
+        exact: True if only d and u are trained and sent, so that averaging is exact.
+        targets: The names of the slices (`targets.LAYERS`).
+    """
+
+    exact: bool = setting(
+        default=False, explanation="Train only vectors in which the weight is linear."
+    )
+
+    def adapter(self, weight: Tensor) -> HTAAdapter:
+        """Returns the vectors for a slice."""
+        return HTAAdapter(weight, exact=self.exact)
