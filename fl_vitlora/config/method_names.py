@@ -22,6 +22,7 @@ PARTS: Mapping[str, str] = {
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
+    "soda": "fl_vitlora.finetuning.soda:SODA",
 }
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 
