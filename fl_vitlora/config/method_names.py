@@ -23,6 +23,7 @@ PARTS: Mapping[str, str] = {
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
     "soda": "fl_vitlora.finetuning.soda:SODA",
+    "tlora": "fl_vitlora.finetuning.tlora:TLoRA",
 }
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 
