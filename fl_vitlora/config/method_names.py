@@ -24,6 +24,7 @@ PARTS: Mapping[str, str] = {
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
     "soda": "fl_vitlora.finetuning.soda:SODA",
     "tlora": "fl_vitlora.finetuning.tlora:TLoRA",
+    "vera": "fl_vitlora.finetuning.vera:VeRA",
 }
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 
