@@ -17,7 +17,7 @@ Transformation", arXiv 2410.22952: the equation and the rank 1 of the pair. The 
 the start at W' = W are our reading; so is the exact variant. The paper adapts q, k, v and proj:
 ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
-n inputs, m outputs of a slice, p rows, K clients that share a batch.
+n inputs, m outputs of a slice, K clients that share a batch.
 """
 
 from __future__ import annotations
@@ -33,32 +33,33 @@ from fl_vitlora.config.settings import setting
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
 
-def reflected(rows: Tensor, normal: Tensor) -> Tensor:
-    """Returns X·H(v): each row of X is reflected at the plane that is orthogonal to v.
-
-    Args:
-        rows: The matrix X, (..., p, n).
-        normal: The vector v of any length, (..., n).
-
-    Example:
-        >>> reflected(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, 0.0]))
-        tensor([[-1.,  2.]])
-    """
-    unit = F.normalize(normal, dim=-1)
-    return rows - 2 * (rows @ unit.unsqueeze(-1)) * unit.unsqueeze(-2)
-
-
 def householder_increment(left: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:
     """Returns H(a)·diag(d)·H(b), (..., m, n). Its singular values are the absolute values of d.
 
+    With D = diag(d), and a and b of length 1, the product is D plus a matrix of rank 2:
+
+        D + (4·(aᵀ·D·b)·a - 2·D·b)·bᵀ - 2·a·(Dᵀ·a)ᵀ
+
     Args:
-        left: The vector a, (..., m).
+        left: The vector a of any length, (..., m).
         diagonal: The vector d, (..., min(m, n)).
-        right: The vector b, (..., n).
+        right: The vector b of any length, (..., n).
+
+    Example:
+        >>> householder_increment(*torch.tensor([[3.0, 0.0], [2.0, 5.0], [0.0, 4.0]]))
+        tensor([[-2.,  0.],
+                [ 0., -5.]])
     """
-    outputs, inputs, size = left.shape[-1], right.shape[-1], diagonal.shape[-1]
-    wide = F.pad(torch.diag_embed(diagonal), (0, inputs - size, 0, outputs - size))
-    return reflected(reflected(wide, right).mT, left).mT
+    a, b = F.normalize(left, dim=-1), F.normalize(right, dim=-1)
+    size = diagonal.shape[-1]
+    moved_a = F.pad(diagonal * a[..., :size], (0, b.shape[-1] - size))
+    moved_b = F.pad(diagonal * b[..., :size], (0, a.shape[-1] - size))
+    inner = (a * moved_b).sum(dim=-1, keepdim=True)
+    columns = torch.broadcast_tensors(4 * inner * a - 2 * moved_b, -2 * a)
+    rows = torch.broadcast_tensors(b, moved_a)
+    increment = torch.stack(columns, dim=-1) @ torch.stack(rows, dim=-2)
+    increment.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+    return increment
 
 
 class HTAAdapter(SliceAdapter):

@@ -6,16 +6,17 @@ and stands for the matrix
 
     T[i, j] = trace(A¹[i₁, j₁] · A²[i₂, j₂] · A³[i₃, j₃])
 
-If R = 1, then T is the Kronecker product of the cores. The functions never form T, which has n²
-entries: they multiply with one core after the other.
+If R = 1, then T is the Kronecker product of the cores. The functions do not form T,
+which has n² entries: they multiply with the last core first, and then with all others.
 
 Source: Zhao et al., tensor ring decomposition, arXiv 1606.05535.
 
-m rows, n columns, R ring rank.
+m rows of X, n columns, R ring rank.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -73,7 +74,8 @@ def times_ring(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
 
     Args:
         rows: The matrix X, (..., m, n).
-        cores: The cores of T, each (..., n_d, n_d, R, R); the product of all n_d is n.
+        cores: The cores of T, each (..., n_d, n_d, R, R); at least two.
+            The product of all n_d is n.
 
     Returns:
         The product, (..., m, n). The leading dimensions of the arguments are broadcast.
@@ -83,15 +85,15 @@ def times_ring(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
         >>> times_ring(torch.ones(1, 6), cores)
         tensor([[10., 10., 10., 10., 10., 10.]])
     """
-    rank = cores[0].shape[-1]
-    ring = torch.eye(rank, dtype=rows.dtype, device=rows.device)
-    product = rows.flatten(-2)[..., None, None] * ring
-    rest = rows.shape[-1]
-    for core in cores:
-        digit = core.shape[-3]
-        rest //= digit
-        # a: the rows and the digits that are done, b: the digits that follow
-        product = product.unflatten(-3, (-1, digit, rest))
-        product = torch.einsum("...aibrs,...ijst->...ajbrt", product, core).flatten(-5, -3)
-    trace = product.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return trace.unflatten(-1, rows.shape[-2:])
+    *first, last = cores
+    front = functools.reduce(_joined, first)
+    # p, q the digits of a column of X, u, v those of a column of the product, r, s ring indices
+    digits = rows.unflatten(-1, (front.shape[-3], last.shape[-3]))
+    done = torch.einsum("...mpq,...qvsr->...mpvsr", digits, last)
+    return torch.einsum("...mpvsr,...purs->...muv", done, front).flatten(-2)
+
+
+def _joined(one: Tensor, other: Tensor) -> Tensor:
+    """Returns two neighbouring cores of a ring as one core with the product of their sizes."""
+    joined = torch.einsum("...ijrs,...klst->...ikjlrt", one, other)
+    return joined.flatten(-6, -5).flatten(-4, -3)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.hta import HTA, householder_increment, reflected
+from fl_vitlora.finetuning.hta import HTA, householder_increment
 from fl_vitlora.state import count
 from tests.conftest import random_vit
 from tests.finetuning.averages import gap_of
@@ -17,7 +17,8 @@ SHAPES = [(6, 6), (24, 6), (6, 24), (384, 96)]
 
 
 def reflection(normal: Tensor) -> Tensor:
-    return reflected(torch.eye(len(normal), dtype=torch.float64), normal)
+    """Forms H(v) as the definition says."""
+    return torch.eye(len(normal)) - 2 * torch.outer(normal, normal) / normal.square().sum()
 
 
 def vectors(outputs: int, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,15 +38,22 @@ def test_logits_at_the_start_are_those_of_the_plain_model_bit_by_bit():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_a_reflection_is_orthogonal_whatever_the_length_of_its_normal(scale: float):
-    made = reflection(scale * vectors(96, 96)[0])
+def test_the_increment_of_ones_is_orthogonal_whatever_the_lengths_of_a_and_b(scale: float):
+    """It is the product of two reflections: a rotation. With b = a it is the identity."""
+    a, d, b = vectors(96, 96)
+    made = householder_increment(scale * a, torch.ones_like(d), b / scale)
     assert (made @ made.T - torch.eye(96)).abs().max() < 1e-14
-    assert abs(torch.linalg.det(made).item() + 1) < 1e-12
+    assert abs(torch.linalg.det(made).item() - 1) < 1e-12
+    same = householder_increment(scale * a, torch.ones_like(d), a)
+    assert (same - torch.eye(96)).abs().max() < 1e-14
 
 
-def test_a_reflection_keeps_the_plane_and_turns_the_normal():
-    made = reflected(torch.tensor([[3.0, 4.0], [-4.0, 3.0]]), torch.tensor([3.0, 4.0]))
-    assert torch.allclose(made, torch.tensor([[-3.0, -4.0], [-4.0, 3.0]]))
+def test_each_reflection_turns_its_normal_and_keeps_the_plane():
+    a, d, _ = vectors(96, 96)
+    made = householder_increment(a, torch.ones_like(d), torch.eye(96)[0].double())
+    # H(b) turns the first column of the identity and keeps the others
+    assert torch.allclose(made[:, 1:], reflection(a)[:, 1:], atol=1e-14)
+    assert torch.allclose(made[:, 0], -reflection(a)[:, 0], atol=1e-14)
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
