@@ -55,9 +55,10 @@ def householder_increment(left: Tensor, diagonal: Tensor, right: Tensor) -> Tens
     moved_a = F.pad(diagonal * a[..., :size], (0, b.shape[-1] - size))
     moved_b = F.pad(diagonal * b[..., :size], (0, a.shape[-1] - size))
     inner = (a * moved_b).sum(dim=-1, keepdim=True)
-    columns = torch.broadcast_tensors(4 * inner * a - 2 * moved_b, -2 * a)
-    rows = torch.broadcast_tensors(b, moved_a)
-    increment = torch.stack(columns, dim=-1) @ torch.stack(rows, dim=-2)
+    first, second = 4 * inner * a - 2 * moved_b, -2 * a
+    columns = torch.stack([first, second.expand_as(first)], dim=-1)
+    rows = torch.stack([b.expand_as(moved_a), moved_a], dim=-2)
+    increment = columns @ rows
     increment.diagonal(dim1=-2, dim2=-1).add_(diagonal)
     return increment
 

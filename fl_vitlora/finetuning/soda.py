@@ -60,7 +60,8 @@ def cayley_rotation(coordinates: Tensor, size: int) -> Tensor:
     lower[..., row, column] = coordinates
     half = (lower - lower.mT) / 2
     identity = torch.eye(size, dtype=half.dtype, device=half.device)
-    return torch.linalg.solve(identity + half, identity - half)
+    rotation: Tensor = torch.linalg.solve(identity + half, identity - half)
+    return rotation
 
 
 class SODAAdapter(SliceAdapter):
@@ -98,7 +99,7 @@ class SODAAdapter(SliceAdapter):
 
     def rotations(self) -> list[Tensor]:
         """Returns R₁, R₂ and R₃; none if the inputs are not rotated."""
-        turns = self.turn.split(self.lengths, dim=-1) if self.factors else ()
+        turns = torch.split(self.turn, self.lengths, dim=-1) if self.factors else ()
         return [cayley_rotation(t, size) for t, size in zip(turns, self.factors, strict=True)]
 
     def adapted(self, weight: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class TLoRAAdapter(SliceAdapter):
 
     def adapted(self, weight: Tensor) -> Tensor:
         """Returns W' = W·T + s·B·A."""
-        return times_ring(weight, list(self.transform)) + self.scale * (self.lora_B @ self.lora_A)
+        transformed = times_ring(weight, list(self.transform))
+        return transformed + self.scale * (self.lora_B @ self.lora_A)
 
 
 @dataclass(frozen=True, kw_only=True)

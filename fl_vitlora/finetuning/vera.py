@@ -7,7 +7,8 @@ that it takes little memory and is never sent. At the start b = 0, so that W' = 
 entry of d is 0.1.
 
 The vectors b and d travel, m + r numbers for a slice. Averaging is biased, because W' has products
-of entries of b and d.
+of entries of b and d. As in the paper, the vectors need a larger learning rate than the matrices of
+LoRA, by default ten times as large.
 
 Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454. The paper uses one pair for all layers of
 its models, which have equal shapes. One pair for each shape of a slice is our reading.
@@ -80,11 +81,13 @@ class VeRA(SlicePart):
     Attributes:
         shared_rank: The rank r of the frozen matrices. It may be larger than m and n.
         inner_start: The value of every entry of d at the start.
+        vector_rate: The factor on the learning rate of both vectors.
         targets: The names of the slices (`targets.LAYERS`).
     """
 
     shared_rank: int = setting(256, "Rank r of the shared frozen matrices.", "[1, inf)")
     inner_start: float = setting(0.1, "Value of the inner vector d at the start.", "(0, inf)")
+    vector_rate: float = setting(10.0, "Factor on the learning rate of the vectors.", "(0, inf)")
 
     def attach(self, model: nn.Module) -> None:
         """Adds the vectors to each target layer; slices of equal shape share their matrices."""
@@ -97,4 +100,10 @@ class VeRA(SlicePart):
 
     def adapter(self, weight: Tensor) -> VeRAAdapter:
         """Returns the vectors for a slice, with matrices of its own until `attach` shares them."""
-        return VeRAAdapter(SharedPair(*weight.shape, self.shared_rank), self.inner_start)
+        outputs, inputs = weight.shape
+        return VeRAAdapter(SharedPair(outputs, inputs, self.shared_rank), self.inner_start)
+
+    def rate(self, name: str) -> float:
+        """Returns the factor on the learning rate of the vectors, `vector_rate`."""
+        del name
+        return self.vector_rate

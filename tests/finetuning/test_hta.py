@@ -32,8 +32,8 @@ def test_logits_at_the_start_are_those_of_the_plain_model_bit_by_bit():
     model = random_vit().model.double().eval()
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     expected = model(images)
-    targets = ("q", "k", "v", "proj", "fc1", "fc2")
-    methods.prepare(model, FineTuningConfig(method="hta", targets=targets), 0)
+    config = FineTuningConfig(method="hta", targets=("q", "k", "v", "proj", "fc1", "fc2"))
+    methods.prepare(model, config, 0)
     assert torch.equal(model.double()(images), expected)
 
 
