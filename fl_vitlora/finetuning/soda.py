@@ -20,8 +20,8 @@ Every party computes the decomposition in float64 on its CPU. Nearly equal singu
 other vectors on another machine, so parties should use the same version of PyTorch.
 
 Source: "Spectrum-Aware Parameter Efficient Fine-Tuning for Diffusion Models", arXiv 2405.21050: the
-equation, and the factors 6·8·16 of 768. The Cayley coordinates, the start at δ = 0 and the exact
-variant are our reading. The paper adapts all layers of the attention:
+equation, and the factors 6·8·16 of 768. The Cayley coordinates, the start at δ = 0, the exact
+variant and the learning rates are our reading. The paper adapts all layers of the attention:
 ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
 n inputs, m outputs of a slice, k = min(m, n), K clients that share a batch.
@@ -116,12 +116,19 @@ class SODA(SlicePart):
 
     Attributes:
         exact: True if only δ is trained and sent, so that averaging is exact.
+        shift_rate: The factor on the learning rate of δ.
         targets: The names of the slices (`targets.LAYERS`).
     """
 
     exact: bool = setting(
         default=False, explanation="Train only vectors in which the weight is linear."
     )
+
+    shift_rate: float = setting(5.0, "Factor on the learning rate of the shifts.", "(0, inf)")
+
+    def rate(self, name: str) -> float:
+        """Returns the factor on the learning rate of a tensor: `shift_rate` for δ, else 1."""
+        return self.shift_rate if name.endswith(".shift") else 1.0
 
     def adapter(self, weight: Tensor) -> SODAAdapter:
         """Returns the shift and the rotation for a slice.

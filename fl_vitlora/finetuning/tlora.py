@@ -18,7 +18,8 @@ penalty on the distance to the start holds them together:
 Source: "Transformed Low-rank Adaptation via Tensor Decomposition", arXiv 2501.08727: the equation,
 the scale, the start and the ring. In the penalty, the norm is squared here, because a penalty must
 be a sum over entries. The residual is the low-rank pair of the authors' code; the tensor-ring
-residual of the paper's text is not built.
+residual of the paper's text is not built. Their code has α = 1. Here
+α = 4, which reached a higher accuracy in short runs on the bundled model.
 
 n = Π n_d inputs, m outputs of a slice, r rank, R ring rank, K clients that share a batch.
 """
@@ -104,8 +105,8 @@ class TLoRA(SlicePart):
 
     ring_rank: int = setting(1, "Ring rank R of the transform; 1 is a Kronecker product.", "[1, 8]")
     residual_rank: int = setting(1, "Rank r of the low-rank residual.", "[1, inf)")
-    residual_alpha: float = setting(1.0, "Scale of the low-rank residual.", "(0, inf)")
-    core_rate: float = setting(0.1, "Factor on the learning rate of the cores.", "(0, inf)")
+    residual_alpha: float = setting(4.0, "Scale of the low-rank residual.", "(0, inf)")
+    core_rate: float = setting(0.3, "Factor on the learning rate of the cores.", "(0, inf)")
     identity_penalty: float = setting(
         1e-3, "Weight of the penalty on the distance of the transform to the identity.", "[0, inf)"
     )

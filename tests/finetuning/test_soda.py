@@ -127,3 +127,9 @@ def test_a_prime_number_of_inputs_is_refused_unless_they_are_not_rotated():
     with pytest.raises(UserError, match="a layer of 7 inputs has no Kronecker factors"):
         SODA().adapter(weight)
     assert torch.equal(SODA(exact=True).adapter(weight).adapted(weight), weight)
+
+
+def test_shifts_have_a_learning_rate_of_their_own():
+    part = SODA(shift_rate=3.0)
+    assert part.rate("blocks.0.attn.qkv.adapters.q.shift") == 3
+    assert part.rate("blocks.0.attn.qkv.adapters.q.turn") == 1

@@ -75,3 +75,10 @@ def test_a_slice_trains_one_number_for_each_output_and_each_rank():
 def test_averages_are_biased_but_exact_for_equal_clients():
     assert gap_of("vera", spread=0.1) > 1e-3
     assert gap_of("vera", spread=0.0) < 1e-12
+
+
+def test_both_vectors_have_the_larger_learning_rate():
+    model = prepared().model
+    rates = methods.rates(model)
+    own = [name for name in methods.trainable(model) if not name.startswith("head")]
+    assert dict.fromkeys(own, 10.0) == dict(rates)
