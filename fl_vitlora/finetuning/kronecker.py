@@ -88,7 +88,7 @@ def times_ring(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
     *first, last = cores
     front = functools.reduce(_joined, first)
     # p, q the digits of a column of X, u, v those of a column of the product, r, s ring indices
-    digits = rows.unflatten(-1, (front.shape[-3], last.shape[-3]))
+    digits = rows.reshape(*rows.shape[:-1], front.shape[-3], last.shape[-3])
     done = torch.einsum("...mpq,...qvsr->...mpvsr", digits, last)
     return torch.einsum("...mpvsr,...purs->...muv", done, front).flatten(-2)
 

@@ -86,8 +86,8 @@ class TLoRAAdapter(SliceAdapter):
 
     def adapted(self, weight: Tensor) -> Tensor:
         """Returns W' = W·T + s·B·A."""
-        transformed = times_ring(weight, list(self.transform))
-        return transformed + self.scale * (self.lora_B @ self.lora_A)
+        residual: Tensor = self.scale * (self.lora_B @ self.lora_A)
+        return times_ring(weight, list(self.transform)) + residual
 
 
 @dataclass(frozen=True, kw_only=True)

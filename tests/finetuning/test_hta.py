@@ -10,6 +10,7 @@ from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.hta import HTA, householder_increment
 from fl_vitlora.state import count
+from fl_vitlora.testing.method import check_method
 from tests.conftest import random_vit
 from tests.finetuning.averages import gap_of
 
@@ -119,3 +120,8 @@ def test_one_step_moves_d_and_u_and_gives_the_other_vectors_a_gradient_of_zero()
     for name, parameter in adapter.named_parameters():
         assert parameter.grad is not None
         assert bool(parameter.grad.any()) == (name in ("diagonal", "pair_out"))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_both_variants_keep_every_rule_on_slices_of_any_shape(*, exact: bool):
+    check_method(HTA(exact=exact, targets=("v", "fc1", "fc2")))

@@ -13,6 +13,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.soda import SODA, SODAAdapter, cayley_rotation
 from fl_vitlora.state import count
+from fl_vitlora.testing.method import check_method
 from tests.conftest import random_vit
 from tests.finetuning.averages import gap_of
 
@@ -133,3 +134,8 @@ def test_shifts_have_a_learning_rate_of_their_own():
     part = SODA(shift_rate=3.0)
     assert part.rate("blocks.0.attn.qkv.adapters.q.shift") == 3
     assert part.rate("blocks.0.attn.qkv.adapters.q.turn") == 1
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_both_variants_keep_every_rule_on_slices_of_any_shape(*, exact: bool):
+    check_method(SODA(exact=exact, targets=("v", "fc1", "fc2")))

@@ -11,6 +11,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.vera import SharedPair, VeRA, VeRAAdapter
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.state import count
+from fl_vitlora.testing.method import check_method
 from tests.conftest import random_vit
 from tests.finetuning.averages import gap_of
 
@@ -82,3 +83,7 @@ def test_both_vectors_have_the_larger_learning_rate():
     rates = methods.rates(model)
     own = [name for name in methods.trainable(model) if not name.startswith("head")]
     assert dict.fromkeys(own, 10.0) == dict(rates)
+
+
+def test_slices_of_any_shape_keep_every_rule():
+    check_method(VeRA(shared_rank=8, targets=("v", "fc1", "fc2")))
