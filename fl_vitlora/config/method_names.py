@@ -18,12 +18,16 @@ PARTS: Mapping[str, str] = {
     "dora": "fl_vitlora.finetuning.dora:DoRA",
     "full": "fl_vitlora.finetuning.full:Full",
     "head": "fl_vitlora.finetuning.head:Head",
+    "hta": "fl_vitlora.finetuning.hta:HTA",
     "lora": "fl_vitlora.finetuning.lora_part:LoRA",
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
     "sift": "fl_vitlora.finetuning.sift:SIFT",
+    "soda": "fl_vitlora.finetuning.soda:SODA",
     "tied_lora": "fl_vitlora.finetuning.tied_lora:TiedLoRA",
+    "tlora": "fl_vitlora.finetuning.tlora:TLoRA",
+    "vera": "fl_vitlora.finetuning.vera:VeRA",
 }
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 

@@ -94,12 +94,9 @@ class LoRAXS(Adapter):
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__(weight.shape[1], weight.shape[0], rank)
-        left, _, right = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False)
-        rows = right[:rank]
-        largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
-        signs = torch.where(largest < 0, -1.0, 1.0)
-        self.lora_A.data.copy_(signs * rows)
-        self.lora_B.data.copy_(left[:, :rank] * signs.T)
+        left, _, right = signed_svd(weight)
+        self.lora_A.data.copy_(right[:rank])
+        self.lora_B.data.copy_(left[:, :rank])
         self.lora_R = nn.Parameter(torch.zeros(rank, rank))
 
     @classmethod
@@ -206,20 +203,42 @@ class LoRALinear(nn.Module):
         return [self.adapters[name] for name in self.slices]  # type: ignore[misc]
 
 
-def check_rank(rank: int, inputs: int, outputs: int) -> None:
+def signed_svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns U, S and Vᵀ with W = U·diag(S)·Vᵀ, in float64 on the CPU.
+
+    The largest entry of each row of Vᵀ is positive, which fixes the signs of singular vectors.
+
+    Args:
+        weight: The matrix W, (m, n).
+
+    Returns:
+        U, (m, k), S, (k,), in descending order, and Vᵀ, (k, n), with k = min(m, n).
+
+    Example:
+        >>> signed_svd(torch.tensor([[0.0, -2.0]]))[2]
+        tensor([[0., 1.]], dtype=torch.float64)
+    """
+    left, values, rows = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False)
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    return left * signs.T, values, signs * rows
+
+
+def check_rank(rank: int, inputs: int, outputs: int, name: str = "finetuning.rank") -> None:
     """Refuses a rank r that is larger than the number of a layer's inputs or outputs.
 
     Args:
         rank: The rank r of low-rank matrices.
         inputs: The number of inputs n.
         outputs: The number of outputs m.
+        name: The setting of the rank.
 
     Raises:
         UserError: If the rank is too large.
     """
     if rank > min(inputs, outputs):
         raise UserError(
-            f"finetuning.rank {rank}: a layer of {inputs} inputs and {outputs} outputs has no more "
+            f"{name} {rank}: a layer of {inputs} inputs and {outputs} outputs has no more "
             f"than {min(inputs, outputs)} ranks"
         )
 

@@ -1,0 +1,139 @@
+"""SODA: shifts the singular values of a weight, and rotates its inputs.
+
+    W = U·diag(S)·Vᵀ,    W' = U·diag(relu(S + δ))·Vᵀ·Rᵀ,    R = R₁ ⊗ R₂ ⊗ R₃
+
+The rotation R acts on the n inputs and is a Kronecker product of small rotations. Each has Cayley
+coordinates, which are the entries below the diagonal of a skew-symmetric matrix K:
+
+    R_i = (I + K_i/2)⁻¹·(I - K_i/2),    K_i = -K_iᵀ
+
+The adapter computes W + U·(diag(relu(S + δ))·Vᵀ·Rᵀ - diag(S)·Vᵀ). At the start δ = 0 and K = 0, so
+that W' = W to the last bit, although U·diag(S)·Vᵀ differs from W by rounding.
+
+The shift δ and the coordinates K travel; U, S and V never do. For n = 384 these are 384 + 71
+numbers for a square slice, for n = 768 768 + 163. Averaging is biased, because W' is not linear in
+K. But it always gives rotations, because the mean of skew-symmetric matrices is skew-symmetric.
+With ``finetuning.parameters.exact=true``, the inputs are not rotated and only δ travels. Then
+averaging is exact as long as S + δ > 0. An entry of S + δ below zero gets no gradient any more.
+
+Every party computes the decomposition in float64 on its CPU. Nearly equal singular values can have
+other vectors on another machine, so parties should use the same version of PyTorch.
+
+Source: "Spectrum-Aware Parameter Efficient Fine-Tuning for Diffusion Models", arXiv 2405.21050: the
+equation, and the factors 6·8·16 of 768. The Cayley coordinates, the start at δ = 0, the exact
+variant and the learning rates are our reading. The paper adapts all layers of the attention:
+``--set 'finetuning.targets=[q,k,v,proj]'``.
+
+n inputs, m outputs of a slice, k = min(m, n), K clients that share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning.kronecker import balanced_factors, times_ring
+from fl_vitlora.finetuning.lora import signed_svd
+from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
+
+PUBLISHED: Mapping[int, tuple[int, ...]] = {768: (6, 8, 16)}  # factors that are not balanced
+
+
+def cayley_rotation(coordinates: Tensor, size: int) -> Tensor:
+    """Returns the rotation R = (I + K/2)⁻¹·(I - K/2), (..., size, size).
+
+    Args:
+        coordinates: The entries of K below its diagonal, row by row, (..., size·(size-1)/2).
+        size: The number of rows of K.
+
+    Example:
+        >>> cayley_rotation(torch.tensor([2.0]), 2)
+        tensor([[ 0.,  1.],
+                [-1.,  0.]])
+    """
+    row, column = torch.tril_indices(size, size, offset=-1, device=coordinates.device)
+    lower = coordinates.new_zeros(*coordinates.shape[:-1], size, size)
+    lower[..., row, column] = coordinates
+    half = (lower - lower.mT) / 2
+    identity = torch.eye(size, dtype=half.dtype, device=half.device)
+    rotation: Tensor = torch.linalg.solve(identity + half, identity - half)
+    return rotation
+
+
+class SODAAdapter(SliceAdapter):
+    """The shift and the rotation of one slice, and the decomposition of its weight.
+
+    Args:
+        weight: The pre-trained weight W of the slice, (m, n).
+        exact: True if the inputs are not rotated.
+
+    Attributes:
+        shift: The vector δ, (k,), zero.
+        turn: The coordinates of K₁, K₂ and K₃, one after the other; zero. Absent if `exact`.
+        U: The left singular vectors, (m, k), a buffer.
+        S: The singular values, (k,), a buffer.
+        Vt: The right singular vectors as rows, (k, n), a buffer.
+
+    Raises:
+        UserError: If the inputs are rotated and n has no factors.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vt: Tensor
+
+    def __init__(self, weight: Tensor, *, exact: bool) -> None:
+        super().__init__()
+        inputs = weight.shape[1]
+        self.factors = () if exact else PUBLISHED.get(inputs) or balanced_factors(inputs)
+        for name, tensor in zip(("U", "S", "Vt"), signed_svd(weight), strict=True):
+            self.register_buffer(name, tensor.to(weight), persistent=False)
+        self.shift = nn.Parameter(torch.zeros_like(self.S))
+        self.lengths = [size * (size - 1) // 2 for size in self.factors]
+        if self.factors:
+            self.turn = nn.Parameter(weight.new_zeros(sum(self.lengths)))
+
+    def rotations(self) -> list[Tensor]:
+        """Returns R₁, R₂ and R₃; none if the inputs are not rotated."""
+        turns = torch.split(self.turn, self.lengths, dim=-1) if self.factors else ()
+        return [cayley_rotation(t, size) for t, size in zip(turns, self.factors, strict=True)]
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """Returns W' = U·diag(relu(S + δ))·Vᵀ·Rᵀ, up to the rounding of the decomposition."""
+        moved = torch.relu(self.S + self.shift).unsqueeze(-1) * self.Vt
+        if rotations := self.rotations():
+            moved = times_ring(moved, [rotation.mT[..., None, None] for rotation in rotations])
+        return weight + self.U @ (moved - self.S.unsqueeze(-1) * self.Vt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SODA(SlicePart):
+    """The part of a fine-tuning method that adds SODA to every block.
+
+    Attributes:
+        exact: True if only δ is trained and sent, so that averaging is exact.
+        shift_rate: The factor on the learning rate of δ.
+        targets: The names of the slices (`targets.LAYERS`).
+    """
+
+    exact: bool = setting(
+        default=False, explanation="Train only vectors in which the weight is linear."
+    )
+
+    shift_rate: float = setting(5.0, "Factor on the learning rate of the shifts.", "(0, inf)")
+
+    def rate(self, name: str) -> float:
+        """Returns the factor on the learning rate of a tensor: `shift_rate` for δ, else 1."""
+        return self.shift_rate if name.endswith(".shift") else 1.0
+
+    def adapter(self, weight: Tensor) -> SODAAdapter:
+        """Returns the shift and the rotation for a slice.
+
+        Raises:
+            UserError: If the inputs are rotated and their number has no factors.
+        """
+        return SODAAdapter(weight, exact=self.exact)
