@@ -1,4 +1,4 @@
-"""A bottleneck: a small network that reads tokens, narrows them to h numbers, and widens them again.
+"""A bottleneck: a small network that narrows tokens to h numbers and widens them again.
 
     f(x) = s · (U·σ(A·x + a) + u)
 

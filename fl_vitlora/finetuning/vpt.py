@@ -1,9 +1,9 @@
 """Visual prompt tuning (VPT): trained tokens join the tokens of every image.
 
-The parts `vpt` (VPT-shallow) and `vpt_deep` (VPT-deep) are in this module. The prompts are p trained
-tokens of width D. VPT-shallow puts them before the first block, and the blocks process them like
-other tokens. VPT-deep has p prompts of its own for each block: they take the place of the prompts
-that leave the block before. The head reads the class token.
+The parts `vpt` (VPT-shallow) and `vpt_deep` (VPT-deep) are in this module. The prompts are p
+trained tokens of width D. VPT-shallow puts them before the first block, and the blocks process them
+like other tokens. VPT-deep has p prompts of its own for each block: they take the place of the
+prompts that leave the block before. The head reads the class token.
 
 The prompts join after the position embedding is added, so they do not depend on the order of the
 patches, and hence not on the key of encrypted images. VPT-shallow sends p·D numbers and VPT-deep
@@ -12,8 +12,8 @@ sends p·D numbers for each block. Prompts cannot be merged into weights.
 The prompts themselves travel, and no weight is computed from them, so averaging is exact.
 
 Source: Jia et al., arXiv 2203.12119. The prompts start as in the paper: they are uniform between
--v and v with v² = 6 / (3·patch² + D). So the untrained method changes the outputs. The paper tries 1
-to 200 prompts for each data set; our default is 10. The paper puts the prompts between the class
+-v and v with v² = 6 / (3·patch² + D). So the untrained method changes the outputs. The paper tries
+1 to 200 prompts for each data set; our default is 10. The paper puts the prompts between the class
 token and the patches. So do we, but after all prefix tokens if a model has several.
 
 p prompts, B images in a batch, T tokens, D width.

@@ -1,0 +1,41 @@
+"""LoRA+ is LoRA, except that B learns faster than A."""
+
+from __future__ import annotations
+
+import torch
+
+from fl_vitlora.config import FineTuningConfig, TrainingConfig
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.shelf import method_of
+from fl_vitlora.state import State
+from fl_vitlora.testing.method_subject import images
+from fl_vitlora.training.optimizers import make_optimizer
+from tests.finetuning.moved_model import moved
+
+
+def step(method: str, **finetuning: object) -> tuple[State, State]:
+    """Returns the trained tensors before and after one step of gradient descent."""
+    model = moved(method, **finetuning)
+    methods.load_state(model, methods.export_state(moved("lora")))
+    before, config = methods.export_state(model), TrainingConfig(optimizer="sgd", momentum=0.0)
+    optimizer = make_optimizer(methods.trainable(model), config, 0.01, methods.rates(model))
+    model(images().double()).square().sum().backward()
+    optimizer.step()
+    return before, methods.export_state(model)
+
+
+def test_in_one_step_b_moves_ratio_times_as_far_as_in_lora():
+    start, slow = step("lora")
+    _, fast = step("lora_plus", parameters={"ratio": 8.0})
+    for name, tensor in start.items():
+        moves = slow[name] - tensor, fast[name] - tensor
+        factor = 8 if name.endswith("lora_B") else 1
+        assert torch.allclose(moves[1], factor * moves[0], atol=1e-13, rtol=0)
+        assert moves[0].any()
+
+
+def test_strategies_treat_it_as_lora():
+    method = method_of(FineTuningConfig(method="lora_plus+patch_embed"))
+    assert method.low_rank
+    assert method.stackable
+    assert methods.trainable(moved("lora_plus")).keys() == methods.trainable(moved("lora")).keys()
