@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fl_vitlora.config import FineTuningConfig, TrainingConfig
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.state import State
@@ -39,3 +41,9 @@ def test_strategies_treat_it_as_lora():
     assert method.low_rank
     assert method.stackable
     assert methods.trainable(moved("lora_plus")).keys() == methods.trainable(moved("lora")).keys()
+
+
+@pytest.mark.parametrize("name", ["lora_plus", "rslora"])
+def test_a_strategy_that_needs_the_matrix_of_lora_xs_refuses_it(name: str):
+    with pytest.raises(UserError, match=rf"method {name}: .* matrix R .*choose --method lora"):
+        method_of(FineTuningConfig(method=f"{name}+patch_embed"), "lora_xs")
