@@ -101,5 +101,5 @@ class Bottleneck(OwnModule):
 
     def matrix(self) -> tuple[Tensor, Tensor]:
         """Returns the matrix s·U·A, (D, D), and the shift s·(U·a + u), (D,), of a linear f."""
-        up = torch.block_diag(*self.up.chunk(self.groups))
+        up: Tensor = torch.block_diag(*self.up.chunk(self.groups))  # type: ignore[no-untyped-call]
         return self.scale * (up @ self.down), self.scale * (up @ self.down_shift + self.up_shift)

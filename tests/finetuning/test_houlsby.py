@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -16,7 +18,8 @@ from tests.finetuning.moved_model import moved, numbers_in_a_block_of_vit_b, tok
 def test_the_output_of_each_module_passes_through_a_bottleneck(place: str, name: str):
     block, x = moved("houlsby").blocks[1], tokens()
     own = getattr(block, name)
-    plain = getattr(random_vit().model.double().eval().blocks[1], place)  # type: ignore[index,union-attr]
+    whole: Any = random_vit().model.double().eval()
+    plain = getattr(whole.blocks[1], place)
     y = plain(x)
     bent = F.linear(F.gelu(F.linear(y, own.down, own.down_shift)), own.up, own.up_shift)
     assert torch.allclose(getattr(block, place)(x), y + bent, atol=1e-13, rtol=0)

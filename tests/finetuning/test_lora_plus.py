@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from fl_vitlora.training.optimizers import make_optimizer
 from tests.finetuning.moved_model import moved
 
 
-def step(method: str, **finetuning: object) -> tuple[State, State]:
+def step(method: str, **finetuning: Any) -> tuple[State, State]:
     """Returns the trained tensors before and after one step of gradient descent."""
     model = moved(method, **finetuning)
     methods.load_state(model, methods.export_state(moved("lora")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -33,7 +34,8 @@ def test_each_module_reads_adapted_tokens(place: str, name: str):
     own = getattr(block, name)
     up = torch.block_diag(*own.up.chunk(4))
     adapted = x + 0.5 * F.linear(F.linear(x, own.down, own.down_shift), up, own.up_shift)
-    plain = getattr(random_vit().model.double().eval().blocks[1], place)  # type: ignore[index,union-attr]
+    whole: Any = random_vit().model.double().eval()
+    plain = getattr(whole.blocks[1], place)
     assert torch.allclose(getattr(block, place)(x), plain(adapted), atol=1e-13, rtol=0)
 
 

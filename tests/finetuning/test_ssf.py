@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -75,14 +77,14 @@ def test_it_scales_the_outputs_of_adapted_layers():
 def test_normalised_patches_and_pooled_tokens_are_scaled_too():
     arguments = {**BASE, "num_classes": 3, "global_pool": "avg", "pre_norm": True}
 
-    def make() -> nn.Module:
+    def make() -> Any:
         torch.manual_seed(0)
-        model: nn.Module = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
+        model: Any = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
         return model
 
     model = make()
-    model.patch_embed.norm = nn.LayerNorm(192)  # type: ignore[union-attr]
-    model.patch_embed.proj.bias = nn.Parameter(torch.zeros(192))  # type: ignore[union-attr]
+    model.patch_embed.norm = nn.LayerNorm(192)
+    model.patch_embed.proj.bias = nn.Parameter(torch.zeros(192))
     methods.prepare(model, FineTuningConfig(method="ssf"), 0)
     assert "lora:fc_norm.scale" in methods.trainable(model)
     for parameter in methods.trainable(model).values():
