@@ -13,21 +13,30 @@ from fl_vitlora.errors import UserError, shown, unknown
 
 # One line for each part that ships with the project: its name, and the place of its class.
 PARTS: Mapping[str, str] = {
+    "adaptformer": "fl_vitlora.finetuning.adaptformer:AdaptFormer",
     "aflora": "fl_vitlora.finetuning.aflora:AFLoRA",
     "bias": "fl_vitlora.finetuning.bias:Bias",
     "dora": "fl_vitlora.finetuning.dora:DoRA",
+    "fact": "fl_vitlora.finetuning.fact:FacT",
     "full": "fl_vitlora.finetuning.full:Full",
     "head": "fl_vitlora.finetuning.head:Head",
+    "houlsby": "fl_vitlora.finetuning.houlsby:Houlsby",
     "hta": "fl_vitlora.finetuning.hta:HTA",
     "lora": "fl_vitlora.finetuning.lora_part:LoRA",
+    "lora_plus": "fl_vitlora.finetuning.lora_plus:LoRAPlus",
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
+    "repadapter": "fl_vitlora.finetuning.repadapter:RepAdapter",
+    "rslora": "fl_vitlora.finetuning.rslora:RankStabilisedLoRA",
     "sift": "fl_vitlora.finetuning.sift:SIFT",
     "soda": "fl_vitlora.finetuning.soda:SODA",
+    "ssf": "fl_vitlora.finetuning.ssf:SSF",
     "tied_lora": "fl_vitlora.finetuning.tied_lora:TiedLoRA",
     "tlora": "fl_vitlora.finetuning.tlora:TLoRA",
     "vera": "fl_vitlora.finetuning.vera:VeRA",
+    "vpt": "fl_vitlora.finetuning.vpt:ShallowPrompts",
+    "vpt_deep": "fl_vitlora.finetuning.vpt:DeepPrompts",
 }
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 

@@ -64,13 +64,14 @@ def places_of(model: nn.Module) -> list[Place]:
     """Returns the adapted slices of a prepared model; none if its method adapts no slices."""
     preparation = methods.prepared(model)
     names = {} if preparation is None else preparation.names
+    exchanged = {id(p): names[n] for n, p in model.named_parameters() if n in names}
     found = []
-    for path, layer in model.named_modules():
+    for layer in model.modules():
         if not isinstance(layer, AdaptedLinear):
             continue
         for name, (start, end) in layer.slices.items():
-            inside = f"{path}.adapters.{name}."
-            own = {n.removeprefix(inside): e for n, e in names.items() if n.startswith(inside)}
+            tensors = layer.adapters[name].named_parameters()  # layers may share some of them
+            own = {n: exchanged[id(p)] for n, p in tensors if id(p) in exchanged}
             adapter = _Adapted(copy.deepcopy(layer.adapters[name])).double().cpu()
             weight = layer.base.weight.detach()[start:end].double().cpu()
             found.append(Place(adapter=adapter.requires_grad_(False), weight=weight, names=own))

@@ -95,6 +95,8 @@ class Part(ABC):
             round and never sends. If there are such tensors, the clients measure the accuracy.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
             timm model; empty if they can be merged.
+        changes_start: The reason why the model's outputs change when the untrained part is
+            attached; empty if they stay equal.
     """
 
     low_rank: ClassVar[bool] = False
@@ -103,6 +105,7 @@ class Part(ABC):
     control: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
+    changes_start: ClassVar[str] = ""
 
     def attach(self, model: nn.Module) -> None:
         """Adds modules or parametrisations to a model, in place. By default nothing is added.

@@ -14,6 +14,8 @@ from torch import nn
 from fl_vitlora.finetuning.groups import PATCH_EMBEDDING, group_of
 from fl_vitlora.finetuning.method import Part
 
+PRETRAINED = (".weight", ".bias")  # tensors that other parts add have other names
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchEmbedding(Part):
@@ -23,8 +25,9 @@ class PatchEmbedding(Part):
     stackable = True
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the tensors of the patch embedding."""
-        return [name for name, _ in model.named_parameters() if group_of(name) == PATCH_EMBEDDING]
+        """Returns the names of the weights and biases of the patch embedding."""
+        names = (name for name, _ in model.named_parameters() if name.endswith(PRETRAINED))
+        return [name for name in names if group_of(name) == PATCH_EMBEDDING]
 
     def averages_exactly(self) -> bool:
         """Returns True: what is trained are weights of the model."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Mapping
 
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.config.method_names import PARTS, is_class, parts_of
@@ -27,8 +28,8 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
         adapter: The adapter that the strategy needs, one of `ADAPTERS`.
 
     Raises:
-        UserError: If a part cannot be imported, or if the settings set a hyper-parameter that no
-            part has.
+        UserError: If a part cannot be imported, if the settings set a hyper-parameter that no part
+            has, or if the strategy needs matrices R that a part does not have.
 
     Example:
         >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
@@ -39,11 +40,26 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
     if adapter in ("sandwich", "lora_xs"):
         planned = part_class("fl_vitlora.finetuning.lora_xs:PlannedLoRAXS")
         kinds = {n: planned if n in ("lora", "lora_xs") else kind for n, kind in kinds.items()}
+        _check_middle(kinds, planned)
     fields = {f.name for kind in kinds.values() for f in dataclasses.fields(kind)}
     for strange in config.parameters.keys() - fields:
         raise unknown(f"parameter of method {config.method}", strange, fields)
     parts = tuple((name, _made(kind, config)) for name, kind in kinds.items())
     return Method(name=config.method, parts=parts)
+
+
+def _check_middle(kinds: Mapping[str, type[Part]], planned: type[Part]) -> None:
+    """Checks that all low-rank pairs have the matrix R that a strategy needs.
+
+    Raises:
+        UserError: If a part adds pairs without R.
+    """
+    for name, kind in kinds.items():
+        if kind.low_rank and not issubclass(kind, planned):
+            raise UserError(
+                f"method {name}: the strategy needs a matrix R between B and A, and {name} has "
+                "none; choose --method lora or lora_xs"
+            )
 
 
 def part_class(name: str) -> type[Part]:

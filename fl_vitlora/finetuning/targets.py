@@ -100,12 +100,17 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
     """Returns the linear layer with a dotted name in a block.
 
     Raises:
-        UserError: If there is no linear layer at this path.
+        UserError: If there is no linear layer at this path, or another part changes it.
     """
     try:
         layer = block.get_submodule(path)
     except AttributeError:
         layer = None
+    if hasattr(layer, "base"):
+        raise UserError(
+            f"two parts of the method change the layer {path!r}, and the second finds no plain "
+            "layer; give the parts different layers, or write ssf last in the sum"
+        )
     if not isinstance(layer, nn.Linear):
         linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         there = ",".join(target for target, place in LAYERS.items() if place in linear)

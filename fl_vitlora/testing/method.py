@@ -57,7 +57,10 @@ def _draws_the_same(subject: Subject) -> None:
 
 def _starts_at_identity(subject: Subject) -> None:
     far = distance(outputs(subject.plain().model), outputs(subject.prepared().model))
-    if not far <= CLOSE:
+    if any(part.changes_start for _, part in subject.method.parts):
+        if far <= CLOSE:
+            raise MethodError("it declares changes_start, but the outputs do not change")
+    elif not far <= CLOSE:
         raise MethodError(f"the untrained method changes the outputs by {far:.2g}")
 
 
@@ -228,7 +231,7 @@ RULES = (
         "keeps the pre-trained tensors, and so the full-fine-tuning reference",
         _leaves_the_reference,
     ),
-    Rule("starts at the pre-trained function", _starts_at_identity),
+    Rule("starts at the pre-trained function, or says why not", _starts_at_identity),
     Rule("gives every trained tensor a gradient", _reaches_all),
     Rule("keeps every frozen tensor, bit by bit", _keeps_the_rest),
     Rule("loads what it exported", _reloads),

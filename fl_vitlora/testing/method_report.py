@@ -59,4 +59,9 @@ def described(method: Method) -> list[str]:
         f"kept by clients: {kept}",
     ]
     reasons = [f"{n} cannot merge: {p.cannot_merge}" for n, p in method.parts if p.cannot_merge]
+    reasons += [
+        f"{n} changes the outputs at the start: {p.changes_start}"
+        for n, p in method.parts
+        if p.changes_start
+    ]
     return [*(f"{name}: {part!r}" for name, part in method.parts), *reasons, ", ".join(answers)]

@@ -210,6 +210,11 @@ class ForgetsToMerge(Gates):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaysItMoves(Gates):
+    changes_start = "its gates are not one"
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeepsNothing(Gates):
     personal = (".own",)
 
@@ -275,6 +280,7 @@ FAULTY = [
     (DrawsAnew, 1, "start with different lora:blocks"),
     (Spoils, 2, "attaching changes the pre-trained tensor blocks.0.mlp.fc1.bias"),
     (NoIdentity, 3, "changes the outputs"),
+    (SaysItMoves, 3, "declares changes_start, but the outputs do not change"),
     (TrainsIdly, 4, "extra is trained but gets no gradient"),
     (Counts, 5, "drop2.seen is frozen, but two training steps change it"),
     (DiffersUnseen, 6, "with the exported tensors differs in its outputs"),

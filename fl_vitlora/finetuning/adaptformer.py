@@ -1,0 +1,52 @@
+"""AdaptFormer: a trained bottleneck beside the MLP of every block.
+
+    y = MLP(x) + s · (U·relu(A·x + a) + u),    x the normalised input of the MLP
+
+The outputs of both branches are added to the residual stream. At the start U and u are zero, so
+that the model computes what it was pre-trained for. A nonlinear branch cannot be merged into the
+MLP. Each block sends 2·D·h + h + D numbers.
+
+Averaging is biased, because the outputs are not linear in the tensors that travel.
+
+Source: Chen et al., arXiv 2205.13535. The equation, the start and s = 0.1 are the paper's. The
+paper's figures use h = 64 for a width of 768, a twelfth; the bundled model has the width 96, so
+that the same share is h = 8. We let the branch read the normalised tokens, as the equation says.
+
+D width, h numbers inside the bottleneck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn import functional as F
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning.bottleneck import Bottleneck
+from fl_vitlora.finetuning.own_modules import ModulePart, parts_of_block, pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptFormer(ModulePart):
+    """The part of a fine-tuning method that adds a bottleneck beside every MLP.
+
+    Attributes:
+        bottleneck: The number h of numbers inside the bottleneck.
+        scale: The factor s of the branch.
+    """
+
+    cannot_merge = "its bottleneck beside the MLP is not linear"
+
+    bottleneck: int = setting(8, "Number of channels inside a bottleneck.", "[1, inf)")
+    scale: float = setting(0.1, "Factor of the added branch.", "(0, inf)")
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds a bottleneck beside the MLP of every block."""
+        for block in targets.blocks_of(model):
+            mlp, proj = parts_of_block(block, "mlp", "attn.proj")
+            width = pretrained(proj).out_features
+            made = Bottleneck(self, width, self.bottleneck, activation=F.relu, scale=self.scale)
+            block.add_module("adaptformer", made)
+            mlp.register_forward_hook(made.beside)

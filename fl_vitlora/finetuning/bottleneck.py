@@ -1,0 +1,105 @@
+"""A bottleneck: a small network that narrows tokens to h numbers and widens them again.
+
+    f(x) = s · (U·σ(A·x + a) + u)
+
+The methods differ in where the bottleneck stands and in the nonlinearity σ. A part puts it on a
+module of a block with one of three hooks: before the module, x + f(x) is its input; after it, its
+output y becomes y + f(y); beside it, its output y becomes y + f(x). Hooks leave the names of all
+pre-trained tensors as they are, so parts of a sum do not disturb each other.
+
+If U has g groups, then each of g equal pieces of the h numbers makes one of g equal pieces of the
+output. U then has D·h/g numbers and is block-diagonal.
+
+B batch, T tokens, D width, h numbers inside the bottleneck, g groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.own_modules import OwnModule
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class Bottleneck(OwnModule):
+    """The trained matrices and shifts of a bottleneck.
+
+    Args:
+        owner: The part that adds the bottleneck.
+        width: The number D of inputs and of outputs.
+        hidden: The number h.
+        activation: The nonlinearity σ, entry by entry; None for a linear bottleneck.
+        scale: The factor s.
+        groups: The number g of groups of U.
+
+    Attributes:
+        down: The matrix A, (h, D), drawn as PyTorch draws the weight of a linear layer.
+        down_shift: The shift a, (h,), zero.
+        up: The matrix U, (D, h/g), zero. So f(x) = 0 before training.
+        up_shift: The shift u, (D,), zero.
+
+    Raises:
+        UserError: If h is larger than D, or the groups do not divide h and D.
+    """
+
+    def __init__(
+        self,
+        owner: Part,
+        width: int,
+        hidden: int,
+        *,
+        activation: Activation | None = None,
+        scale: float = 1.0,
+        groups: int = 1,
+    ) -> None:
+        super().__init__(owner)
+        if hidden > width or hidden % groups or width % groups:
+            raise UserError(
+                f"finetuning.parameters.bottleneck {hidden} in {groups} groups: expected at most "
+                f"{width}, the width of the model, and groups that divide both numbers"
+            )
+        self.activation, self.scale, self.groups = activation, scale, groups
+        self.down = nn.Parameter(torch.empty(hidden, width))
+        self.down_shift = nn.Parameter(torch.zeros(hidden))
+        self.up = nn.Parameter(torch.zeros(width, hidden // groups))
+        self.up_shift = nn.Parameter(torch.zeros(width))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns f(x), (B, T, D), for tokens x, (B, T, D)."""
+        low = self.affine(x, self.down, self.down_shift)
+        if self.activation is not None:
+            low = self.activation(low)
+        pieces = zip(low.chunk(self.groups, -1), self.up.chunk(self.groups, -2), strict=True)
+        wide = torch.cat([self.multiply(piece, matrix) for piece, matrix in pieces], dim=-1)
+        return self.scale * (wide + self.for_each_image(self.up_shift, len(x)))
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Replaces the input x of a module by x + f(x); a forward pre-hook of PyTorch."""
+        del module
+        return (args[0] + self(args[0]), *args[1:])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Replaces the output y of a module by y + f(y); a forward hook of PyTorch."""
+        del module, args
+        changed: Tensor = output + self(output)
+        return changed
+
+    def beside(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Replaces the output y of a module with the input x by y + f(x); a forward hook."""
+        del module
+        changed: Tensor = output + self(args[0])
+        return changed
+
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """Returns the matrix s·U·A, (D, D), and the shift s·(U·a + u), (D,), of a linear f."""
+        up: Tensor = torch.block_diag(*self.up.chunk(self.groups))  # type: ignore[no-untyped-call]
+        return self.scale * (up @ self.down), self.scale * (up @ self.down_shift + self.up_shift)

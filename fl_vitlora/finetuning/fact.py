@@ -1,0 +1,129 @@
+"""FacT: the increments of all layers form one tensor, which is factorised (tensor-train form).
+
+All square pieces of all adapted weights are stacked into one tensor (pieces, D, D). A weight of
+size (4·D, D), such as `fc1`, has four pieces. The increment of piece i is
+
+    ΔWᵢ = s·V·Cᵢ·U,    V (D, r), Cᵢ (r, r), U (r, D)
+
+U and V are shared by all pieces of all layers; each piece has only its own core Cᵢ. So 2·D·r
+numbers travel for the whole model, and r² for each piece. The increments are merged by addition.
+
+Averaging is biased, because U, V and C are multiplied.
+
+Source: Jie and Deng, arXiv 2212.03145 (FacT-TT). The equation is the paper's. The start is that of
+the authors' experiments: V is zero, and U and C are drawn like the weights of linear layers. The
+paper adapts q, k, v, proj, fc1 and fc2; here `finetuning.targets` chooses. The paper searches s for
+each data set; our default is 1.
+
+n inputs, m outputs of a slice, D width, r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.lora import check_rank
+from fl_vitlora.finetuning.slices import AdaptedLinear, SliceAdapter, SlicePart
+
+
+class SharedFactors(nn.Module):
+    """The factors that all layers share.
+
+    Args:
+        width: The width D.
+        rank: The rank r.
+
+    Attributes:
+        inner: The matrix U, (r, D), drawn from the Kaiming-uniform distribution.
+        outer: The matrix V, (D, r), zero.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        check_rank(rank, width, width)
+        self.inner = nn.Parameter(torch.empty(rank, width))
+        self.outer = nn.Parameter(torch.zeros(width, rank))
+        nn.init.kaiming_uniform_(self.inner, a=math.sqrt(5))
+
+
+class FacTAdapter(SliceAdapter):
+    """The cores of one slice, and the shared factors.
+
+    Args:
+        weight: The pre-trained weight W of the slice, (m, n). One of m and n is a multiple of the
+            other.
+        rank: The rank r.
+        scale: The factor s.
+
+    Attributes:
+        core: The cores Cᵢ, (pieces, r, r), drawn from the Kaiming-uniform distribution.
+        shared: The factors U and V. `FacT.attach` makes all adapters use the same factors.
+
+    Raises:
+        UserError: If the weight does not consist of square pieces.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
+        super().__init__()
+        long, width = max(weight.shape), min(weight.shape)
+        if long % width:
+            raise UserError(
+                f"fact divides weights into square pieces, but this weight is {weight.shape[0]} by "
+                f"{weight.shape[1]}; choose other finetuning.targets"
+            )
+        self.scale = scale
+        self.shared = SharedFactors(width, rank)
+        self.core = nn.Parameter(torch.empty(long // width, rank, rank))
+        nn.init.uniform_(self.core, -1 / math.sqrt(rank), 1 / math.sqrt(rank))
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """Returns W' = W + ΔW, where the pieces of ΔW lie below or beside each other."""
+        inner, outer = self.shared.inner.unsqueeze(-3), self.shared.outer.unsqueeze(-3)
+        pieces = outer @ self.core @ inner  # (..., pieces, D, D)
+        if weight.shape[0] < weight.shape[1]:
+            pieces = pieces.transpose(-3, -2)
+        increment = pieces.reshape(*pieces.shape[:-3], *weight.shape)
+        return weight + self.scale * increment
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacT(SlicePart):
+    """The part of a fine-tuning method that adds factorised increments to every block.
+
+    Attributes:
+        rank: The rank r of the factors.
+        scale: The factor s of the increments.
+        targets: The names of the slices (`targets.LAYERS`).
+    """
+
+    rank: int = setting(4, "Rank r of the factors.", "[1, inf)")
+    scale: float = setting(1.0, "Factor of the increments.", "(0, inf)")
+
+    def adapter(self, weight: Tensor) -> FacTAdapter:
+        """Returns the cores of a slice."""
+        return FacTAdapter(weight, self.rank, self.scale)
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds cores to each target slice of every block; all use the factors of the first.
+
+        Raises:
+            UserError: If the slices have pieces of different sizes.
+        """
+        SlicePart.attach(self, model)
+        layers = (m for m in model.modules() if isinstance(m, AdaptedLinear) and m.owner == self)
+        adapters = [a for layer in layers for a in layer.adapters.values()]
+        own = [adapter for adapter in adapters if isinstance(adapter, FacTAdapter)]
+        shapes = {tuple(adapter.shared.inner.shape) for adapter in own}
+        if len(shapes) > 1:
+            raise UserError(
+                "fact shares its factors between all layers, but the layers have the widths "
+                f"{sorted(width for _, width in shapes)}; choose other finetuning.targets"
+            )
+        for adapter in own:
+            adapter.shared = own[0].shared

@@ -1,0 +1,51 @@
+"""Houlsby adapters: a trained bottleneck after the attention and after the MLP of every block.
+
+    y' = y + U·gelu(A·y + a) + u,    y the output of the attention, or of the MLP
+
+The new output y' is then added to the residual stream. At the start U and u are zero, so that
+y' = y. A nonlinear bottleneck cannot be merged. Each block sends 2·(2·D·h + h + D) numbers.
+
+Averaging is biased, because the outputs are not linear in the tensors that travel.
+
+Source: Houlsby et al., arXiv 1902.00751. The equation and the places are the paper's; the paper
+draws U and A from a normal distribution of deviation 0.01 and starts near y' = y. Here U is zero
+and A is as large as in a linear layer, so that y' = y holds exactly. The paper also trains the
+normalisation layers; ``houlsby+norm`` does that.
+
+D width, h numbers inside the bottleneck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn import functional as F
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning.bottleneck import Bottleneck
+from fl_vitlora.finetuning.own_modules import ModulePart, parts_of_block, pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Houlsby(ModulePart):
+    """The part of a fine-tuning method that adds two serial bottlenecks to every block.
+
+    Attributes:
+        bottleneck: The number h of numbers inside a bottleneck.
+    """
+
+    cannot_merge = "its bottlenecks after attention and MLP are not linear"
+
+    bottleneck: int = setting(8, "Number of channels inside a bottleneck.", "[1, inf)")
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds a bottleneck after the attention and after the MLP of every block."""
+        for block in targets.blocks_of(model):
+            attention, mlp, proj = parts_of_block(block, "attn", "mlp", "attn.proj")
+            width = pretrained(proj).out_features
+            for name, module in (("houlsby_attn", attention), ("houlsby_mlp", mlp)):
+                made = Bottleneck(self, width, self.bottleneck, activation=F.gelu)
+                block.add_module(name, made)
+                module.register_forward_hook(made.after)

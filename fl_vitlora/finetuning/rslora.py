@@ -1,0 +1,37 @@
+"""rsLoRA: LoRA whose product is scaled by α/√r instead of α/r.
+
+    W + α/√r · B·A
+
+With the factor α/r, the gradients of A and B become smaller as the rank grows. With α/√r they keep
+their size, so that larger ranks learn more. For r = 1 both factors are equal.
+
+Averaging is biased, as for LoRA. The factor belongs to the adapted layers (`LoRALinear.scale`), and
+strategies that merge products use the factor of the layers. If clients have different ranks, r is
+the setting `finetuning.rank` for all clients, as for LoRA.
+
+Source: Kalajdzievski, arXiv 2312.03732.
+
+r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning.lora import LoRALinear
+from fl_vitlora.finetuning.lora_part import LoRA
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankStabilisedLoRA(LoRA):
+    """The part of a fine-tuning method that adds LoRA with the factor α/√r."""
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds a low-rank pair to each target layer; A starts at random and B at zero."""
+        alpha = self.alpha * math.sqrt(self.rank)  # the layer divides by r
+        targets.attach(model, self.targets, partial(LoRALinear, rank=self.rank, alpha=alpha))

@@ -1,0 +1,129 @@
+"""SSF: trained scales and shifts after every operation of a ViT.
+
+    y' = γ∘y + β,    y the output of an operation, (B, T, m)
+
+An operation is the patch embedding, a normalisation, or a linear layer of a block (`qkv`, `proj`,
+`fc1`, `fc2`). At the start γ = 1 and β = 0. After training, scales and shifts become part of the
+operation before them: W' = diag(γ)·W, b' = γ∘b + β. A block of width D with an MLP of 4·D sends
+22·D numbers; the patch embedding and the last normalisation send 2·D numbers each.
+
+Averaging is exact, because W' and b' are linear in γ and β.
+
+In a sum, SSF stands after the parts that change weights, as in ``lora+ssf``: it then scales the
+outputs of the adapted layers. The scales and shifts act on channels, not on pixels or positions, so
+they do not depend on the key of encrypted images.
+
+Source: Lian et al., arXiv 2210.08823. The equation and the places are the paper's. The paper draws
+γ and β near 1 and 0; here they start exactly there. Weight decay would pull γ towards 0, so it
+should be off.
+
+B batch, T tokens, m outputs of an operation, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.finetuning import targets
+from fl_vitlora.finetuning.own_modules import (
+    ModulePart,
+    OwnModule,
+    check_bias,
+    parts_of_block,
+    plain,
+    pretrained,
+)
+
+IN_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+AT_END = ("norm", "fc_norm")  # a ViT normalises either before or after it pools the tokens
+EMBEDDING, EMBEDDED = "patch_embed.proj", "patch_embed.norm"  # timm normalises after it embeds
+KERNEL_PER_PATCH = 3  # the number of dimensions of kernels (N, D, entries) if patches differ
+
+
+class ScaleShift(OwnModule):
+    """An operation whose outputs are scaled and shifted.
+
+    Like `LoRALinear`, this class has no attribute ``weight``: a model that reads the weight of a
+    layer directly then raises an error and does not silently ignore the method.
+
+    Args:
+        owner: The part that adds this module.
+        base: The operation.
+        outputs: The number m of channels of its outputs.
+
+    Attributes:
+        scale: The scales γ, (m,), one.
+        shift: The shifts β, (m,), zero.
+    """
+
+    def __init__(self, owner: SSF, base: nn.Module, outputs: int) -> None:
+        super().__init__(owner)
+        self.base = base
+        self.scale = nn.Parameter(torch.ones(outputs))
+        self.shift = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns γ∘y + β for the outputs y of the operation, (B, ..., m)."""
+        y: Tensor = self.base(x)
+        scale, shift = (self.for_each_image(v, len(y)) for v in (self.scale, self.shift))
+        if scale.ndim > y.ndim:  # the tokens were pooled: y is (B, m)
+            scale, shift = scale.squeeze(1), shift.squeeze(1)
+        return y * scale + shift
+
+    def merged(self) -> Any:
+        """Returns the operation with the scales and shifts in its weight and bias."""
+        layer = plain(self.base)
+        self.fold(layer)
+        return layer
+
+    @torch.no_grad()
+    def fold(self, layer: Any) -> None:
+        """Multiplies the outputs of a layer by γ and adds β to them, in place.
+
+        Args:
+            layer: A layer with a weight and a bias: a linear layer, a normalisation, a patch
+                embedding.
+        """
+        weight: Tensor = layer.weight
+        after = 1 if weight.ndim == KERNEL_PER_PATCH else weight.ndim - 1
+        weight.mul_(self.scale.reshape(-1, *[1] * after))
+        layer.bias.mul_(self.scale).add_(self.shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSF(ModulePart):
+    """The part of a fine-tuning method that scales and shifts the outputs of every operation."""
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts scales and shifts after every operation of a ViT."""
+        embedding = parts_of_block(model, EMBEDDING)[0]
+        check_bias(embedding, EMBEDDING)
+        self._put(model, EMBEDDED, len(embedding.bias))
+        for block in targets.blocks_of(model):
+            for path in IN_BLOCK:
+                self._put(block, path)
+        for path in AT_END:
+            if not isinstance(getattr(model, path, nn.Identity()), nn.Identity):
+                self._put(model, path)
+
+    def _put(self, root: nn.Module, path: str, outputs: int | None = None) -> None:
+        """Puts scales and shifts after the module at a dotted path, in place."""
+        base = parts_of_block(root, path)[0]
+        if outputs is None:
+            check_bias(base, path)
+            outputs = len(pretrained(base).bias)
+        targets.put_module(root, path, ScaleShift(self, base, outputs))
+
+    def merge(self, model: nn.Module) -> None:
+        """Makes the scales and shifts a part of the operations before them."""
+        embedded: Any = model.get_submodule(EMBEDDED)
+        if isinstance(embedded.base, nn.Identity):
+            embedded.fold(model.get_submodule(EMBEDDING))
+            targets.put_module(model, EMBEDDED, embedded.base)
+        for path, module in list(model.named_modules()):
+            if isinstance(module, ScaleShift) and module.owner == self:
+                targets.put_module(model, path, module.merged())
