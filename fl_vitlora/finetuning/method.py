@@ -100,6 +100,10 @@ class Part(ABC):
     personal: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
 
+    def note(self) -> str:
+        """Returns a sentence that the user is shown when a run begins; by default an empty text."""
+        return ""
+
     def attach(self, model: nn.Module) -> None:
         """Adds modules or parametrisations to a model, in place. By default nothing is added.
 
@@ -228,6 +232,11 @@ class Method:
 
     name: str
     parts: tuple[tuple[str, Part], ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns the sentences of all parts that the user is shown when a run begins."""
+        return tuple(note for _, part in self.parts if (note := part.note()))
 
     @property
     def low_rank(self) -> bool:

@@ -1,0 +1,132 @@
+"""Tuners of peft keep the rules for methods, or are refused with the reason."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from fl_vitlora.config import FineTuningConfig, load
+from fl_vitlora.config.confirmation import check_method as check_confirmed
+from fl_vitlora.config.grid_words import read_words
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning import methods, shelf
+from fl_vitlora.state import count
+from fl_vitlora.testing.method import findings
+from tests.conftest import random_vit
+from tests.finetuning.peft_lists import REFUSED, WORKING
+
+peft = pytest.importorskip("peft")
+HEAD = 970
+
+
+def made(method: str, **settings: Any) -> Any:
+    return shelf.method_of(FineTuningConfig(method=method, **settings))
+
+
+def prepared(method: str, seed: int = 0, **settings: Any) -> Any:
+    model = random_vit().model
+    methods.prepare(model, FineTuningConfig(method=method, **settings), seed)
+    return model
+
+
+def test_a_tuner_keeps_every_rule_together_with_the_patch_embedding():
+    assert [found for found in findings("peft:HRA+patch_embed") if found.problem] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", WORKING)
+def test_every_tuner_that_the_table_names_keeps_every_rule(tuner: str):
+    method = made(f"peft:{tuner}", parameters=WORKING[tuner])
+    assert [found for found in findings(method) if found.problem] == []
+
+
+@pytest.mark.parametrize(("tuner", "reason"), REFUSED.items())
+def test_a_tuner_that_does_not_fit_is_refused_with_the_reason(tuner: str, reason: str):
+    with pytest.raises(UserError, match=reason):
+        prepared(f"peft:{tuner}")
+
+
+def test_every_tuner_of_peft_either_works_or_is_refused():
+    from fl_vitlora.finetuning import peft_part
+
+    # with other settings, C3A, FOURIERFT and ROAD fit
+    assert WORKING.keys() | REFUSED.keys() == peft_part.tuners().keys()
+
+
+@pytest.mark.parametrize(
+    ("tuner", "trained"),
+    [
+        ("HRA", 6 * 96 * 8),  # eight reflections of the inputs
+        ("LORA", 6 * 8 * (96 + 288)),
+        ("LOHA", 6 * 2 * 8 * (96 + 288)),
+        ("OFT", 6 * 3 * (32 * 31 // 2)),  # three blocks of skew-symmetric matrices
+        ("VERA", 6 * (288 + 256)),  # two vectors, and none of the frozen projections
+        ("SHIRA", 6 * 32 * (96 + 288)),  # the values, and not their indices
+        ("LN_TUNING", (6 * 2 + 1) * 2 * 96),
+    ],
+)
+def test_only_the_trained_tensors_are_sent(tuner: str, trained: int):
+    assert count(methods.trainable(prepared(f"peft:{tuner}"))) == trained + HEAD
+
+
+def test_hyper_parameters_are_those_of_the_tuner():
+    model = prepared("peft:HRA", parameters={"r": 2}, targets=("q", "k", "v", "fc1"))
+    assert count(methods.trainable(model)) == 6 * 2 * 2 * 96 + HEAD
+    with pytest.raises(UserError, match=r"unknown parameter of method peft:HRA 'rr'.*'r'"):
+        made("peft:HRA", parameters={"rr": 2})
+    with pytest.raises(UserError, match="r: expected a whole number"):
+        made("peft:HRA", parameters={"r": "many"})
+    with pytest.raises(UserError, match="did you mean 'peft:HRA'"):
+        made("peft:HRAA")
+
+
+def test_a_part_of_qkv_alone_is_refused_with_the_targets_that_fit():
+    with pytest.raises(UserError, match=r"cannot adapt q alone.*targets=\[q,k,v,proj\]"):
+        prepared("peft:HRA", targets=("q", "proj"))
+    assert "adapts the whole layer qkv" in made("peft:HRA").notes[0]
+    assert made("peft:HRA", targets=("proj",)).notes == ()
+
+
+def test_a_tuner_that_changes_the_pretrained_weights_is_refused():
+    with pytest.raises(UserError, match="changes the pre-trained weights"):
+        prepared("peft:LORA", parameters={"init_lora_weights": "pissa"})
+
+
+def test_the_models_own_names_remain_and_equal_seeds_give_equal_tensors():
+    one, other = prepared("peft:LORA+patch_embed"), prepared("peft:LORA+patch_embed", seed=1)
+    names = methods.trainable(one)
+    assert {"patch_embed.proj.weight", "head.weight"} <= names.keys()
+    assert "lora:blocks.0.attn.qkv.lora_A.default.weight" in names
+    first = "blocks.0.attn.qkv.lora_A.default.weight"
+    assert not torch.equal(one.get_parameter(first), other.get_parameter(first))
+    assert torch.equal(one.get_parameter(first), prepared("peft:LORA").get_parameter(first))
+
+
+def test_a_file_or_a_comparison_may_name_a_tuner():
+    config = load(None, {"finetuning.method": "peft:LoHa+patch_embed"})
+    assert config.finetuning.method == "peft:LOHA+patch_embed"
+    check_confirmed("peft:LOHA+patch_embed")
+    assert read_words(["lora", "peft:HRA"], ["fedavg"]) == {
+        "finetuning.method": ["lora", "peft:HRA"]
+    }
+
+
+def test_nothing_is_asked_of_the_network():
+    """Connections fail at once, and nobody notices."""
+    program = """
+import socket
+def refuse(*_):
+    raise SystemExit("asked the network")
+socket.socket.connect = socket.getaddrinfo = refuse
+from fl_vitlora.testing.method_subject import Subject
+from fl_vitlora.config import FineTuningConfig
+from fl_vitlora.finetuning import shelf
+Subject(method=shelf.method_of(FineTuningConfig(method="peft:HRA"))).prepared()
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_HUB")}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
