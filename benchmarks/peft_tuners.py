@@ -1,4 +1,4 @@
-"""All tuners of the installed peft: which work on the bundled ViT, why others do not, and the sizes.
+"""All tuners of the installed peft: which fit the bundled ViT, and why others do not.
 
 A tuner works if it keeps every rule of `--check-method`. The numbers trained are those of the
 method without the head, on vit_letters_16, on the layer `qkv` of every block. The output is the
@@ -10,6 +10,7 @@ table of docs/peft.md. It takes some minutes.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
     "FOURIERFT": {"init_weights": True},
     "GLORA": {"config_D_E": "none"},
     "ROAD": {"group_size": 32},
+    "VBLORA": {"vector_length": 96},
 }
 
 
@@ -59,7 +61,7 @@ def row(tuner: str) -> str:
     if problems:
         return f"| `{tuner}` | no | {numbers} | | {problems[0]} |"
     against = method.parts[0][1].cannot_merge
-    told = ", ".join(f"`{name}={value}`".lower() for name, value in needed.items())
+    told = ", ".join(f"`{name}={json.dumps(value)}`" for name, value in needed.items())
     notes = "; ".join(note for note in (told, against) if note)
     return f"| `{tuner}` | yes | {numbers} | {'no' if against else 'yes'} | {notes} |"
 
@@ -72,9 +74,9 @@ def trained(method: Method) -> int:
 
 def reason(message: str) -> str:
     """Returns the reason in the message of a refusal, without the name of the method."""
-    return message.rsplit("does not fit a ViT: ", maxsplit=1)[-1].rsplit(
-        "peft refuses: ", maxsplit=1
-    )[-1]
+    for mark in ("does not fit a ViT: ", "peft refuses: "):
+        message = message.partition(mark)[2] or message
+    return message
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ REFUSED: Mapping[str, str] = {
     "XLORA": "it mixes adapters that were trained before, and needs a model of transformers",
 }
 CANNOT_MERGE: Mapping[str, str] = {
+    "C3A": "peft computes its merged weight in float32 only",
     "DEFT": "peft computes its merged weight in float32 only",
     "LILY": "its routers choose a weight for each input",
 }
@@ -198,7 +199,7 @@ class PeftPart(Part):
         if not far <= CLOSE:
             raise UserError(
                 f"method peft:{self.tuner} does not start at the pre-trained function: the outputs "
-                f"of {path} change by {far:.0%}{self._advice()}"
+                f"of {path} change by {100 * far:.2g} %{self._advice()}"
             )
 
     def _advice(self) -> str:

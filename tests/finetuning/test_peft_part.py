@@ -14,14 +14,42 @@ from fl_vitlora.config import FineTuningConfig, load
 from fl_vitlora.config.confirmation import check_method as check_confirmed
 from fl_vitlora.config.grid_words import read_words
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import methods, shelf
+from fl_vitlora.finetuning import methods, peft_part, shelf
 from fl_vitlora.state import count
 from fl_vitlora.testing.method import findings
 from tests.conftest import random_vit
-from tests.finetuning.peft_lists import REFUSED, WORKING
 
-peft = pytest.importorskip("peft")
+pytest.importorskip("peft")
 HEAD = 970
+
+# The tuners that fit the bundled ViT, and the settings that they need, as docs/peft.md lists them.
+WORKING: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("BEFT", "BOFT", "DEFT", "DELORA", "FROD", "GRALORA", "HIRA", "HRA")},
+    **{name: {} for name in ("IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT")},
+    **{name: {} for name in ("OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "SHIRA")},
+    **{name: {} for name in ("SUPERTUNING", "TINYLORA", "VERA", "WAVEFT")},
+    "C3A": {"block_size": 96, "init_weights": True},
+    "FOURIERFT": {"init_weights": True},
+    "GLORA": {"config_D_E": "none"},
+    "ROAD": {"group_size": 32},
+}
+PROMPTS = ("CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING")
+# The tuners that do not fit, at least not with their defaults, and a part of the reason.
+REFUSED = {
+    **dict.fromkeys((*PROMPTS, "P_TUNING"), "adds prompts to the words"),
+    "ADALORA": "prunes its ranks",
+    "ADAMSS": "fails in float64",
+    "ADAPTION_PROMPT": "adds prompts to the attention",
+    "C3A": "block size should be a factor",
+    "FOURIERFT": r"change by .* %; try --set finetuning\.parameters\.init_weights=true",
+    "POLY": "the number of a task",
+    "ROAD": "divisible by group_size",
+    "SHADOW": "copies a language model",
+    "TRAINABLE_TOKENS": "embeddings of words",
+    "UNILORA": "does not start at the pre-trained function",
+    "VBLORA": "divisible by `vector_length`",
+    "XLORA": "adapters that were trained before",
+}
 
 
 def made(method: str, **settings: Any) -> Any:
@@ -52,9 +80,6 @@ def test_a_tuner_that_does_not_fit_is_refused_with_the_reason(tuner: str, reason
 
 
 def test_every_tuner_of_peft_either_works_or_is_refused():
-    from fl_vitlora.finetuning import peft_part
-
-    # with other settings, C3A, FOURIERFT and ROAD fit
     assert WORKING.keys() | REFUSED.keys() == peft_part.tuners().keys()
 
 
@@ -105,6 +130,13 @@ def test_the_models_own_names_remain_and_equal_seeds_give_equal_tensors():
     first = "blocks.0.attn.qkv.lora_A.default.weight"
     assert not torch.equal(one.get_parameter(first), other.get_parameter(first))
     assert torch.equal(one.get_parameter(first), prepared("peft:LORA").get_parameter(first))
+
+
+def test_without_peft_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    peft_part.part_class.cache_clear()
+    with pytest.raises(UserError, match=r"pip install -e '\.\[peft\]'"):
+        made("peft:HRA")
 
 
 def test_a_file_or_a_comparison_may_name_a_tuner():
