@@ -85,6 +85,8 @@ class Part(ABC):
         stackable: True if several clients can be trained in one batch. Then the modules of the part
             must apply every trained matrix with a function in an attribute ``multiply``, as
             `LoRALinear` does.
+        reads_weights: True if `attach` reads the values of the model's weights. Then the method
+            cannot be tried on a model whose weights are not loaded yet.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
             never train them. They are sent exactly, and only to clients that have older values.
         personal: Endings of the names of tensors that every client trains, keeps from round to
@@ -96,6 +98,7 @@ class Part(ABC):
     low_rank: ClassVar[bool] = False
     trains_patch_embedding: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
+    reads_weights: ClassVar[bool] = False
     control: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""

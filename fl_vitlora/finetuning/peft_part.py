@@ -90,6 +90,7 @@ class PeftPart(Part):
             means the whole layer.
     """
 
+    reads_weights = True
     tuner: ClassVar[str]
 
     targets: tuple[str, ...] = ("q", "v")
@@ -188,8 +189,6 @@ class PeftPart(Part):
 
     def _check_start(self, plain: _Plain, path: str, layer: nn.Module) -> None:
         """Raises an error if a layer differs from the plain layer in its weights or outputs."""
-        if plain.probe.is_meta:
-            return
         if plain.changed():
             raise UserError(
                 f"method peft:{self.tuner} changes the pre-trained weights of {path} at the start"

@@ -8,14 +8,16 @@ import sys
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from fl_vitlora.config import FineTuningConfig, load
 from fl_vitlora.config.confirmation import check_method as check_confirmed
 from fl_vitlora.config.grid_words import read_words
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.validation import check_model
 from fl_vitlora.finetuning import methods, peft_part, shelf
-from fl_vitlora.state import count
+from fl_vitlora.state import State, count
 from fl_vitlora.testing.method import findings
 from tests.conftest import random_vit
 
@@ -99,6 +101,38 @@ def test_only_the_trained_tensors_are_sent(tuner: str, trained: int):
     assert count(methods.trainable(prepared(f"peft:{tuner}"))) == trained + HEAD
 
 
+LINEAR = ("BEFT", "FOURIERFT", "IA3", "LN_TUNING", "SHIRA", "SUPERTUNING", "WAVEFT")
+
+
+def merged_after(tuner: str, state: State) -> State:
+    model = prepared(f"peft:{tuner}", parameters=WORKING[tuner]).double()
+    methods.load_state(model, state)
+    methods.merge(model)
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tuner", [*LINEAR, "LORA"])
+def test_the_mean_of_trained_tensors_is_the_mean_of_weights_where_that_is_claimed(tuner: str):
+    start = methods.trainable(prepared(f"peft:{tuner}", parameters=WORKING[tuner]))
+    torch.manual_seed(0)
+    one, other = (
+        {n: p.detach().double() + 0.1 * torch.randn(p.shape) for n, p in start.items()}
+        for _ in range(2)
+    )
+    mean = merged_after(tuner, {name: (one[name] + other[name]) / 2 for name in one})
+    apart = [merged_after(tuner, state) for state in (one, other)]
+    gap = max(float((mean[n] - (apart[0][n] + apart[1][n]) / 2).abs().max()) for n in mean)
+    assert (gap < 1e-6) == (tuner in LINEAR)
+
+
+def test_two_tuners_add_up_on_different_layers_and_not_on_the_same():
+    model = prepared("peft:HRA+peft:LN_TUNING")
+    assert count(methods.trainable(model)) == 6 * 96 * 8 + (6 * 2 + 1) * 2 * 96 + HEAD
+    for method in ("peft:HRA+peft:LORA", "lora+peft:HRA", "peft:HRA+lora"):
+        with pytest.raises(UserError, match="finds no linear layer"):
+            prepared(method)
+
+
 def test_hyper_parameters_are_those_of_the_tuner():
     model = prepared("peft:HRA", parameters={"r": 2}, targets=("q", "k", "v", "fc1"))
     assert count(methods.trainable(model)) == 6 * 2 * 2 * 96 + HEAD
@@ -146,6 +180,29 @@ def test_a_file_or_a_comparison_may_name_a_tuner():
     assert read_words(["lora", "peft:HRA"], ["fedavg"]) == {
         "finetuning.method": ["lora", "peft:HRA"]
     }
+
+
+@pytest.mark.parametrize("tuner", ["LOHA", "SHIRA", "BOFT"])
+def test_a_tuner_that_reads_weights_passes_the_check_of_a_model_without_weights(tuner: str):
+    model = {"model.name": "vit_tiny_patch16_224", "model.weights": "random"}
+    check_model(load(None, {"finetuning.method": f"peft:{tuner}", **model}))
+
+
+def test_a_tuner_fits_a_published_vit():
+    """A random ViT-Ti/16 of timm, adapted, moved, merged and loaded into the plain model."""
+    arguments: dict[str, Any] = {"num_classes": 3, "img_size": 32, "depth": 2}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
+    config = FineTuningConfig(method="peft:OFT", targets=("q", "k", "v", "proj", "fc1"))
+    methods.prepare(model.requires_grad_(requires_grad=False), config, 0)
+    torch.manual_seed(0)
+    for parameter in methods.trainable(model).values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = model.double()(images)
+    methods.merge(model)
+    plain = timm.create_model("vit_tiny_patch16_224", **arguments).eval().double()
+    plain.load_state_dict(model.state_dict())
+    assert torch.allclose(plain(images), expected, atol=1e-10, rtol=0)
 
 
 def test_nothing_is_asked_of_the_network():
