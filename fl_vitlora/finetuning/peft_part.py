@@ -64,6 +64,9 @@ CANNOT_MERGE: Mapping[str, str] = {
     "DEFT": "peft computes its merged weight in float32 only",
     "LILY": "its routers choose a weight for each input",
 }
+# These tuners add in place to the outputs of the frozen layer, which the products of training
+# (`products`) do not allow. So they get a copy of the outputs.
+IN_PLACE = ("C3A", "GRALORA", "TINYLORA")
 
 # Fields of peft's configurations that this project decides, or that would have no effect here.
 HIDDEN = frozenset(
@@ -116,6 +119,9 @@ class PeftPart(Part):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft tells of its defaults, and of types it guesses
             self._inject(model, list(layers))
+            if self.tuner in IN_PLACE:
+                for layer in layers.values():
+                    layer.register_forward_hook(_copied)
             for path, plain in before.items():
                 self._check_start(plain, path, model.get_submodule(path))
 
@@ -139,7 +145,9 @@ class PeftPart(Part):
         for path, module in list(model.named_modules()):
             if isinstance(module, BaseTunerLayer):
                 module.merge()
-                targets.put_module(model, path, module.get_base_layer())
+                plain = module.get_base_layer()
+                plain._forward_hooks.clear()
+                targets.put_module(model, path, plain)
 
     def _layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """Returns the layers that the tuner replaces, by their names in the model."""
@@ -239,6 +247,12 @@ class _Plain:
         return float(change / self.outputs.abs().max())
 
 
+def _copied(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+    """Returns a copy of the outputs of a layer, as a forward hook."""
+    del layer, inputs
+    return outputs.clone()
+
+
 def _noted(chosen: list[nn.Module], layer: nn.Module) -> nn.Module:
     """Appends a layer to a list, and returns the layer."""
     chosen.append(layer)
@@ -310,12 +324,7 @@ def _fields(config: type[Any]) -> Iterable[tuple[str, Any, Any]]:
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """Returns the types of a union except None, or the type itself.
-
-    Example:
-        >>> _alternatives(int | None), _alternatives(float)
-        ([<class 'int'>], [<class 'float'>])
-    """
+    """Returns the types of a union except None, or the type itself."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) is not Literal else ()
     return [kind for kind in kinds or (hint,) if kind is not type(None)]
 

@@ -17,6 +17,7 @@ from fl_vitlora.config.grid_words import read_words
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.validation import check_model
 from fl_vitlora.finetuning import methods, peft_part, shelf
+from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.state import State, count
 from fl_vitlora.testing.method import findings
 from tests.conftest import random_vit
@@ -123,6 +124,17 @@ def test_the_mean_of_trained_tensors_is_the_mean_of_weights_where_that_is_claime
     apart = [merged_after(tuner, state) for state in (one, other)]
     gap = max(float((mean[n] - (apart[0][n] + apart[1][n]) / 2).abs().max()) for n in mean)
     assert (gap < 1e-6) == (tuner in LINEAR)
+
+
+@pytest.mark.parametrize("tuner", ["C3A", "GRALORA", "HRA", "TINYLORA"])
+def test_a_tuner_trains_on_the_fast_products_of_frozen_layers(tuner: str):
+    model = prepared(f"peft:{tuner}", parameters=WORKING[tuner])
+    expected = model(torch.ones(2, 3, 16, 16))
+    quicken(model)
+    logits = model(torch.ones(2, 3, 16, 16))
+    logits.square().sum().backward()
+    assert torch.allclose(logits, expected, atol=1e-4)
+    assert all(p.grad is not None for p in methods.trainable(model).values())
 
 
 def test_two_tuners_add_up_on_different_layers_and_not_on_the_same():
