@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from fl_vitlora.config import SCHEMES, Config, paths
-from fl_vitlora.config.method_names import PARTS, USUAL, is_sum
+from fl_vitlora.config.method_names import PARTS, USUAL, is_peft, is_sum
 from fl_vitlora.config.optimizer_names import OPTIMIZERS
 from fl_vitlora.config.yaml_text import parse_value
 from fl_vitlora.errors import UserError, shown, unknown
@@ -63,7 +63,7 @@ def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
         UserError: If the word is a value of a setting that needs "=", or if the word is unknown.
     """
     methods, schemes = _choices_of(METHOD), list(SCHEMES)
-    if value in methods or not isinstance(value, str) or is_sum(value):
+    if value in methods or not isinstance(value, str) or is_sum(value) or is_peft(value):
         return METHOD
     if value in (strategies or ()) or ":" in value:
         return "strategy"

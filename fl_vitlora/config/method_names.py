@@ -38,6 +38,7 @@ PARTS: Mapping[str, str] = {
     "vpt": "fl_vitlora.finetuning.vpt:ShallowPrompts",
     "vpt_deep": "fl_vitlora.finetuning.vpt:DeepPrompts",
 }
+PEFT = "peft:"  # begins the name of a part that is a tuner of the package peft, such as peft:HRA
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 
 
@@ -49,6 +50,26 @@ def parts_of(method: str) -> tuple[str, ...]:
         ('lora', 'patch_embed')
     """
     return tuple(part.strip() for part in method.split("+"))
+
+
+def is_peft(part: str) -> bool:
+    """Returns True if the name of a part is ``peft:`` and a word, which names a tuner of peft.
+
+    Example:
+        >>> is_peft("peft:HRA"), is_peft("peft.tuners:HRA")
+        (True, False)
+    """
+    return part.lower().startswith(PEFT) and part[len(PEFT) :].isidentifier()
+
+
+def _spelt(part: str) -> str:
+    """Returns the name of a part; tuners of peft are written in capitals, as peft writes them.
+
+    Example:
+        >>> _spelt("peft:LoHa"), _spelt("lora")
+        ('peft:LOHA', 'lora')
+    """
+    return f"{PEFT}{part[len(PEFT) :].upper()}" if is_peft(part) else part
 
 
 def is_class(part: str) -> bool:
@@ -80,8 +101,10 @@ def foreign_parts(method: str) -> tuple[str, ...]:
     Example:
         >>> foreign_parts("lora+mine:Mine"), foreign_parts("fl_vitlora.finetuning.bias:Bias")
         (('mine:Mine',), ())
+        >>> foreign_parts("peft:HRA")
+        ()
     """
-    own = tuple(part for part in parts_of(method) if part not in PARTS)
+    own = tuple(part for part in parts_of(method) if part not in PARTS and not is_peft(part))
     return tuple(part for part in own if part.split(":")[0].split(".")[0] != "fl_vitlora")
 
 
@@ -119,12 +142,14 @@ def read_method(value: Any, path: str) -> str:
     Example:
         >>> read_method("bias + norm", "finetuning.method")
         'bias+norm'
+        >>> read_method("peft:hra+patch_embed", "finetuning.method")
+        'peft:HRA+patch_embed'
     """
     if not isinstance(value, str):
         raise UserError(
             f"{path}: expected a sum of parts such as lora+patch_embed, got {shown(value)}"
         )
-    parts = parts_of(value)
+    parts = tuple(_spelt(part) for part in parts_of(value))
     for part in parts:
         if part not in PARTS and not is_class(part):
             choices = [*PARTS, *(() if len(parts) > 1 and all(parts) else USUAL)]

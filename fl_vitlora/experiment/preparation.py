@@ -34,7 +34,7 @@ from fl_vitlora.encryption.storage_keys import (
 )
 from fl_vitlora.encryption.withstands import falls_to_ciphertexts
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.reporting.run_folder import (
@@ -111,10 +111,11 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
         UserError: If the model or the method cannot work.
     """
     built = backbone.build(config.model, classes, config.seed)
-    methods.prepare(built.model, config.finetuning, config.seed, adapter)
+    method = shelf.method_of(config.finetuning, adapter)
+    methods.attach(built.model, method, config.seed)
     methods.check_gradients(built.model, built.image_shape)
     built.model.to(device)
-    return built
+    return replace(built, notes=(*built.notes, *method.notes))
 
 
 def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:

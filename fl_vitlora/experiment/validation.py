@@ -15,7 +15,7 @@ import torch
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.storage_keys import passphrase
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.flower.strategies.aggregators import (
     AnyStrategy,
     check_experiment,
@@ -104,7 +104,8 @@ def check_model(config: Config) -> None:
     """Checks the layers of a model, and that its weights exist, without loading the weights.
 
     This takes about a second. The bundled models are known to work. Problems that depend on the
-    weights themselves are found by `preparation.prepare_model`.
+    weights themselves, and those of methods that read the weights, are found by
+    `preparation.prepare_model`.
 
     Raises:
         UserError: If the model or the method cannot work, or the weights cannot be found.
@@ -113,6 +114,9 @@ def check_model(config: Config) -> None:
     if model.name in backbone.BUNDLED and model.weights in (backbone.PRETRAINED, backbone.RANDOM):
         return
     drafted = backbone.draft(model, classes=2)
+    method = shelf.method_of(config.finetuning)
+    if any(part.reads_weights for _, part in method.parts):
+        return
     with torch.device("meta"):
-        methods.prepare(drafted.model, config.finetuning, config.seed)
+        methods.attach(drafted.model, method, config.seed)
         methods.check_gradients(drafted.model, drafted.image_shape)

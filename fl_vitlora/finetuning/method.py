@@ -89,6 +89,8 @@ class Part(ABC):
         stackable: True if several clients can be trained in one batch. Then the modules of the part
             must apply every trained matrix with a function in an attribute ``multiply``, as
             `LoRALinear` does.
+        reads_weights: True if `attach` reads the values of the model's weights. Then the method
+            cannot be tried on a model whose weights are not loaded yet.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
             never train them. They are sent exactly, and only to clients that have older values.
         personal: Endings of the names of tensors that every client trains, keeps from round to
@@ -102,10 +104,15 @@ class Part(ABC):
     low_rank: ClassVar[bool] = False
     trains_patch_embedding: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
+    reads_weights: ClassVar[bool] = False
     control: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
     changes_start: ClassVar[str] = ""
+
+    def note(self) -> str:
+        """Returns a sentence that the user is shown when a run begins; by default an empty text."""
+        return ""
 
     def attach(self, model: nn.Module) -> None:
         """Adds modules or parametrisations to a model, in place. By default nothing is added.
@@ -243,6 +250,11 @@ class Method:
 
     name: str
     parts: tuple[tuple[str, Part], ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns the sentences of all parts that the user is shown when a run begins."""
+        return tuple(note for _, part in self.parts if (note := part.note()))
 
     @property
     def low_rank(self) -> bool:

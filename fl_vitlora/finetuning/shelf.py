@@ -1,7 +1,8 @@
 """Makes the fine-tuning method that a configuration names.
 
 The table of this project's parts is in the module `config.method_names`. A part from elsewhere is
-named by its module and class, ``package.module:Class``.
+named by its module and class, ``package.module:Class``. A tuner of the package peft is named
+``peft:NAME``; the module `peft_part` makes its class.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import inspect
 from collections.abc import Mapping
 
 from fl_vitlora.config import FineTuningConfig
-from fl_vitlora.config.method_names import PARTS, is_class, parts_of
+from fl_vitlora.config.method_names import PARTS, is_class, is_peft, parts_of
 from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.finetuning.method import Method, Part
@@ -66,11 +67,15 @@ def part_class(name: str) -> type[Part]:
     """Imports the module of a part and returns the class of the part.
 
     Args:
-        name: A name in the table `PARTS`, or ``package.module:Class``.
+        name: A name in the table `PARTS`, ``peft:NAME``, or ``package.module:Class``.
 
     Raises:
         UserError: If the part does not exist, or its module cannot be imported.
     """
+    if is_peft(name):
+        from fl_vitlora.finetuning import peft_part
+
+        return peft_part.part_class(name)
     if name not in PARTS and not is_class(name):
         raise unknown("method", name, PARTS)
     module_name, _, class_name = PARTS.get(name, name).partition(":")
