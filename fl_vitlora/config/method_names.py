@@ -13,6 +13,7 @@ from fl_vitlora.errors import UserError, shown, unknown
 
 # One line for each part that ships with the project: its name, and the place of its class.
 PARTS: Mapping[str, str] = {
+    "adarankgrad": "fl_vitlora.finetuning.adarankgrad:AdaRankGrad",
     "bias": "fl_vitlora.finetuning.bias:Bias",
     "dora": "fl_vitlora.finetuning.dora:DoRA",
     "full": "fl_vitlora.finetuning.full:Full",
