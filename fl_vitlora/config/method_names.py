@@ -16,6 +16,7 @@ PARTS: Mapping[str, str] = {
     "adarankgrad": "fl_vitlora.finetuning.adarankgrad:AdaRankGrad",
     "bias": "fl_vitlora.finetuning.bias:Bias",
     "dora": "fl_vitlora.finetuning.dora:DoRA",
+    "feature_statistics": "fl_vitlora.finetuning.feature_statistics:FeatureStatistics",
     "full": "fl_vitlora.finetuning.full:Full",
     "head": "fl_vitlora.finetuning.head:Head",
     "lora": "fl_vitlora.finetuning.lora_part:LoRA",
