@@ -15,6 +15,7 @@ from fl_vitlora.errors import UserError, shown, unknown
 PARTS: Mapping[str, str] = {
     "adarankgrad": "fl_vitlora.finetuning.adarankgrad:AdaRankGrad",
     "bias": "fl_vitlora.finetuning.bias:Bias",
+    "descent": "fl_vitlora.finetuning.layerwise_descent:LayerwiseDescent",
     "dora": "fl_vitlora.finetuning.dora:DoRA",
     "feature_statistics": "fl_vitlora.finetuning.feature_statistics:FeatureStatistics",
     "full": "fl_vitlora.finetuning.full:Full",
