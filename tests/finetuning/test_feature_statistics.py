@@ -88,7 +88,7 @@ def test_earlier_statistics_do_not_matter_to_new_ones(make_backbone: MakeBackbon
 def test_the_depth_chooses_the_block(depth: float, block: int, make_backbone: MakeBackbone):
     model = make_backbone(method=METHOD, parameters={"depth": depth}).model
     found, _ = watched(model)
-    assert found is list(model.get_submodule("blocks"))[block]
+    assert found is model.get_submodule(f"blocks.{block}")
 
 
 def test_clients_that_measure_do_not_share_a_batch(make_backbone: MakeBackbone):
