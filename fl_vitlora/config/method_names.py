@@ -14,10 +14,13 @@ from fl_vitlora.errors import UserError, shown, unknown
 # One line for each part that ships with the project: its name, and the place of its class.
 PARTS: Mapping[str, str] = {
     "adaptformer": "fl_vitlora.finetuning.adaptformer:AdaptFormer",
+    "adarankgrad": "fl_vitlora.finetuning.adarankgrad:AdaRankGrad",
     "aflora": "fl_vitlora.finetuning.aflora:AFLoRA",
     "bias": "fl_vitlora.finetuning.bias:Bias",
+    "descent": "fl_vitlora.finetuning.layerwise_descent:LayerwiseDescent",
     "dora": "fl_vitlora.finetuning.dora:DoRA",
     "fact": "fl_vitlora.finetuning.fact:FacT",
+    "feature_statistics": "fl_vitlora.finetuning.feature_statistics:FeatureStatistics",
     "full": "fl_vitlora.finetuning.full:Full",
     "head": "fl_vitlora.finetuning.head:Head",
     "houlsby": "fl_vitlora.finetuning.houlsby:Houlsby",

@@ -15,6 +15,9 @@ from fl_vitlora.errors import UserError, shown, unknown
 
 # One line for each predictor of this project: its name, and the module and name of its class.
 PREDICTORS: Mapping[str, str] = {
+    "bein": "fl_vitlora.training.bein:BeIN",
+    "bein_batch": "fl_vitlora.training.bein:BatchBeIN",
+    "bein_closed_form": "fl_vitlora.training.bein:ClosedFormBeIN",
     "plain": "fl_vitlora.training.prediction:Plain",
 }
 

@@ -35,6 +35,7 @@ When each method of a part is called:
              rate(name)                                   at every party, with the same seed
     server   rests(server_round, memory)                  before each round
     client   penalty(parameters, anchor)                  in each step, a term of the loss
+    client   watch(model)                                 around the steps of a round
     server   retract(tensors), decide(known, memory)      after each aggregation
     at last  merge(model), unless `cannot_merge` gives a reason against it
 
@@ -45,7 +46,8 @@ When each method of a part is called:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,6 +56,7 @@ from torch import Tensor, nn
 from fl_vitlora.finetuning.groups import exact_group_of
 from fl_vitlora.state import State
 
+BatchTerm = Callable[[Tensor], "Tensor | float"]  # maps the labels of a batch, (B,), to a scalar
 OF_PART = "/"  # stands between the name of a part and the name of a tensor in its memory
 
 
@@ -95,6 +98,8 @@ class Part(ABC):
             never train them. They are sent exactly, and only to clients that have older values.
         personal: Endings of the names of tensors that every client trains, keeps from round to
             round and never sends. If there are such tensors, the clients measure the accuracy.
+        measured: Endings of the names of tensors that clients do not train: `watch` sets them to
+            means over the images of the round. Their aggregated values are means over all images.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
             timm model; empty if they can be merged.
         changes_start: The reason why the model's outputs change when the untrained part is
@@ -107,6 +112,7 @@ class Part(ABC):
     reads_weights: ClassVar[bool] = False
     control: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[tuple[str, ...]] = ()
+    measured: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
     changes_start: ClassVar[str] = ""
 
@@ -197,6 +203,23 @@ class Part(ABC):
         """
         return False
 
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
+        """Watches the model of a client during the steps of a round, for example with hooks.
+
+        At the end of the `with` block, all hooks must be removed, and the tensors that `measured`
+        names must be set, in place. A part that watches cannot be stackable.
+
+        Args:
+            model: The model with all parts attached.
+
+        Yields:
+            A function that is called after each forward pass with the labels of the batch. It
+            returns a term that is added to the loss; by default 0.
+        """
+        del model
+        yield lambda labels: 0.0
+
     def retract(self, tensors: State) -> State:
         """Restores, at the server, a property that aggregated tensors must have.
 
@@ -280,6 +303,18 @@ class Method:
     def control(self) -> tuple[str, ...]:
         """Returns the endings of the names of the tensors that only the server changes."""
         return tuple(ending for _, part in self.parts for ending in part.control)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Returns the endings of the names of the tensors that clients measure; see `Part`."""
+        return tuple(ending for _, part in self.parts for ending in part.measured)
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[tuple[BatchTerm, ...]]:
+        """Lets all parts watch the model during the steps of a round; see `Part.watch`."""
+        watching = [part for _, part in self.parts if type(part).watch is not Part.watch]
+        with ExitStack() as stack:
+            yield tuple(stack.enter_context(part.watch(model)) for part in watching)
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns endings of names of tensors that are not trained in a round; see `Part.rests`.

@@ -12,7 +12,8 @@ method added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import groups
 from fl_vitlora.finetuning.classifier import head_parameters
 from fl_vitlora.finetuning.groups import BODY, HEAD, HEADS, LORA, PATCH_EMBEDDING, group_of
-from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.method import BatchTerm, Method
 from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State
@@ -181,6 +182,25 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {names.get(n, n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
+def backpropagated(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the exchanged parameters that clients train with gradients.
+
+    These are all exchanged tensors except those that only the server changes (`Part.control`) and
+    those that clients measure (`Part.measured`).
+    """
+    preparation = prepared(model)
+    others = () if preparation is None else preparation.method.control + preparation.method.measured
+    return {name: p for name, p in trainable(model).items() if not name.endswith(others)}
+
+
+@contextmanager
+def watch(model: nn.Module) -> Iterator[tuple[BatchTerm, ...]]:
+    """Lets the method of a model watch it during the steps of a round; see `Part.watch`."""
+    preparation = prepared(model)
+    with nullcontext(()) if preparation is None else preparation.method.watch(model) as terms:
+        yield terms
+
+
 def rates(model: nn.Module) -> Mapping[str, float]:
     """Returns the factors of the learning rates of a prepared model; see `Prepared.rates`."""
     preparation = prepared(model)
@@ -288,7 +308,7 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
             f"{type(model).__name__} reads its layers' weights directly and would bypass LoRA "
             f"({error}); use a plain ViT, or --method full"
         ) from None
-    trained = {name: p for name, p in trainable(model).items() if group_of(name) != groups.CONTROL}
+    trained = backpropagated(model)
     reached = {name for name, p in trained.items() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     bypassed = sorted(trained.keys() - reached)

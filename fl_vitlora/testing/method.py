@@ -23,7 +23,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.finetuning.method import Method, Part
 from fl_vitlora.models.reading import reader_of
-from fl_vitlora.testing import Finding, method_server
+from fl_vitlora.testing import Finding, method_server, method_watch
 from fl_vitlora.testing.entrywise import expect_entrywise
 from fl_vitlora.testing.method_subject import (
     CLIENTS,
@@ -245,6 +245,7 @@ RULES = (
         method_server.rests,
     ),
     Rule("retracts aggregated tensors; a second call changes nothing", method_server.retracts),
+    Rule("watches batches, measures what it names, and leaves no trace", method_watch.watches),
 )
 
 

@@ -56,14 +56,14 @@ class Subject:
 
 
 def trained(model: nn.Module, method: Method) -> dict[str, nn.Parameter]:
-    """Returns the tensors that clients train: all exchanged ones that the server does not control.
+    """Returns the tensors that clients train: all exchanged ones that get gradients.
 
     Args:
         model: A model to which the method is attached.
         method: The fine-tuning method.
     """
-    exchanged = methods.trainable(model).items()
-    return {name: p for name, p in exchanged if not name.endswith(method.control)}
+    others = method.control + method.measured
+    return {n: p for n, p in methods.trainable(model).items() if not n.endswith(others)}
 
 
 def images(count: int = 2) -> Tensor:

@@ -96,9 +96,9 @@ def _expect_no_change(
 
 
 def _model() -> nn.Module:
-    """Builds a small ViT with random adapters, in evaluation mode."""
+    """Builds a small ViT with random adapters and statistics, in evaluation mode."""
     built = backbone.build(ModelConfig(weights="random"), CLASSES, 0)
-    methods.prepare(built.model, FineTuningConfig(), 0)
+    methods.prepare(built.model, FineTuningConfig(method="lora+feature_statistics"), 0)
     for name, parameter in methods.trainable(built.model).items():
         draw = generator(0, "check", name)
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw)

@@ -1,6 +1,6 @@
 """The steps of gradient descent that one client, or K clients together, take in a round.
 
-    w ← w + optimiser(∇ (cross-entropy + terms)) + η · drift
+    w ← w + optimiser(∇ (cross-entropy + terms + batch terms)) + η · drift
 
 A `Descent` has everything that is the same in all steps of a round. For K clients the tensors are
 stacked, (K, ...), and the loss is the sum of the clients' losses; see `training.cohort`.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.method import BatchTerm
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.training.objective import Term, cross_entropy, penalties
 from fl_vitlora.training.optimizers import make_optimizer
@@ -33,6 +34,8 @@ class Descent:
         active: The tensors that are trained in this round.
         anchor: The values of these tensors when training began; empty if there are no terms.
         terms: The terms that are added to the cross-entropy in the local loss.
+        batch_terms: Functions that return further terms from the labels of a batch, after its
+            forward pass (`Part.watch`).
         drift: The tensors that are multiplied by the learning rate and added after every step.
         rate: The learning rate of the round.
         optimizer: The optimiser of the trained tensors.
@@ -46,6 +49,7 @@ class Descent:
     active: Mapping[str, nn.Parameter]
     anchor: Mapping[str, Tensor]
     terms: tuple[Term, ...]
+    batch_terms: tuple[BatchTerm, ...]
     drift: Mapping[str, Tensor]
     rate: float
     optimizer: torch.optim.Optimizer
@@ -67,8 +71,9 @@ class Descent:
         """
         with autocast(self.device, self.precision):
             logits = unhalved(self.model(normalize(images)))
+            further = sum((term(labels) for term in self.batch_terms), 0.0)
         loss, losses = cross_entropy(logits, labels, self.config.label_smoothing, sizes)
-        penalized = loss + penalties(self.terms, self.active, self.anchor)
+        penalized = loss + penalties(self.terms, self.active, self.anchor) + further
         clip: Clip = nn.utils.clip_grad_norm_ if sizes is None else clip_each
         step(self.optimizer, self.scaler, penalized, self.config.clip_norm, clip)
         drift_on(self.active, self.drift, self.rate)
@@ -84,6 +89,7 @@ def begin(
     terms: tuple[Term, ...],
     drift: Mapping[str, Tensor],
     precision: torch.dtype,
+    batch_terms: tuple[BatchTerm, ...] = (),
 ) -> Descent:
     """Prepares the steps of a round; the trained tensors must have their initial values.
 
@@ -96,6 +102,7 @@ def begin(
         drift: The tensors that are added after every step, times the learning rate. Names of
             tensors that are not trained in this round are left out.
         precision: The number format of activations: float32, bfloat16 or float16.
+        batch_terms: Functions that return further terms from the labels of a batch.
     """
     device = next(iter(active.values())).device
     return Descent(
@@ -103,6 +110,7 @@ def begin(
         active=active,
         anchor={name: p.detach().clone() for name, p in active.items()} if terms else {},
         terms=terms,
+        batch_terms=batch_terms,
         drift={name: drift[name].to(device) for name in active if name in drift},
         rate=rate,
         optimizer=make_optimizer(active, config, rate, methods.rates(model)),

@@ -134,21 +134,23 @@ def train(
     parameters = methods.trainable(model)
     methods.copy_in(parameters, state)
     active = active_of(parameters, task.frozen)
-    descent = begin(
-        model,
-        active,
-        config=config,
-        rate=task.learning_rate,
-        terms=task.all_terms,
-        drift=task.drift,
-        precision=precision,
-    )
-    device, epochs = descent.device, task.epochs_of(config)
-    images, labels = shard.images.to(device), shard.labels.to(device)
-    total, steps = torch.zeros((), device=device), 0
     if not model.training:  # setting the mode of all modules takes time
         model.train()
-    with resting(parameters[name] for name in task.frozen):
+    frozen = [parameters[name] for name in task.frozen]
+    with methods.watch(model) as batch_terms, resting(frozen):
+        descent = begin(
+            model,
+            active,
+            config=config,
+            rate=task.learning_rate,
+            terms=task.all_terms,
+            drift=task.drift,
+            precision=precision,
+            batch_terms=batch_terms,
+        )
+        device, epochs = descent.device, task.epochs_of(config)
+        images, labels = shard.images.to(device), shard.labels.to(device)
+        total, steps = torch.zeros((), device=device), 0
         for chosen in batches_of(len(shard), epochs, size, generator, device):
             total += descent.step(images[chosen], labels[chosen]).sum()
             steps += 1

@@ -1,0 +1,162 @@
+"""AdaRankGrad with common subspaces: all clients train coordinates in one low-dimensional subspace.
+
+AdaRankGrad takes steps of Adam in the span of the leading singular vectors of a gradient, and the
+rank falls during the training. Here all clients share a subspace, and send coordinates in it:
+
+    subspaces 0, 2, 4, ...:  ΔW = Qᵀ·C,   Q (r, m),   C (r, n)
+    subspaces 1, 3, 5, ...:  ΔW = Cᵀ·Q,   Q (r, n),   C (r, m)
+    W' = W + the sum of ΔW over all subspaces
+
+Q has orthonormal rows. The first Q is random, from the seed. Every later Q holds the leading right
+singular vectors of C of the subspace before, which is the last aggregated change of this matrix.
+One subspace is trained at a time, and the earlier terms stay in W'. A new subspace begins when the
+aggregated steps no longer become shorter, and at the latest after `gap` rounds. Its rank is the
+smallest one that keeps the last change up to the relative error ξ; further rows of C rest at zero.
+
+Averaging is exact: ΔW is linear in C, because Q and all earlier C are the same for all clients. The
+rows of C that are trained are sent, at most r·n or r·m numbers for each slice. Q is never sent,
+because every party computes it from tensors that it has. The server decides from sums alone.
+
+Source: Refael et al., arXiv 2410.17881: the adaptive rank, and new subspaces upon convergence. Our
+reading: the form of both criteria; the fixed number of subspaces; the common subspace. The
+aggregated change lies in its own subspace, so its left vectors would give the same Q again. Its
+right vectors depend on the gradient. So the sides alternate, and the changes of sides are the
+iterations of a randomised SVD. The optimiser is new in each round, so no moments are carried over.
+
+n inputs, m outputs of a slice, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning.lora import check_rank
+from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.finetuning.singular_vectors import leading_directions, smallest_rank
+from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
+from fl_vitlora.state import State
+
+SUBSPACE, AGE, STEP = "subspace", "age", "step"  # the names of the memory, beside ranks of slices
+
+
+class CommonSubspaces(SliceAdapter):
+    """The coordinates of one slice in all subspaces.
+
+    Args:
+        weight: The pre-trained weight W of the slice, (m, n).
+        rank: The largest rank r of a subspace.
+        count: The number of subspaces.
+
+    Attributes:
+        subspaces: The rows of C of each subspace, r vectors of length n or m; zero at the start. A
+            row is a tensor of its own, so that it can rest.
+        first: The random Q of the first subspace, (r, m).
+    """
+
+    first: Tensor
+
+    def __init__(self, weight: Tensor, rank: int, count: int) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape
+        check_rank(rank, inputs, outputs)
+        self.subspaces = nn.ModuleList(
+            nn.ParameterList(nn.Parameter(torch.zeros(length)) for _ in range(rank))
+            for length in ((inputs, outputs)[index % 2] for index in range(count))
+        )
+        self.register_buffer("first", leading_directions(torch.randn(rank, outputs)).to(weight))
+        self._bases: dict[int, tuple[Tensor, Tensor]] = {}  # the last C and the Q of C, by subspace
+
+    def coordinates(self, index: int) -> Tensor:
+        """Returns C of a subspace, (r, n) or (r, m)."""
+        rows: tuple[Tensor, ...] = tuple(self.subspaces[index].parameters())
+        return torch.stack(rows, dim=-2)
+
+    def basis(self, index: int) -> Tensor:
+        """Returns Q of a subspace, (r, m) or (r, n); computes it only if a tensor has changed."""
+        if not index:
+            return self.first
+        before = self.coordinates(index - 1).detach()
+        known = self._bases.get(index)
+        if known is None or known[0].dtype != before.dtype or not torch.equal(known[0], before):
+            known = self._bases[index] = (before, leading_directions(before))
+        return known[1]
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """Returns W' = W + ΣQᵀ·C + ΣCᵀ·Q; a term that rests at zero is left out."""
+        for index in range(len(self.subspaces)):
+            coordinates = self.coordinates(index)
+            if coordinates.requires_grad or coordinates.any():
+                change = self.basis(index).mT @ coordinates
+                weight = weight + (change.mT if index % 2 else change)
+        return weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaRankGrad(SlicePart):
+    """The part of a fine-tuning method that trains coordinates in common subspaces.
+
+    The weight decay should be zero; otherwise it acts on the coordinates, not on the weight.
+
+    Attributes:
+        rank: The largest rank r of a subspace.
+        subspaces: The number of subspaces of a run.
+        gap: The largest number of rounds in a subspace; the last subspace has no limit.
+        error: The relative error ξ with which a subspace keeps the last change.
+        targets: The names of the slices (`targets.LAYERS`).
+    """
+
+    rank: int = setting(4, "Largest rank r of the subspaces.", "[1, inf)")
+    subspaces: int = setting(4, "Number of subspaces of a run.", "[1, inf)")
+    gap: int = setting(5, "Largest number of rounds in a subspace.", "[1, inf)")
+    error: float = setting(0.2, "Relative error of the last change in a new subspace.", "[0, 1)")
+
+    def adapter(self, weight: Tensor) -> CommonSubspaces:
+        """Returns the coordinates of a slice, all zero."""
+        return CommonSubspaces(weight, self.rank, self.subspaces)
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Returns the rows of all other subspaces, and the rows beyond the ranks of the slices."""
+        del server_round
+        present = int(memory.get(SUBSPACE, torch.tensor(0)))
+        others = [k for k in range(self.subspaces) if k != present]
+        beyond = [
+            f"{path}{_ending(present, row)}"
+            for path, rank in memory.items()
+            if path not in (SUBSPACE, AGE, STEP)
+            for row in range(int(rank), self.rank)
+        ]
+        return (*(_ending(k, row) for k in others for row in range(self.rank)), *beyond)
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Decides whether a new subspace begins, and with which rank in each slice."""
+        present = int(memory.get(SUBSPACE, torch.tensor(0)))
+        age = int(memory.get(AGE, torch.tensor(0))) + 1
+        after, before = (self._matrices(t, present) for t in (known.after, known.before))
+        moved = [(after[path] - before[path]).double().norm() for path in after]
+        step = torch.stack(moved).norm()
+        settled = age > 1 and bool(step >= memory[STEP])
+        if present + 1 < self.subspaces and (settled or age >= self.gap):
+            ranks = {p: torch.tensor(smallest_rank(c, self.error)) for p, c in after.items()}
+            return {}, _remembered(present + 1, 0, torch.zeros_like(step)) | ranks
+        return {}, {**memory, **_remembered(present, age, step)}
+
+    def _matrices(self, tensors: Mapping[str, Tensor], index: int) -> State:
+        """Returns C of a subspace by the paths of the slices."""
+        first = _ending(index, 0)
+        paths = [name.removesuffix(first) for name in tensors if name.endswith(first)]
+        rows = range(self.rank)
+        return {p: torch.stack([tensors[p + _ending(index, row)] for row in rows]) for p in paths}
+
+
+def _ending(index: int, row: int) -> str:
+    """Returns the ending of the names of a row of C of a subspace."""
+    return f".subspaces.{index}.{row}"
+
+
+def _remembered(index: int, age: int, step: Tensor) -> State:
+    return {SUBSPACE: torch.tensor(index), AGE: torch.tensor(age), STEP: step}

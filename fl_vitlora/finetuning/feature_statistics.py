@@ -1,0 +1,153 @@
+"""Statistics of features: the clients measure the means of features and of their squares.
+
+While a client trains, this part watches the outputs z of one block, and measures over all patch
+tokens of the round's images, for each channel,
+
+    mean = Σz / count,    square = Σz² / count
+
+The server averages these tensors with the numbers of images as weights, like all tensors. So the
+aggregated tensors are the mean and the mean square over the images of all clients, exactly, and
+secure sums suffice. A client sends 2·D numbers in each round. Nothing is trained besides the head,
+so this part is added to another one: ``lora+feature_statistics``.
+
+The statistics are those of the features while the client trains. The predictor `bein` pulls the
+features of test images towards them.
+
+Source: BESTTA, arXiv 2311.18270, needs statistics of the source; how clients measure them is ours.
+
+B batch, T tokens, of which the first P are no patches, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning.groups import LORA
+from fl_vitlora.finetuning.method import BatchTerm, Part
+from fl_vitlora.finetuning.targets import blocks_of
+
+PLACE = "source_statistics"  # the name of the module in its block
+
+
+class Statistics(nn.Module):
+    """The statistics of the outputs of one block; a block never calls this module.
+
+    Args:
+        width: The width D.
+
+    Attributes:
+        mean: The mean of each channel, (D,); zero before the first round.
+        square: The mean square of each channel, (D,); zero before the first round.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(width))
+        self.square = nn.Parameter(torch.zeros(width))
+
+    @property
+    def deviation(self) -> Tensor:
+        """Returns the standard deviation of each channel, (D,)."""
+        return (self.square - self.mean.square()).clamp(min=0).sqrt()
+
+    @property
+    def measured(self) -> bool:
+        """Returns True if the clients have measured the statistics at least once."""
+        return bool(self.square.any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStatistics(Part):
+    """The part of a fine-tuning method that measures statistics of features.
+
+    Attributes:
+        depth: The share of the blocks through which the measured features have passed.
+    """
+
+    measured = (f".{PLACE}.mean", f".{PLACE}.square")
+
+    depth: float = setting(0.5, "Share of the blocks before the measured features.", "(0, 1]")
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds the statistics to the chosen block."""
+        blocks = blocks_of(model)
+        whole: Any = model
+        block = blocks[math.ceil(self.depth * len(blocks)) - 1]
+        block.add_module(PLACE, Statistics(whole.embed_dim))
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of the two statistics."""
+        return [name for name, _ in model.named_parameters() if name.endswith(self.measured)]
+
+    def group(self, name: str) -> str:
+        """Returns the group `lora`, whose tensors are sent without a codec by default."""
+        del name
+        return LORA
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
+        """Measures the statistics over all patch tokens of the round; adds no term to the loss."""
+        block, statistics = watched(model)
+        mean, square = (torch.zeros_like(statistics.mean, dtype=torch.float64) for _ in range(2))
+        count = 0
+
+        def measure(module: nn.Module, inputs: Any, out: Tensor) -> None:
+            nonlocal count
+            del module, inputs
+            tokens = patch_tokens(model, out.detach()).double().flatten(0, 1)
+            mean.add_(tokens.sum(dim=0))
+            square.add_(tokens.square().sum(dim=0))
+            count += len(tokens)
+
+        with hooked(block, measure):
+            yield lambda labels: 0.0
+        if count:
+            with torch.no_grad():
+                statistics.mean.copy_(mean / count)
+                statistics.square.copy_(square / count)
+
+    def merge(self, model: nn.Module) -> None:
+        """Removes the statistics."""
+        block, _ = watched(model)
+        delattr(block, PLACE)
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Any) -> Iterator[None]:
+    """Inside a `with` block, a function is called after each forward pass of a module.
+
+    Args:
+        module: The module.
+        hook: A function of the module, its inputs and its output. If it returns a tensor, this
+            tensor replaces the output.
+    """
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def watched(model: nn.Module) -> tuple[nn.Module, Statistics]:
+    """Returns the block of a model that has statistics, and these statistics.
+
+    Raises:
+        LookupError: If no block has statistics.
+    """
+    for block in getattr(model, "blocks", []):
+        if hasattr(block, PLACE):
+            return block, getattr(block, PLACE)
+    raise LookupError("no block of the model has statistics of features")
+
+
+def patch_tokens(model: Any, tokens: Tensor) -> Tensor:
+    """Returns the tokens of patches, (B, T - P, D); the class token and registers are left out."""
+    return tokens[:, model.num_prefix_tokens :]

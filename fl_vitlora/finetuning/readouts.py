@@ -1,0 +1,59 @@
+"""Readouts: what the head of a model would answer after each of its blocks.
+
+B images of a batch, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_vitlora.finetuning.targets import blocks_of
+
+
+def readout_losses(model: Any, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Returns the cross-entropies f_0 ... f_L of a batch, (L + 1,).
+
+    Args:
+        model: A timm ViT.
+        outputs: The input of the first block and the outputs of all blocks.
+        labels: The classes, (B,).
+    """
+    logits = [readout(model, tokens) for tokens in outputs]
+    return torch.stack([F.cross_entropy(one, labels) for one in logits])
+
+
+def readout(model: Any, tokens: Tensor) -> Tensor:
+    """Returns the logits that the model would have if `tokens` came out of its last block."""
+    logits: Tensor = model.forward_head(model.norm(tokens))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@contextmanager
+def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside a `with` block, records the input of the first block and the outputs of all blocks.
+
+    Yields:
+        A list that each forward pass of the model fills anew, with L + 1 tensors.
+    """
+    seen: list[Tensor] = []
+
+    def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        del module
+        seen[:] = inputs[:1]
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        del module, inputs
+        seen.append(out)
+
+    blocks = blocks_of(model)
+    with ExitStack() as stack:
+        stack.callback(blocks[0].register_forward_pre_hook(begin).remove)
+        for block in blocks:
+            stack.callback(block.register_forward_hook(add).remove)
+        yield seen

@@ -1,0 +1,41 @@
+"""The rule for what a fine-tuning method watches during a client's steps: `watch`, `measured`."""
+
+from __future__ import annotations
+
+import torch
+
+from fl_vitlora.finetuning import methods
+from fl_vitlora.testing.method_subject import CLASSES, MethodError, Subject, images, outputs
+from fl_vitlora.testing.returned import expect_penalty
+
+BATCHES = (3, 2)  # the images of the batches of a made-up round
+
+
+def watches(subject: Subject) -> None:
+    """Checks `watch` in a made-up round of two batches."""
+    model = subject.moved().model
+    before, start = outputs(model), methods.export_state(model)
+    for ending in subject.method.measured:
+        if not any(name.endswith(ending) for name in start):
+            raise MethodError(f"measured contains {ending!r}, but no exchanged tensor ends with it")
+    model.train()
+    with methods.watch(model) as terms:
+        if terms and subject.method.stackable:
+            raise MethodError("it watches the model, so it must not be stackable")
+        for count in BATCHES:
+            model(images(count))
+            for term in terms:
+                expect_penalty(term(torch.arange(count) % CLASSES), "the term of a batch")
+    end = methods.export_state(model)
+    for name in start:
+        is_measured = name.endswith(subject.method.measured)
+        if not is_measured and not torch.equal(start[name], end[name]):
+            raise MethodError(f"watching changes {name}, which measured does not name")
+        if is_measured and (torch.equal(start[name], end[name]) or not end[name].isfinite().all()):
+            raise MethodError(f"{name} is not set to a measured value")
+    methods.load_state(model, start)
+    if not torch.equal(outputs(model), before):
+        raise MethodError("the outputs of the model are changed after watching; is a hook left?")
+    hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    if hooked:
+        raise MethodError(f"a hook is left on {type(hooked[0]).__name__} after watching")
