@@ -32,6 +32,7 @@ PARTS: Mapping[str, str] = {
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
     "repadapter": "fl_vitlora.finetuning.repadapter:RepAdapter",
     "rslora": "fl_vitlora.finetuning.rslora:RankStabilisedLoRA",
+    "sara": "fl_vitlora.finetuning.sara:SaRA",
     "sift": "fl_vitlora.finetuning.sift:SIFT",
     "soda": "fl_vitlora.finetuning.soda:SODA",
     "ssf": "fl_vitlora.finetuning.ssf:SSF",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fl_vitlora.config.method_names import read_method, read_parameters
+from fl_vitlora.config.method_names import PARTS, read_method, read_parameters
 from fl_vitlora.config.optimizer_names import OPTIMIZERS, read_optimizer
 from fl_vitlora.config.predictor_names import read_predictor
 from fl_vitlora.config.rates import LETTERS, ORDINARY, Rates
@@ -243,8 +243,8 @@ class FineTuningConfig:
 
     method: str = setting(
         "lora+patch_embed",
-        "Which tensors are trained and exchanged, in addition to the head: a sum of bias, dora, "
-        "full, head, lora, lora_xs, norm, patch_embed, peft:NAME and 'package.module:Class'.",
+        "Which tensors are trained and exchanged, in addition to the head: a sum of "
+        f"{', '.join(PARTS)}, peft:NAME and 'package.module:Class'.",
         read=read_method,
     )
     parameters: Mapping[str, Any] = field(

@@ -119,6 +119,10 @@ class AdaRankGrad(SlicePart):
         """Returns the coordinates of a slice, all zero."""
         return CommonSubspaces(weight, self.rank, self.subspaces)
 
+    def averages_exactly(self) -> bool:
+        """Returns True: W' is linear in the coordinates."""
+        return True
+
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns the rows of all other subspaces, and the rows beyond the ranks of the slices."""
         del server_round

@@ -117,6 +117,10 @@ class HTA(SlicePart):
         default=False, explanation="Train only vectors in which the weight is linear."
     )
 
+    def averages_exactly(self) -> bool:
+        """Returns True if only d and u are trained."""
+        return self.exact
+
     def adapter(self, weight: Tensor) -> HTAAdapter:
         """Returns the vectors for a slice."""
         return HTAAdapter(weight, exact=self.exact)

@@ -129,7 +129,7 @@ class PeftPart(Part):
         """Returns the names of the tuner's trained tensors, which begin with the tuner's prefix."""
         from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING as PREFIXES
 
-        prefix = PREFIXES[self.tuner]  # type: ignore[index]  # peft's keys are texts as well
+        prefix = PREFIXES[self.tuner]
         names = (name for name, _ in model.named_parameters())
         return [n for n in names if any(word.startswith(prefix) for word in n.split("."))]
 
@@ -188,8 +188,8 @@ class PeftPart(Part):
         if self.tuner == "IA3":
             options["feedforward_modules"] = [path for path in paths if path.endswith("fc2")]
         try:
-            config = CONFIGS[self.tuner](**options)  # type: ignore[index]
-            TUNERS[self.tuner](model, config, ADAPTER)  # type: ignore[index]
+            config = CONFIGS[self.tuner](**options)
+            TUNERS[self.tuner](model, config, ADAPTER)
         except Exception as error:  # raised by code of peft
             cause = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"method peft:{self.tuner}: peft refuses: {cause}") from error

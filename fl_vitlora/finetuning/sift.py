@@ -72,7 +72,7 @@ class SIFTAdapter(SliceAdapter):
         """Returns W' = W + D + scatter(I, v)."""
         zeros = self.values.new_zeros((*self.values.shape[:-1], weight.numel()))
         sparse = zeros.scatter(-1, self.places.detach().long(), self.values)
-        return weight + self.dense + sparse.unflatten(-1, weight.shape)
+        return weight + self.dense + sparse.reshape(*sparse.shape[:-1], *weight.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,6 +110,10 @@ class SSF(ModulePart):
             if not isinstance(getattr(model, path, nn.Identity()), nn.Identity):
                 self._put(model, path)
 
+    def averages_exactly(self) -> bool:
+        """Returns True: every merged weight is linear in its own scales and shifts."""
+        return True
+
     def _put(self, root: nn.Module, path: str, outputs: int | None = None) -> None:
         """Puts scales and shifts after the module at a dotted path, in place."""
         base = parts_of_block(root, path)[0]

@@ -60,7 +60,7 @@ class TiedLinear(LoRALinear):
         ties: Tensor = getattr(model, TIES)
         source = int(ties.detach().reshape(-1, ties.shape[-1])[0, block])  # equal for all clients
         layer = self if source == block else model.blocks[source].get_submodule(path)
-        return [layer.adapters[name] for name in self.slices]
+        return [layer.adapters[name] for name in self.slices]  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def learn(
         optimizer.zero_grad()
         found = values(weights, ties)
         chosen = torch.stack([value[a] for value, a in zip(found, actions, strict=True)])
-        (chosen - torch.tensor(best)).square().sum().backward()
+        torch.autograd.backward((chosen - torch.tensor(best)).square().sum())
         optimizer.step()
     learnt = {name: weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():

@@ -189,19 +189,22 @@ def gap_of(subject: Subject) -> float:
     """Returns the distance of the averaged tensors' weights from the average of the weights.
 
     Two models with different trained tensors are merged, and a third one with the mean of these
-    tensors. The distance is a share of how far the weights are from the pre-trained ones.
+    tensors. Tensors that are frozen in round 1 have their first values. The distance is a share of how far the weights are from the pre-trained ones.
     """
-    states = [methods.export_state(subject.moved(seed).model.double()) for seed in (0, 1)]
+    start = methods.export_state(subject.prepared().model.double())
+    frozen = subject.method.rests(1, {}) if subject.method.has_rests else ()
+    resting = {name: tensor for name, tensor in start.items() if name.endswith(frozen)}
+    states = [methods.export_state(subject.moved(seed).model.double()) | resting for seed in (0, 1)]
     mean = {name: (tensor + states[1][name]) / 2 for name, tensor in states[0].items()}
     weights = []
-    for state in (*states, mean, methods.export_state(subject.prepared().model.double())):
+    for state in (*states, mean, start):
         model = subject.prepared().model.double()
         methods.load_state(model, state)
         methods.merge(model)
         weights.append(torch.cat([t.flatten() for t in model.state_dict().values()]))
-    one, other, averaged, start = weights
+    one, other, averaged, before = weights
     exact = (one + other) / 2
-    return float((exact - averaged).norm() / (exact - start).norm())
+    return float((exact - averaged).norm() / (exact - before).norm())
 
 
 def _penalises(subject: Subject) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fl_vitlora.finetuning import methods
 from fl_vitlora.testing.method_subject import CLASSES, MethodError, Subject, images, outputs
@@ -14,7 +15,7 @@ BATCHES = (3, 2)  # the images of the batches of a made-up round
 def watches(subject: Subject) -> None:
     """Checks `watch` in a made-up round of two batches."""
     model = subject.moved().model
-    before, start = outputs(model), methods.export_state(model)
+    before, start, hooks = outputs(model), methods.export_state(model), _hooks(model)
     for ending in subject.method.measured:
         if not any(name.endswith(ending) for name in start):
             raise MethodError(f"measured contains {ending!r}, but no exchanged tensor ends with it")
@@ -36,6 +37,13 @@ def watches(subject: Subject) -> None:
     methods.load_state(model, start)
     if not torch.equal(outputs(model), before):
         raise MethodError("the outputs of the model are changed after watching; is a hook left?")
-    hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
-    if hooked:
-        raise MethodError(f"a hook is left on {type(hooked[0]).__name__} after watching")
+    if left := [path for path, count in _hooks(model).items() if count != hooks[path]]:
+        raise MethodError(f"a hook is left on {left[0] or 'the model'} after watching")
+
+
+def _hooks(model: nn.Module) -> dict[str, int]:
+    """Returns the number of forward hooks of each module, by its path."""
+    return {
+        path: len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for path, module in model.named_modules()
+    }

@@ -76,7 +76,8 @@ def test_later_rounds_neither_choose_again_nor_touch_other_entries():
     assert not torch.equal(second.tensors[f"{SLICE}.values"], third.tensors[f"{SLICE}.values"])
     methods.load_state(model, third.tensors)
     methods.merge(model)
-    plain, merged = (m.blocks[1].attn.qkv.weight.detach() for m in (random_vit().model, model))
+    before: Any = random_vit().model
+    plain, merged = (m.blocks[1].attn.qkv.weight.detach() for m in (before, model))
     changed = (plain != merged).flatten().nonzero().flatten()
     assert set(changed.tolist()) <= {192 * 96 + int(p) for p in third.tensors[places]} | {
         int(p) for p in third.tensors["control:blocks.1.attn.qkv.adapters.q.places"]
@@ -88,7 +89,8 @@ def test_with_all_entries_sgd_is_full_fine_tuning_of_the_slices():
     """Five steps in float64: two in the dense first round, three in the sparse second one."""
     draw = torch.Generator().manual_seed(1)
     images = torch.randn(4, 3, 16, 16, generator=draw, dtype=torch.float64)
-    model, full = attached(share=1.0, targets=("proj",)).double(), random_vit().model.double()
+    model = attached(share=1.0, targets=("proj",)).double()
+    full: Any = random_vit().model.double()
     for parameter in full.parameters():
         parameter.requires_grad_(False)
     weights = [block.attn.proj.weight.requires_grad_() for block in full.blocks]

@@ -1,0 +1,153 @@
+"""SaRA: only the entries with the smallest magnitude are trained; those that have grown stop.
+
+    M = {entries with |W| < τ},    W' = W + scatter(M, v),    penalty λ·‖W'∘M‖_*
+
+W'∘M is W' with zeros outside M, and ‖·‖_* is the nuclear norm, the sum of the singular values. The
+penalty keeps the change of low rank. M follows from the pre-trained weights alone, so that every
+party finds the same M and no index is ever sent. After a share of the rounds, the entries that have
+grown to |W'| >= τ stop: they get no gradient, and keep their values.
+
+Source: Hu et al., arXiv 2409.06633. There τ is a number, and the stopping entries are chosen once.
+Here τ is chosen in each slice so that M has a given share of its entries, because the scale of the
+weights differs between models. From the switch on, every step stops the entries that have grown,
+because all parties see this in the values themselves. The nuclear norm is taken of one slice in
+each step, of all slices in turn, as in the paper, which takes a random one. Use no weight decay:
+it would move the entries that have stopped.
+
+Averaging is exact, because W' is linear in v.
+
+n inputs, m outputs of a slice. A slice sends int(share·m·n) numbers, and receives one number once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning.groups import BODY
+from fl_vitlora.finetuning.method import Aggregated, BatchTerm
+from fl_vitlora.finetuning.slices import AdaptedLinear, SliceAdapter, SlicePart
+from fl_vitlora.state import State
+
+STOPS = ".stops"
+NARROW = 64  # the nuclear norm is taken of slices whose sides are both longer
+
+
+class SaRAAdapter(SliceAdapter):
+    """The trained entries of one slice.
+
+    Args:
+        weight: The pre-trained weight W of the slice, (m, n).
+        share: The share of the entries that are trained.
+
+    Attributes:
+        values: The values v, (k,), zero.
+        stops: 1 if entries that have grown stop, else 0; a scalar that only the server changes.
+        places: The places of M in the flattened slice, (k,). If entries have the same magnitude,
+            the first ones are in M.
+        threshold: The magnitude τ, a scalar: the smallest one outside M.
+    """
+
+    places: Tensor
+    threshold: Tensor
+
+    def __init__(self, weight: Tensor, share: float) -> None:
+        super().__init__()
+        magnitudes = weight.flatten().abs()
+        chosen = max(1, int(share * len(magnitudes)))
+        sizes, order = magnitudes.sort(stable=True)
+        self.values = nn.Parameter(torch.zeros(chosen))
+        self.stops = nn.Parameter(torch.zeros(()))
+        self.register_buffer("places", order[:chosen].sort().values)
+        self.register_buffer("threshold", sizes[min(chosen, len(sizes) - 1)].clone())
+
+    def entries(self, weight: Tensor) -> Tensor:
+        """Returns the entries of W' in M, (k,)."""
+        start = weight.flatten()[self.places]
+        grown = (start + self.values.detach()).abs() >= self.threshold
+        stopped = grown & (self.stops.detach().unsqueeze(-1) > 0)
+        return start + torch.where(stopped, self.values.detach(), self.values)
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """Returns W', which is W with other entries in M."""
+        entries = self.entries(weight)
+        whole = weight.flatten().expand(*entries.shape[:-1], -1)
+        changed = whole.scatter(-1, self.places.expand_as(entries), entries)
+        return changed.reshape(*entries.shape[:-1], *weight.shape)
+
+    def nuclear_norm(self, weight: Tensor) -> Tensor:
+        """Returns ‖W'∘M‖_*, a scalar."""
+        alone = torch.zeros_like(weight).flatten().scatter(-1, self.places, self.entries(weight))
+        norm: Tensor = torch.linalg.svdvals(alone.view_as(weight)).sum()
+        return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaRA(SlicePart):
+    """The part of a fine-tuning method that trains the smallest entries in every block.
+
+    Attributes:
+        share: The share of the entries of a slice that are trained.
+        nuclear: The weight λ of the nuclear norm; 0 for no penalty.
+        switch: The share of the rounds after which entries that have grown stop.
+        targets: The names of the slices (`targets.LAYERS`).
+    """
+
+    stackable = False  # it watches the steps of each client
+    control = (STOPS,)
+
+    share: float = setting(0.03, "Share of the entries that are trained.", "(0, 1]")
+    nuclear: float = setting(5e-4, "Weight of the nuclear norm.", "[0, inf)")
+    switch: float = setting(0.5, "Share of the rounds before grown entries stop.", "[0, 1]")
+
+    def adapter(self, weight: Tensor) -> SaRAAdapter:
+        """Returns the trained entries of a slice."""
+        return SaRAAdapter(weight, self.share)
+
+    def group(self, name: str) -> str:
+        """Returns `body`: entries of a weight are trained with the rate of full fine-tuning."""
+        del name
+        return BODY
+
+    def averages_exactly(self) -> bool:
+        """Returns True: W' is linear in v."""
+        return True
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
+        """Adds λ times the nuclear norm of one slice in each step, of all slices in turn."""
+        turns = itertools.cycle(_wide_slices(model))
+
+        def term(labels: Tensor) -> Tensor | float:
+            del labels
+            adapter, weight = next(turns, (None, None))
+            if adapter is None or weight is None or not self.nuclear:
+                return 0.0
+            return self.nuclear * adapter.nuclear_norm(weight)
+
+        yield term
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Lets entries that have grown stop, after the given share of the rounds."""
+        due = known.round >= self.switch * known.rounds
+        waiting = {n: t for n, t in known.after.items() if n.endswith(STOPS) and not t}
+        changed = {name: torch.ones_like(t) for name, t in waiting.items()} if due else {}
+        return changed, dict(memory)
+
+
+def _wide_slices(model: nn.Module) -> list[tuple[SaRAAdapter, Tensor]]:
+    """Returns the adapters and frozen weights of the slices whose nuclear norm is taken."""
+    return [
+        (adapter, weight)
+        for layer in model.modules()
+        if isinstance(layer, AdaptedLinear)
+        for name, (start, end) in layer.slices.items()
+        for adapter, weight in [(layer.adapters[name], layer.base.weight[start:end])]
+        if isinstance(adapter, SaRAAdapter) and min(weight.shape) > NARROW
+    ]
