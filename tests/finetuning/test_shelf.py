@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,19 @@ from fl_vitlora.config import FineTuningConfig, load
 from fl_vitlora.config.method_names import PARTS
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.method import BatchTerm, Part
 from fl_vitlora.state import State, count
 from fl_vitlora.testing.method import RULES, MethodError, check_method, findings
 from tests.conftest import random_vit
 
-SUMS = [*PARTS, "lora+patch_embed", "bias+norm", "dora+patch_embed", "lora_xs+patch_embed"]
+SUMS = [
+    *PARTS,
+    "lora+patch_embed",
+    "bias+norm",
+    "dora+patch_embed",
+    "lora_xs+patch_embed",
+    "lora+descent",
+]
 
 
 @pytest.mark.parametrize("method", SUMS)
@@ -60,6 +68,9 @@ def test_a_method_fits_a_published_vit(method: str):
         ("bias+norm", 6 * (288 + 96 + 288 + 96 + 4 * 96) + 2 * 96 + 970),
         ("dora", 6 * 2 * (2 * 4 * 96 + 96) + 970),
         ("lora_xs", 6 * 2 * 4 * 4 + 970),
+        ("adarankgrad", 4 * 6 * 2 * 4 * 96 + 970),
+        ("feature_statistics", 2 * 96 + 970),
+        ("descent", 6 + 7 + 970),
     ],
 )
 def test_a_method_trains_as_many_numbers_as_one_can_count(method: str, trained: int):
@@ -274,6 +285,27 @@ class PenalisesByNorm(Gates):
         return torch.stack(squares).sum().sqrt()
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeavesAHook(Gates):
+    @contextmanager
+    def watch(self, model: Any) -> Iterator[BatchTerm]:
+        model.blocks[0].register_forward_hook(lambda _module, _inputs, out: out)
+        yield lambda labels: 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuresNothing(Gates):
+    measured = (".extra",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovesWhileWatching(Gates):
+    @contextmanager
+    def watch(self, model: Any) -> Iterator[BatchTerm]:
+        model.blocks[0].mlp.drop2.extra.data += 1
+        yield lambda labels: 0.0
+
+
 FAULTY = [
     (NamesNothing, 0, "trains no.such.tensor, an unknown tensor"),
     (UnknownGroup, 0, "'gates' is not a group"),
@@ -292,6 +324,9 @@ FAULTY = [
     (RestsNothing, 12, "rests returns '.lora_A'"),
     (Shrinks, 13, "a second call of retract changes lora:blocks.0.mlp.drop2.strange again"),
     (Overwrites, 13, "changes the tensors"),
+    (LeavesAHook, 14, "a hook is left on blocks."),
+    (MeasuresNothing, 14, "extra is not set to a measured value"),
+    (MovesWhileWatching, 14, "watching changes lora:blocks.0.mlp.drop2.extra"),
 ]
 
 
