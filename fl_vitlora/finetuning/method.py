@@ -38,6 +38,9 @@ When each method of a part is called:
     server   retract(tensors), decide(known, memory)      after each aggregation
     at last  merge(model), unless `cannot_merge` gives a reason against it
 
+If a part declares `frozen_backbone`, clients call features(model, images) once for each image, and
+from_features(model, features) in each step; the module `features` has the rules for such methods.
+
 `fl_vitlora.testing.method` checks the rules. From the command line:
 ``python simulate.py --check-method my_package.my_file:MyPart``.
 """
@@ -47,7 +50,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -87,6 +90,8 @@ class Part(ABC):
             `LoRALinear` does.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
             never train them. They are sent exactly, and only to clients that have older values.
+        frozen_backbone: True if the part never changes what the backbone computes, and needs no
+            gradient from the backbone. Then clients can keep the features of their images.
         personal: Endings of the names of tensors that every client trains, keeps from round to
             round and never sends. If there are such tensors, the clients measure the accuracy.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
@@ -96,6 +101,7 @@ class Part(ABC):
     low_rank: ClassVar[bool] = False
     trains_patch_embedding: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
+    frozen_backbone: ClassVar[bool] = False
     control: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
@@ -143,6 +149,32 @@ class Part(ABC):
         """
         del name
         return 1.0
+
+    def features(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Returns what the trained tensors of a part with `frozen_backbone` need of each image.
+
+        Args:
+            model: The model with all parts attached, in evaluation mode.
+            images: The normalised images, (B, C, H, W).
+
+        Returns:
+            A tensor (B, ...) that does not depend on trained tensors; by default the input of the
+            classifier, (B, D).
+        """
+        whole: Any = model
+        pooled: Tensor = whole.forward_head(whole.forward_features(images), pre_logits=True)
+        return pooled
+
+    def from_features(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Returns the logits of images, (B, classes), which must equal the outputs of the model.
+
+        Args:
+            model: The model with all parts attached, or its stacked form (`training.stacking`).
+            features: What `features` returned for these images, (B, ...).
+        """
+        whole: Any = model
+        logits: Tensor = whole.head(features)
+        return logits
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns endings of the names of tensors that no client trains or sends in a round.

@@ -20,6 +20,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 from fl_vitlora.training.descent import begin
+from fl_vitlora.training.inputs import frozen_of, inputs_of, set_mode
 from fl_vitlora.training.objective import Proximal, Term
 from fl_vitlora.training.prediction import PLAIN, Predictor, answering
 from fl_vitlora.training.steps import (
@@ -130,7 +131,7 @@ def train(
     Raises:
         ValueError: If the task freezes every tensor.
     """
-    model, size = backbone.model, config.batch_size
+    model, frozen = backbone.model, frozen_of(backbone.model)
     parameters = methods.trainable(model)
     methods.copy_in(parameters, state)
     active = active_of(parameters, task.frozen)
@@ -142,15 +143,15 @@ def train(
         terms=task.all_terms,
         drift=task.drift,
         precision=precision,
+        frozen=frozen,
     )
     device, epochs = descent.device, task.epochs_of(config)
-    images, labels = shard.images.to(device), shard.labels.to(device)
+    inputs, labels = inputs_of(shard, frozen, device, precision), shard.labels.to(device)
     total, steps = torch.zeros((), device=device), 0
-    if not model.training:  # setting the mode of all modules takes time
-        model.train()
+    set_mode(model, frozen)
     with resting(parameters[name] for name in task.frozen):
-        for chosen in batches_of(len(shard), epochs, size, generator, device):
-            total += descent.step(images[chosen], labels[chosen]).sum()
+        for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
+            total += descent.step(inputs(chosen), labels[chosen]).sum()
             steps += 1
     loss = float(total) / max(1, epochs * len(shard))
     return Trained(state=methods.copied_out(parameters), loss=loss, steps=steps)

@@ -242,6 +242,22 @@ class PenalisesByNorm(Gates):
         return torch.stack(squares).sum().sqrt()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SaysFrozen(Gates):
+    frozen_backbone = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetsItsTensors(Gates):
+    """Reads features that do not change, but the gates change the model's outputs."""
+
+    frozen_backbone = True
+
+    def features(self, model: nn.Module, images: Tensor) -> Tensor:
+        del model
+        return images.mean(dim=(2, 3)).repeat(1, 32)
+
+
 FAULTY = [
     (NamesNothing, 0, "trains no.such.tensor, an unknown tensor"),
     (UnknownGroup, 0, "'gates' is not a group"),
@@ -258,6 +274,8 @@ FAULTY = [
     (RestsNothing, 11, "rests returns '.lora_A'"),
     (Shrinks, 12, "a second call of retract changes lora:blocks.0.mlp.drop2.strange again"),
     (Overwrites, 12, "changes the tensors"),
+    (SaysFrozen, 13, "its features depend on tensors that are trained"),
+    (ForgetsItsTensors, 13, "the logits of features differ from those of the model"),
 ]
 
 
