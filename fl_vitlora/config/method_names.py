@@ -19,6 +19,7 @@ PARTS: Mapping[str, str] = {
     "head": "fl_vitlora.finetuning.head:Head",
     "lora": "fl_vitlora.finetuning.lora_part:LoRA",
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
+    "losa": "fl_vitlora.finetuning.losa:LoSA",
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
 }

@@ -244,7 +244,7 @@ class FineTuningConfig:
     method: str = setting(
         "lora+patch_embed",
         "Which tensors are trained and exchanged, in addition to the head: a sum of bias, dora, "
-        "full, head, lora, lora_xs, norm, patch_embed and 'package.module:Class'.",
+        "full, head, lora, lora_xs, losa, norm, patch_embed and 'package.module:Class'.",
         read=read_method,
     )
     parameters: Mapping[str, Any] = field(

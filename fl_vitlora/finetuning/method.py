@@ -106,6 +106,11 @@ class Part(ABC):
     personal: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
 
+    @property
+    def reads_token_order(self) -> bool:
+        """Returns True if trained tensors depend on the order of tokens, which a key may change."""
+        return False
+
     def attach(self, model: nn.Module) -> None:
         """Adds modules or parametrisations to a model, in place. By default nothing is added.
 

@@ -23,7 +23,7 @@ from fl_vitlora.training.inputs import features_of, features_of_shard, frozen_of
 from fl_vitlora.training.local import LocalTask, Trained
 from tests.conftest import MakeBackbone
 
-METHODS = ("head",)
+METHODS = ("head", "losa")
 SIZES = (13, 5, 21, 8, 1)
 CPU, FLOAT = torch.device("cpu"), torch.float32
 

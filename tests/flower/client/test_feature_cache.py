@@ -123,7 +123,7 @@ def test_features_that_may_not_be_written_stay_in_memory(
     assert not (tmp_path / "features").exists()
 
 
-@pytest.mark.parametrize("method", ["head"])
+@pytest.mark.parametrize("method", ["head", "losa"])
 def test_a_run_with_kept_features_ends_with_the_same_bits(
     tmp_path: Path, engine: Engine, method: str
 ):
