@@ -5,6 +5,11 @@ images of a shard as the model receives them, so from ciphertext if the run encr
 file of the shard is sealed, the file of the features is sealed under the same storage key of the
 same party. Otherwise the file has a digest, as an unsealed shard has.
 
+What features tell: whoever has them knows the number of images, which images are alike, and, with
+a trained head, their classes. Features of ciphertext are computed from ciphertext only, so they
+reveal no more than the shard and the model. If the model is adapted to the key, its features of
+ciphertext are those of the plain images, and an image can be rebuilt from features in part.
+
 Every file contains a digest of everything that the features were computed from. It is called the
 origin here. Features of another origin are never returned: they belong to an older model, to images
 under an older key, or to another method. In a sealed file the origin is sealed as well, because it
