@@ -32,6 +32,7 @@ speed:
 	python benchmarks/speed/compare.py
 	python benchmarks/speed/scale.py
 	python benchmarks/speed/cohort.py
+	python benchmarks/speed/features.py
 	python benchmarks/speed/worker_memory.py
 
 attacks:

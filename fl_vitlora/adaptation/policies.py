@@ -197,6 +197,7 @@ def check(config: Config) -> None:
             f"{wish} with encryption.scope image: every image has its own key, and one model "
             "cannot be adapted to all of them; choose scope shared, client or block"
         )
+    _check_token_order(config)
     mixes = encryption.adapt and encryption.scope == "client" and exchanges_reader(config)
     if mixes and not aligns(config) and not encryption.allow_meaningless:
         raise UserError(
@@ -213,6 +214,19 @@ def check(config: Config) -> None:
             "that no client trained with; choose evaluation.by clients (to try it anyway: "
             "encryption.allow_meaningless=true)"
         )
+
+
+def _check_token_order(config: Config) -> None:
+    """Refuses methods that mix tokens if the tokens of two clients can be in different orders."""
+    if common_key(config) or "block_scrambling" not in config.encryption.steps:
+        return
+    for name, part in shelf.method_of(config.finetuning).parts:
+        if part.reads_token_order:
+            raise UserError(
+                f"method {name} mixes tokens, and with encryption.scope {config.encryption.scope} "
+                "block_scrambling puts them in another order for every key; choose scope shared, "
+                "or mix channels only: finetuning.parameters.mixers=channels"
+            )
 
 
 def _serverable(config: Config) -> bool:

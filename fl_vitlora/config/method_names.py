@@ -28,6 +28,7 @@ PARTS: Mapping[str, str] = {
     "lora": "fl_vitlora.finetuning.lora_part:LoRA",
     "lora_plus": "fl_vitlora.finetuning.lora_plus:LoRAPlus",
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",
+    "losa": "fl_vitlora.finetuning.losa:LoSA",
     "norm": "fl_vitlora.finetuning.norm:Norm",
     "patch_embed": "fl_vitlora.finetuning.patch_embed:PatchEmbedding",
     "repadapter": "fl_vitlora.finetuning.repadapter:RepAdapter",

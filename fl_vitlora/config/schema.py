@@ -533,6 +533,13 @@ class EngineConfig:
         "The address of a running Ray cluster that can read the run folder. By default Ray is "
         "started on this machine.",
     )
+    feature_cache_mb: int = setting(
+        1024,
+        "The megabytes of disk space in which the clients of a machine keep the features of their "
+        "images, for methods that never change the backbone. With 0, every step computes the "
+        "features anew.",
+        "[0, inf)",
+    )
     mixed_precision: bool = setting(
         True,
         "Whether a GPU computes in bfloat16, or in float16 with loss scaling if it has no "

@@ -43,13 +43,21 @@ class Shard:
     Attributes:
         images: The images, uint8 (n, C, H, W); they are ciphertext if the run encrypts images.
         labels: The labels, int64 (n,).
+        features: The features of the images, (n, ...), if the method has features and the client
+            keeps them (`finetuning.features`); otherwise None. No shard file contains features.
     """
 
     images: Tensor
     labels: Tensor
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, chosen: Tensor) -> Shard:
+        """Returns the shard of the images at the given positions, (m,)."""
+        features = None if self.features is None else self.features[chosen]
+        return Shard(images=self.images[chosen], labels=self.labels[chosen], features=features)
 
 
 def client_shard(client: int) -> str:

@@ -34,7 +34,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fl_vitlora.encryption.storage_keys import BY_PASSPHRASE, PASSPHRASE, StorageKey, StorageKeys
+from fl_vitlora.encryption.storage_keys import (
+    BY_PASSPHRASE,
+    PASSPHRASE,
+    PartyKey,
+    StorageKey,
+    StorageKeys,
+)
 from fl_vitlora.errors import UserError
 from fl_vitlora.storage.checksummed import DamagedFileError
 
@@ -71,13 +77,13 @@ class Header:
     raw: bytes
 
 
-def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator[bytes]:
+def seal(text: bytes, body: memoryview, key: StorageKey | PartyKey, party: str) -> Iterator[bytes]:
     """Seals a text and a body.
 
     Args:
         text: A small text that can be read without the body.
         body: The rest of the content.
-        key: The owner's storage key.
+        key: The owner's storage key, or the storage key of this party.
         party: The party that the file belongs to, for example "client 3".
 
     Yields:

@@ -56,6 +56,31 @@ class StorageKey:
         return derive_key(self.root, f"party/{party}")
 
 
+@dataclass(frozen=True)
+class PartyKey:
+    """The storage key of one party, which seals only the files of this party.
+
+    Attributes:
+        name: Name of the root key from which this key was derived.
+        party: The party, for example "client 3".
+        key: The key of 32 bytes; it is never printed.
+    """
+
+    name: str
+    party: str
+    key: bytes = field(repr=False)
+
+    def of_party(self, party: str) -> bytes:
+        """Returns the key.
+
+        Raises:
+            ValueError: If the files of another party should be sealed.
+        """
+        if party != self.party:
+            raise ValueError(f"the storage key of {self.party} cannot seal files of {party}")
+        return self.key
+
+
 @dataclass(frozen=True, kw_only=True)
 class StorageKeys:
     """All storage keys with which a process can open files.

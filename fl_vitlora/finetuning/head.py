@@ -1,6 +1,7 @@
 """Linear probing: only the classifier is trained.
 
 Every method trains the classifier. So the part `head` adds nothing to a sum with other parts.
+The backbone does not change, so clients can keep the features of their images (`features`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Head(Part):
     """The part of a fine-tuning method that trains the classifier."""
 
     stackable = True
+    frozen_backbone = True
 
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of the tensors of all classifiers (heads) of the model."""

@@ -39,6 +39,9 @@ When each method of a part is called:
     server   retract(tensors), decide(known, memory)      after each aggregation
     at last  merge(model), unless `cannot_merge` gives a reason against it
 
+If a part declares `frozen_backbone`, clients call features(model, images) once for each image, and
+from_features(model, features) in each step; the module `features` has the rules for such methods.
+
 `fl_vitlora.testing.method` checks the rules. From the command line:
 ``python simulate.py --check-method my_package.my_file:MyPart``.
 """
@@ -49,7 +52,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -96,6 +99,8 @@ class Part(ABC):
             cannot be tried on a model whose weights are not loaded yet.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
             never train them. They are sent exactly, and only to clients that have older values.
+        frozen_backbone: True if the part never changes what the backbone computes, and needs no
+            gradient from the backbone. Then clients can keep the features of their images.
         personal: Endings of the names of tensors that every client trains, keeps from round to
             round and never sends. If there are such tensors, the clients measure the accuracy.
         measured: Endings of the names of tensors that clients do not train: `watch` sets them to
@@ -110,6 +115,7 @@ class Part(ABC):
     trains_patch_embedding: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
     reads_weights: ClassVar[bool] = False
+    frozen_backbone: ClassVar[bool] = False
     control: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
@@ -119,6 +125,11 @@ class Part(ABC):
     def note(self) -> str:
         """Returns a sentence that the user is shown when a run begins; by default an empty text."""
         return ""
+
+    @property
+    def reads_token_order(self) -> bool:
+        """Returns True if trained tensors depend on the order of tokens, which a key may change."""
+        return False
 
     def attach(self, model: nn.Module) -> None:
         """Adds modules or parametrisations to a model, in place. By default nothing is added.
@@ -163,6 +174,32 @@ class Part(ABC):
         """
         del name
         return 1.0
+
+    def features(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Returns what the trained tensors of a part with `frozen_backbone` need of each image.
+
+        Args:
+            model: The model with all parts attached, in evaluation mode.
+            images: The normalised images, (B, C, H, W).
+
+        Returns:
+            A tensor (B, ...) that does not depend on trained tensors; by default the input of the
+            classifier, (B, D).
+        """
+        whole: Any = model
+        pooled: Tensor = whole.forward_head(whole.forward_features(images), pre_logits=True)
+        return pooled
+
+    def from_features(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Returns the logits of images, (B, classes), which must equal the outputs of the model.
+
+        Args:
+            model: The model with all parts attached, or its stacked form (`training.stacking`).
+            features: What `features` returned for these images, (B, ...).
+        """
+        whole: Any = model
+        logits: Tensor = whole.head(features)
+        return logits
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns endings of the names of tensors that no client trains or sends in a round.

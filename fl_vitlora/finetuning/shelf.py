@@ -16,6 +16,7 @@ from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.config.method_names import PARTS, is_class, is_peft, parts_of
 from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.finetuning.features import check_features
 from fl_vitlora.finetuning.method import Method, Part
 
 ADAPTERS = ("lora", "sandwich", "lora_xs")  # values of `Strategy.adapter`; the last two are equal
@@ -30,7 +31,8 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
 
     Raises:
         UserError: If a part cannot be imported, if the settings set a hyper-parameter that no part
-            has, or if the strategy needs matrices R that a part does not have.
+            has, if the parts cannot be added up, or if the strategy needs matrices R that a part
+            does not have.
 
     Example:
         >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
@@ -46,7 +48,9 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
     for strange in config.parameters.keys() - fields:
         raise unknown(f"parameter of method {config.method}", strange, fields)
     parts = tuple((name, _made(kind, config)) for name, kind in kinds.items())
-    return Method(name=config.method, parts=parts)
+    method = Method(name=config.method, parts=parts)
+    check_features(method)
+    return method
 
 
 def _check_middle(kinds: Mapping[str, type[Part]], planned: type[Part]) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
+from fl_vitlora.finetuning.features import frozen_backbone
 from fl_vitlora.finetuning.method import Method, Part
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.testing import Finding, method_server, method_watch
@@ -216,6 +217,22 @@ def _penalises(subject: Subject) -> None:
         expect_entrywise(part.penalty, here, anchors)
 
 
+def _has_features(subject: Subject) -> None:
+    one, other = subject.prepared().model, subject.moved().model
+    batch = images()
+    first, moved = (frozen_backbone(model, subject.method) for model in (one, other))
+    if first is None or moved is None:
+        return
+    features = moved.features(batch)
+    if features.requires_grad or not torch.equal(first.features(batch), features):
+        raise MethodError("its features depend on tensors that are trained")
+    if len(features) != len(batch):
+        raise MethodError(f"features returns {tuple(features.shape)} for {len(batch)} images")
+    far = distance(outputs(other, batch), moved.logits(features).detach())
+    if far:
+        raise MethodError(f"the logits of features differ from those of the model by {far:.2g}")
+
+
 class Rule(NamedTuple):
     """A rule that a method must keep.
 
@@ -250,6 +267,7 @@ RULES = (
     ),
     Rule("retracts aggregated tensors; a second call changes nothing", method_server.retracts),
     Rule("watches batches, measures what it names, and leaves no trace", method_watch.watches),
+    Rule("computes the same from features, if it declares frozen_backbone", _has_features),
 )
 
 

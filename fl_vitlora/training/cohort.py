@@ -31,6 +31,7 @@ from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
 from fl_vitlora.training.descent import Descent, begin
+from fl_vitlora.training.inputs import Inputs, frozen_of, inputs_of, set_mode
 from fl_vitlora.training.local import LocalTask, Trained, train
 from fl_vitlora.training.optimizers import is_entrywise
 from fl_vitlora.training.stacking import Stack, can_stack
@@ -171,16 +172,16 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The images of one step, for all clients that still have steps to take.
+    """The inputs of one step, for all clients that still have steps to take.
 
     Attributes:
-        images: (B, C, H, W); the images of the first client come first.
+        inputs: Images, (B, C, H, W), or features, (B, ...); those of the first client come first.
         labels: (B,).
         sizes: b_k, the number of images of each client that is still training. The clients that
             have finished are the last ones of the stack.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     sizes: tuple[int, ...]
 
@@ -212,16 +213,18 @@ def train_together(
     plans = _longest_first(jobs, config, stack.device)
     chosen = [plan.job for plan in plans]
     parameters = stack.load([job.start for job in chosen], [job.reader for job in chosen])
+    frozen = frozen_of(stack.original)
     descent = _begin(stack, parameters, chosen, config, precision)
     losses = torch.zeros(len(plans), device=stack.device)
     states: list[State] = []  # of the clients that have finished; the last of the stack comes first
-    stack.model.train()
+    set_mode(stack.model, frozen)
+    inputs = [inputs_of(j.shard, frozen, stack.device, precision, j.reader) for j in chosen]
     with resting(parameters[name] for name in chosen[0].task.frozen):
-        for batch in _batches(plans, stack.device):
+        for batch in _batches(plans, inputs, stack.device):
             clients = len(batch.sizes)
             states += _slices(parameters, range(clients, len(plans) - len(states)))
             stack.set_batch_sizes(batch.sizes)
-            losses[:clients] += descent.step(batch.images, batch.labels, batch.sizes)
+            losses[:clients] += descent.step(batch.inputs, batch.labels, batch.sizes)
     states += _slices(parameters, range(len(plans) - len(states)))
     return _trained(plans, states[::-1], losses.tolist())
 
@@ -256,17 +259,19 @@ def _begin(
         terms=task.all_terms,
         drift=drift,
         precision=precision,
+        frozen=frozen_of(stack.original),
     )
 
 
-def _batches(plans: Sequence[Plan], device: torch.device) -> Iterator[Batch]:
+def _batches(
+    plans: Sequence[Plan], inputs: Sequence[Inputs], device: torch.device
+) -> Iterator[Batch]:
     """Yields the batch of each step; the images of the client with the most steps come first."""
-    images = [plan.job.shard.images.to(device) for plan in plans]
     labels = [plan.job.shard.labels.to(device) for plan in plans]
     for chosen in itertools.zip_longest(*(plan.order for plan in plans)):
         present = [positions for positions in chosen if positions is not None]
         yield Batch(
-            images=torch.cat([own[at] for own, at in zip(images, present, strict=False)]),
+            inputs=torch.cat([own(at) for own, at in zip(inputs, present, strict=False)]),
             labels=torch.cat([own[at] for own, at in zip(labels, present, strict=False)]),
             sizes=tuple(map(len, present)),
         )

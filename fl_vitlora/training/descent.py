@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.features import FrozenBackbone
 from fl_vitlora.finetuning.method import BatchTerm
-from fl_vitlora.models.backbone import normalize
+from fl_vitlora.training.inputs import Inputs, logits_of
 from fl_vitlora.training.objective import Term, cross_entropy, penalties
 from fl_vitlora.training.optimizers import make_optimizer
 from fl_vitlora.training.steps import Clip, autocast, clip_each, drift_on, step, unhalved
@@ -30,7 +31,7 @@ class Descent:
     """Everything that is the same in all steps of a round.
 
     Attributes:
-        model: The model that computes with the trained tensors.
+        logits: The function that maps the inputs of a step, (B, ...), to logits (`inputs`).
         active: The tensors that are trained in this round.
         anchor: The values of these tensors when training began; empty if there are no terms.
         terms: The terms that are added to the cross-entropy in the local loss.
@@ -45,7 +46,7 @@ class Descent:
         precision: The number format of activations.
     """
 
-    model: nn.Module
+    logits: Inputs
     active: Mapping[str, nn.Parameter]
     anchor: Mapping[str, Tensor]
     terms: tuple[Term, ...]
@@ -58,11 +59,12 @@ class Descent:
     device: torch.device
     precision: torch.dtype
 
-    def step(self, images: Tensor, labels: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    def step(self, inputs: Tensor, labels: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """Takes one step.
 
         Args:
-            images: The images as they are on disk, (B, C, H, W), on the device of the model.
+            inputs: The images as they are on disk, (B, C, H, W), or their features, (B, ...), on
+                the device of the model.
             labels: The classes, (B,).
             sizes: The number of images of each stacked client; None for a single client.
 
@@ -70,7 +72,7 @@ class Descent:
             The sum of the cross-entropy over each client's images, without the terms, (K,).
         """
         with autocast(self.device, self.precision):
-            logits = unhalved(self.model(normalize(images)))
+            logits = unhalved(self.logits(inputs))
             further = sum((term(labels) for term in self.batch_terms), 0.0)
         loss, losses = cross_entropy(logits, labels, self.config.label_smoothing, sizes)
         penalized = loss + penalties(self.terms, self.active, self.anchor) + further
@@ -90,6 +92,7 @@ def begin(
     drift: Mapping[str, Tensor],
     precision: torch.dtype,
     batch_terms: tuple[BatchTerm, ...] = (),
+    frozen: FrozenBackbone | None = None,
 ) -> Descent:
     """Prepares the steps of a round; the trained tensors must have their initial values.
 
@@ -103,10 +106,12 @@ def begin(
             tensors that are not trained in this round are left out.
         precision: The number format of activations: float32, bfloat16 or float16.
         batch_terms: Functions that return further terms from the labels of a batch.
+        frozen: The two halves of the model for one client; None if each step computes the whole
+            model.
     """
     device = next(iter(active.values())).device
     return Descent(
-        model=model,
+        logits=logits_of(model, frozen),
         active=active,
         anchor={name: p.detach().clone() for name, p in active.items()} if terms else {},
         terms=terms,

@@ -20,6 +20,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 from fl_vitlora.training.descent import begin
+from fl_vitlora.training.inputs import frozen_of, inputs_of, set_mode
 from fl_vitlora.training.objective import Proximal, Term
 from fl_vitlora.training.prediction import PLAIN, Predictor, answering
 from fl_vitlora.training.steps import (
@@ -130,14 +131,13 @@ def train(
     Raises:
         ValueError: If the task freezes every tensor.
     """
-    model, size = backbone.model, config.batch_size
+    model, frozen = backbone.model, frozen_of(backbone.model)
     parameters = methods.trainable(model)
     methods.copy_in(parameters, state)
     active = active_of(parameters, task.frozen)
-    if not model.training:  # setting the mode of all modules takes time
-        model.train()
-    frozen = [parameters[name] for name in task.frozen]
-    with methods.watch(model) as batch_terms, resting(frozen):
+    set_mode(model, frozen)
+    resting_now = resting(parameters[name] for name in task.frozen)
+    with methods.watch(model) as batch_terms, resting_now:
         descent = begin(
             model,
             active,
@@ -147,12 +147,13 @@ def train(
             drift=task.drift,
             precision=precision,
             batch_terms=batch_terms,
+            frozen=frozen,
         )
         device, epochs = descent.device, task.epochs_of(config)
-        images, labels = shard.images.to(device), shard.labels.to(device)
+        inputs, labels = inputs_of(shard, frozen, device, precision), shard.labels.to(device)
         total, steps = torch.zeros((), device=device), 0
-        for chosen in batches_of(len(shard), epochs, size, generator, device):
-            total += descent.step(images[chosen], labels[chosen]).sum()
+        for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
+            total += descent.step(inputs(chosen), labels[chosen]).sum()
             steps += 1
     loss = float(total) / max(1, epochs * len(shard))
     return Trained(state=methods.copied_out(parameters), loss=loss, steps=steps)

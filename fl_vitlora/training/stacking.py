@@ -148,6 +148,7 @@ class Stack:
 
     Attributes:
         model: The model for many clients, which maps the images of a batch to logits, (B, classes).
+        original: The model for one client.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -162,7 +163,7 @@ class Stack:
         for module in self.model.modules():
             if MULTIPLY in vars(module):
                 vars(module)[MULTIPLY] = self._multiply
-        self._original: Any = model
+        self.original: Any = model
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +184,7 @@ class Stack:
             The trained parameters by their names, each with a leading dimension K.
         """
         for place in (HEAD, PATCHES):
-            for name, own in self._original.get_submodule(place).named_parameters(prefix=place):
+            for name, own in self.original.get_submodule(place).named_parameters(prefix=place):
                 if name == f"{PATCHES}.weight" and name not in self._trained:
                     kernels = torch.stack([reader.weight.view_as(own) for reader in readers])
                     self._put(name, kernels.to(own.device))
@@ -226,7 +227,7 @@ class Stack:
         if own is None or all(r.position is own or _same(r.position, own) for r in readers):
             vars(self.model).pop(POSITION, None)
             return None
-        whole = self._original.pos_embed.detach()
+        whole = self.original.pos_embed.detach()
         prefix = whole[0, : -len(own)]
         places = [r.position.to(self.device) for r in readers if r.position is not None]
         return torch.stack([torch.cat([prefix, place]) for place in places])

@@ -306,6 +306,22 @@ class MovesWhileWatching(Gates):
         yield lambda labels: 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class SaysFrozen(Gates):
+    frozen_backbone = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetsItsTensors(Gates):
+    """Reads features that do not change, but the gates change the model's outputs."""
+
+    frozen_backbone = True
+
+    def features(self, model: nn.Module, images: Tensor) -> Tensor:
+        del model
+        return images.mean(dim=(2, 3)).repeat(1, 32)
+
+
 FAULTY = [
     (NamesNothing, 0, "trains no.such.tensor, an unknown tensor"),
     (UnknownGroup, 0, "'gates' is not a group"),
@@ -327,6 +343,8 @@ FAULTY = [
     (LeavesAHook, 14, "a hook is left on blocks."),
     (MeasuresNothing, 14, "extra is not set to a measured value"),
     (MovesWhileWatching, 14, "watching changes lora:blocks.0.mlp.drop2.extra"),
+    (SaysFrozen, 15, "its features depend on tensors that are trained"),
+    (ForgetsItsTensors, 15, "the logits of features differ from those of the model"),
 ]
 
 

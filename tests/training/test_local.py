@@ -219,7 +219,7 @@ def test_every_image_is_seen_once_an_epoch_in_batches_of_like_size(
     make_backbone: MakeBackbone, shard: Shard
 ):
     """40 images in batches of at most 16 are 3 steps; a model that only counts sees them all."""
-    backbone = make_backbone(method="head")
+    backbone = make_backbone(method="lora")
     seen: list[Tensor] = []
 
     def count(module: object, inputs: tuple[Tensor]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -103,9 +103,9 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     """Trains one client for one round and returns its update."""
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
-    shard = worker.shard(client_shard(client))
     begin = _begin(message.content, context, worker, client)
     asked, coordinates = begin.message, begin.coordinates
+    shard = worker.training_shard(client, coordinates.base)
     memory = context_state.own(context, asked.taken)
     frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
     seed, fresh = settings.config.seed, settings.fresh_order
@@ -169,7 +169,7 @@ def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Sh
     if not settings.fresh_order or images > settings.config.training.batch_size:
         return shard
     chosen = torch.randint(images, (images,), generator=order)
-    return replace(shard, images=shard.images[chosen], labels=shard.labels[chosen])
+    return shard.take(chosen)
 
 
 def _write(

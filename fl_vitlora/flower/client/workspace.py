@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from flwr.app import Context
+from torch import nn
 
 from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.adaptation.coordinates import Coordinates
@@ -23,6 +24,7 @@ from fl_vitlora.data.shards import (
     CLIENT_SHARDS,
     NO_KEYS,
     Shard,
+    client_shard,
     open_own_shard,
     shard_metadata,
 )
@@ -35,6 +37,7 @@ from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.products import quicken
+from fl_vitlora.flower.client.feature_cache import MEGABYTE, FeatureCache
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, reader_of
@@ -42,6 +45,7 @@ from fl_vitlora.population.ranks import rank_of
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.cohort import CohortTrainer, can_share_a_batch
+from fl_vitlora.training.inputs import frozen_of
 from fl_vitlora.training.local import best_precision
 from fl_vitlora.training.prediction import Predictor, predictor_of
 
@@ -100,6 +104,7 @@ class Workspace:
         trainer: Trains one client alone, or several clients in one batch.
         predictor: Computes the model's predictions for a batch of images at evaluation.
         shard: A function that loads a shard by its name and keeps the last loaded shards in memory.
+        features: The features that clients keep; None if the method has no features.
     """
 
     config: Config
@@ -114,6 +119,7 @@ class Workspace:
     trainer: CohortTrainer
     predictor: Predictor
     shard: Callable[[str], Shard]
+    features: FeatureCache | None
 
     @property
     def method(self) -> Method:
@@ -121,6 +127,19 @@ class Workspace:
         prepared = methods.prepared(self.backbone.model)
         assert prepared is not None  # `workspace` has prepared the model
         return prepared.method
+
+    def training_shard(self, client: int, reader: PatchReader) -> Shard:
+        """Returns the training images of a client, with their features if the client keeps them.
+
+        Args:
+            client: The number of the client.
+            reader: The frozen part of the client's patch embedding and position embedding.
+        """
+        name = client_shard(client)
+        shard = self.shard(name)
+        if self.features is None:
+            return shard
+        return replace(shard, features=self.features(name, shard, reader))
 
     def rank_of(self, client: int) -> int | None:
         """Returns a client's own rank; None if the client has the rank of the run."""
@@ -181,6 +200,7 @@ def workspace(settings: ClientSettings) -> Workspace:
         ),
         predictor=predictor_of(config.evaluation.predictor),
         shard=_shelf(settings),
+        features=_features(settings, built.model, precision),
     )
 
 
@@ -190,6 +210,27 @@ def _shelf(settings: ClientSettings) -> Shelf:
     shards = Path(settings.shards)
     most = None if keys is None else MOST_KEPT
     return Shelf(lambda name: open_own_shard(shards / name, names, keys), most)
+
+
+def _features(
+    settings: ClientSettings, model: nn.Module, precision: torch.dtype
+) -> FeatureCache | None:
+    """Returns the cache of features; None if the method has no features.
+
+    The features of an adapted model are those of the plain images. So they are written to files
+    only if the files of the shards are sealed.
+    """
+    config, frozen = settings.config, frozen_of(model)
+    if frozen is None:
+        return None
+    return FeatureCache(
+        frozen=frozen,
+        shards=Path(settings.shards),
+        keys=settings.storage,
+        most=config.engine.feature_cache_mb * MEGABYTE,
+        on_disk=settings.storage is not None or not policies.adapts(config),
+        precision=precision,
+    )
 
 
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:

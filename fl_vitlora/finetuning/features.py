@@ -1,0 +1,103 @@
+"""Features: what the trained tensors of a method need of an image, if the backbone never changes.
+
+Most methods train tensors inside the backbone, so each step computes the whole model. Some methods
+train only tensors after the backbone, or beside it. Then the outputs of the backbone for an image
+are the same in all steps and rounds. They are called the features of the image here. A client can
+compute the features once and keep them. Only two functions of a part describe this:
+
+    logits = part.from_features(model, part.features(model, images))
+
+A method has features if all its parts declare `Part.frozen_backbone`. At most one part may replace
+the two functions; the other parts then train only the classifier. The features are always computed
+in evaluation mode and without gradients.
+
+B images, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.classifier import heads_of
+from fl_vitlora.finetuning.method import Method, Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenBackbone:
+    """The two halves of a model whose backbone never changes.
+
+    Attributes:
+        model: A prepared model.
+        part: The part of the method that defines the halves.
+    """
+
+    model: nn.Module
+    part: Part
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns the features of normalised images, (B, ...), without gradients.
+
+        The model is in evaluation mode afterwards.
+
+        Args:
+            images: The normalised images, (B, C, H, W), on the device of the model.
+        """
+        if self.model.training:  # setting the mode of all modules takes time
+            self.model.eval()
+        with torch.no_grad():
+            return self.part.features(self.model, images)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Returns the logits, (B, classes), for the features of images."""
+        return self.part.from_features(self.model, features)
+
+
+def frozen_backbone(model: nn.Module, method: Method) -> FrozenBackbone | None:
+    """Returns the two halves of a prepared model, or None if each step computes the whole model.
+
+    Args:
+        model: A prepared model. Its classifier must be one linear layer, `head`; otherwise the
+            result is None, because a model may average the outputs of several classifiers.
+        method: The method that is attached to the model.
+    """
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Linear) or heads_of(model) != [head]:
+        return None
+    if not all(part.frozen_backbone for _, part in method.parts):
+        return None
+    _, part = next(iter(_readers(method)), method.parts[0])
+    return FrozenBackbone(model=model, part=part)
+
+
+def check_features(method: Method) -> None:
+    """Refuses a sum of parts that cannot compute from the features of one frozen backbone.
+
+    Raises:
+        UserError: If a part computes from features of its own, and another part changes the
+            backbone or computes from other features.
+    """
+    for name, part in _readers(method):
+        for other, beside in method.parts:
+            if other != name and not beside.frozen_backbone:
+                raise UserError(
+                    f"method {method.name}: {name} reads the outputs of a frozen backbone, and "
+                    f"{other} changes them; choose --method {name}"
+                )
+            if beside is not part and _reads(beside):
+                raise UserError(
+                    f"method {method.name}: {name} and {other} both replace the classifier's "
+                    f"input; choose --method {name} or {other}"
+                )
+
+
+def _readers(method: Method) -> list[tuple[str, Part]]:
+    """Returns the parts of a method that define features of their own, with their names."""
+    return [(name, part) for name, part in method.parts if _reads(part)]
+
+
+def _reads(part: Part) -> bool:
+    return type(part).features is not Part.features
