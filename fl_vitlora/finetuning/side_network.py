@@ -61,9 +61,9 @@ class Mixer(nn.Module):
             low = _with_ones(F.gelu(self.multiply(h, self.down) + bias.unsqueeze(1)), dim=2)
             return refined + self.multiply(low, _joined(self.up, self.up_bias))
         size = self.up_bias.shape[-1]
-        down, up, up_bias = whole.split([rank * size, size * rank, size], dim=-1)
-        low = torch.baddbmm(bias.unsqueeze(-1), down.unflatten(-1, (rank, size)), h)
-        joined = _joined(up.unflatten(-1, (size, rank)), up_bias)
+        down, up, up_bias = torch.split(whole, [rank * size, size * rank, size], dim=-1)
+        low = torch.baddbmm(bias.unsqueeze(-1), down.reshape(-1, rank, size), h)
+        joined = _joined(up.reshape(-1, size, rank), up_bias)
         return torch.baddbmm(refined, joined, _with_ones(F.gelu(low), dim=1))
 
 
@@ -91,7 +91,7 @@ class SideNetwork(nn.Module):
         own: list[Tensor] = [mixer.numbers() for mixer in self.mixers]  # type: ignore[operator]
         column = torch.cat(own, dim=-1).unsqueeze(-1)
         each = self.multiply(outputs.new_ones(len(outputs), 1), column)
-        numbers = each.split([one.shape[-1] for one in own], dim=-1)
+        numbers = torch.split(each, [one.shape[-1] for one in own], dim=-1)
         refined = torch.zeros_like(outputs[:, 0])
         for mixer, output, given in zip(self.mixers, outputs.unbind(1), numbers, strict=True):
             refined = mixer(refined, output, given)

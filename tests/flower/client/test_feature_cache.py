@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ class Worker:
 
 
 @pytest.fixture
-def shard(tmp_path: Path, images: Tensor) -> Iterator[Shard]:
+def shard(tmp_path: Path, images: Tensor) -> Shard:
     shard = Shard(images, torch.arange(5))
     write_shard(tmp_path / NAME, shard, {"party": "client 3"}, KEY)
     return shard
