@@ -4,6 +4,11 @@ The biases of the blocks and of the last normalisation layer are trained. No oth
 body is trained. The bias of the patch embedding belongs to the part ``patch_embed``, and the bias
 of the classifier to the head.
 
+If all layers are chosen, a block of width D trains 11·D numbers, which is 0.69 of LoRA with rank 4 on
+q and v. The paper finds that the biases of the query and of the first MLP layer are enough for most
+tasks. ``finetuning.parameters.layers=[qkv,fc1]`` is close to this: 7·D numbers, 0.44 of LoRA. Here
+query, key and value are one layer. Averaging is exact, because biases are weights of the model.
+
 Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199. The paper trains all bias terms of a
 language model, and its task head.
 """
@@ -15,18 +20,34 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fl_vitlora.errors import unknown
 from fl_vitlora.finetuning.groups import BODY, group_of
 from fl_vitlora.finetuning.method import Part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bias(Part):
-    """The part of a fine-tuning method that trains the biases of a model's body."""
+    """The part of a fine-tuning method that trains the biases of a model's body.
+
+    Attributes:
+        layers: The names of the layers whose biases are trained; empty for all layers of the body.
+    """
+
+    layers: tuple[str, ...] = ()
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of all biases except those of the head and of the patch embedding."""
-        names = (name for name, _ in model.named_parameters())
-        return [n for n in names if n.endswith("bias") and group_of(n) == BODY]
+        """Returns the names of the chosen biases; those of head and patch embedding never count.
+
+        Raises:
+            UserError: If no layer of the body with a bias has a chosen name.
+        """
+        names = [name for name, _ in model.named_parameters()]
+        biases = [n for n in names if n.endswith(".bias") and group_of(n) == BODY]
+        there = dict.fromkeys(name.split(".")[-2] for name in biases)
+        for layer in self.layers:
+            if layer not in there:
+                raise unknown("finetuning.parameters.layers", layer, there)
+        return [n for n in biases if not self.layers or n.split(".")[-2] in self.layers]
 
     def averages_exactly(self) -> bool:
         """Returns True: what is trained are weights of the model."""

@@ -224,3 +224,14 @@ def test_a_target_that_blocks_lack_is_refused():
 def test_more_ranks_than_a_layer_has_are_refused(make_backbone: MakeBackbone) -> None:
     with pytest.raises(UserError, match=r"finetuning\.rank 97: .* no more than 96 .*attn\.qkv"):
         make_backbone(rank=97)
+
+
+def test_the_layers_whose_biases_are_trained_can_be_chosen():
+    """qkv has 3·96 and fc1 has 3·96 biases in each of six blocks; the head has 970 numbers."""
+    model = random_vit().model
+    chosen = FineTuningConfig(method="bias", parameters={"layers": ["qkv", "fc1"]})
+    methods.prepare(model, chosen, 0)
+    assert count(methods.trainable(model)) == 6 * (288 + 288) + 970
+    wrong = FineTuningConfig(method="bias", parameters={"layers": ["qvk"]})
+    with pytest.raises(UserError, match="did you mean 'qkv'"):
+        methods.prepare(random_vit().model, wrong, 0)
