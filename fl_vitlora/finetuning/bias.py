@@ -4,10 +4,11 @@ The biases of the blocks and of the last normalisation layer are trained. No oth
 body is trained. The bias of the patch embedding belongs to the part ``patch_embed``, and the bias
 of the classifier to the head.
 
-If all layers are chosen, a block of width D trains 11·D numbers, which is 0.69 of LoRA with rank 4 on
-q and v. The paper finds that the biases of the query and of the first MLP layer are enough for most
-tasks. ``finetuning.parameters.layers=[qkv,fc1]`` is close to this: 7·D numbers, 0.44 of LoRA. Here
-query, key and value are one layer. Averaging is exact, because biases are weights of the model.
+If all layers are chosen, a block of width D trains 11·D numbers, which is 0.69 of LoRA with rank 4
+on q and v. The paper finds that the biases of the query and of the first MLP layer are enough for
+most tasks. ``finetuning.parameters.layers=[qkv,fc1]`` is close to this: 7·D numbers, 0.44 of LoRA.
+Here query, key and value are one layer. Averaging is exact, because biases are weights of the
+model.
 
 Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199. The paper trains all bias terms of a
 language model, and its task head.
