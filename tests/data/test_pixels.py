@@ -210,8 +210,8 @@ def test_a_cropped_image_loses_its_sides_and_a_squashed_one_does_not():
         ({"data.pixel_range": [1]}, "data.pixel_range: expected two numbers"),
         ({"data.pixel_range": [1, 1]}, "data.pixel_range: expected two numbers"),
         ({"data.pixel_range": [1, "inf"]}, "data.pixel_range: expected two numbers"),
-        ({"data.background": [1, 2]}, "data.background: expected a grey level"),
-        ({"data.background": [256]}, r"data.background: expected a number in \[0, 255\]"),
+        ({"data.background": [1, 2]}, "data.background: expected one number"),
+        ({"data.background": [256]}, r"data.background: expected a number in the range \[0, 255\]"),
     ],
 )
 def test_settings_about_pixels_are_checked(settings: dict[str, Any], told: str):
