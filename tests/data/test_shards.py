@@ -94,7 +94,7 @@ def test_one_flipped_bit_is_refused(tmp_path: Path, images: Tensor, place: str):
 
 def test_a_shard_of_an_older_version_is_refused(tmp_path: Path, images: Tensor):
     save_file({"images": images, "labels": LABELS}, tmp_path / "shard", {"party": "client 0"})
-    with pytest.raises(UserError, match="has no digest, so it cannot be checked for damage"):
+    with pytest.raises(UserError, match="has no checksum, so it cannot be checked for damage"):
         open_shard(tmp_path / "shard")
 
 

@@ -56,7 +56,7 @@ def test_two_owners_draw_different_keys(tmp_path: Path):
 @pytest.mark.parametrize("permissions", [0o640, 0o604, 0o620, 0o666])
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, permissions: int):
     path = store(tmp_path / "owner.key", SECRET.hex().encode(), permissions)
-    with pytest.raises(UserError, match=f"can be read by others; run: chmod 600 {path}"):
+    with pytest.raises(UserError, match=f"can be read by other users; run: chmod 600 {path}"):
         open_or_create_ring(path)
 
 

@@ -243,7 +243,7 @@ def test_normalization_leaves_its_input_alone(images: Tensor):
         ),
         (
             ModelConfig(name=TINY, weights="random", image_size=(32,), patch_size=5),
-            r"patch size 5 does not divide .* nearest that does is 4",
+            r"patch size 5 does not divide .* nearest patch size that divides it is 4",
         ),
         (
             ModelConfig(name=TINY, weights="random", image_size=(8,)),
