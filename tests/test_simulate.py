@@ -38,7 +38,9 @@ MISTAKES = {
     "--set encryption.steps=etc": ["encryption.steps", "did you mean 'EtC'?", "PE"],
     "--set encryption.steps=[EtC,LE]": ["encryption.steps", "the scheme EtC alone"],
     "--set encryption.scope=clients": ["encryption.scope", "did you mean 'client'?"],
-    "--set encryption.scope=client --set encryption.adapt=true": ["choose aligned or local"],
+    "--set encryption.scope=client --set encryption.adapt=true": [
+        "choose finetuning.patch_embedding aligned or local"
+    ],
     "--set encryption.scope=image --set encryption.adapt=true": ["choose scope shared"],
     "--set finetuning.patch_embedding=local --set evaluation.by=central": ["by clients"],
     "--rotate-key": ["--rotate-key", "at least one argument"],
@@ -359,7 +361,8 @@ def test_a_home_folder_is_written_out_and_a_variable_is_not_taken_for_a_name(
     assert f"'{elsewhere}/place'" in repr(read)
     assert "~" not in repr(read)
     assert "begins with a variable" in answer_to(f"{flag}=$HOME/place", capsys)
-    assert "home folder is unknown" in answer_to(f"{flag}=~nobody-of-this-name/place", capsys)
+    nobody = "~nobody-of-this-name/place"
+    assert f"home folder in '{nobody}' is unknown" in answer_to(f"{flag}={nobody}", capsys)
 
 
 @pytest.mark.parametrize("text", ["~/place.yaml", "place.yaml"])
