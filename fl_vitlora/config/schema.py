@@ -638,7 +638,7 @@ class Config:
 
     clients: int = setting(
         20,
-        "The number of clients. Each client holds its own part (shard) of the training images.",
+        "The number of clients. Each client has its own part (shard) of the training images.",
         "[1, inf)",
     )
     rounds: int = setting(20, "The number of rounds of federated training.", "[1, 1000000]")

@@ -225,7 +225,7 @@ def test_images_that_do_not_fit_the_metadata_are_refused(
     metadata = shard_metadata(path, storage_keys(config))
     images, labels = torch.zeros(shape, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64)
     write_shard(path, Shard(images=images, labels=labels), metadata, prepare_storage(config))
-    with pytest.raises(UserError, match=f"shard {path}: (block_size|images of shape)"):
+    with pytest.raises(UserError, match=f"shard {path}: (block_size|expected images with)"):
         rotate_key(config, [tmp_path / "run"])
 
 
