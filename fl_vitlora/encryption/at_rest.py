@@ -76,8 +76,8 @@ def seal(text: bytes, body: memoryview, key: StorageKey, party: str) -> Iterator
 
     Args:
         text: A small text that can be read without the body.
-        body: The rest of the content.
-        key: The owner's root storage key.
+        body: The rest of the content, for example the pixels of images.
+        key: The owner's root storage key, from which the key of the file is derived.
         party: The party that the file belongs to, for example "client 3".
 
     Yields:
@@ -123,7 +123,7 @@ def unseal_text(path: Path, keys: StorageKeys) -> bytes:
     """Decrypts only the text of a sealed file.
 
     Raises:
-        UserError: When the key is missing.
+        UserError: When `keys` does not have the key of the file.
         DamagedFileError: When the header or the text was changed after it was written.
     """
     with _opened(path) as file:
@@ -138,7 +138,7 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
         The text and the body.
 
     Raises:
-        UserError: When the key is missing.
+        UserError: When `keys` does not have the key of the file.
         DamagedFileError: When any bit of the file was changed after it was written.
     """
     with _opened(path) as file:

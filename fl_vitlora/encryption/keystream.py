@@ -23,7 +23,7 @@ class KeyStream:
     """A sequence of random numbers that only the same key can produce again.
 
     Args:
-        key: A key of 32 bytes.
+        key: The key of 32 bytes, which determines all numbers of the sequence.
 
     Example:
         >>> KeyStream(bytes(32)).permutation(4).tolist()

@@ -98,7 +98,7 @@ class StorageKeys:
             return StorageKey(name, self.roots[name]).of_party(party)
         if name.startswith(BY_PASSPHRASE):
             return root_of_passphrase(name, f"{path} is sealed under a passphrase").of_party(party)
-        others = ", ".join([*self.roots, *(f"{n} for {p} alone" for n, p in self.parties)])
+        others = ", ".join([*self.roots, *(f"{n} for {p}" for n, p in self.parties)])
         has = f"{self.source} has only {others or 'none'}" if self.source else "no key was given"
         raise UserError(
             f"{path} is sealed under storage key {name} of {party}, but {has}; name the file of "

@@ -148,15 +148,16 @@ def test_a_chunk_is_aes_gcm_under_a_nonce_that_counts(place: Path):
     [
         (
             StorageKeys(),
-            f"is sealed under storage key {KEY.name} of client 3, and no key was given",
+            f"is sealed under storage key {KEY.name} of client 3, but no key was given",
         ),
         (
             StorageKeys(roots={OTHER.name: OTHER.root}, source="key ring b"),
-            f"is sealed under storage key {KEY.name} of client 3, and key ring b has {OTHER.name}",
+            f"is sealed under storage key {KEY.name} of client 3, but key ring b has only "
+            f"{OTHER.name}",
         ),
         (
             StorageKeys(parties={(KEY.name, "client 4"): bytes(32)}, source="storage key c"),
-            f"and storage key c has {KEY.name} for client 4 alone",
+            f"but storage key c has only {KEY.name} for client 4",
         ),
         (StorageKeys(roots={KEY.name: OTHER.root}), f"was not encrypted with the key {KEY.name}"),
         (

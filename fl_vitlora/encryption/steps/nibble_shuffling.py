@@ -56,7 +56,7 @@ def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
     """Raises an error, because no model can be adapted to nibble shuffling.
 
     Raises:
-        UserError: Always.
+        UserError: Always, because the step has no key adaptation.
     """
     del reader, key
     raise UserError(
