@@ -74,7 +74,7 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
     """Raises an error if a part of a method is code from elsewhere that is not confirmed.
 
     Args:
-        method: The name of the method, a sum of parts.
+        method: The name of the method, in which + joins the names of the parts.
         confirmed: The texts that the user typed on the command line. If a text is the name of a
             method, each part of this method is confirmed.
 

@@ -1,4 +1,4 @@
-"""Labels of a comparison's cells (experiments); names of cells and run folders from the labels."""
+"""Makes the labels of a comparison's cells (experiments), and the names of run folders."""
 
 from __future__ import annotations
 

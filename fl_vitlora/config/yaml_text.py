@@ -110,7 +110,10 @@ def _parse(text: str) -> Any:
 
 
 def _check_extent(values: Any) -> None:
-    """Raises an error if YAML has too many values or is nested too deeply; aliases count, too."""
+    """Raises an error if YAML has too many values or is nested too deeply.
+
+    An alias counts like the whole value to which it refers.
+    """
     waiting, found = [(values, 0)], 0
     while waiting:
         (value, depth), found = waiting.pop(), found + 1

@@ -84,8 +84,9 @@ def natural_partition(
     smallest = len(parts[order[-1]])
     if smallest < config.min_samples:
         raise UserError(
-            f"data.partition natural: a client has {smallest} training images, fewer than "
-            f"data.min_samples = {config.min_samples}"
+            f"data.partition natural: a client has only {smallest} training images, fewer than "
+            f"data.min_samples = {config.min_samples}; lower data.min_samples, or remove the "
+            "client's folder"
         )
     return [parts[owner] for owner in order], order
 

@@ -130,8 +130,8 @@ def group_shards(
     Args:
         where: The folder of the data set, for messages.
         names: The paths of the files, relative to the folder.
-        config_name: The name of the configuration to use, or None. Each configuration of a data set
-            has its own folder.
+        config_name: The name of the configuration to use, or None. If a data set has several
+            configurations, each of them has its own folder.
 
     Returns:
         A dictionary: the paths of the files of each split, by the name of the split.

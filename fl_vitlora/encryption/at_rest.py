@@ -159,7 +159,7 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
 
 
 def _begin(file: BinaryIO, path: Path, keys: StorageKeys) -> tuple[Header, AESGCM]:
-    """Reads the header, finds the key of the file, and returns both."""
+    """Reads the header of a sealed file; returns the header and a cipher with the file's key."""
     header = _read_header(file, path)
     if header is None:
         raise DamagedFileError(path, "is not sealed (encrypted)")

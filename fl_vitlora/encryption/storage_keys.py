@@ -102,8 +102,8 @@ class StorageKeys:
         has = f"{self.source} has only {others or 'none'}" if self.source else "no key was given"
         raise UserError(
             f"{path} is sealed under storage key {name} of {party}, but {has}; name the file of "
-            "the key ring that has this key, --set encryption.key_file=FILE, or start the node "
-            "with its own storage-key"
+            "the key ring that has this key, --set encryption.key_file=FILE, or, on a deployed "
+            "node, the file of the node's storage-key"
         )
 
     def only(self, names: Iterable[str]) -> StorageKeys:

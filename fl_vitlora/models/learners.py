@@ -124,8 +124,8 @@ class Learners:
 
         Args:
             patches: The encrypted patches.
-            kernel: The slow weight of the patch embedding.
-            bias: The slow bias of the patch embedding.
+            kernel: The weight of the patch embedding that all learners share (slow weight).
+            bias: The bias of the patch embedding that all learners share.
 
         Returns:
             Tokens (M * B, N, D).

@@ -61,7 +61,10 @@ class Loader:
         strict: bool = True,
         **kwargs: object,
     ) -> None:
-        """Stores the arguments of a call; timm calls this instead of its `load_pretrained`."""
+        """Stores timm's description of the weights, and loads nothing.
+
+        timm calls this object instead of its own function `load_pretrained`.
+        """
         del args, kwargs
         self.strict = strict
         self.config = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}

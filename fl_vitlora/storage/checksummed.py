@@ -115,7 +115,7 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
 
 
 def read_sealed_metadata(path: Path) -> dict[str, str]:
-    """Reads only the metadata of a sealed file, without checking the digest.
+    """Reads only the metadata of a file that `write_sealed` wrote, without checking the digest.
 
     Args:
         path: The path of the file.

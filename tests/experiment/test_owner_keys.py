@@ -165,7 +165,7 @@ def test_each_party_is_handed_what_opens_its_own_files(tmp_path: Path) -> None:
             if path.stem == file.stem:
                 assert len(open_shard(path, own)) > 0
             else:
-                with pytest.raises(UserError, match=f"{path} is sealed .* and storage key {file}"):
+                with pytest.raises(UserError, match=f"{path} is sealed .* but storage key {file}"):
                     open_shard(path, own)
     secret = open_ring(tmp_path / "owner.key").current.hex()
     assert not any(secret in file.read_text() for file in files)

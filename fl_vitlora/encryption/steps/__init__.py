@@ -31,7 +31,7 @@ from fl_vitlora.encryption.steps import (
 
 
 class Step(Protocol):
-    """One bijection on uint8 blocks (B, N, D)."""
+    """One encryption step: a bijection on uint8 blocks (B, N, D)."""
 
     def draw_key(self, stream: KeyStream, geometry: Geometry) -> Tensor:
         """Draws a key for images with the sizes that `geometry` states."""
