@@ -79,8 +79,11 @@ MISTAKES = {
     "--strategy flwr.serverapp.strategy:QFedAvg": ["--set strategy.client_learning_rate=VALUE"],
     "--clients 2000": ["2000 clients", "1437 training images", "at most 718"],
     "--dataset missing/folder": ["missing/folder", "--dataset FOLDER"],
-    "--partition pathological --set data.classes_per_client=11": ["11", "10 classes"],
-    "--partition pathological --clients 4": ["8 of 10 classes"],
+    "--partition pathological --set data.classes_per_client=11": [
+        "11",
+        "at most the number of classes, 10",
+    ],
+    "--partition pathological --clients 4": ["at most 8 of the 10 classes"],
     "--out used": ["used", "--out FOLDER"],
     "--compare": ["--compare", "at least one argument"],
     "--compare head lorra": ["finetuning.method", "did you mean 'lora'?"],

@@ -53,7 +53,10 @@ def test_pooled_folders_of_clients_are_told(tmp_path: Path) -> None:
     ("changed", "told"),
     [
         ({"clients": 3}, "has training images of 2 clients; set --clients 2"),
-        ({"data.min_samples": 5}, "a client has 4 training images, fewer than data.min_samples"),
+        (
+            {"data.min_samples": 5},
+            "a client has only 4 training images, fewer than data.min_samples",
+        ),
         ({"data.name": "digits"}, "digits does not have a folder for each client"),
     ],
 )
