@@ -56,7 +56,7 @@ def read_words(
 
 
 def _protect_commas(values: str) -> str:
-    """Quotes values such as ``int4(128,nearest)``, because their commas separate no list items."""
+    """Quotes values such as ``int4(128,nearest)``, whose commas do not separate list items."""
     return CALL.sub(lambda call: json.dumps(call[0]), values)
 
 

@@ -187,7 +187,7 @@ def _decrypt(cipher: AESGCM, nonce: bytes, sealed: bytes, header: Header, path: 
         return cipher.decrypt(nonce, sealed, header.raw)
     except InvalidTag:
         raise DamagedFileError(
-            path, f"is damaged or was changed: its content does not fit its key {header.key}"
+            path, f"is damaged or was changed: its content cannot be verified with key {header.key}"
         ) from None
 
 
