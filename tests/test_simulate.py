@@ -38,14 +38,16 @@ MISTAKES = {
     "--set encryption.steps=etc": ["encryption.steps", "did you mean 'EtC'?", "PE"],
     "--set encryption.steps=[EtC,LE]": ["encryption.steps", "the scheme EtC alone"],
     "--set encryption.scope=clients": ["encryption.scope", "did you mean 'client'?"],
-    "--set encryption.scope=client --set encryption.adapt=true": ["choose aligned or local"],
+    "--set encryption.scope=client --set encryption.adapt=true": [
+        "choose finetuning.patch_embedding aligned or local"
+    ],
     "--set encryption.scope=image --set encryption.adapt=true": ["choose scope shared"],
     "--set finetuning.patch_embedding=local --set evaluation.by=central": ["by clients"],
     "--rotate-key": ["--rotate-key", "at least one argument"],
     "--rotate-key used --seeds 0 1": ["--rotate-key", "--seeds"],
-    "--rotate-key nowhere": ["nowhere", "no shard", "client-00000.safetensors"],
+    "--rotate-key nowhere": ["nowhere", "expected shards", "client-00000.safetensors"],
     "--storage-keys used": ["--storage-keys", "--out FOLDER"],
-    "--storage-keys nowhere --out keys": ["nowhere", "no shard", "client-00000.safetensors"],
+    "--storage-keys nowhere --out keys": ["nowhere", "expected shards", "client-00000.safetensors"],
     "--storage-keys used --seeds 0 1": ["--storage-keys", "--seeds"],
     "--set encryption.at_rest=rings": ["encryption.at_rest", "did you mean 'ring'?"],
     "--config missing.yaml": ["missing.yaml", "no such file"],
@@ -77,8 +79,11 @@ MISTAKES = {
     "--strategy flwr.serverapp.strategy:QFedAvg": ["--set strategy.client_learning_rate=VALUE"],
     "--clients 2000": ["2000 clients", "1437 training images", "at most 718"],
     "--dataset missing/folder": ["missing/folder", "--dataset FOLDER"],
-    "--partition pathological --set data.classes_per_client=11": ["11", "10 classes"],
-    "--partition pathological --clients 4": ["8 of 10 classes"],
+    "--partition pathological --set data.classes_per_client=11": [
+        "11",
+        "at most the number of classes, 10",
+    ],
+    "--partition pathological --clients 4": ["at most 8 of the 10 classes"],
     "--out used": ["used", "--out FOLDER"],
     "--compare": ["--compare", "at least one argument"],
     "--compare head lorra": ["finetuning.method", "did you mean 'lora'?"],
@@ -359,7 +364,8 @@ def test_a_home_folder_is_written_out_and_a_variable_is_not_taken_for_a_name(
     assert f"'{elsewhere}/place'" in repr(read)
     assert "~" not in repr(read)
     assert "begins with a variable" in answer_to(f"{flag}=$HOME/place", capsys)
-    assert "home folder is unknown" in answer_to(f"{flag}=~nobody-of-this-name/place", capsys)
+    nobody = "~nobody-of-this-name/place"
+    assert f"home folder in '{nobody}' is unknown" in answer_to(f"{flag}={nobody}", capsys)
 
 
 @pytest.mark.parametrize("text", ["~/place.yaml", "place.yaml"])

@@ -438,8 +438,12 @@ class Needy(Strategy):
     ("kind", "finding"),
     [
         ("Positional", "m is not keyword-only; fields need a frozen, keyword-only dataclass"),
-        ("Unbounded", r'strategy.m: \'0..1\' is not a range, such as "\(0, 1\]"'),
-        ("Outside", r"default does not fit: strategy.m: expected a number in \[0, 1\], got 2.0"),
+        ("Unbounded", r'strategy.m: expected a range such as "\(0, 1\]" or .*, got \'0..1\''),
+        (
+            "Outside",
+            r"default of a field does not fit its type or range: strategy.m: expected a number in "
+            r"the range \[0, 1\], got 2.0",
+        ),
         ("Needy", "strategy.m needs a value: --set strategy.m=VALUE"),
     ],
 )
@@ -450,7 +454,9 @@ def test_hyper_parameters_that_are_none_are_told_when_loaded(kind: str, finding:
 
 
 def test_hyper_parameters_are_told_when_checked():
-    with pytest.raises(StrategyError, match="Outside: its default does not fit"):
+    with pytest.raises(
+        StrategyError, match="Outside: the default of a field does not fit its type or range"
+    ):
         check_strategy(Outside())
     check_strategy(Needy(m=1.0))
     *_, line = understood(Outside(m=1.0))

@@ -1,1 +1,1 @@
-"""Decides how keys change the patch embedding, and converts patch embeddings between parties."""
+"""Decides how keys change the patch embedding, and converts it between server and clients."""

@@ -1,11 +1,12 @@
 """Converts a patch embedding between the server and a party whose images have another key.
 
-A party's key changes the order of the entries of a patch, the order of the patches of an image, and
-the sign of some entries. A patch embedding E that reads such ciphertext has its columns in the same
-order and with the same signs, which are called the coordinates of the party. So if owners have
-different keys, their matrices E cannot simply be averaged. Let T be the key adaptation of a party
-(`encryption.holder.KeyHolder.adapt`, a signed permutation), and E₀ the public, pre-trained patch
-embedding. A party starts its training from
+A party is a client, or the test images. Its key changes the order of the entries of a patch, the
+order of the patches of an image, and the sign of some entries. A patch embedding E that reads such
+ciphertext has its columns in the same order and with the same signs, which are called the
+coordinates of the party. So if clients have different keys, their matrices E cannot simply be
+averaged. Let T be the key adaptation of a party (`encryption.holder.KeyHolder.adapt`, a signed
+permutation). Let E₀ be the public, pre-trained patch embedding. A party starts its training from
+the patch embedding in this table:
 
 =============  ==========================  ===========================
                model adapted to the key    model not adapted
@@ -15,12 +16,12 @@ embedding. A party starts its training from
 ``local``      its own E; at first T(E₀)   its own E; at first E₀
 =============  ==========================  ===========================
 
-where E is the matrix that the server sent. ``aggregate``, ``aligned`` and ``local`` are policies.
-After training, the party sends back the change of its matrix. Under ``aggregate`` the change is
-sent as it is, under ``aligned`` T⁻¹(change) is sent, and under ``local`` nothing is sent. The
-server's first E is T(E₀) if all parties share one key, the model is adapted and the policy is
-``aggregate``; otherwise the first E is E₀. Position embeddings are converted in the same way if
-they are trained (method full).
+Here E is the matrix that the server sent. ``aggregate``, ``aligned`` and ``local`` are the values
+of the setting `finetuning.patch_embedding`. After training, the party sends the change of its
+matrix to the server. Under ``aggregate`` it sends the change itself, under ``aligned`` it sends
+T⁻¹(change), and under ``local`` it sends nothing. The server's first E is T(E₀) if all parties
+share one key, the model is adapted and the policy is ``aggregate``; otherwise the first E is E₀.
+Position embeddings are converted in the same way if they are trained (method full).
 
 With policy ``aligned`` and an adapted model, the run gives the same result as a run on plain
 images, for any keys. (arXiv 2309.02556 gives T; a signed permutation commutes with SGD, Adam and
@@ -56,12 +57,13 @@ class Coordinates:
     """Converts tensors from the server's coordinates to a party's, and back.
 
     Attributes:
-        base: The patch reader with which the party's model starts, whether it is trained or frozen.
-        initial: The tensors of the server's first model.
-        holder: The holder of the party's key; None if nothing needs to be converted.
-        party: The name of the party.
-        aligned: True if changes of tensors are sent in the coordinates of plain images.
-        adapted: True if the party's model is adapted to its key.
+        base: The patch reader (patch and position embedding) with which the party's model starts.
+        initial: The exchanged tensors of the server's first model, by name.
+        holder: The object that has the party's key; None if nothing needs to be converted.
+        party: The name of the party, for example "client 3".
+        aligned: True if changes of tensors are sent in the coordinates of plain images, so that the
+            server can average them.
+        adapted: True if the party's model is adapted to the party's key.
     """
 
     base: PatchReader
@@ -72,7 +74,7 @@ class Coordinates:
     adapted: bool
 
     def to_client(self, model: State) -> State:
-        """Converts the server's tensors to the tensors with which the party starts training."""
+        """Converts the server's tensors to those with which the party starts training."""
         if self.holder is None or WEIGHT not in model:
             return model
         first, now = self._reader(self.initial), self._reader(model)
@@ -85,20 +87,20 @@ class Coordinates:
         return with_exchanged_reader(model, turned)
 
     def to_server(self, delta: State) -> State:
-        """Converts the change that the party's training made to the server's coordinates."""
+        """Converts a change of the party's tensors to the server's coordinates."""
         if self.holder is None or not self.aligned or WEIGHT not in delta:
             return delta
         return with_exchanged_reader(delta, self.holder.restore(self._reader(delta), self.party))
 
     def difference_to_client(self, difference: State) -> State:
-        """Converts a change of tensors to the party's coordinates; the inverse of `to_server`."""
+        """Converts a change of tensors to the party's coordinates; inverts `to_server`."""
         if self.holder is None or not self.aligned or WEIGHT not in difference:
             return difference
         turned = self.holder.adapt(self._reader(difference), self.party)
         return with_exchanged_reader(difference, turned)
 
     def _reader(self, state: Mapping[str, Tensor]) -> PatchReader:
-        """Returns the patch reader that exchanged tensors contain."""
+        """Returns the patch reader that is contained in exchanged tensors."""
         return exchanged_reader(state, self._patches)
 
     @property
@@ -108,15 +110,15 @@ class Coordinates:
 
 
 def server_reader(config: Config, origin: PatchReader, holder: KeyHolder) -> PatchReader:
-    """Returns the patch reader of the server's first model, as the module's text describes.
+    """Returns the patch reader (patch and position embedding) of the server's first model.
 
     Args:
-        config: The experiment.
-        origin: The patch reader of the public model.
-        holder: The holder of the key.
+        config: The settings of the experiment.
+        origin: The patch reader of the public, pre-trained model.
+        holder: The object that has the key to which the model is adapted.
 
     Raises:
-        UserError: If a cipher step has no adaptation for this model.
+        UserError: If the model cannot be adapted to the key of a cipher step.
     """
     if not reader_is_stored(config):
         return origin
@@ -141,28 +143,30 @@ def of_party(
     holder: KeyHolder | None,
     party: str,
 ) -> Coordinates:
-    """Returns the coordinates of one party.
+    """Returns the object that converts tensors between the server and one party.
 
     Args:
-        config: The experiment, with the scope of the keys, the adaptation and the policy.
-        origin: The patch reader of the public model.
+        config: The settings of the experiment: which images share a key, whether models are
+            adapted, and what happens to the patch embeddings.
+        origin: The patch reader of the public, pre-trained model.
         start: The patch reader of the server's first model.
-        initial: The tensors of the server's first model.
-        holder: The holder of the party's key; it is needed if `policies.clients_turn` is true.
-        party: The name of the party.
+        initial: The exchanged tensors of the server's first model, by name.
+        holder: The object that has the party's key. It is needed if `policies.clients_turn` is
+            true.
+        party: The name of the party, for example "client 3".
 
     Returns:
-        The coordinates of the party. They equal the server's coordinates if nothing needs to be
-        converted.
+        The coordinates of the party. They convert nothing if the party uses the server's
+        coordinates.
 
     Raises:
-        UserError: If the party has no key but must convert its patch embedding.
+        UserError: If the party must convert its patch embedding but has no key.
     """
     adapted = adapts(config)
     own = adapted and not common_key(config)
     turned = aligns(config) or (own and exchanges_reader(config))
     if holder is None and (turned or own):
-        raise UserError(f"{party} has no key ring, but must adapt its patch embedding to its key")
+        raise UserError(f"{party} has no key ring, but needs its key to adapt its patch embedding")
     own_base = holder is not None and adapted and (own or aligns(config))
     return Coordinates(
         base=holder.adapt(origin, party) if holder is not None and own_base else start,
@@ -183,7 +187,7 @@ def _minus(a: PatchReader, b: PatchReader) -> PatchReader:
 
 
 def _combine(a: PatchReader, b: PatchReader, sign: int) -> PatchReader:
-    """Returns a + sign · b, entry by entry; keeps the position of a if a or b has none."""
+    """Returns a + sign · b; keeps the position embedding of a if a or b has none."""
     position = a.position
     if a.position is not None and b.position is not None:
         position = a.position + sign * b.position

@@ -1,9 +1,11 @@
-"""Decides what a run does with its key scope, key adaptation and patch-embedding policy.
+"""Answers questions about a run: who shares a key, which tensors are sent, and who evaluates.
 
-The functions in this module read a configuration and have no side effects. They decide which
-parties share a key, which tensors are exchanged, which party uses its key to transform tensors, and
-which party evaluates. `check` refuses combinations of settings that cannot work. The module
-`coordinates` has the formulas, and `docs/trust.md` explains what every party can see.
+The functions in this module read a configuration and have no side effects. The answers depend on
+three settings: which images share a key (`encryption.scope`), whether models are adapted to a key
+(`encryption.adapt`), and what happens to the clients' patch embeddings
+(`finetuning.patch_embedding`, the policy). `check` refuses combinations of settings that cannot
+work. The module `coordinates` has the formulas, and `docs/trust.md` explains what server and
+clients can see.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from fl_vitlora.strategy import Strategy
 
 
 def common_key(config: Config) -> bool:
-    """Returns True if all parties have the same key, or if nothing is encrypted."""
+    """Returns True if all clients have the same key, or if nothing is encrypted."""
     return config.encryption.scope in ("shared", "block") or not config.encryption.steps
 
 
 def exchanges_reader(config: Config) -> bool:
-    """Returns True if the patch embedding is trained and sent."""
+    """Returns True if clients train the patch embedding and send it to the server."""
     return what_becomes_of_reader(config) in ("aggregate", "aligned")
 
 
@@ -39,21 +41,22 @@ def aligns(config: Config) -> bool:
 
 
 def adapts(config: Config) -> bool:
-    """Returns True if models are adapted to a key; without encryption there is no key."""
+    """Returns True if models are adapted to a key; always False without encryption."""
     return config.encryption.adapt and bool(config.encryption.steps)
 
 
 def reader_is_stored(config: Config) -> bool:
     """Returns True if the server's patch embedding may differ from that of the public model.
 
-    The server's patch embedding differs if it is adapted to a key, or has a kernel for every patch.
-    A party that cannot compute this patch embedding gets it as a file.
+    The server's patch embedding differs if it is adapted to a key, or if it has a separate kernel
+    for every patch. A client or server without the key cannot compute this patch embedding, and
+    gets it as a file.
     """
     return adapts(config) or aligns(config)
 
 
 def what_becomes_of_reader(config: Config) -> str:
-    """Returns the policy of the patch embedding that the run uses."""
+    """Returns what happens to the clients' patch embeddings, "frozen" if they are not trained."""
     trained = shelf.method_of(config.finetuning).trains_patch_embedding
     return config.finetuning.patch_embedding if trained else "frozen"
 
@@ -88,7 +91,9 @@ def keeps_reader(config: Config) -> bool:
 
 
 def stays(name: str) -> bool:
-    """Returns True if a tensor reads ciphertext; under ``local`` no client sends such a tensor.
+    """Returns True if a tensor belongs to the patch embedding or is the position embedding.
+
+    Under the policy ``local`` no client sends such a tensor.
 
     Example:
         >>> stays("patch_embed.proj.bias"), stays("head.weight")
@@ -105,8 +110,11 @@ def exchanged(
     Args:
         config: The experiment, with the policy of the patch embedding.
         trained: All trained tensors by name.
-        personal: Endings of the names of tensors that clients keep because of the strategy. The
-            fine-tuning method may name further tensors that clients keep.
+        personal: Endings of the names of tensors that clients do not send, as the strategy demands.
+            The fine-tuning method may name further tensors that clients do not send.
+
+    Returns:
+        A dictionary: the exchanged tensors by name.
     """
     local = keeps_reader(config)
     personal = (*personal, *shelf.method_of(config.finetuning).personal)
@@ -118,7 +126,7 @@ def exchanged(
 
 
 def for_strategy(config: Config, strategy: Strategy) -> Config:
-    """Checks that a strategy fits an experiment.
+    """Checks that a strategy fits an experiment, and sets who evaluates.
 
     If clients do not send all trained tensors, the clients must evaluate.
 
@@ -127,22 +135,22 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
         strategy: The strategy of the run.
 
     Returns:
-        The experiment as it will run.
+        The experiment, with `evaluation.by` set to "clients" if the clients must evaluate.
 
     Raises:
-        UserError: If the strategy needs something that the experiment does not have.
+        UserError: If the strategy or the method does not fit the other settings.
     """
     name = config.strategy.name
     method = shelf.method_of(config.finetuning, strategy.adapter)
     if strategy.low_rank and not method.low_rank:
         raise UserError(
-            f"strategy {name} works on low-rank matrices, and method {config.finetuning.method} "
-            "has none; choose --method lora+patch_embed or lora"
+            f"strategy {name} needs low-rank matrices, but method {config.finetuning.method} has "
+            "none; choose --method lora+patch_embed or --method lora"
         )
     if ranks.rank_of(config, 0) is not None and not strategy.any_rank:
         raise UserError(
-            f"strategy {name} needs one rank for all clients, but finetuning.client_ranks sets "
-            "different ranks; choose flora, flexlora or hetlora"
+            f"strategy {name} needs the same rank for all clients, but finetuning.client_ranks "
+            "sets different ranks; choose --strategy flora, flexlora or hetlora"
         )
     personal = (*strategy.personal, *method.personal)
     if not personal:
@@ -150,8 +158,8 @@ def for_strategy(config: Config, strategy: Strategy) -> Config:
     if config.evaluation.by == "central":
         owner = f"strategy {name}" if strategy.personal else f"method {config.finetuning.method}"
         raise UserError(
-            f"evaluation.by central: {owner} leaves {', '.join(personal)} to the "
-            "clients, so no central model exists; choose evaluation.by clients"
+            f"evaluation.by central: with {owner} the clients do not send {', '.join(personal)}, "
+            "so no central model exists; choose evaluation.by clients"
         )
     return replace(config, evaluation=replace(config.evaluation, by="clients"))
 
@@ -164,12 +172,15 @@ def clients_evaluate(config: Config) -> bool:
 
 
 def clients_turn(config: Config) -> bool:
-    """Returns True if a client needs its key to transform tensors."""
+    """Returns True if a client needs its key to convert the tensors that it gets and sends."""
     return aligns(config) or (adapts(config) and not common_key(config))
 
 
 def clients_need_key(config: Config) -> bool:
-    """Returns True if a simulated client needs its key, for its tensors or to test wrong keys."""
+    """Returns True if a simulated client needs its key.
+
+    It needs the key to convert tensors, or to measure its accuracy under a wrong key.
+    """
     evaluates = clients_evaluate(config) and bool(config.encryption.steps)
     return clients_turn(config) or evaluates
 
@@ -178,7 +189,7 @@ def check(config: Config) -> None:
     """Refuses combinations of settings that cannot work.
 
     Raises:
-        UserError: If a combination cannot work; the message names settings that work.
+        UserError: If a combination cannot work; the message names settings that can.
     """
     byzantine.check(config)
     faults.check(config)
@@ -186,8 +197,8 @@ def check(config: Config) -> None:
     encryption, policy = config.encryption, config.finetuning.patch_embedding
     if keeps_reader(config) and config.evaluation.by == "central":
         raise UserError(
-            "evaluation.by central: with finetuning.patch_embedding local no central model exists; "
-            "choose evaluation.by clients"
+            "evaluation.by central: with finetuning.patch_embedding local every client keeps its "
+            "own patch embedding, so no central model exists; choose evaluation.by clients"
         )
     if not encryption.steps:
         return
@@ -202,17 +213,17 @@ def check(config: Config) -> None:
     if mixes and not aligns(config) and not encryption.allow_meaningless:
         raise UserError(
             "encryption.scope client with encryption.adapt and finetuning.patch_embedding "
-            "aggregate: each client's patch embedding has its columns in another order, so "
-            "their mean is meaningless; choose aligned or local (to try it anyway: "
-            "encryption.allow_meaningless=true)"
+            "aggregate: the columns of each client's patch embedding are in a different order, so "
+            "their mean is meaningless; choose finetuning.patch_embedding aligned or local (to try "
+            "it anyway: encryption.allow_meaningless=true)"
         )
     unmet = config.evaluation.by == "central" and encryption.scope == "client"
     plain_within = encryption.adapt and (aligns(config) or not exchanges_reader(config))
     if unmet and not plain_within and not encryption.allow_meaningless:
         raise UserError(
-            "evaluation.by central with encryption.scope client: the test images would have a key "
-            "that no client trained with; choose evaluation.by clients (to try it anyway: "
-            "encryption.allow_meaningless=true)"
+            "evaluation.by central with encryption.scope client: the test images would be "
+            "encrypted under a key with which no client has trained; choose evaluation.by clients "
+            "(to try it anyway: encryption.allow_meaningless=true)"
         )
 
 
@@ -230,5 +241,8 @@ def _check_token_order(config: Config) -> None:
 
 
 def _serverable(config: Config) -> bool:
-    """Returns True if a server without a key can evaluate."""
+    """Returns True if a server without a key can evaluate.
+
+    That is the case if all clients share one key, or if every image has its own key.
+    """
     return common_key(config) or config.encryption.scope == "image"

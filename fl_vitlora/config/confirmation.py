@@ -1,11 +1,11 @@
-"""Settings that a person must confirm: strategies from elsewhere, and a Ray cluster.
+"""Settings that a person must confirm, because their values can run code.
 
 People exchange configurations and run folders, and four settings in these files can run code. A
-strategy, a part of a fine-tuning method or a predictor that is named as ``package.module:Class`` is
-imported, which runs the code of its module. The operator of a Ray cluster can run code in every
-program that joins the cluster. So a value of one of these settings is not used if only a file gives
-it. Strategies of this project and of Flower, and methods and predictors of this project, need no
-confirmation. Any other value must be confirmed by the user, who types it on the command line.
+strategy, a part of a fine-tuning method or a predictor can be named as ``package.module:Class``. It
+is then imported, which runs the code of its module. The operator of a Ray cluster can run code in
+every program that joins the cluster. So the user must confirm such a value by typing it on the
+command line; a value that only a file contains is refused. Strategies of this project and of
+Flower, and methods and predictors of this project, need no confirmation.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
 
     Args:
         config: The experiment.
-        confirmed: The names of code and the cluster addresses that the user typed on the command
-            line.
+        confirmed: The names of classes and the addresses of Ray clusters that the user typed on the
+            command line.
 
     Raises:
-        UserError: If the strategy, the method, the predictor or the cluster is not confirmed.
+        UserError: If the strategy, the method, the predictor or the cluster needs a confirmation
+            and the user has not given it.
     """
     check_strategy(config.strategy, confirmed)
     check_method(config.finetuning.method, confirmed)
@@ -38,21 +39,24 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
     address = config.engine.ray_address
     if address is not None and address not in confirmed:
         raise UserError(
-            f"engine.ray_address {shown(address)}: a file names this Ray cluster, and its "
-            "operator can run code in this program; if you trust it, confirm it: "
+            f"engine.ray_address {shown(address)}: only a file names this Ray cluster, and the "
+            "cluster's operator can run code in this program; if you trust the operator, add: "
             f"--ray-address {address}"
         )
 
 
 def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if a strategy, or a strategy that it wraps, is neither known nor confirmed.
+    """Raises an error if a strategy, or a strategy inside it, is neither known nor confirmed.
+
+    A strategy is known if its code belongs to this project or to Flower.
 
     Args:
-        chosen: The name and the options of the strategy.
+        chosen: The name of the strategy and its parameters, which may name a strategy inside it.
         confirmed: The names of strategies that the user typed on the command line.
 
     Raises:
-        UserError: If a strategy is named only in a file.
+        UserError: If only a file names a strategy, and the code of this strategy belongs neither to
+            this project nor to Flower.
 
     Example:
         >>> check_strategy(StrategyConfig(name="fedprox"))
@@ -61,21 +65,21 @@ def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> N
     for name in _names(chosen.name, chosen.options):
         if not is_known(name) and name not in confirmed:
             raise UserError(
-                f"strategy {shown(name)}: a file names this code, which belongs neither to "
-                f"this project nor to Flower; if you trust it, confirm it: --trust-strategy {name}"
+                f"strategy {shown(name)}: only a file names this code, and it does not belong to "
+                f"this project or to Flower; if you trust the code, add: --trust-strategy {name}"
             )
 
 
 def check_method(method: str, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if the code of a part of a method is neither known nor confirmed.
+    """Raises an error if a part of a method is code from elsewhere that is not confirmed.
 
     Args:
-        method: The name of the method, a sum of parts.
+        method: The name of the method, in which + joins the names of the parts.
         confirmed: The texts that the user typed on the command line. If a text is the name of a
             method, each part of this method is confirmed.
 
     Raises:
-        UserError: When such a part is named only in a file.
+        UserError: When only a file names such a part.
 
     Example:
         >>> check_method("lora+norm")
@@ -85,20 +89,20 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
     for part in foreign_parts(method):
         if part not in typed:
             raise UserError(
-                f"method {shown(part)}: a file names this code, which does not belong to this "
-                f"project; if you trust it, confirm it: --trust-strategy {part}"
+                f"method {shown(part)}: only a file names this code, and it does not belong to "
+                f"this project; if you trust the code, add: --trust-strategy {part}"
             )
 
 
 def check_predictor(name: str, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if the code of a predictor is neither known nor confirmed.
+    """Raises an error if a predictor is code from elsewhere that is not confirmed.
 
     Args:
         name: The name of the predictor.
         confirmed: The texts that the user typed on the command line.
 
     Raises:
-        UserError: When the predictor is named only in a file.
+        UserError: When only a file names the predictor, and its code is not of this project.
 
     Example:
         >>> check_predictor("plain")
@@ -106,13 +110,13 @@ def check_predictor(name: str, confirmed: Collection[str] = ()) -> None:
     """
     if is_foreign(name) and name not in confirmed:
         raise UserError(
-            f"predictor {shown(name)}: a file names this code, which does not belong to this "
-            f"project; if you trust it, confirm it: --trust-strategy {name}"
+            f"predictor {shown(name)}: only a file names this code, and it does not belong to this "
+            f"project; if you trust the code, add: --trust-strategy {name}"
         )
 
 
 def is_known(name: str) -> bool:
-    """Returns True if the name of a strategy is the name of code of this project or of Flower.
+    """Returns True if the code of a strategy belongs to this project or to Flower.
 
     A name without a colon names a file in the project's own ``strategies/``.
 
@@ -126,7 +130,7 @@ def is_known(name: str) -> bool:
 
 
 def flags_for(config: Config) -> str:
-    """Returns the flags with which a user confirms the code and the cluster of an experiment.
+    """Returns the flags with which a user confirms the code and the Ray cluster of an experiment.
 
     Example:
         >>> flags_for(Config(strategy=StrategyConfig(name="mine:Mine")))
@@ -146,7 +150,7 @@ def flags_for(config: Config) -> str:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yields all texts in nested lists and mappings, except the keys of mappings.
+    """Yields all texts in nested lists and mappings, but not the keys of the mappings.
 
     Example:
         >>> list(texts_in({"strategy": ["fedavg", {"name": "mine:Mine"}], "rounds": 3}))
@@ -163,7 +167,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def _names(name: Any, options: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the name of a strategy and the names of the strategies that it wraps."""
+    """Yields the name of a strategy, and of the strategies that its parameter `strategy` names."""
     if isinstance(name, str):
         yield name
     inner = options.get("strategy")

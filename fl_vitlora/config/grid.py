@@ -1,18 +1,18 @@
 """The experiments of a comparison: axes, and one cell for each combination of their labels.
 
 An axis is a setting, or a group of settings, that a comparison varies. An axis has several choices.
-Each choice has a label and gives values to one or more settings. In YAML an axis has one of three
-forms:
+Each choice has a label and gives values to one or more settings. A cell is one experiment of the
+comparison: it takes one choice from every axis. In YAML an axis has one of three forms:
 
-    finetuning.method: [head, lora]                     # values of a setting; they are the labels
+    finetuning.method: [head, lora]                     # values of a setting, also used as labels
     encryption.steps: {plain: [], all: ViT-blockwise}   # values of a setting, each with its label
     where:                                              # any name: settings under each label
       centralised: {clients: 1, data.partition: iid}
       federated: {clients: 20}
 
-and on the command line ``head lora`` or ``finetuning.method=head,lora``. A mapping of axes
-describes a product, which has a cell for each combination of the labels. A list of such mappings
-describes the union of the products. This module reads and writes no files.
+On the command line the first axis is written ``head lora`` or ``finetuning.method=head,lora``. A
+mapping of axes describes a product, which has a cell for each combination of the labels. A list of
+such mappings describes the union of the products. This module does not read or write files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Axis:
 
     Attributes:
         name: The dotted path of a setting, or any other name.
-        choices: The settings of each choice, by its label.
+        choices: A mapping from the label of each choice to the settings that it gives.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One experiment of a grid, which is run once with every seed.
+    """One experiment of a comparison (a grid), which is run once with every seed.
 
     Attributes:
         labels: The label of this cell on each axis.
@@ -75,16 +75,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A comparison of experiments, as a file or a command line describes it.
+    """A comparison of experiments, read from a file or from the command line.
 
     Attributes:
         title: The heading of the tables and plots of the comparison.
-        products: The products of axes; every combination within a product is a cell.
-        baseline: For each axis, the label with which the other labels are compared; by default the
-            first label.
+        products: The products of axes. Every combination of the labels of a product is a cell.
+        baseline: Labels with which the other labels of their axes are compared. For an axis without
+            such a label, this is its first label.
         seeds: The seeds; every cell is run once with each seed.
         out: The folder of the comparison, or None if no folder was named.
-        shared: The experiment with the settings that all cells share.
+        shared: The experiment to which the choices of a cell are applied.
         cells: All cells, in the order of their runs.
     """
 
@@ -98,7 +98,7 @@ class Grid:
 
     @property
     def runs(self) -> list[tuple[Cell, Config]]:
-        """Returns all runs: each cell with its experiment for each seed."""
+        """Returns all runs as pairs of a cell and its experiment, one pair for each seed."""
         return [
             (cell, dataclasses.replace(cell.config, seed=seed))
             for cell in self.cells
@@ -107,7 +107,7 @@ class Grid:
 
     @property
     def baselines(self) -> dict[str, str]:
-        """Returns, for each axis, the label with which its other labels are compared."""
+        """Returns a dictionary: the label of each axis with which its other labels are compared."""
         labels = axes_of(cell.labels for cell in self.cells)
         return {
             axis: next((label for label in self.baseline if label in names), names[0])
@@ -116,7 +116,7 @@ class Grid:
 
 
 def is_grid(tree: Settings) -> bool:
-    """Returns True if the settings describe a grid, and not a single experiment.
+    """Returns True if the settings describe a comparison (a grid), and not a single experiment.
 
     Example:
         >>> is_grid({"clients": 3, "seeds": [0, 1]}), is_grid({"clients": 3})
@@ -129,11 +129,12 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
     """Reads a comparison and checks the experiment of every cell.
 
     Args:
-        tree: The content of a YAML file: the settings of an experiment and the keys of a grid.
+        tree: The content of a YAML file: the settings of an experiment, and the keys `title`,
+            `compare`, `baseline` and `seeds`.
         given: The settings of the command line, by dotted path.
 
     Returns:
-        The grid.
+        The comparison with the checked experiments of all its cells.
 
     Raises:
         UserError: If an axis, a setting or a value is not valid.
@@ -144,7 +145,9 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
         [('head', 3), ('lora', 3)]
     """
     if "seeds" in tree and "seed" in given:
-        raise UserError("seed and seeds are both given, in the file or by a flag; give one of them")
+        raise UserError(
+            "both seed and seeds are given, in the file or by a flag; give only one of them"
+        )
     experiment = {key: value for key, value in tree.items() if key not in SECTIONS}
     shared = resolve(experiment, given)
     seeds = _read_seeds(tree.get("seeds", [shared.seed]))
@@ -197,12 +200,12 @@ def _read_seeds(seeds: Any) -> tuple[int, ...]:
         )
     read = tuple(resolve({}, {"seed": seed}).seed for seed in seeds)
     if len(set(read)) < len(read):
-        raise UserError(f"seeds: a seed occurs twice in {shown(seeds)}")
+        raise UserError(f"seeds: expected different seeds, but one occurs twice in {shown(seeds)}")
     return read
 
 
 def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
-    """Reads a product of axes; no setting may be in two axes, or in an axis and a flag."""
+    """Reads a product of axes. A setting must not be in two axes, or in both an axis and a flag."""
     if not isinstance(section, Mapping):
         raise UserError(
             f"compare: expected axes such as {{{METHOD}: [head, lora]}}, got {shown(section)}"
@@ -214,7 +217,8 @@ def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
         for path in paths:
             if full_path(path) in owners:
                 raise UserError(
-                    f"{path} is given twice, by {owners[full_path(path)]} and by axis {name}"
+                    f"{path} is set twice, by {owners[full_path(path)]} and by axis {name}; set it "
+                    "only once"
                 )
         owners |= {full_path(path): f"axis {name}" for path in paths}
         yield axis
@@ -224,7 +228,7 @@ def _read_axis(name: str, values: Any) -> Axis:
     """Reads an axis in one of the three forms of the module docstring."""
     choices = values if isinstance(values, Mapping) else _label(name, values)
     if not choices:
-        raise UserError(f"compare: axis {name} has no values")
+        raise UserError(f"compare: axis {name} has no values; expected at least one")
     labelled = {label_of(label): choice for label, choice in choices.items()}
     if not all(isinstance(choice, Mapping) for choice in labelled.values()):
         if not _is_setting(name):
@@ -234,16 +238,18 @@ def _read_axis(name: str, values: Any) -> Axis:
         if not isinstance(path, str):
             raise unknown_setting(path)
         if path in NO_AXIS:
-            raise UserError(f"compare: {path} cannot be varied by an axis; {NO_AXIS[path]}")
+            raise UserError(f"compare: an axis cannot vary {path}; {NO_AXIS[path]}")
     return Axis(name=name, choices=labelled)
 
 
 def _label(name: str, values: Any) -> dict[str, Any]:
-    """Returns the choices of a list of values; the label of each value is its text."""
+    """Returns a dictionary of choices for a list of values; a label is a value as text."""
     values = _listed(values)
     labelled = {label_of(value): value for value in values}
     if len(labelled) < len(values):
-        raise UserError(f"compare: a value of {name} occurs twice in {shown(values)}")
+        raise UserError(
+            f"compare: expected different values of {name}, but one occurs twice in {shown(values)}"
+        )
     return labelled
 
 
@@ -268,18 +274,21 @@ def _union(products: Sequence[Sequence[Axis]]) -> Iterator[tuple[Labels, Setting
             settings = {path: value for _, choice in picks for path, value in choice.items()}
             key = tuple(sorted(labels.items()))
             if seen.setdefault(key, settings) != settings:
-                raise UserError(f"compare: two combinations have the same name {name_of(labels)!r}")
+                raise UserError(
+                    "compare: two combinations with different settings have the same name "
+                    f"{name_of(labels)!r}; change a label"
+                )
             if seen[key] is settings:
                 yield labels, settings
 
 
 def _check_number(products: Sequence[Sequence[Axis]], seeds: Sequence[int]) -> None:
-    """Raises an error if there are more than `MOST_RUNS` runs, before any cell is built."""
+    """Raises an error if there are more than `MOST_RUNS` runs. It needs no experiments of cells."""
     cells = sum(math.prod(len(axis.choices) for axis in axes) for axes in products)
     if cells * len(seeds) > MOST_RUNS:
         raise UserError(
-            f"compare: {cells} combinations with {len(seeds)} seeds each; expected at most "
-            f"{MOST_RUNS} runs in all"
+            f"compare: too many runs, {cells} combinations with {len(seeds)} seeds each; expected "
+            f"at most {MOST_RUNS} runs in all"
         )
 
 

@@ -1,4 +1,4 @@
-"""The labels of a comparison's cells, and the names of cells and folders made from labels."""
+"""Makes the labels of a comparison's cells (experiments), and the names of run folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST_NAME = 100  # characters of a run folder's name before the seed
 
 
 def axes_of(cells: Iterable[Labels]) -> dict[str, list[str]]:
-    """Returns the labels of each axis, in the order in which the cells name them first.
+    """Returns a dictionary: the labels of each axis, in the order of their first use in a cell.
 
     Example:
         >>> axes_of([{"method": "head", "images": "plain"}, {"method": "lora"}])
@@ -27,7 +27,7 @@ def axes_of(cells: Iterable[Labels]) -> dict[str, list[str]]:
 
 
 def name_of(labels: Labels) -> str:
-    """Returns the name of a cell: its labels, or "experiment" if there are no axes.
+    """Returns the name of a cell: its labels joined by commas, or "experiment" without labels.
 
     Example:
         >>> name_of({"finetuning.method": "lora", "encryption.steps": "plain"})
@@ -48,7 +48,7 @@ def folder_name(labels: Labels, seed: int) -> str:
 
 
 def label_of(value: Any) -> str:
-    """Returns the label of a value, which is the value as text.
+    """Returns the label of a value: the value as text, and "none" for None and the empty list.
 
     Example:
         >>> [label_of(value) for value in (0.5, True, None, [], ["q", "v"])]

@@ -1,4 +1,7 @@
-"""Reads the axes and the seeds of a comparison from the words of the command line."""
+"""Reads the axes and the seeds of a comparison from the command line.
+
+An axis is a setting that the comparison varies, for example ``training.epochs=1,2``.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,15 @@ CALL = re.compile(r"[^,\[\]{}'\"]*\([^()'\"]*,[^()'\"]*\)[^,\[\]{}'\"]*")
 def read_words(
     words: Iterable[str], strategies: Sequence[str] | None = None
 ) -> dict[str, list[Any]]:
-    """Reads axes from the command line, and returns them in the form of a YAML file.
+    """Reads axes from the command line, and returns them in the form that a YAML file has.
 
-    A word without "=" is a fine-tuning method, a strategy, or an encryption scheme.
+    A word without "=" is the name of a fine-tuning method, a strategy, or an encryption scheme.
 
     Args:
-        words: The words of the command line.
-        strategies: The names of the known strategies, or None if they are not known.
-            ``package.module:Class`` always counts as a strategy.
+        words: The words that follow ``--compare``.
+        strategies: The names of the known strategies, or None if they are not known. With None, an
+            unknown word counts as a method. A name ``package.module:Class`` always counts as a
+            strategy.
 
     Example:
         >>> read_words(["head", "lora", "encryption.steps=[],EtC"])
@@ -52,12 +56,12 @@ def read_words(
 
 
 def _protect_commas(values: str) -> str:
-    """Quotes values such as ``int4(128,nearest)``, because their commas separate no list items."""
+    """Quotes values such as ``int4(128,nearest)``, whose commas do not separate list items."""
     return CALL.sub(lambda call: json.dumps(call[0]), values)
 
 
 def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
-    """Returns the axis to which a word without "=" belongs.
+    """Returns the name of the axis to which a word without "=" belongs.
 
     Raises:
         UserError: If the word is a value of a setting that needs "=", or if the word is unknown.
@@ -72,8 +76,8 @@ def _axis_of_word(value: Any, strategies: Sequence[str] | None) -> str:
     for path in paths():
         if path != METHOD and value in _choices_of(path):
             raise UserError(
-                f"--compare {value}: expected {METHOD}, a strategy or an axis; {value} is a value "
-                f"of {path}: --compare {path}={value},..."
+                f"--compare {value}: expected a value of {METHOD}, a strategy, or SETTING=VALUES; "
+                f"{value} is a value of {path}, so write --compare {path}={value},..."
             )
     if strategies is None:
         return METHOD
@@ -93,11 +97,11 @@ def _choices_of(path: str) -> tuple[Any, ...]:
 
 
 def read_seeds(words: Iterable[str]) -> list[Any]:
-    """Reads the seeds that the command line gives as numbers, lists and ranges.
+    """Reads seeds that the command line gives as numbers (7), lists (3,4) or ranges (0-2).
 
     Raises:
-        UserError: If the last number of a range is below the first, or a range has more than
-            `MOST_RUNS` seeds.
+        UserError: If the last number of a range is smaller than the first, or if a range has more
+            than `MOST_RUNS` seeds.
 
     Example:
         >>> read_seeds(["0-2", "7"]), read_seeds(["0..1"]), read_seeds(["3,4"])
@@ -124,7 +128,7 @@ def _seeds_of(text: str) -> list[Any]:
     first, last = int(match[1]), int(match[2])
     if not first <= last < first + MOST_RUNS:
         raise UserError(
-            f"seeds: {text} is not a range of at most {MOST_RUNS} seeds; expected numbers such as "
-            "0 1 2, or a range such as 0-4"
+            f"seeds: {text} is not a rising range of at most {MOST_RUNS} seeds; expected numbers "
+            "such as 0 1 2, or a range such as 0-4"
         )
     return list(range(first, last + 1))

@@ -1,4 +1,7 @@
-"""Reads an experiment from a YAML file and from dotted settings, and writes an experiment."""
+"""Reads an experiment from a YAML file and from single settings, and writes it as YAML.
+
+The dotted path of a setting names the setting and its groups, for example ``training.epochs``.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,14 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
 
     Args:
         path: The path of a YAML file, or None.
-        overrides: Values by dotted path, for example ``{"training.epochs": 2}``.
+        overrides: A mapping from the dotted paths of settings to values, for example
+            ``{"training.epochs": 2}``.
 
     Returns:
-        The experiment.
+        The experiment, with a value for every setting.
 
     Raises:
-        UserError: When a key is unknown, a value is not valid, or the file cannot be read.
+        UserError: When a setting is unknown, a value is not valid, or the file cannot be read.
 
     Example:
         >>> load(None, {"training.learning_rate": "1e-3"}).training.learning_rate
@@ -41,6 +45,8 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
 
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     """Builds an experiment from nested plain values and overrides, and checks its values.
+
+    Plain values are numbers, texts, lists and mappings. Both arguments may omit any setting.
 
     Example:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
@@ -57,7 +63,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
 
 
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes rates that are None or auto, so that the model's default rates are used."""
+    """Removes learning rates that are None or "auto", so that the model's defaults are used."""
     training = tree.get("training")
     if not isinstance(training, Mapping):
         return dict(tree)
@@ -66,7 +72,7 @@ def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_rates(config: Config, tree: Mapping[str, Any]) -> Config:
-    """Sets all rates that `tree` does not give to the default rates of the model."""
+    """Sets all learning rates that are not in `tree` to the default rates of the model."""
     given = _without_auto(tree).get("training") or {}
     rates = dataclasses.asdict(rates_of(config.model.name))
     own = {name: rate for name, rate in rates.items() if name not in given}
@@ -80,7 +86,9 @@ def paths() -> tuple[str, ...]:
 
 
 def full_path(dotted: str) -> str:
-    """Completes the path of a group of settings to the setting that receives a single value.
+    """Completes the path of a group that may be given as one value; keeps any other path.
+
+    For example, the value of the group ``strategy`` is the value of its setting ``strategy.name``.
 
     Example:
         >>> full_path("compression.uplink"), full_path("clients")
@@ -93,11 +101,12 @@ def full_path(dotted: str) -> str:
 
 
 def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
-    """Returns the error about an unknown setting, which suggests the most similar setting.
+    """Returns an error about an unknown setting. The message suggests the most similar setting.
 
     Args:
         dotted: The unknown name, as it was written.
-        siblings: The settings of the same group; by default all settings.
+        siblings: The settings to suggest first, those of the same group. By default these are all
+            settings.
     """
     return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
 
@@ -124,10 +133,10 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """Lists the settings in which two experiments differ.
+    """Finds the settings in which two experiments differ.
 
     Returns:
-        The pair of values of each such setting, by dotted path.
+        A dictionary: the dotted path of each such setting, with its pair of values.
 
     Example:
         >>> from fl_vitlora.config.schema import TrainingConfig
@@ -154,12 +163,12 @@ def _graft(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for branch in branches:
         tree = tree.setdefault(branch, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{dotted}: {branch!r} is a single value, not a group of settings")
+            raise UserError(f"{dotted}: {branch!r} is a single value; expected a group of settings")
     tree[leaf] = value
 
 
 def _spell_out(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces single values by mappings: the name of a strategy, or the codec of a direction."""
+    """Replaces a single value for a group, such as ``strategy: fedavg``, by a mapping."""
     whole = dict(tree)
     for key, value in tree.items():
         if key in SHORT and not isinstance(value, Mapping):
@@ -207,15 +216,19 @@ def _check_lists(config: Config) -> None:
         ("finetuning.targets", config.finetuning.targets),
     ):
         if len(set(items)) < len(items):
-            raise UserError(f"{path}: an entry occurs twice in {list(items)}")
+            raise UserError(
+                f"{path}: expected different entries, one occurs twice in {list(items)}"
+            )
     if len(config.data.background) not in (1, 3):
-        raise UserError("data.background: expected a grey level, or red, green and blue")
+        raise UserError(
+            "data.background: expected one number (grey) or three (red, green and blue)"
+        )
     if config.data.pixel_range and (
         len(config.data.pixel_range) != 2 or not _rises(*config.data.pixel_range)
     ):
-        raise UserError("data.pixel_range: expected two numbers, the lower one first")
+        raise UserError("data.pixel_range: expected two finite numbers, the smaller one first")
     if config.model.image_size is not None and len(config.model.image_size) not in (1, 2):
-        raise UserError("model.image_size: expected one side, or height and width")
+        raise UserError("model.image_size: expected one number, or two (height and width)")
     if not config.finetuning.targets:
         raise UserError("finetuning.targets: expected at least one of q, k, v, proj, fc1, fc2")
 

@@ -1,7 +1,9 @@
-"""The names of fine-tuning methods; a name is a sum of parts, such as ``lora+patch_embed``.
+"""The names of fine-tuning methods.
 
-This module has only a table of the names of parts, so that a configuration can be read without
-importing PyTorch. The module `fl_vitlora.finetuning.methods` imports the classes of parts.
+A method consists of parts. Each part trains some tensors of the model. The name of a method joins
+the names of its parts by +, for example ``lora+patch_embed``. This module has only a table of these
+names, so that a configuration can be read without importing PyTorch. The module
+`fl_vitlora.finetuning.methods` imports the classes of the parts.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that message
 
 
 def parts_of(method: str) -> tuple[str, ...]:
-    """Splits the name of a fine-tuning method, which is a sum, into the names of its parts.
+    """Splits the name of a fine-tuning method into the names of its parts.
 
     Example:
         >>> parts_of("lora+patch_embed")
@@ -90,7 +92,7 @@ def is_class(part: str) -> bool:
 
 
 def is_sum(word: str) -> bool:
-    """Returns True if a word is the name of a method of several known parts.
+    """Returns True if a word is the name of a method that consists of several known parts.
 
     Example:
         >>> is_sum("bias+norm"), is_sum("lora"), is_sum("bias+fedavg")
@@ -125,7 +127,7 @@ def read_parameters(value: Any, path: str) -> Mapping[str, Any]:
     """
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise UserError(
-            f"{path}: expected names and values, for example --set {path}.gain=2, got "
+            f"{path}: expected a mapping of names to values, for example --set {path}.gain=2, got "
             f"{shown(value)}"
         )
     return dict(value)
@@ -135,11 +137,11 @@ def read_method(value: Any, path: str) -> str:
     """Reads the name of a method, and checks the names of its parts.
 
     Args:
-        value: The name as it was written.
-        path: The setting, for messages.
+        value: The name of the method as the user wrote it.
+        path: The dotted path of the setting, for error messages.
 
     Returns:
-        The name without spaces.
+        The name of the method without spaces.
 
     Raises:
         UserError: When a part is unknown, or occurs twice.
@@ -152,7 +154,7 @@ def read_method(value: Any, path: str) -> str:
     """
     if not isinstance(value, str):
         raise UserError(
-            f"{path}: expected a sum of parts such as lora+patch_embed, got {shown(value)}"
+            f"{path}: expected the name of a method such as lora+patch_embed, got {shown(value)}"
         )
     parts = tuple(_spelt(part) for part in parts_of(value))
     for part in parts:
@@ -160,7 +162,12 @@ def read_method(value: Any, path: str) -> str:
             choices = [*PARTS, *(() if len(parts) > 1 and all(parts) else USUAL)]
             raise unknown(path, value if len(parts) == 1 or not part else part, choices)
         if parts.count(part) > 1:
-            raise UserError(f"{path}: the part {part} occurs twice in {shown(value)}")
+            raise UserError(
+                f"{path}: expected each part once, but {part} occurs twice in {shown(value)}"
+            )
     if "full" in parts and len(parts) > 1:
-        raise UserError(f"{path}: full already trains every tensor; write --method full")
+        raise UserError(
+            f"{path}: full trains every tensor and cannot be joined with other parts; write "
+            "--method full"
+        )
     return "+".join(parts)

@@ -1,8 +1,8 @@
 """The table of optimisers with which a client can train.
 
 This module has only the names of the optimisers, so that a configuration can be read without
-importing PyTorch. The module `fl_vitlora.training.optimizers` explains the rules for optimisers and
-imports them.
+importing PyTorch. The module `fl_vitlora.training.optimizers` imports the optimisers and explains
+the rules for new ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def read_optimizer(value: Any, path: str) -> str:
     """Reads the name of an optimiser.
 
     Args:
-        value: The name as it was written.
-        path: The setting, for messages.
+        value: The name of the optimiser as the user wrote it.
+        path: The dotted path of the setting, for error messages.
 
     Raises:
         UserError: When the table has no optimiser of this name.

@@ -1,8 +1,8 @@
-"""The names of predictors, which compute logits of test images with a model.
+"""The names of predictors, which use a model to compute the logits of test images.
 
 This module has only the names of the predictors, so that a configuration can be read without
-importing PyTorch. The module `fl_vitlora.training.prediction` explains the rules for predictors and
-imports the classes.
+importing PyTorch. The module `fl_vitlora.training.prediction` imports their classes and explains
+the rules for new ones.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ def read_predictor(value: Any, path: str) -> str:
     """Reads the name of a predictor.
 
     Args:
-        value: The name as it was written.
-        path: The setting, for messages.
+        value: The name of the predictor as the user wrote it.
+        path: The dotted path of the setting, for error messages.
 
     Raises:
-        UserError: When the name is neither in the table nor of the form ``package.module:Class``.
+        UserError: When the name is not in the table and does not have the form
+            ``package.module:Class``.
 
     Example:
         >>> read_predictor("plain", "evaluation.predictor")

@@ -1,8 +1,8 @@
 """The default learning rates of each backbone, because one rate does not suit all models.
 
-With a rate that is good for one model, another model may stay at the accuracy of chance. If an
-experiment does not set the rates, `config.resolve` uses the default rates of its model. The run
-folder records the rates that were used.
+With a learning rate that is good for one model, another model may learn nothing. If an experiment
+does not set the rates, `config.resolve` uses the default rates of its model. The run folder records
+the rates that were used.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ class Rates:
     """The learning rates and β₁ with which AdamW trains a backbone.
 
     Attributes:
-        learning_rate: The largest learning rate of the schedule. Low-rank matrices are trained with
-            this rate.
-        head_rate: The factor for the rate of the head, which is head_rate · learning_rate.
-        patch_embed_rate: The factor for the rate of the patch embedding.
-        body_rate: The factor for the rate of all other tensors, which full fine-tuning trains.
-        beta1: The decay rate of AdamW's mean gradient, in [0, 1).
+        learning_rate: The largest learning rate of a run. Low-rank matrices are trained with this
+            rate.
+        head_rate: The learning rate of the head, divided by `learning_rate`.
+        patch_embed_rate: The learning rate of the patch embedding, divided by `learning_rate`.
+        body_rate: The learning rate of all other tensors, divided by `learning_rate`. Full
+            fine-tuning trains these tensors.
+        beta1: The decay rate β₁ of AdamW's running mean of the gradients, in [0, 1).
     """
 
     learning_rate: float
@@ -31,8 +32,8 @@ class Rates:
     beta1: float
 
 
-# Chosen on a part of the training images of the digits, with 20 clients, other seeds than those of
-# the published tables, batches of 8 and about ten steps per round.
+# Chosen on a part of the training images of the digits, with 20 clients, batches of 8 and about ten
+# steps per round. The seeds were not those of the published tables.
 LETTERS = Rates(learning_rate=2e-2, head_rate=1.0, patch_embed_rate=0.25, body_rate=0.3, beta1=0.5)
 # Learning rate, head rate and beta1 trained a ViT-S/14 (DINOv2) on 2,000 images of CIFAR-10 at 56
 # pixels to 65.7 % after 10 rounds of 4 clients, batches of 16; with the rates above it stays at
@@ -44,11 +45,11 @@ RATES: Mapping[str, Rates] = {"vit_letters_16": LETTERS, "vit_letters_16_plain":
 
 
 def rates_of(model: str) -> Rates:
-    """Returns the default rates of a model.
+    """Returns the default learning rates of a model.
 
     Args:
-        model: The name of the model, as in `model.name`. A model that is not bundled gets the
-            rates of an ordinary pre-trained ViT.
+        model: The name of the model, as in the setting `model.name`. A model that is not part of
+            this package gets the rates of an ordinary pre-trained ViT.
 
     Example:
         >>> rates_of("vit_letters_16").learning_rate, rates_of("vit_base_patch16_224").learning_rate

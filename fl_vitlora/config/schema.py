@@ -1,7 +1,7 @@
 """The settings of an experiment: frozen dataclasses, filled from a YAML file and `--set a.b=c`.
 
-The dataclasses have values but no methods. The module `settings` reads their values, and the module
-`yaml_text` says which YAML is accepted.
+The dataclasses have values but no methods. The module `settings` reads their values. The module
+`yaml_text` says which YAML text is accepted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Fault = Literal["raise", "crash", "slow"]
 
 
 def read_steps(value: Any, path: str) -> tuple[Any, ...]:
-    """Reads the name of an encryption scheme, or a list of encryption steps.
+    """Reads the setting with the encryption: the name of a scheme, or a list of encryption steps.
 
     Raises:
         UserError: If the value is neither the name of a scheme nor a list of steps.
@@ -72,7 +72,8 @@ def read_steps(value: Any, path: str) -> tuple[Any, ...]:
     for step in read:
         if step in list(SCHEMES):
             raise UserError(
-                f"{path}: expected the scheme {step} alone, or a list of steps without a scheme"
+                f"{path}: expected the scheme {step} alone, or a list of steps without a scheme, "
+                "but the list contains both"
             )
         if step not in steps:
             raise unknown(f"{path}", step, [*SCHEMES, *steps])
@@ -85,79 +86,96 @@ class DataConfig:
 
     name: str = setting(
         "digits",
-        "The data set: 'digits' (bundled), the name of a Hugging Face data set, or a local path.",
+        "The data set: 'digits' (part of this package), the name of a Hugging Face data set, or "
+        "the path of a local folder.",
     )
     config: str | None = setting(
-        None, "The configuration of a Hugging Face data set that has several configurations."
+        None,
+        "The name of a configuration, for a Hugging Face data set that has several of them.",
     )
     revision: str | None = setting(None, "The branch, tag or commit of a Hugging Face data set.")
     train_split: str | None = setting(
         None,
-        "The name of the split to train on. By default it is a split with a usual name, train.",
+        "The name of the split (part of the data set) to train on. By default it is the split "
+        "named train or training.",
     )
     test_split: str | None = setting(
         None,
-        "The name of the split to test on; 'none' holds out a share of the training images "
-        "instead. By default it is the split with a usual name, such as test.",
+        "The name of the split (part of the data set) to test on. By default it is a split with a "
+        "usual name, such as test or validation. The value 'none' tests on a share of the training "
+        "images instead, and does not train on that share.",
     )
     layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
         "auto",
-        "The meaning of the first folders in a folder of images: classes, splits or clients. "
-        "The value table means that a table lists the images; auto detects the layout.",
+        "What the first folders in a folder of images mean: each is a class (classes), a split "
+        "such as train (splits), or a client (clients). The value table means that a table such as "
+        "metadata.csv lists the images. The value auto detects which of these is the case.",
     )
     image_column: str | None = setting(
-        None, "The column that holds the images. By default the column is found by its type."
+        None,
+        "The name of the column with the images. By default the column is found by its type or a "
+        "usual name.",
     )
     label_column: str | None = setting(
-        None, "The column that holds the labels. By default the column is found by its type."
+        None,
+        "The name of the column with the labels. By default the column is found by its type or a "
+        "usual name.",
     )
     fit: Literal["squash", "crop", "pad"] = setting(
         "squash",
-        "How an image is fitted to the aspect ratio of the model's input: squash resizes it "
-        "without keeping its ratio, crop cuts its edges off, pad adds borders.",
+        "How an image gets the aspect ratio of the model's input: squash stretches the image, crop "
+        "cuts off its edges, and pad adds borders.",
     )
     background: tuple[int, ...] = setting(
         (255, 255, 255),
-        "The colour behind transparent pixels and around padded images: one grey level, or "
-        "red, green and blue.",
+        "The colour behind transparent pixels and around padded images: one grey level, or the "
+        "levels of red, green and blue. Level 0 is dark and 255 is bright.",
         "[0, 255]",
     )
     pixel_range: tuple[float, ...] = setting(
         (),
-        "The two pixel values that become black and white in images of more than 8 bits; [] "
-        "takes the range of the file format.",
+        "The pixel values [low, high] that become black and white. They are used only for images "
+        "of more than 8 bits per channel. With [] the file format of the image decides.",
     )
     partition: Literal["dirichlet", "iid", "pathological", "shard", "natural"] = setting(
         "dirichlet",
-        "How the images are divided among the clients; natural makes each client's own folder "
-        "its shard.",
+        "How the training images are divided among the clients: with unequal shares of each label "
+        "(dirichlet), at random (iid), with a few labels for each client (pathological), in pieces "
+        "of the images sorted by label (shard), or one folder for each client (natural).",
     )
     alpha: float = setting(
         0.5,
-        "The concentration of the Dirichlet partition. A smaller value makes the clients "
-        "differ more.",
+        "The concentration of the Dirichlet partition. With a smaller value, the labels of the "
+        "clients differ more.",
         "(0, inf)",
     )
     classes_per_client: int = setting(
-        2, "The number of labels that each client holds in the pathological partition.", "[1, inf)"
+        2,
+        "The number of different labels of each client in the pathological partition.",
+        "[1, inf)",
     )
     shards_per_client: int = setting(
         2,
-        "The number of label-sorted shards that each client holds in the shard partition.",
+        "The number of pieces that each client gets in the shard partition. The pieces are made by "
+        "cutting the images, sorted by label, into parts.",
         "[1, inf)",
     )
     min_samples: int = setting(
-        2, "The smallest number of images that a client may hold.", "[1, inf)"
+        2,
+        "The smallest number of training images of a client. If a client would have fewer, the run "
+        "stops with an error.",
+        "[1, inf)",
     )
     test_fraction: float = setting(
         0.2,
-        "The share of the images that becomes the test set if the data has no test split.",
+        "The share of the training images that is used for testing only. It matters only if the "
+        "data set has no test split, or if data.test_split is none.",
         "(0, 1)",
     )
     limit: int | None = setting(
         None,
-        "The largest number of training images, and of test images, that is used. By default "
-        "all images are used.",
+        "The largest number of training images that is used. The same limit holds for the test "
+        "images. By default all images are used.",
         "[1, inf)",
     )
 
@@ -168,22 +186,24 @@ class ModelConfig:
 
     name: str = setting(
         "vit_letters_16",
-        "The backbone: 'vit_letters_16' or 'vit_letters_16_plain' (both bundled), or any ViT "
-        "of timm.",
+        "The backbone (pre-trained model): 'vit_letters_16' or 'vit_letters_16_plain' (parts of "
+        "this package), or the name of a ViT of the library timm.",
     )
     weights: str = setting(
         "pretrained",
-        "The weights of the backbone: 'pretrained' (bundled or from the hub), 'random', or a "
-        "local file.",
+        "The weights with which the backbone starts: 'pretrained' (from this package or the "
+        "Hugging Face hub), 'random', or the path of a local file.",
     )
     image_size: tuple[int, ...] | None = setting(
         None,
-        "The side of the images in pixels, or [height, width] in pixels. By default the "
-        "model's own size is used.",
+        "The size to which all images are resized, in pixels: the side of a square, or [height, "
+        "width]. By default the model's own size is used.",
         "[1, inf)",
     )
     patch_size: int | None = setting(
-        None, "The side of a patch in pixels. By default the model's own size is used.", "[1, inf)"
+        None,
+        "The side of a patch in pixels. By default the model's own patch size is used.",
+        "[1, inf)",
     )
 
 
@@ -193,176 +213,213 @@ class EncryptionConfig:
 
     steps: tuple[CipherStep, ...] = setting(
         ("block_scrambling", "pixel_shuffling", "negative_positive"),
-        "The encryption steps in the order of their use, or one scheme: ViT-blockwise, EtC, "
-        "LE, ELE or PE; [] leaves the images plain.",
+        "The encryption steps in the order of their use, or the name of one scheme: ViT-blockwise, "
+        "EtC, LE, ELE or PE. docs/encryption.md explains them. [] leaves the images plain "
+        "(unencrypted).",
         read=read_steps,
     )
     scope: Literal["shared", "client", "image", "block"] = setting(
         "shared",
-        "Which images share a key: all images (shared), those of one client (client), "
-        "or none, so that each image has its own (image). The value block uses one key that "
-        "differs from block to block.",
+        "Which images share a key: all images (shared), or all images of the same client (client). "
+        "With the value image, every image has a key of its own. With the value block, all images "
+        "share a key, and each block within an image is encrypted differently.",
     )
     block_size: int | None = setting(
         None,
-        "The side of an encryption block in pixels. The default is 4 for LE and ELE, and "
-        "otherwise the model's patch size.",
+        "The side of an encryption block in pixels. By default it is 4 for the schemes LE and ELE, "
+        "and the model's patch size for all others.",
         "[1, inf)",
     )
     fixed_blocks: int = setting(
-        0, "The number of blocks that block scrambling leaves in their place.", "[0, inf)"
+        0,
+        "The number of blocks of an image that the step block_scrambling does not move.",
+        "[0, inf)",
     )
     fixed_entries: int = setting(
         0,
-        "The number of entries of a block that pixel shuffling leaves in their place.",
+        "The number of entries (colour values) of a block that the step pixel_shuffling does not "
+        "move.",
         "[0, inf)",
     )
     adapt: bool = setting(
         False,
-        "Whether the model is adapted to the key. The adaptation is exact, but the adapted "
-        "model reveals the key.",
+        "Whether the model is adapted to the key. The adapted model computes from encrypted images "
+        "exactly what the original model computes from plain images. But the adapted model reveals "
+        "the key.",
     )
     allow_meaningless: bool = setting(
-        False, "Whether combinations of settings that cannot work may run, for demonstration."
+        False,
+        "Whether to allow combinations of settings whose result is meaningless, for demonstration. "
+        "By default such a run stops with an error.",
     )
     key_file: str = setting(
         "keys/owner.key",
-        "The path of the owner's key ring, a file of secrets. A missing file is created.",
+        "The path of the owner's key ring, a file with the secrets from which all keys are "
+        "derived. If the file does not exist, it is created with a new secret.",
     )
     at_rest: Literal["ring", "passphrase", "none"] = setting(
         "ring",
-        "What seals the shards on disk, plain shards included: a key of the key ring (ring), "
-        "the passphrase in the variable FL_VITLORA_PASSPHRASE (passphrase), or nothing "
-        "(none).",
+        "What encrypts the image files (shards) on disk, even if the images in them are plain: a "
+        "key of the key ring (ring), the passphrase in the environment variable "
+        "FL_VITLORA_PASSPHRASE (passphrase), or nothing (none).",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningConfig:
-    """Which tensors of the backbone are trained and exchanged."""
+    """Which tensors of the backbone the clients train and exchange with the server."""
 
     method: str = setting(
         "lora+patch_embed",
-        "Which tensors are trained and exchanged, in addition to the head: a sum of "
-        f"{', '.join(PARTS)}, peft:NAME and 'package.module:Class'.",
+        "Which tensors the clients train and send, in addition to the head: one or more of "
+        f"{', '.join(PARTS)} and peft:NAME, joined by +. A part of your own is named "
+        "'package.module:Class'.",
         read=read_method,
     )
     parameters: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={
-            "explanation": "Parameters of the method's parts that are not settings, for example "
-            "--set finetuning.parameters.gain=2.",
+            "explanation": "The value of the parameter NAME, for a part of the method that has "
+            "such a parameter. For example: --set finetuning.parameters.gain=2.",
             "read": read_parameters,
         },
     )
-    rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
+    rank: int = setting(
+        4,
+        "The rank r of the low-rank matrices. With a larger rank, more numbers are trained and "
+        "sent.",
+        "[1, inf)",
+    )
     client_ranks: tuple[int, ...] = setting(
         (),
-        "The ranks of the clients: one rank for each client, or the values that rank_shares "
-        "distributes; [] gives every client the rank finetuning.rank.",
+        "The ranks of clients with different ranks: one rank for each client, or a few ranks that "
+        "are distributed by rank_shares. [] gives every client the rank finetuning.rank.",
         "[1, inf)",
     )
     rank_shares: tuple[float, ...] = setting(
         (),
-        "The share of the clients that gets each value of client_ranks. It is [] if "
-        "client_ranks lists one rank for each client.",
+        "For each rank in client_ranks, the share of the clients that gets this rank, for example "
+        "[0.5, 0.5]. The sum is 1. [] means that client_ranks lists one rank for each client.",
         "(0, 1]",
     )
     alpha: float = setting(
         8.0,
-        "The scale of the low-rank matrices. Their product is multiplied by alpha / r.",
+        "The scale alpha of the low-rank matrices A and B of rank r. Their product is multiplied "
+        "by alpha / r.",
         "(0, inf)",
     )
     targets: tuple[Adapted, ...] = setting(
-        ("q", "v"), "The layers of every transformer block that get low-rank matrices."
+        ("q", "v"),
+        "The layers of every transformer block that get low-rank matrices: query (q), key (k), "
+        "value (v) and output projection (proj) of the attention, and the two layers of the MLP "
+        "(fc1, fc2).",
     )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
-        "What happens to the clients' patch embeddings: they are averaged unchanged "
-        "(aggregate), averaged in the coordinates of plain images (aligned), or kept by each "
-        "client (local).",
+        "What happens to the patch embeddings that the clients train. The server averages them as "
+        "they are (aggregate), or after each client's key is undone in them (aligned), or each "
+        "client keeps its own (local).",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a client trains on its shard in a round."""
+    """How a client trains on its own images in a round."""
 
     optimizer: str = setting(
         "adamw",
-        "The optimiser of the clients, which starts afresh in every round. Choices: "
-        f"{', '.join(OPTIMIZERS)}.",
+        "The optimiser with which clients train. Each round begins with a new optimiser, without "
+        f"the state of earlier rounds. Choices: {', '.join(OPTIMIZERS)}.",
         read=read_optimizer,
     )
     learning_rate: float = setting(
         LETTERS.learning_rate,
-        "The learning rate at the peak of the schedule. The default is for the bundled models; "
-        f"the default for other models is {ORDINARY.learning_rate:g}.",
+        "The largest learning rate, which is reached after the warm-up. The default is for the "
+        f"models of this package. For other models the default is {ORDINARY.learning_rate:g}.",
         "(0, inf)",
     )
     patch_embed_rate: float = setting(
         LETTERS.patch_embed_rate,
-        "The factor on the learning rate of the patch embedding. The default for models that are "
-        f"not bundled is {ORDINARY.patch_embed_rate:g}.",
+        "The learning rate of the patch embedding, as a multiple of training.learning_rate. For "
+        f"models that are not part of this package the default is {ORDINARY.patch_embed_rate:g}.",
         "(0, inf)",
     )
     head_rate: float = setting(
         LETTERS.head_rate,
-        "The factor on the learning rate of the head. The default for models "
-        f"that are not bundled is {ORDINARY.head_rate:g}.",
+        "The learning rate of the head, as a multiple of training.learning_rate. For models that "
+        f"are not part of this package the default is {ORDINARY.head_rate:g}.",
         "(0, inf)",
     )
     body_rate: float = setting(
         LETTERS.body_rate,
-        "The factor on the learning rate of all other tensors (method full). The default for "
-        f"models that are not bundled is {ORDINARY.body_rate:g}.",
+        "The learning rate of all other tensors of the backbone, as a multiple of "
+        "training.learning_rate. For models that are not part of this package the default is "
+        f"{ORDINARY.body_rate:g}.",
         "(0, inf)",
     )
     schedule: Literal["cosine", "constant"] = setting(
-        "cosine", "How the learning rate changes over the rounds."
+        "cosine",
+        "How the learning rate changes over the rounds: it falls to almost 0, like half a cosine "
+        "wave (cosine), or it stays the same (constant).",
     )
     warmup_rounds: int = setting(
-        0, "The number of rounds in which the learning rate rises to its peak.", "[0, inf)"
+        0,
+        "The number of rounds at the start in which the learning rate rises evenly to its largest "
+        "value. With 0 there is no such warm-up.",
+        "[0, inf)",
     )
-    batch_size: int = setting(8, "The number of images in a training step.", "[1, inf)")
+    batch_size: int = setting(
+        8, "The number of images in one training step of a client.", "[1, inf)"
+    )
     epochs: int = setting(
         1, "The number of passes over a client's images in a round (local epochs).", "[1, inf)"
     )
     weight_decay: float = setting(
         0.0,
-        "The weight decay. The optimiser adamw subtracts it from the weights; the other optimisers "
-        "add it to the gradients.",
+        "The strength of the weight decay, which pulls the weights towards 0. The optimiser adamw "
+        "applies it to the weights, and the other optimisers add it to the gradients. With 0 there "
+        "is no weight decay.",
         "[0, inf)",
     )
     beta1: float = setting(
         LETTERS.beta1,
-        "The decay rate of the mean gradient of adam, adamw and nadam. It is small because a round "
-        f"has few steps. The default for models that are not bundled is {ORDINARY.beta1:g}.",
+        "The decay rate of the running mean of the gradients in the optimisers adam, adamw and "
+        "nadam. The default is small because a round has few steps. For models that are not part "
+        f"of this package the default is {ORDINARY.beta1:g}.",
         "[0, 1)",
     )
-    momentum: float = setting(0.9, "The momentum of SGD.", "[0, 1)")
+    momentum: float = setting(
+        0.9, "The momentum of the optimiser sgd. Other optimisers ignore it.", "[0, 1)"
+    )
     clip_norm: float | None = setting(
         None,
-        "The largest norm of a gradient. A longer gradient is scaled down to it. By default "
-        "gradients are not clipped.",
+        "The largest Euclidean norm of the gradient of all trained tensors in a step. A longer "
+        "gradient is scaled down to this norm. By default gradients are not clipped.",
         "(0, inf)",
     )
     label_smoothing: float = setting(
-        0.0, "The label smoothing of the cross-entropy loss.", "[0, 1)"
+        0.0,
+        "The label smoothing of the cross-entropy loss: the share of the target probability that "
+        "is spread evenly over all classes. With 0 there is no smoothing.",
+        "[0, 1)",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyConfig:
-    """The aggregation strategy and its hyper-parameters."""
+    """The aggregation strategy, which combines the clients' updates, and its parameters."""
 
     name: str = setting(
         "fedavg",
-        "The aggregation strategy: the name of a file in strategies/, or 'package.module:Class'.",
+        "The aggregation strategy: the name of a file in the folder strategies/, or a class of "
+        "your own or of Flower, named 'package.module:Class'.",
     )
     options: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"explanation": "A parameter of the strategy, for example --set strategy.mu=0.1."},
+        metadata={
+            "explanation": "The value of the strategy's parameter NAME, for example "
+            "--set strategy.mu=0.1."
+        },
     )
 
 
@@ -372,27 +429,29 @@ class AttackConfig:
 
     kinds: tuple[Attack, ...] = setting(
         (),
-        "What hostile clients do to their updates; the kinds are assigned to them in turn. [] "
-        "means that no client is hostile.",
+        "What hostile clients do to their updates: they reverse the sign (sign_flip), multiply by "
+        "attack.factor (scale), or send NaN (nan). If several kinds are given, they are assigned "
+        "to the hostile clients in turn. [] means that no client is hostile.",
     )
     clients: int = setting(
         0, "The number of hostile clients. The seed decides which clients are hostile.", "[0, inf)"
     )
     factor: float = setting(
         100.0,
-        "The factor by which a hostile client of kind scale multiplies its update.",
+        "The number by which hostile clients of the kind scale multiply their updates.",
         "(0, inf)",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultsConfig:
-    """What happens to unreliable clients, for research on what a federation withstands."""
+    """How unreliable clients fail, for research on what a federation withstands."""
 
     kinds: tuple[Fault, ...] = setting(
         (),
-        "What happens to unreliable clients before they train; the kinds are assigned to them "
-        "in turn. [] means that no client is unreliable.",
+        "How unreliable clients fail before they train: with an exception (raise), by the end of "
+        "their process (crash), or by waiting (slow). If several kinds are given, they are "
+        "assigned to the unreliable clients in turn. [] means that no client is unreliable.",
     )
     clients: int = setting(
         0,
@@ -400,10 +459,12 @@ class FaultsConfig:
         "[0, inf)",
     )
     rate: float = setting(
-        1.0, "The probability that the fault strikes an unreliable client in a round.", "(0, 1]"
+        1.0, "The probability that an unreliable client fails in a round.", "(0, 1]"
     )
     delay: float = setting(
-        10.0, "The time in seconds that an unreliable client of kind slow waits.", "[0, inf)"
+        10.0,
+        "The time in seconds that unreliable clients of the kind slow wait before they train.",
+        "[0, inf)",
     )
 
 
@@ -413,14 +474,14 @@ class EvaluationConfig:
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto",
-        "Where the test accuracy is measured: by the server (central) or by the clients "
-        "(clients). The value auto chooses the clients if only they have the key or the patch "
-        "embedding.",
+        "Who measures the test accuracy: the server (central), or each client on its own test "
+        "images (clients). The value auto chooses the server, or the clients if only they have the "
+        "key or the patch embedding that is needed.",
     )
     predictor: str = setting(
         "plain",
-        "What the model answers to test images: one forward pass (plain), or the answer of "
-        "'package.module:Class', for example with test-time adaptation.",
+        "How the model's answers to test images are computed: by one forward pass (plain), or by a "
+        "class of your own, named 'package.module:Class', for example with test-time adaptation.",
         read=read_predictor,
     )
 
@@ -430,55 +491,70 @@ class PrivacyConfig:
     """Secure aggregation and differential privacy."""
 
     secure_aggregation: bool = setting(
-        False, "Whether pairs of clients mask their updates, so that the server sees only the sum."
+        False,
+        "Whether clients hide their updates from the server. Each pair of clients adds random "
+        "masks that cancel in the sum, so the server sees only the sum of all updates.",
     )
     range: float = setting(
         4.0,
-        "The largest absolute value in an update under secure aggregation. Larger values are "
-        "clipped.",
+        "The largest absolute value of a number in an update under secure aggregation. Larger "
+        "numbers are clipped to this value.",
         "(0, inf)",
     )
     clipping_norm: float | None = setting(
         None,
-        "The largest norm C of an update, for differential privacy. By default there is no "
-        "differential privacy.",
+        "The largest Euclidean norm of a client's update, for differential privacy. A longer "
+        "update is scaled down to this norm. By default there is no differential privacy.",
         "(0, inf)",
     )
     noise_multiplier: float = setting(
         0.0,
-        "The standard deviation of the noise on the sum of the updates, divided by the "
-        "clipping norm.",
+        "The standard deviation of the noise that is added to the sum of the updates, divided by "
+        "privacy.clipping_norm. With 0 no noise is added.",
         "[0, 1000000]",
     )
     target_epsilon: float | None = setting(
         None,
-        "The largest epsilon of the whole run. It determines noise_multiplier, which must "
-        "then stay 0.",
+        "The largest epsilon (privacy loss) that the whole run may have. The noise is computed "
+        "from it, so leave privacy.noise_multiplier at 0. By default there is no such limit.",
         "(0, inf)",
     )
-    delta: float = setting(1e-5, "The delta for which epsilon is computed.", "(0, 1)")
+    delta: float = setting(
+        1e-5,
+        "The delta of differential privacy: roughly, the probability that the privacy loss exceeds "
+        "epsilon.",
+        "(0, 1)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanesConfig:
-    """How tensors are compressed in one direction."""
+    """The codecs of one direction: uplink is client to server, downlink is server to client."""
 
     codec: str = setting(
         "float32",
-        "The codec of all tensors that have no separate codec, for example int4.",
+        "The codec that compresses all tensors without a codec of their own: float32 "
+        "(uncompressed), float16, bfloat16, int8, int4, int3, int2, ecsq, nf4, qsgd or sign. The "
+        "transforms topk and lowrank can come first, for example topk(0.1)+int4.",
     )
     patch_embed: str | None = setting(
-        None, "The codec of the patch embedding. The default is the value of codec."
+        None,
+        "The codec of the patch embedding. By default the codec in the setting codec is used.",
     )
     lora_A: str | None = setting(  # noqa: N815 - the literature's name
-        None, "The codec of the LoRA matrices A. The default is the value of codec."
+        None,
+        "The codec of the LoRA matrices A. By default the codec in the setting codec is used.",
     )
     lora_B: str | None = setting(  # noqa: N815
-        None, "The codec of the LoRA matrices B. The default is the value of codec."
+        None,
+        "The codec of the LoRA matrices B. By default the codec in the setting codec is used.",
     )
-    head: str | None = setting(None, "The codec of the head. The default is the value of codec.")
+    head: str | None = setting(
+        None, "The codec of the head. By default the codec in the setting codec is used."
+    )
     other: str | None = setting(
-        None, "The codec of all other tensors. The default is the value of codec."
+        None,
+        "The codec of all other tensors. By default the codec in the setting codec is used.",
     )
 
 
@@ -489,13 +565,15 @@ class CompressionConfig:
     uplink: LanesConfig = LanesConfig()
     downlink: LanesConfig = LanesConfig()
     error_feedback: bool = setting(
-        True, "Whether the error of a codec in one round is added to the update of a later round."
+        True,
+        "Whether the sender of an update adds the part that compression removed to a later update, "
+        "so that this part is not lost.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkConfig:
-    """The network connection of a client, from which the transfer time is computed."""
+    """The assumed network connection of a client, from which the transfer time is computed."""
 
     uplink_mbps: float = setting(
         10.0, "The speed of the connection from a client to the server in Mbit/s.", "(0, inf)"
@@ -504,34 +582,36 @@ class LinkConfig:
         100.0, "The speed of the connection from the server to a client in Mbit/s.", "(0, inf)"
     )
     latency_ms: float = setting(
-        50.0, "The delay of a message in milliseconds, added to its transfer time.", "[0, inf)"
+        50.0, "The delay in milliseconds that every message adds to its transfer time.", "[0, inf)"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Where the clients run."""
+    """Where and how the simulated clients run."""
 
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",
-        "The device on which the clients compute. The value auto takes a GPU if there is one.",
+        "The device on which the clients compute: the processor (cpu) or a GPU of NVIDIA (cuda). "
+        "The value auto takes a GPU if there is one.",
     )
     workers: int | None = setting(
         None,
-        "The number of worker processes. The default is one for each core; on GPUs it is as many "
-        "as fit into the memory of each, at most four.",
+        "The number of worker processes, which train the clients. By default there is one for each "
+        "processor core. With GPUs there are as many on each GPU as fit into its memory, at most "
+        "four.",
         "[1, inf)",
     )
     cohort: int | None = setting(
         None,
-        "The number of clients that a worker trains in one batch. The default is an eighth of "
-        "a round's clients, in steps of up to 64 images.",
+        "The number of clients that a worker trains together in one batch. By default it is an "
+        "eighth of the clients of a round, but at most so many that a step has 64 images.",
         "[1, inf)",
     )
     ray_address: str | None = setting(
         None,
-        "The address of a running Ray cluster that can read the run folder. By default Ray is "
-        "started on this machine.",
+        "The address of a running Ray cluster, for example 10.0.0.1:6379. All its machines must be "
+        "able to read the run folder. By default Ray is started on this machine.",
     )
     feature_cache_mb: int = setting(
         1024,
@@ -542,18 +622,19 @@ class EngineConfig:
     )
     mixed_precision: bool = setting(
         True,
-        "Whether a GPU computes in bfloat16, or in float16 with loss scaling if it has no "
-        "bfloat16.",
+        "Whether a GPU computes in numbers of 16 bits: in bfloat16, or in float16 with loss "
+        "scaling if it has no bfloat16. A CPU always computes in float32.",
     )
     round_timeout: float = setting(
         3600.0,
-        "The time in seconds to wait for the replies of a round. Repeated messages get the "
-        "same time again.",
+        "The time in seconds that the server waits for the replies of a round. If the server "
+        "repeats messages, it waits the same time again.",
         "(0, inf)",
     )
     client_timeout: float = setting(
         900.0,
-        "The time in seconds that a worker may take for one client before the worker is replaced.",
+        "The time in seconds that a worker may take for one client. A worker that takes longer is "
+        "replaced.",
         "(0, inf)",
     )
 
@@ -563,44 +644,53 @@ class Config:
     """A complete experiment."""
 
     clients: int = setting(
-        20, "The number of clients. Each client holds a shard of the images.", "[1, inf)"
+        20,
+        "The number of clients. Each client has its own part (shard) of the training images.",
+        "[1, inf)",
     )
     rounds: int = setting(20, "The number of rounds of federated training.", "[1, 1000000]")
-    fraction: float = setting(1.0, "The share of the clients that train in a round.", "(0, 1]")
+    fraction: float = setting(
+        1.0,
+        "The share of the clients that train in a round. They are drawn at random in every round.",
+        "(0, 1]",
+    )
     max_client_share: float | None = setting(
         None,
-        "The largest weight of one client among the clients of a round, however many images "
-        "it reports. By default there is no limit.",
+        "The largest share that one client may have in the weighted mean of a round, however many "
+        "images it reports. By default there is no limit.",
         "(0, 1]",
     )
     min_clients: int = setting(
         1,
-        "The smallest number of usable updates that a round needs. With fewer updates the run "
-        "stops.",
+        "The smallest number of usable updates that a round needs. If fewer updates arrive, the "
+        "run stops.",
         "[1, inf)",
     )
     budget: Bytes | None = setting(  # noqa: RUF009 - a field, as all settings are
         None,
-        "The number of bytes that the run may send, for example 50MB. A round that could "
-        "exceed it does not begin. By default there is no limit.",
+        "The largest number of bytes that the run may send in both directions together, for "
+        "example 50MB. A round that could exceed this limit does not begin. By default there is no "
+        "limit.",
     )
     target_accuracy: float | None = setting(
         None,
-        "A test accuracy, for example 0.95. The result reports the number of bytes after which it "
-        "was first reached.",
+        "A test accuracy, for example 0.95. The result reports how many bytes were sent before "
+        "this accuracy was first reached. By default nothing is reported.",
         "(0, 1]",
     )
-    seed: int = setting(0, "The seed of all random choices except the owner's secret.", "[0, inf)")
+    seed: int = setting(
+        0, "The seed of all random choices, except the choice of the owner's secret.", "[0, inf)"
+    )
     checkpoint_every: int = setting(
         1,
-        "The number of rounds between two checkpoints, from which --resume can continue. The "
-        "value 0 writes no checkpoints.",
+        "The number of rounds from one checkpoint to the next. The flag --resume continues a run "
+        "from its last checkpoint. With 0 no checkpoints are written.",
         "[0, inf)",
     )
     record_updates: bool = setting(
         False,
-        "Whether the run folder stores what the server sees in each round, the model and all "
-        "decoded updates, under updates/, for research on attacks.",
+        "Whether to store what the server sees in each round: the model and all decoded updates. "
+        "They are written to the folder updates/ in the run folder, for research on attacks.",
     )
     out: str | None = setting(
         None, "The path of the run folder. By default a new folder is created under runs/."

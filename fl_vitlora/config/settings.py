@@ -1,10 +1,10 @@
 """Typed settings: builds dataclasses from nested plain values (lists, mappings, texts, numbers).
 
-The dataclasses have values but no methods. The metadata of every field contain its explanation and
-its range, from which the text of `--help` is made. One function, `from_mapping`, reads all
-dataclasses: it compares a mapping with the annotations of a dataclass. An error names the path of
-the setting, its value, the expected values and the most similar setting. An experiment (`config`)
-and the hyper-parameters of a strategy are read in this way.
+The metadata of every field contain its explanation and its range, from which the text of
+`--help-all` is made. One function, `from_mapping`, reads all dataclasses: it compares a mapping
+with the annotations of a dataclass. An error names the path of the setting, its value, the expected
+values and the most similar setting. The settings of an experiment (`config`) and the parameters of
+a strategy are read in this way.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def setting(
 
     Args:
         default: The value of the field if none is given.
-        explanation: A sentence for `--help-all`.
-        interval: The range of the field, such as "(0, 1]".
-        read: A function that takes a plain value and its path, and returns the value of the field.
-            The function is needed only if the type of the field does not determine how to read the
-            value.
+        explanation: Sentences for `--help-all` that say what the setting does.
+        interval: The range of the field, such as "(0, 1]" for more than 0 and at most 1.
+        read: A function that takes a plain value and the path of the setting, and returns the value
+            of the field. The function is needed only if the type of the field does not determine
+            how to read the value.
 
     Returns:
-        The field.
+        The field, for use in the body of a dataclass.
     """
     metadata = {"explanation": explanation, "interval": interval, "read": read}
     return field(default=default, metadata=metadata)
 
 
 def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yields the dotted path, the default and the explanation of every setting."""
+    """Yields the dotted path, the default and the explanation of every setting in a dataclass."""
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[item.name]):
@@ -64,7 +64,7 @@ def explanations(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, st
 
 
 def _choices_in_words(hint: Any) -> str:
-    """Returns a sentence with the choices of a setting; empty if the setting has no choices."""
+    """Returns a sentence with the choices of a setting, or an empty text if there are none."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
     return f" Choices: {', '.join(choices)}." if choices else ""
@@ -74,16 +74,16 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
     """Builds a dataclass from nested plain values.
 
     Args:
-        kind: The dataclass.
-        tree: A mapping of field names to values.
-        path: The dotted path of the value, for messages.
+        kind: The dataclass to build.
+        tree: A mapping from the names of fields to their values.
+        path: The dotted path of the whole dataclass, for error messages.
 
     Returns:
         An instance of ``kind``.
 
     Raises:
-        UserError: When a key is unknown, a value is missing, or a value does not fit the annotation
-            of its field.
+        UserError: When a name is unknown, a value is missing, or a value does not fit the
+            annotation of its field.
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"{path or 'the configuration'}: expected a mapping, got {shown(tree)}")
@@ -105,17 +105,19 @@ def check_defaults(kind: type[Any], path: str) -> None:
     """Checks that the defaults of a dataclass fit the types and ranges of its fields.
 
     Args:
-        kind: The dataclass.
-        path: The dotted path of the value, for messages.
+        kind: The dataclass to check.
+        path: The dotted path of the whole dataclass, for error messages.
 
     Raises:
-        UserError: When a type is unknown, a range is not valid, or a default does not fit its type
-            or range.
+        UserError: When a type is unknown, a range is not valid, or a default does not fit the type
+            or range of its field.
     """
     try:
         hints = typing.get_type_hints(kind)
     except (NameError, TypeError) as error:
-        raise UserError(f"{path}: a type of {kind.__name__} is unknown: {error}") from None
+        raise UserError(
+            f"{path}: the class {kind.__name__} uses an unknown type: {error}"
+        ) from None
     for item in dataclasses.fields(kind):
         dotted, interval = f"{path}.{item.name}", item.metadata.get("interval")
         if interval is not None:
@@ -125,7 +127,9 @@ def check_defaults(kind: type[Any], path: str) -> None:
         try:
             _fit(item, hints[item.name], item.default, dotted)
         except UserError as error:
-            raise UserError(f"its default does not fit: {error}") from None
+            raise UserError(
+                f"the default of a field does not fit its type or range: {error}"
+            ) from None
 
 
 def _fit(item: dataclasses.Field[Any], hint: Any, value: Any, path: str) -> Any:
@@ -142,7 +146,10 @@ def _is_needed(item: dataclasses.Field[Any]) -> bool:
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
-    """Converts a value to an annotation: a type, X | None, a Literal, a tuple, or a dataclass."""
+    """Converts a plain value to the type that an annotation names.
+
+    The annotation is a type, ``X | None``, a ``Literal``, a tuple, or a dataclass.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type[Any], hint), value, path)
@@ -153,7 +160,9 @@ def convert(hint: Any, value: Any, path: str) -> Any:
         items = [value] if single else to_list(value, path)
         return tuple(convert(arguments[0], item, path) for item in items)
     if origin is Callable and not callable(value):
-        raise UserError(f"{path}: expected a function, which cannot be set, got {shown(value)}")
+        raise UserError(
+            f"{path}: expected a function, got {shown(value)}; only Python code can set this value"
+        )
     if origin is Literal and value not in arguments:
         raise unknown(path, value, map(str, arguments))
     if hint in _READ:
@@ -167,7 +176,7 @@ _NAMES = {int: "a whole number", bool: "true or false"}
 
 
 def to_list(value: Any, path: str) -> Sequence[Any]:
-    """Reads a list; the text "a,b" is a list of two entries, and None is an empty list.
+    """Reads a list. The text "a,b" means a list of two entries, and None an empty list.
 
     Raises:
         UserError: When the value is not a list.
@@ -191,33 +200,40 @@ def _to_float(value: Any, path: str) -> float:
 
 
 def _to_text(value: Any, path: str) -> str:
-    """Reads a text; raises an error if the text cannot be stored in a file or be a file's name."""
+    """Reads a text that can be stored in a file and be the path of a file.
+
+    Raises:
+        UserError: When the text is empty or too long, or when it contains characters that cannot be
+            stored.
+    """
     if not isinstance(value, str) or not value:
-        raise UserError(f"{path}: expected a text, got {shown(value)}")
+        raise UserError(f"{path}: expected a text that is not empty, got {shown(value)}")
     encoded = value.encode(errors="replace")
     if "\0" in value or encoded.decode() != value:
-        raise UserError(f"{path}: expected a text of Unicode without NUL, got {shown(value)}")
+        raise UserError(
+            f"{path}: expected valid Unicode text without the character NUL, got {shown(value)}"
+        )
     if len(encoded) > LONGEST_TEXT or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
         raise UserError(
-            f"{path}: expected at most {LONGEST_NAME} bytes between slashes, and {LONGEST_TEXT} in "
-            f"all, got {shown(value)}"
+            f"{path}: expected at most {LONGEST_TEXT} bytes, and at most {LONGEST_NAME} between "
+            f"two slashes, got {shown(value)}"
         )
     return value
 
 
 def read_path(text: str, path: str) -> str:
-    """Reads the path of a file or folder; ``~`` stands for a home folder, as in a shell.
+    """Reads the path of a file or folder, in which ``~`` means a home folder, as in a shell.
 
     Args:
-        text: The path as it was written.
-        path: The dotted path of the setting, for messages.
+        text: The path as the user wrote it.
+        path: The dotted path of the setting, for error messages.
 
     Returns:
-        The path with the home folder written out.
+        The path with the home folder in place of ``~``.
 
     Raises:
-        UserError: When a home folder is unknown, or the path begins with a variable. Variables in a
-            path are not replaced, so the path would name a wrong folder.
+        UserError: When a home folder is unknown, or when the path begins with a variable such as
+            ``$HOME``. Variables are not replaced, so the path would name a wrong folder.
 
     Example:
         >>> read_path("images/~old", "data.name")
@@ -225,15 +241,16 @@ def read_path(text: str, path: str) -> str:
     """
     if VARIABLE.match(text):
         raise UserError(
-            f"{path}: {shown(text)} begins with a variable, which is not replaced here; write the "
-            "name of the folder, or ~ for the home folder"
+            f"{path}: {shown(text)} begins with a variable, and variables are not replaced here; "
+            "write the full path, or ~ for your home folder"
         )
     if not text.startswith("~"):
         return text
     whole = str(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises if no home is known
     if whole.startswith("~"):
         raise UserError(
-            f"{path}: {shown(text)}: this home folder is unknown; write the name of the folder"
+            f"{path}: the home folder in {shown(text)} is unknown; write the full path of the "
+            "folder"
         )
     return whole
 
@@ -248,7 +265,7 @@ _READ: Mapping[Any, SettingParser] = {
 
 
 def _check_interval(value: Any, interval: str | None, path: str) -> None:
-    """Raises an error if a number is outside its range; "(0, 1]" excludes 0 and includes 1."""
+    """Raises an error if a number is not in its range; "(0, 1]" excludes 0 and includes 1."""
     if isinstance(value, tuple):
         for item in value:
             _check_interval(item, interval, path)
@@ -259,7 +276,7 @@ def _check_interval(value: Any, interval: str | None, path: str) -> None:
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
     if not (above and below):
-        raise UserError(f"{path}: expected a number in {interval}, got {value}")
+        raise UserError(f"{path}: expected a number in the range {interval}, got {value}")
 
 
 def _read_interval(interval: str, path: str) -> tuple[float, float]:
@@ -273,5 +290,7 @@ def _read_interval(interval: str, path: str) -> tuple[float, float]:
     except (TypeError, ValueError, AttributeError):
         low = high = float("nan")
     if not (low <= high and interval[0] in "[(" and interval[-1] in ")]"):
-        raise UserError(f'{path}: {interval!r} is not a range, such as "(0, 1]" or "[0, inf)"')
+        raise UserError(
+            f'{path}: expected a range such as "(0, 1]" or "[0, inf)", got {interval!r}'
+        )
     return low, high

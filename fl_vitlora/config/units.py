@@ -1,4 +1,4 @@
-"""Reads and writes amounts of bytes with units, such as 50MB."""
+"""Reads and writes numbers of bytes with units, such as 50MB."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z]*)\s*"
 
 
 def parse_bytes(amount: object, where: str) -> int:
-    """Reads an amount of bytes.
+    """Reads a number of bytes, with or without a unit.
 
     Args:
-        amount: A whole number of bytes, or a number and a unit in upper or lower case.
-        where: The name of the setting, for the error message.
+        amount: A whole number of bytes, or a text with a number and a unit, such as "1.5 MB". The
+            case of the unit does not matter.
+        where: The name of the setting, for error messages.
 
     Returns:
         The number of bytes, rounded down.
 
     Raises:
-        UserError: If the amount has another form, is below one byte, or is 10¹⁸ bytes or more.
+        UserError: If the text has another form, or if the number is less than 1 or at least 10¹⁸
+            bytes.
 
     Example:
         >>> parse_bytes("1.5 MB", "budget"), parse_bytes("2KiB", "budget"), parse_bytes(7, "budget")
@@ -37,11 +39,14 @@ def parse_bytes(amount: object, where: str) -> int:
     if match is None or isinstance(amount, bool) or (match["unit"] or "B").lower() not in factors:
         units = ", ".join(UNITS)
         raise UserError(
-            f"{where}: expected bytes, such as 50MB or 1.5GiB ({units}), got {shown(amount)}"
+            f"{where}: expected a number of bytes such as 50MB or 1.5GiB (units: {units}), got "
+            f"{shown(amount)}"
         )
     found = float(match["number"]) * factors[(match["unit"] or "B").lower()]
     if not 1 <= found < MOST:
-        raise UserError(f"{where}: expected 1 to {MOST:.0e} bytes, got {shown(amount)}")
+        raise UserError(
+            f"{where}: expected at least 1 byte and less than {MOST:.0e}, got {shown(amount)}"
+        )
     return int(found)
 
 

@@ -1,7 +1,7 @@
 """Reads the YAML of experiments, in files and on the command line.
 
-The format is YAML 1.1 with plain values, but with stricter rules. A value is refused if a person
-could misread it, or if no experiment needs such a value.
+The format is YAML 1.1 with plain values (numbers, texts, lists and mappings), but with stricter
+rules. A value is refused if a person could misread it, or if no experiment needs such a value.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_.]+:)")  # octal, and base 60
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Reads YAML with stricter rules than a plain loader; an error names the line and the column.
+    """Reads YAML with stricter rules than PyYAML's safe loader.
 
-    A key that occurs twice in a mapping is refused; a plain loader would use its last value.
-    Numbers of hundreds of digits are refused. Numbers that have another meaning in YAML than for
-    people are refused, too: 1:30, which is 90, and 010, which is 8. If Python cannot build a value,
-    such as 2024-99-99, the error is reported as an error of the YAML.
+    A key that occurs twice in a mapping is refused; PyYAML would use its last value. Whole numbers
+    of more than 63 bits are refused. Numbers that YAML understands differently from people are
+    refused, too: YAML reads 1:30 as 90, and 010 as 8. If Python cannot build a value, such as the
+    date 2024-99-99, the error is reported as an error in the YAML. Every error names the line and
+    the column.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -39,7 +40,7 @@ class StrictLoader(yaml.SafeLoader):
             told = f"{shown(node.value)} is not a valid {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, told, node.start_mark) from None
         if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-            told = f"a whole number of more than {LONGEST_NUMBER} bits"
+            told = f"expected a whole number of at most {LONGEST_NUMBER} bits"
             raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
         if isinstance(value, int | float) and OTHER_BASE.match(node.value):
             told = f"{shown(node.value)} means {value} in YAML; write {value}, or a text in quotes"
@@ -47,22 +48,25 @@ class StrictLoader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Builds a mapping; a key that ``<<`` merges into the mapping may be given again."""
+        """Builds a mapping. A key that comes from a merge (``<<``) may be given again."""
         keys = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
         own = [key.value for key in keys if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in own if own.count(key) > 1}, key=str)
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]!r} occurs twice", node.start_mark
+                None, None, f"the key {twice[0]!r} occurs twice", node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """Reads the YAML file that `--config` names; returns nested plain values.
+    """Reads the YAML file that `--config` names.
+
+    Returns:
+        A dictionary: nested plain values, that is numbers, texts, lists and mappings.
 
     Raises:
-        UserError: When the file does not exist, or its content is not a mapping.
+        UserError: When the file does not exist, is not valid YAML, or does not contain a mapping.
     """
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib raises if no home is known
     try:
@@ -70,18 +74,20 @@ def read_yaml(name: str) -> dict[str, Any]:
             raise UserError(f"--config {name}: {_why_no_file(path)}")
         tree = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {name}: {error.strerror}") from None
+        raise UserError(f"--config {name} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"--config {name}: not valid YAML: {' '.join(str(error).split())}"
         ) from None
     if tree is not None and not isinstance(tree, dict):
-        raise UserError(f"--config {name}: expected a mapping at the top, got {shown(tree)}")
+        raise UserError(
+            f"--config {name}: expected settings and values (a YAML mapping), got {shown(tree)}"
+        )
     return tree or {}
 
 
 def _why_no_file(path: Path) -> str:
-    """Returns why a path is not a file, and lists the YAML files of its folder."""
+    """Returns a text that says why a path is not a file, and which YAML files are near it."""
     if path.exists():
         return f"expected a file, got a {'folder' if path.is_dir() else 'device'}"
     near = sorted(map(str, path.parent.glob("*.yaml")))[:MOST_SHOWN]
@@ -89,10 +95,11 @@ def _why_no_file(path: Path) -> str:
 
 
 def _parse(text: str) -> Any:
-    """Reads YAML that does not exceed the limits of size and depth.
+    """Reads YAML, and checks that it is not too long and not nested too deeply.
 
     Raises:
-        yaml.YAMLError: When the text is not valid YAML, or exceeds a limit.
+        yaml.YAMLError: When the text is not valid YAML, has too many values, or is nested too
+            deeply.
     """
     try:
         values = yaml.load(text, StrictLoader)
@@ -103,7 +110,10 @@ def _parse(text: str) -> Any:
 
 
 def _check_extent(values: Any) -> None:
-    """Raises an error if the YAML has too many values or is nested too deeply, also by aliases."""
+    """Raises an error if YAML has too many values or is nested too deeply.
+
+    An alias counts like the whole value to which it refers.
+    """
     waiting, found = [(values, 0)], 0
     while waiting:
         (value, depth), found = waiting.pop(), found + 1
@@ -117,7 +127,7 @@ def _check_extent(values: Any) -> None:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Reads one ``a.b=c`` of the command line, where c is YAML.
+    """Reads one setting of the command line, ``a.b=c``, whose value c is written in YAML.
 
     Example:
         >>> parse_override("encryption.steps=[pixel_shuffling]")
@@ -133,8 +143,8 @@ def parse_value(text: str, where: str) -> Any:
     """Reads a value that is written in YAML.
 
     Args:
-        text: The value in YAML.
-        where: The place of the value, for messages.
+        text: The value, written in YAML.
+        where: The flag with the value, for error messages.
 
     Example:
         >>> parse_value("[[], EtC]", "--compare")

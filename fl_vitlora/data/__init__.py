@@ -1,1 +1,1 @@
-"""Loads images, divides them among clients, and writes them to disk as encrypted shards."""
+"""Loads images, divides them among clients, and writes each client's images as encrypted files."""

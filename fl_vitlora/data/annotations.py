@@ -1,4 +1,4 @@
-"""Reads the classes of images from a file of annotations, if the images lie in no class folder.
+"""Reads the classes of images from a file of annotations, for images without class folders.
 
 Tiny-ImageNet stores its validation images as `val/images/NAME`, with their classes in
 `val/val_annotations.txt`. Each line of this file starts with the name of an image, a tab and the
@@ -20,14 +20,15 @@ def annotate(listing: Listing, splits: Collection[str]) -> dict[str, str]:
     """Reads all files of annotations in the folders of splits.
 
     Args:
-        listing: The listing of all files of the folder.
-        splits: The folders of the splits.
+        listing: The list of all files of the data set's folder.
+        splits: The names of the folders of the splits, for example "val".
 
     Returns:
-        The class of each image, by the image's name in the listing.
+        A dictionary: the class of each image, by the image's name in the listing.
 
     Raises:
-        UserError: When a file cannot be read, or when a line is not valid or names no image.
+        UserError: When a file cannot be read, or when a line is not valid or does not name an
+            image.
     """
     images = {file.name for file in listing.images}
     labels: dict[str, str] = {}
@@ -39,10 +40,11 @@ def annotate(listing: Listing, splits: Collection[str]) -> dict[str, str]:
 
 
 def _read(listing: Listing, name: str, split: str, images: Collection[str]) -> dict[str, str]:
-    """Reads one file of annotations and returns the class of each image.
+    """Reads one file of annotations, and returns the class of each image by the image's name.
 
     Raises:
-        UserError: When the file cannot be read, or when a line is not valid or names no image.
+        UserError: When the file cannot be read, or when a line is not valid or does not name an
+            image.
     """
     try:
         lines = (listing.root / name).read_text(encoding="utf-8-sig").splitlines()
@@ -57,7 +59,7 @@ def _read(listing: Listing, name: str, split: str, images: Collection[str]) -> d
         found = [place for place in places if place in images]
         if not rest or not rest[0].strip() or not found:
             raise UserError(
-                f"data set {listing.root}: {name}, line {number}: expected the name of an image of "
+                f"data set {listing.root}: {name}, line {number}: expected the name of an image in "
                 f"{split}, a tab and a class, got {line[:80]!r}"
             )
         labels[found[0]] = plain_name(rest[0].strip())

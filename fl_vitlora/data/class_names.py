@@ -1,8 +1,8 @@
 """Writes, reads and compares lists of class names, and converts labels between two lists.
 
-A label is a position in a list of class names, and two lists may differ in their order. Every
-shard, run and model therefore stores its own list, and the labels of two lists are compared only by
-name.
+A label is a position in a list of class names. Two lists may have the same names in a different
+order. So every shard, run and model stores its own list, and the labels of two lists are compared
+only by name.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def write_names(names: Sequence[str]) -> str:
     """Writes the names of classes, in their order, as one JSON text.
 
     Args:
-        names: The names of the classes.
+        names: The names of the classes, in the order of their labels.
 
     Raises:
-        UserError: When a name occurs twice, because the name would belong to two labels.
+        UserError: When a name occurs twice, because it would belong to two labels.
 
     Example:
         >>> write_names(("cat", "dog"))
@@ -41,10 +41,10 @@ def read_names(text: str, place: str) -> tuple[str, ...]:
 
     Args:
         text: The list of names in JSON.
-        place: The origin of the text, for messages.
+        place: The origin of the text, for example "shard FILE", for error messages.
 
     Returns:
-        The names, in their order.
+        The names of the classes, in the order of their labels.
 
     Raises:
         UserError: When the text is not a list of names, or when a name occurs twice.
@@ -59,7 +59,7 @@ def read_names(text: str, place: str) -> tuple[str, ...]:
         found = None
     if not isinstance(found, list) or not found or not all(isinstance(n, str) for n in found):
         raise UserError(
-            f'{place}: expected the names of the classes as a list, ["cat", "dog"], got '
+            f'{place}: expected a list with the names of the classes, such as ["cat", "dog"], got '
             f"{shown(text)}"
         )
     _check_unique(found, place)
@@ -67,10 +67,10 @@ def read_names(text: str, place: str) -> tuple[str, ...]:
 
 
 def disagreement(own: Sequence[str], wanted: Sequence[str]) -> str:
-    """Returns a text on how two lists of classes differ; the text is empty if they are equal.
+    """Returns a text that says how two lists of classes differ, or an empty text if they do not.
 
     Args:
-        own: The class names of one party.
+        own: The class names of a shard or a client.
         wanted: The class names of the run.
 
     Example:
@@ -96,15 +96,15 @@ def renumbered(labels: Tensor, own: Sequence[str], wanted: Sequence[str], place:
 
     Args:
         labels: The labels as positions in `own`, int64 (n,).
-        own: The class names in the order that the labels use.
-        wanted: The same class names in the wanted order.
-        place: The origin of the labels, for messages.
+        own: The class names in the order of the given labels.
+        wanted: The same class names in the order of the new labels.
+        place: The origin of the labels, for error messages.
 
     Returns:
-        The labels as positions in `wanted`.
+        The labels as positions in `wanted`, int64 (n,).
 
     Raises:
-        UserError: When the two lists hold different names, or when a label has no name.
+        UserError: When the two lists have different names, or when a label has no name.
 
     Example:
         >>> renumbered(torch.tensor([0, 0, 1]), ("dog", "cat"), ("cat", "dog"), "a shard")
@@ -112,15 +112,15 @@ def renumbered(labels: Tensor, own: Sequence[str], wanted: Sequence[str], place:
     """
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(own):
         raise UserError(
-            f"{place} has labels from {int(labels.min())} to {int(labels.max())}, but class names "
-            f"only for 0 to {len(own) - 1}"
+            f"{place} has labels from {int(labels.min())} to {int(labels.max())}, but its list of "
+            f"class names covers only 0 to {len(own) - 1}"
         )
     if tuple(own) == tuple(wanted):
         return labels
     if set(own) != set(wanted):
         raise UserError(
-            f"{place} has other classes than this run ({disagreement(own, wanted)}); write it "
-            "again with the run's class names"
+            f"{place} has other classes than this run ({disagreement(own, wanted)}); write the "
+            "shard again with the run's class names"
         )
     places = {name: number for number, name in enumerate(wanted)}
     return torch.tensor([places[name] for name in own], dtype=torch.int64)[labels]
@@ -135,7 +135,7 @@ def _check_unique(names: Sequence[str], place: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise UserError(f"{place}: the class name {shown(name)} occurs twice")
+            raise UserError(f"{place}: the class name {shown(name)} occurs twice; expected it once")
         seen.add(name)
 
 

@@ -1,7 +1,7 @@
-"""Class names of a data set and the numbers of its labels.
+"""The class names of a data set, and the numbers (labels) of its classes.
 
-A split is a part of a data set, for training or testing. Every split gets the numbers of the
-training split: a class has the same label wherever it has the same name.
+A split is a part of a data set, for training or testing. The training split decides the number of
+each class. In all other splits, a class with the same name gets the same number.
 
 n is the number of images.
 """
@@ -25,12 +25,12 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that is not decoded yet: either its bytes, or the file that holds its bytes.
+    """An image that is not decoded yet: either its bytes, or the path of a file with its bytes.
 
     Attributes:
         name: The name of the image, for messages.
-        content: The bytes of the image; None if they are in a file.
-        path: The path of the file; None if the bytes are given.
+        content: The encoded bytes of the image; None if they are in a file.
+        path: The path of the file with the image; None if `content` has the bytes.
     """
 
     name: str
@@ -43,15 +43,16 @@ Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions, returns the i
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One split of a data set, with labels as the source of the data set numbers them.
+    """One split of a data set, with the labels that the data set itself uses.
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.
         names: The name of each class, in the order of the labels.
-        fetch: The function that takes positions and returns the stored images at these positions.
-        mode: The mode of Pillow to which the source converts its images; None if the source names
-            no mode.
-        owners: The client that holds each image, int64 (n,); None if the source has no clients.
+        fetch: A function that takes positions and returns the encoded images at these positions.
+        mode: The colour mode (of the library Pillow) that the data set states for its images; None
+            if it states none.
+        owners: The number of the client that owns each image, int64 (n,); None if the data set does
+            not name clients.
     """
 
     labels: Indices
@@ -71,7 +72,7 @@ def plain_name(name: str) -> str:
     first way, and some the second.
 
     Args:
-        name: The class name as it was read.
+        name: The class name as a file or a folder states it.
 
     Example:
         >>> plain_name("cafe\u0301") == "caf\u00e9"
@@ -81,7 +82,7 @@ def plain_name(name: str) -> str:
 
 
 def number_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the distinct class names, sorted as numbers if all are numbers, else as text.
+    """Returns the distinct class names, sorted by value if all are numbers, else as text.
 
     Args:
         names: The class name of each image.
@@ -100,26 +101,26 @@ def labels_of(names: Sequence[str], classes: Sequence[str]) -> Indices:
 
     Args:
         names: The class name of each image.
-        classes: The class names in the order of their labels.
+        classes: All class names, in the order of their labels.
     """
     number = {name: label for label, name in enumerate(classes)}
     return np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
 
 
 def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) -> Indices:
-    """Changes the labels of a split, so that every class has its label in the training split.
+    """Returns the labels of a split, converted to the numbers that the training split uses.
 
     Args:
         where: The name of the data set, for messages.
         split: The name of the split, for messages.
-        part: The split, with its own labels for the classes.
+        part: The split, with its own numbers of the classes.
         classes: The class names in the order of the training split's labels.
 
     Returns:
         The labels as positions in `classes`, int64 (n,).
 
     Raises:
-        UserError: When an image has a class that the training split lacks.
+        UserError: When an image has a class that does not exist in the training split.
     """
     number = {name: label for label, name in enumerate(classes)}
     used = [part.names[label] for label in np.unique(part.labels)]
@@ -130,19 +131,19 @@ def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) ->
         hint = f"; did you mean {same[0]!r}?" if same else ""
         few = ", ".join(map(shown, missing[:MOST_NAMED]))
         raise UserError(
-            f"data set {where}: the {split} split holds classes that the training split lacks: "
-            f"{few}{hint} (training: {name_some(classes)})"
+            f"data set {where}: the split {split} has classes that the training split does not "
+            f"have: {few}{hint} (training: {name_some(classes)})"
         )
     mapped = np.array([number.get(name, -1) for name in part.names], dtype=np.int64)
     return mapped[part.labels]
 
 
 def expect_classes(where: str, part: Part) -> None:
-    """Checks that training images have at least two classes and that class names are distinct.
+    """Checks that the training images have at least two classes, and that class names differ.
 
     Args:
         where: The name of the data set, for messages.
-        part: The training split.
+        part: The training split with its labels.
 
     Raises:
         UserError: When two classes have the same name, or when fewer than two classes have images.
@@ -160,10 +161,10 @@ def expect_classes(where: str, part: Part) -> None:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Returns the first few names, and the number of the remaining names.
+    """Returns a text with the first few names, and the number of the remaining names.
 
     Args:
-        names: The names.
+        names: The names to list.
 
     Example:
         >>> name_some(["a", "b"]), name_some(list("abcdefg"))
@@ -177,8 +178,8 @@ def count(number: int, what: str) -> str:
     """Returns a number with a noun, in the plural unless the number is 1.
 
     Args:
-        number: The number.
-        what: The noun in the singular.
+        number: The number to write before the noun.
+        what: The noun in the singular, for example "image".
 
     Example:
         >>> count(1, "image"), count(12_000, "image")

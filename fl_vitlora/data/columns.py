@@ -1,4 +1,4 @@
-"""Finds the columns of a data set with images and labels, and checks that no value is missing.
+"""Finds the columns with images and labels in a data set, and checks that no value is missing.
 
 n is the number of rows.
 """
@@ -25,20 +25,20 @@ def find_columns(where: str, rows: Any, config: DataConfig) -> tuple[str, str]:
 
     Args:
         where: The name of the data set, for messages.
-        rows: The rows, a data set of the `datasets` library.
+        rows: The rows of a split, as a data set of the library `datasets`.
         config: The settings of the data, which may name the columns.
 
     Returns:
         The names of the image column and of the label column.
 
     Raises:
-        UserError: When a column does not exist or cannot be guessed; the message names the setting.
+        UserError: When a column does not exist or cannot be found; the message names the setting.
     """
     image_column = config.image_column or _image_column(rows)
     label_column = config.label_column or _label_column(rows)
     for column in (image_column, label_column):
         if column not in rows.column_names:
-            raise UserError(f"{where} has no column {column!r}, only {rows.column_names}")
+            raise UserError(f"data set {where} has no column {column!r}, only {rows.column_names}")
     _expect_labels(rows, label_column)
     _expect_images(rows, image_column)
     return image_column, label_column
@@ -48,8 +48,8 @@ def has_no_labels(rows: Any, label_column: str) -> bool:
     """Returns True if no image of a split has a label.
 
     Args:
-        rows: The rows of the split.
-        label_column: The name of the label column.
+        rows: The rows of the split, as a data set of the library `datasets`.
+        label_column: The name of the column with the labels.
     """
     if label_column not in rows.column_names:
         return True
@@ -62,12 +62,12 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
 
     Args:
         where: The names of the data set and of the split, for messages.
-        rows: The rows of the split.
+        rows: The rows of the split, as a data set of the library `datasets`.
         columns: The names of the image column and of the label column.
-        folders: The folders in which rows may name image files.
+        folders: The folders that may contain the image files that rows name.
 
     Returns:
-        The part of the split.
+        The split as a `Part`.
 
     Raises:
         UserError: When a row has no label or no image; the message names the row and the column.
@@ -86,7 +86,7 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
 
 
 def _image_column(rows: Any) -> str:
-    """Finds the image column: by its type, else by its bytes, else by a known name.
+    """Finds the image column: by its type, else by its bytes, else by a usual name.
 
     Raises:
         UserError: When no column, or more than one, can hold the images.
@@ -101,8 +101,8 @@ def _image_column(rows: Any) -> str:
         found = texts[:1]
     if len(found) != 1:
         raise UserError(
-            f"expected one image column, found {found} among {rows.column_names}; "
-            "name it: --set data.image_column=NAME"
+            f"expected one image column, found {found} among {rows.column_names}; name the column "
+            "to use: --set data.image_column=NAME"
         )
     return str(found[0])
 
@@ -124,7 +124,8 @@ def _label_column(rows: Any) -> str:
         if name in rows.column_names:
             return name
     raise UserError(
-        f"found no label column among {rows.column_names}; name it: --set data.label_column=NAME"
+        f"found no label column among {rows.column_names}; name the column to use: --set "
+        "data.label_column=NAME"
     )
 
 
@@ -139,7 +140,8 @@ def _expect_labels(rows: Any, label_column: str) -> None:
     kind = rows.features[label_column]
     if not isinstance(kind, datasets.ClassLabel | datasets.Value):
         raise UserError(
-            f"data.label_column {label_column}: expected labels, got {type(kind).__name__}"
+            f"data.label_column {label_column}: expected a column of labels, got the type "
+            f"{type(kind).__name__}"
         )
 
 
@@ -152,14 +154,17 @@ def _expect_images(rows: Any, image_column: str) -> None:
     import datasets
 
     if image_column not in rows.column_names:
-        raise UserError(f"a split has no column {image_column!r}, only {rows.column_names}")
+        raise UserError(
+            f"expected the column {image_column!r} in every split, but one split has only "
+            f"{rows.column_names}"
+        )
     kind = rows.features[image_column]
     if not (isinstance(kind, datasets.Image) or _holds_bytes(kind) or _is_text(kind)):
-        raise UserError(f"column {image_column!r} holds {kind}, not images")
+        raise UserError(f"column {image_column!r}: expected images, got values of the type {kind}")
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Returns True if a column holds the bytes of files, with or without the paths of the files."""
+    """Returns True if a column contains the bytes of files; it may also contain their paths."""
     if isinstance(kind, Mapping):
         return "bytes" in kind and set(kind) <= {"bytes", "path"}
     return getattr(kind, "dtype", None) in ("binary", "large_binary")
@@ -170,10 +175,10 @@ def _is_text(kind: Any) -> bool:
 
 
 def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str, ...]]:
-    """Reads the labels and the class names of a split; the labels are the split's own numbers.
+    """Reads the labels and the class names of a split, with the split's own numbers of classes.
 
     Raises:
-        UserError: When a row has no label, or a value that cannot name a class.
+        UserError: When a row has no label, or has a value that cannot be the name of a class.
     """
     values = rows.with_format(None)[column][:]  # reads all rows at once
     place = f"data set {where}, column {column!r}, row"
@@ -197,7 +202,7 @@ def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str
 
 
 def _encoded(rows: Any, image_column: str) -> Any:
-    """Returns the image column alone, without decoding: each row holds bytes or a path."""
+    """Returns the image column without decoding the images: each row has bytes or a path."""
     import datasets
 
     alone = rows.select_columns(image_column).with_format(None)
@@ -208,7 +213,7 @@ def _check_images(where: str, encoded: Any, column: str, folders: Sequence[Path]
     """Checks that each row has an image: as bytes, or as a file of the data set.
 
     Raises:
-        UserError: When a row has no image, or names a file outside of the folders.
+        UserError: When a row has no image, or names a file that is not in one of the folders.
     """
     import pyarrow.compute as pc
 
@@ -227,16 +232,16 @@ def _file_of(where: str, image: Any, row: int, column: str, folders: Sequence[Pa
     """Finds the image file that a row names.
 
     Raises:
-        UserError: When the row names no file, or a file outside of the folders.
+        UserError: When the row names no file, or names a file that is not in one of the folders.
     """
     place = f"data set {where}, column {column!r}, row {row} (counted from 0)"
     if not image or image["path"] is None:
-        raise UserError(f"{place}: no image")
+        raise UserError(f"{place}: expected an image, found none")
     return resolve_inside(image["path"], folders[:1], folders, place)
 
 
 def _fetcher(where: str, encoded: Any, column: str, folders: Sequence[Path]) -> Fetch:
-    """Returns the function that takes positions and returns the stored images at them."""
+    """Returns a function that takes positions and returns the images at these positions."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         rows = positions.tolist()

@@ -1,7 +1,10 @@
 """Scales images of more than 8 bits per channel to 8 bits.
 
-The file format of an image states which values are black and white. An image whose format does not
-state them is refused, since Pillow would clip its values without a warning.
+Most file formats state which pixel values are black and white. If the format of an image does not
+state this, the image is refused, because the library Pillow would clip its values without a
+warning.
+
+H × W pixels.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # a value and a tag of TIFF
 
 
 def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Maps a range of values linearly to 0 to 255; values outside of the range are clipped.
+    """Maps the values from `low` to `high` linearly to 0 to 255, and clips all other values.
 
     Args:
-        values: The values, of any shape.
-        low: The value that becomes 0.
-        high: The value that becomes 255.
+        values: The pixel values, in an array of any shape.
+        low: The value that becomes 0 (black).
+        high: The value that becomes 255 (white).
 
     Returns:
         The scaled values, uint8, of the same shape.
@@ -43,7 +46,7 @@ def is_deep(mode: str) -> bool:
     """Returns True if a mode of Pillow has more than 8 bits per channel.
 
     Args:
-        mode: The mode of an image.
+        mode: The colour mode of an image, as the library Pillow names it.
 
     Example:
         >>> is_deep("I;16"), is_deep("F"), is_deep("RGB")
@@ -65,20 +68,21 @@ def to_8_bits(image: Any, opened: Any, pixel_range: tuple[float, ...]) -> NDArra
     """Scales a grey image of more than 8 bits to 8 bits.
 
     Args:
-        image: The decoded grey image.
+        image: The decoded grey image of the library Pillow.
         opened: The opened file of the image, from which its format is read.
-        pixel_range: The values that become black and white; () if the settings state none.
+        pixel_range: The two values that become black and white; () if the settings do not state
+            them.
 
     Returns:
         The grey values, uint8 (H, W).
 
     Raises:
-        UserError: When the format does not state which values are black and white, or when a value
-            is not finite.
+        UserError: When neither the settings nor the format state which values are black and white,
+            or when a value is not finite.
     """
     values = np.asarray(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UserError("holds values that are not finite")
+        raise UserError("expected finite pixel values, found NaN or infinity")
     if pixel_range:
         low, high = pixel_range
     else:
@@ -95,15 +99,17 @@ def expect_readable_colours(image: Any, pixel_range: tuple[float, ...]) -> None:
     Pillow keeps only the upper 8 bits of such an image, so no other range can be read.
 
     Args:
-        image: The decoded colour image.
-        pixel_range: The values that become black and white; () if the settings state none.
+        image: The decoded colour image of the library Pillow.
+        pixel_range: The two values that become black and white; () if the settings do not state
+            them.
 
     Raises:
         UserError: When `pixel_range` is not the full range, or when no value uses the upper bits.
     """
     if pixel_range and tuple(pixel_range) != (0.0, FULL):
         raise UserError(
-            "colours of 16 bits cannot be scaled by data.pixel_range; convert the image to 8 bits"
+            "data.pixel_range cannot be used for a colour image of 16 bits per channel; convert "
+            "the image to 8 bits"
         )
     colours = image.convert("RGB") if image.mode in ("RGB", "CMYK") else image.getchannel(0)
     if not pixel_range:
@@ -124,13 +130,13 @@ def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
         return
     kind = "floating-point numbers" if mode == "F" else "integers of 32 bits"
     raise UserError(
-        f"holds {kind} from {values.min():g} to {values.max():g}; set the values of black and "
-        "white: --set 'data.pixel_range=[LOW,HIGH]'"
+        f"the pixels are {kind} from {values.min():g} to {values.max():g}, and the file does not "
+        "say which values are black and white; set them: --set 'data.pixel_range=[LOW,HIGH]'"
     )
 
 
 def _expect_full_range(values: NDArray[Any], bits: str) -> None:
-    """Checks that the values of a 16-bit image do not look like values of fewer bits.
+    """Checks that a 16-bit image does not seem to contain values of fewer bits.
 
     Raises:
         UserError: When all values of the image are small, such as those of a scanner with 12 bits.
@@ -138,7 +144,7 @@ def _expect_full_range(values: NDArray[Any], bits: str) -> None:
     brightest = int(values.max(initial=0))
     if 0 < brightest < DARK:
         raise UserError(
-            f"{bits} per channel, but no value above {brightest} of 65535; set the values of black "
-            "and white: --set 'data.pixel_range=[0,4095]' for 12 bits, '[0,65535]' if the image "
-            "is really that dark"
+            f"the image has {bits} per channel, but no value above {brightest} of 65535; set the "
+            "values of black and white: --set 'data.pixel_range=[0,4095]' if the values have 12 "
+            "bits, or '[0,65535]' if the image is really that dark"
         )

@@ -1,7 +1,8 @@
-"""Reads, field by field, the metadata that describe how the images of a shard are encrypted.
+"""Reads the metadata that describe how the images of a shard are encrypted.
 
-Another program or a person may have written the metadata. So each field is checked before anything
-is decrypted. The error about a wrong field names the file and the field.
+A shard is a file with the images of one client, or with test images. Another program or a person
+may have written the metadata. So each field is checked before anything is decrypted. The error
+about a wrong field names the file and the field.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Description:
         cipher: The cipher for images of the shape (C, H, W) that the shard has.
         scope: The scope of the keys, which says which images share a key.
         seed: The seed of the run, from which the keys are derived.
-        party: The party that owns the images.
+        party: The owner of the images: "test" for common test images, or a client such as "client
+            3".
         part: The use of the images, "train" or "test".
     """
 
@@ -57,8 +59,8 @@ class Fields:
         """Returns the error about one field.
 
         Args:
-            name: The name of the field.
-            why: A text that says what is wrong with the value, or which value was expected.
+            name: The name of the field, for example "seed".
+            why: A text that says which value was expected, or what is wrong with the value.
         """
         value = shown(self._metadata.get(name))
         return UserError(f"shard {self._path}: {name} {value}: {why}; write the shard again")
@@ -70,7 +72,10 @@ class Fields:
             UserError: When the field is missing.
         """
         if name not in self._metadata:
-            raise UserError(f"shard {self._path} does not name its {name}; write the shard again")
+            raise UserError(
+                f"shard {self._path}: the field {name} is missing in its metadata; write the shard "
+                "again"
+            )
         return self._metadata[name]
 
     def number(self, name: str, least: int) -> int:
@@ -81,14 +86,14 @@ class Fields:
         """
         text = self.text(name)
         if not NUMBER.fullmatch(text) or int(text) < least:
-            raise self.refuse(name, f"expected a whole number, {least} or more")
+            raise self.refuse(name, f"expected a whole number of at least {least}")
         return int(text)
 
     def one_of(self, name: str, choices: tuple[str, ...]) -> str:
         """Returns the value of the field `name`, which must be one of `choices`.
 
         Raises:
-            UserError: When the field is missing, or its value is none of the choices.
+            UserError: When the field is missing, or when its value is not one of the choices.
         """
         text = self.text(name)
         if text not in choices:
@@ -104,9 +109,11 @@ class Fields:
         """
         found = tuple(step for step in self.text("steps").split(",") if step)
         if any(step not in STEPS for step in found) or len(set(found)) < len(found):
-            raise self.refuse("steps", f"expected some of {', '.join(STEPS)}, each once")
+            raise self.refuse("steps", f"expected different steps among {', '.join(STEPS)}")
         if not found and self._metadata.get("key_id"):
-            raise self.refuse("steps", "expected the steps of the encryption, as there is a key_id")
+            raise self.refuse(
+                "steps", "expected at least one encryption step, because the metadata name a key_id"
+            )
         return found
 
 
@@ -118,10 +125,10 @@ def read_description(
     Args:
         path: The path of the shard, for messages.
         metadata: The metadata of the shard.
-        image_shape: The shape (C, H, W) of its images.
+        image_shape: The shape (C, H, W) of the shard's images: channels, height and width.
 
     Returns:
-        The description of the encryption.
+        The description of the encryption: the cipher, and what is needed to derive its key.
 
     Raises:
         UserError: When a field is missing, is not valid, or does not fit the images.
@@ -129,7 +136,10 @@ def read_description(
     fields = Fields(path, metadata)
     channels, *sides = image_shape
     if not _lies_in(channels, CHANNELS) or not all(_lies_in(side, SIDE) for side in sides):
-        raise UserError(f"shard {path}: images of shape {list(image_shape)} hold no pixels")
+        raise UserError(
+            f"shard {path}: expected images with 1 to 64 channels and sides of 1 to 65536 pixels, "
+            f"got the shape {list(image_shape)}"
+        )
     scope = fields.one_of("scope", typing.get_args(Scope))
     cipher = Cipher(
         steps=fields.steps(),
@@ -142,7 +152,7 @@ def read_description(
     _check_geometry(cipher, fields)
     party = fields.text("party")
     if not PARTY.fullmatch(party):
-        raise fields.refuse("party", f"expected {TEST}, or a client such as 'client 3'")
+        raise fields.refuse("party", f"expected '{TEST}', or a client such as 'client 3'")
     return Description(
         cipher=cipher,
         scope=typing.cast(Scope, scope),
@@ -161,14 +171,16 @@ def _check_geometry(cipher: Cipher, fields: Fields) -> None:
     """
     channels, height, width = cipher.image_shape
     if height % cipher.block_size or width % cipher.block_size:
-        raise fields.refuse("block_size", f"it does not divide images of {height}x{width} pixels")
+        raise fields.refuse(
+            "block_size", f"expected a size that divides images of {height}x{width} pixels"
+        )
     blocks = height * width // cipher.block_size**2
     for name, fixed, most in (
         ("fixed_blocks", cipher.fixed_blocks, blocks),
         ("fixed_entries", cipher.fixed_entries, channels * cipher.block_size**2),
     ):
         if fixed > most:
-            raise fields.refuse(name, f"there are only {most}")
+            raise fields.refuse(name, f"expected at most {most}")
 
 
 def _lies_in(number: int, bounds: tuple[int, int]) -> bool:

@@ -1,7 +1,9 @@
-"""Reads DICOM images, the format of hospitals, with the optional package `pydicom`.
+"""Reads images in DICOM, the file format of hospitals, with the optional package `pydicom`.
 
-The file describes how its values are to be read: the number of stored bits, the sign, the rescale
-slope and intercept, and whether small values are white (MONOCHROME1).
+The file states what its pixel values mean: the number of stored bits, the sign, the rescale slope
+and intercept, and whether small values are white (MONOCHROME1).
+
+H × W pixels.
 """
 
 from __future__ import annotations
@@ -29,20 +31,21 @@ def read_dicom(path: Path, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
 
     Args:
         path: The path of the file.
-        pixel_range: The rescaled values (for CT: Hounsfield units) that become black and white; if
-            it is (), the full range of the stored bits.
+        pixel_range: The two rescaled values (for CT images, Hounsfield units) that become black and
+            white. With (), the full range of the stored bits is used.
 
     Returns:
         The pixels, uint8 (H, W), or (H, W, 3) for a colour image.
 
     Raises:
-        UserError: When the file has several frames, no pixels, or an unknown kind of pixels.
+        UserError: When the file has several frames, has no pixels, or has pixels of an unknown
+            kind.
     """
     import pydicom
 
     scan = pydicom.dcmread(path)
     if "PixelData" not in scan:
-        raise UserError("this DICOM file holds no pixels")
+        raise UserError("expected an image, but this DICOM file has no pixels")
     if int(scan.get("NumberOfFrames") or 1) > 1:
         raise UserError(f"expected one image, found {scan.NumberOfFrames} frames")
     kind = str(scan.PhotometricInterpretation)
@@ -70,5 +73,8 @@ def _colours(scan: Any, kind: str, values: NDArray[Any]) -> NDArray[np.uint8]:
         values = apply_color_lut(values, scan)
         return scale(values, 0, np.iinfo(values.dtype).max)
     if kind not in ("RGB", "YBR_FULL", "YBR_FULL_422") or values.ndim != 3:
-        raise UserError(f"cannot read DICOM pixels of the kind {kind}")
+        raise UserError(
+            f"cannot read DICOM pixels of the kind {kind}; expected grey values, RGB, YBR_FULL, "
+            "YBR_FULL_422 or PALETTE COLOR"
+        )
     return scale(values, 0, 2 ** int(scan.BitsStored) - 1)

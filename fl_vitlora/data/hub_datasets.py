@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub. No other part of the package downloads images."""
+"""Loads data sets of the Hugging Face hub; no other module of this package downloads images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
     """Loads a data set of the hub, or its copy in the cache if the hub cannot be reached.
 
     Args:
-        config: The settings of the data; `name`, `config` and `revision` name the data set.
+        config: The settings of the data. `name`, `config` and `revision` say which data set to
+            load.
 
     Returns:
-        The rows of each split, by the name of the split.
+        A dictionary: the rows of each split, by the name of the split.
 
     Raises:
-        UserError: When the data set cannot be loaded. Without a network this takes only seconds.
+        UserError: When the data set cannot be loaded. Without a network, the error is raised within
+            seconds.
     """
     name = config.name
     if not HUB_NAME.fullmatch(name):
-        raise UserError(f"data set {name!r}: no such folder; choose another one: --dataset FOLDER")
+        raise UserError(
+            f"data set {name!r}: no such folder; name an existing folder: --dataset FOLDER"
+        )
     import datasets
 
     # Before version 4, the library can execute scripts from the hub; this setting forbids it.
@@ -43,17 +47,18 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
         if "onfig name is missing" in str(error) or "BuilderConfig" in str(error):
             reason = " ".join(str(error).split())[:500]
             raise UserError(
-                f"data set {name!r}: {reason}; choose one: --set data.config=NAME"
+                f"data set {name!r}: {reason}; choose a configuration: --set data.config=NAME"
             ) from error
         raise UserError(
             f"data set {name!r} is neither 'digits' nor a local path, and cannot be loaded from "
-            f"the Hugging Face hub ({first_line(error)}); offline, give a path: --dataset FOLDER"
+            f"the Hugging Face hub ({first_line(error)}); to work offline, name a folder: "
+            "--dataset FOLDER"
         ) from error
     return dict(found)
 
 
 def hub_folders() -> list[Path]:
-    """Returns the folders in which the library `datasets` stores its downloads."""
+    """Returns the folders in which the library `datasets` stores downloaded files."""
     import datasets
     from huggingface_hub import constants
 
@@ -89,7 +94,11 @@ def _ask(name: str, revision: str | None) -> Exception | None:
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """If the hub cannot be reached, stops the library `datasets` from asking the hub."""
+    """Inside a `with` block, stops the library `datasets` from asking the hub.
+
+    Args:
+        offline: False to let the library ask the hub.
+    """
     import datasets
     from huggingface_hub import constants
 

@@ -1,9 +1,9 @@
-"""Folders of images: finds split, class and client of each image from the names of its folders.
+"""Finds the split, class and client of each image from the names of its folders.
 
-Only folders of the first level can be splits (parts of the data set, such as train and test). A
-folder below a split is always a class, even if its name is that of a split. The names of the files
-are not used. If the folders can be understood in two ways, the data set is refused, and the message
-names the setting that decides between the two ways.
+A split is a part of the data set, such as train or test. If the data set has no folders of clients,
+only folders of the first level can be splits. A folder below a split is then always a class, even
+if its name is that of a split. The names of the files are not used. If the folders can be
+understood in two ways, an error names the setting that decides between the two ways.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fl_vitlora.data.listing import File, Listing, same_file
 from fl_vitlora.data.splits import SPLITS, TRAIN, meaning_of
 from fl_vitlora.errors import UserError
 
-INNER = "images"  # in a class, or in a split without classes, a folder of this name has no meaning
+INNER = "images"  # a folder of this name has no meaning in a class, or in a split without classes
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Item:
 
     Attributes:
         file: The image file.
-        split: The folder of the split; empty if the data set has no splits.
-        label: The name of the class; None if the image lies in no class folder.
-        client: The folder of the client; empty if the data set has no clients' folders.
+        split: The name of the split's folder; empty if the data set has no splits.
+        label: The name of the class; None if the image is not in the folder of a class.
+        client: The name of the client's folder; empty if the data set has no folders of clients.
     """
 
     file: File
@@ -54,15 +54,15 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
     """Finds the split, class and client of every image.
 
     Args:
-        listing: The listing of all files of the folder.
-        config: The settings of the data; `layout` decides if the folders can be understood in two
-            ways.
+        listing: The list of all files of the data set's folder.
+        config: The settings of the data. `layout` decides between several ways to understand the
+            folders.
 
     Returns:
-        The images, sorted by name; each file occurs once.
+        A list of the images, sorted by name. Each file occurs once.
 
     Raises:
-        UserError: When the folder can be understood in two ways, or in no way.
+        UserError: When the folders can be understood in two ways, or cannot be understood.
     """
     where, files = listing.root, listing.images
     loose = [file for file in files if len(file.parts) == 1]
@@ -75,8 +75,9 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
         )
     if loose:
         raise UserError(
-            f"data set {where}: {count(len(loose), 'image')} outside of the class folders, such as "
-            f"{loose[0].name}; move or remove them"
+            f"data set {where}: expected all images in the folders of their classes, found "
+            f"{count(len(loose), 'image')} outside of the class folders, such as {loose[0].name}; "
+            "move or remove them"
         )
     layout: str = config.layout
     if config.partition == "natural" and layout == "auto":
@@ -96,11 +97,11 @@ def to_parts(root: Path, items: Sequence[Item]) -> dict[str, Part]:
     """Creates a `Part` for each split; the classes of a part are sorted by name.
 
     Args:
-        root: The folder of the data set.
+        root: The path of the folder of the data set.
         items: The images with their splits, classes and clients.
 
     Returns:
-        The part of each split, by the name of the split.
+        A dictionary: the `Part` of each split, by the name of the split.
     """
     clients = sorted({item.client for item in items})
     owner = {client: number for number, client in enumerate(clients)}
@@ -126,7 +127,7 @@ def number_folders(names: Iterable[str]) -> tuple[str, ...]:
     """Returns the distinct names of class folders, sorted as text.
 
     Args:
-        names: The class folder of each image.
+        names: The name of the class folder of each image.
     """
     return tuple(sorted(set(names)))
 
@@ -151,36 +152,36 @@ def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: Dat
     others = [head for head in heads if head not in splits]
     if splits and others:
         raise UserError(
-            f"data set {where}: {name_some(splits)} could be splits or classes beside "
-            f"{name_some(others)}; choose one: --set data.layout=classes if all of them are "
-            "classes, --set data.layout=splits to use the splits alone"
+            f"data set {where}: the folders {name_some(splits)} could be splits, or classes like "
+            f"{name_some(others)}; choose one: --set data.layout=classes if all of these folders "
+            "are classes, or --set data.layout=splits to use only the splits"
         )
     if splits:
         if all(len(file.parts) == 2 for file in files):
             raise UserError(
-                f"data set {where}: {name_some(splits)} hold images and no class folders; if they "
-                "are classes: --set data.layout=classes"
+                f"data set {where}: the folders {name_some(splits)} contain images and no class "
+                "folders; if these folders are classes: --set data.layout=classes"
             )
         return "splits"
     if _are_clients(files):
         raise UserError(
             f"data set {where}: found a folder for each of {len(heads)} clients "
-            f"({name_some(heads)}), with splits below; keep them as clients: --set "
-            f"data.partition=natural --clients {len(heads)}, or pool them: --set "
+            f"({name_some(heads)}), with splits in each of them; to keep these clients: --set "
+            f"data.partition=natural --clients {len(heads)}; to put their images together: --set "
             "data.layout=clients"
         )
     if len(heads) == 1:
         inner = sorted({file.parts[1] for file in files if len(file.parts) > 2})
         hint = f"; did you mean --dataset {where / heads[0]}?" if inner and inner != [INNER] else ""
         raise UserError(
-            f"data set {where}: found one folder only, {heads[0]}; expected a folder for each of "
+            f"data set {where}: found only one folder, {heads[0]}; expected a folder for each of "
             f"at least two classes{hint}"
         )
     return "classes"
 
 
 def _are_clients(files: Sequence[File]) -> bool:
-    """Returns True if there are several top folders, and each image lies in a split below them."""
+    """Returns True if there are several first folders, and each contains splits with classes."""
     several = len({file.parts[0] for file in files}) > 1
     return several and all(len(file.parts) > 3 and meaning_of(file.parts[1]) for file in files)
 
@@ -192,7 +193,7 @@ def _sort(
 
     Args:
         where: The folder of the data set, for messages.
-        files: The image files.
+        files: The image files whose folders are read.
         depth: The level of the first folder to read; 0 is the first level.
         splits: True if the folder at this level is a split.
         strict: True to refuse folders below a class folder.
@@ -210,9 +211,10 @@ def _sort(
         if strict and inner and inner != (INNER,):
             raise UserError(
                 f"data set {where}: expected the images directly in the class folder "
-                f"{'/'.join(parts[: below + 1])}, found {file.name}; if all folders below a class "
-                f"belong to it: --set data.layout={'splits' if splits else 'classes'}; if the "
-                "first folders are clients: --set data.partition=natural"
+                f"{'/'.join(parts[: below + 1])}, found {file.name} in a folder below; if all such "
+                "folders belong to the class: --set "
+                f"data.layout={'splits' if splits else 'classes'}; if the first folders are "
+                "clients: --set data.partition=natural"
             )
         items.append(Item(file, split, label))
     return items
@@ -222,7 +224,7 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
     """Sets the classes of the images in splits that have a file of annotations.
 
     Raises:
-        UserError: When the annotations of a split lack one of its images.
+        UserError: When an image of such a split is missing in the annotations.
     """
     labels = annotate(listing, {item.split for item in items})
     if not labels:
@@ -238,9 +240,9 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
 
 
 def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
-    """Checks that either all images of a split have a class or none has.
+    """Checks that all images of a split have a class, or that none has one.
 
-    If the only folder of a split is `images`, the images of this split have no class.
+    If the only folder of a split is named `images`, the images of this split have no class.
 
     Raises:
         UserError: When only some images of a split have a class, or when training images have no
@@ -256,7 +258,7 @@ def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
         refused = len(bare) < len(own) or _is_trained(split, config)
         if bare and refused and meaning_of(split):
             raise UserError(
-                f"data set {where}: {count(len(bare), 'image')} of {split} in no class folder, "
+                f"data set {where}: {count(len(bare), 'image')} of {split} without a class folder, "
                 f"such as {bare[0].file.name}; expected {split}/CLASS/NAME"
             )
         settled += own
@@ -273,14 +275,14 @@ def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list
     """Reads folders of clients: CLIENT/CLASS, or CLIENT/SPLIT/CLASS if all clients have splits.
 
     Raises:
-        UserError: When only some clients have splits, or when an image lies in no class folder.
+        UserError: When only some clients have splits, or when an image is not in a class folder.
     """
     below = {file.parts[1] for file in files if len(file.parts) > 2}
     splits = bool(below) and all(meaning_of(name) for name in below)
     if not splits and any(meaning_of(name) for name in below):
         raise UserError(
-            f"data set {where}: expected all clients' folders to hold splits, or all to hold "
-            f"classes, found {name_some(sorted(below))}"
+            f"data set {where}: expected that the folders of all clients contain splits, or that "
+            f"all contain classes, found both in {name_some(sorted(below))}"
         )
     items = []
     for head in heads:
@@ -288,7 +290,7 @@ def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list
         for item in _sort(where, own, 1, splits=splits, strict=True):
             if item.label is None:
                 raise UserError(
-                    f"data set {where}: {item.file.name} lies in no class folder; expected "
+                    f"data set {where}: {item.file.name} is not in a class folder; expected "
                     f"{head}/{'SPLIT/' if splits else ''}CLASS/NAME"
                 )
             # Clients may spell the name of a split differently ("val", "validation").
@@ -300,7 +302,7 @@ def _once(root: Path, items: Sequence[Item]) -> list[Item]:
     """Keeps each file once, even if several links lead to the same file.
 
     Raises:
-        UserError: When one file lies in two splits, two classes or two clients' folders.
+        UserError: When one file is in two splits, two classes or the folders of two clients.
     """
     first: dict[tuple[int, int], Item] = {}
     kept = []
@@ -311,13 +313,13 @@ def _once(root: Path, items: Sequence[Item]) -> list[Item]:
         elif (known.split, known.label, known.client) != (item.split, item.label, item.client):
             raise UserError(
                 f"data set {root}: {known.file.name} and {item.file.name} are the same file; an "
-                "image belongs to one split and one class"
+                "image must belong to only one split, class and client"
             )
     return kept
 
 
 def _fetcher(root: Path, files: Sequence[File]) -> Fetch:
-    """Returns the function that takes positions and returns the image files at them."""
+    """Returns a function that takes positions and returns the image files at these positions."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [files[position] for position in positions.tolist()]

@@ -1,7 +1,8 @@
-"""The type `Images`, which every source of images returns: labels, and pixels that are read later.
+"""The type `Images`: labels of images, and a function that reads their pixels when needed.
 
-The labels are in memory; the pixels are read only when they are needed. So a data set that is
-larger than the memory can be encrypted shard by shard.
+Every source of images returns values of this type. The labels are in memory; the pixels are read
+only when they are needed. So a data set that is larger than the memory can be encrypted part by
+part.
 
 n images of H × W pixels.
 """
@@ -24,11 +25,12 @@ class Images:
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.
-        class_names: The name of each class, in the order of the labels; all splits have the same
-            names.
-        read: The function that takes positions, H and W, and returns the RGB pixels of the images
-            at these positions, uint8 (len(positions), 3, H, W).
-        owners: The client that holds each image, int64 (n,); None if the data set has no clients.
+        class_names: The name of each class, in the order of the labels. The training and the test
+            images have the same names.
+        read: A function that takes positions, H and W, and returns the RGB pixels of the images at
+            these positions, uint8 (len(positions), 3, H, W).
+        owners: The number of the client that owns each image, int64 (n,); None if the data set does
+            not name clients.
     """
 
     labels: Indices
@@ -40,7 +42,7 @@ class Images:
         return len(self.labels)
 
     def select(self, positions: Indices) -> Images:
-        """Returns the images at some positions, in the order of the positions.
+        """Returns only the images at the given positions, in the order of the positions.
 
         Args:
             positions: The positions of the images to keep, int64.

@@ -22,10 +22,10 @@ def class_of(value: Any, where: str) -> str:
 
     Args:
         value: The value in a label column.
-        where: The row and column of the value, for messages.
+        where: The row and column of the value, for error messages.
 
     Returns:
-        The class name.
+        The name of the class.
 
     Raises:
         UserError: When the value is empty or cannot be the name of a class.
@@ -38,10 +38,10 @@ def class_of(value: Any, where: str) -> str:
         raise UserError(f"{where}: no label")
     if isinstance(value, float):
         if not value.is_integer():
-            raise UserError(f"{where}: expected a class, got the number {value}")
+            raise UserError(f"{where}: expected a class name or a whole number, got {value}")
         value = int(value)
     if not isinstance(value, str | int):
-        raise UserError(f"{where}: expected a class, got {shown(value)}")
+        raise UserError(f"{where}: expected a class name or a whole number, got {shown(value)}")
     name = plain_name(str(value).strip())
     if not name:
         raise UserError(f"{where}: no label")
@@ -50,14 +50,15 @@ def class_of(value: Any, where: str) -> str:
 
 
 def expect_no_mark(names: Sequence[str], where: Callable[[int], str]) -> None:
-    """Checks that no row has the label -1 if -1 means "no label".
+    """Raises an error if a row has the label -1 and -1 means "no label".
 
-    If the other labels are whole numbers, -1 means "no label". But if 1 is the only other label, -1
+    If all other labels are whole numbers, -1 means "no label". But if the only other label is 1, -1
     is a class.
 
     Args:
         names: The class name of each row.
-        where: The function that returns a description of a row, for messages.
+        where: A function that takes the position of a row and returns its description, for error
+            messages.
 
     Raises:
         UserError: When a row has no label.

@@ -1,7 +1,7 @@
-"""Lists all files below a folder; links are followed, and a cycle of links is followed once.
+"""Lists all files below a folder; symbolic links are followed, a cycle of links only once.
 
-Each file has a name, and a place on the disk (device and inode). If two names have the same place,
-they lead to the same image.
+Each file has a name and a place on the disk (device and inode). Two names with the same place
+usually lead to the same image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 DICOM_SUFFIXES = frozenset((".dcm", ".dicom"))
-PASSED_OVER = frozenset(  # files and folders that operating systems create, in small letters
+PASSED_OVER = frozenset(  # names of files and folders that operating systems create, in lower case
     ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
 )
 DICOM_PREAMBLE = 128  # bytes before the mark "DICM" of a DICOM file
@@ -31,12 +31,12 @@ Place = tuple[int, int]  # device and inode
 
 @dataclass(frozen=True)
 class File:
-    """A file below the listed folder.
+    """A file in the listed folder or in a folder below.
 
     Attributes:
         name: The path of the file relative to the folder, with "/" between its parts.
         place: The device and the inode of the file.
-        linked: True if the path leads through a symbolic link.
+        linked: True if the file, or a folder in its path, is a symbolic link.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Listing:
     """The files below a folder.
 
     Attributes:
-        root: The path of the folder.
+        root: The path of the listed folder.
         images: The image files, sorted by name.
         others: All other files, sorted by name.
     """
@@ -65,16 +65,16 @@ class Listing:
 
 
 def list_folder(root: Path, *, dicom: bool) -> Listing:
-    """Lists all files below a folder, and reads each folder once.
+    """Lists all files in a folder and in the folders below; each folder is read once.
 
-    Hidden files, and files that operating systems create (`PASSED_OVER`), are left out.
+    Hidden files, and files that operating systems create (`PASSED_OVER`), are not listed.
 
     Args:
         root: The path of the folder.
         dicom: True if DICOM files count as images.
 
     Returns:
-        The listing of all files that are not left out.
+        The image files and the other files.
 
     Raises:
         UserError: When a folder cannot be read, or when an image is a broken link.
@@ -108,7 +108,7 @@ def is_passed_over(name: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """Returns the suffix of a file's name in small letters, with its dot.
+    """Returns the suffix of a file's name in lower case, with its dot.
 
     Args:
         name: The name or path of the file.
@@ -139,7 +139,8 @@ def count_kinds(files: Sequence[File]) -> str:
 def is_dicom(path: str, name: str) -> bool:
     """Returns True if a file is a DICOM image.
 
-    The suffix decides. If there is none, or only a number, the content decides.
+    The suffix of the name decides. If there is no suffix, or if it is a number, the content
+    decides.
 
     Args:
         path: The path of the file.
@@ -160,12 +161,13 @@ def is_dicom(path: str, name: str) -> bool:
 def same_file(root: Path, one: File, other: File) -> bool:
     """Returns True if two names lead to one file.
 
-    Some file systems give two files the same inode number, so it is not enough to compare places.
+    Some file systems give two files the same inode number. So it is not enough to compare the
+    places of the files.
 
     Args:
         root: The listed folder.
-        one: The first file.
-        other: The second file.
+        one: The first file in the listed folder.
+        other: The second file in the listed folder.
     """
     first, second = root / one.name, root / other.name
     return first.resolve() == second.resolve() or (
@@ -178,10 +180,10 @@ class _Folder:
     """A folder whose files are being listed.
 
     Attributes:
-        name: The path of the folder relative to the root, with a "/" at its end.
-        device: The device of the folder.
+        name: The path of the folder relative to the listed folder, with a "/" at its end.
+        device: The number of the device (disk) that contains the folder.
         above: The places of this folder and of all folders above it.
-        linked: True if the path leads through a symbolic link.
+        linked: True if this folder, or a folder above it, is a symbolic link.
     """
 
     name: str

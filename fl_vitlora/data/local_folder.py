@@ -1,8 +1,8 @@
-"""Finds out the kind and the splits of a data set in a local folder.
+"""Finds out the kind of a data set in a local folder, and its splits.
 
-A folder has one of five kinds: a data set that the library `datasets` saved, parquet files, tar
-files, a table of images, or folders of images by class. Files that belong to another kind are not
-read.
+A split is a part of the data set, for training or testing. A folder contains a data set of one of
+five kinds: a data set that the library `datasets` saved, parquet files, tar files, a table of
+images, or folders of images by class. Files of another kind are not read.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Found:
 
     Attributes:
         choice: The names of the splits for training and for testing.
-        sizes: The number of images in each split.
-        part: The function that takes the name of a split and returns the `Part` of this split.
-        notes: Texts about files that are not used; unused splits are not among them.
+        sizes: The number of images in each split, by the name of the split.
+        part: A function that takes the name of a split and returns its labels and images as a
+            `Part`.
+        notes: Texts that say which files are not used. There are no texts about unused splits.
     """
 
     choice: Choice
@@ -55,19 +56,21 @@ def open_folder(config: DataConfig) -> Found:
     """Opens a data set in a local folder.
 
     Args:
-        config: The settings of the data; `name` is the path of the folder.
+        config: The settings of the data. `name` is the path of the folder.
 
     Returns:
-        The splits of the data set.
+        The splits of the data set, and which of them to use.
 
     Raises:
-        UserError: When the folder holds no data set, or can be understood in two ways.
+        UserError: When the folder does not contain a data set, or can be understood in two ways.
     """
     path = Path(config.name)
     if not path.is_dir():
         raise UserError(f"data set {path}: expected a folder, got a file")
     if config.revision:
-        raise UserError(f"data.revision is for the hub; {path} is a folder")
+        raise UserError(
+            f"data.revision is only for data sets of the Hugging Face hub; {path} is a local folder"
+        )
     if is_saved(path):
         return from_rows(str(path), open_saved(path), config, [path])
     listing = list_folder(path, dicom=can_read_dicom())
@@ -77,24 +80,24 @@ def open_folder(config: DataConfig) -> Found:
 def from_rows(
     where: str, splits: Mapping[str, Any], config: DataConfig, folders: Sequence[Path]
 ) -> Found:
-    """Finds the image and label columns of stored rows and chooses the splits.
+    """Finds the columns of images and labels in stored rows, and chooses the splits.
 
     Args:
         where: The name of the data set, for messages.
-        splits: The rows of each split, as data sets of the `datasets` library.
+        splits: The rows of each split, as data sets of the library `datasets`.
         config: The settings of the data, which may name columns and splits.
-        folders: The folders in which rows may name image files.
+        folders: The folders that may contain the image files that rows name.
 
     Returns:
-        The splits of the data set.
+        The splits of the data set, and which of them to use.
 
     Raises:
-        UserError: When the data set has no splits, or when the columns or the wanted splits cannot
+        UserError: When the data set has no splits, or when its columns or the wanted splits cannot
             be found.
     """
     names = list(splits)
     if not names:
-        raise UserError(f"data set {where} has no splits")
+        raise UserError(f"data set {where} has no splits; expected at least one")
     train = choose_splits(where, names, config).train if len(names) > 1 else names[0]
     columns = find_columns(where, splits[train], config)
     bare = {name for name in names if name != train and has_no_labels(splits[name], columns[1])}
@@ -115,13 +118,17 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
     tars = [f.name for f in listing.others if suffix_of(f.name) == ".tar"]
     tables = find_tables(listing)
     if config.config and not (parquet or tars):
-        raise UserError(f"data.config is for the hub and its clones; {path} has no configurations")
+        raise UserError(
+            f"data.config is only for data sets with several configurations, as on the hub; {path} "
+            "has none"
+        )
     wanted = config.layout
     if wanted == "table":
         tables = tables or only_table(listing)
         if not tables:
             raise UserError(
-                f"data set {path}: data.layout=table needs a table such as metadata.csv, found none"
+                f"data set {path}: data.layout=table needs a table such as metadata.csv, but the "
+                "folder has none"
             )
         return _from_tables(path, listing, tables, config)
     if wanted == "auto" and config.partition != "natural":
@@ -134,8 +141,8 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
             beside = [*kinds, "images"] if listing.images else kinds
             raise UserError(
                 f"data set {path}: found {' and '.join(beside)}, and cannot tell which of them is "
-                "the data set; give the folder of one of them, or set the layout: --set "
-                "data.layout=splits or classes for folders of images, table for a table"
+                "the data set; name a folder with only one of them, or set the layout: --set "
+                "data.layout=splits or classes for folders of images, or table for a table"
             )
         if parquet:
             return _from_parquet(path, parquet, config, listing)
@@ -152,7 +159,7 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
 
 
 def _only_flat(listing: Listing) -> bool:
-    """Returns True if all images lie in the folder itself, or all in one folder below it."""
+    """Returns True if all images are in the same folder."""
     return len({file.parts[:-1] for file in listing.images}) == 1
 
 
@@ -176,14 +183,16 @@ def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
 
 
 def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
-    """Returns the choice of splits for a data set that has no splits.
+    """Returns the choice for a data set without splits: all images, and no test split.
 
     Raises:
         UserError: When a setting names a split.
     """
     for setting in ("train_split", "test_split"):
         if getattr(config, setting) not in (None, "none"):
-            raise UserError(f"data set {path} has no splits, so data.{setting} cannot choose one")
+            raise UserError(
+                f"data set {path} has no splits, so data.{setting} cannot name one; leave it unset"
+            )
     return Choice(train="", test=None, unused=())
 
 
@@ -232,7 +241,7 @@ def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Li
 
 
 def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None:
-    """Checks that no file has two names, because its images would then be used twice.
+    """Checks that no file occurs twice under different names, so that no image is used twice.
 
     Raises:
         UserError: When two of the names lead to the same file.
@@ -242,12 +251,13 @@ def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None
     for file in listing.others:
         if file.name in known and first.setdefault(file.place, file.name) != file.name:
             raise UserError(
-                f"data set {path}: {first[file.place]} and {file.name} are the same file"
+                f"data set {path}: {first[file.place]} and {file.name} are the same file; remove "
+                "one"
             )
 
 
 def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
-    """Returns texts that count the files that were not read."""
+    """Returns texts that say how many files were not read, and of which kinds."""
     known = set(used)
     left = [
         file
@@ -271,7 +281,7 @@ def _dicom_files(root: Path, files: Sequence[File]) -> list[File]:
 
 
 def _found_instead(listing: Listing) -> str:
-    """Returns the part of an error that says which files a folder without images has."""
+    """Returns the end of an error: the kinds of files in a folder without images."""
     if not listing.others:
         return " and no other file"
     dicom = _dicom_files(listing.root, listing.others)

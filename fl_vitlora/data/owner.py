@@ -1,9 +1,11 @@
-"""The work of the data owner: encrypts plain images and writes them as encrypted shards.
+"""The work of the data owner: encrypts plain images and writes them as shards.
 
-Only this module and `data.reencryption` use plain images and a key together. Workers and the server
-see only what these modules write: ciphertext and labels, in files that are encrypted on disk
-("sealed"). The metadata of a shard name its key and its party. With these two names, the owner of
-the key ring can decrypt the shard or encrypt it under a new key.
+A shard is a file with the encrypted images of one party, which is a client or the owner of common
+test images. Only this module and `data.reencryption` use plain images and a key together. Workers
+and the server see only what these modules write: encrypted images and their labels, in files that
+are encrypted once more on disk ("sealed"). The metadata of a shard contain the id of its key and
+the name of its party. With these two names, the owner of the key ring can decrypt the shard or
+encrypt it under a new key.
 """
 
 from __future__ import annotations
@@ -44,20 +46,20 @@ RIGHT_KEY, WRONG_KEY, NO_KEY = "right_key", "wrong_key", "no_key"
 def key_holder(
     config: Config, *, patch_size: int, image_shape: tuple[int, int, int], secret: bytes
 ) -> KeyHolder:
-    """Makes the key holder that encrypts the images for a model and adapts the model to the key.
+    """Makes the key holder, which encrypts the images for a model and adapts the model to keys.
 
     Args:
-        config: The experiment; the steps, scope and restrictions of its cipher, and its seed.
+        config: The settings of the experiment, of which the encryption and the seed are used.
         patch_size: The side of the model's patches in pixels.
-        image_shape: The shape (C, H, W) of the images that the model takes.
-        secret: The secret of the key, 32 bytes.
+        image_shape: The shape (C, H, W) of the model's input images: channels, height and width.
+        secret: The owner's secret of 32 bytes, from which the keys are derived.
 
     Returns:
-        The key holder.
+        The key holder, for images of the given shape.
 
     Raises:
-        UserError: When the images cannot be divided into whole blocks, or when more blocks or
-            entries should stay fixed than exist.
+        UserError: When the images cannot be divided into whole blocks, or when the settings fix
+            more blocks or entries than exist.
     """
     encryption = config.encryption
     learnable = any("nibble" in step for step in encryption.steps)
@@ -91,22 +93,23 @@ def write_encrypted_shards(
 ) -> None:
     """Encrypts the training shard of every client and the test images, and writes them to disk.
 
-    The function does not wait until each file is on the disk, since with many clients this would
-    take most of the time. If a shard is lost, the owner can make it again from the images.
+    The function does not wait until each file is on the disk, because with many clients the waiting
+    would take most of the time. If a shard is lost in a power failure, the owner can make it again
+    from the images.
 
     Args:
         folder: The folder of the shards; it must exist.
-        train: The training images.
-        test: The test images.
-        parts: The positions of each client's training images.
-        test_parts: The positions of each client's test images; empty if all test images belong to
-            one party.
-        holder: The key holder that encrypts; its keys are not stored.
-        metadata: Texts to write into every shard in addition to the images; they must not contain a
-            secret.
-        storage: The storage key that encrypts the files on disk; None to write them unencrypted.
-        at_once: The largest number of bytes of plain images that are in memory together. A shard
-            with more bytes is read alone.
+        train: The plain training images of all clients.
+        test: The plain test images.
+        parts: For each client, the positions of its images in `train`.
+        test_parts: For each client, the positions of its images in `test`; empty if all test images
+            are in one common shard.
+        holder: The key holder that encrypts the images. Its keys are not written to disk.
+        metadata: Texts by name to write into every shard. They must not contain a secret.
+        storage: The storage key that seals (encrypts) the files on disk; None to write files that
+            are not sealed.
+        at_once: The largest number of bytes of plain images that are in memory together. A larger
+            shard is read alone.
     """
     common = {**metadata, **_describe(holder)}
 
@@ -125,16 +128,16 @@ def write_encrypted_shards(
 
 
 def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Puts neighbouring items into groups, so that no group has more than a largest total size.
+    """Puts neighbouring items into groups whose total size is at most `most`.
 
-    An item that is larger than this size forms a group of its own.
+    An item that is larger than `most` is a group of its own.
 
     Args:
-        sizes: The size of each item.
-        most: The largest sum of the sizes in a group.
+        sizes: The size of each item, in any unit.
+        most: The largest total size of a group.
 
     Yields:
-        The groups as slices, in order; together they cover all items.
+        The groups as slices of the items, in order. Together they cover all items.
 
     Example:
         >>> list(pieces([1, 2, 9, 1], most=3))
@@ -156,10 +159,11 @@ def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
     Args:
         images: The number of test images.
         clients: The number K of clients.
-        seed: The run's seed.
+        seed: The run's seed, which decides how the images are divided.
 
     Returns:
-        K arrays of positions. Each test image is in exactly one array.
+        A list of K arrays of positions, one for each client. Each test image is in exactly one
+        array.
 
     Raises:
         UserError: When there are fewer test images than clients.
@@ -170,23 +174,24 @@ def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
     """
     if images < clients:
         raise UserError(
-            f"evaluation.by clients: {images} test images do not suffice for {clients} clients"
+            "evaluation.by clients: expected at least one test image for each client, got "
+            f"{images} test images for {clients} clients"
         )
     order = torch.randperm(images, generator=generator(seed, "test images")).numpy()
     return [np.sort(part) for part in np.array_split(order, clients)]
 
 
 def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
-    """Returns a test shard in three forms: encrypted, encrypted under a wrong key, and decrypted.
+    """Returns a test shard in three forms: encrypted, under a wrong key, and decrypted.
 
     Args:
-        shard: The test shard, encrypted for the party.
+        shard: The test shard, encrypted with the key of the party.
         holder: The key holder that encrypted the shard.
-        party: The party that the shard was encrypted for.
+        party: The name of the party that owns the shard, for example "client 3".
 
     Returns:
-        The shard unchanged under `RIGHT_KEY`, its images encrypted under a wrong key under
-        `WRONG_KEY`, and its plain images under `NO_KEY`.
+        A dictionary: the entry `RIGHT_KEY` is the given shard, the entry `WRONG_KEY` has the images
+        encrypted with a wrong key, and the entry `NO_KEY` has the plain images.
     """
     plain = holder.decrypt(shard.images, party, "test")
     wrong = holder.impostor().encrypt(plain, party, "test")
@@ -198,7 +203,7 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
 
 
 def find_shards(place: Path) -> list[Path]:
-    """Finds the shards at a path: one file, or all shards of a folder or a run folder.
+    """Finds shards: the file at a path, or all shards in a folder or a run folder.
 
     Args:
         place: The path of a shard, of a folder of shards, or of a run folder.
@@ -207,32 +212,38 @@ def find_shards(place: Path) -> list[Path]:
         The paths of the shards, sorted by name.
 
     Raises:
-        UserError: When there is no shard at the path.
+        UserError: When there is no shard at the path or in the folder.
     """
     folder = place / "shards" if (place / "shards").is_dir() else place
     found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [place]
     shards = [path for path in found if path.is_file() and is_shard(path)]
     if not shards:
-        raise UserError(f"{place}: no shard there; expected a file such as {client_shard(0)}")
+        raise UserError(f"{place}: expected shards, found no file such as {client_shard(0)}")
     return shards
 
 
 def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
-    """Checks that no shard was missed in the search because its metadata name no party.
+    """Checks that the search has found all files whose names are names of shards.
+
+    The search does not find a shard whose metadata do not name its party.
 
     Args:
         places: The folders or run folders that were searched.
-        shards: The shards that were found.
+        shards: The paths of the shards that the search found.
 
     Raises:
-        UserError: When a file has the name of a shard but was not found; the message names it.
+        UserError: When a file has the name of a shard but was not found. The message names the
+            file.
     """
     known = {path.resolve() for path in shards}
     for folder in (path for place in places for path in (place, place / "shards")):
         named = [*folder.glob(CLIENT_SHARDS), *folder.glob(TEST_SHARD)]
         for path in sorted(named):
             if path.resolve() not in known:
-                raise UserError(f"shard {path} does not name its party; write the shard again")
+                raise UserError(
+                    f"shard {path}: the field party is missing in its metadata; write the shard "
+                    "again"
+                )
 
 
 def _encrypted(
@@ -244,7 +255,7 @@ def _encrypted(
     holder: KeyHolder,
     at_once: int,
 ) -> Iterator[Shard]:
-    """Yields the encrypted shard of each party; parties with few images are encrypted together."""
+    """Yields the encrypted shard of each party, and encrypts small shards together."""
     shape = holder.cipher.image_shape
     for piece in pieces([len(positions) for positions in places], at_once // math.prod(shape)):
         together = np.concatenate(places[piece])
@@ -255,7 +266,7 @@ def _encrypted(
 
 
 def _describe(holder: KeyHolder) -> dict[str, str]:
-    """Returns the metadata that describe the encryption; they contain no secret."""
+    """Returns a dictionary: the metadata that describe the encryption, without any secret."""
     cipher = holder.cipher
     return {
         "steps": ",".join(cipher.steps),

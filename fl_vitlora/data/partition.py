@@ -1,7 +1,8 @@
-"""The partition of the training images among the clients.
+"""Divides the training images among the clients.
 
-Images are divided at random, or by label with one of the partitioners of flwr-datasets (Dirichlet,
-pathological, shard). In the natural partition each client keeps the images of its own folder.
+The result is called a partition. Images are divided at random, or by label with one of the
+partitioners of flwr-datasets (Dirichlet, pathological, shard). In the natural partition each client
+has the images of its own folder.
 
 K clients, n images.
 """
@@ -26,19 +27,19 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
         labels: The labels of the images, int64 (n,).
         clients: The number K of clients.
         config: The settings of the data: the kind of partition and its parameters.
-        seed: The run's seed.
+        seed: The run's seed, which decides how the images are divided.
 
     Returns:
-        K disjoint arrays of positions, the largest first. So a round starts with the clients that
-        take longest to train, which keeps all workers busy.
+        A list of K disjoint arrays of positions, the largest first. So a round starts with the
+        clients that take longest to train, which keeps all workers busy.
 
     Raises:
-        UserError: When there are too few images for `min_samples` per client.
+        UserError: When a client would have fewer than `min_samples` images.
     """
     if clients * config.min_samples > len(labels):
         raise UserError(
             f"{clients} clients cannot each hold {config.min_samples} of {len(labels)} training "
-            f"images; at most {len(labels) // config.min_samples} can (--clients)"
+            f"images; set --clients to at most {len(labels) // config.min_samples}"
         )
     order = np.random.default_rng(derive_seed(seed, "partition order")).permutation(len(labels))
     parts = (
@@ -49,7 +50,7 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
     smallest = min(map(len, parts))
     if smallest < config.min_samples:
         raise UserError(
-            f"the {config.partition} partition leaves a client {smallest} images, fewer than "
+            f"the {config.partition} partition gives a client only {smallest} images, fewer than "
             f"data.min_samples = {config.min_samples}; use fewer clients"
         )
     return sorted(parts, key=len, reverse=True)
@@ -61,30 +62,31 @@ def natural_partition(
     """Gives each client the training images of its own folder.
 
     Args:
-        owners: The client that holds each image, int64 (n,).
+        owners: The number of the folder (owner) of each image, int64 (n,).
         clients: The number K of clients.
-        config: The settings of the data, which hold `min_samples`.
+        config: The settings of the data, of which `min_samples` is used.
 
     Returns:
-        K arrays of positions, the largest first as in `partition`, and the owner of the images of
-        each array.
+        A list of K arrays of positions, the largest first, and a list with the owner of each array.
 
     Raises:
-        UserError: When the number of owners is not K, or when an owner has too few images.
+        UserError: When the number of owners is not K, or when an owner has fewer than `min_samples`
+            images.
     """
     found = np.unique(owners).tolist()
     if len(found) != clients:
         raise UserError(
             f"data.partition natural: the data set has training images of {len(found)} clients; "
-            f"expected --clients {len(found)}"
+            f"set --clients {len(found)}"
         )
     parts = {owner: np.flatnonzero(owners == owner) for owner in found}
     order = sorted(found, key=lambda owner: len(parts[owner]), reverse=True)
     smallest = len(parts[order[-1]])
     if smallest < config.min_samples:
         raise UserError(
-            f"data.partition natural: a client has {smallest} training images, fewer than "
-            f"data.min_samples = {config.min_samples}"
+            f"data.partition natural: a client has only {smallest} training images, fewer than "
+            f"data.min_samples = {config.min_samples}; lower data.min_samples, or remove the "
+            "client's folder"
         )
     return [parts[owner] for owner in order], order
 
@@ -93,31 +95,35 @@ def divide_by_owner(owners: Indices | None, order: list[int]) -> list[Indices]:
     """Gives each client the test images of its own folder.
 
     Args:
-        owners: The client that holds each test image, int64 (n,).
-        order: The owners in the order that `natural_partition` returns.
+        owners: The number of the folder (owner) of each test image, int64 (n,).
+        order: The owner of each client's images, as `natural_partition` returns it.
 
     Returns:
-        The positions of each client's test images, in the order `order`.
+        A list of arrays: the positions of the test images of each client, in the order `order`.
 
     Raises:
         UserError: When a client has no test images.
     """
     parts = [np.flatnonzero(owners == owner) for owner in order]
     if not all(map(len, parts)):
-        raise UserError("evaluation.by clients: a client's folder has no test images of its own")
+        raise UserError(
+            "evaluation.by clients: expected test images in the folder of every client, found a "
+            "folder without any"
+        )
     return parts
 
 
 def label_counts(labels: Indices, parts: list[Indices], classes: int) -> Indices:
-    """Counts how many images of each class every client holds.
+    """Counts how many images of each class every client has.
 
     Args:
         labels: The labels of all images, int64 (n,).
         parts: The positions of each client's images.
-        classes: The number of classes.
+        classes: The number of classes of the data set.
 
     Returns:
-        The counts, int64 (K, classes).
+        The numbers of images, int64 (K, classes): one row for each client, one column for each
+        class.
     """
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
 
@@ -127,7 +133,7 @@ def _by_labels(
 ) -> list[Indices]:
     """Divides images by label with a partitioner of flwr-datasets.
 
-    The images are given to the partitioner in the order `order`, because some partitioners deal out
+    The partitioner gets the images in the random order `order`, because some partitioners assign
     the images in the order in which they get them.
     """
     import datasets
@@ -141,7 +147,7 @@ def _by_labels(
     except (ValueError, ZeroDivisionError) as error:  # ZeroDivisionError: shards without images
         hint = " or a larger data.alpha" if config.partition == "dirichlet" else ""
         raise UserError(
-            f"no {config.partition} partition gives each of {clients} clients at least "
+            f"found no {config.partition} partition that gives each of {clients} clients at least "
             f"{config.min_samples} images; use fewer clients{hint} ({error})"
         ) from None
     # `load_partition` would compute a fingerprint for every client, 1 to 5 ms each.
@@ -151,7 +157,7 @@ def _by_labels(
 
 
 def _partitioner(clients: int, classes: int, config: DataConfig, seed: int) -> Any:
-    """Makes the partitioner of flwr-datasets that the settings name.
+    """Makes the partitioner of flwr-datasets that the setting `data.partition` names.
 
     Raises:
         UserError: When `classes_per_client` does not fit the numbers of classes and clients.
@@ -166,13 +172,15 @@ def _partitioner(clients: int, classes: int, config: DataConfig, seed: int) -> A
     if config.partition == "pathological":
         if config.classes_per_client > classes:
             raise UserError(
-                f"data.classes_per_client {config.classes_per_client}: there are {classes} classes"
+                f"data.classes_per_client {config.classes_per_client}: expected at most the number "
+                f"of classes, {classes}"
             )
         if clients * config.classes_per_client < classes:
             raise UserError(
-                f"data.classes_per_client {config.classes_per_client}: {clients} clients would "
-                f"hold {clients * config.classes_per_client} of {classes} classes, so no "
-                "client would hold the others; raise one of the two"
+                f"data.classes_per_client {config.classes_per_client}: {clients} clients can have "
+                f"at most {clients * config.classes_per_client} of the {classes} classes, so some "
+                "classes would have no client; raise data.classes_per_client or the number of "
+                "clients"
             )
         return kinds.PathologicalPartitioner(
             clients,

@@ -1,7 +1,8 @@
-"""Converts stored images to RGB pixels of 8 bits: depth, transparency and size.
+"""Converts stored images to RGB pixels of 8 bits per channel and a fixed size.
 
 Images of 8 bits per channel keep their values. Images of more bits are scaled to 8 bits by the
-range that their format states. If the format states no range, the image is refused (`data.depth`).
+range that their file format states. If the format does not state a range, an error is raised
+(`data.depth`).
 
 H × W pixels.
 """
@@ -40,14 +41,14 @@ TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """The settings for converting images to the model's pixels.
+    """The settings for the conversion of images to the pixels that the model takes.
 
     Attributes:
-        fit: The way to change images whose ratio of height to width is not H / W: squash, crop or
-            pad.
-        background: The RGB colour behind transparent images and around padded images.
-        pixel_range: The values that become black and white in images of more than 8 bits; () if
-            the settings state none.
+        fit: What happens to images whose ratio of height to width is not H / W: they are stretched
+            (squash), their edges are cut off (crop), or borders are added (pad).
+        background: The RGB colour behind transparent pixels and around padded images.
+        pixel_range: The two values that become black and white in images of more than 8 bits; () if
+            the settings do not state them.
     """
 
     fit: Literal["squash", "crop", "pad"] = "squash"
@@ -56,10 +57,10 @@ class Look:
 
 
 def look_of(config: DataConfig) -> Look:
-    """Returns the settings for pixels from the settings of the data.
+    """Returns the settings for the conversion of images, taken from the settings of the data.
 
     Args:
-        config: The settings of the data; a background of one number is a grey level.
+        config: The settings of the data. If the background is one number, it is a grey level.
     """
     red, *others = config.background
     green, blue = others or (red, red)
@@ -72,11 +73,11 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
     """Reads and converts the images at some positions of a split.
 
     Args:
-        part: The split that holds the images.
+        part: The split that contains the images.
         look: The settings for the conversion.
-        positions: The positions of the images.
-        height: The height H in pixels.
-        width: The width W in pixels.
+        positions: The positions of the images in the split.
+        height: The height H of the result in pixels.
+        width: The width W of the result in pixels.
 
     Returns:
         The RGB pixels, uint8 (len(positions), 3, H, W).
@@ -100,14 +101,14 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
 
 
 def tell_depth(part: Part, look: Look) -> str | None:
-    """Checks a few images; returns a note if they have 16 bits but do not use the upper bits.
+    """Checks whether a few images of 16 bits use the upper bits, and returns a note if not.
 
     Args:
-        part: The split that holds the images.
-        look: The settings for the conversion; if they state a range, no note is returned.
+        part: The split that contains the images.
+        look: The settings for the conversion. If they state a range, no note is returned.
 
     Returns:
-        A note for the user, or None.
+        A note for the user, or None if there is nothing to note.
     """
     from PIL import Image
 
@@ -124,15 +125,15 @@ def tell_depth(part: Part, look: Look) -> str | None:
         return None
     return (
         f"the images of 16 bits that were checked hold no value above {max(brightest)} of 65535; "
-        "if they hold fewer bits, set their range: --set 'data.pixel_range=[LOW,HIGH]'"
+        "if their values have fewer bits, set the range: --set 'data.pixel_range=[LOW,HIGH]'"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the type and the first line of an error, 200 characters at most.
+    """Returns the type and the first line of an error, at most 200 characters.
 
     Args:
-        error: The error of another library.
+        error: The error that another library raised.
     """
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
 
@@ -141,7 +142,8 @@ def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
     """Decodes a stored image to an RGB image of 8 bits.
 
     Raises:
-        UserError: When the file holds several images, or when the range of its values is unknown.
+        UserError: When the file contains several images, or when the range of its values is
+            unknown.
     """
     from PIL import Image, ImageOps
 
@@ -168,7 +170,7 @@ def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Returns the formats of `FORMATS` that the installed Pillow can read."""
+    """Returns those of `FORMATS` that the installed version of Pillow can read."""
     from PIL import Image
 
     Image.init()
@@ -176,7 +178,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _opaque(image: Any, background: tuple[int, int, int]) -> Any:
-    """Returns the image as RGB; puts the background colour behind a transparent image."""
+    """Returns an image as RGB, with the background colour behind its transparent pixels."""
     from PIL import Image
 
     if image.mode not in TRANSPARENT and "transparency" not in image.info:
@@ -189,7 +191,7 @@ def _opaque(image: Any, background: tuple[int, int, int]) -> Any:
 
 
 def _fitted(image: Any, height: int, width: int, look: Look) -> Any:
-    """Resizes an image to H × W pixels by squashing, cropping or padding."""
+    """Resizes an image to H × W pixels by stretching, cropping or padding."""
     from PIL import Image, ImageOps
 
     if image.size == (width, height):

@@ -1,7 +1,7 @@
-"""Resolves the paths that a data set names; a path must lead to a file in its own folders.
+"""Finds the files that a data set names; they must be in the data set's own folders.
 
-A path in a table may lead anywhere: to a network address, a private file or a device. If such a
-path were opened, the program could contact a server, or use a private file as a training image.
+A path in a table may lead anywhere: to a web address (URL), a private file or a device. If the
+program opened such a path, it could contact a server, or use a private file as a training image.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
     """Finds the file that a data set names.
 
     Args:
-        name: The path in the data set.
-        starts: The folders to which a relative path may refer; the first in which the file exists
-            is used.
-        folders: The folders that may hold files of the data set, its own folder first.
-        where: The description of the row that names the path, for messages.
+        name: The path that the data set states.
+        starts: The folders to which a relative path may refer. The first folder that contains the
+            file is used.
+        folders: The folders that may contain files of the data set, its own folder first.
+        where: The description of the row that names the path, for error messages.
 
     Returns:
-        The path of the file, with links resolved.
+        The path of the file, without symbolic links.
 
     Raises:
-        UserError: When the path is a network address, leads outside of the folders, or does not
-            exist.
+        UserError: When the path is a web address, when it leads outside of the folders, or when the
+            file does not exist.
     """
     if ADDRESS.match(name):
         raise UserError(
-            f"{where}: {shown(name)} is an address; images are read only from files of the data "
-            "set; download them first"
+            f"{where}: {shown(name)} is a web address (URL); images are read only from files of "
+            "the data set; download the images first"
         )
     if not name.strip() or "\0" in name:
         raise UserError(f"{where}: expected the path of an image, got {shown(name)}")
@@ -47,12 +47,12 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
             if any(place.is_relative_to(folder.resolve()) for folder in folders)
         ]
         found = [place for place in inside if place.is_file()]
-    except (OSError, RuntimeError):  # a name that no file can have, or a cycle of links
+    except (OSError, RuntimeError):  # the name is not possible for a file, or links form a cycle
         inside, found = list(starts), []
     if not inside:
         raise UserError(
-            f"{where}: {shown(name)} leads outside of the data set's folder {folders[0]}; put the "
-            "images in it"
+            f"{where}: {shown(name)} leads outside of the data set's folder {folders[0]}; put all "
+            "images into this folder"
         )
     if not found:
         raise UserError(f"{where}: no file {shown(name)} in {folders[0]}")

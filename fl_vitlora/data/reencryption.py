@@ -1,7 +1,8 @@
-"""Re-encryption of shards after the owner's key was rotated.
+"""Encrypts shards again after the owner has drawn a new secret (rotated the key).
 
-The key ring keeps the old secrets. Each shard is decrypted with the secret that its metadata name,
-and is then encrypted with the current secret.
+A shard is a file with the encrypted images of one party. The key ring keeps the old secrets. Each
+shard is decrypted with the secret that its metadata name, and then encrypted with the current
+secret.
 """
 
 from __future__ import annotations
@@ -26,42 +27,43 @@ from fl_vitlora.errors import UserError
 
 
 def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
-    """Finds the key that encrypted the images of each shard.
+    """Finds the key with which the images of each shard are encrypted.
 
     Args:
         shards: The paths of the shards.
         ring: The key ring to search.
 
     Returns:
-        The key holder of each shard. The holder has no encryption steps if the images are plain and
-        only the file is encrypted ("sealed").
+        A dictionary: the key holder of each shard, by the path of the shard. The cipher of a key
+        holder has no steps if the images are plain and only the file is encrypted ("sealed").
 
     Raises:
-        UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when the
-            ring lacks its key.
+        UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when its key
+            is not in the ring.
     """
     return {path: _holder_of(path, ring) for path in shards}
 
 
 def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
-    """Encrypts shards with the current secret of a key ring, after decrypting them.
+    """Decrypts shards and encrypts them again with the current secret of a key ring.
 
-    A shard can be under any secret of the ring. A file that was sealed under a secret of the ring
-    is sealed again under the current secret. A file that was sealed under a passphrase keeps the
-    passphrase. All files are verified before the first file is changed, and each file is replaced
-    as a whole. If the function is interrupted, every shard is still encrypted with a secret of the
-    ring, and its metadata name this secret.
+    A shard may be encrypted with any secret of the ring. A file that was sealed with a secret of
+    the ring is sealed again with the current secret. A file that was sealed with a passphrase keeps
+    the passphrase. All files are verified before the first file is changed, and each file is
+    replaced as a whole. If the function is interrupted, every shard is still encrypted with a
+    secret of the ring, and its metadata name this secret.
 
     Args:
         shards: The paths of the shards.
         ring: The key ring, with the current secret and the old ones.
 
     Returns:
-        The files that were not yet under the current secret, and that the function has rewritten.
+        The paths of the files that the function has written again. Files that already used the
+        current secret are not written.
 
     Raises:
-        UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when the
-            ring lacks its key. In these cases no file is changed.
+        UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when its key
+            is not in the ring. In these cases no file is changed.
     """
     holders, current = holders_of(shards, ring), key_id(ring.current)
     keys = of_ring(ring)
@@ -89,7 +91,7 @@ def _is_under_another(path: Path, storage: StorageKey | None) -> bool:
 
 
 def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
-    """Returns the storage key with which to rewrite a shard, or None if the shard is not sealed.
+    """Returns the storage key for writing a shard again, or None if the shard is not sealed.
 
     A shard that was sealed under a passphrase keeps the passphrase; any other sealed shard gets the
     storage key of the ring's current secret.
@@ -103,7 +105,7 @@ def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
 
 
 def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
-    """Finds the key that encrypted a shard; the metadata of the shard name this key."""
+    """Finds the key with which a shard is encrypted, by the key id in the shard's metadata."""
     shard, metadata = read_shard(path, of_ring(ring))
     under, name = sealed_under(path), metadata.get("key_id", "")
     if not name and (under is None or under[0].startswith(BY_PASSPHRASE)):
@@ -111,7 +113,9 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
     described = read_description(path, metadata, tuple(shard.images.shape[1:]))
     cipher = described.cipher
     if cipher.steps and not name:
-        raise UserError(f"shard {path} does not name its key_id; write the shard again")
+        raise UserError(
+            f"shard {path}: the field key_id is missing in its metadata; write the shard again"
+        )
     try:
         secret = ring.find(name or (under or ("",))[0])
     except UserError as error:
@@ -120,5 +124,5 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
 
 
 def _part(metadata: Mapping[str, str]) -> Part:
-    """Returns the part of a shard: "test" for a test shard, "train" for any other shard."""
+    """Returns the use of a shard's images: "test" for a test shard, "train" for any other."""
     return "test" if metadata["part"] == "test" else "train"

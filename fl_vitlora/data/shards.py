@@ -1,10 +1,10 @@
-"""Shards on disk: the encrypted images and the labels of one party, in one file.
+"""Shards: files with the encrypted images and the labels of one party.
 
-A file may be sealed, which means that the whole file is encrypted under a storage key
-(`encryption.at_rest`). Without the key a sealed file reveals no images, labels or class names. A
-file that is not sealed contains a digest, by which damage is detected (`storage.checksummed`). Each
-shard names its party, its part (training or testing) and its classes. A run checks all three when
-it opens the shard.
+A party is a client, or the owner of common test images. A file may be sealed, which means that the
+whole file is encrypted with a storage key (`encryption.at_rest`). Without the key, a sealed file
+reveals no images, labels or class names. A file that is not sealed contains a checksum, by which
+damage is detected (`storage.checksummed`). The metadata of a shard name its party, its part
+(training or testing) and its classes. A run checks all three when it opens the shard.
 
 n images, C channels, H × W pixels.
 """
@@ -87,7 +87,7 @@ def client_test_shard(client: int) -> str:
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """Returns the party and the part, "train" or "test", that the file name of a shard means.
+    """Returns which party and which part ("train" or "test") the file name of a shard states.
 
     Args:
         name: The file name of the shard.
@@ -115,8 +115,8 @@ def write_shard(
     Args:
         path: The path of the file.
         shard: The images and labels.
-        metadata: A description of how the shard was made; it must not hold a secret.
-        key: The storage key that seals the file; None to write a file that is not sealed.
+        metadata: Texts by name that describe the shard. They must not contain a secret.
+        key: The storage key with which the file is sealed; None to write a file that is not sealed.
         durable: True to wait until the file is on the disk, as in `write_atomically`. If False, a
             power failure can truncate the shard, and a truncated shard cannot be opened.
     """
@@ -132,7 +132,7 @@ def write_shard(
 
 
 def is_shard(path: Path) -> bool:
-    """Returns True if a file is a shard; needs no key and does not verify the content.
+    """Returns True if a file is a shard. The content is not verified, and no key is needed.
 
     Args:
         path: The path of the file.
@@ -150,11 +150,14 @@ def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
 
     Args:
         path: The path of the shard.
-        keys: The storage keys that may open the shard.
+        keys: The storage keys with which the shard may be opened.
+
+    Returns:
+        A dictionary: the metadata of the shard, by name.
 
     Raises:
-        UserError: When the file does not exist, is not a shard, or is sealed under a key that is
-            not among the keys.
+        UserError: When the file does not exist, is not a shard, or is sealed with a key that is not
+            in `keys`.
     """
     if sealed_under(path) is None:
         return read_sealed_metadata(path)
@@ -174,14 +177,14 @@ def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str
 
     Args:
         path: The path of the shard.
-        keys: The storage keys that may open the shard.
+        keys: The storage keys with which the shard may be opened.
 
     Returns:
-        The shard and its metadata, both as they were written.
+        The shard and its metadata, as they were written.
 
     Raises:
-        UserError: When the file does not exist, is damaged, is not a shard, or is sealed under a
-            key that is not among the keys.
+        UserError: When the file does not exist, is damaged, is not a shard, or is sealed with a key
+            that is not in `keys`.
     """
     if sealed_under(path) is not None:
         text, body = unseal(path, keys)
@@ -195,22 +198,23 @@ def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str
         or (images.dtype, images.ndim) != (torch.uint8, 4)
         or (labels.dtype, labels.shape) != (torch.int64, images.shape[:1])
     ):
-        raise UserError(f"{path} is no shard: expected as many uint8 images as labels")
+        raise UserError(f"{path} is not a shard: expected uint8 images (n, C, H, W) and n labels")
     return Shard(images=images, labels=labels), metadata
 
 
 def open_own_shard(
     path: Path, class_names: Sequence[str], keys: StorageKeys | None = None
 ) -> Shard:
-    """Opens a shard for a run, checks its party, and changes its labels to those of the run.
+    """Opens a shard for a run, checks its party, and converts its labels to those of the run.
 
     Args:
-        path: The path of the shard; its name says which party must own the shard.
-        class_names: The names of the run's classes, in the run's order.
-        keys: The storage keys that may open the shard; None if the run's shards are not sealed.
+        path: The path of the shard. The name of the file says which party must own the shard.
+        class_names: The names of the run's classes, in the order of the run's labels.
+        keys: The storage keys with which the shard may be opened; None if the run's shards are not
+            sealed.
 
     Returns:
-        The shard; its labels are positions in `class_names`.
+        The shard. Its labels are positions in `class_names`.
 
     Raises:
         UserError: When the shard cannot be read, belongs to another party or has other classes than
@@ -218,8 +222,8 @@ def open_own_shard(
     """
     if keys is not None and sealed_under(path) is None:
         raise UserError(
-            f"{path} is in the clear, but encryption.at_rest expects sealed shards; put the sealed "
-            "shard in its place, or set encryption.at_rest=none"
+            f"{path} is not sealed (encrypted on disk), but encryption.at_rest expects sealed "
+            "shards; put the sealed shard in its place, or set encryption.at_rest=none"
         )
     shard, metadata = read_shard(path, keys or NO_KEYS)
     named = metadata.get("party", "nobody"), metadata.get("part", "nothing")
@@ -241,18 +245,18 @@ def class_names_of(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
         path: The path of the shard, for messages.
 
     Raises:
-        UserError: When the metadata hold no class names.
+        UserError: When the metadata do not contain class names.
     """
     if CLASS_NAMES not in metadata:
         raise UserError(
-            f"shard {path} does not name its classes, as shards of older versions do not; write "
+            f"shard {path} has no list of class names, as shards of older versions do not; write "
             "the shard again"
         )
     return read_names(metadata[CLASS_NAMES], f"shard {path}")
 
 
 def _read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
-    """Reads the metadata and the image shape from the text that the owner put into a sealed shard.
+    """Reads the metadata and the shape of the images from the text of a sealed shard.
 
     Raises:
         UserError: When the text does not have the form of a shard's text.
@@ -261,19 +265,21 @@ def _read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
         described = json.loads(text)
         return dict(described["metadata"]), [int(side) for side in described["shape"]]
     except (ValueError, LookupError, TypeError):
-        raise UserError(f"{path} is no shard: its sealed content is something else") from None
+        raise UserError(
+            f"{path} is not a shard: expected metadata and a shape as its text"
+        ) from None
 
 
 def _read_body(body: bytearray, shape: Sequence[int], path: Path) -> Shard:
     """Reads labels and images from the body of a sealed shard, without copying them.
 
     Raises:
-        UserError: When the length of the body does not fit the shape.
+        UserError: When the length of the body does not fit the shape of the images.
     """
     images = math.prod(shape)
     ends = 8 * shape[0] if len(shape) == 4 and min(shape) >= 0 else -1
     if ends < 0 or ends + images != len(body):
-        raise UserError(f"{path} is no shard: expected as many uint8 images as labels")
+        raise UserError(f"{path} is not a shard: expected uint8 images (n, C, H, W) and n labels")
     if not images:
         return Shard(
             images=torch.empty(list(shape), dtype=torch.uint8),

@@ -1,8 +1,9 @@
-"""A cache of the shards that a worker opened last, with a largest size in bytes.
+"""A cache of the shards that a worker has opened last, with a limit in bytes.
 
-A shard that is not sealed is mapped from its file, and the operating system can free this memory at
-any time. But a sealed shard is decrypted into the memory of each worker. So a worker must not keep
-all shards of a large data set open.
+A shard is a file with the images of one client. If it is not sealed (encrypted on disk), it is
+mapped from its file, and the operating system can free this memory at any time. But a sealed shard
+is decrypted into the memory of each worker. So a worker must not keep all shards of a large data
+set open.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Shelf:
     """Opens shards and keeps the most recently used ones open.
 
     Args:
-        open_shard: The function that opens a shard by its name.
+        open_shard: A function that takes the name of a shard and opens it.
         most: The largest number of bytes of images to keep. The shard that was used last is always
-            kept, even if it is larger. None keeps all shards.
+            kept, even if it has more bytes. With None all shards are kept.
     """
 
     def __init__(self, open_shard: Callable[[str], Shard], most: int | None = MOST_KEPT) -> None:
@@ -31,10 +32,10 @@ class Shelf:
         self._bytes = 0
 
     def __call__(self, name: str) -> Shard:
-        """Returns the shard of a name and opens it if it is not open.
+        """Returns the shard with a name, and opens it if it is not open.
 
         Args:
-            name: The name of the shard.
+            name: The name of the shard's file.
         """
         if name not in self._kept:
             self._kept[name] = self._open(name)

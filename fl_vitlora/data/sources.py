@@ -1,8 +1,8 @@
-"""Loads images from the bundled digits, a folder, or the Hugging Face hub.
+"""Loads images: the digits of this package, a local folder, or a data set of the hub.
 
-Every source returns two values of the type `Images`, one for training and one for testing. It also
-returns one line of text that says which images were found, which of them are used, and where the
-test images come from.
+Every such source of images returns two values of the type `Images`, one for training and one for
+testing. It also returns one line of text that says which images were found, which of them are used,
+and where the test images come from.
 
 n images of H × W pixels.
 """
@@ -33,8 +33,8 @@ class Source:
     """The images of an experiment.
 
     Attributes:
-        train: The training images.
-        test: The test images.
+        train: The images of all clients for training.
+        test: The images for testing.
         told: One line of text that says which images were found and which of them are used.
     """
 
@@ -44,7 +44,7 @@ class Source:
 
 
 def load(config: DataConfig) -> tuple[Images, Images]:
-    """Loads the training and the test images, without the line of text that `load_source` returns.
+    """Loads the training and the test images, as `load_source` does, but without the text.
 
     Args:
         config: The settings of the data.
@@ -57,18 +57,18 @@ def load(config: DataConfig) -> tuple[Images, Images]:
 
 
 def load_source(config: DataConfig) -> Source:
-    """Loads the training and the test images of a source.
+    """Loads the training and the test images that the settings name.
 
     Args:
-        config: The settings of the data, which name the source.
+        config: The settings of the data, which name the data set.
 
     Returns:
-        The images and a line of text about them. If the source has no test split, a share of its
-        training images is used for testing only. This share is the same in every run and stratified
-        by class.
+        The images and a line of text about them. If the data set has no test split, a share of its
+        training images is used for testing only. These images are the same in every run, and the
+        share is the same for every class.
 
     Raises:
-        UserError: When the source is not found, or when its layout is not understood.
+        UserError: When the data set does not exist, or when its layout is not understood.
     """
     notes: tuple[str, ...] = ()
     warning: str | None = None
@@ -79,8 +79,8 @@ def load_source(config: DataConfig) -> Source:
         train, test, told, notes, warning = _found(config)
     if config.partition == "natural" and train.owners is None:
         raise UserError(
-            f"data.partition natural: {config.name} has no folder for each client; expected "
-            "CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME"
+            f"data.partition natural: {config.name} does not have a folder for each client; "
+            "expected CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME"
         )
     train, test = _limit(train, config.limit), _limit(test, config.limit)
     return Source(train=train, test=test, told=_tell(train, test, told, notes, warning))
@@ -114,12 +114,15 @@ def _hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
             random_state=SPLIT_SEED,
         )
     except ValueError as error:
-        raise UserError(f"data.test_fraction {fraction} cannot be held out: {error}") from None
+        raise UserError(
+            f"data.test_fraction {fraction}: this share of the images cannot be used for testing: "
+            f"{error}"
+        ) from None
     return images.select(train), images.select(test)
 
 
 def _limit(images: Images, limit: int | None) -> Images:
-    """Keeps at most `limit` images, drawn at random under a fixed seed.
+    """Keeps at most `limit` images, which are drawn at random with a fixed seed.
 
     The images are drawn at random, because the first images of a source may all have the same
     class.
@@ -130,11 +133,11 @@ def _limit(images: Images, limit: int | None) -> Images:
 
 
 def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], str | None]:
-    """Opens a folder or a hub data set; a class gets the same label in both splits.
+    """Opens a folder or a data set of the hub. A class gets the same label in both splits.
 
     Returns:
         The training images, the test images, a text on the origin of the test images, notes about
-        unused files and splits, and a warning about the bit depth or None.
+        unused files and splits, and a note about the bit depth or None.
     """
     found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
     choice = found.choice
@@ -149,20 +152,22 @@ def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], st
     other = found.part(choice.test)
     labels = match_classes(config.name, choice.test, other, part.names)
     if not len(labels):
-        raise UserError(f"data set {config.name}: the split {choice.test} holds no images")
+        raise UserError(
+            f"data set {config.name}: expected test images, but the split {choice.test} has none"
+        )
     test = _images(other, labels, part.names, config)
     return train, test, f"the split {choice.test}", notes, depth
 
 
 def _from_hub(config: DataConfig) -> Found:
-    """Opens a data set of the hub; imports the library only here, because the import is slow."""
+    """Opens a data set of the hub. The library is imported here, because the import is slow."""
     from fl_vitlora.data.hub_datasets import hub_folders, open_hub
 
     return from_rows(config.name, open_hub(config), config, hub_folders())
 
 
 def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataConfig) -> Images:
-    """Creates the `Images` of one split, whose pixels are read when they are needed."""
+    """Creates the `Images` of one split."""
     look = look_of(config)
     return Images(
         labels=labels,
@@ -180,7 +185,7 @@ def _held_out(config: DataConfig) -> str:
 def _tell(
     train: Images, test: Images, origin: str, notes: tuple[str, ...], warning: str | None
 ) -> str:
-    """Returns the line of text about the images; unprintable characters become spaces."""
+    """Returns the line of text about the images, with spaces for unprintable characters."""
     line = (
         f"data: {count(len(train), 'image')} for training, {len(test):,} for testing ({origin}), "
         f"{len(train.class_names)} classes: {name_some(train.class_names)}"

@@ -1,7 +1,8 @@
 """Chooses the splits of a data set for training and for testing.
 
-Upper and lower case do not matter in the names of splits. Two splits are never joined into one. The
-names of the splits that are not used are reported.
+A split is a part of a data set, such as train or test. Upper and lower case do not matter in the
+names of splits. Two splits are never joined into one. The user is told the names of the splits that
+are not used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SPLITS: Mapping[str, str] = {
     "test": TEST,
     "testing": TEST,
 }
-NONE = "none"  # the value of data.test_split that holds out a share of the training images
+NONE = "none"  # the value of data.test_split that tests on a share of the training images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Choice:
         train: The name of the split for training.
         test: The name of the split for testing; None if a share of the training images is used for
             testing.
-        unused: The names of all other splits.
+        unused: The names of all other splits of the data set.
     """
 
     train: str
@@ -45,7 +46,7 @@ class Choice:
 
 
 def meaning_of(name: str) -> str | None:
-    """Returns the standard split that a name means, or None if the name means no split.
+    """Returns which of the splits train, validation and test a name means; None for other names.
 
     Args:
         name: The name of a folder, a file or a split.
@@ -64,17 +65,17 @@ def choose_splits(
 
     Args:
         where: The name of the data set, for messages.
-        names: The names of all its splits.
-        config: The settings of the data, whose `train_split` and `test_split` choose by name.
-        unlabelled: The splits whose images have no labels; they are used for testing only if
-            `test_split` names them.
+        names: The names of all splits of the data set.
+        config: The settings of the data. `train_split` and `test_split` may name the splits to use.
+        unlabelled: The names of the splits whose images have no labels. Such a split is chosen for
+            testing only if `test_split` names it.
 
     Returns:
-        The chosen splits.
+        The names of the chosen splits and of the unused splits.
 
     Raises:
-        UserError: When several splits could be meant, or none; the message names the setting that
-            decides.
+        UserError: When several splits could be meant, or when no split fits. The message names the
+            setting that decides.
 
     Example:
         >>> choose_splits("photos", ["Train", "val", "test"], DataConfig())
@@ -89,15 +90,15 @@ def choose_splits(
         test = _test(where, names, train, unlabelled)
     if test == train:
         raise UserError(
-            f"data set {where}: data.train_split and data.test_split are both {train!r}; test "
-            "images must not be trained on"
+            f"data set {where}: data.train_split and data.test_split are both {train!r}; choose "
+            "two different splits, because test images must not be trained on"
         )
     unused = tuple(name for name in names if name not in (train, test))
     return Choice(train=train, test=test, unused=unused)
 
 
 def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
-    """Chooses the training split: by the setting, else by its name, else takes the only split.
+    """Chooses the training split: by the setting, else by its name, else as the only split.
 
     Raises:
         UserError: When there is no training split.
@@ -110,8 +111,8 @@ def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
     if len(names) == 1 and meaning_of(names[0]) is None:
         return names[0]
     raise UserError(
-        f"data set {where}: no split for training among {', '.join(names)}; name it: "
-        "--set data.train_split=NAME"
+        f"data set {where}: found no split for training among {', '.join(names)}; name the split "
+        "to use: --set data.train_split=NAME"
     )
 
 
@@ -119,7 +120,7 @@ def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[s
     """Chooses the test split, else the validation split; returns None if neither exists.
 
     Raises:
-        UserError: When a test or validation split exists, but none of them has labels.
+        UserError: When test or validation splits exist, but their images have no labels.
     """
     without = []
     for split in (TEST, VALIDATION):
@@ -132,18 +133,18 @@ def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[s
     if without:
         raise UserError(
             f"data set {where}: the images of {' and '.join(without)} have no labels (no class "
-            "folders, annotations or label column); hold out a share of the training images "
+            "folders, annotations or label column); use a share of the training images for testing "
             "instead: --set data.test_split=none"
         )
     return None
 
 
 def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
-    """Finds a split by its exact name, else by its name in upper or lower case.
+    """Finds a split by its exact name, else by its name without regard to case.
 
     Raises:
-        UserError: When no split has the name, or when several splits have it in different upper and
-            lower case.
+        UserError: When no split has this name, or when the names of several splits differ only in
+            case.
     """
     for name in names:
         if name == wanted:
@@ -163,7 +164,7 @@ def _meaning(where: str, names: Sequence[str], split: str, setting: str) -> str 
     found = [name for name in names if meaning_of(name) == split]
     if len(found) > 1:
         raise UserError(
-            f"data set {where}: {' and '.join(found)} are both names of the {split} split; name "
-            f"the one to use: --set {setting}=NAME"
+            f"data set {where}: the names {' and '.join(found)} both mean the {split} split; name "
+            f"the split to use: --set {setting}=NAME"
         )
     return found[0] if found else None

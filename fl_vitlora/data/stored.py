@@ -1,7 +1,7 @@
-"""Opens data sets that the library `datasets` saved to disk, and parquet files of the hub.
+"""Opens data sets that the library `datasets` has saved, and parquet files of the hub.
 
-The library neither searches the folder for files nor downloads any. So no code in the folder is
-executed, and no server is contacted.
+The library opens only the files that this module names, and downloads nothing. So no code in the
+folder is executed, and no server is contacted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DATA = "data"  # the folder of the parquet files in a data set of the hub
 
 
 def is_saved(path: Path) -> bool:
-    """Returns True if a folder was written by `save_to_disk`.
+    """Returns True if the library `datasets` has written a folder with `save_to_disk`.
 
     Args:
         path: The path of the folder.
@@ -36,16 +36,16 @@ def is_saved(path: Path) -> bool:
 
 
 def open_saved(path: Path) -> Mapping[str, Any]:
-    """Opens a data set that was written by `save_to_disk`.
+    """Opens a data set that the library `datasets` has written with `save_to_disk`.
 
     Args:
-        path: The folder of the data set.
+        path: The path of the folder of the data set.
 
     Returns:
-        The rows of each split, by the name of the split.
+        A dictionary: the rows of each split, by the name of the split.
 
     Raises:
-        UserError: When the data set is damaged, or names files outside of its folder.
+        UserError: When the data set is damaged, or when it names files outside of its folder.
     """
     with _local(path):
         import datasets
@@ -56,7 +56,7 @@ def open_saved(path: Path) -> Mapping[str, Any]:
         names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
-                raise UserError(f"data set {path}: {name!r} is not the name of a split")
+                raise UserError(f"data set {path}: {name!r} is not a valid name of a split")
             _expect_own_files(path / name)
         return {
             name: datasets.Dataset.load_from_disk(str((path / name).resolve())) for name in names
@@ -71,7 +71,7 @@ def open_parquet(root: Path, files: Mapping[str, Sequence[Path]]) -> Mapping[str
         files: The paths of the files of each split, by the name of the split.
 
     Returns:
-        The rows of each split, by the name of the split.
+        A dictionary: the rows of each split, by the name of the split.
 
     Raises:
         UserError: When a file is damaged, was not downloaded, or has other columns than the other
@@ -82,7 +82,7 @@ def open_parquet(root: Path, files: Mapping[str, Sequence[Path]]) -> Mapping[str
 
 
 def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
-    """Reads the files of one split; the labels stay as they are in this split.
+    """Reads the parquet files of one split. The labels keep the split's own numbers.
 
     Raises:
         UserError: When a file was not downloaded, or has other columns than the first file.
@@ -96,8 +96,8 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(
-                    f"data set {root}: {path} is a pointer to a file that was not downloaded; "
-                    "run in the clone: git lfs pull"
+                    f"data set {root}: {path} is only a pointer to a file that was not downloaded; "
+                    "run this command in the folder: git lfs pull"
                 )
     kinds = [
         datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path)) for path in paths
@@ -105,7 +105,8 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
     for path, kind in zip(paths, kinds, strict=True):
         if kind != kinds[0]:
             raise UserError(
-                f"data set {root}: {path} has other columns or class names than {paths[0]}"
+                f"data set {root}: expected the same columns and class names in all files, but "
+                f"{path} has others than {paths[0]}"
             )
     # With these marks, the library's cache treats changed files as another data set.
     files = DataFilesList([str(path.resolve()) for path in paths], [_mark(path) for path in paths])
@@ -121,7 +122,7 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
 def group_shards(
     where: Path, names: Sequence[str], config_name: str | None
 ) -> dict[str, list[str]]:
-    """Groups parquet or tar files by the splits in their names, as the hub does.
+    """Groups parquet or tar files by split, with the rules of the Hugging Face hub.
 
     If the name of a file begins with the name of a split, the file belongs to this split. Otherwise
     the name of a folder above the file can name the split. If neither does, the split is "train".
@@ -129,14 +130,15 @@ def group_shards(
     Args:
         where: The folder of the data set, for messages.
         names: The paths of the files, relative to the folder.
-        config_name: The configuration to use, if each configuration has a folder of its own.
+        config_name: The name of the configuration to use, or None. If a data set has several
+            configurations, each of them has its own folder.
 
     Returns:
-        The paths of the files of each split, by the name of the split.
+        A dictionary: the paths of the files of each split, by the name of the split.
 
     Raises:
         UserError: When the wanted configuration does not exist, or when there are several
-            configurations and `config_name` names none.
+            configurations and `config_name` does not name one.
 
     Example:
         >>> group_shards(Path("clone"), ["data/train-00000-of-00001.parquet"], None)
@@ -165,7 +167,8 @@ def group_shards(
 def cache_folder() -> Path:
     """Returns the folder in which the library stores the tables that it makes from parquet files.
 
-    This is the library's own cache folder, or a temporary folder if the cache is not writable.
+    This is the cache folder of the library `datasets`, or a temporary folder if the cache is not
+    writable.
     """
     import datasets
 
@@ -186,10 +189,10 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def _local(path: Path) -> Iterator[None]:
-    """Keeps the library silent and offline inside a `with` block; shortens its errors to one line.
+    """Inside a `with` block, keeps the library `datasets` silent and offline.
 
     Raises:
-        UserError: When the code inside the context raises an error.
+        UserError: When the code inside the block raises an error; the message has one line.
     """
     import datasets
 
@@ -219,10 +222,12 @@ def _expect_own_files(path: Path) -> None:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     for file in [*state.get("_data_files", []), *(state.get("_indices_files") or [])]:
         if Path(file["filename"]).name != file["filename"]:
-            raise UserError(f"data set {path}: {file['filename']!r} is not a file of its folder")
+            raise UserError(
+                f"data set {path}: expected only files in its own folder, got {file['filename']!r}"
+            )
 
 
 def _mark(path: Path) -> tuple[str, ...]:
-    """Returns the path, the time of the last change and the size of a file."""
+    """Returns the path of a file, the time of its last change, and its size."""
     status = os.stat(path)  # noqa: PTH116
     return (str(path.resolve()), str(status.st_mtime_ns), str(status.st_size))

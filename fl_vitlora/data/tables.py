@@ -1,7 +1,7 @@
 """Reads tables of image paths and labels: CSV, TSV and JSON lines.
 
-Messages name a row by its file and line. The path of an image is relative to the folder of the
-table, or to the folder of the data set.
+An error message names a row by its file and line. The path of an image is relative to the folder of
+the table, or to the folder of the data set.
 """
 
 from __future__ import annotations
@@ -48,17 +48,18 @@ class Row:
 
 
 def find_tables(listing: Listing) -> list[str]:
-    """Finds the tables that describe images; other tables are not used.
+    """Finds the tables that describe the images of a folder.
 
-    A table describes images if its name is `metadata` (such as `metadata.csv`) and it lies in the
-    folder or in a folder directly below it. A table also describes images if its name is that of a
-    split and it lies in the folder itself.
+    A table describes images if its name without the suffix is `metadata` (for example
+    `metadata.csv`) and it is in the folder or in a folder directly below. A table also describes
+    images if its name is that of a split (for example `train.csv`) and it is in the folder itself.
+    Other tables are not used.
 
     Args:
-        listing: The listing of all files of the folder.
+        listing: The list of all files of the data set's folder.
 
     Returns:
-        The names of the tables.
+        A list of the names of these tables.
     """
     tables = [file for file in listing.others if suffix_of(file.name) in SUFFIXES]
     return [
@@ -70,14 +71,15 @@ def find_tables(listing: Listing) -> list[str]:
 
 
 def only_table(listing: Listing) -> list[str]:
-    """Finds the only table in the folder itself; its name does not matter.
+    """Finds the table of a folder that has only one table, whatever the name of the table.
+
+    Tables in the folders below are not counted.
 
     Args:
-        listing: The listing of all files of the folder.
+        listing: The list of all files of the data set's folder.
 
     Returns:
-        A list that contains the name of this table; an empty list if there are several tables or
-        none.
+        A list with the name of this table, or an empty list if there are several tables or none.
     """
     found = [
         file.name
@@ -88,21 +90,22 @@ def only_table(listing: Listing) -> list[str]:
 
 
 def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> dict[str, Part]:
-    """Reads tables of images.
+    """Reads the images and labels that tables list.
 
-    The split of a row is in its column `split`. Without this column, it is the name of the table,
-    or else the name of the table's folder.
+    The column `split` states the split of a row. If there is no such column, the split is the name
+    of the table, or else the name of the table's folder.
 
     Args:
-        listing: The listing of all files of the folder.
+        listing: The list of all files of the data set's folder.
         names: The names of the tables.
         config: The settings of the data, which may name the columns.
 
     Returns:
-        The part of each split, by the name of the split.
+        A dictionary: the `Part` of each split, by the name of the split.
 
     Raises:
-        UserError: When a table or one of its rows is not valid; the message names file and line.
+        UserError: When a table or one of its rows is not valid. The message names the file and the
+            line.
     """
     splits: dict[str, list[tuple[Encoded, str, str]]] = {}
     known = {file.name for file in listing.images if not file.linked}
@@ -110,7 +113,9 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
     for name in names:
         rows = list(_rows(listing.root / name, name))
         if not rows:
-            raise UserError(f"data set {listing.root}: {name} has no rows")
+            raise UserError(
+                f"data set {listing.root}: expected rows in the table {name}, but it has no rows"
+            )
         image_column = _image_column(name, rows[0], config)
         label_column = _label_column(name, rows[0], image_column, config)
         folder = f"{name.rpartition('/')[0]}/".lstrip("/")
@@ -124,10 +129,10 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
 
 
 class _Seen:
-    """The images that earlier rows named; no image may occur in two rows or in two splits.
+    """Remembers the images that rows have named; no image may occur in two rows.
 
     Args:
-        root: The folder of the data set.
+        root: The path of the folder of the data set.
     """
 
     def __init__(self, root: Path) -> None:
@@ -135,24 +140,26 @@ class _Seen:
         self._rows: dict[tuple[int, int], tuple[Path, str]] = {}
 
     def expect_new(self, path: Path, where: str) -> None:
-        """Checks that no earlier row named an image.
+        """Checks that no earlier row has named the same image.
 
         Args:
             path: The path of the image.
-            where: The file and line of the row that names it.
+            where: The file and line of the row that names the image.
 
         Raises:
-            UserError: When an earlier row named the same image.
+            UserError: When an earlier row has named the same image.
         """
         status = path.stat()
         first, before = self._rows.setdefault((status.st_dev, status.st_ino), (path, where))
         if before != where and (first == path or status.st_nlink > 1):
             name = path.relative_to(self._root.resolve())
-            raise UserError(f"{where}: the image {name} was named before, in {before}")
+            raise UserError(
+                f"{where}: the image {name} was named before, in {before}; name each image once"
+            )
 
 
 def _part(rows: Sequence[tuple[Encoded, str, str]]) -> Part:
-    """Creates a `Part`; each row has an image, its class name and its place in the table."""
+    """Creates a `Part` from rows of an image, its class name, and its file and line."""
     images = [image for image, _, _ in rows]
     labels = [label for _, label, _ in rows]
     expect_no_mark(labels, lambda row: rows[row][2])
@@ -161,7 +168,7 @@ def _part(rows: Sequence[tuple[Encoded, str, str]]) -> Part:
 
 
 def _fetcher(images: Sequence[Encoded]) -> Fetch:
-    """Returns the function that takes positions and returns the images there."""
+    """Returns a function that takes positions and returns the images at these positions."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         return [images[position] for position in positions.tolist()]
@@ -170,7 +177,7 @@ def _fetcher(images: Sequence[Encoded]) -> Fetch:
 
 
 def _rows(path: Path, name: str) -> Iterator[Row]:
-    """Yields the rows of a table; the suffix of its name decides the format.
+    """Yields the rows of a table. The suffix of the table's name decides the format.
 
     Raises:
         UserError: When the table cannot be read, or when a row is not valid.
@@ -185,7 +192,10 @@ def _rows(path: Path, name: str) -> Iterator[Row]:
                 )
                 for values in reader:
                     if None in values:
-                        raise UserError(f"{path}, line {reader.line_num}: more fields than columns")
+                        raise UserError(
+                            f"{path}, line {reader.line_num}: more fields than columns; expected "
+                            "one field for each column"
+                        )
                     yield Row(f"{path}, line {reader.line_num}", dict(values))
             else:
                 for number, line in enumerate(file, start=1):
@@ -204,14 +214,16 @@ def _json_row(where: str, line: str) -> Row:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: expected JSON ({error})") from None
+        raise UserError(f"{where}: expected a line of valid JSON ({error})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected an object with columns, got {shown(values)}")
+        raise UserError(
+            f"{where}: expected a JSON object with the columns as keys, got {shown(values)}"
+        )
     return Row(where, values)
 
 
 def _image_column(name: str, first: Row, config: DataConfig) -> str:
-    """Finds the column of image paths: by the setting, a known name, or the suffixes of the paths.
+    """Finds the column of image paths: by the setting, a usual name, or the suffixes of paths.
 
     Raises:
         UserError: When no column, or more than one column, can hold image paths.
@@ -226,14 +238,14 @@ def _image_column(name: str, first: Row, config: DataConfig) -> str:
     found = [column for column in columns if suffix_of(str(first.values[column])) in endings]
     if len(found) != 1:
         raise UserError(
-            f"table {name}: found no column of image paths among {columns}; name it: --set "
-            "data.image_column=NAME"
+            f"table {name}: expected one column of image paths among {columns}; name the column to "
+            "use: --set data.image_column=NAME"
         )
     return found[0]
 
 
 def _label_column(name: str, first: Row, image_column: str, config: DataConfig) -> str:
-    """Finds the column of labels: by the setting, by a known name, or because no other is left.
+    """Finds the column of labels: by the setting, by a usual name, or as the only other column.
 
     Raises:
         UserError: When no column can hold labels.
@@ -247,7 +259,7 @@ def _label_column(name: str, first: Row, image_column: str, config: DataConfig) 
     left = [column for column in columns if column not in (image_column, SPLIT_COLUMN)]
     if len(left) != 1:
         raise UserError(
-            f"table {name}: found no label column among {columns}; name it: --set "
+            f"table {name}: found no label column among {columns}; name the column to use: --set "
             "data.label_column=NAME"
         )
     return left[0]
@@ -257,7 +269,7 @@ def _expect_column(name: str, column: str, columns: Sequence[str]) -> str:
     """Returns the name of a column after checking that the table has it.
 
     Raises:
-        UserError: When the table lacks the column.
+        UserError: When the table does not have the column.
     """
     if column not in columns:
         raise UserError(f"table {name} has no column {column!r}, only {list(columns)}")
@@ -268,7 +280,7 @@ def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collec
     """Finds the image file that a row names.
 
     Raises:
-        UserError: When the row names no file of the data set.
+        UserError: When the row does not name a file of the data set.
     """
     value = row.values.get(column)
     where = f"{row.where}, column {column!r}"
@@ -283,15 +295,17 @@ def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collec
 
 
 def _split_of(name: str, row: Row) -> str:
-    """Returns the split of a row: from its column, the table's name or the table's folder.
+    """Returns the split of a row: from the column `split`, or the table's name or folder.
 
     Raises:
-        UserError: When the column is empty.
+        UserError: When the row has no value in the column `split`.
     """
     value = row.values.get(SPLIT_COLUMN)
     if SPLIT_COLUMN in row.values:
         if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{row.where}, column {SPLIT_COLUMN!r}: expected a split, got nothing")
+            raise UserError(
+                f"{row.where}, column {SPLIT_COLUMN!r}: expected the name of a split, got nothing"
+            )
         return value.strip()
     stem, folder = _stem(name), name.rpartition("/")[0]
     if meaning_of(stem):
@@ -300,5 +314,5 @@ def _split_of(name: str, row: Row) -> str:
 
 
 def _stem(name: str) -> str:
-    """Returns the name of a file in small letters, without its folders and its suffix."""
+    """Returns the name of a file in lower case, without its folders and its suffix."""
     return name.rpartition("/")[2].rpartition(".")[0].lower()

@@ -1,7 +1,8 @@
-"""Reads WebDataset tar files, in which an image and its label have the same name up to the suffix.
+"""Reads tar files in the WebDataset format.
 
-A member is a file inside a tar file. At first only the positions of the members are read; an image
-is read from the tar file when it is needed. Nothing is unpacked to the disk, and only labels and
+A member is a file inside a tar file. A sample consists of an image and its label: members whose
+names differ only in the suffix. At first only the positions of the members are read. An image is
+read from the tar file when it is needed. Nothing is unpacked to the disk, and only labels and
 images are opened.
 """
 
@@ -59,14 +60,15 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
 
     Args:
         paths: The paths of the tar files.
-        config: The settings of the data. `image_column` may name a suffix; `label_column` may name
-            a suffix or a key of a JSON member.
+        config: The settings of the data. `image_column` may name the suffix of the images.
+            `label_column` may name the suffix of the labels or a key in the JSON members.
 
     Returns:
-        The part of the split, and the number of members that were not used.
+        The split as a `Part`, and the number of members that were not used.
 
     Raises:
-        UserError: When a file is damaged, or when a sample has no label or several images.
+        UserError: When a file is damaged, when no image is found, or when a sample has no label or
+            several images.
     """
     images: list[Member] = []
     labels: list[str] = []
@@ -80,14 +82,16 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
             images.append(image)
             labels.append(_label_of(image, members, config))
     if not images:
-        raise UserError(f"{paths[0]}: found no image in {count(len(paths), 'tar file')}")
+        raise UserError(
+            f"{paths[0]}: expected images, found none in {count(len(paths), 'tar file')}"
+        )
     expect_no_mark(labels, lambda row: images[row].where)
     names = number_classes(labels)
     return Part(labels=labels_of(labels, names), names=names, fetch=_fetcher(images)), unused
 
 
 def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
-    """Yields each sample of a tar file: the name of its members, and the members by suffix.
+    """Yields each sample of a tar file: its name without suffix, and its members by suffix.
 
     Raises:
         UserError: When the file cannot be read, or when two members have the same name.
@@ -103,14 +107,14 @@ def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
                     place = Member(path, entry.name, entry.offset_data, entry.size)
                     sample = samples.setdefault(f"{folder}{slash}{stem}", {})
                     if sample.setdefault(ending.lower(), place) is not place:
-                        raise UserError(f"{place.where}: a second member of that name")
+                        raise UserError(f"{place.where}: two members have this name")
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     yield from samples.items()
 
 
 def _image_of(key: str, members: Mapping[str, Member], config: DataConfig) -> Member | None:
-    """Finds the image of a sample; returns None if the sample has no image.
+    """Returns the image of a sample, or None if the sample has no image.
 
     Raises:
         UserError: When the sample has several images.
@@ -122,14 +126,14 @@ def _image_of(key: str, members: Mapping[str, Member], config: DataConfig) -> Me
     ]
     if len(found) > 1:
         raise UserError(
-            f"{found[0].tar}, sample {key}: expected one image, found suffixes {sorted(members)}; "
-            "name one: --set data.image_column=SUFFIX"
+            f"{found[0].tar}, sample {key}: expected one image, found the suffixes "
+            f"{sorted(members)}; name the suffix to use: --set data.image_column=SUFFIX"
         )
     return found[0] if found else None
 
 
 def _label_of(image: Member, members: Mapping[str, Member], config: DataConfig) -> str:
-    """Returns the class name of a sample, from a text member or a key of its JSON member.
+    """Returns the class name of a sample, from a member with text or from a JSON member.
 
     Raises:
         UserError: When the sample has no label.
@@ -144,8 +148,8 @@ def _label_of(image: Member, members: Mapping[str, Member], config: DataConfig) 
             if key in content:
                 return class_of(content[str(key)], f"{members['json'].where}, key {key!r}")
     raise UserError(
-        f"{image.where}: no label among its suffixes {sorted(members)}; name one, or a key of its "
-        "JSON: --set data.label_column=NAME"
+        f"{image.where}: no label among its suffixes {sorted(members)}; name the suffix of the "
+        "labels, or a key of the JSON members: --set data.label_column=NAME"
     )
 
 
@@ -160,7 +164,7 @@ def _text(member: Member) -> str:
     try:
         return member.read().decode()
     except UnicodeDecodeError:
-        raise UserError(f"{member.where}: expected text in UTF-8") from None
+        raise UserError(f"{member.where}: expected text in UTF-8, got other bytes") from None
 
 
 def _json(member: Member) -> dict[str, Any]:
@@ -174,12 +178,12 @@ def _json(member: Member) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{member.where}: expected a JSON object")
+        raise UserError(f"{member.where}: expected a JSON object, got other content")
     return content
 
 
 def _fetcher(images: Sequence[Member]) -> Fetch:
-    """Returns the function that takes positions and reads the images at them."""
+    """Returns a function that takes positions and reads the images at these positions."""
 
     def fetch(positions: Indices) -> list[Encoded]:
         chosen = [images[position] for position in positions.tolist()]

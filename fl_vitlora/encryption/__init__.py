@@ -1,1 +1,1 @@
-"""Perceptual encryption: pure functions that hide images block by block, run by their owner."""
+"""Perceptual encryption: the data owner hides images from human eyes, block by block."""

@@ -1,21 +1,21 @@
-"""Files that are encrypted ("sealed") on disk; without the key they reveal only the party's name.
+"""Files that are encrypted ("sealed") on disk.
 
-A file has a header, a small text and a body. The header is in the clear; text and body are
-encrypted and authenticated. A sealed file has the format of safetensors, and its single tensor
-`sealed` holds the ciphertext. So any program for safetensors can open the file, but finds only
-ciphertext:
+A file has a header, a small text and a body. The header is not encrypted. Text and body are
+encrypted and authenticated. Without the key, the file reveals only the header and its own length. A
+sealed file has the format of safetensors, and its single tensor `sealed` holds the ciphertext. So
+any program for safetensors can open the file, but finds only ciphertext:
 
-    header   key and party in the clear, a random salt, a check of the key, the length of the text
+    header   names of key and party, a random salt, a check of the key, the length of the text
     chunk 0  the text
     chunk i  the body, 1 MiB each; the last chunk may be shorter; an empty body still has one chunk
 
-Each chunk is encrypted with AES-256-GCM. Every file has its own key: HKDF-SHA256 of the party's
-storage key and a salt of 256 random bits. So the nonces need not be random. A nonce is the number
-of the chunk and a mark on the last chunk, as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO
-2015). Because of these nonces, it is detected if chunks were cut off, added or reordered. The bytes
-of the header are authenticated with every chunk. With GCM alone, a file could be decrypted under
-two different keys without an error. Therefore the header contains a check of the key, which the
-same HKDF derives.
+Each chunk is encrypted with AES-256-GCM. Every file has its own key, which HKDF-SHA256 derives from
+the party's storage key and a salt of 256 random bits. So the nonces need not be random. A nonce
+consists of the number of the chunk and a mark on the last chunk, as in STREAM (Hoang, Reyhanitabar,
+Rogaway, Vizár, CRYPTO 2015). Because of these nonces, opening a file fails if chunks were cut off,
+added or reordered. The bytes of the header are authenticated with every chunk. With GCM alone, an
+attacker could make a file that opens without an error under two different keys. Therefore the
+header contains a check of the key: bytes that the same HKDF derives from it.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Header:
     """The part of a sealed file that can be read without its key.
 
     Attributes:
-        key: Name of the root storage key.
+        key: The name of the root storage key, from which the party's storage key is derived.
         party: The party that the file belongs to, for example "client 3".
         salt: 32 random bytes that only this file has.
         check: 32 bytes that can be derived only from the right key.
-        text: Length of the text in bytes.
-        sealed: Length of all chunks together in bytes.
-        raw: The bytes of the header, unchanged from the file.
+        text: The length of the plain text in bytes.
+        sealed: The length of all encrypted chunks together in bytes.
+        raw: The bytes of the header as they are in the file.
     """
 
     key: str
@@ -78,16 +78,16 @@ class Header:
 
 
 def seal(text: bytes, body: memoryview, key: StorageKey | PartyKey, party: str) -> Iterator[bytes]:
-    """Seals a text and a body.
+    """Encrypts a text and a body into the parts of a sealed file.
 
     Args:
         text: A small text that can be read without the body.
-        body: The rest of the content.
-        key: The owner's storage key, or the storage key of this party.
+        body: The rest of the content, for example the pixels of images.
+        key: The owner's root storage key, or the storage key of this party.
         party: The party that the file belongs to, for example "client 3".
 
     Yields:
-        The parts of the file, in order.
+        The parts of the file in their order: the header, then the encrypted chunks.
     """
     salt = secrets.token_bytes(SALT_BYTES)
     file_key, check = _derive(key.of_party(party), salt)
@@ -111,10 +111,11 @@ def seal(text: bytes, body: memoryview, key: StorageKey | PartyKey, party: str) 
 
 
 def sealed_under(path: Path) -> tuple[str, str] | None:
-    """Reads the name of the storage key that seals a file from its header, without verification.
+    """Reads from a file's header which storage key seals the file; the header is not verified.
 
     Returns:
-        The name of the storage key and the party, or None if the file is not sealed.
+        The name of the root storage key and the name of the party, or None if the file is not
+        sealed.
 
     Raises:
         DamagedFileError: When there is no file, or its header cannot be read.
@@ -128,7 +129,7 @@ def unseal_text(path: Path, keys: StorageKeys) -> bytes:
     """Decrypts only the text of a sealed file.
 
     Raises:
-        UserError: When the key is missing.
+        UserError: When `keys` does not have the key of the file.
         DamagedFileError: When the header or the text was changed after it was written.
     """
     with _opened(path) as file:
@@ -143,7 +144,7 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
         The text and the body.
 
     Raises:
-        UserError: When the key is missing.
+        UserError: When `keys` does not have the key of the file.
         DamagedFileError: When any bit of the file was changed after it was written.
     """
     with _opened(path) as file:
@@ -159,24 +160,25 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
             plain = _decrypt(cipher, nonce, _read(file, size + TAG, path), header, path)
             body[start : start + size] = plain
         if file.read(1):
-            raise DamagedFileError(path, "is damaged: it is longer than its header says")
+            raise DamagedFileError(path, "is damaged: it is longer than its header declares")
     return text, body
 
 
 def _begin(file: BinaryIO, path: Path, keys: StorageKeys) -> tuple[Header, AESGCM]:
-    """Reads the header, finds the key of the file, and returns both."""
+    """Reads the header of a sealed file; returns the header and a cipher with the file's key."""
     header = _read_header(file, path)
     if header is None:
-        raise DamagedFileError(path, "is not sealed")
+        raise DamagedFileError(path, "is not sealed (encrypted)")
     file_key, check = _derive(keys.find(header.key, header.party, path), header.salt)
     if not hmac.compare_digest(check, header.check):
         if header.key.startswith(BY_PASSPHRASE):
             raise UserError(
-                f"{path} is sealed under another passphrase than the one in {PASSPHRASE}, or its "
-                "header is damaged"
+                f"{path} is encrypted under another passphrase than the given one (variable "
+                f"{PASSPHRASE}), or its header is damaged"
             )
         raise DamagedFileError(
-            path, f"is damaged, or was sealed under another key than {header.key}"
+            path,
+            f"is damaged, or it was not encrypted with the key {header.key} that its header names",
         )
     return header, AESGCM(file_key)
 
@@ -191,12 +193,12 @@ def _decrypt(cipher: AESGCM, nonce: bytes, sealed: bytes, header: Header, path: 
         return cipher.decrypt(nonce, sealed, header.raw)
     except InvalidTag:
         raise DamagedFileError(
-            path, f"is damaged or was changed: key {header.key} cannot verify its content"
+            path, f"is damaged or was changed: its content cannot be verified with key {header.key}"
         ) from None
 
 
 def _derive(party_key: bytes, salt: bytes) -> tuple[bytes, bytes]:
-    """Returns the key of a file, and the check by which a reader recognises the right key."""
+    """Returns the key of a file, and the bytes by which the right key is recognised."""
     both = HKDF(algorithm=SHA256(), length=64, salt=salt, info=INFO).derive(party_key)
     return both[:32], both[32:]
 
@@ -213,7 +215,7 @@ def _write_header(metadata: Mapping[str, str], size: int) -> bytes:
 
 
 def _read_header(file: BinaryIO, path: Path) -> Header | None:
-    """Reads a header; returns None if the file is not sealed."""
+    """Reads the header of a file, or returns None if the file is not sealed."""
     first = file.read(LENGTH.size)
     length = LENGTH.unpack(first)[0] if len(first) == LENGTH.size else 0
     text = file.read(length) if length <= LONGEST_HEADER else b""
@@ -226,7 +228,8 @@ def _read_header(file: BinaryIO, path: Path) -> Header | None:
         return None  # the caller reports that the file is not sealed
     if metadata[SEALED] != VERSION:
         raise DamagedFileError(
-            path, f"is sealed as {metadata[SEALED]}, which this version cannot open"
+            path,
+            f"has the format {metadata[SEALED]}, which this version of the program cannot open",
         )
     try:
         header = Header(
@@ -239,11 +242,15 @@ def _read_header(file: BinaryIO, path: Path) -> Header | None:
             raw=first + text,
         )
     except (ValueError, LookupError, TypeError) as error:
-        raise DamagedFileError(path, f"is damaged: its header lacks {error}") from None
+        raise DamagedFileError(
+            path, f"is damaged: a field of its header is missing or not valid ({error})"
+        ) from None
     size = path.stat().st_size - len(header.raw)
     whole = header.sealed == size and 0 <= header.text <= min(LONGEST_TEXT, size - 2 * TAG)
     if not whole:
-        raise DamagedFileError(path, "is damaged: its length differs from the one in its header")
+        raise DamagedFileError(
+            path, "is damaged: its length is not the one that its header declares"
+        )
     return header
 
 
@@ -259,5 +266,5 @@ def _opened(path: Path) -> BinaryIO:
 def _read(file: BinaryIO, size: int, path: Path) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        raise DamagedFileError(path, "is damaged: it is shorter than its header says")
+        raise DamagedFileError(path, "is damaged: it is shorter than its header declares")
     return data

@@ -1,8 +1,8 @@
-"""Ciphers: a sequence of perceptual encryption steps; each step has its own key.
+"""Ciphers: sequences of perceptual encryption steps, each with its own key.
 
-A `Cipher` is a list of `encryption.steps` for images of one shape. `encrypt` and `decrypt` are
-bijections on uint8 images. These ciphers hide what a person could *see* in an image. They do not
-resist cryptanalysis, least of all if one key encrypts many images.
+A `Cipher` has the steps of the setting `encryption.steps` for images of one shape. `encrypt` and
+`decrypt` are bijections on uint8 images. These ciphers hide what a person could *see* in an image.
+They do not resist cryptanalysis, least of all if one key encrypts many images.
 
 B images, C channels, H × W pixels, N blocks, D entries a block.
 """
@@ -32,10 +32,11 @@ class Cipher:
     """A sequence of encryption steps for images of one shape.
 
     Attributes:
-        steps: Names of `STEPS`, in the order of encryption; an empty list leaves images plain.
-        block_size: Side of a block in pixels; equal to the patch size of the model that will read
-            the images.
-        image_shape: Shape (C, H, W) of an image.
+        steps: The names of the steps (keys of `STEPS`) in the order of encryption. An empty list
+            leaves images plain.
+        block_size: The side of a block in pixels. It usually equals the patch size of the model
+            that reads the images.
+        image_shape: The shape (C, H, W) of an image.
         fixed_blocks: The number of blocks that block scrambling does not move.
         fixed_entries: The number of entries of a block that pixel shuffling does not move.
         per_block: True if the steps that change the inside of blocks have a separate key for every
@@ -85,10 +86,10 @@ class Cipher:
 
         Args:
             secret: The owner's secret of 32 bytes.
-            context: The purpose of the key; another context gives an independent key.
+            context: A text that says what the key is for. Another text gives an independent key.
 
         Returns:
-            A key for each step, by the step's name.
+            A dictionary: the key of each step, by the name of the step.
         """
         streams = {step: KeyStream(derive_key(secret, f"{context}/{step}")) for step in self.steps}
         return {step: STEPS[step].draw_key(streams[step], self.geometry) for step in self.steps}
@@ -98,13 +99,14 @@ class Cipher:
 
         Args:
             images: Plain images, uint8 (B, C, H, W).
-            key: The key that `key` returned.
+            key: The key, as the method `key` returns it.
 
         Returns:
-            Ciphertext of the same shape and type.
+            The ciphertext, with the shape and type of the images.
 
         Raises:
-            ValueError: When the images are not uint8 or have another shape than the cipher's.
+            ValueError: When the images are not uint8, or when their shape is not the cipher's
+                `image_shape`.
         """
         self._check(images)
         if len(images) <= PROBES:
@@ -119,21 +121,21 @@ class Cipher:
         return self._map(key).invert(images)
 
     def adapt(self, reader: PatchReader, key: CipherKey) -> PatchReader:
-        """Adapts a model to a key, so that it computes from ciphertext the tokens of plain images.
+        """Adapts a patch embedding to a key, so that ciphertext gives the tokens of plain images.
 
         The method is key-dependent domain adaptation (arXiv 2309.02556, 2401.05126). It is exact
         and needs no training. Everyone who knows the original model can compute the key from the
         adapted model.
 
         Args:
-            reader: The patch embedding for plain images.
-            key: The key that `key` returned.
+            reader: The patch embedding and position embedding for plain images.
+            key: The key, as the method `key` returns it.
 
         Returns:
-            The patch embedding for ciphertext.
+            The patch embedding and position embedding for ciphertext.
 
         Raises:
-            UserError: If the weights of this model cannot be adapted to the key of a step.
+            UserError: If this model cannot be adapted to the key of a step.
         """
         self._check_patches(reader)
         for step in self.steps:
@@ -141,7 +143,7 @@ class Cipher:
         return reader
 
     def restore(self, reader: PatchReader, key: CipherKey) -> PatchReader:
-        """Inverts `adapt`: turns a patch embedding for ciphertext into that for plain images."""
+        """Inverts `adapt`: converts a patch embedding for ciphertext to one for plain images."""
         self._check_patches(reader)
         for step in reversed(self.steps):
             reader = STEPS[step].adapt(reader, STEPS[step].inverse(key[step]))
@@ -155,7 +157,7 @@ class Cipher:
         return from_blocks(blocks, *self.image_shape[1:], self.block_size)
 
     def decrypt_by_steps(self, images: Tensor, key: CipherKey) -> Tensor:
-        """Inverts `encrypt_by_steps` step by step, from the last to the first."""
+        """Inverts `encrypt_by_steps`, step by step from the last to the first."""
         blocks = to_blocks(images, self.block_size)
         for step in reversed(self.steps):
             blocks = STEPS[step].encrypt(blocks, STEPS[step].inverse(key[step]))
@@ -175,7 +177,7 @@ class Cipher:
         entries = self.geometry.entries
         if self.steps and reader.weight.shape[-1] != entries:
             raise UserError(
-                f"blocks of {entries} entries have no key adaptation for a model whose patches "
-                f"have {reader.weight.shape[-1]} entries; set encryption.block_size to the "
-                "model's patch size, or set encryption.adapt=false"
+                f"the encryption has blocks of {entries} entries, but the model has patches of "
+                f"{reader.weight.shape[-1]} entries, so there is no key adaptation; set "
+                "encryption.block_size to the model's patch size, or set encryption.adapt=false"
             )

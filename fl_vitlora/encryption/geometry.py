@@ -1,4 +1,4 @@
-"""The sizes that a cipher's keys depend on: blocks of an image and entries of a block."""
+"""The sizes on which a cipher's keys depend: blocks of an image and entries of a block."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The sizes on which a cipher's keys depend, and the parts that its keys do not move.
+    """The sizes on which a cipher's keys depend, and the numbers of parts that are not moved.
 
     Attributes:
         blocks: The number N of blocks of an image.
         channels: The number C of colour channels.
         block_size: The side p of a block in pixels.
-        fixed_blocks: The number of blocks that are not moved, called N_bs in the restricted random
-            permutations of arXiv 2408.08529.
-        fixed_entries: The number N_ps of entries of a block that are not moved.
+        fixed_blocks: The number N_bs of blocks that block scrambling does not move (restricted
+            random permutations, arXiv 2408.08529).
+        fixed_entries: The number N_ps of entries of a block that pixel shuffling does not move.
         per_block: True if the steps that change the inside of blocks have a separate key for every
             block.
     """
@@ -34,10 +34,10 @@ class Geometry:
 
     @property
     def keys(self) -> int:
-        """Returns the number of keys of a step inside blocks: 1, or N if every block has a key."""
+        """Returns the number of keys of a step that changes the inside of blocks: 1, or N."""
         return self.blocks if self.per_block else 1
 
     @property
     def key_shape(self) -> tuple[int, ...]:
-        """Returns the shape of a key that has one number for each entry: (D,) or (N, D)."""
+        """Returns the shape of the key of such a step: (D,), or (N, D) with a key per block."""
         return (self.blocks, self.entries) if self.per_block else (self.entries,)

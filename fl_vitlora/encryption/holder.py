@@ -1,16 +1,16 @@
-"""The key holder has the secret. It encrypts and decrypts images and adapts models to keys.
+"""The key holder: an object with the owner's secret, which encrypts images and adapts models.
 
-The scope of keys says which images share a key:
+The scope of the keys says which images share a key:
 
 * ``shared``: one key for all images of all clients;
-* ``client``: one key for each client, and another one for the test images;
-* ``image``: one key for every image;
-* ``block``: one key for all images; each block has its own keys for the steps that change the
-  inside of blocks.
+* ``client``: one key for each client, and another key for the test images;
+* ``image``: a separate key for every image;
+* ``block``: one key for all images, in which each block of an image has its own values for the
+  steps that change the inside of blocks.
 
-A party is a client, such as ``"client 3"``, or `TEST`. HKDF derives the keys of a party from the
-secret and a text, the context. This text names the scope, the party, the run's seed and, if every
-image has its own key, the image.
+A party is a client, such as ``"client 3"``, or `TEST`, the owner of the common test images. HKDF
+derives the keys of a party from the secret and a text, which is called the context. The context
+names the scope or the party, the run's seed and, if every image has its own key, the image.
 
 B images, C channels, H × W pixels.
 """
@@ -46,13 +46,15 @@ def client_party(client: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyHolder:
-    """A cipher, a secret, and the scope of the keys derived from the secret.
+    """Encrypts and decrypts the images of all parties, and adapts patch embeddings to their keys.
 
     Attributes:
         cipher: The cipher for images of the model's input shape.
-        secret: The owner's secret of 32 bytes; it is never printed.
-        scope: The images that share a key; the module's docstring lists the values.
-        seed: The run's seed; another seed gives other keys.
+        secret: The owner's secret of 32 bytes, from which all keys are derived. It is never
+            printed.
+        scope: The images that share a key: "shared", "client", "image" or "block", as the docstring
+            of this module explains.
+        seed: The run's seed. With another seed, all keys are different.
     """
 
     cipher: Cipher
@@ -62,7 +64,7 @@ class KeyHolder:
 
     @property
     def key_id(self) -> str:
-        """Returns the id of the secret, which does not reveal it."""
+        """Returns the id of the secret. The id does not reveal the secret."""
         return key_id(self.secret)
 
     @property
@@ -75,13 +77,13 @@ class KeyHolder:
 
         Args:
             images: Plain images, uint8 (B, C, H, W). If every image has its own key, these must be
-                all images of the part, in their order.
+                all images that the party has for this use, always in the same order.
             party: The party that the images belong to.
-            part: The use of the images, for example "train". The keys depend on the part only if
-                every image has its own key.
+            part: The use of the images, "train" or "test". The keys depend on it only if every
+                image has its own key.
 
         Returns:
-            Ciphertext of the same shape and type.
+            The ciphertext, with the shape and type of the images.
         """
         return self._each(self.cipher.encrypt, images, party, part)
 
@@ -91,13 +93,15 @@ class KeyHolder:
         """Encrypts the images of many parties, all at once if the parties share one key.
 
         Args:
-            images: Plain images, uint8 (B, C, H, W), party by party in the order of `parties`.
-            parties: The parties that the images belong to.
+            images: Plain images, uint8 (B, C, H, W). The images of the first party come first, and
+                so on.
+            parties: The names of the parties that the images belong to.
             sizes: The number of images of each party; the sum of these numbers is B.
             part: The use of the images, as in `encrypt`.
 
         Returns:
-            The ciphertext of each party's images, equal to the result of `encrypt`.
+            The ciphertext of each party's images, in the order of `parties`. It equals the result
+            of `encrypt`.
         """
         if self.scope in ("shared", "block") or not self.cipher.steps:
             return torch.split(self.encrypt(images, parties[0], part), list(sizes))
@@ -111,18 +115,18 @@ class KeyHolder:
         return self._each(self.cipher.decrypt, images, party, part)
 
     def adapt(self, reader: PatchReader, party: str) -> PatchReader:
-        """Adapts a patch embedding for plain images to a party's key, as `Cipher.adapt` does."""
+        """Adapts a patch embedding for plain images to a party's key with `Cipher.adapt`."""
         return self.cipher.adapt(reader, self.key(party))
 
     def restore(self, reader: PatchReader, party: str) -> PatchReader:
-        """Inverts `adapt`, as `Cipher.restore` does."""
+        """Inverts `adapt`: makes a patch embedding for plain images again."""
         return self.cipher.restore(reader, self.key(party))
 
     def key(self, party: str) -> CipherKey:
-        """Derives the single key of a party.
+        """Derives the key of a party, which is the same for all its images.
 
         Raises:
-            UserError: When the party has a separate key for every image.
+            UserError: When every image has its own key, so that the party has no single key.
         """
         if not self.cipher.steps:
             return {}
@@ -135,7 +139,7 @@ class KeyHolder:
         return self.cipher.key(self.secret, f"{owner}/seed {self.seed}")
 
     def impostor(self) -> KeyHolder:
-        """Returns a holder of a wrong secret, to measure the accuracy that an attacker reaches."""
+        """Returns a key holder with a wrong secret, to measure accuracy under a wrong key."""
         return replace(self, secret=derive_key(self.secret, "a wrong key"))
 
     def _each(

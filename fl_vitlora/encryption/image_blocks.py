@@ -1,4 +1,4 @@
-"""Conversion of images into matrices of blocks, in the order of a ViT's patch embedding.
+"""Converts images into blocks and back; the entries are in the order of a ViT's patches.
 
 B images, C channels, H × W pixels, p block size, N = (H/p)·(W/p) blocks, D = C·p² entries a block.
 Blocks are numbered row by row; the entries of a block are ordered (channel, y, x), as in the weight
@@ -13,15 +13,15 @@ from fl_vitlora.errors import UserError
 
 
 def grid(height: int, width: int, block_size: int) -> tuple[int, int]:
-    """Returns the numbers of blocks of an image in each direction.
+    """Returns how many rows and columns of blocks an image has.
 
     Args:
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        block_size: Side of a block in pixels.
+        height: The height H of the image in pixels.
+        width: The width W of the image in pixels.
+        block_size: The side p of a block in pixels.
 
     Returns:
-        The numbers of rows and columns of blocks.
+        The number of rows H/p and the number of columns W/p.
 
     Raises:
         UserError: When the height or the width is not a multiple of the block size.
@@ -34,8 +34,8 @@ def grid(height: int, width: int, block_size: int) -> tuple[int, int]:
         fitting = [p for p in range(1, min(height, width) + 1) if not (height % p or width % p)]
         nearest = min(fitting, key=lambda p: abs(p - block_size))
         raise UserError(
-            f"patch size {block_size} does not divide an image of {height}x{width} pixels; "
-            f"the nearest that does is {nearest}"
+            f"patch size {block_size} does not divide an image of {height}x{width} pixels; the "
+            f"nearest patch size that divides it is {nearest}"
         )
     return height // block_size, width // block_size
 

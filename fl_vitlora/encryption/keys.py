@@ -1,10 +1,10 @@
 """The data owner's key ring: secrets of 256 random bits in a file that only the owner can read.
 
 The key ring is a text file with one secret per line, in hexadecimal digits. The last secret in the
-file encrypts new data. The earlier secrets decrypt data that was encrypted before the key was
-changed (rotated). All keys are derived from a secret (HKDF-SHA256, RFC 5869). A key id identifies a
-secret without revealing it, so key ids may appear in logs and results. Secrets, and keys derived
-from secrets, must not appear there.
+file encrypts new data. The earlier secrets decrypt data that was encrypted before the owner changed
+(rotated) the secret. All keys are derived from a secret (HKDF-SHA256, RFC 5869). A key id
+identifies a secret without revealing it, so key ids may appear in logs and results. Secrets, and
+keys derived from secrets, must not appear in logs or results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def derive_key(secret: bytes, context: str) -> bytes:
 
     Args:
         secret: The owner's secret of 32 bytes.
-        context: The purpose of the key, for example "storage".
+        context: A text that says what the key is for, for example "storage". Another text gives an
+            independent key.
 
     Returns:
         A key of 32 bytes.
@@ -46,7 +47,7 @@ def derive_key(secret: bytes, context: str) -> bytes:
 
 
 def key_id(secret: bytes) -> str:
-    """Returns the id of a secret: 16 hexadecimal digits that reveal nothing about it.
+    """Returns the id of a secret: 16 hexadecimal digits that reveal nothing about the secret.
 
     Example:
         >>> key_id(bytes(32))
@@ -57,11 +58,11 @@ def key_id(secret: bytes) -> str:
 
 @dataclass(frozen=True)
 class KeyRing:
-    """The owner's secrets, the oldest first.
+    """The key ring: all secrets of the data owner, the oldest first.
 
     Attributes:
-        path: The file of the key ring.
-        secrets: The secrets, 32 bytes each; there is at least one secret.
+        path: The path of the file with the secrets.
+        secrets: The secrets, 32 bytes each. There is at least one.
     """
 
     path: Path
@@ -81,13 +82,13 @@ class KeyRing:
         named = {key_id(secret): secret for secret in self.secrets}
         if name not in named:
             raise UserError(
-                f"key ring {self.path} has no key {name}, only {', '.join(named)}; give the ring "
-                "that has this key: --set encryption.key_file=FILE"
+                f"key ring {self.path} has no key {name}, only {', '.join(named)}; name the file "
+                "of the key ring that has this key: --set encryption.key_file=FILE"
             )
         return named[name]
 
     def rotated(self) -> KeyRing:
-        """Draws a new current secret, writes the ring to its file and returns the new ring."""
+        """Adds a new random secret, writes the key ring to its file and returns it."""
         ring = KeyRing(self.path, (*self.secrets, secrets.token_bytes(SECRET_BYTES)))
         _store(self.path, ring.secrets, replace=True)
         return ring
@@ -97,7 +98,7 @@ def open_ring(path: Path) -> KeyRing:
     """Reads the owner's key ring.
 
     Raises:
-        UserError: When there is no such file, other users can read it, or it is not a key ring.
+        UserError: When the file does not exist, other users can read it, or it is not a key ring.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"key ring {path}: expected a file, got a folder or a device")
@@ -110,10 +111,11 @@ def open_ring(path: Path) -> KeyRing:
         found = ()
     if not found or any(len(secret) != SECRET_BYTES for secret in found):
         raise UserError(
-            f"key ring {path}: expected {2 * SECRET_BYTES} hexadecimal digits in every line"
+            f"key ring {path}: expected a file with {2 * SECRET_BYTES} hexadecimal digits in every "
+            "line"
         )
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"key ring {path} can be read by others; run: chmod 600 {path}")
+        raise UserError(f"key ring {path} can be read by other users; run: chmod 600 {path}")
     return KeyRing(path, found)
 
 
@@ -121,8 +123,8 @@ def open_or_create_ring(path: Path) -> KeyRing:
     """Reads the owner's key ring; if the file does not exist, creates a ring with one new secret.
 
     Args:
-        path: The file of the key ring. Only the owner can read it (mode 0600) and a folder created
-            for it (mode 0700).
+        path: The path of the key ring's file. A new file can be read only by the current user (mode
+            0600), and so can a new folder around it (mode 0700).
 
     Raises:
         UserError: When the file cannot be written, other users can read it, or it is not a key
@@ -134,7 +136,10 @@ def open_or_create_ring(path: Path) -> KeyRing:
 
 
 def _store(path: Path, ring: Sequence[bytes], *, replace: bool) -> None:
-    """Writes a key ring completely or not at all; a new ring never replaces an existing ring."""
+    """Writes a key ring completely or not at all.
+
+    If `replace` is False, an existing file is never replaced.
+    """
     text = "".join(secret.hex() + "\n" for secret in ring)
     try:
         if not path.parent.exists():

@@ -1,7 +1,7 @@
-"""Unbiased draws from a cryptographic key stream.
+"""Random draws from a cryptographic key stream, with equal probability for all results.
 
-ChaCha20 (RFC 8439) under a 256-bit key generates the bytes, and rejection sampling makes the draws
-unbiased. The same key gives the same draws on every machine.
+ChaCha20 (RFC 8439) with a 256-bit key generates the bytes. Rejection sampling makes the
+probabilities equal. The same key gives the same draws on every machine.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ WORDS = 2 ** (8 * WORD_BYTES)
 
 
 class KeyStream:
-    """A sequence of random numbers; only the key can produce the same sequence again.
+    """A sequence of random numbers that only the same key can produce again.
 
     Args:
-        key: A key of 32 bytes.
+        key: The key of 32 bytes, which determines all numbers of the sequence.
 
     Example:
         >>> KeyStream(bytes(32)).permutation(4).tolist()
@@ -34,22 +34,22 @@ class KeyStream:
         self._cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
 
     def below(self, bound: int) -> int:
-        """Draws a whole number in [0, bound), all with equal probability; bound <= 2**32."""
+        """Draws a whole number in [0, bound) with equal probabilities; `bound` is at most 2³²."""
         return int(self._below(np.array([bound]))[0])
 
     def numbers(self, bound: int, count: int) -> Tensor:
-        """Draws `count` whole numbers in [0, bound) one after the other, int64 (count,)."""
+        """Draws `count` whole numbers in [0, bound), one after the other, int64 (count,)."""
         return torch.from_numpy(self._below(np.full(count, bound)))
 
     def permutation(self, length: int) -> Tensor:
-        """Draws a permutation of 0 … length-1, int64 (Fisher and Yates)."""
+        """Draws a permutation of 0 … length-1 with the Fisher-Yates shuffle; int64 (length,)."""
         return self.permutations(1, length)[0]
 
     def permutations(self, count: int, length: int) -> Tensor:
         """Draws permutations of 0 … length-1 one after the other, int64 (count, length).
 
-        Many permutations are shuffled in parallel, a few permutations one by one. Both ways give
-        the same permutations.
+        If there are many permutations, they are shuffled in parallel, otherwise one by one. Both
+        ways give the same result.
         """
         places = np.arange(length - 1, 0, -1)
         chosen = self._below(np.tile(places + 1, count)).reshape(count, len(places))
@@ -76,21 +76,21 @@ class KeyStream:
         return order
 
     def bits(self, length: int) -> Tensor:
-        """Draws ``length`` independent fair bits, bool."""
+        """Draws ``length`` independent bits, each True with probability 1/2; bool (length,)."""
         drawn = np.frombuffer(self._cipher.update(bytes((length + 7) // 8)), dtype=np.uint8)
         return torch.from_numpy(np.unpackbits(drawn, count=length, bitorder="little").astype(bool))
 
     def words(self, count: int) -> NDArray[np.uint32]:
-        """Returns the next words of the stream, whole numbers in [0, 2³²), uint32 (count,)."""
+        """Returns the next `count` words, whole numbers in [0, 2³²), uint32 (count,)."""
         drawn = self._cipher.update(bytes(WORD_BYTES * count))
         return np.frombuffer(drawn, dtype="<u4").astype(np.uint32, copy=False)
 
     def normals(self, count: int) -> NDArray[np.float64]:
-        """Draws independent standard normal numbers, float64 (count,), none beyond ±8.6.
+        """Draws independent standard normal numbers between -8.6 and 8.6, float64 (count,).
 
-        Two numbers u, v of 53 bits in (0, 1] give √(-2 ln u) · cos 2πv and √(-2 ln u) · sin 2πv
-        (Box and Muller, 1958). The results are the same on every machine, except for the last bits,
-        because machines round logarithms differently.
+        Two numbers u, v of 53 bits in (0, 1] give the two numbers √(-2 ln u) · cos 2πv and √(-2 ln
+        u) · sin 2πv (Box and Muller, 1958). On different machines only the last bits of a result
+        may differ, because machines round logarithms differently.
         """
         pairs = (count + 1) // 2
         drawn = np.frombuffer(self._cipher.update(bytes(4 * WORD_BYTES * pairs)), dtype="<u8")
@@ -118,7 +118,7 @@ class KeyStream:
 
 
 def _shuffled(length: int, chosen: list[int]) -> list[int]:
-    """Shuffles 0 … length-1: swaps each entry, from the last to the first, with a chosen one."""
+    """Shuffles 0 … length-1: swaps each entry, from the last to the first, with a chosen entry."""
     order = list(range(length))
     for last, drawn in zip(range(length - 1, 0, -1), chosen, strict=True):
         order[last], order[drawn] = order[drawn], order[last]
@@ -126,7 +126,9 @@ def _shuffled(length: int, chosen: list[int]) -> list[int]:
 
 
 def permutation_bits(length: int, fixed: int = 0) -> float:
-    """Returns log₂(n! / f!); there are at most n! / f! restricted permutations.
+    """Returns log₂(n! / f!) for n = `length` and f = `fixed`.
+
+    There are at most n! / f! permutations of n entries in which f entries keep their place.
 
     Example:
         >>> round(permutation_bits(196), 1), permutation_bits(4, fixed=4)

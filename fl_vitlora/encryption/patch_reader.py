@@ -1,4 +1,4 @@
-"""The two matrices with which a ViT reads patches; key adaptation changes both matrices.
+"""The patch embedding and the position embedding of a ViT, which key adaptation changes.
 
 N patches, D = C·p² entries a patch, W width of the model.
 """
@@ -12,25 +12,26 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class PatchReader:
-    """The patch embedding and the position embedding of a ViT.
+    """The patch reader: the patch embedding and the position embedding of a ViT.
 
-    Token i is  weight · xᵢ + bias + positionᵢ  for a patch xᵢ of pixels in [-1, 1]. If a pixel q is
-    inverted to 255 - q, its value in [-1, 1] is multiplied by -1. So no key changes the bias.
+    Token i is  weight · xᵢ + bias + positionᵢ  for patch i, whose pixels xᵢ are in [-1, 1]. If a
+    pixel q is inverted to 255 - q, its value in [-1, 1] is multiplied by -1. So the bias is the
+    same for all keys, and it is not part of this class.
 
     Attributes:
-        weight: The patch embedding, (W, D), whose columns are in the order (channel, y, x); or (N,
-            W, D) if every patch has its own kernel.
+        weight: The patch embedding (W, D), or (N, W, D) if every patch has its own kernel. The
+            columns are in the order (channel, y, x).
         position: The position embedding (N, W) of the patches, or None if the model does not add
-            positions to tokens.
+            position embeddings to its tokens.
     """
 
     weight: Tensor
     position: Tensor | None
 
     def with_weight(self, weight: Tensor) -> PatchReader:
-        """Returns a copy with another patch embedding."""
+        """Returns a copy of this patch reader with another patch embedding."""
         return replace(self, weight=weight)
 
     def weight_of_blocks(self, blocks: int) -> Tensor:
-        """Returns a kernel (N, W, D) for every patch; a shared kernel is repeated."""
+        """Returns a kernel (N, W, D) for every patch; if all share one kernel, it is repeated."""
         return self.weight if self.weight.ndim == 3 else self.weight.expand(blocks, -1, -1)

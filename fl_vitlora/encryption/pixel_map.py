@@ -1,12 +1,12 @@
-"""Computes a whole cipher in one pass over the pixels: y = x[order] ⊕ mask.
+"""Computes all steps of a cipher in one pass over the pixels: y = x[order] ⊕ mask.
 
-The code of the steps is easy to read but slow, because each step copies all pixels. All steps
-together only move every pixel (or half pixel) of an image and may flip its bits. A few images are
-encrypted with the steps, to find out how pixels move and which bits flip. Then a whole batch of
-images is encrypted in one pass.
+Here x is a plain image and y its ciphertext. The code of the steps is easy to read but slow,
+because each step copies all pixels. All steps together only move the pixels of an image (or halves
+of pixels) and flip some of their bits. A few test images are encrypted with the steps, to find out
+how pixels move and which bits flip. Then a whole batch of images is encrypted in one pass.
 
-B images, P = C·H·W pixels of all channels, U units: P, or 2P if the two halves of a pixel are moved
-to different places.
+B images, P = C·H·W pixels of all channels, U units. A unit is a pixel, or half a pixel (a nibble)
+if the halves of a pixel move to different places; so U is P or 2P.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PROBES = DIGITS + 1  # probe images needed to find a map
 
 @dataclass(frozen=True)
 class PixelMap:
-    """A bijection on images.
+    """A bijection on images that moves units and flips their bits.
 
     Attributes:
-        order: The place that each unit comes from, int64 (U,).
+        order: The place from which each unit comes, int64 (U,).
         mask: The bits to flip after the units have been moved, uint8 (U,).
     """
 
@@ -52,18 +52,20 @@ class PixelMap:
 
 
 def probe(encrypt: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> PixelMap:
-    """Finds the map that equals a composition of permutations and inversions.
+    """Finds the `PixelMap` that gives the same ciphertext as an encryption function.
 
-    A nibble is half a pixel, four bits. The ciphertext of an image of zeros is the mask. In the
-    other test images, every nibble holds a digit of its own number. Their ciphertext without the
-    mask shows the place from which every nibble came.
+    A nibble is half a pixel, four bits. All nibbles of an image are numbered. The ciphertext of an
+    image of zeros is the mask. In the other test images, every nibble has as its value one
+    hexadecimal digit of its own number. Their ciphertext without the mask shows the place from
+    which every nibble came.
 
     Args:
-        encrypt: A composition of permutations and inversions on uint8 images (B, C, H, W).
-        image_shape: Shape (C, H, W) of an image.
+        encrypt: A function that encrypts uint8 images (B, C, H, W). It may only move nibbles and
+            flip bits.
+        image_shape: The shape (C, H, W) of an image.
 
     Returns:
-        The map; its units are whole pixels if both halves of every pixel stay together.
+        The map. Its units are whole pixels if both halves of every pixel stay together.
     """
     numbers = np.arange(2 * int(np.prod(image_shape)))
     digits = [numbers >> 4 * digit & 15 for digit in range(DIGITS)]

@@ -1,17 +1,19 @@
-"""Storage keys, which serve only to encrypt ("seal") and decrypt files on disk.
+"""Storage keys, which only encrypt ("seal") and decrypt files on disk.
 
 A storage key is derived from a secret of the owner's key ring, or from a passphrase. Nobody can
 compute the secret from the storage key. So a person with a storage key can open the files, but
-learns nothing about the keys that encrypt the images in the files.
+learns nothing about the keys that encrypt the images in the files. A party is the owner of a file,
+such as "client 3". A root key is a storage key from which the keys of all parties are derived:
 
     root of a ring secret  = HKDF-SHA256(secret, "storage")
     root of a passphrase   = scrypt(passphrase, salt), n = 2^17, r = 8, p = 1
     key of a party         = HKDF-SHA256(root, "party/" and the party's name)
 
 The name of a root key is the id of the secret, or "passphrase/" and the salt. A root key opens the
-files of all parties. Only the owner has a root key; in a simulation, the memory of the workers has
-it, too. A deployed node gets only the key of its own party, in a file of one line: name of the root
-key, key in 64 hexadecimal digits, party.
+files of all parties. Only the owner has a root key, but in a simulation it is also in the memory of
+the workers. A deployed node gets only the key of its own party, in a file of one line. The line
+contains the name of the root key, the party's key in 64 hexadecimal digits, and the name of the
+party.
 """
 
 from __future__ import annotations
@@ -40,19 +42,19 @@ SCRYPT = {"n": 2**17, "r": 8, "p": 1}  # 128 MiB and about a second for every gu
 
 @dataclass(frozen=True)
 class StorageKey:
-    """A root storage key, which seals the files of all parties.
+    """A root storage key, from which the keys of all parties are derived.
 
     Attributes:
-        name: Name of the key. The name reveals nothing about the key, and every file that the key
+        name: The name of the key. The name reveals nothing about the key. Every file that the key
             seals contains this name unencrypted.
-        root: The key of 32 bytes; it is never printed.
+        root: The key, 32 bytes. It is never printed.
     """
 
     name: str
     root: bytes = field(repr=False)
 
     def of_party(self, party: str) -> bytes:
-        """Derives the key of one party's files."""
+        """Derives the key with which the files of one party are sealed, 32 bytes."""
         return derive_key(self.root, f"party/{party}")
 
 
@@ -87,8 +89,9 @@ class StorageKeys:
 
     Attributes:
         roots: The root keys by their names.
-        parties: The keys of single parties, by the names of root and party.
-        source: The place from which the keys were read, for messages.
+        parties: The keys of single parties. The key of this mapping is the name of the root key and
+            the name of the party.
+        source: The place from which the keys were read, for error messages.
     """
 
     roots: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -96,7 +99,10 @@ class StorageKeys:
     source: str = ""
 
     def can_open(self, name: str, party: str) -> bool:
-        """Returns True if a known key or a passphrase can open a party's files under this root."""
+        """Returns True if a party's files under the root key `name` can be opened.
+
+        Files under a passphrase count as such files, because the user may be asked for it.
+        """
         known = name in self.roots or (name, party) in self.parties
         return known or name.startswith(BY_PASSPHRASE)
 
@@ -104,12 +110,12 @@ class StorageKeys:
         """Returns the key of a party's file, and asks for a passphrase if one is needed.
 
         Args:
-            name: Name of the root key.
-            party: The party that the file belongs to.
-            path: The file, for messages.
+            name: The name of the root key.
+            party: The name of the party that the file belongs to.
+            path: The path of the file, for error messages.
 
         Raises:
-            UserError: When the key is missing.
+            UserError: When there is no such key.
         """
         if (name, party) in self.parties:
             return self.parties[name, party]
@@ -117,15 +123,16 @@ class StorageKeys:
             return StorageKey(name, self.roots[name]).of_party(party)
         if name.startswith(BY_PASSPHRASE):
             return root_of_passphrase(name, f"{path} is sealed under a passphrase").of_party(party)
-        others = ", ".join([*self.roots, *(f"{n} for {p} alone" for n, p in self.parties)])
-        has = f"{self.source} has {others or 'none'}" if self.source else "no key was given"
+        others = ", ".join([*self.roots, *(f"{n} for {p}" for n, p in self.parties)])
+        has = f"{self.source} has only {others or 'none'}" if self.source else "no key was given"
         raise UserError(
-            f"{path} is sealed under storage key {name} of {party}, and {has}; give the ring that "
-            "has this key, --set encryption.key_file=FILE, or give the node its storage-key"
+            f"{path} is sealed under storage key {name} of {party}, but {has}; name the file of "
+            "the key ring that has this key, --set encryption.key_file=FILE, or, on a deployed "
+            "node, the file of the node's storage-key"
         )
 
     def only(self, names: Iterable[str]) -> StorageKeys:
-        """Returns those roots that have one of these names and are known or can be derived."""
+        """Returns the root keys with the given names; names of unknown keys are left out."""
         wanted = {name: self.roots[name] for name in names if name in self.roots}
         for name in names:
             if name.startswith(BY_PASSPHRASE) and name not in wanted:
@@ -134,19 +141,19 @@ class StorageKeys:
 
 
 def of_secret(secret: bytes) -> StorageKey:
-    """Derives the storage key of a ring's secret; the key does not reveal the secret."""
+    """Derives the root storage key of a secret; the key does not reveal the secret."""
     return StorageKey(key_id(secret), derive_key(secret, "storage"))
 
 
 def of_ring(ring: KeyRing) -> StorageKeys:
-    """Derives the storage keys of all secrets of a ring."""
+    """Derives the root storage keys of all secrets of a key ring."""
     keys = [of_secret(secret) for secret in ring.secrets]
     roots = {key.name: key.root for key in keys}
     return StorageKeys(roots=roots, source=f"key ring {ring.path}")
 
 
 def of_new_passphrase() -> StorageKey:
-    """Derives a storage key from the passphrase and a new salt.
+    """Derives a root storage key from the passphrase and a new random salt.
 
     Raises:
         UserError: When there is no passphrase.
@@ -156,11 +163,11 @@ def of_new_passphrase() -> StorageKey:
 
 
 def root_of_passphrase(name: str, why: str) -> StorageKey:
-    """Derives the storage key from the passphrase and the salt in its name.
+    """Derives a root storage key from the passphrase and the salt in the key's name.
 
     Args:
-        name: Name of the root key: "passphrase/" and 32 hexadecimal digits.
-        why: The setting that needs the passphrase, for messages.
+        name: The name of the root key: "passphrase/" and the salt in 32 hexadecimal digits.
+        why: The setting or file that needs the passphrase, for error messages.
 
     Raises:
         UserError: When there is no passphrase, or the name contains no salt.
@@ -170,7 +177,9 @@ def root_of_passphrase(name: str, why: str) -> StorageKey:
     except ValueError:
         salt = b""
     if len(salt) != SALT_BYTES:
-        raise UserError(f"{why}: the salt in its header is damaged; replace it by an intact copy")
+        raise UserError(
+            f"{why}: the salt in the file's header is damaged; replace the file by an intact copy"
+        )
     return StorageKey(name, _stretched(passphrase(why), salt))
 
 
@@ -182,7 +191,9 @@ def passphrase(why: str) -> str:
     """
     given = os.environ.get(PASSPHRASE) or _asked()
     if not given:
-        raise UserError(f"{why}: no passphrase was given; set the variable {PASSPHRASE}")
+        raise UserError(
+            f"{why}: no passphrase was given; set the environment variable {PASSPHRASE}"
+        )
     return given
 
 
@@ -212,8 +223,8 @@ def open_party_keys(path: Path) -> StorageKeys:
     """Reads a file of storage keys of single parties, one key per line.
 
     Raises:
-        UserError: When there is no such file, other users can read it, or its content is not a list
-            of storage keys.
+        UserError: When the file does not exist, other users can read it, or its content is not a
+            list of storage keys.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"storage key {path}: expected a file, got a folder or a device")
@@ -226,9 +237,9 @@ def open_party_keys(path: Path) -> StorageKeys:
         found = {}
     if not found or any(len(key) != SECRET_BYTES for key in found.values()):
         raise UserError(
-            f"storage key {path}: expected lines of a name, {2 * SECRET_BYTES} hexadecimal digits "
-            "and a party, as --storage-keys writes them"
+            f"storage key {path}: expected in every line a name, {2 * SECRET_BYTES} hexadecimal "
+            "digits and a party, as --storage-keys writes them"
         )
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"storage key {path} can be read by others; run: chmod 600 {path}")
+        raise UserError(f"storage key {path} can be read by other users; run: chmod 600 {path}")
     return StorageKeys(parties=found, source=f"storage key {path}")

@@ -1,9 +1,9 @@
-"""A table of measured attacks: from how many ciphertexts an attack recovered the key.
+"""A table of measured attacks: how many ciphertexts an attack needed to find the key.
 
 The number of possible keys (`Cipher.key_space_bits`) does not say how many ciphertexts an attack
 needs. An attacker does not try keys, but compares the statistics of ciphertext with those of other
-images. If the table has no entry for a cipher, no attack on this cipher was measured. A missing
-entry does not mean that the key of the cipher is safer.
+images. If the table has no entry for a cipher, no attack on this cipher was measured. This does not
+mean that the cipher is safer.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A measured ciphertext-only attack.
+    """A measured attack that uses only ciphertexts.
 
     Attributes:
-        data: The data set (`data.name`) that was attacked.
-        image_shape: Shape (C, H, W) of an image.
-        block_size: Side of a block in pixels.
-        steps: Names of encryption steps. The attack also recovers the key of a cipher with only
-            some of these steps: a cipher without a step equals a cipher whose key for this step
-            changes nothing, and the attack finds such a key, too.
-        scopes: The attacked scopes of keys; in these scopes one key encrypts many images.
+        data: The name of the attacked data set, as in the setting `data.name`.
+        image_shape: The shape (C, H, W) of an image with C channels and H × W pixels.
+        block_size: The side of a block in pixels.
+        steps: The names of the encryption steps. The attack also finds the key of a cipher with
+            only some of these steps: a cipher without a step equals a cipher whose key for this
+            step changes nothing, and the attack finds such a key, too.
+        scopes: The values of `encryption.scope` for which the attack was measured. With these
+            values, one key encrypts many images.
         ciphertexts: A number of ciphertexts that was enough to recover the whole key, for every key
             that was attacked.
         source: The command that prints the number `ciphertexts`.
@@ -56,15 +57,16 @@ MEASURED = (
 
 
 def falls_to_ciphertexts(cipher: Cipher, scope: str, data: str) -> int | str | None:
-    """Returns the number of ciphertexts from which an attack recovered the key they share.
+    """Returns how many ciphertexts with the same key an attack needed to find this key.
 
     Args:
         cipher: The cipher, with its steps, its block size and the shape of the images.
         scope: The images that share a key: "shared", "client", "image" or "block".
-        data: Name of the data set (`data.name`).
+        data: The name of the data set, as in the setting `data.name`.
 
     Returns:
-        The number of ciphertexts; or "not measured"; or None if the cipher has no steps.
+        The number of ciphertexts, "not measured" if no attack on this cipher was measured, or None
+        if the cipher has no steps.
 
     Example:
         >>> steps = ("block_scrambling", "pixel_shuffling", "negative_positive")

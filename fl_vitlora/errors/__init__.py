@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 def shown(value: object) -> str:
-    """Returns the text with which Python shows a value, shortened if the value is long or nested.
+    """Returns a value as Python writes it (its `repr`), shortened if it is long or nested.
 
     Example:
         >>> shown([1, "two"]), shown([0] * 1000)
@@ -39,10 +39,10 @@ def unknown(
         what: The kind of thing that the user named, for example ``"strategy"``.
         given: The name that the user wrote.
         choices: All valid names.
-        elsewhere: Names that are valid in another place. The user may have meant one of them.
+        elsewhere: Names that are valid in another place. The error may suggest one of them.
 
     Returns:
-        The error to raise.
+        The error, which the caller raises.
 
     Example:
         >>> str(unknown("strategy", "fedavgg", ["fedavg", "fedprox"]))
@@ -59,7 +59,7 @@ def unknown(
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     few = dict.fromkeys([*near, *close, f"{len(names)} in all"])
     shown_names = names if len(names) <= MOST_SHOWN else few
-    told = f"choices: {', '.join(shown_names)}" if names else "there is none"
+    told = f"choices: {', '.join(shown_names)}" if names else "there are no choices"
     return UserError(f"unknown {what} {shown(given)}{hint} ({told})")
 
 
@@ -72,14 +72,17 @@ def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
 
 @contextlib.contextmanager
 def errors_named(owner: str, *passed: type[Exception]) -> Iterator[None]:
-    """Turns an error in code from elsewhere into one line with the file and line of the error.
+    """Inside a `with` block, turns an error in code from elsewhere into one line of text.
+
+    The code is not part of this project, for example a user's strategy. The line of text names the
+    file and the line in which the error was raised.
 
     Args:
-        owner: The code that runs inside the block, in words.
-        passed: Types of errors that are raised unchanged; a `UserError` always is.
+        owner: A description of the code inside the block, for example "strategy Mine, round 3".
+        passed: Types of errors that are raised unchanged, as a `UserError` always is.
 
     Raises:
-        UserError: If the code inside the block raises another exception.
+        UserError: If the code inside the block raises any other exception.
     """
     unchanged: tuple[type[Exception], ...] = (UserError, *passed)
     try:
@@ -94,7 +97,7 @@ def errors_named(owner: str, *passed: type[Exception]) -> Iterator[None]:
 
 
 def blame(strategy: object, server_round: int) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which an error in a strategy's own code becomes one line.
+    """Returns a context manager that turns an error in a strategy's code into one line of text.
 
     Args:
         strategy: The strategy whose code runs inside the block.

@@ -1,14 +1,14 @@
-"""The names that other programs and papers use for settings, flags and values of this project.
+"""Names of other programs for the settings, flags and values of this project.
 
-For example, `lr`, `--batch-size` and `num_clients` are names that other programs use. This project
-does not accept such a name. The error message suggests the project's own name instead.
+For example, other programs write `lr`, `--batch-size` and `num_clients`. This project does not
+accept such a name. Its error message suggests the project's own name instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-# The other names of each setting. A key is the dotted path of a setting.
+# The names of other programs for each setting. A key is the dotted path of a setting.
 SETTINGS: Mapping[str, str] = {
     "training.learning_rate": "lr learn_rate learningrate client_lr local_lr base_lr max_lr "
     "peak_lr init_lr eta step_size",
@@ -75,7 +75,7 @@ SETTINGS: Mapping[str, str] = {
     "evaluation.by": "evaluate eval evaluation_by",
 }
 
-# The other names of each flag that does not stand for one setting.
+# The names of other programs for each flag that does not set one setting.
 FLAGS: Mapping[str, str] = {
     "--config": "cfg conf config_file yaml file c",
     "--resume": "continue restart resume_from resume_from_checkpoint load",
@@ -86,7 +86,7 @@ FLAGS: Mapping[str, str] = {
     "--help": "usage info list_settings",
 }
 
-# The other names of values of settings.
+# The names of other programs for values of settings.
 VALUES: Mapping[str, str] = {
     "cuda": "gpu nvidia cuda:0 gpu:0",
     "dirichlet": "non-iid noniid non_iid dir",
@@ -105,8 +105,8 @@ def meant(given: object, names: Iterable[str]) -> list[str]:
         names: The valid names.
 
     Returns:
-        The valid names whose last part equals the last part of `given`, and those for which other
-        programs use that name.
+        The valid names whose last part equals the last part of `given`, and the valid names for
+        which other programs use the name `given`.
 
     Example:
         >>> meant("lr", ["training.learning_rate", "training.epochs"])
@@ -126,7 +126,7 @@ def meant(given: object, names: Iterable[str]) -> list[str]:
 def flags_meant(given: str) -> list[str]:
     """Returns the flags that the user may have meant by an unknown flag.
 
-    Only flags that do not stand for one setting are returned; `meant` finds the others.
+    The function finds only flags that do not set one setting; `meant` finds all others.
 
     Example:
         >>> flags_meant("--resume-from")
@@ -136,7 +136,7 @@ def flags_meant(given: str) -> list[str]:
 
 
 def _called(wanted: str, table: Mapping[str, str]) -> list[str]:
-    """Returns the keys of a table whose other names include a name."""
+    """Returns the keys of a table that have the name `wanted` among their other names."""
     return [name for name, others in table.items() if wanted in map(_plain, others.split())]
 
 

@@ -1,1 +1,1 @@
-"""Builds backbones: any ViT of timm, or a small ViT whose weights are part of this package."""
+"""Builds the pre-trained models: any ViT of timm, or a small ViT that is part of this package."""

@@ -1,7 +1,7 @@
-"""The pre-trained vision transformer: a model of timm with bundled, hub or local weights.
+"""The pre-trained vision transformer: a model of timm with a new head.
 
-Only this module builds a model with timm. The result is a plain timm model with a new head. The
-package `finetuning` decides which parameters of the model are trained.
+Its weights are part of this package (bundled), come from the Hugging Face hub, or are in a local
+file. The package `finetuning` decides which parameters of the model are trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fl_vitlora.rng import derive_seed
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 PRETRAINED, RANDOM = "pretrained", "random"
 
-# A checkpoint must be read as data: older versions of timm would run code inside it.
+# Forces torch to read a checkpoint as data: older versions of timm would run code inside the file.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 SMALL: Mapping[str, Any] = {
@@ -46,10 +46,10 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 def normalize(images: Tensor) -> Tensor:
     """Converts uint8 pixels q of any shape into floats in [-1, 1]: (q / 255 - 0.5) / 0.5.
 
-    These constants suit encrypted images: they are the same for all channels, because pixel
-    shuffling mixes the channels; and if a pixel is inverted to 255 - q, its value only changes its
-    sign. If a model was trained with other constants, `build` changes its patch embedding so that
-    the tokens stay the same.
+    These constants suit encrypted images. They are the same for all channels, because pixel
+    shuffling mixes the channels. And if a pixel is inverted to 255 - q, its float only changes its
+    sign. If a model was trained with other constants, `build` changes the patch embedding of the
+    model so that its tokens stay the same.
     """
     return images.to(torch.get_default_dtype()).div_(255).sub_(0.5).div_(0.5)
 
@@ -60,12 +60,14 @@ class Backbone:
 
     Attributes:
         model: A timm model with a new head.
-        image_shape: The shape (C, H, W) of the images that the model takes.
+        image_shape: The shape (C, H, W) of the model's input images: channels, height and width.
         patch_size: The side of a patch in pixels.
-        built: The parameters of the new model by name. A fine-tuning method may add and rename
-            parameters of the model, but this mapping stays the same.
-        source: The origin of the weights: timm's tag and repository of the weights, or the file.
-        notes: Sentences about the weights for the user.
+        built: The parameters by name when the model was built. A fine-tuning method may later add
+            and rename parameters of the model; this mapping does not change.
+        source: The origin of the weights: "bundled", "random", timm's tag and repository, or the
+            path of the file.
+        notes: Sentences for the user about the weights, for example about tensors that were not
+            used.
     """
 
     model: nn.Module
@@ -94,18 +96,19 @@ def import_timm() -> None:
 
 
 def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
-    """Builds the backbone.
+    """Builds the backbone: loads the pre-trained model and replaces its head.
 
     Args:
-        config: The model's name, weights and sizes.
-        classes: The number of classes of the new head.
-        seed: The seed of the head, and of all weights if they are random.
+        config: The name, the weights and the sizes of the model.
+        classes: The number of classes that the new head distinguishes.
+        seed: The seed of the new head, and of all other weights if `config` asks for random
+            weights.
 
     Returns:
         The backbone on the CPU, in evaluation mode, with all parameters frozen.
 
     Raises:
-        UserError: When the name is unknown, or weights or sizes do not fit the model.
+        UserError: When the name is unknown, or when the weights or the sizes do not fit the model.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
@@ -118,14 +121,15 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
 
 
 def draft(config: ModelConfig, classes: int) -> Backbone:
-    """Builds a model without memory for its tensors, to inspect its parts within a second.
+    """Builds a model without memory for its tensors, to check settings within a second.
 
     Args:
-        config: The model's name, weights and sizes; the weights are searched for but not read.
-        classes: The number of classes of the head.
+        config: The name, the weights and the sizes of the model. The function checks that the
+            weights are available, but does not read them.
+        classes: The number of classes that the head distinguishes.
 
     Returns:
-        The backbone on the device `meta`.
+        The backbone on torch's device `meta`, on which tensors have shapes but no numbers.
 
     Raises:
         UserError: When the name is unknown, the sizes do not fit the model, or the weights are not
@@ -148,14 +152,14 @@ def draft(config: ModelConfig, classes: int) -> Backbone:
 def _described(
     model: nn.Module, name: str, source: str = RANDOM, notes: tuple[str, ...] = ()
 ) -> Backbone:
-    """Freezes a model and returns it with the sizes of its input."""
+    """Freezes a model and returns it as a `Backbone`, with the sizes of its input images."""
     found = patch_embedding(model, name)
     model.eval().requires_grad_(requires_grad=False)
     height, width = found.img_size
     if min(height, width) < found.patch_size[0]:
         raise UserError(
-            f"model.image_size {height}x{width}: smaller than one patch of {name}; expected at "
-            f"least {found.patch_size[0]} pixels a side"
+            f"model.image_size {height}x{width} is smaller than one patch of {name}; expected at "
+            f"least {found.patch_size[0]} pixels for each side"
         )
     return Backbone(
         model=model,
@@ -168,7 +172,7 @@ def _described(
 
 
 def _bundled(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """Builds a model whose weights ship with the package."""
+    """Builds a model whose weights are part of this package."""
     model = _small(config)
     if config.weights == RANDOM:
         return model, RANDOM, ()
@@ -179,10 +183,11 @@ def _bundled(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
 
 
 def _small(config: ModelConfig) -> nn.Module:
-    """Builds the architecture of the bundled weights.
+    """Builds the model for the bundled weights, with random numbers in its tensors.
 
     Raises:
-        UserError: When the configuration has another image or patch size.
+        UserError: When the settings demand an image size or patch size that this model does not
+            have.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -192,15 +197,15 @@ def _small(config: ModelConfig) -> nn.Module:
         side = shape[name]
         if size not in (None, side, (side, side)):
             raise UserError(
-                f"{config.name} is made for {name} {side}, not {size}; "
-                "choose a timm model for other sizes: --model vit_tiny_patch16_224"
+                f"model {config.name} supports only {name} {side}, got {size}; choose a timm model "
+                "for other sizes, for example --model vit_tiny_patch16_224"
             )
     model: nn.Module = VisionTransformer(**shape, num_classes=0)
     return model
 
 
 def _from_timm(config: ModelConfig) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """Builds a timm ViT for the configured sizes and resamples its position embedding."""
+    """Builds a timm ViT for the configured sizes and loads its weights."""
     path = None if config.weights in (PRETRAINED, RANDOM) else _existing_file(config.weights)
     model, loader = _created(config)
     patch_embedding(model, config.name)
@@ -249,31 +254,34 @@ def _check_patch_size(config: ModelConfig) -> None:
 def _existing_file(path: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"model.weights {path!r}: expected 'pretrained', 'random', or a file")
+        raise UserError(
+            f"model.weights {path!r}: expected 'pretrained', 'random', or an existing file"
+        )
     return file
 
 
 def patch_embedding(model: nn.Module, name: str) -> Any:
-    """Returns the patch embedding, which a model must have to read encrypted images.
+    """Returns the patch embedding of a model, if it can read encrypted images.
 
-    The model must read every patch of pixels separately and once, and then use attention. If
-    patches overlapped, or if convolutions came first, the model would mix the ciphertext of
-    neighbouring blocks.
+    The patch embedding must read every patch of pixels separately and once, and attention must
+    follow. If patches overlapped, or if several convolutions came first, the model would mix the
+    ciphertext of neighbouring blocks.
 
     Raises:
-        UserError: When the model does not start with such a patch embedding.
+        UserError: When the model does not begin with such a patch embedding.
     """
     found = getattr(model, "patch_embed", None)
     if not _is_plain(found) or not _attends(model):
         raise UserError(
             f"model {name} has no patch embedding of non-overlapping patches with attention after "
-            "it; choose a plain ViT, for example vit_base_patch16_224"
+            "it, so it cannot read encrypted images; choose a plain ViT, for example "
+            "vit_base_patch16_224"
         )
     return found
 
 
 def _is_plain(found: Any) -> bool:
-    """Returns True if a module is only one convolution of adjacent square patches."""
+    """Returns True if a patch embedding is a single convolution of adjacent square patches."""
     projection = getattr(found, "proj", None)
     if not isinstance(projection, nn.Conv2d) or getattr(found, "img_size", None) is None:
         return False
@@ -295,11 +303,12 @@ def _attends(model: nn.Module) -> bool:
 def _fold_normalization(
     convolution: nn.Conv2d, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> None:
-    """Changes a patch embedding for inputs (q/255 - mean) / std to one for [-1, 1], in place.
+    """Changes a patch embedding in place, so that it takes pixels that `normalize` has scaled.
 
-    With u in [-1, 1],  (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) / std  in every channel.
-    So the weight is multiplied by the factor of u, and the bias grows by the constant, summed over
-    a patch with the weight.
+    Before, the patch embedding takes (q/255 - mean) / std for a pixel q. Let u in [-1, 1] be the
+    scaled pixel. Then  (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) / std  in every channel.
+    So the weight is multiplied by 0.5 / std. The bias grows by the constant (0.5 - mean) / std,
+    multiplied by the weight and summed over a patch.
     """
     means, stds = (torch.tensor(constant).flatten() for constant in (mean, std))
     if len(means) not in (1, convolution.in_channels):

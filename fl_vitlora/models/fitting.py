@@ -1,10 +1,11 @@
 """Loads weights into a model only if their names and shapes match those of the model.
 
-timm converts a file of weights (it changes names, and resamples position embeddings) and then loads
+timm converts a file of weights: it changes names and resamples position embeddings. Then it loads
 the tensors that match. timm gives no error if the file has a tensor that the model lacks, or if the
-file lacks a tensor of the model, which then stays random. Here both are errors: every encoder
-tensor of the model must be in the file, and every tensor of the file must be in the model.
-Exceptions are heads, decoders, and tokens that only pre-training uses.
+file lacks a tensor of the model, which then stays random. This module raises an error in both
+cases: every tensor of the model must be in the file, and every tensor of the file must be in the
+model. Heads, decoders, and tokens that only pre-training uses may be in the file without being in
+the model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from fl_vitlora.models.wrappers import Found, find_model, without_wrapper
 
 Convert = Callable[[dict[str, Tensor], nn.Module], Mapping[str, Any]]
 
-# Other parts that a file may contain: a pattern for a component of a name, and the part's name.
+# Parts that a file may contain without being in the model: a pattern for a component of a tensor's
+# name, and the name of the part.
 BESIDE: Mapping[str, str] = {
     r"(cls_|aux_|lm_|dino_|ibot_)?heads?(_dist)?": "a head",
     r"classifiers?|fc|pre_logits|last_linear|projection_head|projectors?|predictor": "a head",
@@ -47,11 +49,11 @@ class Misfit:
     """The differences between the tensors of a file and the tensors of a model.
 
     Attributes:
-        missing: Names of tensors that only the model has.
-        unused: Names of tensors that only the file has, and that must not be ignored.
-        shapes: Descriptions of the tensors whose shape or type differs.
-        dropped: Names of tensors that only the file has, and that may be ignored, for example
-            heads.
+        missing: The names of the tensors that only the model has.
+        unused: The names of the tensors that only the file has, and that must not be ignored.
+        shapes: Texts about tensors whose shape or type in the file differs from the model's.
+        dropped: The names of the tensors that only the file has, and that may be ignored, for
+            example the tensors of heads.
     """
 
     missing: list[str]
@@ -85,25 +87,27 @@ def fit(
     new_patches: bool = False,
     pooling: bool = False,
 ) -> tuple[str, ...]:
-    """Loads the weights of a file into a model, in place, or refuses them.
+    """Loads the weights of a file into a model, in place, or raises an error if they do not fit.
 
     Args:
         model: A model without a head.
-        tensors: All tensors of the file, by dotted names.
-        name: Name of the model, for messages.
-        where: The file, for messages.
-        convert: timm's filter for checkpoints of this model, or None.
-        new_grid: True if the user set another image or patch size, so that no note about the
-            resampled position embedding is needed.
-        new_patches: True if the user set another patch size.
-        pooling: True if timm ignores a pooling head in the file because this variant of the model
+        tensors: All tensors of the file, by their dotted names.
+        name: The name of the model, for messages.
+        where: The path or origin of the file, for messages.
+        convert: timm's function that converts checkpoints for this model, or None if there is none.
+        new_grid: True if the user set an image size or patch size. Then the user gets no note that
+            the position embedding was resampled.
+        new_patches: True if the user set a patch size.
+        pooling: True if a pooling head in the file may be ignored because this variant of the model
             has none.
 
     Returns:
-        Notes for the user on the copy that was used, and on omitted and resampled tensors.
+        Notes for the user: which copy of the model in the file was used, and which tensors were
+        ignored or resampled.
 
     Raises:
-        UserError: When a tensor is missing, unused, of another shape or kind, or not finite.
+        UserError: When a tensor is missing, unused or not finite, or when its shape or type does
+            not fit the model.
     """
     expected = model.state_dict()
     found = find_model(tensors, expected, where)
@@ -127,7 +131,9 @@ def fit(
 
 
 def beside(name: str) -> str | None:
-    """Returns the part outside of the encoder that a tensor belongs to, or None if there is none.
+    """Returns which part outside of the encoder a tensor belongs to; None for the encoder.
+
+    The function looks only at the name of the tensor.
 
     Example:
         >>> beside("head.weight"), beside("decoder_blocks.0.norm1.bias"), beside("blocks.0.fc.bias")
@@ -150,7 +156,11 @@ def _compare(
     *,
     pooling: bool,
 ) -> tuple[dict[str, Tensor], Misfit]:
-    """Converts the tensors of a file; returns the tensors that the model uses, and a `Misfit`."""
+    """Converts the tensors of a file and compares them with the model.
+
+    Returns:
+        The tensors that the model uses, and the differences between file and model.
+    """
     expected = model.state_dict()
     problem = None
     try:
@@ -181,14 +191,15 @@ def _compare(
         dropped=allowed,
     )
     if problem is not None and not misfit:
-        misfit.shapes.append(f"timm cannot convert them ({problem})")
+        misfit.shapes.append(f"timm cannot convert the tensors ({problem})")
     return {name: tensor for name, tensor in made.items() if name in expected}, misfit
 
 
 def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]) -> list[str]:
-    """Lists the tensors of a file that a conversion dropped: no converted tensor has their numbers.
+    """Lists the tensors of a file whose numbers are in none of the converted tensors.
 
-    A tensor that the model itself computes is not listed, and neither is a bias of zeros.
+    Two kinds of tensors are not listed: tensors that the model itself computes, and biases of
+    zeros.
     """
     results = {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
     origins = {name: _origins(tensor, own) for name, tensor in results.items()}
@@ -210,7 +221,7 @@ def _origins(tensor: Tensor, own: Mapping[str, Tensor]) -> list[str]:
 
 
 def _difference(name: str, tensor: Any, expected: Tensor) -> str | None:
-    """Describes a difference in shape or type from the model's tensor; None if there is none."""
+    """Describes how a tensor differs in shape or type from the model's; None if it does not."""
     if not isinstance(tensor, Tensor):
         return f"{name} is not a tensor"
     if tensor.shape != expected.shape:
@@ -223,7 +234,11 @@ def _difference(name: str, tensor: Any, expected: Tensor) -> str | None:
 def _without_distillation(
     own: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Removes a distillation token and its position if the model has no such token."""
+    """Removes a distillation token and its position embedding if the model has no such token.
+
+    Returns:
+        The remaining tensors, and a list with a note for the user if a token was removed.
+    """
     rest = dict(own)
     if DISTILLATION not in own or DISTILLATION in expected:
         return rest, []
@@ -237,10 +252,10 @@ def _without_distillation(
 def _check_patch_size(
     own: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, where: str
 ) -> None:
-    """Refuses weights for another patch size; the user must set this size to resample them.
+    """Raises an error if the weights are for another patch size and the user has not set this size.
 
     Raises:
-        UserError: When the patch sizes differ.
+        UserError: When the patch sizes of the file and of the model differ.
     """
     if PATCHES not in own or PATCHES not in expected or own[PATCHES].ndim != 4:
         return
@@ -248,12 +263,13 @@ def _check_patch_size(
     if own[PATCHES].shape[-2:] != expected[PATCHES].shape[-2:]:
         raise UserError(
             f"weights {where} do not fit {name}: {PATCHES} is made for patches of {theirs} pixels, "
-            f"expected {ours}; to resample it, set the patch size: --set model.patch_size={ours}"
+            f"expected {ours}; to resample this tensor, set the patch size: --set "
+            f"model.patch_size={ours}"
         )
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuses tensors with NaN or infinity.
+    """Raises an error if a tensor contains NaN or infinity.
 
     Raises:
         UserError: If any tensor contains NaN or infinity; the message names the first such tensors.
@@ -270,7 +286,7 @@ def _notes_on(found: Found, dropped: Iterable[str]) -> list[str]:
         others = ", ".join(
             f"{prefix}*" if prefix else "the plain names" for prefix in found.passed_over
         )
-        notes.append(f"these tensors were used, and {others} ignored")
+        notes.append(f"these tensors were used, and the tensors {others} were ignored")
     if kinds := list(dict.fromkeys(map(_kind, dropped))):
         notes.append(f"{' and '.join(kinds)} in the file was ignored")
     return notes
@@ -294,6 +310,6 @@ def _tensors(names: list[str]) -> str:
 
 
 def _nearest(missing: list[str], others: list[str]) -> str:
-    """Describes which name of the file is most similar to the first missing name."""
+    """Returns a text: the name in the file that is most similar to the first missing name."""
     near = difflib.get_close_matches(missing[0], others, n=1, cutoff=0.5) if missing else []
-    return f"; the name nearest to {missing[0]} is {near[0]}" if near else ""
+    return f"; the name in the file most similar to {missing[0]} is {near[0]}" if near else ""

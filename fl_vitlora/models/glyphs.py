@@ -1,11 +1,11 @@
-"""Letters drawn by a program: any number of labelled 8x8 images; no image shows a digit.
+"""Draws labelled images of letters, 8x8 pixels each; no image shows a digit.
 
-The backbone that ships with this package was trained on these images only. A letter is drawn large
-in a font that comes with matplotlib. The letter is bent by a random affine map and a random smooth
-displacement, thickened or thinned, cropped to its ink and scaled to a height of 32 pixels. Then the
-ink pixels in each of 8x8 squares are counted, which gives 17 grey levels. The UCI handwritten
-digits were prepared in the same way. Digits, and every other character with a numeric value, are
-refused.
+The models of this package were trained on these images only. A letter is drawn large in a font that
+comes with matplotlib. The letter is bent by a random affine map and a random smooth displacement,
+made thicker or thinner, cropped to its ink (the dark pixels) and scaled to a height of 32 pixels.
+Then the ink pixels in each of 8x8 squares are counted, which gives 17 grey levels. The UCI
+handwritten digits were prepared in the same way. Digits, and every other character with a numeric
+value, are refused.
 
 Dimensions: M masks, B batch, C characters, P images of one character, S side of a mask in pixels.
 
@@ -46,7 +46,7 @@ IMAGE_SIDE: Final = 8
 
 
 def check_no_digits(characters: str) -> None:
-    """Refuses characters with a numeric value, so that no digit is ever drawn.
+    """Raises an error for characters with a numeric value, so that no digit is ever drawn.
 
     Args:
         characters: The characters to be drawn.
@@ -59,11 +59,13 @@ def check_no_digits(characters: str) -> None:
     """
     numeric = [c for c in characters if c.isnumeric()]
     if numeric or not characters:
-        raise ValueError(f"letters and symbols only, at least one; got numeric {numeric}")
+        raise ValueError(
+            f"expected at least one character, and only letters and symbols; got numeric {numeric}"
+        )
 
 
 def font_path(name: str) -> Path:
-    """Returns the path of the named font in matplotlib's folder."""
+    """Returns the path of a font in the folder of the library matplotlib."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
 
 
@@ -80,11 +82,12 @@ def draw_masks(characters: str = CHARACTERS) -> list[Tensor]:
     """Draws every character in every font that has it.
 
     Args:
-        characters: Distinct characters without numeric value; their order numbers the classes.
+        characters: Distinct characters without numeric value. The class of a character is its
+            position.
 
     Returns:
-        One (M, S, S) tensor of ink in [0, 1] per character; M is the number of fonts that have this
-        character.
+        A list: for each character a tensor (M, S, S) of ink in [0, 1], where M is the number of
+        fonts that have this character.
 
     Raises:
         ValueError: If a character is numeric, or if no font has the character.
@@ -107,11 +110,11 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 
 
 def random_affine(count: int, generator: torch.Generator) -> Tensor:
-    """Draws affine maps: rotation +-17 degrees, shear +-0.4, narrowing 0.75 to 1.9.
+    """Draws random affine maps: rotation ±17 degrees, shear ±0.4, narrowing by 0.75 to 1.9.
 
     Args:
         count: The number B of maps.
-        generator: The source of randomness.
+        generator: The generator of all random numbers.
 
     Returns:
         Maps (B, 2, 3) in the convention of ``torch.nn.functional.affine_grid``.
@@ -126,7 +129,7 @@ def random_affine(count: int, generator: torch.Generator) -> Tensor:
 
 
 def random_displacement(count: int, generator: torch.Generator) -> Tensor:
-    """Draws smooth displacement fields (B, S, S, 2), in half-widths of the image."""
+    """Draws smooth displacement fields (B, S, S, 2); one unit is half the width of an image."""
     size = _uniform((count, 1, 1, 1), 0.02, 0.12, generator)
     coarse = torch.randn((count, 2, 4, 4), generator=generator) * size
     fine = F.interpolate(coarse, size=MASK_SIDE, mode="bicubic", align_corners=True)
@@ -134,7 +137,7 @@ def random_displacement(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _spread(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Thickens or thins the strokes by a blur and a random threshold; (B, 1, S, S) in {0, 1}."""
+    """Makes strokes thicker or thinner with a random threshold; returns (B, 1, S, S) in {0, 1}."""
     blurred = F.avg_pool2d(F.avg_pool2d(masks, 5, 1, 2), 3, 1, 1)
     level = _uniform((len(masks), 1, 1, 1), 0.22, 0.6, generator)
     level = torch.minimum(level, 0.7 * blurred.amax(dim=(2, 3), keepdim=True))
@@ -142,13 +145,13 @@ def _spread(masks: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _extent(used: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the first and the last used place along an axis; `used` has shape (B, S)."""
+    """Returns the smallest and the largest used coordinate; `used` has shape (B, S)."""
     low = torch.where(used, axis, 1.0).amin(dim=1)
     return low, torch.where(used, axis, -1.0).amax(dim=1)
 
 
 def _ink_window(ink: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns maps (B, 2, 3) that centre the ink, at full height and within the width."""
+    """Returns maps (B, 2, 3) that scale the ink to full height and move it to the centre."""
     axis = torch.linspace(-1, 1, MASK_SIDE)
     columns, rows = ink.amax(dim=(1, 2)) > 0, ink.amax(dim=(1, 3)) > 0
     left, right = _extent(columns, axis)
@@ -162,11 +165,12 @@ def _ink_window(ink: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Bends, thickens, crops and downsamples a batch of masks.
+    """Turns large drawings of letters (masks) into small distorted images.
 
     Args:
         masks: Masks (B, S, S) of ink in [0, 1].
-        generator: The source of all randomness; the same state gives the same images.
+        generator: The generator of all random numbers. With the same state it gives the same
+            images.
 
     Returns:
         Images (B, 8, 8), uint8, with the grey levels 0 to 16 of the UCI digits.
@@ -185,15 +189,15 @@ def render(masks: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render_set(characters: str, per_character: int, seed: int) -> Tensor:
-    """Renders a balanced set of images.
+    """Renders the same number of images of every character.
 
     Args:
-        characters: The classes, as in :func:`draw_masks`.
+        characters: Distinct characters without numeric value, one for each class.
         per_character: The number P of images of every character.
-        seed: The seed of the only generator used.
+        seed: The seed of all random numbers.
 
     Returns:
-        Images (C, P, 8, 8), uint8, with levels 0 to 16; the class is the first index.
+        Images (C, P, 8, 8), uint8, with grey levels 0 to 16. The first index is the class.
 
     Example:
         >>> render_set("ab", per_character=3, seed=0).shape

@@ -1,4 +1,4 @@
-"""Finds out within seconds if the Hugging Face hub can be reached, and remembers the answer.
+"""Finds out within seconds if the Hugging Face hub can be reached, and stores the answer.
 
 Without this test, every search for a file would wait for all retries of the hub's own client.
 """
@@ -25,7 +25,11 @@ FILES = (
 
 @functools.cache
 def reachable(patience: float = PATIENCE) -> bool:
-    """Returns True if the hub, or the proxy in front of it, accepts a connection."""
+    """Returns True if the Hugging Face hub accepts a connection, or the proxy if there is one.
+
+    Args:
+        patience: The time in seconds to wait for a connection.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -42,7 +46,7 @@ def reachable(patience: float = PATIENCE) -> bool:
 
 @contextlib.contextmanager
 def without_retries() -> Iterator[None]:
-    """Inside a `with` block, restricts the hub's client to its cache if the hub is out of reach."""
+    """Inside a `with` block, the hub's client uses only its cache if the hub cannot be reached."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -57,8 +61,9 @@ def is_cached(repository: str, *files: str) -> bool:
     """Returns True if at least one of the given files of a repository is in the local cache.
 
     Args:
-        repository: Name of the repository, ``owner/name`` or ``owner/name@revision``.
-        files: Names of files. If no name is given, the files for which timm searches are used.
+        repository: The name of the repository, ``owner/name`` or ``owner/name@revision``.
+        files: The names of the files. Without names, the function looks for the files that timm
+            loads.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -70,7 +75,7 @@ def is_cached(repository: str, *files: str) -> bool:
 
 
 def _first_address(endpoint: str) -> tuple[str, int]:
-    """Returns the host and port to which a request goes first: those of the proxy, if any."""
+    """Returns the host and port to which a request goes first: of the proxy, or of the hub."""
     url = urlsplit(endpoint)
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")

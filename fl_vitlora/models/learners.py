@@ -1,9 +1,9 @@
-"""Learners share the body of a model; each learner has its own fast weights, key and letters.
+"""Learners of the pre-training: they share the body of a model, and each has its own fast weights.
 
-A learner imitates a federation on encrypted images. A learner has a key for which the body was not
-trained, and it has fast weights. The fast weights are those that the federated method trains: an
-offset of the patch embedding, LoRA on q and v, and a head. :mod:`fl_vitlora.models.pretraining`
-explains their purpose.
+A learner imitates a federation on encrypted images. It has its own key, for which the body was not
+trained, its own letters, and its own fast weights. The fast weights are those that the federated
+method trains: an offset of the patch embedding, LoRA on q and v, and a head.
+:mod:`fl_vitlora.models.pretraining` explains why learners are used.
 
 Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank.
@@ -25,7 +25,7 @@ ENTRIES: Final = 3 * PATCH * PATCH
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings that determine the weights; the defaults produced the weights in the package."""
+    """All settings of the pre-training; the defaults produced the weights in this package."""
 
     seed: int = 0
     images_per_character: int = 400
@@ -46,9 +46,17 @@ class Recipe:
 
 
 def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws a block order (N,), an entry order (P,) and signs (P,); the identity if ``plain``.
+    """Draws a key for block scrambling, pixel shuffling and negative-positive transformation.
 
-    These keys protect nothing, so torch's generator is good enough for them.
+    These keys protect nothing, so the generator of torch is good enough for them.
+
+    Args:
+        plain: True to return the key that leaves images plain.
+        generator: The generator of all random numbers.
+
+    Returns:
+        The order of the blocks (N,), the order of the entries (P,) and the signs of the entries
+        (P,).
     """
     if plain:
         return torch.arange(PATCHES), torch.arange(ENTRIES), torch.ones(ENTRIES)
@@ -59,10 +67,20 @@ def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
 
 class Learners:
-    """The fast weights of M learners, with their keys, ages and Adam's state, in dimension 0."""
+    """The fast weights of M learners, with their keys, their ages and the state of Adam.
+
+    Dimension 0 of every tensor is the learner.
+    """
 
     def __init__(self, recipe: Recipe, depth: int, width: int, characters: int) -> None:
-        """Sets the weights of all learners to zero; :meth:`forget` draws the first key of each."""
+        """Sets the weights of all learners to zero. Call :meth:`forget` to give each learner a key.
+
+        Args:
+            recipe: The settings of the pre-training.
+            depth: The number of blocks of the model.
+            width: The width D of the model.
+            characters: The number of different letters.
+        """
         m, r = recipe.learners, recipe.rank
         shapes = {
             "embed": (m, ENTRIES, width),
@@ -82,7 +100,7 @@ class Learners:
 
     @torch.no_grad()
     def forget(self, index: int, generator: torch.Generator) -> None:
-        """Gives one learner a new key and new classes of letters, and resets its fast weights."""
+        """Gives one learner a new key and new letters, and resets its fast weights."""
         for name, weight in self.weights.items():
             for tensor in (weight, self.first[name], self.second[name]):
                 tensor[index].zero_()
@@ -102,14 +120,23 @@ class Learners:
         return torch.stack([x[:, rows][:, :, order] * signs for x, (rows, order, signs) in pairs])
 
     def embed(self, patches: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """Embeds patches (M, B, N, P) with slow plus fast weights; returns tokens (M * B, N, D)."""
+        """Embeds patches (M, B, N, P) with the sum of slow and fast weights.
+
+        Args:
+            patches: The encrypted patches.
+            kernel: The weight of the patch embedding that all learners share (slow weight).
+            bias: The bias of the patch embedding that all learners share.
+
+        Returns:
+            Tokens (M * B, N, D).
+        """
         kernels = kernel.flatten(1).T + self.weights["embed"]
         tokens = torch.bmm(patches.flatten(1, 2), kernels) + self.weights["bias"] + bias
         return tokens.view(-1, PATCHES, tokens.shape[-1])
 
     @torch.no_grad()
     def step(self, generator: torch.Generator) -> None:
-        """Takes one Adam step with the current gradients, then resets learners that are too old."""
+        """Takes one step of Adam; then learners at the end of their life get a new key."""
         self.age += 1
         for name, weight in self.weights.items():
             if weight.grad is None:
@@ -128,7 +155,7 @@ class SharedQKV(nn.Module):
     """The qkv projection of one timm block, with a separate LoRA on q and v for each learner."""
 
     def __init__(self, base: nn.Module, learners: Learners, block: int) -> None:
-        """Wraps ``base``, the qkv projection of block number ``block``."""
+        """Wraps ``base``, the qkv projection in block number ``block`` of the model."""
         super().__init__()
         self.base, self.learners, self.block = base, learners, block
 

@@ -1,7 +1,7 @@
-"""Pre-trains the small ViT by active forgetting: on letters only, with a sequence of new keys.
+"""Pre-trains the small ViT of this package on letters, with ever new keys (active forgetting).
 
-Later, images will be encrypted under keys that are not known yet. So the body of the model must
-adapt quickly to new keys. Phase 1 trains the ViT to read letters (see
+When the model is used, images will be encrypted under keys that are not known yet. So the body of
+the model must adapt quickly to new keys. Phase 1 trains the ViT to read letters (see
 :mod:`fl_vitlora.models.glyphs`). In phase 2 a few *learners* share this body. Each learner has its
 own key (block scrambling, pixel shuffling, negative-positive transformation), its own ten letters,
 and *fast* weights. The fast weights are those that the federated method trains: an offset of the
@@ -15,16 +15,16 @@ images. Only the slow weights are saved, without a head. These commands repeat t
     python -m fl_vitlora.models.pretraining --out vit_letters_16_plain.safetensors --seed 0 \
         --plain-steps 8500 --rekeyed-steps 0
 
-The second command trains the model for comparison. It takes equally many steps, but all its images
-are plain.
+The second command trains the model for comparison. It takes as many steps as the first command, but
+all its images are plain.
 
 Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank, C classes.
 
 Sources: active forgetting, Chen et al. 2023 (arXiv 2307.01163), who use it for word embeddings of
 new languages and with one learner; fast and slow weights with first-order gradients, Nichol et al.
-2018 (arXiv 1803.02999), here summed along the episode; the federated method, Lin et al. 2025
-(arXiv 2507.11943).
+2018 (arXiv 1803.02999), here summed over all steps of a learner's life; the federated method, Lin
+et al. 2025 (arXiv 2507.11943).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def to_patches(levels: Tensor) -> Tensor:
         levels: Grey levels (..., 8, 8) from 0 to 16.
 
     Returns:
-        Patches (..., N, P) in [-1, 1], with entries in the order channel, y, x.
+        Patches (..., N, P) in [-1, 1]. The entries of a patch are in the order (channel, y, x).
     """
     pixels = (levels.float() * 255 / 16).round() / 127.5 - 1
     flat = pixels.reshape(-1, 1, *levels.shape[-2:])
@@ -67,7 +67,7 @@ def to_patches(levels: Tensor) -> Tensor:
 
 
 class SlowWeights(nn.Module):
-    """A timm ViT in two parts: the patch embedding, and the body that reads the tokens."""
+    """The slow weights: a timm ViT in two parts, the patch embedding and the body behind it."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         """Removes the patch embedding from ``vit``; :meth:`assembled` puts it back."""
@@ -99,7 +99,7 @@ class SlowWeights(nn.Module):
 
 
 def slow_optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.AdamW:
-    """Creates AdamW for the slow weights, without weight decay for vectors."""
+    """Creates AdamW for the slow weights; vectors such as biases get no weight decay."""
     weights = [p for module in modules for p in module.parameters()]
     groups = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -109,7 +109,7 @@ def slow_optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.
 
 
 def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Clips the slow gradients to norm 1, takes a step at the given rate, and sets them to zero."""
+    """Clips the gradients to norm 1, takes a step at the given rate, and clears the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
@@ -118,15 +118,16 @@ def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Returns the factor for the learning rate, which rises over 200 steps, stays, then falls.
+    """Returns the factor by which the learning rate is multiplied in a step.
 
-    The factor falls linearly over the last two thirds of the steps, down to two per cent.
+    The factor rises to 1 over 200 steps and stays there. In the last two thirds of the steps it
+    falls linearly to 0.02.
     """
     return min(1.0, (step + 1) / 200, 1.5 * (1 - step / steps) + 0.02)
 
 
 def draw(images: Tensor, letters: Tensor, generator: torch.Generator) -> Tensor:
-    """Picks one image of each letter and returns its patches (*letters.shape, N, P)."""
+    """Draws one image for each entry of `letters`; returns patches (*letters.shape, N, P)."""
     copies = torch.randint(images.shape[1], letters.shape, generator=generator)
     return to_patches(images[letters, copies])
 
@@ -134,13 +135,13 @@ def draw(images: Tensor, letters: Tensor, generator: torch.Generator) -> Tensor:
 def plain_phase(
     slow: SlowWeights, images: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> None:
-    """Runs phase 1: trains the ViT to read all letters in plain images, with a single head.
+    """Runs phase 1: trains the ViT and a temporary head to read all letters in plain images.
 
     Args:
-        slow: The slow weights to train, changed in place.
-        images: Grey levels (C, K, 8, 8), K images of each of the C letters.
-        recipe: Numbers of steps, rates and sizes.
-        generator: The source of all randomness, except for the initial head.
+        slow: The slow weights, which are trained in place.
+        images: Grey levels (C, K, 8, 8): K images of each of the C letters.
+        recipe: The settings: numbers of steps, learning rates and sizes.
+        generator: The generator of all random numbers, except those of the initial head.
     """
     characters, count = len(images), recipe.learners * recipe.batch
     head = nn.Linear(slow.body.embed_dim, characters)
@@ -156,13 +157,13 @@ def plain_phase(
 def rekeyed_phase(
     slow: SlowWeights, images: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> None:
-    """Runs phase 2: learners, which get new keys again and again, train the slow weights.
+    """Runs phase 2: learners that repeatedly get new keys train the slow weights.
 
     Args:
-        slow: The slow weights to train, changed in place.
-        images: Grey levels (C, K, 8, 8), K images of each of the C letters.
-        recipe: Numbers of steps, rates and sizes.
-        generator: The source of all randomness.
+        slow: The slow weights, which are trained in place.
+        images: Grey levels (C, K, 8, 8): K images of each of the C letters.
+        recipe: The settings: numbers of steps, learning rates and sizes.
+        generator: The generator of all random numbers.
     """
     blocks = slow.body.blocks
     learners = Learners(recipe, len(blocks), slow.body.embed_dim, len(images))
@@ -201,10 +202,10 @@ def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
 
     Args:
         recipe: All settings, including the seed.
-        characters: The letters in the images; digits are refused.
+        characters: The letters in the images. Digits are not allowed.
 
     Returns:
-        The ViT without a head.
+        The pre-trained ViT, without a head.
     """
     images = render_set(characters, recipe.images_per_character, recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -217,7 +218,7 @@ def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
 
 
 def save(model: VisionTransformer, recipe: Recipe, characters: str, path: Path) -> None:
-    """Writes the weights with their recipe; the file is written completely or not at all."""
+    """Writes the weights and their settings to a file, completely or not at all."""
     facts = {
         "architecture": {**ARCHITECTURE, "num_classes": 0},
         "characters": characters,
@@ -230,9 +231,11 @@ def save(model: VisionTransformer, recipe: Recipe, characters: str, path: Path) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pre-trains with the settings of the command line and writes the file."""
-    parser = argparse.ArgumentParser(description="Pre-train the small ViT on rendered letters.")
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    """Pre-trains a model with the settings of the command line, and writes its weights."""
+    parser = argparse.ArgumentParser(description="Pre-trains the small ViT on images of letters.")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="path of the safetensors file to write"
+    )
     for name, default in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     settings = vars(parser.parse_args(arguments))

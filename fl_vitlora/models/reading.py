@@ -1,4 +1,6 @@
-"""Reads and replaces the patch reader of a timm ViT: patch embedding and position embedding.
+"""Reads and replaces the patch embedding and the position embedding of a timm ViT.
+
+Both embeddings together are called the patch reader.
 
 B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries per patch, W width of
 the model.
@@ -46,7 +48,7 @@ class KernelPerPatch(nn.Module):
         self.in_channels = weight.shape[-1] // (patch_size[0] * patch_size[1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, W, H/p, W/p), as the convolution does."""
+        """Maps images (B, C, H, W) to tokens (B, W, H/p, W/p), as a convolution would."""
         rows, columns = (
             side // p for side, p in zip(images.shape[-2:], self.patch_size, strict=True)
         )
@@ -61,11 +63,11 @@ def reader_of(backbone: Backbone) -> PatchReader:
     """Copies the patch reader of a model to the CPU.
 
     Args:
-        backbone: A backbone, any timm ViT with a patch embedding.
+        backbone: The model, which is any timm ViT with a patch embedding.
 
     Returns:
         The patch reader. Its `position` is None if the model adds no position embedding to its
-        tokens, or if it has further position information.
+        tokens, or if the model also has other position information, such as relative positions.
     """
     model: Any = backbone.model
     weight = model.patch_embed.proj.weight.detach().to("cpu", copy=True)
@@ -77,7 +79,7 @@ def reader_of(backbone: Backbone) -> PatchReader:
 
 @torch.no_grad()
 def put_reader(model: nn.Module, reader: PatchReader) -> None:
-    """Puts a patch reader into a model, in place; each parameter stays trainable or frozen."""
+    """Replaces the patch reader of a model in place. Frozen parameters stay frozen."""
     whole: Any = model
     projection = whole.patch_embed.proj
     if reader.weight.ndim == 3 and not isinstance(projection, KernelPerPatch):
@@ -92,11 +94,12 @@ def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> PatchReader:
     """Builds a patch reader from the exchanged tensors of a model, or of a difference of models.
 
     Args:
-        state: Tensors by their names in the model, including the patch embedding.
-        patches: The number N of patches.
+        state: Tensors by their names in the model. The patch embedding must be among them.
+        patches: The number N of patches of an image.
 
     Returns:
-        The patch reader. If the position embedding is not exchanged, `position` has width 0.
+        The patch reader. If the position embedding is not among the tensors, `position` has the
+        shape (N, 0).
     """
     weight = state[WEIGHT]
     position = state[POSITION][0, -patches:] if POSITION in state else weight.new_empty(patches, 0)
@@ -104,7 +107,7 @@ def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> PatchReader:
 
 
 def with_exchanged_reader(state: Mapping[str, Tensor], reader: PatchReader) -> State:
-    """Returns a copy of exchanged tensors with another patch reader."""
+    """Returns a copy of exchanged tensors in which another patch reader replaces the old one."""
     changed = {WEIGHT: reader.weight.reshape(state[WEIGHT].shape)}
     if POSITION in state and reader.position is not None:
         others = state[POSITION][:, : -len(reader.position)]
@@ -116,10 +119,10 @@ def write_reader(path: Path, reader: PatchReader, key_id: str = "") -> None:
     """Writes a patch reader to a file that only its owner can read.
 
     Args:
-        path: The file to write.
-        reader: The patch reader. An adapted reader reveals the key to everyone who knows the
+        path: The path of the file.
+        reader: The patch reader. An adapted patch reader reveals the key to everyone who knows the
             original model.
-        key_id: Id of the key that the reader is adapted to, or an empty text.
+        key_id: The id of the key to which the patch reader is adapted; empty if it is not adapted.
     """
     tensors = {"weight": reader.weight}
     if reader.position is not None:
@@ -131,16 +134,18 @@ def open_reader(path: Path) -> PatchReader:
     """Reads a patch reader from a file that `write_reader` wrote.
 
     Raises:
-        UserError: When the file is missing or damaged, or contains no patch reader.
+        UserError: When the file is missing or damaged, or does not contain a patch reader.
     """
     tensors, _ = read_sealed(path)
     if "weight" not in tensors:
-        raise UserError(f"{path} is not a patch reader: it has no tensor 'weight'")
+        raise UserError(f"{path} is not a patch reader: expected a tensor named 'weight'")
     return PatchReader(weight=tensors["weight"], position=tensors.get("position"))
 
 
 def adapted_to(path: Path) -> str:
-    """Returns the id of the key that a stored patch reader is adapted to, or an empty text.
+    """Returns the id of the key to which a stored patch reader is adapted; empty if none.
+
+    The result is also empty if the file does not exist.
 
     Raises:
         UserError: When the file is damaged.
@@ -149,12 +154,12 @@ def adapted_to(path: Path) -> str:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """Flattens a convolution's weight (W, C, p, p) to (W, D); returns (N, W, D) unchanged."""
+    """Flattens a weight (W, C, p, p) to (W, D). A weight of another shape is returned as it is."""
     return weight.flatten(1) if weight.ndim == 4 else weight
 
 
 def _widened(convolution: Any, weight: Tensor) -> KernelPerPatch:
-    """Creates the module that replaces a convolution, with a kernel for every patch."""
+    """Creates a module with a kernel for every patch, which replaces a convolution."""
     bias = None if convolution.bias is None else convolution.bias.detach().clone()
     wide = KernelPerPatch(weight.contiguous().clone(), bias, convolution.kernel_size)
     wide.to(convolution.weight.device)
@@ -164,7 +169,7 @@ def _widened(convolution: Any, weight: Tensor) -> KernelPerPatch:
 
 
 def _patch_positions(model: Any) -> torch.Tensor:
-    """Returns a view (N, W) of the position embedding of the patches."""
+    """Returns the position embeddings of the patches (N, W), sharing memory with the model."""
     patches = model.patch_embed.num_patches
     positions: torch.Tensor = model.pos_embed[0, -patches:]
     return positions

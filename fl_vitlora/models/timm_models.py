@@ -1,9 +1,9 @@
 """Builds models of timm by name, and gets their published weights.
 
-A name is a name of timm (`NAME` or `NAME.tag`, also written `timm/NAME.tag`), a repository of the
-hub (`hf-hub:owner/name`), or a folder with the files of such a repository (`local-dir:PATH`:
-config.json and weights). timm finds and downloads the weights. The module `fitting` compares the
-weights with the model and loads them.
+A name has one of three forms. It is the name of a timm model (`NAME` or `NAME.tag`, also written
+`timm/NAME.tag`), a repository of the Hugging Face hub (`hf-hub:owner/name`), or a folder with
+config.json and weights, as in such a repository (`local-dir:PATH`). timm finds and downloads the
+weights. The module `fitting` compares the weights with the model and loads them.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _BUILDING = threading.Lock()
 
 @dataclass
 class Loader:
-    """The weights that timm would load into a model, and the filter that converts them.
+    """Describes the weights that timm would load into a model, without loading them.
 
     Attributes:
-        config: timm's description of the weights.
-        convert: timm's filter for checkpoints, or None if the model has none.
-        strict: True if timm requires that all names match; otherwise timm ignores a pooling head in
-            the file.
+        config: timm's description of the weights, for example their repository.
+        convert: timm's function that converts checkpoints for the model, or None if there is none.
+        strict: True if timm requires that all names of tensors match. If False, timm ignores a
+            pooling head in the file.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +61,10 @@ class Loader:
         strict: bool = True,
         **kwargs: object,
     ) -> None:
-        """Is called instead of timm's `load_pretrained`: stores its arguments and loads nothing."""
+        """Stores timm's description of the weights, and loads nothing.
+
+        timm calls this object instead of its own function `load_pretrained`.
+        """
         del args, kwargs
         self.strict = strict
         self.config = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
@@ -72,14 +75,14 @@ class Loader:
 
 
 def resolved_name(name: str, bundled: Mapping[str, Any]) -> str:
-    """Converts a model's name into one that timm's factory accepts.
+    """Converts a model's name into a name that timm's function `create_model` accepts.
 
     Args:
         name: The name that the user gave.
-        bundled: The models that ship with this package, for suggestions.
+        bundled: The models of this package, whose names an error may suggest.
 
     Raises:
-        UserError: When timm does not know the model or the tag, or the folder does not exist.
+        UserError: When timm does not know the model or the tag, or when the folder does not exist.
 
     Example:
         >>> resolved_name("timm/vit_tiny_patch16_224.augreg_in21k", {})
@@ -90,11 +93,15 @@ def resolved_name(name: str, bundled: Mapping[str, Any]) -> str:
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER)).expanduser()
         if not (folder / "config.json").is_file():
-            raise UserError(f"model {name}: expected a folder with config.json and weights")
+            raise UserError(
+                f"model {name}: expected a folder with the file config.json and weights"
+            )
         return f"{FOLDER}{folder}"
     if name.startswith(HUB):
         if not REPOSITORY.fullmatch(name.removeprefix(HUB)):
-            raise UserError(f"model {name}: expected hf-hub:owner/name, or owner/name@revision")
+            raise UserError(
+                f"model {name}: expected hf-hub:owner/name, or hf-hub:owner/name@revision"
+            )
         return name
     plain = name.removeprefix(TIMM)
     if not timm.is_model(plain):
@@ -111,15 +118,15 @@ def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Modu
 
     Args:
         name: A name that `resolved_name` returned.
-        arguments: Image and patch size, if the user set them.
-        asked: The name that the user gave, for messages.
+        arguments: The image size and the patch size, if the user set them.
+        asked: The name that the user gave, for error messages.
 
     Returns:
-        The model, and the loader that describes its published weights.
+        The model, and the `Loader` that describes its published weights.
 
     Raises:
-        UserError: When the model cannot be built for these sizes, or the description of the model
-            is not available.
+        UserError: When the model cannot be built for these sizes, or when the hub has the model's
+            description but cannot be reached.
     """
     import timm
 
@@ -134,7 +141,7 @@ def create(name: str, arguments: Mapping[str, Any], asked: str) -> tuple[nn.Modu
             model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **arguments)
     except TypeError as error:
         raise UserError(
-            f"model {asked} does not accept another image or patch size ({one_line(error)})"
+            f"model {asked} does not support the given image or patch size ({one_line(error)})"
         ) from error
     except (*UNREADABLE, AssertionError) as error:
         raise UserError(f"model {asked} cannot be built ({one_line(error)})") from error
@@ -145,14 +152,14 @@ def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
     """Gets the published weights of a model from the hub's cache, the hub, or a folder.
 
     Args:
-        loader: The loader that `create` returned.
-        asked: The name that the user gave, for messages.
+        loader: The `Loader` that `create` returned.
+        asked: The name that the user gave, for error messages.
 
     Returns:
-        The origin of the weights, and the tensors by name.
+        The origin of the weights as a text, and the tensors by name.
 
     Raises:
-        UserError: When the model has no published weights, or they are not available.
+        UserError: When the model has no published weights, or when they are not available.
     """
     kind, place = _source(loader, asked)
     if kind == "local-dir":
@@ -169,7 +176,7 @@ def published(loader: Loader, asked: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def check_at_hand(loader: Loader, asked: str) -> None:
-    """Raises an error within seconds if published weights are neither cached nor available.
+    """Raises an error within seconds if published weights cannot be loaded.
 
     Raises:
         UserError: When the weights are not in the cache and the hub cannot be reached.
@@ -179,7 +186,9 @@ def check_at_hand(loader: Loader, asked: str) -> None:
         return
     repository, *files = (place,) if isinstance(place, str) else place
     if not hub_weights.is_cached(repository, *files, *hub_weights.FILES):
-        raise _unavailable(asked, f"{repository} is not in the cache, and no hub can be reached")
+        raise _unavailable(
+            asked, f"{repository} is not in the local cache, and the hub cannot be reached"
+        )
 
 
 def _check_described(name: str, asked: str) -> None:
@@ -187,15 +196,17 @@ def _check_described(name: str, asked: str) -> None:
     repository = name.removeprefix(HUB)
     described = not name.startswith(HUB) or hub_weights.is_cached(repository, "config.json")
     if not described and not hub_weights.reachable():
-        raise _unavailable(asked, f"{repository} is not in the cache, and no hub can be reached")
+        raise _unavailable(
+            asked, f"{repository} is not in the local cache, and the hub cannot be reached"
+        )
 
 
 @contextlib.contextmanager
 def _loads_with(loader: Loader) -> Iterator[None]:
-    """Inside a `with` block, timm passes the weights and the filter of a model to a loader.
+    """Inside a `with` block, timm calls a `Loader` instead of loading weights into a model.
 
-    There is no other way to get the filter, because timm creates the filter while it builds a
-    model.
+    There is no other way to get the function that converts checkpoints, because timm creates it
+    while it builds a model.
     """
     from timm.models import _builder
 
@@ -220,14 +231,14 @@ def _source(loader: Loader, asked: str) -> tuple[str, Any]:
     kind, place = _resolve_pretrained_source(dict(loader.config))
     if not kind:
         raise UserError(
-            f"timm has no weights for {asked}; give a file: --set model.weights=FILE, or start "
-            "from random weights: --set model.weights=random"
+            f"timm has no weights for model {asked}; name a file of weights: --set "
+            "model.weights=FILE, or start from random weights: --set model.weights=random"
         )
     custom = loader.config.get("custom_load")
     if (custom and kind == "url") or (custom == "hf" and not isinstance(place, str)):
         raise UserError(
-            f"weights of {asked} are published only in a format of another library; give a file "
-            "of safetensors or torch: --set model.weights=FILE"
+            f"the weights of model {asked} are published only in the format of another library; "
+            "name a file of safetensors or torch: --set model.weights=FILE"
         )
     return kind, place
 
@@ -249,7 +260,7 @@ def _download(kind: str, place: Any) -> Mapping[str, Any]:
 
 def _unavailable(asked: str, cause: str) -> UserError:
     return UserError(
-        f"weights of {asked} are not available from the hub ({cause}); offline, give a file: --set "
-        "model.weights=FILE, or a folder: --model local-dir:PATH, or start from random weights: "
-        "--set model.weights=random"
+        f"the weights of model {asked} are not available from the hub ({cause}); to work offline, "
+        "name a file: --set model.weights=FILE, or a folder: --model local-dir:PATH, or start from "
+        "random weights: --set model.weights=random"
     )

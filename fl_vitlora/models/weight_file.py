@@ -1,4 +1,4 @@
-"""Reads a file of weights of safetensors or torch; never runs code that the file contains.
+"""Reads a weight file of safetensors or torch, and never runs code that the file contains.
 
 The result is a mapping of dotted names to tensors: `{"model": {"cls_token": t}}` becomes
 `{"model.cls_token": t}`. Entries that are not tensors (epochs, options, optimiser steps) are
@@ -41,22 +41,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads all tensors of a file, on the CPU.
 
     Args:
-        path: A file of safetensors or of `torch.save`; the content decides the format, not the
-            name.
+        path: The path of a file that safetensors or `torch.save` has written. The function
+            recognises the format by the content, not by the name.
 
     Returns:
-        The tensors by their dotted names.
+        A dictionary: the tensors by their dotted names.
 
     Raises:
-        UserError: When the file cannot be read, contains no tensor, or can only be read by running
-            code.
+        UserError: When the file cannot be read, contains no tensor, or needs code to be run.
     """
     try:
         content = load_file(path) if _is_safetensors(path) else _load_torch(path)
     except UnpicklingError:
         raise UserError(
-            f"weights {path} need code to be read{_unsafe(path)}, and only tensors are read; save "
-            "them again with safetensors.torch.save_file or torch.save(model.state_dict(), FILE)"
+            f"weights {path} cannot be read: the file is damaged, or needs code to be run"
+            f"{_unsafe(path)}, which this program never does; save the weights again with "
+            "safetensors.torch.save_file or torch.save(model.state_dict(), FILE)"
         ) from None
     except UNREADABLE as error:
         raise UserError(
@@ -67,11 +67,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
-    """Flattens the content of a file of weights.
+    """Collects all tensors in the content of a weight file, by their dotted names.
 
     Args:
-        content: A mapping whose values are tensors or mappings of the same kind.
-        where: The file, for messages.
+        content: A mapping from names to tensors, or to further mappings of this kind.
+        where: The path or origin of the file, for error messages.
 
     Raises:
         UserError: When the content has no tensor, two tensors of the same name, or a sparse or
@@ -86,20 +86,26 @@ def tensors_of(content: Any, where: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in _walk(content):
         if name in found:
-            raise UserError(f"weights {where}: there are two tensors {name}")
+            raise UserError(f"weights {where}: two tensors have the same name {name}")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise UserError(f"weights {where}: {name} is not a plain tensor of numbers")
+            raise UserError(
+                f"weights {where}: expected dense tensors of numbers, but {name} is sparse, "
+                "quantised or without numbers"
+            )
         found[name] = tensor
     if not found:
-        raise UserError(f"weights {where}: there is no tensor, only {shown(list(content))}")
+        raise UserError(
+            f"weights {where}: expected tensors, found only the entries {shown(list(content))}"
+        )
     return found
 
 
 def weights_in_folder(folder: Path) -> Path:
-    """Finds the file of weights in a folder with the files of a hub repository.
+    """Finds the weight file in a folder with the files of a repository of the hub.
 
     Raises:
-        UserError: When there is no file of weights, or there are several and none has a known name.
+        UserError: When there is no weight file, or when there are several and none has a usual
+            name.
     """
     known = [folder / name for name in FOLDER_FILES if (folder / name).is_file()]
     endings = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -109,7 +115,9 @@ def weights_in_folder(folder: Path) -> Path:
     if len(others) == 1:
         return others[0]
     names = ", ".join(path.name for path in others) or "none"
-    raise UserError(f"{folder}: expected one file of weights, model.safetensors, found {names}")
+    raise UserError(
+        f"{folder}: expected one file of weights, such as model.safetensors, found {names}"
+    )
 
 
 def one_line(error: Exception) -> str:
@@ -134,7 +142,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _load_torch(path: Path) -> Any:
-    """Loads a file of torch that may contain only tensors and the options of a training script."""
+    """Loads a file of torch. It may contain only plain values, tensors and argparse options."""
     with (
         path.open("rb") as file,  # if torch got a path, it would decide by the suffix
         torch.serialization.safe_globals([argparse.Namespace]),
@@ -144,7 +152,7 @@ def _load_torch(path: Path) -> Any:
 
 
 def _unsafe(path: Path) -> str:
-    """Returns the names of the code that the file would call."""
+    """Returns a text: the names of functions or classes that a file would call, in brackets."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except UNREADABLE:

@@ -1,6 +1,6 @@
-"""Finds a model's tensors among those of a file, below any prefix.
+"""Finds a model's tensors in a file, whatever prefix their names have there.
 
-Training scripts put a prefix before the names of a model's tensors: `model`, `state_dict`,
+Training scripts often put a prefix before the names of a model's tensors: `model`, `state_dict`,
 `module.` (data parallel), `_orig_mod.` (compiled), `teacher.backbone.` (self-supervised), `model.`
 (Lightning). This module has no list of such prefixes: a prefix is any text before names that the
 model itself has.
@@ -40,11 +40,11 @@ class Found:
     """The tensors of one model in a file.
 
     Attributes:
-        prefix: The text before the names in the file, for example ``teacher.backbone.``.
-        tensors: The model's tensors, by their names without the prefix.
-        others: Tensors of the file that belong neither to this model nor to another copy of the
-            model.
-        passed_over: The prefixes of the copies that were not chosen.
+        prefix: The text before the names of the tensors in the file, for example
+            ``teacher.backbone.``.
+        tensors: The tensors of the chosen copy of the model, by their names without the prefix.
+        others: The tensors of the file that do not belong to any copy of the model.
+        passed_over: The prefixes of the copies of the model that were not chosen.
     """
 
     prefix: str
@@ -56,14 +56,17 @@ class Found:
 def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: str) -> Found:
     """Finds the tensors of a model in a file.
 
-    If there are several copies of the model, the averaged copy (`model_ema`) is chosen, or else the
-    teacher. The scripts that write such files use the same order. If several copies have the same
-    rank and differ, the file is refused.
+    A file may contain several copies of the model. Then the averaged copy (for example `model_ema`)
+    is chosen, or else the teacher. The scripts that write such files use the same order. If several
+    copies have the same rank in this order and different numbers, the file is refused.
 
     Args:
         tensors: All tensors of the file, by dotted names.
         expected: The names of the tensors in the model.
-        where: The file, for messages.
+        where: The path or origin of the file, for error messages.
+
+    Returns:
+        The tensors of the chosen copy, and the remaining tensors of the file.
 
     Raises:
         UserError: When several copies differ and no rule says which one to choose.
@@ -94,7 +97,9 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
 
 
 def copies_of(names: Collection[str], expected: Collection[str]) -> list[str]:
-    """Lists the prefixes with which a file has most names of a model; at least one prefix.
+    """Lists the prefixes with which a file has the most names of a model, one for each copy.
+
+    If no name of the model occurs, the result is the prefix that most names in the file share.
 
     Example:
         >>> copies_of(["net.a", "net.b", "c.b"], ["a", "b"]), copies_of(["x"], ["a"])
@@ -113,7 +118,10 @@ def copies_of(names: Collection[str], expected: Collection[str]) -> list[str]:
 
 
 def rank(prefix: str) -> int:
-    """Returns the rank of a copy: 0 averaged copies, 1 teachers, 2 other copies, 3 students."""
+    """Returns the rank of a copy: 0 averaged copies, 1 teachers, 2 other copies, 3 students.
+
+    The copy with the lowest rank is chosen.
+    """
     parts = prefix.split(".")
     if any(AVERAGED.fullmatch(part) for part in parts):
         return 0
@@ -123,7 +131,7 @@ def rank(prefix: str) -> int:
 
 
 def without_wrapper(tensors: Mapping[str, Tensor]) -> Found:
-    """Removes the prefix that most names share, for files with other names than the model."""
+    """Removes the prefix that most names share, for a file with other names than the model has."""
     prefix = _common_wrapper(tensors)
     own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
     others = {
@@ -166,19 +174,19 @@ def _root(other: str, chosen: str) -> str:
 
 
 def _closer(name: str, chosen: str, root: str) -> bool:
-    """Returns True if a tensor belongs to the chosen copy, although it also has another prefix."""
+    """Returns True if a tensor belongs to the chosen copy, not to the one with prefix `root`."""
     return name.startswith(chosen) and len(chosen) > len(root)
 
 
 def _is_training_state(name: str, tensor: Tensor) -> bool:
-    """Returns True if a tensor is a state of an optimiser or a counter, and not part of a model."""
+    """Returns True if a tensor is a counter or belongs to an optimiser, not to a model."""
     return bool(TRAINING_STATE.fullmatch(name.partition(".")[0])) or (
         tensor.ndim == 0 and not tensor.is_floating_point()
     )
 
 
 def _same(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
-    """Returns True if two copies have the same names and numbers."""
+    """Returns True if two copies of a model, named by prefix, have equal names and tensors."""
     names = [{n[len(p) :] for n in tensors if n.startswith(p)} for p in (one, other)]
     return names[0] == names[1] and all(
         torch.equal(tensors[one + name], tensors[other + name]) for name in names[0]

@@ -1,10 +1,11 @@
 """Files of tensors with a checksum, by which a damaged file is recognised.
 
-A sealed file is a safetensors file whose metadata contain a digest of the whole content. The digest
-is computed with SHA-256 and stored in hexadecimal digits. The content consists of the names, types,
-shapes and bytes of the tensors, and of the other metadata. If a faulty disk or an incomplete copy
-changes a single bit, the digest no longer matches. The digest is not a signature: a person who can
-write the file can also replace the digest.
+In this module, a sealed file is a safetensors file whose metadata contain a digest (checksum) of
+the whole content. Sealing does not encrypt the file. The digest is computed with SHA-256 and stored
+in hexadecimal digits. The content consists of the names, types, shapes and bytes of the tensors,
+and of the other metadata. If a faulty disk or an incomplete copy changes a single bit, the digest
+no longer matches. The digest is not a signature: a person who can write the file can also replace
+the digest.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ UNREADABLE = (SafetensorError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class DamagedFileError(UserError):
-    """An error that says that a sealed file is missing or damaged."""
+    """An error that says that a file is missing or damaged, or has the wrong format."""
 
     def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path} {what}; replace it by an undamaged copy, or create it again")
+        super().__init__(
+            f"{path} {what}; replace the file by an undamaged copy, or create it again"
+        )
 
 
 def write_sealed(
@@ -55,8 +58,8 @@ def write_sealed(
     Args:
         path: The path of the file. The folder must exist.
         tensors: The tensors by name. Two tensors must not share memory.
-        metadata: Texts by name, stored in the same file as the tensors. The name `DIGEST` is
-            reserved.
+        metadata: Texts by name, which are stored in the same file. The name `DIGEST` must not be
+            used.
         durable: True to wait until the file is on the disk; see `write_atomically`.
         mode: The permissions of the file. By default only the owner can read and write the file.
     """
@@ -68,7 +71,7 @@ def write_sealed(
 def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
     """Yields the parts of a safetensors file, with the header in a fixed order.
 
-    The library safetensors writes the metadata in a different order at each call. With a fixed
+    The library safetensors may write the metadata in a different order at each call. With a fixed
     order, files with equal tensors and metadata have equal bytes.
     """
     (length,) = LENGTH.unpack_from(file)
@@ -83,8 +86,8 @@ def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
 def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     """Reads a file that `write_sealed` wrote, and checks its digest.
 
-    The tensors are mapped from the file: their bytes are read from the disk when they are needed.
-    If a program changes such a tensor, the file does not change.
+    The tensors are mapped from the file: the operating system reads their bytes when they are
+    needed. If a program changes such a tensor in memory, the file does not change.
 
     Args:
         path: The path of the file.
@@ -103,22 +106,23 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     if digest is None:
         raise DamagedFileError(
             path,
-            "has no digest, so it cannot be checked for damage; older versions wrote no digest",
+            "has no checksum, so it cannot be checked for damage; only old versions of this "
+            "program write such files",
         )
     if digest != digest_of(tensors, metadata):
-        raise DamagedFileError(path, "is damaged: its content does not have the digest in it")
+        raise DamagedFileError(path, "is damaged: its content does not match its checksum")
     return tensors, metadata
 
 
 def read_sealed_metadata(path: Path) -> dict[str, str]:
-    """Reads only the metadata of a sealed file, without checking the digest.
+    """Reads only the metadata of a file that `write_sealed` wrote, without checking the digest.
 
     Args:
         path: The path of the file.
 
     Returns:
-        The metadata without the digest. The metadata may be damaged; only `read_sealed` checks
-        them.
+        A dictionary: the metadata without the digest. They may be damaged, because only
+        `read_sealed` checks the digest.
 
     Raises:
         DamagedFileError: If the file is missing, or if it is not a safetensors file.
@@ -141,10 +145,10 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Computes the digest of tensors, on any device, and of their metadata.
+    """Computes the SHA-256 digest of tensors and metadata. The tensors may be on any device.
 
     The names, types and shapes of all tensors are hashed before the bytes of the tensors. So two
-    different sets of tensors never give the same bytes to hash.
+    different sets of tensors never give the same input to the hash function.
 
     Returns:
         The digest as 64 hexadecimal digits.

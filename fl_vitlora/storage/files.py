@@ -1,4 +1,4 @@
-"""Functions that write a file completely or not at all, and the error if writing fails."""
+"""Writes files completely or not at all, makes folders, and locks files and folders."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PUBLIC, PRIVATE, PRIVATE_FOLDER = 0o666, 0o600, 0o700  # permissions; the umask 
 
 
 class WriteError(RuntimeError):
-    """An error that says that a file cannot be written, for example on a full or read-only disk.
+    """An error that says that a file cannot be written, for example because the disk is full.
 
     Args:
         path: The path of the file or folder.
-        reason: The reason that the system gives.
+        reason: The reason that the operating system states, for example "No space left on device".
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -30,10 +30,10 @@ class WriteError(RuntimeError):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside a `with` block, turns a system error into one line with the path and the reason.
+    """Inside a `with` block, turns an `OSError` into an error with the path and the reason.
 
     Raises:
-        WriteError: If the system raises an error inside the block.
+        WriteError: If the code inside the block raises an `OSError`.
     """
     try:
         yield
@@ -49,18 +49,20 @@ def write_atomically(
     mode: int = PUBLIC,
     new: bool = False,
 ) -> None:
-    """Writes a file under a temporary name, syncs the file, renames it and syncs the folder.
+    """Writes a file so that a reader sees the old content or the whole new content.
+
+    The file is written under a temporary name and then renamed.
 
     Args:
         path: The path of the file. The folder must exist. An older file at this path is replaced.
         content: The bytes to write, or a text that is encoded in UTF-8.
-        durable: True to wait until the file is on the disk, which takes about a millisecond. If
-            False, the file is safe if this program ends in any way, but it can be lost in a power
-            failure within the next half minute. So do not use False if the file replaces content
-            that cannot be made again.
+        durable: True to wait until the file is on the disk, which takes about a millisecond. With
+            False, the file is safe if this program crashes, but it can be lost in a power failure
+            within the next half minute. So do not use False if the file replaces content that
+            cannot be made again.
         mode: The permissions of the file. With `PUBLIC`, the file gets the permissions that the
-            umask allows, and at least those of `PRIVATE`. Every other mode is set exactly, and the
-            umask is ignored.
+            user's umask allows, and at least those of `PRIVATE`. Every other mode is set exactly,
+            and the umask is ignored.
         new: True to raise an error if a file already exists at this path; False to replace the
             file.
 
@@ -80,14 +82,15 @@ def write_parts(
     mode: int = PUBLIC,
     new: bool = False,
 ) -> None:
-    """Writes a file whose content comes in parts, in the same way as `write_atomically`.
+    """Writes a file in the same way as `write_atomically`, but the content comes in parts.
 
     Args:
         path: The path of the file. The folder must exist. An older file at this path is replaced.
         parts: The parts of the content, in order.
-        durable: True to wait until the file is on the disk; see `write_atomically`.
-        mode: The permissions of the file; see `write_atomically`.
-        new: True to raise an error if a file already exists at this path.
+        durable: True to wait until the file is on the disk, as in `write_atomically`.
+        mode: The permissions of the file, as in `write_atomically`.
+        new: True to raise an error if a file already exists at this path; False to replace the
+            file.
 
     Raises:
         WriteError: If the system cannot write the file. An older file at this path stays
@@ -119,7 +122,7 @@ def make_folder(folder: Path) -> None:
     The owner can read, write and enter each new folder, even if the umask forbids that.
 
     Raises:
-        WriteError: If the system does not allow a folder to be made.
+        WriteError: If a folder cannot be made.
     """
     missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
     with writing(folder):
@@ -132,7 +135,7 @@ def make_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder that only the owner can use; an existing folder gets these permissions.
+    """Makes a folder that only the current user can use, or restricts an existing folder so.
 
     Args:
         folder: The path of the folder. The folder above it must exist.
@@ -188,7 +191,7 @@ def sync_files(folder: Path) -> None:
     files.
 
     Raises:
-        WriteError: If the system cannot write a file to the disk.
+        WriteError: If the operating system cannot write a file to the disk.
     """
     for path in folder.iterdir():
         with writing(path), path.open("rb") as file:
@@ -203,9 +206,9 @@ class HeldError(RuntimeError):
 class Hold(contextlib.ExitStack):
     """A lock on a file or folder. Only one process at a time can have the lock.
 
-    The lock ends when this object is closed or deleted, or when the process ends. If a locked file
-    is replaced by another file, the lock does not protect the new file. In this case, lock the
-    folder instead. On a file system without locks, the lock does not keep other processes out.
+    The lock ends when this object is closed or deleted, or when the process ends. If another file
+    replaces a locked file, the lock does not protect the new file. In this case, lock the folder
+    instead. On a file system that does not support locks, other processes are not kept out.
 
     Args:
         path: The path of the file or folder.
@@ -223,7 +226,7 @@ class Hold(contextlib.ExitStack):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise HeldError(f"another process holds {path}") from None
+            raise HeldError(f"another process has locked {path}") from None
         except OSError:
             return
         # A child process that is being started may have a copy of the descriptor for a moment, so
@@ -235,7 +238,7 @@ class Hold(contextlib.ExitStack):
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the file names in a folder are on the disk, if the system can sync folders."""
+    """Waits until the names of a folder's files are on the disk, on systems that can do this."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Finds a folder for the sockets and logs of Ray; its path is short, and it can be written.
+"""Finds a folder with a short path for the sockets and logs of Ray.
 
 Ray puts its sockets and logs below ``TMPDIR``, or below ``/tmp``. The path of a socket may have at
 most 107 bytes on Linux and 103 bytes on macOS. Ray adds about 65 bytes to the path of the folder.
@@ -30,17 +30,17 @@ ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
 def session_folder(
     environment: Mapping[str, str] = os.environ, elsewhere: Sequence[str] = ELSEWHERE
 ) -> Iterator[dict[str, str]]:
-    """Finds or makes the folder for Ray; a folder that was made is removed at the end.
+    """Inside a `with` block, provides a folder for Ray; a new folder is removed at the end.
 
     Args:
         environment: The environment variables of this process.
-        elsewhere: Folders in which a new folder may be made. The first suitable of these is used.
+        elsewhere: Folders in which a new folder may be made. The first suitable folder is used.
 
     Yields:
-        The arguments for `ray.init`; they are empty if Ray's default folder is suitable.
+        A dictionary: the arguments for `ray.init`. It is empty if Ray's default folder is suitable.
 
     Raises:
-        UserError: If no folder is suitable.
+        UserError: If no folder has a short path and can be written.
     """
     own = default_folder(environment)
     if fits(own) and is_writable(own):
@@ -56,13 +56,14 @@ def session_folder(
             return
     why = "cannot be written" if fits(own) else "is too long for the paths of Ray's sockets"
     raise UserError(
-        f"{own} {why}; name a writable folder of at most {LONGEST_SOCKET - ADDED - len('/ray')} "
-        "plain characters: export RAY_TMPDIR=/short/folder"
+        f"the folder for Ray, {own}, {why}; choose a writable folder whose path has at most "
+        f"{LONGEST_SOCKET - ADDED - len('/ray')} characters without spaces: export "
+        "RAY_TMPDIR=/short/folder"
     )
 
 
 def default_folder(environment: Mapping[str, str]) -> str:
-    """Returns the folder that Ray uses by default."""
+    """Returns the path of the folder that Ray uses by default."""
     if "RAY_TMPDIR" in environment:
         return str(Path(environment["RAY_TMPDIR"]) / "ray")
     own = environment.get("TMPDIR", "") if sys.platform.startswith("linux") else ""
@@ -74,7 +75,7 @@ def fits(folder: str, more: int = 0) -> bool:
 
     Args:
         folder: The path of the folder.
-        more: Number of characters that will be added to the path.
+        more: The number of characters that will be added to the path.
 
     Example:
         >>> fits("/tmp/ray"), fits("/tmp/" + 40 * "x"), fits("/my temporary files")
@@ -84,7 +85,7 @@ def fits(folder: str, more: int = 0) -> bool:
 
 
 def is_writable(folder: str) -> bool:
-    """Returns True if a folder can be written, or can be made if it does not exist."""
+    """Returns True if a folder is writable, or can be made if it does not exist."""
     path = Path(folder)
     above = next(place for place in (path, *path.parents) if place.exists())
     return above.is_dir() and os.access(above, os.W_OK | os.X_OK)

@@ -3,7 +3,7 @@
 JSON has no tensors, no bytes and no mappings with keys that are numbers. Such a value is stored as
 a JSON object with one key: ``{"tensor": "3"}`` means the tensor named 3, ``{"bytes": "4"}`` means
 the bytes in the tensor named 4, and ``{"map": [[key, value], …]}`` means a mapping. If a tensor
-occurs several times in the tree, it is stored once. A tuple becomes a list when it is read.
+occurs several times in the tree, it is stored once. A tuple is read back as a list.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def flatten(tree: Tree) -> tuple[State, Any]:
     """Separates a tree into its tensors and a value that JSON can store.
 
     Args:
-        tree: A tree that contains only the kinds of values that `Tree` lists.
+        tree: A nested value of the types that the comment on `Tree` lists.
 
     Returns:
-        Copies of the tensors by name, on the CPU, and the tree as a value for JSON.
+        A pair: copies of the tensors by name, on the CPU, and the tree as a value for JSON.
 
     Raises:
-        TypeError: If the tree contains another kind of value.
+        TypeError: If the tree contains a value of any other type.
 
     Example:
         >>> flatten({3: [1, "a", None]})
@@ -60,7 +60,10 @@ def flatten(tree: Tree) -> tuple[State, Any]:
                 return [plain(item) for item in value]
             case Mapping():
                 return {MAP: [[plain(key), plain(item)] for key, item in value.items()]}
-        raise TypeError(f"a {type(value).__name__} cannot be stored")
+        raise TypeError(
+            f"cannot store a value of the type {type(value).__name__}; expected None, truth "
+            "values, numbers, texts, bytes, tensors, lists or mappings"
+        )
 
     return tensors, plain(tree)
 
@@ -69,8 +72,11 @@ def build(tensors: Mapping[str, Tensor], plain: Any) -> Tree:
     """Builds a tree from the two results of `flatten`.
 
     Args:
-        tensors: The tensors by name.
-        plain: The tree as a value for JSON.
+        tensors: The tensors by name, as `flatten` returned them.
+        plain: The tree as a value for JSON, as `flatten` returned it.
+
+    Returns:
+        A tree that equals the original, except that tuples have become lists.
 
     Raises:
         KeyError: If a tensor is missing.

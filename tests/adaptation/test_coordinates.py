@@ -278,7 +278,7 @@ def test_learnt_differences_are_aligned_where_a_model_adds_no_positions():
     ids=name_of,
 )
 def test_who_must_turn_its_reader_needs_a_key_ring(config: Config):
-    with pytest.raises(UserError, match="client 3 has no key ring, but must adapt"):
+    with pytest.raises(UserError, match="client 3 has no key ring, but needs its key to adapt"):
         Setting(config).party(client_party(3), keyless=True)
 
 

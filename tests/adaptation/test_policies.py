@@ -79,7 +79,12 @@ def test_plain_images_have_no_keys_to_refuse():
         ),
         (
             configure("client", adapt=True),
-            ["scope client", "aggregate", "choose aligned or local", "allow_meaningless=true"],
+            [
+                "scope client",
+                "aggregate",
+                "choose finetuning.patch_embedding aligned or local",
+                "allow_meaningless=true",
+            ],
         ),
         (
             configure("client", evaluation__by="central"),

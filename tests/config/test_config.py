@@ -223,8 +223,8 @@ def test_mistakes_name_path_and_expectation(overrides: dict[str, Any], path: str
     ("text", "expectation"),
     [
         ("clients: [1", "not valid YAML"),
-        ("- clients\n- 3\n", "a mapping at the top"),
-        ("just a text", "a mapping at the top"),
+        ("- clients\n- 3\n", "expected settings and values"),
+        ("just a text", "expected settings and values"),
         ("clients: 3\ntraining:\n  epohcs: 2\n", "did you mean 'training.epochs'"),
         ("strategy: 5\n", "strategy.name: expected a text"),
     ],

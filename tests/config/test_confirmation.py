@@ -169,7 +169,7 @@ def test_a_name_that_was_typed_confirms_no_other() -> None:
     arguments = make_parser().parse_args(["--trust-strategy", "mine:Mine"])
     for other in ("mine:Other", "mine.more:Mine", "mine"):
         if not is_known(other):
-            with pytest.raises(UserError, match="confirm it: --trust-strategy"):
+            with pytest.raises(UserError, match="if you trust the code, add: --trust-strategy"):
                 check_confirmed(
                     config.load(None, {"strategy.name": other}), confirmed_by(arguments)
                 )

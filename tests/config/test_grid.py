@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
             ]
         },
         {},
-        ["two combinations have the same name", "'x'"],
+        ["two combinations with different settings have the same name", "'x'"],
     ),
 }
 
@@ -130,7 +130,7 @@ def test_a_group_with_a_short_form_can_be_an_axis(group: str):
     grid = read_grid({"compare": read_words([f"{group}={','.join(values)}"])}, {})
     assert [cell.name for cell in grid.cells] == values
     assert len({str(cell.config) for cell in grid.cells}) == 2
-    with pytest.raises(UserError, match="given twice, by a flag and by axis"):
+    with pytest.raises(UserError, match="is set twice, by a flag and by axis"):
         read_grid({"compare": {group: values}}, {full_path(group): values[0]})
 
 
@@ -288,7 +288,9 @@ def test_with_the_attack_two_clients_are_hostile_in_each_way_and_without_it_none
 
 def test_more_runs_than_anybody_waits_for_are_refused_before_they_are_listed() -> None:
     axes = {"clients": list(range(2, 1002)), "rounds": list(range(1, 1001))}
-    with pytest.raises(UserError, match="compare: 1000000 combinations with 3 seeds each"):
+    with pytest.raises(
+        UserError, match="compare: too many runs, 1000000 combinations with 3 seeds each"
+    ):
         read_grid({"compare": axes, "seeds": [0, 1, 2]}, {})
 
 

@@ -53,14 +53,15 @@ def test_many_names_are_told_in_few_words():
 @pytest.mark.parametrize("label", [-1, 2, 255])
 def test_a_label_without_a_name_is_refused(label: int):
     with pytest.raises(
-        UserError, match=f"a shard has labels from .*{label}.* names only for 0 to 1"
+        UserError,
+        match=f"a shard has labels from .*{label}.* list of class names covers only 0 to 1",
     ):
         renumbered(torch.tensor([0, label]), ("cat", "dog"), ("cat", "dog"), "a shard")
 
 
 @pytest.mark.parametrize("text", ["10", "", "[]", "{}", '["cat", 1]', '"cat"', "[" * 5000, "cat"])
 def test_what_is_no_list_of_names_is_refused(text: str):
-    with pytest.raises(UserError, match="a shard: expected the names of the classes as a list"):
+    with pytest.raises(UserError, match="a shard: expected a list with the names of the classes"):
         read_names(text, "a shard")
 
 

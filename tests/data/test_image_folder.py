@@ -105,7 +105,9 @@ def test_any_folder_is_read_as_the_oracle_says(tmp_path: Path, part: int):
         except UserError as error:
             held_out = expected is not None and expected[1] is None
             # A class of one image cannot be held out from; all else is refused by the rule only.
-            assert expected is None or (held_out and "cannot be held out" in str(error)), names
+            assert expected is None or (held_out and "cannot be used for testing" in str(error)), (
+                names
+            )
             assert "\n" not in str(error)
             continue
         assert expected is not None, names
@@ -159,21 +161,24 @@ def test_one_line_tells_what_was_found(tmp_path: Path):
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (files("test", "bus"), "test could be splits or classes beside bus.*data.layout=classes"),
-        (files("train", "test"), "hold images and no class folders.*data.layout=classes"),
-        (files("train/a", "train/b", "extra/a"), "splits or classes beside extra"),
+        (files("test", "bus"), "test could be splits, or classes like bus.*data.layout=classes"),
+        (files("train", "test"), "contain images and no class folders.*data.layout=classes"),
+        (files("train/a", "train/b", "extra/a"), "splits, or classes like extra"),
         (files("train/a", "train/b", "test"), "the images of test have no labels.*test_split=none"),
         (files("train/a", "train/b", "test/images"), "the images of test have no labels"),
-        (files("train/a", "train/b", "test/a", "test"), "images of test in no class folder"),
-        (files("train/a", "train/b", "train"), "images of train in no class folder, such as"),
+        (files("train/a", "train/b", "test/a", "test"), "images of test without a class folder"),
+        (files("train/a", "train/b", "train"), "images of train without a class folder, such as"),
         (files("test/a", "test/b"), "no split for training among test"),
-        (files("train/a", "train/b", "val/a", "dev/a"), "dev and val are both names"),
-        (files("train/a", "train/b", "test/A"), "that the training split lacks: 'A'; did you mean"),
-        (files("train/a", "train/b", "test/c"), "the test split holds classes that .*: 'c'"),
+        (files("train/a", "train/b", "val/a", "dev/a"), "the names dev and val both mean"),
+        (
+            files("train/a", "train/b", "test/A"),
+            "that the training split does not have: 'A'; did you mean",
+        ),
+        (files("train/a", "train/b", "test/c"), "the split test has classes that .*: 'c'"),
         (files("a", "b/c"), "expected the images directly in the class folder b, found b/c/0.png"),
         (files("a", "b", ""), "outside of the class folders, such as 0.png"),
-        (files("a"), "found one folder only, a; expected a folder for each of at least two"),
-        (files("photos/a", "photos/b"), "one folder only, photos.*did you mean --dataset .*photos"),
+        (files("a"), "found only one folder, a; expected a folder for each of at least two"),
+        (files("photos/a", "photos/b"), "only one folder, photos.*did you mean --dataset .*photos"),
         (files("train/a", "test/a"), "at least two classes, found 3 images, all of class 'a'"),
         (files("x/train/a", "x/test/a", "y/train/b"), "a folder for each of 2 clients .x, y."),
         (files(""), "3 images and no folders; expected folders of images named after"),
@@ -252,7 +257,9 @@ def test_a_file_in_two_splits_or_classes_is_refused(tmp_path: Path, kind: str):
     else:
         link = os.link if kind == "hard link" else os.symlink
         link(tmp_path / "train" / "b" / "1.png", tmp_path / "test" / "b" / "9.png")
-    assert "are the same file; an image belongs to one split and one class" in refusal(tmp_path)
+    assert "are the same file; an image must belong to only one split, class and client" in refusal(
+        tmp_path
+    )
 
 
 def test_a_file_twice_in_its_class_is_used_once(tmp_path: Path):
@@ -325,7 +332,7 @@ def test_a_folder_for_each_client_is_never_pooled_silently(tmp_path: Path):
     assert source.train.owners is not None
     assert (len(source.train), len(source.test)) == (8, 2)
     assert np.array_equal(source.train.owners, source.train.labels)
-    assert "has no folder for each client" in refusal(Path("digits"), partition="natural")
+    assert "does not have a folder for each client" in refusal(Path("digits"), partition="natural")
 
 
 def test_a_file_that_is_no_image_is_one_clear_error(tmp_path: Path):

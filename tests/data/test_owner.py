@@ -198,7 +198,7 @@ def test_test_parts_are_drawn_by_the_seed():
 
 
 def test_fewer_test_images_than_clients_are_refused():
-    with pytest.raises(UserError, match="3 test images do not suffice for 4 clients"):
+    with pytest.raises(UserError, match="got 3 test images for 4 clients"):
         divide_test_images(3, 4, 0)
 
 

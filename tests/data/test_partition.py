@@ -133,11 +133,15 @@ def test_labels_are_counted_as_by_hand():
 @pytest.mark.parametrize(
     ("clients", "config", "expectation"),
     [
-        (151, DataConfig(), "at most 150 can"),
-        (301, DataConfig(min_samples=1), "at most 300 can"),
-        (3, DataConfig(min_samples=101), "at most 2 can"),
+        (151, DataConfig(), "set --clients to at most 150"),
+        (301, DataConfig(min_samples=1), "set --clients to at most 300"),
+        (3, DataConfig(min_samples=101), "set --clients to at most 2"),
         (100, DataConfig(alpha=1e-3, min_samples=3), "fewer clients or a larger data.alpha"),
-        (3, DataConfig(partition="pathological", classes_per_client=6), "there are 5 classes"),
+        (
+            3,
+            DataConfig(partition="pathological", classes_per_client=6),
+            "expected at most the number of classes, 5",
+        ),
         (100, DataConfig(partition="iid", min_samples=3), None),
         (80, DataConfig(partition="shard", shards_per_client=9), "fewer clients"),
     ],

@@ -94,7 +94,7 @@ def test_one_flipped_bit_is_refused(tmp_path: Path, images: Tensor, place: str):
 
 def test_a_shard_of_an_older_version_is_refused(tmp_path: Path, images: Tensor):
     save_file({"images": images, "labels": LABELS}, tmp_path / "shard", {"party": "client 0"})
-    with pytest.raises(UserError, match="has no digest, so it cannot be checked for damage"):
+    with pytest.raises(UserError, match="has no checksum, so it cannot be checked for damage"):
         open_shard(tmp_path / "shard")
 
 
@@ -117,7 +117,7 @@ def test_a_missing_file_is_refused(tmp_path: Path):
 )
 def test_a_file_of_other_tensors_is_refused(tmp_path: Path, tensors: dict[str, Tensor]):
     write_sealed(tmp_path / "shard", tensors, {})
-    with pytest.raises(UserError, match=f"{tmp_path / 'shard'} is no shard"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'shard'} is not a shard"):
         open_shard(tmp_path / "shard")
 
 
@@ -173,11 +173,14 @@ def test_labels_are_numbered_as_the_run_does(
     ("metadata", "says"),
     [
         ({**OWN, "class_names": '["a","b","c","d","e","g"]'}, "only there: 'g'; only .* run: 'f'"),
-        ({"party": "client 3", "part": "train"}, "does not name its classes, as .* older versions"),
-        ({**OWN, "class_names": "10"}, "expected the names of the classes as a list"),
+        (
+            {"party": "client 3", "part": "train"},
+            "has no list of class names, as .* older versions",
+        ),
+        ({**OWN, "class_names": "10"}, "expected a list with the names of the classes"),
         (
             {**OWN, "class_names": '["a","b"]'},
-            "labels from 1 to 5, but class names only for 0 to 1",
+            "labels from 1 to 5, but its list of class names covers only 0 to 1",
         ),
         ({**OWN, "party": "client 4"}, "is the train shard of client 4; expected .* client 3"),
         ({**OWN, "part": "test"}, "is the test shard of client 3; expected the train shard"),
@@ -200,7 +203,9 @@ def test_a_shard_in_the_clear_does_not_pass_for_a_sealed_one(tmp_path: Path, ima
     path = tmp_path / TEST_SHARD
     write_shard(path, Shard(images, LABELS), {**OWN, "party": "test", "part": "test"})
     assert len(open_own_shard(path, NAMES)) == 5
-    with pytest.raises(UserError, match=r"test\.safetensors is in the clear, but encryption"):
+    with pytest.raises(
+        UserError, match=r"test\.safetensors is not sealed \(encrypted on disk\), but encryption"
+    ):
         open_own_shard(path, NAMES, KEYS)
 
 

@@ -148,20 +148,21 @@ def test_a_chunk_is_aes_gcm_under_a_nonce_that_counts(place: Path):
     [
         (
             StorageKeys(),
-            f"is sealed under storage key {KEY.name} of client 3, and no key was given",
+            f"is sealed under storage key {KEY.name} of client 3, but no key was given",
         ),
         (
             StorageKeys(roots={OTHER.name: OTHER.root}, source="key ring b"),
-            f"is sealed under storage key {KEY.name} of client 3, and key ring b has {OTHER.name}",
+            f"is sealed under storage key {KEY.name} of client 3, but key ring b has only "
+            f"{OTHER.name}",
         ),
         (
             StorageKeys(parties={(KEY.name, "client 4"): bytes(32)}, source="storage key c"),
-            f"and storage key c has {KEY.name} for client 4 alone",
+            f"but storage key c has only {KEY.name} for client 4",
         ),
-        (StorageKeys(roots={KEY.name: OTHER.root}), f"sealed under another key than {KEY.name}"),
+        (StorageKeys(roots={KEY.name: OTHER.root}), f"was not encrypted with the key {KEY.name}"),
         (
             StorageKeys(parties={(KEY.name, PARTY): bytes(32)}),
-            f"sealed under another key than {KEY.name}",
+            f"was not encrypted with the key {KEY.name}",
         ),
     ],
     ids=["none", "another ring", "another party's", "a false root", "a false key"],

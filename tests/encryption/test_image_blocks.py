@@ -77,5 +77,7 @@ def test_shuffled_weights_read_shuffled_pixels(embedding: PatchEmbed):
     [(16, 16, 5, 4), (16, 24, 16, 8), (224, 224, 15, 14), (7, 7, 2, 1), (16, 16, 100, 16)],
 )
 def test_the_nearest_fitting_size_is_named(height: int, width: int, size: int, nearest: int):
-    with pytest.raises(UserError, match=rf"{height}x{width} .* nearest that does is {nearest}$"):
+    with pytest.raises(
+        UserError, match=rf"{height}x{width} .* nearest patch size that divides it is {nearest}$"
+    ):
         grid(height, width, size)

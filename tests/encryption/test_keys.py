@@ -56,7 +56,7 @@ def test_two_owners_draw_different_keys(tmp_path: Path):
 @pytest.mark.parametrize("permissions", [0o640, 0o604, 0o620, 0o666])
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, permissions: int):
     path = store(tmp_path / "owner.key", SECRET.hex().encode(), permissions)
-    with pytest.raises(UserError, match=f"can be read by others; run: chmod 600 {path}"):
+    with pytest.raises(UserError, match=f"can be read by other users; run: chmod 600 {path}"):
         open_or_create_ring(path)
 
 
@@ -77,7 +77,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, permissions: int)
 )
 def test_what_is_no_key_is_refused_and_kept(tmp_path: Path, content: bytes):
     path = store(tmp_path / "owner.key", content)
-    with pytest.raises(UserError, match="expected 64 hexadecimal digits") as caught:
+    with pytest.raises(UserError, match="expected a file with 64 hexadecimal digits") as caught:
         open_or_create_ring(path)
     assert path.read_bytes() == content
     assert content.decode("ascii", "replace")[:8] not in str(caught.value) or not content

@@ -83,7 +83,7 @@ def test_a_passphrase_opens_what_it_sealed(tmp_path: Path, monkeypatch: pytest.M
         b"text",
         bytearray(b"x"),
     )  # as a worker, which has no passphrase
-    with pytest.raises(UserError, match=f"sealed under another passphrase than .* {PASSPHRASE}"):
+    with pytest.raises(UserError, match=f"encrypted under another passphrase than .* {PASSPHRASE}"):
         unseal(place, StorageKeys())
     monkeypatch.delenv(PASSPHRASE)
     with pytest.raises(UserError, match=f"{place} is sealed under a passphrase.*{PASSPHRASE}"):
@@ -91,14 +91,16 @@ def test_a_passphrase_opens_what_it_sealed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_a_passphrase_nothing_is_sealed_under_one():
-    with pytest.raises(UserError, match=f"no passphrase was given; set the variable {PASSPHRASE}"):
+    with pytest.raises(
+        UserError, match=f"no passphrase was given; set the environment variable {PASSPHRASE}"
+    ):
         of_new_passphrase()
 
 
 @pytest.mark.parametrize("name", ["passphrase/", "passphrase/xyz", "passphrase/00"])
 def test_a_damaged_salt_is_told(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(PASSPHRASE, "words")
-    with pytest.raises(UserError, match="a shard: the salt in its header is damaged"):
+    with pytest.raises(UserError, match="a shard: the salt in the file's header is damaged"):
         root_of_passphrase(name, "a shard")
 
 
@@ -126,11 +128,15 @@ def test_the_key_of_a_party_travels_in_a_file_of_its_own(tmp_path: Path):
     ("content", "mode", "says"),
     [
         (None, 0o600, "no such file"),
-        ("", 0o600, "expected lines of a name, 64 hexadecimal digits and a party"),
-        ("a bb client 3", 0o600, "expected lines of a name, 64 hexadecimal digits and a party"),
-        ("a " + 64 * "z" + " client 3", 0o600, "expected lines"),
-        (64 * "0", 0o600, "expected lines"),
-        ("a " + 64 * "0" + " client 3", 0o644, "can be read by others; run: chmod 600"),
+        ("", 0o600, "expected in every line a name, 64 hexadecimal digits and a party"),
+        (
+            "a bb client 3",
+            0o600,
+            "expected in every line a name, 64 hexadecimal digits and a party",
+        ),
+        ("a " + 64 * "z" + " client 3", 0o600, "expected in every line"),
+        (64 * "0", 0o600, "expected in every line"),
+        ("a " + 64 * "0" + " client 3", 0o644, "can be read by other users; run: chmod 600"),
     ],
     ids=["missing", "empty", "short", "no digits", "a ring's secret", "open"],
 )

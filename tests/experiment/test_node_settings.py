@@ -117,7 +117,7 @@ def test_a_node_counts_classes_as_the_run_does_where_it_is_told(handed_out: Path
     [
         ({}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
         ({"classes": ""}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
-        ({"classes": 10}, "classes: expected the names of the classes as a list"),
+        ({"classes": 10}, "classes: expected a list with the names of the classes"),
         ({"classes": "nowhere.json"}, "classes nowhere.json cannot be read"),
     ],
 )

@@ -52,9 +52,12 @@ def test_pooled_folders_of_clients_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"clients": 3}, "has training images of 2 clients; expected --clients 2"),
-        ({"data.min_samples": 5}, "a client has 4 training images, fewer than data.min_samples"),
-        ({"data.name": "digits"}, "digits has no folder for each client"),
+        ({"clients": 3}, "has training images of 2 clients; set --clients 2"),
+        (
+            {"data.min_samples": 5},
+            "a client has only 4 training images, fewer than data.min_samples",
+        ),
+        ({"data.name": "digits"}, "digits does not have a folder for each client"),
     ],
 )
 def test_a_natural_partition_that_cannot_be_is_refused(

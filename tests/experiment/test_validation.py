@@ -34,7 +34,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "no central model exists",
     ),
     "adaptation": (IMAGE, "every image has its own key"),
-    "method": ({"strategy": "flora", "finetuning.method": "head"}, "works on low-rank matrices"),
+    "method": ({"strategy": "flora", "finetuning.method": "head"}, "needs low-rank matrices"),
     "personal tensors": (
         {"strategy": "fedsa_lora", "evaluation.by": "central"},
         "so no central model exists",

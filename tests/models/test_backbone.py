@@ -232,22 +232,25 @@ def test_normalization_leaves_its_input_alone(images: Tensor):
     [
         (ModelConfig(name="vit_leters_16"), r"unknown model .* did you mean 'vit_letters_16'"),
         (ModelConfig(name="vit_tiny_patch16_244"), rf"did you mean '{TINY}'"),
-        (ModelConfig(weights="nowhere.safetensors"), "'pretrained', 'random', or a file"),
-        (ModelConfig(name=TINY, weights="nowhere.bin"), "'pretrained', 'random', or a file"),
-        (ModelConfig(image_size=(32,)), r"made for img_size 16, not \(32, 32\)"),
-        (ModelConfig(patch_size=8), "made for patch_size 4, not 8"),
+        (ModelConfig(weights="nowhere.safetensors"), "'pretrained', 'random', or an existing file"),
+        (
+            ModelConfig(name=TINY, weights="nowhere.bin"),
+            "'pretrained', 'random', or an existing file",
+        ),
+        (ModelConfig(image_size=(32,)), r"supports only img_size 16, got \(32, 32\)"),
+        (ModelConfig(patch_size=8), "supports only patch_size 4, got 8"),
         (ModelConfig(name="resnet18", weights="random"), "resnet18 has no patch embedding"),
         (
             ModelConfig(name="resnet18", weights="random", image_size=(32,)),
-            "does not accept another image or patch size",
+            "does not support the given image or patch size",
         ),
         (
             ModelConfig(name=TINY, weights="random", image_size=(32,), patch_size=5),
-            r"patch size 5 does not divide .* nearest that does is 4",
+            r"patch size 5 does not divide .* nearest patch size that divides it is 4",
         ),
         (
             ModelConfig(name=TINY, weights="random", image_size=(8,)),
-            r"model\.image_size 8x8: smaller than one patch of .* at least",
+            r"model\.image_size 8x8 is smaller than one patch of .* at least",
         ),
     ],
 )

@@ -117,7 +117,7 @@ def test_every_tensor_of_another_name_is_told_with_both_names(name: str):
         message = refused(name, {(other if n == known else n): t for n, t in own.items()})
         assert f"({known}) missing" in message
         assert f"({other}) not used" in message
-        assert f"nearest to {known} is {other}" in message
+        assert f"most similar to {known} is {other}" in message
 
 
 @every_model

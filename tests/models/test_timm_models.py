@@ -85,7 +85,9 @@ def test_what_lies_in_the_cache_of_the_hub_is_read_without_a_connection(
         built = build(ModelConfig(name=name), 3, 0)
         assert has(built, state)
         assert built.source.endswith(name)
-    with pytest.raises(UserError, match="owner/other is not in the cache, and no hub"):
+    with pytest.raises(
+        UserError, match="owner/other is not in the local cache, and the hub cannot"
+    ):
         build(ModelConfig(name="hf-hub:owner/other"), 3, 0)
 
 
@@ -94,7 +96,7 @@ def test_names_of_timm_are_read_with_and_without_tag_and_owner(name: str):
     assert timm_models.resolved_name(name, {}) == name.removeprefix("timm/")
     built = build(ModelConfig(name=name, weights="random", image_size=(32,)), 3, 0)
     assert built.source == "random"
-    with pytest.raises(UserError, match="is not in the cache, and no hub") as caught:
+    with pytest.raises(UserError, match="is not in the local cache, and the hub cannot") as caught:
         draft(ModelConfig(name=name), 3)
     assert f"timm/{TINY}." in str(caught.value)
 
@@ -110,7 +112,7 @@ def test_the_tag_decides_which_weights_are_asked_for():
     [
         (f"{TINY}.augreg_in21", rf"unknown pretrained tag .* did you mean '{TINY}\.{TAG}'"),
         ("timm/vit_tiny_patch16_244", rf"unknown model .* did you mean '{TINY}'"),
-        ("local-dir:/nowhere", r"/nowhere: expected a folder with config\.json"),
+        ("local-dir:/nowhere", r"/nowhere: expected a folder with the file config\.json"),
         ("owner/name", "unknown model"),
         ("hf-hub:", "expected hf-hub:owner/name"),
         ("hf-hub:../../x", "expected hf-hub:owner/name"),
@@ -132,7 +134,7 @@ def test_other_names_are_refused_in_one_line(name: str, expectation: str):
         (f'{{"architecture": "{TINY}", "pretrained_cfg": {{}}}}', "found none"),
         (
             f'{{"architecture": "{TINY}", "model_args": {{"x": 1}}}}',
-            "cannot|does not accept another",
+            "cannot|does not support the given",
         ),
     ],
 )

@@ -56,7 +56,7 @@ class Touch:
 def test_a_file_that_needs_code_is_refused_and_says_so(tmp_path: Path, protocol: int):
     sign, path = tmp_path / "it was run", tmp_path / "weights.pt"
     torch.save({"model": {"w": ONE}, "extra": Touch(sign)}, path, pickle_protocol=protocol)
-    with pytest.raises(UserError, match=r"need code to be read.*save_file") as caught:
+    with pytest.raises(UserError, match=r"needs code to be run.*save_file") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
     assert not sign.exists()
@@ -67,12 +67,24 @@ def test_a_file_that_needs_code_is_refused_and_says_so(tmp_path: Path, protocol:
     [
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: path.write_bytes(b"\0" * 8 + b"{ no header"), "cannot be read"),
-        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "cannot be read|need code"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "cannot be read"),
         (lambda path: torch.save(ONE, path), "expected tensors by name"),
-        (lambda path: torch.save({"epoch": 3}, path), r"there is no tensor, only \['epoch'\]"),
-        (lambda path: torch.save({"a.b": ONE, "a": {"b": ONE}}, path), "two tensors a.b"),
-        (lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "a is not a plain tensor"),
-        (lambda path: torch.save({"a": torch.ones(2, device="meta")}, path), "not a plain|read"),
+        (
+            lambda path: torch.save({"epoch": 3}, path),
+            r"expected tensors, found only the entries \['epoch'\]",
+        ),
+        (
+            lambda path: torch.save({"a.b": ONE, "a": {"b": ONE}}, path),
+            "two tensors have the same name a.b",
+        ),
+        (
+            lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path),
+            "but a is sparse, quantised or without",
+        ),
+        (
+            lambda path: torch.save({"a": torch.ones(2, device="meta")}, path),
+            "without numbers|read",
+        ),
         (lambda path: path.mkdir(), "cannot be read"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_header_that_is_longer_than_the_file_is_refused(place: Path):
 
 def test_a_file_without_digest_says_so(place: Path):
     save_file(TENSORS, place, METADATA)
-    with pytest.raises(DamagedFileError, match="has no digest"):
+    with pytest.raises(DamagedFileError, match="has no checksum"):
         read_sealed(place)
 
 

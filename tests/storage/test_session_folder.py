@@ -32,7 +32,7 @@ def test_where_sockets_do_not_fit_a_short_folder_is_made_and_removed(name: str, 
 def test_where_there_is_no_short_folder_the_advice_works() -> None:
     most = LONGEST_SOCKET - ADDED - len("/ray")
     with (
-        pytest.raises(UserError, match=rf"too long .* at most {most} plain .* RAY_TMPDIR="),
+        pytest.raises(UserError, match=rf"too long .* at most {most} characters .* RAY_TMPDIR="),
         session_folder({"TMPDIR": "/tmp/" + 120 * "x"}, elsewhere=["/nowhere"]),
     ):
         pass

@@ -1,7 +1,9 @@
-"""The encryption steps of ciphers, one bijection per file; `STEPS` lists them all.
+"""The encryption steps of ciphers, one step per file; `STEPS` lists all of them.
 
-A step is a module with five pure functions (`Step`). A step only moves entries of uint8 blocks, or
-halves of entries, and flips their bits.
+A step is a module with the five pure functions of the protocol `Step`. A step only moves the
+entries of uint8 blocks, or halves of entries, and flips their bits.
+
+B images, N blocks, D entries a block.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from fl_vitlora.encryption.steps import (
 
 
 class Step(Protocol):
-    """One bijection on uint8 blocks (B, N, D)."""
+    """One encryption step: a bijection on uint8 blocks (B, N, D)."""
 
     def draw_key(self, stream: KeyStream, geometry: Geometry) -> Tensor:
-        """Draws a key for the block sizes of this geometry."""
+        """Draws a key for images with the sizes that `geometry` states."""
         ...
 
     def encrypt(self, x: Tensor, key: Tensor) -> Tensor:
-        """Encrypts plain blocks into ciphertext of the same shape."""
+        """Encrypts plain blocks x (B, N, D), and returns ciphertext of the same shape."""
         ...
 
     def inverse(self, key: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class Step(Protocol):
         ...
 
     def adapt(self, reader: PatchReader, key: Tensor) -> PatchReader:
-        """Adapts a patch embedding, so that ciphertext gives the tokens of plain blocks."""
+        """Adapts a patch embedding to a key: ciphertext then gives the tokens of plain blocks."""
         ...
 
     def key_space_bits(self, geometry: Geometry) -> float:

@@ -1,4 +1,4 @@
-"""Negative-positive transformation of whole blocks: in chosen blocks every entry q is 255 - q.
+"""Negative-positive transformation of blocks: in chosen blocks every entry q becomes 255 - q.
 
 The key is one bit for each block, so there are 2^N keys. The step `negative_positive` inverts
 chosen entries instead of whole blocks, and the same entries in all blocks.
@@ -21,12 +21,12 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws the mask of blocks to invert, bool (N, 1)."""
+    """Draws which of the N blocks are inverted, bool (N, 1)."""
     return stream.bits(geometry.blocks).unsqueeze(1)
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the 2^N keys as N bits.
+    """Returns the size of the key space in bits: N, for 2^N keys.
 
     Example:
         >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))

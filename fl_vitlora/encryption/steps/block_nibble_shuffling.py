@@ -1,8 +1,8 @@
 """Nibble shuffling with a separate key for every block, as in extended learnable encryption (ELE).
 
-There are ((2D)!·2^(2D))^N keys. A nibble is half an entry, four bits.
-Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), which combines
-this step with block scrambling.
+An image has N blocks of D entries. A nibble is half an entry, four bits. There are ((2D)!·2^(2D))^N
+keys. Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), which
+combines this step with block scrambling.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws an order and bits of the 2D nibbles for each of the N blocks, int64 (2, N, 2D)."""
+    """Draws an order of the 2D nibbles, and a bit for each, for every block; int64 (2, N, 2D)."""
     return nibble_shuffling.draw_key(stream, replace(geometry, per_block=True))
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as N · (log₂((2D)!) + 2D) bits.
+    """Returns the size of the key space in bits: N · (log₂((2D)!) + 2D).
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)))

@@ -1,4 +1,4 @@
-"""Block scrambling: the blocks of an image change places, X' = X[key].
+"""Block scrambling: the blocks X of an image change places, X' = X[key].
 
 The key is one permutation of the N block positions. There are N! keys.
 Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
@@ -30,11 +30,14 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 
 
 def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
-    """Adapts a model to scrambled images: moves position embeddings and kernels like the blocks.
+    """Adapts a model to scrambled images.
+
+    The position embeddings, and the kernels if every patch has its own kernel, move like the
+    blocks.
 
     Raises:
-        UserError: When the model has no additive position embedding. Rotary and relative positions
-            belong to a place in the image, so they cannot move with a block.
+        UserError: When the model does not add position embeddings to its tokens. Rotary and
+            relative positions belong to a place in the image, so they cannot move with a block.
     """
     if reader.position is None:
         raise UserError(
@@ -46,7 +49,7 @@ def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as log₂(N!) bits, or log₂(N! / N_bs!) if N_bs blocks stay in place.
+    """Returns the size of the key space in bits: log₂(N! / N_bs!) if N_bs blocks are fixed.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=196, channels=3, block_size=16)), 1)

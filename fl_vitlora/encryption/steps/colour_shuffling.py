@@ -30,7 +30,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as N · log₂(C!) bits.
+    """Returns the size of the key space in bits: N · log₂(C!).
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=196, channels=3, block_size=16)), 1)

@@ -1,6 +1,7 @@
-"""Permutation and inversion of the entries of blocks, shared by most steps.
+"""Functions that permute and invert the entries of blocks; most encryption steps use them.
 
-A key for all blocks has shape (D,). A key that differs between blocks has shape (N, D).
+A key that is the same for all blocks has shape (D,). A key that differs from block to block has
+shape (N, D).
 
 B images, N blocks, D entries a block, W width of the model.
 """
@@ -13,17 +14,23 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 
 
 def permute(x: Tensor, order: Tensor) -> Tensor:
-    """Moves entry order[j], or order[n, j], of block n to place j; the blocks x are (B, N, D)."""
+    """Permutes the entries of blocks x (B, N, D).
+
+    In block n, entry order[j] moves to place j; if the order has shape (N, D), entry order[n, j].
+    """
     return x[..., order] if order.ndim == 1 else x.gather(-1, order.expand(len(x), -1, -1))
 
 
 def inverse_order(order: Tensor) -> Tensor:
-    """Returns the inverse permutation."""
+    """Returns the inverse of a permutation (D,), or of N permutations (N, D)."""
     return order.argsort(dim=-1)
 
 
 def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
-    """Moves each column of a patch embedding like its entry; order (N, D) gives N kernels."""
+    """Moves each column of a patch embedding like its entry.
+
+    If the order has shape (N, D), the result has a separate kernel for each of the N patches.
+    """
     if order.ndim == 1:
         return reader.with_weight(reader.weight[..., order])
     weight = reader.weight_of_blocks(len(order))
@@ -31,12 +38,15 @@ def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
 
 
 def invert(x: Tensor, chosen: Tensor) -> Tensor:
-    """Replaces chosen entries q of blocks, uint8 (B, N, D), by 255 - q, which flips all bits."""
+    """Replaces chosen entries q of blocks x, uint8 (B, N, D), by 255 - q; this flips all bits."""
     return x ^ (chosen * 255).to(x.dtype)
 
 
 def negate_columns(reader: PatchReader, chosen: Tensor) -> PatchReader:
-    """Negates the columns of chosen entries, because an inverted pixel is negated on [-1, 1]."""
+    """Negates the columns of chosen entries in a patch embedding.
+
+    If a pixel is inverted, its value on the scale [-1, 1] is negated.
+    """
     signs = 1 - 2 * chosen.to(reader.weight.dtype)
     if chosen.ndim == 1:
         return reader.with_weight(reader.weight * signs)

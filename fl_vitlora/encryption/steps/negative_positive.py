@@ -1,9 +1,9 @@
 """Negative-positive transformation: chosen entries q of every block become 255 - q.
 
 The key is one bit for each of the D entries of a block. All blocks share these bits, or every block
-has its own bits (`Geometry.per_block`). There are 2^D keys, or 2^(N·D).
-Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943 (called
-"bit flipping" when pixels are written in bits).
+has its own bits (`Geometry.per_block`). There are 2^D keys, or 2^(N·D) if every block has its own
+bits. Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943
+(called "bit flipping" when pixels are written in bits).
 
 B images, N blocks, D entries a block.
 """
@@ -27,7 +27,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as D bits, or N·D bits if every block has its own key.
+    """Returns the size of the key space in bits: D, or N·D if every block has its own key.
 
     Example:
         >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))

@@ -1,9 +1,9 @@
 """Learnable encryption: permutes the 4-bit halves of the entries of a block, and inverts some.
 
 Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries give 2D
-nibbles. Chosen nibbles h become 15 - h; then all nibbles are permuted and joined into entries. If
-an entry gets the halves of two other entries, it is not a linear function of these two, so no key
-adaptation exists.
+nibbles. Chosen nibbles h become 15 - h. Then all nibbles are permuted and joined into entries. If
+an entry gets the halves of two other entries, it is not a linear function of these two entries. So
+no key adaptation exists.
 
 The key has one order of the 2D nibbles and one bit for each nibble, shared by all blocks. There are
 (2D)!·2^(2D) keys. The first implementations derived the bits from the order, so they have only
@@ -26,7 +26,11 @@ from fl_vitlora.errors import UserError
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws an order and bits of the nibbles, int64 (2, 2D), or (2, N, 2D) if blocks differ."""
+    """Draws an order of the nibbles and a bit for each of them.
+
+    Returns:
+        The order and the bits, int64 (2, 2D), or (2, N, 2D) if every block has its own key.
+    """
     halves = 2 * geometry.entries
     shape = (geometry.blocks, halves) if geometry.per_block else (halves,)
     orders = stream.permutations(geometry.keys, halves)
@@ -35,7 +39,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def encrypt(x: Tensor, key: Tensor) -> Tensor:
-    """Flips and then permutes the nibbles of (B, N, D), uint8."""
+    """Inverts and then permutes the nibbles of blocks x, uint8 (B, N, D)."""
     order, flips = key
     halves = torch.stack([x >> 4, x & 15], dim=-1).flatten(-2) ^ (flips * 15).to(x.dtype)
     moved = permute(halves, order)
@@ -43,27 +47,27 @@ def encrypt(x: Tensor, key: Tensor) -> Tensor:
 
 
 def inverse(key: Tensor) -> Tensor:
-    """Returns the inverse key: it flips each nibble at its new place and permutes it back."""
+    """Returns the inverse key, which moves every nibble back and inverts the same nibbles."""
     order, flips = key
     return torch.stack([inverse_order(order), flips.gather(-1, order)])
 
 
 def adapt(reader: PatchReader, key: Tensor) -> PatchReader:
-    """Raises an error, because no key adaptation exists for nibble shuffling.
+    """Raises an error, because no model can be adapted to nibble shuffling.
 
     Raises:
-        UserError: Always.
+        UserError: Always, because the step has no key adaptation.
     """
     del reader, key
     raise UserError(
-        "nibble shuffling (LE, ELE) has no key adaptation: it joins halves of different pixels, "
-        "which no linear patch embedding can separate; set encryption.adapt=false, and keep "
-        "finetuning.patch_embedding at aggregate or local"
+        "nibble shuffling (LE, ELE) has no key adaptation: the step joins halves of different "
+        "pixels, and a linear patch embedding cannot separate them; set encryption.adapt=false, "
+        "and set finetuning.patch_embedding to aggregate or local"
     )
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as log₂((2D)!) + 2D bits for each separate key.
+    """Returns the size of the key space in bits: log₂((2D)!) + 2D for each separate key.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)), 1)

@@ -32,7 +32,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as N · p² · log₂(C!) bits.
+    """Returns the size of the key space in bits: N · p² · log₂(C!).
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=64, channels=3, block_size=4)), 1)

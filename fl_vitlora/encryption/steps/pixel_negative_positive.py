@@ -1,7 +1,8 @@
 """Negative-positive transformation of single pixels: any colour value of the image may be inverted.
 
-The key is one bit for each of the N·D colour values of an image, so there are 2^(N·D) keys.
-Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
+An image has N blocks of D colour values. The key is one bit for each of the N·D colour values, so
+there are 2^(N·D) keys. Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv
+1905.01827).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the 2^(N·D) keys as N·D bits.
+    """Returns the size of the key space in bits: N·D, for 2^(N·D) keys.
 
     Example:
         >>> key_space_bits(Geometry(blocks=64, channels=3, block_size=4))

@@ -1,8 +1,9 @@
-"""Pixel shuffling: the entries within a block change places, X' = X[:, key].
+"""Pixel shuffling: the entries within each block X change places, X' = X[:, key].
 
 The key is one permutation of the D entries (colour channels included). All blocks share this
-permutation, or every block has its own (`Geometry.per_block`). There are D! keys, or (D!)^N.
-Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
+permutation, or every block has its own (`Geometry.per_block`). There are D! keys, or (D!)^N if
+every block has its own permutation. Source: the encryption of images for vision transformers in
+arXiv 2309.02556 and 2507.11943.
 
 B images, N blocks, D entries a block.
 """
@@ -31,7 +32,9 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as log₂(D!) bits per key, or log₂(D! / N_ps!) if N_ps entries stay.
+    """Returns the size of the key space in bits: log₂(D! / N_ps!) for each separate key.
+
+    N_ps is the number of entries that keep their place, `Geometry.fixed_entries`.
 
     Example:
         >>> round(key_space_bits(Geometry(blocks=16, channels=3, block_size=4)), 1)

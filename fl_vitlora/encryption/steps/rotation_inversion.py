@@ -33,7 +33,7 @@ def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
 
 
 def key_space_bits(geometry: Geometry) -> float:
-    """Counts the keys as 3 bits per block, or 0 bits for blocks of one pixel.
+    """Returns the size of the key space in bits: 3 per block, or 0 for blocks of one pixel.
 
     Example:
         >>> key_space_bits(Geometry(blocks=196, channels=3, block_size=16))
