@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,8 +196,8 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
     wrong = holder.impostor().encrypt(plain, party, "test")
     return {
         RIGHT_KEY: shard,
-        WRONG_KEY: replace(shard, images=wrong),
-        NO_KEY: replace(shard, images=plain),
+        WRONG_KEY: Shard(images=wrong, labels=shard.labels),
+        NO_KEY: Shard(images=plain, labels=shard.labels),
     }
 
 

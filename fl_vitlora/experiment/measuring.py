@@ -25,8 +25,11 @@ from fl_vitlora.federation.evaluation import (
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.learning import class_shares
 from fl_vitlora.finetuning.classifier import outputs_of
+from fl_vitlora.flower.client.feature_cache import MEGABYTE
 from fl_vitlora.flower.server.transport import Transport
+from fl_vitlora.models.reading import put_reader
 from fl_vitlora.training import local
+from fl_vitlora.training.inputs import with_features
 from fl_vitlora.training.prediction import predictor_of
 
 
@@ -112,19 +115,24 @@ def measured_by_server(
         storage: The keys that open the file of the shard; None if the file is not encrypted.
     """
     device = next(server.backbone.model.parameters()).device
+    precision = local.best_precision(device, config.engine.mixed_precision)
+    own = coordinates.of_party(
+        config,
+        origin=server.origin,
+        start=server.start,
+        initial=server.initial,
+        holder=holder,
+        party=TEST,
+    )
+    put_reader(server.backbone.model, own.base)
+    shard = open_own_shard(shards / TEST_SHARD, tuple(class_names), storage)
+    most = config.engine.feature_cache_mb * MEGABYTE
     return CentralEvaluator(
         backbone=server.backbone,
-        shard=open_own_shard(shards / TEST_SHARD, tuple(class_names), storage),
-        coordinates=coordinates.of_party(
-            config,
-            origin=server.origin,
-            start=server.start,
-            initial=server.initial,
-            holder=holder,
-            party=TEST,
-        ),
+        shard=with_features(server.backbone.model, shard, most, precision),
+        coordinates=own,
         holder=holder,
-        precision=local.best_precision(device, config.engine.mixed_precision),
+        precision=precision,
         predictor=predictor_of(config.evaluation.predictor),
     )
 

@@ -13,6 +13,7 @@ B images in a step, n images of a shard.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,22 @@ def features_of(frozen: FrozenBackbone, images: Tensor, precision: torch.dtype) 
         return frozen.features(normalize(images))
 
 
+def kept_or_computed(
+    frozen: FrozenBackbone, batch: Shard, device: torch.device, precision: torch.dtype
+) -> Tensor:
+    """Returns the features of a batch on a device: those that it has, or else new ones.
+
+    Args:
+        frozen: The two halves of the model.
+        batch: The images, and their features if they were computed before.
+        device: The device of the model.
+        precision: The number format of activations.
+    """
+    if batch.features is not None:
+        return batch.features.to(device)
+    return features_of(frozen, batch.images.to(device), precision)
+
+
 def features_of_shard(
     frozen: FrozenBackbone, shard: Shard, device: torch.device, precision: torch.dtype
 ) -> Tensor:
@@ -117,3 +134,25 @@ def features_of_shard(
     """
     batches = torch.split(shard.images, FEATURE_BATCH)
     return torch.cat([features_of(frozen, b.to(device), precision).cpu() for b in batches])
+
+
+def with_features(model: nn.Module, shard: Shard, most: int, precision: torch.dtype) -> Shard:
+    """Returns a shard with its features, so that no later evaluation computes the backbone again.
+
+    Args:
+        model: A prepared model, in which the patch reader of the shard's images is.
+        shard: The images.
+        most: The largest number of bytes of the features.
+        precision: The number format of activations.
+
+    Returns:
+        The shard; without features if the method has none, or if they would be too large.
+    """
+    frozen = frozen_of(model)
+    if frozen is None or not len(shard):
+        return shard
+    device = next(model.parameters()).device
+    one = features_of_shard(frozen, shard.take(torch.tensor([0])), device, precision)
+    if one.nbytes * len(shard) > most:
+        return shard
+    return replace(shard, features=features_of_shard(frozen, shard, device, precision))

@@ -20,9 +20,9 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 from fl_vitlora.training.descent import begin
-from fl_vitlora.training.inputs import frozen_of, inputs_of, set_mode
+from fl_vitlora.training.inputs import frozen_of, inputs_of, kept_or_computed, set_mode
 from fl_vitlora.training.objective import Proximal, Term
-from fl_vitlora.training.prediction import PLAIN, Predictor, answering
+from fl_vitlora.training.prediction import PLAIN, Plain, Predictor, answering
 from fl_vitlora.training.steps import (
     active_of,
     autocast,
@@ -183,14 +183,18 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     correct, loss = 0, 0.0
-    size = EVALUATION_BATCH[device.type]
-    batches = (torch.split(part, size) for part in (shard.images, shard.labels))
+    frozen = frozen_of(model) if isinstance(predictor, Plain) else None
     with answering(model, predictor, precision):
-        for images, labels in zip(*batches, strict=True):
+        for chosen in torch.arange(len(shard)).split(EVALUATION_BATCH[device.type]):
+            batch = shard.take(chosen)
             with autocast(device, precision, cached=not predictor.adapts):
-                logits = unhalved(predictor(model, normalize(images.to(device)))).detach()
-            loss += float(F.cross_entropy(logits, labels.to(device), reduction="sum"))
-            correct += int((logits.argmax(dim=-1).cpu() == labels).sum())
+                if frozen is None:
+                    logits = predictor(model, normalize(batch.images.to(device)))
+                else:
+                    logits = frozen.logits(kept_or_computed(frozen, batch, device, precision))
+            logits = unhalved(logits).detach()
+            loss += float(F.cross_entropy(logits, batch.labels.to(device), reduction="sum"))
+            correct += int((logits.argmax(dim=-1).cpu() == batch.labels).sum())
     return correct / len(shard), loss / len(shard)
 
 

@@ -8,19 +8,28 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fl_vitlora.config import TrainingConfig
+from fl_vitlora.config import Config, TrainingConfig
+from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, key_holder, views_of
 from fl_vitlora.data.shards import Shard
+from fl_vitlora.encryption.holder import TEST
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.features import FrozenBackbone
 from fl_vitlora.finetuning.products import quicken
-from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.rng import generator
 from fl_vitlora.training.cohort import CohortTrainer, LocalJob
-from fl_vitlora.training.inputs import features_of, features_of_shard, frozen_of, inputs_of
-from fl_vitlora.training.local import LocalTask, Trained
+from fl_vitlora.training.inputs import (
+    features_of,
+    features_of_shard,
+    frozen_of,
+    inputs_of,
+    with_features,
+)
+from fl_vitlora.training.local import LocalTask, Trained, evaluate
 from tests.conftest import MakeBackbone
 
 METHODS = ("head", "losa")
@@ -57,7 +66,7 @@ def test_features_do_not_depend_on_the_batch(
         assert torch.equal(torch.cat(batches), alone[order]), size
 
 
-def with_features(backbone: Backbone, job: LocalJob) -> LocalJob:
+def keeping_features(backbone: Backbone, job: LocalJob) -> LocalJob:
     put_reader(backbone.model, job.reader)
     features = features_of_shard(halves(backbone), job.shard, CPU, FLOAT)
     return replace(job, shard=replace(job.shard, features=features))
@@ -81,7 +90,7 @@ def trained(backbone: Backbone, *, kept: bool, stacked: bool, own: bool = False)
         for number, (size, reader) in enumerate(zip(SIZES, readers(backbone, own=own), strict=True))
     ]
     if kept:
-        jobs = [with_features(backbone, job) for job in jobs]
+        jobs = [keeping_features(backbone, job) for job in jobs]
     trainer = CohortTrainer(
         backbone=backbone,
         stacks=stacked,
@@ -149,3 +158,32 @@ def test_features_are_computed_in_evaluation_mode(make_backbone: MakeBackbone):
     expected = features_of(halves(backbone), images, FLOAT)
     model.train()
     assert torch.equal(features_of(halves(backbone), images, FLOAT), expected)
+
+
+def test_an_evaluation_from_kept_features_is_the_one_that_computes_them(
+    make_backbone: MakeBackbone, images: Tensor
+):
+    """Accuracy and loss agree to the last bit; the model itself agrees up to rounding."""
+    built = make_backbone(method="head")
+    state = methods.export_state(built.model)
+    state = {n: t + 0.1 * torch.randn(t.shape, generator=generator(0, n)) for n, t in state.items()}
+    shard = Shard(images=images, labels=torch.arange(len(images)) % 10)
+    kept = with_features(built.model, shard, 10**9, torch.float32)
+    assert kept.features is not None
+    assert with_features(built.model, shard, 10, torch.float32).features is None
+    found = [evaluate(built, state, each) for each in (shard, kept)]
+    assert found[0] == found[1]
+    with torch.no_grad():
+        logits = built.model.eval()(normalize(images))
+    expected = float(F.cross_entropy(logits, shard.labels))
+    assert found[0][1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_views_of_other_images_have_no_features_of_the_first_ones(images: Tensor):
+    holder = key_holder(Config(), patch_size=4, image_shape=(3, 16, 16), secret=bytes(range(32)))
+    shard = Shard(
+        images=images, labels=torch.zeros(len(images), dtype=torch.int64), features=images
+    )
+    views = views_of(shard, holder, TEST)
+    assert views[RIGHT_KEY] is shard
+    assert [views[name].features for name in (WRONG_KEY, NO_KEY)] == [None, None]
