@@ -63,10 +63,20 @@ MISTAKES = {
     "--check-strategy flwr.server.strategy:FedAvg": ["older", "flwr.serverapp.strategy:FedAvg"],
     "--strategy flwr.server.strategy:FedYogi": ["older", "flwr.serverapp.strategy:FedYogi"],
     "--check-strategy FedAdam": ["did you mean 'flwr.serverapp.strategy:FedAdam'?"],
-    "--check-strategy fedprox --strategy fedavg": ["names the strategy", "strategy.name=fedavg"],
-    "--check-strategy fedprox --set strategy=fedavg": ["names the strategy", "strategy=fedavg"],
+    "--check-strategy fedprox --strategy fedavg": [
+        "already names the strategy",
+        "strategy.name=fedavg",
+    ],
+    "--check-strategy fedprox --set strategy=fedavg": [
+        "already names the strategy",
+        "strategy=fedavg",
+    ],
     "--check-strategy tests.test_testing:Needy": ["strategy.m needs", "--set strategy.m=VALUE"],
-    "--check-strategy fedavg --compare head": ["--check-strategy", "runs nothing", "--compare"],
+    "--check-strategy fedavg --compare head": [
+        "--check-strategy",
+        "runs nothing else",
+        "--compare",
+    ],
     "--check-strategy fedavg --seeds 0 1": ["--check-strategy", "--seeds"],
     "--check-strategy fedavg --rotate-key used": ["--check-strategy", "--rotate-key"],
     "--strategy fedprox --set strategy.mu=-1": ["strategy.mu", "[0, inf)"],
@@ -306,11 +316,14 @@ def begun(elsewhere: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--rounds 30", ["rounds is 20 there, not 30", "these may change: encryption.key_file"]),
-        ("--set strategy.mu=0.2", ["strategy.mu is 0.1 there, not 0.2"]),
-        ("--strategy fedavg", ["strategy.name is fedprox there, not fedavg"]),
+        (
+            "--rounds 30",
+            ["rounds is 20 in this run, not 30", "you may change: encryption.key_file"],
+        ),
+        ("--set strategy.mu=0.2", ["strategy.mu is 0.1 in this run, not 0.2"]),
+        ("--strategy fedavg", ["strategy.name is fedprox in this run, not fedavg"]),
         ("--seeds 0 1", ["--resume continues one run", "--seeds"]),
-        ("--rotate-key begun", ["--rotate-key runs nothing", "--resume"]),
+        ("--rotate-key begun", ["--rotate-key runs nothing else", "--resume"]),
         ("--clinets 3", ["did you mean --clients?"]),
     ],
 )
@@ -333,10 +346,10 @@ def test_there_must_be_a_run_to_go_on_with(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--rounds 30", ["rounds is 20 there, not 30"]),
+        ("--rounds 30", ["rounds is 20 in this run, not 30"]),
         (
             "--set strategy.mu=0.2 --seed 3",
-            ["strategy.mu is 0.1 there, not 0.2", "seed is 0 there, not 3"],
+            ["strategy.mu is 0.1 in this run, not 0.2", "seed is 0 in this run, not 3"],
         ),
     ],
 )
@@ -345,7 +358,7 @@ def test_a_run_at_its_end_is_not_changed(
 ) -> None:
     (begun / "result.json").write_text("{}")
     answer = answer_to(f"--resume begun {flags}", capsys)
-    assert "this run is finished, and its settings differ" in answer
+    assert "this run is finished with other settings" in answer
     assert all(part in answer for part in told)
 
 

@@ -106,4 +106,4 @@ def test_what_cannot_be_checked_is_refused_in_one_line(
 
 def test_a_check_runs_nothing_beside_it(capsys: pytest.CaptureFixture[str]):
     code, text = told(capsys, "--check-observer", "mine.py", "--seeds", "0-2")
-    assert (code, "--check-observer runs nothing" in text) == (2, True)
+    assert (code, "--check-observer runs nothing else" in text) == (2, True)

@@ -237,7 +237,8 @@ def test_a_disk_that_fills_during_a_run_ends_it_with_one_line(stopped: Stopped) 
     (error,) = stopped.errors
     assert re.fullmatch(
         rf"simulate\.py: the run failed: {stopped.folder}/\S+ cannot be written: File too large; "
-        rf"python simulate\.py --resume {stopped.folder} continues the run \(more with --verbose\)",
+        rf"python simulate\.py --resume {stopped.folder} continues the run "
+        r"\(--verbose shows more\)",
         error,
     ), error
     assert stopped.code == 1
