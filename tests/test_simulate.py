@@ -214,7 +214,7 @@ def test_a_strategy_is_held_to_every_rule(
     first, declared, first_round, mu, *rules, last = capsys.readouterr().out.splitlines()
     assert first == "FedProx(mu=0.5)"
     assert declared.startswith("needs LoRA: no, ranks may differ: no, sums suffice: yes, ")
-    assert first_round == "round 1 rests 0 of 12 tensors; overrides: penalty, aggregate"
+    assert first_round == "round 1 freezes 0 of 12 tensors; the class overrides: penalty, aggregate"
     assert mu == "mu = 0.5  [0, inf)  " + mu.rpartition("  ")[2]
     assert all(rule.startswith("passed  ") for rule in rules)
     assert last == f"{len(rules)} rules, 0 failed"

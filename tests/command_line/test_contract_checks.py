@@ -52,8 +52,8 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 @pytest.mark.parametrize(
     ("flag", "good", "broken"),
     [
-        ("--check-predictor", "Mirrored", "the model is not left as it was"),
-        ("--check-observer", "Counts", "single updates: writes to model"),
+        ("--check-predictor", "Mirrored", "after the answer the model differs in"),
+        ("--check-observer", "Counts", "single updates: it changes model"),
     ],
 )
 def test_a_file_is_checked_and_told_what_it_breaks(
@@ -78,13 +78,17 @@ def test_a_shipped_class_is_checked_by_its_name(capsys: pytest.CaptureFixture[st
     ("name", "source", "part"),
     [
         ("none.py", None, "no such file"),
-        ("two.py", GOOD + GOOD.replace("Counts", "Others"), "found ['Counts', 'Others']"),
-        ("empty.py", "", "expected one class with `observe`, found []"),
+        (
+            "two.py",
+            GOOD + GOOD.replace("Counts", "Others"),
+            "in this file, found ['Counts', 'Others']",
+        ),
+        ("empty.py", "", "expected one class with `observe` in this file, found []"),
         ("wrong.py", "1 / 0", "cannot be imported: ZeroDivisionError"),
         (
             "needs.py",
             GOOD + "    def __init__(self, size): ...",
-            "its class cannot be made: TypeError",
+            "no instance of the class Counts can be made without arguments: TypeError",
         ),
         ("a-b.py", GOOD, "rename the file to a Python name"),
         ("nowhere.observers:Mine", None, "cannot be imported: ModuleNotFoundError"),

@@ -245,9 +245,9 @@ class PenalisesByNorm(Gates):
 FAULTY = [
     (NamesNothing, 0, "trains no.such.tensor, an unknown tensor"),
     (UnknownGroup, 0, "'gates' is not a group"),
-    (DrawsAnew, 1, "start with different lora:blocks"),
+    (DrawsAnew, 1, "differs when the model is built twice with the same seed"),
     (Spoils, 2, "attaching changes the pre-trained tensor blocks.0.mlp.fc1.bias"),
-    (NoIdentity, 3, "changes the outputs"),
+    (NoIdentity, 3, "before any training the method changes the model's outputs"),
     (TrainsIdly, 4, "extra is trained but gets no gradient"),
     (Counts, 5, "drop2.seen is frozen, but two training steps change it"),
     (DiffersUnseen, 6, "with the exported tensors differs in its outputs"),
@@ -257,7 +257,7 @@ FAULTY = [
     (PenalisesByNorm, 10, "penalty of 2 clients that share a batch is"),
     (RestsNothing, 11, "rests returns '.lora_A'"),
     (Shrinks, 12, "a second call of retract changes lora:blocks.0.mlp.drop2.strange again"),
-    (Overwrites, 12, "changes the tensors"),
+    (Overwrites, 12, "changes the tensors in its argument"),
 ]
 
 
