@@ -1,8 +1,8 @@
-"""BitFit: only the biases are trained.
+"""BitFit: only the biases of the model are trained.
 
-The biases of the blocks and of the last normalisation layer are trained. No other tensor of the
-body is trained. The bias of the patch embedding belongs to the part ``patch_embed``, and the bias
-of the classifier to the head.
+These are the biases of the transformer blocks and of the last normalisation layer. The biases of
+the patch embedding and of the classifier (head) are left out: the part ``patch_embed`` trains the
+first, and every method trains the second.
 
 Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199. The paper trains all bias terms of a
 language model, and its task head.

@@ -1,6 +1,6 @@
 """Linear probing: only the classifier is trained.
 
-Every method trains the classifier. So the part `head` adds nothing to a sum with other parts.
+Every fine-tuning method trains the classifier. So ``head+bias`` is the same as ``bias``.
 """
 
 from __future__ import annotations
