@@ -1,7 +1,8 @@
 """Trains and evaluates a model on one shard, with given tensors and hyper-parameters.
 
-A worker has one model for all its clients. First the trained tensors of a client are copied into
-the model, and at the end they are copied out again. The frozen tensors of the model never change.
+A worker process has one model for all its clients. First it copies a client's trained tensors into
+the model. After the training it copies them out again. The frozen tensors of the model never
+change.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fl_vitlora.training.steps import (
     unhalved,
 )
 
-EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU as many as a core's cache holds
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU they fit into the cache of a core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class LocalTask:
         learning_rate: The learning rate of this round.
         epochs: The number of passes over the shard in this round; None for the number that the
             configuration sets.
-        proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
+        proximal_mu: The weight μ of FedProx's penalty μ/2 · ‖w - w_global‖² (arXiv 1812.06127),
+            where w are the client's tensors and w_global those of the server.
         terms: Further terms that are added to the local loss.
         frozen: The names of the trained tensors that do not change in this round.
         drift: The tensors that are multiplied by the learning rate and added after every step.
@@ -60,7 +62,7 @@ class LocalTask:
         return (*((Proximal(self.proximal_mu),) if self.proximal_mu else ()), *self.terms)
 
     def epochs_of(self, config: TrainingConfig) -> int:
-        """Returns the number of passes over the shard."""
+        """Returns the number of passes over the shard: that of this task, or else of `config`."""
         return config.epochs if self.epochs is None else self.epochs
 
 
@@ -69,7 +71,7 @@ class Trained:
     """The result of a client's training.
 
     Attributes:
-        state: All trained tensors.
+        state: The values of all trained tensors after the training, by name.
         loss: The mean cross-entropy over the images of all steps, without penalties.
         steps: The number of optimiser steps.
     """
@@ -86,7 +88,8 @@ def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> fl
     cosine, which would reach zero one round after the last round.
 
     Args:
-        config: The hyper-parameters, among them the highest rate, the schedule and the warm-up.
+        config: The hyper-parameters: the highest rate, the schedule and the number of warm-up
+            rounds.
         server_round: The number of the round, from 1.
         rounds: The number of rounds of the whole run.
 
@@ -116,16 +119,19 @@ def train(
     generator: torch.Generator,
     precision: torch.dtype = torch.float32,
 ) -> Trained:
-    """Trains a model on one shard.
+    """Trains a model on the images of one client.
 
     Args:
-        backbone: A prepared model, the workspace.
-        state: The initial values of the trained tensors.
+        backbone: A model with the fine-tuning method. Its trained tensors are overwritten.
+        state: The initial values of the trained tensors, by name.
         shard: The images as they are on disk. This function normalises them batch by batch.
-        config: The hyper-parameters.
-        task: The task of this round.
-        generator: The generator of the order of images, on the CPU.
+        config: The hyper-parameters that are the same in all rounds.
+        task: The settings of this round.
+        generator: The random generator for the order of the images, on the CPU.
         precision: The number format of activations: float32, bfloat16 or float16.
+
+    Returns:
+        The trained tensors, the loss and the number of steps.
 
     Raises:
         ValueError: If the task freezes every tensor.
@@ -163,17 +169,17 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     predictor: Predictor = PLAIN,
 ) -> tuple[float, float]:
-    """Measures trained tensors on a shard of test images.
+    """Measures the accuracy and the loss of a model with given tensors on test images.
 
     Args:
-        backbone: A prepared model, the workspace.
-        state: All trained tensors.
-        shard: The test images as they are on disk.
-        precision: The number format of activations.
+        backbone: A model with the fine-tuning method. Its trained tensors are overwritten.
+        state: The values of all trained tensors, by name.
+        shard: The test images as they are on disk, not normalised.
+        precision: The number format of activations: float32, bfloat16 or float16.
         predictor: The function that computes the logits of a batch with the model.
 
     Returns:
-        The accuracy in [0, 1] and the mean cross-entropy.
+        A pair: the accuracy in [0, 1], and the mean cross-entropy.
     """
     model = backbone.model
     methods.load_state(model, state)
