@@ -303,6 +303,6 @@ def test_two_processes_are_not_let_at_one_comparison(
         assert ended.value.code == 2
         assert capsys.readouterr().err == (
             f"simulate.py: grid folder {folder}: another process runs this comparison; "
-            "wait until it has ended\n"
+            "wait until that process has ended\n"
         )
     prepare_folder(folder, grid).close()
