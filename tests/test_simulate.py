@@ -244,7 +244,7 @@ def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixt
     assert lines[at + 1].strip().startswith("strategy Wrong: round 1: the new model has NaN")
     assert lines[at - 1] == "passed  plans what a client can do"
     assert lines[at + 2 :] == []
-    assert last == "3 rules, 1 failed; the other 11 rules were not tried"
+    assert last == "3 rules, 1 failed; the other 11 rules were not tested"
 
 
 def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +254,10 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("failed  works with one client")
     assert "aggregate fails with 1 of 4 clients: IndexError" in lines[at + 1]
-    assert lines[at + 2] == "failed  works with other clients in every round (as above)"
+    assert (
+        lines[at + 2]
+        == "failed  works with other clients in every round (the same problem as above)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,7 +341,7 @@ def test_a_run_does_not_go_on_as_another_one(
 def test_there_must_be_a_run_to_go_on_with(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "nowhere holds no run; expected a folder with a config.yaml" in answer_to(
+    assert "nowhere contains no run; expected a run folder, which has a config.yaml" in answer_to(
         "--resume nowhere", capsys
     )
 
@@ -390,7 +393,9 @@ def test_a_file_in_a_home_folder_may_name_others_there(
 
 def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (begun / "result.json").write_text("[1]")
-    assert "result.json cannot be read: expected a mapping" in answer_to("--resume begun", capsys)
+    assert "result.json cannot be read: expected a JSON object" in answer_to(
+        "--resume begun", capsys
+    )
 
 
 @pytest.mark.slow

@@ -145,7 +145,8 @@ def test_a_disk_that_is_too_small_for_a_run_folder_is_told(
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, parent: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        UserError, match=r"run folder .*/file is not a folder you can write to; choose another one"
+        UserError,
+        match=r"run folder .*/file is not a folder you can write to; choose another folder",
     ):
         RunFolder.create(load(None, {"out": str(tmp_path / parent / "run")}))
 
