@@ -218,7 +218,7 @@ def relative_error(
     Args:
         model: The tensors at the beginning of the round.
         updates: The updates of the clients.
-        new: The next model.
+        new: The tensors of the model after the round, by name.
         merged: The pairs that were added to frozen weights.
 
     Returns:

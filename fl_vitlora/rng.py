@@ -33,7 +33,7 @@ def derive_seed(seed: int, *path: str | int) -> int:
             client.
 
     Returns:
-        A number in [0, 2**63), the same on every machine.
+        A seed in [0, 2**63), which is the same on every machine.
 
     Example:
         >>> derive_seed(0, "sampling", 1) == derive_seed(0, "sampling", 1)

@@ -24,7 +24,7 @@ def zip_map(
     Args:
         function: A function with one tensor from each state as its arguments.
         first: The state that sets the names and their order.
-        *rest: States with the same names.
+        *rest: Further states, which must have the same names.
 
     Returns:
         A new state: the result of the function for each name.

@@ -74,7 +74,7 @@ def load(
         clients: The number of all clients.
 
     Returns:
-        The strategy.
+        An instance of the class of the strategy, from this project or from Flower.
 
     Raises:
         UserError: If the strategy or a hyper-parameter is unknown, or if a value is not valid.

@@ -1,4 +1,4 @@
-"""Multi-Krum: the mean of the m deltas with the best scores of Krum.
+"""Multi-Krum: the mean of the m deltas with the lowest scores of Krum.
 
     w ← w + 1/m · Σ Δₖ over the m clients of least s(k);  s as in `krum`
 

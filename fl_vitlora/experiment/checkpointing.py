@@ -32,8 +32,8 @@ class Checkpointing:
         states: The stored states of the simulated clients.
         transport: Sends instructions to clients and receives their updates.
         aggregator: The object through which the server loop calls the aggregation strategy.
-        record: The record of the run.
-        logbook: The logbook to which checkpoints are written.
+        record: The record of the rounds, the sent bytes and the accuracy so far.
+        logbook: The object that writes checkpoints into the run folder.
         watch: The callbacks of the program that started the run.
     """
 

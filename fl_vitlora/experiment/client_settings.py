@@ -33,7 +33,7 @@ def client_settings(
 
     Args:
         config: The configuration of the experiment.
-        shards: The folder of the shards.
+        shards: The folder of the shards (the files with the clients' images).
         class_names: The names of the classes, in the order of the head's outputs.
         device: The device on which clients train.
         strategy: The strategy, whose methods for clients are called.

@@ -61,7 +61,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
 
     Args:
         folder: The grid folder.
-        grid: The grid to store.
+        grid: The grid (the comparison), which is stored in the folder.
 
     Returns:
         A lock that keeps other processes out of the folder until it is closed.
@@ -106,7 +106,7 @@ def compare(
     """Runs the unfinished runs of a grid, and updates the tables of the grid after each run.
 
     Args:
-        grid: The grid to run.
+        grid: The comparison whose runs are executed.
         folder: The grid folder, made by `prepare_folder`.
         load_strategy: A function that makes the strategy of an experiment.
         watch: The callbacks of the program that started the comparison.
@@ -288,7 +288,7 @@ def _attempt(
     """Runs one experiment and returns its record. If the run fails, the record has the reason.
 
     Args:
-        cell: The cell of the grid.
+        cell: The combination of settings to which the run belongs.
         config: The configuration of the experiment.
         folder: The grid folder.
         interrupted: The folder of an interrupted run to resume; None for a new run.

@@ -207,7 +207,7 @@ def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
     """Returns the keys that open this node's shards, from the file `storage-key` or the key ring.
 
     Returns:
-        The keys; None if the files of the shards are not encrypted.
+        The keys that open the files. None if the files of the shards are not encrypted.
     """
     if config.encryption.at_rest == "none":
         return None

@@ -37,7 +37,7 @@ class Measuring:
     Attributes:
         evaluator: Computes accuracy and loss of one model.
         rounds: The number of planned rounds.
-        record: The record of the run.
+        record: The record of the run, to which the results are written.
     """
 
     evaluator: Evaluator

@@ -21,7 +21,7 @@ def show(observers: Sequence[Observer], sight: Sight) -> None:
     """Gives the data of a round to every observer, one after the other.
 
     Args:
-        observers: The observers of the run.
+        observers: The observers of the run, in the order in which they are called.
         sight: The data that the server sees in this round.
 
     Raises:

@@ -23,18 +23,18 @@ from fl_vitlora.storage.files import WriteError, make_folder, make_private_folde
 
 
 def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes a file with a storage key for each party that has shards.
+    """Writes a file with a storage key for each party (client or server) that has shards.
 
     A storage key opens only the files of its party.
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
-        places: Shards, or folders of shards.
+        places: The paths of shards, or of folders of shards.
         folder: The folder for the key files. If it is missing, it is made, and only the owner can
             read it.
 
     Returns:
-        The key files, such as `client-00003.key`.
+        A list: the paths of the key files, such as `client-00003.key`.
 
     Raises:
         UserError: If there is no shard, if the file of a shard is not encrypted, or if the key ring
@@ -65,10 +65,10 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
-        places: Shards, or folders of shards.
+        places: The paths of shards, or of folders of shards.
 
     Returns:
-        The id of the new secret, and the shards.
+        A pair: the id of the new secret, and the paths of the shards.
 
     Raises:
         UserError: If there is no shard, if the key ring does not open a shard, if a patch embedding

@@ -51,7 +51,7 @@ class Provenance:
         strategy: object,
         name: str,
     ) -> Self:
-        """Returns the conditions of the present process.
+        """Returns the conditions on which the numbers depend, as they are in this process.
 
         Args:
             weights: The tensors of the public model before any training.

@@ -34,7 +34,7 @@ class Record:
         config: The configuration of the experiment.
         class_names: The names of the classes, in the order of the head's outputs.
         folder: The run folder.
-        logbook: The logbook to which rounds are written.
+        logbook: The object that writes a line for each round into the run folder.
         watch: The callbacks of the program that started the run.
 
     Attributes:
@@ -115,7 +115,8 @@ class Record:
         Args:
             ledger: The list of all messages until the checkpoint, with their bytes.
             lines: One line of `rounds.jsonl` for each round until the checkpoint.
-            measured: The last accuracy and loss before the checkpoint, by view of the test images.
+            measured: The last accuracy and loss before the checkpoint, for each way in which the
+                test images are encrypted.
         """
         self.ledger.replace(ledger)
         for line in lines:

@@ -72,7 +72,7 @@ def what_is_recorded(config: Config, trained: State) -> str:
         trained: The tensors that clients train.
 
     Returns:
-        The sentence; empty if nothing is recorded.
+        The sentence. The text is empty if nothing is recorded.
     """
     if not config.record_updates:
         return ""

@@ -54,7 +54,7 @@ def run(
         observers: Objects whose method `observe` gets the data that the server sees in each round.
 
     Returns:
-        The content of `result.json`, and the run folder.
+        A pair: the content of `result.json`, and the path of the run folder.
 
     Raises:
         UserError: If the configuration or the images cannot work. Then a new run leaves no folder.

@@ -54,7 +54,7 @@ def make_server(backbone: Backbone, start: Callable[[PatchReader], PatchReader])
         start: A function that makes the initial patch embedding from that of the public model.
 
     Returns:
-        The server's model.
+        The server's model, with the initial values of all tensors.
     """
     origin = reader_of(backbone)
     reader = start(origin)

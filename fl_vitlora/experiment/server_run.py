@@ -85,8 +85,8 @@ class Run:
             accuracy.
         folder: The run folder.
         watch: The callbacks of the program that started the run.
-        logbook: The logbook to which rounds and checkpoints are written.
-        record: The record of the run.
+        logbook: The object that writes rounds and checkpoints into the run folder.
+        record: The record of the rounds, the sent bytes and the accuracy so far.
         states: The stored states of the simulated clients. None in a deployment: there each node
             keeps its own state, and the server writes no checkpoints.
         checkpoint: The checkpoint from which the run continues; None for a new run.

@@ -57,7 +57,7 @@ class Stage:
 
     Attributes:
         folder: The run folder, which contains the shards.
-        logbook: The logbook of the run.
+        logbook: The object that writes rounds and checkpoints into the run folder.
         class_names: The names of the classes, in the order of the head's outputs.
         storage: The keys that open the files of the shards; None if the files are not encrypted.
             These keys do not decrypt the images in the files.
@@ -79,7 +79,7 @@ def find_or_prepare_stage(experiment: Experiment, device: str, *, resume: bool) 
     """Returns the stage of a new run or of a resumed run.
 
     Args:
-        experiment: The experiment.
+        experiment: The experiment, which has passed all checks.
         device: The device of the server's model.
         resume: True if an interrupted run in the folder `out` is resumed.
 

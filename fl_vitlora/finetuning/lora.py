@@ -124,11 +124,11 @@ class LoRALinear(nn.Module):
     a model raises an error.
 
     Args:
-        base: The pre-trained layer.
+        base: The pre-trained linear layer, whose weight stays frozen.
         slices: For the name of each adapter, the index of its first output and the index after its
             last output. Slices must not overlap.
-        rank: The rank r.
-        alpha: The scale α.
+        rank: The rank r of every adapter.
+        alpha: The scale α. Products are multiplied by s = α / r.
         pair: A function that makes the matrices of a slice from the weight of the slice and the
             rank. By default, the function makes the matrices B and A.
 

@@ -75,10 +75,10 @@ def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
     Args:
         layer: The layer. Its weight and bias get no gradients.
-        x: The inputs, (..., n).
+        x: The inputs of the layer, (..., n).
 
     Returns:
-        The outputs, (..., m).
+        The outputs of the layer, (..., m).
     """
     product = product_for(layer.weight)
     if product is F.linear or x.dtype != layer.weight.dtype:

@@ -72,7 +72,7 @@ class RunFolder:
                 the seed.
 
         Returns:
-            The folder.
+            The new folder, which is locked for this process.
 
         Raises:
             UserError: If the folder is not empty or cannot be made.

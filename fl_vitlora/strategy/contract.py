@@ -212,7 +212,7 @@ class Strategy(ABC):
             result: The result of the round.
 
         Returns:
-            True if no further round may begin; by default False.
+            True if no further round may begin. The default is False.
         """
         del server_round, result
         return False

@@ -17,7 +17,7 @@ class Update:
     Attributes:
         client: The number of the client; -1 (`SEVERAL`) if the update is a mean of several clients.
         samples: The number of images on which the client trained.
-        loss: The mean training loss.
+        loss: The mean training loss of the client in this round.
         delta: The client's tensors after training minus before, in the shapes of the model. If the
             client has a smaller rank, rows and columns beyond this rank are zero.
         steps: The number of optimiser steps.

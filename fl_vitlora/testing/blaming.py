@@ -43,7 +43,7 @@ def blaming(
 
     Raises:
         StrategyError: If the block raises an error. The message says what is wrong.
-        UserError: If the block raises one. It is passed on.
+        UserError: If the block raises a `UserError`, which is passed on without a change.
     """
     try:
         yield

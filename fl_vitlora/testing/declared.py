@@ -41,7 +41,7 @@ def expect_form(kind: type[Any]) -> None:
     """Checks the class of a strategy; no instance is needed.
 
     Args:
-        kind: The class, derived from `Strategy`.
+        kind: The class of the strategy, which must derive from `Strategy`.
 
     Raises:
         ContractError: If a name is misspelt, or if a value looks like a hyper-parameter but is not
@@ -73,7 +73,7 @@ def expect_declaration(strategy: Strategy, names: Collection[str]) -> None:
     """Checks the attributes and methods of a strategy against the contract.
 
     Args:
-        strategy: The strategy.
+        strategy: The instance whose attributes and methods are checked.
         names: The names of all tensors that a model may have.
 
     Raises:
@@ -116,7 +116,7 @@ def expect_endings(endings: object, names: Collection[str], what: str) -> None:
     """Checks that a value is a tuple of texts, with which names of tensors end.
 
     Args:
-        endings: The value.
+        endings: The value that is checked.
         names: The names of all tensors that a model may have.
         what: The attribute that has this value, for error messages.
 
@@ -184,9 +184,9 @@ def _is_untyped(own: type[Any], name: str, value: object) -> bool:
     hyper-parameters.
 
     Args:
-        own: The class that has the value.
-        name: The name of the value in the class.
-        value: The value.
+        own: The class that has the value as an attribute.
+        name: The name of the attribute.
+        value: The value of the attribute.
     """
     known = name in CONTRACT or name in _annotations(own)
     is_code = callable(value) or hasattr(type(value), "__get__")

@@ -28,7 +28,7 @@ class Subject:
     """A fine-tuning method that is tested, with functions that build models for it.
 
     Attributes:
-        method: The fine-tuning method.
+        method: The fine-tuning method that is tested.
     """
 
     method: Method

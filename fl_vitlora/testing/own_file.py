@@ -46,7 +46,7 @@ def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: 
     """Imports a Python file and returns the one class of the expected kind that it defines.
 
     Args:
-        name: The path of the file.
+        name: The path of the file that is imported.
         flag: The name of the flag that names the file, for error messages.
         fits: A function that returns True for classes of the expected kind.
         expected: The expected kind in words, for error messages.
@@ -81,7 +81,7 @@ def made(kind: type[Any], flag: str, name: str) -> Any:
     """Makes an instance of a class, without arguments.
 
     Args:
-        kind: The class.
+        kind: The class of which an instance is made.
         flag: The name of the flag that names the class, for error messages.
         name: The value of the flag, for error messages.
 

@@ -101,9 +101,9 @@ def _expect_no_change(
     layers differ from its logits with the model's own layers.
 
     Args:
-        predictor: The predictor.
+        predictor: The predictor that is checked.
         model: The model with its own layers.
-        images: A batch of images.
+        images: A batch of images, (B, C, H, W).
         quick: The logits of this batch with the faster layers.
 
     Raises:

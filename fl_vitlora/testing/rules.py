@@ -286,7 +286,7 @@ def computed(ending: Ending) -> State:
     equal. So products are returned instead of factors.
 
     Args:
-        ending: The result of a play.
+        ending: The result of a play, with its model and its merged products.
 
     Returns:
         A dictionary: each tensor that is not a factor, by name, and for each path the product B·A
@@ -308,7 +308,7 @@ def _expect_same(strategy: Strategy, play: Play, finding: str) -> None:
 
     Args:
         strategy: The strategy that is tested.
-        play: The play, with other attributes.
+        play: A play of this strategy with other attributes.
         finding: The text of the error if the tensors differ.
     """
     plain, other = Play(strategy=strategy).run(), play.run()
@@ -323,8 +323,8 @@ def _expect_close(
 
     Args:
         strategy: The strategy that is tested.
-        a: The result of a play.
-        b: The result of another play.
+        a: The result of one play.
+        b: The result of another play, whose model must compute nearly the same.
         finding: The text of the error if the models differ.
         tolerance: The largest difference, relative to 1 plus the largest number of the tensor.
     """

@@ -12,7 +12,7 @@ def uncalled(kind: type[object], base: type[object], called: Collection[str]) ->
     """Returns the public methods of a class that neither a run nor the class itself calls.
 
     Args:
-        kind: The class of a strategy.
+        kind: The class whose methods are looked for, for example a strategy.
         base: The library's base class, from which `kind` derives.
         called: The names of the methods that a run calls.
 

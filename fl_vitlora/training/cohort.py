@@ -39,7 +39,7 @@ from fl_vitlora.training.steps import active_of, batches_of, resting
 
 @dataclass(frozen=True, kw_only=True)
 class LocalJob:
-    """Everything that the training of one client in one round needs, except the hyper-parameters.
+    """What the training of one client in one round needs, in addition to the hyper-parameters.
 
     Attributes:
         start: The initial values of all trained tensors.
@@ -108,7 +108,7 @@ class CohortTrainer:
         """Trains clients; clients that can share a batch are trained in one batch.
 
         Args:
-            jobs: One job for each client.
+            jobs: For each client, its images, initial tensors and settings of the round.
 
         Returns:
             A list: the result of each client, in the order of the jobs.
@@ -158,8 +158,8 @@ class Plan:
     """The steps of one client, when several clients are trained in one batch.
 
     Attributes:
-        number: The position of the client among the jobs.
-        job: The job of the client.
+        number: The position of the client in the list of jobs.
+        job: The images, initial tensors and settings of the client.
         order: For each step, a tensor (b,) with the positions of its b images in the shard.
         images: The number of images of all steps together.
     """

@@ -38,8 +38,8 @@ class Descent:
         optimizer: The optimiser of the trained tensors.
         scaler: PyTorch's scaler, which multiplies the loss in float16 so that small gradients do
             not become zero.
-        config: The hyper-parameters.
-        device: The device of the model.
+        config: The hyper-parameters that are the same in all rounds.
+        device: The device of the model, on which the steps are computed.
         precision: The number format of activations: float32, bfloat16 or float16.
     """
 

@@ -94,7 +94,7 @@ def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> fl
         rounds: The number of rounds of the whole run.
 
     Returns:
-        The learning rate.
+        The learning rate of the round.
 
     Example:
         >>> c = TrainingConfig(learning_rate=1.0, schedule="cosine")
@@ -205,7 +205,8 @@ def best_precision(device: torch.device, mixed: bool) -> torch.dtype:
         mixed: True if a GPU may compute in half precision.
 
     Returns:
-        bfloat16 or float16 on a GPU if `mixed` is true; otherwise float32.
+        float32 on a CPU, or if `mixed` is False. Otherwise bfloat16, or float16 if the GPU has no
+        bfloat16.
     """
     if device.type != "cuda" or not mixed:
         return torch.float32
