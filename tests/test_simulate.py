@@ -98,7 +98,7 @@ MISTAKES = {
     "--compare clients=[3": ["--compare", "not a YAML value"],
     "--compare head --seeds one": ["seed", "whole number", "'one'"],
     "--compare head --seeds 0 1 --seed 2": ["seed", "seeds"],
-    "--compare head --out used/result.json": ["no grid", "--out FOLDER"],
+    "--compare head --out used/result.json": ["not a folder of a comparison", "--out FOLDER"],
     "--compare fedavgg fedprox": ["did you mean 'fedavg'?"],
     "--compare head iid": ["--compare data.partition=iid"],
     "--compare head --seeds 4-0": ["seeds: 4-0", "0-4"],
@@ -242,7 +242,7 @@ def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixt
     assert first == "Wrong(fault='divides by none')"
     at = lines.index("failed  returns finite tensors of the right names, shapes and types")
     assert lines[at + 1].strip().startswith("strategy Wrong: round 1: the new model has NaN")
-    assert lines[at - 1] == "passed  plans what a client can do"
+    assert lines[at - 1] == "passed  plans only what a client can do, equally in every call"
     assert lines[at + 2 :] == []
     assert last == "3 rules, 1 failed; the other 11 rules were not tested"
 

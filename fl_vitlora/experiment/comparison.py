@@ -72,7 +72,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
     """
     if folder.exists() and not is_grid_folder(folder):
         raise UserError(
-            f"{folder} contains files that do not belong to a comparison; choose a new folder: "
+            f"{folder} already exists and is not a folder of a comparison; choose a new folder: "
             "--out FOLDER"
         )
     with ExitStack() as undo:

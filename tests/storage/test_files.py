@@ -126,7 +126,9 @@ def test_a_read_only_disk_is_told_before_anything_runs(mounted: Callable[[str], 
         match=f"{disk} is not a folder you can write to; choose.*--out FOLDER",
     ):
         RunFolder.create(load(None, {"out": str(disk / "run")}))
-    with pytest.raises(UserError, match="Read-only file system; choose another one: --out FOLDER"):
+    with pytest.raises(
+        UserError, match="Read-only file system; choose another folder: --out FOLDER"
+    ):
         prepare_folder(disk / "grid", read_grid({"seeds": [0, 1]}, {}))
     assert contents(disk) == {}
 
