@@ -1,11 +1,13 @@
 """The algebra of low-rank pairs: operations on the products B·A of LoRA's matrices.
 
-A pair has a path: ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r). Its layer computes W + s·B·A.
-The factor s = α / r is the same for clients of all ranks. So a rank is reduced by dropping rows of
-A and columns of B. Since r is small compared with m and n, the functions here do not compute B·A,
-except where their docstrings state it.
+A pair is two tensors with one path (the beginning of their names): ``PATH.lora_A`` (r, n) and
+``PATH.lora_B`` (m, r). The weight of their layer is W + s·B·A. The factor s = α / r is the same for
+clients of all ranks. So a client's rank is reduced by dropping the last rows of A and the last
+columns of B. The rank r is small compared with m and n. So the functions here do not compute the
+large product B·A; a function that does so says it in its docstring.
 
-r rank of the model, rₖ of client k, K clients, pₖ = nₖ / Σn.
+r is the rank of the model and rₖ that of client k. K is the number of clients. nₖ is the number of
+images of client k, and pₖ = nₖ / Σn.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ MERGED_A, MERGED_B = ".merged_A", ".merged_B"
 
 
 def paths(names: Iterable[str]) -> list[str]:
-    """Returns the paths of all pairs, in the order of the names.
+    """Returns the paths of all pairs, in the order of the names. A path is a name's beginning.
 
     Example:
         >>> paths(["a.lora_A", "a.lora_B", "head.bias"])
@@ -37,11 +39,11 @@ def trained(model: State, update: Update) -> State:
 
     Args:
         model: The tensors at the beginning of the round.
-        update: The update of the client; a matrix that was not trained in this round has no delta.
+        update: The update of the client. A matrix without a delta was not trained in this round.
 
     Returns:
-        All matrices A and B, with the model's names and shapes; they are zero beyond the client's
-        rank.
+        A dictionary: all matrices A and B, with the names and shapes of the model. Rows and columns
+        beyond the client's rank are zero.
     """
     found = {}
     for name in (name for name in model if name.endswith((A, B))):
@@ -51,7 +53,14 @@ def trained(model: State, update: Update) -> State:
 
 
 def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tuple[Tensor, Tensor]:
-    """Returns Σ wₖ·Bₖ·Aₖ as one pair: [w₁A₁; w₂A₂; …] (Σrₖ, n) and [B₁, B₂, …] (m, Σrₖ).
+    """Returns the weighted sum Σ wₖ·Bₖ·Aₖ of the clients' products as one pair of factors.
+
+    The pair is [w₁A₁; w₂A₂; …] (Σrₖ, n) and [B₁, B₂, …] (m, Σrₖ).
+
+    Args:
+        weights: The weight wₖ of each client.
+        clients: The matrices of each client, as `trained` returns them.
+        path: The path of the pair.
 
     Example:
         >>> one = {"a.lora_A": torch.tensor([[1.0, 2.0]]), "a.lora_B": torch.tensor([[3.0]])}
@@ -65,9 +74,14 @@ def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tupl
 
 
 def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
-    """Returns Σ wₖ·Bₖ·Aₖ of every pair as tensors to be merged, in float32.
+    """Returns the sum Σ wₖ·Bₖ·Aₖ of every pair, as tensors that `aggregate` may return.
 
-    Without clients the result is empty.
+    A strategy's `aggregate` returns such tensors so that their product is added to the frozen
+    weight. They are in float32. If there are no clients, the result is empty.
+
+    Args:
+        weights: The weight wₖ of each client.
+        clients: The matrices of each client, as `trained` returns them.
 
     Example:
         >>> one = {"a.lora_A": torch.tensor([[1.0, 2.0]]), "a.lora_B": torch.tensor([[3.0]])}
@@ -82,12 +96,14 @@ def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
 
 
 def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Returns the matrix of a given rank that is nearest to wide·tall, as a pair A, B.
+    """Returns two factors A and B whose product B·A of a given rank is nearest to wide·tall.
 
-    With the singular value decomposition U·S·Vᵀ: A = Vᵀ (rank, n), B = U·S (m, rank). Singular
-    values are in decreasing order, so the first rows and columns give a smaller rank. The sign of
-    each row is made unique: its largest entry is positive. The product is not computed: with the QR
-    decompositions of wide and tallᵀ its singular values are those of a matrix of at most (q, q).
+    Let U·S·Vᵀ be the singular value decomposition of wide·tall, cut to the rank. Then A = Vᵀ
+    (rank, n) and B = U·S (m, rank). The singular values are in decreasing order. So the first rows
+    of A and columns of B are the nearest factors of a smaller rank. The sign of each row is made
+    unique: its entry with the largest absolute value is positive. The large product wide·tall is
+    not computed. The QR decompositions of wide and of tallᵀ reduce the problem to a matrix of at
+    most (q, q), which has the same singular values.
 
     Args:
         tall: The right factor (q, n), in float64.
@@ -95,7 +111,8 @@ def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         rank: The rank of the result, at most q, m and n.
 
     Returns:
-        A and B, in float64; the rows of A are orthonormal even if the product has a lower rank.
+        A pair: A and B, in float64. The rows of A are orthonormal, even if the product has a lower
+        rank.
 
     Example:
         >>> A, B = factors(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.eye(2), 1)
@@ -113,8 +130,16 @@ def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def refactored(model: State, weights: Sequence[float], clients: Sequence[State]) -> State:
     """Approximates Σ wₖ·Bₖ·Aₖ of every pair by a pair of the model's rank, shapes and types.
 
-    The pair is the one that `factors` returns. A product of zeros has no singular directions: then
-    A is unchanged, and B is zero.
+    The pair is the one that `factors` returns. If the sum is zero, its singular vectors are not
+    defined. Then A is that of the model, and B is zero.
+
+    Args:
+        model: The tensors at the beginning of the round.
+        weights: The weight wₖ of each client.
+        clients: The matrices of each client, as `trained` returns them.
+
+    Returns:
+        A dictionary: the matrices A and B of all pairs, by name.
 
     Example:
         >>> model = {"a.lora_A": torch.tensor([[1.0, 1.0]]), "a.lora_B": torch.tensor([[0.0]])}
@@ -132,12 +157,15 @@ def refactored(model: State, weights: Sequence[float], clients: Sequence[State])
 
 
 def cut(state: Mapping[str, Tensor], rank: int | None) -> State:
-    """Keeps the first rows of every A and the first columns of every B; None keeps all."""
+    """Returns tensors in which only the first `rank` rows of every A and columns of B are left.
+
+    If the rank is None, all rows and columns are kept. Other tensors are copied.
+    """
     return {name: tensor[_within(name, tensor, rank)].clone() for name, tensor in state.items()}
 
 
 def pad(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
-    """Fills the tensors of `cut` with zeros, up to the shapes of ``like``."""
+    """Fills tensors that `cut` returned with zeros, so that they have the shapes of ``like``."""
     padded = {}
     for name, tensor in state.items():
         padded[name] = tensor.new_zeros(like[name].shape)
@@ -156,9 +184,10 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
         new: The tensors that a strategy computed from the updates, including merged pairs.
 
     Returns:
-        The error ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and the movement of the mean product in
-        the round, ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖. Both are Frobenius norms over all pairs together, without
-        the factor s.
+        A pair of numbers: the error ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and the movement of
+        the mean product in the round, ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖. B and A are the matrices of `new`, and
+        B₀ and A₀ those of `model`. Both numbers are Frobenius norms over all pairs together,
+        without the factor s.
     """
     weights = torch.tensor(shares(updates), dtype=torch.float64).view(-1, 1, 1)
     error = movement = 0.0
@@ -180,20 +209,22 @@ def relative_error(
 ) -> float | None:
     """Returns the aggregation error as a share of the round's movement.
 
-    The share is ‖mean - result‖ / ‖mean - before‖. It is 0 for an exact aggregation, and 1 for one
-    that changes nothing. The mean includes the updates of hostile clients. So a robust strategy,
-    which excludes these updates, has a large error and is still right.
+    The share is ‖mean - result‖ / ‖mean - before‖: mean is the mean of the clients' products,
+    result is the product of the new model, and before is that of the old model. The share is 0 for
+    an exact aggregation, and 1 for an aggregation that changes nothing. The mean includes the
+    updates of hostile clients. So a robust strategy, which excludes these updates, has a large
+    error although it does what it should.
 
     Args:
         model: The tensors at the beginning of the round.
         updates: The updates of the clients.
-        new: The next model.
+        new: The tensors of the model after the round, by name.
         merged: The pairs that were added to frozen weights.
 
     Returns:
-        The share, or None if there is nothing to compare: the model has no complete pair B·A
-        (clients may keep one of the two matrices), only the clients' sum is known, or nothing
-        moved.
+        The share. None if it is not defined: if the model has no complete pair B·A (clients may
+        keep one of the two matrices), if only the sum of the clients' updates is known, or if no
+        product changed.
     """
     whole = [path for path in paths(model) if path + B in model and path + R not in model]
     if not whole or any(update.members > 1 for update in updates):
@@ -204,7 +235,7 @@ def relative_error(
 
 
 def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
-    """Returns the slices of a tensor that belong to a rank."""
+    """Returns the index of the part of a tensor that a client of a smaller rank has."""
     if rank is not None and name.endswith(A):
         return (slice(rank),)
     if rank is not None and name.endswith(B):
@@ -213,7 +244,10 @@ def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
 
 
 def _ends(model: State, updates: Sequence[Update], name: str) -> Tensor:
-    """Returns one matrix of all clients after their training (K, …), as `trained` does for one."""
+    """Returns one matrix after training, for all clients, stacked to shape (K, …).
+
+    `trained` returns the same matrices for one client.
+    """
     ranks = {update.rank for update in updates}
     start = {rank: _zero_beyond(name, model[name], rank).double() for rank in ranks}
     rests = torch.zeros_like(model[name])

@@ -1,10 +1,12 @@
 """Random generators derived from one seed by a path of names.
 
-Every source of randomness in a run has its own path (``"sampling", round``; ``"batches", round,
-client``). So no source depends on how often, in which order or in which process another one was
-used. This is why a run gives the same bits on one worker and on two.
+Each use of random numbers in a run has its own path: for example ``"sampling", round`` for the
+choice of clients, and ``"batches", round, client`` for the order of images. The numbers of one path
+do not depend on other paths, on their order, or on the process. So a run gives the same bits with
+one worker process and with many.
 
-These generators are for experiments. Keys never come from here; see `encryption.keys`.
+These generators are for experiments only. Secret keys are never drawn from them; see
+`encryption.keys`.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ def derive_seed(seed: int, *path: str | int) -> int:
     """Derives an independent 63-bit seed for one purpose.
 
     Args:
-        seed: The run's seed.
-        *path: Words and numbers that name the use of the generator, for example "batches", the
-            round and the client.
+        seed: The seed of the run.
+        *path: Words and numbers that name the purpose, for example "batches", the round and the
+            client.
 
     Returns:
-        A number in [0, 2**63), the same on every machine.
+        A seed in [0, 2**63), which is the same on every machine.
 
     Example:
         >>> derive_seed(0, "sampling", 1) == derive_seed(0, "sampling", 1)
@@ -46,17 +48,19 @@ def derive_seed(seed: int, *path: str | int) -> int:
 def deal(
     kinds: Sequence[T], chosen: int, clients: int, draw: torch.Generator
 ) -> dict[T, list[int]]:
-    """Draws some of the clients and gives them the kinds in turn.
+    """Draws some clients at random, and assigns kinds to them in turn.
+
+    It decides, for example, which clients are hostile, and what each hostile client does.
 
     Args:
-        kinds: The kinds to deal; they may be empty only if no client is drawn.
+        kinds: The kinds that are assigned. They may be empty only if no client is drawn.
         chosen: The number of clients that are drawn.
         clients: The number of all clients.
-        draw: The generator that chooses the clients. With the same generator state, a larger draw
-            contains the smaller one.
+        draw: The generator that chooses the clients. If it is in the same state, a larger number
+            `chosen` adds clients to those of a smaller number.
 
     Returns:
-        The sorted client numbers of each kind.
+        A dictionary: for each kind, the sorted numbers of its clients.
 
     Example:
         >>> {kind: len(who) for kind, who in deal("ab", 3, 20, generator(0, "deal")).items()}
@@ -72,15 +76,15 @@ def deal(
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
-    """Returns the CPU generator of one purpose, seeded by `derive_seed`."""
+    """Returns a CPU generator for the purpose that `path` names, seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generators of Python and NumPy within a block, and restores them after it.
+    """Seeds the global generators of Python and NumPy in a ``with`` block; restores them after it.
 
-    Use it around library code that draws from these generators.
+    Use this context manager around library code that draws from these generators.
 
     Args:
         seed: A seed from `derive_seed`.

@@ -1,10 +1,10 @@
-"""Robust means for robust strategies: a few arbitrary updates cannot move them far.
+"""Robust means for robust strategies: a few arbitrary updates cannot change these means much.
 
-Distances and means are computed in float64, in which no square of a float32 overflows. Clients
-report their numbers of images themselves, so these numbers are ignored unless the caller uses them
-explicitly.
+Distances and means are computed in float64, in which the square of a float32 number never
+overflows. Clients report their numbers of images themselves, and may lie. So these numbers are
+ignored unless the caller asks for them.
 
-K clients, of which at most f are byzantine: they may send arbitrary updates.
+K is the number of clients. At most f of them are byzantine: they may send arbitrary updates.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from fl_vitlora.strategy import Update, shares
 
 
 def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]) -> State:
-    """Reduces the deltas of all clients, each coordinate independently.
+    """Reduces the deltas of all clients to one delta, for each coordinate independently.
 
     Args:
         updates: The updates of K clients.
-        reduce: A function from (K, ...) to (...); the K values of each coordinate are sorted in
-            ascending order.
+        reduce: A function that reduces a tensor of shape (K, ...) to shape (...). It gets the K
+            values of each coordinate in ascending order.
 
     Returns:
-        The reduced tensors, in float64.
+        A dictionary: the reduced tensors by name, in float64.
     """
     return zip_map(
         lambda *deltas: reduce(torch.stack(deltas).double().sort(dim=0).values),
@@ -37,7 +37,11 @@ def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]
 
 
 def middle(rising: Tensor, trimmed: int) -> Tensor:
-    """Averages sorted values (K, ...) without the `trimmed` smallest and largest ones.
+    """Averages sorted values without the smallest and the largest ones.
+
+    Args:
+        rising: Values (K, ...) in ascending order along the first dimension.
+        trimmed: The number of values that are left out at each end.
 
     Example:
         >>> middle(torch.tensor([0.0, 1.0, 3.0, 1e30]), trimmed=1)
@@ -47,20 +51,20 @@ def middle(rising: Tensor, trimmed: int) -> Tensor:
 
 
 def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
-    """Chooses the updates that lie nearest to others, by the score of Krum.
+    """Chooses the updates that are nearest to other updates, by the score of Krum.
 
         s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 clients j ≠ k that are nearest to k
 
-    The score is meaningful if K ≥ 2f + 3; with fewer clients f is lowered accordingly. Among equal
-    scores the client with the lower number comes first.
+    Δₖ is the delta of client k. The score is meaningful only if K ≥ 2f + 3. With fewer clients, f
+    is lowered until this holds. Among equal scores the client with the lower number comes first.
 
     Args:
         updates: The updates of K clients.
         f: The number of clients that may send arbitrary updates.
-        chosen: The number of updates to choose; if there are fewer updates, all are chosen.
+        chosen: The number of updates to choose. If there are fewer updates, all are chosen.
 
     Returns:
-        The chosen updates, sorted by ascending score.
+        A list: the chosen updates, the lowest score first.
 
     Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
     """
@@ -77,13 +81,13 @@ def too_few_for_krum(clients: int, f: int) -> str:
 
     Example:
         >>> too_few_for_krum(15, 6), too_few_for_krum(6, 2)
-        ('', 'tolerating f clients needs 2f + 3 participants, and 6 take part: --set strategy.f=1')
+        ('', 'f hostile clients need 2f + 3 clients or more in a round, got 6: --set strategy.f=1')
     """
     if clients >= 2 * f + 3 or not f:
         return ""
     most = max(0, (clients - 3) // 2)
     return (
-        f"tolerating f clients needs 2f + 3 participants, and {clients} take part: "
+        f"f hostile clients need 2f + 3 clients or more in a round, got {clients}: "
         f"--set strategy.f={most}"
     )
 
@@ -99,21 +103,23 @@ def _squared_distances(updates: Sequence[Update]) -> list[list[float]]:
 def geometric_median(
     updates: Sequence[Update], smoothing: float, iterations: int, *, by_images: bool = False
 ) -> State:
-    """Approximates the point with the least sum of distances from the deltas.
+    """Approximates the point with the least sum of distances from the clients' deltas.
 
         z = argmin Σ pₖ·‖z - Δₖ‖;  z ← Σ βₖ·Δₖ / Σ βₖ,  βₖ = pₖ / max(ν, ‖z - Δₖ‖)
 
-    pₖ = 1/K, so a client gains nothing by reporting more images. The iteration starts at z = 0, the
-    model of the round, so a distant delta has little weight already in the first step.
+    Δₖ is the delta of client k, and pₖ = 1/K is its weight, so a client gains nothing by reporting
+    more images. The iteration starts at z = 0, where the model does not change. So a delta that is
+    far away has little weight even in the first step.
 
     Args:
         updates: The updates of K clients.
-        smoothing: The smoothing ν, which keeps the weight of a delta finite when z reaches it.
-        iterations: The number of iterations of Weiszfeld's algorithm.
-        by_images: True if pₖ is the client's share of all images instead, as in the paper.
+        smoothing: The smallest distance ν that the formula uses. It keeps the weight βₖ finite when
+            z reaches Δₖ.
+        iterations: The number of iterations of Weiszfeld's algorithm, the second formula.
+        by_images: True if pₖ is the client's share of all images, as in the paper, instead of 1/K.
 
     Returns:
-        The point, at least in float32.
+        A dictionary: the tensors of the point z by name, at least in float32.
 
     Source: Pillutla et al., Robust aggregation for federated learning, arXiv 1912.13445.
     """

@@ -1,7 +1,8 @@
-"""The algebra of parameter dictionaries, which server and clients compute with.
+"""Arithmetic with dictionaries of tensors, for server and clients.
 
-A `State` maps the names of tensors to the tensors. All functions are pure. Their results have the
-names of the first argument in the same order, and never share memory with it.
+A `State` is a dictionary: the names of tensors, and the tensors. The functions here do not change
+their arguments. Their results have the names of the first argument in the same order, and never
+share memory with it.
 """
 
 from __future__ import annotations
@@ -18,39 +19,40 @@ State = dict[str, Tensor]
 def zip_map(
     function: Callable[..., Tensor], first: Mapping[str, Tensor], *rest: Mapping[str, Tensor]
 ) -> State:
-    """Applies a function to the tensors with the same name.
+    """Applies a function to the tensors that have the same name in several states.
 
     Args:
         function: A function with one tensor from each state as its arguments.
         first: The state that sets the names and their order.
-        *rest: States with the same names.
+        *rest: Further states, which must have the same names.
 
     Returns:
-        A new state.
+        A new state: the result of the function for each name.
 
     Raises:
-        ValueError: When the names differ.
+        ValueError: If the states do not all have the same names.
     """
     for other in rest:
         if other.keys() != first.keys():
             raise ValueError(
-                f"states differ in their tensors: {sorted(first.keys() ^ other.keys())}"
+                "states differ in their tensors; only one of two states has these: "
+                f"{sorted(first.keys() ^ other.keys())}"
             )
     return {name: function(first[name], *(other[name] for other in rest)) for name in first}
 
 
 def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> State:
-    """Returns a + b."""
+    """Returns the state a + b, added tensor by tensor."""
     return zip_map(torch.add, a, b)
 
 
 def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> State:
-    """Returns a - b."""
+    """Returns the state a - b, subtracted tensor by tensor."""
     return zip_map(torch.sub, a, b)
 
 
 def scale(a: Mapping[str, Tensor], factor: float) -> State:
-    """Returns factor · a."""
+    """Returns the state factor · a: every tensor of `a`, multiplied by the factor."""
     return zip_map(lambda x: x * factor, a)
 
 
@@ -60,30 +62,33 @@ def clone(a: Mapping[str, Tensor]) -> State:
 
 
 def mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
-    """Computes the weighted mean Σ wₖ·xₖ / Σ wₖ in float64 and returns it in the states' type.
+    """Returns the weighted mean Σ wₖ·xₖ / Σ wₖ of K states xₖ with weights wₖ.
 
-    The sum is computed in the given order. So a caller that sorts its states always gets the same
-    bits.
+    The mean is computed in float64, and has the type of the states. The states are added in the
+    given order. So a caller that sorts its states always gets the same bits.
 
     Args:
-        states: The K states, with equal names and shapes.
-        weights: The K weights, not negative and not all zero.
+        states: The K states, at least one, with equal names and shapes.
+        weights: The K weights. None may be negative, and at least one must be positive.
 
     Returns:
-        The mean.
+        A dictionary: the mean of each tensor, by name.
 
     Raises:
-        ValueError: When there is no state, or the weights are not valid.
+        ValueError: If there is no state, or if the weights are not valid.
 
     Example:
         >>> mean([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [3, 1])
         {'w': tensor([1.])}
     """
     if not states or len(states) != len(weights):
-        raise ValueError(f"{len(states)} states cannot be averaged with {len(weights)} weights")
+        raise ValueError(
+            f"{len(states)} states cannot be averaged with {len(weights)} weights; expected at "
+            "least one state, and one weight for each"
+        )
     total = float(sum(weights))
     if total <= 0 or min(weights) < 0:
-        raise ValueError(f"weights must not be negative and not all zero, got {list(weights)}")
+        raise ValueError(f"expected weights of at least 0 with a positive sum, got {list(weights)}")
 
     def average(*tensors: Tensor) -> Tensor:
         accumulated = torch.zeros_like(tensors[0], dtype=torch.float64)
@@ -105,14 +110,14 @@ def l2_norm(a: Mapping[str, Tensor]) -> float:
 
 
 def clip_norm(a: Mapping[str, Tensor], most: float) -> tuple[State, bool]:
-    """Scales a state down to a Euclidean norm, over all tensors together, of at most ``most``.
+    """Scales a state down if its Euclidean norm ‖a‖, over all tensors together, is too large.
 
     Args:
-        a: A state, for example the delta of a training.
-        most: The bound on the norm, positive.
+        a: A state, for example the delta of a client.
+        most: The largest norm that is allowed, positive.
 
     Returns:
-        The state a · min(1, most / ‖a‖), and True if ‖a‖ was within the bound.
+        A pair: the state a · min(1, most / ‖a‖), and True if ‖a‖ was at most ``most``.
 
     Example:
         >>> clip_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, most=0.5)
@@ -124,15 +129,15 @@ def clip_norm(a: Mapping[str, Tensor], most: float) -> tuple[State, bool]:
 
 
 def count(a: Mapping[str, Tensor]) -> int:
-    """Returns the number of scalars."""
+    """Returns the number of scalars in all tensors of a state."""
     return sum(tensor.numel() for tensor in a.values())
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:
     """Returns True if no tensor contains a NaN or an infinity.
 
-    A finite sum has only finite terms. If the sum is not finite, every term is tested, since the
-    sum may have overflowed.
+    For speed, the sum of each tensor is tested first: a finite sum has only finite terms. If a sum
+    is not finite, every scalar is tested, because the sum of finite scalars can overflow.
     """
     return all(
         math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all()) for tensor in a.values()
@@ -140,7 +145,7 @@ def is_finite(a: Mapping[str, Tensor]) -> bool:
 
 
 def is_within(a: Mapping[str, Tensor], most: float) -> bool:
-    """Returns True if the absolute values of all scalars are numbers of at most ``most``.
+    """Returns True if no scalar is NaN, and if no absolute value is larger than ``most``.
 
     Example:
         >>> a = {"w": torch.tensor([2.0, -3.0])}

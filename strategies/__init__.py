@@ -1,10 +1,10 @@
-"""Aggregation strategies, one per file; a file that you add here is used by its file name.
+"""Aggregation strategies, one per file. The name of a strategy in this folder is its file name.
 
-A file has one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
+A file defines one class: a subclass of `fl_vitlora.strategy.Strategy`, or of Flower's
 `flwr.serverapp.strategy.Strategy`. The name of a strategy in another place is
 ``package.module:Class``. A run imports a strategy only from this folder, from Flower, or from a
-module that the user names on the command line. If only a configuration or a run folder names
-another module, this module is not imported (`fl_vitlora.config.confirmation`).
+module that the user names on the command line. A module that only a YAML file or a run folder
+names is not imported (`fl_vitlora.config.confirmation`).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
     """Creates the strategy of an experiment, as `load` does.
 
     Args:
-        config: The experiment, from any source.
-        confirmed: The names of strategies and methods that the user confirmed on the command line.
+        config: The settings of the experiment. They may come from a file that someone else wrote.
+        confirmed: The names of strategies and methods that the user typed on the command line.
 
     Raises:
-        UserError: When the experiment names foreign code that the user did not confirm, or when
-            `load` raises an error.
+        UserError: If the settings name code outside of this project and Flower that the user did
+            not type, or if `load` raises an error.
     """
     from fl_vitlora.population.sampling import cohort_size
 
@@ -62,21 +62,22 @@ def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
 def load(
     name: str, options: Mapping[str, Any], *, cohort: int = 1, clients: int = 1
 ) -> AnyStrategy:
-    """Makes a strategy.
+    """Creates a strategy from its name and hyper-parameters.
 
     Args:
-        name: The name of a file in this folder, with or without its ending, or
+        name: The name of a file in this folder, with or without ``.py``, or
             ``package.module:Class``.
-        options: The hyper-parameters of the strategy. For a wrapper of Flower, ``strategy`` is the
-            wrapped strategy: a name, or a mapping of a name and hyper-parameters.
+        options: The hyper-parameters of the strategy, by name. Some strategies of Flower are
+            wrappers: they add something to another strategy. For them ``strategy`` is the other
+            strategy: its name, or a dictionary with its ``name`` and hyper-parameters.
         cohort: The number of clients that take part in a round.
         clients: The number of all clients.
 
     Returns:
-        The strategy.
+        An instance of the class of the strategy, from this project or from Flower.
 
     Raises:
-        UserError: When the strategy or one of the hyper-parameters is unknown.
+        UserError: If the strategy or a hyper-parameter is unknown, or if a value is not valid.
 
     Example:
         >>> load("fedprox", {"mu": "1e-1"})
@@ -95,8 +96,8 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
         options: The hyper-parameters of the strategy, in a form that `load` accepts.
 
     Returns:
-        One finding for each checked rule, the number of all rules, and lines that describe the
-        strategy.
+        A triple: one finding for each rule that was tested, the number of all rules, and lines that
+        describe the strategy.
     """
     from fl_vitlora.flower.strategies.checking import RULES, flower_findings, flower_understood
     from fl_vitlora.testing.made_up import CLIENTS
@@ -108,7 +109,7 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
 
 
 def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Creates a strategy: the strategy of the run, or a strategy that a wrapper contains."""
+    """Creates a strategy; `terms` says whether it is the run's strategy or inside a wrapper."""
     from fl_vitlora.flower.strategies import construction
 
     kind = _named_class(name) if ":" in name else _class_in_file(name)
@@ -128,7 +129,7 @@ def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
 
 
 def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Creates a strategy that is derived from this project's `Strategy`; checks its class first."""
+    """Checks the class of a strategy that derives from this project's `Strategy`; creates it."""
     from fl_vitlora.testing.declared import expect_form
 
     expect_form(kind)
@@ -137,7 +138,7 @@ def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyS
 
 
 def _load_wrapped(given: Any, terms: Terms) -> AnyStrategy:
-    """Creates the strategy that a wrapper contains, from its name or from its name and options."""
+    """Creates the strategy inside a wrapper, from its name or from a dictionary with options."""
     from fl_vitlora.strategy import Strategy
 
     options = {"name": INNERMOST, **given} if isinstance(given, Mapping) else {"name": given}
@@ -175,7 +176,7 @@ def _class_in_file(name: str) -> type[Any]:
 
 
 def _named_class(name: str) -> type[Any]:
-    """Imports ``package.module:Class`` and returns the class."""
+    """Imports the module of a name ``package.module:Class`` and returns the class."""
     module_name, _, class_name = name.partition(":")
     if module_name.startswith(OLDER):
         raise _older(f"strategy {name}", class_name)
@@ -190,7 +191,7 @@ def _named_class(name: str) -> type[Any]:
 
 
 def _unknown(name: str) -> UserError:
-    """Returns the error for an unknown name; the error suggests Flower's strategy of this name."""
+    """Returns the error for an unknown name. It suggests a similar name, also of Flower's."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -204,7 +205,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _older(what: str, class_name: str) -> UserError:
-    """Returns the error about a strategy of Flower's older interface, which names its successor."""
+    """Returns the error for a class of Flower's older interface. The error names its successor."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -212,8 +213,8 @@ def _older(what: str, class_name: str) -> UserError:
 
     successor = class_name if class_name in vars(flower) else "Strategy"
     return UserError(
-        f"{what} has Flower's older interface {OLDER}, which works on lists of NumPy arrays and "
-        f"is not supported; its successor is {flower.__name__}:{successor}"
+        f"{what} has Flower's older interface {OLDER}, which is not supported because it works on "
+        f"lists of NumPy arrays; use its successor {flower.__name__}:{successor}"
     )
 
 
@@ -224,15 +225,16 @@ def _older_base(kind: type[Any]) -> str | None:
 
 
 def _expect_whole(module: Any, place: str, class_name: str | None = None) -> None:
-    """Raises an error if it can explain why a class of a module is not a strategy.
+    """Raises an error if a class is not a strategy and the reason is known.
 
     Args:
         module: The imported module.
-        place: The name of the file or module, for messages.
-        class_name: The name of the wanted class, or None for all classes.
+        place: The name of the file or module, for error messages.
+        class_name: The name of the class that the user wants, or None for all classes.
 
     Raises:
-        UserError: When a class has Flower's older interface, lacks a method, or has a wrong base.
+        UserError: If a class has Flower's older interface, has not all methods that it needs, or
+            does not derive from `Strategy`.
     """
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
@@ -252,7 +254,9 @@ def _expect_whole(module: Any, place: str, class_name: str | None = None) -> Non
             written = [name for name in vars(kind) if not name.startswith("_")]
             near = difflib.get_close_matches(lacking[0], written, n=1, cutoff=0.8)
             hint = f"; did you misspell it as {near[0]!r}?" if near else ""
-            raise UserError(f"{place}: class {kind.__name__} lacks {', '.join(lacking)}{hint}")
+            raise UserError(
+                f"{place}: class {kind.__name__} lacks the method {', '.join(lacking)}{hint}"
+            )
     if chosen and not issubclass(chosen[0], Strategy | FlowerStrategy):
         raise UserError(
             f"{place}: class {chosen[0].__name__} is not derived from "

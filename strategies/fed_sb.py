@@ -2,9 +2,11 @@
 
     W + s·B·R·A,    R ← Σₖ pₖ·Rₖ,  pₖ = nₖ / Σn,    so  Σₖ pₖ·B·Rₖ·A = B·R·A
 
-The aggregation is exact, also for the product B·R·A, because this product is linear in R. Uplink
-and downlink carry r² numbers for each pair A and B, and also the head and the patch embedding. A
-and B are never sent: every client computes them from its own copy of the pre-trained model.
+W is the frozen weight, s the factor of LoRA, and Rₖ the matrix R of client k, which has nₖ images.
+The new product B·R·A is exactly the mean of the clients' products, because this product is linear
+in R. A client sends and receives r² numbers for each weight (r is the rank), and also the head and
+the patch embedding. A and B are never sent: every client computes them from its own copy of the
+pre-trained model.
 
 Source: Singhal et al., arXiv 2502.15436, the aggregation. The paper takes A and B from singular
 vectors of the first step's gradient, which needs data. Here they are singular vectors of the

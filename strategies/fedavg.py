@@ -2,9 +2,10 @@
 
     w ← w + Σₖ pₖ·Δₖ,  pₖ = nₖ / Σn
 
+Δₖ is the delta of client k: its tensors after training minus before. nₖ is its number of images.
 With LoRA, FedAvg averages the factors A and B separately (FedIT, arXiv 2305.05644). The mean is
 exact for the patch embedding and the head. It is biased for the product B·A, because the mean of
-the products is not the product of the means. Uplink and downlink carry all trained tensors.
+the products is not the product of the means. A client sends and receives all trained tensors.
 
 Source: McMahan et al., arXiv 1602.05629, algorithm 1.
 """
@@ -21,15 +22,17 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FedAvg(Strategy):
-    """Federated averaging.
+    """Federated averaging: the server adds the mean of the clients' deltas to the model.
 
     Attributes:
-        server_rate: The factor that multiplies the mean delta; with 1 the strategy is FedAvg.
+        server_rate: The factor by which the mean delta is multiplied. FedAvg has the factor 1.
     """
 
     sums_suffice = True
 
-    server_rate: float = setting(1.0, "The factor on the mean delta.", "(0, inf)")
+    server_rate: float = setting(
+        1.0, "The factor by which the mean of the clients' deltas is multiplied.", "(0, inf)"
+    )
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -2,17 +2,20 @@
 
     w ← w + τ·Σ pₖ·Δₖ / τₖ,  τ = Σ pₖ·τₖ,  pₖ = nₖ / Σn
 
-A client with more images takes more steps. FedAvg then gives this client more weight twice, by pₖ
-and by the length of Δₖ. So FedAvg minimises another objective than Σ pₖ·Fₖ. τₖ is ‖aₖ‖₁ of the
-paper: each gradient of a client enters Δₖ with a factor, and τₖ is the sum of these factors.
+Client k has nₖ images, the loss Fₖ, and sends Δₖ, its tensors after training minus before. A client
+with more images takes more steps. FedAvg then gives this client more weight twice: by pₖ and by the
+length of Δₖ. So FedAvg does not minimise Σ pₖ·Fₖ, but another objective. τₖ is the effective number
+of steps (‖aₖ‖₁ in the paper): each gradient of a client enters Δₖ with a factor, and τₖ is the sum
+of these factors.
 
     plain SGD       τₖ = steps
     momentum ρ      τₖ = (steps - ρ·(1 - ρ^steps) / (1 - ρ)) / (1 - ρ)
 
 The paper does not treat AdamW. For AdamW, this project chooses ρ = 0, because a step of AdamW has
 about the same length for all gradients. If all clients take equally many steps, the result is that
-of FedAvg. With LoRA the bias of averaged factors remains. Uplink and downlink carry all trained
-tensors and one number. The server must see each update, since every client has its own τₖ.
+of FedAvg. With LoRA the factors A and B are averaged separately, so the mean of their product is
+biased as in FedAvg. A client sends and receives all trained tensors; it also sends its number of
+steps. The server must see each update, since every client has its own τₖ.
 
 Source: Wang et al., arXiv 2007.07481.
 """
@@ -30,7 +33,7 @@ from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FedNova(Strategy):
-    """Federated averaging of normalised deltas.
+    """Federated averaging of deltas that are divided by their effective numbers of steps.
 
     Attributes:
         momentum: The momentum ρ of the clients' SGD; 0 for plain SGD and for AdamW.
@@ -48,8 +51,8 @@ class FedNova(Strategy):
         if momentum == self.momentum:
             return ""
         return (
-            f"clients train with momentum {momentum:g}, but it assumes {self.momentum:g}: "
-            f"--set strategy.momentum={momentum:g}"
+            f"clients train with momentum {momentum:g}, but strategy.momentum is "
+            f"{self.momentum:g}; the two must be equal: --set strategy.momentum={momentum:g}"
         )
 
     def aggregate(
@@ -65,6 +68,6 @@ class FedNova(Strategy):
         return averaged(model, normalised), state
 
     def _length(self, steps: int) -> float:
-        """Computes τₖ from a client's number of steps."""
+        """Returns the effective number of steps τₖ of a client that took `steps` steps."""
         rho = self.momentum
         return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)

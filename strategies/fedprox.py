@@ -2,7 +2,8 @@
 
     client: min over w of  Fₖ(w) + μ/2 · ‖w - w_global‖²;    server: as FedAvg
 
-With μ = 0, FedProx is FedAvg. Uplink and downlink carry all trained tensors.
+Fₖ is the loss of client k, w its tensors, w_global those of the server, and μ the weight of the
+penalty. With μ = 0, FedProx is FedAvg. A client sends and receives all trained tensors.
 
 Source: Li et al., arXiv 1812.06127, algorithm 2 (with a fixed number of local epochs).
 """
@@ -22,20 +23,22 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FedProx(Strategy):
-    """Federated averaging with a proximal term.
+    """Federated averaging with a penalty on the distance of a client from the global model.
 
     Attributes:
-        mu: Weight μ of the penalty, not negative.
+        mu: The weight μ of the penalty, not negative.
     """
 
     sums_suffice = True
 
-    mu: float = setting(0.01, "The weight of the penalty.", "[0, inf)")
+    mu: float = setting(
+        0.01, "The weight of the penalty on the distance from the global model.", "[0, inf)"
+    )
 
     def penalty(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns μ/2 · ‖w - w_global‖²; `anchor` is w_global."""
+        """Returns μ/2 · ‖w - w_global‖², where w is `parameters` and w_global is `anchor`."""
         squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
         return self.mu / 2 * torch.stack(squares).sum()
 

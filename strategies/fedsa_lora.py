@@ -2,10 +2,10 @@
 
     A ← Σₖ pₖ·Aₖ,  Bₖ stays at client k,  pₖ = nₖ / Σn
 
-The clients have no common product B·A, so no product can be biased. As there is no common model,
-each client measures the accuracy of its own model. The means of A, the head and the patch embedding
-are exact. Uplink and downlink carry |A|, the head and the patch embedding; the server never sees a
-B.
+Aₖ and Bₖ are the matrices of client k, which has nₖ images. The clients have no common product B·A,
+so no product can be biased. As there is no common model, each client measures the accuracy of its
+own model. The means of A, the head and the patch embedding are exact. A client sends and receives
+A, the head and the patch embedding. The server never sees a matrix B.
 
 Source: Guo et al., arXiv 2410.01463, its LoRA variant.
 """
@@ -22,7 +22,7 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FedSALoRA(Strategy):
-    """Federated averaging of LoRA with a personal B; it has no hyper-parameters."""
+    """Federated averaging of A; each client keeps its own B. It has no hyper-parameters."""
 
     low_rank = True
     sums_suffice = True
@@ -31,5 +31,5 @@ class FedSALoRA(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the mean delta, weighted by the number of images; the server's model has no B."""
+        """Adds the mean delta, weighted by the number of images. The server's model has no B."""
         return averaged(model, updates), state

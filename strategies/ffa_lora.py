@@ -2,9 +2,10 @@
 
     B ← Σₖ pₖ·Bₖ,  Aₖ = A,  pₖ = nₖ / Σn,    so  Σₖ pₖ·Bₖ·A = B·A
 
-The aggregation is exact, also for the product B·A, because this product is linear in B. The
-disadvantage is that all updates of a weight stay in the row space of A. Uplink and downlink carry
-|B|, the head and the patch embedding; A is never sent.
+Aₖ and Bₖ are the matrices of client k, which has nₖ images. The new product B·A is exactly the mean
+of the clients' products, because this product is linear in B. The disadvantage is that all updates
+of a weight stay in the row space of A. A client sends and receives B, the head and the patch
+embedding. A is never sent.
 
 Source: Sun et al., arXiv 2403.12313, the method, without its differential privacy.
 """
@@ -21,7 +22,7 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FFALoRA(Strategy):
-    """Federated averaging of LoRA with frozen A; it has no hyper-parameters."""
+    """Federated averaging of LoRA's matrix B; A is frozen. It has no hyper-parameters."""
 
     low_rank = True
     sums_suffice = True

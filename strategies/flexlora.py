@@ -2,11 +2,12 @@
 
     Σₖ pₖ·Bₖ·Aₖ = U·S·Vᵀ,    A ← first r rows of Vᵀ,  B ← first r columns of U·S,    pₖ = nₖ / Σn
 
-The mean of the products is exact for all ranks rₖ of the clients. The server truncates this mean to
-rank r, which gives the nearest matrix of rank r in the Frobenius norm. The only bias is the loss of
-the dropped singular values. A client with a smaller rank rₖ gets the first rₖ rows of A and columns
-of B. Their product is the nearest matrix of rank rₖ. Uplink and downlink carry the share rₖ/r of
-|A| + |B|, and also the whole head and patch embedding, which are averaged.
+Aₖ and Bₖ are the matrices of client k, which has the rank rₖ and nₖ images. U·S·Vᵀ is the singular
+value decomposition. The mean of the products is exact for all ranks rₖ. The server truncates this
+mean to rank r, which gives the nearest matrix of rank r in the Frobenius norm. The only bias is the
+loss of the dropped singular values. A client with a smaller rank rₖ gets the first rₖ rows of A and
+columns of B. Their product is the nearest matrix of rank rₖ. A client sends and receives the share
+rₖ/r of the entries of A and B. The head and the patch embedding are averaged and sent as a whole.
 
 Source: Bai et al., arXiv 2402.11505, the aggregation by SVD.
 """
@@ -23,7 +24,7 @@ from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FlexLoRA(Strategy):
-    """Aggregation of products by singular value decomposition; it has no hyper-parameters."""
+    """Averages the products B·A and decomposes the mean again; it has no hyper-parameters."""
 
     low_rank = True
     any_rank = True

@@ -2,12 +2,13 @@
 
     W ← W + s·[B₁, …, B_K]·[p₁A₁; …; p_KA_K] = W + s·Σₖ pₖ·Bₖ·Aₖ,  B ← 0,  A stays,  pₖ = nₖ / Σn
 
-The stack is the two matrices in brackets. The aggregation is exact for all ranks rₖ of the clients:
-the stack has rank Σrₖ, and nothing is truncated. The uplink carries the share rₖ/r of |A| + |B|.
-The downlink carries the stack, which has Σrₖ/r·(|A| + |B|) numbers, or K·(|A| + |B|) if all ranks
-are r. A client that missed rounds needs the stack of each of these rounds. The pair A and B starts
-every round with its initial values, so it is not sent. The head and the patch embedding are
-averaged and sent both ways.
+W is the frozen weight and s the factor of LoRA. Client k has nₖ images and the rank rₖ. The two
+matrices in brackets are the stack. The aggregation is exact for all ranks rₖ: the stack has rank
+Σrₖ, and nothing is truncated. |A| is the number of entries of A at rank r. A client sends
+rₖ/r·(|A| + |B|) numbers. It receives the stack, which has Σrₖ/r·(|A| + |B|) numbers, or
+K·(|A| + |B|) if all ranks are r. A client that missed rounds needs the stack of each of these
+rounds. The pair A and B starts every round with its initial values, so the server does not send it.
+The head and the patch embedding are averaged and sent in both directions.
 
 Source: Wang et al., arXiv 2409.05976, the stacking-based aggregation. The paper draws a new A in
 every round; here it is always the first A, which every client has.
@@ -25,7 +26,7 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FLoRA(Strategy):
-    """Stacking of low-rank pairs; it has no hyper-parameters."""
+    """Stacks the clients' low-rank pairs and merges the stack; it has no hyper-parameters."""
 
     low_rank = True
     any_rank = True

@@ -2,13 +2,14 @@
 
     w ← w + z,  z = argmin Σ pₖ·‖z - Δₖ‖,  pₖ = 1 / K
 
-All tensors of a delta form one vector. A few steps of the smoothed algorithm of Weiszfeld
+Δₖ is the delta of client k (its tensors after training minus before), and K is the number of
+clients. All tensors of a delta form one vector. A few steps of the smoothed algorithm of Weiszfeld
 approximate the median z. The median tolerates arbitrary updates from fewer than half of the
-clients. The paper weights clients by their numbers of images, pₖ = nₖ / Σn. But clients report
+clients. The paper weights clients by their numbers of images nₖ: pₖ = nₖ / Σn. But clients report
 these numbers themselves, and a client that claims to have half of all images would decide alone. So
 the numbers of images are used here only if `by_images` is set. Without hostile clients the result
 is near the mean of the deltas. With LoRA the median is biased like FedAvg, because it treats A and
-B separately. Uplink and downlink carry all trained tensors. The server must see each update. (In
+B separately. A client sends and receives all trained tensors. The server must see each update. (In
 the paper the server sees only sums, but it asks the clients once in every step of the algorithm.)
 
 Source: Pillutla et al., arXiv 1912.13445.
@@ -27,17 +28,17 @@ from fl_vitlora.strategy import Strategy, Update, moved
 
 @dataclass(frozen=True, kw_only=True)
 class GeometricMedian(Strategy):
-    """The geometric median of the deltas.
+    """Moves the model by the geometric median of the clients' deltas.
 
     Attributes:
-        smoothing: The distance ν. The algorithm weights a delta by one over its distance to z;
-            deltas nearer than ν get the weight of the distance ν.
+        smoothing: The smallest distance ν. The weight of a delta is one divided by its distance to
+            the median. If the distance is smaller than ν, it is replaced by ν.
         iterations: The number of iterations of Weiszfeld's algorithm.
         by_images: True if clients are weighted by the numbers of images that they report.
     """
 
     smoothing: float = setting(
-        1e-6, "The distance below which the weight of a delta does not grow further.", "(0, inf)"
+        1e-6, "The distance to the median below which a delta's weight is constant.", "(0, inf)"
     )
     iterations: int = setting(10, "The number of iterations of Weiszfeld's algorithm.", "[1, inf)")
     by_images: bool = setting(

@@ -2,11 +2,12 @@
 
     A ← Σₖ qₖ·[Aₖ; 0],  B ← Σₖ qₖ·[Bₖ, 0],    qₖ = ‖Bₖ·Aₖ‖ / Σⱼ ‖Bⱼ·Aⱼ‖  (Frobenius)
 
-The aggregation has two biases. The mean of the products is not the product of the means. If only
-few clients have a row of A, the other clients add zeros to the mean of this row; the same is true
-for columns of B. The head and the patch embedding are averaged exactly, weighted by the number of
-images. Uplink and downlink carry the share rₖ/r of |A| + |B|, and the whole head and patch
-embedding. A client of rank rₖ gets the first rₖ rows of A and columns of B.
+Aₖ and Bₖ are the factors of client k, which has the rank rₖ; r is the rank of the model. The
+aggregation has two biases. The mean of the products is not the product of the means. If only a few
+clients have a row of A, the other clients add zeros to the mean of this row; the same is true for
+columns of B. The head and the patch embedding are averaged exactly, weighted by the number of
+images. A client of rank rₖ gets the first rₖ rows of A and columns of B. It sends and receives the
+share rₖ/r of the entries of A and B, and the whole head and patch embedding.
 
 Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation, without rank
 self-pruning: a client keeps its rank. The paper defines the weights qₖ for a model with one pair.
@@ -31,7 +32,7 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class HetLoRA(Strategy):
-    """Sparsity-weighted aggregation of heterogeneous LoRA; it has no hyper-parameters."""
+    """Averages LoRA factors of different ranks, weighted by norms; it has no hyper-parameters."""
 
     low_rank = True
     any_rank = True

@@ -2,12 +2,13 @@
 
     w ← w + Δₖ,  k = argmin s(k),  s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 nearest j ≠ k
 
-Krum tolerates arbitrary updates from f clients if K ≥ 2f + 3; an experiment with fewer clients is
-refused. If clients fail in a round, f is lowered until K ≥ 2f + 3, and if only two clients are
-left, the first is chosen. One client's delta represents all clients. So the result is as noisy as
-the delta of one client. It is exact for the product of LoRA. It is wrong for clients whose images
-differ from those of most clients. The numbers of images are ignored. Uplink and downlink carry all
-trained tensors. The server must see each update.
+Δₖ is the delta of client k (its tensors after training minus before), and K is the number of
+clients. Krum tolerates arbitrary updates from f clients if K ≥ 2f + 3. An experiment with fewer
+clients is refused. If clients fail in a round, f is lowered until K ≥ 2f + 3. If only two clients
+are left, the first is chosen. One client's delta represents all clients. So the result is as noisy
+as the delta of one client. With LoRA the result is the exact product of that client. It is wrong
+for clients whose images differ from those of most clients. The numbers of images are ignored. A
+client sends and receives all trained tensors. The server must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """
@@ -26,7 +27,7 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class Krum(Strategy):
-    """The delta with the best score of Krum.
+    """Moves the model by the one delta that has the lowest score of Krum.
 
     Attributes:
         f: The number of clients of a round that may send arbitrary updates.
@@ -37,12 +38,12 @@ class Krum(Strategy):
     )
 
     def objection(self, config: Config, participants: int) -> str:
-        """Refuses a round with fewer clients than the proof requires."""
+        """Returns an objection if a round has fewer than 2f + 3 clients, as Krum's proof needs."""
         del config
         return too_few_for_krum(participants, self.f)
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the chosen delta."""
+        """Adds the delta with the lowest score to the model."""
         return averaged(model, krum(updates, self.f, chosen=1)), state

@@ -1,11 +1,12 @@
-"""LoRA-FAIR: FedAvg of the factors, with B corrected towards the mean of products.
+"""LoRA-FAIR: averages A and B, and corrects B so that B·A is nearer to the mean of the products.
 
     A ← Ā = Σₖ pₖ·Aₖ,  B ← B̄ + ΔB,    ΔB = (Σₖ pₖ·Bₖ·Aₖ - B̄·Ā)·Āᵀ·(Ā·Āᵀ + λI)⁻¹,  pₖ = nₖ / Σn
 
-ΔB minimises ‖Σₖ pₖ·Bₖ·Aₖ - (B̄ + ΔB)·Ā‖² + λ·‖ΔB‖². The product has two biases: one comes from λ;
+Aₖ and Bₖ are the factors of client k, which has nₖ images, and B̄ = Σₖ pₖ·Bₖ. The correction ΔB
+minimises ‖Σₖ pₖ·Bₖ·Aₖ - (B̄ + ΔB)·Ā‖² + λ·‖ΔB‖². The product has two biases: one comes from λ;
 the other is the part of the mean of the products that lies outside the row space of Ā. λ = 0 gives
-the best B for this Ā, and a very large λ gives FedAvg. Uplink and downlink carry |A| + |B| numbers,
-the head and the patch embedding. The head and the patch embedding are averaged exactly.
+the best B for this Ā, and a very large λ gives FedAvg. A client sends and receives A, B, the head
+and the patch embedding. The head and the patch embedding are averaged exactly.
 
 Source: Bian et al., arXiv 2411.14961, the refinement of B at the server, λ = 0.01. The paper
 minimises S(Σₖ pₖ·Bₖ·Aₖ, (B̄ + ΔB)·Ā) + λ·‖ΔB‖ by SGD, where S measures the difference by the
@@ -29,16 +30,16 @@ from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAFAIR(Strategy):
-    """Federated averaging of LoRA with a refined B.
+    """Federated averaging of LoRA, after which the server corrects B.
 
     Attributes:
-        regularization: The weight λ of ‖ΔB‖², not negative.
+        regularization: The weight λ of the squared norm ‖ΔB‖² of the correction, not negative.
     """
 
     low_rank = True
 
     regularization: float = setting(
-        0.01, "The weight of the correction's squared norm.", "[0, inf)"
+        0.01, "The weight of the penalty on the size of the correction of B.", "[0, inf)"
     )
 
     def aggregate(

@@ -2,11 +2,11 @@
 
     wᵢ ← wᵢ + median over k of Δₖᵢ
 
-With an even number of clients, the median is the mean of the two middle values. The median
-tolerates arbitrary updates from fewer than half of the clients. It is biased even if no client is
-hostile: the median of skewed values is not their mean, and with LoRA the factors A and B are
-treated separately. The numbers of images are ignored. Uplink and downlink carry all trained
-tensors. The server must see each update.
+wᵢ is entry i of the model, and Δₖᵢ is its change at client k. With an even number of clients, the
+median is the mean of the two middle values. The median tolerates arbitrary updates from fewer than
+half of the clients. It is biased even if no client is hostile: the median of skewed values is not
+their mean, and with LoRA the factors A and B are treated separately. The numbers of images are
+ignored. A client sends and receives all trained tensors. The server must see each update.
 
 Source: Yin et al., arXiv 1803.01498, definition 1.
 """
@@ -23,7 +23,7 @@ from fl_vitlora.strategy import Strategy, Update, moved
 
 @dataclass(frozen=True, kw_only=True)
 class Median(Strategy):
-    """The median of every coordinate; it has no hyper-parameters."""
+    """Moves each coordinate by the median of the clients' deltas; it has no hyper-parameters."""
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

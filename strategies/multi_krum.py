@@ -1,12 +1,15 @@
-"""Multi-Krum: the mean of the m deltas with the best scores of Krum.
+"""Multi-Krum: the mean of the m deltas with the lowest scores of Krum.
 
     w ← w + 1/m · Σ Δₖ over the m clients of least s(k);  s as in `krum`
 
-With m = 1 the result is that of Krum; with f = 0 and m = K it is the unweighted mean. A mean of
-several deltas is less noisy than one delta. If K is smaller than m, m is K; if K is too small for
-f, f is lowered to the largest value that K allows. The numbers of images are ignored. With LoRA the
-result is biased like FedAvg, because A and B are averaged separately. Uplink and downlink carry all
-trained tensors. The server must see each update.
+Δₖ is the delta of client k (its tensors after training minus before). s(k) is large if Δₖ is far
+from the deltas of other clients. f is the number of hostile clients that Multi-Krum tolerates, and
+K is the number of clients. With m = 1 the result is that of Krum. With f = 0 and m = K it is the
+unweighted mean. A mean of several deltas is less noisy than one delta. If K is smaller than m, all
+K deltas are averaged. If K is too small for f, f is lowered to the largest value that K allows. The
+numbers of images are ignored. With LoRA the result is biased like FedAvg, because A and B are
+averaged separately. A client sends and receives all trained tensors. The server must see each
+update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """
@@ -25,29 +28,31 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class MultiKrum(Strategy):
-    """The mean of the deltas with the best scores of Krum.
+    """Moves the model by the mean of the deltas that have the lowest scores of Krum.
 
     Attributes:
         f: The number of clients of a round that may send arbitrary updates.
-        m: The number of deltas that are averaged; None averages K - f of them.
+        m: The number of deltas that are averaged. None stands for K - f of K deltas.
     """
 
     f: int = setting(
         1, "The number of clients of a round that may send arbitrary updates.", "[0, inf)"
     )
     m: int | None = setting(
-        None, "The number of deltas that are averaged; K - f if not given.", "[1, inf)"
+        None,
+        "The number of deltas that are averaged. The default is the number of clients minus f.",
+        "[1, inf)",
     )
 
     def objection(self, config: Config, participants: int) -> str:
-        """Refuses a round with fewer clients than the proof requires."""
+        """Returns an objection if a round has fewer than 2f + 3 clients, as Krum's proof needs."""
         del config
         return too_few_for_krum(participants, self.f)
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the mean of the chosen deltas."""
+        """Adds the unweighted mean of the m deltas with the lowest scores to the model."""
         m = max(1, len(updates) - self.f) if self.m is None else self.m
         chosen = krum(updates, self.f, chosen=m)
         return averaged(model, [replace(update, samples=1) for update in chosen]), state

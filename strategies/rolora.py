@@ -2,12 +2,12 @@
 
     odd rounds:   B ← Σₖ pₖ·Bₖ,  Aₖ = A;    even rounds:  A ← Σₖ pₖ·Aₖ,  Bₖ = B;    pₖ = nₖ / Σn
 
-The aggregation is exact in every round, also for the product, because the product is linear in the
-factor that is trained. Unlike in FFA-LoRA, both factors are trained, each in half of the rounds.
-The uplink carries |B| numbers in odd rounds and |A| in even rounds. If a client missed no round,
-the downlink carries the factor that was trained in the round before: |A| numbers in odd rounds, and
-|B| in even rounds. In the first round the downlink carries |B| numbers. The head and the patch
-embedding are averaged and sent both ways.
+Aₖ and Bₖ are the factors of client k, which has nₖ images. The aggregation is exact in every round,
+also for the product B·A, because the product is linear in the factor that is trained. In FFA-LoRA
+only B is trained; here both factors are trained, each in half of the rounds. A client sends B in
+odd rounds and A in even rounds. A client that took part in all rounds receives the factor that was
+trained in the round before: A in odd rounds, and B in even rounds. In the first round it receives
+B. The head and the patch embedding are averaged and sent in both directions.
 
 Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B is trained first, because B
 starts at zero, and A has no gradient while B is zero.

@@ -3,11 +3,12 @@
     client  w ← w - η·g + η·(d - dₖ) in every step;  dₖ⁺ = dₖ - d + Δₖ / (steps·η);  sends dₖ⁺ - dₖ
     server  w ← w + server_rate·Σ pₖ·Δₖ;  d = Σ nₖ·dₖ / Σ nₖ over all N clients, in the round or not
 
-dₖ is the mean change of the weights in a local step of client k without the correction, divided by
-the learning rate η. Δₖ / (steps·η) contains the correction d - dₖ, so the formula of dₖ⁺ subtracts
-this correction again. With plain SGD, dₖ is minus the mean gradient, so d = -c of the paper (option
-II) exactly. This form is also defined for momentum and AdamW, which the paper does not treat. All
-dₖ start at zero.
+w are the weights, g is the step direction of the optimiser, and η is the learning rate. Δₖ is the
+change of w by the training of client k, and dₖ⁺ is the new value of dₖ. dₖ is the mean change of w
+in a local step of client k, without the correction d - dₖ and divided by η. Δₖ / (steps·η) contains
+this correction, so the formula of dₖ⁺ subtracts it again. With plain SGD, dₖ is minus the mean
+gradient, so d = -c exactly, where c is the control variate of the paper (option II). This form is
+also defined for momentum and AdamW, which the paper does not treat. All dₖ start at zero.
 
 In the paper all clients have equal weights. Here a client is weighted by its number of images nₖ,
 so that the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds nₖ·(dₖ⁺ -
@@ -15,9 +16,10 @@ dₖ) for every participant, which is exact for any set of participants. The ser
 N times the mean number of images of the participants so far. With equal nₖ, d grows in a round by
 |S|/N · the mean of dₖ⁺ - dₖ over its participants S, as in the paper.
 
-FedAvg is biased by its local steps, and SCAFFOLD is not; with LoRA the bias of averaged factors
-remains. Uplink and downlink carry all trained tensors twice; in the first round the downlink
-carries them once. A client stores dₖ between its rounds. The server needs only sums.
+In FedAvg the local steps of different clients drift apart, which biases the result; SCAFFOLD
+removes this bias. With LoRA the factors A and B are averaged separately, which is still biased. A
+client sends two tensors for each trained tensor, and receives two (in the first round only one).
+A client stores dₖ between its rounds. The server needs only the sum of the clients' updates.
 
 Source: Karimireddy et al., arXiv 1910.06378, algorithm 1.
 """
@@ -38,15 +40,17 @@ SEEN = "images and clients seen, and all clients"
 
 @dataclass(frozen=True, kw_only=True)
 class Scaffold(Strategy):
-    """Federated averaging with control variates.
+    """Federated averaging in which every local step is corrected by control variates d and dₖ.
 
     Attributes:
-        server_rate: The factor that multiplies the mean delta.
+        server_rate: The factor by which the mean of the clients' deltas is multiplied.
     """
 
     sums_suffice = True
 
-    server_rate: float = setting(1.0, "The factor on the mean delta.", "(0, inf)")
+    server_rate: float = setting(
+        1.0, "The factor by which the mean of the clients' deltas is multiplied.", "(0, inf)"
+    )
 
     def broadcast(self, state: State) -> State:
         """Returns d, which the server sends to all participants."""
@@ -56,13 +60,13 @@ class Scaffold(Strategy):
         return scale(_control(state), clients / (images * population))
 
     def drift(self, broadcast: State, memory: State) -> State:
-        """Computes d - dₖ; the result is empty if both are still unknown."""
+        """Returns the correction d - dₖ. It is empty if d and dₖ are both still unknown."""
         known = broadcast or memory
         common, own = _or_zeros(broadcast, known), _or_zeros(memory, known)
         return subtract(common, own)
 
     def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
-        """Returns the change of dₖ, which is sent, and the new dₖ, which the client stores."""
+        """Returns the change of dₖ, which the client sends, and the new dₖ, which it stores."""
         common, own = (_or_zeros(known, work.delta) for known in (broadcast, memory))
         step = scale(work.delta, 1 / (work.steps * work.rate))
         new = zip_map(lambda d_k, d, moved: d_k - d + moved, own, common, step)

@@ -2,11 +2,12 @@
 
     wᵢ ← wᵢ + mean of the Δₖᵢ without the ⌊β·K⌋ smallest and the ⌊β·K⌋ largest of them
 
-The trimmed mean tolerates arbitrary updates from ⌊β·K⌋ of K clients. It is the unweighted mean if
-⌊β·K⌋ = 0, which happens if β = 0 or if there are too few clients. It is biased if the values are
-skewed. With LoRA it is also biased like FedAvg, because it treats A and B separately. The numbers
-of images are ignored. Uplink and downlink carry all trained tensors. The server must see each
-update.
+wᵢ is entry i of the model, and Δₖᵢ is its change at client k. β is the share of the clients that is
+left out at each end. The trimmed mean tolerates arbitrary updates from ⌊β·K⌋ of K clients. It is
+the unweighted mean if ⌊β·K⌋ = 0, which happens if β = 0 or if there are too few clients. It is
+biased if the values are skewed. With LoRA it is also biased like FedAvg, because it treats A and B
+separately. The numbers of images are ignored. A client sends and receives all trained tensors. The
+server must see each update.
 
 Source: Yin et al., arXiv 1803.01498, definition 2.
 """
@@ -27,27 +28,31 @@ ROUNDING = 1e-9  # 0.29 · 100 is a little less than 29
 
 @dataclass(frozen=True, kw_only=True)
 class TrimmedMean(Strategy):
-    """The trimmed mean of every coordinate.
+    """Moves each coordinate by the trimmed mean of the clients' deltas.
 
     Attributes:
-        beta: The share β of the clients that is cut off at each end.
+        beta: The share β of the clients whose values are left out at each end, in [0, 0.5).
     """
 
-    beta: float = setting(0.1, "The share of the clients that is cut off at each end.", "[0, 0.5)")
+    beta: float = setting(
+        0.1,
+        "The share of the clients whose smallest values are left out, and equally the largest.",
+        "[0, 0.5)",
+    )
 
     def objection(self, config: Config, participants: int) -> str:
-        """Refuses a share that cuts off no client."""
+        """Returns an objection if β is positive, but too small to leave out a single client."""
         del config
         if not self.beta or self.beta * participants >= 1:
             return ""
         return (
-            f"beta {self.beta:g} of {participants} clients cuts off no client; set at least "
-            f"--set strategy.beta={1 / participants:.2g}"
+            f"strategy.beta {self.beta:g} is too small: of {participants} clients it cuts off no "
+            f"client; set at least --set strategy.beta={1 / participants:.2g}"
         )
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Adds the trimmed mean delta."""
+        """Adds the trimmed mean of the clients' deltas to the model."""
         cut = min(int(self.beta * len(updates) + ROUNDING), (len(updates) - 1) // 2)
         return moved(model, coordinatewise(updates, lambda rising: middle(rising, cut))), state

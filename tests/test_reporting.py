@@ -303,9 +303,9 @@ def test_the_table_shows_what_was_given_away_and_rounds_without_effect() -> None
     print_result({**RESULT, "privacy": spent, "idle_rounds": 2}, "runs/one", console)
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert not any(line.startswith("noise from") for line in lines)  # older results do not say
-    told = "privacy epsilon 3.14 at delta 1e-05 for a client's updates, 18 releases (rdp)"
+    told = "privacy epsilon 3.14 at delta 1e-05 for a client's updates, after 18 releases (rdp)"
     assert told in lines
-    assert "idle rounds 2 of 20: the model stayed as it was" in lines
+    assert "idle rounds 2 of 20: the model did not change" in lines
 
 
 def test_the_table_says_where_the_noise_came_from() -> None:

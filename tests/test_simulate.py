@@ -65,10 +65,20 @@ MISTAKES = {
     "--check-strategy flwr.server.strategy:FedAvg": ["older", "flwr.serverapp.strategy:FedAvg"],
     "--strategy flwr.server.strategy:FedYogi": ["older", "flwr.serverapp.strategy:FedYogi"],
     "--check-strategy FedAdam": ["did you mean 'flwr.serverapp.strategy:FedAdam'?"],
-    "--check-strategy fedprox --strategy fedavg": ["names the strategy", "strategy.name=fedavg"],
-    "--check-strategy fedprox --set strategy=fedavg": ["names the strategy", "strategy=fedavg"],
+    "--check-strategy fedprox --strategy fedavg": [
+        "already names the strategy",
+        "strategy.name=fedavg",
+    ],
+    "--check-strategy fedprox --set strategy=fedavg": [
+        "already names the strategy",
+        "strategy=fedavg",
+    ],
     "--check-strategy tests.test_testing:Needy": ["strategy.m needs", "--set strategy.m=VALUE"],
-    "--check-strategy fedavg --compare head": ["--check-strategy", "runs nothing", "--compare"],
+    "--check-strategy fedavg --compare head": [
+        "--check-strategy",
+        "runs nothing else",
+        "--compare",
+    ],
     "--check-strategy fedavg --seeds 0 1": ["--check-strategy", "--seeds"],
     "--check-strategy fedavg --rotate-key used": ["--check-strategy", "--rotate-key"],
     "--strategy fedprox --set strategy.mu=-1": ["strategy.mu", "[0, inf)"],
@@ -93,7 +103,7 @@ MISTAKES = {
     "--compare clients=[3": ["--compare", "not a YAML value"],
     "--compare head --seeds one": ["seed", "whole number", "'one'"],
     "--compare head --seeds 0 1 --seed 2": ["seed", "seeds"],
-    "--compare head --out used/result.json": ["no grid", "--out FOLDER"],
+    "--compare head --out used/result.json": ["not a folder of a comparison", "--out FOLDER"],
     "--compare fedavgg fedprox": ["did you mean 'fedavg'?"],
     "--compare head iid": ["--compare data.partition=iid"],
     "--compare head --seeds 4-0": ["seeds: 4-0", "0-4"],
@@ -209,7 +219,7 @@ def test_a_strategy_is_held_to_every_rule(
     first, declared, first_round, mu, *rules, last = capsys.readouterr().out.splitlines()
     assert first == "FedProx(mu=0.5)"
     assert declared.startswith("needs LoRA: no, ranks may differ: no, sums suffice: yes, ")
-    assert first_round == "round 1 rests 0 of 12 tensors; overrides: penalty, aggregate"
+    assert first_round == "round 1 freezes 0 of 12 tensors; the class overrides: penalty, aggregate"
     assert mu == "mu = 0.5  [0, inf)  " + mu.rpartition("  ")[2]
     assert all(rule.startswith("passed  ") for rule in rules)
     assert last == f"{len(rules)} rules, 0 failed"
@@ -237,9 +247,9 @@ def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixt
     assert first == "Wrong(fault='divides by none')"
     at = lines.index("failed  returns finite tensors of the right names, shapes and types")
     assert lines[at + 1].strip().startswith("strategy Wrong: round 1: the new model has NaN")
-    assert lines[at - 1] == "passed  plans what a client can do"
+    assert lines[at - 1] == "passed  plans only what a client can do, equally in every call"
     assert lines[at + 2 :] == []
-    assert last == "3 rules, 1 failed; the other 11 rules were not tried"
+    assert last == "3 rules, 1 failed; the other 11 rules were not tested"
 
 
 def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +259,10 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("failed  works with one client")
     assert "aggregate fails with 1 of 4 clients: IndexError" in lines[at + 1]
-    assert lines[at + 2] == "failed  works with other clients in every round (as above)"
+    assert (
+        lines[at + 2]
+        == "failed  works with other clients in every round (the same problem as above)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -311,11 +324,14 @@ def begun(elsewhere: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--rounds 30", ["rounds is 20 there, not 30", "these may change: encryption.key_file"]),
-        ("--set strategy.mu=0.2", ["strategy.mu is 0.1 there, not 0.2"]),
-        ("--strategy fedavg", ["strategy.name is fedprox there, not fedavg"]),
+        (
+            "--rounds 30",
+            ["rounds is 20 in this run, not 30", "you may change: encryption.key_file"],
+        ),
+        ("--set strategy.mu=0.2", ["strategy.mu is 0.1 in this run, not 0.2"]),
+        ("--strategy fedavg", ["strategy.name is fedprox in this run, not fedavg"]),
         ("--seeds 0 1", ["--resume continues one run", "--seeds"]),
-        ("--rotate-key begun", ["--rotate-key runs nothing", "--resume"]),
+        ("--rotate-key begun", ["--rotate-key runs nothing else", "--resume"]),
         ("--clinets 3", ["did you mean --clients?"]),
     ],
 )
@@ -330,7 +346,7 @@ def test_a_run_does_not_go_on_as_another_one(
 def test_there_must_be_a_run_to_go_on_with(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "nowhere holds no run; expected a folder with a config.yaml" in answer_to(
+    assert "nowhere contains no run; expected a run folder, which has a config.yaml" in answer_to(
         "--resume nowhere", capsys
     )
 
@@ -338,10 +354,10 @@ def test_there_must_be_a_run_to_go_on_with(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--rounds 30", ["rounds is 20 there, not 30"]),
+        ("--rounds 30", ["rounds is 20 in this run, not 30"]),
         (
             "--set strategy.mu=0.2 --seed 3",
-            ["strategy.mu is 0.1 there, not 0.2", "seed is 0 there, not 3"],
+            ["strategy.mu is 0.1 in this run, not 0.2", "seed is 0 in this run, not 3"],
         ),
     ],
 )
@@ -350,7 +366,7 @@ def test_a_run_at_its_end_is_not_changed(
 ) -> None:
     (begun / "result.json").write_text("{}")
     answer = answer_to(f"--resume begun {flags}", capsys)
-    assert "this run is finished, and its settings differ" in answer
+    assert "this run is finished with other settings" in answer
     assert all(part in answer for part in told)
 
 
@@ -383,7 +399,9 @@ def test_a_file_in_a_home_folder_may_name_others_there(
 
 def test_a_run_at_its_end_is_shown(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (begun / "result.json").write_text("[1]")
-    assert "result.json cannot be read: expected a mapping" in answer_to("--resume begun", capsys)
+    assert "result.json cannot be read: expected a JSON object" in answer_to(
+        "--resume begun", capsys
+    )
 
 
 @pytest.mark.slow

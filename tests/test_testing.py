@@ -171,12 +171,12 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize(
     ("fault", "finding"),
     [
-        ("plans nothing", "round 1: plan returned None, not a ClientPlan"),
+        ("plans nothing", "round 1: plan returned None, expected a ClientPlan"),
         ("freezes all", "freezes every tensor"),
-        ("freezes a text", "'.lora_A', not a tuple"),
-        ("restarts a text", "plan.restarted is '.lora_A', not a tuple"),
+        ("freezes a text", "'.lora_A', expected a tuple of endings"),
+        ("restarts a text", "plan.restarted is '.lora_A', expected a tuple of endings"),
         ("pushes away", "proximal_mu is -1.0"),
-        ("plans by chance", "plan says something else when asked again"),
+        ("plans by chance", "a second call of plan returns another plan"),
         ("broadcasts a part", "the broadcast has missing or unknown tensors: "),
         ("broadcasts NaN", "the broadcast has NaN or infinity in patch_embed.proj.weight"),
         ("drifts elsewhere", r"the drift has missing or unknown tensors: \['norm.weight'\]"),
@@ -192,33 +192,33 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("divides by none", "the new model has NaN or infinity in head.bias"),
         ("turns", r"the new model has head.weight of shape \(6, 3\), expected \(3, 6\)"),
         ("widens", "head.weight as torch.float64, expected torch.float32"),
-        ("moves what restarts", "lora_A was changed, although plan.restarted names it"),
+        ("moves what restarts", "aggregate changed .*lora_A, although plan.restarted names it"),
         ("merges half", f"{Q}.merged_B is missing"),
-        ("merges nowhere", "nothing can be merged at head: it has no low-rank pair"),
+        ("merges nowhere", "nothing can be merged at head: the model has no low-rank pair"),
         ("merges what does not fit", r"shapes \(5, 6\) and \(6, 4\), expected \(R, 6\)"),
         ("merges NaN", "NaN or infinity in .*merged_A"),
         ("counts for itself", "gave another model the second time"),
         ("draws", "gave another model the second time"),
-        ("ignores clients", "leave the model as it was"),
-        ("wanders", "updates of nothing but zeros change .* head.weight differs by 0.01"),
-        ("merges too much", "updates of nothing but zeros change .*q differs by 1"),
+        ("ignores clients", "aggregate did not change the model"),
+        ("wanders", "all updates are zero, but .* changes: head.weight differs by 0.01"),
+        ("merges too much", "all updates are zero, but .*q differs by 1"),
         ("sums", "twice as many images at every client give another model"),
         ("takes the first", "depends on the order"),
-        ("writes to the model", "round 1: it wrote to the model"),
-        ("writes to an update", "round 1: it wrote to an update"),
-        ("writes to the state", "round 1: it wrote to the state"),
-        ("writes to the broadcast", "round 2: it wrote to the broadcast"),
-        ("writes to the memory", "round 2: it wrote to the memory"),
-        ("writes to the delta", "round 1: it wrote to the delta"),
+        ("writes to the model", "round 1: it changed the model"),
+        ("writes to an update", "round 1: it changed an update"),
+        ("writes to the state", "round 1: it changed the state"),
+        ("writes to the broadcast", "round 2: it changed the broadcast"),
+        ("writes to the memory", "round 2: it changed the memory"),
+        ("writes to the delta", "round 1: it changed the delta"),
         ("needs three", "aggregate fails with 1 of 4 clients: IndexError"),
         ("needs the same clients", "round 2: aggregate fails with 3 of 4 clients: KeyError"),
-        ("hides a number", "were stored and loaded between the rounds gave another model"),
+        ("hides a number", "are stored and loaded between the rounds, the model differs"),
         ("remembers waves", "round 2: the state cannot be stored: KeyError: torch.complex128"),
         (
             "inverts",
             r"aggregate fails with 4 of 4 clients: NotImplementedError: .*in torch.float16",
         ),
-        ("cancels", "the same numbers in torch.float16 give another model: head.weight"),
+        ("cancels", "with tensors in torch.float16 the model differs .*: head.weight"),
     ],
 )
 def test_every_fault_is_found_and_told(fault: str, finding: str):
@@ -317,18 +317,21 @@ class Optional(Strategy):
     ("fault", "finding"),
     [
         ("selects one", "round 1: select returned 1 different clients, expected 4"),
-        ("selects a stranger", "round 1: select returned 99, which is no client"),
+        ("selects a stranger", "round 1: select returned 99, which is not the number of a client"),
         ("selects nothing", "round 1: select fails: TypeError: 'NoneType' object is not iterable"),
-        ("selects by chance", "select returned other clients when it was called again"),
-        ("plans no epoch", "plan.epochs is 0, not a whole number from 1"),
-        ("plans backwards", "plan.rate is -1.0, not a positive factor"),
+        ("selects by chance", "a second call of select returns other clients"),
+        ("plans no epoch", "plan.epochs is 0, expected a whole number >= 1"),
+        ("plans backwards", "plan.rate is -1.0, expected a factor > 0"),
         ("needs a state", "round 1: plan fails: KeyError: 'rounds'"),
         ("penalises by the norm", "penalty of 2 clients that share a batch is"),
         ("penalises by tensor", r"the penalty has shape \(12,\), expected one number"),
-        ("penalises by NaN", "the penalty is nan"),
+        ("penalises by NaN", "the penalty is nan, expected a finite number"),
         ("penalises what is not there", "penalty fails: KeyError: 'norm.weight'"),
-        ("measures nothing", "metrics returned a NoneType, not numbers by name"),
-        ("measures in words", "metric 'loss' is 'high', expected a number, or numbers by client"),
+        ("measures nothing", "metrics returned a NoneType, expected a dictionary with a number"),
+        (
+            "measures in words",
+            "metric 'loss' is 'high', expected a number, or a dictionary with a number for",
+        ),
         ("measures by name", r"metric 'loss' is \{'first': 1.0\}, expected a number"),
         ("wavers", "should_stop returned 'perhaps', expected True or False"),
     ],
@@ -349,7 +352,7 @@ def declared(fault: str = "none", **attributes: Any) -> Strategy:
     ("attributes", "finding"),
     [
         ({"sums_suffice": "yes"}, "sums_suffice is 'yes', expected True or False"),
-        ({"personal": ".lora_B"}, "personal is '.lora_B', not a tuple of endings"),
+        ({"personal": ".lora_B"}, "personal is '.lora_B', expected a tuple of endings"),
         (
             {"adapter": "burger"},
             r"adapter is 'burger', expected one of \('lora', 'lora_xs', 'sand",
@@ -357,26 +360,38 @@ def declared(fault: str = "none", **attributes: Any) -> Strategy:
         ({"personal": ("",)}, "freezes every tensor"),
         (
             {"personal": (".lora_b",)},
-            "personal has '.lora_b', with which no tensor's name ends; did you mean '.lora_B'",
+            "personal contains '.lora_b', but no tensor's name ends .* did you mean '.lora_B'",
         ),
-        ({"plans": lambda self, r: ClientPlan()}, "plans is not of the contract; .*mean plan"),
-        ({"sum_suffices": True}, r"sum_suffices is not of the contract; .*mean sums_suffice\?"),
-        ({"lowrank": True}, r"lowrank is not of the contract; .*mean low_rank\?"),
+        (
+            {"plans": lambda self, r: ClientPlan()},
+            "plans is not a name of the contract; .*mean plan",
+        ),
+        (
+            {"sum_suffices": True},
+            r"sum_suffices is not a name of the contract; .*mean sums_suffice\?",
+        ),
+        ({"lowrank": True}, r"lowrank is not a name of the contract; .*mean low_rank\?"),
         ({"__annotations__": {"reports": int}}, r"reports is not .* did you mean report\?"),
-        ({"m": 0.5}, "m has no type; fields need a frozen, keyword-only dataclass and types"),
-        ({"__annotations__": {"m": float}, "m": 0.5}, "Wrong is no dataclass, but has m; fields"),
+        (
+            {"m": 0.5},
+            "m has no type annotation; .* typed fields of a frozen, keyword-only dataclass",
+        ),
+        (
+            {"__annotations__": {"m": float}, "m": 0.5},
+            "Wrong has the field m, but is not a dataclass; hyper",
+        ),
         (
             {"plan": lambda self: ClientPlan()},
-            r"plan takes \(\) beside self, expected the arguments of plan\(self, server_round\)",
+            r"plan takes the arguments \(\) after self, expected .* plan\(self, server_round\)",
         ),
         (
             {"aggregate": lambda self, model, updates: (model, {})},
-            r"takes \(model, updates\) .* aggregate\(self, model, updates, state\)",
+            r"takes the arguments \(model, updates\) .* aggregate\(self, model, updates, state\)",
         ),
-        ({"drift": {}}, r"drift is {}, expected a method drift\(self, broadcast, memory\)"),
+        ({"drift": {}}, r"drift is {}, expected the method drift\(self, broadcast, memory\)"),
         (
             {"plan": lambda self, r: ClientPlan(frozen=(".loraA",))},
-            "plan.frozen has '.loraA', with which no .* did you mean '.lora_A'",
+            "plan.frozen contains '.loraA', but no .* did you mean '.lora_A'",
         ),
         (
             {"any_rank": True, "fault": "cuts to a rank"},
@@ -384,7 +399,7 @@ def declared(fault: str = "none", **attributes: Any) -> Strategy:
         ),
         (
             {"sums_suffice": True, "fault": "averages equally"},
-            "sums_suffice is not so: patch_embed.proj.weight differs by",
+            "sums_suffice is wrongly True: .* single updates: patch_embed.proj.weight differs by",
         ),
     ],
 )
@@ -437,7 +452,7 @@ class Needy(Strategy):
 @pytest.mark.parametrize(
     ("kind", "finding"),
     [
-        ("Positional", "m is not keyword-only; fields need a frozen, keyword-only dataclass"),
+        ("Positional", "m is not keyword-only; .* fields of a frozen, keyword-only dataclass"),
         ("Unbounded", r'strategy.m: expected a range such as "\(0, 1\]" or .*, got \'0..1\''),
         (
             "Outside",
@@ -471,18 +486,30 @@ def test_what_was_understood_is_told():
     assert first == (
         "needs LoRA: no, ranks may differ: no, sums suffice: no, personal: .lora_B, adapter: lora"
     )
-    told = "round 1 rests 0 of 8 tensors, restarts 4; overrides: "
+    told = "round 1 freezes 0 of 8 tensors, restarts 4; the class overrides: "
     assert second == told + "plan, broadcast, drift, report, aggregate"
-    assert understood(Wrong(fault="plans nothing"))[1].startswith("round 1 has no plan")
+    assert understood(Wrong(fault="plans nothing"))[1].startswith("round 1 has no valid plan")
 
 
 @pytest.mark.parametrize(
     ("line", "advice"),
     [
-        ("self.fault = 1", "FrozenInstanceError: .*what must be remembered belongs into the state"),
-        ("updates[0].delta[Q + lowrank.A]", "KeyError: .*it rested in this round, so deltas lack"),
-        ("model[Q + lowrank.B]", "KeyError: .*it is personal, so neither model nor deltas have it"),
-        ("add(model, updates[0].delta)", "states differ .*fl_vitlora.strategy.moved helps"),
+        (
+            "self.fault = 1",
+            "FrozenInstanceError: .*cannot be changed: return what must be remembered",
+        ),
+        (
+            "updates[0].delta[Q + lowrank.A]",
+            "KeyError: .*this tensor was frozen in this round, so deltas do not",
+        ),
+        (
+            "model[Q + lowrank.B]",
+            "KeyError: .*this tensor is personal, so neither model nor deltas have it",
+        ),
+        (
+            "add(model, updates[0].delta)",
+            "states differ .*fl_vitlora.strategy.moved adds such deltas",
+        ),
     ],
 )
 def test_errors_that_authors_meet_first_come_with_advice(line: str, advice: str):
@@ -557,12 +584,12 @@ class Holding(Strategy):
 
 
 def test_what_cannot_be_sent_to_the_clients_is_found():
-    with pytest.raises(StrategyError, match=r"Holding: it cannot be sent to workers: .*pickle"):
+    with pytest.raises(StrategyError, match=r"it cannot be sent to workers, because .*pickle"):
         check_strategy(Holding())
 
 
 def test_what_reaches_the_clients_in_secret_is_found():
-    with pytest.raises(StrategyError, match="copies of it at the clients gave another model"):
+    with pytest.raises(StrategyError, match="the model differs if each client has its own copy"):
         check_strategy(Holding(thing={}))
 
 

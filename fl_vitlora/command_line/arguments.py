@@ -1,4 +1,4 @@
-"""Reads the experiment or the comparison that the flags, `--set` and a file describe."""
+"""Reads the experiment or comparison that the user describes by flags, `--set` and a YAML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from fl_vitlora.errors import UserError
 
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
-    """Returns the settings of an experiment; `--set` replaces flags, and flags replace the file."""
+    """Returns the settings of the experiment.
+
+    If a setting has several values, `--set` has priority over its flag, and the flag over the file.
+    """
     return config.load(arguments.config, read_overrides(arguments))
 
 
@@ -35,17 +38,23 @@ def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:
     overrides, name = read_overrides(arguments), arguments.check_strategy
     for path in {"strategy", "strategy.name"} & overrides.keys():
         raise UserError(
-            f"--check-strategy {name} names the strategy, so it does not take "
+            f"--check-strategy {name} already names the strategy; remove the setting "
             f"{path}={overrides[path]}"
         )
     return config.load(arguments.config, overrides | {"strategy.name": name}).strategy
 
 
 def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings from flags and `--set`, by dotted path; `--set` replaces flags."""
+    """Returns a dictionary: the dotted paths of all settings from flags and `--set`, with values.
+
+    If both a flag and `--set` give a value to a setting, the dictionary has the value of `--set`.
+    """
     given = vars(arguments)
     if given["seed"] is not None and is_several(given["seed"]):
-        raise UserError(f"--seed {given['seed']} names several seeds: --seeds {given['seed']}")
+        raise UserError(
+            f"--seed {given['seed']}: expected one seed; for several seeds use "
+            f"--seeds {given['seed']}"
+        )
     overrides: dict[str, Any] = {}
     for flag, entry in FLAGS.items():
         path, value = entry.path, given[entry.path]
@@ -62,8 +71,8 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 def confirmed_by(arguments: argparse.Namespace) -> frozenset[str]:
     """Returns all values that the user typed on the command line.
 
-    If a value is the name of code or of a cluster, this code or cluster is confirmed, because the
-    user typed its name (`fl_vitlora.config.confirmation`).
+    The program runs outside code, or connects to a Ray cluster, only with the user's permission.
+    Typing the name of the code or cluster counts as permission (`fl_vitlora.config.confirmation`).
     """
     typed = [read_overrides(arguments), read_words(arguments.compare or ())]
     named = [arguments.trust_strategy or (), arguments.check_strategy]

@@ -22,14 +22,15 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
 
     Args:
         grid: The experiments that are compared.
-        confirmed: The names of code and clusters that the user typed.
+        confirmed: The names of code and Ray clusters that the user typed on the command line.
         verbose: True to show the messages of Flower and Ray.
 
     Raises:
         KeyboardInterrupt: If the user interrupts the comparison within a round.
-        SystemExit: If the user ended the comparison early, if a run failed, or if no cell could be
-            run.
-        UserError: If an experiment cannot be run.
+        SystemExit: If the user ended the comparison after a round, if a run failed, or if the
+            settings of all experiments were refused.
+        UserError: If the user has not confirmed code or a Ray cluster that an experiment names, or
+            if the folder of the comparison cannot be used.
     """
     for cell in grid.cells:
         confirmation.check_confirmed(cell.config, confirmed)
@@ -49,13 +50,13 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
         raise KeyboardInterrupt(f"; {again}") from None
     print_report(comparison.tell(grid, records), str(folder))
     if any(record.failed for record in records):
-        fail("a run failed; the table says which and why", RUN_FAILED)
+        fail("a run failed; the table above says which run and why", RUN_FAILED)
     if not any(record.result for record in records):
-        fail("nothing ran; the table says why", USER_MISTAKE)
+        fail("nothing ran: no experiment can run; the table above says why", USER_MISTAKE)
 
 
 def _run_all(grid: Grid, folder: Path, confirmed: frozenset[str], *, verbose: bool) -> list[Record]:
-    """Runs all experiments, prints a line about each finished run, and returns a record of each."""
+    """Runs all experiments and prints a line about each finished run; returns all run records."""
     import strategies
     from fl_vitlora.experiment import comparison
     from fl_vitlora.reporting.comparison_tables import describe

@@ -1,4 +1,7 @@
-"""Commands that test a user's own strategy, fine-tuning method, predictor or observer."""
+"""Commands that test a user's own strategy, fine-tuning method, predictor or observer.
+
+A contract is the set of rules for one of these four kinds of code.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from fl_vitlora.command_line.exits import RULE_BROKEN
 from fl_vitlora.config import confirmation
 
 CHECKS = ("check_strategy", "check_method", "check_predictor", "check_observer")
-"""The names of the check flags among the parsed arguments."""
+"""The flags that start a test, as the attributes of the parsed command line."""
 
 
 def check_contract(arguments: argparse.Namespace) -> None:
-    """Tests the strategy, fine-tuning method, predictor or observer that a check flag names."""
+    """Tests the code that a flag names: a strategy, fine-tuning method, predictor or observer."""
     if arguments.check_method is not None:
         check_method(arguments)
     elif arguments.check_predictor is not None:
@@ -52,6 +55,8 @@ def check_method(arguments: argparse.Namespace) -> None:
 def check_predictor(name: str) -> None:
     """Tests whether a predictor obeys the rules for predictors, and prints the result.
 
+    A predictor computes what a model answers to test images.
+
     Args:
         name: A name in the table `PREDICTORS`, the path of a Python file, or
             ``package.module:Class``.
@@ -73,6 +78,8 @@ def check_predictor(name: str) -> None:
 
 def check_observer(name: str) -> None:
     """Tests whether an observer obeys the rules for observers, and prints the result.
+
+    An observer is called in every round with what the server sees.
 
     Args:
         name: The path of a Python file, or ``package.module:Class``.
@@ -121,7 +128,8 @@ def check_strategy(
 
     Args:
         chosen: The name and the parameters of the strategy.
-        confirmed: The names of code that the user typed on the command line.
+        confirmed: The names of code that the user typed on the command line. Other code than this
+            project's and Flower's is loaded only if its name is among them.
         verbose: True to show the messages of Flower and Ray.
 
     Raises:

@@ -14,7 +14,8 @@ def fail(message: str, code: int) -> NoReturn:
 
     Args:
         message: A description of the error. Line breaks become spaces, and characters that cannot
-            be printed are escaped. If the message is too long, its middle is left out.
+            be printed are escaped. If the message has more than `LONGEST_LINE` characters, three
+            dots replace its middle.
         code: The exit code of the program.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Two tables of flags: the flags that give a value to one setting, and all other flags."""
+"""Two tables of command-line flags: flags that set one setting, and all other flags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SettingFlag(NamedTuple):
         path: The dotted path of the setting.
         value: The word that stands for the value in the help: the unit or the kind of the value.
             The word is empty if the flag is a switch, which sets its setting to true.
-        explanation: What the flag does, with the default in brackets at the end.
+        explanation: What the flag does, in one sentence. The default is in brackets at its end.
     """
 
     path: str
@@ -32,10 +32,11 @@ class SettingFlag(NamedTuple):
 
 
 class OtherFlag(NamedTuple):
-    """A flag that does not give a value to one setting.
+    """A flag that is not the name of one setting, for example a flag that names a command.
 
     Attributes:
-        value: The word that stands for the value in the help; empty if the flag takes no value.
+        value: The word that stands for the value in the help. The word is empty if the flag takes
+            no value.
         explanation: What the flag does, in one line.
         options: The arguments of `ArgumentParser.add_argument` for this flag.
         more: Further sentences for `--help-all`.
@@ -64,7 +65,7 @@ FLAGS = {
     "--method": SettingFlag(
         "finetuning.method",
         "NAME",
-        "What is trained beside the head: parts joined by +, such as bias+norm or full "
+        "What is trained in addition to the head: one part or a sum, such as full or bias+norm "
         "(lora+patch_embed)",
     ),
     "--dataset": SettingFlag(
@@ -79,33 +80,39 @@ FLAGS = {
         "How images are divided among the clients: dirichlet, iid, pathological, shard "
         "or natural (dirichlet)",
     ),
-    "--budget": SettingFlag("budget", "BYTES", "Most bytes that the run may send: 50MB (no limit)"),
+    "--budget": SettingFlag(
+        "budget", "BYTES", "Most bytes that the run may send, such as 50MB (none)"
+    ),
     "--target-accuracy": SettingFlag(
         "target_accuracy",
         "SHARE",
-        "Report after how many bytes this test accuracy, such as 0.95, was reached (none)",
+        "Report how many bytes were sent until this test accuracy was reached, such as 0.95 (none)",
     ),
-    "--seed": SettingFlag("seed", "N", "Seed of everything random except the owner's secret (0)"),
+    "--seed": SettingFlag("seed", "N", "Seed of all random choices but the secret key (0)"),
     "--checkpoint-every": SettingFlag(
         "checkpoint_every", "N", "Number of rounds between two checkpoints (1)"
     ),
-    "--out": SettingFlag("out", "FOLDER", "Folder of the results (a new one under runs/)"),
+    "--out": SettingFlag("out", "FOLDER", "Folder for the results (a new folder in runs/)"),
     "--device": SettingFlag(
         "engine.device", "NAME", "Where clients compute: auto, cpu or cuda (auto)"
     ),
     "--cohort": SettingFlag(
-        "engine.cohort", "N", "Number of clients that a worker trains in one batch (an eighth)"
+        "engine.cohort",
+        "N",
+        "Number of clients that a worker trains in one batch (an eighth of a round's clients)",
     ),
     "--record-updates": SettingFlag(
         "record_updates",
         "",
-        "Store what the server sees of each round under updates/, for research on attacks (False)",
+        "Store in updates/ what the server sees in each round, for research on attacks (False)",
     ),
     "--workers": SettingFlag(
-        "engine.workers", "N", "Number of worker processes (one a core, up to four a GPU)"
+        "engine.workers", "N", "Number of worker processes (one per core, or up to four per GPU)"
     ),
     "--ray-address": SettingFlag(
-        "engine.ray_address", "HOST:PORT", "Address of a running Ray cluster (start Ray here)"
+        "engine.ray_address",
+        "HOST:PORT",
+        "Network address of a running Ray cluster (start Ray on this machine)",
     ),
 }
 
@@ -121,75 +128,81 @@ TEXTS = {  # settings whose value is used exactly as the user typed it, and is n
 OTHER_FLAGS = {
     "--set": OtherFlag(
         "PATH=VALUE",
-        "Any setting: training.epochs=2; may be repeated",
+        "Set any setting: training.epochs=2; may be repeated",
         {"dest": "overrides", "action": "append", "default": []},
     ),
-    "--config": OtherFlag("FILE", "Read settings from a YAML file; flags override the file", {}),
+    "--config": OtherFlag("FILE", "Read settings from a YAML file; flags override them", {}),
     "--compare": OtherFlag(
         "AXIS",
-        "Compare methods, strategies or PATH=V1,V2,V3",
+        "Compare methods, strategies, or values such as training.epochs=1,2",
         {"nargs": "+"},
-        "An axis is a list of values of one setting. Every combination of the axes is run.",
+        "An axis is several values of one setting: names of methods, names of strategies, or the "
+        "path of any setting with its values. Every combination of the axes is run.",
     ),
     "--seeds": OtherFlag(
-        "SEED", "Run everything with each of these seeds, such as 0-2", {"nargs": "+"}
+        "SEED", "Repeat each experiment with these seeds, such as 0-2", {"nargs": "+"}
     ),
     "--resume": OtherFlag(
         "RUN",
-        "Continue the run in this folder, to the same bits",
+        "Continue the interrupted run in this folder",
         {"type": place},
-        "The run continues from its last checkpoint. Ctrl-C ends a run or a comparison after the "
-        "current round; a second Ctrl-C ends it at once.",
+        "The run continues from its last checkpoint. Its result has the same bits as that of a "
+        "run without interruption. Ctrl-C ends a run or a comparison after the current round; a "
+        "second Ctrl-C ends it at once.",
     ),
     "--check-strategy": OtherFlag(
         "NAME",
-        "Test your strategy against the rules of its contract",
+        "Test your strategy against the rules for strategies",
         {},
-        "The strategy is named as for --strategy. The command shows its parameters, too. It "
-        "trains nothing.",
+        "NAME is a name as for --strategy. The command also shows the parameters of the strategy. "
+        "It trains nothing.",
     ),
     "--check-method": OtherFlag(
         "NAME",
-        "Test your fine-tuning method against the rules",
+        "Test your fine-tuning method against the rules for methods",
         {},
-        "The method is named as for --method, or by a Python file. The command shows its parts, "
-        "too. It runs no experiment.",
+        "NAME is a name as for --method, or the path of a Python file. The command also shows the "
+        "parts of the method. It runs no experiment.",
     ),
     "--check-predictor": OtherFlag(
         "NAME",
-        "Test your predictor against the rules",
+        "Test your predictor against the rules for predictors",
         {},
-        "The predictor is named by a Python file or as package.module:Class. The command runs no "
-        "experiment.",
+        "A predictor is code that computes what a model answers to test images. NAME is the path "
+        "of a Python file, or package.module:Class. The command runs no experiment.",
     ),
     "--check-observer": OtherFlag(
         "NAME",
-        "Test your observer against the rules",
+        "Test your observer against the rules for observers",
         {},
-        "The observer is named by a Python file or as package.module:Class. The command shows it "
-        "made-up rounds and runs no experiment.",
+        "An observer is code that gets what the server sees in each round. NAME is the path of a "
+        "Python file, or package.module:Class. The command gives made-up rounds to the observer "
+        "and runs no experiment.",
     ),
     "--rotate-key": OtherFlag(
         "PLACE",
-        "Draw a new secret and encrypt shards again under it",
+        "Draw a new secret and encrypt shards again with this secret",
         {"nargs": "+", "type": place},
-        "A place is a shard or a folder of shards. Nothing is trained. encryption.key_file names "
-        "the key ring, which keeps its old secrets.",
+        "A shard is the file with the encrypted images of one client. PLACE is the path of a shard "
+        "or of a folder of shards. Nothing is trained. The setting encryption.key_file names the "
+        "key ring, a file of secrets. The key ring keeps its old secrets.",
     ),
     "--storage-keys": OtherFlag(
         "PLACE",
-        "Write the storage keys of shards to the folder --out",
+        "Write the storage keys of shards to the folder that --out names",
         {"nargs": "+", "type": Path},
-        "Every party that has shards at these places gets a file. The file holds the key that "
-        "opens the party's shards on the disk, but not the key of the images in them. A deployed "
-        "node is given its file.",
+        "PLACE is the path of a shard (a file with the encrypted images of one client) or of a "
+        "folder of shards. The command writes one file for each party (a client, or the server) "
+        "that owns shards there. The file holds the key that opens the party's shards on the "
+        "disk. It does not hold the key with which the images are encrypted. Give each deployed "
+        "node its file.",
     ),
     "--trust-strategy": OtherFlag(
         "NAME",
-        "Allow a configuration file to use this code, package.module:Class",
+        "Allow a configuration file to name this code, package.module:Class",
         {"nargs": "+"},
-        "Their code is run. Strategies of this project and of Flower, and the one that --strategy "
-        "names, need no permission.",
+        "The program then runs the code. Strategies of this project, strategies of Flower and the "
+        "strategy that --strategy names need no permission.",
     ),
     "--verbose": OtherFlag("", "Show the messages of Flower and Ray", {"action": "store_true"}),
 }

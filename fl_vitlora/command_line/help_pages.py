@@ -22,65 +22,68 @@ FIRST_LINES = """\
 usage: simulate.py [FLAG VALUE ...]
 
 Trains a vision transformer on encrypted images with many clients, all of them
-simulated on this machine. The default of each setting stands in brackets.
+simulated on this machine. The default value of each flag is in brackets.
 """
 
 FIRST_EXAMPLES = """
 examples:
   python simulate.py --clients 20
-      the main job: encrypted digits, about half a minute on two cores
+      run the default job: encrypted digits, about 30 seconds on two cores
   python simulate.py --strategy fedprox --set strategy.mu=0.1 --seed 1
-      another strategy and its parameter
+      use another strategy, and set its parameter mu
 
 --help-all explains every flag and every setting, with more examples.
 """
 
 EXAMPLES = """examples:
   python simulate.py --clients 20
-      the main job: 20 clients, encrypted digits, LoRA + patch embedding
+      run the default job: 20 clients, encrypted digits, LoRA + patch embedding
   python simulate.py --method full --seed 1
-      the same with full fine-tuning, for comparison
+      run the default job with full fine-tuning and another seed
   python simulate.py --set 'encryption.steps=[]'
-      the same on plain images
+      run the default job on plain images
   python simulate.py --strategy fedprox --set strategy.mu=0.1
-      another strategy and its parameter
+      use another strategy, and set its parameter mu
   python simulate.py --strategy flwr.serverapp.strategy:FedAdam \\
     --set strategy.eta=0.01
-      any strategy of Flower, unmodified
+      use a strategy of Flower, and set its parameter eta
   python simulate.py --config configs/thousand_fold.yaml
-      a thousandth of the bytes: compressed tensors in both directions
+      compress all tensors in both directions: a thousandth of the bytes
   python simulate.py --set compression.uplink=int4 --budget 5MB \\
     --target-accuracy 0.9
-      other codecs, a limit on bytes, and the bytes until 90 % accuracy
+      compress with int4, send at most 5 MB, and report the bytes until an
+      accuracy of 90 %
   python simulate.py --check-strategy my_idea --set strategy.rate=0.5
-      test strategies/my_idea.py against the contract, rule by rule, in seconds
+      test the file strategies/my_idea.py against the rules for strategies
   python simulate.py --config configs/cifar10_vit_base.yaml
-      ViT-B/16 on CIFAR-10, for a machine with a GPU
+      train ViT-B/16 on CIFAR-10; this needs a machine with a GPU
 
   python simulate.py --resume runs/NAME
-      continue an interrupted run, to the same bits
+      continue an interrupted run
 
   python simulate.py --rotate-key runs/NAME/shards
-      for the data owner: draw a new secret and encrypt all shards under it
+      for the data owner: draw a new secret and encrypt all shards with it
 
   python simulate.py --storage-keys runs/NAME/shards --out keys/storage
-      for the data owner: write a key for each deployed node, which opens the
+      for the data owner: write for each deployed node the key that opens the
       node's shard file
 
 comparisons:
   python simulate.py --compare head lora lora+patch_embed full --seeds 0-4
-      four methods with five seeds each: a table, plots and all runs in a folder
+      run four methods with five seeds each; the folder gets a table and plots
   python simulate.py --compare head lora \\
     'encryption.steps=[],[pixel_shuffling],EtC'
-      every combination of two methods and three encryptions
+      run every combination of two methods and three encryption schemes
   python simulate.py --config configs/grids/default_job.yaml \\
     --out runs/default_job
-      a comparison from a file; the same command again continues it
+      run a comparison from a file; if it was interrupted, the same command
+      continues it
 """
 
 SETTINGS = """\
 settings with their defaults, for --set PATH=VALUE and for YAML files
-("Range: (0, 1]" means more than 0 and at most 1; "Flag" sets the same):"""
+("Range: (0, 1]" means more than 0 and at most 1;
+"Flag" is a flag that gives a value to the same setting):"""
 
 
 def one_screen() -> str:
@@ -101,7 +104,7 @@ def every_setting() -> str:
 
 
 def _explained_flags() -> Iterator[str]:
-    """Yields the lines about the flags that do not stand for one setting, and a blank line."""
+    """Yields the lines about `--help`, `--version` and `OTHER_FLAGS`, and a blank line."""
     yield from ("  --help", "      Show the common flags on one screen.")
     yield from ("  --help-all", "      Show every flag and every setting.")
     yield from ("  --version", "      Show the version of this program.")
@@ -126,7 +129,7 @@ def _explained_settings() -> Iterator[str]:
 
 
 def _folded(text: str) -> Iterable[str]:
-    """Returns a text as indented lines of limited width."""
+    """Returns the lines of a text: indented, and wrapped at `FOLDED` characters."""
     return (f"      {line}" for line in textwrap.wrap(text, FOLDED, **WHOLE_WORDS))
 
 
@@ -136,10 +139,10 @@ def plain(value: Any) -> str:
 
 
 def intervals(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the pair (dotted path, range) of every setting that has a range.
+    """Yields a pair (dotted path, range) for every setting that has a range.
 
     Args:
-        kind: A dataclass of settings.
+        kind: A dataclass whose fields are settings, or dataclasses of settings.
         path: The dotted path of the dataclass, with a dot at its end; empty for the root.
 
     Example:
@@ -155,7 +158,10 @@ def intervals(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _titles(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the pair (dotted path, first line of the docstring) of every group of settings."""
+    """Yields a pair for every group of settings: its dotted path, and its docstring's first line.
+
+    A group is a field whose type is a dataclass, for example `training`.
+    """
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         hint = hints[item.name]

@@ -1,4 +1,8 @@
-"""Commands for the owner of the images: draw a new key, and write storage keys."""
+"""Commands for the owner of the images: encrypt shards under a new secret; write storage keys.
+
+A shard is the file with the encrypted images of one client. A storage key opens the file, but does
+not decrypt the images in it.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,19 @@ def rotate_key(experiment: config.Config, places: Sequence[Path]) -> None:
     """Draws a new secret for the key ring and encrypts shards again under the new secret.
 
     Args:
-        experiment: The settings; `encryption.key_file` names the key ring.
+        experiment: The settings; `encryption.key_file` names the key ring, a file of secrets.
         places: The paths of shards, or of folders of shards.
     """
     from fl_vitlora.experiment import owner_keys
 
     name, shards = owner_keys.rotate_key(experiment, places)
-    print(f"encrypted again under key {name}: {len(shards)} shards")
+    print(f"encrypted again under the new key {name}: {len(shards)} shards")
 
 
 def storage_keys(experiment: config.Config, places: Sequence[Path]) -> None:
     """Writes the storage keys of shards to the folder `out`, one file for each party.
+
+    A party is a client, or the server, to which a shard belongs.
 
     Args:
         experiment: The settings; `out` names the folder for the key files.
@@ -35,6 +41,6 @@ def storage_keys(experiment: config.Config, places: Sequence[Path]) -> None:
     from fl_vitlora.experiment import owner_keys
 
     if experiment.out is None:
-        raise UserError("--storage-keys needs a folder to write to: --out FOLDER")
+        raise UserError("--storage-keys needs a folder to which it writes the keys: --out FOLDER")
     files = owner_keys.hand_out_keys(experiment, places, Path(experiment.out))
-    print(f"storage keys in {experiment.out}: {', '.join(file.name for file in files)}")
+    print(f"storage keys written to {experiment.out}: {', '.join(file.name for file in files)}")

@@ -1,4 +1,4 @@
-"""The parser of the command line; for an unknown flag, it suggests the most similar flag."""
+"""The parser of the command line. For an unknown flag, its error suggests the most similar flag."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fl_vitlora.errors.abbreviations import flags_meant, meant
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line and suggests a valid flag."""
+    """A parser that reports a user's mistake in one line and suggests a flag that exists."""
 
     def format_help(self) -> str:
         """Returns the help page that fits one screen."""
         return one_screen()
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message of argparse with a suggestion; ends the program with exit code 2."""
+        """Prints argparse's error message with a suggestion, and ends the program with code 2."""
         words = message.removeprefix("unrecognized arguments: ").split()
         if not words:
             fail(f"{message}'' (see --help)", USER_MISTAKE)
@@ -30,11 +30,11 @@ class Parser(argparse.ArgumentParser):
         near = self._nearest(wrong.partition("=")[0]) if wrong.startswith("-") else []
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         if not wrong.startswith("-"):
-            hint = "; --compare takes several values of a setting, and --seeds several seeds"
+            hint = "; to give several values use --compare, and for several seeds use --seeds"
         fail(f"{message}{hint} (see --help)", USER_MISTAKE)
 
     def _nearest(self, wrong: str) -> list[str]:
-        """Returns the flags, or settings that have no flag, that the user may have meant."""
+        """Returns what the user may have meant: flags, or `--set` with settings without a flag."""
         flag_of = {entry.path: flag for flag, entry in FLAGS.items()}
         paths = meant(wrong.lstrip("-"), config.paths())
         found = [flag_of.get(path) or f"--set {path}=VALUE" for path in paths]

@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> Non
     """Runs the program; prints an error as one line and sets the exit code.
 
     Args:
-        argv: The words of the command line. By default, the words of this process are used.
+        argv: The words of the command line after the program's name. By default, the words with
+            which this process was started.
         started: The time at which the program started, in seconds of `time.perf_counter`. By
             default, the current time.
 
@@ -42,18 +43,18 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> Non
     except RuntimeError as error:
         if arguments.verbose:
             raise
-        fail(f"the run failed: {error} (more with --verbose)", RUN_FAILED)
+        fail(f"the run failed: {error} (--verbose shows more)", RUN_FAILED)
     except OSError as error:  # a path from the user is wrong, or the disk fails
         if arguments.verbose or error.filename is None:
             raise
-        fail(f"{error.filename}: {error.strerror} (more with --verbose)", USER_MISTAKE)
+        fail(f"{error.filename}: {error.strerror} (--verbose shows more)", USER_MISTAKE)
     except KeyboardInterrupt as stop:
         print(f"simulate.py: interrupted{stop}", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)  # a thread of Flower may wait for ever after Ray has ended
 
 
 def start(arguments: argparse.Namespace, started: float) -> None:
-    """Starts the command that the flags name; if the flags name no command, runs an experiment."""
+    """Runs the command that a flag names. If no flag names a command, runs the experiment."""
     if any(getattr(arguments, name) is not None for name in CHECKS):
         check_contract(arguments)
         return
@@ -72,18 +73,18 @@ def start(arguments: argparse.Namespace, started: float) -> None:
 
 
 def check_flags(given: Mapping[str, Any]) -> None:
-    """Raises an error if two of the flags name different commands.
+    """Ends the program with an error message if two flags cannot be used together.
 
     Args:
-        given: The value of each flag, by the name of the flag without dashes.
+        given: For each flag, its name without dashes at the start, and its value.
 
     Raises:
-        SystemExit: If two flags exclude each other.
+        SystemExit: If two flags name different commands.
     """
     reasons = {
-        **dict.fromkeys(CHECKS, "runs nothing"),
-        "rotate_key": "runs nothing",
-        "storage_keys": "runs nothing",
+        **dict.fromkeys(CHECKS, "runs nothing else"),
+        "rotate_key": "runs nothing else",
+        "storage_keys": "runs nothing else",
         "resume": "continues one run",
     }
     beside = ("compare", "seeds", "rotate_key", "storage_keys", "resume")
@@ -91,4 +92,4 @@ def check_flags(given: Mapping[str, Any]) -> None:
         others = [name for name in beside if given[name] and name != one]
         if given[one] is not None and others:
             flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
-            fail(f"{flags[0]} {reason}, so it does not take {flags[1]}", USER_MISTAKE)
+            fail(f"{flags[0]} {reason}, so remove {flags[1]}", USER_MISTAKE)

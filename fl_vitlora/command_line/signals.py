@@ -1,4 +1,4 @@
-"""Signals that end a run: the first ends the run after the current round, the second at once."""
+"""Handles signals such as Ctrl-C: the first ends a run after its round, the second at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def pauses_on_signal(watch: Watch) -> Iterator[None]:
-    """Ends the run after the current round at the first signal, and at once at the second.
+    """Makes the first signal end the run after its current round, and the second end it at once.
 
     Before the first round there is no round to finish, so the first signal ends the run at once.
-    Python can set handlers of signals only in the main thread. In another thread this function
-    changes nothing.
+    Python can set handlers of signals only in the main thread. If another thread calls this
+    function, signals keep the handlers that they had.
 
     Args:
-        watch: The callbacks of the run. The first signal sets the event `watch.pause`.
+        watch: The callbacks of the run. The first signal sets the event `watch.pause`, which asks
+            the run to stop after its round.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,7 +32,7 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
         if watch.pause.is_set() or not watch.training.is_set():
             raise KeyboardInterrupt
         watch.pause.set()
-        watch.announce("ending after this round; a second signal ends the run at once")
+        watch.announce("the run will end after this round; a second signal ends it at once")
 
     before = {number: signal.signal(number, heed) for number in heeded_signals()}
     try:
@@ -44,8 +45,8 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
 def heeded_signals() -> Iterator[signal.Signals]:
     """Yields the signals that end a run: SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 
-    SIGHUP is sent when the terminal closes. If the program ignores SIGHUP, for example after
-    `nohup`, SIGHUP is not yielded.
+    SIGHUP is sent when the terminal closes. SIGHUP is not yielded if this process ignores it, for
+    example because it was started by `nohup`.
     """
     yield from (signal.SIGINT, signal.SIGTERM)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

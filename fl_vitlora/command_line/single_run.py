@@ -1,4 +1,4 @@
-"""Commands that run one experiment, or continue an interrupted one, and show it on the terminal."""
+"""Commands that run one experiment, or continue an interrupted run, and print the result."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def run(
     """Runs an experiment and prints its result.
 
     Args:
-        experiment: The experiment.
-        confirmed: The names of code and clusters that the user typed.
+        experiment: The settings of the experiment.
+        confirmed: The names of code and Ray clusters that the user typed on the command line.
         started: The time at which the program started, in seconds of `time.perf_counter`.
-        resume: True to continue the run in the run folder.
+        resume: True to continue the run in the folder `experiment.out`.
         verbose: True to show the messages of Flower and Ray.
 
     Raises:
@@ -78,7 +78,7 @@ def run(
 
 
 def how_to_go_on(experiment: config.Config) -> str:
-    """Returns a sentence: how to continue the run, or that no run was started."""
+    """Returns a sentence: the command that continues the run, or that no run was started."""
     from fl_vitlora.reporting.run_folder import CONFIG
 
     begun = (Path(str(experiment.out)) / CONFIG).exists()
@@ -119,7 +119,11 @@ def resume(arguments: argparse.Namespace, started: float) -> None:
 
 
 def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Config:
-    """Returns the experiment of the run folder, with the changes that the command line makes."""
+    """Returns the experiment that the command line asks for.
+
+    If `--config` names a file, its settings are used, and otherwise the settings `begun` of the run
+    folder. Flags and `--set` replace them.
+    """
     overrides = read_overrides(arguments) | {"out": str(arguments.resume)}
     if arguments.config:
         return config.load(arguments.config, overrides)
@@ -129,19 +133,29 @@ def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Co
 def _check_same(
     folder: Path, begun: config.Config, asked: config.Config, *, finished: bool
 ) -> None:
-    """Raises an error if a setting was changed that would change the result of the run."""
+    """Raises an error if the command line changes a setting that influences the result.
+
+    Args:
+        folder: The path of the run folder.
+        begun: The settings with which the run was started.
+        asked: The settings that the command line asks for.
+        finished: True if the run folder has a result.
+
+    Raises:
+        UserError: If a setting differs that is not in `MAY_CHANGE`.
+    """
     differences = "; ".join(
-        f"{path} is {was} there, not {now}"
+        f"{path} is {was} in this run, not {now}"
         for path, (was, now) in config.differences(begun, asked).items()
         if path not in MAY_CHANGE
     )
     if differences and finished:
         raise UserError(
-            f"--resume {folder}: this run is finished, and its settings differ: {differences}; "
-            "begin a new run with another --out, or leave these settings out to see the result"
+            f"--resume {folder}: this run is finished with other settings: {differences}; "
+            "start a new run with another --out, or remove these settings to see the result"
         )
     if differences:
         raise UserError(
-            f"--resume {folder}: {differences}; a run continues with its own settings "
-            f"(these may change: {', '.join(MAY_CHANGE)})"
+            f"--resume {folder}: {differences}; remove these settings, because a run can continue "
+            f"only with its own (you may change: {', '.join(MAY_CHANGE)})"
         )

@@ -1,4 +1,4 @@
-"""Connects runs with the progress display on the terminal."""
+"""Connects a run with the progress display on the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def watch_on(display: RunDisplay | ComparisonDisplay, *, verbose: bool) -> Watch:
-    """Returns callbacks that show the progress of a run on a display.
+    """Returns the callbacks through which a run shows its progress on a display.
 
     Args:
         display: The progress display.

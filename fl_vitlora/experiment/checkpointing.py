@@ -27,13 +27,13 @@ class Checkpointing:
     Attributes:
         config: The configuration of the experiment.
         place: The path of the run folder, for error messages.
-        provenance: The conditions, in addition to the configuration, on which the exact numbers of
-            the run depend.
+        provenance: Everything except the configuration on which the exact numbers of the run
+            depend, for example the versions of libraries.
         states: The stored states of the simulated clients.
         transport: Sends instructions to clients and receives their updates.
-        aggregator: The aggregation strategy behind its interface.
-        record: The record of the run.
-        logbook: The logbook to which checkpoints are written.
+        aggregator: The object through which the server loop calls the aggregation strategy.
+        record: The record of the rounds, the sent bytes and the accuracy so far.
+        logbook: The object that writes checkpoints into the run folder.
         watch: The callbacks of the program that started the run.
     """
 
@@ -55,8 +55,8 @@ class Checkpointing:
             model: The model after the round.
 
         Returns:
-            A function that writes the copied state. If no checkpoint is due after this round, the
-            function does nothing.
+            A function without arguments that writes the copied state. It does nothing if no
+            checkpoint is written after this round.
         """
         if not self.states.followed or not self._is_due(server_round):
             return write_nothing
@@ -83,9 +83,11 @@ class Checkpointing:
         return due or ends or self.watch.pause.is_set()
 
     def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
-        """Restores a checkpoint. The ledger of the checkpoint replaces the ledger of this process.
+        """Restores a checkpoint.
 
-        So only the greeting of the first process is counted.
+        The ledger (the record of sent bytes) of the checkpoint replaces that of this process. So
+        the first messages of a run, in which the server asks each client for its number, are
+        counted only once.
 
         Returns:
             The model of the checkpoint.
@@ -100,7 +102,7 @@ class Checkpointing:
         self.record.changes.extend(server["changes"])
         if changed := changes(before.may_change, self.provenance.may_change):
             self.record.changes.append({"after_round": checkpoint.round, "changed": changed})
-            self.watch.announce(f"continues with another {', '.join(changed)} than before")
+            self.watch.announce(f"the run continues with another {', '.join(changed)} than before")
         self.transport.restore(server["transport"])
         self.aggregator.restore(*server["strategy"])
         measured = {v: (accuracy, loss) for v, (accuracy, loss) in server["measured"].items()}
@@ -113,6 +115,6 @@ class Checkpointing:
         known = {"strategy": now["strategy"], **before.must_stay}  # old checkpoints lack "strategy"
         for what, (was, is_) in changes(known, now).items():
             raise UserError(
-                f"{self.place} began with {what} {was} and continues only with that; "
-                f"now it is {is_}"
+                f"{self.place} began with {what} {was} and continues only with that, but now the "
+                f"{what} would be {is_}"
             )

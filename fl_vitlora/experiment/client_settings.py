@@ -1,4 +1,8 @@
-"""The settings of clients: all simulated clients share them; each SuperNode has its own."""
+"""Makes the settings of clients.
+
+All simulated clients have the same settings. In a deployment each SuperNode (a machine that runs a
+client) has its own.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +33,12 @@ def client_settings(
 
     Args:
         config: The configuration of the experiment.
-        shards: The folder of the shards.
+        shards: The folder of the shards (the files with the clients' images).
         class_names: The names of the classes, in the order of the head's outputs.
         device: The device on which clients train.
-        strategy: The client's half of the strategy.
-        with_key: True if clients need the key ring. Otherwise the path of the key ring is left out.
+        strategy: The strategy, whose methods for clients are called.
+        with_key: True if clients need the key ring (the file with the secrets). Otherwise the path
+            of the key ring is left out.
         storage: The keys that open the files of the shards; None if the files are not encrypted.
     """
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
@@ -49,10 +54,12 @@ def client_settings(
 
 @dataclass(frozen=True)
 class SameForAll:
-    """Gives every simulated client the same settings. Ray can send it to workers.
+    """A function that returns the same settings for every simulated client.
+
+    Ray can send an instance of this class to worker processes.
 
     Attributes:
-        settings: The settings.
+        settings: The settings of all clients.
     """
 
     settings: ClientSettings

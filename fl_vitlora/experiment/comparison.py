@@ -1,8 +1,9 @@
-"""Runs a grid of experiments: every cell with every seed, one after the other, with one Ray.
+"""Runs a grid of experiments: every cell with every seed, one after the other.
 
-A cell is one combination of settings. A grid folder contains a run folder for each run. A run is
-recognised by its configuration, not by the name of its folder. So an interrupted grid continues
-where it stopped, and if cells or seeds are added to a grid, only the new runs are executed.
+A grid is a comparison, and a cell is one combination of its settings. Ray is started once for all
+runs. A grid folder contains a run folder for each run. A run is recognised by its configuration,
+not by the name of its folder. So an interrupted grid continues where it stopped, and if cells or
+seeds are added to a grid, only the new runs are executed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
 
     Args:
         folder: The grid folder.
-        grid: The grid to store.
+        grid: The grid (the comparison), which is stored in the folder.
 
     Returns:
         A lock that keeps other processes out of the folder until it is closed.
@@ -70,7 +71,10 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
             process.
     """
     if folder.exists() and not is_grid_folder(folder):
-        raise UserError(f"{folder} holds files but no grid; choose a new one: --out FOLDER")
+        raise UserError(
+            f"{folder} already exists and is not a folder of a comparison; choose a new folder: "
+            "--out FOLDER"
+        )
     with ExitStack() as undo:
         try:
             make_folder(folder)
@@ -78,11 +82,11 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
                 hold = undo.enter_context(Hold(folder))
             write_atomically(folder / GRID, write_yaml(to_tree(grid)))
         except WriteError as error:
-            raise UserError(f"grid folder {error}; choose another one: --out FOLDER") from None
+            raise UserError(f"grid folder {error}; choose another folder: --out FOLDER") from None
         except HeldError:
             raise UserError(
-                f"grid folder {folder}: another process runs this comparison; wait until it has "
-                "ended"
+                f"grid folder {folder}: another process runs this comparison; wait until that "
+                "process has ended"
             ) from None
         undo.pop_all()
     return hold
@@ -102,17 +106,17 @@ def compare(
     """Runs the unfinished runs of a grid, and updates the tables of the grid after each run.
 
     Args:
-        grid: The grid to run.
+        grid: The comparison whose runs are executed.
         folder: The grid folder, made by `prepare_folder`.
         load_strategy: A function that makes the strategy of an experiment.
         watch: The callbacks of the program that started the comparison.
 
     Yields:
-        The record of each run, when the run ends or was already finished. The record of a run that
-        was refused or failed has the reason instead of a result; the next run starts nevertheless.
+        The record of each run, in order, when the run has ended. If a run cannot start or fails,
+        its record has the reason instead of a result, and the next run starts.
 
     Raises:
-        PausedError: If the watch asked the comparison to pause before its last run had ended.
+        PausedError: If the caller set `watch.pause` before the last run had ended.
     """
     watch = watch or Watch()
     known = KnownRuns(
@@ -159,7 +163,7 @@ class KnownRuns:
 
     @property
     def starts(self) -> list[Path]:
-        """Returns the working directories in which the runs began; relative paths start there."""
+        """Returns the working directories of the runs; their relative paths start there."""
         return [begun_in(place) for _, place in (*self.finished, *self.interrupted)]
 
     def finished_run(self, config: Config) -> Path | None:
@@ -180,7 +184,7 @@ class Execute:
     Attributes:
         load_strategy: A function that makes the strategy of an experiment.
         watch: The callbacks of the program that started the comparison.
-        engine: Keeps Ray running between the runs.
+        engine: The object that keeps Ray running between the runs.
         number: The number of the run in the grid, from 1.
         total: The number of runs in the grid.
     """
@@ -199,7 +203,7 @@ class Execute:
             resume: True if an interrupted run in the folder `out` is resumed.
 
         Raises:
-            PausedError: If the watch asked the comparison to pause.
+            PausedError: If the caller set `watch.pause`.
         """
         self.watch.training.clear()  # until the first round, a signal ends the program at once
         if self.watch.pause.is_set():
@@ -212,7 +216,7 @@ class Execute:
 
 
 def tell(grid: Grid, records: list[Record]) -> Report:
-    """Returns the summary of the runs of a grid."""
+    """Returns the content of the tables of a grid: all runs, means over seeds, and differences."""
     return report(grid.title, records, grid.baselines)
 
 
@@ -224,7 +228,7 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
         finished: True for the runs that have a result, False for the runs that have none.
 
     Returns:
-        For each run, the configuration without `out`, and the run folder.
+        A list: for each run, its configuration without `out`, and its folder.
     """
     runs = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
@@ -238,7 +242,7 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
 
 
 def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
-    """Returns the configuration that will be stored in the run folder, except for `out`."""
+    """Returns the configuration that will be stored in the run folder, but with the given `out`."""
     try:
         return told(config, load_strategy(config))
     except UserError:  # the error is reported when the run starts
@@ -246,9 +250,9 @@ def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
 
 
 def is_same(known: Config, config: Config) -> bool:
-    """Returns True if two configurations differ at most in the path of the key ring.
+    """Returns True if two configurations are equal, or differ only in the path of the key ring.
 
-    `has_current_key` compares the secrets in the key rings.
+    `has_current_key` then compares the secrets in the key rings.
     """
     ring = config.encryption.key_file
     encryption = dataclasses.replace(known.encryption, key_file=ring)
@@ -281,14 +285,14 @@ def can_go_on(config: Config, run_folder: Path) -> bool:
 def _attempt(
     cell: Cell, config: Config, folder: Path, interrupted: Path | None, execute: Execute
 ) -> Record:
-    """Runs one experiment and returns its record; if the run fails, the record has the reason.
+    """Runs one experiment and returns its record. If the run fails, the record has the reason.
 
     Args:
-        cell: The cell of the grid.
+        cell: The combination of settings to which the run belongs.
         config: The configuration of the experiment.
         folder: The grid folder.
         interrupted: The folder of an interrupted run to resume; None for a new run.
-        execute: Runs the experiment.
+        execute: The function that runs the experiment.
     """
     place = interrupted or _unused(folder / folder_name(cell.labels, config.seed))
     record = Record(labels=cell.labels, seed=config.seed)

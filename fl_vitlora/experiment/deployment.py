@@ -6,14 +6,14 @@ The operator of each node gives Flower the configuration of this node:
 * the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where
   the folder of shards needs only the encrypted test images.
 
-A strategy from outside this project and Flower must also be named as ``trust-strategy="..."``. The
-configuration file may come from other people, so the file alone must not make a node run foreign
-code.
+A strategy that is not part of this project or Flower must also be named as
+``trust-strategy="..."``. The configuration file may come from other people, so the file alone must
+not make a node run other people's code.
 
-Two more files can be given to nodes and server. ``storage-key="FILE"`` has the key to open shards
-whose files are encrypted as a whole ("at rest"), if there is no key ring. ``classes="FILE"`` lists
-the names of the classes in the order of the run. Only the owners of the images have the key of the
-images. `deploy/README.md` shows a whole deployment.
+Operators can give two more files to nodes and server. ``storage-key="FILE"`` has the key that opens
+shards whose files are encrypted on the disk; it is needed if there is no key ring.
+``classes="FILE"`` lists the names of the classes in the order of the run. Only the owners of the
+images have the key of the images. `deploy/README.md` shows a whole deployment.
 """
 
 from __future__ import annotations
@@ -74,10 +74,11 @@ class LoadStrategy(Protocol):
 
         Args:
             config: The configuration of the experiment.
-            confirmed: The names of foreign code that the operator trusts.
+            confirmed: The names of other people's code that the operator trusts.
 
         Raises:
-            UserError: If the code is neither part of this project or Flower, nor confirmed.
+            UserError: If the strategy belongs neither to this project nor to Flower, and its name
+                is not in `confirmed`.
         """
         ...
 
@@ -86,14 +87,15 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
     """Makes the app of a SuperNode.
 
     Args:
-        load_strategy: A function that makes the strategy named in the node's own configuration. So
-            the code of a strategy's client half comes from the node, never from the network.
+        load_strategy: A function that makes the strategy that the node's own configuration names.
+            So the code that a strategy runs at a client comes from the node, never from the
+            network.
     """
     return make_client_app(lambda context: node_settings(context, load_strategy))
 
 
 def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettings:
-    """Reads and checks a SuperNode's own configuration.
+    """Reads and checks the configuration that the operator of a SuperNode gave to this node.
 
     Args:
         context: Flower's context of the node.
@@ -151,10 +153,10 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
         load_strategy: A function that makes the strategy of an experiment.
 
     Returns:
-        The run before the first message. The run folder has been made.
+        The server's side of the run, before the first message. The run folder has been made.
 
     Raises:
-        UserError: If an entry is missing or cannot work; then no file has been written.
+        UserError: If an entry is missing or cannot work. Then no file has been written.
     """
     written = configuration.load(_given(given, "config"), {"out": _given(given, "out")})
     check_method(written.finetuning.method, _confirmed(given))
@@ -205,7 +207,7 @@ def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
     """Returns the keys that open this node's shards, from the file `storage-key` or the key ring.
 
     Returns:
-        The keys; None if the files of the shards are not encrypted.
+        The keys that open the files. None if the files of the shards are not encrypted.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -215,26 +217,27 @@ def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
 def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -> tuple[str, ...]:
     """Reads the names of the classes from the test shard, or from the operator's configuration.
 
+    There is no test shard if the clients measure the accuracy.
+
     Raises:
-        UserError: If no classes are configured and there is no test shard. There is none if clients
-            evaluate.
+        UserError: If there is no test shard, and the operator gave no names.
     """
     if (shards / TEST_SHARD).exists():
         path = shards / TEST_SHARD
         return class_names_of(shard_metadata(path, keys or NO_KEYS), path)
     if not given.get(CLASSES):
         raise UserError(
-            f"{shards} has no {TEST_SHARD}, which names the classes; give the names, for example "
-            "the owner's classes.json: --run-config 'classes=\"FILE\" ...'"
+            f"{shards} has no {TEST_SHARD}, which names the classes; give a file with their names, "
+            "for example the owner's classes.json: --run-config 'classes=\"FILE\" ...'"
         )
     return _given_classes(given)
 
 
 def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reads the names of the classes in an operator's configuration: a JSON list, or its file.
+    """Reads the names of the classes that an operator gave: a JSON list, or a file with one.
 
     Raises:
-        UserError: If the value is neither. The number of classes is not enough.
+        UserError: If the value is neither, for example only the number of classes.
     """
     given = str(values[CLASSES])
     if given.lstrip().startswith("[") or given.isdecimal():
@@ -246,7 +249,9 @@ def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _confirmed(values: Mapping[str, Any]) -> list[str]:
-    """Returns the names of foreign code that the operator of this node trusts, of a list by commas.
+    """Returns the names of other people's code that the operator trusts, from the text given.
+
+    The text has the names separated by commas.
 
     Example:
         >>> _confirmed({"trust-strategy": "mine:Mean, mine:Part"})
@@ -258,5 +263,7 @@ def _confirmed(values: Mapping[str, Any]) -> list[str]:
 
 def _given(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
-        raise UserError(f"this node's configuration lacks {name!r}; it has {sorted(values)}")
+        raise UserError(
+            f"this node's configuration lacks the entry {name!r}; it has only {sorted(values)}"
+        )
     return str(values[name])

@@ -1,4 +1,4 @@
-"""Chooses how many workers share a GPU: as many as fit, unless the user sets the number.
+"""Chooses how many worker processes share a GPU: as many as fit, unless the user sets the number.
 
 Ray starts before the model is built and its memory is measured. So Ray starts for the largest
 possible number of workers. All GPUs are assumed to be like the first GPU. The first GPU has the
@@ -34,12 +34,12 @@ def workers_in_memory(
         workers: The workers that Ray was started for.
         config: The configuration of the experiment.
         backbone: The server's model on its device, which is not changed. The model of a worker
-            needs as much memory.
-        shards: Folder of the shards that the workers open.
+            needs as much memory as this model.
+        shards: The folder with the shards (the files with the clients' encrypted images).
         ray: The running Ray. It stores the measurement for the next run with equal settings.
 
     Returns:
-        The workers to use.
+        The number of workers that are used, with their device and GPUs.
 
     Raises:
         UserError: If the memory is too small for a single worker.
@@ -63,10 +63,10 @@ def held(workers: Workers, memory: Memory, shards: int) -> Workers:
     Args:
         workers: The largest number of workers, with their device and GPUs.
         memory: The measured memory of a GPU.
-        shards: Size in bytes of the images that each worker keeps in memory.
+        shards: The size in bytes of the images that each worker keeps in memory.
 
     Returns:
-        The workers, at least one per GPU.
+        The number of workers that are used, at least one per GPU, with their device and GPUs.
     """
     most = workers.per_gpu
     each = workers_that_fit(memory.free, memory.context, memory.step + shards, most)
@@ -74,7 +74,7 @@ def held(workers: Workers, memory: Memory, shards: int) -> Workers:
 
 
 def _measure(backbone: Backbone, config: Config, clients: int) -> Memory:
-    """Measures the memory of one step, or raises an error that names smaller settings."""
+    """Measures the memory of one step. If it is too small, the error names smaller settings."""
     try:
         return measure(backbone, config, clients)
     except torch.OutOfMemoryError:
@@ -85,8 +85,8 @@ def _measure(backbone: Backbone, config: Config, clients: int) -> Memory:
             else f"--set training.batch_size={max(1, images // 2)}"
         )
         raise UserError(
-            f"engine.device cuda: the GPU's memory does not hold a step of {clients} × {images} "
-            f"images (clients × training.batch_size); take fewer: {fewer}"
+            f"engine.device cuda: the memory of the GPU is too small for a step of {clients} × "
+            f"{images} images (clients × training.batch_size); use fewer: {fewer}"
         ) from None
 
 

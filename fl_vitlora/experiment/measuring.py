@@ -1,4 +1,4 @@
-"""Evaluates the models of a run on the server's test shard or on the clients' test shards."""
+"""Measures accuracy and loss of a run's models, on the test images of server or clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Measuring:
     Attributes:
         evaluator: Computes accuracy and loss of one model.
         rounds: The number of planned rounds.
-        record: The record of the run.
+        record: The record of the run, to which the results are written.
     """
 
     evaluator: Evaluator
@@ -53,20 +53,21 @@ class Measuring:
         return isinstance(self.evaluator, CentralEvaluator)
 
     def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
-        """Returns the accuracy and the loss of the model after a round.
+        """Measures the model after a round, and returns its accuracy and loss.
 
-        After the last planned round, the model is also evaluated on the test images as they look
-        with a wrong key and without a key.
+        After the last planned round, the model is also measured on test images that are encrypted
+        with a wrong key, and on plain test images.
         """
         views = self.evaluator.views if server_round == self.rounds else (RIGHT_KEY,)
         self.record.measured.update(self.evaluator.measure(server_round, model, views))
         return self.record.measured[RIGHT_KEY]
 
     def evaluate_other_views(self, model: GlobalModel) -> None:
-        """Evaluates the last model of a run that ended early in the views without the right key.
+        """Measures the last model on images under a wrong key and on plain images.
 
-        If clients evaluate, nothing is measured, because the messages for it would exceed the byte
-        budget that ended the run.
+        This is needed only for a run that ended early: otherwise its last round has done so. If
+        clients measure the accuracy, nothing is measured here, because further messages would
+        exceed the byte budget that ended the run.
         """
         known = self.record.measured
         missing = tuple(view for view in self.evaluator.views if view not in known)
@@ -81,7 +82,8 @@ def measured_by_clients(
 
     Args:
         transport: Sends the questions to clients and receives their answers.
-        aggregator: The strategy behind its interface. It gets the answers and may compute metrics.
+        aggregator: The object that calls the strategy. The strategy gets the answers and may
+            compute metrics.
         record: The record of the run, which stores these metrics.
         keyed: True if clients have a key, so that they can also evaluate with a wrong key.
     """
@@ -109,7 +111,8 @@ def measured_by_server(
     Args:
         config: The configuration of the experiment.
         server: The server's model.
-        holder: The holder of the key, if a key holder evaluates next to the server; otherwise None.
+        holder: The object that has the key of the images, if it evaluates together with the server.
+            None if the server has no access to a key.
         shards: The folder with the test shard.
         class_names: The names of the classes, in the order of the head's outputs.
         storage: The keys that open the file of the shard; None if the file is not encrypted.
@@ -138,13 +141,20 @@ def measured_by_server(
 
 
 def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
-    """Returns the share of each class in the test images; equal shares if clients evaluate."""
+    """Returns the share of each class in the test images.
+
+    If clients measure the accuracy, the server does not know the shares, and equal shares are
+    returned.
+    """
     labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
     return class_shares(labels, outputs_of(server.backbone.model))
 
 
 def clients_hold_keys(config: Config, holder: KeyHolder | None) -> bool:
-    """Returns True if clients evaluate and have a key, so that all views can be evaluated."""
+    """Returns True if clients measure the accuracy, and have a key.
+
+    They can then also measure it on images under a wrong key and on plain images.
+    """
     return (
         policies.clients_evaluate(config) and holder is not None and bool(config.encryption.steps)
     )

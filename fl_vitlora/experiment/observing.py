@@ -1,8 +1,9 @@
 """Gives observers the data that the server sees in a round.
 
-Every observer gets copies of the tensors. So no observer can change the model or an update of the
-server or of another observer, and tensors that an observer keeps do not change later. A run without
-observers makes no copies.
+An observer is a user's object that looks at a run, for example for research on attacks. Every
+observer gets copies of the tensors. So an observer cannot change the tensors of the server or of
+another observer, and tensors that an observer keeps do not change later. A run without observers
+makes no copies.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ def show(observers: Sequence[Observer], sight: Sight) -> None:
     """Gives the data of a round to every observer, one after the other.
 
     Args:
-        observers: The observers of the run.
+        observers: The observers of the run, in the order in which they are called.
         sight: The data that the server sees in this round.
 
     Raises:
-        UserError: If the code of an observer fails; the message names the observer and the line.
-        WriteError: If an observer stores the round, and the disk refuses the file.
+        UserError: If the code of an observer fails. The message names the observer and the line.
+        WriteError: If an observer stores the round, and its file cannot be written.
     """
     for observer in observers:
         owner = f"observer {type(observer).__name__}, round {sight.round}"
@@ -34,7 +35,7 @@ def show(observers: Sequence[Observer], sight: Sight) -> None:
 
 
 def copied(sight: Sight) -> Sight:
-    """Returns a copy of the data whose tensors share no memory with the original.
+    """Returns a copy of a round's data. Its tensors share no memory with the original.
 
     Example:
         >>> import torch

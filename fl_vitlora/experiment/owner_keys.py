@@ -1,4 +1,8 @@
-"""Manages the keys of existing shards: the owner hands out storage keys, or draws a new secret."""
+"""Manages the keys of existing shards: writes storage keys, or draws a new secret.
+
+A shard is a file with the encrypted images of one client. Its storage key opens the file on the
+disk; another key, which comes from a secret of the owner, decrypts the images.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,18 @@ from fl_vitlora.storage.files import WriteError, make_folder, make_private_folde
 
 
 def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes a file with a storage key for each party that has shards.
+    """Writes a file with a storage key for each party (client or server) that has shards.
 
     A storage key opens only the files of its party.
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
-        places: Shards, or folders of shards.
+        places: The paths of shards, or of folders of shards.
         folder: The folder for the key files. If it is missing, it is made, and only the owner can
             read it.
 
     Returns:
-        The key files, such as `client-00003.key`.
+        A list: the paths of the key files, such as `client-00003.key`.
 
     Raises:
         UserError: If there is no shard, if the file of a shard is not encrypted, or if the key ring
@@ -40,7 +44,9 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
     for path in (path for place in places for path in owner.find_shards(place)):
         under = sealed_under(path)
         if under is None:
-            raise UserError(f"{path} is not sealed at rest, so that no key opens it")
+            raise UserError(
+                f"{path} is not sealed at rest (encrypted on the disk), so it has no storage key"
+            )
         name, party = under
         file = folder / f"{path.stem.removesuffix('-test')}.key"
         parties[file] = name, party, keys.find(name, party, path)
@@ -59,10 +65,10 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
-        places: Shards, or folders of shards.
+        places: The paths of shards, or of folders of shards.
 
     Returns:
-        The id of the new secret, and the shards.
+        A pair: the id of the new secret, and the paths of the shards.
 
     Raises:
         UserError: If there is no shard, if the key ring does not open a shard, if a patch embedding
@@ -75,14 +81,14 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
     for folder in {path.parent for path in shards}:
         if is_under_way(folder.parent):
             raise UserError(
-                f"{folder.parent} holds a run that has not ended, which needs its present key; "
-                f"finish it first, --resume {shlex.quote(str(folder.parent))}, or move its shards "
-                "elsewhere"
+                f"{folder.parent} holds a run that has not ended and needs its present key; "
+                f"finish the run first with --resume {shlex.quote(str(folder.parent))}, or move "
+                "the shards to another folder"
             )
         if adapted_to(folder / READER_FILE):
             raise UserError(
-                f"{folder / READER_FILE} is adapted to the key of these shards and would not read "
-                "them any more; run the experiment again with the new secret instead"
+                f"{folder / READER_FILE} is adapted to the key of these shards, so a model with it "
+                "could not read them under a new secret; run the experiment again instead"
             )
     config = with_ring_of(config, [begun_in(path.parent.parent) for path in shards])
     ring = open_ring(Path(config.encryption.key_file))

@@ -1,7 +1,7 @@
-"""Prepares the images, their partition, the model, the key, and the encrypted shards at the owner.
+"""Prepares a run: loads and divides the images, builds the model, and encrypts the shards.
 
-`validation` has already checked everything that does not need the images. The functions of this
-module find mistakes in the images, the model or the key, before any file is written.
+Before this, `validation` has checked everything that does not need the images. The functions of
+this module find mistakes in the images, the model or the key, before any file is written.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ class OwnedImages:
     Attributes:
         train: The training images.
         test: The test images.
-        parts: The positions of each client's training images.
-        test_parts: The positions of each client's test images; empty if clients do not evaluate.
-        summary: One line of text about the images that exist and those that are used.
+        parts: For each client, the positions of its images in `train`.
+        test_parts: For each client, the positions of its images in `test`. The list is empty if the
+            server measures the accuracy.
+        summary: One line of text: how many images were found, and how many are used.
     """
 
     train: Images
@@ -89,23 +90,23 @@ def prepare_images(config: Config) -> OwnedImages:
 
 
 def _summary(source: sources.Source, config: Config) -> str:
-    """Returns one line about the images, which also says if the clients' folders are pooled."""
+    """Returns one line about the images. It also says if images of several folders are mixed."""
     if source.train.owners is None or config.data.partition == "natural":
         return source.told
     return (
-        f"{source.told}; the images of all clients' folders are pooled and dealt anew "
-        f"({config.data.partition}; data.partition=natural keeps them apart)"
+        f"{source.told}; the images of all clients' folders are mixed and divided again "
+        f"(data.partition={config.data.partition}; data.partition=natural keeps each folder)"
     )
 
 
 def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
-    """Builds the model with its trained tensors, and checks that each gets a gradient.
+    """Builds the model with the fine-tuning method; checks that each trained tensor has a gradient.
 
     Args:
         config: The configuration of the experiment.
         classes: The number of classes.
         device: The device of the model.
-        adapter: The kind of low-rank adapter that the strategy needs.
+        adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
 
     Raises:
         UserError: If the model or the method cannot work.
@@ -119,9 +120,9 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
 
 
 def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
-    """Opens the owners' key ring, or makes a new one if it is missing.
+    """Opens the owners' key ring (the file with their secrets), or makes it if it is missing.
 
-    Images that are not encrypted need no key ring.
+    If the images are not encrypted, no key ring is needed, and none is made.
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
@@ -129,10 +130,11 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
         key: The id of the secret to use. If it is empty, the current secret is used.
 
     Returns:
-        The holder of the secret.
+        The key holder, an object that has the secret and encrypts with it.
 
     Raises:
-        UserError: If the blocks do not divide the images, or the key ring cannot be used.
+        UserError: If the images cannot be divided into whole blocks, or if the key ring cannot be
+            used.
     """
     holder = owner.key_holder(
         config,
@@ -148,7 +150,7 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
 
 
 def holds_shards(run: Path) -> bool:
-    """Returns True if a run folder contains any shards."""
+    """Returns True if a run folder contains at least one shard."""
     return any((run / SHARDS).glob("*.safetensors"))
 
 
@@ -159,7 +161,7 @@ class ShardsOfRun:
     Attributes:
         class_names: The names of the classes, in the order in which the run numbers them.
         key: The id of the secret with which the images are encrypted; empty if they are plain.
-        sealed: The names of the storage keys with which the files are encrypted.
+        sealed: The names of the storage keys that open the files.
     """
 
     class_names: tuple[str, ...]
@@ -186,25 +188,28 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
         other = one.get("key_id", "")
         if other != key:
             raise UserError(
-                f"shards of a run are under one key: {path} is under {other or 'none'}, {first} "
-                f"under {key or 'none'}"
+                f"all shards of a run must be encrypted with one key, but {path} has the key "
+                f"{other or 'none'}, and {first} has {key or 'none'}"
             )
         if set(own := class_names_of(one, path)) != set(names):
             raise UserError(
-                f"shards of a run have the same classes: {path} has others than {first} "
-                f"({disagreement(own, names)})"
+                f"all shards of a run must have the same classes, but {path} has other classes "
+                f"than {first} ({disagreement(own, names)})"
             )
     sealed = {under[0] for path in paths if (under := sealed_under(path)) is not None}
     return ShardsOfRun(class_names=names, key=key, sealed=frozenset(sealed))
 
 
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
-    """Returns the keys that open shards. The passphrase is read only if a shard needs it.
+    """Returns the keys that open the files of shards.
+
+    If the files are encrypted with a passphrase, it is read later, when the first file is opened.
 
     Args:
-        config: The configuration of the experiment, with the path of the key ring. The key ring
-            need not exist.
-        given: A file with the storage key of one party; None to use the key ring.
+        config: The configuration of the experiment, with the path of the key ring. This file may be
+            missing.
+        given: A file with the storage key of one party (a client, or the server). None to use the
+            key ring.
 
     Raises:
         UserError: If the key ring or the file cannot be used.
@@ -229,7 +234,7 @@ def prepare_storage(config: Config) -> StorageKey | None:
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Returns the description of the encryption in `result.json`; it contains no secret."""
+    """Returns the description of the encryption for `result.json`. It contains no secret."""
     return {
         "steps": list(holder.cipher.steps),
         "scope": holder.scope,
@@ -253,10 +258,11 @@ def write_shards(
 
     Args:
         config: The configuration of the experiment.
-        images: The plain images and their partition.
-        holder: The holder of the key of the images.
+        images: The plain images, and how they are divided among the clients.
+        holder: The object that encrypts the images with their key.
         folder: The run folder.
-        storage: The key that encrypts the files as a whole; None if they are not encrypted.
+        storage: The key with which the files are encrypted on the disk. None if only the images in
+            them are encrypted.
 
     Raises:
         UserError: If an image cannot be read.

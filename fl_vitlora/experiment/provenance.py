@@ -1,7 +1,7 @@
-"""The conditions, in addition to the configuration, on which the exact numbers of a run depend.
+"""The conditions on which the exact numbers of a run depend, apart from its configuration.
 
-A resumed run must have the weights, the key, the classes and the kind of device with which it
-began; otherwise it would be another run. Libraries and code may change, because a run is often
+A resumed run must have the same weights, key, classes, strategy and kind of device as at its
+beginning. Otherwise it would be another run. Libraries and code may change, because a run is often
 resumed after a mistake in its strategy was corrected. Such a change is recorded in the result.
 """
 
@@ -21,18 +21,20 @@ from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import digest_of
 
 LIBRARIES = {"PyTorch": "torch", "timm": "timm", "Flower": "flwr", "NumPy": "numpy"}
-SHOWN = 12  # the number of hexadecimal digits that are kept of a digest
+SHOWN = 12  # the number of hexadecimal digits of a digest that are stored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """The conditions on which the exact numbers of a run depend.
 
+    A digest is a short checksum of data.
+
     Attributes:
         must_stay: The conditions that must be the same when a run is resumed: the device, the key,
             digests of the classes and the weights, and the strategy's class and parameters.
-        may_change: The versions of libraries, and digests of the code of this package and of the
-            strategy.
+        may_change: The conditions that may change: the versions of libraries, and digests of the
+            code of this package and of the strategy.
     """
 
     must_stay: Mapping[str, str]
@@ -49,7 +51,7 @@ class Provenance:
         strategy: object,
         name: str,
     ) -> Self:
-        """Returns the conditions of the present process.
+        """Returns the conditions on which the numbers depend, as they are in this process.
 
         Args:
             weights: The tensors of the public model before any training.
@@ -57,7 +59,7 @@ class Provenance:
             device: The kind of the server's device, such as "cpu".
             key: The id of the secret with which the images are encrypted.
             strategy: The strategy of the run.
-            name: The class and the parameters of the strategy, in one line.
+            name: The class and the parameters of the strategy, as one line of text.
         """
         digest = digest_of(weights, {})[:SHOWN]
         classes = hashlib.sha256(write_names(class_names).encode()).hexdigest()[:SHOWN]
@@ -103,7 +105,7 @@ def code_digest(package: Path) -> str:
 
 
 def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
-    """Returns the entries that differ, each with the old and the new value.
+    """Compares two dictionaries; returns the entries that differ, with old and new value.
 
     Example:
         >>> changes({"NumPy": "2.2", "timm": "1.0"}, {"NumPy": "2.3", "timm": "1.0"})

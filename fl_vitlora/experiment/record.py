@@ -28,24 +28,25 @@ MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3
 
 
 class Record:
-    """The record of a run so far. It stores each round when the round ends.
+    """The record of a run so far. At the end of each round, this object stores the round's results.
 
     Args:
         config: The configuration of the experiment.
         class_names: The names of the classes, in the order of the head's outputs.
         folder: The run folder.
-        logbook: The logbook to which rounds are written.
+        logbook: The object that writes a line for each round into the run folder.
         watch: The callbacks of the program that started the run.
 
     Attributes:
-        ledger: The bytes that were sent so far.
+        ledger: The list of all messages so far, with their bytes.
         lines: One line of `rounds.jsonl` for each round so far.
-        measured: The last accuracy and loss, by view of the test images.
+        measured: The last accuracy and loss, for each way in which test images are encrypted: with
+            the right key, with a wrong key, or not at all.
         evaluated: The metrics that a strategy computed from the clients' last evaluation.
         sizes: The sizes of the messages of full fine-tuning; None until they are measured.
         shares: The share of each class in the test images; empty until it is known.
         privacy: The statement on differential privacy; None until the run has ended.
-        images: The number of images that each client reported in its greeting.
+        images: The number of images that each client reported in its first message.
         changes: The libraries and code that had changed when the run was resumed, with the number
             of the round.
         stopped: True if the strategy has ended the run before its last round.
@@ -104,17 +105,18 @@ class Record:
         client, share = largest_share(self.images)
         if share > MOST_OF_ALL and len(self.images) >= FEWEST_COMPARED:
             self._watch.announce(
-                f"client {client} reports {share:.0%} of all images and weighs as much; "
-                "max_client_share bounds that"
+                f"client {client} reports {share:.0%} of all images, and its updates get this "
+                "weight; the setting max_client_share limits the weight of a client"
             )
 
     def take_up(self, ledger: Ledger, lines: Sequence[Line], measured: Measured) -> None:
-        """Continues from the content of a checkpoint, and shows the rounds of the checkpoint.
+        """Continues from the content of a checkpoint, and shows its rounds.
 
         Args:
-            ledger: The bytes that were sent until the checkpoint.
+            ledger: The list of all messages until the checkpoint, with their bytes.
             lines: One line of `rounds.jsonl` for each round until the checkpoint.
-            measured: The last accuracy and loss before the checkpoint, by view of the test images.
+            measured: The last accuracy and loss before the checkpoint, for each way in which the
+                test images are encrypted.
         """
         self.ledger.replace(ledger)
         for line in lines:
@@ -132,13 +134,14 @@ class Record:
         allowed = affords(budget, self.ledger, server_round)
         if not allowed and server_round == 1:
             raise UserError(
-                f"budget {budget}: the greeting alone took {self.ledger.total()} bytes, so that no "
-                "round can begin; give more"
+                f"budget {budget}: the first messages, in which the server asks each client for "
+                f"its number, already took {self.ledger.total()} bytes, so no round can begin; "
+                "give a larger budget"
             )
         return allowed
 
     def note(self, failures: Sequence[Failure]) -> None:
-        """Stores the traces of the failures of a round."""
+        """Stores the reason of each client's failure in a round, in the run folder."""
         for failed in failures:
             self._folder.write_failure(failed.round, failed.client, failed.trace)
 

@@ -8,8 +8,9 @@ tensors
     client-K/report/NAME       the tensors that client K sent as the report of the strategy
 
 and, as metadata for each client, its number, its number of images, its loss and its number of
-steps. Under secure aggregation, ``sum`` replaces ``client-K`` and has the mean of all updates. Only
-the owner of the folder can read it: with these files, a server can attack its clients at any time.
+steps. Under secure aggregation, ``sum`` replaces ``client-K`` and has the mean of all updates. On
+the disk only the owner of the folder can read these files, because they are all that a server needs
+to attack its clients.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FIELDS = ("client", "samples", "loss", "steps", "rank", "members", "population")
 
 
 class RecordedUpdates:
-    """An observer that stores each round in the run folder.
+    """Stores the data of each round in the run folder. This class is an observer of the run.
 
     Args:
         run: The run folder.
@@ -59,7 +60,7 @@ class RecordedUpdates:
 
 
 def recorders(config: Config, run: Path) -> tuple[RecordedUpdates, ...]:
-    """Returns the observer that records the updates of a run; empty without `record_updates`."""
+    """Returns the observer that records updates, or none if `record_updates` is False."""
     return (RecordedUpdates(run),) if config.record_updates else ()
 
 
@@ -71,7 +72,7 @@ def what_is_recorded(config: Config, trained: State) -> str:
         trained: The tensors that clients train.
 
     Returns:
-        The sentence; empty if nothing is recorded.
+        The sentence. The text is empty if nothing is recorded.
     """
     if not config.record_updates:
         return ""
@@ -81,7 +82,7 @@ def what_is_recorded(config: Config, trained: State) -> str:
     size = (1 + updates) * sum(t.numel() * t.element_size() for t in trained.values())
     what = "the sum of all updates" if config.privacy.secure_aggregation else "every update"
     return (
-        f"records the model and {what} of {config.rounds} rounds under {FOLDER}/, about "
+        f"the run records the model and {what} of {config.rounds} rounds in {FOLDER}/, about "
         f"{size * config.rounds / 1e6:.1f} MB; anyone with these files knows what the server knows"
     )
 
@@ -99,7 +100,7 @@ def read_round(run: Path, server_round: int) -> Sight:
         server_round: The number of the round, from 1.
 
     Returns:
-        The data that the server saw, equal bit by bit.
+        The data that the server saw, with the same bits.
 
     Raises:
         UserError: If the round was not recorded, or the file is damaged.
@@ -107,7 +108,8 @@ def read_round(run: Path, server_round: int) -> Sight:
     path = file_of(run, server_round)
     if not path.exists():
         raise UserError(
-            f"{path}: no such file; updates are recorded where a run is begun with --record-updates"
+            f"{path}: no such file; a run records its updates only if it is started with "
+            "--record-updates"
         )
     tensors, metadata = read_sealed(path)
     entries: list[dict[str, Any]] = json.loads(metadata[UPDATES])

@@ -1,4 +1,4 @@
-"""Passes the updates of a round to the strategy, or only their noisy mean."""
+"""Passes the updates of a round to the strategy. Under differential privacy, only a noisy mean."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Release:
 
     Attributes:
         config: The configuration of the experiment.
-        secret_seed: The seed of the noise in a deployment. There clients know the seed of the run,
-            and a party that knows the noise could subtract it. None in a simulation, where the
-            noise follows from the seed of the run.
+        secret_seed: The seed of the noise in a deployment. It is secret, because anyone who knows
+            the noise could subtract it, and clients know the seed of the run. None in a simulation,
+            where the noise follows from the seed of the run.
     """
 
     config: Config
@@ -36,7 +36,7 @@ class Release:
 
     @functools.cached_property
     def noise(self) -> PrivacyConfig:
-        """Returns the privacy settings with the noise multiplier that reaches the target ε."""
+        """Returns the privacy settings, with the noise that reaches the target ε if one is set."""
         return with_chosen_noise(self.config.privacy, self.config.rounds)
 
     def release(
@@ -63,10 +63,10 @@ class Release:
         return [noisy]
 
     def statement(self, own: dict[str, Any] | None, rounds: int) -> dict[str, Any] | None:
-        """Returns the statement on differential privacy in `result.json`; None without noise.
+        """Returns the statement on differential privacy for `result.json`, or None without noise.
 
         Args:
-            own: The statement of the strategy's own accountant; None without an accountant.
+            own: The statement that the strategy itself computed; None if it computes none.
             rounds: The number of rounds that were run.
         """
         said = own or statement(self.noise, rounds)

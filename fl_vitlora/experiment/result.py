@@ -1,4 +1,4 @@
-"""Collects the content of `result.json`, without the times and the encryption."""
+"""Collects the content of `result.json`. Times and encryption are added elsewhere."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _outcome(config: Config, record: Record) -> Line:
 
 
 def _stopped(config: Config, record: Record) -> str | None:
-    """Returns what ended the run early, "strategy" or "budget"; None if all rounds were run."""
+    """Returns what ended the run early: "strategy" or "budget". None if all rounds were run."""
     if record.stopped:
         return "strategy"
     return "budget" if len(record.lines) < config.rounds else None
@@ -104,7 +104,10 @@ def _population(config: Config, record: Record) -> Line:
 
 
 def _sums(config: Config, lines: Sequence[Line]) -> Line | None:
-    """Returns the range and the number of clipped scalars; None without secure aggregation."""
+    """Returns the range of values in secure aggregation, and how many values were clipped.
+
+    Returns None if the run has no secure aggregation.
+    """
     if not config.privacy.secure_aggregation:
         return None
     clipped = sum(line["clipped_scalars"] for line in lines)
@@ -122,7 +125,7 @@ def _sizes(config: Config, strategy: AnyStrategy, server: Server, lines: Sequenc
 
 
 def method_for(config: Config, strategy: AnyStrategy) -> Method:
-    """Returns the fine-tuning method of an experiment, with the adapter that the strategy needs."""
+    """Returns the fine-tuning method, with the low-rank matrices that the strategy needs."""
     return shelf.method_of(config.finetuning, client_half(strategy).adapter)
 
 
@@ -133,8 +136,8 @@ def trained_in(
 
     Args:
         config: The configuration of the experiment.
-        strategy: The strategy, whose plans freeze some tensors. If the plans depend on the state of
-            the strategy, they are known only for the rounds that were run.
+        strategy: The strategy. The plans that it makes for clients may freeze tensors. If the plans
+            depend on its state, they are known only for the rounds that were run.
         initial: All tensors that the method trains.
         lines: The lines of `rounds.jsonl`.
     """
@@ -155,7 +158,7 @@ def trained_in(
 
 
 def best(lines: Sequence[Line]) -> Line:
-    """Returns the round with the highest accuracy; if several are equal, the first of them.
+    """Returns the first round with the highest accuracy, and this accuracy.
 
     Example:
         >>> best([{"round": 1, "accuracy": 0.5}, {"round": 2, "accuracy": 0.5}])
@@ -177,10 +180,14 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 
 
 def counted(lines: Sequence[Line]) -> Line:
-    """Counts failures, in total and by client, with the reason of each client's first failure.
+    """Counts the failures of clients in a run.
 
     Args:
         lines: The lines of `rounds.jsonl`.
+
+    Returns:
+        A dictionary: the number of all failures ("updates"), for each client the number of its
+        failures ("clients"), and the reason of its first failure ("reasons").
 
     Example:
         >>> late = [{"client": 3, "reason": "no reply within 1 s"}]

@@ -43,22 +43,25 @@ def run(
     """Runs an experiment and writes its run folder.
 
     Args:
-        config: The configuration. The run folder names `strategy`, even if `config` does not.
+        config: The configuration of the experiment. The run uses the argument `strategy`, even if
+            `config` names another one, and the run folder then names the strategy that was used.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that starts the run.
         started: `time.perf_counter()` when the program began, so that imports are counted.
-        engine: Keeps Ray running for the next run; without an engine, Ray ends with this run.
+        engine: The object that keeps Ray running for the next run. If it is None, Ray ends with
+            this run.
         resume: True if an interrupted run in the folder `out` is resumed.
-        observers: The observers, which get the data that the server sees in each round.
+        observers: Objects whose method `observe` gets the data that the server sees in each round.
 
     Returns:
-        The content of `result.json`, and the run folder.
+        A pair: the content of `result.json`, and the path of the run folder.
 
     Raises:
-        UserError: If the configuration or the images cannot work; then a new run leaves no folder.
-            Also if the code of the strategy or of an observer fails in a round.
+        UserError: If the configuration or the images cannot work. Then a new run leaves no folder.
+            This error is also raised if the code of the strategy or of an observer fails in a
+            round.
         RuntimeError: If the run failed.
-        PausedError: If the watch asked the run to pause.
+        PausedError: If the caller set `watch.pause`, and the run has ended after its round.
     """
     watch, started = watch or Watch(), started or time.perf_counter()
     if not watch.verbose:
@@ -118,12 +121,12 @@ def _serve(
     Args:
         experiment: The experiment.
         stage: The files and objects that the next round needs.
-        workers: The workers that Ray was started for.
-        ray: A Ray that may still be starting.
+        workers: The number of worker processes for which Ray was started, with their device.
+        ray: The Ray cluster, which may still be starting.
         observers: The observers of the caller.
 
     Returns:
-        The server's side of the run, and the result of its loop.
+        A pair: the server's side of the run, and the result of the server loop.
     """
     config, watch = experiment.config, experiment.watch
     workers = workers_in_memory(workers, config, stage.server.backbone, stage.folder.shards, ray)
@@ -150,7 +153,7 @@ def _serve(
 def _server_side(
     experiment: Experiment, stage: Stage, states: ClientStates, observers: Sequence[Observer]
 ) -> Run:
-    """Returns the server's side of the run."""
+    """Returns the object that runs the server's side of all rounds."""
     config = experiment.config
     return Run(
         config=config,

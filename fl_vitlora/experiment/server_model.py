@@ -16,11 +16,13 @@ from fl_vitlora.state import State
 class Server:
     """The server's model before the first round.
 
+    The public model is the pre-trained model, which anyone can download.
+
     Attributes:
         backbone: The model with the parts of the fine-tuning method, on the server's device.
         origin: The patch embedding of the public model.
         start: The initial patch embedding of the server's model, which may be adapted to a key.
-        initial: All trained tensors before the first round.
+        initial: A dictionary: all trained tensors before the first round, by name.
     """
 
     backbone: Backbone
@@ -52,7 +54,7 @@ def make_server(backbone: Backbone, start: Callable[[PatchReader], PatchReader])
         start: A function that makes the initial patch embedding from that of the public model.
 
     Returns:
-        The server's model.
+        The server's model, with the initial values of all tensors.
     """
     origin = reader_of(backbone)
     reader = start(origin)

@@ -1,7 +1,7 @@
-"""The server's side of a run: all rounds, from the greeting to the last evaluation.
+"""The server's side of a run: all rounds, from the first message to the last evaluation.
 
 The code is the same in a simulation and in a deployment. The server needs no plain image. It needs
-a key only if a key holder evaluates next to the server.
+a key only if the accuracy is measured at the server on images that this key encrypts again.
 """
 
 from __future__ import annotations
@@ -81,20 +81,21 @@ class Run:
         server: The server's model.
         class_names: The names of the classes, in the order of the head's outputs; clients must have
             the same classes.
-        shards: The folder with the encrypted test shard, if clients do not evaluate.
+        shards: The folder with the encrypted test shard. It is not used if clients measure the
+            accuracy.
         folder: The run folder.
         watch: The callbacks of the program that started the run.
-        logbook: The logbook to which rounds and checkpoints are written.
-        record: The record of the run.
+        logbook: The object that writes rounds and checkpoints into the run folder.
+        record: The record of the rounds, the sent bytes and the accuracy so far.
         states: The stored states of the simulated clients. None in a deployment: there each node
             keeps its own state, and the server writes no checkpoints.
         checkpoint: The checkpoint from which the run continues; None for a new run.
-        holder: The holder of the key, if a key holder evaluates next to the server.
+        holder: The object that has the key of the images, if it evaluates together with the server.
         storage: The keys that open the file of the test shard; None if it is not encrypted.
-        observers: The observers, which get the data that the server sees in each round.
-        secret_seed: The seed of the strategy's random choices and of the noise in a deployment.
-            There clients know the seed of the run, and a party that knows the noise could subtract
-            it. None in a simulation.
+        observers: Objects whose method `observe` gets the data that the server sees in each round.
+        secret_seed: The seed of the strategy's random choices and of the noise in a deployment. It
+            is secret, because anyone who knows the noise could subtract it, and clients know the
+            seed of the run. None in a simulation.
         repeats_errors: True if a client whose app raised an error is asked once more in the same
             round. It is False in a simulation, whose engine has already repeated the call.
         parameters: The parameters of the strategy before the first round.
@@ -119,15 +120,15 @@ class Run:
     parameters: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Reads the parameters of the strategy, which may change them in its first round."""
+        """Stores the parameters of the strategy now, because a round may change them."""
         self.record = Record(self.config, self.class_names, self.folder, self.logbook, self.watch)
         self.parameters = identity.parameters(self.strategy)
 
     def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
-        """Runs all rounds over Flower's grid.
+        """Runs all rounds, with messages through Flower's grid.
 
         Args:
-            grid: Flower's grid, of a simulation or a deployment.
+            grid: Flower's object for sending messages to clients.
             stop: An event that another thread sets to end the run at once.
 
         Returns:
@@ -198,7 +199,7 @@ class Run:
         )
 
     def _checkpointing(self, transport: Transport, aggregator: Aggregator) -> Checkpointing | None:
-        """Returns the object that stores checkpoints; None in a deployment, which has none."""
+        """Returns the object that stores checkpoints, or None in a deployment, which has none."""
         if self.states is None:
             return None
         return Checkpointing(
@@ -274,7 +275,7 @@ class Run:
 
 
 def _provenance_of(run: Run) -> Provenance:
-    """Returns the conditions, besides the configuration, on which a run's exact numbers depend."""
+    """Returns the conditions on which a run's numbers depend, apart from its configuration."""
     holder = run.holder
     return Provenance.of(
         weights=run.server.plain,
@@ -287,7 +288,7 @@ def _provenance_of(run: Run) -> Provenance:
 
 
 class _Rounds(RoundHooks):
-    """Passes each callback of the server loop to the object that handles the callback."""
+    """Receives the callbacks of the server loop, and passes each to the object that handles it."""
 
     def __init__(
         self, run: Run, measuring: Measuring, release: Release, keeping: Checkpointing | None

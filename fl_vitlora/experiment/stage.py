@@ -1,7 +1,7 @@
 """The stage of a run: the files and objects that must exist before the next round.
 
-`prepare_stage` makes the stage of a new run, beginning with the images. `find_stage` opens the
-stage of an interrupted run.
+`prepare_stage` makes the stage of a new run. Its first step is to load the images. `find_stage`
+opens the stage of an interrupted run.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Stage:
 
     Attributes:
         folder: The run folder, which contains the shards.
-        logbook: The logbook of the run.
+        logbook: The object that writes rounds and checkpoints into the run folder.
         class_names: The names of the classes, in the order of the head's outputs.
         storage: The keys that open the files of the shards; None if the files are not encrypted.
             These keys do not decrypt the images in the files.
-        holder: The holder of the key of the images.
+        holder: The object that has the key of the images.
         server: The server's model.
         checkpoint: The checkpoint from which the run continues; None before the first round.
     """
@@ -79,7 +79,7 @@ def find_or_prepare_stage(experiment: Experiment, device: str, *, resume: bool) 
     """Returns the stage of a new run or of a resumed run.
 
     Args:
-        experiment: The experiment.
+        experiment: The experiment, which has passed all checks.
         device: The device of the server's model.
         resume: True if an interrupted run in the folder `out` is resumed.
 
@@ -108,8 +108,8 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
     logged = Logbook.take_up(folder.path)
     if logged is None and lacks_checkpoints(folder.path, config.checkpoint_every):
         raise UserError(
-            f"{folder.path} has rounds and no checkpoint to continue from; start a new run: "
-            "--out FOLDER"
+            f"{folder.path} has rounds, but no checkpoint from which the run could continue; start "
+            "a new run: --out FOLDER"
         )
     if logged is None:
         folder.release()
@@ -173,12 +173,13 @@ def _check_key_ring(config: Config) -> None:
     if policies.lacks_key_ring(config):
         raise UserError(
             f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run "
-            "continues only with the secret that it began with: --set encryption.key_file=FILE"
+            "continues only with the secret with which it began; name the key ring that has it: "
+            "--set encryption.key_file=FILE"
         )
 
 
 def _key_of_shards(config: Config) -> str:
-    """Returns the id of the secret that encrypts the run's shards; empty without shards."""
+    """Returns the id of the secret that encrypts the run's shards, or "" if there are no shards."""
     place = Path(config.out or "")
     return shards_of(place, storage_keys(config)).key if holds_shards(place) else ""
 
@@ -189,7 +190,7 @@ def _write_folder(
     """Makes the run folder with the encrypted shards.
 
     Returns:
-        The folder, and the keys that open the files of the shards.
+        A pair: the folder, and the keys that open the files of the shards.
     """
     config, watch = experiment.config, experiment.watch
     storage = prepare_storage(config)
@@ -218,6 +219,9 @@ def _prepare_server(
         device: The device of the model.
         class_names: The names of the classes, in the order of the head's outputs.
         key: The id of the secret to use. If it is empty, the current secret is used.
+
+    Returns:
+        A pair: the object that has the key of the images, and the server's model.
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter
@@ -225,7 +229,10 @@ def _prepare_server(
     for note in backbone.notes:
         watch.note(note)
     if policies.lacks_key_ring(config) and not key:
-        watch.note(f"new key ring with a new secret: {Path(config.encryption.key_file).absolute()}")
+        watch.note(
+            "a new key ring with a new secret was created: "
+            f"{Path(config.encryption.key_file).absolute()}"
+        )
     holder = prepare_holder(config, backbone, key)
     server = make_server(backbone, lambda origin: coordinates.server_reader(config, origin, holder))
     return holder, server

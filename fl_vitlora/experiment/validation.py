@@ -1,9 +1,10 @@
 """All checks of an experiment before any file is written, Ray starts, or a message is sent.
 
-A simulation and the server of a deployment both call `check`, so that both refuse a mistake with
-the same message. A SuperNode calls `check_node`, which makes the checks that are possible there.
-Mistakes that depend on the images, such as a partition that leaves a client without images, are
-found when the images are divided (`preparation`). This also happens before any file is written.
+A simulation and the server of a deployment both call `check`, so that both report a mistake with
+the same message. A SuperNode (the machine of a client) calls `check_node`, which makes those checks
+that are possible there. Mistakes that depend on the images, such as a partition that leaves a
+client without images, are found when the images are divided (`preparation`). This also happens
+before any file is written.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def check(
         new_folder: True if the run makes the folder `out`; False if the run is resumed there.
         writes_checkpoints: True if the run stores checkpoints. A deployment stores none, so it
             accepts strategies whose state no checkpoint can hold.
-        needs_passphrase: True if this process writes or opens shards. It then needs the passphrase
-            if the files of the shards are encrypted with a passphrase.
+        needs_passphrase: True if this process writes or opens shards. If the files of the shards
+            are encrypted with a passphrase, the process then needs this passphrase.
 
     Returns:
         The configuration that the run uses, with the changes that the strategy requires.
 
     Raises:
-        UserError: If the experiment cannot work; the message is one line that says what would work.
+        UserError: If the experiment cannot work. The message is one line and says what would work.
     """
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
@@ -81,7 +82,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
         The configuration that the node uses, with the changes that the strategy requires.
 
     Raises:
-        UserError: If the experiment cannot work; the message is the same as the message of `check`.
+        UserError: If the experiment cannot work. The message is the same as that of `check`.
     """
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
@@ -91,7 +92,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
 
 
 def check_storage(config: Config) -> None:
-    """Checks that there is a passphrase if the files of shards are encrypted with a passphrase.
+    """Checks that the user gave a passphrase, if the files of shards are encrypted with one.
 
     Raises:
         UserError: If the passphrase is missing.

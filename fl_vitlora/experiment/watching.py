@@ -1,4 +1,4 @@
-"""The callbacks and switches by which a program follows and stops a run that it has started."""
+"""The callbacks and events with which a program follows and stops a run that it has started."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """The callbacks and switches of the program that starts a run.
+    """The callbacks and events of the program that starts a run.
 
     Attributes:
-        announce: A function that is called at each phase of the preparation, with its name.
+        announce: A function that is called at each phase of the preparation, with the phase's name.
         note: A function that is called with a sentence that the user should know.
         show_round: A function that is called with each line of `rounds.jsonl`.
         training: An event that the run sets when its first round begins.

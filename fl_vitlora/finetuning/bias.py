@@ -1,8 +1,8 @@
-"""BitFit: only the biases are trained.
+"""BitFit: only the biases of the model are trained.
 
-The biases of the blocks and of the last normalisation layer are trained. No other tensor of the
-body is trained. The bias of the patch embedding belongs to the part ``patch_embed``, and the bias
-of the classifier to the head.
+These are the biases of the transformer blocks and of the last normalisation layer. The biases of
+the patch embedding and of the classifier (head) are left out: the part ``patch_embed`` trains the
+first, and every method trains the second.
 
 If all layers are chosen, a block of width D trains 11·D numbers, which is 0.69 of LoRA with rank 4
 on q and v. The paper finds that the biases of the query and of the first MLP layer are enough for

@@ -1,7 +1,8 @@
-"""Finds and replaces the classifier of a timm model, with all heads of the classifier.
+"""Finds and replaces the classifier of a timm model.
 
-A distilled DeiT has two heads and averages their outputs. If only one of these heads were trained,
-the other would stay random, and the predictions would be wrong.
+A classifier consists of one or more heads. For example, a distilled DeiT has two heads and averages
+their outputs. If only one of these heads were trained, the other would stay random, and the
+predictions would be wrong.
 """
 
 from __future__ import annotations
@@ -35,12 +36,19 @@ def head_parameters(model: nn.Module) -> set[str]:
 def replace_heads(model: nn.Module, classes: int) -> None:
     """Replaces the heads by heads of zeros, so that all classes are equally likely before training.
 
+    Args:
+        model: A timm model, which is changed in place.
+        classes: The number of classes.
+
     Raises:
         UserError: If the model has no classifier, or its classifier has no linear layer.
     """
     reset = getattr(model, "reset_classifier", None)
     if not callable(reset):
-        raise UserError(f"{type(model).__name__} has no classifier that could be replaced")
+        raise UserError(
+            f"{type(model).__name__} has no classifier that can be replaced; use a plain ViT, for "
+            "example vit_base_patch16_224"
+        )
     reset(classes)
     for head in heads_of(model):
         last = _last_layer(head.modules(), classes)

@@ -1,11 +1,11 @@
-"""The groups of tensors; the group of a tensor decides its learning rate and its codec.
+"""Groups of tensors, for example the head: they decide learning rates and codecs.
 
-A codec compresses a tensor for sending. The results of a run also show the bytes of each group. The
-name under which a tensor is sent determines its group. For most tensors the name in the model is
-enough: ``patch_embed.proj.weight`` belongs to the patch embedding, and ``….lora_A`` is a low-rank
-    matrix. A part of a method may add tensors with new names. Such a tensor is sent under a name
-    that begins with its group, for example ``lora:blocks.0.attn.gate``. So client and server find
-    the same group from the name alone.
+A codec compresses a tensor for sending. The results of a run also show the bytes of each group. A
+tensor's group follows from the name that it has in messages. For most tensors this is the name in
+the model: ``patch_embed.proj.weight`` belongs to the patch embedding, and ``….lora_A`` is a
+low-rank matrix. A part of a fine-tuning method may add tensors with other names. In messages, the
+name of such a tensor begins with its group, for example ``lora:blocks.0.attn.gate``. So client and
+server find the same group from the name alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def exact_group_of(name: str) -> str:
     """Returns the group of a tensor, one of `GROUPS`.
 
     Args:
-        name: The name under which the tensor is exchanged.
+        name: The name that the tensor has in messages.
 
     Example:
         >>> exact_group_of("blocks.0.attn.qkv.adapters.q.lora_A"), exact_group_of("norm.bias")
@@ -60,11 +60,11 @@ def group_of(name: str) -> str:
 
 
 def exchanged_name(path: str, group: str) -> str:
-    """Returns the name under which a tensor of a model is exchanged.
+    """Returns the name that a tensor of a model has in messages.
 
     Args:
         path: The name of the tensor in the model.
-        group: The group that the part of the method gives the tensor, one of `GROUPS`.
+        group: The group of the tensor, one of `GROUPS`.
 
     Raises:
         ValueError: If the group does not exist.
@@ -74,12 +74,14 @@ def exchanged_name(path: str, group: str) -> str:
         ('head.weight', 'lora:blocks.0.gate')
     """
     if group not in GROUPS:
-        raise ValueError(f"{path}: {group!r} is not a group; choose one of {', '.join(GROUPS)}")
+        raise ValueError(
+            f"{path}: {group!r} is not a group of tensors; choose one of {', '.join(GROUPS)}"
+        )
     return path if exact_group_of(path) == group else f"{group}{MARK}{path}"
 
 
 def path_of(name: str) -> str:
-    """Returns the name that a tensor has in the model, for the `name` under which it is exchanged.
+    """Returns the name that a tensor has in the model, for the `name` that it has in messages.
 
     Example:
         >>> path_of("lora:blocks.0.gate"), path_of("head.weight")

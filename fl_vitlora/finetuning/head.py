@@ -1,7 +1,7 @@
 """Linear probing: only the classifier is trained.
 
-Every method trains the classifier. So the part `head` adds nothing to a sum with other parts.
-The backbone does not change, so clients can keep the features of their images (`features`).
+Every fine-tuning method trains the classifier. So ``head+bias`` is the same as ``bias``. The
+backbone does not change, so clients can keep the features of their images (`features`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes the layers of a model compute faster for inference, when nothing is trained.
 
-An adapted layer then computes one product with the merged weight W + s·B·A, instead of the three
-products with W, A and B. The merged weight is computed once for all batches. The product is
+A LoRA layer normally computes three products, with W, A and B. Here it computes one product, with
+the merged weight W + s·B·A. The merged weight is computed once for all batches. The product is
 computed by the fastest library (`finetuning.products`).
 """
 
@@ -20,11 +20,11 @@ from fl_vitlora.finetuning.slices import AdaptedLinear
 
 @contextmanager
 def quick_layers(model: nn.Module) -> Iterator[None]:
-    """Makes a model compute faster inside a `with` block; outputs are equal up to rounding.
+    """Makes a model compute faster inside a `with` block; its outputs change only by rounding.
 
     The code in the block must not need gradients. Inside the block, the layers have another method
-    `forward`. The tensors of the model do not change, so code that reads a layer's weight finds the
-    same weight.
+    `forward`. The tensors of the model do not change. So code that reads the weight of a layer gets
+    the same weight as outside the block.
 
     Args:
         model: A model in float32, with or without adapters. Its trained tensors must not change
@@ -47,7 +47,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _quick(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Returns a faster function with the outputs of a layer, or None if there is none."""
+    """Returns a faster function that computes the outputs of a layer, or None if none is known."""
     if isinstance(layer, LoRALinear | AdaptedLinear):
         weight, bias = layer.merged_weight(), layer.base.bias
     elif type(layer) is nn.Linear:

@@ -1,9 +1,9 @@
 """LoRA: a frozen linear layer plus a trained low-rank product, W + s·B·A, s = α / r.
 
 timm computes query, key and value in one layer `qkv` with 3D outputs; D is the width of the model.
-A slice is a range of a layer's outputs. The first third of the outputs of `qkv` is the query, and
-the last third is the value. An adapter adds its product to one slice, so the same class works for
-`qkv` and for all other layers. An adapter has a name and a slice.
+A slice is a range of a layer's outputs. The first third of the outputs of `qkv` is the query, the
+second the key, and the last the value. An adapter is a pair of matrices B and A, whose product is
+added to the weight of one slice. In other layers the slice contains all outputs.
 
 Source: Hu et al., arXiv 2106.09685; on q and v of a ViT with r = 4, α = 8: MeLo, arXiv 2311.08236.
 
@@ -26,7 +26,7 @@ Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 class Adapter(nn.Module):
-    """The pair of low-rank matrices for one slice of a layer's outputs.
+    """A pair of low-rank matrices A and B for one slice (a range of a layer's outputs).
 
     Args:
         inputs: The number of inputs n.
@@ -116,16 +116,16 @@ class LoRAXS(Adapter):
 class LoRALinear(nn.Module):
     """A frozen linear layer with adapters on slices of its outputs.
 
-    This class has no attribute ``weight``, for a reason: a model that reads the weight of a layer
-    directly, as timm's BEiT does, would ignore the adapters. Without the attribute, such a model
-    raises an error.
+    This class has no attribute ``weight``. The reason: a model that reads the weight of a layer
+    directly, as timm's BEiT does, would ignore the adapters. Because the attribute is missing, such
+    a model raises an error.
 
     Args:
-        base: The pre-trained layer.
-        slices: For each adapter by name, the index of its first output and the index after its last
-            output. Slices do not overlap.
-        rank: The rank r.
-        alpha: The scale α.
+        base: The pre-trained linear layer, whose weight stays frozen.
+        slices: For the name of each adapter, the index of its first output and the index after its
+            last output. Slices must not overlap.
+        rank: The rank r of every adapter.
+        alpha: The scale α. Products are multiplied by s = α / r.
         pair: A function that makes the matrices of a slice from the weight of the slice and the
             rank. By default, the function makes the matrices B and A.
 
@@ -193,7 +193,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """Returns W + s·B·A as a new tensor."""
+        """Returns the weight W + s·B·A, with the products of all adapters, as a new tensor."""
         weight = self.base.weight.detach().clone()
         for (start, end), adapter in zip(self.slices.values(), self._pairs(), strict=True):
             weight[start:end] += self.scale * adapter.product()
@@ -238,20 +238,21 @@ def check_rank(rank: int, inputs: int, outputs: int, name: str = "finetuning.ran
     """
     if rank > min(inputs, outputs):
         raise UserError(
-            f"{name} {rank}: a layer of {inputs} inputs and {outputs} outputs has no more "
-            f"than {min(inputs, outputs)} ranks"
+            f"{name} {rank}: a layer with {inputs} inputs and {outputs} outputs allows a rank of no "
+            f"more than {min(inputs, outputs)}"
         )
 
 
 def cuts_of(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Divides the outputs of a layer into pieces: the slices, and the outputs between slices.
+    """Divides the outputs of a layer into pieces: the slices, and the ranges between slices.
 
     Args:
         outputs: The number of outputs of the layer.
         slices: The start and the end of each slice, in order and without overlaps.
 
     Returns:
-        The lengths of all pieces, and the indices of those pieces that are the slices.
+        A pair of lists: the lengths of all pieces, and the positions of the slices among the
+        pieces.
 
     Example:
         >>> cuts_of(9, [(0, 3), (6, 9)]), cuts_of(4, [(1, 2)])

@@ -1,6 +1,6 @@
-"""The part `lora`: low-rank pairs B, A on the frozen layers of every block.
+"""The part `lora` adds pairs of low-rank matrices B and A to frozen layers in every block.
 
-The module `lora` has the classes of the adapted layers.
+The module `lora` has the classes of these layers.
 
 Source: Hu et al., arXiv 2106.09685.
 """
@@ -27,14 +27,18 @@ class LoRA(Part):
     Attributes:
         rank: The rank r of the pairs.
         alpha: The scale α; the product is multiplied by α / r.
-        targets: The names of the layers of a block that get a pair (`targets.LAYERS`).
+        targets: The names of the layers in each block that get a pair, from `targets.LAYERS`.
     """
 
     low_rank = True
     stackable = True
 
-    rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
-    alpha: float = setting(8.0, "Scale of the low-rank matrices.", "(0, inf)")
+    rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
+    alpha: float = setting(
+        8.0,
+        "The scale of the low-rank matrices. Their product is multiplied by alpha / r.",
+        "(0, inf)",
+    )
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
@@ -47,5 +51,5 @@ class LoRA(Part):
         return [name for name, _ in model.named_parameters() if group_of(name) == LORA]
 
     def merge(self, model: nn.Module) -> None:
-        """Adds s·B·A to the weights and removes the pairs."""
+        """Adds s·B·A to the frozen weights and removes the pairs of matrices."""
         targets.merge(model)

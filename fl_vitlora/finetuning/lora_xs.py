@@ -2,9 +2,9 @@
 
     W + s·B·R·A
 
-A and B are the leading singular vectors of the pre-trained weight W; R is r × r and starts at zero.
-Only R is trained and sent, which is r² numbers for each adapter. The class `lora.LoRAXS` has the
-matrices of one adapter.
+W is the pre-trained weight, and s = α / r is the scale. A and B are the singular vectors of W with
+the largest singular values. R is r × r and starts at zero. Only R is trained and sent, which is r²
+numbers for each adapted weight. The class `lora.LoRAXS` has the three matrices of one weight.
 
 Source: Bałazy et al., arXiv 2405.17604.
 """
@@ -30,13 +30,17 @@ class LoRAXS(Part):
     Attributes:
         rank: The rank r of the matrices.
         alpha: The scale α; the product is multiplied by α / r.
-        targets: The names of the layers of a block that get the matrices (`targets.LAYERS`).
+        targets: The names of the layers in each block that get the matrices, from `targets.LAYERS`.
     """
 
     stackable = True
 
-    rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
-    alpha: float = setting(8.0, "Scale of the low-rank matrices.", "(0, inf)")
+    rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
+    alpha: float = setting(
+        8.0,
+        "The scale of the low-rank matrices. Their product is multiplied by alpha / r.",
+        "(0, inf)",
+    )
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
@@ -53,7 +57,7 @@ class LoRAXS(Part):
         return True
 
     def merge(self, model: nn.Module) -> None:
-        """Adds s·B·R·A to the weights and removes the matrices."""
+        """Adds s·B·R·A to the frozen weights and removes the matrices B, R and A."""
         targets.merge(model)
 
 
@@ -61,7 +65,7 @@ class LoRAXS(Part):
 class PlannedLoRAXS(LoRAXS):
     """The variant of LoRA-XS for strategies with ``adapter = "lora_xs"``.
 
-    A and B are trained tensors, too. The strategy decides in which rounds A and B are frozen.
+    Here A and B can be trained, too. The strategy decides in which rounds they are frozen.
     """
 
     low_rank = True

@@ -1,9 +1,10 @@
 """The rules for a fine-tuning method, which is a sum of parts such as ``lora+patch_embed``.
 
-A part is a frozen, keyword-only dataclass. The fields of a part are its hyper-parameters. If a
-field has the name of a setting of `finetuning` (rank, alpha, targets), it gets the value of that
-setting. The setting ``finetuning.parameters.NAME`` sets any other field. The head is trained with
-every method.
+A part chooses tensors that are trained, and may add new ones to the model. A part is a frozen,
+keyword-only dataclass, whose fields are its hyper-parameters. The fields `rank`, `alpha` and
+`targets` get the values of the settings ``finetuning.rank``, ``finetuning.alpha`` and
+``finetuning.targets``. The setting ``finetuning.parameters.NAME`` sets any other field. Every
+method also trains the head.
 
 A part must define only the method `trained`, which names the tensors that the part trains. The part
 in this example adds trained gains, which multiply outputs in every block. At the start all gains
@@ -29,15 +30,15 @@ are one, so the outputs of the model do not change:
     >>> from fl_vitlora.testing.method import check_method
     >>> check_method(Gains())
 
-When each method of a part is called:
+This table says when each method of a part is called:
 
     once     attach(model), trained(model), group(name),
-             rate(name)                                   at every party, with the same seed
+             rate(name)                                   at server and clients, with one seed
     server   rests(server_round, memory)                  before each round
-    client   penalty(parameters, anchor)                  in each step, a term of the loss
+    client   penalty(parameters, anchor)                  in each step, for a term of the loss
     client   watch(model)                                 around the steps of a round
     server   retract(tensors), decide(known, memory)      after each aggregation
-    at last  merge(model), unless `cannot_merge` gives a reason against it
+    at last  merge(model)                                 only if `cannot_merge` is empty
 
 If a part declares `frozen_backbone`, clients call features(model, images) once for each image, and
 from_features(model, features) in each step; the module `features` has the rules for such methods.
@@ -60,7 +61,7 @@ from fl_vitlora.finetuning.groups import exact_group_of
 from fl_vitlora.state import State
 
 BatchTerm = Callable[[Tensor], "Tensor | float"]  # maps the labels of a batch, (B,), to a scalar
-OF_PART = "/"  # stands between the name of a part and the name of a tensor in its memory
+OF_PART = "/"  # separates the name of a part from the name of a tensor in the memory of all parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class Aggregated:
 
 @dataclass(frozen=True, kw_only=True)
 class Part(ABC):
-    """One part of a fine-tuning method; the text of this module describes the rules for parts.
+    """The base class of the parts of a fine-tuning method; this module's text has the rules.
 
     Attributes:
         low_rank: True if the part adds low-rank pairs, ``lora_A`` and ``lora_B``, whose product is
@@ -98,17 +99,19 @@ class Part(ABC):
         reads_weights: True if `attach` reads the values of the model's weights. Then the method
             cannot be tried on a model whose weights are not loaded yet.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
-            never train them. They are sent exactly, and only to clients that have older values.
+            never train these tensors. They are sent without loss, and only to clients that have
+            older values.
         frozen_backbone: True if the part never changes what the backbone computes, and needs no
             gradient from the backbone. Then clients can keep the features of their images.
         personal: Endings of the names of tensors that every client trains, keeps from round to
-            round and never sends. If there are such tensors, the clients measure the accuracy.
+            round and never sends. If there are such tensors, the clients measure the accuracy, not
+            the server.
         measured: Endings of the names of tensors that clients do not train: `watch` sets them to
             means over the images of the round. Their aggregated values are means over all images.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
-            timm model; empty if they can be merged.
+            timm model. The text is empty if they can be merged.
         changes_start: The reason why the model's outputs change when the untrained part is
-            attached; empty if they stay equal.
+            attached. The text is empty if they stay equal.
     """
 
     low_rank: ClassVar[bool] = False
@@ -158,8 +161,9 @@ class Part(ABC):
 
         Returns:
             One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the group follows
-            from the name of the tensor. Tensors of the group ``lora`` have the setting
-            `learning_rate` unchanged, and the codec of the setting for other tensors.
+            from the name of the tensor. Tensors of the group ``lora`` are trained with the setting
+            ``training.learning_rate``, without a factor, and are sent with the codec that the
+            settings call ``other``.
         """
         return exact_group_of(name)
 
@@ -170,7 +174,8 @@ class Part(ABC):
             name: The name of the tensor in the model.
 
         Returns:
-            A positive factor, by default 1. It comes on top of the factor of the tensor's group.
+            A positive factor, by default 1. The learning rate is multiplied by this factor and also
+            by the factor of the tensor's group.
         """
         del name
         return 1.0
@@ -206,10 +211,10 @@ class Part(ABC):
 
         Args:
             server_round: The number of the round, from 1.
-            memory: What `decide` remembered after the round before; empty at first.
+            memory: The memory that `decide` returned after the round before; empty at first.
 
         Returns:
-            The endings; by default none. The strategy may add other endings.
+            The endings; by default none. The aggregation strategy may freeze further tensors.
         """
         del server_round, memory
         return ()
@@ -227,7 +232,7 @@ class Part(ABC):
             anchor: The values of these tensors when the client's training began.
 
         Returns:
-            A scalar; by default 0.
+            The term: a tensor with one number, or a float. The default is 0.
         """
         del parameters, anchor
         return 0.0
@@ -258,15 +263,16 @@ class Part(ABC):
         yield lambda labels: 0.0
 
     def retract(self, tensors: State) -> State:
-        """Restores, at the server, a property that aggregated tensors must have.
+        """Restores, at the server, a property that averaged tensors have lost.
+
+        For example, the mean of orthogonal matrices is not orthogonal. So a part that trains
+        orthogonal matrices returns an orthogonal matrix near the mean.
 
         Args:
             tensors: All exchanged tensors by name, after an aggregation.
 
         Returns:
-            The tensors that change; by default none. For example, the mean of orthogonal matrices
-            is not orthogonal, so a part that trains orthogonal matrices must return an orthogonal
-            matrix near the mean.
+            A dictionary: the tensors that change, by name. The default is an empty dictionary.
         """
         del tensors
         return {}
@@ -274,16 +280,17 @@ class Part(ABC):
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Decides, at the server after an aggregation, what changes in the next rounds.
 
-        A method uses this to choose tensors that rest from now on, or entries that are trained. The
-        server sees only the aggregated tensors, so this also works with secure sums.
+        For example, a part can choose tensors that are frozen from now on, or the entries of a
+        tensor that are trained. This method gets only the aggregated tensors, so it also works
+        with secure aggregation.
 
         Args:
             known: The tensors before and after the aggregation.
-            memory: What this function returned after the round before; empty at first.
+            memory: The memory that this method returned after the round before; empty at first.
 
         Returns:
-            The tensors that change, by name; by default none. Then the new memory of this part, for
-            which the part chooses the names.
+            A pair of dictionaries: the tensors that change, by name (by default none), and the new
+            memory of this part, with names that the part chooses.
         """
         del known
         return {}, dict(memory)
@@ -301,11 +308,11 @@ class Part(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A fine-tuning method: the parts that are trained together with the head.
+    """A fine-tuning method: a sum of parts, which are trained together with the head.
 
     Attributes:
         name: The name of the method, such as ``lora+patch_embed``.
-        parts: Pairs of a part's name and the part, in the order of the sum.
+        parts: The parts in the order of the sum, each as a pair of its name and the part.
     """
 
     name: str
@@ -358,7 +365,7 @@ class Method:
 
         Args:
             server_round: The number of the round, from 1.
-            memory: The memory of all parts that `decide` returned; empty at first.
+            memory: The memory of all parts, as `decide` returned it; empty at first.
         """
         endings = [*self.control]
         for name, part in self.parts:
@@ -366,7 +373,10 @@ class Method:
         return tuple(dict.fromkeys(endings))
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Returns the tensors that the parts change, and their new memory; see `Part.decide`."""
+        """Returns the tensors that the parts change, and the new memory of all parts.
+
+        See `Part.decide`.
+        """
         changed, kept = State(), State()
         for name, part in self.parts:
             tensors, own = part.decide(known, _own(memory, name))
@@ -397,12 +407,12 @@ class Method:
 
     @property
     def decides(self) -> bool:
-        """Returns True if a part defines `decide`."""
+        """Returns True if a part defines `decide`, and so may decide after an aggregation."""
         return any(type(part).decide is not Part.decide for _, part in self.parts)
 
     @property
     def has_rests(self) -> bool:
-        """Returns True if some rounds may not train all tensors."""
+        """Returns True if there may be rounds in which some tensors are not trained."""
         return bool(self.control) or any(
             type(part).rests is not Part.rests for _, part in self.parts
         )

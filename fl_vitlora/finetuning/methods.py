@@ -1,13 +1,13 @@
 """Functions that attach a fine-tuning method to a model, and read and write its trained tensors.
 
-The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``: LoRA in
-every block, the patch embedding and the head are trained. The patch embedding is trained so that it
-learns to read ciphertext. The module `method` has the rules for a part, and the module `shelf`
-makes the parts that a configuration names.
+The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``. It trains
+LoRA in every block, the patch embedding and the head. The patch embedding is trained so that it
+learns to read encrypted images. A method is a sum of parts: the module `method` has the rules for a
+part, and the module `shelf` makes the parts that a configuration names.
 
-A prepared model is a model to which a method is attached. It stores a description (`prepared`): the
-method, the names under which its tensors are exchanged, and the names of the tensors that the
-method added.
+A prepared model is a model to which a method is attached. It stores a description (`Prepared`): the
+method, the names that its tensors have in messages, and the names of the tensors that the method
+added.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fl_vitlora.state import State
 __all__ = ["BODY", "HEAD", "HEADS", "LORA", "PATCH_EMBEDDING", "group_of"]
 
 METHODS = USUAL  # the methods that most tests and benchmarks use
-PREPARED = "fine_tuning"  # the attribute of a model that says how it was prepared
+PREPARED = "fine_tuning"  # the attribute of a model that has its description `Prepared`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class Prepared:
 
     Attributes:
         method: The fine-tuning method.
-        names: The name under which a trained tensor is exchanged, by its name in the model.
-        added: The names in the model of the tensors that the method added.
-        rates: The factors of the learning rates of trained tensors, by the names under which the
-            tensors are exchanged. Tensors with the factor 1 are left out.
+        names: For the name of each trained tensor in the model, its name in messages.
+        added: The names, in the model, of the tensors that the method added.
+        rates: The factors of the learning rates of trained tensors, by the names that the tensors
+            have in messages. Tensors with the factor 1 are left out.
     """
 
     method: Method
@@ -55,22 +55,22 @@ class Prepared:
 
 
 def prepare(model: nn.Module, config: FineTuningConfig, seed: int, adapter: str = "lora") -> None:
-    """Attaches the modules of a method and unfreezes the tensors that it trains, in place.
+    """Attaches a method to a model, and unfreezes the tensors that the method trains, in place.
 
     Args:
         model: A plain timm ViT whose tensors are all frozen.
         config: The method and its hyper-parameters.
-        seed: The seed for random initial values, for example of the A matrices.
-        adapter: The adapter that the strategy needs, one of `shelf.ADAPTERS`.
+        seed: The seed for random initial values, for example of the matrices A of LoRA.
+        adapter: The low-rank matrices that the strategy needs, one of `shelf.ADAPTERS`.
 
     Raises:
-        UserError: If the model lacks tensors or layers that the method trains.
+        UserError: If the model does not have the tensors or layers that the method trains.
     """
     attach(model, method_of(config, adapter), seed)
 
 
 def attach(model: nn.Module, method: Method, seed: int) -> None:
-    """Attaches the parts of a method to a model and unfreezes its tensors, in place.
+    """Attaches all parts of a method to a model, and unfreezes their tensors, in place.
 
     Args:
         model: A plain timm ViT.
@@ -78,7 +78,7 @@ def attach(model: nn.Module, method: Method, seed: int) -> None:
         seed: The seed for random initial values.
 
     Raises:
-        UserError: If the model lacks tensors or layers that the method trains.
+        UserError: If the model does not have the tensors or layers that the method trains.
     """
     before = {id(parameter) for parameter in model.parameters()}
     for name, part in method.parts:
@@ -96,10 +96,10 @@ def attach(model: nn.Module, method: Method, seed: int) -> None:
 
 
 def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
-    """Returns the name under which each trained tensor is exchanged, by its name in the model.
+    """Returns a dictionary: for the name of each trained tensor in the model, its name in messages.
 
     Raises:
-        UserError: If a part finds nothing to train, or names a tensor that the model lacks.
+        UserError: If a part finds nothing to train, or names a tensor that the model does not have.
     """
     own = [name for name, _ in model.named_parameters()]
     heads = {name: name for name in own if group_of(name) == HEAD}
@@ -111,7 +111,10 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
         if not trained:
             raise _nothing(method, name, model)
         if strange := sorted(set(trained) - set(own)):
-            raise UserError(f"method {method.name}: {name} trains {strange[0]}, an unknown tensor")
+            raise UserError(
+                f"method {method.name}: the part {name} trains {strange[0]}, an unknown tensor; it "
+                "may name only tensors of the model"
+            )
         for path in trained:
             try:
                 group = groups.CONTROL if path.endswith(part.control) else part.group(path)
@@ -122,7 +125,7 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
 
 
 def _rates(model: nn.Module, method: Method, names: Mapping[str, str]) -> dict[str, float]:
-    """Returns the factors of learning rates that are not 1, by the exchanged names.
+    """Returns the factors of learning rates that are not 1, by the tensors' names in messages.
 
     Raises:
         UserError: If a factor is not a positive number.
@@ -133,8 +136,8 @@ def _rates(model: nn.Module, method: Method, names: Mapping[str, str]) -> dict[s
             factor = part.rate(path)
             if not 0 < factor < float("inf"):
                 raise UserError(
-                    f"method {method.name}: {part_name} gives {path} the rate {factor!r}; a factor "
-                    "of the learning rate must be positive"
+                    f"method {method.name}: the part {part_name} returns the rate {factor!r} for "
+                    f"{path}; expected a positive factor of the learning rate"
                 )
             found[names[path]] = factor
     return {name: factor for name, factor in found.items() if factor != 1}
@@ -143,8 +146,8 @@ def _rates(model: nn.Module, method: Method, names: Mapping[str, str]) -> dict[s
 def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
     """Returns the error that a model has no tensors that a part could train."""
     return UserError(
-        f"method {method.name} finds no {part} in {type(model).__name__}; choose another: "
-        "--method full"
+        f"method {method.name} finds no {part} in {type(model).__name__}; choose another method, "
+        "for example --method full"
     )
 
 
@@ -156,24 +159,25 @@ def prepared(model: nn.Module) -> Prepared | None:
 def _check_heads(model: nn.Module) -> None:
     """Checks that the tensors of the classifier, and no others, have names of the group `head`.
 
-    The name of a tensor decides its group. A classifier with another name would be treated like a
-    tensor of the body.
+    The name of a tensor decides its group. If the classifier had another name, its tensors would
+    get the learning rate of the body.
 
     Raises:
-        UserError: If a tensor of the classifier has another name, or another tensor has such a
-            name.
+        UserError: If a tensor of the classifier has a name of another group, or if a tensor outside
+            of the classifier has a name of the group `head`.
     """
     heads = head_parameters(model)
     called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
     if differing := sorted(heads ^ called):
         raise UserError(
             f"{type(model).__name__} has a classifier whose names look like those of its body "
-            f"({', '.join(differing[:3])}); use a plain ViT, for example vit_base_patch16_224"
+            f"({', '.join(differing[:3])}), but they must begin with 'head.'; use a plain ViT, for "
+            "example vit_base_patch16_224"
         )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the trained parameters of a model by the names under which they are exchanged.
+    """Returns a dictionary: the trained parameters of a model, by their names in messages.
 
     The parameters are in the order of the model. The module `groups` explains the names.
     """
@@ -208,7 +212,7 @@ def rates(model: nn.Module) -> Mapping[str, float]:
 
 
 def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters of a model on the CPU, without those that its method added."""
+    """Returns the parameters of a model, on the CPU, without those that its method added."""
     preparation = prepared(model)
     added = frozenset[str]() if preparation is None else preparation.added
     return {n: p.detach().cpu() for n, p in model.named_parameters() if n not in added}
@@ -220,7 +224,7 @@ def export_state(model: nn.Module) -> State:
 
 
 def copied_out(parameters: Mapping[str, Tensor]) -> State:
-    """Returns copies of parameters on the CPU, in float64 if they are float64, else in float32.
+    """Returns copies of parameters on the CPU: float64 stays float64, all others become float32.
 
     Example:
         >>> whole = {"w": nn.Parameter(torch.ones(1, dtype=torch.float64))}
@@ -239,7 +243,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Args:
         model: A prepared model.
-        state: The new values, by the names under which the tensors are exchanged.
+        state: The new values, by the names that the tensors have in messages.
 
     Raises:
         ValueError: If the names or shapes differ from those of the model.
@@ -256,11 +260,14 @@ def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor])
         state: The new values by name.
 
     Raises:
-        ValueError: If the names or shapes differ.
+        ValueError: If the names or shapes of the new values differ from those of the parameters.
     """
     if parameters.keys() != state.keys():
         differing = sorted(parameters.keys() ^ state.keys())
-        raise ValueError(f"expected the model's trained tensors; these differ: {differing}")
+        raise ValueError(
+            "expected the names of the model's trained tensors; missing or unknown names differ: "
+            f"{differing}"
+        )
     for name, parameter in parameters.items():
         if parameter.shape != state[name].shape:
             raise ValueError(
@@ -270,7 +277,7 @@ def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor])
 
 
 def merge(model: nn.Module) -> None:
-    """Turns an adapted model into a plain timm model that computes the same outputs, in place.
+    """Turns a prepared model into a plain timm model that computes the same outputs, in place.
 
     Raises:
         UserError: If a part of the method cannot be merged.
@@ -280,7 +287,8 @@ def merge(model: nn.Module) -> None:
     for name, part in parts:
         if part.cannot_merge:
             raise UserError(
-                f"method {name} cannot become part of a plain timm model: {part.cannot_merge}"
+                f"the tensors of method {name} cannot be merged into a plain timm model: "
+                f"{part.cannot_merge}"
             )
     for _, part in reversed(parts):
         part.merge(model)
@@ -288,10 +296,10 @@ def merge(model: nn.Module) -> None:
 
 
 def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Computes one gradient and checks that it reaches every trained tensor.
+    """Computes one gradient and checks that every trained tensor gets a gradient.
 
-    Some timm models (BEiT, EVA, SwinV2) read the weight of the layer `qkv` directly. Then an
-    adapter on this layer has no effect.
+    Some timm models (BEiT, EVA, SwinV2) read the weight of the layer `qkv` directly. If LoRA is
+    added to this layer, such a model does not use it.
 
     Args:
         model: A prepared model. Its parameters do not change.
@@ -305,8 +313,8 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
         model(probe.reshape(2, *image_shape)).square().sum().backward()
     except AttributeError as error:
         raise UserError(
-            f"{type(model).__name__} reads its layers' weights directly and would bypass LoRA "
-            f"({error}); use a plain ViT, or --method full"
+            f"{type(model).__name__} reads the weights of its layers directly, so that it would "
+            f"bypass LoRA ({error}); use a plain ViT, or --method full"
         ) from None
     trained = backpropagated(model)
     reached = {name for name, p in trained.items() if p.grad is not None}
@@ -315,5 +323,5 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     if bypassed:
         raise UserError(
             f"{type(model).__name__} never uses {len(bypassed)} trained tensors, first "
-            f"{bypassed[0]}; use a plain ViT, or another --method"
+            f"{bypassed[0]}, so they would not learn; use a plain ViT, or another --method"
         )

@@ -1,4 +1,4 @@
-"""LayerNorm tuning: only the gains and biases of the normalisation layers are trained.
+"""LayerNorm tuning: only the weights and biases of the normalisation layers are trained.
 
 Source: Zhao et al., "Tuning LayerNorm in Attention", arXiv 2312.11420. The paper trains the
 normalisation layers of the attention blocks; here all normalisation layers of the body are trained.
@@ -20,7 +20,7 @@ class Norm(Part):
     """The part of a fine-tuning method that trains the normalisation layers of a model's body."""
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the gains and biases of all normalisation layers of the body."""
+        """Returns the names of the weights and biases of all normalisation layers of the body."""
         layers = (m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm))
         own = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
         named = model.named_parameters()

@@ -7,7 +7,7 @@ this module adds the gradient. The two libraries add numbers in different orders
 differ by rounding. The environment variable ``FL_VITLORA_PRODUCTS`` names the library for a whole
 run. The tests run with both libraries.
 
-B·T rows, n inputs, m outputs.
+A layer has n inputs and m outputs.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ def product_for(weight: Tensor) -> Product:
         weight: The weight of the layer, (m, n).
 
     Returns:
-        The product of oneDNN, if PyTorch would use MKL and the environment variable does not name
-        MKL. Otherwise PyTorch's own `F.linear`.
+        A function. It uses oneDNN if PyTorch itself would use MKL, and if the environment variable
+        does not demand MKL. Otherwise the function is PyTorch's own `F.linear`.
 
     Raises:
         UserError: If the environment variable names an unknown library.
     """
     if LIBRARY not in LIBRARIES:
         raise UserError(
-            f"FL_VITLORA_PRODUCTS={LIBRARY} in the environment: expected {' or '.join(LIBRARIES)}"
+            f"the environment variable FL_VITLORA_PRODUCTS={LIBRARY} names an unknown library: "
+            f"expected {' or '.join(LIBRARIES)}"
         )
     if LIBRARY == "mkl":
         return F.linear
@@ -74,10 +75,10 @@ def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
     Args:
         layer: The layer. Its weight and bias get no gradients.
-        x: The inputs, (..., n).
+        x: The inputs of the layer, (..., n).
 
     Returns:
-        The outputs, (..., m).
+        The outputs of the layer, (..., m).
     """
     product = product_for(layer.weight)
     if product is F.linear or x.dtype != layer.weight.dtype:
@@ -87,7 +88,7 @@ def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """The function x·Wᵀ + b with a gradient for x only: g·W for the gradient g of the outputs."""
+    """The function x·Wᵀ + b, which has a gradient only for x: g·W if g is that of the outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Puts adapters on the layers q, k, v, proj, fc1 and fc2 in the blocks of a timm ViT."""
+"""Adds adapters (low-rank matrices) to the layers q, k, v, proj, fc1 and fc2 of a timm ViT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fl_vitlora.finetuning.lora import LoRALinear
 
 MakeLayer = Callable[[nn.Linear, Mapping[str, tuple[int, int]]], nn.Module]
 
-FUSED = ("q", "k", "v")  # the thirds of `qkv`, in timm's order
+FUSED = ("q", "k", "v")  # the three parts of the outputs of the layer `qkv`, in timm's order
 LAYERS: Mapping[str, str] = {
     **dict.fromkeys(FUSED, "attn.qkv"),
     "proj": "attn.proj",
@@ -21,16 +21,17 @@ LAYERS: Mapping[str, str] = {
 
 
 def attach(model: nn.Module, targets: Sequence[str], make: MakeLayer) -> None:
-    """Puts adapters on the target layers of every block, in place.
+    """Adds adapters to the target layers of every block, in place.
 
     Args:
         model: A timm ViT.
         targets: The names of the target layers, from `LAYERS`.
-        make: A function that makes the adapted layer from the plain layer and the slices.
+        make: A function that makes the layer with adapters. Its arguments are the plain layer, and
+            for each target the range of the outputs that it adapts.
 
     Raises:
-        UserError: If the model has no blocks, or a block lacks a target layer, or `make` refuses
-            the layer.
+        UserError: If the model has no blocks, if a block does not have a target layer, or if `make`
+            raises this error.
     """
     for block in blocks_of(model):
         for path in dict.fromkeys(LAYERS[target] for target in targets):
@@ -59,7 +60,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def merge(model: nn.Module) -> None:
-    """Merges all adapters into their plain layers, in place."""
+    """Adds the products of all adapters to the weights, and removes the adapters, in place."""
     for path, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             put_module(model, path, module.merged())
@@ -68,7 +69,7 @@ def merge(model: nn.Module) -> None:
 def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
     """Sets the frozen weights of adapted layers to the pre-trained weights plus s·increment.
 
-    The model is changed in place.
+    s is the scale of LoRA. The model is changed in place.
 
     Args:
         model: A model with adapters.
@@ -119,7 +120,7 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
         )
         raise UserError(
             f"LoRA finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "
-            f"{others}, or --method full"
+            f"{others}, or use --method full"
         )
     return layer
 

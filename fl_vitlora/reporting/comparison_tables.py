@@ -65,14 +65,14 @@ CELL = (
 DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
 READABLE = ("accuracy %", "seeds", "trained", "sent", "saving", "s")
 MEANING = (
-    "Test accuracy: mean ± sample standard deviation over the seeds; trained: parameters; saving: "
-    "bytes of full fine-tuning under FedAvg, with the same participants, over the bytes sent; s: "
-    "the median of a run."
+    "Test accuracy: mean ± sample standard deviation over the seeds; trained: number of trained "
+    "parameters; saving: the bytes that full fine-tuning with FedAvg and the same participants "
+    "would send, divided by the bytes sent; s: the median duration of a run in seconds."
 )
 MEANING_OF_ERROR = (
-    "Aggregation error: the distance of the new product B·A of the low-rank matrices from the mean "
-    "of the clients' products, in percent of the distance that this mean moved in the round; the "
-    "mean over the rounds. The updates of hostile clients count in the mean."
+    "Aggregation error: the distance between the new product B·A of the low-rank matrices and the "
+    "mean of the clients' products, in percent of the distance by which this mean moved in the "
+    "round. The table has the mean over the rounds. The updates of hostile clients are included."
 )
 DIFFERENCES = "Differences in test accuracy, paired by seed, the best first: mean ± standard error"
 
@@ -82,12 +82,12 @@ class Report:
     """The content of all tables of a comparison.
 
     Attributes:
-        title: Title of the tables.
-        axes: Names of the axes, the settings that differ between the cells.
+        title: The title of the tables.
+        axes: The names of the axes. An axis is a setting that differs between the cells.
         records: The runs.
-        summaries: One summary for each cell, which is a set of runs that differ only in their
+        summaries: One summary for each cell. A cell is a set of runs that differ only in their
             seed.
-        differences: Differences in accuracy between pairs of cells.
+        differences: The differences in accuracy between pairs of cells.
     """
 
     title: str
@@ -101,9 +101,10 @@ def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) 
     """Returns the content of all tables, computed from the runs of a comparison.
 
     Args:
-        title: Title of the tables.
+        title: The title of the tables.
         records: The runs.
-        baselines: For each axis, the label with which its other labels are compared.
+        baselines: For each axis (a setting that differs between runs), the value with which the
+            other values are compared.
     """
     return Report(
         title=title,
@@ -126,7 +127,7 @@ def write_tables(folder: Path, comparison: Report) -> None:
 
 
 def write_plots(folder: Path, comparison: Report) -> None:
-    """Draws plots of the cells that have a result, into the subfolder `plots`."""
+    """Writes plots of the cells that have a result to the subfolder `plots`."""
     cells = [summary for summary in comparison.summaries if summary.accuracy]
     if cells:
         from fl_vitlora.reporting.plots import plot_comparison  # imports matplotlib
@@ -148,7 +149,7 @@ def run_rows(comparison: Report, root: Path) -> Iterator[Row]:
 
 
 def cell_rows(comparison: Report) -> Iterator[Row]:
-    """Yields the row of `table.csv` for each cell."""
+    """Yields the row of `table.csv` for each cell: runs that differ only in their seed."""
     for cell in comparison.summaries:
         row: dict[str, object] = {**cell.labels, "seeds": cell.seeds}
         row |= {"problem": "; ".join(cell.problems)}
@@ -193,7 +194,10 @@ def difference_rows(comparison: Report) -> Iterator[Row]:
 
 
 def readable_cells(comparison: Report) -> list[list[str]]:
-    """Returns a header row, and a row of texts for each cell, without empty columns."""
+    """Returns the table for people: a header row, and a row of texts for each cell.
+
+    Columns that would be empty are left out.
+    """
     extra: dict[str, Callable[[Summary], str]] = {}
     if any(cell.targets for cell in comparison.summaries):
         extra["to target"] = _target_text
@@ -218,7 +222,7 @@ def readable_cells(comparison: Report) -> list[list[str]]:
 
 
 def _target_text(cell: Summary) -> str:
-    """Returns a text with the bytes sent until the target, and how many runs reached it."""
+    """Returns a text: the bytes sent until the target accuracy, and how many runs reached it."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
@@ -227,12 +231,12 @@ def _target_text(cell: Summary) -> str:
 
 
 def has_errors(comparison: Report) -> bool:
-    """Returns True if any cell has an aggregation error; otherwise tables omit this column."""
+    """Returns True if a cell has an aggregation error. If none has, tables omit this column."""
     return any(cell.aggregation_error is not None for cell in comparison.summaries)
 
 
 def readable_differences(comparison: Report) -> list[list[str]]:
-    """Returns a header row, and a row of texts for each difference."""
+    """Returns the table of differences for people: a header row, and a row for each difference."""
     rows = [["compared", "at", "difference, points", "pairs"]]
     for difference in comparison.differences:
         compared = f"{difference.label} against {difference.baseline}"
@@ -243,9 +247,10 @@ def readable_differences(comparison: Report) -> list[list[str]]:
 
 
 def readable_problems(comparison: Report) -> list[str]:
-    """Returns the reasons why runs are missing, and the warnings of runs, with the runs' seeds.
+    """Returns sentences: why runs have no result, and which warnings other runs gave.
 
-    If several runs of a cell have the same sentence, it appears once, with all their seeds.
+    Each sentence names the cell and the seeds of its runs. If several runs of a cell have the same
+    problem, there is one sentence with all their seeds.
     """
     found: dict[tuple[str, str], list[int]] = {}
     for run in comparison.records:
@@ -262,7 +267,7 @@ def readable_problems(comparison: Report) -> list[str]:
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    r"""Returns rows as comma-separated values; a column that a row lacks is empty.
+    r"""Returns rows as comma-separated values. If a row has no value for a column, it is empty.
 
     Example:
         >>> to_csv(["images", "seed"], [{"images": "a,b", "seed": 0}, {"seed": 1}])
@@ -276,7 +281,7 @@ def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
 
 
 def to_markdown(comparison: Report) -> str:
-    """Returns the cells and their differences as a section of Markdown."""
+    """Returns the tables of cells and differences, with explanations, as a section of Markdown."""
     parts = [f"# {comparison.title}"] if comparison.title else []
     parts.append(markdown_table(readable_cells(comparison), texts=len(comparison.axes)))
     parts.extend(f"* {problem}" for problem in readable_problems(comparison))
@@ -288,7 +293,7 @@ def to_markdown(comparison: Report) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Returns a Markdown table; its first `texts` columns are texts, the others are numbers.
+    """Returns a Markdown table. Its first `texts` columns are texts, and the others are numbers.
 
     Example:
         >>> print(markdown_table([["method", "%"], ["lora", "95.6"]], texts=1))
@@ -310,7 +315,7 @@ def print_report(comparison: Report, folder: str, console: Console | None = None
     if comparison.differences:
         console.print()
         print_table(console, readable_differences(comparison), 2, DIFFERENCES)
-    console.print(f"grid folder  {folder}", markup=False, soft_wrap=True)
+    console.print(f"comparison folder  {folder}", markup=False, soft_wrap=True)
 
 
 def describe(record: Record) -> str:

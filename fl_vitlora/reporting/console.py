@@ -23,7 +23,7 @@ from rich.progress import (
 from fl_vitlora.config.units import readable_bytes
 from fl_vitlora.reporting.table_layout import screen
 
-SECONDS_OF_SILENCE = 15.0  # without a terminal, print the state of a round after this time
+SECONDS_OF_SILENCE = 15.0  # without a terminal, a line is printed at least after this time
 
 
 class Live:
@@ -57,15 +57,15 @@ class Replies:
     """Counts the clients that were asked to train in this round, and those that have answered.
 
     Attributes:
-        asked: Number of clients that were asked.
-        answered: Number of clients that have answered.
+        asked: The number of clients that were asked.
+        answered: The number of clients that have answered.
     """
 
     def __init__(self) -> None:
         self.asked = self.answered = 0
 
     def note(self, message: Any) -> bool:
-        """Counts a request or reply of Flower; returns True if the message belongs to training."""
+        """Counts a Flower message if it belongs to training; returns True if it was counted."""
         if message.metadata.message_type.partition(".")[0] != "train":
             return False
         if message.metadata.reply_to_message_id:
@@ -86,11 +86,11 @@ class Replies:
 
 
 class RunDisplay(Live):
-    """Shows the progress of a run; if there is no terminal, prints a line for each round.
+    """Shows the progress of a run. If there is no terminal, a line is printed for each round.
 
     Args:
-        rounds: Number of rounds of the run.
-        console: Console to print to; None for the screen.
+        rounds: The number of rounds of the run.
+        console: The console that prints; None for the screen.
     """
 
     def __init__(self, rounds: int, console: Console | None = None) -> None:
@@ -153,7 +153,7 @@ class RunDisplay(Live):
         )
 
     def show_round(self, line: Mapping[str, Any]) -> None:
-        """Shows the result of a round; ``line`` is its entry in `rounds.jsonl`."""
+        """Shows the result of a round. The argument is the round's line in `rounds.jsonl`."""
         self._sent += line["uplink_bytes"] + line["downlink_bytes"]
         for warning in line.get("warnings", ()):
             self.note(f"warning: {warning}")
@@ -174,8 +174,8 @@ class ComparisonDisplay(Live):
     """Shows the progress of a comparison: a line for each finished run, and a bar below.
 
     Args:
-        runs: Number of runs of the comparison.
-        console: Console to print to; None for the screen.
+        runs: The number of runs of the comparison.
+        console: The console that prints; None for the screen.
     """
 
     def __init__(self, runs: int, console: Console | None = None) -> None:
@@ -199,7 +199,7 @@ class ComparisonDisplay(Live):
         self._task: TaskID = progress.add_task("", total=runs)
 
     def announce(self, phase: str) -> None:
-        """Shows the name of the current phase."""
+        """Shows the name of the current phase of a run, for example of its preparation."""
         self._progress.update(self._task, description=phase)
 
     def note(self, sentence: str) -> None:
@@ -209,7 +209,7 @@ class ComparisonDisplay(Live):
             super().note(sentence)
 
     def show_round(self, line: Mapping[str, Any]) -> None:
-        """Shows the result of a round; ``line`` is its entry in `rounds.jsonl`."""
+        """Shows the result of a round. The argument is the round's line in `rounds.jsonl`."""
         for warning in line.get("warnings", ()):
             self.note(f"warning: {warning}")
         self._round = f"round {line['round']}  accuracy {100 * line['accuracy']:.1f} %"

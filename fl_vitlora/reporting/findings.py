@@ -1,4 +1,4 @@
-"""Prints the result of testing a user's own code against the rules of its contract."""
+"""Prints the result of testing a user's own code, for example a strategy, against its rules."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-# The same problem can occur under several circumstances, which this pattern finds in its text.
-# If texts differ only in their circumstances, only one of them is printed.
+# The same problem can occur in several rounds or with other clients. This pattern matches the part
+# of the text that names the round or clients. Of texts that differ only there, one is printed.
 CIRCUMSTANCES = re.compile(
     r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
 )
@@ -23,12 +23,11 @@ def print_findings(
     """Prints for every rule whether the tested code obeys the rule.
 
     Args:
-        strategy: Lines about the tested code, for example a strategy. These lines are printed
-            first.
+        strategy: Lines that describe the tested code. These lines are printed first.
         findings: For each rule, a pair: the text of the rule, and the problem that was found. The
             problem is None if the code obeys the rule.
-        untried: Number of rules that were not tested.
-        console: Console to print to; None for the screen.
+        untried: The number of rules that were not tested.
+        console: The console that prints; None for the screen.
     """
     screen = console or Console(highlight=False, soft_wrap=True)
     for line in strategy:
@@ -36,7 +35,7 @@ def print_findings(
     printed: set[str] = set()  # problems that were already printed
     for rule, problem in findings:
         cause = CIRCUMSTANCES.sub("", problem or "")
-        again = " (as above)" if cause in printed else ""
+        again = " (the same problem as above)" if cause in printed else ""
         screen.print(
             f"{'[red]failed[/red]' if problem else '[green]passed[/green]'}  {rule}{again}"
         )
@@ -44,5 +43,5 @@ def print_findings(
             screen.print(f"        {problem}", markup=False)
             printed.add(cause)
     failed = sum(problem is not None for _, problem in findings)
-    left = f"; the other {untried} rules were not tried" if untried else ""
+    left = f"; the other {untried} rules were not tested" if untried else ""
     screen.print(f"{len(findings)} rules, {failed} failed{left}")

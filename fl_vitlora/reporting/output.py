@@ -1,6 +1,6 @@
-"""Output streams that never raise an error, even if the program that reads the output is gone.
+"""Output streams that never raise an error, even if the program that reads the output has ended.
 
-If the encoding of a stream lacks a character, another text is written instead.
+If the encoding of a stream has no code for a character, a similar text is written instead.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Outlet(io.FileIO):
-    """A file that ignores failed writes, for example if the reader is gone or the disk is full."""
+    """A file that ignores failed writes, such as those after its reader has ended."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Writes data and returns the number of bytes written.
 
-        If the system cannot write, the data are lost, and the function returns their full size.
+        If the system cannot write, the data are lost, and the method returns their full size.
         """
         size = memoryview(data).nbytes
         try:
@@ -47,7 +47,7 @@ IN_PLAIN = "fl_vitlora.plain"  # the name of an error handler of `codecs`
 
 
 def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    r"""Returns ASCII characters or code points to write instead of what an encoding lacks.
+    r"""Returns the text that replaces characters for which an encoding has no code.
 
     Example:
         >>> codecs.register_error(IN_PLAIN, in_plain)
@@ -61,7 +61,7 @@ def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """Returns a stream to the same file that raises no error if the reader of the file is gone."""
+    """Returns a stream to the same file that raises no error if its reader has ended."""
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(Outlet(stream.fileno(), "wb", closefd=False)),
@@ -73,9 +73,9 @@ def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def outlive_readers() -> None:
-    """Replaces standard output and standard error by streams that need no reader.
+    """Replaces standard output and standard error by streams that raise no error without a reader.
 
-    A stream that a program has already replaced is left unchanged.
+    A stream that another program has already replaced stays as it is.
     """
     codecs.register_error(IN_PLAIN, in_plain)
     open_standard_files()

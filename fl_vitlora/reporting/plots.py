@@ -26,7 +26,7 @@ from fl_vitlora.storage.files import write_atomically
 
 MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
-MOST_BARS = 100  # the most bars that can be seen separately
+MOST_BARS = 100  # the largest number of bars that can be seen separately
 MARKERS = "osD^vP*X<>"
 WIDE = 10.0  # an axis is logarithmic if the ratio of largest to smallest value exceeds this
 
@@ -34,13 +34,13 @@ WIDE = 10.0  # an axis is logarithmic if the ratio of largest to smallest value 
 def plot_accuracy(
     folder: Path, accuracy: Sequence[float], cumulative: Sequence[int], seconds: Sequence[float]
 ) -> None:
-    """Draws the accuracy over rounds, over megabytes and over the transfer time.
+    """Draws three plots: the accuracy over the rounds, the megabytes sent, and the transfer time.
 
     Args:
-        folder: Folder for the plots.
-        accuracy: Accuracy after each round, in [0, 1].
-        cumulative: Bytes sent up to the end of each round, both directions together.
-        seconds: Transfer time of the bytes in `cumulative`, in seconds.
+        folder: The folder for the plots.
+        accuracy: The accuracy after each round, in [0, 1].
+        cumulative: The bytes sent up to the end of each round, both directions together.
+        seconds: The transfer time of the bytes in `cumulative`, in seconds.
     """
     rounds = range(1, len(accuracy) + 1)
     megabytes = [total / MEGABYTE for total in cumulative]
@@ -62,8 +62,8 @@ def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Draws the bytes sent up to the end of each round, by direction and by group of tensors.
 
     Args:
-        folder: Folder for the plot.
-        lines: The entries of `rounds.jsonl`.
+        folder: The folder for the plot.
+        lines: The lines of `rounds.jsonl`, one for each round.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -79,7 +79,9 @@ def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Returns the bytes of each round, by group of tensors, and the bytes of overhead.
+    """Returns a dictionary: for each group of tensors, the bytes sent in each round.
+
+    A group is, for example, the head. The entry ``overhead`` has all bytes that carry no tensor.
 
     Example:
         >>> traffic([{"uplink_bytes": 9, "downlink_bytes": 1, "payload_by_group": {"head": 4}}])
@@ -98,9 +100,9 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     """Draws how many images of each class each client holds.
 
     Args:
-        folder: Folder for the plot.
-        counts: Number of images, int64 (K clients, classes).
-        class_names: Name of each class, in the order of the columns.
+        folder: The folder for the plot.
+        counts: The numbers of images, int64 (clients, classes).
+        class_names: The name of each class, in the order of the columns.
     """
     figure = Figure(figsize=(7, max(3.0, min(12.0, 0.25 * len(counts)))), layout="constrained")
     axes = figure.subplots()
@@ -122,13 +124,14 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
     """Draws the accuracy over the megabytes sent and over the share of trained parameters.
 
-    The colour of a point shows the label of its cell on the axis with the most labels. The marker
-    of a point shows the labels of its cell on all other axes.
+    A point shows one cell of the comparison: one combination of settings. Its colour shows the
+    value of the setting that has the most values in the comparison. Its marker shows the values of
+    all other settings.
 
     Args:
-        folder: Folder for the plots.
+        folder: The folder for the plots.
         cells: The cells that have a result. The error bars show their standard deviations.
-        title: Title of the plots; empty for none.
+        title: The title of the plots. If it is empty, the plots have no title.
     """
     megabytes = [cell.sent / MEGABYTE for cell in cells]
     shares = [100 * cell.trainable / cell.total for cell in cells]

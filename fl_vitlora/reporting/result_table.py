@@ -30,7 +30,7 @@ def readable_seconds(seconds: float) -> str:
 
 
 def _key(encryption: Mapping[str, Any]) -> str:
-    """Returns a text with the id of the key, its scope, and its effect on the model."""
+    """Returns a text: the id of the key, its scope, and whether the model is adapted to the key."""
     if not encryption["key_id"]:
         return "none"
     adapted = ", model adapted" if encryption["adapted"] else ""
@@ -53,7 +53,7 @@ def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
-    """Returns rows for the accuracy with a wrong key and on plain images, if it was measured."""
+    """Returns rows for the accuracy under a wrong key and on plain images, if it was measured."""
     names = {"wrong_key": "  under a wrong key", "no_key": "  on plain images"}
     return {
         name: f"{100 * accuracy[view]:.2f} %" for view, name in names.items() if view in accuracy
@@ -66,13 +66,13 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
     if spent := result["privacy"]:
         remarks["privacy"] = (
             f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for a client's updates, "
-            f"{spent['releases']} releases ({spent['accountant']})"
+            f"after {spent['releases']} releases ({spent['accountant']})"
         )
         if source := spent.get("noise_from"):
             remarks["noise from"] = source
     if sums := result["secure_aggregation"]:
         clipped = sums["clipped_scalars"]
-        loss = f"; {clipped} scalars were beyond {sums['range']:g}" if clipped else ""
+        loss = f"; {clipped} scalars above {sums['range']:g} were clipped" if clipped else ""
         remarks["updates"] = f"the server saw only their sums{loss}"
     if target := result["target"]:
         remarks[f"{100 * target['accuracy']:g} % accuracy"] = (
@@ -95,14 +95,14 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
     for warning in result.get("warnings", ()):
         remarks["warning"] = escape(warning)
     if idle := result["idle_rounds"]:
-        remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model stayed as it was"
+        remarks["idle rounds"] = f"{idle} of {result['rounds']}: the model did not change"
     return remarks
 
 
 def _with_flower(wire: Mapping[str, Any]) -> str:
-    """Returns a text about the saving, if the bytes that Flower adds are included.
+    """Returns a text: the saving, if the bytes that Flower adds to messages are counted as well.
 
-    For a result that an old version wrote, the text is empty.
+    For a result of an older version, which has no such number, the text is empty.
     """
     saving = wire.get("saving_with_flower")
     return "" if saving is None else f"; {saving:.1f}x with Flower's own traffic"
@@ -112,8 +112,9 @@ def _failures(failures: Mapping[str, Any], folder: str) -> str:
     """Returns a text that names the clients that failed most often.
 
     Args:
-        failures: For each client, the number of its failures and the reason of the first one.
-        folder: Path of the run folder.
+        failures: A dictionary: for each client, the number of its failures ("clients"), and the
+            reason of its first failure ("reasons").
+        folder: The path of the run folder.
     """
     times: Mapping[str, int] = failures["clients"]
     order = sorted(times, key=lambda client: -times[client])
@@ -136,8 +137,8 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
 
     Args:
         result: The content of `result.json`.
-        folder: Path of the run folder.
-        console: Console to print to; None for the screen.
+        folder: The path of the run folder.
+        console: The console that prints; None for the screen.
     """
     wire, seconds, failures = (result[key] for key in ("communication", "seconds", "failures"))
     share = result["trainable_parameters"] / result["total_parameters"]

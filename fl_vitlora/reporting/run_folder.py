@@ -38,20 +38,21 @@ SHARDS = "shards"
 DATA = "data.txt"  # the file that says which images were found, and which of them are used
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
-LONGEST_NAME = 40  # characters of the data set's name in a folder name, which may have 255 bytes
+LONGEST_NAME = 40  # the largest number of characters of a data set's name in a folder name
 
 
 class RunFolder:
     """The folder of one run. `create` makes a new folder; `reopen` opens an existing folder.
 
     Args:
-        path: Path of the folder.
+        path: The path of the folder.
 
     Attributes:
-        path: Path of the folder.
-        shards: Folder of the encrypted shards.
-        plots: Folder of the plots.
-        failures: Folder of the clients' failures. The folder exists only if a client has failed.
+        path: The path of the folder.
+        shards: The folder of the encrypted shards (the files with the images of the clients).
+        plots: The folder of the plots.
+        failures: The folder for the reasons of clients' failures. It exists only if a client has
+            failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,11 +67,12 @@ class RunFolder:
         """Makes a new folder, and writes the configuration and the environment into it.
 
         Args:
-            config: The experiment. Its setting `out` names the folder. If `out` is empty, the
-                folder is named after the time, data, method and seed.
+            config: The configuration of the experiment. Its setting `out` names the folder. If
+                `out` is empty, the folder gets a name from the time, the data set, the method and
+                the seed.
 
         Returns:
-            The folder.
+            The new folder, which is locked for this process.
 
         Raises:
             UserError: If the folder is not empty or cannot be made.
@@ -84,7 +86,7 @@ class RunFolder:
             write_atomically(folder.path / CONFIG, to_yaml(config), new=True)
             folder._furnish()
         except WriteError as error:
-            raise UserError(f"run folder {error}; choose another one: --out FOLDER") from None
+            raise UserError(f"run folder {error}; choose another folder: --out FOLDER") from None
         return folder
 
     @classmethod
@@ -111,11 +113,12 @@ class RunFolder:
                 self._hold = Hold(self.path / CONFIG)
         except HeldError:
             raise UserError(
-                f"run folder {self.path}: another process is working on this run; wait for its end"
+                f"run folder {self.path}: another process is working on this run; wait until that "
+                "process has ended"
             ) from None
         make_private_folder(self.shards)
         make_folder(self.plots)
-        if not (self.path / ENVIRONMENT).exists():  # keep that of the run's first process
+        if not (self.path / ENVIRONMENT).exists():  # the run's first process writes this file
             self.write_json(ENVIRONMENT, environment())
 
     def release(self) -> None:
@@ -143,7 +146,7 @@ class RunFolder:
         write_atomically(self.failures / name, f"{trace}\n", durable=False)
 
     def forget_failures(self, after: int) -> None:
-        """Removes the failures of the rounds after round `after`; these rounds run again."""
+        """Removes the files of failures after round `after`, because later rounds run again."""
         for path in self.failures.glob("round-*-client-*.txt"):
             if int(path.name.split("-")[1]) > after:
                 path.unlink()
@@ -151,7 +154,13 @@ class RunFolder:
     def write_model(
         self, state: State, name: str = "model.safetensors", class_names: Sequence[str] = ()
     ) -> None:
-        """Writes the trained tensors, with the names of the classes in the order of the head."""
+        """Writes trained tensors to a file, with the names of the classes if they are given.
+
+        Args:
+            state: The tensors, by name.
+            name: The name of the file in the folder.
+            class_names: The names of the classes, in the order of the head's outputs.
+        """
         metadata = {CLASS_NAMES: write_names(class_names)} if class_names else {}
         write_sealed(self.path / name, state, metadata)
 
@@ -174,11 +183,14 @@ def check_unused(path: Path) -> None:
         UserError: If the folder is not empty or cannot be made.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"run folder {path} is in use; choose a new one: --out FOLDER")
+        raise UserError(
+            f"run folder {path} is in use (it already contains files, or is a file); choose a new "
+            "folder: --out FOLDER"
+        )
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise UserError(
-            f"run folder {path}: {above} is not a folder you can write to; choose another one: "
+            f"run folder {path}: {above} is not a folder you can write to; choose another folder: "
             "--out FOLDER"
         )
 
@@ -190,13 +202,14 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
         path: The run folder.
 
     Returns:
-        The experiment, and the result. The result is None if the run is not finished.
+        A pair: the configuration of the experiment, and the content of `result.json`. The second is
+        None if the run is not finished.
 
     Raises:
         UserError: If the folder contains no run.
     """
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path} holds no run; expected a folder with a {CONFIG}")
+        raise UserError(f"{path} contains no run; expected a run folder, which has a {CONFIG}")
     config = replace(load(str(path / CONFIG)), out=str(path))
     return config, read_result(path) if (path / RESULT).exists() else None
 
@@ -214,14 +227,14 @@ def begun_in(run: Path) -> Path:
 
 
 def find_from(name: str, start: Path) -> str:
-    """Returns the path of a file to which a run with another working directory refers.
+    """Returns the path of a file that a run names relative to its own working directory.
 
     Args:
-        name: Path of the file, as the configuration of the run gives it.
-        start: The working directory of that run.
+        name: The path of the file in the configuration of the run.
+        start: The working directory in which the run was started.
 
     Returns:
-        The path `start`/`name` if this file exists; otherwise `name` unchanged.
+        The path `start`/`name` if this file exists. Otherwise the path `name`.
     """
     there = start / name
     return name if start == Path.cwd() or not there.exists() else str(there)
@@ -231,13 +244,13 @@ def located(asked: Config, begun: Config, run: Path) -> Config:
     """Finds the files of a resumed run relative to the directory in which the run was started.
 
     Args:
-        asked: The experiment with which the run is resumed. Paths that differ from those in `begun`
-            are not changed.
-        begun: The experiment with which the run was started.
+        asked: The configuration with which the run is resumed. Paths that differ from those in
+            `begun` are not changed.
+        begun: The configuration with which the run was started.
         run: The run folder.
 
     Returns:
-        The experiment `asked` with resolved paths.
+        The configuration `asked`, in which paths lead to the files that the run used.
     """
     start = begun_in(run)
     changes: dict[str, Any] = {}
@@ -250,14 +263,14 @@ def located(asked: Config, begun: Config, run: Path) -> Config:
 
 
 def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
-    """Finds the key ring of runs that were started in other working directories.
+    """Finds the key ring (the file with secrets) of runs from other working directories.
 
     Args:
-        config: The experiment, which names the key ring.
-        starts: Working directories in which the runs were started.
+        config: The configuration of the experiment, which names the key ring.
+        starts: The working directories in which the runs were started.
 
     Returns:
-        The experiment with the path of the first key ring that exists. The experiment is unchanged
+        The configuration with the path of the first key ring that exists. The path stays as it is
         if the current directory has the key ring, or if none of the directories has it.
     """
     name = config.encryption.key_file
@@ -284,15 +297,15 @@ def read_result(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{run / RESULT} cannot be read: {error}") from None
     if not isinstance(result, dict):
-        raise UserError(f"{run / RESULT} cannot be read: expected a mapping")
+        raise UserError(f"{run / RESULT} cannot be read: expected a JSON object")
     return result
 
 
 def has_current_form(result: Mapping[str, Any]) -> bool:
     """Returns True if the savings in a result were computed in the same way as in this version.
 
-    A saving compares the bytes sent with the bytes of full fine-tuning. Older versions computed the
-    latter with a whole model for each message of the run, including repeated messages and messages
+    A saving compares the bytes sent with the bytes that full fine-tuning would send. Older versions
+    counted a whole model for each message of the run, even for repeated messages and for messages
     of the evaluation. Such savings must not appear in one table with newer savings.
     """
     wire = result.get("communication")

@@ -1,7 +1,8 @@
-"""Statistics of a comparison: summaries of each cell over its seeds, and paired differences.
+"""Statistics of a comparison: a summary of each cell over its seeds, and differences of cells.
 
 A cell is a set of runs that differ only in their seed. An axis is a setting that differs between
-the cells, and a label is one of its values.
+the cells, and a label is one of its values. Differences are paired: runs with the same seed are
+compared with each other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from fl_vitlora.config.grid_labels import Labels
 
-Key = tuple[tuple[str, str], ...]  # sorted labels, as a key of a dictionary
+Key = tuple[tuple[str, str], ...]  # the sorted labels of a cell, used as a key of a dictionary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,11 @@ class Record:
     """One run of a comparison: its result, or the reason why the run has no result.
 
     Attributes:
-        labels: Labels of the run's cell, by axis.
-        seed: Seed of the run.
-        result: Content of `result.json`; None if the run has no result.
+        labels: For each axis (a setting that differs between runs), the value in this run.
+        seed: The seed of the run.
+        result: The content of `result.json`; None if the run has no result.
         folder: The run folder; None if the run has no folder.
-        problem: Reason why the run has no result; empty if the run has a result.
+        problem: The reason why the run has no result; empty if the run has a result.
         failed: True if the run failed. False if it has a result or its settings were refused.
     """
 
@@ -41,12 +42,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its spread.
+    """The mean of some values, and how much they vary.
 
     Attributes:
-        mean: Mean of the values.
-        spread: Standard deviation of the values, or standard error of their mean; None for a
-            single value.
+        mean: The mean of the values.
+        spread: The standard deviation of the values, or the standard error of their mean. None if
+            there is only one value.
     """
 
     mean: float
@@ -63,27 +64,28 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The summary of a cell over its seeds.
+    """The summary of a cell (runs that differ only in their seed) over its seeds.
 
     Attributes:
-        labels: Labels of the cell, by axis.
-        seeds: Number of runs with a result.
-        accuracy: Test accuracy in percent; None if no run has a result.
-        trainable: Number of parameters that are trained and exchanged.
-        total: Number of parameters of the whole model.
-        sent: Mean number of bytes sent, both directions together.
-        saving: Mean ratio of the bytes that full fine-tuning would send to the bytes that were
-            sent.
-        saving_with_flower: Mean of the same ratio, if both numbers include the bytes that Flower's
-            transport adds.
-        seconds: Median duration of a run, in seconds.
-        aggregation_error: The aggregation error of the low-rank products, in percent of the
-            change of the model in a round; None if no run has an aggregation error.
-        targets: Number of runs that had a target accuracy.
-        reached: Number of runs that reached their target.
-        to_target: Bytes that a run had sent when it reached its target; None if no run reached its
-            target.
-        problems: Reasons why runs are missing, each reason once.
+        labels: For each axis (a setting that differs between cells), the value in this cell.
+        seeds: The number of runs with a result.
+        accuracy: The test accuracy in percent; None if no run has a result.
+        trainable: The number of parameters that are trained and exchanged.
+        total: The number of parameters of the whole model.
+        sent: The mean number of bytes sent, both directions together.
+        saving: The bytes that full fine-tuning would send, divided by the bytes sent; the mean over
+            the runs.
+        saving_with_flower: The same ratio, if both numbers include the bytes that Flower adds to
+            messages.
+        seconds: The median duration of a run, in seconds.
+        aggregation_error: The distance of the new low-rank products from the mean of the clients'
+            products, in percent of the distance by which this mean moved in a round. None if no run
+            has this number.
+        targets: The number of runs that had a target accuracy.
+        reached: The number of runs that reached their target accuracy.
+        to_target: The bytes that a run had sent when it reached its target accuracy; None if no run
+            reached it.
+        problems: The reasons why runs have no result, each reason once.
     """
 
     labels: Labels
@@ -107,13 +109,13 @@ class Difference:
     """The difference in accuracy between two cells that differ on one axis only.
 
     Attributes:
-        axis: The axis on which the cells differ.
-        label: Label of the first cell on this axis.
-        baseline: Label of the second cell on this axis, the baseline.
-        others: Labels of both cells on the other axes.
-        accuracy: Accuracy of the first cell minus accuracy of the baseline, in percentage points.
+        axis: The axis (the setting) in which the cells differ.
+        label: The value of this setting in the first cell.
+        baseline: The value of this setting in the second cell, the baseline.
+        others: The values of the other settings, which both cells share.
+        accuracy: The accuracy of the first cell minus that of the baseline, in percentage points.
             The spread is the standard error.
-        pairs: Number of seeds that both cells have in common.
+        pairs: The number of seeds that both cells have in common.
     """
 
     axis: str
@@ -130,7 +132,7 @@ def percent(record: Record) -> float:
 
 
 def sent_bytes(result: Mapping[str, Any]) -> int:
-    """Returns the bytes sent, both directions together."""
+    """Returns the number of bytes that a run sent, both directions together."""
     wire = result["communication"]
     return int(wire["uplink_bytes"] + wire["downlink_bytes"])
 
@@ -146,7 +148,7 @@ def deviation(values: Sequence[float]) -> Estimate:
 
 
 def standard_error(values: Sequence[float]) -> Estimate:
-    """Returns the mean of n values and its standard error, the standard deviation over √n.
+    """Returns the mean of n values and its standard error: their standard deviation divided by √n.
 
     Example:
         >>> str(standard_error([1.0, 2.0, 3.0, 2.0]))
@@ -173,8 +175,8 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
         baselines: For each axis, the label of the baseline.
 
     Returns:
-        A difference for each pair of cells that has a seed in common. Differences to the same
-        baseline cell follow each other, the largest first.
+        A list with a difference for each pair of cells that has a seed in common. Differences from
+        the same baseline cell are next to each other, and the largest of them comes first.
     """
     cells = _by_cell(records)
     found = []
@@ -201,7 +203,7 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
 
 def _ranked(found: Iterable[Difference]) -> list[Difference]:
-    """Returns differences, grouped by baseline cell; in each group the largest comes first."""
+    """Returns differences grouped by their baseline cell. In a group the largest comes first."""
     groups: dict[tuple[str, Key], list[Difference]] = {}
     for difference in found:
         groups.setdefault((difference.axis, _key(difference.others)), []).append(difference)
@@ -259,5 +261,5 @@ def _summary(runs: Sequence[Record]) -> Summary:
 
 
 def _mean_saving(results: Iterable[Mapping[str, Any]], name: str) -> float:
-    """Returns the mean of a ratio over results; `name` is "saving" or "saving_with_flower"."""
+    """Returns the mean of a ratio over all results; `name` is "saving" or "saving_with_flower"."""
     return statistics.mean(float(result["communication"][name]) for result in results)

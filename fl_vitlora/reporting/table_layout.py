@@ -1,8 +1,8 @@
 """Prints tables that fit a screen of 80 columns, without breaking words.
 
 A table that is too wide is split into several tables, one below the other. Each of these tables
-repeats the columns that name the rows. If the names are too wide, the rows get numbers instead. A
-legend above the table then explains the numbers.
+repeats the columns that name the rows. If these names are too wide, rows have numbers instead of
+names, and a legend above the table explains the numbers.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Folded:
     """A table that fits the screen.
 
     Attributes:
-        legend: For each row, a pair of its number and its name; empty if the parts contain the
-            names.
-        parts: Tables, each with a header row.
-        texts: Number of columns at the left that name the rows.
+        legend: For each row, a pair of its number and its name. The legend is empty if the parts
+            contain the names.
+        parts: The tables into which the table was split, each with a header row.
+        texts: The number of columns at the left that name the rows.
     """
 
     legend: Sequence[tuple[str, str]]
@@ -62,12 +62,12 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
     """Splits a table into parts that fit the screen.
 
     Args:
-        rows: The texts of all cells, with a header row.
-        texts: Number of columns at the left that name the rows.
-        width: Width of the screen in characters.
+        rows: The texts of all cells. The first row is the header.
+        texts: The number of columns at the left that name the rows.
+        width: The width of the screen in characters.
 
     Returns:
-        The parts, and a legend if the rows' names are too wide.
+        The parts, with a legend if the names of the rows are too wide.
 
     Example:
         >>> rows = [["method", "accuracy", "bytes"], ["lora", "95.6", "24.0 MB"]]
@@ -96,7 +96,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
 
 
 def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]]:
-    """Yields groups of columns; each group fits the screen together with the columns of names."""
+    """Yields groups of columns. Each group fits on the screen next to the columns with names."""
     free = width + GAP - sum(widths[:texts])
     group: list[int] = []
     for column in range(texts, len(widths)):
@@ -142,7 +142,7 @@ def print_table(console: Console, rows: Rows, texts: int, title: str = "") -> No
 
 
 def print_named(console: Console, rows: Mapping[str, Text], indent: int = 0) -> None:
-    """Prints each name, and next to it its text, which is wrapped between words if it is long."""
+    """Prints each name, and next to it its text. A long text is wrapped between words."""
     indent = indent or max(map(cell_len, rows)) + GAP
     for name, text in rows.items():
         for position, line in enumerate(wrapped(text, max(console.width - indent, 1))):

@@ -1,9 +1,10 @@
 """The contract of an aggregation strategy: one frozen dataclass for the server and the clients.
 
-A strategy is a frozen, keyword-only dataclass whose fields are its hyper-parameters. An instance
+A strategy says how the server combines the clients' updates, and may say what clients train. A
+strategy is a frozen, keyword-only dataclass whose fields are its hyper-parameters. An instance
 does not store anything between rounds. Its methods take and return the tensors that must be
-remembered: `state` on the server, `memory` at a client. So a strategy can be sent to workers, and a
-run can be stored in checkpoints and repeated.
+remembered: `state` on the server, and `memory` at a client. So a strategy can be sent to worker
+processes, and a run can be stored in checkpoints and repeated.
 
 Only the method `aggregate`, which runs on the server, must be written. This is a complete FedAvg
 (arXiv 1602.05629):
@@ -14,13 +15,14 @@ Only the method `aggregate`, which runs on the server, must be written. This is 
     ...     def aggregate(self, model, updates, state):
     ...         return averaged(model, updates), state
 
-All other methods are optional. A round calls the methods in this order:
+All other methods are optional. A round calls the methods in this order (``report(...)`` has the
+arguments work, broadcast and memory):
 
-    before   objection(config, participants)                    why it cannot be run
+    before   objection(config, participants)                    why it cannot run this experiment
     server   select(round, drawn, clients, state)               which clients take part
     server   plan(round), broadcast(state)                      what clients train and receive
     client   penalty(parameters, anchor), in every step         a term of the loss
-    client   drift(broadcast, memory); trains; report(...)      control variates
+    client   drift(broadcast, memory); trains; report(...)      corrections of the training steps
     server   aggregate(model, updates, state)                   the next model
     server   metrics(model, updates, state)                     numbers for `rounds.jsonl`
     after    should_stop(round, result)                         True ends the run early
@@ -28,8 +30,8 @@ All other methods are optional. A round calls the methods in this order:
 Two methods may have further arguments, which they get only if they declare them
 (`strategy.extras`):
 
-    plan(self, server_round, *, state, client)         the state; the client that the plan is for
-    aggregate(self, model, updates, state, *, context)    the round and its failures
+    plan(self, server_round, *, state, client)            the server's state; the plan's client
+    aggregate(self, model, updates, state, *, context)    the round and its failed clients
 
 `contract` has the class `Strategy`, `values` has the dataclasses of its arguments and results, and
 `moving` has the arithmetic that most strategies need. `strategies/README.md` explains how to write

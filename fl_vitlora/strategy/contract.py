@@ -14,28 +14,30 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy.values import ClientPlan, LocalWork, RoundResult, Update
 
 Metric = float | Mapping[int, float]
-"""One number of a round, or one for each client by its number."""
+"""A metric of a round: one number, or a dictionary with one number for each client's number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
-    """An aggregation strategy; `fl_vitlora.strategy` has the rules and an example.
+    """The base class of aggregation strategies; `fl_vitlora.strategy` has the rules and an example.
 
     Attributes:
-        low_rank: True if the strategy needs LoRA's pairs; a model without pairs is refused.
+        low_rank: True if the strategy needs LoRA's pairs of matrices A and B. Then an experiment
+            whose model has no such pairs is refused.
         any_rank: True if clients may have different ranks. A client of rank r gets the first r rows
             of every A and the first r columns of every B.
-        sums_suffice: True if the server needs only the mean of the updates, weighted by samples.
-            Then secure aggregation or noise is possible, and the strategy gets one update, the
-            mean.
+        sums_suffice: True if the server needs only the mean of the updates, weighted by samples
+            (each client's number of images). Then secure aggregation and differential privacy are
+            possible. With them the strategy gets only one update, the mean.
         personal: Endings of the names of tensors that every client trains for itself, keeps from
-            round to round and never sends. The accuracy is then measured by the clients.
+            round to round and never sends. Then the clients measure the accuracy, not the server.
         rebased: Endings of the names of tensors that the server writes in new coordinates in every
-            round, for example because it factors a product again. The part of such a tensor that a
-            codec did not send has no meaning in the next round, and is dropped.
-        adapter: The low-rank matrices of the method ``lora``. "lora" has B·A. "lora_xs" (formerly
-            "sandwich") has B·R·A, where A and B are singular vectors of the pre-trained weight; the
-            plan says which of the three matrices are frozen.
+            round, for example because it factors a product again. A codec may send only a part of
+            such a tensor. The rest has no meaning in the next round, so it is dropped.
+        adapter: The low-rank matrices that the fine-tuning method ``lora`` adds to a weight. "lora"
+            adds the product B·A. "lora_xs" (formerly "sandwich") adds B·R·A, where A and B are
+            singular vectors of the pre-trained weight. With "lora_xs" the plan says which of the
+            three matrices are frozen.
     """
 
     low_rank: ClassVar[bool] = False
@@ -46,14 +48,17 @@ class Strategy(ABC):
     adapter: ClassVar[Literal["lora", "lora_xs", "sandwich"]] = "lora"
 
     def objection(self, config: Config, participants: int) -> str:
-        """Returns the reason why this strategy cannot run an experiment. It is called before a run.
+        """Returns the reason why this strategy cannot run an experiment.
+
+        This method is called before a run.
 
         Args:
             config: The configuration of the experiment.
             participants: The number of clients that take part in a round.
 
         Returns:
-            One line with the reason and a remedy; empty (the default) if the strategy can run.
+            One line with the reason and a remedy. An empty text (the default) if the strategy can
+            run the experiment.
         """
         del config, participants
         return ""
@@ -65,12 +70,12 @@ class Strategy(ABC):
 
         Args:
             server_round: The number of the round, from 1.
-            drawn: The participants that were drawn at random, with the seed of the run.
+            drawn: The numbers of the participants that were drawn at random, with the run's seed.
             clients: The numbers of all clients.
             state: The state that `aggregate` returned in the round before; empty at first.
 
         Returns:
-            As many different clients as in `drawn`; by default `drawn` itself.
+            The numbers of as many different clients as in `drawn`. The default is `drawn` itself.
         """
         del server_round, clients, state
         return drawn
@@ -86,32 +91,37 @@ class Strategy(ABC):
             server_round: The number of the round, from 1.
 
         Returns:
-            The plan. By default, clients train and send all tensors, without a penalty.
+            The plan of the round. By default, clients train and send all tensors, without a penalty
+            in their loss.
         """
         del server_round
         return ClientPlan()
 
     def broadcast(self, state: State) -> State:
-        """Returns further tensors that are sent to clients in addition to the model.
+        """Returns tensors that the server sends to the participants in addition to the model.
 
         Args:
             state: The state that `aggregate` returned in the round before; empty at first.
 
         Returns:
-            Tensors with all names and shapes of the model; empty by default.
+            A dictionary: a tensor for every name of the model, with the same shape. The default is
+            an empty dictionary.
         """
         del state
         return {}
 
     def drift(self, broadcast: State, memory: State) -> State:
-        """Returns, at a client, tensors that are added after every step, times the learning rate.
+        """Returns tensors that a client adds to its trained tensors after every training step.
+
+        Before they are added, they are multiplied by the learning rate.
 
         Args:
             broadcast: The tensors that the server sent in addition to the model.
             memory: The memory that `report` returned in the client's last round; empty at first.
 
         Returns:
-            Tensors to be added to trained tensors of the same names; empty by default.
+            A dictionary: for names of trained tensors, the tensors that are added. The default is
+            an empty dictionary.
         """
         del broadcast, memory
         return {}
@@ -121,15 +131,16 @@ class Strategy(ABC):
     ) -> Tensor | float:
         """Returns a term that a client adds to its loss in every step.
 
-        The term must be a sum over the numbers in the tensors. Several clients may be stacked along
-        a further first dimension of the tensors; then the term is the sum over these clients.
+        The term must be a sum over the entries of the tensors. If several clients train in one
+        batch, their tensors are stacked along a new first dimension. The term is then the sum over
+        these clients.
 
         Args:
             parameters: The tensors that the client trains in this round.
             anchor: The same tensors before the client's training in this round.
 
         Returns:
-            A scalar; by default 0.
+            The term: a tensor with one number, or a float. The default is 0.
         """
         del parameters, anchor
         return 0.0
@@ -143,8 +154,9 @@ class Strategy(ABC):
             memory: The memory of this client before the round; empty at first.
 
         Returns:
-            First the report: tensors with all names and shapes of the delta, or an empty state.
-            Second the new memory, which stays in the client's Flower context.
+            A pair of dictionaries. The first is the report: a tensor for every name of the delta,
+            with the same shape, or an empty dictionary. The second is the new memory. It is stored
+            in the client's Flower context, so it stays at the client.
         """
         del work, broadcast
         return {}, memory
@@ -160,14 +172,16 @@ class Strategy(ABC):
 
         Args:
             model: The global tensors at the beginning of the round.
-            updates: At least one update, ordered by client; the deltas lack the frozen tensors.
+            updates: At least one update, ordered by client. The deltas do not contain the tensors
+                that the plan froze.
             state: The state that this method returned in the round before; empty at first.
 
         Returns:
-            The new global tensors, with all names of ``model``, and the new state. The tensors may
-            also include ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R) for a low-rank pair
-            ``PATH.lora_A`` and ``PATH.lora_B``. Then server and clients add s·merged_B·merged_A,
-            s = α / r, to the frozen weight of this pair. Merged tensors are sent once to a client.
+            A pair of dictionaries: the new global tensors, with all names of ``model``, and the new
+            state. For a low-rank pair ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r), the first
+            may also have ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R) of any rank R. Then
+            server and clients add s·merged_B·merged_A to the frozen weight of this pair, where
+            s = α / r is LoRA's factor. Each client receives merged tensors once.
         """
 
     def metrics(
@@ -181,8 +195,8 @@ class Strategy(ABC):
             state: The state that `aggregate` returned.
 
         Returns:
-            For each name, one number, or a mapping from the numbers of clients to numbers; empty by
-            default. A number that is not finite is written as null.
+            A dictionary: for each name, one number, or a dictionary from the numbers of clients to
+            numbers. The default is empty. A number that is not finite is written as null.
         """
         del model, updates, state
         return {}
@@ -190,15 +204,15 @@ class Strategy(ABC):
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
         """Returns True if the run ends after this round, before all planned rounds are run.
 
-        This method is called after every round but the last. After a run was resumed, it may be
-        called a second time for the same round.
+        This method is called after every round except the last one. After an interrupted run was
+        continued, the method may be called a second time for the same round.
 
         Args:
             server_round: The number of the round, from 1.
             result: The result of the round.
 
         Returns:
-            True if no further round may begin; by default False.
+            True if no further round may begin. The default is False.
         """
         del server_round, result
         return False

@@ -1,9 +1,9 @@
 """Optional arguments: a strategy's method gets them only if it declares them.
 
-Every strategy's method must have the arguments in the contract. Some strategies need more data: for
-example, the number of the round in `aggregate`, or the state in `plan`. The method of such a
-strategy declares a further argument of a known name, and the caller passes the value. All other
-methods are called without it.
+A strategy's method must have the arguments that `fl_vitlora.strategy` lists. Some strategies need
+more data: for example, the number of the round in `aggregate`, or the state in `plan`. Their
+methods declare a further argument of a known name, and the caller passes its value. Methods that do
+not declare such an argument are called without it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 Returned = TypeVar("Returned")
 
 OFFERED = {"plan": ("state", "client"), "aggregate": ("context",)}
-"""The optional arguments by method."""
+"""For each method that has optional arguments, their names."""
 
 
 def wants(method: Callable[..., object], argument: str) -> bool:
-    """Returns True if a method declares an argument of this name; ``**arguments`` does not count.
+    """Returns True if a method declares an argument of this name. ``**rest`` does not count.
 
     Example:
         >>> wants(lambda server_round, *, state: None, "state"), wants(lambda **rest: None, "state")
@@ -37,8 +37,11 @@ def call(method: Callable[..., Returned], *given: object, **offered: Any) -> Ret
 
     Args:
         method: A method of a strategy.
-        given: The arguments that this method has in every strategy.
+        given: The values of the arguments that this method has in every strategy.
         offered: The values of all optional arguments, by name.
+
+    Returns:
+        What the method returns.
 
     Example:
         >>> call(lambda server_round, *, state: (server_round, state), 3, state="S", client=7)

@@ -1,4 +1,4 @@
-"""The arithmetic that most strategies need: shares of images, and adding a mean to a model."""
+"""The arithmetic that most strategies need: clients' shares of images, and steps of the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fl_vitlora.strategy.values import Update
 
 
 def shares(updates: Sequence[Update]) -> list[float]:
-    """Returns the share of each update in all images, pₖ = nₖ / Σn.
+    """Returns the share pₖ = nₖ / Σn of each update, where nₖ is its number of images.
 
     Example:
         >>> shares([Update(client=k, samples=n, loss=0.0, delta={}) for k, n in ((0, 3), (1, 1))])
@@ -20,17 +20,17 @@ def shares(updates: Sequence[Update]) -> list[float]:
 
 
 def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> State:
-    """Adds the mean delta, weighted by samples, to a model.
+    """Adds the mean of the clients' deltas, weighted by their numbers of images, to a model.
 
     Tensors that no client trained do not change.
 
     Args:
         model: The global tensors at the beginning of the round.
-        updates: At least one update; all have the same tensors.
+        updates: At least one update. The deltas of all updates must have the same names.
         rate: The factor by which the mean is multiplied.
 
     Returns:
-        A new model.
+        A dictionary: the tensors of the new model, by name.
 
     Example:
         >>> import torch
@@ -49,6 +49,6 @@ def moved(model: State, step: State) -> State:
         step: The changes of some tensors, by name, of any data type.
 
     Returns:
-        A new model, with the data types of the old model.
+        A dictionary: the tensors of the new model, with the data types of the old model.
     """
     return {n: w + step[n].to(w.dtype) if n in step else w.clone() for n, w in model.items()}

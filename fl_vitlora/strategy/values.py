@@ -15,15 +15,16 @@ class Update:
     """The update of one client, or the mean of several updates.
 
     Attributes:
-        client: The number of the client; -1 for the mean of several clients (`members`).
+        client: The number of the client; -1 (`SEVERAL`) if the update is a mean of several clients.
         samples: The number of images on which the client trained.
-        loss: The mean training loss.
+        loss: The mean training loss of the client in this round.
         delta: The client's tensors after training minus before, in the shapes of the model. If the
             client has a smaller rank, rows and columns beyond this rank are zero.
         steps: The number of optimiser steps.
         rank: The rank of the client's low-rank matrices; None if all clients have the same rank.
         report: The tensors that `Strategy.report` returned at the client.
-        members: The number of clients in the mean; above 1 only if the server sees only sums.
+        members: The number of clients in the mean. It is above 1 only if the server sees only the
+            sum of the updates.
         population: The number of all clients of the run.
     """
 
@@ -40,9 +41,9 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPlan:
-    """The instructions to clients for a round that need no code of the strategy.
+    """The instructions for clients in a round that are only data, not code of the strategy.
 
-    The plan of a round is the same for every participant, except for `epochs` and `rate`.
+    The plan of a round is the same for every participant; only `epochs` and `rate` may differ.
 
     Attributes:
         frozen: Endings of the names of tensors that clients neither train nor send in this round,
@@ -50,8 +51,9 @@ class ClientPlan:
             again only after they have changed, and never sends their initial values.
         restarted: Endings of the names of tensors that start every round at their initial values,
             so that the server never sends them. `aggregate` must return them unchanged.
-        proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖². This is the older way;
-            `Strategy.penalty` can express any penalty.
+        proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖², where w are the client's
+            tensors and w_global those of the server. New strategies should use `Strategy.penalty`,
+            which can compute any penalty.
         epochs: The number of passes over the shard in this round; None for the setting of the run.
         rate: A positive factor by which the learning rate of the round is multiplied.
     """
@@ -80,7 +82,7 @@ class LocalWork:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundContext:
-    """Further data of a round, for an `aggregate` that declares the argument ``context``.
+    """Data of a round that `aggregate` gets if it declares the argument ``context``.
 
     Attributes:
         round: The number of the round, from 1.

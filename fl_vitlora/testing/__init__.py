@@ -1,20 +1,21 @@
-"""The checks of the contracts; this page has those of strategies and of observers.
+"""Tests of an author's own code against its contract: the rules that the code must obey.
 
     from fl_vitlora.testing import check_strategy
 
     def test_my_strategy():
         check_strategy(MyStrategy(rate=0.5))
 
-A strategy is checked on a small made-up model, whatever its algorithm is. The checks look for what
-would make any run wrong: lost or reshaped tensors, NaN, hidden memory, results that depend on the
-order of the answers, arguments that were written to, missing clients. The command line does
-the same, and prints every rule with its finding:
+A strategy is tested on a small made-up model, whatever its algorithm is. The tests look for
+mistakes that would make any run wrong: tensors that are lost or have another shape, NaN, memory
+outside of the state, results that depend on the order of the updates, changed arguments, and errors
+when clients are missing. This command runs the same tests and prints a result for every rule:
 
     python simulate.py --check-strategy my_strategy --set strategy.rate=0.5
 
-`made_up` has the model and the deltas, `play` the rounds, `rules` the rules, `declared` and
-`returned` the checks of a class and of returned values, and `understood` the description that an
-author reads first. `method`, `predictor` and `observer` check the other contracts.
+`made_up` makes the model and the deltas (a client's tensors after training minus before). `play`
+plays the rounds. `rules` has the rules. `declared` checks a class, and `returned` checks what its
+methods return. `understood` describes a strategy to its author. `method`, `predictor` and
+`observer` test the other kinds of code.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ __all__ = [
 
 
 class Finding(NamedTuple):
-    """The finding of one rule.
+    """The result of testing one rule.
 
     Attributes:
         rule: The rule in words.
-        problem: One line on how the rule is broken; None if it is kept.
+        problem: One line that says how the rule is broken. None if the rule is obeyed.
     """
 
     rule: str
@@ -58,13 +59,14 @@ class Finding(NamedTuple):
 def check_strategy(strategy: Strategy) -> None:
     """Checks one instance of a strategy against the rules of `fl_vitlora.strategy`.
 
-    It plays a few rounds with four made-up clients, both halves, and checks the results by `RULES`.
+    The check plays a few rounds with four made-up clients. It calls the methods of the server and
+    those of the clients, and tests their results by `RULES`.
 
     Args:
         strategy: The strategy with the hyper-parameters that are checked.
 
     Raises:
-        StrategyError: If a rule is broken; the message names the first.
+        StrategyError: If a rule is broken. The message explains the first broken rule.
 
     Example:
         >>> import strategies
@@ -75,25 +77,26 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def rules_for(strategy: Strategy) -> list[Rule]:
-    """Returns the rules that apply to a strategy, in their order."""
+    """Returns the rules that apply to a strategy, in the order in which they are tested."""
     return [rule for rule in RULES if rule.concerns(strategy)]
 
 
 def findings(strategy: Strategy) -> list[Finding]:
-    """Checks a strategy by all rules, and returns the finding of each.
+    """Checks a strategy by all rules, and returns a finding for each rule.
 
-    It ends early if one of the first rules is broken, since all others would find the same.
+    If a rule with the attribute `first` is broken, later rules are not tested, because they would
+    fail for the same reason.
 
     Args:
         strategy: The strategy with the hyper-parameters that are checked.
 
     Returns:
-        One finding for each rule that was tried, in the order of `rules_for`.
+        A list with one finding for each rule that was tested, in the order of `rules_for`.
 
     Example:
         >>> import strategies
         >>> findings(strategies.load("fedavg", {}))[0]
-        Finding(rule='says of itself what the contract knows', problem=None)
+        Finding(rule='declares only names and values that the contract knows', problem=None)
     """
     found = []
     for rule in rules_for(strategy):

@@ -1,4 +1,7 @@
-"""Findings: what a strategy's own code raised, or returned against its contract, in one line."""
+"""Turns mistakes in a strategy's own code into findings: error messages of one line each.
+
+A mistake is an exception in the code, or a returned value that breaks the contract of strategies.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from fl_vitlora.testing.returned import ContractError
 
 
 class StrategyError(ValueError):
-    """A strategy breaks a rule of its contract; the message says which one and where."""
+    """An error: a strategy breaks a rule of its contract. The message says which rule and where."""
 
 
 def broken(strategy: Strategy, server_round: int | None, finding: str) -> StrategyError:
-    """Writes a finding in one line."""
+    """Returns an error whose message names the strategy, the round and the finding, in one line."""
     where = "" if server_round is None else f"round {server_round}: "
     return StrategyError(f"strategy {type(strategy).__name__}: {where}{finding}")
 
@@ -28,17 +31,19 @@ def broken(strategy: Strategy, server_round: int | None, finding: str) -> Strate
 def blaming(
     strategy: Strategy, server_round: int | None, half: str, who: str, circumstances: str
 ) -> Iterator[None]:
-    """Turns what a strategy raised, and what is wrong with what it returned, into a finding.
+    """Turns an error that is raised in a ``with`` block into a `StrategyError` of one line.
 
     Args:
-        strategy: The strategy.
-        server_round: The number of the round; None outside of rounds.
-        half: The name of the method that is called.
-        who: The clients that it is called for.
-        circumstances: What is special about the rounds that are played.
+        strategy: The strategy that is checked.
+        server_round: The number of the round. None outside of rounds.
+        half: The name of the strategy's method that is called in the block.
+        who: The clients for which the method is called, as the end of a sentence.
+        circumstances: What is special about the rounds that are played, in brackets, for example
+            the ranks of the clients. An empty text if nothing is special.
 
     Raises:
-        StrategyError: With the finding.
+        StrategyError: If the block raises an error. The message says what is wrong.
+        UserError: If the block raises a `UserError`, which is passed on without a change.
     """
     try:
         yield
@@ -54,27 +59,30 @@ def blaming(
 
 
 def _advice(strategy: Strategy, server_round: int | None, error: Exception) -> str:
-    """Explains some errors that authors meet first."""
+    """Returns advice for an error that authors often meet, or an empty text for another error."""
     if isinstance(error, FrozenInstanceError):
-        return " (what must be remembered belongs into the state)"
+        return " (a strategy cannot be changed: return what must be remembered as the state)"
     frozen = () if wants(strategy.plan, "state") else _frozen(strategy, server_round or 1)
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
         if error.args[0].endswith(strategy.personal):
-            return " (it is personal, so neither model nor deltas have it)"
+            return " (this tensor is personal, so neither model nor deltas have it)"
         if error.args[0].endswith(frozen):
-            return " (it rested in this round, so deltas lack it)"
+            return " (this tensor was frozen in this round, so deltas do not have it)"
     if frozen and isinstance(error, ValueError) and str(error).startswith("states differ"):
-        return " (what rested in this round is not in deltas; fl_vitlora.strategy.moved helps)"
+        return (
+            " (deltas do not have the tensors that were frozen in this round; "
+            "fl_vitlora.strategy.moved adds such deltas to a model)"
+        )
     return ""
 
 
 def _frozen(strategy: Strategy, server_round: int) -> tuple[str, ...]:
-    """Returns the endings of tensors that rested in a round."""
+    """Returns the endings of the names of tensors that were frozen in a round."""
     return call(strategy.plan, server_round, client=0).frozen
 
 
 def _line(error: Exception, strategy: Strategy) -> str:
-    """Returns the line of a strategy's own file where something was raised."""
+    """Returns the number of the line in a strategy's own file that raised the error, as a text."""
     file = getattr(sys.modules.get(type(strategy).__module__), "__file__", None)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]

@@ -1,7 +1,8 @@
-"""The check of a term of the local loss: a number, and a sum over the entries of the tensors.
+"""The check of a penalty, a term of the local loss: it must be a sum over tensor entries.
 
-Clients that share a batch have stacked tensors, (K, ...). The value of a term for them must be the
-sum of its values for each client, so that the gradient of a slice is the gradient of that client.
+Several clients can train in one batch. Then the tensors of K clients are stacked, with shape
+(K, ...). The penalty of the stacked tensors must be the sum of the clients' own penalties. Only
+then does each client get the same gradient as if it trained alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fl_vitlora.state import State
 from fl_vitlora.testing.returned import ContractError, expect_numbers, expect_penalty
 
 Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], "Tensor | float"]
-TOLERANCE = 1e-9  # of the value, in float64
+TOLERANCE = 1e-9  # the largest relative difference, in float64
 
 
 def expect_entrywise(
@@ -24,12 +25,13 @@ def expect_entrywise(
     """Compares the penalty of clients that share a batch with the sum of their own penalties.
 
     Args:
-        penalty: The term, a function of the trained tensors and of their values at the start.
+        penalty: The penalty, a function of the trained tensors and of their values at the start.
         parameters: The trained tensors of each client, in float64.
-        anchors: The values of these tensors when training began.
+        anchors: The values that these tensors had when the training of a round began, in the same
+            order.
 
     Raises:
-        ContractError: If the term is no finite number, or no sum over entries.
+        ContractError: If the penalty is not a finite number, or not a sum over entries.
     """
     own = sum(_value(penalty, *pair) for pair in zip(parameters, anchors, strict=True))
     stacked = (
@@ -39,13 +41,14 @@ def expect_entrywise(
     together = _value(penalty, *stacked)
     if abs(together - own) > TOLERANCE * (1 + abs(own)):
         raise ContractError(
-            f"penalty of {len(parameters)} clients that share a batch is {together:.6g}, and the "
-            f"sum of their own is {own:.6g}; it must be a sum over the entries of the tensors"
+            f"penalty of {len(parameters)} clients that share a batch is {together:.6g}, but the "
+            f"sum of their own penalties is {own:.6g}; the two must be equal, so a penalty must be "
+            "a sum over the entries of the tensors"
         )
 
 
 def _value(penalty: Penalty, here: State, anchor: State) -> float:
-    """Computes a penalty and its gradient, and expects finite numbers."""
+    """Returns the value of a penalty. Raises an error if its value or gradient is not finite."""
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in here.items()}
     value = expect_penalty(penalty(parameters, anchor), "the penalty")
     if value.requires_grad:

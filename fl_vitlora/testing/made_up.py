@@ -1,8 +1,7 @@
 """A small made-up model and made-up deltas for checks, with the tensor names of a real model.
 
-All numbers can be represented in bfloat16, so they are the same in every floating type.
-
-r rank, D width.
+A delta is a client's tensors after training minus before. All numbers can be represented exactly in
+bfloat16, so they are the same in every floating-point type.
 """
 
 from __future__ import annotations
@@ -29,7 +28,13 @@ WITH_R = {**FACTORS, lowrank.R: (RANK, RANK)}
 
 
 def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all tensors that clients train, including personal tensors, by name."""
+    """Returns a dictionary: the names and shapes of all tensors that clients train.
+
+    Personal tensors, which a client keeps for itself, are included.
+
+    Args:
+        strategy: The strategy that decides which adapters the model has. None stands for LoRA.
+    """
     xs = strategy is not None and strategy.adapter in LORA_XS
     return {
         "patch_embed.proj.weight": (WIDTH, 3, 2, 2),
@@ -46,9 +51,10 @@ def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
 
 
 def known_names(strategy: Strategy) -> list[str]:
-    """Returns the names of the tensors above and of all others that a ViT of timm may have.
+    """Returns the tensor names of the made-up model and of every larger ViT of timm.
 
-    A plan may name tensors that this small model lacks: other layers, or a whole backbone.
+    A strategy's plan may name tensors that the made-up model does not have, for example those of
+    the seventh block.
     """
     layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     others = {"k": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
@@ -69,15 +75,15 @@ def known_names(strategy: Strategy) -> list[str]:
 
 
 def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.float32) -> State:
-    """Makes a small model, the same one in every call.
+    """Makes a small model, which is the same in every call.
 
     Args:
-        strategy: The strategy that decides the adapters of the model; its personal tensors are
-            omitted. None stands for FedAvg.
+        strategy: The strategy that decides which adapters the model has. Its personal tensors,
+            which never leave a client, are omitted. None stands for FedAvg.
         dtype: The type of the tensors.
 
     Returns:
-        The global tensors.
+        A dictionary: the names and values of the tensors that server and clients share.
     """
     return _random(strategy, generator(0, "model"), 1.0, dtype)
 
@@ -85,17 +91,19 @@ def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.f
 def made_up_delta(
     strategy: Strategy, server_round: int, client: int, size: float, dtype: torch.dtype
 ) -> State:
-    """Makes a delta as a client's training might produce it, including frozen tensors.
+    """Makes a delta (tensors after training minus before) as a client might send it.
+
+    Tensors that the strategy freezes get random numbers, too; the caller removes them.
 
     Args:
-        strategy: The strategy that the model is made for.
-        server_round: The number of the round, from 1; another round gives other numbers.
-        client: A client of `CLIENTS`; another client gives other numbers.
+        strategy: The strategy for which the model was made.
+        server_round: The number of the round, from 1. Each round gets other random numbers.
+        client: A client of `CLIENTS`. Each client gets other random numbers.
         size: The standard deviation of the numbers; 0 for a client that changed nothing.
         dtype: The type of the tensors.
 
     Returns:
-        A delta with all names of the model.
+        A dictionary: the delta of each tensor of the model, by name.
     """
     return _random(strategy, generator(0, "delta", server_round, client), size, dtype)
 

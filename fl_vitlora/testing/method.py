@@ -1,4 +1,4 @@
-"""The rules that every fine-tuning method must keep, checked on a small real ViT.
+"""The rules that every fine-tuning method must obey, checked on a small real ViT.
 
     from fl_vitlora.testing.method import check_method
 
@@ -53,7 +53,10 @@ def _draws_the_same(subject: Subject) -> None:
     one, other = (methods.export_state(subject.prepared().model) for _ in range(2))
     for name, tensor in one.items():
         if not torch.equal(tensor, other[name]):
-            raise MethodError(f"two parties with the same seed start with different {name}")
+            raise MethodError(
+                f"{name} differs when the model is built twice with the same seed; draw random "
+                "numbers only from the given generator"
+            )
 
 
 def _starts_at_identity(subject: Subject) -> None:
@@ -62,7 +65,9 @@ def _starts_at_identity(subject: Subject) -> None:
         if far <= CLOSE:
             raise MethodError("it declares changes_start, but the outputs do not change")
     elif not far <= CLOSE:
-        raise MethodError(f"the untrained method changes the outputs by {far:.2g}")
+        raise MethodError(
+            f"before any training the method changes the model's outputs by {far:.2g}, expected 0"
+        )
 
 
 def _reaches_all(subject: Subject) -> None:
@@ -70,7 +75,7 @@ def _reaches_all(subject: Subject) -> None:
     model(images()).square().sum().backward()
     for name, parameter in trained(model, subject.method).items():
         if parameter.grad is None or not parameter.grad.any():
-            raise MethodError(f"{name} is trained but gets no gradient")
+            raise MethodError(f"{name} is trained but gets no gradient; does the model use it?")
 
 
 def _keeps_the_rest(subject: Subject) -> None:
@@ -97,10 +102,13 @@ def _reloads(subject: Subject) -> None:
     methods.load_state(other, state)
     for name, tensor in methods.export_state(other).items():
         if not torch.equal(tensor, state[name]):
-            raise MethodError(f"{name} is not the same after it was exported and loaded")
+            raise MethodError(f"{name} has other values after it was exported and loaded")
     far = distance(outputs(one), outputs(other))
     if not far <= CLOSE:
-        raise MethodError(f"a model with the exported tensors differs in its outputs by {far:.2g}")
+        raise MethodError(
+            f"a second model with the exported tensors differs in its outputs by {far:.2g}; some "
+            "tensor that matters is not exported"
+        )
 
 
 def _merges(subject: Subject) -> None:
@@ -112,7 +120,9 @@ def _merges(subject: Subject) -> None:
     plain = subject.plain().model.double()
     names = set(model.state_dict()) ^ set(plain.state_dict())
     if names:
-        raise MethodError(f"the merged model is not a plain timm model: {sorted(names)[0]} differs")
+        raise MethodError(
+            f"the merged model is not a plain timm model: only one of them has {sorted(names)[0]}"
+        )
     plain.load_state_dict(model.state_dict())
     far = distance(outputs(plain, images().double()), expected)
     if not far <= CLOSE_DOUBLE:
@@ -125,7 +135,7 @@ def _refuses_to_merge(model: nn.Module) -> None:
         methods.merge(model)
     except UserError:
         return
-    raise MethodError("it declares cannot_merge, but it merges")
+    raise MethodError("the method declares cannot_merge, but methods.merge raises no UserError")
 
 
 def _leaves_the_reference(subject: Subject) -> None:
@@ -137,8 +147,8 @@ def _leaves_the_reference(subject: Subject) -> None:
     expected = sum(t.numel() for t in fresh.values())
     if counted != expected:
         raise MethodError(
-            f"without the tensors that the method adds, the model has {counted} numbers, "
-            f"expected {expected}"
+            f"without the tensors that the method adds, the model has {counted} parameters, "
+            f"expected {expected} as in the plain model"
         )
 
 
@@ -150,7 +160,10 @@ def _travels(subject: Subject) -> None:
             raise MethodError(f"personal contains {ending!r}, but no trained tensor ends with it")
     received, size = sent_and_received(shared)
     if list(received) != list(shared) or size != sum(4 * t.numel() for t in shared.values()):
-        raise MethodError(f"{len(shared)} tensors are sent, {len(received)} arrive in {size} bytes")
+        raise MethodError(
+            f"{len(shared)} tensors were sent, but {len(received)} arrived, in {size} bytes; "
+            "expected four bytes per number"
+        )
     for name, tensor in shared.items():
         if not torch.equal(received[name], tensor):
             raise MethodError(f"{name} differs after it was sent and received")
@@ -161,7 +174,9 @@ def _stacks(subject: Subject) -> None:
         return
     built = subject.moved()
     if not can_stack(built.model):
-        raise MethodError("it declares stackable, but trains a tensor that no `multiply` applies")
+        raise MethodError(
+            "the method declares stackable, but it trains a tensor that no `multiply` applies"
+        )
     first = methods.export_state(built.model)
     moving = trained(built.model, subject.method)
     states = [first, {name: 0.9 * t if name in moving else t for name, t in first.items()}]
@@ -175,7 +190,10 @@ def _stacks(subject: Subject) -> None:
     stack.set_batch_sizes(CLIENTS)
     far = distance(outputs(stack.model, batch), torch.cat(alone))
     if not far <= CLOSE:
-        raise MethodError(f"two clients in one batch get outputs that differ by {far:.2g}")
+        raise MethodError(
+            f"two clients in one batch get other outputs than each alone; the largest difference "
+            f"is {far:.2g}"
+        )
 
 
 def _averages(subject: Subject) -> None:
@@ -234,11 +252,11 @@ def _has_features(subject: Subject) -> None:
 
 
 class Rule(NamedTuple):
-    """A rule that a method must keep.
+    """A rule that a fine-tuning method must obey.
 
     Attributes:
-        told: The rule in words.
-        check: A function that raises `MethodError` or `UserError` if the rule is broken.
+        told: The rule in words, as the end of a sentence that begins with "The method".
+        check: A function that raises an error if the rule is broken.
     """
 
     told: str
@@ -246,33 +264,40 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule("finds what it trains in a ViT, and the model uses all of it", _attaches),
-    Rule("starts with the same tensors at every party", _draws_the_same),
+    Rule("finds all tensors that it trains in a ViT, and the model uses them", _attaches),
+    Rule("starts with the same tensors whenever the seed is the same", _draws_the_same),
+    Rule("changes no pre-trained tensor when it is attached to a model", _leaves_the_reference),
     Rule(
-        "keeps the pre-trained tensors, and so the full-fine-tuning reference",
-        _leaves_the_reference,
+        "does not change the model's outputs before it is trained, or says why",
+        _starts_at_identity,
     ),
-    Rule("starts at the pre-trained function, or says why not", _starts_at_identity),
     Rule("gives every trained tensor a gradient", _reaches_all),
-    Rule("keeps every frozen tensor, bit by bit", _keeps_the_rest),
-    Rule("loads what it exported", _reloads),
-    Rule("computes the same after merging, or refuses to merge", _merges),
-    Rule("sends the tensors that it names, four bytes per number", _travels),
-    Rule("computes the same for clients in one batch, if it is stackable", _stacks),
-    Rule("averages exactly, if it says so", _averages),
-    Rule("adds a penalty entry by entry", _penalises),
+    Rule("changes no bit of a frozen tensor in training", _keeps_the_rest),
+    Rule("loads its exported tensors into a second model with equal outputs", _reloads),
+    Rule("merges into a plain model with equal outputs, or refuses to merge", _merges),
+    Rule("sends the tensors that it names, with four bytes per number", _travels),
+    Rule("computes the same for clients in one batch as alone (if stackable)", _stacks),
+    Rule("averages exactly (if it says so)", _averages),
+    Rule("has a penalty that is a sum over the entries of tensors (if any)", _penalises),
     Rule(
-        "rests and decides only about tensors that exist, equally in every call",
+        "freezes (`rests`) and changes (`decide`) only tensors that exist, equally in every call",
         method_server.rests,
     ),
-    Rule("retracts aggregated tensors; a second call changes nothing", method_server.retracts),
-    Rule("watches batches, measures what it names, and leaves no trace", method_watch.watches),
-    Rule("computes the same from features, if it declares frozen_backbone", _has_features),
+    Rule(
+        "corrects averaged tensors (`retract`) so that a second call changes nothing",
+        method_server.retracts,
+    ),
+    Rule(
+        "measures what it names and leaves no trace (if it watches batches)", method_watch.watches
+    ),
+    Rule("computes the same from kept features (if it declares frozen_backbone)", _has_features),
 )
 
 
 def check_method(method: Part | Method | str) -> None:
     """Checks a fine-tuning method against all rules.
+
+    A method is a sum of parts. Each part trains some tensors of the model.
 
     Args:
         method: A part, a whole method, or the name of a method, such as ``bias+norm``.
@@ -289,9 +314,9 @@ def check_method(method: Part | Method | str) -> None:
 
 
 def findings(method: Part | Method | str) -> list[Finding]:
-    """Checks the rules one after the other, and returns a finding for each.
+    """Checks a fine-tuning method by one rule after the other; returns a finding for each rule.
 
-    If the first rule is broken, the others are not tried, because they would fail in the same way.
+    If the first rule is broken, the others are not tested, because they would fail in the same way.
 
     Args:
         method: A part, a whole method, or the name of a method, such as ``bias+norm``.

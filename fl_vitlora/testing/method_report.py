@@ -1,4 +1,4 @@
-"""The report of the command line on a fine-tuning method that a user checks."""
+"""The report that `--check-method` prints about a fine-tuning method."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from fl_vitlora.testing.own_file import class_in_file
 
 
 def named(name: str) -> str:
-    """Returns the name of the method to check, given as a name or as a file with one part.
+    """Returns the name of the method that is checked, in the form of ``finetuning.method``.
 
     Args:
-        name: A sum of parts, or the path of a Python file, which is imported.
+        name: The name of a method, such as ``bias+norm``, or the path of a Python file. The file is
+            imported. It must define one class that derives from `Part`.
 
     Raises:
-        UserError: When the file cannot be imported, or does not have exactly one part.
+        UserError: If the file cannot be imported, or does not define exactly one such class.
     """
     if Path(name).suffix != ".py":
         return read_method(name, "--check-method")
@@ -31,14 +32,14 @@ def named(name: str) -> str:
 
 
 def report(config: FineTuningConfig) -> tuple[list[str], list[Finding], int]:
-    """Checks the method of a configuration.
+    """Checks the fine-tuning method of a configuration.
 
     Args:
         config: The name of the method and its hyper-parameters.
 
     Returns:
-        The description of the method in lines, the findings, and the number of rules that were not
-        tried.
+        A triple: the lines of a description of the method, a finding for each rule that was tested,
+        and the number of rules that were not tested.
     """
     method = shelf.method_of(config)
     found = findings(method)
@@ -46,17 +47,17 @@ def report(config: FineTuningConfig) -> tuple[list[str], list[Finding], int]:
 
 
 def described(method: Method) -> list[str]:
-    """Returns the description of a method, in lines.
+    """Returns the lines of a description of a method: its parts, and what it can do.
 
     Example:
         >>> described(shelf.method_of(FineTuningConfig(method="bias+norm")))[-1]
-        'low-rank pairs: no, clients share a batch: no, kept by clients: none'
+        'low-rank pairs: no, clients can share a batch: no, tensors that clients keep: none'
     """
     kept = ", ".join(method.personal) or "none"
     answers = [
         f"low-rank pairs: {'yes' if method.low_rank else 'no'}",
-        f"clients share a batch: {'yes' if method.stackable else 'no'}",
-        f"kept by clients: {kept}",
+        f"clients can share a batch: {'yes' if method.stackable else 'no'}",
+        f"tensors that clients keep: {kept}",
     ]
     reasons = [f"{n} cannot merge: {p.cannot_merge}" for n, p in method.parts if p.cannot_merge]
     reasons += [

@@ -1,4 +1,8 @@
-"""The rules for what a fine-tuning method does at the server: `rests`, `decide` and `retract`."""
+"""The rules for the methods of a fine-tuning method that the server calls.
+
+`rests` names the tensors that are frozen in a round, `decide` may change averaged tensors, and
+`retract` brings averaged tensors back to the form that the method needs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ ROUNDS = 20
 
 
 def rests(subject: Subject) -> None:
-    """Checks `rests` and `decide` in made-up rounds, one after the other."""
+    """Checks `rests` and `decide` of a fine-tuning method in `ROUNDS` made-up rounds."""
     state, memory = shared(subject), State()
     for number in range(1, ROUNDS + 1):
         _check_rests(subject.method, number, memory, list(state))
@@ -23,16 +27,19 @@ def rests(subject: Subject) -> None:
 def _check_rests(method: Method, number: int, memory: State, names: list[str]) -> None:
     endings = method.rests(number, memory)
     if endings != method.rests(number, memory):
-        raise MethodError(f"rests returns another result in a second call, round {number}")
+        raise MethodError(
+            f"in round {number} a second call of rests returns another result than the first; "
+            "the same arguments must give the same result"
+        )
     for ending in endings:
         if not any(name.endswith(ending) for name in names):
             raise MethodError(f"rests returns {ending!r}, but no exchanged tensor ends with it")
     if endings and all(name.endswith(endings) for name in names):
-        raise MethodError(f"rests leaves nothing to train in round {number}")
+        raise MethodError(f"rests freezes all tensors in round {number}; one must be trained")
 
 
 def _decided(method: Method, number: int, state: State, memory: State) -> tuple[State, State]:
-    """Returns the tensors and the memory after a made-up round of `decide`."""
+    """Returns the tensors and the method's memory after a made-up round in which it decides."""
     resting = method.rests(number, memory)
     draw = generator(number, "check", "decide")
     after = {
@@ -48,11 +55,17 @@ def _decided(method: Method, number: int, state: State, memory: State) -> tuple[
     ]
     for one, other in zip(*answers, strict=True):
         if one.keys() != other.keys() or any(not torch.equal(one[n], other[n]) for n in one):
-            raise MethodError(f"decide returns another result in a second call, round {number}")
+            raise MethodError(
+                f"in round {number} a second call of decide returns another result than the "
+                "first; the same arguments must give the same result"
+            )
     changed, remembered = answers[0]
     for name, tensor in changed.items():
         if name not in after or tensor.shape != after[name].shape:
-            raise MethodError(f"decide changes {name} {tuple(tensor.shape)}, no exchanged tensor")
+            raise MethodError(
+                f"decide returns {name} of shape {tuple(tensor.shape)}, but no exchanged tensor "
+                "has this name and shape"
+            )
     return after | changed, remembered
 
 
@@ -62,10 +75,12 @@ def retracts(subject: Subject) -> None:
     given: State = clone(state)
     once = subject.method.retract(given)
     if any(not torch.equal(given[name], tensor) for name, tensor in state.items()):
-        raise MethodError("retract changes the tensors that it is given")
+        raise MethodError("retract changes the tensors in its argument; it must return new tensors")
     if {n: t.shape for n, t in once.items()} != {n: t.shape for n, t in state.items()}:
-        raise MethodError("retract must return the names and shapes that it is given")
+        raise MethodError("retract must return tensors with the names and shapes of its argument")
     for name, tensor in subject.method.retract(clone(once)).items():
         far = distance(tensor, once[name])
         if not far <= CLOSE:
-            raise MethodError(f"a second call of retract changes {name} again, by {far:.2g}")
+            raise MethodError(
+                f"a second call of retract changes {name} again, by {far:.2g}; expected no change"
+            )

@@ -1,4 +1,4 @@
-"""A fine-tuning method under check, and the models on which the rules are tried."""
+"""The fine-tuning method that is tested, and the small models on which it is tested."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ CLOSE, CLOSE_DOUBLE = 1e-4, 1e-9  # tolerances for outputs of about 1, in float3
 
 
 class MethodError(AssertionError):
-    """A method breaks a rule of its contract; the message explains how."""
+    """An error: a fine-tuning method breaks a rule. The message explains how."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A method under check.
+    """A fine-tuning method that is tested, with functions that build models for it.
 
     Attributes:
-        method: The fine-tuning method.
+        method: The fine-tuning method that is tested.
     """
 
     method: Method
 
     def plain(self) -> Backbone:
-        """Builds the model without the method, with a head that depends on the features."""
+        """Builds the model without the method. Its head has random weights, not zeros."""
         built = backbone.build(ModelConfig(weights="random"), CLASSES, 0)
         head = built.model.get_parameter("head.weight")
         head.data.normal_(std=0.1, generator=generator(0, "check", "head"))
@@ -47,7 +47,7 @@ class Subject:
         return built
 
     def moved(self, seed: int = 0) -> Backbone:
-        """Builds the model with the method, and changes every tensor that clients train."""
+        """Builds the model with the method, and adds noise to every tensor that clients train."""
         built = self.prepared()
         for name, parameter in trained(built.model, self.method).items():
             draw = generator(seed, "check", name)
@@ -56,7 +56,10 @@ class Subject:
 
 
 def trained(model: nn.Module, method: Method) -> dict[str, nn.Parameter]:
-    """Returns the tensors that clients train: all exchanged ones that get gradients.
+    """Returns the tensors that clients train, by name.
+
+    These are all exchanged tensors, without those that only the server changes (`control`) and
+    those that clients only measure (`measured`).
 
     Args:
         model: A model to which the method is attached.
@@ -79,7 +82,7 @@ def outputs(model: nn.Module, batch: Tensor | None = None) -> Tensor:
 
 
 def shared(subject: Subject) -> State:
-    """Returns the tensors that are sent, after they were changed; personal ones are left out."""
+    """Returns the tensors that a client sends after training; personal tensors are left out."""
     state = methods.export_state(subject.moved().model)
     return {n: t for n, t in state.items() if not n.endswith(subject.method.personal)}
 

@@ -1,12 +1,14 @@
-"""What every observer must keep to, checked on made-up rounds.
+"""The rules that every observer must obey, checked on made-up rounds.
+
+An observer is an object whose method `observe` is called with what the server sees in each round.
 
     from fl_vitlora.testing import check_observer
 
     def test_my_observer():
         check_observer(MyObserver())
 
-The rounds are of every kind that a server sees: single updates with and without reports, one
-update that is the mean of several, no usable update, and a round that is shown again.
+The check shows every kind of round that can occur: single updates with and without reports, one
+update that is the mean of several, no usable update, and a round that is repeated.
 """
 
 from __future__ import annotations
@@ -23,18 +25,19 @@ from fl_vitlora.testing.made_up import CLIENTS, RANKS, SAMPLES, STEPS, made_up_m
 
 
 class ObserverError(AssertionError):
-    """A rule of the contract that an observer breaks; the message says how."""
+    """An error: an observer breaks a rule. The message explains how."""
 
 
 def check_observer(observer: Observer) -> None:
-    """Shows an observer made-up rounds, and checks that it accepts them and changes nothing.
+    """Shows made-up rounds to an observer; checks that it raises no error and changes no tensor.
 
     Args:
-        observer: The observer. It keeps whatever it remembers of the made-up rounds.
+        observer: The observer. Afterwards it may still remember the made-up rounds, so do not use
+            it in a run.
 
     Raises:
-        ObserverError: If the observer raises an error, or writes to what it is shown; the message
-            says in which kind of round.
+        ObserverError: If the observer raises an error, or changes a tensor that it is shown. The
+            message says in which kind of round.
 
     Example:
         >>> class Counts:
@@ -47,7 +50,7 @@ def check_observer(observer: Observer) -> None:
         ...         sight.model["head.bias"].zero_()
         >>> check_observer(Zeroes())
         Traceback (most recent call last):
-        fl_vitlora.testing.observer.ObserverError: single updates: writes to model head.bias
+        fl_vitlora.testing.observer.ObserverError: single updates: it changes model head.bias
     """
     for kind, sight in made_up_rounds():
         before = _tensors(_copied(sight))
@@ -55,13 +58,13 @@ def check_observer(observer: Observer) -> None:
             observer.observe(sight)
         except Exception as error:
             cause = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ObserverError(f"{kind}: raises {cause}") from error
+            raise ObserverError(f"{kind}: it raises {cause}") from error
         if changed := _first_difference(before, _tensors(sight)):
-            raise ObserverError(f"{kind}: writes to {changed}")
+            raise ObserverError(f"{kind}: it changes {changed}")
 
 
 def made_up_rounds() -> Iterator[tuple[str, Sight]]:
-    """Yields rounds of every kind that a server sees, each with the kind in words."""
+    """Yields pairs: a kind of round in words, and a made-up round of this kind."""
     model = made_up_model()
     single = Sight(round=1, model=model, updates=tuple(map(_update, CLIENTS)))
     mean = replace(_update(0), client=SEVERAL, rank=None, members=len(CLIENTS), samples=100)
@@ -75,7 +78,7 @@ def made_up_rounds() -> Iterator[tuple[str, Sight]]:
 
 
 def _update(client: int) -> Update:
-    """Returns a made-up update; odd clients send a report beside it."""
+    """Returns a made-up update. Clients with an odd number also send a report."""
     delta = scale(made_up_model(), 0.1 * (client + 1))
     return Update(
         client=client,
@@ -95,7 +98,7 @@ def _copied(sight: Sight) -> Sight:
 
 
 def _tensors(sight: Sight) -> State:
-    """Returns all tensors of a round, each under a name that says where it stands."""
+    """Returns all tensors of a round in one dictionary. Each key says where its tensor belongs."""
     states = {"model": sight.model}
     for update in sight.updates:
         whose = "the mean" if update.client == SEVERAL else f"client {update.client}"
@@ -105,7 +108,7 @@ def _tensors(sight: Sight) -> State:
 
 
 def _first_difference(before: State, after: State) -> str:
-    """Returns the name of the first tensor that was changed, added or removed, or nothing."""
+    """Returns the name of the first tensor that was changed, added or removed, or an empty text."""
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
         if old is None or new is None or old.dtype != new.dtype or not torch.equal(old, new):

@@ -18,13 +18,14 @@ def class_named(name: str, flag: str, fits: Callable[[type], bool], expected: st
     """Returns the class that a flag names.
 
     Args:
-        name: The path of a Python file with one fitting class, or ``package.module:Class``.
-        flag: The flag, for errors.
+        name: The value of the flag: the path of a Python file that defines one class of the
+            expected kind, or ``package.module:Class``.
+        flag: The name of the flag, for error messages.
         fits: A function that returns True for classes of the expected kind.
-        expected: The expected kind in words, for errors.
+        expected: The expected kind in words, for error messages.
 
     Raises:
-        UserError: If the code cannot be imported, or has no such class, or several.
+        UserError: If the code cannot be imported, or if it defines no such class, or several.
     """
     if Path(name).suffix == ".py":
         return class_in_file(name, flag, fits, expected)
@@ -42,10 +43,16 @@ def class_named(name: str, flag: str, fits: Callable[[type], bool], expected: st
 
 
 def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: str) -> type[Any]:
-    """Imports a file and returns the one class in it that fits; the arguments are as above.
+    """Imports a Python file and returns the one class of the expected kind that it defines.
+
+    Args:
+        name: The path of the file that is imported.
+        flag: The name of the flag that names the file, for error messages.
+        fits: A function that returns True for classes of the expected kind.
+        expected: The expected kind in words, for error messages.
 
     Raises:
-        UserError: If the file cannot be imported, or does not have exactly one fitting class.
+        UserError: If the file cannot be imported, or does not define exactly one such class.
     """
     path = Path(name)
     if not path.is_file():
@@ -53,7 +60,10 @@ def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: 
     module_name = f"checked_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None or not module_name.isidentifier():
-        raise UserError(f"{flag} {name}: rename the file to a Python name, such as mine.py")
+        raise UserError(
+            f"{flag} {name}: this is not a name that Python can import; rename the file to a "
+            "Python name, such as mine.py"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
@@ -62,25 +72,33 @@ def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: 
         raise UserError(f"{flag} {name} cannot be imported: {_cause(error)}") from error
     own = _fitting(module, fits)
     if len(own) != 1:
-        raise UserError(f"{flag} {name}: expected one {expected}, found {own}")
+        raise UserError(f"{flag} {name}: expected one {expected} in this file, found {own}")
     found: type[Any] = vars(module)[own[0]]
     return found
 
 
 def made(kind: type[Any], flag: str, name: str) -> Any:
-    """Makes an instance of a class without arguments.
+    """Makes an instance of a class, without arguments.
+
+    Args:
+        kind: The class of which an instance is made.
+        flag: The name of the flag that names the class, for error messages.
+        name: The value of the flag, for error messages.
 
     Raises:
-        UserError: If the class cannot be made so.
+        UserError: If the class raises an error, for example because it needs arguments.
     """
     try:
         return kind()
     except Exception as error:
-        raise UserError(f"{flag} {name}: its class cannot be made: {_cause(error)}") from error
+        raise UserError(
+            f"{flag} {name}: no instance of the class {kind.__name__} can be made without "
+            f"arguments: {_cause(error)}"
+        ) from error
 
 
 def _fitting(module: ModuleType, fits: Callable[[type], bool]) -> list[str]:
-    """Returns the names of the classes that a module itself defines and that fit."""
+    """Returns the names of the classes of the expected kind that a module itself defines."""
     return [
         name
         for name, kind in vars(module).items()

@@ -1,7 +1,8 @@
-"""Rounds with made-up clients: both halves of a strategy are called as a run would call them.
+"""Plays rounds with made-up clients: calls a strategy's methods in the order of a real run.
 
-Everything that a method returns is checked in every play (`returned`). The other rules compare two
-plays under different circumstances (`rules`).
+A play is a few such rounds. Every value that a method returns is checked in each play (`returned`).
+Most rules compare two plays that differ in one respect, for example the order of the updates
+(`rules`).
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ Handover = Callable[[int, str, State], State]
 
 
 class Ending(NamedTuple):
-    """The result of the rounds of a play.
+    """The result of all rounds of a play.
 
     Attributes:
-        model: The global tensors.
-        merged: The products that were merged into the frozen weights in all rounds, by path.
-        state: The state of the strategy.
+        model: A dictionary: the tensors of the global model, by name.
+        merged: A dictionary: for the path of each low-rank pair, the sum of all products that were
+            merged into the frozen weight there.
+        state: The state of the strategy, that is the server's memory.
     """
 
     model: State
@@ -50,20 +52,21 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Play:
-    """Rounds of a strategy under some circumstances.
+    """A few rounds with made-up clients that test a strategy.
 
     Attributes:
-        strategy: The strategy as the server has it.
-        attendance: The clients that answer, for each round.
-        ranks: The ranks of all clients, if they have ranks of their own.
-        dtype: The type of model and deltas.
-        size: Standard deviation of the deltas.
-        images: A factor on the number of images of every client.
+        strategy: The strategy that is tested.
+        attendance: For each round, the clients that answer.
+        ranks: The rank of each client. None if all clients have the rank of the model.
+        dtype: The type of the tensors of the model and of the deltas.
+        size: The standard deviation of the deltas (a client's tensors after training minus before).
+        images: The factor by which the number of images of every client is multiplied.
         backwards: True if the updates are listed from the last client to the first.
         summed: True if the server gets only the mean of the updates.
-        hand: A function that passes tensors to the strategy. It gets the round, what the tensors
-            are, and the tensors.
-        send: A function that passes the strategy to a client.
+        hand: A function through which all tensors reach the strategy. Its arguments are the number
+            of the round, a text that says what the tensors are, and the tensors. It returns the
+            tensors that the strategy gets.
+        send: A function that returns the copy of the strategy that a client gets.
     """
 
     strategy: Strategy
@@ -78,14 +81,17 @@ class Play:
     send: Callable[[Strategy], Strategy] = lambda strategy: strategy
 
     def start(self) -> Ending:
-        """Returns the model before the first round; a B that restarts is zero, as in a run."""
+        """Returns the model before the first round, with no merged products and no state.
+
+        As in a run, a matrix B that restarts in every round is zero.
+        """
         model = made_up.made_up_model(self.strategy, self.dtype)
         restarted = [n for n in model if n.endswith(self.plan(1).restarted)]
         zeros = {n: torch.zeros_like(model[n]) for n in restarted if n.endswith(lowrank.B)}
         return Ending(model | zeros, {}, {})
 
     def run(self) -> Ending:
-        """Plays all rounds."""
+        """Plays all rounds, and returns their result."""
         ending = self.start()
         memories: dict[int, State] = {}
         for server_round, clients in enumerate(self.attendance, start=1):
@@ -103,7 +109,7 @@ class Play:
     def plan(
         self, server_round: int, state: State | None = None, client: int = made_up.CLIENTS[0]
     ) -> ClientPlan:
-        """Calls `plan` with the state of the server, for one client, and checks what it returns."""
+        """Calls `plan` with the state of the server, for one client, and checks its result."""
         sent = [n for n in made_up.shapes(self.strategy) if not n.endswith(self.strategy.personal)]
         with self._blame(server_round, "plan"):
             given = self.hand(server_round, "the state", state or {})
@@ -113,7 +119,7 @@ class Play:
         return plan
 
     def broadcast(self, server_round: int, ending: Ending) -> State:
-        """Calls `broadcast`, and checks what it returns."""
+        """Calls the strategy's method `broadcast`, and checks its result."""
         with self._blame(server_round, "broadcast"):
             sent = self.strategy.broadcast(self.hand(server_round, "the state", ending.state))
             returned.expect_numbers(sent, "the broadcast")
@@ -129,9 +135,18 @@ class Play:
         memory: State,
         state: State | None = None,
     ) -> tuple[Update, State]:
-        """Lets a client train, and returns its update and what it remembers.
+        """Calls the client's methods of the strategy with a made-up delta.
 
-        As in training, the drift of every step ends up in the delta.
+        Args:
+            server_round: The number of the round, from 1.
+            client: The number of the client.
+            broadcast: What the server sends to the clients in addition to the model.
+            memory: What the client remembers from its last round.
+            state: The state of the server, from which the plan follows.
+
+        Returns:
+            A pair: the update of the client, and what the client remembers. As in training, the
+            drift of every step is part of the delta.
         """
         rank = self.ranks[client] if self.ranks else None
         plan = self.plan(server_round, state, client)
@@ -159,7 +174,16 @@ class Play:
         return update, memory
 
     def aggregate(self, server_round: int, ending: Ending, updates: Sequence[Update]) -> Ending:
-        """Calls `aggregate` and `metrics`, and adds merged pairs to the products so far."""
+        """Calls `aggregate` and `metrics`, and checks their results.
+
+        Args:
+            server_round: The number of the round, from 1.
+            ending: The result of the rounds before.
+            updates: The updates of this round.
+
+        Returns:
+            The result of all rounds so far. New merged products are added to those before.
+        """
         given = [
             replace(
                 update,
@@ -186,7 +210,7 @@ class Play:
         return Ending(rest, ending.merged | add(before, products), state)
 
     def _stop(self, server_round: int, clients: Sequence[int]) -> None:
-        """Calls `should_stop`, and continues whatever the answer is."""
+        """Calls `should_stop` and checks its result. The play continues even if it is True."""
         those = tuple(sorted(clients))
         result = RoundResult(accuracy=0.5, loss=1.0, train_loss=1.0, participants=those)
         with self._blame(server_round, "should_stop"):
@@ -195,7 +219,7 @@ class Play:
     def _drifted(
         self, server_round: int, work: LocalWork, broadcast: State, memory: State
     ) -> LocalWork:
-        """Calls `drift`, and adds the drift to a delta once for every step."""
+        """Calls `drift`, and adds the drift of all training steps to the client's delta."""
         with self._blame(server_round, "drift"):
             drift = self.send(self.strategy).drift(
                 self.hand(server_round, "the broadcast", broadcast),
@@ -213,7 +237,7 @@ class Play:
     def _report(
         self, server_round: int, work: LocalWork, broadcast: State, memory: State
     ) -> tuple[State, State]:
-        """Calls `report`, and returns the report and the new memory."""
+        """Calls `report`, and returns the client's report and its new memory."""
         given = replace(work, delta=self.hand(server_round, "the delta", work.delta))
         with self._blame(server_round, "report"):
             report, new = returned.expect_pair(
@@ -234,21 +258,27 @@ class Play:
     def _listed(self, server_round: int, updates: Sequence[Update]) -> Sequence[Update]:
         """Returns the updates in the order and form in which the server gets them."""
         if self.summed:
-            with self._blame(server_round, "summing updates"):
+            with self._blame(server_round, "the mean of the updates"):
                 return [mean_update(updates, [update.samples for update in updates])]
         return updates[::-1] if self.backwards else updates
 
     def _blame(
         self, server_round: int | None, half: str = "", who: str = ""
     ) -> contextlib.AbstractContextManager[None]:
-        """Turns errors of a method, and faults in what it returned, into a finding."""
+        """Returns a context in which an error becomes a `StrategyError` of one line.
+
+        Args:
+            server_round: The number of the round. None outside of rounds.
+            half: The name of the strategy's method that is called.
+            who: The clients for which the method is called, as the end of a sentence.
+        """
         ranks = f" (clients of ranks {', '.join(map(str, self.ranks))})" if self.ranks else ""
         dtype = f" (all in {self.dtype})" if self.dtype != torch.float32 else ""
         return blaming(self.strategy, server_round, half, who, ranks + dtype)
 
 
 def context_of(server_round: int, updates: Sequence[Update]) -> RoundContext:
-    """Makes the context of a round: the made-up clients without an update have failed."""
+    """Makes the context of a round, in which the made-up clients without an update have failed."""
     answered = {update.client for update in updates}
     missing = () if answered == {SEVERAL} else sorted(set(made_up.CLIENTS) - answered)
     return RoundContext(
@@ -259,7 +289,7 @@ def context_of(server_round: int, updates: Sequence[Update]) -> RoundContext:
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
-    """Returns a tensor as a client's memory stores it: arrays have no bfloat16."""
+    """Returns a tensor in the type in which a client stores it: bfloat16 becomes float32."""
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
@@ -273,14 +303,14 @@ def made_up_updates(
     """Makes the updates that clients of a strategy would send in their first round.
 
     Args:
-        strategy: The strategy; its personal and frozen tensors are left out of the updates.
-        server_round: The number of the round, from 1; another round gives other numbers.
-        clients: The clients that answer, out of 0 to 3.
-        size: Standard deviation of the deltas.
-        ranks: The ranks of the four clients, if they have ranks of their own.
+        strategy: The strategy. Its personal and frozen tensors are left out of the updates.
+        server_round: The number of the round, from 1. Each round gets other random numbers.
+        clients: The clients that send an update. Clients have the numbers 0 to 3.
+        size: The standard deviation of the deltas (tensors after training minus before).
+        ranks: The rank of each of the four clients. None if all have the rank of the model.
 
     Returns:
-        One update for each client.
+        A list with one update for each client in `clients`.
     """
     play = Play(strategy=strategy, size=size, ranks=ranks)
     broadcast = play.broadcast(server_round, play.start())

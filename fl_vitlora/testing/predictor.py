@@ -1,12 +1,13 @@
-"""The rules that every predictor must keep, checked on a small real ViT.
+"""The rules that every predictor must obey, checked on a small real ViT.
 
     from fl_vitlora.testing.predictor import check_predictor
 
     def test_my_predictor():
         check_predictor(MyPredictor())
 
-`fl_vitlora.training.prediction` has the contract. The model is the bundled architecture with random
-weights and adapters, so that nothing is downloaded.
+A predictor computes what a model answers to test images. `fl_vitlora.training.prediction` defines
+the contract. The model is the bundled architecture with random weights and adapters, so that
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,76 +23,99 @@ from fl_vitlora.models import backbone
 from fl_vitlora.rng import generator
 from fl_vitlora.training.prediction import Predictor, answering
 
-CLASSES, SIZES = 3, (4, 1)  # of the model; the images of the two batches
-CLOSE = 1e-4  # the largest distance of logits of about 1 in float32 that is called rounding
+CLASSES, SIZES = 3, (4, 1)  # the classes of the model; the numbers of images of two batches
+CLOSE = 1e-4  # the largest difference of logits of about 1, in float32, that counts as rounding
 
 
 class PredictorError(AssertionError):
-    """A rule of the contract that a predictor breaks; the message says how."""
+    """An error: a predictor breaks a rule. The message explains how."""
 
 
 def check_predictor(predictor: Predictor) -> None:
     """Checks a predictor against the rules of its contract.
 
-    The rules are: it says whether it adapts; its logits have the shape (B, L) and are finite; the
-    model and the images stay as they were, bit by bit; the same batch gets the same answer, also
-    after another batch; and it changes no tensor unless it says that it adapts.
+    These are the rules, for a batch of B images and a model with L classes:
+
+    * The attribute `adapts` says whether the predictor changes the model while it answers.
+    * The logits have the shape (B, L) and are finite.
+    * After an answer the model and the images have the same bits as before.
+    * The same batch gets the same answer again, even after another batch.
+    * The predictor never changes a tensor if `adapts` is False.
 
     Args:
-        predictor: The predictor.
+        predictor: The predictor that is checked.
 
     Raises:
-        PredictorError: If a rule is broken; the message names the first.
+        PredictorError: If a rule is broken. The message explains the first broken rule.
 
     Example:
         >>> from fl_vitlora.training.prediction import PLAIN
         >>> check_predictor(PLAIN)
     """
     if not isinstance(getattr(predictor, "adapts", None), bool):
-        raise PredictorError("`adapts` must be True or False")
+        raise PredictorError(
+            "`adapts` must be True or False: whether the predictor changes tensors of the model "
+            "while it answers"
+        )
     model, batches = _model(), [_images(size) for size in SIZES]
     first, _, again = (_answer(predictor, model, batch) for batch in (*batches, batches[0]))
     if not torch.equal(first, again):
-        raise PredictorError("the same batch gets another answer the second time")
+        raise PredictorError(
+            "the same batch gets another answer the second time; a predictor must not remember "
+            "earlier batches or use random numbers"
+        )
     if not predictor.adapts:
         _expect_no_change(predictor, model, batches[0], first)
 
 
 def _answer(predictor: Predictor, model: nn.Module, images: Tensor) -> Tensor:
-    """Returns the logits of a batch, and checks them and what they leave behind."""
+    """Returns the logits of a batch; checks them, and that model and images have not changed."""
     before, given = _everything(model), images.clone()
     with answering(model, predictor, torch.float32):
         logits = predictor(model, images)
     if not isinstance(logits, Tensor) or logits.shape != (len(images), CLASSES):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise PredictorError(
-            f"expected logits of the shape (B, L) = {(len(images), CLASSES)}, got {shape}"
+            f"expected logits of the shape (images, classes) = {(len(images), CLASSES)}, "
+            f"got {shape}"
         )
     if not logits.isfinite().all():
-        raise PredictorError("the logits are not all finite")
+        raise PredictorError("the logits contain NaN or infinity, expected finite numbers")
     if not torch.equal(images, given):
-        raise PredictorError("the images are written to")
+        raise PredictorError("the predictor changes the images, expected no change")
     after = _everything(model)
     if differing := [name for name in before if not _same(before[name], after.get(name))]:
-        raise PredictorError(f"the model is not left as it was: {differing[0]}")
+        raise PredictorError(
+            f"after the answer the model differs in {differing[0]}; the predictor must restore it"
+        )
     return logits.detach().clone()
 
 
 def _expect_no_change(
     predictor: Predictor, model: nn.Module, images: Tensor, quick: Tensor
 ) -> None:
-    """Compares the answer of the faster layers with that of the layers as they are.
+    """Checks that a predictor with `adapts` = False changes no tensor while it answers.
 
-    The faster layers hold copies of the weights. A predictor that changes tensors, and puts them
-    back, gets another answer with them.
+    For such predictors a run uses faster layers, which hold copies of the weights. If a predictor
+    changes a weight while it answers, the copies do not change. So its logits with the faster
+    layers differ from its logits with the model's own layers.
+
+    Args:
+        predictor: The predictor that is checked.
+        model: The model with its own layers.
+        images: A batch of images, (B, C, H, W).
+        quick: The logits of this batch with the faster layers.
+
+    Raises:
+        PredictorError: If the logits differ by more than rounding.
     """
     with torch.no_grad():
         plain = predictor(model, images)
     far = float((plain - quick).abs().max())
     if not far <= CLOSE:
         raise PredictorError(
-            f"a faster layer gives logits that differ by {far:.2g}; if the predictor changes "
-            "tensors while it answers, it must say `adapts = True`"
+            f"with faster layers, which copy the weights, the logits differ by {far:.2g}; if the "
+            "predictor changes tensors while it answers, it must say `adapts = True`"
         )
 
 
@@ -106,14 +130,14 @@ def _model() -> nn.Module:
 
 
 def _images(count: int) -> Tensor:
-    """Returns made-up images in [-1, 1], (count, 3, 16, 16)."""
+    """Returns made-up images (count, 3, 16, 16) with pixels in [-1, 1]."""
     return torch.linspace(0, 40, count * 3 * 256).reshape(count, 3, 16, 16).sin()
 
 
 def _everything(model: nn.Module) -> dict[str, Any]:
-    """Returns all that a predictor must leave as it was, by a name for messages."""
+    """Returns a dictionary: everything that a predictor must not change, by a name for errors."""
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    modes = {f"the mode of {name or 'it'}": m.training for name, m in model.named_modules()}
+    modes = {f"the mode of {name or 'itself'}": m.training for name, m in model.named_modules()}
     parameters = dict(model.named_parameters())
     trained = {f"requires_grad of {name}": p.requires_grad for name, p in parameters.items()}
     gradients = {f"the gradient of {name}": p.grad is None for name, p in parameters.items()}

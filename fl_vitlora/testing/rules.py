@@ -1,6 +1,7 @@
-"""The rules that every strategy must keep; most compare two plays whose results must agree.
+"""The rules that every strategy must obey.
 
-A rule refuses only what would make a run wrong.
+Most rules compare two plays (a few rounds with made-up clients) whose results must be equal. A rule
+refuses only what would make the result of a run wrong.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ NEVER_THE_SAME = ((0, 2), (1, 2, 3), (0,), (0, 1, 2, 3), (3,))
 
 
 class Rule(NamedTuple):
-    """A rule that a strategy must keep.
+    """A rule that a strategy must obey.
 
     Attributes:
-        told: The rule in words.
+        told: The rule in words, as the end of a sentence that begins with "The strategy".
         check: A function that raises a `StrategyError` if the rule is broken.
-        concerns: A function that returns True for strategies that the rule applies to.
-        first: True if no other rule is tried once this one is broken.
+        concerns: A function that returns True for the strategies to which the rule applies.
+        first: True if later rules are not tested when this rule is broken.
     """
 
     told: str
@@ -59,7 +60,11 @@ def _plans(strategy: Strategy) -> None:
     known = 1 if wants(strategy.plan, "state") else PLANNED_ROUNDS  # later states are not made up
     for server_round in range(1, known + 1):
         if play.plan(server_round) != play.plan(server_round):
-            raise broken(strategy, server_round, "plan says something else when asked again")
+            raise broken(
+                strategy,
+                server_round,
+                "a second call of plan returns another plan; the same arguments must give the same",
+            )
 
 
 def _returns(strategy: Strategy) -> None:
@@ -70,8 +75,8 @@ def _repeats(strategy: Strategy) -> None:
     _expect_same(
         strategy,
         Play(strategy=strategy),
-        "the same rounds gave another model the second time; what must be remembered belongs into "
-        "the state, and chance into fl_vitlora.rng",
+        "the same rounds gave another model the second time; keep memory only in the state, and "
+        "draw random numbers only with fl_vitlora.rng",
     )
 
 
@@ -85,14 +90,18 @@ def _writes_nothing(strategy: Strategy) -> None:
     Play(strategy=strategy, hand=hand).run()
     for server_round, what, now, before in seen:
         if not _same_bits(before, now):
-            raise broken(strategy, server_round, f"it wrote to {what} that it was given")
+            raise broken(
+                strategy, server_round, f"it changed {what} in its argument; return new tensors"
+            )
 
 
 def _moves(strategy: Strategy) -> None:
     play = Play(strategy=strategy)
     end = play.run()
     if _same_bits(play.start().model, end.model) and not end.merged:
-        raise broken(strategy, ROUNDS, "updates of all clients leave the model as it was")
+        raise broken(
+            strategy, ROUNDS, "all clients sent updates, but aggregate did not change the model"
+        )
 
 
 def _rests(strategy: Strategy) -> None:
@@ -101,7 +110,7 @@ def _rests(strategy: Strategy) -> None:
         strategy,
         play.start(),
         play.run(),
-        "updates of nothing but zeros change what the model computes",
+        "all updates are zero, but what the model computes changes",
     )
 
 
@@ -110,7 +119,8 @@ def _weighs(strategy: Strategy) -> None:
         strategy,
         Play(strategy=strategy).run(),
         Play(strategy=strategy, images=2).run(),
-        "twice as many images at every client give another model; only shares should count",
+        "twice as many images at every client give another model; weights may depend only on "
+        "each client's share of the images",
     )
 
 
@@ -119,7 +129,7 @@ def _ignores_order(strategy: Strategy) -> None:
         strategy,
         Play(strategy=strategy).run(),
         Play(strategy=strategy, backwards=True).run(),
-        "the result depends on the order in which updates are listed",
+        "the result depends on the order of the updates",
     )
 
 
@@ -145,8 +155,8 @@ def _survives_checkpoints(strategy: Strategy) -> None:
     _expect_same(
         strategy,
         Play(strategy=strategy, hand=hand),
-        "state and memory that were stored and loaded between the rounds gave another model; "
-        "only names and numbers of tensors are stored",
+        "if state and memory are stored and loaded between the rounds, the model differs; only the "
+        "names and values of tensors are stored, and no other attributes",
     )
 
 
@@ -155,7 +165,9 @@ def _travels(strategy: Strategy) -> None:
         fields = pickle.dumps(vars(strategy))
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise broken(strategy, None, f"it cannot be sent to workers: {cause}") from error
+        raise broken(
+            strategy, None, f"it cannot be sent to workers, because it cannot be pickled: {cause}"
+        ) from error
 
     def send(strategy: Strategy) -> Strategy:
         arrived = object.__new__(type(strategy))
@@ -165,19 +177,19 @@ def _travels(strategy: Strategy) -> None:
     _expect_same(
         strategy,
         Play(strategy=strategy, send=send),
-        "copies of it at the clients gave another model; what a client remembers belongs into its "
-        "memory",
+        "the model differs if each client has its own copy of the strategy, as in a run; a client "
+        "may remember something only in its memory",
     )
 
 
 def _takes_half(strategy: Strategy) -> None:
     for dtype in (torch.float16, torch.bfloat16):
-        Play(strategy=strategy, dtype=dtype).run()  # for its types and numbers alone
+        Play(strategy=strategy, dtype=dtype).run()  # checks only types, and that numbers are finite
         _expect_close(
             strategy,
             Play(strategy=strategy, attendance=FIRST_ROUND).run(),
             Play(strategy=strategy, attendance=FIRST_ROUND, dtype=dtype).run(),
-            f"the same numbers in {dtype} give another model",
+            f"with tensors in {dtype} the model differs from that in float32; compute in float32",
             HALF_TOLERANCE,
         )
 
@@ -201,15 +213,21 @@ def _selects(strategy: Strategy) -> None:
             raise broken(
                 strategy,
                 server_round,
-                f"select returned {len(set(chosen[0]))} different clients, expected {len(drawn)}",
+                f"select returned {len(set(chosen[0]))} different clients, expected {len(drawn)}, "
+                "as many as were drawn",
             )
         if strangers := set(chosen[0]) - set(clients):
             raise broken(
-                strategy, server_round, f"select returned {min(strangers)}, which is no client"
+                strategy,
+                server_round,
+                f"select returned {min(strangers)}, which is not the number of a client",
             )
         if chosen[0] != chosen[1]:
             raise broken(
-                strategy, server_round, "select returned other clients when it was called again"
+                strategy,
+                server_round,
+                "a second call of select returns other clients; the same arguments must give the "
+                "same",
             )
 
 
@@ -223,7 +241,7 @@ def _penalises(strategy: Strategy) -> None:
 
 
 def _overrides(method: str) -> Callable[[Strategy], bool]:
-    """Returns a function that returns True for strategies with a method of their own."""
+    """Returns a function that is True for a strategy whose class defines the named method."""
     return lambda strategy: getattr(type(strategy), method) is not getattr(Strategy, method)
 
 
@@ -232,29 +250,29 @@ def _needs_sums_only(strategy: Strategy) -> None:
         strategy,
         Play(strategy=strategy).run(),
         Play(strategy=strategy, summed=True).run(),
-        "the mean of the updates, weighted by samples, gives another model than the updates; "
-        "sums_suffice is not so",
+        "sums_suffice is wrongly True: the mean of the updates, weighted by samples, gives another "
+        "model than the single updates",
     )
 
 
 RULES = (
-    Rule("says of itself what the contract knows", _declares, first=True),
-    Rule("plans what a client can do", _plans, first=True),
+    Rule("declares only names and values that the contract knows", _declares, first=True),
+    Rule("plans only what a client can do, equally in every call", _plans, first=True),
     Rule("returns finite tensors of the right names, shapes and types", _returns, first=True),
     Rule("gives the same bits when the same rounds are played again", _repeats),
-    Rule("writes to nothing that it is given", _writes_nothing),
-    Rule("moves the model where clients did", _moves),
-    Rule("keeps what the model computes where no client changed anything", _rests),
-    Rule("doubling all numbers of images changes nothing", _weighs),
-    Rule("does not depend on the order of updates", _ignores_order),
+    Rule("changes no tensor in its arguments", _writes_nothing),
+    Rule("changes the model if the clients changed their tensors", _moves),
+    Rule("does not change the model's outputs if no client changed a tensor", _rests),
+    Rule("gives the same model if every client has twice as many images", _weighs),
+    Rule("gives the same model in whatever order the updates are listed", _ignores_order),
     Rule("works with one client", _stands_alone),
     Rule("works with other clients in every round", _misses_some),
-    Rule("remembers nothing that a checkpoint would lose", _survives_checkpoints),
-    Rule("works at the clients as at the server", _travels),
-    Rule("takes float16 and bfloat16", _takes_half),
-    Rule("chooses as many clients as are drawn (select)", _selects, _overrides("select")),
-    Rule("adds a penalty entry by entry (penalty)", _penalises, _overrides("penalty")),
-    Rule("takes clients of different ranks (any_rank)", _takes_ranks, lambda s: s.any_rank),
+    Rule("remembers only what a checkpoint stores", _survives_checkpoints),
+    Rule("gives the same model if each client has its own copy of it", _travels),
+    Rule("works with float16 and bfloat16", _takes_half),
+    Rule("selects as many clients as are drawn (select)", _selects, _overrides("select")),
+    Rule("has a penalty that is a sum over tensor entries", _penalises, _overrides("penalty")),
+    Rule("works with clients of different ranks (any_rank)", _takes_ranks, lambda s: s.any_rank),
     Rule(
         "needs only the mean of updates (sums_suffice)", _needs_sums_only, lambda s: s.sums_suffice
     ),
@@ -262,14 +280,17 @@ RULES = (
 
 
 def computed(ending: Ending) -> State:
-    """Returns what a model computes, in float64: a strategy may factor a product in another way.
+    """Returns the weights with which a model computes, in float64.
+
+    Two models with different low-rank factors compute the same if the products of the factors are
+    equal. So products are returned instead of factors.
 
     Args:
-        ending: The end of a run with low-rank pairs.
+        ending: The result of a play, with its model and its merged products.
 
     Returns:
-        The tensors that are not factors, and by path the products B·A or B·R·A, with the merged
-        products added. A single factor, whose other factor is personal, is returned as it is.
+        A dictionary: each tensor that is not a factor, by name, and for each path the product B·A
+        (or B·R·A) plus the merged products. If a factor is personal, the other one is returned.
     """
     found = {name: tensor.double() for name, tensor in ending.model.items()}
     for path in lowrank.paths(ending.model):
@@ -283,7 +304,13 @@ def computed(ending: Ending) -> State:
 
 
 def _expect_same(strategy: Strategy, play: Play, finding: str) -> None:
-    """Checks that a play ends with exactly the tensors of the plain play."""
+    """Checks that a play ends with exactly the tensors of a play with default attributes.
+
+    Args:
+        strategy: The strategy that is tested.
+        play: A play of this strategy with other attributes.
+        finding: The text of the error if the tensors differ.
+    """
     plain, other = Play(strategy=strategy).run(), play.run()
     if not all(_same_bits(a, b) for a, b in zip(plain, other, strict=True)):
         raise broken(strategy, ROUNDS, finding)
@@ -292,7 +319,15 @@ def _expect_same(strategy: Strategy, play: Play, finding: str) -> None:
 def _expect_close(
     strategy: Strategy, a: Ending, b: Ending, finding: str, tolerance: float = TOLERANCE
 ) -> None:
-    """Checks that two models compute nearly the same."""
+    """Checks that two models compute nearly the same.
+
+    Args:
+        strategy: The strategy that is tested.
+        a: The result of one play.
+        b: The result of another play, whose model must compute nearly the same.
+        finding: The text of the error if the models differ.
+        tolerance: The largest difference, relative to 1 plus the largest number of the tensor.
+    """
     one, other = computed(a), computed(b)
     for name in one | other:
         x, y = (tensors.get(name, torch.zeros(())) for tensors in (one, other))

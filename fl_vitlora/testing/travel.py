@@ -1,4 +1,4 @@
-"""Tensors after transmission: encoded, counted and decoded, as in a run without a codec."""
+"""Sends made-up tensors as a run without compression would: encodes, counts and decodes them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fl_vitlora.state import State
 
 
 def sent_and_received(state: State) -> tuple[State, int]:
-    """Encodes and decodes tensors.
+    """Encodes and decodes tensors, without compression.
 
     Args:
         state: The tensors to send, float32.
 
     Returns:
-        The decoded tensors, and the number of bytes of their scalars.
+        A pair: the decoded tensors, and the number of bytes of their encoded values.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Finds public methods that no run ever calls, although their author may expect it."""
+"""Finds public methods of a class that no run ever calls, although their author may expect it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def uncalled(kind: type[object], base: type[object], called: Collection[str]) ->
     """Returns the public methods of a class that neither a run nor the class itself calls.
 
     Args:
-        kind: The class of a strategy.
-        base: The contract that it derives from.
-        called: The methods that a run calls.
+        kind: The class whose methods are looked for, for example a strategy.
+        base: The library's base class, from which `kind` derives.
+        called: The names of the methods that a run calls.
 
     Returns:
-        The names of the methods, in the order of the source. A method that overrides one of a
-        library's class between the two is omitted: that class may call it.
+        A list: the names of the methods, in the order of the source code. Methods that override a
+        method of the library's classes are left out, because these classes may call them.
 
     Example:
         >>> from threading import Thread
@@ -42,7 +42,7 @@ def uncalled(kind: type[object], base: type[object], called: Collection[str]) ->
 
 
 def _attributes(kind: type[object]) -> Iterator[str]:
-    """Yields the names of attributes, those behind a dot, in the source of a class."""
+    """Yields the names that follow a dot in the source code of a class, such as b in ``a.b``."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     except (OSError, TypeError, SyntaxError):

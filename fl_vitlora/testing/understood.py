@@ -1,4 +1,4 @@
-"""A description of a strategy as the checks understand it, so that its author finds mistakes."""
+"""Describes a strategy as the checks understand it, so that its author can find mistakes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fl_vitlora.testing.play import Play
 
 
 def understood(strategy: Strategy) -> list[str]:
-    r"""Describes the flags of a strategy, its first round and its hyper-parameters, a line each.
+    r"""Returns the lines of a description: attributes, first round, and each hyper-parameter.
 
     Example:
         >>> import strategies
         >>> print(*understood(strategies.load("ffa_lora", {})), sep="\n")
         needs LoRA: yes, ranks may differ: no, sums suffice: yes, personal: none, adapter: lora
-        round 1 rests 4 of 12 tensors; overrides: plan, aggregate
+        round 1 freezes 4 of 12 tensors; the class overrides: plan, aggregate
     """
     personal = ", ".join(strategy.personal) if isinstance(strategy.personal, tuple) else "?"
     own = [h for h in HALVES if getattr(type(strategy), h) is not getattr(Strategy, h)]
@@ -26,7 +26,7 @@ def understood(strategy: Strategy) -> list[str]:
         f"needs LoRA: {_said(strategy.low_rank)}, ranks may differ: {_said(strategy.any_rank)}, "
         f"sums suffice: {_said(strategy.sums_suffice)}, personal: {personal or 'none'}, "
         f"adapter: {strategy.adapter}",
-        f"{_first_round(strategy)}; overrides: {', '.join(own)}",
+        f"{_first_round(strategy)}; the class overrides: {', '.join(own)}",
         *(_hyper_parameter(strategy, item) for item in dataclasses.fields(strategy)),
     ]
 
@@ -40,13 +40,13 @@ def _first_round(strategy: Strategy) -> str:
     try:
         model, plan = made_up.made_up_model(strategy), Play(strategy=strategy).plan(1)
     except (StrategyError, TypeError):
-        return "round 1 has no plan"
+        return "round 1 has no valid plan"
     rested, restarted = (
         sum(name.endswith(endings) for name in model) for endings in (plan.frozen, plan.restarted)
     )
-    told = f"round 1 rests {rested} of {len(model)} tensors"
+    told = f"round 1 freezes {rested} of {len(model)} tensors"
     told += f", restarts {restarted}" if restarted else ""
-    return told + (f", holds back by mu = {plan.proximal_mu:g}" if plan.proximal_mu else "")
+    return told + (f", penalty mu = {plan.proximal_mu:g}" if plan.proximal_mu else "")
 
 
 def _hyper_parameter(strategy: Strategy, item: dataclasses.Field[object]) -> str:

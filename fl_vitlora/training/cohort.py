@@ -1,16 +1,16 @@
 """Trains many clients in one batch; each client learns the same as if it were trained alone.
 
 The trained tensors of the clients are stacked, and the frozen tensors are shared
-(`training.stacking`). The loss is the sum of the clients' losses. So the gradient of a client's
-slice of a stacked tensor is the gradient of this client. The optimiser computes entry by entry, and
+(`training.stacking`). The loss is the sum of the clients' losses. So each client's part of a
+stacked tensor gets only the gradient of this client. The optimiser computes entry by entry, and
 gradients are clipped client by client. A client that has taken all its steps is removed from the
 batch, and the other clients continue.
 
-So the trained tensors of every client are those that it would have alone, up to rounding, because
-sums are computed in another order. There is one exception: in float16, if a step overflows for one
-client, all clients skip this step.
+So every client ends with the tensors that it would have if it were trained alone. They differ only
+by rounding, because sums are computed in another order. There is one exception: in float16, if a
+step overflows for one client, all clients skip this step.
 
-B images in a step, K clients, b_k images of client k, C channels, H and W height and width.
+A step has B images of K clients, b_k of client k, with C channels, height H and width W.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from fl_vitlora.training.steps import active_of, batches_of, resting
 
 @dataclass(frozen=True, kw_only=True)
 class LocalJob:
-    """Everything that the training of one client in one round needs, except the hyper-parameters.
+    """What the training of one client in one round needs, in addition to the hyper-parameters.
 
     Attributes:
         start: The initial values of all trained tensors.
         shard: The images of the client.
-        task: The task of the round.
+        task: The settings of the training that can differ between rounds, such as the rate.
         generator: The random generator for the order of the images, on the CPU.
-        reader: The frozen part of the patch embedding and position embedding of the client.
-        increments: The increments of the frozen weights (`LoRALinear.put_increments`), by the paths
-            of the low-rank pairs on these weights.
+        reader: The frozen patch embedding and position embedding of the client, which may be
+            adapted to its key.
+        increments: What the server has added to frozen weights in earlier rounds, by the paths of
+            the low-rank pairs on these weights (`LoRALinear.put_increments`).
     """
 
     start: State
@@ -76,21 +77,22 @@ class LocalJob:
 def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
     """Returns True if several clients of a prepared model can be trained in one batch.
 
-    For this, the layers with trained tensors must have a stacked form, and the optimiser must
-    compute entry by entry.
+    Two conditions must hold: the trained tensors of several clients can be stacked, and the
+    optimiser computes entry by entry.
     """
     return can_stack(model) and is_entrywise(config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortTrainer:
-    """Trains clients, and trains them in one batch if that is possible.
+    """Trains clients, and several clients in one batch if that is possible.
 
     Attributes:
-        backbone: A prepared model, into which the tensors of each client are copied.
-        stacks: True if clients are trained in one batch (`can_share_a_batch`).
+        backbone: A model with the fine-tuning method. The tensors of each client are copied into
+            it.
+        stacks: True if several clients may be trained in one batch (`can_share_a_batch`).
         config: The hyper-parameters.
-        precision: The number format of activations.
+        precision: The number format of activations: float32, bfloat16 or float16.
     """
 
     backbone: Backbone
@@ -100,17 +102,17 @@ class CohortTrainer:
 
     @functools.cached_property
     def stack(self) -> Stack:
-        """Returns the model for many clients; creates this model at the first call."""
+        """Returns the model for many clients. It is created at the first call."""
         return Stack(self.backbone.model)
 
     def train(self, jobs: Sequence[LocalJob]) -> list[Trained]:
         """Trains clients; clients that can share a batch are trained in one batch.
 
         Args:
-            jobs: One job for each client.
+            jobs: For each client, its images, initial tensors and settings of the round.
 
         Returns:
-            The results in the order of the jobs.
+            A list: the result of each client, in the order of the jobs.
 
         Raises:
             ValueError: If a task freezes every tensor.
@@ -154,13 +156,12 @@ class CohortTrainer:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of one of the clients that are trained in one batch.
+    """The steps of one client, when several clients are trained in one batch.
 
     Attributes:
-        number: The position of the client among the jobs.
-        job: The job of the client.
-        order: The positions of the images in each step: one tensor (b,) for each step with b
-            images.
+        number: The position of the client in the list of jobs.
+        job: The images, initial tensors and settings of the client.
+        order: For each step, a tensor (b,) with the positions of its b images in the shard.
         images: The number of images of all steps together.
     """
 
@@ -175,10 +176,11 @@ class Batch:
     """The inputs of one step, for all clients that still have steps to take.
 
     Attributes:
-        inputs: Images, (B, C, H, W), or features, (B, ...); those of the first client come first.
-        labels: (B,).
-        sizes: b_k, the number of images of each client that is still training. The clients that
-            have finished are the last ones of the stack.
+        inputs: The images, (B, C, H, W), or their features, (B, ...). Those of the first client
+            come first.
+        labels: The classes of the images, (B,).
+        sizes: The number of images b_k of each client that is still training. The clients that
+            have finished are at the end of the stack.
     """
 
     inputs: Tensor
@@ -193,23 +195,26 @@ def train_together(
     config: TrainingConfig,
     precision: torch.dtype = torch.float32,
 ) -> list[Trained]:
-    """Trains clients in one batch.
+    """Trains several clients in one batch.
 
     Args:
         stack: The model for many clients. Its frozen tensors must be those of the jobs.
         jobs: The jobs of clients that can share a batch (`LocalJob.goes_with`).
         config: The hyper-parameters.
-        precision: The number format of activations.
+        precision: The number format of activations: float32, bfloat16 or float16.
 
     Returns:
-        The results in the order of the jobs.
+        A list: the result of each client, in the order of the jobs.
 
     Raises:
-        ValueError: If the task freezes every tensor, or the optimiser does not compute entry by
+        ValueError: If the task freezes every tensor, or if the optimiser does not compute entry by
             entry.
     """
     if not is_entrywise(config):
-        raise ValueError(f"clients that train with {config.optimizer} cannot share a batch")
+        raise ValueError(
+            f"clients that train with {config.optimizer} cannot share a batch, because it does not "
+            "compute entry by entry; train them one by one"
+        )
     plans = _longest_first(jobs, config, stack.device)
     chosen = [plan.job for plan in plans]
     parameters = stack.load([job.start for job in chosen], [job.reader for job in chosen])
@@ -232,7 +237,7 @@ def train_together(
 def _longest_first(
     jobs: Sequence[LocalJob], config: TrainingConfig, device: torch.device
 ) -> list[Plan]:
-    """Returns the plans of clients; the client with the most steps comes first."""
+    """Returns the plan of each client. The client with the most steps comes first."""
     plans = []
     for number, job in enumerate(jobs):
         images, epochs = len(job.shard), job.task.epochs_of(config)
@@ -266,7 +271,7 @@ def _begin(
 def _batches(
     plans: Sequence[Plan], inputs: Sequence[Inputs], device: torch.device
 ) -> Iterator[Batch]:
-    """Yields the batch of each step; the images of the client with the most steps come first."""
+    """Yields the batch of each step. The images of the client with the most steps come first."""
     labels = [plan.job.shard.labels.to(device) for plan in plans]
     for chosen in itertools.zip_longest(*(plan.order for plan in plans)):
         present = [positions for positions in chosen if positions is not None]
@@ -278,7 +283,7 @@ def _batches(
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
-    """Returns copies of the tensors of some clients, those of the last client first."""
+    """Returns copies of the tensors of some clients. Those of the last client come first."""
     return [
         methods.copied_out({name: p.detach()[client] for name, p in parameters.items()})
         for client in reversed(clients)

@@ -2,10 +2,10 @@
 
     w ← w + optimiser(∇ (cross-entropy + terms + batch terms)) + η · drift
 
-A `Descent` has everything that is the same in all steps of a round. For K clients the tensors are
-stacked, (K, ...), and the loss is the sum of the clients' losses; see `training.cohort`.
-
-B images in a step, K clients.
+w are the trained tensors and η is the learning rate. The terms and the drift come from the
+strategy. A `Descent` has everything that is the same in all steps of a round. For K clients the
+tensors are stacked, (K, ...), and the loss is the sum of the clients' losses; see
+`training.cohort`. A step has B images.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ class Descent:
     Attributes:
         logits: The function that maps the inputs of a step, (B, ...), to logits (`inputs`).
         active: The tensors that are trained in this round.
-        anchor: The values of these tensors when training began; empty if there are no terms.
+        anchor: The values that these tensors had when training began; empty if there are no terms.
         terms: The terms that are added to the cross-entropy in the local loss.
         batch_terms: Functions that return further terms from the labels of a batch, after its
             forward pass (`Part.watch`).
         drift: The tensors that are multiplied by the learning rate and added after every step.
         rate: The learning rate of the round.
         optimizer: The optimiser of the trained tensors.
-        scaler: The scaler of losses in float16.
-        config: The hyper-parameters.
-        device: The device of the model.
-        precision: The number format of activations.
+        scaler: PyTorch's scaler, which multiplies the loss in float16 so that small gradients do
+            not become zero.
+        config: The hyper-parameters that are the same in all rounds.
+        device: The device of the model, on which the steps are computed.
+        precision: The number format of activations: float32, bfloat16 or float16.
     """
 
     logits: Inputs
@@ -60,16 +61,17 @@ class Descent:
     precision: torch.dtype
 
     def step(self, inputs: Tensor, labels: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-        """Takes one step.
+        """Takes one step of gradient descent.
 
         Args:
-            inputs: The images as they are on disk, (B, C, H, W), or their features, (B, ...), on
-                the device of the model.
+            inputs: The images as they are on disk, not normalised, (B, C, H, W), or their features,
+                (B, ...), on the device of the model.
             labels: The classes, (B,).
             sizes: The number of images of each stacked client; None for a single client.
 
         Returns:
-            The sum of the cross-entropy over each client's images, without the terms, (K,).
+            A tensor (K,): for each client, the sum of the cross-entropy over its images. The terms
+            are not included.
         """
         with autocast(self.device, self.precision):
             logits = unhalved(self.logits(inputs))
@@ -94,7 +96,7 @@ def begin(
     batch_terms: tuple[BatchTerm, ...] = (),
     frozen: FrozenBackbone | None = None,
 ) -> Descent:
-    """Prepares the steps of a round; the trained tensors must have their initial values.
+    """Prepares the steps of a round. The trained tensors must have their initial values already.
 
     Args:
         model: The model that computes with the trained tensors.
@@ -108,6 +110,9 @@ def begin(
         batch_terms: Functions that return further terms from the labels of a batch.
         frozen: The two halves of the model for one client; None if each step computes the whole
             model.
+
+    Returns:
+        The `Descent`, whose method `step` takes the steps.
     """
     device = next(iter(active.values())).device
     return Descent(

@@ -1,9 +1,10 @@
 """Measures the GPU memory that a worker needs, by doing the largest task of a worker once.
 
-A process on a GPU needs memory for its tensors. It also needs memory for the kernels and tables of
-its libraries, called the context, which PyTorch does not count. To measure the memory of the
-tensors, the code of a worker trains for a few steps. The context is the used memory of the GPU that
-belongs to no tensor. On the CPU the steps are taken as well, but all measured sizes are zero.
+A worker is a process that trains clients. On a GPU it needs memory for its tensors. It also needs
+memory for the kernels and tables of its libraries, called the context, which PyTorch does not
+count. To measure the memory of the tensors, this process trains for a few steps as a worker would.
+The context is the used memory of the GPU that belongs to no tensor. On the CPU the steps are taken
+as well, but all measured sizes are zero.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ STEPS = 2  # the second step also holds the optimiser's state and the gradients 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The measured memory of a GPU, in bytes; all zero on the CPU.
+    """The measured memory of a GPU, in bytes. On the CPU all sizes are zero.
 
     Attributes:
         free: The memory that workers can use while this process evaluates at the same time.
         context: The memory that a process needs in addition to its tensors.
-        step: The largest memory of a worker's tensors, without the shards that the worker has open.
+        step: The largest memory of a worker's tensors. The images of its clients are not included.
     """
 
     free: int
@@ -52,13 +53,13 @@ class Memory:
 
 
 def workers_that_fit(free: int, context: int, step: int, most: int) -> int:
-    """Returns the number of workers for a GPU, so that the share `MARGIN` of the memory stays free.
+    """Returns how many workers fit on a GPU if the share `MARGIN` of its memory stays free.
 
     Args:
         free: The memory that workers can use, in bytes.
         context: The memory that each worker needs in addition to its tensors, in bytes.
         step: The largest memory of a worker's tensors, in bytes.
-        most: The number of workers that are wanted.
+        most: The largest number of workers that is allowed.
 
     Returns:
         The number of workers, at least one.
@@ -75,12 +76,13 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
     """Trains like a worker, evaluates one batch, and measures the memory of both.
 
     Args:
-        backbone: A prepared model on the device. After the call it is the same as before.
-        config: The experiment.
+        backbone: A model with the fine-tuning method, on the device. At the end its tensors have
+            the same values as before.
+        config: The configuration of the experiment.
         clients: The number of clients that a worker trains in one batch.
 
     Returns:
-        The measured memory.
+        The free memory of the GPU, and the memory that a worker needs.
 
     Raises:
         torch.OutOfMemoryError: If the memory is too small for one worker.
@@ -93,7 +95,7 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
 
 
 def make_trainer(backbone: Backbone, config: Config) -> CohortTrainer:
-    """Creates the trainer that a worker uses, with one epoch in a round."""
+    """Creates the object with which a worker trains clients, for one epoch in a round."""
     device = next(backbone.model.parameters()).device
     return CohortTrainer(
         backbone=backbone,
@@ -116,7 +118,7 @@ def take_steps(trainer: CohortTrainer, clients: int) -> list[Trained]:
 
 
 def black(backbone: Backbone, images: int) -> Shard:
-    """Returns a shard of black images."""
+    """Returns a shard of black images in the size that the model takes."""
     return Shard(
         images=torch.zeros(images, *backbone.image_shape, dtype=torch.uint8),
         labels=torch.zeros(images, dtype=torch.int64),
@@ -125,7 +127,7 @@ def black(backbone: Backbone, images: int) -> Shard:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Restores a model exactly at the end of a `with` block.
+    """Restores the tensors and the mode of a model at the end of a `with` block, bit for bit.
 
     Args:
         model: A model whose parameters have no gradients. The block may train it.
@@ -141,12 +143,13 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def peak(device: torch.device, work: Callable[[], object]) -> int:
-    """Returns the largest number of bytes that PyTorch reserves during some work.
+    """Returns the largest number of bytes that PyTorch reserves on a GPU while a function runs.
+
+    Tensors that existed before are counted as well.
 
     Args:
-        device: The device of the work. The result is 0 on the CPU.
-        work: The function that does the work; it is called once. Tensors that existed before this
-            call count as well.
+        device: The device that the function uses. On the CPU the result is 0.
+        work: The function. It is called once.
     """
     if device.type != "cuda":
         work()
@@ -162,7 +165,7 @@ def at_rest(device: torch.device) -> tuple[int, int]:
     """Releases the memory that PyTorch has reserved but does not use for a tensor.
 
     Returns:
-        The free memory and the memory of this process's context, in bytes.
+        A pair: the free memory of the GPU, and the memory of this process's context, in bytes.
     """
     gc.collect()  # a stack of clients refers to itself, so only the collector frees it
     if device.type != "cuda":
@@ -173,7 +176,7 @@ def at_rest(device: torch.device) -> tuple[int, int]:
 
 
 def _peaks(backbone: Backbone, config: Config, clients: int) -> tuple[int, int]:
-    """Returns the largest memory of training, and of an evaluation after training, in bytes."""
+    """Returns the largest memory of training, and that of an evaluation after it, in bytes."""
     trainer, predictor = make_trainer(backbone, config), predictor_of(config.evaluation.predictor)
     device = next(backbone.model.parameters()).device
     state = methods.export_state(backbone.model)

@@ -1,7 +1,8 @@
 """Trains and evaluates a model on one shard, with given tensors and hyper-parameters.
 
-A worker has one model for all its clients. First the trained tensors of a client are copied into
-the model, and at the end they are copied out again. The frozen tensors of the model never change.
+A worker process has one model for all its clients. First it copies a client's trained tensors into
+the model. After the training it copies them out again. The frozen tensors of the model never
+change.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fl_vitlora.training.steps import (
     unhalved,
 )
 
-EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU as many as a core's cache holds
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU they fit into the cache of a core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class LocalTask:
         learning_rate: The learning rate of this round.
         epochs: The number of passes over the shard in this round; None for the number that the
             configuration sets.
-        proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖² (FedProx, arXiv 1812.06127).
+        proximal_mu: The weight μ of FedProx's penalty μ/2 · ‖w - w_global‖² (arXiv 1812.06127),
+            where w are the client's tensors and w_global those of the server.
         terms: Further terms that are added to the local loss.
         frozen: The names of the trained tensors that do not change in this round.
         drift: The tensors that are multiplied by the learning rate and added after every step.
@@ -61,7 +63,7 @@ class LocalTask:
         return (*((Proximal(self.proximal_mu),) if self.proximal_mu else ()), *self.terms)
 
     def epochs_of(self, config: TrainingConfig) -> int:
-        """Returns the number of passes over the shard."""
+        """Returns the number of passes over the shard: that of this task, or else of `config`."""
         return config.epochs if self.epochs is None else self.epochs
 
 
@@ -70,7 +72,7 @@ class Trained:
     """The result of a client's training.
 
     Attributes:
-        state: All trained tensors.
+        state: The values of all trained tensors after the training, by name.
         loss: The mean cross-entropy over the images of all steps, without penalties.
         steps: The number of optimiser steps.
     """
@@ -87,12 +89,13 @@ def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> fl
     cosine, which would reach zero one round after the last round.
 
     Args:
-        config: The hyper-parameters, among them the highest rate, the schedule and the warm-up.
+        config: The hyper-parameters: the highest rate, the schedule and the number of warm-up
+            rounds.
         server_round: The number of the round, from 1.
         rounds: The number of rounds of the whole run.
 
     Returns:
-        The learning rate.
+        The learning rate of the round.
 
     Example:
         >>> c = TrainingConfig(learning_rate=1.0, schedule="cosine")
@@ -117,16 +120,19 @@ def train(
     generator: torch.Generator,
     precision: torch.dtype = torch.float32,
 ) -> Trained:
-    """Trains a model on one shard.
+    """Trains a model on the images of one client.
 
     Args:
-        backbone: A prepared model, the workspace.
-        state: The initial values of the trained tensors.
+        backbone: A model with the fine-tuning method. Its trained tensors are overwritten.
+        state: The initial values of the trained tensors, by name.
         shard: The images as they are on disk. This function normalises them batch by batch.
-        config: The hyper-parameters.
-        task: The task of this round.
-        generator: The generator of the order of images, on the CPU.
+        config: The hyper-parameters that are the same in all rounds.
+        task: The settings of this round.
+        generator: The random generator for the order of the images, on the CPU.
         precision: The number format of activations: float32, bfloat16 or float16.
+
+    Returns:
+        The trained tensors, the loss and the number of steps.
 
     Raises:
         ValueError: If the task freezes every tensor.
@@ -166,17 +172,17 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     predictor: Predictor = PLAIN,
 ) -> tuple[float, float]:
-    """Measures trained tensors on a shard of test images.
+    """Measures the accuracy and the loss of a model with given tensors on test images.
 
     Args:
-        backbone: A prepared model, the workspace.
-        state: All trained tensors.
-        shard: The test images as they are on disk.
-        precision: The number format of activations.
+        backbone: A model with the fine-tuning method. Its trained tensors are overwritten.
+        state: The values of all trained tensors, by name.
+        shard: The test images as they are on disk, not normalised.
+        precision: The number format of activations: float32, bfloat16 or float16.
         predictor: The function that computes the logits of a batch with the model.
 
     Returns:
-        The accuracy in [0, 1] and the mean cross-entropy.
+        A pair: the accuracy in [0, 1], and the mean cross-entropy.
     """
     model = backbone.model
     methods.load_state(model, state)
@@ -184,7 +190,9 @@ def evaluate(
     device = next(model.parameters()).device
     correct, loss = 0, 0.0
     frozen = frozen_of(model) if isinstance(predictor, Plain) else None
-    with answering(model, predictor, precision):
+    # features are computed by the layers of training, so that kept ones have the same bits
+    way = answering(model, predictor, precision) if frozen is None else torch.inference_mode()
+    with way:
         for chosen in torch.arange(len(shard)).split(EVALUATION_BATCH[device.type]):
             batch = shard.take(chosen)
             with autocast(device, precision, cached=not predictor.adapts):
@@ -206,7 +214,8 @@ def best_precision(device: torch.device, mixed: bool) -> torch.dtype:
         mixed: True if a GPU may compute in half precision.
 
     Returns:
-        bfloat16 or float16 on a GPU if `mixed` is true; otherwise float32.
+        float32 on a CPU, or if `mixed` is False. Otherwise bfloat16, or float16 if the GPU has no
+        bfloat16.
     """
     if device.type != "cuda" or not mixed:
         return torch.float32

@@ -1,13 +1,14 @@
-"""The local objective, which a client minimises, for one client and for K stacked clients.
+"""The local objective: the loss that a client minimises.
 
     loss = cross-entropy (with label smoothing) + the terms of the round
 
 A term is a function of the trained tensors and of the values that these tensors had when training
-began. A term must be a sum over the entries of the tensors. Then its value for K stacked clients is
-the sum of its values for each client, and the gradient of a client's slice is the gradient of this
-client.
+began. For example, a strategy may add a penalty. K clients can be trained in one batch; then their
+tensors are stacked, (K, ...). A term must be a sum over the entries of the tensors. Then its value
+for K stacked clients is the sum of its values for each client, and each client gets the same
+gradient as if it were trained alone.
 
-B images in a step, L classes, K clients.
+A step has B images, and the model has L classes.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Term(Protocol):
         """Returns the value of the term, a sum over the entries of the tensors.
 
         Args:
-            parameters: The tensors that are trained in this round.
-            anchor: Their values when training began.
+            parameters: The tensors that are trained in this round, by name.
+            anchor: The values that these tensors had when training began.
         """
         ...
 
@@ -65,7 +66,7 @@ class Proximal:
     def __call__(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns the penalty."""
+        """Returns μ/2 · ‖w - w_global‖², where w is `parameters` and w_global is `anchor`."""
         squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
         return self.mu / 2 * torch.stack(squares).sum()
 
@@ -103,7 +104,7 @@ def terms_of(strategy: Strategy, method: Method | None = None) -> tuple[Term, ..
 def cross_entropy(
     logits: Tensor, labels: Tensor, smoothing: float, sizes: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Computes the mean cross-entropy of one client, or the sum of the means of several clients.
+    """Computes the mean cross-entropy over the images of a client, summed over stacked clients.
 
     Args:
         logits: The outputs of the model, (B, L).
@@ -112,8 +113,8 @@ def cross_entropy(
         sizes: The number of images of each stacked client; None for a single client.
 
     Returns:
-        The loss to minimise, and the sum of the losses of each client's images, without gradients,
-        (K,).
+        A pair: the loss to minimise, and a tensor (K,) without gradients. The tensor has the sum of
+        the losses over the images of each client.
 
     Example:
         >>> both = cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 0]), 0.0, (1, 2))
@@ -132,7 +133,7 @@ def cross_entropy(
 def penalties(
     terms: Sequence[Term], parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
 ) -> Tensor | float:
-    """Returns the sum of the terms; 0 if there are no terms."""
+    """Returns the sum of all terms of a round, or 0 if there are no terms."""
     total: Tensor | float = 0.0
     for term in terms:
         total = total + term(parameters, anchor)

@@ -5,9 +5,9 @@ group has its own learning rate: the patch embedding, the head and the body may 
 rates.
 
 An optimiser is *entrywise* if the step of an entry of a tensor depends only on the gradients of
-this entry. Then K clients can share a batch: their tensors are stacked, (K, ...), and the step of
-each client is the same as without the other clients. If an optimiser is not entrywise, clients are
-trained one by one.
+this entry. Then K clients can be trained in one batch: their tensors are stacked, (K, ...), and
+each client takes the same step as if it were trained alone. If an optimiser is not entrywise,
+clients are trained one by one.
 
 To add an optimiser, write an `Optimizer` into a new file, and add its module and name in one line
 to the table in `fl_vitlora.config.optimizer_names`. This is a complete example:
@@ -48,13 +48,13 @@ class Make(Protocol):
     def __call__(
         self, groups: Groups, config: TrainingConfig, rate: float
     ) -> torch.optim.Optimizer:
-        """Returns a new optimiser without any state.
+        """Returns a new optimiser, which has not taken a step yet.
 
         Args:
             groups: The groups of trained tensors: "params" is a list of parameters, and "lr" is the
                 learning rate of these parameters.
             config: The hyper-parameters, for example the weight decay.
-            rate: The learning rate of tensors whose group sets no rate.
+            rate: The learning rate of tensors whose group has no "lr".
         """
         ...
 
@@ -66,7 +66,7 @@ class Optimizer:
     Attributes:
         make: A function that makes the optimiser of a round.
         entrywise: True if the step of an entry depends on the gradients of that entry alone.
-        told: One line that says what the optimiser is, with its paper.
+        told: One line that names the optimiser and its paper.
     """
 
     make: Make
@@ -120,7 +120,7 @@ SGD = Optimizer(
 
 
 def optimizer_of(name: str) -> Optimizer:
-    """Imports and returns the entry of an optimiser in the table.
+    """Imports the module of an optimiser and returns the optimiser's entry of the table.
 
     Example:
         >>> optimizer_of("adam").told
@@ -132,7 +132,9 @@ def optimizer_of(name: str) -> Optimizer:
 
 
 def is_entrywise(config: TrainingConfig) -> bool:
-    """Returns True if the optimiser of an experiment lets several clients share a batch.
+    """Returns True if the experiment's optimiser computes entry by entry.
+
+    Then several clients can be trained in one batch.
 
     Example:
         >>> is_entrywise(TrainingConfig(optimizer="nadam"))
@@ -147,14 +149,15 @@ def make_optimizer(
     rate: float,
     own: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Makes a new optimiser for a round, without any state of earlier rounds.
+    """Makes a new optimiser for a round, which remembers nothing of earlier rounds.
 
     Args:
         parameters: The tensors that are trained in this round, by the names that they have in
             messages.
         config: The hyper-parameters.
         rate: The learning rate of the round.
-        own: The factors that the fine-tuning method gives to tensors, by name; by default none.
+        own: The factors by which the fine-tuning method multiplies the learning rates of tensors,
+            by name. By default there are no factors.
     """
     groups = _rate_groups(parameters, config, rate, own or {})
     return optimizer_of(config.optimizer).make(groups, config, rate)
@@ -166,7 +169,7 @@ def _rate_groups(
     rate: float,
     own: Mapping[str, float],
 ) -> Groups:
-    """Groups tensors by their learning rates; the tensors of LoRA have the rate of the round."""
+    """Groups tensors by their learning rates. Tensors of LoRA get the rate without a factor."""
     factors = {
         methods.PATCH_EMBEDDING: config.patch_embed_rate,
         methods.HEAD: config.head_rate,

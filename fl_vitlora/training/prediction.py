@@ -16,20 +16,20 @@ This complete predictor averages over an image and its mirror image:
     >>> from fl_vitlora.testing.predictor import check_predictor
     >>> check_predictor(Mirrored())
 
-A predictor gets a model in evaluation mode and normalised images. The other conditions depend on
-the attribute `adapts`:
+A predictor gets a model in evaluation mode and normalised images. How it is called also depends on
+its attribute `adapts`:
 
 * False: the predictor is called in inference mode (`torch.inference_mode`), without gradients. In
-  float32 the layers are replaced by faster layers, whose outputs are equal up to rounding. The
-  faster layers have copies of the weights. So the predictor must not change a tensor, because the
-  change might have no effect.
+  float32 the layers are replaced by faster layers, whose outputs differ only by rounding. The
+  faster layers have copies of the weights. So the predictor must not change a tensor: the copy
+  would not change, and the change would have no effect.
 * True: the predictor is called with gradients enabled, outside of inference mode, and no layer is
   replaced. It may change tensors, but must restore them exactly before it returns. So every batch
   is evaluated with the same model, and the order of the batches does not matter.
 
 To use a predictor, name its class in the setting `evaluation.predictor`; the default is `plain`.
 
-B images of a batch, C channels, H and W their height and width in pixels, L classes.
+A batch has B images with C channels, height H and width W in pixels. The model has L classes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Predictor(Protocol):
 
     @property
     def adapts(self) -> bool:
-        """Returns True if the predictor needs gradients, or changes tensors while it is called."""
+        """Returns True if the predictor needs gradients, or changes tensors while it computes."""
         ...
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Plain:
-    """The predictor of one forward pass."""
+    """The usual predictor: one forward pass of the model."""
 
     adapts: ClassVar[bool] = False
 
@@ -90,13 +90,14 @@ PLAIN = Plain()
 
 
 def predictor_of(name: str) -> Predictor:
-    """Imports and makes a predictor.
+    """Imports the class of a predictor, and returns an instance of the class.
 
     Args:
-        name: A name of the table, or ``package.module:Class``; the class takes no arguments.
+        name: A name in the table `PREDICTORS`, or ``package.module:Class``. The class must take no
+            arguments.
 
     Raises:
-        UserError: If the predictor cannot be imported or made, or has no attribute `adapts`.
+        UserError: If the class cannot be imported, raises an error, or is not a predictor.
 
     Example:
         >>> predictor_of("plain")
@@ -114,10 +115,14 @@ def predictor_of(name: str) -> Predictor:
     try:
         made: Predictor = classes[class_name]()
     except Exception as error:
-        raise UserError(f"predictor {name} cannot be made: {_cause(error)}") from error
+        raise UserError(
+            f"predictor {name}: no instance of its class can be made without arguments: "
+            f"{_cause(error)}"
+        ) from error
     if not callable(made) or not isinstance(getattr(made, "adapts", None), bool):
         raise UserError(
-            f"predictor {name}: expected a class with __call__ and adapts, which is True or False"
+            f"predictor {name}: expected a class with the method __call__ and the attribute "
+            "adapts, which must be True or False"
         )
     return made
 
@@ -128,13 +133,16 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def answering(model: nn.Module, predictor: Predictor, precision: torch.dtype) -> Iterator[None]:
-    """Inside a `with` block, gives a model the conditions that the module's text describes.
+    """Prepares PyTorch and a model for a predictor, inside a `with` block.
+
+    The text of this module says what a predictor can expect.
 
     Args:
         model: The model in evaluation mode.
         predictor: The predictor that is called in the block.
-        precision: The number format of activations. The layers become faster only in float32: they
-            compute W + B·A once, and in half precision this sum would round B·A away.
+        precision: The number format of activations. The layers become faster only in float32. They
+            compute the weight W + s·B·A once, and in half precision rounding this sum would lose
+            the small B·A.
     """
     if predictor.adapts:
         with torch.enable_grad():

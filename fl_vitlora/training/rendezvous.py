@@ -1,11 +1,11 @@
 """Lets several calls run in turns, and computes their most expensive step together.
 
-A worker that gets several messages calls the app once for each message. Every call has its own
-thread, but two calls never run at the same time: a call runs until it ends, or until it waits at a
-meeting. At a meeting, calls wait for a common computation. When every call has ended or is waiting,
-one function computes the results of all waiting calls together. Then these calls continue in turns.
-So an app for many messages can be written like an app for one message, and the data that calls
-share needs no locks.
+A worker process that gets several messages calls the client app once for each message. Every call
+has its own thread, but two calls never run at the same time: a call runs until it ends, or until it
+waits for a computation that several calls need. This is a meeting. When every call has ended or is
+waiting, one function computes the results of all waiting calls together. Then these calls continue
+in turns. So an app for many messages can be written like an app for one message, and the data that
+calls share needs no locks.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ _own: ContextVar[Call[Any] | None] = ContextVar("call", default=None)
 
 
 class Call(Generic[T]):
-    """A call that runs when it gets its turn, and stops when it ends or begins to wait.
+    """A call of a function in a thread that runs only when this call has its turn.
+
+    A turn ends when the function ends, or when it begins to wait for a common computation.
 
     Args:
         function: The function that is called.
 
     Attributes:
-        together: The function that computes the results of the meeting at which the call waits;
-            None if the call does not wait.
+        together: The function for whose results the call waits. It computes the results of all
+            waiting calls. None if the call does not wait.
         brought: The argument of this call for the function `together`.
-        found: The result of the meeting for this call, or the exception to raise in it.
+        found: The result of `together` for this call, or an exception that is raised in the call.
         outcome: The result of the whole call, or the exception that ended it.
     """
 
@@ -47,16 +49,21 @@ class Call(Generic[T]):
         self._thread.start()
 
     def go_on(self) -> None:
-        """Lets the call run, and returns when the call has ended or waits."""
+        """Gives the call its turn; returns when the call has ended or waits."""
         self._turn.release()
         self._stopped.acquire()
 
     def meet(self, together: Together[T, U], brought: T) -> U:
-        """Waits for the result of a meeting. The call itself calls this method.
+        """Waits for a result that is computed together with other calls.
+
+        Only the code of this call may use this method, in its own thread.
 
         Args:
-            together: The function that computes the results of all calls at the meeting.
+            together: The function that computes the results of all waiting calls.
             brought: The argument of this call.
+
+        Returns:
+            The result for this call.
         """
         self.together, self.brought = together, brought
         self._stopped.release()
@@ -83,8 +90,8 @@ def meet(together: Together[T, U], brought: T) -> U:
     """Computes a result together with the other calls, or alone if there are no other calls.
 
     Args:
-        together: A function that takes the arguments of all waiting calls and returns one result
-            for each. If the function raises an exception, the exception is raised in each of these
+        together: A function that takes a list with the arguments of all waiting calls, and returns
+            one result for each. If it raises an exception, the exception is raised in each of these
             calls.
         brought: The argument of this call.
 
@@ -102,7 +109,7 @@ def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
         functions: The functions to call, without arguments.
 
     Returns:
-        The result of each call, or the exception that it raised.
+        A list: for each function, its result, or the exception that it raised.
     """
     calls = [Call(function) for function in functions]
     for call in calls:
@@ -114,7 +121,7 @@ def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
 
 
 def _do_together(calls: Sequence[Call[Any]]) -> None:
-    """Computes the results of calls that wait at the same meeting, and lets each call continue."""
+    """Computes the results of calls that wait for one function, and lets each call continue."""
     together = cast("Together[Any, Any]", calls[0].together)
     found: Sequence[Any]
     try:

@@ -2,11 +2,13 @@
 
 The images of K clients pass through the model as one batch, in the order of the clients. Only the
 layers with trained tensors need to know to which client an image belongs: the patch embedding, the
-adapters and the head. Their tensors get a first dimension for the clients. All other layers compute
-the same as with one client, but on a larger batch, which uses the processor better.
+adapters (low-rank matrices) and the head. Their tensors get a first dimension for the clients. All
+other layers compute the same as with one client, but on a larger batch, which uses the processor
+better.
 
-K clients, b_k images of client k, B = Σ b_k images in a batch, C channels, p patch size, N patches,
-D = C·p² entries a patch, W width, T tokens, n inputs, m outputs, r rank.
+A batch has B = Σ b_k images, b_k of client k. C is the number of channels, p the patch size, N the
+number of patches, D = C·p² that of entries in a patch, W the width of the model, T the number of
+tokens. A layer has n inputs and m outputs, and an adapter the rank r.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ class BatchSizes:
     """The number of images of each client in the present batch.
 
     Attributes:
-        sizes: b_k of the first clients in the order of the stack. The other clients have no images
-            in this batch.
+        sizes: The numbers b_k of the first clients, in the order in which the clients are stacked.
+            The other clients have no images in this batch.
     """
 
     def __init__(self) -> None:
@@ -69,7 +71,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) ->
 
 
 class StackedPatches(nn.Module):
-    """A layer with the patch embeddings of K clients; replaces a convolution or `KernelPerPatch`.
+    """A layer with the patch embeddings of K clients.
+
+    It replaces the convolution of a model for one client, or the layer `KernelPerPatch`.
 
     Args:
         like: The layer that is replaced.
@@ -90,7 +94,7 @@ class StackedPatches(nn.Module):
         self.bias = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps images, (B, C, height, width), to tokens, (B, W, height/p, width/p)."""
+        """Returns the tokens, (B, W, height/p, width/p), of images, (B, C, height, width)."""
         rows, columns = (
             side // p for side, p in zip(images.shape[-2:], self.patch_size, strict=True)
         )
@@ -102,7 +106,7 @@ class StackedPatches(nn.Module):
         return tokens.mT.reshape(len(images), -1, rows, columns)
 
     def _kernel_per_patch(self, patches: Tensor) -> Tensor:
-        """Maps patches, (B, N, D), to tokens, (B, N, W)."""
+        """Returns the tokens, (B, N, W), of patches, (B, N, D), with one kernel for each patch."""
         sizes = self.batch.sizes
         tokens = [
             torch.einsum("bnd,nwd->bnw", part, weight)
@@ -135,7 +139,7 @@ class StackedHead(nn.Module):
         self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps features, (B, ..., n), to logits, (B, ..., m)."""
+        """Returns the logits, (B, ..., m), of features, (B, ..., n)."""
         return linear(x, self.weight, self.bias, self.batch)
 
 
@@ -143,8 +147,8 @@ class Stack:
     """A model for many clients, which uses the same frozen weights as the model for one client.
 
     Args:
-        model: A prepared timm ViT for which `can_stack` returns True. If its frozen weights change
-            later, this model changes as well.
+        model: A timm ViT with a fine-tuning method, for which `can_stack` returns True. The two
+            models share the frozen weights, so a later change of them changes both models.
 
     Attributes:
         model: The model for many clients, which maps the images of a batch to logits, (B, classes).
@@ -177,11 +181,11 @@ class Stack:
 
         Args:
             states: The trained tensors of each client.
-            readers: The patch reader of each client. Its kernels are used only if the method does
-                not train the patch embedding.
+            readers: The patch reader of each client: its frozen patch embedding and position
+                embedding. The patch embedding is used only if the method does not train it.
 
         Returns:
-            The trained parameters by their names, each with a leading dimension K.
+            A dictionary: the trained parameters by name, each with a first dimension K.
         """
         for place in (HEAD, PATCHES):
             for name, own in self.original.get_submodule(place).named_parameters(prefix=place):
@@ -203,7 +207,8 @@ class Stack:
         """Sets the number of images of each client in the next batch.
 
         Args:
-            sizes: b_k of the first clients of the stack. The other clients have no images.
+            sizes: The numbers b_k of the first clients in the stack. The other clients have no
+                images in this batch.
         """
         self._batch.sizes = tuple(sizes)
         if self._positions is not None:
@@ -217,12 +222,12 @@ class Stack:
         return linear(x, weight, None, self._batch)
 
     def _put(self, path: str, tensor: Tensor) -> None:
-        """Puts a stacked tensor into the model, as the tensor with a dotted name."""
+        """Replaces the tensor of the model that has the dotted name `path` by a stacked tensor."""
         place, _, name = path.rpartition(".")
         setattr(self.model.get_submodule(place), name, tensor)
 
     def _positions_of(self, readers: Sequence[PatchReader]) -> Tensor | None:
-        """Returns the position embeddings of all clients, (K, T, W); None if all are equal."""
+        """Returns the position embeddings of all clients, (K, T, W), or None if all are equal."""
         own = readers[0].position
         if own is None or all(r.position is own or _same(r.position, own) for r in readers):
             vars(self.model).pop(POSITION, None)
@@ -238,12 +243,12 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 
 def can_stack(model: nn.Module) -> bool:
-    """Returns True if everything that a prepared model trains can be stacked.
+    """Returns True if several clients can be trained in one batch: if all that is trained stacks.
 
-    A linear head and a patch embedding of non-overlapping patches can be stacked. A part of a
-    fine-tuning method can be stacked if its attribute `stackable` is true. The body of a model
-    cannot be stacked, and neither can a normalisation in the patch embedding or positions for
-    varying image sizes.
+    A linear head can be stacked, and a patch embedding of patches that do not overlap. A part of a
+    fine-tuning method can be stacked if its attribute `stackable` is true. Three things cannot be
+    stacked: tensors of the body of a model, a normalisation in the patch embedding, and position
+    embeddings for images of different sizes.
     """
     whole: Any = model
     told = methods.prepared(model)

@@ -1,7 +1,8 @@
 """Functions for the steps of local training, of one client or of several clients in one batch.
 
-Parameters belong to one client, or they are stacked for K clients, (K, ...). All functions except
-those that clip gradients compute entry by entry, so they work in both cases.
+Parameters belong to one client, or they are stacked for K clients, (K, ...). Functions that clip
+gradients need to know which case it is. All other functions work in both cases, because they
+compute entry by entry.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from fl_vitlora.config import TrainingConfig
 
 Clip = Callable[[Iterable[Tensor], float], object]
-TINY = 1e-6  # is added to a norm, as in `nn.utils.clip_grad_norm_`
+TINY = 1e-6  # this is added to a norm before a division, as in `nn.utils.clip_grad_norm_`
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def drift_on(
 
     Args:
         parameters: The trained tensors.
-        drift: The drift by the names of the tensors; tensors without a drift are left out.
+        drift: For some names of trained tensors, the tensor that is added.
         rate: The learning rate of the round.
     """
     for name, change in drift.items():
@@ -40,7 +41,7 @@ def active_of(
     """Returns the tensors that are trained in a round.
 
     Args:
-        parameters: All trained tensors of the method.
+        parameters: All tensors that the fine-tuning method trains, by name.
         frozen: The names of the tensors that do not change in this round.
 
     Raises:
@@ -48,13 +49,15 @@ def active_of(
     """
     active = {name: p for name, p in parameters.items() if name not in frozen}
     if not active:
-        raise ValueError("the strategy's plan freezes every tensor; nothing is left to train")
+        raise ValueError(
+            "the strategy's plan freezes every tensor of the method, so that nothing is trained"
+        )
     return active
 
 
 @contextlib.contextmanager
 def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside a `with` block, no gradients of the given parameters are computed."""
+    """Freezes parameters inside a `with` block: no gradients are computed for them."""
     unmoved = list(parameters)
     try:
         for parameter in unmoved:
@@ -76,7 +79,7 @@ def step(
 
     Args:
         optimizer: The optimiser of the trained parameters.
-        scaler: The scaler of losses in half precision.
+        scaler: PyTorch's scaler of losses in half precision.
         loss: The loss to minimise.
         clip_norm: The largest norm of a gradient; None if gradients are not clipped.
         clip: The function that clips the gradients of parameters: `nn.utils.clip_grad_norm_`, or
@@ -94,7 +97,7 @@ def step(
 
 @torch.no_grad()
 def clip_each(parameters: Iterable[Tensor], clip_norm: float) -> None:
-    """Clips the gradient of each client to a largest norm, in place.
+    """Scales the gradient of each client down to a largest norm, in place.
 
     Args:
         parameters: The stacked parameters, (K, ...), with gradients.
@@ -114,9 +117,9 @@ def batches_of(
     generator: torch.Generator,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Yields the positions of the images of each step.
+    """Yields, for each step, the positions of its images in the shard.
 
-    Every epoch has a new order and uses all images.
+    Every epoch has a new random order and uses all images.
 
     Args:
         images: The number of images.
@@ -132,7 +135,7 @@ def batches_of(
 
 
 def steps_of(images: int, config: TrainingConfig) -> int:
-    """Counts the optimiser steps of a client in a round.
+    """Returns the number of optimiser steps that a client takes in a round.
 
     Args:
         images: The number of images of the client.
@@ -146,7 +149,7 @@ def steps_of(images: int, config: TrainingConfig) -> int:
 
 
 def unhalved(logits: Tensor) -> Tensor:
-    """Returns logits in half precision as float32, and other logits as they are."""
+    """Converts logits in half precision to float32. Other logits keep their number format."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -157,9 +160,8 @@ def autocast(
 
     Args:
         device: The device that computes.
-        precision: The number format of activations; nothing changes for float32.
-        cached: True to convert each weight only once. This requires that no weight changes inside
-            the context.
+        precision: The number format of activations. For float32 the context has no effect.
+        cached: True to convert each weight only once. Then no weight may change inside the context.
     """
     if precision == torch.float32:
         return contextlib.nullcontext()

@@ -52,8 +52,8 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 @pytest.mark.parametrize(
     ("flag", "good", "broken"),
     [
-        ("--check-predictor", "Mirrored", "the model is not left as it was"),
-        ("--check-observer", "Counts", "single updates: writes to model"),
+        ("--check-predictor", "Mirrored", "after the answer the model differs in"),
+        ("--check-observer", "Counts", "single updates: it changes model"),
     ],
 )
 def test_a_file_is_checked_and_told_what_it_breaks(
@@ -78,13 +78,17 @@ def test_a_shipped_class_is_checked_by_its_name(capsys: pytest.CaptureFixture[st
     ("name", "source", "part"),
     [
         ("none.py", None, "no such file"),
-        ("two.py", GOOD + GOOD.replace("Counts", "Others"), "found ['Counts', 'Others']"),
-        ("empty.py", "", "expected one class with `observe`, found []"),
+        (
+            "two.py",
+            GOOD + GOOD.replace("Counts", "Others"),
+            "in this file, found ['Counts', 'Others']",
+        ),
+        ("empty.py", "", "expected one class with `observe` in this file, found []"),
         ("wrong.py", "1 / 0", "cannot be imported: ZeroDivisionError"),
         (
             "needs.py",
             GOOD + "    def __init__(self, size): ...",
-            "its class cannot be made: TypeError",
+            "no instance of the class Counts can be made without arguments: TypeError",
         ),
         ("a-b.py", GOOD, "rename the file to a Python name"),
         ("nowhere.observers:Mine", None, "cannot be imported: ModuleNotFoundError"),
@@ -106,4 +110,4 @@ def test_what_cannot_be_checked_is_refused_in_one_line(
 
 def test_a_check_runs_nothing_beside_it(capsys: pytest.CaptureFixture[str]):
     code, text = told(capsys, "--check-observer", "mine.py", "--seeds", "0-2")
-    assert (code, "--check-observer runs nothing" in text) == (2, True)
+    assert (code, "--check-observer runs nothing else" in text) == (2, True)

@@ -282,7 +282,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
 def test_a_single_run_is_no_grid_but_a_folder_of_runs_is(tmp_path: Path) -> None:
     grid = small(tmp_path)
     RunFolder.create(replace(grid.runs[0][1], out=str(tmp_path / "runs" / "one")))
-    with pytest.raises(UserError, match="no grid"):
+    with pytest.raises(UserError, match="not a folder of a comparison"):
         prepare_folder(tmp_path / "runs" / "one", grid)
     prepare_folder(tmp_path / "runs", grid).close()
     assert (tmp_path / "runs" / "grid.yaml").is_file()
@@ -303,6 +303,6 @@ def test_two_processes_are_not_let_at_one_comparison(
         assert ended.value.code == 2
         assert capsys.readouterr().err == (
             f"simulate.py: grid folder {folder}: another process runs this comparison; "
-            "wait until it has ended\n"
+            "wait until that process has ended\n"
         )
     prepare_folder(folder, grid).close()

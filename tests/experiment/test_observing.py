@@ -123,21 +123,21 @@ def breaks(deed: Callable[[Sight], Any]) -> Any:
 @pytest.mark.parametrize(
     ("deed", "said"),
     [
-        (lambda s: s.updates[0], "no usable update: raises IndexError"),
+        (lambda s: s.updates[0], "no usable update: it raises IndexError"),
         (
             lambda s: s.updates and s.updates[0].rank + 1,
-            "the mean of all updates alone: raises TypeError",
+            "the mean of all updates alone: it raises TypeError",
         ),
-        (lambda s: s.model["head.bias"].add_(1), "single updates: writes to model head.bias"),
-        (lambda s: s.model.pop("head.bias"), "single updates: writes to model head.bias"),
-        (lambda s: s.updates[1].report.clear(), "writes to the report of client 1"),
+        (lambda s: s.model["head.bias"].add_(1), "single updates: it changes model head.bias"),
+        (lambda s: s.model.pop("head.bias"), "single updates: it changes model head.bias"),
+        (lambda s: s.updates[1].report.clear(), "it changes the report of client 1"),
         (
             lambda s: len(s.updates) == 1 and s.updates[0].delta.clear(),
-            "the mean of all updates alone: writes to the delta of the mean",
+            "the mean of all updates alone: it changes the delta of the mean",
         ),
         (
             lambda s: s.updates[3].delta["head.weight"].data.mul_(2),
-            "writes to the delta of client 3: head.weight",
+            "it changes the delta of client 3: head.weight",
         ),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_shard_that_names_other_classes_is_refused_by_name(
 ) -> None:
     path = tmp_path / "run" / "shards" / client_shard(1)
     rename_classes(path, config, '["0","1","2","3","4","5","6","7","8","cat"]')
-    with pytest.raises(UserError, match=rf"{path} has others than .*'cat'.*'9'"):
+    with pytest.raises(UserError, match=rf"{path} has other classes than .*'cat'.*'9'"):
         shards_of(tmp_path / "run", storage_keys(config))
 
 

@@ -250,7 +250,7 @@ def test_a_run_begins_again_before_its_first_checkpoint_and_not_after_it(
     folder, expected = paused
     config = copy_of(folder, tmp_path)
     shutil.rmtree(tmp_path / "run" / "checkpoint")
-    with pytest.raises(UserError, match="has rounds and no checkpoint to continue from"):
+    with pytest.raises(UserError, match="has rounds, but no checkpoint from which the run"):
         play(config, engine, resume=True)
     rounds = tmp_path / "run" / "rounds.jsonl"
     rounds.write_text(rounds.read_text().splitlines()[0] + "\n")  # as before the first checkpoint
@@ -352,7 +352,9 @@ def test_shards_under_another_key_are_another_run(
     shutil.copytree(shards, elsewhere)
     rotate_key(config, [elsewhere])
     shutil.copy(elsewhere / "client-00001.safetensors", shards)
-    with pytest.raises(UserError, match=r"shards of a run are under one key: .*client-00001"):
+    with pytest.raises(
+        UserError, match=r"shards of a run must be encrypted with one key, .*client-00001"
+    ):
         play(config, engine, resume=True)
     shutil.copytree(elsewhere, shards, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"began with key \w+ and continues only with that"):

@@ -152,4 +152,4 @@ def test_the_command_line_checks_a_file_and_says_what_it_breaks(place: Path):
         place, "--check-method", "broken.py", "--set", "finetuning.parameters.start=0.5"
     )
     assert failed.returncode != 0
-    assert "the untrained method changes the outputs" in failed.stdout
+    assert "before any training the method changes the model's outputs" in failed.stdout

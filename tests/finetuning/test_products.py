@@ -102,5 +102,7 @@ def test_the_environment_names_the_library(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(products, "LIBRARY", "mkl")
     assert product_for(weight) is F.linear
     monkeypatch.setattr(products, "LIBRARY", "openblas")
-    with pytest.raises(UserError, match="PRODUCTS=openblas in the environment: expected mkl or"):
+    with pytest.raises(
+        UserError, match="PRODUCTS=openblas names an unknown library: expected mkl or"
+    ):
         product_for(weight)

@@ -126,7 +126,9 @@ def test_a_read_only_disk_is_told_before_anything_runs(mounted: Callable[[str], 
         match=f"{disk} is not a folder you can write to; choose.*--out FOLDER",
     ):
         RunFolder.create(load(None, {"out": str(disk / "run")}))
-    with pytest.raises(UserError, match="Read-only file system; choose another one: --out FOLDER"):
+    with pytest.raises(
+        UserError, match="Read-only file system; choose another folder: --out FOLDER"
+    ):
         prepare_folder(disk / "grid", read_grid({"seeds": [0, 1]}, {}))
     assert contents(disk) == {}
 
@@ -145,7 +147,8 @@ def test_a_disk_that_is_too_small_for_a_run_folder_is_told(
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, parent: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        UserError, match=r"run folder .*/file is not a folder you can write to; choose another one"
+        UserError,
+        match=r"run folder .*/file is not a folder you can write to; choose another folder",
     ):
         RunFolder.create(load(None, {"out": str(tmp_path / parent / "run")}))
 
@@ -237,7 +240,8 @@ def test_a_disk_that_fills_during_a_run_ends_it_with_one_line(stopped: Stopped) 
     (error,) = stopped.errors
     assert re.fullmatch(
         rf"simulate\.py: the run failed: {stopped.folder}/\S+ cannot be written: File too large; "
-        rf"python simulate\.py --resume {stopped.folder} continues the run \(more with --verbose\)",
+        rf"python simulate\.py --resume {stopped.folder} continues the run "
+        r"\(--verbose shows more\)",
         error,
     ), error
     assert stopped.code == 1

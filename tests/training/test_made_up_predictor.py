@@ -93,8 +93,8 @@ def test_what_is_no_name_is_refused_in_one_line(given: object):
     ("name", "told"),
     [
         ("made_up_predictors:Undecidad", "did you mean 'Undecided'"),
-        ("made_up_predictors:Silent", "adapts, which is True or False"),
-        ("made_up_predictors:Asking", "cannot be made: TypeError: .*rate"),
+        ("made_up_predictors:Silent", "the attribute adapts, which must be True or False"),
+        ("made_up_predictors:Asking", "can be made without arguments: TypeError: .*rate"),
         ("not_there_at_all:Mine", "cannot be imported: ModuleNotFoundError"),
         ("fl_vitlora.training.prediction:Plane", "did you mean 'Plain'"),
     ],

@@ -215,16 +215,16 @@ def hidden(model: nn.Module, images: Tensor) -> Any:
 
 BROKEN: dict[str, tuple[Any, str]] = {
     "no word": (Made(lambda m, x: m(x), adapts=None), "`adapts` must be True or False"),
-    "features": (Made(features), r"\(B, L\) = \(4, 3\), got"),
-    "one answer": (Made(lambda m, x: m(x)[:1]), r"\(B, L\) = \(4, 3\), got \(1, 3\)"),
+    "features": (Made(features), r"\(images, classes\) = \(4, 3\), got"),
+    "one answer": (Made(lambda m, x: m(x)[:1]), r"\(images, classes\) = \(4, 3\), got \(1, 3\)"),
     "no tensor": (Made(lambda m, x: m(x).tolist()), r"got list"),
-    "no numbers": (Made(lambda m, x: m(x).log()), "not all finite"),
+    "no numbers": (Made(lambda m, x: m(x).log()), "NaN or infinity"),
     "memory": (Made(counting()), "another answer the second time"),
     "chance": (Made(lambda m, x: m(x + torch.randn_like(x))), "another answer the second time"),
-    "images": (Made(writing), "the images are written to"),
-    "tensors": (Made(drifting, adapts=True), "not left as it was: head.bias"),
-    "mode": (Made(training), "not left as it was: the mode of it"),
-    "gradients": (Made(leaving_gradients, adapts=True), "left as it was: the gradient of"),
+    "images": (Made(writing), "the predictor changes the images"),
+    "tensors": (Made(drifting, adapts=True), "the model differs in head.bias"),
+    "mode": (Made(training), "the model differs in the mode of itself"),
+    "gradients": (Made(leaving_gradients, adapts=True), "the model differs in the gradient of"),
     "hidden": (Made(hidden), "it must say `adapts = True`"),
 }
 
