@@ -202,7 +202,7 @@ def test_a_sum_of_one_is_refused(tmp_path: Path):
     assert hidden.train(1, hidden.initial) == []
     reasons = {failure.client: failure.reason for failure in hidden.failures}
     assert reasons[0] == reasons[1] == "no reply within 1 s"
-    assert "too few for a secure sum" in reasons[2]
+    assert "a secure sum needs at least two remaining clients" in reasons[2]
 
 
 def test_no_client_sends_anything_in_the_open_if_it_was_told_to_hide(tmp_path: Path):

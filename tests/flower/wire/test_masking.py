@@ -245,10 +245,10 @@ def test_a_client_remembers_in_its_context_what_it_has_masked_and_revealed():
     wire = Wire()
     roster = wire.roster(3)
     wire.hide(0, roster, UPDATES[0])
-    with pytest.raises(ValueError, match="masked already"):
+    with pytest.raises(ValueError, match="already masked a vector for round"):
         wire.hide(0, roster, UPDATES[0])
     wire.ask(roster)(frozenset({0}), frozenset({4}))
-    with pytest.raises(ValueError, match="cannot come back into it"):
+    with pytest.raises(ValueError, match="that dropped out of a sum cannot come back"):
         wire.ask(roster)(frozenset({0}), frozenset({2}))
 
 
