@@ -80,5 +80,5 @@ def test_ranks_that_are_no_whole_numbers_are_refused(rank: object):
 
 
 def test_a_mask_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="2 bytes mark 3 tensors"):
+    with pytest.raises(ValueError, match="mask of 2 bytes does not fit 3 tensors"):
         _ = layouts({messages.CACHED: b"xy"}).sent
