@@ -69,13 +69,13 @@ def test_nobody_asked_for_other_records(record: str):
         if known:
             assert isinstance(of(record), Layout)
         else:
-            with pytest.raises(ValueError, match=f"nobody asked for '{record}'"):
+            with pytest.raises(ValueError, match=f"record '{record}' was not asked for"):
                 of(record)
 
 
 @pytest.mark.parametrize("rank", [-1, 0.5, "1", True])
 def test_ranks_that_are_no_whole_numbers_are_refused(rank: object):
-    with pytest.raises(ValueError, match="merged-ranks are"):
+    with pytest.raises(ValueError, match="merged-ranks must be whole numbers from 0"):
         layouts({messages.MERGED_RANKS: [rank]}).of_record(messages.MERGED)
 
 
