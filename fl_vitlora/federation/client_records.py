@@ -1,11 +1,12 @@
 """The server's records of the clients, which are saved in checkpoints.
 
-The server does not send tensors that a client already has. A client remembers three things: the
-tensors that were frozen in its last round (`ClientPlan.frozen`), the number of rounds whose merged
-low-rank pairs it has added to its frozen weights, and its version of each stream (a series of
-compressed changes, `communication.stream`). A client also knows all initial tensors, because it
-builds the same model. If a client does not answer, the server does not know whether the client has
-read the message. The server then assumes that the client remembers nothing.
+The server does not send tensors that a client already has. A client remembers three things. It
+remembers the tensors that were frozen in its last round (`ClientPlan.frozen`). It remembers the
+number of rounds whose merged low-rank pairs it has added to its frozen weights. And it remembers
+its version of each stream, a series of compressed changes (`communication.stream`). A client also
+knows all initial tensors, because it builds the same model. If a client does not answer, the server
+does not know whether the client has read the message. The server then assumes that the client
+remembers nothing.
 """
 
 from __future__ import annotations
