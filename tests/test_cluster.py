@@ -83,23 +83,23 @@ def test_a_run_of_its_own_does_not_join_a_ray_that_happens_to_run(
 
 
 def test_where_nobody_answers_is_a_mistake():
-    with pytest.raises(UserError, match="no Ray answers there"):
+    with pytest.raises(UserError, match="no Ray answers at this address"):
         choose_workers("cpu", 2, most=4, address=f"127.0.0.1:{free_port()}")
 
 
 def test_what_answers_in_another_language_is_no_ray():
     with socketserver.TCPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        with pytest.raises(UserError, match="the program that answers there is not Ray"):
+        with pytest.raises(UserError, match="the program at this address is not Ray"):
             check_address(f"127.0.0.1:{server.server_address[1]}")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:10001", ":6379", "host:port"])
 def test_what_is_no_address_is_told_with_what_one_is(address: str):
-    with pytest.raises(UserError, match=f"{address}: expected auto, or HOST:PORT"):
+    with pytest.raises(UserError, match=f"{address}: expected the word auto, or HOST:PORT"):
         check_address(address)
 
 
 def test_the_size_of_a_cluster_is_not_guessed():
-    with pytest.raises(UserError, match="say how many workers"):
+    with pytest.raises(UserError, match="set the number of workers"):
         choose_workers("cpu", None, most=4, address="127.0.0.1:6379")

@@ -34,9 +34,8 @@ class Journal:
     """A file to which lines of JSON are appended.
 
     Args:
-        path: Path of the file. If `mark` is None, the journal starts empty.
-        mark: Mark from which the journal continues. Lines that were written after the mark are
-            removed.
+        path: Path of the file. If `mark` is None, the file is emptied first.
+        mark: Length and digest of the part of the file that stays; later lines are removed.
         mode: Permissions of a new file; see `write_atomically`.
 
     Raises:
@@ -67,7 +66,7 @@ class Journal:
         """Waits until the whole journal is on the disk, and returns the current mark.
 
         Raises:
-            WriteError: If the disk does not store the journal.
+            WriteError: If the journal cannot be written to the disk.
         """
         with writing(self._path), self._path.open("rb") as file:
             os.fsync(file.fileno())
@@ -86,5 +85,7 @@ class Journal:
         self._digest.update(good)
         self._length = len(good)
         if Mark(length=self._length, digest=self._digest.hexdigest()) != mark:
-            raise DamagedFileError(self._path, "is damaged: it does not agree with the checkpoint")
+            raise DamagedFileError(
+                self._path, "is damaged: it differs from what the checkpoint recorded"
+            )
         os.truncate(self._path, mark.length)

@@ -9,10 +9,11 @@
 
 The clients' states are private: only the owner may read the folder `checkpoint` and its files, even
 if the umask allows more. All files are protected by checksums: a safetensors file contains its own
-digest, and the server's state contains the marks of the journals. Every safetensors file is written
-completely under another name and then renamed. The file with the server's state is written last.
-The two newest checkpoints are kept. If the newest checkpoint is damaged, the run resumes from the
-previous checkpoint, and its result is exactly the same.
+digest, and the server's state contains the marks (lengths and digests) of the two journals, the
+files that end in `jsonl`. Every safetensors file is written completely under another name and then
+renamed. The file with the server's state is written last. The two newest checkpoints are kept. If
+the newest checkpoint is damaged, the run resumes from the previous checkpoint, and its result is
+exactly the same.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Checkpoint:
         round: Number of the round.
         server: State of the server.
         clients: State of each client, by the client's number. Clients without a state are left out.
-        ledger: All messages from the first round to this round.
+        ledger: The sizes of all messages from the first round to this round.
         lines: All lines of `rounds.jsonl` from the first round to this round.
     """
 
@@ -58,7 +59,7 @@ class Checkpoint:
 
 
 def lacks_checkpoints(run: Path, every: int) -> bool:
-    """Returns True if a run has finished rounds but cannot resume without its missing checkpoints.
+    """Returns True if a run cannot resume: its checkpoints are missing, although rounds have ended.
 
     If a run has not written a checkpoint yet, it can start again from round 1, and its result is
     exactly the same.
@@ -77,12 +78,13 @@ def remove(run: Path) -> None:
 
 
 class Logbook:
-    """Writes the rounds, messages and checkpoints of a run; made by `begin` or `take_up`.
+    """Writes the rounds, messages and checkpoints of a run. Call `begin` or `take_up` to make one.
 
     Args:
         run: The run folder.
-        rounds: Mark from which the journal of rounds continues; None to begin a new journal.
-        ledger: Mark from which the journal of messages continues; None to begin a new journal.
+        rounds: Mark (length and digest) up to which the journal of rounds is kept; None to begin a
+            new journal.
+        ledger: Mark up to which the journal of messages is kept; None to begin a new journal.
     """
 
     def __init__(self, run: Path, rounds: Mark | None = None, ledger: Mark | None = None) -> None:
@@ -146,7 +148,7 @@ class Logbook:
             )
         except (AttributeError, LookupError, TypeError) as error:
             raise DamagedFileError(
-                path, f"is not a checkpoint of this version ({error!r})"
+                path, f"is not a checkpoint that this version can read ({error!r})"
             ) from None
 
     def note_round(self, line: Mapping[str, Any]) -> None:
@@ -169,7 +171,8 @@ class Logbook:
             messages: All messages of the run up to this round.
             clients: State of each client, by the client's number. If a state has changed since the
                 last call, it must be a new object.
-            tree_of: Function that turns a client's state into a tree. Empty trees are not stored.
+            tree_of: Function that turns a client's state into a tree (nested mappings and lists of
+                plain values and tensors). Empty trees are not stored.
         """
         if server_round in self._kept:
             return
@@ -229,14 +232,17 @@ def _write(path: Path, server_round: int, tree: Tree) -> None:
 
 
 def _read(path: Path, server_round: int) -> Any:
-    """Returns the tree in a file, which must belong to the given round.
+    """Returns the tree in a file; the file must have been written after the given round.
 
     Raises:
         DamagedFileError: If the file is damaged or belongs to another round.
     """
     tensors, metadata = read_sealed(path)
     if metadata.get(ROUND) != str(server_round):
-        raise DamagedFileError(path, f"holds round {metadata.get(ROUND, 'none')} instead")
+        raise DamagedFileError(
+            path,
+            f"has one round in its name and another in its content: {metadata.get(ROUND, 'none')}",
+        )
     return build(tensors, json.loads(metadata[CONTENT]))
 
 

@@ -6,16 +6,16 @@ from fl_vitlora.communication.ledger import Ledger
 
 
 def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
-    """Returns True if the budget has enough bytes left for the most expensive round so far.
+    """Returns True if the bytes left are at least as many as the most expensive round has sent.
 
     The cost of the first round is not known beforehand, so the first round may begin if any bytes
     are left. A round can still cost more than every earlier round. For example, the round may send
-    a group of tensors with the interval ``every(n)``, or a returning client may need the full
-    state.
+    a group of tensors that is sent only in every n-th round, or a client that was absent may need
+    the full state.
 
     Args:
         budget: The number of bytes that the whole run may send; None means no limit.
-        ledger: The ledger of the run so far.
+        ledger: The ledger (the sizes of all messages) of the run so far.
         server_round: The number of the next round, from 1.
 
     Example:

@@ -1,17 +1,18 @@
-"""An estimate of the bytes that Flower's transport adds to the messages in the ledger.
+"""Estimates the bytes that Flower's transport adds to the messages that the ledger counts.
 
-The ledger counts the objects into which a message is serialised. On a real SuperLink each object
-has its own request, with a request line, headers, ids and the node's signature. A message is also
-announced, confirmed, and described by a tree of ids. The bytes for all this do not depend on the
-size of the message:
+The ledger counts the objects into which a message is serialised. On a real SuperLink (Flower's
+server program) each object has its own request, with a request line, headers, ids and the node's
+signature. A message is also announced, confirmed, and described by a tree of ids. The bytes for all
+this do not depend on the size of the message:
 
-    bytes with Flower's own  =  ledger  +  Σ over directions (messages · bytes around a message)
+    bytes with transport  =  bytes in ledger  +  Σ over directions (messages · bytes added to one)
 
-The bytes around a message were counted on the connection of SuperNodes, with Flower 1.41 over HTTP
-and without TLS, by `benchmarks/flower_traffic.py`. The counted messages had three objects, which is
-the number in a small message. A message above a megabyte is cut into more objects, so that the
-estimate for full fine-tuning is a little too low. Heartbeats and requests that find no message are
-not counted, because their number depends on the duration of a round.
+The bytes added to one message were counted on the connection of SuperNodes (Flower's programs at
+the clients), with Flower 1.41 over HTTP and without TLS, by `benchmarks/flower_traffic.py`. The
+counted messages had three objects, which is the number in a small message. A message above a
+megabyte is cut into more objects, so the estimate for full fine-tuning is a little too low.
+Heartbeats and requests that find no message are not counted, because their number depends on the
+duration of a round.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from collections.abc import Iterable, Mapping
 
 from fl_vitlora.communication.ledger import Direction, Entry
 
-AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # bytes around a message
+AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # bytes added to one
 
 
 def with_flower(entries: Iterable[Entry]) -> int:
     """Returns the bytes of all messages, including the bytes that Flower's transport adds.
 
     Args:
-        entries: The entries of a ledger.
+        entries: The entries of a ledger, one for each message.
 
     Example:
         >>> sent = [Entry(round=1, client=0, direction="uplink", overhead=400) for _ in range(2)]

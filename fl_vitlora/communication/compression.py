@@ -5,8 +5,9 @@
     residual = target - sent             the rest, which is added to the next round's delta
 
 With error feedback a codec may be lossy and biased: the residual of one round is sent in a later
-round. A codec gets all tensors of a group as one vector. If the coded tensors (`Part`) lack a
-tensor of the layout, this tensor has not changed.
+round. A group is a set of tensors that share a codec, and the codec gets them as one vector. The
+layout is the list of names and shapes of all tensors. If the coded tensors (`Part`) lack a tensor
+of the layout, this tensor has not changed.
 
 Source: Stich et al., arXiv 1809.07599; Karimireddy et al., arXiv 1901.09847.
 """
@@ -26,12 +27,12 @@ from fl_vitlora.state import State
 
 
 def code(state: State, layout: Layout, lanes: Lanes, draw: np.random.Generator) -> Part:
-    """Encodes tensors.
+    """Encodes tensors, each group of tensors with its own codec.
 
     Args:
         state: Some of the layout's tensors, float32.
         layout: The names and shapes of all tensors that the receiver may expect.
-        lanes: The codec of each group.
+        lanes: The codec and the interval of each group of tensors.
         draw: The random generator for codecs with stochastic rounding.
 
     Raises:
@@ -46,7 +47,9 @@ def send(
     """Encodes tensors as `code` does, and also returns the tensors that `decode` will return."""
     here = layout.only(frozenset(state))
     if Layout.of(state) != here:
-        raise ValueError("tensors to be sent must be those of the layout, in its order")
+        raise ValueError(
+            "the tensors to be sent must have names and shapes of the layout, in its order"
+        )
     sections: list[Section] = []
     arrives: State = {}
     for group, part in _by_group(here).items():
@@ -81,7 +84,10 @@ def decode(part: Part, layout: Layout) -> State:
     here = layout.only(layout.marked(part.marks)) if part.marks else layout
     groups = _by_group(here)
     if [section.group for section in part.sections] != list(groups):
-        raise ValueError("message refused: it holds other groups of tensors than it says")
+        raise ValueError(
+            "message refused: its sections belong to other groups of tensors than its table "
+            "declares"
+        )
     found: State = {}
     for section, expected in zip(part.sections, groups.values(), strict=True):
         values = _decode(section, expected)
@@ -90,7 +96,7 @@ def decode(part: Part, layout: Layout) -> State:
 
 
 def is_exact(part: Part) -> bool:
-    """Returns True if all codecs of a part are lossless and write four bytes for each scalar.
+    """Returns True if all coded tensors of a part are exact, with four bytes for each scalar.
 
     Raises:
         ValueError: If the part names an unknown codec.
@@ -104,7 +110,7 @@ def _decode(section: Section, layout: Layout) -> Floats:
         codec = parse(section.codec)
         return codec.decode(section.body, tuple(shape for _, shape in layout.shapes))
     except ValueError as error:
-        raise ValueError(f"message refused: {section.group}: {error}") from None
+        raise ValueError(f"message refused: group {section.group} of tensors: {error}") from None
 
 
 @functools.lru_cache(maxsize=32)
@@ -124,15 +130,15 @@ def compress(
     travelling: frozenset[str],
     draw: np.random.Generator,
 ) -> tuple[Part, State]:
-    """Encodes a change plus the unsent part of earlier changes.
+    """Encodes a change of tensors plus the part of earlier changes that was not sent.
 
     Args:
         delta: The change of all tensors of the layout.
-        residual: The unsent part of earlier changes, by name of the tensor; it may contain names
-            outside the layout.
+        residual: The part of earlier changes that was not sent, by name of the tensor; it may
+            contain names that are not in the layout.
         layout: The names and shapes of the tensors in `delta`.
-        lanes: The codec of each group.
-        travelling: The names of the tensors that are sent in this round (`Lanes.open`).
+        lanes: The codec and the interval of each group of tensors.
+        travelling: The names of the tensors that are sent in this round; `Lanes.open` returns them.
         draw: The random generator for codecs with stochastic rounding.
 
     Returns:

@@ -8,10 +8,11 @@ The sum of K clients stays within ±(2³⁰ + K/2), far from ±2³¹, where it w
 rounding error of the sum is at most K · R / 2³¹. Sums modulo 2³² are exact: random words can mask
 them and be removed again without any error (`secure_sum`). A scalar takes 4 bytes, as in float32.
 
-The words of an update are, in this order: the delta and the report, if there is one, each in the
-order of the layout; the loss; and the number of clipped scalars, which is not weighted by p.
+The words of an update are, in this order: the delta; the report (further tensors that clients of
+some strategies send), if there is one; the loss; and the number of clipped scalars, which is not
+weighted by p. Delta and report have the order of the layout (the names and shapes of the tensors).
 
-S scalars of the layout, W words: S + 2, or 2·S + 2 with a report.
+S is the number of scalars of the layout. W is the number of words: S + 2, or 2·S + 2 with a report.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def to_words(numbers: Numbers, limit: float, share: float) -> Words:
 
     Args:
         numbers: The numbers x, finite; numbers beyond the range are clipped to it.
-        limit: The range R.
+        limit: The range R: numbers from -R to R can be encoded.
         share: The client's share p, in (0, 1].
 
     Returns:
@@ -63,7 +64,7 @@ def to_numbers(words: Words, limit: float, share: float) -> Numbers:
 
     Args:
         words: The sum of words, Σ q mod 2³².
-        limit: The range R.
+        limit: The range R: numbers from -R to R can be encoded.
         share: The sum Σ p over the clients in the sum.
 
     Returns:
@@ -82,9 +83,10 @@ class Mean:
 
     Attributes:
         delta: Weighted mean of the deltas, float32.
-        report: Weighted mean of the reports; empty without reports.
+        report: Weighted mean of the reports (further tensors of some strategies); empty without
+            reports.
         loss: Weighted mean of the losses.
-        clipped: The number of clipped scalars of all clients together.
+        clipped: The number of scalars that the clients clipped to the range, all clients together.
     """
 
     delta: State
@@ -106,9 +108,9 @@ def encode(
     Args:
         delta: The update's tensors, of any floating type.
         report: Tensors with the names and shapes of the delta, or an empty mapping.
-        loss: The client's loss.
+        loss: The client's training loss in nats.
         limit: The range R of delta and report.
-        share: The client's share p.
+        share: The client's share p in the mean, in (0, 1].
 
     Returns:
         The words (W,), uint32.
@@ -117,7 +119,9 @@ def encode(
         ValueError: If a number is not finite, or the report has other tensors than the delta.
     """
     if report and Layout.of(report) != Layout.of(delta):
-        raise ValueError("a report must have the names and shapes of its delta, in their order")
+        raise ValueError(
+            "the report must have the same names and shapes as the delta, in the same order"
+        )
     numbers = np.concatenate([_flat(delta), _flat(report)])
     if not (np.isfinite(numbers).all() and math.isfinite(loss)):
         raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
@@ -137,7 +141,7 @@ def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
     Args:
         total: The sum of words, Σ q mod 2³², uint32 (W,).
         layout: The names and shapes of the tensors in the clients' deltas.
-        limit: The range R.
+        limit: The range R: numbers from -R to R can be encoded.
         share: The sum Σ p over the clients in the sum.
 
     Returns:
@@ -156,11 +160,11 @@ def decode(total: Words, layout: Layout, *, limit: float, share: float) -> Mean:
 def pack_words(words: Words, layout: Layout) -> bytes:
     """Writes a header and words into one buffer.
 
-    The header has the format of the header in `packing.pack`, but with the magic "FVS1".
+    The header has the format of the header in `packing.pack`, but begins with "FVS1".
 
     Args:
         words: The words (W,), uint32.
-        layout: The layout of the delta.
+        layout: The names and shapes of the tensors in the delta.
 
     Returns:
         A buffer of 20 + 4·W bytes.
@@ -174,7 +178,7 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
 
     Args:
         buffer: The header and the words.
-        layout: The layout of the expected delta.
+        layout: The names and shapes of the tensors in the expected delta.
 
     Returns:
         The words (W,), uint32.
@@ -183,18 +187,18 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
         ValueError: If the buffer has another format, is cut off, or belongs to other tensors.
     """
     if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
-        raise ValueError("message refused: it does not begin with the header of masked words")
+        raise ValueError("message refused: expected the header of masked words at its beginning")
     _, digest, count = HEADER.unpack_from(buffer)
     expected = [TAIL + layout.scalars * parts for parts in (1, 2)]
     if digest != layout.digest or count not in expected:
         raise ValueError(
-            f"message refused: its {count} words belong to other tensors than the "
-            f"{layout.scalars} scalars expected; do client and server build the same model?"
+            f"message refused: its {count} words do not fit the expected tensors with "
+            f"{layout.scalars} scalars; do client and server build the same model?"
         )
     if len(buffer) != HEADER.size + count * WORD.itemsize:
         raise ValueError(
-            f"message refused: {count} words need {HEADER.size + count * WORD.itemsize} bytes, "
-            f"got {len(buffer)}"
+            f"message refused: {count} words and the header need "
+            f"{HEADER.size + count * WORD.itemsize} bytes, got {len(buffer)} bytes"
         )
     return np.frombuffer(buffer, WORD, offset=HEADER.size).astype(np.uint32, copy=False)
 

@@ -1,7 +1,7 @@
-"""Groups of tensors in messages. All tensors of a group have one codec, and one byte count.
+"""Groups of tensors in messages. All tensors of a group share a codec and are counted together.
 
-`finetuning.groups` assigns each tensor to a group. In messages, all groups that have no codec
-setting of their own form a single group: other.
+`finetuning.groups` assigns each tensor to a group. In messages, all groups without their own codec
+setting form a single group, `other`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Lanes: the codec and the interval by which each group of tensors is sent, up or down.
+"""Lanes: a lane is the codec and the interval with which a group of tensors is sent.
 
 A group with ``every(n)`` is sent in every n-th round and in the last round. In the rounds between,
-the changes of the group are not sent, and each client continues to train its own tensors.
+the changes of the group are not sent, and each client continues to train its own copy. Uplink and
+downlink have their own lanes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ EVERY = re.compile(r"\s*every\s*\(\s*(?P<n>\d{1,5})\s*\)\s*(\+(?P<codec>.*))?", 
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """The codec and the interval by which a group of tensors is sent, up or down.
+    """The codec and the interval with which a group of tensors is sent, uplink or downlink.
 
     Attributes:
-        codec: The codec of the group's tensors.
+        codec: The codec that writes the tensors of the group as bytes.
         every: The interval n. The group is sent in every n-th round, and in the last round.
     """
 
@@ -41,7 +42,7 @@ class Lanes:
     """The codec and the interval of every group of tensors, for uplink or downlink.
 
     Attributes:
-        by_group: The lane of each group of `groups.GROUPS`.
+        by_group: The lane (codec and interval) of each group of `groups.GROUPS`.
     """
 
     by_group: Mapping[str, Lane]
@@ -52,7 +53,7 @@ class Lanes:
         return all(lane.exact for lane in self.by_group.values())
 
     def of(self, name: str) -> Lane:
-        """Returns the lane of the group to which a tensor belongs."""
+        """Returns the lane (codec and interval) of the group to which a tensor belongs."""
         return self.by_group[group_of(name)]
 
     def open(self, names: Iterable[str], server_round: int, rounds: int) -> frozenset[str]:
@@ -81,7 +82,10 @@ def parse_lane(spec: str) -> Lane:
         return Lane(codec=parse(spec))
     match = EVERY.fullmatch(spec)
     if match is None or not int(match["n"]):
-        raise UserError(f"codec {spec!r}: expected the interval first, for example every(5)+int4")
+        raise UserError(
+            f"codec {spec!r}: expected an interval from 1, then the codec, for example "
+            "every(5)+int4"
+        )
     codec = "float32" if match["codec"] is None else match["codec"]
     return Lane(codec=parse(codec), every=int(match["n"]))
 
@@ -90,8 +94,9 @@ def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
     """Reads from the settings how each group of tensors is sent.
 
     Args:
-        specs: The text of each group's lane. The default is used if a group is missing or None.
-        default: The text of the default lane.
+        specs: The specification of each group's lane, for example ``every(5)+int4``. If a group is
+            missing or None, the default is used.
+        default: The specification of the default lane.
 
     Example:
         >>> read_lanes({"head": "every(2)+float32"}, "float32").of("head.weight").every

@@ -1,6 +1,6 @@
 """The byte ledger: one entry for every message between server and clients.
 
-The ledger only adds up numbers; `flower.wire.byte_counts` computes the size of a message.
+The ledger only adds up sizes; `flower.wire.byte_counts` computes the size of a message.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ class Entry:
     """The bytes of one message of a run.
 
     Attributes:
-        round: The number of the round, from 1; 0 means the greeting before the first round.
-        purpose: The purpose of the message.
-        client: The number of the client's shard; -1 for a node that is not a client.
+        round: The number of the round, from 1; 0 means the greeting, in which the server asks each
+            node for its client number before the first round.
+        purpose: What the message is for; "revealing" means that clients of a secure sum send seeds.
+        client: The number of the client; -1 for a node that is not a client.
         direction: The direction: "uplink" from a client to the server, or "downlink" from the
             server to a client.
         groups: The bytes of coded tensors by group of tensors (`groups.GROUPS`, or "masked").
@@ -38,12 +39,12 @@ class Entry:
 
     @property
     def payload(self) -> int:
-        """Returns the bytes of all groups together."""
+        """Returns the bytes of the coded tensors of all groups together."""
         return sum(self.groups.values())
 
     @property
     def total(self) -> int:
-        """Returns payload and overhead together, in bytes."""
+        """Returns the size of the message in bytes: payload plus overhead."""
         return self.payload + self.overhead
 
 
@@ -88,7 +89,7 @@ class Ledger:
             purpose: Count only messages with this purpose; None counts all purposes.
 
         Returns:
-            The number of bytes.
+            The number of bytes of these messages.
 
         Example:
             >>> ledger = Ledger()
@@ -107,7 +108,7 @@ class Ledger:
         )
 
     def by_group(self, server_round: int | None = None) -> dict[str, int]:
-        """Returns the bytes of coded tensors by group, in the order in which groups first occur.
+        """Returns a dictionary from group of tensors to coded bytes, in order of first occurrence.
 
         Args:
             server_round: Count only messages of this round; None counts all rounds.
@@ -120,11 +121,11 @@ class Ledger:
         return sums
 
     def by_round(self) -> dict[int, int]:
-        """Returns the bytes, including overhead, by round; round 0 is the greeting."""
+        """Returns a dictionary from round to bytes, including overhead; round 0 is the greeting."""
         return dict(self._by_round)
 
     def to_csv(self) -> str:
-        """Returns a CSV table with a line for every message, sorted by `_place`."""
+        """Returns a CSV table with a line for each message, sorted by round, purpose and client."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         columns = ("round", "purpose", "client", "direction", "payload", "overhead", "total")

@@ -1,11 +1,11 @@
 """The time that the messages of a run would take over links of a given speed.
 
-    seconds of a round = max over clients of  Σ over its messages (latency + 8 · bytes / rate)
+    seconds of a round = max over clients of  Σ over messages (latency + 8 · bytes / rate)
 
-Every client has its own link, with one rate for each direction, and transfers one message at a
-time. The server's connection is not a bottleneck. The server waits for the slowest client. The
-bytes are taken from the ledger, which does not count lower protocols. The training time is not
-included.
+The sum is over the messages of one client. Every client has its own link, with one rate for each
+direction, and transfers one message at a time. The server's connection is not a bottleneck. The
+server waits for the slowest client. The bytes are taken from the ledger, which does not count the
+bytes that lower protocols such as TCP add. The training time is not included.
 
 1 Mbit is 10⁶ bits.
 """
@@ -38,7 +38,7 @@ class Link:
         """Returns the transfer time of one message in seconds.
 
         Args:
-            direction: The direction of the message.
+            direction: The direction of the message, "uplink" or "downlink".
             size: The size of the message in bytes.
 
         Example:
@@ -53,11 +53,11 @@ def transfer_seconds(entries: Iterable[Entry], link: Link) -> dict[int, float]:
     """Returns the transfer time of each round in seconds.
 
     Args:
-        entries: The entries of a ledger.
+        entries: The entries of a ledger, one for each message.
         link: The link that every client has.
 
     Returns:
-        The seconds that the slowest client needs, by round.
+        A dictionary: for each round, the seconds that the slowest client needs.
     """
     spent: dict[int, dict[int, float]] = {}
     for entry in entries:

@@ -1,7 +1,8 @@
-"""Packing: writes all tensors of a record into one flat float32 buffer after a 20-byte header.
+"""Packing: writes several tensors into one flat float32 buffer after a 20-byte header.
 
-A client stores tensors in this format between rounds, and other Flower mods see tensors in this
-format. Between client and server, tensors have another format (`compression`, `parcel`).
+A client stores tensors in this format between rounds, and other Flower mods (client plug-ins) see
+tensors in this format. Between client and server, tensors have another format (`compression`,
+`parcel`).
 
 Client and server build the same model, so names and shapes are not written. Instead the header has
 a digest of the names and shapes. A buffer that was made for another model is refused.
@@ -64,15 +65,15 @@ class Layout:
         return sum(math.prod(shape) for _, shape in self.shapes)
 
     def ending_with(self, endings: tuple[str, ...]) -> frozenset[str]:
-        """Returns the names of the tensors that end with one of the given endings."""
+        """Returns the tensor names that end with one of the given endings."""
         return frozenset(name for name, _ in self.shapes if name.endswith(endings))
 
     def empty(self) -> State:
-        """Returns tensors of these names and shapes on the meta device, without memory."""
+        """Returns tensors of these names and shapes on PyTorch's meta device (without memory)."""
         return {name: torch.empty(shape, device="meta") for name, shape in self.shapes}
 
     def mark(self, names: frozenset[str]) -> bytes:
-        """Returns a bit mask of some names: one bit for each tensor of the layout, in order.
+        """Returns a bit mask with one bit for each tensor of the layout: 1 if it is in `names`.
 
         Example:
             >>> layout = Layout((("a", ()), ("b", ()), ("c", ())))
@@ -89,7 +90,10 @@ class Layout:
             ValueError: If the mask has the wrong length.
         """
         if len(bits) != -(-len(self.shapes) // 8):
-            raise ValueError(f"message refused: {len(bits)} bytes mark {len(self.shapes)} tensors")
+            raise ValueError(
+                f"message refused: its bit mask of {len(bits)} bytes does not fit "
+                f"{len(self.shapes)} tensors"
+            )
         marks = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self.shapes))
         return frozenset(n for (n, _), one in zip(self.shapes, marks, strict=True) if one)
 
@@ -102,7 +106,7 @@ class Layout:
         return Layout(tuple(pair for pair in self.shapes if pair[0] not in names))
 
     def shaped(self, scalars: NDArray[np.floating[Any]]) -> State:
-        """Cuts a vector into float32 tensors with the names and shapes of this layout."""
+        """Cuts a vector into float32 tensors that have the names and shapes of this layout."""
         found, begin = {}, 0
         for name, shape in self.shapes:
             end = begin + math.prod(shape)
@@ -150,16 +154,16 @@ def unpack(buffer: bytes, layout: Layout) -> State:
         ValueError: If the buffer has another format, is cut off, or was made for other tensors.
     """
     if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
-        raise ValueError("message refused: it does not begin as a packed state does")
+        raise ValueError("message refused: expected the header of packed tensors at its beginning")
     _, digest, scalars = HEADER.unpack_from(buffer)
     if digest != layout.digest or scalars != layout.scalars:
         raise ValueError(
-            f"message refused: it holds {scalars} scalars of other tensors than the "
-            f"{layout.scalars} expected; do client and server build the same model?"
+            f"message refused: its {scalars} scalars do not fit the expected tensors with "
+            f"{layout.scalars} scalars; do client and server build the same model?"
         )
     if len(buffer) != HEADER.size + scalars * SCALAR.itemsize:
         raise ValueError(
-            f"message refused: {scalars} scalars need {HEADER.size + scalars * SCALAR.itemsize} "
-            f"bytes, got {len(buffer)}"
+            f"message refused: {scalars} scalars and the header need "
+            f"{HEADER.size + scalars * SCALAR.itemsize} bytes, got {len(buffer)} bytes"
         )
     return layout.shaped(np.frombuffer(buffer, SCALAR, offset=HEADER.size))

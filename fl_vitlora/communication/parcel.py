@@ -1,4 +1,4 @@
-"""The format of messages: a header with a table of contents, and then the coded tensors.
+"""The format of messages (parcels): a head with a table of contents, then the coded tensors.
 
     magic "FVL2"    4 bytes; the digit is the version
     checksum        8 bytes, BLAKE2b of all that follows
@@ -6,11 +6,13 @@
     head            msgpack, deflated with a dictionary of words that both sides know
     bodies          the sections of coded tensors, one after the other
 
-The head holds plain values (scalars and lists, by record) and a table of the coded tensors. The
-coded tensors of one record are a part, which has a section for each group of tensors. For each
-part, the table gives the record, the digest of the layout, and a mask of the tensors in the part.
-For each section, the table gives the group, the codec and the length. Names and shapes of tensors
-are not sent, because client and server build the same model. A part for another model is refused.
+The head holds plain values (scalars and lists, by record) and a table of the coded tensors. A
+record is a named part of a Flower message. A *part* (class `Part`) holds coded tensors of one
+record, in one section for each group of tensors that share a codec. For each part, the table gives
+the record, the digest of the layout, and a bit mask of the tensors in the part. The layout is the
+list of names and shapes of all tensors. For each section, the table gives the group, the codec and
+the length. Names and shapes themselves are not sent, because client and server build the same
+model. A part for another model is refused.
 
 A buffer that was cut, changed, or has another format is refused before any tensor is decoded. The
 checksum protects against accidents, not against an attacker. Lengths are checked before memory is
@@ -45,7 +47,7 @@ DICTIONARY = (
 
 
 class RefusedError(ValueError):
-    """A message that cannot be read."""
+    """An error that says why a message cannot be read."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"message refused: {why}")
@@ -56,10 +58,10 @@ class Section:
     """The coded tensors of one group.
 
     Attributes:
-        group: The name of the group.
+        group: The name of the group of tensors, for example ``lora_A``.
         codec: The specification of the codec that wrote the body (`codecs.parse`); for masked
             bytes, the name of their type.
-        body: The encoded bytes.
+        body: The bytes that the codec wrote.
     """
 
     group: str
@@ -69,10 +71,10 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The coded tensors of one record, without their names and shapes.
+    """The coded tensors of one record (a named component of a message), without their names.
 
     Attributes:
-        digest: The digest of the layout, which has the names and shapes.
+        digest: The digest of the layout, the list of names and shapes of all tensors.
         marks: A bit mask of the tensors in the part (`Layout.mark`); empty if it has all tensors of
             the layout.
         sections: One section for each group of tensors.
@@ -90,12 +92,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """The content of a message.
+    """The content of a message: plain values and coded tensors.
 
     Attributes:
         plain: Scalars, texts, bytes and lists of them, in nested mappings.
-        parts: Pairs of the name of a record and coded tensors of this record. A record may have
-            several parts.
+        parts: Pairs: the name of a record of the message, and coded tensors of this record. A
+            record may have several parts.
     """
 
     plain: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +105,7 @@ class Parcel:
 
 
 def write(parcel: Parcel, before: dict[object, bytes] | None = None) -> bytes:
-    """Writes a parcel into one buffer.
+    """Writes a parcel (the content of a message) into one buffer.
 
     Args:
         parcel: The content of the message.
@@ -111,7 +113,7 @@ def write(parcel: Parcel, before: dict[object, bytes] | None = None) -> bytes:
             function adds the new buffer.
 
     Returns:
-        The buffer.
+        The buffer, which `read` can read.
 
     Example:
         >>> part = Part(sections=(Section(group="head", codec="int8", body=bytes(10)),))
@@ -152,9 +154,11 @@ def read(buffer: bytes) -> Parcel:
     if not buffer.startswith(MAGIC):
         start = bytes(buffer[: len(MAGIC)])
         version = "; both sides must have the same version" if start[:3] == MAGIC[:3] else ""
-        raise RefusedError(f"it begins with {start!r}, expected {MAGIC!r}{version}")
+        raise RefusedError(
+            f"it begins with {start!r}, expected {MAGIC!r} as its first bytes{version}"
+        )
     if buffer[len(MAGIC) : begin] != _checksum(memoryview(buffer)[begin:]):
-        raise RefusedError("it was cut or corrupted on its way")
+        raise RefusedError("its checksum is wrong, so it was cut or corrupted on its way")
     reader = ByteReader(buffer[begin:])
     try:
         plain, table = _read_head(reader)
@@ -181,17 +185,19 @@ def _read_head(reader: ByteReader) -> Any:
     """Decompresses and reads the head."""
     short, length = reader.varint(), reader.varint()
     if length > MOST_INFLATION * short + SMALL_HEAD:
-        raise RefusedError("it states a length that is too large for its head")
+        raise RefusedError(
+            "it states a length of its head that is too large for the compressed bytes"
+        )
     inflate = zlib.decompressobj(wbits=-15, zdict=DICTIONARY)
     head = inflate.decompress(reader.take(short), length + 1)
     if len(head) != length or not inflate.eof or inflate.unused_data:
-        raise RefusedError("its head has another length than it states")
+        raise RefusedError("its head has another length than the message states")
     return msgpack.unpackb(head)
 
 
 def _expect(held: bool) -> None:
     if not held:
-        raise RefusedError("it does not hold what its head says")
+        raise RefusedError("its head contains values of an unexpected type")
 
 
 def _checksum(data: bytes | memoryview) -> bytes:

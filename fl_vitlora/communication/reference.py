@@ -6,18 +6,19 @@ has the same rounds with the same participants, and the sizes of its messages ar
 
     F = K·(q + g)  +  Σ_t ( |P_t|·D  +  |U_t|·U )
 
-    K  clients, each greeted once: a question of q bytes, an answer of g bytes
-    P  participants of round t: each receives one whole model, a message of D bytes
-    U  participants with an accepted update: each sends one whole model, a message of U bytes
+    K    clients; the server greets each once: a question of q bytes, an answer of g bytes
+    P_t  participants of round t: each receives one whole model, a message of D bytes
+    U_t  participants with an accepted update: each sends one whole model, a message of U bytes
 
-No other messages count. The reference has no messages for evaluation, since the server can evaluate
-full fine-tuning. It repeats no message, even if the real run repeated some. A participant that
-failed has received a model and has not sent one. The reference does not depend on the tensors that
-the real run trains, nor on its strategy, codecs or evaluator. All numbers are float32.
+No other messages count. The reference has no messages for evaluation, because with full fine-tuning
+the server can evaluate the model. It repeats no message, even if the real run repeated some. A
+participant that failed has received a model and has not sent one. The reference does not depend on
+the tensors that the real run trains, nor on its strategy, codecs or evaluator. All numbers are
+float32.
 
 Caching helps full fine-tuning only once. Every tensor changes in every round, so a client can omit
 only the download of round 1, because it has built the same initial model. A real run that sends
-changes to clients omits this download. In that case the reference omits it too
+changes to clients omits this download. In that case the reference omits the download too
 (``start_is_known``), so that full fine-tuning gets the same advantage from caching. If the real run
 sends the initial model, the reference also sends it.
 """
@@ -62,7 +63,7 @@ class Attendance:
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Self:
-        """Reads the participants of a round from a line of `rounds.jsonl`."""
+        """Returns the attendance that a line of `rounds.jsonl` describes."""
         failed = (failure["client"] for failure in line["failures"])
         return cls(answered=tuple(line["participants"]), failed=tuple(failed))
 

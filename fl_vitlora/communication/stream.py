@@ -1,14 +1,16 @@
-"""A stream: the server sends a state to its clients as a series of compressed changes.
+"""A stream: tensors that the server sends to its clients as a series of compressed changes.
 
     step t   encodes target_t - held_(t-1)      held_t = held_(t-1) + decoded step t
 
-All clients that received all steps have the same tensors, bit by bit, so the server encodes a step
-once for all of them. The loss of one step is part of the next difference, so that this difference
-already contains error feedback. If a client missed steps, the server sends it these steps, or the
-full state if the full state is smaller.
+Here, target_t is the server's state after t changes, and held_t is the state at the clients.
 
-Source: Tang et al., arXiv 1905.05957, for compression in both directions; here the server
-encodes differences.
+All clients that received all steps have the same tensors, bit by bit, so the server encodes a step
+once for all of them. The coding error of one step is part of the next difference, so this
+difference already contains error feedback. If a client missed steps, the server sends it these
+steps, or the full state if the full state is smaller.
+
+Source: Tang et al., arXiv 1905.05957, for compression in both directions. In this project, the
+server encodes differences.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ WHOLE = -1  # the version before a full state: the state is added to tensors of 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A state that the server sends to many clients as a series of changes.
+    """Tensors that the server sends to many clients as a series of compressed changes.
 
     Attributes:
         initial: The tensors of every client before the first change.
         held: The tensors of a client that received all changes.
         target: The exact tensors of the server, which `held` approximates.
-        steps: The last changes, as long as together they are smaller than the full state.
+        steps: The coded last changes; as many as are together smaller than the full tensors.
         version: The number of changes so far.
     """
 
@@ -49,12 +51,12 @@ class Stream:
 
     @classmethod
     def of(cls, initial: State) -> Stream:
-        """Returns a new stream without any change."""
+        """Returns a new stream that contains no change yet."""
         return cls(initial=initial, held=initial, target=initial)
 
     @property
     def layout(self) -> Layout:
-        """Returns the layout of all tensors."""
+        """Returns the names and shapes of all tensors."""
         return Layout.of(self.initial)
 
     def advance(
@@ -63,13 +65,13 @@ class Stream:
         """Adds a change towards new tensors. Tensors that did not change are not sent again.
 
         Args:
-            target: The new tensors, for some or all names of the stream.
-            lanes: The codec of each group.
+            target: The new values of some or all tensors of the stream, by name.
+            lanes: The codec and the interval of each group of tensors.
             travelling: The names of the tensors that are sent in this round.
             draw: The random generator for codecs with stochastic rounding.
 
         Returns:
-            The stream with the change added.
+            A new stream that contains the change, too.
         """
         moved = {
             name: tensor
@@ -103,7 +105,7 @@ class Stream:
         return replace(self, **{**tree, "steps": steps})
 
     def since(self, version: int) -> tuple[int, tuple[Part, ...]]:
-        """Returns the steps that a client at a version has missed, or the full state if smaller.
+        """Returns the steps that a client has missed, or the full state if that is smaller.
 
         Args:
             version: The number of changes that the client has received, from 0.
@@ -111,7 +113,7 @@ class Stream:
         Returns:
             First, the version of the client's tensors to which the parts are added. It is `WHOLE`
             for the full state, which is also returned if the missed steps are no longer kept.
-            Second, the parts.
+            Second, the parts (coded tensors) that the client must add.
         """
         missed = self.version - version
         if missed <= len(self.steps):
@@ -124,8 +126,9 @@ def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
     """Returns a client's tensors after the changes that the server sent.
 
     Args:
-        held: The client's tensors before the changes; zeros if the parts are the full state.
-        parts: The parts that `Stream.since` returned.
+        held: The client's tensors before the changes; tensors of zeros if the parts are the full
+            state.
+        parts: The coded changes that `Stream.since` returned.
         layout: The names and shapes of all tensors of the stream.
     """
     for part in parts:
@@ -134,5 +137,5 @@ def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
 
 
 def moved_by(held: State, change: State) -> State:
-    """Adds a change to some tensors. Server and client use this, so their bits are the same."""
+    """Adds a change to some tensors. Server and clients call this, and so get the same bits."""
     return held | add({name: held[name] for name in change}, change)

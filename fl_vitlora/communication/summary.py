@@ -1,4 +1,4 @@
-"""Summary of the messages of a run for `result.json`."""
+"""Sums up the messages of a run for the file `result.json`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
     """Sums up the bytes of a run, and the bytes that full fine-tuning would have sent.
 
     Args:
-        ledger: The ledger of the run.
-        link: The link of every client.
+        ledger: The ledger (the sizes of all messages) of the run.
+        link: The network connection that every client is assumed to have.
         full: The ledger of full fine-tuning with FedAvg (`reference.full_fine_tuning`).
 
     Returns:
-        Numbers by name. `saving` is the number of bytes of full fine-tuning divided by the number
-        of bytes of the run. `saving_with_flower` is the same ratio after the bytes that Flower's
-        transport adds were included in both numbers (`carrier`).
+        A dictionary: numbers by name. `saving` is the number of bytes of full fine-tuning divided
+        by the number of bytes of the run. `saving_with_flower` is the same ratio after the bytes
+        that Flower's transport adds were included in both numbers (`carrier`).
     """
     total, groups = ledger.total(), ledger.by_group()
     both = (ledger, full)
@@ -55,12 +55,12 @@ def reached(
     Args:
         target: The target accuracy in (0, 1], or None for no target.
         accuracy: The accuracy after each round.
-        ledger: The ledger of the run.
-        link: The link of every client.
+        ledger: The ledger (the sizes of all messages) of the run.
+        link: The network connection that every client is assumed to have.
 
     Returns:
-        Numbers by name, or None without a target. Round, bytes and seconds are None if the target
-        was never reached.
+        A dictionary: numbers by name. None without a target. Round, bytes and seconds are None if
+        the target was never reached.
 
     Example:
         >>> from fl_vitlora.communication.ledger import Entry

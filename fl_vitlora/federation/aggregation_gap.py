@@ -1,13 +1,15 @@
-"""The aggregation gap of a method: how far averaged tensors are from the average of the weights.
+"""The aggregation gap of a fine-tuning method: the error of averaging tensors, not weights.
 
 A strategy averages the tensors θₖ of the clients. What the model computes depends on the weights
-that a method makes of these tensors, W'(θ). If W' is linear in θ, the average of the tensors gives
-the average of the weights. Otherwise there is a gap, which is reported as a share of the movement:
+W'(θ) that the fine-tuning method makes of these tensors (for LoRA, W + BA). If W' is linear in θ,
+the average of the tensors gives the average of the weights. Otherwise there is a gap, which is
+reported as a share of the movement of the average:
 
     ‖Σ pₖ·W'(θₖ) - W'(θ_new)‖ / ‖Σ pₖ·W'(θₖ) - W'(θ_old)‖,    pₖ the share of client k's images
 
-All norms are Frobenius norms over all adapted slices together. For LoRA, the same number is
-`lowrank.relative_error`.
+θ_old and θ_new are the server's tensors before and after the aggregation. All norms are Frobenius
+norms over all adapted slices together. A slice is a part of a linear layer's weight that the method
+changes, for example the query. For LoRA, the same number is `lowrank.relative_error`.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from fl_vitlora.strategy.moving import shares
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One adapted slice of the server's model, in float64.
+    """One adapted slice (a part of a layer's weight) of the server's model, in float64.
 
     Attributes:
-        adapter: A copy of the adapter, whose method `adapted` computes W'.
+        adapter: A copy of the adapter, the module whose method `adapted` computes W'.
         weight: The frozen weight W of the slice, (m, n).
-        names: The exchanged names of the adapter's tensors, by their names in the adapter.
+        names: A dictionary: for each tensor's name in the adapter, its name in messages.
     """
 
     adapter: nn.Module
@@ -61,7 +63,7 @@ class _Adapted(nn.Module):
 
 
 def places_of(model: nn.Module) -> list[Place]:
-    """Returns the adapted slices of a prepared model; none if its method adapts no slices."""
+    """Returns the adapted slices (parts of weights) of a model; the list may be empty."""
     preparation = methods.prepared(model)
     names = {} if preparation is None else preparation.names
     exchanged = {id(p): names[n] for n, p in model.named_parameters() if n in names}
@@ -88,7 +90,7 @@ def aggregation_gap(
         places: The adapted slices of the server's model.
         before: The exchanged tensors before the round.
         updates: The updates of the clients.
-        new: The tensors after the aggregation.
+        new: The exchanged tensors after the aggregation.
 
     Returns:
         The gap as a share of the movement. None if there are no adapted slices, if the server knows

@@ -1,7 +1,7 @@
 """The aggregator: the interface between the server loop and an aggregation strategy.
 
-An aggregator chooses the participants of a round, makes the instructions to them, and combines
-their updates into a new model. `OwnAggregator` calls a strategy of this project
+An aggregator chooses the participants of a round, makes the instructions for these clients, and
+combines their updates into a new model. `OwnAggregator` calls a strategy of this project
 (`fl_vitlora.strategy`), keeps the state of the strategy, and checks the results of its methods.
 `flower.strategies.flower_aggregator` does the same for Flower's strategies.
 """
@@ -37,7 +37,7 @@ class Aggregator(Protocol):
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
     ) -> Sequence[int]:
-        """Returns the participants of a round: as many clients as in `drawn`, a random draw."""
+        """Returns the participants of a round, as many as `drawn`, the clients drawn at random."""
         ...
 
     def instruct(
@@ -104,7 +104,7 @@ class OwnAggregator:
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
     ) -> Sequence[int]:
-        """Lets the strategy choose the participants, and checks their number.
+        """Lets the strategy choose the participants of a round, and checks the result.
 
         Raises:
             UserError: If the strategy chose an unknown client, a client twice, or another number of
@@ -118,7 +118,9 @@ class OwnAggregator:
                 f"select returned {len(set(chosen))} different clients, expected {len(drawn)}"
             )
         if strangers := set(chosen) - set(clients):
-            raise self._refusal(f"select returned {min(strangers)}, which is no client of the run")
+            raise self._refusal(
+                f"select returned client {min(strangers)}, but the run has no such client"
+            )
         return chosen
 
     def instruct(
@@ -128,7 +130,7 @@ class OwnAggregator:
         clients: Sequence[int],
         config: Mapping[str, ConfigValue],
     ) -> list[Instruction]:
-        """Returns an instruction with the model and the plan for every participant."""
+        """Returns one instruction for each participant, with the model and the client's plan."""
         with blame(self._strategy, server_round):
             plans = self._plans(server_round, clients)
             broadcast = self._strategy.broadcast(self._state)
@@ -137,7 +139,8 @@ class OwnAggregator:
         shared = [replace(plan, epochs=None, rate=1.0) for plan in plans.values()]
         if any(plan != shared[0] for plan in shared):
             raise self._refusal(
-                f"round {server_round}: plan differs between clients in more than epochs and rate"
+                f"round {server_round}: plan returned different plans for clients; expected plans "
+                "that differ only in epochs and rate"
             )
         if broadcast:
             self._check_same("broadcast", model.tensors, broadcast)
@@ -172,7 +175,7 @@ class OwnAggregator:
         updates: Sequence[Update],
         failures: Sequence[Failure],
     ) -> GlobalModel:
-        """Calls the strategy, checks the tensors that it returns, and keeps its metrics."""
+        """Calls the strategy, checks the returned tensors, and keeps the strategy's metrics."""
         context = RoundContext(
             round=server_round,
             participants=self._participants,
@@ -197,12 +200,12 @@ class OwnAggregator:
         if shapes[0] != shapes[1]:
             differing = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
             raise UserError(
-                f"strategy {type(self._strategy).__name__} {did} other tensors than it was "
-                f"given; these differ: {differing[:5]}"
+                f"strategy {type(self._strategy).__name__} {did} tensors whose names or shapes are "
+                f"not those of the model; these differ: {differing[:5]}"
             )
 
     def _check_merged(self, model: State, merged: State) -> None:
-        """Refuses merged pairs whose path or shapes do not fit a low-rank pair of the model."""
+        """Refuses merged pairs whose name or shapes do not fit a low-rank pair of the model."""
         shapes = {name: tuple(tensor.shape) for name, tensor in merged.items()}
         for path in {name.rpartition(".")[0] for name in merged}:
             rank, inputs = shapes.get(path + MERGED_A, (0, 0))
@@ -210,8 +213,8 @@ class OwnAggregator:
             fitting = pair and [(rank, pair[0][1]), (pair[-1][0], rank)]
             if [(rank, inputs), shapes.get(path + MERGED_B)] != fitting:
                 raise UserError(
-                    f"strategy {type(self._strategy).__name__} merged what fits no low-rank pair: "
-                    f"{path}"
+                    f"strategy {type(self._strategy).__name__} returned merged tensors that do not "
+                    f"fit a low-rank pair of the model: {path}"
                 )
 
     def metrics(self) -> Metrics:
@@ -227,7 +230,7 @@ class OwnAggregator:
         """Asks the strategy whether the run ends.
 
         Raises:
-            UserError: If the strategy returns neither True nor False.
+            UserError: If the strategy returns anything other than True or False.
         """
         with blame(self._strategy, server_round):
             stop = self._strategy.should_stop(server_round, result)
@@ -246,7 +249,7 @@ class OwnAggregator:
         """Returns None: strategies of this project compute no privacy loss."""
 
     def snapshot(self) -> tuple[State, dict[str, Any]]:
-        """Returns the strategy's state."""
+        """Returns the strategy's state, which consists of tensors only."""
         return dict(self._state), {}
 
     def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
@@ -259,7 +262,7 @@ class OwnAggregator:
 
 
 def plain_metrics(metrics: Mapping[str, Metric]) -> Metrics:
-    """Returns a strategy's metrics as JSON, which has no NaN and allows only text as keys.
+    """Returns a strategy's metrics as values for JSON: NaN becomes None, and keys become text.
 
     Args:
         metrics: The result of `Strategy.metrics`.
@@ -289,7 +292,7 @@ def _finite(name: str, value: Any) -> float | None:
 
 
 def _local_work(config: Mapping[str, ConfigValue], plan: ClientPlan) -> Mapping[str, ConfigValue]:
-    """Returns the scalars of a round for one client, with the rate and epochs of its plan."""
+    """Returns a round's scalars for one client, with the learning rate and epochs of its plan."""
     own: dict[str, ConfigValue] = {}
     if plan.epochs is not None:
         own[LOCAL_EPOCHS] = plan.epochs
@@ -308,18 +311,20 @@ def _check_plan(plan: ClientPlan, model: State) -> None:
         check_endings(getattr(plan, rested), f"plan.{rested}", model)
     epochs = plan.epochs
     if epochs is not None and (type(epochs) is not int or epochs < 1):
-        raise UserError(f"plan.epochs is {epochs!r}, expected a whole number from 1, or None")
+        raise UserError(f"plan.epochs must be a whole number from 1, or None; got {epochs!r}")
     if not (isinstance(plan.rate, int | float) and math.isfinite(plan.rate) and plan.rate > 0):
-        raise UserError(f"plan.rate is {plan.rate!r}, expected a positive factor")
+        raise UserError(
+            f"plan.rate must be a positive factor of the learning rate, got {plan.rate!r}"
+        )
 
 
 def check_endings(endings: tuple[str, ...], where: str, model: State) -> None:
-    """Refuses endings that no name of a tensor has.
+    """Refuses an ending if no tensor's name ends with it.
 
     Without this check, a misspelt ending would freeze no tensor, and nobody would notice.
 
     Args:
-        endings: Endings of the names of tensors.
+        endings: Endings of tensor names, for example ``.lora_A``.
         where: The name of the field or method with the endings, for the error message.
         model: The exchanged tensors.
 
@@ -327,7 +332,7 @@ def check_endings(endings: tuple[str, ...], where: str, model: State) -> None:
         UserError: If no tensor's name has the ending; the message suggests a similar ending.
     """
     if isinstance(endings, str):
-        raise UserError(f"{where} is {endings!r}, expected a tuple: ({endings!r},)")
+        raise UserError(f"{where} must be a tuple, ({endings!r},), got the text {endings!r}")
     for ending in endings:
         if not any(name.endswith(ending) for name in model):
             last = {f".{name.rpartition('.')[2]}" for name in model}

@@ -1,11 +1,12 @@
 """The server's records of the clients, which are saved in checkpoints.
 
-The server does not send tensors that a client already has. A client remembers three things: the
-tensors that were frozen in its last round (`ClientPlan.frozen`), the number of rounds whose merged
-pairs it has added to its frozen weights, and its version of each stream. A client also knows all
-initial tensors, because it builds the same model. If a client does not answer, the server does not
-know whether the client has read the message. The server then assumes that the client remembers
-nothing.
+The server does not send tensors that a client already has. A client remembers three things. It
+remembers the tensors that were frozen in its last round (`ClientPlan.frozen`). It remembers the
+number of rounds whose merged low-rank pairs it has added to its frozen weights. And it remembers
+its version of each stream, a series of compressed changes (`communication.stream`). A client also
+knows all initial tensors, because it builds the same model. If a client does not answer, the server
+does not know whether the client has read the message. The server then assumes that the client
+remembers nothing.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Memory:
     Attributes:
         round: The last round in which the client took part; 0 if there was none.
         tensors: The tensors that were frozen in that round.
-        merges: The number of rounds whose merged pairs the client has.
+        merges: The number of rounds whose merged low-rank pairs the client has received.
         taken: The round of the client's last update that the server used; 0 if there was none.
-        missed: True if the client was asked after that round and sent no usable update.
+        missed: True if the client was asked after the round `taken` and sent no usable update.
     """
 
     round: int = 0
@@ -46,17 +47,19 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientRecord:
-    """The server's record of one client.
+    """The data that the server keeps about one client.
 
     Attributes:
-        node: The number of the client's Flower node; None before the greeting.
+        node: The number of the client's Flower node; None before the greeting (the first message,
+            in which the server asks each node for its client number).
         images: The number of training images that the client stated in its greeting; None before
             the greeting.
-        test_images: The number of test images that the client stated first; None before that.
+        test_images: The number of test images that the client stated at its first evaluation; None
+            before that.
         memory: The tensors and the number of merged rounds that the client remembers.
-        followed: The version of each stream that the client has.
-        offered: The version of each stream that the client has if it answers its last message; None
-            if no answer is expected.
+        followed: For each stream of compressed changes, the version that the client has.
+        offered: For each stream, the version that the client will have if it answers the last
+            message; None if no answer is expected.
     """
 
     node: int | None = None
@@ -68,7 +71,7 @@ class ClientRecord:
 
 
 class ClientRecords:
-    """The records of all clients.
+    """The data that the server keeps about all clients.
 
     Args:
         initial: The exchanged tensors before the first round.
@@ -80,11 +83,11 @@ class ClientRecords:
         self._clients: dict[int, int] = {}  # the client at each node, by the number of the node
 
     def of(self, client: int) -> ClientRecord:
-        """Returns the record of a client."""
+        """Returns the record of a client; an empty record if the client is not known yet."""
         return self._records.get(client, ClientRecord())
 
     def greeted(self, client: int, node: int, images: int) -> None:
-        """Notes the node of a client, and its number of training images."""
+        """Notes the node of a client, and the client's number of training images."""
         self._change(client, node=node, images=images)
         self._clients[node] = client
 
@@ -96,11 +99,11 @@ class ClientRecords:
         """Returns the number of a client's node.
 
         Raises:
-            KeyError: If the client has not greeted.
+            KeyError: If the client has not answered the greeting, the server's first question.
         """
         node = self.of(client).node
         if node is None:
-            raise KeyError(f"client {client} has not greeted")
+            raise KeyError(f"client {client} has not answered the greeting, so its node is unknown")
         return node
 
     def images_of(self, client: int) -> int:
@@ -109,14 +112,14 @@ class ClientRecords:
         return 1 if images is None else images
 
     def greeted_clients(self) -> tuple[int, ...]:
-        """Returns the numbers of all clients that have greeted, in ascending order."""
+        """Returns the numbers of all clients that answered the greeting, in ascending order."""
         return tuple(sorted(self._clients.values()))
 
     def tested(self, client: int, images: int) -> int:
         """Notes the number of test images that a client states.
 
         Returns:
-            The number that the client stated first.
+            The number of test images that the client stated at its first evaluation.
         """
         first = self.of(client).test_images
         self._change(client, test_images=images if first is None else first)
@@ -128,7 +131,7 @@ class ClientRecords:
         Args:
             client: The number of the client.
             model: The tensors that the client needs for the round.
-            plan: The plan of the round.
+            plan: The strategy's plan of the round, which names the frozen tensors.
         """
         remembered = self.of(client).memory.tensors
 
@@ -141,17 +144,17 @@ class ClientRecords:
         return frozenset(name for name, tensor in model.items() if is_known(name, tensor))
 
     def offer(self, client: int, versions: Versions) -> None:
-        """Notes the versions of streams that a client will have if it answers a message."""
+        """Notes the versions of the streams that a client will have if it answers a message."""
         self._change(client, offered={**self.of(client).followed, **versions})
 
     def heard(self, client: int) -> None:
-        """Notes that a client has answered, and so has the versions in its last message."""
+        """Notes that a client has answered; so it has the stream versions of its last message."""
         record = self.of(client)
         followed = record.followed if record.offered is None else record.offered
         self._change(client, followed=followed, offered=None)
 
     def lost(self, client: int) -> None:
-        """Notes that the server no longer knows which versions of the streams a client has."""
+        """Notes that the server does not know which version of each stream a client now has."""
         self._change(client, followed={}, offered=None)
 
     def answered(
@@ -159,7 +162,8 @@ class ClientRecords:
     ) -> None:
         """Notes that the server used a client's update.
 
-        The client now remembers the tensors that were frozen, and has all merged pairs.
+        The client now remembers the tensors that were frozen in the round, and has all merged
+        low-rank pairs.
         """
         memory = Memory(
             round=server_round,
@@ -170,7 +174,7 @@ class ClientRecords:
         self._change(client, memory=memory)
 
     def measured(self, client: int, model: GlobalModel) -> None:
-        """Notes that a client evaluated a model, and so has all merged pairs of the model."""
+        """Notes that a client evaluated a model; so it has all merged pairs of the model."""
         self._change(client, memory=replace(self.of(client).memory, merges=model.rounds))
 
     def missed(self, client: int) -> None:
@@ -204,8 +208,8 @@ def from_registries(memories: Tree, followed: Tree) -> Tree:
     """Returns the tree of `ClientRecords.snapshot` from the two trees of older checkpoints.
 
     Args:
-        memories: The fields of `Memory`, by client.
-        followed: The versions of the streams that each client has, by client.
+        memories: For each client, the fields of its `Memory`.
+        followed: For each client, the versions of the streams that it has.
     """
     return {
         client: {

@@ -3,7 +3,8 @@
 There are two ways. Either a central party evaluates the model on one test shard; if all parties
 have the same key, the central party needs no key. Or each client evaluates the model on its own
 test images, encrypted with its own key. Both ways return the accuracy and the mean loss over all
-test images, for each view of the images (`data.owner.views_of`).
+test images, for each view. A view is a version of the test images: encrypted, encrypted with a
+wrong key, or decrypted (`data.owner.views_of`).
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class Evaluator(Protocol):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Returns the names of the possible views of the test images; `RIGHT_KEY` is one of them.
+        """Returns the names of the possible views (versions) of the test images.
 
-        In this view, the images are encrypted with the right key.
+        One of them is `RIGHT_KEY`: the images are encrypted with the right key.
         """
         ...
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Evaluates a model, in the server's coordinates, on some views of the test images."""
+        """Evaluates a model, in the server's form, on some views (versions) of the test images."""
         ...
 
 
@@ -52,9 +53,10 @@ class CentralEvaluator:
     Attributes:
         backbone: The model with which the party computes.
         shard: The encrypted test images.
-        coordinates: The maps between the server's tensors and the party's tensors.
-        holder: The holder of the party's key; None if the party has no key.
-        precision: The number format of activations.
+        coordinates: The maps between the server's tensors and the party's tensors, which differ if
+            the party has its own key.
+        holder: The object that encrypts with the party's key; None if the party has no key.
+        precision: The floating-point format of activations.
         predictor: Computes the model's predictions for a batch of images.
     """
 
@@ -67,12 +69,12 @@ class CentralEvaluator:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Returns the names of the views; without a key or encryption there is only one view."""
+        """Returns the names of the views (versions) of the test images; only one without a key."""
         keyed = self.holder is not None and self.holder.cipher.steps
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
 
     def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Evaluates a model on this machine, on some views of the test images."""
+        """Evaluates a model on this machine, on some views (versions) of the test images."""
         del server_round
         put_reader(self.backbone.model, self.coordinates.base)
         targets.put_increments(self.backbone.model, model.increments)
@@ -92,7 +94,7 @@ class Answer(NamedTuple):
     Attributes:
         client: The number of the client.
         images: The number of the client's test images.
-        measured: The accuracy and the loss on these images, by view.
+        measured: A dictionary: for each view (version) of these images, the accuracy and the loss.
     """
 
     client: int
@@ -115,8 +117,8 @@ class ClientsEvaluator:
     """Evaluates the model at the clients, each on its own test images.
 
     Attributes:
-        transport: The transport that asks the clients.
-        views: The names of the possible views of the test images.
+        transport: The object that sends the model to the clients and receives their results.
+        views: The names of the possible views (versions) of the test images.
         show: A function that is called with the round, the model and the answers of the clients.
     """
 

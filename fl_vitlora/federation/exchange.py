@@ -1,4 +1,4 @@
-"""The result of one round of messages: the updates and the failures of the participants."""
+"""The result of one exchange of messages: the updates and the failures of the participants."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ class Exchange:
     """The updates and the failures of the clients in one round.
 
     Attributes:
-        updates: The usable updates, sorted by client. A secure sum yields one update: the mean of
-            all clients that did not fail.
+        updates: The usable updates, sorted by client. Secure aggregation yields one update: the
+            mean of all clients that did not fail.
         failures: The clients that sent no usable update, sorted by client.
-        taken_apart: The clients that trained alone because the workers failed on their batch. Their
-            updates may be rounded differently from those of a batch.
+        taken_apart: The clients that trained alone because the workers failed on the batch of
+            several clients. Their updates may be rounded differently from updates that are computed
+            in a batch.
         clipped: The number of scalars that were clipped to the range of the secure sum; None
             without secure aggregation.
     """

@@ -2,7 +2,8 @@
 
 The server gets an exception of a client as text, in one of three forms. The workers of a simulation
 send a traceback. Flower's nodes send `<class 'X'>:<'...'>`, where the dots are the message of the
-exception, or the message of a `ClientAppException` around it.
+exception; or they send the message of a `ClientAppException`, which contains the message of the
+exception.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Failure:
     Attributes:
         round: The number of the round, from 1.
         client: The number of the client.
-        reason: The reason in one line.
-        trace: The reports of all attempts, with the tracebacks if there are any.
+        reason: The reason of the failure in one line.
+        trace: The error reports of all attempts, with the tracebacks if there are any.
     """
 
     round: int
@@ -37,7 +38,7 @@ class Failure:
 
     @classmethod
     def of(cls, server_round: int, client: int, *reports: str) -> Failure:
-        """Makes a failure from the reports of a client, one for each time that it was asked.
+        """Makes a failure from a client's error reports, one for each time the client was asked.
 
         The reason is taken from the first report, because a second failure may result from the
         first failure.

@@ -1,11 +1,11 @@
-"""The server's model: the exchanged tensors, and the sum that was added to frozen weights.
+"""The server's model: the exchanged tensors, and the sums that were added to frozen weights.
 
 A strategy may merge a low-rank pair: its product is added to the frozen weight that the pair adapts
-(`Strategy.aggregate`). Each party must add every merged pair exactly once. The server keeps the
-pairs of each round for clients that missed some rounds. The server also keeps the sum of all
-products, for evaluation and for clients that missed too many rounds.
+(`Strategy.aggregate`). The server and every client must add every merged pair exactly once. The
+server keeps the pairs of each round for clients that missed some rounds. The server also keeps the
+sum of all products, for evaluation and for clients that missed too many rounds.
 
-R rank of a merged pair, m outputs and n inputs of the weight.
+R is the rank of a merged pair; m and n are the numbers of outputs and inputs of the weight.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class GlobalModel:
 
     Attributes:
         tensors: The exchanged tensors, by name.
-        increments: The sum of all merged pairs, Σ merged_B·merged_A (m, n), by path.
+        increments: For the path of each frozen weight, the sum of the products of all merged pairs,
+            Σ merged_B·merged_A (m, n).
         merges: The pairs of the last rounds, ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R),
-            as long as together they are smaller than the sum.
+            as many as are together smaller than `increments`.
         rounds: The number of all rounds that merged pairs, including rounds whose pairs are no
             longer kept.
         memory: The tensors that the fine-tuning method keeps at the server from round to round
@@ -57,20 +58,20 @@ class GlobalModel:
         )
 
     def merges_since(self, rounds: int) -> tuple[State, ...] | None:
-        """Returns the merged pairs that a client has missed.
+        """Returns the merged low-rank pairs of the rounds that a client has missed.
 
         Args:
             rounds: The number of merged rounds that the client already has.
 
         Returns:
             The pairs of each missed round. None if some of these pairs are no longer kept, because
-            the increments are smaller; the client then needs the increments.
+            they have more numbers than the increments; the client then needs the increments.
         """
         missed = self.rounds - rounds
         return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]
 
     def differs_from(self, other: GlobalModel) -> bool:
-        """Returns True if a tensor or the number of merged rounds differs."""
+        """Returns True if the two models differ in a tensor or in the number of merged rounds."""
         same = all(torch.equal(t, other.tensors[name]) for name, t in self.tensors.items())
         return not same or self.rounds != other.rounds
 
@@ -84,19 +85,19 @@ class GlobalModel:
         return cls(**{**tree, "merges": tuple(tree["merges"])})
 
     def stored(self) -> State:
-        """Returns all that differs from the pre-trained model: trained tensors and increments."""
+        """Returns all tensors that training has changed: exchanged tensors and increments."""
         named = {f"{path}{INCREMENT}": tensor for path, tensor in self.increments.items()}
         return {**self.tensors, **named}
 
 
 def split(tensors: State) -> tuple[State, State]:
-    """Splits the result of a strategy into the model's tensors and the merged pairs."""
+    """Splits a strategy's result into the model's tensors and the merged low-rank pairs."""
     merged = {n: t for n, t in tensors.items() if n.endswith((MERGED_A, MERGED_B))}
     return {n: t for n, t in tensors.items() if n not in merged}, merged
 
 
 def join(merges: Sequence[State]) -> State:
-    """Joins the merged pairs of several rounds: stacks the rows of A and the columns of B.
+    """Joins the low-rank pairs B·A of several rounds: stacks the rows of A and the columns of B.
 
     Example:
         >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
@@ -114,7 +115,7 @@ def join(merges: Sequence[State]) -> State:
 
 
 def added(increments: Mapping[str, torch.Tensor], merged: State) -> State:
-    """Returns increments plus the products of merged pairs, added in float64, stored as float32."""
+    """Adds the products of merged pairs to increments (sums for frozen weights), in float64."""
     new = dict(increments)
     for name in merged:
         if name.endswith(MERGED_A):

@@ -1,4 +1,4 @@
-"""The callbacks of the server loop (`federation.loop`), by which a run adds its own actions."""
+"""The callbacks (hooks) of the server loop, `federation.loop`: a run adds its own actions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class RoundReport:
         participants: The clients whose updates were aggregated.
         frozen: The endings of the names of tensors that were frozen in this round.
         failures: The clients that sent no usable update, and the reasons.
-        taken_apart: The participants that trained alone because the workers failed on their batch.
+        taken_apart: The participants that trained alone because the workers failed on the batch of
+            several clients.
         aggregation_error: The distance of the new weights from the average of the clients' weights,
             as a share of the change of this average in the round. None if the method has no adapted
-            weights to compare (`aggregation_gap`, and for LoRA `lowrank.relative_error`).
+            weights to compare. The modules `aggregation_gap` and, for LoRA, `lowrank` compute this
+            number.
         moved: True if the round changed the model.
         metrics: The numbers that the strategy computed in this round.
         clipped: The number of scalars that were clipped to the range of a secure sum; None without
@@ -59,7 +61,7 @@ class RoundReport:
 
 
 def write_nothing() -> None:
-    """Does nothing; the default of `RoundHooks.keep`, which saves no state."""
+    """Does nothing. By default, `RoundHooks.keep` returns this function, so no state is saved."""
 
 
 class RoundHooks(Protocol):
@@ -70,14 +72,14 @@ class RoundHooks(Protocol):
     """
 
     beside: bool = False
-    """True if a model may be measured in another thread while the next round goes on."""
+    """True if a model may be evaluated in another thread while the next round runs."""
 
     def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
-        """Returns accuracy and loss of the global model of a round."""
+        """Returns the accuracy and the loss of the global model after a round."""
         ...
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
-        """Receives the report of a round and its model when the round ends."""
+        """Receives the report of a round and the model of the round, when the round ends."""
         ...
 
     def pauses(self) -> bool:
@@ -104,7 +106,7 @@ class RoundHooks(Protocol):
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Returns the updates for the strategy, made from the updates of a round.
+        """Returns the updates that the strategy gets, for example all updates' mean with noise.
 
         Args:
             server_round: The number of the round, from 1.
@@ -115,7 +117,7 @@ class RoundHooks(Protocol):
         return updates
 
     def gap(self, before: State, updates: Sequence[Update], new: State) -> float | None:
-        """Returns the aggregation gap of the fine-tuning method; None if it has none to measure.
+        """Returns the aggregation gap of the fine-tuning method (`aggregation_gap`), or None.
 
         Args:
             before: The exchanged tensors before the round.

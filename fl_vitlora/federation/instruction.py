@@ -1,4 +1,4 @@
-"""The instruction of the server to one client in one round, independent of the message format."""
+"""The server's instruction to one client in one round. It does not depend on the message format."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Instruction:
         client: The number of the client.
         model: The global model that the client starts from.
         config: The scalars and lists of the round, by name.
-        plan: The plan of the round: for example, the tensors that are frozen, and the weight of
-            the proximal penalty.
+        plan: The strategy's plan for the client in this round: for example, the tensors that are
+            frozen, and the weight of the proximal penalty.
         broadcast: The tensors that the strategy sends in addition to the model.
     """
 

@@ -1,8 +1,8 @@
 """Checks after the first rounds whether a run learns, and warns early if the run does not learn.
 
-K classes. A model that always predicts the frequency of each class has a cross-entropy of H, the
-entropy of these frequencies. H is log K if all classes are equally frequent. The accuracy of that
-model is the share of the most frequent class.
+K is the number of classes. A model that always predicts the frequency of each class has a
+cross-entropy of H, the entropy of these frequencies. H is log K if all classes are equally
+frequent. The accuracy of that model is the share of the most frequent class.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float
     """Returns True if the last rounds are no better than guessing.
 
     The function looks at the last three rounds. They are no better than guessing in two cases: if
-    the loss of each round is about log K or higher, or if it is about H or higher and does not
-    fall. A loss of NaN counts as infinite. If the accuracy is clearly above guessing, the run
-    learns, whatever the loss is. If the loss is unknown, only the accuracy is used.
+    the loss of each round is about log K or higher, or if each loss is about H or higher and the
+    losses do not fall. K is the number of classes, and H is the entropy of their shares. A loss of
+    NaN counts as infinite. If the accuracy is clearly above guessing, the run learns, whatever the
+    loss is. If the loss is unknown, only the accuracy is used.
 
     Args:
         rounds: The test loss and the test accuracy of every round so far. The loss is None if it
@@ -61,7 +62,7 @@ def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float
 def warning(
     lines: Sequence[Mapping[str, Any]], config: Config, shares: Sequence[float]
 ) -> str | None:
-    """Returns a warning that the run does not learn, with advice. A run gets at most one warning.
+    """Returns a warning with advice if the run does not learn. A run gets at most one warning.
 
     Args:
         lines: The lines of `rounds.jsonl` so far, one for each round.
@@ -69,7 +70,7 @@ def warning(
         shares: The share of each of the K classes in the test images; 1 / K if it is unknown.
 
     Returns:
-        The warning; None if the run learns or was already warned.
+        The warning; None if the run learns or already got the warning.
     """
     rounds = [(line["loss"], line["accuracy"]) for line in lines]
     if any(line.get("warnings") for line in lines) or not guesses(rounds, shares):
@@ -78,10 +79,10 @@ def warning(
     number, classes = lines[-1]["round"], len(shares)
     known = "unknown" if loss is None else f"{loss:.3g}"
     return (
-        f"the model does not learn: after round {number} the test loss is {known}, and was no "
-        f"better than guessing among {classes} classes ({math.log(classes):.3g}) for {ROUNDS} "
-        f"rounds, accuracy {100 * accuracy:.1f} %, with learning rate "
-        f"{config.training.learning_rate:g}; try {_advice(loss, config, classes)}"
+        f"the model does not learn: after round {number}, with learning rate "
+        f"{config.training.learning_rate:g}, the test loss is {known} and the accuracy "
+        f"{100 * accuracy:.1f} %; for {ROUNDS} rounds the model was no better than guessing among "
+        f"{classes} classes (loss {math.log(classes):.3g}); try {_advice(loss, config, classes)}"
     )
 
 

@@ -39,11 +39,11 @@ class Wire(Protocol):
 
 
 class PausedError(Exception):
-    """The run paused on the user's request; the message says after how many rounds."""
+    """An error that pauses the run on the user's request; the message says after which round."""
 
 
 class RoundFailedError(RuntimeError):
-    """A round in which too few clients sent a usable update, or the result is not a number."""
+    """An error that ends the run: too few usable updates in a round, or an invalid model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,17 @@ class Federation:
     """The objects and settings of the server loop that do not change from round to round.
 
     Attributes:
-        transport: Sends and receives messages; all clients are connected.
-        aggregator: The aggregation strategy.
+        transport: Sends and receives messages. When the loop starts, all clients are connected.
+        aggregator: The aggregator, which runs the aggregation strategy.
         method: The fine-tuning method.
         clients: The numbers of all clients.
         rounds: The number of rounds to run.
         fraction: The share of all clients that take part in a round; at least one client does.
-        quorum: The fewest usable updates that a round needs. Each client in a secure sum counts as
-            one update.
+        quorum: The smallest number of usable updates with which a round succeeds. Each client in a
+            secure sum counts as one update.
         seed: The seed of the run.
-        training: The settings of local training, of which the loop uses the learning rate schedule.
-        hooks: The callbacks of the run.
+        training: The settings of local training; the loop uses only the learning rate schedule.
+        hooks: The callbacks of the run, which evaluate models, report rounds and save the state.
     """
 
     transport: Wire
@@ -90,7 +90,7 @@ class Federation:
 
         Raises:
             RoundFailedError: If a round has fewer updates than the quorum, or no usable model.
-            PausedError: If the run pauses, after its state is stored.
+            PausedError: If the user asked for a pause. The state is stored first.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
             measured: Future[RoundResult] | None = None
@@ -116,7 +116,7 @@ class Federation:
         return model
 
     def _stops(self, done: int, last: RoundResult, model: GlobalModel) -> bool:
-        """Returns True if the strategy ends the run after round `done`; the state is then saved."""
+        """Returns True if the strategy ends the run after round `done`; then the state is saved."""
         if not (self.aggregator.may_stop and self.aggregator.should_stop(done, last)):
             return False
         self.hooks.stop(done)

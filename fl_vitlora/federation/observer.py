@@ -1,8 +1,8 @@
-"""The contract of an observer, which sees the same data as the server in every round.
+"""The contract of an observer: an object that sees the same data as the server in each round.
 
 An observer gets the model that the server sent and the updates as the server has decoded them.
 Under secure aggregation, the server sees only the mean of the updates, and the observer gets only
-the mean. Attacks by a curious server are functions of the data that an observer recorded
+the mean. An attack by a curious server is a function of the data that an observer recorded
 (`experiment.recorded_updates`).
 
 This complete observer stores how far each client moved the model:
@@ -42,7 +42,7 @@ class Sight:
     Attributes:
         round: The number of the round, from 1.
         model: The exchanged tensors at the beginning of the round, as the server sent them. Clients
-            of a smaller rank got smaller matrices.
+            with a rank below the rank of the run got smaller matrices.
         updates: The usable updates, decoded and ordered by client, before the server adds noise.
             Under secure aggregation there is one update, the mean of all (`strategy.SEVERAL`).
     """
@@ -53,14 +53,15 @@ class Sight:
 
 
 class Observer(Protocol):
-    """Receives the data that the server sees; the docstring of the module has an example."""
+    """Receives the data that the server sees; the module's docstring has an example."""
 
     def observe(self, sight: Sight) -> None:
         """Receives the data of one round.
 
-        An observer must not change the data. It gets copies, so that it may keep them, and a
-        mistake of an observer harms neither the server nor another observer. If a round is repeated
-        after an interruption, this method is called again. A round may have no usable update.
+        An observer must not change the data. The observer gets copies of the data, which it may
+        keep. A mistake of an observer harms neither the server nor another observer. If a round is
+        repeated after an interruption, this method is called again. A round may have no usable
+        update.
 
         Args:
             sight: The data that the server sees in this round.

@@ -1,10 +1,10 @@
 """Computes how long the server waits before it looks for replies again.
 
-Each look takes CPU time from workers on the same machine, and finds no reply while all of them
-train. The replies so far predict the time of the last reply: if clients with n images answered
-within t seconds, all N images take about t·N/n seconds. The server waits for a share of the
-remaining time. Thus looks become more frequent towards the end of a round, when a late look delays
-the whole run.
+A look is one request to Flower for new replies. Each look takes CPU time from the workers on the
+same machine, and finds no reply while all workers train. The replies so far predict the time of the
+last reply: if clients with n images answered within t seconds, all N images take about t·N/n
+seconds. The server waits for a share of the remaining time. Thus looks become more frequent towards
+the end of a round, where a late look delays the whole run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LOOKS = 3  # a wait takes at least as long as this number of looks
 
 
 def pause(elapsed: float, looked: float, *, last: float, answered: int, awaited: int) -> float:
-    """Returns the time to wait until the next look.
+    """Returns the time to wait until the server looks for replies again, in seconds.
 
     Args:
         elapsed: Seconds since the messages were sent.

@@ -1,9 +1,10 @@
-"""The server's half of a fine-tuning method: what rests in a round, and what the server decides.
+"""The server's half of a fine-tuning method: freezes tensors by round, and decides changes.
 
 A strategy does not know the fine-tuning method. Therefore the server loop does three things for the
 method. Before a round, it adds the tensors that the method freezes to the strategy's plan. After a
 round, it moves the aggregated model back onto the manifold that the method needs (for example
-orthogonal factors). Then it lets the method decide what changes in the next rounds.
+orthogonal factors). Then the method decides which tensors of the model to change for the next
+rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fl_vitlora.state import State
 
 
 def check_method_fits(method: Method, aggregator: Aggregator) -> None:
-    """Refuses a method that freezes tensors in some rounds together with a strategy of Flower.
+    """Refuses the combination of a method that freezes tensors by round and a Flower strategy.
 
     Args:
         method: The fine-tuning method of the run.
@@ -32,8 +33,9 @@ def check_method_fits(method: Method, aggregator: Aggregator) -> None:
     """
     if method.has_rests and not isinstance(aggregator, OwnAggregator):
         raise UserError(
-            f"method {method.name} lets tensors rest by round, which strategies of Flower do not "
-            "know; take a strategy of this project, for example --strategy fedavg"
+            f"method {method.name} freezes some tensors in some rounds, but Flower's strategies "
+            "average every tensor in every round; take a strategy of this project, for example "
+            "--strategy fedavg"
         )
 
 
@@ -48,7 +50,7 @@ def with_rests(
         instructions: The instructions of the strategy.
 
     Raises:
-        UserError: If the method returns an ending that no exchanged tensor's name has.
+        UserError: If the method returns an ending, but no exchanged tensor's name ends with it.
     """
     if not method.has_rests:
         return list(instructions)
@@ -73,9 +75,10 @@ def after_round(
     loss: float = 0.0,
     seed: int = 0,
 ) -> GlobalModel:
-    """Returns the model of the next round: the aggregated model as the method needs it.
+    """Returns the model of the next round: the aggregated model, changed as the method requires.
 
-    Tensors that only the server changes keep their exact values in the aggregation.
+    Tensors that only the server changes (`Method.control`) keep exactly the values that they had
+    before the aggregation.
 
     Args:
         method: The fine-tuning method of the run.
@@ -110,18 +113,18 @@ def after_round(
 
 
 def _replaced(method: Method, function: str, tensors: State, new: State) -> State:
-    """Returns tensors of which some are replaced by those that a function of a method returned."""
+    """Returns `tensors`, some of them replaced by tensors that a method's function returned."""
     for name, tensor in new.items():
         if name not in tensors or tensor.shape != tensors[name].shape:
             raise UserError(
-                f"method {method.name}: {function} returned {name} {tuple(tensor.shape)}, "
-                "which is not a tensor of the model"
+                f"method {method.name}: {function} returned tensor {name} with shape "
+                f"{tuple(tensor.shape)}, but the model has no tensor of this name and shape"
             )
     return {n: new[n].to(w.dtype).contiguous() if n in new else w for n, w in tensors.items()}
 
 
 def joined(planned: tuple[str, ...], resting: tuple[str, ...]) -> tuple[str, ...]:
-    """Joins the endings of a plan and the endings of a method, without duplicates.
+    """Joins the name endings in a plan and the name endings of a method, without duplicates.
 
     Example:
         >>> joined((".lora_A",), (".lora_A", ".gain"))

@@ -2,9 +2,10 @@
 
 A hostile client trains like any other client. Then it multiplies its update Δ by a number:
 
-    sign_flip   -Δ      against the direction that the client's own images give
-    scale       c·Δ     c = `attack.factor`: one client outvotes all others; the server refuses
-                        values beyond what training can reach (`flower.wire.updates.LARGEST`)
+    sign_flip   -Δ      the opposite of the change that the client's training made
+    scale       c·Δ     c = `attack.factor`: one client outweighs all others in the mean; the server
+                        refuses values above `flower.wire.updates.LARGEST`, which training never
+                        reaches
     nan         NaN     a broken client; the server refuses such an update and counts a failure
 
 A hostile client does not know the updates of other clients. It reports its loss and other numbers
@@ -28,10 +29,10 @@ def hostile(config: Config) -> dict[Attack, list[int]]:
     """Draws the hostile clients with the run's seed, and gives them the kinds of attack in turn.
 
     Args:
-        config: The experiment.
+        config: The settings of the experiment.
 
     Returns:
-        The numbers of the hostile clients, sorted, by kind of attack.
+        A dictionary: for each kind of attack, the sorted numbers of its hostile clients.
 
     Example:
         >>> from fl_vitlora.config import load
@@ -52,12 +53,12 @@ def corrupt(delta: Mapping[str, Tensor], kind: Attack, factor: float) -> State:
     """Returns the update that a hostile client sends instead of its own.
 
     Args:
-        delta: The update of the client's training.
-        kind: The kind of the attack.
+        delta: The change of each tensor by the client's training.
+        kind: The kind of the attack: sign_flip, scale or nan.
         factor: The factor c of the attack ``scale``; the other attacks ignore it.
 
     Returns:
-        A new update with the same tensors.
+        A new update with the same names and shapes: `delta` multiplied by -1, c or NaN.
 
     Example:
         >>> import torch
@@ -75,7 +76,7 @@ def as_sent(config: Config, client: int, delta: State) -> State:
 
 
 def check(config: Config) -> None:
-    """Checks that the settings name both attacks and hostile clients, and leave an honest client.
+    """Checks that kinds of attack and hostile clients are set together, and one client is honest.
 
     Raises:
         UserError: If the settings of the attack do not fit together; the message names settings
@@ -85,12 +86,12 @@ def check(config: Config) -> None:
     if attack.kinds and not attack.clients:
         raise UserError(
             f"attack.kinds {','.join(attack.kinds)}: no client is hostile; set the number of "
-            "hostile clients: attack.clients=6"
+            "hostile clients, for example attack.clients=6"
         )
     if attack.clients and not attack.kinds:
         raise UserError(
-            f"attack.clients {attack.clients}: set the kinds of attack: "
-            "attack.kinds=[sign_flip,scale,nan]"
+            f"attack.clients {attack.clients}: no kind of attack is set; choose one or more, for "
+            "example attack.kinds=[sign_flip,scale,nan]"
         )
     if attack.clients >= config.clients:
         raise UserError(

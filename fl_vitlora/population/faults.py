@@ -1,4 +1,4 @@
-"""Chooses unreliable clients, as every federation has them, and makes them fail.
+"""Chooses unreliable clients, which every real federation has, and makes them fail.
 
 In every round an unreliable client fails with probability `faults.rate`, before it trains:
 
@@ -8,8 +8,9 @@ In every round an unreliable client fails with probability `faults.rate`, before
 
 The faults are drawn with the run's seed, so a repeated round has the same faults. In a simulation,
 a crash ends a worker process, and the messages that this worker had for other clients are sent
-again. A SuperNode of Flower starts a process for every message, so a crash ends only this process
-and not the SuperNode. All functions except `strike` are pure.
+again. In a deployment, Flower's SuperNode (the program at a client) starts a process for every
+message, so a crash ends only this process and not the SuperNode. All functions except `strike` are
+pure.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def unreliable(config: Config) -> dict[Fault, list[int]]:
     """Draws the unreliable clients with the run's seed, and gives them the kinds of fault in turn.
 
     Args:
-        config: The experiment.
+        config: The settings of the experiment.
 
     Returns:
-        The numbers of the unreliable clients, sorted, by kind of fault.
+        A dictionary: for each kind of fault, the sorted numbers of its unreliable clients.
 
     Example:
         >>> from fl_vitlora.config import load
@@ -60,7 +61,9 @@ def strike(config: Config, client: int, server_round: int) -> None:
     """
     match fault_of(config, client, server_round):
         case "raise":
-            raise RuntimeError(f"simulated fault of client {client} in round {server_round}")
+            raise RuntimeError(
+                f"simulated fault of client {client} in round {server_round} (setting faults.kinds)"
+            )
         case "crash":
             os._exit(1)
         case "slow":
@@ -68,7 +71,7 @@ def strike(config: Config, client: int, server_round: int) -> None:
 
 
 def check(config: Config) -> None:
-    """Checks that the settings name faults and unreliable clients, and not too many clients.
+    """Checks that kinds of fault and a possible number of unreliable clients are set together.
 
     Raises:
         UserError: If the settings of the faults do not fit together; the message names settings
@@ -78,12 +81,12 @@ def check(config: Config) -> None:
     if faults.kinds and not faults.clients:
         raise UserError(
             f"faults.kinds {','.join(faults.kinds)}: no client is unreliable; set the number of "
-            "unreliable clients: faults.clients=5"
+            "unreliable clients, for example faults.clients=5"
         )
     if faults.clients and not faults.kinds:
         raise UserError(
-            f"faults.clients {faults.clients}: set the kinds of fault: "
-            "faults.kinds=[raise,crash,slow]"
+            f"faults.clients {faults.clients}: no kind of fault is set; choose one or more, for "
+            "example faults.kinds=[raise,crash,slow]"
         )
     if faults.clients > config.clients:
         raise UserError(

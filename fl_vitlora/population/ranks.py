@@ -1,8 +1,8 @@
-"""The rank of the low-rank matrices at each client, if clients have different ranks.
+"""Gives each client the rank of its low-rank matrices, if clients have different ranks.
 
 There are two ways to set ranks. The setting `finetuning.client_ranks` lists one rank for each
 client. Or it lists a few ranks, and `finetuning.rank_shares` gives the share of the clients with
-each of these ranks. The seed decides which clients have a rank, but the number of clients with this
+each of these ranks. The seed decides which clients get which rank. The number of clients with each
 rank is the same for all seeds.
 """
 
@@ -24,7 +24,7 @@ def rank_of(config: Config, client: int) -> int | None:
     """Returns a client's rank, or None if all clients have the rank `finetuning.rank`.
 
     Args:
-        config: The experiment.
+        config: The settings of the experiment.
         client: The number of the client.
 
     Example:
@@ -42,22 +42,23 @@ def rank_of(config: Config, client: int) -> int | None:
 
 
 def client_ranks(config: Config) -> tuple[int, ...]:
-    """Returns the ranks of all clients; empty if all have the rank `finetuning.rank`."""
+    """Returns the ranks of all clients; an empty tuple if all have the rank `finetuning.rank`."""
     ranks = [rank_of(config, client) for client in range(config.clients)]
     return tuple(rank for rank in ranks if rank is not None)
 
 
 def quotas(shares: Sequence[float], total: int) -> list[int]:
-    """Divides a total into whole parts by shares, with the largest-remainder method.
+    """Divides a total into whole numbers in proportion to shares (largest-remainder method).
 
-    If remainders are equal, the part of the first share is rounded up.
+    If two remainders are equal, the part of the earlier share is rounded up.
 
     Args:
         shares: The shares, not negative and not all zero; only their ratios matter.
-        total: The sum of the parts.
+        total: The whole number to divide; it is the sum of the parts.
 
     Returns:
-        The parts; each differs from share · total by less than one.
+        The parts, whose sum is `total`; each differs from its exact size, share / Σ shares · total,
+        by less than one.
 
     Example:
         >>> quotas([0.5, 0.25, 0.25], 10)
@@ -72,7 +73,7 @@ def quotas(shares: Sequence[float], total: int) -> list[int]:
 
 
 def check(config: Config) -> None:
-    """Checks that the ranks fit the clients, the shares and the fine-tuning method.
+    """Checks that the settings give every client a rank, and that the method has low-rank matrices.
 
     Raises:
         UserError: If the ranks do not fit; the message states what was expected.
@@ -83,7 +84,8 @@ def check(config: Config) -> None:
         return
     if not ranks:
         raise UserError(
-            "finetuning.rank_shares: set the ranks of these shares: finetuning.client_ranks=[1,2,4]"
+            "finetuning.rank_shares is set without ranks; set one rank for each share, for example "
+            "finetuning.client_ranks=[1,2,4]"
         )
     if not method_of(tuning).low_rank:
         raise UserError(
@@ -93,19 +95,21 @@ def check(config: Config) -> None:
     if not shares and len(ranks) != config.clients:
         raise UserError(
             f"finetuning.client_ranks: expected a rank for each of {config.clients} clients, got "
-            f"{len(ranks)}; to assign them by shares, set finetuning.rank_shares"
+            f"{len(ranks)} ranks; to assign ranks by shares, set finetuning.rank_shares"
         )
     if shares and len(shares) != len(ranks):
         raise UserError(
             f"finetuning.rank_shares: expected a share for each of {len(ranks)} values in "
-            f"finetuning.client_ranks, got {len(shares)}"
+            f"finetuning.client_ranks, got {len(shares)} shares"
         )
     if shares and not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise UserError(f"finetuning.rank_shares: expected a sum of 1, got {sum(shares):g}")
+        raise UserError(
+            f"finetuning.rank_shares: expected shares with a sum of 1, got {sum(shares):g}"
+        )
     if max(ranks) > tuning.rank:
         raise UserError(
-            f"finetuning.client_ranks: expected ranks up to finetuning.rank {tuning.rank}, got "
-            f"{max(ranks)}"
+            f"finetuning.client_ranks: expected ranks of at most finetuning.rank {tuning.rank}, "
+            f"got {max(ranks)}"
         )
 
 

@@ -42,11 +42,11 @@ def trained_together(config: Config) -> int:
     """Returns the largest number of clients that a worker trains in one batch.
 
     If the setting `engine.cohort` is given, its value is returned. Otherwise the number is an
-    eighth of a round's participants, so that eight workers have work, and the batch has at most 64
-    images in a step, which is about as many as the cache of a core can hold. The number is 1 if
-    clients cannot share a batch, for example in full fine-tuning or with an optimiser that is not
-    entrywise. The number of workers has no influence, because otherwise the rounding of sums would
-    depend on the number of workers.
+    eighth of a round's participants, so that eight workers have work. The number is smaller if a
+    step would otherwise have more than 64 images, about as many as the cache of a core can hold.
+    The number is 1 if clients cannot share a batch, for example in full fine-tuning or with an
+    optimiser that does not compute entry by entry. The number of workers has no influence.
+    Otherwise, the rounding of sums, and so the results, would depend on the number of workers.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))

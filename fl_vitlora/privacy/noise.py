@@ -1,27 +1,27 @@
-"""Differential privacy of clients: bounded updates, and noise on their mean.
+"""Differential privacy of clients: each update is bounded, and noise is added to their mean.
 
-No client can change the mean of a round by more than C/K. Noise that is larger than this change
-hides whether a client took part:
+With clipping norm C and K clients, no client can change the mean of a round by more than C/K. Noise
+that is larger than this change hides whether a client took part:
 
-    client   Δₖ ← Δₖ · min(1, C / ‖Δₖ‖)                   C clipping norm, over all tensors sent
-    server   Δ = 1/K · Σ Δₖ + N(0, (z·C/K)²)              z noise multiplier, in every scalar
+    client   Δₖ ← Δₖ · min(1, C / ‖Δₖ‖)                   C clipping norm, for all tensors together
+    server   Δ = 1/K · Σ Δₖ + N(0, (z·C/K)²)              z noise multiplier, for every scalar
 
-K is the number of clients that were asked, which is known before the round; an absent client counts
-as a zero update. All weights are equal, because the numbers of samples are private data, too. The
-method is the Gaussian mechanism with sensitivity C/K and noise multiplier z. Two inputs are
-neighbours if one has the update of a client and the other has a zero update of the same client
-(zero-out neighbours, as in arXiv 2103.00039). The module `flower.strategies.accounting` computes ε
-over the rounds. A strategy gets only the noisy mean, so everything that it computes from the mean
-is equally private. The strategy also gets the numbers of samples and steps and the loss, which are
-not private.
+K is the number of clients that were asked to train, which is known before the round; an absent
+client counts as a zero update. All weights are equal, because the numbers of samples are private
+data, too. The method is the Gaussian mechanism with sensitivity C/K and noise multiplier z. The
+guarantee compares two inputs: one has the update of a client, and the other has a zero update of
+the same client (zero-out neighbours, as in arXiv 2103.00039). The module
+`flower.strategies.accounting` computes the privacy loss ε of all rounds together. A strategy gets
+only the noisy mean, so everything that it computes from the mean is equally private. The strategy
+also gets the numbers of samples and steps and the loss, which are not private.
 
 The server adds the noise. So clients must trust the server, which sees the mean before noise is
 added and, without secure aggregation, every update. The numbers of samples, the losses, the
 measured accuracies and the list of participants are not private. The arithmetic is not exact: the
 noise is drawn in double precision, then rounded to single precision together with the mean. A
-secure sum rounds its numbers, which changes the sum by at most √S·R/2³¹ for S scalars; this change
-is not added to C/K. No proof excludes attacks on the last bits of floating-point noise (Mironov,
-CCS 2012).
+secure sum rounds its numbers, which changes the sum by at most √S·R/2³¹ for S scalars in the range
+±R; this change is not added to C/K. No proof excludes attacks on the last bits of floating-point
+noise (Mironov, CCS 2012).
 
 Source: McMahan et al., "Learning differentially private recurrent language models", arXiv
 1710.06963, algorithm 1 with a fixed denominator. In contrast to the paper, the list of participants
@@ -51,7 +51,7 @@ NoiseKey = Callable[[int], bytes]  # from the number of a round to the key of it
 
 
 def secret_key(server_round: int) -> bytes:
-    """Draws the key of a round's noise from the system's randomness, as a deployment must."""
+    """Draws the key of a round's noise from the system's randomness; nobody can draw it again."""
     del server_round
     return secrets.token_bytes(KEY_BYTES)
 
@@ -75,11 +75,13 @@ def bounded(delta: State, report: State, most: float) -> tuple[State, State, boo
 
     Args:
         delta: The change of the tensors by training.
-        report: Additional tensors that the strategy sends; the mapping may be empty.
+        report: The additional tensors that clients of some strategies send; the mapping may be
+            empty.
         most: The clipping norm C.
 
     Returns:
-        Delta and report, scaled by the same factor; and True if their norm was at most C before.
+        Delta and report, scaled by the same factor; and True if their common norm was at most C
+        before the scaling.
     """
     both = {f"delta {name}": tensor for name, tensor in delta.items()}
     both |= {f"report {name}": tensor for name, tensor in report.items()}
@@ -92,7 +94,7 @@ def bounded(delta: State, report: State, most: float) -> tuple[State, State, boo
 
 
 def mean_update(updates: Sequence[Update], weights: Sequence[float]) -> Update:
-    """Averages updates to a single update, which represents the updates of all clients.
+    """Averages the updates of several clients to a single update, which represents all of them.
 
     Args:
         updates: The updates, at least one; all have the same tensors.
@@ -127,7 +129,7 @@ def mean_update(updates: Sequence[Update], weights: Sequence[float]) -> Update:
 def released(
     update: Update, *, cohort: int, clipping_norm: float, noise_multiplier: float, key: bytes
 ) -> Update:
-    """Makes a mean of bounded updates private: 1/K · Σ Δₖ + N(0, (z·C/K)²).
+    """Adds normal noise to a mean of bounded updates Δₖ: 1/K · Σ Δₖ + N(0, (z·C/K)²).
 
     Args:
         update: The mean of the bounded updates with equal weights, over the clients that answered.
@@ -137,7 +139,7 @@ def released(
         key: The key of the noise, 32 bytes; every round needs another key.
 
     Returns:
-        The update with noise on every scalar of delta and report. The loss is unchanged.
+        The update with noise on every scalar of delta and report. The loss gets no noise.
     """
     stream, present = KeyStream(key), update.members / cohort
     deviation = noise_multiplier * clipping_norm / cohort

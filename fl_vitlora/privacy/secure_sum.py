@@ -1,20 +1,21 @@
 """Secure aggregation: the server learns the sum of the clients' vectors, but no single vector.
 
-Every two clients i < j agree on a seed that nobody else knows. A stream of words is computed from
-the seed. Client i adds this stream to its own vector, and client j subtracts the stream from its
-vector, modulo 2³²:
+Every two clients i < j agree on a seed that nobody else knows. A stream of pseudorandom 32-bit
+words is computed from the seed. Client i adds this stream to its vector xᵢ, and client j subtracts
+the same stream from its vector xⱼ, modulo 2³²:
 
     yᵢ = xᵢ + Σ_{j>i} stream(seedᵢⱼ) - Σ_{j<i} stream(seedᵢⱼ)        Σ yᵢ = Σ xᵢ
 
 A single yᵢ looks random; in the sum of all yᵢ the streams cancel exactly.
 
-1. *Greeting.* Client i draws an X25519 key pair (RFC 7748) from the system's randomness, and sends
-   the public key.
-2. *Training.* The server sends the same `Roster` to all participants: the round, and each
-   participant's number, share and public key. The seed of a pair is seedᵢⱼ = HKDF(X25519(private
-   keyᵢ, public keyⱼ), roster, i, j). So a seed is used for one round only, and the streams cancel
-   only if all participants got the same roster. Client i sends yᵢ, which has as many bytes as xᵢ.
-   The server sends the roster to every participant; it has about 47 bytes for each client on it.
+1. *Greeting*, the first message of a client. Client i draws an X25519 key pair (RFC 7748) from the
+   system's randomness, and sends the public key.
+2. *Training.* The server sends the same list, the `Roster`, to all participants: the round, and
+   each participant's number, share (weight in the mean) and public key. The seed of a pair is
+   seedᵢⱼ = HKDF(X25519(private keyᵢ, public keyⱼ), roster, i, j). So a seed is used for one round
+   only, and the streams cancel only if all participants got the same roster. Client i sends yᵢ,
+   which has as many bytes as xᵢ. The roster takes about 47 bytes for each client that it lists, in
+   every message.
 3. *Only if clients drop out.* The server asks the remaining clients for the seeds that they share
    with the clients that dropped out. With these seeds the server removes the streams that do not
    cancel, and gets the sum of the remaining clients. The seeds of other rounds stay unknown.
@@ -29,15 +30,15 @@ clients drop out, only two may remain, and then each of the two can compute the 
 A sum does not hide which clients took part, or with which share.
 
 Flower's SecAgg+ has the second mask, but cannot be used here. Its workflow (`flwr.server.workflow`)
-requires a `LegacyContext`, and its mod (`flwr.client.mod`) requires replies that hold a `FitRes`.
-Both belong to an interface that is older than the Message API, which today's strategies use.
-SecAgg+ needs four exchanges of messages in a round, and rounds each number stochastically to 22
-bits.
+requires a `LegacyContext`, and its client plug-in (`flwr.client.mod`) requires replies that hold a
+`FitRes`. Both belong to an interface that is older than the Message API, which today's strategies
+use. SecAgg+ needs four exchanges of messages in a round, and rounds each number stochastically to
+22 bits.
 
 All functions except `draw_secret` are pure: they take the state of a client and return its new
 state.
 
-K clients on a roster, W words in a vector.
+K is the number of clients on a roster, and W is the number of words in a vector.
 
 Source: Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS
 2017, section 4.0.1. In this project, the seeds also depend on the digest of the round's roster.
@@ -91,7 +92,7 @@ class Roster:
     Attributes:
         round: The number of the round, from 1; it grows with every sum of a run.
         members: The participants, at least three, sorted by client number, with Σ share <= 1.
-        limit: The range R of the fixed-point numbers, equal for all participants.
+        limit: The range R of the fixed-point numbers, from -R to R, equal for all participants.
 
     Raises:
         ValueError: If there are too few participants, or a number, share or key is invalid.
@@ -105,15 +106,20 @@ class Roster:
         clients, keys = [m.client for m in self.members], {m.key for m in self.members}
         if len(clients) < FEWEST:
             raise ValueError(
-                f"a secure sum of {len(clients)} would reveal its parts; it needs {FEWEST} clients"
+                f"a secure sum of {len(clients)} clients would reveal single vectors; expected at "
+                f"least {FEWEST} clients"
             )
         ordered = all(low < high for low, high in pairwise(clients))
         if not ordered or len(keys) < len(clients) or {len(key) for key in keys} != {KEY_BYTES}:
             raise ValueError(
-                "a roster must list every client once, sorted by number, each with its own key"
+                "a roster (the participants of a secure sum) must list every client once, sorted "
+                "by number, each with its own public key of 32 bytes"
             )
         if not all(m.share > 0 for m in self.members) or self.share(self.clients) > 1 + 1e-9:
-            raise ValueError("the shares of a roster must be positive and add up to at most 1")
+            raise ValueError(
+                "the shares (weights of the clients in the mean) of a roster must be positive and "
+                "add up to at most 1"
+            )
 
     @cached_property
     def clients(self) -> frozenset[int]:
@@ -122,22 +128,25 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Returns the SHA-256 digest of the roster, 32 bytes; every roster has another digest."""
+        """Returns the SHA-256 digest of the roster, 32 bytes; two rosters never share a digest."""
         parts = [struct.pack("<qd32s", m.client, m.share, m.key) for m in self.members]
         return hashlib.sha256(struct.pack("<qd", self.round, self.limit) + b"".join(parts)).digest()
 
     def of(self, client: int) -> Member:
-        """Returns the entry of a participant.
+        """Returns the number, share and public key of a participant.
 
         Raises:
             ValueError: If the client is not on the roster.
         """
         if client not in self._by_client:
-            raise ValueError(f"client {client} is not on the roster of round {self.round}")
+            raise ValueError(
+                f"client {client} is not on the roster of round {self.round}, the list of the "
+                "participants of its secure sum"
+            )
         return self._by_client[client]
 
     def share(self, clients: frozenset[int]) -> float:
-        """Returns the sum of the shares of some participants."""
+        """Returns the sum of the shares (weights in the mean) of the given participants."""
         return math.fsum(self.of(client).share for client in clients)
 
     @cached_property
@@ -154,7 +163,8 @@ class Secret:
         private: The private key, 32 bytes.
         roster: The roster of the last sum for which the client masked a vector; None before the
             first sum.
-        dropped: The clients on this roster for which the client has revealed its seeds.
+        dropped: The clients on this roster that dropped out, and whose seeds this client has
+            revealed to the server.
     """
 
     client: int
@@ -178,7 +188,7 @@ def pair_seed(secret: Secret, roster: Roster, other: int) -> bytes:
 
     Args:
         secret: The secret state of one participant.
-        roster: The roster of the sum.
+        roster: The roster of the sum: the participants with their shares and public keys.
         other: The number of the other participant.
 
     Returns:
@@ -195,6 +205,8 @@ def pair_seed(secret: Secret, roster: Roster, other: int) -> bytes:
 
 def mask(client: int, seeds: Seeds, length: int) -> Words:
     """Returns the mask of client i: Σ_{j>i} stream(seedⱼ) - Σ_{j<i} stream(seedⱼ), modulo 2³².
+
+    The stream of a seed is a sequence of pseudorandom 32-bit words.
 
     Args:
         client: The number i of the client.
@@ -217,24 +229,28 @@ def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Sec
     """Masks the vector of a client; the client calls this function.
 
     Args:
-        secret: The secret state of the client.
-        roster: The roster of the sum.
+        secret: The secret state of the client: its private key, and the last sum that it took part
+            in.
+        roster: The roster of the sum: the participants with their shares and public keys.
         words: The vector x, uint32 (W,), with the same W at every participant.
 
     Returns:
-        The masked vector y, uint32 (W,), and the client's new secret state.
+        The masked vector y, uint32 (W,); and the client's new secret state.
 
     Raises:
-        ValueError: If the roster has another key for this client, or if the round of the roster is
-            not later than that of the last sum. Two vectors under the same mask would reveal their
-            difference.
+        ValueError: If the roster lists a public key for this client that is not its own, or if the
+            round of the roster is not later than that of the last sum. Two vectors under the same
+            mask would reveal their difference.
     """
     if roster.of(secret.client).key != secret.public:
-        raise ValueError(f"the roster of round {roster.round} has another key for this client")
+        raise ValueError(
+            f"the roster of round {roster.round} must list this client's own public key, but lists "
+            "another one"
+        )
     if secret.roster is not None and roster.round <= secret.roster.round:
         raise ValueError(
-            f"a vector for round {secret.roster.round} is masked already; a second one of round "
-            f"{roster.round} might reveal it"
+            f"this client has already masked a vector for round {secret.roster.round}; a second "
+            f"vector, for round {roster.round}, might reveal the first one; expected a later round"
         )
     others = roster.clients - {secret.client}
     seeds = {other: pair_seed(secret, roster, other) for other in sorted(others)}
@@ -246,12 +262,14 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
     """Reveals the seeds that a client shares with clients that dropped out of the last sum.
 
     Args:
-        secret: The secret state of the client.
+        secret: The secret state of the client: its private key, and the last sum that it took part
+            in.
         server_round: The number of the round of the sum.
         dropped: All clients that have dropped out of the sum so far.
 
     Returns:
-        The seeds by number of the dropped client, and the client's new secret state.
+        A dictionary: for each dropped client, the seed that both clients share. Second, this
+        client's new secret state.
 
     Raises:
         ValueError: If this client masked no vector in that round; if this client is in `dropped` or
@@ -260,15 +278,20 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
     """
     roster = secret.roster
     if roster is None or roster.round != server_round:
-        raise ValueError(f"nothing was masked for round {server_round}")
+        raise ValueError(
+            f"this client has no seeds to reveal: it masked no vector for round {server_round}"
+        )
     left = roster.clients - dropped
     if not dropped <= roster.clients or secret.client not in left or len(left) < FEWEST_LEFT:
         raise ValueError(
             f"clients {sorted(dropped)} cannot have dropped out of {sorted(roster.clients)}: "
-            f"at least {FEWEST_LEFT} must remain, including client {secret.client}"
+            f"at least {FEWEST_LEFT} clients must remain, including client {secret.client}"
         )
     if not secret.dropped <= dropped:
-        raise ValueError("a client that dropped out of a sum cannot come back into it")
+        raise ValueError(
+            "a request for seeds must name all clients that an earlier request named; a client "
+            "that dropped out of a sum cannot come back"
+        )
     seeds = {other: pair_seed(secret, roster, other) for other in sorted(dropped)}
     return seeds, replace(secret, dropped=dropped)
 
@@ -286,21 +309,23 @@ def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, f
     server deletes this vector before it asks for the seeds.
 
     Args:
-        roster: The roster of the sum.
+        roster: The roster of the sum: the participants with their shares and public keys.
         masked: The masked vector y of each client whose vector arrived, uint32 (W,). This function
             removes all entries of the mapping; the caller must have no other reference to the
             vectors.
         ask: A function that asks the remaining clients for seeds.
 
     Returns:
-        The sum Σ x mod 2³² of the remaining clients, uint32 (W,), and the numbers of these clients.
+        The sum Σ x mod 2³² of the remaining clients, uint32 (W,); and the numbers of these clients.
 
     Raises:
         ValueError: If fewer than two clients remain, or the vectors differ in length.
     """
     if len({len(vector) for vector in masked.values()}) > 1:
         masked.clear()
-        raise ValueError("the vectors of a secure sum differ in length")
+        raise ValueError(
+            "all vectors of a secure sum must have the same length, but their lengths differ"
+        )
     left, seeds = frozenset(masked), dict[int, Seeds]()
     while dropped := roster.clients - left:
         for client in masked.keys() & dropped:
@@ -308,8 +333,8 @@ def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, f
         if len(left) < FEWEST_LEFT:
             masked.clear()
             raise ValueError(
-                f"clients {sorted(dropped)} dropped out; {len(left)} left are too few for a "
-                "secure sum"
+                f"clients {sorted(dropped)} dropped out and {len(left)} remained; a secure sum "
+                "needs at least two remaining clients"
             )
         seeds = dict(ask(left, dropped))
         helpful = frozenset(c for c in left if seeds.get(c, {}).keys() >= dropped)

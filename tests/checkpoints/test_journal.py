@@ -66,7 +66,7 @@ def test_one_flipped_bit_before_the_mark_is_told(place: int, bit: int, tmp_path:
     data = bytearray(path.read_bytes())
     data[place % len(data)] ^= 1 << bit
     path.write_bytes(data)
-    with pytest.raises(DamagedFileError, match="it does not agree with the checkpoint"):
+    with pytest.raises(DamagedFileError, match="it differs from what the checkpoint recorded"):
         Journal(path, mark)
     assert path.read_bytes() == data  # which somebody may want to look at
 

@@ -139,7 +139,9 @@ def test_a_state_of_another_layout_is_passed_over_and_told_if_there_is_no_other(
     assert found is not None
     assert found[1].round == 2
     older.unlink()
-    with pytest.raises(DamagedFileError, match=f"{newest} is not a checkpoint of this version"):
+    with pytest.raises(
+        DamagedFileError, match=f"{newest} is not a checkpoint that this version can read"
+    ):
         Logbook.take_up(played.place)
 
 

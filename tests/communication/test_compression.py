@@ -178,9 +178,9 @@ def test_a_part_of_another_model_is_refused():
 
 
 def test_tensors_that_the_other_side_does_not_expect_are_not_sent():
-    with pytest.raises(ValueError, match="must be those of the layout"):
+    with pytest.raises(ValueError, match="must have names and shapes of the layout"):
         code({**state(), "extra": torch.zeros(1)}, LAYOUT, EXACT, draw())
-    with pytest.raises(ValueError, match="must be those of the layout"):
+    with pytest.raises(ValueError, match="must have names and shapes of the layout"):
         code(dict(reversed(state().items())), LAYOUT, EXACT, draw())
 
 

@@ -131,7 +131,7 @@ def test_an_update_that_is_no_number_is_refused_before_it_is_hidden(bad: float):
 
 def test_a_report_of_other_tensors_is_refused():
     for report in ({"a": torch.zeros(2, 3)}, dict(reversed(state(0).items()))):
-        with pytest.raises(ValueError, match="in their order"):
+        with pytest.raises(ValueError, match="in the same order"):
             encode(state(0), report, 1.0, limit=LIMIT, share=0.5)
 
 
@@ -158,10 +158,10 @@ def test_foreign_words_are_refused():
     assert other.scalars == LAYOUT.scalars
     short = HEADER.pack(b"FVS1", LAYOUT.digest, len(words) - 1) + bytes(4 * len(words) - 4)
     for foreign, layout, reason in (
-        (pack(state(0)), LAYOUT, "does not begin"),
-        (buffer[:10], LAYOUT, "does not begin"),
-        (buffer, other, "other tensors"),
-        (short, LAYOUT, "other tensors"),
+        (pack(state(0)), LAYOUT, "expected the header of masked words"),
+        (buffer[:10], LAYOUT, "expected the header of masked words"),
+        (buffer, other, "do not fit the expected tensors"),
+        (short, LAYOUT, "do not fit the expected tensors"),
         (buffer[:-1], LAYOUT, "need"),
         (buffer + b"0", LAYOUT, "need"),
     ):

@@ -78,15 +78,21 @@ def test_what_is_unpacked_can_be_written_to():
 @pytest.mark.parametrize(
     ("buffer", "expectation"),
     [
-        (b"", "does not begin"),
-        (pack(STATE)[:19], "does not begin"),
-        (b"PK\x03\x04" + pack(STATE)[4:], "does not begin"),
-        (pack(STATE)[:-1], "5 scalars need 40 bytes, got 39"),
-        (pack(STATE)[:20], "5 scalars need 40 bytes, got 20"),
-        (pack(STATE) + b"\x00", "5 scalars need 40 bytes, got 41"),
-        (pack(STATE)[:5] + b"\x00" + pack(STATE)[6:], "5 scalars of other tensors"),
-        (pack(STATE)[:12] + b"\x06" + pack(STATE)[13:], "6 scalars of other tensors"),
-        (pack({}), "0 scalars of other tensors than the 5 expected"),
+        (b"", "expected the header of packed tensors"),
+        (pack(STATE)[:19], "expected the header of packed tensors"),
+        (b"PK\x03\x04" + pack(STATE)[4:], "expected the header of packed tensors"),
+        (pack(STATE)[:-1], "5 scalars and the header need 40 bytes, got 39 bytes"),
+        (pack(STATE)[:20], "5 scalars and the header need 40 bytes, got 20 bytes"),
+        (pack(STATE) + b"\x00", "5 scalars and the header need 40 bytes, got 41 bytes"),
+        (
+            pack(STATE)[:5] + b"\x00" + pack(STATE)[6:],
+            "its 5 scalars do not fit",
+        ),
+        (
+            pack(STATE)[:12] + b"\x06" + pack(STATE)[13:],
+            "its 6 scalars do not fit",
+        ),
+        (pack({}), "its 0 scalars do not fit"),
     ],
 )
 def test_buffers_that_do_not_fit_are_refused(buffer: bytes, expectation: str):

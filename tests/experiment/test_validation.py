@@ -46,7 +46,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "strategy.min_available_nodes 9: only 4",
     ),
     "noise": ({"privacy.noise_multiplier": 1.0}, "without privacy.clipping_norm"),
-    "secure sum": ({**SECURE, "fraction": 0.5}, "a sum of 2 reveals single updates"),
+    "secure sum": ({**SECURE, "fraction": 0.5}, "a sum of 2 updates reveals single updates"),
     "single updates": (
         {**SECURE, "strategy": "krum", "strategy.f": 0},
         "strategy krum needs single updates",
@@ -130,7 +130,9 @@ def test_only_a_run_with_checkpoints_needs_a_strategy_that_they_can_hold(tmp_pat
             self.seen = {1, 2}
 
     config = configure(tmp_path, {})
-    with pytest.raises(UserError, match="its seen is a set, which no checkpoint can hold"):
+    with pytest.raises(
+        UserError, match="its attribute seen is a set, which a checkpoint cannot store"
+    ):
         run(config, Remembering())
     doors = {"new_folder": True, "needs_passphrase": True}
     assert check(config, Remembering(), writes_checkpoints=False, **doors) == config

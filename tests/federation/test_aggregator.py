@@ -99,11 +99,11 @@ class Planned(Mean):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"frozen": ("a.weight",)}, "round 1: plan differs between clients in more than"),
-        ({"epochs": 0}, r"plan\.epochs is 0, expected a whole number"),
-        ({"epochs": 1.5}, r"plan\.epochs is 1\.5"),
-        ({"rate": -1.0}, r"plan\.rate is -1\.0, expected a positive factor"),
-        ({"rate": math.inf}, r"plan\.rate is inf"),
+        ({"frozen": ("a.weight",)}, "round 1: plan returned different plans for clients"),
+        ({"epochs": 0}, r"plan\.epochs must be a whole number from 1, or None; got 0"),
+        ({"epochs": 1.5}, r"plan\.epochs must be .* got 1\.5"),
+        ({"rate": -1.0}, r"plan\.rate must be a positive factor .* got -1\.0"),
+        ({"rate": math.inf}, r"plan\.rate must be .* got inf"),
     ],
 )
 def test_a_plan_that_no_round_can_follow_is_refused(changed: dict[str, Any], told: str):
@@ -133,7 +133,7 @@ def test_a_strategy_chooses_the_participants_and_the_draw_stays_without_it():
         ((1,), "select returned 1 different clients, expected 2"),
         ((1, 1), "select returned 1 different clients, expected 2"),
         ((1, 2, 3), "select returned 3 different clients, expected 2"),
-        ((1, 9), "select returned 9, which is no client of the run"),
+        ((1, 9), "select returned client 9, but the run has no such client"),
         (None, "round 4: TypeError: 'NoneType' object is not iterable"),
     ],
 )

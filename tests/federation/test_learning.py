@@ -74,7 +74,8 @@ def test_the_warning_names_rate_loss_and_what_to_try(
     told = warning(lines(*losses), config, TEN)
     assert told is not None
     assert f"learning rate {config.training.learning_rate:g}" in told
-    assert "guessing among 10 classes (2.3) for 3 rounds, accuracy 10.0 %" in told
+    assert "the accuracy 10.0 %; for 3 rounds" in told
+    assert "no better than guessing among 10 classes (loss 2.3)" in told
     assert re.search(advice, told)
 
 

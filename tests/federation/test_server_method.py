@@ -88,5 +88,7 @@ def test_a_checkpoint_without_a_memory_is_still_read():
 
 
 def test_a_tensor_that_the_model_lacks_cannot_be_decided():
-    with pytest.raises(UserError, match=r"method m: decide returned a\.other \(1,\)"):
+    with pytest.raises(
+        UserError, match=r"method m: decide returned tensor a\.other with shape \(1,\)"
+    ):
         after_round(method(Strange()), start(), start(), 1, 9)

@@ -69,7 +69,8 @@ def one(kind: str, **given: Any) -> Config:
 
 
 def test_who_is_to_raise_says_who_and_when():
-    with pytest.raises(RuntimeError, match=r"^simulated fault of client 0 in round 3$"):
+    told = r"^simulated fault of client 0 in round 3 \(setting faults\.kinds\)$"
+    with pytest.raises(RuntimeError, match=told):
         strike(one("raise"), 0, 3)
 
 
@@ -130,7 +131,7 @@ def test_a_run_in_which_five_of_twenty_always_raise_is_the_run_of_the_other_fift
     assert [line["participants"] for line in failing.lines] == [others, others]
     assert [line["participants"] for line in fifteen.lines] == [others, others]
     for line in failing.lines:
-        told = "simulated fault of client {} in round {}"
+        told = "simulated fault of client {} in round {} (setting faults.kinds)"
         assert line["failures"] == [
             {"client": client, "reason": told.format(client, line["round"])} for client in drawn
         ]

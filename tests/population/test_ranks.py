@@ -92,7 +92,7 @@ def test_ranks_that_fit_are_allowed(config: Config):
     [
         (configure([1, 2]), ["client_ranks", "each of 20 clients", "got 2", "rank_shares"]),
         (configure([1, 2], [1.0]), ["rank_shares", "each of 2 values", "got 1"]),
-        (configure([], [1.0]), ["rank_shares", "set the ranks of these shares", "client_ranks"]),
+        (configure([], [1.0]), ["rank_shares", "set one rank for each share", "client_ranks"]),
         (configure([1, 2], [0.5, 0.6]), ["rank_shares", "sum of 1", "1.1"]),
         (configure([2, 8, 5], clients=3), ["client_ranks", "finetuning.rank 4", "got 8"]),
         (

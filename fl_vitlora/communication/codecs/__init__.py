@@ -1,8 +1,9 @@
 """Codecs: each is a pair of pure functions that encode and decode a vector of float32 numbers.
 
-Quantisers write every scalar in fewer bits: float16 and bfloat16; int8, int4, int3 and int2, which
-are whole multiples of a step; ecsq, nf4, qsgd and sign. float32 writes every scalar unchanged.
-Transforms drop a large part of a vector and pass the rest to another codec: topk, lowrank.
+The codec float32 writes every scalar unchanged. Quantisers write every scalar in fewer than 32
+bits: float16 and bfloat16; int8, int4, int3 and int2, which round to whole multiples of a step;
+ecsq, nf4, qsgd and sign. Transforms drop a large part of a vector and pass the rest to another
+codec: topk and lowrank.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ CODECS: dict[str, type[Codec]] = {
 
 @functools.lru_cache(maxsize=64)
 def parse(spec: str) -> Codec:
-    """Reads a specification: steps joined by "+", transforms first, one quantiser last.
+    """Reads a codec's specification: steps joined by "+", transforms first, one quantiser last.
 
     Args:
         spec: A specification, for example ``"int4(128)"`` or ``"topk(0.05)+int4"``.

@@ -1,10 +1,11 @@
-"""int8, int4, int3, int2: whole multiples of a step. The largest scalar of a block sets the step.
+"""int8, int4, int3, int2: round to whole multiples of a step, set by the largest of each block.
 
 With b bits there are L = 2^(b-1) - 1 levels on each side of zero. The scale of a block is its
 largest magnitude, rounded up to a bfloat16 so that no scalar is clipped. int2 is ternary.
 
 Sources: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861 (blocks);
-Wen et al., "TernGrad", arXiv 1705.07878 (stochastic and ternary, scaled by the largest).
+Wen et al., "TernGrad", arXiv 1705.07878 (three levels with stochastic rounding, scaled by the
+largest magnitude).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Absmax(Quantiser):
 
     Attributes:
         block: The number of scalars that share a scale.
-        rounding: The kind of rounding: "stochastic" is unbiased; "nearest" has half the largest
-            error.
+        rounding: The kind of rounding: "stochastic" has no error on average; with "nearest", the
+            largest possible error is half as large as with "stochastic".
         levels: The number L of levels on each side of zero.
     """
 
@@ -38,11 +39,12 @@ class Absmax(Quantiser):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if rounding is to nearest, or if blocks are short enough: b < 4·L².
+        """Returns True if the error is smaller than the vector x: nearest rounding, or b < 4·L².
 
-        With stochastic rounding, the root mean square error of a scalar is at most half a step,
-        M / 2L, where M is the largest magnitude of the block; the largest scalar has no error. So
-        the squared error of a block of b scalars is below b·M² / 4L², which is less than M² ≤ ‖x‖².
+        There are b scalars in a block, and L levels on each side of zero. With stochastic rounding,
+        the root mean square error of a scalar is at most half a step, M / 2L, where M is the
+        largest magnitude of the block; the largest scalar has no error. So the squared error of a
+        block of b scalars is below b·M² / 4L², which is less than M² ≤ ‖x‖².
         """
         return self.rounding == "nearest" or self.block < 4 * self.levels**2
 
@@ -52,7 +54,7 @@ class Absmax(Quantiser):
         return 2 * self.levels + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Rounds each scalar to a level; the outermost level is the block's largest magnitude."""
+        """Rounds each scalar to a level; the highest level is the block's largest magnitude."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(np.abs(blocks).max(axis=1))
         chance = draw if self.rounding == "stochastic" else None
@@ -100,11 +102,11 @@ class Int3(Absmax):
 
 @dataclass(frozen=True, kw_only=True)
 class Int2(Absmax):
-    """A quantiser with three levels, and with longer blocks, because each block needs a scale.
+    """A quantiser with three levels. Its blocks are longer than those of int4, to save scales.
 
     The default is rounding to nearest. With stochastic rounding, as in TernGrad, most scalars
-    change by more than their own magnitude. Such errors are zero in the mean, but they can grow
-    under error feedback. The same applies to int3.
+    change by more than their own magnitude. Such errors are zero on average, but with error
+    feedback they can grow from round to round. int3 has the same default for the same reason.
     """
 
     block: int = field(default=128, metadata=BLOCK)

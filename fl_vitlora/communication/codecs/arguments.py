@@ -15,7 +15,7 @@ DECIMAL = re.compile(r"[0-9]{0,3}\.?[0-9]{1,20}(e-[0-9]{1,3})?")
 
 
 class Argument(Protocol):
-    """A kind of argument; `str(argument)` describes the allowed values."""
+    """A kind of argument of codecs; `str(argument)` describes the allowed values."""
 
     def read(self, text: str) -> object:
         """Reads a value, or raises `ValueError` if the text is not a value of this kind."""
@@ -26,7 +26,7 @@ class Argument(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """A whole number.
+    """An argument whose values are whole numbers between two bounds.
 
     Attributes:
         low: The smallest allowed value.
@@ -43,7 +43,7 @@ class Whole:
     def read(self, text: str) -> int:
         """Reads a whole number written in decimal digits."""
         if not WHOLE.fullmatch(text):
-            raise ValueError("not a whole number")
+            raise ValueError("expected a whole number of at most six digits")
         return int(text)
 
     def allows(self, value: object) -> bool:
@@ -56,12 +56,12 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A number above 0 and at most 1."""
+    """An argument whose values are numbers above 0 and at most 1."""
 
     def read(self, text: str) -> float:
         """Reads a decimal fraction."""
         if not DECIMAL.fullmatch(text):
-            raise ValueError("not a decimal fraction")
+            raise ValueError("expected a decimal fraction, for example 0.05")
         return float(text)
 
     def allows(self, value: object) -> bool:
@@ -74,10 +74,10 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A number above 0 and below a bound.
+    """An argument whose values are numbers above 0 and below a bound.
 
     Attributes:
-        below: The upper bound, excluded.
+        below: The upper bound; the bound itself is not allowed.
     """
 
     below: float
@@ -85,7 +85,7 @@ class Number:
     def read(self, text: str) -> float:
         """Reads a decimal number."""
         if not DECIMAL.fullmatch(text):
-            raise ValueError("not a decimal number")
+            raise ValueError("expected a decimal number, for example 0.5")
         return float(text)
 
     def allows(self, value: object) -> bool:
@@ -98,7 +98,7 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class OneOf:
-    """One of a few words.
+    """An argument whose values are a few words.
 
     Attributes:
         words: The allowed words.
@@ -107,7 +107,7 @@ class OneOf:
     words: tuple[str, ...]
 
     def read(self, text: str) -> str:
-        """Returns the text unchanged."""
+        """Returns the text itself."""
         return text
 
     def allows(self, value: object) -> bool:

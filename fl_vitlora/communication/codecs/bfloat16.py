@@ -17,7 +17,7 @@ SIGN = np.uint32(0x8000)
 
 
 def nearest(values: Floats) -> Halves:
-    """Rounds to the nearest bfloat16, ties to the even number, and never to infinity.
+    """Rounds to the nearest bfloat16; halfway cases to the even one, and never to infinity.
 
     Args:
         values: Finite numbers.
@@ -52,7 +52,7 @@ def upward(values: Floats) -> Halves:
 
 
 def widened(halves: Halves) -> Floats:
-    """Converts bfloat16 numbers to float32, without any change of their values.
+    """Converts bfloat16 numbers to float32; their values stay exactly the same.
 
     Args:
         halves: The upper halves of float32 numbers.

@@ -1,4 +1,4 @@
-"""Packs small numbers: each gets the number of bits that the largest possible number needs."""
+"""Packs small numbers: each gets as many bits as the largest possible number needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pack(numbers: Symbols, bits: int) -> bytes:
         bits: The width of a number, from 0 to 8 bits.
 
     Returns:
-        The n·bits / 8 bytes, rounded up.
+        The packed numbers, n·bits / 8 bytes (rounded up).
 
     Example:
         >>> pack(np.uint8([1, 2, 3]), 4).hex()
@@ -60,7 +60,7 @@ def unpack(data: bytes, n: int, bits: int) -> Symbols:
     """
     every = np.unpackbits(np.frombuffer(data, np.uint8))
     if every[n * bits :].any():
-        raise ValueError("there are set bits behind the last number")
+        raise ValueError("the bits after the last number must be zeros")
     padded = np.zeros((n, 8), np.uint8)
     padded[:, 8 - bits :] = every[: n * bits].reshape(n, bits)
     return np.packbits(padded, axis=1)[:, 0]

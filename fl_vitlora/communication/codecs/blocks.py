@@ -1,8 +1,8 @@
-"""Blocks of scalars with one scale per block, as neighbouring scalars have similar magnitudes.
+"""Blocks of scalars: each block has one scale, because neighbours have similar magnitudes.
 
 Scales are bfloat16. The upper bytes of all scales are written first, then the lower bytes; both are
-entropy-coded. The upper byte contains most of the exponent, which is similar in all blocks.
-Therefore a scale costs 10 to 12 bits instead of 16.
+entropy-coded (frequent bytes get fewer bits than rare bytes). The upper byte contains most of the
+exponent, which is similar in all blocks. Therefore a scale costs 10 to 12 bits instead of 16.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def in_blocks(values: Floats, block: int) -> Floats:
 
     Args:
         values: The vector (n,), n > 0.
-        block: The number of scalars of a block; if it is above n, blocks have n scalars.
+        block: The number of scalars of a block; if it is above n, there is one block of n scalars.
 
     Returns:
-        The blocks (m, block), a copy.
+        A copy of the scalars as m blocks, (m, block).
 
     Example:
         >>> in_blocks(np.float32([1, 2, 3]), 2).tolist()
@@ -85,7 +85,7 @@ def write_scales(scales: Halves) -> bytes:
         scales: The scales (m,) as bfloat16, finite and not negative.
 
     Returns:
-        The bytes.
+        The bytes, which `read_scales` can read.
     """
     upper, lower = (scales >> 8).astype(np.uint8), (scales & 0xFF).astype(np.uint8)
     return write_symbols(upper, 128) + write_symbols(lower, 256)
@@ -109,5 +109,5 @@ def read_scales(reader: ByteReader, count: int) -> Halves:
     lower = read_symbols(reader, count, 256)
     scales: Halves = np.left_shift(upper, 8, dtype=np.uint16) | lower
     if scales.max() > LARGEST:
-        raise ValueError("a scale is not finite")
+        raise ValueError("the scale of a block is not a finite number")
     return scales

@@ -6,7 +6,7 @@ MOST_GROUPS = 9  # groups of 7 bits, for numbers below 2⁶³
 
 
 def varint(number: int) -> bytes:
-    r"""Writes a whole number in groups of 7 bits, lowest first. A top bit of 1 means more follow.
+    r"""Writes a whole number in groups of 7 bits, lowest first; a top bit of 1 means: more follow.
 
     Args:
         number: A whole number from 0 to 2⁶³ - 1.
@@ -45,14 +45,14 @@ class ByteReader:
             count: The number of bytes, not negative.
 
         Returns:
-            The bytes.
+            The next `count` bytes.
 
         Raises:
-            ValueError: If fewer bytes are left.
+            ValueError: If fewer than `count` bytes are left.
         """
         left = len(self._data) - self._at
         if count > left:
-            raise ValueError(f"cut off: {count} bytes expected, {left} left")
+            raise ValueError(f"the bytes are cut off: expected {count} more bytes, got {left}")
         self._at += count
         return self._data[self._at - count : self._at]
 
@@ -60,7 +60,7 @@ class ByteReader:
         """Reads a whole number that the function `varint` wrote.
 
         Returns:
-            The number.
+            The number, from 0 to 2⁶³ - 1.
 
         Raises:
             ValueError: If the number is cut off, too large, or has more bytes than necessary.
@@ -73,7 +73,7 @@ class ByteReader:
                 break
             if group < 0x80:
                 return number
-        raise ValueError("a whole number has more bytes than allowed")
+        raise ValueError("a whole number has more bytes than it needs, or more than nine")
 
     def rest(self) -> bytes:
         """Reads all remaining bytes."""
@@ -86,4 +86,4 @@ class ByteReader:
             ValueError: If bytes are left.
         """
         if left := len(self._data) - self._at:
-            raise ValueError(f"{left} bytes more than expected")
+            raise ValueError(f"{left} bytes are left after the last expected byte")

@@ -1,12 +1,12 @@
-"""The contract of codecs, which convert vectors of float32 to bytes and back, usually with a loss.
+"""The contract of codecs, which convert vectors of float32 to bytes and back, often with errors.
 
 The class of a codec is the kind of coding, and the fields of a codec set how fine the coding is.
 `encode` and `decode` are pure functions. All random numbers come from the given generator, so the
-same state of the generator gives the same bytes. The codec does not handle the loss: with error
-feedback, the caller adds the loss to the vector of the next round.
+same state of the generator gives the same bytes. The codec does not correct its errors: with error
+feedback, the caller adds the error of one round to the vector of the next round.
 
-n is the number of scalars of all tensors in a group. The vector holds one tensor after the other,
-in the order of `shapes`.
+A vector holds the tensors of one group (tensors that share a codec), one after the other, in the
+order of `shapes`. n is the number of scalars of all these tensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def scalars(shapes: Shapes) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Codec(ABC):
-    """A way to write a vector. `codecs.parse` reads the text `str(codec)`, its specification.
+    """A way to write a vector as bytes. `str(codec)` is its specification, see `codecs.parse`.
 
     Attributes:
         name: The name of the codec in specifications.
@@ -53,9 +53,10 @@ class Codec(ABC):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if the coding error is smaller than x: E‖x - Q(x)‖² < ‖x‖² for every x.
+        """Returns True if the error is smaller than the vector x: E‖x - Q(x)‖² < ‖x‖² for every x.
 
-        With error feedback, the error of other codecs may grow in every round.
+        Q(x) is the decoded vector, and E the mean over random rounding. If the value is False and
+        error feedback is used, the error may grow from round to round.
         """
         return True
 
@@ -65,12 +66,12 @@ class Codec(ABC):
                 raise self.mistake(f"{key} must be {argument}, got {value!r}")
 
     def encode(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
-        """Writes a vector.
+        """Writes a vector as bytes.
 
         Args:
             values: The vector (n,) of finite scalars.
             shapes: The shapes of the tensors in the vector.
-            draw: The source of random numbers.
+            draw: The generator of random numbers, for codecs with random rounding.
 
         Returns:
             The bytes; an empty vector gives no bytes.
@@ -89,7 +90,7 @@ class Codec(ABC):
         Args:
             values: The vector (n,) of finite scalars.
             shapes: The shapes of the tensors in the vector.
-            draw: The source of random numbers.
+            draw: The generator of random numbers, for codecs with random rounding.
 
         Returns:
             The bytes, and the decoded vector (n,).
@@ -102,18 +103,20 @@ class Codec(ABC):
 
     @staticmethod
     def check(values: Floats, shapes: Shapes) -> None:
-        """Checks that a vector can be written.
+        """Checks that a vector has the length that the shapes need, and only finite scalars.
 
         Raises:
             ValueError: If a scalar is not finite, or the shapes do not fit the vector.
         """
         if values.shape != (scalars(shapes),):
-            raise ValueError(f"{scalars(shapes)} scalars expected, got shape {values.shape}")
+            raise ValueError(
+                f"expected a vector of {scalars(shapes)} scalars, got shape {values.shape}"
+            )
         if not np.isfinite(values).all():
             raise ValueError("its update holds NaN or infinity; a smaller learning rate may help")
 
     def decode(self, data: bytes, shapes: Shapes) -> Floats:
-        """Reads a vector.
+        """Reads a vector from bytes.
 
         Args:
             data: The bytes that `encode` wrote for these shapes.
@@ -132,9 +135,11 @@ class Codec(ABC):
             values = self.read(reader, shapes) if n else np.empty(0, np.float32)
             reader.end()
         except ValueError as error:
-            raise ValueError(f"refused {n} scalars in {self}: {error}") from None
+            raise ValueError(f"{n} scalars coded with {self} are refused: {error}") from None
         if not np.isfinite(values).all():
-            raise ValueError(f"refused {n} scalars in {self}: not all of them are finite")
+            raise ValueError(
+                f"{n} scalars coded with {self} are refused: not all of them are finite"
+            )
         return values
 
     @abstractmethod
@@ -143,7 +148,7 @@ class Codec(ABC):
 
     @abstractmethod
     def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
-        """Decodes a vector that is not empty, or raises `ValueError`."""
+        """Decodes a vector that is not empty; raises `ValueError` if the bytes are invalid."""
 
     @classmethod
     def arguments(cls) -> dict[str, Argument]:

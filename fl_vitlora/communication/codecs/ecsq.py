@@ -2,11 +2,11 @@
 
     q = round(x / Δ)  within ±7,  Δ = step · rms        Q(x) = sign(q) · (|q| - δ) · Δ
 
-The step depends on the typical scalar of a block, not on the largest, so long blocks lose little.
-Of the scalars that are rounded to one level, more are below the level than above. The shortfall δ
-is the distance of their mean from the level. There is one δ for the first level and one for the
-levels between the first and the last. Scalars beyond the last level are clipped; error feedback
-sends the rest later.
+A scalar x is rounded to the level q, in steps of Δ. The step depends on the root mean square (rms)
+of the block, not on the largest scalar, so long blocks lose little accuracy. Of the scalars that
+are rounded to one level, more are below the level than above. The shortfall δ is the distance of
+their mean from the level. There is one δ for the first level and one for the levels between the
+first and the last. Scalars beyond the last level are clipped; error feedback sends the rest later.
 
 Sources: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Trans. Inf. Theory 14 (1968), for
 equal steps with entropy coding; Lloyd, "Least Squares Quantization in PCM", IEEE Trans. Inf. Theory
@@ -58,8 +58,8 @@ class EntropyCoded(Quantiser):
     """A quantiser with equal steps and entropy coding.
 
     Attributes:
-        step: The step as a multiple of the root mean square. It is below 2 by a margin for rounding
-            errors, so that every block has a scalar that does not round to zero.
+        step: The step as a multiple of the root mean square. With a step below 2, every block has a
+            scalar that does not round to zero. The bound is 1.98, a margin for rounding errors.
         block: The number of scalars that share a root mean square.
 
     Example:

@@ -1,6 +1,6 @@
 """Entropy coding: frequent symbols are written with fewer bits than rare symbols.
 
-The first byte tells how the symbols are written: packed with equal lengths, or range-coded behind a
+The first byte tells how the symbols are written: packed with equal lengths, or range-coded after a
 table of the symbols' frequencies (Martin 1979, with the package `constriction`, arXiv 2201.01741).
 The shorter form is used, so the result has at most one byte more than packed symbols. A table has a
 byte for each possible symbol, with 4 bits of exponent and 4 bits of fraction,
@@ -27,14 +27,14 @@ HEAVIEST = 31 << 15  # the weight of byte 255
 
 
 def write_symbols(symbols: Symbols, size: int) -> bytes:
-    """Writes symbols in the shorter of the two forms.
+    """Writes symbols packed or range-coded, whichever takes fewer bytes.
 
     Args:
         symbols: The symbols (n,), n > 0, each below ``size``.
         size: The size of the alphabet, from 2 to 256 symbols.
 
     Returns:
-        The bytes, without the number n.
+        The bytes. They do not contain the number n.
 
     Example:
         >>> len(write_symbols(np.zeros(8000, np.uint8), 3))
@@ -65,10 +65,10 @@ def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
     if mode == PLAIN:
         symbols = unpack(reader.take(packed_bytes(n, width(size))), n, width(size))
         if symbols.max() >= size:
-            raise ValueError(f"a symbol is not one of the {size} that exist")
+            raise ValueError(f"a symbol must be below {size}, but a larger one was read")
         return symbols
     if mode != CODED:
-        raise ValueError("its symbols are written in an unknown format")
+        raise ValueError("the first byte of the symbols names an unknown format")
     return _uncode(reader, n, size)
 
 
@@ -85,7 +85,9 @@ def _uncode(reader: ByteReader, n: int, size: int) -> Symbols:
     data = reader.take(reader.varint() * WORD.itemsize)
     symbols = _symbols(np.frombuffer(data, WORD).astype(np.uint32), table, n)
     if _table(np.bincount(symbols, minlength=size)) != table:
-        raise ValueError("the frequencies of its symbols differ from those in its table")
+        raise ValueError(
+            "the frequencies of the symbols differ from those in the table before them"
+        )
     return symbols
 
 
@@ -122,7 +124,7 @@ def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # an error in the compiled coder is not a subclass of Exception
-        raise ValueError("its words are not those of a range coder") from None
+        raise ValueError("the words cannot be decoded: no range coder has written them") from None
     if not coder.maybe_exhausted():
-        raise ValueError("its words continue after the last symbol")
+        raise ValueError("words are left after the last symbol")
     return symbols

@@ -1,4 +1,4 @@
-"""Plain floats: every scalar in 4 bytes (without loss) or in 2 bytes, little endian.
+"""Plain floats: every scalar takes 4 bytes (exact) or 2 bytes (rounded), little endian.
 
 float16 has 11 significant bits and a range of ±65504; larger numbers are clipped to this range.
 bfloat16 has 8 significant bits and the range of float32.
@@ -23,7 +23,7 @@ MOST_FLOAT16 = np.float32(65504)
 
 @dataclass(frozen=True, kw_only=True)
 class Float32(Codec):
-    """A codec that writes every scalar unchanged, without loss.
+    """A codec that writes every scalar with all its bits.
 
     Example:
         >>> codec, values = Float32(), np.float32([1.5, -2.0])
@@ -38,7 +38,7 @@ class Float32(Codec):
     def send(
         self, values: Floats, shapes: Shapes, draw: np.random.Generator
     ) -> tuple[bytes, Floats]:
-        """Writes a vector, and returns the bytes and the vector, which does not change."""
+        """Writes a vector; returns the bytes, and the same vector, because decoding is exact."""
         return self.encode(values, shapes, draw), values
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:

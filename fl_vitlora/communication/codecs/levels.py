@@ -1,7 +1,8 @@
-"""Evenly spaced levels on both sides of zero: -L … 0 … L, in units of a block's scale / L.
+"""Evenly spaced levels on both sides of zero: -L … 0 … L, in units of (scale of a block) / L.
 
 Rounding is either to the nearest level or stochastic. Stochastic rounding goes up to the next level
-with a probability equal to the remainder, so that the expected result is the exact number.
+with a probability equal to the distance from the level below, so that the mean result is the exact
+number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def to_symbols(
         blocks: The blocks (m, block). Scalars beyond the scale of their block are clipped to it.
         scales: The scales (m,); the scale of a block of zeros is 0.
         levels: The number L of levels on each side of zero, at most 127.
-        draw: The source of random numbers for stochastic rounding; None rounds to nearest.
+        draw: The generator of random numbers for stochastic rounding; None rounds to the nearest
+            level.
 
     Returns:
         The symbols (m·block,), each a level plus L.

@@ -53,7 +53,7 @@ BETWEEN = (LEVELS[1:] + LEVELS[:-1]) / 2
 
 
 def nearest_level(scaled: Floats) -> Symbols:
-    """Returns the number of the nearest level of every scalar, found by comparing with boundaries.
+    """Returns the number of the nearest level of every scalar, found by 15 comparisons.
 
     Args:
         scaled: Numbers from -1 to 1.

@@ -1,11 +1,12 @@
 """QSGD: stochastic rounding to levels between zero and a block's norm; most scalars become zero.
 
-With s levels and the norm ‖x‖ of the block, rounded up to a bfloat16,
+With s levels on each side of zero and the norm ‖x‖ of a block x, rounded up to a bfloat16, a scalar
+xᵢ of the block becomes
 
-    Q(x) = ‖x‖ · sign(x) · ξ / s        ξ = ⌊s·|x| / ‖x‖⌋, or one more with the chance of the rest
+    Q(xᵢ) = ‖x‖ · sign(xᵢ) · ξ / s      ξ = ⌊s·|xᵢ| / ‖x‖⌋, or 1 more with the remainder as chance
 
-so that E Q(x) = x. Levels near zero are by far the most frequent, so entropy coding shortens them
-(the paper uses Elias coding instead).
+so that the mean of Q(xᵢ) is xᵢ. Levels near zero are by far the most frequent, so entropy coding
+shortens them (the paper uses Elias coding instead).
 
 Source: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding",
 arXiv 1610.02132.
@@ -41,7 +42,7 @@ class QSGD(Quantiser):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if s² > block: the paper bounds the relative variance by block / s²."""
+        """Returns True if the paper's bound of the error, block / s² of the vector, is below 1."""
         return self.levels**2 > self.block
 
     @property
@@ -50,7 +51,7 @@ class QSGD(Quantiser):
         return 2 * self.levels + 1
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:
-        """Rounds each scalar to a level; the outermost level is the norm of the block."""
+        """Rounds each scalar to a level; the highest level is the norm of the block."""
         blocks = in_blocks(values, self.block)
         scales = bfloat16.upward(norms(blocks))
         symbols = levels.to_symbols(blocks, bfloat16.widened(scales), self.levels, draw)

@@ -6,7 +6,7 @@ Sender and receiver restore the vector in the same way, so the sender knows the 
 without reading the bytes again. The bytes are the scales, further bytes with parameters of the
 levels, and the symbols, which are entropy-coded.
 
-n scalars, m blocks.
+n is the number of scalars of a vector, and m is the number of its blocks.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Quantised:
 
 
 class Quantiser(Codec):
-    """A codec with blocks, scales and symbols.
+    """A codec that writes one scale for each block and one symbol for each scalar.
 
     Attributes:
-        block: The number of scalars that share a scale. Each codec declares this field again, at
-            its place in the order of the codec's arguments.
+        block: The number of scalars that share a scale. Each codec declares this field again,
+            because the order of the fields is the order of the codec's arguments.
         more_bytes: The length of `Quantised.more` in bytes.
     """
 
@@ -55,7 +55,7 @@ class Quantiser(Codec):
     @property
     @abstractmethod
     def symbols(self) -> int:
-        """Returns the number of symbols."""
+        """Returns the number of different symbols."""
 
     @abstractmethod
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:

@@ -29,7 +29,7 @@ def write_positions(positions: Numbers) -> bytes:
         positions: The positions (k,), k > 0, ascending and not negative.
 
     Returns:
-        The bytes, without the number k.
+        The bytes. They do not contain the number k.
 
     Example:
         >>> write_positions(np.arange(800)).hex()[:8]
@@ -67,16 +67,18 @@ def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
     (bits,) = reader.take(1)
     count = reader.varint()
     if bits > n.bit_length() or count > k + (n >> bits):
-        raise ValueError("the gaps between its positions exceed the length of its vector")
+        raise ValueError("the gaps between the positions exceed the length of the vector")
     ones = np.flatnonzero(_bits(reader, count))
     if len(ones) != k or ones[-1] != count - 1:
-        raise ValueError("the number of its positions differs from the expected one")
+        raise ValueError(
+            "the number of positions differs from the number of scalars at these positions"
+        )
     places = np.left_shift(np.int64(1), np.arange(bits, dtype=np.int64)[::-1])
     remainders = _bits(reader, k * bits).reshape(k, bits) @ places
     gaps = ((np.diff(ones, prepend=-1) - 1) << bits) + remainders
     positions = np.cumsum(gaps + 1) - 1
     if positions[-1] >= n:
-        raise ValueError("a position is beyond the end of its vector")
+        raise ValueError("a position is beyond the end of the vector")
     return positions
 
 
@@ -84,7 +86,7 @@ def best_parameter(gaps: Numbers) -> int:
     """Returns the parameter r with which the gaps need the fewest bits.
 
     Args:
-        gaps: The gaps (k,), not negative.
+        gaps: The gaps (k,) between neighbouring positions, not negative.
 
     Returns:
         The parameter r. If several parameters are equally good, the smallest is returned.
@@ -101,5 +103,5 @@ def _bits(reader: ByteReader, count: int) -> NDArray[np.uint8]:
     """Reads `count` bits; the bits that fill up the last byte must be zeros."""
     bits = np.unpackbits(np.frombuffer(reader.take(packed_bytes(count, 1)), np.uint8))
     if bits[count:].any():
-        raise ValueError("there are set bits behind the last one")
+        raise ValueError("the bits after the last position must be zeros")
     return bits[:count]

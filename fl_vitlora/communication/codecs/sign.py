@@ -60,7 +60,7 @@ class Sign(Quantiser):
 
     @property
     def symbols(self) -> int:
-        """Returns the number of signs."""
+        """Returns the number of different symbols: one for plus and one for minus."""
         return 2
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:

@@ -26,7 +26,7 @@ def build(spec: str, kinds: Mapping[str, type[Codec]]) -> Codec:
 
     Args:
         spec: A specification from the user or from a message.
-        kinds: All codecs by name.
+        kinds: A dictionary: for each name of a codec, its class.
 
     Returns:
         The codec; `build(str(codec), kinds)` gives the same codec.
@@ -37,14 +37,14 @@ def build(spec: str, kinds: Mapping[str, type[Codec]]) -> Codec:
     steps = spec.split("+")
     if len(spec) > LONGEST or len(steps) > MOST_STEPS:
         raise UserError(
-            f"codec {spec[:40]!r}: expected at most {MOST_STEPS} steps in {LONGEST} characters"
+            f"codec {spec[:40]!r}: expected at most {MOST_STEPS} steps and {LONGEST} characters"
         )
     kind, arguments = _step(steps[-1], kinds)
     codec = kind(**arguments)
     for step in reversed(steps[:-1]):
         kind, arguments = _step(step, kinds)
         if not issubclass(kind, Transform):
-            raise kind.mistake(f"no codec can follow it, got {str(codec)!r} behind it")
+            raise kind.mistake(f"this codec must be the last step, but {str(codec)!r} follows it")
         codec = kind(**arguments, inner=codec)
     return codec
 
@@ -63,16 +63,18 @@ def _arguments(kind: type[Codec], given: list[str]) -> dict[str, Any]:
     """Matches each given argument to its name and reads its value."""
     expected = kind.arguments()
     if len(given) > len(expected):
-        raise kind.mistake(f"it takes {_listed(expected)}, got {len(given)} arguments")
+        raise kind.mistake(f"this codec takes {_listed(expected)}, got {len(given)} arguments")
     found: dict[str, Any] = {}
     for place, text in enumerate(given):
         key, named, value = text.partition("=")
         name, value = (key.strip(), value.strip()) if named else (list(expected)[place], text)
         if name not in expected or name in found:
-            raise kind.mistake(f"it takes {_listed(expected)}, each once, got {text!r}")
+            raise kind.mistake(
+                f"this codec takes {_listed(expected)}, each at most once, got {text!r}"
+            )
         found[name] = _value(kind, name, expected[name], value)
     if missing := [name for name in kind.required() if name not in found]:
-        raise kind.mistake(f"{missing[0]} is needed, {expected[missing[0]]}")
+        raise kind.mistake(f"the argument {missing[0]} is needed: {expected[missing[0]]}")
     return found
 
 

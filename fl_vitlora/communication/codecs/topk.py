@@ -1,8 +1,8 @@
 """Top-k: sends only the largest scalars and their positions; all other scalars count as zero.
 
-k is the fraction of n, rounded up. If magnitudes are equal, the scalars with the lowest positions
-are kept; zeros are never kept. Positions are written as Golomb-Rice coded gaps, and the scalars by
-the inner codec.
+Of n scalars, k = fraction · n are kept, rounded up. If magnitudes are equal, the scalars with the
+lowest positions are kept; zeros are never kept. Positions are written as Golomb-Rice coded gaps.
+The inner codec, which follows the "+" in a specification, writes the scalars.
 
 Source: Stich et al., "Sparsified SGD with Memory", arXiv 1809.07599.
 """
@@ -84,7 +84,7 @@ class TopK(Transform):
         values = np.zeros(n, np.float32)
         k = reader.varint()
         if k > kept(n, self.fraction):
-            raise ValueError(f"it has {k} scalars, expected at most {kept(n, self.fraction)}")
+            raise ValueError(f"it holds {k} scalars, expected at most {kept(n, self.fraction)}")
         if k:
             positions = read_positions(reader, k, n)
             values[positions] = self.inner.decode(reader.rest(), ((k,),))

@@ -22,7 +22,7 @@ class Transform(Codec):
 
     @property
     def contracts(self) -> bool:
-        """Returns the property of the inner codec, since dropping scalars keeps errors bounded."""
+        """Returns the value of the inner codec, because dropping scalars keeps errors bounded."""
         return self.inner.contracts
 
     def __str__(self) -> str:

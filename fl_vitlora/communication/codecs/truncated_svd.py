@@ -33,10 +33,11 @@ def factors(matrix: Floats, rank: int, draw: np.random.Generator) -> tuple[Float
     Args:
         matrix: The matrix (m, c), finite.
         rank: The rank of the approximation, at most min(m, c).
-        draw: The random generator for the start.
+        draw: The random generator for the start of the iteration.
 
     Returns:
-        P (rank, m) and R (rank, c), with PᵀR nearly the best approximation of that rank.
+        P (rank, m) and R (rank, c); their product PᵀR is nearly the best approximation of that
+        rank.
 
     Example:
         >>> P, R = factors(np.float32([[1, 2, 3], [2, 4, 6]]), 1, np.random.default_rng(0))
@@ -104,7 +105,7 @@ class LowRank(Transform):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if the inner codec is fine; coarse errors of the factors would multiply."""
+        """Returns True if the inner codec is accurate; the errors of both factors multiply."""
         return self.inner.name in FINE
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:

@@ -1,4 +1,4 @@
-"""The ClientApp: reads the global tensors, trains on its own shard, and sends back the difference.
+"""The ClientApp: reads the global tensors, trains on the client's images, and sends the change.
 
 A worker process serves many clients in turn. If a worker gets several messages at once, it trains
 the clients of these messages in one batch. The frozen backbone and the decrypted shards stay in the
@@ -62,10 +62,11 @@ def make_client_app(settings_of: SettingsOf, mods: Sequence[Mod] = ()) -> Client
     Args:
         settings_of: A function that returns the settings of a client. A deployed node reads them
             from its context.
-        mods: Further Flower mods, which see messages after decoding and replies before encoding.
+        mods: Further Flower mods (client plug-ins), which see messages after decoding and replies
+            before encoding.
 
     Returns:
-        The app.
+        Flower's ClientApp, which answers the messages to one client.
     """
     app = ClientApp(mods=[make_mod(settings_of), *mods])
     app.query()(functools.partial(_greet, settings_of))
@@ -76,7 +77,7 @@ def make_client_app(settings_of: SettingsOf, mods: Sequence[Mod] = ()) -> Client
 
 
 def _make_faults(settings_of: SettingsOf) -> Mod:
-    """Makes the mod that lets an unreliable client of a simulation fail before it trains."""
+    """Makes the mod (plug-in) that makes an unreliable client fail before the client trains."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         asked = read_scalars(message.content.config_records[messages.CONFIG])
@@ -87,7 +88,7 @@ def _make_faults(settings_of: SettingsOf) -> Mod:
 
 
 def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Replies with the client number and the class names of this node, and prepares the worker."""
+    """Answers the server's first question with the client number and class names of this node."""
     settings = settings_of(context)
     client = client_of(context)
     samples = len(workspace(settings).shard(client_shard(client)))
@@ -153,7 +154,8 @@ def _fresh_order() -> torch.Generator:
     """Returns a generator that draws the order of a client's images from the system's randomness.
 
     Two secure sums over the same updates, one of them without one member, would reveal that
-    member's update. So in a deployment no two trainings of a round use the same order.
+    member's update. So in a deployment, a client that trains twice in a round uses two different
+    orders.
     """
     return torch.Generator().manual_seed(secrets.randbits(63))
 
@@ -242,8 +244,8 @@ class _Beginning:
     Attributes:
         message: The message that the server sent to the client.
         coordinates: The maps between the client's tensors and the server's tensors.
-        model: The exchanged tensors, in the server's coordinates.
-        start: All trained tensors before the training, in the client's coordinates.
+        model: The exchanged tensors, as the server stores them.
+        start: All trained tensors before the training, converted to fit the client's key.
         merged: For the path of each frozen weight, the sum of the increments added to this weight.
     """
 
@@ -255,7 +257,7 @@ class _Beginning:
 
 
 def _begin(content: RecordDict, context: Context, worker: Workspace, client: int) -> _Beginning:
-    """Builds a client's model from the received tensors and those that the client remembers."""
+    """Builds a client's model from received tensors and from tensors that the client remembers."""
     initial, coordinates = worker.initial_of(client), worker.coordinates_of(client)
     asked = read(content, worker.layout, worker.rank_of(client))
     model = context_state.complete(context, asked, worker.layout, initial)

@@ -1,16 +1,18 @@
-"""The memory of a client between rounds: records in its Flower context, which it never sends.
+"""The memory of a client between rounds: records in its Flower context, which are never sent.
 
 ================  ===============================================================================
 ``kept``          trained tensors that the client never sends: a local patch embedding, or tensors
                   that the strategy keeps at the clients
 ``rested``        tensors that were frozen in the client's last round, with names and round
 ``increments``    the sum merged into frozen weights so far, and the number of merged rounds
-``own``           the memory of the strategy's client half (`Strategy.report`)
+``own``           the memory of the strategy's code at the client (`Strategy.report`)
 ``held-...``      the tensors of a stream after its last change, and their version
 ``withheld-...``  the part of the updates that codecs did not send, and the round of the last update
 ``before-...``    ``kept``, ``own`` and ``withheld-...`` before the last round; they are restored
                   if the server did not use the update of the last round
 ================  ===============================================================================
+
+A stream is a series of compressed changes that the server sends (`communication.stream`).
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def kept(
     """Returns the trained tensors that this client never sends.
 
     Args:
-        context: The Flower context of the client.
+        context: The Flower context of the client, which stores its memory between rounds.
         layout: The names and shapes of these tensors.
         initial: These tensors before the first round; the mapping may contain other tensors too.
         taken: The round of this client's last update that the server used; None if the server does
@@ -58,7 +60,7 @@ def kept(
 def keep(
     context: Context, server_round: int, layout: Layout, trained: Mapping[str, Tensor]
 ) -> None:
-    """Stores the tensors that this client never sends; a copy of the previous ones is kept."""
+    """Stores the tensors that this client never sends, and keeps a copy of the previous tensors."""
     if layout.shapes:
         _put_aside(context, KEPT)
         _write(context, KEPT, server_round, {name: trained[name] for name, _ in layout.shapes})
@@ -70,8 +72,8 @@ def complete(
     """Returns the model of a round, made of received, remembered and initial tensors.
 
     Args:
-        context: The Flower context of the client.
-        received: The content of the instruction.
+        context: The Flower context of the client, which stores its memory between rounds.
+        received: The message with the server's instruction.
         layout: The names and shapes of all exchanged tensors.
         initial: The tensors before the first round; rows beyond the client's rank are zero.
 
@@ -95,13 +97,13 @@ def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
     """Adds the low-rank products of an instruction to those of earlier instructions.
 
     Args:
-        context: The Flower context of the client.
-        received: The content of the instruction. It contains low-rank pairs, and the number of
-            rounds whose pairs the client should already have.
+        context: The Flower context of the client, which stores its memory between rounds.
+        received: The message with the server's instruction. It contains low-rank pairs, and the
+            number of rounds whose pairs the client should already have.
         layout: The names and shapes of all exchanged tensors.
 
     Returns:
-        The sum of the products of all rounds, by the path of the frozen weight.
+        A dictionary: for the path of each frozen weight, the sum of the products of all rounds.
 
     Raises:
         ValueError: If the client has the pairs of another number of rounds.
@@ -120,10 +122,10 @@ def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
 
 
 def own(context: Context, taken: int | None) -> State:
-    """Returns the memory of the strategy's client half; the first round gets an empty state.
+    """Returns the memory of the strategy's code at the client; empty before the first round.
 
     Args:
-        context: The Flower context of the client.
+        context: The Flower context of the client, which stores its memory between rounds.
         taken: The round of this client's last update that the server used; None if the server does
             not say. Memory of a later round is dropped, because the server did not use the report
             of that round.
@@ -135,7 +137,7 @@ def own(context: Context, taken: int | None) -> State:
 
 
 def keep_own(context: Context, server_round: int, memory: State) -> None:
-    """Stores the memory of the strategy's client half, and keeps the previous memory."""
+    """Stores the memory of the strategy's code at the client, and keeps the previous memory."""
     if not memory and OWN not in context.state.array_records:
         return
     _put_aside(context, OWN)
@@ -144,10 +146,10 @@ def keep_own(context: Context, server_round: int, memory: State) -> None:
 
 
 def held(context: Context, record: str, version: int, layout: Layout) -> State:
-    """Returns the tensors of a stream after its last change.
+    """Returns the tensors that a stream (a series of compressed changes) has built so far.
 
     Args:
-        context: The Flower context of the client.
+        context: The Flower context of the client, which stores its memory between rounds.
         record: The name of the record that is sent as a stream.
         version: The version of the stream that the client should have.
         layout: The names and shapes of all tensors of the stream.
@@ -159,7 +161,7 @@ def held(context: Context, record: str, version: int, layout: Layout) -> State:
 
 
 def hold(context: Context, record: str, version: int, values: State) -> None:
-    """Stores the tensors of a stream together with the version of the stream."""
+    """Stores the tensors of a stream, a series of compressed changes, and the stream's version."""
     _write(context, HELD + record, version, values)
 
 
@@ -167,12 +169,12 @@ def withheld(context: Context, record: str, layout: Layout, taken: int | None) -
     """Returns the part of this client's updates that codecs did not send.
 
     Args:
-        context: The Flower context of the client.
+        context: The Flower context of the client, which stores its memory between rounds.
         record: The name of the record that the client sends.
         layout: The names and shapes of all tensors that the record may hold.
         taken: The round of this client's last update that the server used; None if the server does
-            not say. If a later update was lost, the part withheld from that update is dropped. The
-            part withheld before that update will still be sent.
+            not say. If a later update was lost, the part that codecs did not send of that update is
+            dropped. The part from before that update will still be sent.
     """
     _take_back(context, WITHHELD + record, taken)
     if not _round_of(context, WITHHELD + record):
@@ -181,7 +183,7 @@ def withheld(context: Context, record: str, layout: Layout, taken: int | None) -
 
 
 def withhold(context: Context, record: str, server_round: int, tensors: State) -> None:
-    """Stores the tensors that codecs withheld in a round; a copy of the previous ones is kept."""
+    """Stores the part that codecs did not send in a round, and keeps the previous part."""
     if not tensors and WITHHELD + record not in context.state.array_records:
         return
     _put_aside(context, WITHHELD + record)
@@ -189,7 +191,7 @@ def withhold(context: Context, record: str, server_round: int, tensors: State) -
 
 
 def _put_aside(context: Context, record: str) -> None:
-    """Copies a record to the name with `BEFORE`; a missing record is an empty one of round 0."""
+    """Copies a record to its name with `BEFORE`; stores an empty record if there is none."""
     context.state[BEFORE + record] = context.state.array_records.get(record, ArrayRecord())
     which = context.state.config_records.get(record + WHICH, ConfigRecord({NUMBER: 0}))
     context.state[BEFORE + record + WHICH] = which
@@ -223,10 +225,10 @@ def _read(context: Context, record: str, number: int, layout: Layout) -> State:
     """Returns the tensors that `_write` stored, if they were stored with the given number."""
     which = context.state.config_records.get(record + WHICH, ConfigRecord())
     if which.get(NUMBER) != number:
-        known = f"those of {which[NUMBER]!r}" if which else "nothing"
+        known = f"number {which[NUMBER]!r}" if which else "nothing"
         raise ValueError(
-            f"message refused: it relies on {record} of round {number}, and this client remembers "
-            f"{known}"
+            f"message refused: it relies on the stored record {record} number {number}, but this "
+            f"client has stored {known}"
         )
     names = frozenset(cast(list[str], which[NAMES]))
     return messages.from_packed(context.state, layout.only(names), record=record)

@@ -1,9 +1,9 @@
-"""A Flower mod that decodes and encodes a client's messages.
+"""A Flower mod (client plug-in) that decodes and encodes a client's messages.
 
 The mod reads and decodes an instruction before the app gets it, so that the app sees complete
 float32 tensors. Then the mod encodes the app's update and writes it into one buffer. The client's
-Flower context keeps the memory of the codecs: the tensors of each stream, and the part of the
-updates that was not sent (`context_state`).
+Flower context keeps the memory of the codecs: the tensors of each stream (a series of compressed
+changes from the server), and the part of the updates that was not sent (`context_state`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fl_vitlora.state import State, add, scale
 
 
 def make_mod(settings_of: SettingsOf) -> Mod:
-    """Makes the mod that wraps every function of the app.
+    """Makes the mod (plug-in) that runs before and after every function of the client app.
 
     Args:
         settings_of: A function that returns the settings of a client.
@@ -92,7 +92,7 @@ class ClientEnd:
 
     @property
     def worker(self) -> Workspace:
-        """Returns the worker's workspace, which holds the model and the layouts of its tensors."""
+        """Returns the worker's workspace, which contains the model and the names of its tensors."""
         return workspace(self.settings)
 
     @property
@@ -108,18 +108,24 @@ class ClientEnd:
         Args:
             record: The name of the record.
             parts: The coded tensors of the record.
-            versions: The version of the stream before the changes in `parts`, and the version
-                after them; None if the record is not a stream.
+            versions: The version of the stream before the changes in `parts`, and the version after
+                these changes; None if the record is not a stream.
 
         Raises:
-            ValueError: If the tensors fit neither the model nor the client's version of the stream.
+            ValueError: If the tensors do not fit the model, or do not follow the client's version
+                of the stream.
         """
         layout = self.layouts.of_record(record)
         if versions is None:
             if len(parts) != 1:
-                raise ValueError(f"message refused: {record!r} comes in {len(parts)} parts")
+                raise ValueError(
+                    f"message refused: record {record!r} must be one part, got {len(parts)} parts"
+                )
             if not is_exact(parts[0]):  # decoding an exact part needs no more memory than its size
-                raise ValueError(f"message refused: {record!r} is neither exact nor a stream")
+                raise ValueError(
+                    f"message refused: record {record!r} must be coded without loss or sent as a "
+                    "stream"
+                )
             tensors = decode(parts[0], layout)
         else:
             held = self._follow(record, parts, versions)
@@ -128,7 +134,7 @@ class ClientEnd:
         return self._with_progress(tensors) if trains else tensors
 
     def _follow(self, record: str, parts: tuple[Part, ...], versions: tuple[int, int]) -> State:
-        """Applies the received changes of a stream, and stores the resulting tensors."""
+        """Applies the received changes to the client's tensors, and stores the new tensors."""
         known, new = versions
         layout = self.layouts.whole
         if known > 0:
@@ -178,7 +184,7 @@ class ClientEnd:
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns the unsent part of earlier updates, without tensors overwritten since then."""
+        """Returns the part of earlier updates that was not sent, without overwritten tensors."""
         overwritten = (*self.scalars.restarted, *self.settings.strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(overwritten)}
 

@@ -1,7 +1,7 @@
 """The objects that a worker process keeps between messages: model, decrypted shards and settings.
 
-A worker serves many clients, one after the other. The frozen backbone and the decrypted shards stay
-in the process. A message contains only the exchanged tensors.
+A worker serves many clients, one after the other. The frozen backbone and the decrypted shards (the
+images of each client) stay in the process. A message contains only the exchanged tensors.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ class Workspace:
     Attributes:
         config: The configuration of the experiment.
         backbone: The model with its adapters, on the device.
-        layout: The names and shapes of the exchanged tensors.
+        layout: The names and shapes of the tensors that clients and server exchange.
         kept: The names and shapes of the trained tensors that clients never send.
         origin: The patch embedding of the public model.
         start: The patch embedding of the server's model before the first round.
         initial: All trained tensors of the server's model before the first round.
-        holder: The holder of the client's key; None if clients do not need the key.
-        precision: The number format of activations.
+        holder: The object that encrypts with the client's key; None if clients do not need the key.
+        precision: The floating-point format of activations.
         trainer: Trains one client alone, or several clients in one batch.
         predictor: Computes the model's predictions for a batch of images at evaluation.
         shard: A function that loads a shard by its name and keeps the last loaded shards in memory.
@@ -151,7 +151,7 @@ class Workspace:
         return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
 
     def coordinates_of(self, client: int) -> Coordinates:
-        """Returns the maps between a client's tensors and the server's tensors."""
+        """Returns the maps between a client's tensors and the server's; they depend on the keys."""
         return coordinates.of_party(
             self.config,
             origin=self.origin,
@@ -205,7 +205,7 @@ def workspace(settings: ClientSettings) -> Workspace:
 
 
 def _shelf(settings: ClientSettings) -> Shelf:
-    """Returns a shelf that loads shards and numbers their labels in the order of the run."""
+    """Returns a cache of loaded shards, whose labels are numbered in the order of the run."""
     names, keys = settings.class_names, settings.storage
     shards = Path(settings.shards)
     most = None if keys is None else MOST_KEPT
@@ -234,7 +234,7 @@ def _features(
 
 
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
-    """Returns the holder of a client's key, whose id is stored in the shards."""
+    """Returns the object that encrypts with a client's key; the shards store the key's id."""
     config, keys = settings.config, settings.storage or NO_KEYS
     shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
     # A deployed node has only its own client's storage key, but may see files of other clients.

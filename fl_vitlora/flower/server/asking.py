@@ -1,4 +1,4 @@
-"""Sends one question to many clients, and repeats it for clients whose answer cannot be used."""
+"""Sends a question to many clients, and asks again the clients whose answer cannot be used."""
 
 from __future__ import annotations
 
@@ -57,9 +57,10 @@ class Answers(Generic[T]):
     """The answers of clients to one question.
 
     Attributes:
-        read: The content of each usable answer, by client.
+        read: A dictionary: for each client with a usable answer, the content of the answer.
         reasons: For each client without a usable answer, the reasons of its failed attempts.
-        taken_apart: The clients that trained alone because the workers failed on their batch.
+        taken_apart: The clients that trained alone because the workers failed on the batch of
+            several clients.
     """
 
     read: dict[int, T]
@@ -69,11 +70,11 @@ class Answers(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Question(Generic[T]):
-    """A question to clients.
+    """A question to clients: to train for a round, or to evaluate a model.
 
     Attributes:
         round: The number of the round, from 1.
-        asked: The instruction of each client.
+        asked: A dictionary: for each client to ask, its instruction.
         read: A function that reads one answer. Its arguments are the instruction, the records of
             the reply, and the names and shapes of the tensors. The function raises a `ValueError`
             if the reply is not a valid answer.
@@ -149,11 +150,12 @@ class Asker:
     def _ask_once(
         self, question: Question[T], asked: Mapping[int, Instruction]
     ) -> tuple[dict[int, T], dict[int, Refused], set[int]]:
-        """Asks clients once, and notes which clients received the changes of the streams.
+        """Asks clients once, and notes which clients received the changes of the model.
 
         Returns:
-            The content of the answers by client, the failures by client, and the clients that
-            trained alone because the workers failed on their batch.
+            Two dictionaries, the content of the usable answers and the failures, both by client.
+            Third, the clients that trained alone because the workers failed on the batch of several
+            clients.
         """
         sealed = dict(zip(asked, self._sealed(question, list(asked.values())), strict=True))
         requests = [
@@ -232,7 +234,7 @@ class Asker:
 
 
 class _RefusedReplyError(Exception):
-    """A reply that is missing, reports an error, or cannot be read."""
+    """An error for a reply that is missing, reports an error, or cannot be read."""
 
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.reason)

@@ -27,7 +27,7 @@ KINDS: Mapping[str, Any] = {"config": ConfigRecord, "metrics": MetricRecord}
 
 
 class ClientStates:
-    """The records of the clients, by client number.
+    """The memory of the simulated clients: Flower records, by client number.
 
     Args:
         known: The records of some clients from a checkpoint, as `to_tree` returned them.
@@ -48,7 +48,7 @@ class ClientStates:
         return context
 
     def note(self, context: Context) -> None:
-        """Takes the records of a client from its context."""
+        """Stores the records that are in a client's context."""
         self._records[client_of(context)] = context.state
 
     def give_up(self, messages: Iterable[str]) -> None:

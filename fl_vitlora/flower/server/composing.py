@@ -1,4 +1,4 @@
-"""Makes the message to one client: the instruction, without tensors that the client has."""
+"""Makes the message to a client: the instruction, without tensors that the client already has."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> Round
 
 
 def _with_merges(message: RoundMessage, model: GlobalModel, known: int) -> RoundMessage:
-    """Adds the merged pairs that a client lacks, or all increments if these need fewer bytes."""
+    """Adds merged pairs that the client missed, or all increments if these need fewer bytes."""
     merges = model.merges_since(known)
     if merges is None:
         return replace(message, increments=model.increments, merges=(0, model.rounds))

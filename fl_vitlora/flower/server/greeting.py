@@ -52,7 +52,7 @@ def greet(
         sums: The secure aggregator, which stores the public keys; None without secure aggregation.
 
     Returns:
-        The number of training images, by client.
+        A dictionary: for each client, the number of its training images.
 
     Raises:
         RuntimeError: If a node does not answer, or if two nodes have the same shard.
@@ -68,11 +68,16 @@ def greet(
         greeting = _read(reply, sums)
         _compare_classes(greeting, class_names)
         if greeting.client in images:
-            raise RuntimeError(f"two nodes hold the shard of client {greeting.client}")
+            raise RuntimeError(
+                f"two nodes hold the images of client {greeting.client}; expected one node"
+            )
         images[greeting.client] = greeting.images
         found[greeting.client] = reply.node
     if len(images) < len(requests):
-        raise RuntimeError(f"{len(requests) - len(images)} clients did not answer in time")
+        raise RuntimeError(
+            f"{len(requests) - len(images)} clients did not answer the server's first question in "
+            "time"
+        )
     for client in sorted(images):
         records.greeted(client, found[client], images[client])
     for request in requests:
@@ -83,10 +88,10 @@ def greet(
 
 
 def _read(reply: Reply, sums: SecureAggregator | None) -> Greeting:
-    """Reads a greeting, and gives its public key to the secure aggregator.
+    """Reads a node's answer to the greeting; gives its public key to the secure aggregator.
 
     Raises:
-        RuntimeError: If the node's app cannot start, or if the node's reply is not a greeting.
+        RuntimeError: If the node's app cannot start, or if the reply lacks a number or a name.
     """
     if reply.message.has_error():
         reason = str(reply.message.error.reason)
@@ -102,7 +107,9 @@ def _read(reply: Reply, sums: SecureAggregator | None) -> Greeting:
         if sums is not None:
             sums.greeted(greeting.client, content)
     except ValueError as error:
-        raise RuntimeError(f"a node sent an invalid greeting: {error}") from None
+        raise RuntimeError(
+            f"a node sent an invalid answer to the server's first question: {error}"
+        ) from None
     return greeting
 
 
@@ -116,6 +123,7 @@ def _compare_classes(greeting: Greeting, class_names: Sequence[str] | None) -> N
         return
     if differs := disagreement(greeting.names, class_names):
         raise UserError(
-            f"client {greeting.client} has other classes than this run: {differs}; give its node "
-            "the run's list, --node-config 'classes=\"FILE\"'; labels are then matched by name"
+            f"client {greeting.client} has other classes than this run: {differs}; start its node "
+            "with the run's list of classes, --node-config 'classes=\"FILE\"'; labels are then "
+            "matched by name"
         )

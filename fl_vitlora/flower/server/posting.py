@@ -1,7 +1,7 @@
-"""The post: sends messages over Flower's grid, gathers the replies, and counts every message.
+"""The post: sends messages through Flower's grid, gathers the replies, and counts the messages.
 
-When a reply arrives, its buffer is split into records and its bytes are counted. The tensors in the
-reply are decoded later.
+The grid is Flower's connection from the server to the nodes. When a reply arrives, its buffer is
+split into records and its bytes are counted. The tensors in the reply are decoded later.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class Reply:
         """
         if isinstance(self.unfolded, Unfolded):
             return self.unfolded
-        raise self.unfolded or ValueError("message refused: it reports an error")
+        raise self.unfolded or ValueError(
+            "message refused: it reports an error instead of a result"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +105,11 @@ class Post:
     """Sends messages to nodes and gathers their replies.
 
     Attributes:
-        grid: Flower's grid.
+        grid: Flower's grid, which carries messages between the server and the nodes.
         ledger: The ledger in which messages are counted.
         timeout: Seconds to wait for the replies to one batch of messages.
-        states: The memory of simulated clients. The post notes there which replies are void, and
-            the server reads there which clients trained alone.
+        states: The memory of simulated clients. The post notes there which replies it no longer
+            waits for, and the server reads there which clients trained alone.
         tap: A function that is called with every message, for inspection; None for no inspection.
         stop: An event; when it is set, the post stops waiting and raises an error.
     """
@@ -155,9 +157,9 @@ class Post:
     ) -> list[Reply]:
         """Sends messages and gathers replies until all have arrived or time is up.
 
-        Replies that arrive later are void: the memory of their clients stays as it was before.
-        Messages to the clients with the most images are sent first, so that the last clients need
-        the least time.
+        Replies that arrive later are dropped, and the stored memory of their clients does not
+        change. Messages to the clients with the most images are sent first, so that the last
+        clients need the least time.
 
         Args:
             requests: The messages, each to one node.
@@ -183,7 +185,8 @@ class Post:
         """Gathers the replies to messages, and removes the ids of these messages from `waiting`.
 
         Args:
-            waiting: By the id of each message, the number of images of the client that was asked.
+            waiting: A dictionary: for the id of each message, the number of images of the client
+                that was asked.
             note: A function that is called with every reply.
         """
         replies: list[Reply] = []
@@ -213,7 +216,7 @@ class Post:
     def count(
         self, one: Request | Reply, server_round: int, purpose: Purpose, records: ClientRecords
     ) -> None:
-        """Counts a message in the ledger, and calls the tap with the message."""
+        """Counts the bytes of a message in the ledger, and passes the message to `tap`."""
         message = one.message
         down = isinstance(one, Request)
         node = message.metadata.dst_node_id if down else message.metadata.src_node_id

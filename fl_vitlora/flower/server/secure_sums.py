@@ -30,7 +30,7 @@ class Summed:
 
     Attributes:
         updates: One update, the mean of all clients in the sum; empty if the sum failed.
-        failures: By client, the reason why the client is not in the sum.
+        failures: A dictionary: for each client that is not in the sum, the reason.
         clipped: The number of scalars that the clients in the sum clipped to the range R.
     """
 
@@ -40,7 +40,7 @@ class Summed:
 
 
 class SecureAggregator:
-    """Adds up the updates of clients without seeing a single update.
+    """Adds up the updates of clients; the server sees only the sum.
 
     Args:
         limit: The range R of the fixed-point numbers.
@@ -54,7 +54,7 @@ class SecureAggregator:
         self._keys: dict[int, bytes] = {}
 
     def greeted(self, client: int, greeting: RecordDict) -> None:
-        """Stores the public key that a client sent with its greeting.
+        """Stores the public key in a client's first message, the greeting.
 
         Raises:
             ValueError: If the key is missing, or if another client has the same key.
@@ -65,7 +65,7 @@ class SecureAggregator:
         self._keys[client] = key
 
     def roster(self, server_round: int, images: Mapping[int, int]) -> Roster:
-        """Returns the clients in the sum of a round, and the share of each client in the mean."""
+        """Returns the roster of a round: the clients in the sum, with their shares in the mean."""
         weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
         return masking.make_roster(server_round, self._keys, weights, self._limit)
 
@@ -81,8 +81,9 @@ class SecureAggregator:
     ) -> Summed:
         """Adds up the replies of a round.
 
-        The seeds of a client unmask its words. Therefore the reply of a client that is not in the
-        sum is deleted before any client is asked for seeds.
+        With the seeds of a client, the server could remove the mask of this client's words.
+        Therefore the reply of a client that is not in the sum is deleted before any client is asked
+        for seeds.
 
         Args:
             roster: The members of the round's sum.
@@ -90,7 +91,8 @@ class SecureAggregator:
             layout: The names and shapes of the tensors in the clients' updates.
             ask: A function that asks for seeds. It is called if some members dropped out.
             images: The number of images by which each member is weighted.
-            expected: By client, the numbers of images and steps that the update must state.
+            expected: A dictionary: for each client, the numbers of images and steps that the update
+                must state.
 
         Returns:
             The mean of all clients in the sum, if there is a sum, and the other clients' failures.
@@ -109,7 +111,9 @@ class SecureAggregator:
         except ValueError as error:
             return Summed(failures=failures | dict.fromkeys(arrived, str(error)))
         silent = arrived - left
-        failures |= dict.fromkeys(silent, "it did not reveal its seeds with dropped clients")
+        failures |= dict.fromkeys(
+            silent, "it did not reveal the seeds that it shares with dropped clients"
+        )
         update, clipped = masking.open_sum(
             total,
             roster,
@@ -137,13 +141,13 @@ def ask_for_seeds(
 
     Args:
         asker: Sends the question.
-        roster: The members of the sum.
+        roster: The roster of the sum, with its members and their shares.
         left: The clients whose masked vectors arrived.
         dropped: The members whose masked vectors did not arrive.
 
     Returns:
-        The seeds that each client revealed. A client whose answer is invalid is missing here, and
-        so it drops out too.
+        A dictionary: for each client, the seeds that it revealed. A client whose answer is invalid
+        is missing, and so it counts as dropped, too.
     """
     question, records = fold(masking.ask_for_seeds(roster, dropped), {}, {}), asker.records
     requests = [

@@ -50,7 +50,7 @@ class Addressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Sealed:
-    """A message to one client as it is sent.
+    """An encoded message to one client, ready to be sent.
 
     Attributes:
         folded: The records, written into one buffer by `fold`.
@@ -153,7 +153,7 @@ class ServerEnd:
         return shared.layouts.setdefault(layouts, layouts)
 
     def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
-        """Adds the change to a new state to the stream that all clients of one rank share."""
+        """Adds the change towards `target` to the stream that all clients of one rank share."""
         stream = self._streams.get((record, rank)) or Stream.of(self._first(record, rank))
         config = self._config
         stream = stream.advance(
@@ -176,18 +176,22 @@ class ServerEnd:
 
         Args:
             unfolded: The records of the reply, in which tensors are still coded.
-            layouts: The layouts of the answered message; None if the reply may hold no tensors.
+            layouts: The names and shapes of the tensors in the message that the client answers, and
+                in the reply; None if the reply must not hold tensors.
 
         Returns:
             The records, with complete tensors.
 
         Raises:
-            ValueError: If the reply holds records or parts that were not asked for.
+            ValueError: If the reply holds tensors that the server did not ask for.
         """
         content, parts, _ = unfolded
         for record, coded in parts.items():
             if layouts is None or len(coded) != 1:
-                raise ValueError(f"message refused: nobody asked for {len(coded)} times {record!r}")
+                raise ValueError(
+                    "message refused: expected one part for each record that was asked for, "
+                    f"got {len(coded)} parts for record {record!r}"
+                )
             layout = layouts.of_reply(record)
             moved = decode(coded[0], layout)
             content[record] = StateRecord(

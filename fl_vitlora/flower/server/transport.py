@@ -86,7 +86,7 @@ class Transport:
             clients: The number of nodes to wait for.
 
         Returns:
-            The number of training images, by client.
+            A dictionary: for each client, the number of its training images.
         """
         return greeting.greet(
             clients,
@@ -105,7 +105,7 @@ class Transport:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Restores the result of `snapshot`, from this version of the program or the previous."""
+        """Restores a result of `snapshot`, made by this or the previous version of the program."""
         known = _current(tree)
         self._records.restore(known["clients"])
         self._asker.end.restore(known["streams"])
@@ -150,7 +150,7 @@ class Transport:
         asked: Mapping[int, Instruction],
         weights: Mapping[int, int],
     ) -> tuple[Answers[RecordDict], Summed]:
-        """Asks for masked updates, and adds them up without seeing a single update."""
+        """Asks for masked updates, and adds them up; the server sees only the sum."""
         roster = sums.roster(server_round, weights)
         answers = self._asker.ask(
             Question(
@@ -172,8 +172,9 @@ class Transport:
 
         Args:
             server_round: The round after which the model is evaluated.
-            model: The model in the server's coordinates.
-            views: The names of the views of the test images; `data.owner.views_of` defines them.
+            model: The model as the server stores it.
+            views: The names of the views (versions) of the test images; `data.owner.views_of` makes
+                them.
 
         Returns:
             The answers, sorted by client.
@@ -197,7 +198,7 @@ class Transport:
         if reasons := answers.reasons:
             failures = [Failure.of(server_round, client, *reasons[client]) for client in reasons]
             raise RuntimeError(
-                f"round {server_round}: {len(failures)} of {len(asked)} clients did not measure "
+                f"round {server_round}: {len(failures)} of {len(asked)} clients did not evaluate "
                 f"the model{first_reasons(failures)}"
             )
         for client in asked:
@@ -215,7 +216,9 @@ class Transport:
         images, measured = read_measured(messages.metrics_of(content), views)
         first = self._records.tested(client, images)
         if images != first:
-            raise ValueError(f"it reports {images} test images; before it had {first}")
+            raise ValueError(
+                f"it reports {images} test images, but it reported {first} at its first evaluation"
+            )
         return images, measured
 
     def _read_update(

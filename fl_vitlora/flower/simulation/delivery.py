@@ -31,12 +31,12 @@ from fl_vitlora.flower.simulation.backend import KeptWorkers
 from fl_vitlora.flower.simulation.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
-LATE = "the server does not wait for this reply any more"
+LATE = "the server no longer waits for this reply"
 WAIT_SECONDS = 1.0  # without work, the time between two checks whether the simulation has ended
 
 
 def bundles(messages: Sequence[Message], most: Mapping[str, int]) -> list[list[Message]]:
-    """Cuts messages into bundles of one kind and of nearly equal size.
+    """Divides messages into bundles of one kind and nearly equal size; a worker gets one bundle.
 
     The bundles depend only on the messages and their order. So the clients that are trained
     together, and the rounding of the sums over them, do not depend on the number of workers.
@@ -77,7 +77,8 @@ def deliver(
     Args:
         state: Flower's state of the simulation.
         queue: Queue of bundles for the workers.
-        nodes_mapping: Partition of each node. Messages to nodes outside the mapping wait.
+        nodes_mapping: Partition (client number) of each node. Messages to nodes that are not in the
+            mapping wait.
         f_stop: Event that is set at the end of the simulation.
         most: Largest number of messages in a bundle, by kind of message.
     """
@@ -113,7 +114,7 @@ def work(  # noqa: PLR0917 - the arguments that Flower passes
     metrics: Any,
     states: ClientStates,
 ) -> None:
-    """Lets the backend answer bundles, one after the other, until `f_stop` is set.
+    """Lets the backend answer bundles of messages, one by one, until `f_stop` is set.
 
     Flower's function `worker`, which this function replaces, has all arguments but the last.
 
@@ -144,7 +145,7 @@ def replies_to(
     backend: KeptWorkers,
     states: ClientStates,
 ) -> Iterator[Message]:
-    """Lets the backend answer a bundle, and stores the new contexts of the clients.
+    """Lets the backend answer a bundle of messages, and stores the clients' new contexts.
 
     If the server no longer waits for a reply, the reply is dropped and the client's stored context
     does not change. If the server waits for no reply of a bundle, the bundle is not computed.

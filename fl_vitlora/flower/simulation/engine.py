@@ -74,7 +74,7 @@ def simulate(
     ray: Ray,
     verbose: bool,
 ) -> T:
-    """Runs a server function against simulated clients.
+    """Runs a server function in a simulation, in which workers play the clients.
 
     Args:
         client_app: Flower's ClientApp, which is sent to the workers with every message.
@@ -117,8 +117,8 @@ def simulate(
 def _bundle_sizes(clients: int, together: int, workers: Workers) -> dict[str, int]:
     """Returns the largest number of messages that a worker gets at once, by kind of message.
 
-    The greetings are divided among all workers, so that every worker loads its model before the
-    training.
+    The greetings (the first question to each client) are divided among all workers, so that every
+    worker loads its model before the training.
     """
     from flwr.app import MessageType
 
@@ -145,7 +145,7 @@ class _Server(Generic[T]):
         self._errors: list[BaseException] = []
 
     def app(self, end: Callable[[], None]) -> Any:
-        """Returns a ServerApp that runs the server function once, and then calls `end`.
+        """Returns Flower's ServerApp, which runs the server function once and then calls `end`.
 
         Args:
             end: A function that ends the busy workers.

@@ -69,13 +69,13 @@ class Ray:
         """
         self._up.wait()
         if self._error is not None and self.workers.address:
-            raise UserError(f"engine.ray_address {self.workers.address}: {self._error}") from (
-                self._error
-            )
+            raise UserError(
+                f"engine.ray_address {self.workers.address}: cannot join the cluster: {self._error}"
+            ) from self._error
         if self._error is not None:
             if isinstance(self._error, UserError):
                 raise self._error
-            raise RuntimeError(f"Ray does not start: {self._error}") from self._error
+            raise RuntimeError(f"Ray cannot start: {self._error}") from self._error
 
     def actors_for(self, workers: Workers) -> list[Any]:
         """Returns the remaining actors if they fit the next simulation; otherwise ends them.

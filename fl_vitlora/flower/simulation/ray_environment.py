@@ -1,4 +1,4 @@
-"""The environment in which Ray starts: its address, the signals, and the workers' import path."""
+"""The environment in which Ray starts: network address, signals, and the workers' import path."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ def check_address(address: str) -> None:
         return  # Ray finds the cluster on this machine
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise UserError(f"engine.ray_address {address}: expected auto, or HOST:PORT")
+        raise UserError(f"engine.ray_address {address}: expected the word auto, or HOST:PORT")
     try:
         with socket.create_connection((host, int(port)), SECONDS_TO_CONNECT) as line:
             line.sendall(HTTP2_GREETING)
             answer = line.recv(len(HTTP2_SETTINGS))
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"engine.ray_address {address}: no Ray answers there ({error})") from None
+        raise UserError(
+            f"engine.ray_address {address}: no Ray answers at this address ({error})"
+        ) from None
     if answer[3:4] != HTTP2_SETTINGS[3:4] and os.environ.get("RAY_USE_TLS") != "1":
-        raise UserError(f"engine.ray_address {address}: the program that answers there is not Ray")
+        raise UserError(f"engine.ray_address {address}: the program at this address is not Ray")
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """The pool of worker processes: it gives work to idle workers and replaces lost workers.
 
-A worker gets a bundle of messages only when the worker is idle. There are more threads that give
-out bundles than workers, so an idle worker gets the next bundle at once. No bundle waits at a busy
-worker: a slow worker would delay the bundle while other workers are idle, and Ray cannot take the
-bundle back. When a worker dies, or is killed because it takes too long, a new worker is started at
-once. The time limit of a bundle begins only after its worker has started.
+A bundle is a few messages that one worker answers together. A worker gets a bundle only when the
+worker is idle. There are more threads that give out bundles than workers, so an idle worker gets
+the next bundle at once. No bundle waits at a busy worker: a slow worker would delay the bundle
+while other workers are idle, and Ray cannot take the bundle back. When a worker dies, or is killed
+because it takes too long, a new worker is started at once. The time limit of a bundle begins only
+after its worker has started.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SECONDS_TO_LOOK = 0.5  # between two checks whether a worker has started
 
 
 class WorkerLostError(RuntimeError):
-    """A worker died while it computed a bundle, or was killed because it took too long."""
+    """An error: a worker died while it computed a bundle, or was killed because it was too slow."""
 
 
 @dataclass
@@ -37,7 +38,7 @@ class WorkerState:
     """The state of a worker.
 
     Attributes:
-        busy: True if the worker has a bundle.
+        busy: True if the worker computes a bundle of messages.
         since: Time in seconds, by `time.monotonic`, at which the worker got its bundle, or at which
             the worker had started if that was later.
         start: Ray's reference that is ready when the worker has started; None after the start.
@@ -56,10 +57,10 @@ class WorkerState:
 
 
 class WorkerPool:
-    """A pool of workers to which several threads give bundles.
+    """A pool of workers to which several threads give bundles of messages.
 
     Args:
-        workers: Ray actors.
+        workers: The Ray actors that work at the beginning.
         start: A function that starts one more actor.
         patience: Longest time that a started worker may take for one message, in seconds.
     """
@@ -80,7 +81,7 @@ class WorkerPool:
         return SLOTS * len(self._states)
 
     def ask(self, call: Callable[[Any], Any], messages: int, tried: list[Any]) -> Any:
-        """Lets an idle worker answer a bundle, and waits for the result.
+        """Lets an idle worker answer a bundle of messages, and waits for the result.
 
         Args:
             call: A function that takes a worker, starts the work there, and returns Ray's reference
@@ -133,7 +134,7 @@ class WorkerPool:
         with self._change:
             self._change.wait_for(lambda: self._is_over or self._idle(tried))
             if self._is_over:
-                raise RuntimeError("the simulation has ended: no worker takes a bundle any more")
+                raise RuntimeError("the simulation has ended, so no worker accepts more messages")
             worker = self._idle(tried)[-1 if tried else 0]
             result, state = call(worker), self._states[worker]
             tried.append(worker)
@@ -167,14 +168,14 @@ class WorkerPool:
             except RayError as error:
                 self._replace(worker)
                 raise WorkerLostError(
-                    "the worker died: killed, crashed or out of memory"
+                    "the worker died: it was killed, crashed or ran out of memory"
                 ) from error
             self._take_back(worker)
             return found
         state = self._replace(worker)
         if state.start is not None:
             raise WorkerLostError(f"a worker did not start within {SECONDS_TO_START:g} s")
-        raise WorkerLostError(f"no answer within {messages * self._patience:g} s")
+        raise WorkerLostError(f"a worker sent no answer within {messages * self._patience:g} s")
 
     def _seconds_left(self, worker: Any, messages: int) -> float:
         """Returns the seconds to wait before the next check; 0 or less after the time limit."""
@@ -225,7 +226,7 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
     However, training one client alone is rounded differently from training several in a batch.
 
     Args:
-        bundle: The messages.
+        bundle: The messages, which one worker answers together.
         ask: A function that returns an answer or an error for each message. The function raises
             `WorkerLostError` or Ray's error if a worker failed with the whole bundle.
 

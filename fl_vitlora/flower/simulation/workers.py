@@ -55,7 +55,7 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
     """Chooses the device and the number of workers for this machine or for a cluster.
 
     Args:
-        device: "auto", "cpu" or "cuda".
+        device: The wanted device: "cpu", "cuda", or "auto" for a GPU if there is one.
         count: Number of workers. None means one worker per CPU core or four per GPU. If the memory
             of the GPU is too small, fewer are used (`fl_vitlora.experiment.gpu_sharing`).
         most: Largest number of workers that can be busy at once, which is the number of bundles of
@@ -78,7 +78,8 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
     if address:
         if count is None:
             raise UserError(
-                f"engine.ray_address {address}: say how many workers are to run there: --workers 16"
+                f"engine.ray_address {address}: set the number of workers on this cluster, for "
+                "example --workers 16"
             )
         check_address(address)
         busy = min(most, count)

@@ -1,7 +1,8 @@
 """The privacy loss of a run under differential privacy: ε for a chosen δ.
 
-Flower's accountant of Rényi differential privacy (RDP) adds up the rounds. Each round releases one
-mean with Gaussian noise of multiplier z:
+Flower's accountant of Rényi differential privacy (RDP) adds up the rounds. Each of T rounds
+releases one mean with Gaussian noise of multiplier z. α > 1 is an order of RDP, and δ is the
+probability of (ε, δ)-differential privacy:
 
     RDP of T rounds at order α = T · α / (2 z²)
     ε = min over α of  RDP + ln(1 - 1/α) - ln(δ·α) / (α - 1)
@@ -35,7 +36,7 @@ def make_accountant(delta: float, clients: int) -> PrivacyAccountant:
     """Makes Flower's accountant, without amplification by sampling.
 
     Args:
-        delta: The probability δ, in (0, 1).
+        delta: The probability δ of (ε, δ)-differential privacy, in (0, 1).
         clients: The number of clients of the federation.
 
     Raises:
@@ -54,7 +55,7 @@ def make_accountant(delta: float, clients: int) -> PrivacyAccountant:
         return RdpAccountant(terms)
     except ImportError:
         raise UserError(
-            "computing ε takes the package dp-accounting: python -m pip install -e '.[privacy]'"
+            "to compute ε, install the package dp-accounting: python -m pip install -e '.[privacy]'"
         ) from None
 
 
@@ -64,7 +65,7 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     Args:
         noise_multiplier: The noise multiplier z: standard deviation of the noise over sensitivity.
         releases: The number T of noisy means that were released.
-        delta: The probability δ, in (0, 1).
+        delta: The probability δ of (ε, δ)-differential privacy, in (0, 1).
 
     Returns:
         The loss ε; infinite without noise.
@@ -87,7 +88,7 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
 
 
 def noise_for(*, target: float, releases: int, delta: float) -> float:
-    """Returns the smallest noise multiplier that keeps a run within a privacy loss ε.
+    """Returns the smallest noise multiplier with which a run's privacy loss is at most ε.
 
     More noise means a smaller ε, so a bisection on a logarithmic scale finds z. The result is
     larger than the exact z by at most a ten-thousandth of z, and so ε never exceeds the target.
@@ -95,7 +96,7 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
     Args:
         target: The largest allowed loss ε, positive.
         releases: The number T of noisy means that will be released.
-        delta: The probability δ, in (0, 1).
+        delta: The probability δ of (ε, δ)-differential privacy, in (0, 1).
 
     Returns:
         The noise multiplier z.
@@ -116,12 +117,13 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
     if (least := spent(high)) > target:
         raise UserError(
             f"privacy.target_epsilon {target:g}: with privacy.delta {delta:g} the accountant finds "
-            f"no ε below {least:.2g}, whatever the noise; take a larger target"
+            f"no ε below {least:.2g}, even with very large noise; take a larger target"
         )
     if spent(low) <= target:
         raise UserError(
-            f"privacy.target_epsilon {target:g}: a noise multiplier of {low:g} already reaches it, "
-            "which hides no client; take a smaller target, or set privacy.noise_multiplier"
+            f"privacy.target_epsilon {target:g}: a noise multiplier of {low:g} already reaches "
+            "this target, but so little noise hides no client; take a smaller target, or set "
+            "privacy.noise_multiplier"
         )
     while high > low * (1 + NOISE_TOLERANCE):
         middle = math.sqrt(low * high)
@@ -132,7 +134,7 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
 def with_chosen_noise(privacy: PrivacyConfig, releases: int) -> PrivacyConfig:
     """Returns the settings with the noise multiplier that keeps ε within the target.
 
-    Without a target ε, the settings are returned unchanged.
+    Without a target ε, the result equals the given settings.
 
     Args:
         privacy: The settings of the user, checked by `confidentiality.check_privacy`.
@@ -152,7 +154,8 @@ def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
         releases: The number T of rounds.
 
     Returns:
-        The numbers by name; None without noise, because such a run has no differential privacy.
+        A dictionary: the numbers by name. None without noise, because such a run has no
+        differential privacy.
     """
     if not privacy.noise_multiplier:
         return None

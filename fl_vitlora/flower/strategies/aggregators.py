@@ -37,17 +37,17 @@ def make_aggregator(strategy: AnyStrategy, layout: Layout, seed: int) -> Aggrega
 
 
 class Unaided(Strategy):
-    """The client half of a strategy of Flower: a strategy without any code for clients."""
+    """The part of a Flower strategy that runs at clients: a strategy without client code."""
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Raises an error: `FlowerAggregator` aggregates, so that this method is never called."""
+        """Raises an error. This method is never called, because `FlowerAggregator` aggregates."""
         raise NotImplementedError
 
 
 def client_half(strategy: AnyStrategy) -> Strategy:
-    """Returns the strategy that clients run; in place of Flower's, a strategy without code."""
+    """Returns the strategy that clients run; for a Flower strategy, one without client code."""
     return strategy if isinstance(strategy, Strategy) else Unaided()
 
 
@@ -83,14 +83,14 @@ def check_evaluation(strategy: AnyStrategy, config: Config) -> None:
         own = own_evaluation(layer)
         if own and asks_for_evaluation(strategy, cohort_size(config.clients, config.fraction)):
             raise UserError(
-                f"{path}: {type(layer).__name__} has {own} of its own, which sums up what clients "
-                "measure, and in this run one party measures for all; let clients measure: "
+                f"{path}: {type(layer).__name__} has its own {own}, which combines the evaluations "
+                "of clients, but in this run one party evaluates for all; let clients evaluate: "
                 "--set evaluation.by=clients"
             )
 
 
 def check_storable(strategy: AnyStrategy) -> None:
-    """Refuses a Flower strategy with an attribute that no checkpoint can hold.
+    """Refuses a Flower strategy with an attribute that a checkpoint cannot store.
 
     Raises:
         UserError: If there is such an attribute; the message names it.
@@ -99,8 +99,9 @@ def check_storable(strategy: AnyStrategy) -> None:
         return
     for name, kind in strategy_state.unstorable(strategy).items():
         raise UserError(
-            f"strategy {type(strategy).__name__}: its {name} is a {kind}, which no checkpoint can "
-            "hold, so that the run could not be resumed; it runs without: --checkpoint-every 0"
+            f"strategy {type(strategy).__name__}: its attribute {name} is a {kind}, which a "
+            "checkpoint cannot store, so the run could not be resumed; run it without "
+            "checkpoints: --checkpoint-every 0"
         )
 
 
@@ -108,8 +109,9 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
     """Refuses a Flower strategy whose numbers of clients do not fit the participants of a round.
 
     Raises:
-        UserError: If the strategy would wait for ever for more clients, if its `fraction_train` is
-            no share of the participants, or if it scales its noise for another number of clients.
+        UserError: If the strategy would wait for ever for more clients; if its `fraction_train` is
+            not a share in [0, 1], or trains nobody; or if it scales its noise for a wrong number of
+            clients.
     """
     layers = list(_layers(strategy))
     share = getattr(layers[-1][1], "fraction_train", 1.0)
@@ -118,7 +120,8 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
     trained = trained_clients(strategy, participants)
     if trained < 1:
         raise UserError(
-            f"{layers[-1][0]}.fraction_train: none of {participants} participants would train"
+            f"{layers[-1][0]}.fraction_train: with this share, none of {participants} participants "
+            "would train; take a larger share"
         )
     for path, layer in layers:
         for name in ("min_available_nodes", "min_train_nodes"):
@@ -132,7 +135,7 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
         if expected != trained:
             raise UserError(
                 f"{path}.num_sampled_clients {expected}: {trained} clients train in a round, and "
-                f"noise is scaled by them: --set {path}.num_sampled_clients={trained}"
+                f"noise must be scaled for this number: --set {path}.num_sampled_clients={trained}"
             )
 
 

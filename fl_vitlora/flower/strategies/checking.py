@@ -48,7 +48,7 @@ class Rule(NamedTuple):
     """A rule that a strategy of Flower must keep.
 
     Attributes:
-        text: The rule in words.
+        text: The rule as one line of text for the user.
         check: A function that returns the problem in one line, or None if the rule is kept.
     """
 
@@ -93,7 +93,7 @@ def within_a_run() -> Iterator[None]:
 
 
 def flower_understood(strategy: FlowerStrategy) -> list[str]:
-    """Returns lines of text: the methods that a strategy replaces, and those never called."""
+    """Returns lines of text: the methods that a strategy replaces, and methods never called."""
     own = [n for n in CALLED if not _is_flowers_own(type(strategy), n)]
     unused = uncalled(type(strategy), FlowerStrategy, CALLED)
     measures = own_evaluation(strategy)
@@ -143,7 +143,10 @@ def _play(
         asked = aggregator.instruct(number, current, CLIENTS, config)
         clients = [instruction.client for instruction in asked]
         if not clients or not set(clients) <= set(CLIENTS):
-            raise UserError(f"round {number}: configure_train sends messages to {clients}")
+            raise UserError(
+                f"round {number}: configure_train must send messages to participants of the round, "
+                f"to at least one; got messages to {clients}"
+            )
         there = [client for client in clients if client != missing]
         failures = [Failure.of(number, c, "made up") for c in clients if c == missing]
         updates = made_up_updates(_Mean(), number, there)
@@ -159,7 +162,7 @@ def _same(a: State, b: State) -> bool:
 
 
 def _noted(updates: Sequence[Update]) -> list[Update]:
-    """Returns the updates with the report, read by Flower's wrappers, that nothing was clipped."""
+    """Adds to each update the report that nothing was clipped, which Flower's wrappers read."""
     report = {messages.NORM_BIT: torch.tensor(1)}
     return [Update(**{**vars(update), "report": report}) for update in updates]
 
@@ -196,9 +199,9 @@ def _evaluates(make: Make) -> str | None:
 
 
 def _is_stored(make: Make) -> str | None:
-    """Names the first attribute that a checkpoint cannot hold."""
+    """Names the first attribute that a checkpoint cannot store."""
     for name, kind in strategy_state.unstorable(make()).items():
-        return f"the attribute {name} is a {kind}, which no checkpoint can hold"
+        return f"the attribute {name} is a {kind}, which a checkpoint cannot store"
     return None
 
 
@@ -222,9 +225,9 @@ def _starts_nothing(make: Make) -> str | None:
 RULES = (
     Rule("runs rounds, with messages that clients understand, and returns every tensor", _plays),
     Rule("returns the same model when the same rounds are run again", _repeats),
-    Rule("goes on without a client that failed", _bears_failures),
-    Rule("aggregates what clients measure", _evaluates),
-    Rule("keeps nothing that a checkpoint cannot hold", _is_stored),
+    Rule("continues without a client that failed", _bears_failures),
+    Rule("aggregates the evaluations of clients", _evaluates),
+    Rule("keeps only values that a checkpoint can store", _is_stored),
     Rule("gives the same model after a resume as without", _goes_on),
     Rule("leaves the loop over rounds to this project", _starts_nothing),
 )

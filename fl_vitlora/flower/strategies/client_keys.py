@@ -71,7 +71,7 @@ def understood(
         strategy: Name of the strategy, for error messages.
 
     Returns:
-        The configuration. Where both set a key, the value is that of the strategy.
+        A dictionary: the configuration. If both set a key, the value is that of the strategy.
 
     Raises:
         UserError: If clients do not know a key, if a value is not allowed for its key, or if two
@@ -88,7 +88,7 @@ def understood(
         key = SYNONYMS.get(name, name)
         if key not in VALUES:
             raise UserError(
-                f"strategy {strategy} sends clients a configuration that they do not read: "
+                f"strategy {strategy} sends clients a configuration key that they do not read: "
                 f"{unknown('key', name, [*VALUES, *SYNONYMS])}"
             )
         fits, expected = VALUES[key]

@@ -34,8 +34,8 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
         _check_strategy(config, strategy)
     if privacy.secure_aggregation and cohort < FEWEST:
         raise UserError(
-            f"privacy.secure_aggregation: a sum of {cohort} reveals single updates, so at least "
-            f"{FEWEST} clients must take part in a round; raise --clients or --fraction"
+            f"privacy.secure_aggregation: a sum of {cohort} updates reveals single updates, so at "
+            f"least {FEWEST} clients must take part in a round; raise --clients or --fraction"
         )
     chosen = with_chosen_noise(privacy, config.rounds)
     epsilon(  # a missing package is found here, not at the end of the run
@@ -48,14 +48,14 @@ def _check_noise(privacy: PrivacyConfig) -> None:
     noise, target = privacy.noise_multiplier, privacy.target_epsilon
     if noise and target is not None:
         raise UserError(
-            f"privacy.target_epsilon {target:g} chooses the noise, so it does not go with "
+            f"privacy.target_epsilon {target:g} chooses the noise, so it cannot be combined with "
             f"privacy.noise_multiplier {noise:g}; remove one of the two"
         )
     if (noise or target is not None) and privacy.clipping_norm is None:
         wish = f"noise_multiplier {noise:g}" if noise else f"target_epsilon {target:g}"
         raise UserError(
             f"privacy.{wish} without privacy.clipping_norm: noise only hides updates of a bounded "
-            "norm; bound it: --set privacy.clipping_norm=1"
+            "norm; set the bound, for example --set privacy.clipping_norm=1"
         )
 
 
@@ -65,7 +65,7 @@ def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
     wish, deed = (
         ("privacy.secure_aggregation", "a secure sum hides")
         if secure
-        else ("privacy.clipping_norm", "are averaged before it sees them")
+        else ("privacy.clipping_norm", "are averaged before the strategy sees them")
     )
     if not isinstance(strategy, Strategy):
         instead = "" if secure else f", or Flower's own for differential privacy: {WRAPPER}"
@@ -86,6 +86,6 @@ def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
         )
     if config.finetuning.client_ranks:
         raise UserError(
-            f"{wish} with finetuning.client_ranks: only updates of one rank can be summed before "
-            "the strategy sees them; remove client_ranks"
+            f"{wish} with finetuning.client_ranks: only updates of the same rank can be summed "
+            "before the strategy sees them; remove client_ranks"
         )

@@ -28,7 +28,7 @@ TARGET_DELTA = "target_delta"  # the user sets this number; the accountant is ma
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The facts from which a strategy of Flower is made, in addition to the user's options.
+    """The values, in addition to the user's options, from which a strategy of Flower is made.
 
     Attributes:
         path: Path of the strategy's options in the settings, such as "strategy.strategy".
@@ -43,7 +43,7 @@ class Terms:
 
     @classmethod
     def of(cls, *, cohort: int, clients: int) -> Terms:
-        """Returns the terms of the outermost strategy, if `cohort` clients take part in a round."""
+        """Returns the terms (default values) of the outermost strategy, for `cohort` clients."""
         defaults = {
             "fraction_evaluate": 1.0,  # the results of all clients that evaluate are aggregated
             "min_train_nodes": 1,
@@ -54,7 +54,7 @@ class Terms:
         return cls(path="strategy", defaults=defaults, clients=clients)
 
     def within(self, kind: type[Any]) -> Terms:
-        """Returns the terms of the strategy inside a wrapper of class `kind`."""
+        """Returns the terms (default values) of the strategy inside a wrapper of class `kind`."""
         equal = {"weighted_by_key": messages.EQUAL_WEIGHT} if COHORT in _parameters(kind) else {}
         defaults = {**self.defaults, **equal}
         return replace(self, path=f"{self.path}.{WRAPPED}", defaults=defaults)
@@ -75,7 +75,7 @@ def construct(kind: type[Any], name: str, options: Mapping[str, Any], terms: Ter
         terms: Defaults for the options that the user did not set.
 
     Returns:
-        The instance.
+        The instance of the strategy.
 
     Raises:
         UserError: If an option is unknown, missing or of the wrong type.

@@ -1,8 +1,9 @@
 """Runs Flower's unmodified strategies in this project's server loop.
 
-The aggregator gives the strategy a grid whose only nodes are the participants of the round. It
-translates the strategy's messages into instructions. It translates the clients' updates into the
-replies that the strategy expects: the trained tensors by name, instead of their changes.
+The aggregator gives the strategy a grid (Flower's interface to the nodes) that lists only the
+participants of the round. It translates the strategy's messages into instructions. It translates
+the clients' updates into the replies that the strategy expects: the trained tensors by name,
+instead of their changes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class FlowerAggregator:
 
     Args:
         strategy: The strategy of Flower; it keeps its memory in its attributes.
-        layout: Layout of the exchanged tensors.
+        layout: Names and shapes of the exchanged tensors.
         seed: Seed of the strategy's random numbers, so that a run can be repeated.
     """
 
@@ -108,7 +109,7 @@ class FlowerAggregator:
         updates: Sequence[Update],
         failures: Sequence[Failure],
     ) -> GlobalModel:
-        """Returns the strategy's new model, or the old one if the strategy returns none."""
+        """Returns the strategy's new model, or the old model if the strategy returns no model."""
         replies = [self._reply(update) for update in updates]
         replies += [
             Message(Error(FAILED, failure.reason), reply_to=self._asked[failure.client])
@@ -176,7 +177,7 @@ class FlowerAggregator:
         return {**_plain(metrics)}
 
     def privacy(self) -> dict[str, Any] | None:
-        """Returns the privacy loss that the strategy's accountant computes; None without one."""
+        """Returns the privacy loss that the strategy's accountant computes, or None."""
         spent = getattr(self._strategy, "privacy_spent", lambda: None)()
         if spent is None:
             return None
@@ -234,35 +235,36 @@ class Participants(Grid):
         return list(self._clients)
 
     def set_run(self, run: Run) -> NoReturn:
-        """Raises UserError."""
+        """Raises UserError, because this project's server loop sends the messages."""
         self._refuse()
 
     @property
     def run(self) -> Run:
-        """Raises UserError."""
+        """Raises UserError, because this project's server loop sends the messages."""
         self._refuse()
 
     def create_message(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises UserError."""
+        """Raises UserError, because this project's server loop sends the messages."""
         self._refuse()
 
     def push_messages(self, messages: Iterable[Message]) -> NoReturn:
-        """Raises UserError."""
+        """Raises UserError, because this project's server loop sends the messages."""
         self._refuse()
 
     def pull_messages(self, message_ids: Iterable[str]) -> NoReturn:
-        """Raises UserError."""
+        """Raises UserError, because this project's server loop sends the messages."""
         self._refuse()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> NoReturn:
-        """Raises UserError."""
+        """Raises UserError, because this project's server loop sends the messages."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise UserError(
-            "a strategy may ask the grid for its nodes only; the server loop sends the messages"
+            "a strategy may ask the grid only for its nodes, but it called another method; the "
+            "server loop sends the messages"
         )
 
 
@@ -276,7 +278,7 @@ def own_evaluation(strategy: object) -> str | None:
 
 
 def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
-    """Returns True if a strategy would ask clients to evaluate. Only a copy of it is called."""
+    """Returns True if a strategy would ask clients to evaluate. Only a copy is called."""
     try:
         sent = copy.deepcopy(strategy).configure_evaluate(
             1,
@@ -299,7 +301,7 @@ def _evaluation(images: int, measured: Measured) -> RecordDict:
 
     Args:
         images: Number of the client's test images.
-        measured: Accuracy and loss by view of the images.
+        measured: A dictionary: for each view (version) of the images, accuracy and loss.
     """
     accuracy, loss = measured[RIGHT_KEY]
     metrics = MetricRecord(
@@ -322,8 +324,8 @@ def _expect_no_keys(message: Message, strategy: str) -> None:
     for record in message.content.config_records.values():
         for name in record.keys() - {SERVER_ROUND}:
             raise UserError(
-                f"strategy {strategy} sends clients the key {name!r} for their evaluation, where "
-                f"they read only {SERVER_ROUND!r}; leave the key out"
+                f"strategy {strategy} sends clients the key {name!r} for their evaluation, but "
+                f"there they read only {SERVER_ROUND!r}; leave the key out"
             )
 
 
@@ -340,6 +342,7 @@ def _only(records: Mapping[str, Any]) -> Any:
     """
     if len(records) != 1:
         raise UserError(
-            f"expected the strategy to send one record of its kind, got {list(records)}"
+            "expected one record of arrays and one configuration in each message of the strategy, "
+            f"got several or none of a kind: {list(records)}"
         )
     return next(iter(records.values()))

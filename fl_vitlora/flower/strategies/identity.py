@@ -70,9 +70,9 @@ def parameters(strategy: AnyStrategy) -> dict[str, Any]:
         strategy: The strategy before its first round, from this project or from Flower.
 
     Returns:
-        Plain values by parameter name. A strategy inside a wrapper of Flower becomes a mapping of
-        its name and its parameters. A value that YAML cannot hold is replaced by the name of its
-        type in brackets. Functions are left out.
+        A dictionary: plain values by parameter name. A strategy inside a wrapper of Flower becomes
+        a mapping of its name and its parameters. A value that YAML cannot hold is replaced by the
+        name of its type in brackets. Functions are left out.
 
     Example:
         >>> from strategies.fedprox import FedProx

@@ -43,7 +43,7 @@ def snapshot(strategy: Strategy) -> tuple[State, dict[str, Any]]:
 
 
 def unstorable(strategy: Strategy) -> dict[str, str]:
-    """Returns the names and types of the attributes that a snapshot cannot hold."""
+    """Returns a dictionary from name to type of the attributes that a snapshot cannot store."""
     plain = snapshot(strategy)[1]
     found: dict[str, str] = {}
     while plain:
@@ -66,17 +66,20 @@ def restore(strategy: Strategy, tensors: Mapping[str, Tensor], plain: Mapping[st
     Args:
         strategy: A new instance with the options of the stored strategy.
         tensors: The tensors of the snapshot.
-        plain: The JSON part of the snapshot.
+        plain: The other values of the snapshot, in types that JSON has.
 
     Raises:
         UserError: If the snapshot is of another strategy, or is incomplete.
     """
     kind = type(strategy).__name__
     if plain.get("kind") != kind:
-        raise UserError(f"the stored state is of strategy {plain.get('kind')}, not of {kind}")
+        raise UserError(
+            f"the stored state belongs to strategy {plain.get('kind')}, expected {kind}"
+        )
     for name, what in plain["missing"].items():
         raise UserError(
-            f"strategy {kind} cannot go on: its attribute {name} is a {what}, which is not stored"
+            f"strategy {kind} cannot continue from a checkpoint: its attribute {name} is a {what}, "
+            "which a checkpoint cannot store"
         )
     try:
         for name, stored in plain["attributes"].items():

@@ -1,4 +1,4 @@
-"""The sizes of serialised messages: the bytes besides tensors, and those of full fine-tuning."""
+"""The sizes of serialised messages: bytes that are not tensors, and bytes of full fine-tuning."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ objects inside: together about 850 bytes for an array, two records and their nam
 is one buffer (`communication.parcel`), to which Flower adds about 330 bytes. Large buffers are sent
 as an array, which Flower cuts into chunks.
 
-In the part of the buffer that holds plain values, the config records have the key ``c``, the metric
-records have the key ``m``, and the versions of streams have the key ``v``.
+A part of the buffer holds plain values in a dictionary. Its key ``c`` has the config records, ``m``
+has the metric records, and ``v`` has the versions of streams (series of changes).
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def fold(
     Args:
         content: The records of the message. Array records whose names are in `parts` are not
             written, because their coded tensors are written instead.
-        parts: The coded tensors, by record.
-        versions: The versions of the records that are streams.
+        parts: The coded tensors of each record, by the record's name.
+        versions: For each record that is a stream (a series of changes), its version before and
+            after the changes.
         before: A cache of written buffers, so that equal messages are written only once. This
             function adds the new buffer.
 
@@ -74,7 +75,8 @@ class Unfolded(NamedTuple):
     Attributes:
         content: The records of the message, without the records of coded tensors.
         parts: The coded tensors of the message, by record.
-        versions: The versions of the records that are streams.
+        versions: For each record that is a stream (a series of changes), its version before and
+            after the changes.
     """
 
     content: RecordDict
@@ -83,7 +85,7 @@ class Unfolded(NamedTuple):
 
     @property
     def groups(self) -> dict[str, int]:
-        """Returns the number of bytes of coded tensors, by group of tensors."""
+        """Returns a dictionary from group of tensors to coded bytes."""
         return group_bytes(self.content, self.parts)
 
 
@@ -113,7 +115,7 @@ def unfold(folded: RecordDict) -> Unfolded:
         if [section.group for section in part.sections] == [OPAQUE]:
             (section,) = part.sections
             if record in content:
-                raise RefusedError(f"{record!r} stands twice in it")
+                raise RefusedError(f"it holds record {record!r} twice")
             content[record] = packed_record(section.body, section.codec)
         else:
             parts[record] = (*parts.get(record, ()), part)
@@ -124,7 +126,9 @@ def _read_version(known: object, new: object) -> tuple[int, int]:
     """Reads the versions of a stream before and after the changes in a message."""
     if type(known) is int and type(new) is int and WHOLE <= known <= new:
         return known, new
-    raise RefusedError(f"it leads a stream from {known!r} to {new!r}")
+    raise RefusedError(
+        f"the versions of a stream must be whole numbers that do not fall, got {known!r}, {new!r}"
+    )
 
 
 def packed_record(data: bytes, kind: str) -> ArrayRecord:
@@ -133,7 +137,7 @@ def packed_record(data: bytes, kind: str) -> ArrayRecord:
 
 
 def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
-    """Returns the bytes of coded tensors by group of tensors, for a message that is not folded.
+    """Returns a dictionary from group of tensors to coded bytes, for a message before `fold`.
 
     A sender can choose any name for a group. So the bytes of unknown groups count as overhead.
 
@@ -165,5 +169,5 @@ def _carried(folded: RecordDict) -> bytes:
     if isinstance(buffer, bytes):
         return buffer
     raise ValueError(
-        "message refused: it is not in the format of this app; does its sender run another?"
+        "message refused: it is not in the format of this app; does its sender run another app?"
     )

@@ -22,14 +22,15 @@ from fl_vitlora.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class MessageLayouts:
-    """The layouts of one instruction and its reply. A layout is derived when it is first needed.
+    """The names and shapes of the tensors in one instruction and its reply, computed when needed.
 
     Attributes:
         exchanged: The names and shapes of all exchanged tensors.
         rank: The client's own rank; None if the client has the rank of the run.
         marks: The bit mask of the tensors that the client already has; empty if there are none.
         frozen: The endings of the names of tensors that are frozen in this round.
-        ranks: The ranks of the merged pairs, by round and path; 0 for a path without a pair.
+        ranks: The ranks of the merged low-rank pairs, one round after the other, in the order of
+            the paths; 0 for a path without a pair.
     """
 
     exchanged: Layout
@@ -40,7 +41,7 @@ class MessageLayouts:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], exchanged: Layout, rank: int | None) -> Self:
-        """Returns the layouts of an instruction and its reply.
+        """Returns the layouts (names and shapes of tensors) of an instruction and its reply.
 
         Args:
             config: The scalars of the instruction.
@@ -56,7 +57,7 @@ class MessageLayouts:
         )
 
     def of_record(self, record: str) -> Layout:
-        """Returns the layout of a record of the instruction.
+        """Returns the names and shapes of the tensors in a record of the instruction.
 
         Raises:
             ValueError: If an instruction cannot have such a record, or if the ranks are impossible.
@@ -70,17 +71,17 @@ class MessageLayouts:
         if record == messages.INCREMENTS:
             marked = frozenset(path for path, rank in self._rank_sums.items() if rank)
             return products_layout(self.exchanged).only(marked)
-        raise ValueError(f"message refused: nobody asked for {record!r}")
+        raise ValueError(f"message refused: record {record!r} was not asked for")
 
     def of_reply(self, record: str) -> Layout:
-        """Returns the layout of a record of the reply.
+        """Returns the names and shapes of the tensors in a record of the reply.
 
         Raises:
             ValueError: If a reply cannot have such a record.
         """
         if record in (messages.ARRAYS, messages.REPORT):
             return self.trained
-        raise ValueError(f"message refused: nobody asked for {record!r}")
+        raise ValueError(f"message refused: record {record!r} was not asked for")
 
     @cached_property
     def cached(self) -> frozenset[str]:
@@ -93,31 +94,34 @@ class MessageLayouts:
 
     @cached_property
     def merged_ranks(self) -> list[dict[str, int]]:
-        """Returns the ranks of the merged pairs that are sent, by path, for each round.
+        """Returns, for each round, a dictionary from path to rank of the merged pair that is sent.
 
         Raises:
             ValueError: If a rank is not a whole number from 0.
         """
         if not all(type(rank) is int and rank >= 0 for rank in self.ranks):
             ranks = list(self.ranks)
-            raise ValueError(f"message refused: {messages.MERGED_RANKS} are {ranks}")
+            raise ValueError(
+                f"message refused: {messages.MERGED_RANKS} must be whole numbers from 0, got "
+                f"{ranks}"
+            )
         pairs = pairs_of(self.exchanged)
         begins = range(0, len(self.ranks), max(1, len(pairs)))
         return [dict(zip(pairs, self.ranks[b : b + len(pairs)], strict=True)) for b in begins]
 
     @cached_property
     def whole(self) -> Layout:
-        """Returns the layout of all exchanged tensors, cut to the client's rank."""
+        """Returns names and shapes of all exchanged tensors, cut to the client's rank."""
         return _cut(self.exchanged, self.rank)
 
     @cached_property
     def sent(self) -> Layout:
-        """Returns the layout of the model's tensors that are sent to the client."""
+        """Returns names and shapes of the model's tensors that are sent to the client."""
         return self.whole.without(self.cached) if self.marks else self.whole
 
     @cached_property
     def trained(self) -> Layout:
-        """Returns the layout of the tensors that are not frozen, which a client sends back."""
+        """Returns names and shapes of the tensors that are not frozen; a client sends them back."""
         return self.whole.without(self.resting) if self.frozen else self.whole
 
     @cached_property
@@ -127,18 +131,18 @@ class MessageLayouts:
 
     @property
     def _rank_sums(self) -> dict[str, int]:
-        """Returns the sum of the ranks of the merged pairs over all rounds, by path."""
+        """Returns a dictionary from path to the sum of the merged pairs' ranks over all rounds."""
         rounds = self.merged_ranks
         return {path: sum(each[path] for each in rounds) for path in pairs_of(self.exchanged)}
 
 
 def pairs_of(layout: Layout) -> list[str]:
-    """Returns the paths of all low-rank pairs, in the order of the layout."""
+    """Returns the paths (names without ending) of all low-rank pairs, in the layout's order."""
     return paths(name for name, _ in layout.shapes)
 
 
 def merged_layout(layout: Layout, ranks: Mapping[str, int]) -> Layout:
-    """Returns the layout of merged pairs of the given ranks, in the order of the pairs."""
+    """Returns names and shapes of merged pairs of the given ranks, in the order of the pairs."""
     shapes = dict(layout.shapes)
     merged: list[tuple[str, tuple[int, ...]]] = []
     for path, rank in ranks.items():
@@ -149,7 +153,7 @@ def merged_layout(layout: Layout, ranks: Mapping[str, int]) -> Layout:
 
 
 def products_layout(layout: Layout) -> Layout:
-    """Returns the layout of the products B·A of all complete pairs, named by the paths of pairs."""
+    """Returns names and shapes of the products B·A of all complete pairs, by the pairs' paths."""
     shapes = dict(layout.shapes)
     found = [path for path in paths(shapes) if path + B in shapes]
     return Layout(tuple((p, (shapes[p + B][0], shapes[p + A][1])) for p in found))
@@ -162,7 +166,7 @@ def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
     missed no round.
 
     Args:
-        joined: The joined pairs of several rounds.
+        joined: The joined low-rank pairs of several rounds, as `join` returns them.
         ranks: The ranks R of each round's pairs, by path.
 
     Example:
@@ -183,5 +187,5 @@ def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
 
 
 def _cut(layout: Layout, rank: int | None) -> Layout:
-    """Returns the layout whose low-rank matrices are cut to a client's rank."""
+    """Returns a layout (names and shapes) whose low-rank matrices are cut to a client's rank."""
     return layout if rank is None else Layout.of(cut(layout.empty(), rank))

@@ -1,7 +1,7 @@
 """Secure aggregation in Flower's records: the messages, and the memory of a client.
 
     greeting   client → server   the client's public key
-    training   server → client   the roster, in addition to the instruction
+    training   server → client   the roster (the list of participants), with the instruction
                client → server   masked words, instead of tensors and loss
     reveal     server → client   the round and the clients that dropped out, if there are any
                client → server   the seeds that the client shares with those clients
@@ -59,14 +59,15 @@ def introduce(context: Context, client: int) -> ConfigRecord:
     """Draws a client's keys once in a run, and stores them in the client's context.
 
     A client that is greeted again keeps its keys and its memory of earlier sums. Without this
-    memory, it could mask the update of one round twice. The two masked vectors would reveal it.
+    memory, it could mask the update of one round twice. The two masked vectors would reveal the
+    update.
 
     Args:
-        context: The Flower context of the client.
+        context: The Flower context of the client, which stores its keys and its last roster.
         client: The number of the client.
 
     Returns:
-        The part of the greeting with the public key, for the record named `RECORD`.
+        The record `RECORD` of the client's first message (the greeting), with the public key.
     """
     known = RECORD in context.state.config_records
     secret = _kept(context) if known else draw_secret(client)
@@ -86,7 +87,7 @@ def hide(
     """Masks a client's update for the sum of the round.
 
     Args:
-        context: The Flower context of the client.
+        context: The Flower context of the client, which stores its keys and its last roster.
         instruction: The records of the instruction, with the roster.
         delta: The trained tensors after training minus before.
         report: The strategy's report, or an empty state.
@@ -97,14 +98,14 @@ def hide(
         The masked words, which are sent in place of tensors.
 
     Raises:
-        ValueError: If the client was not greeted, if the roster is missing or the client must not
-            accept it, or if the update is not finite.
+        ValueError: If the client was not greeted, and so has no key; if the roster is missing, or
+            the client must not accept the roster; or if the update is not finite.
     """
     secret, roster = _kept(context), read_roster(instruction)
     if roster.limit != limit:
         raise ValueError(
-            f"the server sums in a range of {roster.limit:g}, and this client uses a range of "
-            f"{limit:g}; privacy.range must be the same everywhere"
+            f"the server sums in a range of {roster.limit:g}, but this client uses a range of "
+            f"{limit:g}; privacy.range must be the same at the server and at all clients"
         )
     share = roster.of(secret.client).share
     words = encode(delta, report, loss, limit=limit, share=share)
@@ -127,7 +128,7 @@ def write_masked(
     """Writes a client's reply: masked words, and the number of steps, which is not secret.
 
     Args:
-        context: The Flower context of the client.
+        context: The Flower context of the client, which stores its keys and its last roster.
         instruction: The records of the instruction, with the roster.
         delta: The trained tensors after training minus before.
         report: The strategy's report, or an empty state.
@@ -136,7 +137,7 @@ def write_masked(
         limit: The range R of the fixed-point numbers.
 
     Raises:
-        ValueError: In the same cases as `hide`.
+        ValueError: If `hide` refuses to mask the update.
     """
     arrays = hide(context, instruction, delta, report, loss, limit=limit)
     metrics = MetricRecord({messages.STEPS: steps})
@@ -161,14 +162,14 @@ def answer(message: Message, context: Context) -> Message:
 
 
 def read_key(greeting: RecordDict) -> bytes:
-    """Returns the public key in a client's greeting.
+    """Returns the public key in a client's greeting, its first message.
 
     Raises:
         ValueError: If the greeting has no public key, or one of the wrong length.
     """
     key = _field(_record(greeting), PUBLIC)
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
-        raise ValueError(f"message refused: a public key has {KEY_BYTES} bytes")
+        raise ValueError(f"message refused: a public key must have {KEY_BYTES} bytes")
     return key
 
 
@@ -182,7 +183,7 @@ def make_roster(
 
     Args:
         server_round: The number of the round, from 1.
-        keys: The public keys, by client.
+        keys: A dictionary: for each client, its public key.
         weights: The weight of each participant: its number of images, or equal numbers.
         limit: The range R of the fixed-point numbers.
 
@@ -198,12 +199,12 @@ def make_roster(
 
 
 def write_roster(roster: Roster) -> ConfigRecord:
-    """Returns a roster as the record `RECORD` of an instruction."""
+    """Returns a roster (the list of participants of a secure sum) as a record of an instruction."""
     return ConfigRecord(_values(roster))
 
 
 def read_roster(instruction: RecordDict) -> Roster:
-    """Returns the roster in an instruction.
+    """Returns the roster (the list of participants of a secure sum) in an instruction.
 
     Raises:
         ValueError: If the roster is missing, or if a client must not accept it.
@@ -227,7 +228,7 @@ def read_masked(reply: RecordDict, layout: Layout) -> Words:
     arrays = reply.array_records.get(messages.ARRAYS)
     array = None if arrays is None else arrays.get(messages.PACKED)
     if array is None or array.stype != MASKED_TYPE:
-        raise ValueError("message refused: it carries no masked words")
+        raise ValueError("message refused: it contains no masked words")
     return unpack_words(array.data, layout)
 
 
@@ -237,7 +238,7 @@ def ask_for_seeds(roster: Roster, dropped: frozenset[int]) -> RecordDict:
 
 
 def read_seeds(reply: RecordDict) -> Seeds:
-    """Returns the seeds in the answer to a `REVEAL` message, by the client that dropped out.
+    """Returns the seeds in the answer to a `REVEAL` message, one for each dropped client.
 
     Raises:
         ValueError: If the answer has no seeds, or seeds of the wrong length.
@@ -245,9 +246,9 @@ def read_seeds(reply: RecordDict) -> Seeds:
     record = _record(reply)
     clients, seeds = _field(record, CLIENTS), _field(record, SEEDS)
     if not (isinstance(clients, list) and isinstance(seeds, list) and len(clients) == len(seeds)):
-        raise ValueError("message refused: it does not name one client for each seed")
+        raise ValueError("message refused: it must name one client for each seed")
     if not all(isinstance(seed, bytes) and len(seed) == KEY_BYTES for seed in seeds):
-        raise ValueError(f"message refused: a seed has {KEY_BYTES} bytes")
+        raise ValueError(f"message refused: a seed must have {KEY_BYTES} bytes")
     return dict(zip(clients, seeds, strict=True))
 
 
@@ -264,7 +265,7 @@ def open_sum(
 
     Args:
         total: The sum that `secure_sum.add_up` returned.
-        roster: The roster of the sum.
+        roster: The roster of the sum, with its members and their shares.
         layout: The names and shapes of the tensors in the sum.
         samples: The number of images of each client in the sum.
         steps: The number of optimiser steps of each client in the sum.
@@ -294,7 +295,7 @@ def open_sum(
 
 def _record(content: RecordDict) -> ConfigRecord:
     if RECORD not in content.config_records:
-        raise ValueError("message refused: it has no record of a secure sum")
+        raise ValueError("message refused: its record of the secure sum is missing")
     return content.config_records[RECORD]
 
 
@@ -331,7 +332,9 @@ def _keep(context: Context, secret: Secret) -> None:
 def _kept(context: Context) -> Secret:
     """Returns the secret that `_keep` stored."""
     if RECORD not in context.state.config_records:
-        raise ValueError("this client has no keys for a secure sum; it was not greeted")
+        raise ValueError(
+            "this client has no keys for a secure sum, because it was not greeted in this run"
+        )
     record = context.state.config_records[RECORD]
     summed = ROUND in record
     return Secret(

@@ -74,12 +74,12 @@ def from_packed(content: RecordDict, layout: Layout, record: str = ARRAYS) -> St
     arrays = content.array_records.get(record)
     array = None if arrays is None else arrays.get(PACKED)
     if array is None or array.stype != PACKED_TYPE:
-        raise ValueError("message refused: it carries no packed state")
+        raise ValueError("message refused: it contains no packed tensors")
     return unpack(array.data, layout)
 
 
 def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """Returns tensors as the record that Flower's strategies use, with one array for each."""
+    """Returns tensors as the record that Flower's strategies use: one array for each tensor."""
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in state.items()})
 
 
@@ -94,7 +94,9 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
     given = arrays.to_torch_state_dict()
     for name, shape in layout.shapes:
         if name not in given or tuple(given[name].shape) != shape:
-            raise UserError(f"the strategy returned no tensor {name!r} of shape {shape}")
+            raise UserError(
+                f"the strategy must return a tensor {name!r} of shape {shape}, but did not"
+            )
     return {name: given[name].to(torch.float32) for name, _ in layout.shapes}
 
 
@@ -105,12 +107,12 @@ def metrics_of(content: RecordDict) -> MetricRecord:
         ValueError: If the reply has no metrics.
     """
     if METRICS not in content.metric_records:
-        raise ValueError("message refused: it carries no metrics")
+        raise ValueError("message refused: it contains no metrics")
     return content.metric_records[METRICS]
 
 
 def class_names_of(content: RecordDict) -> tuple[str, ...]:
-    """Returns the names of the classes in a greeting.
+    """Returns the names of the classes in a greeting, the first message of a client.
 
     Raises:
         ValueError: If the greeting has no names of classes.
@@ -119,7 +121,7 @@ def class_names_of(content: RecordDict) -> tuple[str, ...]:
     names = None if record is None else record.get(CLASSES)
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return tuple(str(name) for name in names)
-    raise ValueError("message refused: it does not name the sender's classes")
+    raise ValueError("message refused: it does not list the names of the sender's classes")
 
 
 def scalar(metrics: MetricRecord, name: str) -> float:

@@ -1,11 +1,11 @@
 """The numbers that clients report, compared with what the server knows.
 
-A client states in its greeting how many images it has, and must not state another number later. The
-number of optimiser steps follows from the images and the training settings. So no update can give
-its sender more weight than the greeting did. Only the client knows how many images it really has;
-`limited` bounds the effect of a false number.
+A client states in its greeting (its first message) how many images it has, and must not state
+another number later. The number of optimiser steps follows from the images and the training
+settings. So no update can give its sender more weight than the greeting did. Only the client knows
+how many images it really has; `limited` bounds the effect of a false number.
 
-K clients, n images of one client.
+K is the number of clients, and n is the number of images of one client.
 """
 
 from __future__ import annotations
@@ -56,14 +56,16 @@ def read_images(metrics: MetricRecord) -> int:
 
 
 def check_images(metrics: MetricRecord, expected: Counts) -> None:
-    """Refuses a number of images that differs from the client's greeting.
+    """Refuses a number of images that differs from the client's first message, the greeting.
 
     Raises:
         ValueError: If the numbers differ; the message states both numbers.
     """
     images = messages.whole(metrics, messages.SAMPLES)
     if images != expected.images:
-        raise ValueError(f"it reports {images} images; in its greeting it had {expected.images}")
+        raise ValueError(
+            f"it reports {images} images, but its first message reported {expected.images}"
+        )
 
 
 def read_steps(metrics: MetricRecord, expected: Counts) -> int:
@@ -75,9 +77,9 @@ def read_steps(metrics: MetricRecord, expected: Counts) -> int:
     steps = messages.whole(metrics, messages.STEPS)
     if steps < 1 or steps != (expected.steps or steps):
         raise ValueError(
-            f"it reports {steps} steps, where its {expected.images} images make "
+            f"it reports {steps} steps, but its {expected.images} images need "
             f"{expected.steps or 'at least 1'}; training.epochs and training.batch_size must be "
-            "the same everywhere"
+            "the same at the server and at all clients"
         )
     return steps
 
@@ -107,7 +109,7 @@ def read_accuracy(metrics: MetricRecord, name: str) -> float:
 
 
 def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Measured]:
-    """Returns a client's number of test images, and its accuracy and loss by view of the images.
+    """Returns a client's number of test images, and the accuracy and loss for each view of them.
 
     Raises:
         ValueError: If a number is missing or impossible.
@@ -147,7 +149,7 @@ def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
 
 
 def _cap(falling: list[int], share: float) -> int:
-    """Returns the limit c. If c limits the m largest counts: m·c + the other counts = c / share."""
+    """Returns the limit c. If c limits the m largest counts, m·c + (other counts) = c / share."""
     rest = sum(falling)
     for cut, largest in enumerate(falling):
         free = 1 - share * cut

@@ -54,7 +54,8 @@ class RoundMessage:
     """The message to one client in one round.
 
     Attributes:
-        tensors: The tensors of the model that are sent, in full shape.
+        tensors: The tensors of the model that are sent, in full shape (not cut to the client's
+            rank).
         cached: The names of the tensors that are not sent, because the client has them.
         since: The round in which the client stored the cached tensors; 0 if they are initial ones.
         merged: The low-rank pairs to be added to frozen weights, one state for each round, in the
@@ -63,18 +64,18 @@ class RoundMessage:
             place of pairs if they need fewer bytes.
         merges: The number of merged rounds that the client already has, and the number after this
             message. If the first number is 0, the client begins with the pre-trained weights.
-        broadcast: The tensors that the strategy sends in addition to the model, in full shape.
+        broadcast: The tensors that the strategy sends in addition to the model, in full shape, too.
         round: The number of the round, from 1.
         rate: The learning rate; 0 if the client does not train.
         epochs: The number of passes over the shard; None for the number in the settings.
         frozen: The endings of the names of tensors that are frozen in this round.
         restarted: The endings of the names of tensors that start every round at their first values.
         proximal_mu: The weight of the proximal penalty.
-        clipping_norm: The norm that updates must not exceed; None without a wrapper that sets it.
+        clipping_norm: The norm that updates must not exceed; None if no strategy of Flower sets it.
         taken: The round of this client's last update that the server used; None if the server used
             the last update that it asked for. The server lacks all later updates of the client.
-        views: The views of the test images on which the client evaluates the model; None if the
-            client trains.
+        views: The views (versions) of the test images on which the client evaluates the model; None
+            if the client trains.
         others: The other scalars of the round, by name.
     """
 
@@ -101,7 +102,7 @@ class Writer:
     """Writes the messages of a round. Tensors for several clients are converted only once.
 
     Args:
-        layout: The layout of all exchanged tensors.
+        layout: The names and shapes of all exchanged tensors.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -112,7 +113,7 @@ class Writer:
         """Writes the message to one client.
 
         Args:
-            message: The message.
+            message: The content of the message.
             rank: The client's own rank, to which low-rank matrices are cut; None if the client has
                 the rank of the run.
         """
@@ -145,7 +146,7 @@ class Writer:
     def _record(
         self, states: Sequence[State], rank: int | None, make: Callable[[], State]
     ) -> ArrayRecord:
-        """Returns the record of some tensors. A second call with them returns the same record."""
+        """Returns a record of tensors; the same tensors give the same record again."""
         key = (rank, *(id(tensor) for state in states for tensor in state.values()))
         if key not in self._records:  # the states are kept as well, so that no id is used again
             self._records[key] = (states, StateRecord(make()))
@@ -246,7 +247,9 @@ def _epochs(config: Mapping[str, Any]) -> int | None:
     epochs = config.get(LOCAL_EPOCHS)
     if epochs is None or (isinstance(epochs, int) and epochs >= 1):
         return epochs
-    raise ValueError(f"message refused: {LOCAL_EPOCHS} is {epochs!r}")
+    raise ValueError(
+        f"message refused: {LOCAL_EPOCHS} must be a whole number from 1, got {epochs!r}"
+    )
 
 
 def _if_given(make: Callable[[Any], T], value: Any) -> T | None:

@@ -41,7 +41,7 @@ class StateRecord(ArrayRecord):
         state: The tensors by name, float32. They must not be changed afterwards.
 
     Attributes:
-        state: The tensors.
+        state: The tensors by name, until the content is read.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class StateRecord(ArrayRecord):
         self.state = state
 
     def open(self) -> None:
-        """Packs the tensors, and makes this record an ordinary one."""
+        """Packs the tensors, and turns this record into an ordinary `ArrayRecord`."""
         packed = messages.to_packed(self.__dict__.pop("state"))
         self.__class__ = ArrayRecord  # type: ignore[assignment]
         self.update(packed)
@@ -97,5 +97,5 @@ def state_in(arrays: ArrayRecord | None, layout: Callable[[], Layout]) -> State:
     if isinstance(arrays, StateRecord):
         return arrays.state
     if arrays is None or not holds_state(arrays):
-        raise ValueError("message refused: it carries no packed state")
+        raise ValueError("message refused: it contains no packed tensors")
     return unpack(arrays[messages.PACKED].data, layout())

@@ -38,7 +38,8 @@ def write_update(
     """Writes a client's reply.
 
     Args:
-        delta: Tensors after training minus before, without the tensors that were frozen.
+        delta: The tensors after training minus the tensors before training, without the tensors
+            that were frozen.
         report: The strategy's report: tensors with the names of `delta` in the same order, or an
             empty state.
         samples: The number of images that the client trained on.
@@ -113,10 +114,10 @@ def refuse_absurd(*states: State) -> None:
 
 
 def _norm_bit(metrics: MetricRecord) -> State:
-    """Reads whether a client clipped its update; wrappers of Flower need this."""
+    """Reads whether a client clipped its update; Flower's privacy strategies need this number."""
     bit = messages.scalar(metrics, messages.NORM_BIT)
     if bit not in (0, 1):
-        raise ValueError(f"it reports a norm bit of {bit}")
+        raise ValueError(f"it must report a norm bit of 0 or 1, got {bit}")
     return {messages.NORM_BIT: torch.tensor(bit)}
 
 

@@ -1,4 +1,4 @@
-"""Codecs, sending intervals and codec generators, which client and server derive from settings."""
+"""Codecs, sending intervals and random generators, which both sides derive from the settings."""
 
 from __future__ import annotations
 
@@ -49,13 +49,15 @@ def check_codecs(config: Config, strategy: Strategy) -> None:
                 raise UserError(f"{where}: {error}") from None
             if fed_back and not codec.contracts:
                 raise UserError(
-                    f"{where}: the error of {codec} can exceed its input, so that error feedback "
-                    "would grow; take nearest rounding, more levels or shorter blocks"
+                    f"{where}: the error of {codec} can be larger than the vector, so with error "
+                    "feedback it would grow from round to round; take nearest rounding, more "
+                    "levels or shorter blocks"
                 )
     if config.privacy.secure_aggregation and not lanes_of(config.compression.uplink).exact:
         raise UserError(
-            "compression.uplink with privacy.secure_aggregation: masked words look random and no "
-            "codec makes them shorter; remove one of them, or take codecs for the downlink only"
+            "compression.uplink with privacy.secure_aggregation: masked words look random, so no "
+            "codec makes them shorter; remove one of the two settings, or set codecs only for the "
+            "downlink"
         )
     _check_rests(config, strategy)
 
@@ -71,8 +73,9 @@ def _check_rests(config: Config, strategy: Strategy) -> None:
     if rarely and wants(strategy.plan, "state"):
         raise UserError(
             f"compression.uplink every({uplink.by_group[rarely[0]].every}) with strategy "
-            f"{config.strategy.name}: its plan follows its state, so nobody can know in advance "
-            "that trained changes are sent; send every group in every round"
+            f"{config.strategy.name}: the plan depends on the strategy's state, so it is "
+            "not known in advance whether trained changes are sent; send every group in every "
+            "round"
         )
     plans = {
         number: call(strategy.plan, number, client=0) for number in range(1, config.rounds + 1)

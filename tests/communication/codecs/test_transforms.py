@@ -65,7 +65,7 @@ def test_positions_come_back(positions: list[int]):
 @given(positions=POSITIONS)
 def test_a_position_beyond_the_vector_is_refused(positions: list[int]):
     data = write_positions(np.array(positions))
-    with pytest.raises(ValueError, match=r"beyond the end|exceed the length of its vector"):
+    with pytest.raises(ValueError, match=r"beyond the end|exceed the length of the vector"):
         read_positions(ByteReader(data), len(positions), positions[-1])
 
 

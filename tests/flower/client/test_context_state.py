@@ -200,7 +200,7 @@ def test_a_client_that_forgot_refuses_instead_of_training_on_something_else(tmp_
     clients.train(1, changed, 0, plan=B_ROUND)
     clients.grid.kept[0].clear()
     assert clients.train(2, changed, 0, plan=B_ROUND) == []
-    assert "relies on rested of round 1, and this client remembers nothing" in (
+    assert "relies on the stored record rested number 1, but this client has stored nothing" in (
         clients.failures[0].reason
     )
     assert len(clients.train(3, changed, 0, plan=B_ROUND)) == 1  # it is sent everything again

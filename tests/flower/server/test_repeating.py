@@ -164,4 +164,4 @@ def test_a_client_masks_no_second_vector_whatever_the_server_asks(tmp_path: Path
     rounds = masked(tmp_path, raised_late)
     (mean,), (failure,) = rounds.train(0, 1, 2)
     assert (mean.members, failure.client, failure.reason) == (2, 0, "out of memory")
-    assert "a vector for round 1 is masked already" in failure.trace
+    assert "this client has already masked a vector for round 1" in failure.trace

@@ -202,14 +202,16 @@ def test_a_sum_of_one_is_refused(tmp_path: Path):
     assert hidden.train(1, hidden.initial) == []
     reasons = {failure.client: failure.reason for failure in hidden.failures}
     assert reasons[0] == reasons[1] == "no reply within 1 s"
-    assert "too few for a secure sum" in reasons[2]
+    assert "a secure sum needs at least two remaining clients" in reasons[2]
 
 
 def test_no_client_sends_anything_in_the_open_if_it_was_told_to_hide(tmp_path: Path):
     """A server that leaves the roster out gets nothing."""
     hidden = Clients(tmp_path, None, **SECURE)
     assert hidden.train(1, hidden.initial) == []
-    assert all("has no record of a secure sum" in failure.reason for failure in hidden.failures)
+    assert all(
+        "its record of the secure sum is missing" in failure.reason for failure in hidden.failures
+    )
 
 
 def test_clients_bound_what_they_send(tmp_path: Path):
@@ -284,7 +286,7 @@ def test_numbers_of_images_are_those_of_the_greeting(tmp_path: Path):
     (mean,) = hidden.train(1, hidden.initial)
     assert mean.samples == SIZES[0] + SIZES[2]
     assert [(f.client, f.reason) for f in hidden.failures] == [
-        (1, "it reports 10000 images; in its greeting it had 12")
+        (1, "it reports 10000 images, but its first message reported 12")
     ]
 
 
@@ -334,7 +336,7 @@ def test_a_refused_reply_is_deleted_before_anybody_is_asked_for_its_seeds(tmp_pa
     summed = sums.add_up(roster, replies, layout, ask, images=sizes, expected=expected)
     updates, failures = list(summed.updates), summed.failures
     assert (updates, asked) == ([], [({0, 2}, {1})])
-    assert "reports 99 steps, where its 12 images make 6" in failures[1]
+    assert "reports 99 steps, but its 12 images need 6" in failures[1]
 
 
 def two_sums(folder: Path, *, fresh: bool) -> float:

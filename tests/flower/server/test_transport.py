@@ -422,7 +422,9 @@ def test_a_greeting_with_an_absurd_number_of_images_is_refused(
         return reply
 
     grid.app = boast  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match=r"sent an invalid greeting: .*(images|number)"):
+    with pytest.raises(
+        RuntimeError, match=r"sent an invalid answer to .* question: .*(images|number)"
+    ):
         transport_of(grid, model, Ledger(), timeout=1).greet(len(SIZES))
 
 
@@ -440,7 +442,7 @@ def test_test_images_do_not_change_their_number(
         return reply
 
     grid.app = more  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match="reports 1000000 test images; before it had 5"):
+    with pytest.raises(RuntimeError, match="reports 1000000 test images, but it reported 5"):
         transport.measure(2, GlobalModel(tensors=model), [RIGHT_KEY])
 
 
@@ -471,19 +473,19 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (RecordDict(), "carries no packed state"),
-        (RecordDict({"metrics": MetricRecord({"num-examples": 3})}), "carries no packed state"),
-        (None, "carries no metrics"),
+        (RecordDict(), "contains no packed tensors"),
+        (RecordDict({"metrics": MetricRecord({"num-examples": 3})}), "contains no packed tensors"),
+        (None, "contains no metrics"),
         ({"train_loss": 1.0}, "'num-examples' is None, not a number"),
         (SAID | {"train_loss": [1.0]}, "not a number"),
-        (SAID | {"num-examples": 0}, "reports 0 images; in its greeting it had 12"),
+        (SAID | {"num-examples": 0}, "reports 0 images, but its first message reported 12"),
         (SAID | {"num-examples": -12}, "reports -12 images"),
         (SAID | {"num-examples": 13}, "reports 13 images"),
         (SAID | {"num-examples": 2**62}, "reports 4611686018427387904 images"),
         (SAID | {"num-examples": 12.5}, "12.5, not a whole number"),
         (SAID | {"num-examples": math.nan}, "nan, not a whole number"),
         (SAID | {"num-examples": [12]}, "not a number"),
-        (SAID | {"steps": 0}, "reports 0 steps, where its 12 images make 2"),
+        (SAID | {"steps": 0}, "reports 0 steps, but its 12 images need 2"),
         (SAID | {"steps": 3}, "reports 3 steps"),
         (SAID | {"steps": 2**62}, "steps"),
         (SAID | {"steps": 2.5}, "not a whole number"),
@@ -492,7 +494,7 @@ def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: 
         (SAID | {"train_loss": 1e30}, "a loss of 1e+30"),
         (SAID | {"train_loss": math.inf}, "not a number"),
         (SAID, "'norm_bit' is None"),
-        (SAID | {"norm_bit": 7}, "reports a norm bit of 7"),
+        (SAID | {"norm_bit": 7}, "a norm bit of 0 or 1, got 7"),
     ],
     ids=lambda value: None if isinstance(value, RecordDict) else str(value)[-40:],
 )
@@ -607,7 +609,7 @@ def test_a_client_that_does_not_measure_in_time_ends_the_run(
     with pytest.raises(RuntimeError) as caught:
         transport.measure(5, GlobalModel(tensors=model), [RIGHT_KEY])
     assert str(caught.value) == (
-        "round 5: 2 of 3 clients did not measure the model; client 0: no reply within 1 s; "
+        "round 5: 2 of 3 clients did not evaluate the model; client 0: no reply within 1 s; "
         "client 2: no reply within 1 s"
     )
 
@@ -630,7 +632,7 @@ def test_who_has_no_key_cannot_show_the_plain_images(transport: Transport, model
 @pytest.mark.parametrize(
     ("metrics", "reason"),
     [
-        (None, "carries no metrics"),
+        (None, "contains no metrics"),
         ({}, "'num-examples' is None, not a number"),
         ({"num-examples": 3, "accuracy/right_key": 0.5}, "'loss/right_key' is None"),
         ({"num-examples": 3, "accuracy/right_key": [0.5], "loss/right_key": 1.0}, "not a number"),
@@ -675,7 +677,9 @@ def test_a_greeting_without_a_shard_ends_the_run(
 
 def test_a_greeting_without_an_answer_ends_the_run(grid: LocalGrid, model: State):
     grid.silent = {1}
-    with pytest.raises(RuntimeError, match="1 clients did not answer in time"):
+    with pytest.raises(
+        RuntimeError, match="1 clients did not answer the server's first question in time"
+    ):
         transport_of(grid, model, Ledger(), timeout=0.5).greet(3)
 
 
@@ -698,7 +702,7 @@ def test_two_nodes_with_the_same_shard_end_the_run(settings: ClientSettings, mod
             return [100, 100]
 
     grid = Twins(make_client_app(lambda context: settings), 2)
-    with pytest.raises(RuntimeError, match="two nodes hold the shard of client 0"):
+    with pytest.raises(RuntimeError, match="two nodes hold the images of client 0"):
         transport_of(grid, model, Ledger(), timeout=0.5).greet(2)
 
 
@@ -742,5 +746,5 @@ def test_a_greeting_without_names_of_classes_ends_the_run(
         return Message(content, reply_to=message)
 
     grid.app = foreign
-    with pytest.raises(RuntimeError, match="it does not name the sender's classes"):
+    with pytest.raises(RuntimeError, match="does not list the names of the sender's classes"):
         transport_of(grid, model, Ledger(), timeout=1, class_names=("a",)).greet(1)

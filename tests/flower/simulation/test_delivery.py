@@ -135,7 +135,7 @@ def test_a_late_reply_is_void_and_puts_no_old_state_over_a_newer_one() -> None:
         assert not reply.has_error()
 
     (late,) = ask(Slow(1, meanwhile))
-    assert "server does not wait" in str(late.error.reason)
+    assert "server no longer waits" in str(late.error.reason)
     assert numbers == [2, 2]
 
 

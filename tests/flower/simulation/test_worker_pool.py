@@ -277,7 +277,7 @@ def test_who_hangs_is_ended_and_the_others_of_its_bundle_are_answered(
     assert [answers[0][0] for answers in found] == ["a", "c", "d", "e"]
     lost = found[0][1]
     assert isinstance(lost, WorkerLostError)
-    assert str(lost) == f"no answer within {PATIENCE:g} s"
+    assert str(lost) == f"a worker sent no answer within {PATIENCE:g} s"
     office.close()
 
 

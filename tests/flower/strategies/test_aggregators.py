@@ -178,7 +178,7 @@ def test_a_fault_in_a_strategy_is_told_with_its_place():
 
 @pytest.mark.parametrize(
     ("endings", "told"),
-    [((".loraA",), r"'\.loraA'; did you mean '\.lora_A'"), (".lora_A", "expected a tuple")],
+    [((".loraA",), r"'\.loraA'; did you mean '\.lora_A'"), (".lora_A", "must be a tuple")],
 )
 def test_a_plan_that_freezes_nothing_by_mistake_is_refused(endings: Any, told: str):
     with pytest.raises(UserError, match=told):

@@ -83,5 +83,5 @@ def test_a_client_refuses_epochs_that_are_none():
     message = replace(
         compose(Instruction(client=0, model=GLOBAL, config=CONFIG), Memory(), frozenset()), epochs=0
     )
-    with pytest.raises(ValueError, match="local-epochs is 0"):
+    with pytest.raises(ValueError, match="local-epochs must be a whole number from 1, got 0"):
         read(Writer(LAYOUT).write(message, None), LAYOUT, None)

@@ -69,16 +69,16 @@ def test_nobody_asked_for_other_records(record: str):
         if known:
             assert isinstance(of(record), Layout)
         else:
-            with pytest.raises(ValueError, match=f"nobody asked for '{record}'"):
+            with pytest.raises(ValueError, match=f"record '{record}' was not asked for"):
                 of(record)
 
 
 @pytest.mark.parametrize("rank", [-1, 0.5, "1", True])
 def test_ranks_that_are_no_whole_numbers_are_refused(rank: object):
-    with pytest.raises(ValueError, match="merged-ranks are"):
+    with pytest.raises(ValueError, match="merged-ranks must be whole numbers from 0"):
         layouts({messages.MERGED_RANKS: [rank]}).of_record(messages.MERGED)
 
 
 def test_a_mask_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="2 bytes mark 3 tensors"):
+    with pytest.raises(ValueError, match="mask of 2 bytes does not fit 3 tensors"):
         _ = layouts({messages.CACHED: b"xy"}).sent

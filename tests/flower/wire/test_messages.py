@@ -36,7 +36,7 @@ def test_a_packed_state_is_read_back_bit_by_bit():
     ids=["nothing", "another record", "arrays by name", "an array of another type"],
 )
 def test_a_message_without_a_packed_state_is_refused(content: RecordDict):
-    with pytest.raises(ValueError, match="carries no packed state"):
+    with pytest.raises(ValueError, match="contains no packed tensors"):
         messages.from_packed(content, LAYOUT)
 
 
@@ -60,7 +60,7 @@ def test_what_a_strategy_returned_in_float64_becomes_float32():
 @pytest.mark.parametrize("wrong", [{}, {"head.bias": torch.zeros(4)}])
 def test_a_strategy_that_returns_other_tensors_is_refused(wrong: dict[str, Tensor]):
     kept = {name: tensor for name, tensor in MODEL.items() if name != "head.bias"}
-    with pytest.raises(ValueError, match=r"no tensor 'head\.bias' of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"must return a tensor 'head\.bias' of shape \(3,\)"):
         messages.from_arrays(messages.to_arrays(kept | wrong), LAYOUT)
 
 

@@ -99,7 +99,7 @@ def test_what_is_removed_from_a_record_is_missed():
     record = StateRecord(MODEL)
     del record[messages.PACKED]
     assert not holds_state(record)
-    with pytest.raises(ValueError, match="carries no packed state"):
+    with pytest.raises(ValueError, match="contains no packed tensors"):
         state_in(record, layout)
 
 
@@ -113,5 +113,5 @@ def test_every_method_of_an_ordinary_record_that_reads_its_arrays_opens_it():
 
 @pytest.mark.parametrize("record", [None, ArrayRecord(), messages.to_arrays(MODEL)])
 def test_a_record_without_a_packed_state_is_refused(record: ArrayRecord | None):
-    with pytest.raises(ValueError, match="carries no packed state"):
+    with pytest.raises(ValueError, match="contains no packed tensors"):
         state_in(record, layout)

@@ -148,7 +148,10 @@ def test_a_client_that_holds_another_version_refuses(tmp_path: Path):
     clients.train(2, away(clients, 1.1), 0, 1)
     (failure,) = clients.failures
     assert failure.client == 0
-    assert "relies on held-arrays of round 1, and this client remembers nothing" in failure.reason
+    assert (
+        "relies on the stored record held-arrays number 1, but this client has stored nothing"
+        in failure.reason
+    )
     clients.train(3, away(clients, 1.2), 0, 1)
     assert clients.failures == []
 
