@@ -16,7 +16,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.federation.aggregator import Aggregator, OwnAggregator, check_endings
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
-from fl_vitlora.finetuning.method import Aggregated, Method
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.state import State
 
 

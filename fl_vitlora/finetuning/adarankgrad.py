@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
 from fl_vitlora.finetuning.lora import check_rank
-from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.singular_vectors import leading_directions, smallest_rank
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 from fl_vitlora.state import State

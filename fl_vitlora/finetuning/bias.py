@@ -23,7 +23,7 @@ from torch import nn
 
 from fl_vitlora.errors import unknown
 from fl_vitlora.finetuning.groups import BODY, group_of
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning.method import Part
 from fl_vitlora.finetuning.own_modules import OwnModule
+from fl_vitlora.finetuning.part import Part
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
 from fl_vitlora.finetuning.groups import LORA
-from fl_vitlora.finetuning.method import BatchTerm, Part
+from fl_vitlora.finetuning.part import BatchTerm, Part
 from fl_vitlora.finetuning.targets import blocks_of
 
 PLACE = "source_statistics"  # the name of the module in its block

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.classifier import heads_of
-from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 
 @dataclass(frozen=True, kw_only=True)

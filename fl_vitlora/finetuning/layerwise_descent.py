@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from fl_vitlora.config.settings import setting
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.groups import LORA
-from fl_vitlora.finetuning.method import Aggregated, BatchTerm, Part
+from fl_vitlora.finetuning.part import Aggregated, BatchTerm, Part
 from fl_vitlora.finetuning.readouts import block_outputs, readout_losses
 from fl_vitlora.finetuning.targets import blocks_of
 from fl_vitlora.state import State

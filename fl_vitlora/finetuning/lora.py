@@ -238,8 +238,8 @@ def check_rank(rank: int, inputs: int, outputs: int, name: str = "finetuning.ran
     """
     if rank > min(inputs, outputs):
         raise UserError(
-            f"{name} {rank}: a layer with {inputs} inputs and {outputs} outputs allows a rank of no "
-            f"more than {min(inputs, outputs)}"
+            f"{name} {rank}: a layer with {inputs} inputs and {outputs} outputs allows a rank of "
+            f"no more than {min(inputs, outputs)}"
         )
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from fl_vitlora.config.settings import setting
 from fl_vitlora.finetuning import lora, targets
 from fl_vitlora.finetuning.groups import LORA, group_of
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from fl_vitlora.config.settings import setting
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.groups import LORA
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 from fl_vitlora.finetuning.side_network import Mixer, SideNetwork, block_outputs
 
 SIDE = "side_network"

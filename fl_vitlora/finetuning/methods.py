@@ -25,7 +25,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import groups
 from fl_vitlora.finetuning.classifier import head_parameters
 from fl_vitlora.finetuning.groups import BODY, HEAD, HEADS, LORA, PATCH_EMBEDDING, group_of
-from fl_vitlora.finetuning.method import BatchTerm, Method
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import BatchTerm
 from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.rng import derive_seed
 from fl_vitlora.state import State

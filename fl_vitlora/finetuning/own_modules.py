@@ -21,7 +21,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import targets
 from fl_vitlora.finetuning.groups import LORA
 from fl_vitlora.finetuning.lora import Multiply
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 
 class OwnModule(nn.Module):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fl_vitlora.finetuning.groups import PATCH_EMBEDDING, group_of
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 PRETRAINED = (".weight", ".bias")  # tensors that other parts add have other names
 

@@ -42,7 +42,7 @@ from fl_vitlora.config.settings import SettingParser, convert, setting
 from fl_vitlora.errors import UserError, shown, unknown
 from fl_vitlora.finetuning import targets
 from fl_vitlora.finetuning.groups import LORA
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 INSTALL = "pip install -e '.[peft]'"
 ADAPTER = "default"  # peft's usual name for the only adapter of a model

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
 from fl_vitlora.finetuning.groups import BODY
-from fl_vitlora.finetuning.method import Aggregated, BatchTerm
+from fl_vitlora.finetuning.part import Aggregated, BatchTerm
 from fl_vitlora.finetuning.slices import AdaptedLinear, SliceAdapter, SlicePart
 from fl_vitlora.state import State
 

@@ -17,7 +17,8 @@ from fl_vitlora.config.method_names import PARTS, is_class, is_peft, parts_of
 from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.finetuning.features import check_features
-from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Part
 
 ADAPTERS = ("lora", "sandwich", "lora_xs")  # values of `Strategy.adapter`; the last two are equal
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from fl_vitlora.config.settings import setting
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.groups import BODY, CONTROL, exchanged_name
-from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 from fl_vitlora.state import State
 

@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from fl_vitlora.finetuning import targets
 from fl_vitlora.finetuning.groups import BODY, LORA, exact_group_of
 from fl_vitlora.finetuning.lora import Multiply, cuts_of
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 
 class SliceAdapter(nn.Module, ABC):

@@ -34,7 +34,7 @@ from fl_vitlora.finetuning import targets, tying_agent
 from fl_vitlora.finetuning.groups import CONTROL, exchanged_name
 from fl_vitlora.finetuning.lora import Adapter, LoRALinear
 from fl_vitlora.finetuning.lora_part import LoRA
-from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State
 

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from fl_vitlora.config.settings import setting
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import targets
-from fl_vitlora.finetuning.method import Part
 from fl_vitlora.finetuning.own_modules import ModulePart, OwnModule
+from fl_vitlora.finetuning.part import Part
 
 NAME = "prompts"  # the name of the added module in a block
 CHANNELS = 3  # the colours of an image in the paper's rule for the start

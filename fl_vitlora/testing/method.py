@@ -22,7 +22,8 @@ from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.finetuning.features import frozen_backbone
-from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Part
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.testing import Finding, method_server, method_watch
 from fl_vitlora.testing.entrywise import expect_entrywise

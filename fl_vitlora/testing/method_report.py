@@ -7,7 +7,8 @@ from pathlib import Path
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.config.method_names import read_method
 from fl_vitlora.finetuning import shelf
-from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Part
 from fl_vitlora.testing import Finding
 from fl_vitlora.testing.method import RULES, findings
 from fl_vitlora.testing.own_file import class_in_file

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from fl_vitlora.finetuning.method import Aggregated, Method
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clone
 from fl_vitlora.testing.method_subject import CLOSE, MethodError, Subject, distance, shared

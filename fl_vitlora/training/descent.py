@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.features import FrozenBackbone
-from fl_vitlora.finetuning.method import BatchTerm
+from fl_vitlora.finetuning.part import BatchTerm
 from fl_vitlora.training.inputs import Inputs, logits_of
 from fl_vitlora.training.objective import Term, cross_entropy, penalties
 from fl_vitlora.training.optimizers import make_optimizer

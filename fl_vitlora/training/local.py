@@ -193,7 +193,7 @@ def evaluate(
     # features are computed by the layers of training, so that kept ones have the same bits
     way = answering(model, predictor, precision) if frozen is None else torch.inference_mode()
     with way:
-        for chosen in torch.arange(len(shard)).split(EVALUATION_BATCH[device.type]):
+        for chosen in torch.split(torch.arange(len(shard)), EVALUATION_BATCH[device.type]):
             batch = shard.take(chosen)
             with autocast(device, precision, cached=not predictor.adapts):
                 if frozen is None:

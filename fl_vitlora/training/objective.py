@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Part
 from fl_vitlora.strategy import Strategy
 
 

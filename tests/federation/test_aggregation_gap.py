@@ -14,7 +14,8 @@ from fl_vitlora.federation.aggregation_gap import aggregation_gap, places_of
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.dora import DoRA
 from fl_vitlora.finetuning.lora_part import LoRA
-from fl_vitlora.finetuning.method import Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Part
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Update

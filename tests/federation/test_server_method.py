@@ -13,7 +13,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.federation.server_method import after_round, with_rests
-from fl_vitlora.finetuning.method import Aggregated, Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated, Part
 from fl_vitlora.state import State
 
 

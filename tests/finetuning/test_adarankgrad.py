@@ -13,7 +13,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.federation.aggregation_gap import aggregation_gap, places_of
 from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.finetuning.adarankgrad import CommonSubspaces
-from fl_vitlora.finetuning.method import Aggregated, Method
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.singular_vectors import leading_directions, smallest_rank
 from fl_vitlora.state import State, count
 from fl_vitlora.strategy import Update

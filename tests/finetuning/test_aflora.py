@@ -10,7 +10,8 @@ import torch
 
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.aflora import AFLoRA, below
-from fl_vitlora.finetuning.method import Aggregated, Method
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.state import State, count
 from tests.conftest import random_vit
 

@@ -12,7 +12,7 @@ from fl_vitlora.config import FineTuningConfig, ModelConfig, TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
-from fl_vitlora.finetuning.method import Aggregated
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.readouts import block_outputs, readout, readout_losses
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone, normalize

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fl_vitlora.finetuning.method import Part
+from fl_vitlora.finetuning.part import Part
 
 
 class Gate(nn.Module):

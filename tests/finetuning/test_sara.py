@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.method import Aggregated, Method
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.sara import SaRA, SaRAAdapter
 from tests.conftest import random_vit
 

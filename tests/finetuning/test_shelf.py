@@ -16,7 +16,7 @@ from fl_vitlora.config import FineTuningConfig, load
 from fl_vitlora.config.method_names import PARTS
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
-from fl_vitlora.finetuning.method import BatchTerm, Part
+from fl_vitlora.finetuning.part import BatchTerm, Part
 from fl_vitlora.state import State, count
 from fl_vitlora.testing.method import RULES, MethodError, check_method, findings
 from tests.conftest import random_vit

@@ -10,7 +10,8 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.server_method import after_round
 from fl_vitlora.finetuning import methods, tying_agent
 from fl_vitlora.finetuning.lora_part import LoRA
-from fl_vitlora.finetuning.method import Aggregated, Method, Part
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated, Part
 from fl_vitlora.finetuning.tied_lora import TiedLoRA, pairs_of
 from fl_vitlora.state import State, count
 from tests.conftest import random_vit

@@ -1,0 +1,305 @@
+"""The rules for a fine-tuning method, which is a sum of parts such as ``lora+patch_embed``.
+
+A part chooses tensors that are trained, and may add new ones to the model. A part is a frozen,
+keyword-only dataclass, whose fields are its hyper-parameters. The fields `rank`, `alpha` and
+`targets` get the values of the settings ``finetuning.rank``, ``finetuning.alpha`` and
+``finetuning.targets``. The setting ``finetuning.parameters.NAME`` sets any other field. Every
+method also trains the head.
+
+A part must define only the method `trained`, which names the tensors that the part trains. The part
+in this example adds trained gains, which multiply outputs in every block. At the start all gains
+are one, so the outputs of the model do not change:
+
+    >>> import torch
+    >>> class Gain(nn.Module):
+    ...     def __init__(self, width):
+    ...         super().__init__()
+    ...         self.gain = nn.Parameter(torch.ones(width))
+    ...     def forward(self, x):
+    ...         return x * self.gain
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Gains(Part):
+    ...     cannot_merge = "its gains are layers of their own"
+    ...     def attach(self, model):
+    ...         for block in model.blocks:
+    ...             block.mlp.add_module("drop2", Gain(block.mlp.fc2.out_features))
+    ...     def trained(self, model):
+    ...         return [name for name, _ in model.named_parameters() if name.endswith(".gain")]
+    ...     def group(self, name):
+    ...         return "lora"
+    >>> from fl_vitlora.testing.method import check_method
+    >>> check_method(Gains())
+
+This table says when each method of a part is called:
+
+    once     attach(model), trained(model), group(name),
+             rate(name)                                   at server and clients, with one seed
+    server   rests(server_round, memory)                  before each round
+    client   penalty(parameters, anchor)                  in each step, for a term of the loss
+    client   watch(model)                                 around the steps of a round
+    server   retract(tensors), decide(known, memory)      after each aggregation
+    at last  merge(model)                                 only if `cannot_merge` is empty
+
+If a part declares `frozen_backbone`, clients call features(model, images) once for each image, and
+from_features(model, features) in each step; the module `features` has the rules for such methods.
+
+`fl_vitlora.testing.method` checks the rules. From the command line:
+``python simulate.py --check-method my_package.my_file:MyPart``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from fl_vitlora.finetuning.groups import exact_group_of
+from fl_vitlora.state import State
+
+BatchTerm = Callable[[Tensor], "Tensor | float"]  # maps the labels of a batch, (B,), to a scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregated:
+    """What the server knows after the aggregation of a round.
+
+    Attributes:
+        round: The number of the round, from 1.
+        rounds: The number of rounds of the run.
+        before: All exchanged tensors before the round, by name.
+        after: All exchanged tensors after the aggregation, by name.
+        loss: The mean training loss of the participants, weighted by their images.
+        seed: The seed for random choices of the server.
+    """
+
+    round: int
+    rounds: int
+    before: State
+    after: State
+    loss: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(ABC):
+    """The base class of the parts of a fine-tuning method; this module's text has the rules.
+
+    Attributes:
+        low_rank: True if the part adds low-rank pairs, ``lora_A`` and ``lora_B``, whose product is
+            added to a frozen weight. Some strategies work only with such pairs.
+        trains_patch_embedding: True if the part trains the patch embedding.
+        stackable: True if several clients can be trained in one batch. Then the modules of the part
+            must apply every trained matrix with a function in an attribute ``multiply``, as
+            `LoRALinear` does.
+        reads_weights: True if `attach` reads the values of the model's weights. Then the method
+            cannot be tried on a model whose weights are not loaded yet.
+        control: Endings of the names of tensors that only the server changes, in `decide`. Clients
+            never train these tensors. They are sent without loss, and only to clients that have
+            older values.
+        frozen_backbone: True if the part never changes what the backbone computes, and needs no
+            gradient from the backbone. Then clients can keep the features of their images.
+        personal: Endings of the names of tensors that every client trains, keeps from round to
+            round and never sends. If there are such tensors, the clients measure the accuracy, not
+            the server.
+        measured: Endings of the names of tensors that clients do not train: `watch` sets them to
+            means over the images of the round. Their aggregated values are means over all images.
+        cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
+            timm model. The text is empty if they can be merged.
+        changes_start: The reason why the model's outputs change when the untrained part is
+            attached. The text is empty if they stay equal.
+    """
+
+    low_rank: ClassVar[bool] = False
+    trains_patch_embedding: ClassVar[bool] = False
+    stackable: ClassVar[bool] = False
+    reads_weights: ClassVar[bool] = False
+    frozen_backbone: ClassVar[bool] = False
+    control: ClassVar[tuple[str, ...]] = ()
+    personal: ClassVar[tuple[str, ...]] = ()
+    measured: ClassVar[tuple[str, ...]] = ()
+    cannot_merge: ClassVar[str] = ""
+    changes_start: ClassVar[str] = ""
+
+    def note(self) -> str:
+        """Returns a sentence that the user is shown when a run begins; by default an empty text."""
+        return ""
+
+    @property
+    def reads_token_order(self) -> bool:
+        """Returns True if trained tensors depend on the order of tokens, which a key may change."""
+        return False
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds modules or parametrisations to a model, in place. By default nothing is added.
+
+        During this call, PyTorch's global random generator has the same seed at the server and at
+        all clients.
+
+        Args:
+            model: A timm ViT with the modules that earlier parts of the sum added.
+        """
+        del model
+
+    @abstractmethod
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of the model's tensors that this part trains.
+
+        Args:
+            model: The model with all parts attached.
+        """
+
+    def group(self, name: str) -> str:
+        """Returns the group of a trained tensor, which decides the learning rate and the codec.
+
+        Args:
+            name: The name of the tensor in the model.
+
+        Returns:
+            One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the group follows
+            from the name of the tensor. Tensors of the group ``lora`` are trained with the setting
+            ``training.learning_rate``, without a factor, and are sent with the codec that the
+            settings call ``other``.
+        """
+        return exact_group_of(name)
+
+    def rate(self, name: str) -> float:
+        """Returns the factor by which the learning rate of a trained tensor is multiplied.
+
+        Args:
+            name: The name of the tensor in the model.
+
+        Returns:
+            A positive factor, by default 1. The learning rate is multiplied by this factor and also
+            by the factor of the tensor's group.
+        """
+        del name
+        return 1.0
+
+    def features(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Returns what the trained tensors of a part with `frozen_backbone` need of each image.
+
+        Args:
+            model: The model with all parts attached, in evaluation mode.
+            images: The normalised images, (B, C, H, W).
+
+        Returns:
+            A tensor (B, ...) that does not depend on trained tensors; by default the input of the
+            classifier, (B, D).
+        """
+        whole: Any = model
+        pooled: Tensor = whole.forward_head(whole.forward_features(images), pre_logits=True)
+        return pooled
+
+    def from_features(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Returns the logits of images, (B, classes), which must equal the outputs of the model.
+
+        Args:
+            model: The model with all parts attached, or its stacked form (`training.stacking`).
+            features: What `features` returned for these images, (B, ...).
+        """
+        whole: Any = model
+        logits: Tensor = whole.head(features)
+        return logits
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Returns endings of the names of tensors that no client trains or sends in a round.
+
+        Args:
+            server_round: The number of the round, from 1.
+            memory: The memory that `decide` returned after the round before; empty at first.
+
+        Returns:
+            The endings; by default none. The aggregation strategy may freeze further tensors.
+        """
+        del server_round, memory
+        return ()
+
+    def penalty(
+        self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Tensor | float:
+        """Returns a term that a client adds to its loss in every step.
+
+        The term must be a sum over the entries of the tensors, because several clients may be
+        trained in one batch. Then each tensor has an additional first dimension for the clients.
+
+        Args:
+            parameters: The tensors that the client trains in this round, by name.
+            anchor: The values of these tensors when the client's training began.
+
+        Returns:
+            The term: a tensor with one number, or a float. The default is 0.
+        """
+        del parameters, anchor
+        return 0.0
+
+    def averages_exactly(self) -> bool:
+        """Returns True if averaging the trained tensors averages the weights of the merged model.
+
+        This is so if the weights are linear in the trained tensors. By default no such claim is
+        made. The check of a method tries the claim.
+        """
+        return False
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
+        """Watches the model of a client during the steps of a round, for example with hooks.
+
+        At the end of the `with` block, all hooks must be removed, and the tensors that `measured`
+        names must be set, in place. A part that watches cannot be stackable.
+
+        Args:
+            model: The model with all parts attached.
+
+        Yields:
+            A function that is called after each forward pass with the labels of the batch. It
+            returns a term that is added to the loss; by default 0.
+        """
+        del model
+        yield lambda labels: 0.0
+
+    def retract(self, tensors: State) -> State:
+        """Restores, at the server, a property that averaged tensors have lost.
+
+        For example, the mean of orthogonal matrices is not orthogonal. So a part that trains
+        orthogonal matrices returns an orthogonal matrix near the mean.
+
+        Args:
+            tensors: All exchanged tensors by name, after an aggregation.
+
+        Returns:
+            A dictionary: the tensors that change, by name. The default is an empty dictionary.
+        """
+        del tensors
+        return {}
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Decides, at the server after an aggregation, what changes in the next rounds.
+
+        For example, a part can choose tensors that are frozen from now on, or the entries of a
+        tensor that are trained. This method gets only the aggregated tensors, so it also works
+        with secure aggregation.
+
+        Args:
+            known: The tensors before and after the aggregation.
+            memory: The memory that this method returned after the round before; empty at first.
+
+        Returns:
+            A pair of dictionaries: the tensors that change, by name (by default none), and the new
+            memory of this part, with names that the part chooses.
+        """
+        del known
+        return {}, dict(memory)
+
+    def merge(self, model: nn.Module) -> None:
+        """Replaces the modules that `attach` added by plain layers with equal outputs, in place.
+
+        By default the model is not changed.
+
+        Args:
+            model: The trained model.
+        """
+        del model
