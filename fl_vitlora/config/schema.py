@@ -197,7 +197,7 @@ class ModelConfig:
     image_size: tuple[int, ...] | None = setting(
         None,
         "The size to which all images are resized, in pixels: the side of a square, or [height, "
-        "width]. By default the model's own size is used.",
+        "width]. By default, images have the size for which the model was made.",
         "[1, inf)",
     )
     patch_size: int | None = setting(
@@ -539,22 +539,20 @@ class LanesConfig:
     )
     patch_embed: str | None = setting(
         None,
-        "The codec of the patch embedding. By default the codec in the setting codec is used.",
+        "The codec of the patch embedding. By default, the codec in `codec`.",
     )
     lora_A: str | None = setting(  # noqa: N815 - the literature's name
         None,
-        "The codec of the LoRA matrices A. By default the codec in the setting codec is used.",
+        "The codec of the LoRA matrices A. By default, the codec in `codec`.",
     )
     lora_B: str | None = setting(  # noqa: N815
         None,
-        "The codec of the LoRA matrices B. By default the codec in the setting codec is used.",
+        "The codec of the LoRA matrices B. By default, the codec in `codec`.",
     )
-    head: str | None = setting(
-        None, "The codec of the head. By default the codec in the setting codec is used."
-    )
+    head: str | None = setting(None, "The codec of the head. By default, the codec in `codec`.")
     other: str | None = setting(
         None,
-        "The codec of all other tensors. By default the codec in the setting codec is used.",
+        "The codec of all other tensors. By default, the codec in `codec`.",
     )
 
 

@@ -172,7 +172,9 @@ def _check_geometry(cipher: Cipher, fields: Fields) -> None:
     channels, height, width = cipher.image_shape
     if height % cipher.block_size or width % cipher.block_size:
         raise fields.refuse(
-            "block_size", f"expected a size that divides images of {height}x{width} pixels"
+            "block_size",
+            "expected a number that divides the height and the width of the images, "
+            f"{height}x{width} pixels",
         )
     blocks = height * width // cipher.block_size**2
     for name, fixed, most in (

@@ -82,7 +82,7 @@ def errors_named(owner: str, *passed: type[Exception]) -> Iterator[None]:
         passed: Types of errors that are raised unchanged, as a `UserError` always is.
 
     Raises:
-        UserError: If the code inside the block raises any other exception.
+        UserError: If the code inside the block raises an exception that is not a UserError.
     """
     unchanged: tuple[type[Exception], ...] = (UserError, *passed)
     try:

@@ -108,7 +108,7 @@ class Asks(Protocol):
     def measure(
         self, server_round: int, model: GlobalModel, views: Sequence[str]
     ) -> Sequence[Answer]:
-        """Returns the answers of all clients."""
+        """Asks all clients to evaluate the model, and returns their results."""
         ...
 
 

@@ -131,7 +131,7 @@ def write_reader(path: Path, reader: PatchReader, key_id: str = "") -> None:
 
 
 def open_reader(path: Path) -> PatchReader:
-    """Reads a patch reader from a file that `write_reader` wrote.
+    """Reads a patch reader (patch and position embeddings) from a file of `write_reader`.
 
     Raises:
         UserError: When the file is missing or damaged, or does not contain a patch reader.

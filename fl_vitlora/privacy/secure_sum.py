@@ -211,7 +211,7 @@ def mask(client: int, seeds: Seeds, length: int) -> Words:
     Args:
         client: The number i of the client.
         seeds: The seeds by the number j of the other client.
-        length: The number W of words.
+        length: The number W of 32-bit integers in the mask.
 
     Returns:
         The mask, uint32 (W,).

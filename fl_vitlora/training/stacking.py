@@ -71,7 +71,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) ->
 
 
 class StackedPatches(nn.Module):
-    """A layer with the patch embeddings of K clients.
+    """One layer that holds the patch embedding layers of K clients.
 
     It replaces the convolution of a model for one client, or the layer `KernelPerPatch`.
 
