@@ -113,8 +113,9 @@ class Method:
 
     @property
     def averages_exactly(self) -> bool:
-        """Returns True if all parts say so; see `Part.averages_exactly`."""
-        return all(part.averages_exactly() for _, part in self.parts)
+        """Returns True if all parts say so, and no part multiplies what another part trains."""
+        alone = len(self.parts) == 1 or not any(part.multiplies for _, part in self.parts)
+        return alone and all(part.averages_exactly() for _, part in self.parts)
 
     @property
     def decides(self) -> bool:

@@ -109,6 +109,8 @@ class Part(ABC):
             means over the images of the round. Their aggregated values are means over all images.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
             timm model. The text is empty if they can be merged.
+        multiplies: True if trained tensors of the part are multiplied with weights that other parts
+            may train.
         changes_start: The reason why the model's outputs change when the untrained part is
             attached. The text is empty if they stay equal.
     """
@@ -122,6 +124,7 @@ class Part(ABC):
     personal: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
     cannot_merge: ClassVar[str] = ""
+    multiplies: ClassVar[bool] = False
     changes_start: ClassVar[str] = ""
 
     def note(self) -> str:

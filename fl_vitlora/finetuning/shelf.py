@@ -37,7 +37,7 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
 
     Example:
         >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
-        [LoRA(rank=2, alpha=8.0, targets=('q', 'v')), Bias()]
+        [LoRA(rank=2, alpha=8.0, targets=('q', 'v')), Bias(layers=())]
     """
     names = parts_of(config.method)
     kinds = {name: part_class(name) for name in names}

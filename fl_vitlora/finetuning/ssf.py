@@ -7,7 +7,8 @@ An operation is the patch embedding, a normalisation, or a linear layer of a blo
 operation before them: W' = diag(γ)·W, b' = γ∘b + β. A block of width D with an MLP of 4·D sends
 22·D numbers; the patch embedding and the last normalisation send 2·D numbers each.
 
-Averaging is exact, because W' and b' are linear in γ and β.
+Averaging is exact, because W' and b' are linear in γ and β. In a sum with a part that trains W or
+b, it is biased.
 
 In a sum, SSF stands after the parts that change weights, as in ``lora+ssf``: it then scales the
 outputs of the adapted layers. The scales and shifts act on channels, not on pixels or positions, so
@@ -97,6 +98,8 @@ class ScaleShift(OwnModule):
 @dataclass(frozen=True, kw_only=True)
 class SSF(ModulePart):
     """The part of a fine-tuning method that scales and shifts the outputs of every operation."""
+
+    multiplies = True
 
     def attach(self, model: nn.Module) -> None:
         """Puts scales and shifts after every operation of a ViT."""

@@ -119,7 +119,7 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
             f"choose others: --set 'finetuning.targets=[{there}]'" if there else "use a plain ViT"
         )
         raise UserError(
-            f"LoRA finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "
+            f"the method finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "
             f"{others}, or use --method full"
         )
     return layer

@@ -76,5 +76,5 @@ def test_a_run_that_does_not_learn_says_so_once(
         assert [line["round"] for line in lines if "warnings" in line] == ([warned] * bool(warned))
     assert len(run.record.warnings) == bool(warned)
     for told in run.record.warnings:
-        assert f"after round {warned} the test loss" in told
+        assert f"after round {warned}, with learning rate 0.02, the test loss is" in told
         assert "learning rate 0.02" in told
