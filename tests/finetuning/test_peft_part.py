@@ -141,7 +141,7 @@ def test_two_tuners_add_up_on_different_layers_and_not_on_the_same():
     model = prepared("peft:HRA+peft:LN_TUNING")
     assert count(methods.trainable(model)) == 6 * 96 * 8 + (6 * 2 + 1) * 2 * 96 + HEAD
     for method in ("peft:HRA+peft:LORA", "lora+peft:HRA", "peft:HRA+lora"):
-        with pytest.raises(UserError, match="change the layer|finds no linear layer"):
+        with pytest.raises(UserError, match=r"change the layer|finds no linear layer"):
             prepared(method)
 
 
