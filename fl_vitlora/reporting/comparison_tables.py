@@ -70,9 +70,9 @@ MEANING = (
     "would send, divided by the bytes sent; s: the median duration of a run in seconds."
 )
 MEANING_OF_ERROR = (
-    "Aggregation error: the distance between the new product B·A of the low-rank matrices and the "
-    "mean of the clients' products, in percent of the distance by which this mean moved in the "
-    "round. The table has the mean over the rounds. The updates of hostile clients are included."
+    "Aggregation error: the distance between the new adapted weights and the mean of the clients' "
+    "adapted weights, in percent of the distance by which this mean moved in the round. The table "
+    "has the mean over the rounds. The updates of hostile clients are included."
 )
 DIFFERENCES = "Differences in test accuracy, paired by seed, the best first: mean ± standard error"
 
