@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.config import Config
+from fl_vitlora.config.units import UNITS
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import TEST_SHARD, open_own_shard
 from fl_vitlora.encryption.holder import TEST, KeyHolder
@@ -25,12 +26,11 @@ from fl_vitlora.federation.evaluation import (
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.learning import class_shares
 from fl_vitlora.finetuning.classifier import outputs_of
-from fl_vitlora.flower.client.feature_cache import MEGABYTE
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.training import local
 from fl_vitlora.training.inputs import with_features
-from fl_vitlora.training.prediction import predictor_of
+from fl_vitlora.training.prediction import Plain, predictor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +129,17 @@ def measured_by_server(
     )
     put_reader(server.backbone.model, own.base)
     shard = open_own_shard(shards / TEST_SHARD, tuple(class_names), storage)
-    most = config.engine.feature_cache_mb * MEGABYTE
+    predictor = predictor_of(config.evaluation.predictor)
+    if isinstance(predictor, Plain):  # any other predictor needs the images
+        most = config.engine.feature_cache_mb * UNITS["MB"]
+        shard = with_features(server.backbone.model, shard, most, precision)
     return CentralEvaluator(
         backbone=server.backbone,
-        shard=with_features(server.backbone.model, shard, most, precision),
+        shard=shard,
         coordinates=own,
         holder=holder,
         precision=precision,
-        predictor=predictor_of(config.evaluation.predictor),
+        predictor=predictor,
     )
 
 

@@ -146,7 +146,9 @@ class PeftPart(Part):
             if isinstance(module, BaseTunerLayer):
                 module.merge()
                 plain = module.get_base_layer()
-                plain._forward_hooks.clear()
+                for key, hook in list(plain._forward_hooks.items()):
+                    if hook is _copied:
+                        del plain._forward_hooks[key]
                 targets.put_module(model, path, plain)
 
     def _layers(self, model: nn.Module) -> dict[str, nn.Module]:

@@ -35,7 +35,6 @@ from fl_vitlora.storage.checksummed import digest_of
 from fl_vitlora.storage.files import PRIVATE_FOLDER, WriteError
 from fl_vitlora.training.inputs import features_of_shard
 
-MEGABYTE = 10**6
 READER = (WEIGHT, POSITION)  # the tensors of a patch reader, which may differ between clients
 MOST_IN_MEMORY = 2**29  # bytes; reading features of this size again takes about a second
 

@@ -19,6 +19,7 @@ from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.adaptation.coordinates import Coordinates
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
+from fl_vitlora.config.units import UNITS
 from fl_vitlora.data.owner import key_holder
 from fl_vitlora.data.shards import (
     CLIENT_SHARDS,
@@ -37,7 +38,7 @@ from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.products import quicken
-from fl_vitlora.flower.client.feature_cache import MEGABYTE, FeatureCache
+from fl_vitlora.flower.client.feature_cache import FeatureCache
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, reader_of
@@ -227,7 +228,7 @@ def _features(
         frozen=frozen,
         shards=Path(settings.shards),
         keys=settings.storage,
-        most=config.engine.feature_cache_mb * MEGABYTE,
+        most=config.engine.feature_cache_mb * UNITS["MB"],
         on_disk=settings.storage is not None or not policies.adapts(config),
         precision=precision,
     )
