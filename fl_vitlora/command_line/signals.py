@@ -6,10 +6,14 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fl_vitlora.experiment.watching import Watch
+
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file name of Python's code that imports
+LATER = 0.01  # seconds after which a signal is tried again that came inside the import system
 
 
 @contextlib.contextmanager
@@ -20,6 +24,10 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
     Python can set handlers of signals only in the main thread. If another thread calls this
     function, signals keep the handlers that they had.
 
+    An exception inside Python's import system would leave one of its locks taken, and the next
+    import of any other thread would then wait for ever. A signal that comes there is therefore
+    handled as soon as the import system runs other code again.
+
     Args:
         watch: The callbacks of the run. The first signal sets the event `watch.pause`, which asks
             the run to stop after its round.
@@ -28,18 +36,30 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
         yield
         return
 
-    def heed(number: int, frame: object) -> None:
+    def heed(number: int, frame: FrameType | None) -> None:
         if watch.pause.is_set() or not watch.training.is_set():
+            if is_import_system(frame) and hasattr(signal, "setitimer"):
+                signal.setitimer(signal.ITIMER_REAL, LATER)  # sends SIGALRM, which comes here again
+                return
+            watch.pause.set()  # in case that code which is running now suppresses the exception
             raise KeyboardInterrupt
         watch.pause.set()
         watch.announce("the run will end after this round; a second signal ends it at once")
 
-    before = {number: signal.signal(number, heed) for number in heeded_signals()}
+    timer = [signal.SIGALRM] if hasattr(signal, "setitimer") else []
+    before = {number: signal.signal(number, heed) for number in (*heeded_signals(), *timer)}
     try:
         yield
     finally:
+        if timer:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_import_system(frame: FrameType | None) -> bool:
+    """Returns True if a frame executes Python's own import code, and not a module's code."""
+    return frame is not None and frame.f_code.co_filename == IMPORT_SYSTEM
 
 
 def heeded_signals() -> Iterator[signal.Signals]:

@@ -29,6 +29,7 @@ WARM_UP = "fl_vitlora.flower.simulation.warm_up"
 # machine with three other busy programs.
 NICENESS = 0
 SECONDS_TO_END = 10.0
+SECONDS_TO_STOP = 30.0
 
 
 class Ray:
@@ -108,10 +109,14 @@ class Ray:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stops Ray and its workers. In a joined cluster, only this program's workers stop."""
+        """Stops Ray and its workers. In a joined cluster, only this program's workers stop.
+
+        If Ray does not stop within `SECONDS_TO_STOP`, the program goes on without waiting longer.
+        Ray's processes then end with the program.
+        """
         self.actors.clear()
         self._ended.set()
-        self._thread.join()
+        self._thread.join(SECONDS_TO_STOP)
 
     def _live(self) -> None:
         """Starts or joins Ray, waits for `stop`, and shuts Ray down; the thread runs this."""
@@ -121,6 +126,8 @@ class Ray:
             let_workers_import_this_package()
             if not self._verbose:
                 silence()
+            if self._ended.is_set():
+                return  # `stop` was called during the import
             place = contextlib.nullcontext() if self.workers.address else loopback_alone()
             with place, sigterm_as_before(), hangup_blocked():
                 ray.init(
