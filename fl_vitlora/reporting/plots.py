@@ -9,11 +9,12 @@ trained parameters. Each cell of the comparison is a point in these plots.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -28,6 +29,11 @@ MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
 MOST_BARS = 100  # the largest number of bars that can be seen separately
 MARKERS = "osD^vP*X<>"
+COLOURS = 10  # that matplotlib's default cycle has
+LONGEST_LEGEND = 22  # labels in a column
+
+Look = tuple[str, str]
+Style = dict[str, Any]
 WIDE = 10.0  # an axis is logarithmic if the ratio of largest to smallest value exceeds this
 
 
@@ -170,21 +176,60 @@ def _draw_cells(axes: Axes, x: Sequence[float], cells: Sequence[Summary]) -> Non
         )
         for cell in cells
     ]
-    colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(hue for hue, _ in looks))}
-    shapes = list(dict.fromkeys(shape for _, shape in looks))
-    markers = {label: MARKERS[i % len(MARKERS)] for i, label in enumerate(shapes)}
-    for place, cell, (hue, shape) in zip(x, cells, looks, strict=True):
+    styles = styles_of(looks)
+    for place, cell, look in zip(x, cells, looks, strict=True):
         if cell.accuracy is not None:
             axes.errorbar(
-                place,
-                cell.accuracy.mean,
-                yerr=cell.accuracy.spread,
-                color=colours[hue],
-                marker=markers[shape],
-                capsize=3,
+                place, cell.accuracy.mean, yerr=cell.accuracy.spread, capsize=3, **styles[look]
             )
-    handles = [Line2D([], [], ls="", marker="o", color=c, label=k) for k, c in colours.items()]
-    handles += [Line2D([], [], ls="", marker=m, color="grey", label=k) for k, m in markers.items()]
-    named = [handle for handle in handles if handle.get_label()]
-    if named:
-        axes.legend(handles=named, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    handles = [Line2D([], [], ls="", label=label, **look) for label, look in legend_of(styles)]
+    if handles:
+        columns = 1 + (len(handles) - 1) // LONGEST_LEGEND
+        axes.legend(
+            handles=handles,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            fontsize="small",
+            ncols=columns,
+        )
+
+
+def styles_of(looks: Iterable[Look]) -> dict[Look, Style]:
+    """Returns a colour and a marker for each look, so that no two looks share both.
+
+    Args:
+        looks: For each point, the value that its colour shows, and the value that its marker shows.
+
+    Example:
+        >>> styles = styles_of([("lora", "plain"), ("head", "plain"), ("lora", "encrypted")])
+        >>> styles[("head", "plain")]
+        {'color': 'C1', 'marker': 'o'}
+    """
+    hues, shapes = (list(dict.fromkeys(values)) for values in zip(*looks, strict=True))
+    if len(shapes) == 1:  # then the marker distinguishes labels that have the same colour
+        return {
+            (hue, shapes[0]): {
+                "color": f"C{i % COLOURS}",
+                "marker": MARKERS[i // COLOURS % len(MARKERS)],
+            }
+            for i, hue in enumerate(hues)
+        }
+    few = len(hues) <= COLOURS
+    rainbow = colormaps["turbo"].resampled(len(hues))
+    return {
+        (hue, shape): {
+            "color": f"C{i}" if few else rainbow(i),
+            "marker": MARKERS[j % len(MARKERS)],
+        }
+        for i, hue in enumerate(hues)
+        for j, shape in enumerate(shapes)
+    }
+
+
+def legend_of(styles: Mapping[Look, Style]) -> list[tuple[str, Style]]:
+    """Returns the lines of a legend: a label with its style, first of colours, then of markers."""
+    if len({shape for _, shape in styles}) == 1:
+        return [(hue, style) for (hue, _), style in styles.items() if hue]
+    colours = {hue: {"color": s["color"], "marker": "o"} for (hue, _), s in styles.items()}
+    markers = {shape: {"color": "grey", "marker": s["marker"]} for (_, shape), s in styles.items()}
+    return [(label, style) for label, style in [*colours.items(), *markers.items()] if label]
