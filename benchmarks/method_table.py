@@ -36,7 +36,7 @@ def row(name: str, targets: tuple[Adapted, ...]) -> str:
     subject = Subject(method=method)
     state = methods.export_state(subject.prepared().model)
     sent = {n: t for n, t in state.items() if not n.endswith(method.personal)}
-    first = method.rests(1, {}) if method.has_rests else ()
+    first = method.resting(1, {}, state) if method.has_rests else ()
     moving = {n: t for n, t in sent.items() if not n.endswith(first)}
     body = {n: t for n, t in moving.items() if group_of(n) != HEAD}
     merges = not any(part.cannot_merge for _, part in method.parts)

@@ -141,7 +141,7 @@ def _rounds(config: Config, server: Server, shards: list[Shard], own: list[Coord
     method = shelf.method_of(config.finetuning)
     for number in range(1, config.rounds + 1):
         chosen = sample(range(config.clients), config.fraction, config.seed, number)
-        resting = method.rests(number, model.memory) if method.has_rests else ()
+        resting = method.resting(number, model.memory, model.tensors) if method.has_rests else ()
         task = LocalTask(
             learning_rate=_rate(config, number),
             terms=terms_of(strategy, method),

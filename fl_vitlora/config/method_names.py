@@ -27,6 +27,7 @@ PARTS: Mapping[str, str] = {
     "head": "fl_vitlora.finetuning.head:Head",
     "houlsby": "fl_vitlora.finetuning.houlsby:Houlsby",
     "hta": "fl_vitlora.finetuning.hta:HTA",
+    "lda": "fl_vitlora.finetuning.lda:LDA",
     "lora": "fl_vitlora.finetuning.lora_part:LoRA",
     "lora_plus": "fl_vitlora.finetuning.lora_plus:LoRAPlus",
     "lora_xs": "fl_vitlora.finetuning.lora_xs:LoRAXS",

@@ -147,7 +147,7 @@ def trained_in(
         plans = {tuple(line.get("frozen", ())) for line in lines}
     else:
         plans = {
-            joined(call(half.plan, number, client=0).frozen, method.rests(number, {}))
+            joined(call(half.plan, number, client=0).frozen, method.resting(number, {}, initial))
             for number in rounds
         }
     return {

@@ -53,13 +53,11 @@ def with_rests(
     Raises:
         UserError: If the method returns an ending, but no exchanged tensor's name ends with it.
     """
-    if not method.has_rests:
+    if not (method.has_rests and instructions):
         return list(instructions)
-    resting = method.rests(server_round, instructions[0].model.memory if instructions else {})
-    if not resting:
-        return list(instructions)
-    for one in instructions[:1]:
-        check_endings(resting, f"rests of method {method.name}", one.model.tensors)
+    model = instructions[0].model
+    resting = method.resting(server_round, model.memory, model.tensors)
+    check_endings(resting, f"rests of method {method.name}", model.tensors)
     return [
         replace(one, plan=replace(one.plan, frozen=joined(one.plan.frozen, resting)))
         for one in instructions

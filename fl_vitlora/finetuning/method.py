@@ -5,13 +5,14 @@ The module `part` has the rules for a part. A method asks its parts, and joins t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fl_vitlora.finetuning.part import Aggregated, BatchTerm, Part
+from fl_vitlora.finetuning.part import EVERYTHING, Aggregated, BatchTerm, Part
 from fl_vitlora.state import State
 
 OF_PART = "/"  # separates the name of a part from the name of a tensor in the memory of all parts
@@ -82,6 +83,27 @@ class Method:
         for name, part in self.parts:
             endings += part.rests(server_round, _own(memory, name))
         return tuple(dict.fromkeys(endings))
+
+    def resting(
+        self, server_round: int, memory: Mapping[str, Tensor], names: Iterable[str]
+    ) -> tuple[str, ...]:
+        """Returns the endings of `rests`; `EVERYTHING` becomes the names of all tensors it means.
+
+        Args:
+            server_round: The number of the round, from 1.
+            memory: The memory of all parts, as `decide` returned it; empty at first.
+            names: The names of all exchanged tensors.
+        """
+        endings = self.rests(server_round, memory)
+        if not set(EVERYTHING) <= set(endings):
+            return endings
+        return tuple(name for name in names if not name.endswith(self.measured))
+
+    def resting_at_first(self, names: Collection[str]) -> tuple[str, ...]:
+        """Returns what `resting` returns for the first round in which clients train a tensor."""
+        trained = [name for name in names if not name.endswith(self.measured)]
+        rests = (self.resting(number, {}, names) for number in itertools.count(1))
+        return next(r for r in rests if not all(name.endswith(r) for name in trained))
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Returns the tensors that the parts change, and the new memory of all parts.

@@ -60,6 +60,7 @@ from torch import Tensor, nn
 from fl_vitlora.finetuning.groups import exact_group_of
 from fl_vitlora.state import State
 
+EVERYTHING = ("",)  # `Part.rests`: all tensors except those that clients measure
 BatchTerm = Callable[[Tensor], "Tensor | float"]  # maps the labels of a batch, (B,), to a scalar
 
 
@@ -216,7 +217,9 @@ class Part(ABC):
             memory: The memory that `decide` returned after the round before; empty at first.
 
         Returns:
-            The endings; by default none. The aggregation strategy may freeze further tensors.
+            The endings; by default none. `EVERYTHING` means all tensors except those that
+            `measured` names: then clients only measure. The aggregation strategy may freeze further
+            tensors.
         """
         del server_round, memory
         return ()

@@ -209,11 +209,11 @@ def gap_of(subject: Subject) -> float:
     """Returns the distance of the averaged tensors' weights from the average of the weights.
 
     Two models with different trained tensors are merged, and a third one with the mean of these
-    tensors. Tensors that are frozen in round 1 have their first values. The distance is a share of
-    how far the weights are from the pre-trained ones.
+    tensors. Tensors that are frozen in the first round of training have their first values. The
+    distance is a share of how far the weights are from the pre-trained ones.
     """
     start = methods.export_state(subject.prepared().model.double())
-    frozen = subject.method.rests(1, {}) if subject.method.has_rests else ()
+    frozen = subject.method.resting_at_first(start) if subject.method.has_rests else ()
     resting = {name: tensor for name, tensor in start.items() if name.endswith(frozen)}
     states = [methods.export_state(subject.moved(seed).model.double()) | resting for seed in (0, 1)]
     mean = {name: (tensor + states[1][name]) / 2 for name, tensor in states[0].items()}

@@ -13,21 +13,22 @@ from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clone
 from fl_vitlora.testing.method_subject import CLOSE, MethodError, Subject, distance, shared
+from fl_vitlora.testing.method_watch import measured
 
 ROUNDS = 20
 
 
 def rests(subject: Subject) -> None:
     """Checks `rests` and `decide` of a fine-tuning method in `ROUNDS` made-up rounds."""
-    state, memory = shared(subject), State()
+    state, memory = shared(subject) | measured(subject), State()
     for number in range(1, ROUNDS + 1):
         _check_rests(subject.method, number, memory, list(state))
         state, memory = _decided(subject.method, number, state, memory)
 
 
 def _check_rests(method: Method, number: int, memory: State, names: list[str]) -> None:
-    endings = method.rests(number, memory)
-    if endings != method.rests(number, memory):
+    endings = method.resting(number, memory, names)
+    if endings != method.resting(number, memory, names):
         raise MethodError(
             f"in round {number} a second call of rests returns another result than the first; "
             "the same arguments must give the same result"
@@ -41,10 +42,10 @@ def _check_rests(method: Method, number: int, memory: State, names: list[str]) -
 
 def _decided(method: Method, number: int, state: State, memory: State) -> tuple[State, State]:
     """Returns the tensors and the method's memory after a made-up round in which it decides."""
-    resting = method.rests(number, memory)
+    unmoved = (*method.resting(number, memory, state), *method.measured)
     draw = generator(number, "check", "decide")
     after = {
-        name: t if name.endswith(resting) else t + 0.1 * torch.randn(t.shape, generator=draw)
+        name: t if name.endswith(unmoved) else t + 0.1 * torch.randn(t.shape, generator=draw)
         for name, t in state.items()
     }
     answers = [

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fl_vitlora.finetuning import methods
+from fl_vitlora.state import State
 from fl_vitlora.testing.method_subject import CLASSES, MethodError, Subject, images, outputs
 from fl_vitlora.testing.returned import expect_penalty
 
@@ -19,15 +20,7 @@ def watches(subject: Subject) -> None:
     for ending in subject.method.measured:
         if not any(name.endswith(ending) for name in start):
             raise MethodError(f"measured contains {ending!r}, but no exchanged tensor ends with it")
-    model.train()
-    with methods.watch(model) as terms:
-        if terms and subject.method.stackable:
-            raise MethodError("it watches the model, so it must not be stackable")
-        for count in BATCHES:
-            model(images(count))
-            for term in terms:
-                expect_penalty(term(torch.arange(count) % CLASSES), "the term of a batch")
-    end = methods.export_state(model)
+    end = _watched(model, subject)
     for name in start:
         is_measured = name.endswith(subject.method.measured)
         if not is_measured and not torch.equal(start[name], end[name]):
@@ -39,6 +32,25 @@ def watches(subject: Subject) -> None:
         raise MethodError("the outputs of the model are changed after watching; is a hook left?")
     if left := [path for path, count in _hooks(model).items() if count != hooks[path]]:
         raise MethodError(f"a hook is left on {left[0] or 'the model'} after watching")
+
+
+def measured(subject: Subject) -> State:
+    """Returns the tensors that a method measures in a made-up round of two batches."""
+    end = _watched(subject.moved().model, subject)
+    return {name: tensor for name, tensor in end.items() if name.endswith(subject.method.measured)}
+
+
+def _watched(model: nn.Module, subject: Subject) -> State:
+    """Returns the exchanged tensors after a made-up round in which the method watches the model."""
+    model.train()
+    with methods.watch(model) as terms:
+        if terms and subject.method.stackable:
+            raise MethodError("it watches the model, so it must not be stackable")
+        for count in BATCHES:
+            model(images(count))
+            for term in terms:
+                expect_penalty(term(torch.arange(count) % CLASSES), "the term of a batch")
+    return methods.export_state(model)
 
 
 def _hooks(model: nn.Module) -> dict[str, int]:

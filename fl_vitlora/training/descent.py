@@ -79,7 +79,8 @@ class Descent:
         loss, losses = cross_entropy(logits, labels, self.config.label_smoothing, sizes)
         penalized = loss + penalties(self.terms, self.active, self.anchor) + further
         clip: Clip = nn.utils.clip_grad_norm_ if sizes is None else clip_each
-        step(self.optimizer, self.scaler, penalized, self.config.clip_norm, clip)
+        if penalized.requires_grad:  # in a round in which clients only measure, nothing is trained
+            step(self.optimizer, self.scaler, penalized, self.config.clip_norm, clip)
         drift_on(self.active, self.drift, self.rate)
         return losses
 

@@ -1,0 +1,228 @@
+"""A head from linear discriminant analysis, which the clients' sums give before training begins.
+
+A head that starts at zero needs many rounds before the gradients of the body point anywhere. This
+part replaces its start. In round 1 nothing is trained: the clients pass their images through the
+pre-trained model and measure, over their N images with features z (the inputs of the head) and
+z̃ = [z, 1],
+
+    S   = Σ z̃ z̃ᵀ / N                     all images
+    M_c = Σ z̃ / N                        images of class c
+
+The server averages them with the numbers of images as weights, like all tensors. So it has the
+sums over all images, exactly, and secure sums suffice. From them follow the share π_c and the mean
+μ_c of each class, and the common covariance Σ of the features around the mean of their class:
+
+    π_c = M_c[D],  μ_c = M_c[:D] / π_c,  Σ = S[:D, :D] - Σ_c π_c μ_c μ_cᵀ
+
+The head of the discriminant analysis, with the shrinkage γ, has the rows and biases
+
+    w_c = Σ_γ⁻¹ μ_c,  b_c = -½ μ_cᵀ w_c + ln π_c,  Σ_γ = (1 - γ) Σ + γ · (tr Σ / D) · I
+
+From round 2 on the head is trained like any other, and the statistics are neither measured nor
+sent. In round 1 a client sends (D+1)·(D+2)/2 + C·(D+1) numbers; only the upper triangle of S
+travels. The second moments of a client's features say more about its images than a gradient of
+the head does; no attack on them was tried. With secure aggregation the server sees only their sum.
+
+Sources: linear discriminant analysis is Fisher's (1936), its shrinkage Friedman's regularised
+discriminant analysis (1989). Fed3R (Fanì et al., 2024) sums S and M over clients for a ridge
+regression. We solve for the discriminant because its logits are log-probabilities under the
+model, so that cross-entropy can go on from them without a temperature.
+
+B batch, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_vitlora.config.settings import setting
+from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.groups import LORA, exchanged_name
+from fl_vitlora.finetuning.part import EVERYTHING, Aggregated, BatchTerm, Part
+from fl_vitlora.state import State
+
+PLACE = "class_statistics"  # the name of the module in the model
+MOMENTS, MEANS = f"{PLACE}.moments", f"{PLACE}.means"
+ROUNDING = 1e-2  # how far the shares of all classes may be from 1; codecs round them
+
+
+class Statistics(nn.Module):
+    """The statistics of the inputs of the head; the model never calls this module.
+
+    Args:
+        width: The width D.
+        classes: The number of classes C.
+
+    Attributes:
+        moments: The upper triangle of S, ((D+1)·(D+2)/2,); zero before round 1.
+        means: The matrix M, (C, D+1); zero before round 1.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.moments = nn.Parameter(torch.zeros((width + 1) * (width + 2) // 2))
+        self.means = nn.Parameter(torch.zeros(classes, width + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDA(Part):
+    """The part of a fine-tuning method that starts the head with a discriminant analysis.
+
+    Attributes:
+        shrinkage: The weight γ of the spherical covariance.
+    """
+
+    measured = (MOMENTS, MEANS)
+
+    shrinkage: float = setting(0.1, "Weight of the spherical covariance.", "[0, 1]")
+
+    def attach(self, model: nn.Module) -> None:
+        """Adds the statistics to the model."""
+        head = _head_of(model)
+        statistics = Statistics(head.in_features, head.out_features)
+        model.add_module(PLACE, statistics.to(head.weight))
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        """Returns the names of the two statistics."""
+        return [name for name, _ in model.named_parameters() if name.endswith(self.measured)]
+
+    def group(self, name: str) -> str:
+        """Returns the group `lora`, whose tensors are sent without a codec by default."""
+        del name
+        return LORA
+
+    def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Returns that only the statistics move in round 1, and that they rest afterwards."""
+        del memory
+        return EVERYTHING if server_round == 1 else self.measured
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
+        """Measures the statistics of the round's images in round 1; adds no term to the loss."""
+        statistics: Any = model.get_submodule(PLACE)
+        if not statistics.moments.requires_grad:  # this is a later round, in which they rest
+            yield lambda labels: 0.0
+            return
+        classes, size = statistics.means.shape
+        second = statistics.means.new_zeros(size, size, dtype=torch.float64)
+        means = statistics.means.new_zeros(classes, size, dtype=torch.float64)
+        features = list[Tensor]()
+
+        def count(labels: Tensor) -> float:
+            z = F.pad(features.pop().detach().double(), (0, 1), value=1.0)  # (B, D+1)
+            second.add_(z.T @ z)
+            means.index_add_(0, labels, z)
+            return 0.0
+
+        hook = _head_of(model).register_forward_pre_hook(
+            lambda _, inputs: features.append(inputs[0])
+        )
+        try:
+            yield count
+        finally:
+            hook.remove()
+        if images := float(second[-1, -1]):
+            with torch.no_grad():
+                statistics.moments.copy_(upper_triangle(second) / images)
+                statistics.means.copy_(means / images)
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        """Replaces the head after round 1.
+
+        Raises:
+            UserError: If the statistics are no means, because of the strategy or of noise.
+        """
+        if known.round > 1:
+            return {}, dict(memory)
+        moments, means = (known.after[exchanged_name(n, LORA)] for n in (MOMENTS, MEANS))
+        _expect_means(moments, means)
+        weight, bias = discriminant(moments.double(), means.double(), self.shrinkage)
+        return {"head.weight": weight, "head.bias": bias}, dict(memory)
+
+    def merge(self, model: nn.Module) -> None:
+        """Removes the statistics."""
+        delattr(model, PLACE)
+
+
+def discriminant(moments: Tensor, means: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Computes the head of the linear discriminant analysis with equal covariances.
+
+    A class without images gets the row zero, and the bias of a class with half an image in a
+    thousand.
+
+    Args:
+        moments: The upper triangle of S, ((D+1)·(D+2)/2,).
+        means: The matrix M, (C, D+1).
+        shrinkage: The weight γ of the spherical covariance, in [0, 1].
+
+    Returns:
+        A pair: the weight (C, D) and the bias (C,) of the head.
+    """
+    width = means.shape[1] - 1
+    share = means[:, -1]
+    centre = means[:, :-1] / share.clamp(min=torch.finfo(share.dtype).tiny).unsqueeze(1)
+    total = from_upper_triangle(moments, width + 1)[:width, :width]
+    within = total - torch.einsum("c,ci,cj->ij", share, centre, centre)
+    sphere = within.diagonal().mean().clamp(min=torch.finfo(within.dtype).tiny)
+    shrunk = (1 - shrinkage) * within + shrinkage * sphere * torch.eye(width).to(within)
+    weight = torch.linalg.lstsq(shrunk, centre.T, driver="gelsd").solution.T.contiguous()
+    bias = share.clamp(min=5e-4).log() - 0.5 * (centre * weight).sum(dim=1)
+    return weight, bias
+
+
+def upper_triangle(matrix: Tensor) -> Tensor:
+    """Returns the entries on and above the diagonal of a matrix (n, n), row by row.
+
+    Example:
+        >>> upper_triangle(torch.tensor([[1, 2], [2, 3]])).tolist()
+        [1, 2, 3]
+    """
+    row, column = torch.triu_indices(*matrix.shape)
+    return matrix[row, column]
+
+
+def from_upper_triangle(entries: Tensor, size: int) -> Tensor:
+    """Returns the symmetric matrix (n, n) with the given entries on and above its diagonal.
+
+    Example:
+        >>> from_upper_triangle(torch.tensor([1, 2, 3]), 2).tolist()
+        [[1, 2], [2, 3]]
+    """
+    row, column = torch.triu_indices(size, size)
+    matrix = entries.new_zeros(size, size)
+    matrix[row, column] = entries
+    matrix[column, row] = entries
+    return matrix
+
+
+def _head_of(model: nn.Module) -> nn.Linear:
+    """Returns the classifier of a model.
+
+    Raises:
+        UserError: If the model has no classifier, or two of them.
+    """
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Linear) or hasattr(model, "head_dist"):
+        raise UserError(
+            f"method lda: {type(model).__name__} does not have one linear classifier named head; "
+            "choose a plain ViT, or remove lda"
+        )
+    return head
+
+
+def _expect_means(moments: Tensor, means: Tensor) -> None:
+    """Checks that statistics are means over images: the shares of the classes add up to one."""
+    shares = float(means[:, -1].sum())
+    if abs(shares - 1) > ROUNDING or abs(float(moments[-1]) - 1) > ROUNDING:
+        raise UserError(
+            f"method lda: the statistics of round 1 are no means over images: the shares of the "
+            f"classes add up to {shares:.3g}, not 1; take a strategy that averages the updates, "
+            "for example --strategy fedavg, and no noise, or remove lda"
+        )
