@@ -61,6 +61,7 @@ def check(
     if writes_checkpoints:
         check_storable(strategy)
     check_privacy(config, strategy)
+    check_measured(config)
     check_codecs(config, client_half(strategy))
     if needs_passphrase:
         check_storage(config)
@@ -89,6 +90,20 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
     check_codecs(config, client_half(strategy))
     predictor_of(config.evaluation.predictor)
     return config
+
+
+def check_measured(config: Config) -> None:
+    """Checks that no differential privacy changes the means that the clients of a method measure.
+
+    Raises:
+        UserError: If updates are scaled down to a norm, and a part of the method measures means.
+    """
+    measuring = [name for name, part in shelf.method_of(config.finetuning).parts if part.measured]
+    if measuring and config.privacy.clipping_norm is not None:
+        raise UserError(
+            f"privacy.clipping_norm with method {config.finetuning.method}: {measuring[0]} measures "
+            "means, and an update that is scaled down has wrong means; remove one of the two"
+        )
 
 
 def check_storage(config: Config) -> None:

@@ -143,7 +143,7 @@ def train(
     active = active_of(parameters, task.frozen)
     set_mode(model, frozen)
     resting_now = resting(parameters[name] for name in task.frozen)
-    with methods.watch(model) as batch_terms, resting_now:
+    with resting_now, methods.watch(model) as batch_terms:
         descent = begin(
             model,
             active,

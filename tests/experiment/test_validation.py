@@ -46,6 +46,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "strategy.min_available_nodes 9: only 4",
     ),
     "noise": ({"privacy.noise_multiplier": 1.0}, "without privacy.clipping_norm"),
+    "measured means": (
+        {"finetuning.method": "lora+lda", "privacy.clipping_norm": 1.0},
+        "lda measures means",
+    ),
     "secure sum": ({**SECURE, "fraction": 0.5}, "a sum of 2 updates reveals single updates"),
     "single updates": (
         {**SECURE, "strategy": "krum", "strategy.f": 0},
