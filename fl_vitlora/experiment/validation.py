@@ -16,6 +16,7 @@ import torch
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.storage_keys import passphrase
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.flower.strategies.aggregators import (
     AnyStrategy,
@@ -101,8 +102,9 @@ def check_measured(config: Config) -> None:
     measuring = [name for name, part in shelf.method_of(config.finetuning).parts if part.measured]
     if measuring and config.privacy.clipping_norm is not None:
         raise UserError(
-            f"privacy.clipping_norm with method {config.finetuning.method}: {measuring[0]} measures "
-            "means, and an update that is scaled down has wrong means; remove one of the two"
+            f"privacy.clipping_norm with method {config.finetuning.method}: the part "
+            f"{measuring[0]} measures means, and an update that is scaled down has wrong means; "
+            "remove one of the two"
         )
 
 
