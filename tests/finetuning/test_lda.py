@@ -116,6 +116,16 @@ def test_round_1_trains_nothing_and_later_rounds_measure_nothing(make_backbone: 
     assert not torch.equal(later["head.weight"], after["head.weight"])
 
 
+def test_the_only_image_of_a_class_gives_its_features_away():
+    """What the page on trust says of the statistics of one client."""
+    draw = torch.Generator().manual_seed(2)
+    features = torch.randn(7, 4, generator=draw, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 0, 2, 2, 0])
+    _, means = statistics_of(features, labels, 3)
+    assert torch.allclose(means[1, :-1] / means[1, -1], features[2], rtol=1e-12)
+    assert torch.allclose(7 * means[:, -1], torch.tensor([4.0, 1.0, 2.0]).double())
+
+
 def test_a_class_without_images_is_the_last_choice():
     draw = torch.Generator().manual_seed(0)
     features = torch.randn(60, 4, generator=draw, dtype=torch.float64)
