@@ -16,6 +16,7 @@ import torch
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.storage_keys import passphrase
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.flower.strategies.aggregators import (
     AnyStrategy,
@@ -56,6 +57,7 @@ def check(
         UserError: If the experiment cannot work. The message is one line and says what would work.
     """
     policies.check(config)
+    check_patience(config)
     config = policies.for_strategy(config, client_half(strategy))
     check_experiment(strategy, config)
     if writes_checkpoints:
@@ -89,6 +91,21 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
     check_codecs(config, client_half(strategy))
     predictor_of(config.evaluation.predictor)
     return config
+
+
+def check_patience(config: Config) -> None:
+    """Checks that a run which may end early has images by which it may choose its last round.
+
+    Raises:
+        UserError: If it has none. The end of a run must not be chosen by the test images.
+    """
+    patience = config.evaluation.patience
+    if patience is not None and not config.data.validation_fraction:
+        raise UserError(
+            f"evaluation.patience {patience}: expected validation images, because the last round "
+            "must not be chosen by the test images; hold out a share of the training images, for "
+            "example --set data.validation_fraction=0.1"
+        )
 
 
 def check_storage(config: Config) -> None:

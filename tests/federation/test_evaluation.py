@@ -30,8 +30,10 @@ class Answering:
     def __init__(self, *answers: Answer) -> None:
         self.answers, self.asked = answers, []  # type: ignore[var-annotated]
 
-    def measure(self, server_round: int, model: Any, views: Sequence[str]) -> Sequence[Answer]:
-        self.asked.append((server_round, tuple(views)))
+    def measure(
+        self, server_round: int, model: Any, views: Sequence[str], most: int | None = None
+    ) -> Sequence[Answer]:
+        self.asked.append((server_round, tuple(views), most))
         return self.answers
 
 
@@ -43,10 +45,10 @@ def test_answers_of_clients_are_weighted_by_their_test_images():
     )
     evaluator = ClientsEvaluator(transport=clients, views=ALL_VIEWS)
     measured = evaluator.measure(2, GlobalModel(tensors={}), [RIGHT_KEY, NO_KEY])
-    assert measured[RIGHT_KEY] == pytest.approx((0.8, 1.25))
-    assert measured[NO_KEY] == pytest.approx((0.3, 6.0))
+    assert measured[RIGHT_KEY] == pytest.approx((0.8, 1.25, 4))
+    assert measured[NO_KEY] == pytest.approx((0.3, 6.0, 4))
     assert set(measured) == {RIGHT_KEY, NO_KEY}
-    assert clients.asked == [(2, (RIGHT_KEY, NO_KEY))]
+    assert clients.asked == [(2, (RIGHT_KEY, NO_KEY), None)]
 
 
 def central(
@@ -112,7 +114,7 @@ def test_an_adapted_model_is_measured_as_the_plain_one_on_plain_images(
     evaluator = central(backbone := make_backbone(), digits, **EXACT[name])
     state = methods.export_state(backbone.model)
     measured = evaluator.measure(1, GlobalModel(tensors=state), evaluator.views)
-    assert measured[RIGHT_KEY] == pytest.approx(expected, rel=1e-4)
+    assert measured[RIGHT_KEY] == pytest.approx((*expected, 60), rel=1e-4)
     assert measured.keys() == set(evaluator.views)
     assert set(evaluator.views) == ({RIGHT_KEY} if name == "plain" else set(ALL_VIEWS))
     for view in set(evaluator.views) - {RIGHT_KEY}:
@@ -126,8 +128,8 @@ def test_without_adaptation_the_plain_images_are_what_no_key_sees(
     state = methods.export_state(backbone.model)
     evaluator = central(backbone, digits, encryption__steps=STEPS)
     measured = evaluator.measure(1, GlobalModel(tensors=state), ALL_VIEWS)
-    assert measured[NO_KEY] == local.evaluate(backbone, state, digits)
-    assert measured[RIGHT_KEY] == local.evaluate(backbone, state, evaluator.shard)
+    assert measured[NO_KEY] == (*local.evaluate(backbone, state, digits), 60)
+    assert measured[RIGHT_KEY] == (*local.evaluate(backbone, state, evaluator.shard), 60)
     assert len({measured[view][1] for view in (RIGHT_KEY, WRONG_KEY, NO_KEY)}) == 3
 
 

@@ -573,7 +573,7 @@ def test_clients_measure_a_model_on_test_images_of_their_own(
 ):
     answers = transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
     assert [answer.images for answer in answers] == list(TEST_SIZES)
-    for client, _, measured in answers:
+    for client, _, measured, _ in answers:
         own = open_shard(shards / client_test_shard(client), KEYS)
         assert measured == {RIGHT_KEY: evaluate(workspace(settings).backbone, model, own)}
 
