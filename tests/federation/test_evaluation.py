@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,15 @@ from fl_vitlora.config import DataConfig, load
 from fl_vitlora.data import sources
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, key_holder
 from fl_vitlora.data.shards import Shard
+from fl_vitlora.data.views import VALIDATION, sampled
 from fl_vitlora.encryption.holder import TEST
-from fl_vitlora.federation.evaluation import ALL_VIEWS, Answer, CentralEvaluator, ClientsEvaluator
+from fl_vitlora.federation.evaluation import (
+    ALL_VIEWS,
+    Answer,
+    CentralEvaluator,
+    ClientsEvaluator,
+    as_chosen_by,
+)
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone
@@ -49,6 +57,45 @@ def test_answers_of_clients_are_weighted_by_their_test_images():
     assert measured[NO_KEY] == pytest.approx((0.3, 6.0, 4))
     assert set(measured) == {RIGHT_KEY, NO_KEY}
     assert clients.asked == [(2, (RIGHT_KEY, NO_KEY), None)]
+
+
+def test_validation_answers_are_weighted_by_validation_images():
+    """Each measures three images if it has so many, but weighs as much as all its images."""
+    clients = Answering(
+        Answer(0, 9, {RIGHT_KEY: (0.0, 9.0), VALIDATION: (0.5, 2.0)}, 2),
+        Answer(1, 1, {RIGHT_KEY: (0.5, 4.0), VALIDATION: (0.75, 1.0)}, 6),
+    )
+    evaluator = ClientsEvaluator(transport=clients, views=ALL_VIEWS)
+    views = (VALIDATION, RIGHT_KEY)
+    measured = evaluator.measure(2, GlobalModel(tensors={}), views, 5)
+    assert measured[VALIDATION] == pytest.approx((0.6875, 1.25, 2 + 3))
+    assert measured[RIGHT_KEY] == pytest.approx((0.05, 8.5, 3 + 1))
+    assert clients.asked == [(2, views, 5)]
+
+
+def test_a_strategy_gets_what_was_measured_on_validation_images():
+    both = Answer(0, 9, {RIGHT_KEY: (0.0, 9.0), VALIDATION: (0.5, 2.0)}, 2)
+    assert as_chosen_by([both]) == [Answer(0, 2, {RIGHT_KEY: (0.5, 2.0)})]
+    alone = Answer(0, 9, {RIGHT_KEY: (0.0, 9.0)})
+    assert as_chosen_by([alone]) == [alone]
+
+
+@pytest.mark.parametrize("most", [None, 12])
+def test_validation_images_are_measured_as_they_are(
+    make_backbone: MakeBackbone, digits: Shard, most: int | None
+):
+    backbone = make_backbone()
+    state = methods.export_state(backbone.model)
+    evaluator = central(backbone, digits, encryption__steps=STEPS)
+    held = evaluator.shard.take(torch.arange(40))
+    evaluator = replace(evaluator, validation=held)
+    views = (VALIDATION, *ALL_VIEWS)
+    measured = evaluator.measure(1, GlobalModel(tensors=state), views, most)
+    assert tuple(measured) == views
+    for view, shard in ((VALIDATION, held), (RIGHT_KEY, evaluator.shard), (NO_KEY, digits)):
+        few = sampled(shard, most, view)
+        assert measured[view] == (*local.evaluate(backbone, state, few), len(few))
+    assert measured[VALIDATION].images == (most or 40)
 
 
 def central(
