@@ -79,9 +79,10 @@ def run_rows(records: Sequence[Record], root: Path) -> Iterator[Row]:
 def _validated(result: Row) -> Row:
     """Returns the columns of a run with validation images; empty for a run without."""
     score, best = result.get("validation"), result.get("best")
-    if not isinstance(score, Mapping) or not isinstance(best, Mapping):
+    if not isinstance(score, Mapping):
         return {}
-    values = score["accuracy"], score["images"], best["round"], best["test_accuracy"]
+    chosen = best if isinstance(best, Mapping) else {}
+    values = score["accuracy"], score["images"], chosen.get("round"), chosen.get("test_accuracy")
     return dict(zip(VALIDATED, values, strict=True))
 
 

@@ -67,17 +67,18 @@ def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
 
 def _validation(result: Mapping[str, Any]) -> dict[str, str]:
     """Returns rows for the validation accuracy and the best model, if they were measured."""
-    last = result.get("validation")
+    last, rows = result.get("validation"), {}
     if last is None:
-        return {}
-    best = result["best"]
-    on_test = best["test_accuracy"]
-    told = "unknown" if on_test is None else f"{100 * on_test:.2f} %"
-    return {
-        "validation accuracy": f"{100 * last['accuracy']:.2f} % ({last['images']:,} images)",
-        "best model": f"of round {best['round']}, chosen by its validation accuracy, "
-        f"{100 * best['accuracy']:.2f} %; test accuracy {told}",
-    }
+        return rows
+    rows["validation accuracy"] = f"{100 * last['accuracy']:.2f} % ({last['images']:,} images)"
+    if best := result["best"]:  # a run that ended early may have no evaluated round
+        on_test = best["test_accuracy"]
+        told = "unknown" if on_test is None else f"{100 * on_test:.2f} %"
+        rows["best model"] = (
+            f"of round {best['round']}, chosen by its validation accuracy, "
+            f"{100 * best['accuracy']:.2f} %; test accuracy {told}"
+        )
+    return rows
 
 
 def _remarks(result: Mapping[str, Any]) -> dict[str, str]:

@@ -710,6 +710,33 @@ def test_a_malformed_measurement_ends_the_run(
         transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
 
 
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ({}, "'num-examples/validation' is None, not a number"),
+        ({"num-examples/validation": 0}, "0 images"),
+        ({"num-examples/validation": 5}, "it reports 5 validation images, but it reported 4 at"),
+    ],
+)
+def test_a_client_states_its_validation_images_and_keeps_to_them(
+    transport: Transport, model: State, grid: LocalGrid, stated: dict[str, int], reason: str
+):
+    """Else it could choose its weight anew in each round."""
+    asked = GlobalModel(tensors=model), [VALIDATION, RIGHT_KEY]
+    transport.measure(1, *asked)
+    foreign = ClientApp(mods=[folds])
+    numbers = {f"{name}/{view}": 0.5 for name in ("accuracy", "loss") for view in asked[1]}
+
+    @foreign.evaluate()
+    def _evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": TEST_SIZES[0], **numbers, **stated})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    grid.app = foreign
+    with pytest.raises(RuntimeError, match=f"; client 0: .*{reason}"):
+        transport.measure(2, *asked)
+
+
 def test_a_greeting_without_a_shard_ends_the_run(
     grid: LocalGrid, settings: ClientSettings, model: State, tmp_path: Path
 ):
