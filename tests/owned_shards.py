@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,20 @@ import numpy as np
 
 from fl_vitlora.config import Config, DataConfig, load
 from fl_vitlora.data import sources
+from fl_vitlora.data.images import Indices
 from fl_vitlora.data.owner import key_holder, write_encrypted_shards
 from fl_vitlora.encryption.keys import open_or_create_ring, open_ring
 from fl_vitlora.encryption.storage_keys import StorageKeys, of_ring
 from fl_vitlora.experiment.preparation import prepare_storage
 
 
-def prepare(tmp_path: Path, settings: dict[str, Any]) -> Config:
+def prepare(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    *,
+    test_parts: Sequence[Indices] = (),
+    validation: Sequence[Indices] = (),
+) -> Config:
     """Writes the shards of two clients under a new ring."""
     config = load(None, {"encryption.key_file": str(tmp_path / "owner.key"), **settings})
     secret = open_or_create_ring(tmp_path / "owner.key").current
@@ -26,7 +34,8 @@ def prepare(tmp_path: Path, settings: dict[str, Any]) -> Config:
         train=train,
         test=test,
         parts=[np.arange(0, 12), np.arange(12, 20)],
-        test_parts=[],
+        test_parts=test_parts,
+        validation=validation,
         holder=key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=secret),
         metadata={},
         storage=prepare_storage(config),

@@ -173,7 +173,7 @@ def test_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_pictures_are_drawn_and_not_empty(tmp_path: Path) -> None:
-    plot_accuracy(tmp_path, [0.1, 0.8, 0.9], [1000, 2000, 3000], [0.5, 1.0, 1.5])
+    plot_accuracy(tmp_path, [0.1, None, 0.9], [1000, 2000, 3000], [0.5, 1.0, 1.5], "validation")
     sizes = {"uplink_bytes": 50, "downlink_bytes": 60, "payload_by_group": {"head": 70}}
     plot_traffic(tmp_path, [sizes, {**sizes, "payload_by_group": {"head": 50, "lora_A": 20}}])
     plot_labels(tmp_path, np.array([[5, 0], [1, 3], [0, 2]]), ("cat", "dog"))
@@ -363,9 +363,41 @@ def test_the_table_shows_what_a_target_took_and_what_a_budget_allowed() -> None:
     assert "95 % accuracy in round 7, after 650.0 kB" in lines
     assert "95 % accuracy not reached" in lines
     assert "stopped the budget allows 9 of 20 rounds" in lines
+    print_result({**RESULT, "target": {**target, "measured_on": "validation"}}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "95 % validation accuracy in round 7, after 650.0 kB" in lines
     print_result({**RESULT, "stopped": "strategy", "rounds": 9}, "runs/one", console)
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "stopped the strategy ended the run after 9 of 20 rounds" in lines
+
+
+def test_the_table_shows_what_was_chosen_by_validation_and_what_that_is_worth() -> None:
+    console = Console(record=True, width=200)
+    validation = {"accuracy": 0.95, "loss": 0.1, "images": 1437}
+    best = {"round": 12, "accuracy": 0.97, "test_accuracy": 0.9722}
+    result = {**RESULT, "validation": validation, "best": best, "stopped": "patience"}
+    print_result(result, "runs/one", console)
+    print_result({**result, "best": {**best, "test_accuracy": None}}, "runs/one", console)
+    print_result({**result, "best": None}, "runs/one", console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "test accuracy 96.11 %" in lines
+    assert lines.count("validation accuracy 95.00 % (1,437 images)") == 3
+    assert sum(line.startswith("best model") for line in lines) == 2
+    chosen = "best model of round 12, chosen by its validation accuracy, 97.00 %; test accuracy"
+    assert f"{chosen} 97.22 %" in lines
+    assert f"{chosen} unknown" in lines
+    assert any("stopped the validation accuracy did not rise" in line for line in lines)
+
+
+def test_a_round_without_an_evaluation_is_a_line_without_an_accuracy() -> None:
+    console = Console(record=True, width=200, force_terminal=False)
+    unmeasured = {**LINE, "accuracy": None, "loss": None, "failures": []}
+    with RunDisplay(20, console) as display:
+        display.show_round(unmeasured)
+        display.show_round({**LINE, "round": 2, "measured_on": "validation", "failures": []})
+    first, second = console.export_text().splitlines()
+    assert first == "round 1/20  not evaluated  1.5 kB sent  2.0 s"
+    assert second.startswith("round 2/20  validation accuracy 50.0 %  loss 1.250  3.0 kB sent")
 
 
 @pytest.mark.parametrize(

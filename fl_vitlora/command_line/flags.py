@@ -86,7 +86,7 @@ FLAGS = {
     "--target-accuracy": SettingFlag(
         "target_accuracy",
         "SHARE",
-        "Report how many bytes were sent until this test accuracy was reached, such as 0.95 (none)",
+        "Report how many bytes were sent until this accuracy was reached, such as 0.95 (none)",
     ),
     "--seed": SettingFlag("seed", "N", "Seed of all random choices but the secret key (0)"),
     "--checkpoint-every": SettingFlag(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fl_vitlora.communication.ledger import Ledger
 
 
-def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
+def affords(budget: int | None, ledger: Ledger, server_round: int, *, reserve: int = 0) -> bool:
     """Returns True if the bytes left are at least as many as the most expensive round has sent.
 
     The cost of the first round is not known beforehand, so the first round may begin if any bytes
@@ -17,6 +17,7 @@ def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
         budget: The number of bytes that the whole run may send; None means no limit.
         ledger: The ledger (the sizes of all messages) of the run so far.
         server_round: The number of the next round, from 1.
+        reserve: The number of bytes that must be left after the round, for a last evaluation.
 
     Example:
         >>> from fl_vitlora.communication.ledger import Entry
@@ -28,4 +29,24 @@ def affords(budget: int | None, ledger: Ledger, server_round: int) -> bool:
         return True
     sizes = ledger.by_round()
     costliest = max((sizes.get(number, 0) for number in range(1, server_round)), default=1)
-    return ledger.total() + costliest <= budget
+    return ledger.total() + costliest + reserve <= budget
+
+
+def cost_of_evaluation(ledger: Ledger, clients: int) -> int:
+    """Returns about how many bytes an evaluation by all clients sends.
+
+    It is the most expensive evaluation so far. Before the first evaluation, it is the number of
+    clients times the largest message of each direction: an evaluation sends each client the model,
+    and each reply is shorter than an update.
+
+    Args:
+        ledger: The ledger of the run so far.
+        clients: The number of all clients.
+    """
+    evaluations: dict[int, int] = {}
+    largest = {"uplink": 0, "downlink": 0}
+    for entry in ledger:
+        largest[entry.direction] = max(largest[entry.direction], entry.total)
+        if entry.purpose == "evaluation":
+            evaluations[entry.round] = evaluations.get(entry.round, 0) + entry.total
+    return max(evaluations.values(), default=clients * sum(largest.values()))

@@ -48,13 +48,13 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
 
 
 def reached(
-    target: float | None, accuracy: Sequence[float], ledger: Ledger, link: Link
+    target: float | None, accuracy: Sequence[float | None], ledger: Ledger, link: Link
 ) -> dict[str, Any] | None:
     """Returns the round in which a target was first reached, and the bytes sent until then.
 
     Args:
         target: The target accuracy in (0, 1], or None for no target.
-        accuracy: The accuracy after each round.
+        accuracy: The accuracy after each round; None for a round that was not evaluated.
         ledger: The ledger (the sizes of all messages) of the run.
         link: The network connection that every client is assumed to have.
 
@@ -66,7 +66,7 @@ def reached(
         >>> from fl_vitlora.communication.ledger import Entry
         >>> sent = [Entry(round=n, client=0, direction="uplink", overhead=5) for n in range(4)]
         >>> line = Link(uplink=1, downlink=1, latency=2.0)
-        >>> reached(0.9, [0.5, 0.92, 0.95], Ledger(sent), line)
+        >>> reached(0.9, [None, 0.92, 0.95], Ledger(sent), line)
         {'accuracy': 0.9, 'reached': True, 'round': 2, 'bytes': 15, 'transfer_seconds': 6.0}
     """
     if target is None:
@@ -74,7 +74,8 @@ def reached(
     sizes, seconds = ledger.by_round(), transfer_seconds(ledger, link)
     sent = list(accumulate(sizes.get(number, 0) for number in range(len(accuracy) + 1)))
     spent = list(accumulate(seconds.get(number, 0.0) for number in range(len(accuracy) + 1)))
-    first = next((n for n, value in enumerate(accuracy, start=1) if value >= target), None)
+    numbered = enumerate(accuracy, start=1)
+    first = next((n for n, value in numbered if value is not None and value >= target), None)
     return {
         "accuracy": target,
         "reached": first is not None,

@@ -172,6 +172,14 @@ class DataConfig:
         "data set has no test split, or if data.test_split is none.",
         "(0, 1)",
     )
+    validation_fraction: float = setting(
+        0.0,
+        "The share of the training images that is used for validation only, with the same share of "
+        "every class. If it is above 0, the run chooses by these images and never by the test "
+        "images, for example the best model. If clients evaluate, each client holds out this share "
+        "of its own training images.",
+        "[0, 1)",
+    )
     limit: int | None = setting(
         None,
         "The largest number of training images that is used. The same limit holds for the test "
@@ -470,7 +478,7 @@ class FaultsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Where and how the test accuracy is measured after every round."""
+    """When, where and how the accuracy is measured."""
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto",
@@ -483,6 +491,24 @@ class EvaluationConfig:
         "How the model's answers to test images are computed: by one forward pass (plain), or by a "
         "class of your own, named 'package.module:Class', for example with test-time adaptation.",
         read=read_predictor,
+    )
+    every: int = setting(
+        1,
+        "The number of rounds from one evaluation to the next. The last round is always evaluated.",
+        "[1, inf)",
+    )
+    images: int | None = setting(
+        None,
+        "The number of images with which a round is evaluated, drawn once with the same share of "
+        "every class. If clients evaluate, each client takes an equal part of this number, rounded "
+        "up. At the end the last model is evaluated with all images. By default each round is.",
+        "[1, inf)",
+    )
+    patience: int | None = setting(
+        None,
+        "The number of rounds without a better validation accuracy after which the run ends early. "
+        "It needs data.validation_fraction. By default the run does not end early.",
+        "[1, inf)",
     )
 
 
@@ -673,7 +699,8 @@ class Config:
     target_accuracy: float | None = setting(
         None,
         "A test accuracy, for example 0.95. The result reports how many bytes were sent before "
-        "this accuracy was first reached. By default nothing is reported.",
+        "this accuracy was first reached. With data.validation_fraction it is a validation "
+        "accuracy. By default nothing is reported.",
         "(0, 1]",
     )
     seed: int = setting(

@@ -34,7 +34,7 @@ class Description:
         seed: The seed of the run, from which the keys are derived.
         party: The owner of the images: "test" for common test images, or a client such as "client
             3".
-        part: The use of the images, "train" or "test".
+        part: The use of the images: "train", "validation" or "test".
     """
 
     cipher: Cipher

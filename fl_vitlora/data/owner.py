@@ -22,9 +22,11 @@ from fl_vitlora.data.class_names import CLASS_NAMES, write_names
 from fl_vitlora.data.shards import (
     CLIENT_SHARDS,
     TEST_SHARD,
+    VALIDATION_SHARD,
     Shard,
     client_shard,
     client_test_shard,
+    client_validation_shard,
     is_shard,
     write_shard,
 )
@@ -85,6 +87,7 @@ def write_encrypted_shards(
     test: Images,
     parts: Sequence[Indices],
     test_parts: Sequence[Indices],
+    validation: Sequence[Indices] = (),
     holder: KeyHolder,
     metadata: Mapping[str, str],
     storage: StorageKey | None = None,
@@ -103,6 +106,8 @@ def write_encrypted_shards(
         parts: For each client, the positions of its images in `train`.
         test_parts: For each client, the positions of its images in `test`; empty if all test images
             are in one common shard.
+        validation: The positions in `train` of the images for validation: one array for each
+            client if there are test parts, else one array. It is empty without such images.
         holder: The key holder that encrypts the images. Its keys are not written to disk.
         metadata: Texts by name to write into every shard. They must not contain a secret.
         storage: The storage key that seals (encrypts) the files on disk; None to write files that
@@ -124,6 +129,7 @@ def write_encrypted_shards(
     write(train, "train", {client_shard(c): (client_party(c), p) for c, p in enumerate(parts)})
     own = {client_test_shard(c): (client_party(c), p) for c, p in enumerate(test_parts)}
     write(test, "test", own or {TEST_SHARD: (TEST, np.arange(len(test)))})
+    write(train, "validation", _validation_shards(validation, own=bool(test_parts)))
 
 
 def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
@@ -236,13 +242,29 @@ def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
     """
     known = {path.resolve() for path in shards}
     for folder in (path for place in places for path in (place, place / "shards")):
-        named = [*folder.glob(CLIENT_SHARDS), *folder.glob(TEST_SHARD)]
+        common = (TEST_SHARD, VALIDATION_SHARD)
+        named = [path for name in (CLIENT_SHARDS, *common) for path in folder.glob(name)]
         for path in sorted(named):
             if path.resolve() not in known:
                 raise UserError(
                     f"shard {path}: the field party is missing in its metadata; write the shard "
                     "again"
                 )
+
+
+def _validation_shards(
+    validation: Sequence[Indices], *, own: bool
+) -> dict[str, tuple[str, Indices]]:
+    """Returns the party and the positions of each validation shard, by its file name.
+
+    Args:
+        validation: The positions of the images for validation, one array for each shard.
+        own: True if each client has a shard of its own.
+    """
+    if own:
+        owners = enumerate(validation)
+        return {client_validation_shard(c): (client_party(c), p) for c, p in owners}
+    return {VALIDATION_SHARD: (TEST, validation[0])} if validation else {}
 
 
 def _encrypted(

@@ -7,6 +7,7 @@ secret.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -124,5 +125,6 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
 
 
 def _part(metadata: Mapping[str, str]) -> Part:
-    """Returns the use of a shard's images: "test" for a test shard, "train" for any other."""
-    return "test" if metadata["part"] == "test" else "train"
+    """Returns the use of a shard's images; "train" if the metadata name no known use."""
+    part = metadata["part"]
+    return typing.cast(Part, part) if part in typing.get_args(Part) else "train"

@@ -4,7 +4,7 @@ A party is a client, or the owner of common test images. A file may be sealed, w
 whole file is encrypted with a storage key (`encryption.at_rest`). Without the key, a sealed file
 reveals no images, labels or class names. A file that is not sealed contains a checksum, by which
 damage is detected (`storage.checksummed`). The metadata of a shard name its party, its part
-(training or testing) and its classes. A run checks all three when it opens the shard.
+(training, validation or testing) and its classes. A run checks all three when it opens the shard.
 
 n images, C channels, H × W pixels.
 """
@@ -31,8 +31,9 @@ from fl_vitlora.storage.checksummed import read_sealed, read_sealed_metadata, wr
 from fl_vitlora.storage.files import PRIVATE, write_parts
 
 TEST_SHARD = "test.safetensors"
+VALIDATION_SHARD = "validation.safetensors"
 CLIENT_SHARDS = "client-*.safetensors"
-OWN_SHARD = re.compile(r"client-(\d+)(-test)?\.safetensors")
+OWN_SHARD = re.compile(r"client-(\d+)(?:-(validation|test))?\.safetensors")
 NO_KEYS = StorageKeys()
 
 
@@ -86,20 +87,36 @@ def client_test_shard(client: int) -> str:
     return f"client-{client:05d}-test.safetensors"
 
 
+def client_validation_shard(client: int) -> str:
+    """Returns the file name of a client's own validation shard.
+
+    Args:
+        client: The number of the client, from 0.
+
+    Example:
+        >>> client_validation_shard(3)
+        'client-00003-validation.safetensors'
+    """
+    return f"client-{client:05d}-validation.safetensors"
+
+
 def owner_of(name: str) -> tuple[str, str]:
-    """Returns which party and which part ("train" or "test") the file name of a shard states.
+    """Returns which party and which part the file name of a shard states.
 
     Args:
         name: The file name of the shard.
 
+    Returns:
+        The name of the party, and "train", "validation" or "test".
+
     Example:
-        >>> owner_of(client_test_shard(3)), owner_of(TEST_SHARD)
-        (('client 3', 'test'), ('test', 'test'))
+        >>> owner_of(client_test_shard(3)), owner_of(VALIDATION_SHARD)
+        (('client 3', 'test'), ('test', 'validation'))
     """
     found = OWN_SHARD.fullmatch(name)
     if found is None:
-        return TEST, TEST
-    return client_party(int(found[1])), "test" if found[2] else "train"
+        return TEST, "validation" if name == VALIDATION_SHARD else "test"
+    return client_party(int(found[1])), found[2] or "train"
 
 
 def write_shard(

@@ -8,9 +8,10 @@ The scope of the keys says which images share a key:
 * ``block``: one key for all images, in which each block of an image has its own values for the
   steps that change the inside of blocks.
 
-A party is a client, such as ``"client 3"``, or `TEST`, the owner of the common test images. HKDF
-derives the keys of a party from the secret and a text, which is called the context. The context
-names the scope or the party, the run's seed and, if every image has its own key, the image.
+A party is a client, such as ``"client 3"``, or `TEST`, the owner of the common images for testing
+and validation. HKDF derives the keys of a party from the secret and a text, which is called the
+context. The context names the scope or the party, the run's seed and, if every image has its own
+key, the image.
 
 B images, C channels, H × W pixels.
 """
@@ -30,7 +31,7 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
 
 Scope = Literal["shared", "client", "image", "block"]
-Part = Literal["train", "test"]
+Part = Literal["train", "validation", "test"]
 TEST = "test"
 
 
@@ -79,8 +80,8 @@ class KeyHolder:
             images: Plain images, uint8 (B, C, H, W). If every image has its own key, these must be
                 all images that the party has for this use, always in the same order.
             party: The party that the images belong to.
-            part: The use of the images, "train" or "test". The keys depend on it only if every
-                image has its own key.
+            part: The use of the images: "train", "validation" or "test". The keys depend on it only
+                if every image has its own key.
 
         Returns:
             The ciphertext, with the shape and type of the images.

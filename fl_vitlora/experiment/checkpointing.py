@@ -14,6 +14,7 @@ from fl_vitlora.experiment.provenance import Provenance, changes
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.federation.aggregator import Aggregator
+from fl_vitlora.federation.evaluation import Score
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import write_nothing
 from fl_vitlora.flower.server.client_states import ClientStates, to_tree
@@ -79,7 +80,7 @@ class Checkpointing:
         every = self.config.checkpoint_every
         last = server_round == self.config.rounds
         due = bool(every) and (server_round % every == 0 or last)
-        ends = bool(every) and self.record.stopped
+        ends = bool(every) and self.record.stopped is not None
         return due or ends or self.watch.pause.is_set()
 
     def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
@@ -105,7 +106,7 @@ class Checkpointing:
             self.watch.announce(f"the run continues with another {', '.join(changed)} than before")
         self.transport.restore(server["transport"])
         self.aggregator.restore(*server["strategy"])
-        measured = {v: (accuracy, loss) for v, (accuracy, loss) in server["measured"].items()}
+        measured = {view: Score(*values) for view, values in server["measured"].items()}
         self.record.take_up(checkpoint.ledger, checkpoint.lines, measured)
         return GlobalModel.restored(server["model"])
 

@@ -1,8 +1,14 @@
-"""Measures accuracy and loss of a run's models, on the test images of server or clients."""
+"""Measures accuracy and loss of a run's models, on the held-out images of server or clients.
+
+If the run has validation images, each evaluated round is measured on them, because the run chooses
+by these numbers. A central party then measures only the last and the best model on the test images,
+at the end. Clients measure every evaluated model on both, in one message: at the end of the run
+they no longer have the tensors that they kept for themselves in the best round.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +16,11 @@ from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.config import Config
 from fl_vitlora.config.units import UNITS
 from fl_vitlora.data.owner import RIGHT_KEY
-from fl_vitlora.data.shards import TEST_SHARD, open_own_shard
+from fl_vitlora.data.shards import TEST_SHARD, VALIDATION_SHARD, open_own_shard
+from fl_vitlora.data.views import VALIDATION
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
-from fl_vitlora.experiment.record import Record
+from fl_vitlora.experiment.record import Record, best_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.evaluation import (
@@ -22,12 +29,15 @@ from fl_vitlora.federation.evaluation import (
     CentralEvaluator,
     ClientsEvaluator,
     Evaluator,
+    Score,
+    as_chosen_by,
 )
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.learning import class_shares
 from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.models.reading import put_reader
+from fl_vitlora.state import State
 from fl_vitlora.training import local
 from fl_vitlora.training.inputs import with_features
 from fl_vitlora.training.prediction import Plain, predictor_of
@@ -39,12 +49,12 @@ class Measuring:
 
     Attributes:
         evaluator: Computes accuracy and loss of one model.
-        rounds: The number of planned rounds.
+        config: The configuration of the experiment.
         record: The record of the run, to which the results are written.
     """
 
     evaluator: Evaluator
-    rounds: int
+    config: Config
     record: Record
 
     @property
@@ -52,33 +62,95 @@ class Measuring:
         """Returns True if a model can be evaluated while the next round runs."""
         return isinstance(self.evaluator, CentralEvaluator)
 
-    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
+    @property
+    def needs_last_messages(self) -> bool:
+        """Returns True if clients may have to be asked once more at the end of the run.
+
+        The model of the last round was then evaluated only on some images, or, if the run ended
+        early, perhaps not at all.
+        """
+        how = self.config.evaluation
+        return not self.beside and (how.every > 1 or how.images is not None)
+
+    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float] | None:
         """Measures the model after a round, and returns its accuracy and loss.
 
         After the last planned round, the model is also measured on test images that are encrypted
-        with a wrong key, and on plain test images.
-        """
-        views = self.evaluator.views if server_round == self.rounds else (RIGHT_KEY,)
-        self.record.measured.update(self.evaluator.measure(server_round, model, views))
-        return self.record.measured[RIGHT_KEY]
+        with a wrong key, and on plain test images. If rounds are measured on some of the images,
+        the last round is measured on the same images, so that the rounds can be compared; `finish`
+        then measures on all images.
 
-    def evaluate_other_views(self, model: GlobalModel) -> None:
-        """Measures the last model on images under a wrong key and on plain images.
-
-        This is needed only for a run that ended early: otherwise its last round has done so. If
-        clients measure the accuracy, nothing is measured here, because further messages would
-        exceed the byte budget that ended the run.
+        Returns:
+            The accuracy and the loss by which the run chooses; None if the round is not evaluated.
         """
-        known = self.record.measured
-        missing = tuple(view for view in self.evaluator.views if view not in known)
-        if missing and self.beside:
-            known.update(self.evaluator.measure(len(self.record.lines), model, missing))
+        measured, how = self.record.measured, self.config.evaluation
+        last = server_round == self.config.rounds
+        measured.clear()
+        self.record.evaluated.clear()
+        if not last and server_round % how.every:
+            return None
+        views = self._all_views if last and how.images is None else self._views_of_rounds
+        measured.update(self.evaluator.measure(server_round, model, views, how.images))
+        score = measured[self.record.view]
+        return score.accuracy, score.loss
+
+    @property
+    def _all_views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.record.view, *self.evaluator.views)))
+
+    @property
+    def _views_of_rounds(self) -> tuple[str, ...]:
+        views = (self.record.view,) if self.beside else (self.record.view, RIGHT_KEY)
+        return tuple(dict.fromkeys(views))
+
+    def gives_up(self, server_round: int) -> bool:
+        """Returns True if the best validation accuracy is `evaluation.patience` rounds old."""
+        patience, best = self.config.evaluation.patience, best_of(self.record.lines)
+        return (
+            patience is not None and best is not None and server_round - best["round"] >= patience
+        )
+
+    def finish(self, model: GlobalModel, read_best: Callable[[int], State | None]) -> None:
+        """Measures what the result of the run still lacks.
+
+        A run that ended early lacks some views of its last model. If clients measure the accuracy,
+        they are asked again only if the run lacks the accuracy itself (`needs_last_messages`),
+        because further messages could exceed the byte budget that ended the run. A run with
+        validation images also lacks the test accuracy of its best model.
+
+        Args:
+            model: The model of the last round.
+            read_best: A function that takes the number of the best round, and returns the tensors
+                of its model as `GlobalModel.stored` does; None if they are unknown.
+        """
+        known, done = self.record.measured, self.record.lines[-1]["round"]
+        if self.config.evaluation.images is not None:
+            known.clear()
+        missing = tuple(view for view in self._all_views if view not in known)
+        lacks_accuracy = RIGHT_KEY in missing and self.needs_last_messages
+        if missing and (self.beside or lacks_accuracy):
+            known.update(self.evaluator.measure(done, model, missing))
+        self.record.best_on_test = self._best_on_test(read_best)
+
+    def _best_on_test(self, read_best: Callable[[int], State | None]) -> Score | None:
+        """Returns the result of the best model on the test images; None if it is not measured."""
+        line = best_of(self.record.lines)
+        if self.record.view != VALIDATION or line is None:
+            return None
+        if line is self.record.lines[-1]:
+            return self.record.measured.get(RIGHT_KEY)
+        if not self.beside:
+            return Score(line["test_accuracy"], line["test_loss"], line["test_images"])
+        if (best := read_best(line["round"])) is None:
+            return None
+        model = GlobalModel.of_stored(best)
+        return self.evaluator.measure(line["round"], model, (RIGHT_KEY,))[RIGHT_KEY]
 
 
 def measured_by_clients(
     transport: Transport, aggregator: Aggregator, record: Record, *, keyed: bool
 ) -> ClientsEvaluator:
-    """Returns an evaluator that asks every client to evaluate a model on its own test images.
+    """Returns an evaluator that asks every client to evaluate a model on its own images.
 
     Args:
         transport: Sends the questions to clients and receives their answers.
@@ -89,8 +161,9 @@ def measured_by_clients(
     """
 
     def show(server_round: int, model: GlobalModel, answers: Sequence[Answer]) -> None:
+        told = as_chosen_by(answers)
         record.evaluated.clear()
-        record.evaluated.update(aggregator.evaluated(server_round, model, answers))
+        record.evaluated.update(aggregator.evaluated(server_round, model, told))
 
     return ClientsEvaluator(
         transport=transport, views=ALL_VIEWS if keyed else (RIGHT_KEY,), show=show
@@ -106,16 +179,16 @@ def measured_by_server(
     class_names: Sequence[str],
     storage: StorageKeys | None,
 ) -> CentralEvaluator:
-    """Returns an evaluator that evaluates a model on the encrypted test shard.
+    """Returns an evaluator that evaluates a model on the encrypted common images.
 
     Args:
         config: The configuration of the experiment.
         server: The server's model.
         holder: The object that has the key of the images, if it evaluates together with the server.
             None if the server has no access to a key.
-        shards: The folder with the test shard.
+        shards: The folder with the test shard and, if the run has one, the validation shard.
         class_names: The names of the classes, in the order of the head's outputs.
-        storage: The keys that open the file of the shard; None if the file is not encrypted.
+        storage: The keys that open the files of the shards; None if they are not encrypted.
     """
     device = next(server.backbone.model.parameters()).device
     precision = local.best_precision(device, config.engine.mixed_precision)
@@ -128,14 +201,16 @@ def measured_by_server(
         party=TEST,
     )
     put_reader(server.backbone.model, own.base)
-    shard = open_own_shard(shards / TEST_SHARD, tuple(class_names), storage)
+    names = TEST_SHARD, *([VALIDATION_SHARD] if config.data.validation_fraction else [])
+    opened = [open_own_shard(shards / name, tuple(class_names), storage) for name in names]
     predictor = predictor_of(config.evaluation.predictor)
     if isinstance(predictor, Plain):  # any other predictor needs the images
         most = config.engine.feature_cache_mb * UNITS["MB"]
-        shard = with_features(server.backbone.model, shard, most, precision)
+        opened[-1] = with_features(server.backbone.model, opened[-1], most, precision)
     return CentralEvaluator(
         backbone=server.backbone,
-        shard=shard,
+        shard=opened[0],
+        validation=opened[1] if len(opened) > 1 else None,
         coordinates=own,
         holder=holder,
         precision=precision,
@@ -144,12 +219,14 @@ def measured_by_server(
 
 
 def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
-    """Returns the share of each class in the test images.
+    """Returns the share of each class in the images with which each round is evaluated.
 
     If clients measure the accuracy, the server does not know the shares, and equal shares are
     returned.
     """
-    labels = evaluator.shard.labels if isinstance(evaluator, CentralEvaluator) else None
+    labels = None
+    if isinstance(evaluator, CentralEvaluator):
+        labels = (evaluator.validation or evaluator.shard).labels
     return class_shares(labels, outputs_of(server.backbone.model))
 
 

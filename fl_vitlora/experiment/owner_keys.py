@@ -12,7 +12,9 @@ from pathlib import Path
 
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, reencryption
+from fl_vitlora.data.shards import VALIDATION_SHARD
 from fl_vitlora.encryption.at_rest import sealed_under
+from fl_vitlora.encryption.holder import TEST
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.encryption.storage_keys import write_party_key
 from fl_vitlora.errors import UserError
@@ -48,7 +50,7 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
                 f"{path} is not sealed at rest (encrypted on the disk), so it has no storage key"
             )
         name, party = under
-        file = folder / f"{path.stem.removesuffix('-test')}.key"
+        file = folder / f"{_owner_in(path.name)}.key"
         parties[file] = name, party, keys.find(name, party, path)
     try:
         make_folder(folder.absolute().parent)
@@ -58,6 +60,18 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
     for file, (name, party, key) in parties.items():
         write_party_key(file, name, party, key)
     return list(parties)
+
+
+def _owner_in(name: str) -> str:
+    """Returns the part of a shard's file name that is the same for all shards of its party.
+
+    Example:
+        >>> _owner_in("client-00003-test.safetensors"), _owner_in("validation.safetensors")
+        ('client-00003', 'test')
+    """
+    if name == VALIDATION_SHARD:
+        return TEST
+    return Path(name).stem.removesuffix("-test").removesuffix("-validation")
 
 
 def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:

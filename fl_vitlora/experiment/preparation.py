@@ -6,13 +6,16 @@ this module find mistakes in the images, the model or the key, before any file i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.class_names import disagreement
+from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
 from fl_vitlora.data.partition import (
     divide_by_owner,
     label_counts,
@@ -54,6 +57,8 @@ class OwnedImages:
         test_parts: For each client, the positions of its images in `test`. The list is empty if the
             server measures the accuracy.
         summary: One line of text: how many images were found, and how many are used.
+        validation: The positions in `train` of the images for validation: one array for each client
+            if clients measure the accuracy, else one array. The list is empty without such images.
     """
 
     train: Images
@@ -61,6 +66,7 @@ class OwnedImages:
     parts: list[Indices]
     test_parts: list[Indices]
     summary: str
+    validation: list[Indices] = field(default_factory=list)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -77,24 +83,41 @@ def prepare_images(config: Config) -> OwnedImages:
     source = sources.load_source(config.data)
     train, test = source.train, source.test
     evaluate, test_parts = policies.clients_evaluate(config), list[Indices]()
-    if train.owners is not None and config.data.partition == "natural":
-        parts, order = natural_partition(train.owners, config.clients, config.data)
+    trained, validation = np.arange(len(train)), list[Indices]()
+    if config.data.validation_fraction and not evaluate:
+        trained, validation = hold_out(train.labels, config.data)
+    owners = None if train.owners is None else train.owners[trained]
+    if owners is not None and config.data.partition == "natural":
+        divided, order = natural_partition(owners, config.clients, config.data)
         if evaluate:
             test_parts = divide_by_owner(test.owners, order)
     else:
-        parts = partition(train.labels, config.clients, config.data, config.seed)
+        divided = partition(train.labels[trained], config.clients, config.data, config.seed)
         if evaluate:
             test_parts = owner.divide_test_images(len(test), config.clients, config.seed)
-    summary = _summary(source, config)
-    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts, summary=summary)
+    parts = [trained[part] for part in divided]
+    if config.data.validation_fraction and evaluate:
+        parts, validation = hold_out_of_each(train.labels, parts, config.data, config.seed)
+    return OwnedImages(
+        train=train,
+        test=test,
+        parts=parts,
+        test_parts=test_parts,
+        summary=_summary(source, config, validation),
+        validation=validation,
+    )
 
 
-def _summary(source: sources.Source, config: Config) -> str:
+def _summary(source: sources.Source, config: Config, validation: list[Indices]) -> str:
     """Returns one line about the images. It also says if images of several folders are mixed."""
+    told = source.told
+    if validation:
+        held = sum(map(len, validation))
+        told += f"; {held:,} of the training images are held out for validation"
     if source.train.owners is None or config.data.partition == "natural":
-        return source.told
+        return told
     return (
-        f"{source.told}; the images of all clients' folders are mixed and divided again "
+        f"{told}; the images of all clients' folders are mixed and divided again "
         f"(data.partition={config.data.partition}; data.partition=natural keeps each folder)"
     )
 
@@ -273,6 +296,7 @@ def write_shards(
         test=images.test,
         parts=images.parts,
         test_parts=images.test_parts,
+        validation=images.validation,
         holder=holder,
         metadata={"data": config.data.name},
         storage=storage,

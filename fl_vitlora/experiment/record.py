@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from fl_vitlora.checkpoints.logbook import Logbook
-from fl_vitlora.communication.budget import affords
+from fl_vitlora.communication.budget import affords, cost_of_evaluation
 from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.link import Link, transfer_seconds
 from fl_vitlora.communication.reference import Attendance, MessageSizes, full_fine_tuning
 from fl_vitlora.config import Config
+from fl_vitlora.data.owner import RIGHT_KEY
+from fl_vitlora.data.views import VALIDATION, part_of
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.watching import Line, Watch
-from fl_vitlora.federation.evaluation import Measured
+from fl_vitlora.federation.evaluation import Measured, Score
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
@@ -25,6 +27,23 @@ from fl_vitlora.strategy import RoundResult
 
 # The run warns if one client has more than this share of all images, from 3 clients on.
 MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3
+
+
+def best_of(lines: Sequence[Line]) -> Line | None:
+    """Returns the line of the first round with the highest accuracy.
+
+    Args:
+        lines: The lines of `rounds.jsonl`. Rounds that were not evaluated are ignored.
+
+    Returns:
+        One of the lines; None if no round was evaluated.
+
+    Example:
+        >>> best_of([{"accuracy": None}, {"accuracy": 0.5}, {"accuracy": 0.5}]) is None
+        False
+    """
+    evaluated = [line for line in lines if line["accuracy"] is not None]
+    return max(evaluated, key=lambda line: float(line["accuracy"]), default=None)
 
 
 class Record:
@@ -40,16 +59,19 @@ class Record:
     Attributes:
         ledger: The list of all messages so far, with their bytes.
         lines: One line of `rounds.jsonl` for each round so far.
-        measured: The last accuracy and loss, for each way in which test images are encrypted: with
-            the right key, with a wrong key, or not at all.
-        evaluated: The metrics that a strategy computed from the clients' last evaluation.
+        measured: The results of the evaluation of the last round's model, for each view; empty if
+            that model was not evaluated.
+        evaluated: The metrics that a strategy computed from the clients' evaluation of the last
+            round's model.
+        best_on_test: The result of the best model on the test images; None if it is unknown, or if
+            the run has no validation images.
         sizes: The sizes of the messages of full fine-tuning; None until they are measured.
-        shares: The share of each class in the test images; empty until it is known.
+        shares: The share of each class in the images of the evaluation; empty until it is known.
         privacy: The statement on differential privacy; None until the run has ended.
         images: The number of images that each client reported in its first message.
         changes: The libraries and code that had changed when the run was resumed, with the number
             of the round.
-        stopped: True if the strategy has ended the run before its last round.
+        stopped: Why the run ended before its last round: "strategy" or "patience"; None otherwise.
     """
 
     def __init__(
@@ -66,12 +88,13 @@ class Record:
         self.lines: list[Line] = []
         self.measured: Measured = {}
         self.evaluated: Line = {}
+        self.best_on_test: Score | None = None
         self.sizes: MessageSizes | None = None
         self.shares: list[float] = []
         self.privacy: dict[str, Any] | None = None
         self.images: dict[int, int] = {}
         self.changes: list[Line] = []
-        self.stopped = False
+        self.stopped: str | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -79,9 +102,17 @@ class Record:
         return [text for line in self.lines for text in line.get("warnings", [])]
 
     @property
+    def view(self) -> str:
+        """Returns the view by which the run chooses: validation images if it has some, else test.
+
+        Each round is evaluated on this view.
+        """
+        return VALIDATION if self._config.data.validation_fraction else RIGHT_KEY
+
+    @property
     def last(self) -> RoundResult | None:
-        """Returns the result of the last round, or None before the first round."""
-        if not self.lines:
+        """Returns the result of the last round; None if there is none, or no evaluation of it."""
+        if not self.lines or self.lines[-1]["accuracy"] is None:
             return None
         line = self.lines[-1]
         return RoundResult(
@@ -115,8 +146,7 @@ class Record:
         Args:
             ledger: The list of all messages until the checkpoint, with their bytes.
             lines: One line of `rounds.jsonl` for each round until the checkpoint.
-            measured: The last accuracy and loss before the checkpoint, for each way in which the
-                test images are encrypted.
+            measured: The results of the last evaluation before the checkpoint, for each view.
         """
         self.ledger.replace(ledger)
         for line in lines:
@@ -124,14 +154,21 @@ class Record:
             self._watch.show_round(line)
         self.measured.update(measured)
 
-    def affords(self, server_round: int) -> bool:
+    def affords(self, server_round: int, *, evaluation: bool = False) -> bool:
         """Returns True if the byte budget allows another round.
+
+        Args:
+            server_round: The number of the next round, from 1.
+            evaluation: True if the budget must also allow an evaluation by clients after the round.
 
         Raises:
             UserError: If the budget does not allow the first round.
         """
         budget = self._config.budget
-        allowed = affords(budget, self.ledger, server_round)
+        reserve = 0
+        if budget is not None and evaluation:
+            reserve = cost_of_evaluation(self.ledger, self._config.clients)
+        allowed = affords(budget, self.ledger, server_round, reserve=reserve)
         if not allowed and server_round == 1:
             raise UserError(
                 f"budget {budget}: the first messages, in which the server asks each client for "
@@ -148,11 +185,9 @@ class Record:
     def report(self, report: RoundReport, model: GlobalModel) -> None:
         """Stores and shows the results of a round. Stores the model if it is the best so far."""
         line = self._line_of(report)
-        if all(report.accuracy > earlier["accuracy"] for earlier in self.lines):
-            self._folder.write_model(
-                model.stored(), "best_model.safetensors", class_names=self._class_names
-            )
         self.lines.append(line)
+        if report.accuracy is not None and best_of(self.lines) is line:
+            self._folder.write_best(model.stored(), report.round, self._class_names)
         self._logbook.note_round(line)
         self._watch.show_round(line)
 
@@ -161,6 +196,7 @@ class Record:
             "round": report.round,
             "accuracy": report.accuracy,
             "loss": report.loss,
+            **self._images_of(report),
             "train_loss": report.train_loss,
             "participants": list(report.participants),
             "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
@@ -184,6 +220,18 @@ class Record:
         if self.evaluated:
             line["strategy_evaluation"] = dict(self.evaluated)
         return line
+
+    def _images_of(self, report: RoundReport) -> Line:
+        """Returns which and how many images were evaluated, and the test result beside it."""
+        score = None if report.accuracy is None else self.measured.get(self.view)
+        told: Line = {
+            "measured_on": None if report.accuracy is None else part_of(self.view),
+            "measured_images": None if score is None else score.images,
+        }
+        if self.view == VALIDATION and score is not None and RIGHT_KEY in self.measured:
+            test = self.measured[RIGHT_KEY]
+            told |= {f"test_{name}": value for name, value in test._asdict().items()}
+        return told
 
     def _transfer(self, server_round: int) -> float:
         """Returns the seconds that the messages of a round take over the link."""

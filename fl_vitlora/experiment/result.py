@@ -10,9 +10,12 @@ from typing import Any
 from fl_vitlora.adaptation import policies
 from fl_vitlora.communication.summary import reached, summarise
 from fl_vitlora.config import Config
-from fl_vitlora.experiment.record import Record
+from fl_vitlora.data.owner import RIGHT_KEY
+from fl_vitlora.data.views import VALIDATION, part_of
+from fl_vitlora.experiment.record import Record, best_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line
+from fl_vitlora.federation.evaluation import Score
 from fl_vitlora.federation.server_method import joined
 from fl_vitlora.finetuning import shelf
 from fl_vitlora.finetuning.method import Method
@@ -68,28 +71,35 @@ def result_of(
 
 def _outcome(config: Config, record: Record) -> Line:
     lines = record.lines
+    test, validation = (record.measured.get(view) for view in (RIGHT_KEY, VALIDATION))
     return {
-        "accuracy": lines[-1]["accuracy"],
-        "loss": lines[-1]["loss"],
-        "best": best(lines),
-        "accuracy_by_view": {view: accuracy for view, (accuracy, _) in record.measured.items()},
+        "accuracy": None if test is None else test.accuracy,
+        "loss": None if test is None else test.loss,
+        "test_images": None if test is None else test.images,
+        "validation": None if validation is None else validation._asdict(),
+        "best": best(lines, record.best_on_test),
+        "accuracy_by_view": {
+            view: score.accuracy for view, score in record.measured.items() if view != VALIDATION
+        },
         "clients": config.clients,
         "rounds": len(lines),
         "rounds_planned": config.rounds,
         "stopped": _stopped(config, record),
-        "target": reached(
-            config.target_accuracy,
-            [line["accuracy"] for line in lines],
-            record.ledger,
-            record.link,
-        ),
+        "target": _target(config, record),
     }
 
 
+def _target(config: Config, record: Record) -> Line | None:
+    """Returns when the target accuracy was first reached, and on which images it was measured."""
+    accuracies = [line["accuracy"] for line in record.lines]
+    found = reached(config.target_accuracy, accuracies, record.ledger, record.link)
+    return None if found is None else {**found, "measured_on": part_of(record.view)}
+
+
 def _stopped(config: Config, record: Record) -> str | None:
-    """Returns what ended the run early: "strategy" or "budget". None if all rounds were run."""
+    """Returns what ended the run early: "strategy", "patience" or "budget"; None if nothing did."""
     if record.stopped:
-        return "strategy"
+        return record.stopped
     return "budget" if len(record.lines) < config.rounds else None
 
 
@@ -157,15 +167,35 @@ def trained_in(
     }
 
 
-def best(lines: Sequence[Line]) -> Line:
+def best(lines: Sequence[Line], on_test: Score | None = None) -> Line | None:
     """Returns the first round with the highest accuracy, and this accuracy.
 
+    Args:
+        lines: The lines of `rounds.jsonl`.
+        on_test: The result of this round's model on the test images, if it was chosen by other
+            images.
+
+    Returns:
+        A dictionary, also with the images on which the accuracy was measured; None if no round was
+        evaluated.
+
     Example:
-        >>> best([{"round": 1, "accuracy": 0.5}, {"round": 2, "accuracy": 0.5}])
-        {'round': 1, 'accuracy': 0.5}
+        >>> best([{"round": 1, "accuracy": None}, {"round": 2, "accuracy": 0.5}])
+        {'round': 2, 'accuracy': 0.5, 'measured_on': 'test', 'measured_images': None}
     """
-    line = max(lines, key=lambda line: line["accuracy"])
-    return {"round": line["round"], "accuracy": line["accuracy"]}
+    line = best_of(lines)
+    if line is None:
+        return None
+    found = {
+        "round": line["round"],
+        "accuracy": line["accuracy"],
+        "measured_on": line.get("measured_on", "test"),  # older versions had no other images
+        "measured_images": line.get("measured_images"),
+    }
+    if found["measured_on"] == VALIDATION:
+        known = {} if on_test is None else on_test._asdict()
+        found |= {f"test_{name}": known.get(name) for name in Score._fields}
+    return found
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:

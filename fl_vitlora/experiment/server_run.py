@@ -18,6 +18,7 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
+from fl_vitlora.data.views import part_of
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.experiment.checkpointing import Checkpointing
@@ -81,8 +82,8 @@ class Run:
         server: The server's model.
         class_names: The names of the classes, in the order of the head's outputs; clients must have
             the same classes.
-        shards: The folder with the encrypted test shard. It is not used if clients measure the
-            accuracy.
+        shards: The folder with the encrypted shards for testing and validation. It is not used if
+            clients measure the accuracy.
         folder: The run folder.
         watch: The callbacks of the program that started the run.
         logbook: The object that writes rounds and checkpoints into the run folder.
@@ -91,7 +92,7 @@ class Run:
             keeps its own state, and the server writes no checkpoints.
         checkpoint: The checkpoint from which the run continues; None for a new run.
         holder: The object that has the key of the images, if it evaluates together with the server.
-        storage: The keys that open the file of the test shard; None if it is not encrypted.
+        storage: The keys that open the files of these shards; None if they are not encrypted.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
         secret_seed: The seed of the strategy's random choices and of the noise in a deployment. It
             is secret, because anyone who knows the noise could subtract it, and clients know the
@@ -146,14 +147,14 @@ class Run:
         model, done = GlobalModel(tensors=initial), 0
         if self.checkpoint is not None and keeping is not None:
             model, done = keeping.take_up(self.checkpoint), self.checkpoint.round
-        measuring = Measuring(evaluator=evaluator, rounds=self.config.rounds, record=self.record)
+        measuring = Measuring(evaluator=evaluator, config=self.config, record=self.record)
         release = Release(config=self.config, secret_seed=self.secret_seed)
         hooks = _Rounds(self, measuring, release, keeping)
         begin = time.perf_counter()
         self.watch.training.set()
         federation = self._federation(transport, aggregator, list(clients), hooks)
         final = federation.run(model, done, self.record.last)
-        measuring.evaluate_other_views(final)
+        measuring.finish(final, self.folder.read_best)
         end = time.perf_counter()
         self.record.sizes = reference_sizes(self.server.whole, self.class_names)
         self.record.privacy = release.statement(aggregator.privacy(), len(self.record.lines))
@@ -261,6 +262,7 @@ class Run:
             [line["accuracy"] for line in lines],
             list(accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in lines)),
             list(accumulate(line["transfer_seconds"] for line in lines)),
+            images=part_of(self.record.view),
         )
         plot_traffic(self.folder.plots, lines)
         self.folder.write("communication.csv", self.record.ledger.to_csv())
@@ -297,8 +299,9 @@ class _Rounds(RoundHooks):
         self._release, self._keeping = release, keeping
         self._places = places_of(run.server.backbone.model)
         self.beside = measuring.beside
+        self.may_give_up = run.config.evaluation.patience is not None
 
-    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
+    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float] | None:
         return self._measuring.evaluate(server_round, model)
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
@@ -308,11 +311,15 @@ class _Rounds(RoundHooks):
         return self._run.watch.pause.is_set()
 
     def affords(self, server_round: int) -> bool:
-        return self._run.record.affords(server_round)
+        last = self._measuring.needs_last_messages
+        return self._run.record.affords(server_round, evaluation=last)
 
-    def stop(self, server_round: int) -> None:
+    def gives_up(self, server_round: int) -> bool:
+        return self._measuring.gives_up(server_round)
+
+    def stop(self, server_round: int, reason: str) -> None:
         del server_round
-        self._run.record.stopped = True
+        self._run.record.stopped = reason
 
     def note(self, failures: Sequence[Failure]) -> None:
         self._run.record.note(failures)

@@ -57,6 +57,7 @@ def check(
         UserError: If the experiment cannot work. The message is one line and says what would work.
     """
     policies.check(config)
+    check_patience(config)
     config = policies.for_strategy(config, client_half(strategy))
     check_experiment(strategy, config)
     if writes_checkpoints:
@@ -105,6 +106,21 @@ def check_measured(config: Config) -> None:
             f"privacy.clipping_norm with method {config.finetuning.method}: the part "
             f"{measuring[0]} measures means, and an update that is scaled down has wrong means; "
             "remove one of the two"
+        )
+
+
+def check_patience(config: Config) -> None:
+    """Checks that a run which may end early has images by which it may choose its last round.
+
+    Raises:
+        UserError: If it has none. The end of a run must not be chosen by the test images.
+    """
+    patience = config.evaluation.patience
+    if patience is not None and not config.data.validation_fraction:
+        raise UserError(
+            f"evaluation.patience {patience}: expected validation images, because the last round "
+            "must not be chosen by the test images; hold out a share of the training images, for "
+            "example --set data.validation_fraction=0.1"
         )
 
 

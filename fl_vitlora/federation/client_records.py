@@ -56,6 +56,7 @@ class ClientRecord:
             the greeting.
         test_images: The number of test images that the client stated at its first evaluation; None
             before that.
+        validation_images: The number of validation images that the client stated then; None before.
         memory: The tensors and the number of merged rounds that the client remembers.
         followed: For each stream of compressed changes, the version that the client has.
         offered: For each stream, the version that the client will have if it answers the last
@@ -65,6 +66,7 @@ class ClientRecord:
     node: int | None = None
     images: int | None = None
     test_images: int | None = None
+    validation_images: int | None = None
     memory: Memory = field(default_factory=Memory)
     followed: Versions = field(default_factory=dict)
     offered: Versions | None = None
@@ -123,6 +125,12 @@ class ClientRecords:
         """
         first = self.of(client).test_images
         self._change(client, test_images=images if first is None else first)
+        return images if first is None else first
+
+    def validated(self, client: int, images: int) -> int:
+        """Notes the number of validation images of a client; see `tested`."""
+        first = self.of(client).validation_images
+        self._change(client, validation_images=images if first is None else first)
         return images if first is None else first
 
     def cached(self, client: int, model: State, plan: ClientPlan) -> frozenset[str]:

@@ -1,23 +1,25 @@
-"""Evaluation of a global model on encrypted test images, centrally or by the clients.
+"""Evaluation of a global model on encrypted images, centrally or by the clients.
 
-There are two ways. Either a central party evaluates the model on one test shard; if all parties
-have the same key, the central party needs no key. Or each client evaluates the model on its own
-test images, encrypted with its own key. Both ways return the accuracy and the mean loss over all
-test images, for each view. A view is a version of the test images: encrypted, encrypted with a
-wrong key, or decrypted (`data.owner.views_of`).
+There are two ways. Either a central party evaluates the model on common images; if all parties have
+the same key, the central party needs no key. Or each client evaluates the model on its own images,
+encrypted with its own key. Both ways return the accuracy and the mean loss over all images, for
+each view (`data.views`): the test images encrypted, encrypted with a wrong key, or decrypted, and
+the encrypted validation images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 
 from fl_vitlora.adaptation.coordinates import Coordinates
-from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, views_of
+from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY
 from fl_vitlora.data.shards import Shard
+from fl_vitlora.data.views import VALIDATION, sampled, seen_in
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.finetuning import targets
@@ -26,8 +28,25 @@ from fl_vitlora.models.reading import put_reader
 from fl_vitlora.training import local
 from fl_vitlora.training.prediction import PLAIN, Predictor
 
-Measured = dict[str, tuple[float, float]]  # accuracy in [0, 1] and mean cross-entropy, by view
+Reported = dict[str, tuple[float, float]]  # accuracy in [0, 1] and mean cross-entropy, by view
 ALL_VIEWS = (RIGHT_KEY, WRONG_KEY, NO_KEY)
+
+
+class Score(NamedTuple):
+    """The result of an evaluation on one view.
+
+    Attributes:
+        accuracy: The share of images that are classified correctly, in [0, 1].
+        loss: The mean cross-entropy.
+        images: The number of images; None if a checkpoint of an older version does not name it.
+    """
+
+    accuracy: float
+    loss: float
+    images: int | None = None
+
+
+Measured = dict[str, Score]  # by view
 
 
 class Evaluator(Protocol):
@@ -41,18 +60,46 @@ class Evaluator(Protocol):
         """
         ...
 
-    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Evaluates a model, in the server's form, on some views (versions) of the test images."""
+    def measure(
+        self,
+        server_round: int,
+        model: GlobalModel,
+        views: Sequence[str],
+        most: int | None = None,
+    ) -> Measured:
+        """Evaluates a model, in the server's form.
+
+        Args:
+            server_round: The round after which the model is evaluated.
+            model: The model.
+            views: The names of the views: some of `views`, and `VALIDATION`.
+            most: The number of images of each view, drawn once; None for all images.
+        """
         ...
+
+
+def share_of(most: int | None, clients: int) -> int | None:
+    """Returns how many images each client evaluates; None for all its images.
+
+    Args:
+        most: The number of images of all clients together; None for all images.
+        clients: The number of clients.
+
+    Example:
+        >>> share_of(100, 3), share_of(None, 3)
+        (34, None)
+    """
+    return None if most is None else math.ceil(most / clients)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralEvaluator:
-    """Evaluates the model at one party, on all test images.
+    """Evaluates the model at one party, on common images.
 
     Attributes:
         backbone: The model with which the party computes.
         shard: The encrypted test images.
+        validation: The encrypted validation images; None if there are none.
         coordinates: The maps between the server's tensors and the party's tensors, which differ if
             the party has its own key.
         holder: The object that encrypts with the party's key; None if the party has no key.
@@ -66,6 +113,7 @@ class CentralEvaluator:
     holder: KeyHolder | None
     precision: torch.dtype
     predictor: Predictor = PLAIN
+    validation: Shard | None = None
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -73,19 +121,25 @@ class CentralEvaluator:
         keyed = self.holder is not None and self.holder.cipher.steps
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
 
-    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Evaluates a model on this machine, on some views (versions) of the test images."""
+    def measure(
+        self,
+        server_round: int,
+        model: GlobalModel,
+        views: Sequence[str],
+        most: int | None = None,
+    ) -> Measured:
+        """Evaluates a model on this machine; see `Evaluator.measure`."""
         del server_round
         put_reader(self.backbone.model, self.coordinates.base)
         targets.put_increments(self.backbone.model, model.increments)
         state = self.coordinates.to_client(model.tensors)
-        seen = {RIGHT_KEY: self.shard}
-        if self.holder is not None and list(views) != [RIGHT_KEY]:
-            seen = views_of(self.shard, self.holder, TEST)
-        return {
-            view: local.evaluate(self.backbone, state, seen[view], self.precision, self.predictor)
-            for view in views
-        }
+        seen = seen_in(views, self.shard, self.validation, self.holder, TEST)
+        measured: Measured = {}
+        for view in views:
+            shard = sampled(seen[view], most, view)
+            told = local.evaluate(self.backbone, state, shard, self.precision, self.predictor)
+            measured[view] = Score(*told, images=len(shard))
+        return measured
 
 
 class Answer(NamedTuple):
@@ -94,27 +148,50 @@ class Answer(NamedTuple):
     Attributes:
         client: The number of the client.
         images: The number of the client's test images.
-        measured: A dictionary: for each view (version) of these images, the accuracy and the loss.
+        measured: A dictionary: for each view, the accuracy and the loss.
+        validation_images: The number of the client's validation images; 0 if it was not asked.
     """
 
     client: int
     images: int
-    measured: Measured
+    measured: Reported
+    validation_images: int = 0
+
+    def weight(self, view: str) -> int:
+        """Returns how many images of the part that a view shows the client has."""
+        return self.validation_images if view == VALIDATION else self.images
+
+
+def as_chosen_by(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """Returns the answers that a strategy gets: on validation images if clients have any.
+
+    A strategy may choose by what it gets, and must then not see the test images.
+    """
+    return [
+        Answer(a.client, a.validation_images, {RIGHT_KEY: a.measured[VALIDATION]})
+        if VALIDATION in a.measured
+        else a
+        for a in answers
+    ]
 
 
 class Asks(Protocol):
-    """Asks every client to evaluate a model on its own test images."""
+    """Asks every client to evaluate a model on its own images."""
 
     def measure(
-        self, server_round: int, model: GlobalModel, views: Sequence[str]
+        self,
+        server_round: int,
+        model: GlobalModel,
+        views: Sequence[str],
+        most: int | None = None,
     ) -> Sequence[Answer]:
-        """Asks all clients to evaluate the model, and returns their results."""
+        """Asks all clients to evaluate the model on `most` images together."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientsEvaluator:
-    """Evaluates the model at the clients, each on its own test images.
+    """Evaluates the model at the clients, each on its own images.
 
     Attributes:
         transport: The object that sends the model to the clients and receives their results.
@@ -126,13 +203,29 @@ class ClientsEvaluator:
     views: tuple[str, ...]
     show: Callable[[int, GlobalModel, Sequence[Answer]], None] = lambda number, model, answers: None
 
-    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> Measured:
-        """Asks the clients, and averages their results over the test images of all clients."""
-        answers = self.transport.measure(server_round, model, views)
+    def measure(
+        self,
+        server_round: int,
+        model: GlobalModel,
+        views: Sequence[str],
+        most: int | None = None,
+    ) -> Measured:
+        """Asks the clients, and averages their results over the images of all clients.
+
+        A client weighs as much as all its images, even if it has evaluated only some of them.
+        """
+        answers = self.transport.measure(server_round, model, views, most)
         self.show(server_round, model, answers)
-        images = sum(answer.images for answer in answers)
+        return {view: _mean(answers, view, most) for view in views}
 
-        def mean(view: str, which: int) -> float:
-            return sum(a.images * a.measured[view][which] for a in answers) / images
 
-        return {view: (mean(view, 0), mean(view, 1)) for view in views}
+def _mean(answers: Sequence[Answer], view: str, most: int | None) -> Score:
+    """Returns the mean of the clients' results for one view."""
+    weights: Mapping[int, int] = {answer.client: answer.weight(view) for answer in answers}
+    images, share = sum(weights.values()), share_of(most, len(answers))
+
+    def mean(which: int) -> float:
+        return sum(weights[a.client] * a.measured[view][which] for a in answers) / images
+
+    evaluated = images if share is None else sum(min(n, share) for n in weights.values())
+    return Score(mean(0), mean(1), evaluated)

@@ -89,6 +89,16 @@ class GlobalModel:
         named = {f"{path}{INCREMENT}": tensor for path, tensor in self.increments.items()}
         return {**self.tensors, **named}
 
+    @classmethod
+    def of_stored(cls, state: State) -> Self:
+        """Returns a model for evaluation from the tensors that `stored` returned.
+
+        It cannot be trained further, because it lacks the merged pairs and the method's memory.
+        """
+        grown = {n.removesuffix(INCREMENT): t for n, t in state.items() if n.endswith(INCREMENT)}
+        tensors = {n: t for n, t in state.items() if not n.endswith(INCREMENT)}
+        return cls(tensors=tensors, increments=grown)
+
 
 def split(tensors: State) -> tuple[State, State]:
     """Splits a strategy's result into the model's tensors and the merged low-rank pairs."""

@@ -24,8 +24,9 @@ class RoundReport:
 
     Attributes:
         round: The number of the round, from 1.
-        accuracy: The accuracy of the new global model on the test images, in [0, 1].
-        loss: The mean cross-entropy of the new global model on the test images.
+        accuracy: The accuracy of the new global model in [0, 1], on the validation images if the
+            run has some, else on the test images. None if the model was not evaluated.
+        loss: The mean cross-entropy of the new global model on the same images, or None.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The clients whose updates were aggregated.
         frozen: The endings of the names of tensors that were frozen in this round.
@@ -46,8 +47,8 @@ class RoundReport:
     """
 
     round: int
-    accuracy: float
-    loss: float
+    accuracy: float | None = None
+    loss: float | None = None
     train_loss: float
     participants: tuple[int, ...]
     frozen: tuple[str, ...] = ()
@@ -74,8 +75,11 @@ class RoundHooks(Protocol):
     beside: bool = False
     """True if a model may be evaluated in another thread while the next round runs."""
 
-    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float]:
-        """Returns the accuracy and the loss of the global model after a round."""
+    may_give_up: bool = False
+    """True if `gives_up` can return True. Then each model is evaluated before the next round."""
+
+    def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float] | None:
+        """Returns the accuracy and the loss of the model after a round; None to skip the round."""
         ...
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
@@ -91,9 +95,22 @@ class RoundHooks(Protocol):
         del server_round
         return True
 
-    def stop(self, server_round: int) -> None:
-        """Receives the number of the last round if the strategy ends the run; `keep` follows."""
+    def gives_up(self, server_round: int) -> bool:
+        """Returns True if the run must end because the accuracy did not rise for too long.
+
+        It is called only after a round whose model was evaluated.
+        """
         del server_round
+        return False
+
+    def stop(self, server_round: int, reason: str) -> None:
+        """Receives the last round if the run ends early; `keep` follows.
+
+        Args:
+            server_round: The number of the last round.
+            reason: "strategy" if the strategy ends the run, "patience" if `gives_up` does.
+        """
+        del server_round, reason
 
     def note(self, failures: Sequence[Failure]) -> None:
         """Receives the failures of a round before the loop checks for too few updates."""

@@ -33,9 +33,10 @@ def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float
     loss is. If the loss is unknown, only the accuracy is used.
 
     Args:
-        rounds: The test loss and the test accuracy of every round so far. The loss is None if it
-            is unknown.
-        shares: The share of each of the K classes in the test images; 1 / K if it is unknown.
+        rounds: The loss and the accuracy of every round so far that was evaluated. The loss is None
+            if it is unknown.
+        shares: The share of each of the K classes in the images of the evaluation; 1 / K if it is
+            unknown.
 
     Example:
         >>> guesses([(2.4, 0.1), (2.35, 0.12), (2.31, 0.1)], [0.1] * 10)
@@ -67,22 +68,26 @@ def warning(
     Args:
         lines: The lines of `rounds.jsonl` so far, one for each round.
         config: The configuration of the experiment.
-        shares: The share of each of the K classes in the test images; 1 / K if it is unknown.
+        shares: The share of each of the K classes in the images of the evaluation; 1 / K if it is
+            unknown.
 
     Returns:
         The warning; None if the run learns or already got the warning.
     """
-    rounds = [(line["loss"], line["accuracy"]) for line in lines]
+    rounds = [(line["loss"], line["accuracy"]) for line in lines if line["accuracy"] is not None]
     if any(line.get("warnings") for line in lines) or not guesses(rounds, shares):
         return None
     loss, accuracy = rounds[-1]
     number, classes = lines[-1]["round"], len(shares)
+    images = lines[-1].get("measured_on") or "test"
+    evaluated = "evaluated " if config.evaluation.every > 1 else ""
     known = "unknown" if loss is None else f"{loss:.3g}"
     return (
         f"the model does not learn: after round {number}, with learning rate "
-        f"{config.training.learning_rate:g}, the test loss is {known} and the accuracy "
-        f"{100 * accuracy:.1f} %; for {ROUNDS} rounds the model was no better than guessing among "
-        f"{classes} classes (loss {math.log(classes):.3g}); try {_advice(loss, config, classes)}"
+        f"{config.training.learning_rate:g}, the {images} loss is {known} and the accuracy "
+        f"{100 * accuracy:.1f} %; for {ROUNDS} {evaluated}rounds the model was no better than "
+        f"guessing among {classes} classes (loss {math.log(classes):.3g}); try "
+        f"{_advice(loss, config, classes)}"
     )
 
 
@@ -98,7 +103,7 @@ def _advice(loss: float | None, config: Config, classes: int) -> str:
 
 
 def class_shares(labels: Tensor | None, classes: int) -> list[float]:
-    """Returns the share of each class in the test images; without labels, all shares are equal.
+    """Returns the share of each class in some images; without labels, all shares are equal.
 
     Example:
         >>> class_shares(torch.tensor([0, 1, 1, 1]), 2), class_shares(None, 2)

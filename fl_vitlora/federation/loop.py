@@ -6,7 +6,6 @@ of Flower.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,10 +79,13 @@ class Federation:
     ) -> GlobalModel:
         """Runs all rounds, unless the byte budget, the strategy or the user ends the run earlier.
 
+        A run can also end early because the accuracy did not rise (`RoundHooks.gives_up`).
+
         Args:
             model: The initial model, or the model of a checkpoint.
             done: The number of rounds that were run before; 0 for the initial model.
-            last: The result of round `done`; None before the first round.
+            last: The result of round `done`; None before the first round, or if the model of
+                that round was not evaluated.
 
         Returns:
             The final model.
@@ -93,9 +95,10 @@ class Federation:
             PausedError: If the user asked for a pause. The state is stored first.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
-            measured: Future[RoundResult] | None = None
+            measured: Future[RoundResult | None] | None = None
+            may_stop = self.aggregator.may_stop or self.hooks.may_give_up
             for server_round in range(done + 1, self.rounds + 1):
-                if self.aggregator.may_stop and measured is not None:
+                if may_stop and measured is not None:
                     last = measured.result()
                 if last is not None and self._stops(server_round - 1, last, model):
                     break
@@ -116,15 +119,19 @@ class Federation:
         return model
 
     def _stops(self, done: int, last: RoundResult, model: GlobalModel) -> bool:
-        """Returns True if the strategy ends the run after round `done`; then the state is saved."""
-        if not (self.aggregator.may_stop and self.aggregator.should_stop(done, last)):
+        """Returns True if the run ends early after round `done`; then the state is saved."""
+        if self.aggregator.may_stop and self.aggregator.should_stop(done, last):
+            reason = "strategy"
+        elif self.hooks.may_give_up and self.hooks.gives_up(done):
+            reason = "patience"
+        else:
             return False
-        self.hooks.stop(done)
+        self.hooks.stop(done, reason)
         self.hooks.keep(done, model)()
         return True
 
     def _pause(
-        self, done: int, model: GlobalModel, measured: Future[RoundResult] | None
+        self, done: int, model: GlobalModel, measured: Future[RoundResult | None] | None
     ) -> NoReturn:
         """Waits until the last model is evaluated, saves the state, and ends the run."""
         if measured is not None:
@@ -135,20 +142,25 @@ class Federation:
 
     def _tell(
         self, unmeasured: RoundReport, model: GlobalModel, write: Callable[[], None] | None = None
-    ) -> RoundResult:
+    ) -> RoundResult | None:
         """Evaluates the model of a round, reports the results, and saves the state.
 
         Args:
             unmeasured: The report of the round, without accuracy and loss.
             model: The model after the round.
             write: A function that saves the state; None if the state was not copied yet.
+
+        Returns:
+            The result of the round; None if the model was not evaluated.
         """
         begin = time.perf_counter()
-        accuracy, loss = self.hooks.evaluate(unmeasured.round, model)
+        accuracy, loss = self.hooks.evaluate(unmeasured.round, model) or (None, None)
         waited = 0.0 if self.hooks.beside else time.perf_counter() - begin
         seconds = unmeasured.seconds + waited
         self.hooks.report(replace(unmeasured, accuracy=accuracy, loss=loss, seconds=seconds), model)
         (write or self.hooks.keep(unmeasured.round, model))()
+        if accuracy is None or loss is None:
+            return None
         return RoundResult(
             accuracy=accuracy,
             loss=loss,
@@ -186,8 +198,6 @@ class Federation:
         answered = tuple(i.client for i in instructions if i.client not in failed)
         return new, RoundReport(
             round=server_round,
-            accuracy=math.nan,
-            loss=math.nan,
             train_loss=train_loss,
             participants=answered,
             frozen=instructions[0].plan.frozen,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,56 +11,28 @@ from rich.text import Text
 
 from fl_vitlora.config.grid_labels import name_of
 from fl_vitlora.config.units import readable_bytes, unit_of
+from fl_vitlora.reporting.comparison_rows import (
+    CELL,
+    DIFFERENCE,
+    RUN,
+    cell_rows,
+    difference_rows,
+    run_rows,
+    to_csv,
+)
 from fl_vitlora.reporting.statistics import (
     Difference,
     Record,
     Summary,
     differences,
+    is_ranked_by_validation,
     percent,
     summarise,
+    validation_percent,
 )
 from fl_vitlora.reporting.table_layout import print_table, print_wrapped, screen
 from fl_vitlora.storage.files import make_folder, write_atomically
 
-Row = Mapping[str, object]
-
-WIRE = (
-    "uplink_bytes",
-    "downlink_bytes",
-    "full_fine_tuning_bytes",
-    "saving",
-    "saving_with_flower",
-)
-RUN = (
-    "seed",
-    "accuracy",
-    "loss",
-    "aggregation_error",
-    *WIRE,
-    "trainable_parameters",
-    "total_parameters",
-    "seconds",
-    "folder",
-    "problem",
-)
-CELL = (
-    "seeds",
-    "accuracy_percent",
-    "standard_deviation",
-    "trainable_parameters",
-    "total_parameters",
-    "sent_bytes",
-    "saving",
-    "saving_with_flower",
-    "median_seconds",
-    "aggregation_error_percent",
-    "aggregation_error_deviation",
-    "bytes_to_target",
-    "bytes_to_target_deviation",
-    "reached_target",
-    "problem",
-)
-DIFFERENCE = ("compared_axis", "baseline", "difference_points", "standard_error", "pairs")
 READABLE = ("accuracy %", "seeds", "trained", "sent", "saving", "s")
 MEANING = (
     "Test accuracy: mean ± sample standard deviation over the seeds; trained: number of trained "
@@ -74,7 +44,15 @@ MEANING_OF_ERROR = (
     "adapted weights, in percent of the distance by which this mean moved in the round. The table "
     "has the mean over the rounds. The updates of hostile clients are included."
 )
+MEANING_OF_VALIDATION = (
+    "Validation: the accuracy on the validation images, a part of the training images on which no "
+    "client trains. The test images choose nothing."
+)
 DIFFERENCES = "Differences in test accuracy, paired by seed, the best first: mean ± standard error"
+BY_VALIDATION = (
+    "Differences in test accuracy, paired by seed, ordered by validation accuracy, the best first: "
+    "mean ± standard error"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +96,9 @@ def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) 
 def write_tables(folder: Path, comparison: Report) -> None:
     """Writes the tables `runs.csv`, `table.csv`, `differences.csv` and `table.md` to a folder."""
     for name, columns, rows in (
-        ("runs", RUN, run_rows(comparison, folder)),
-        ("table", CELL, cell_rows(comparison)),
-        ("differences", DIFFERENCE, difference_rows(comparison)),
+        ("runs", RUN, run_rows(comparison.records, folder)),
+        ("table", CELL, cell_rows(comparison.summaries)),
+        ("differences", DIFFERENCE, difference_rows(comparison.differences)),
     ):
         write_atomically(folder / f"{name}.csv", to_csv([*comparison.axes, *columns], rows))
     write_atomically(folder / "table.md", to_markdown(comparison))
@@ -136,69 +114,14 @@ def write_plots(folder: Path, comparison: Report) -> None:
         plot_comparison(folder / "plots", cells, comparison.title)
 
 
-def run_rows(comparison: Report, root: Path) -> Iterator[Row]:
-    """Yields the row of `runs.csv` for each run. Paths of folders are relative to ``root``."""
-    for run in comparison.records:
-        row: dict[str, object] = {**run.labels, "seed": run.seed, "problem": run.problem}
-        if run.result is not None and run.folder is not None:
-            row |= {name: run.result[name] for name in RUN if name in run.result}
-            row |= {name: run.result["communication"][name] for name in WIRE}
-            row |= {"seconds": run.result["seconds"]["total"]}
-            row |= {"folder": run.folder.relative_to(root).as_posix()}
-        yield row
-
-
-def cell_rows(comparison: Report) -> Iterator[Row]:
-    """Yields the row of `table.csv` for each cell: runs that differ only in their seed."""
-    for cell in comparison.summaries:
-        row: dict[str, object] = {**cell.labels, "seeds": cell.seeds}
-        row |= {"problem": "; ".join(cell.problems)}
-        if cell.accuracy is not None:
-            row |= {
-                "accuracy_percent": cell.accuracy.mean,
-                "standard_deviation": cell.accuracy.spread,
-                "trainable_parameters": cell.trainable,
-                "total_parameters": cell.total,
-                "sent_bytes": cell.sent,
-                "saving": cell.saving,
-                "saving_with_flower": cell.saving_with_flower,
-                "median_seconds": cell.seconds,
-            }
-        if cell.aggregation_error is not None:
-            row |= {
-                "aggregation_error_percent": cell.aggregation_error.mean,
-                "aggregation_error_deviation": cell.aggregation_error.spread,
-            }
-        if cell.targets:
-            row |= {"reached_target": cell.reached}
-        if cell.to_target is not None:
-            row |= {
-                "bytes_to_target": cell.to_target.mean,
-                "bytes_to_target_deviation": cell.to_target.spread,
-            }
-        yield row
-
-
-def difference_rows(comparison: Report) -> Iterator[Row]:
-    """Yields the row of `differences.csv` for each difference."""
-    for difference in comparison.differences:
-        yield {
-            **difference.others,
-            difference.axis: difference.label,
-            "compared_axis": difference.axis,
-            "baseline": difference.baseline,
-            "difference_points": difference.accuracy.mean,
-            "standard_error": difference.accuracy.spread,
-            "pairs": difference.pairs,
-        }
-
-
 def readable_cells(comparison: Report) -> list[list[str]]:
     """Returns the table for people: a header row, and a row of texts for each cell.
 
     Columns that would be empty are left out.
     """
     extra: dict[str, Callable[[Summary], str]] = {}
+    if has_validation(comparison):
+        extra["validation %"] = lambda cell: str(cell.validation or "")
     if any(cell.targets for cell in comparison.summaries):
         extra["to target"] = _target_text
     if has_errors(comparison):
@@ -228,6 +151,16 @@ def _target_text(cell: Summary) -> str:
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
     factor, unit = unit_of(cell.to_target.mean)
     return f"{cell.to_target.scaled(1 / factor)} {unit}{some}"
+
+
+def has_validation(comparison: Report) -> bool:
+    """Returns True if a cell has a validation accuracy. If none has, tables omit this column."""
+    return any(cell.validation is not None for cell in comparison.summaries)
+
+
+def heading_of_differences(comparison: Report) -> str:
+    """Returns the heading of the table of differences, which says by what they are ordered."""
+    return BY_VALIDATION if is_ranked_by_validation(comparison.differences) else DIFFERENCES
 
 
 def has_errors(comparison: Report) -> bool:
@@ -266,29 +199,19 @@ def readable_problems(comparison: Report) -> list[str]:
     ]
 
 
-def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    r"""Returns rows as comma-separated values. If a row has no value for a column, it is empty.
-
-    Example:
-        >>> to_csv(["images", "seed"], [{"images": "a,b", "seed": 0}, {"seed": 1}])
-        'images,seed\n"a,b",0\n,1\n'
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def to_markdown(comparison: Report) -> str:
     """Returns the tables of cells and differences, with explanations, as a section of Markdown."""
     parts = [f"# {comparison.title}"] if comparison.title else []
     parts.append(markdown_table(readable_cells(comparison), texts=len(comparison.axes)))
     parts.extend(f"* {problem}" for problem in readable_problems(comparison))
-    parts.append(f"{MEANING} {MEANING_OF_ERROR}" if has_errors(comparison) else MEANING)
+    further = {
+        MEANING_OF_VALIDATION: has_validation(comparison),
+        MEANING_OF_ERROR: has_errors(comparison),
+    }
+    parts.append(" ".join([MEANING, *(text for text, is_shown in further.items() if is_shown)]))
     if comparison.differences:
         parts.append(markdown_table(readable_differences(comparison), texts=2))
-        parts.append(f"{DIFFERENCES}.")
+        parts.append(f"{heading_of_differences(comparison)}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -314,7 +237,8 @@ def print_report(comparison: Report, folder: str, console: Console | None = None
         print_wrapped(console, Text(problem))
     if comparison.differences:
         console.print()
-        print_table(console, readable_differences(comparison), 2, DIFFERENCES)
+        heading = heading_of_differences(comparison)
+        print_table(console, readable_differences(comparison), 2, heading)
     console.print(f"comparison folder  {folder}", markup=False, soft_wrap=True)
 
 
@@ -323,5 +247,6 @@ def describe(record: Record) -> str:
     name = f"{name_of(record.labels)}, seed {record.seed}"
     if record.result is None:
         return f"{name}: {record.problem}"
-    seconds = record.result["seconds"]["total"]
-    return f"{name}: {percent(record):.2f} %, {seconds:.1f} s, {record.folder}"
+    seconds, held = record.result["seconds"]["total"], validation_percent(record)
+    validation = "" if held is None else f" (validation {held:.2f} %)"
+    return f"{name}: {percent(record):.2f} %{validation}, {seconds:.1f} s, {record.folder}"

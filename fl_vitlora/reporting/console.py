@@ -157,10 +157,7 @@ class RunDisplay(Live):
         self._sent += line["uplink_bytes"] + line["downlink_bytes"]
         for warning in line.get("warnings", ()):
             self.note(f"warning: {warning}")
-        state = (
-            f"accuracy {100 * line['accuracy']:.1f} %  loss {line['loss']:.3f}  "
-            f"{readable_bytes(self._sent)} sent"
-        )
+        state = f"{accuracy_in(line)}  {readable_bytes(self._sent)} sent"
         if line["failures"]:
             state += f"  {len(line['failures'])} failed"
         if not line["moved"]:
@@ -168,6 +165,26 @@ class RunDisplay(Live):
         self._progress.update(self._task, state=state)
         self._move(line["round"])
         self._print(f"round {line['round']}/{self._rounds}  {state}  {line['seconds']:.1f} s")
+
+
+def accuracy_in(line: Mapping[str, Any], *, with_loss: bool = True) -> str:
+    """Returns a text with the accuracy of a round, and the images it was measured on.
+
+    Args:
+        line: The round's line in `rounds.jsonl`.
+        with_loss: True to add the loss.
+
+    Example:
+        >>> accuracy_in({"accuracy": 0.5, "loss": 1.25, "measured_on": "validation"})
+        'validation accuracy 50.0 %  loss 1.250'
+        >>> accuracy_in({"accuracy": None, "loss": None})
+        'not evaluated'
+    """
+    if line["accuracy"] is None:
+        return "not evaluated"
+    images = "validation " if line.get("measured_on") == "validation" else ""
+    loss = f"  loss {line['loss']:.3f}" if with_loss else ""
+    return f"{images}accuracy {100 * line['accuracy']:.1f} %{loss}"
 
 
 class ComparisonDisplay(Live):
@@ -212,7 +229,7 @@ class ComparisonDisplay(Live):
         """Shows the result of a round. The argument is the round's line in `rounds.jsonl`."""
         for warning in line.get("warnings", ()):
             self.note(f"warning: {warning}")
-        self._round = f"round {line['round']}  accuracy {100 * line['accuracy']:.1f} %"
+        self._round = f"round {line['round']}  {accuracy_in(line, with_loss=False)}"
         self.announce(self._round)
 
     def show_message(self, message: Any) -> None:

@@ -38,15 +38,21 @@ WIDE = 10.0  # an axis is logarithmic if the ratio of largest to smallest value 
 
 
 def plot_accuracy(
-    folder: Path, accuracy: Sequence[float], cumulative: Sequence[int], seconds: Sequence[float]
+    folder: Path,
+    accuracy: Sequence[float | None],
+    cumulative: Sequence[int],
+    seconds: Sequence[float],
+    images: str = "test",
 ) -> None:
     """Draws three plots: the accuracy over the rounds, the megabytes sent, and the transfer time.
 
     Args:
         folder: The folder for the plots.
-        accuracy: The accuracy after each round, in [0, 1].
+        accuracy: The accuracy after each round, in [0, 1]; None for a round without evaluation,
+            which has no point.
         cumulative: The bytes sent up to the end of each round, both directions together.
         seconds: The transfer time of the bytes in `cumulative`, in seconds.
+        images: The images on which the accuracy was measured, "test" or "validation".
     """
     rounds = range(1, len(accuracy) + 1)
     megabytes = [total / MEGABYTE for total in cumulative]
@@ -57,8 +63,9 @@ def plot_accuracy(
     ):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        axes.plot(list(x), [100 * value for value in accuracy], marker=".")
-        axes.set(xlabel=label, ylabel="test accuracy (%)")
+        points = [(at, 100 * y) for at, y in zip(x, accuracy, strict=True) if y is not None]
+        axes.plot([at for at, _ in points], [y for _, y in points], marker=".")
+        axes.set(xlabel=label, ylabel=f"{images} accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=label == "round"))
         axes.grid(alpha=0.3)
         _write(figure, folder / f"{name}.png")

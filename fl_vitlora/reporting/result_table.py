@@ -13,6 +13,11 @@ from fl_vitlora.config.units import readable_bytes
 from fl_vitlora.reporting.table_layout import print_named, screen
 
 MOST_NAMED = 3  # the largest number of clients whose failures are listed
+ENDED_BY = {
+    "strategy": "the strategy ended the run after",
+    "patience": "the validation accuracy did not rise (evaluation.patience); the run ended after",
+    "budget": "the budget allows",
+}
 
 
 def readable_seconds(seconds: float) -> str:
@@ -60,6 +65,22 @@ def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
     }
 
 
+def _validation(result: Mapping[str, Any]) -> dict[str, str]:
+    """Returns rows for the validation accuracy and the best model, if they were measured."""
+    last, rows = result.get("validation"), {}
+    if last is None:
+        return rows
+    rows["validation accuracy"] = f"{100 * last['accuracy']:.2f} % ({last['images']:,} images)"
+    if best := result["best"]:  # a run that ended early may have no evaluated round
+        on_test = best["test_accuracy"]
+        told = "unknown" if on_test is None else f"{100 * on_test:.2f} %"
+        rows["best model"] = (
+            f"of round {best['round']}, chosen by its validation accuracy, "
+            f"{100 * best['accuracy']:.2f} %; test accuracy {told}"
+        )
+    return rows
+
+
 def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
     """Returns the rows that the table has only for some runs."""
     remarks = {}
@@ -75,17 +96,14 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
         loss = f"; {clipped} scalars above {sums['range']:g} were clipped" if clipped else ""
         remarks["updates"] = f"the server saw only their sums{loss}"
     if target := result["target"]:
-        remarks[f"{100 * target['accuracy']:g} % accuracy"] = (
+        images = "validation " if target.get("measured_on") == "validation" else ""
+        remarks[f"{100 * target['accuracy']:g} % {images}accuracy"] = (
             f"in round {target['round']}, after {readable_bytes(target['bytes'])}"
             if target["reached"]
             else "not reached"
         )
     if result["stopped"]:
-        told = (
-            "the strategy ended the run after"
-            if result["stopped"] == "strategy"
-            else "the budget allows"
-        )
+        told = ENDED_BY[result["stopped"]]
         remarks["stopped"] = f"{told} {result['rounds']} of {result['rounds_planned']} rounds"
     for change in result["changes"]:
         settings = ", ".join(
@@ -145,6 +163,7 @@ def print_result(result: Mapping[str, Any], folder: str, console: Console | None
     rows = {
         "test accuracy": f"[bold]{100 * result['accuracy']:.2f} %[/bold]",
         **_other_views(result["accuracy_by_view"]),
+        **_validation(result),
         "encryption": ", ".join(result["encryption"]["steps"]) or "none: plain images",
         "key": _key(result["encryption"]),
         **_withstands(result["encryption"]),

@@ -19,7 +19,7 @@ from fl_vitlora.config import Config, load, to_yaml
 from fl_vitlora.data.class_names import CLASS_NAMES, write_names
 from fl_vitlora.errors import UserError
 from fl_vitlora.state import State
-from fl_vitlora.storage.checksummed import write_sealed
+from fl_vitlora.storage.checksummed import read_sealed, write_sealed
 from fl_vitlora.storage.files import (
     PRIVATE,
     TEMPORARY,
@@ -35,6 +35,7 @@ from fl_vitlora.storage.files import (
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 CLASSES = "classes.json"
 SHARDS = "shards"
+BEST, ROUND = "best_model.safetensors", "round"
 DATA = "data.txt"  # the file that says which images were found, and which of them are used
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
@@ -163,6 +164,16 @@ class RunFolder:
         """
         metadata = {CLASS_NAMES: write_names(class_names)} if class_names else {}
         write_sealed(self.path / name, state, metadata)
+
+    def write_best(self, state: State, server_round: int, class_names: Sequence[str]) -> None:
+        """Writes the tensors of the best model so far, with the number of its round."""
+        metadata = {CLASS_NAMES: write_names(class_names), ROUND: str(server_round)}
+        write_sealed(self.path / BEST, state, metadata)
+
+    def read_best(self, server_round: int) -> State | None:
+        """Reads the tensors of the best model; None if the file has the model of another round."""
+        state, metadata = read_sealed(self.path / BEST)
+        return state if metadata.get(ROUND) == str(server_round) else None
 
     def write_classes(self, class_names: Sequence[str]) -> None:
         """Writes the names of the classes in the run's order; a deployment needs this file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Summary:
         labels: For each axis (a setting that differs between cells), the value in this cell.
         seeds: The number of runs with a result.
         accuracy: The test accuracy in percent; None if no run has a result.
+        validation: The validation accuracy in percent; None if not all runs have one.
         trainable: The number of parameters that are trained and exchanged.
         total: The number of parameters of the whole model.
         sent: The mean number of bytes sent, both directions together.
@@ -91,6 +92,7 @@ class Summary:
     labels: Labels
     seeds: int
     accuracy: Estimate | None = None
+    validation: Estimate | None = None
     trainable: int = 0
     total: int = 0
     sent: float = 0.0
@@ -113,8 +115,9 @@ class Difference:
         label: The value of this setting in the first cell.
         baseline: The value of this setting in the second cell, the baseline.
         others: The values of the other settings, which both cells share.
-        accuracy: The accuracy of the first cell minus that of the baseline, in percentage points.
-            The spread is the standard error.
+        accuracy: The test accuracy of the first cell minus that of the baseline, in percentage
+            points. The spread is the standard error.
+        validation: The same difference in validation accuracy; None if not all runs have one.
         pairs: The number of seeds that both cells have in common.
     """
 
@@ -124,11 +127,18 @@ class Difference:
     others: Labels
     accuracy: Estimate
     pairs: int
+    validation: Estimate | None = None
 
 
 def percent(record: Record) -> float:
     """Returns the test accuracy of a run in percent, or NaN if the run has no result."""
     return 100.0 * float(record.result["accuracy"]) if record.result else math.nan
+
+
+def validation_percent(record: Record) -> float | None:
+    """Returns the validation accuracy of a run in percent; None if the run has none."""
+    score = (record.result or {}).get("validation")
+    return None if score is None else 100.0 * float(score["accuracy"])
 
 
 def sent_bytes(result: Mapping[str, Any]) -> int:
@@ -176,7 +186,8 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
     Returns:
         A list with a difference for each pair of cells that has a seed in common. Differences from
-        the same baseline cell are next to each other, and the largest of them comes first.
+        the same baseline cell are next to each other, and the largest of them comes first. They are
+        ranked by the validation accuracy if all of them have one, else by the test accuracy.
     """
     cells = _by_cell(records)
     found = []
@@ -188,6 +199,8 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
                 continue
             scores, bases = _scores(runs), _scores(others)
             gains = [scores[seed] - bases[seed] for seed in scores if seed in bases]
+            known, known_bases = _validation_scores(runs), _validation_scores(others)
+            held = [known[seed] - known_bases[seed] for seed in known if seed in known_bases]
             if gains:
                 found.append(
                     Difference(
@@ -197,6 +210,7 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
                         others={name: label for name, label in labels.items() if name != axis},
                         accuracy=standard_error(gains),
                         pairs=len(gains),
+                        validation=standard_error(held) if len(held) == len(gains) else None,
                     )
                 )
     return _ranked(found)
@@ -204,14 +218,28 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
 def _ranked(found: Iterable[Difference]) -> list[Difference]:
     """Returns differences grouped by their baseline cell. In a group the largest comes first."""
+    found = list(found)
+    ranked_by = ranking_of(found)
     groups: dict[tuple[str, Key], list[Difference]] = {}
     for difference in found:
         groups.setdefault((difference.axis, _key(difference.others)), []).append(difference)
     return [
         difference
         for group in groups.values()
-        for difference in sorted(group, key=lambda d: d.accuracy.mean, reverse=True)
+        for difference in sorted(group, key=ranked_by, reverse=True)
     ]
+
+
+def ranking_of(found: Sequence[Difference]) -> Callable[[Difference], float]:
+    """Returns the function by which differences are ranked: by validation if all have it."""
+    if is_ranked_by_validation(found):
+        return lambda difference: difference.validation.mean if difference.validation else math.nan
+    return lambda difference: difference.accuracy.mean
+
+
+def is_ranked_by_validation(found: Sequence[Difference]) -> bool:
+    """Returns True if all differences have a difference in validation accuracy."""
+    return bool(found) and all(difference.validation is not None for difference in found)
 
 
 def _key(labels: Labels) -> Key:
@@ -232,6 +260,12 @@ def _scores(records: Iterable[Record]) -> dict[int, float]:
     return {record.seed: percent(record) for record in records if record.result}
 
 
+def _validation_scores(records: Iterable[Record]) -> dict[int, float]:
+    """Returns the validation accuracy of each run that has one, in percent, by seed."""
+    known = {record.seed: validation_percent(record) for record in records}
+    return {seed: percents for seed, percents in known.items() if percents is not None}
+
+
 def _summary(runs: Sequence[Record]) -> Summary:
     """Returns the summary of the runs of one cell."""
     problems = tuple(dict.fromkeys(run.problem for run in runs if run.problem))
@@ -241,11 +275,13 @@ def _summary(runs: Sequence[Record]) -> Summary:
     errors = [result.get("aggregation_error") for result in results]
     known = [100.0 * error for error in errors if error is not None]
     targets = [target for result in results if (target := result.get("target"))]
+    held = list(_validation_scores(runs).values())
     spent = [float(target["bytes"]) for target in targets if target["reached"]]
     return Summary(
         labels=runs[0].labels,
         seeds=len(results),
         accuracy=deviation(list(_scores(runs).values())),
+        validation=deviation(held) if len(held) == len(results) else None,
         trainable=results[0]["trainable_parameters"],
         total=results[0]["total_parameters"],
         sent=statistics.mean(sent_bytes(result) for result in results),

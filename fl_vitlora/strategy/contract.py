@@ -204,8 +204,9 @@ class Strategy(ABC):
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
         """Returns True if the run ends after this round, before all planned rounds are run.
 
-        This method is called after every round except the last one. After an interrupted run was
-        continued, the method may be called a second time for the same round.
+        This method is called after every round whose model was evaluated (`evaluation.every`),
+        except the last one. After an interrupted run was continued, the method may be called a
+        second time for the same round.
 
         Args:
             server_round: The number of the round, from 1.

@@ -15,8 +15,10 @@ from fl_vitlora.data.owner import (
 )
 from fl_vitlora.data.shards import (
     TEST_SHARD,
+    VALIDATION_SHARD,
     client_shard,
     client_test_shard,
+    client_validation_shard,
 )
 from fl_vitlora.data.sources import Images
 from fl_vitlora.encryption.holder import KeyHolder
@@ -24,6 +26,7 @@ from fl_vitlora.encryption.holder import KeyHolder
 SECRET = bytes(range(32))
 PARTS = [np.arange(0, 20), np.arange(20, 30)]
 TEST_PARTS = [np.arange(0, 12), np.arange(12, 30)]
+VALIDATION = [np.array([27, 8]), np.arange(13, 18)]
 
 
 def holder_of(secret: bytes = SECRET, size: tuple[int, int] = (16, 16), **given: Any) -> KeyHolder:
@@ -42,6 +45,7 @@ def write(
         test=test,
         parts=PARTS,
         test_parts=TEST_PARTS if apart else [],
+        validation=VALIDATION if apart else [np.concatenate(VALIDATION)],
         holder=holder,
         metadata={"a": "b"},
     )
@@ -51,8 +55,18 @@ def write(
         for c, part in enumerate(PARTS)
     }
     if not apart:
-        return {**content, TEST_SHARD: (test.read(np.arange(30), *size), "test", "test")}
-    return content | {
+        held = train.read(np.concatenate(VALIDATION), *size)
+        return {
+            **content,
+            TEST_SHARD: (test.read(np.arange(30), *size), "test", "test"),
+            VALIDATION_SHARD: (held, "test", "validation"),
+        }
+    own = {
         client_test_shard(c): (test.read(part, *size), f"client {c}", "test")
         for c, part in enumerate(TEST_PARTS)
     }
+    held_by = {
+        client_validation_shard(c): (train.read(part, *size), f"client {c}", "validation")
+        for c, part in enumerate(VALIDATION)
+    }
+    return content | own | held_by

@@ -184,8 +184,17 @@ def test_labels_are_numbered_as_the_run_does(
         ),
         ({**OWN, "party": "client 4"}, "is the train shard of client 4; expected .* client 3"),
         ({**OWN, "part": "test"}, "is the test shard of client 3; expected the train shard"),
+        ({**OWN, "part": "validation"}, "is the validation shard of client 3; expected the train"),
     ],
-    ids=["another class", "no names", "a number", "too few names", "another's", "for testing"],
+    ids=[
+        "another class",
+        "no names",
+        "a number",
+        "too few names",
+        "another's",
+        "for testing",
+        "for validation",
+    ],
 )
 def test_a_shard_that_means_something_else_is_refused_by_name(
     tmp_path: Path, images: Tensor, metadata: dict[str, str], says: str, key: StorageKey | None

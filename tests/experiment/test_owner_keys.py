@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fl_vitlora.config import Config, load
 from fl_vitlora.data.owner import key_holder
 from fl_vitlora.data.shards import (
+    VALIDATION_SHARD,
     Shard,
     client_shard,
+    client_validation_shard,
     open_shard,
     shard_metadata,
     write_shard,
@@ -169,6 +172,22 @@ def test_each_party_is_handed_what_opens_its_own_files(tmp_path: Path) -> None:
                     open_shard(path, own)
     secret = open_ring(tmp_path / "owner.key").current.hex()
     assert not any(secret in file.read_text() for file in files)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["at the server", "at the clients"])
+def test_the_key_of_a_party_opens_its_validation_images_as_well(
+    tmp_path: Path, *, own: bool
+) -> None:
+    halves = [np.arange(0, 3), np.arange(3, 5)]
+    parts = {"test_parts": halves, "validation": halves} if own else {"validation": halves[:1]}
+    config = prepare(tmp_path, {}, **parts)
+    shards, parties = tmp_path / "run" / "shards", {"client-00000", "client-00001"}
+    files = hand_out_keys(config, [tmp_path / "run"], tmp_path / "keys")
+    assert {file.stem for file in files} == (parties if own else {*parties, "test"})
+    nowhere = load(None, {"encryption.key_file": str(tmp_path / "nowhere.key")})
+    name = client_validation_shard(1) if own else VALIDATION_SHARD
+    file = tmp_path / "keys" / ("client-00001.key" if own else "test.key")
+    assert len(open_shard(shards / name, storage_keys(nowhere, file))) == len(halves[int(own)])
 
 
 def test_no_key_is_handed_out_for_what_is_in_the_clear(tmp_path: Path) -> None:

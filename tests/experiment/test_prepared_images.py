@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from fl_vitlora.config import Config, load, resolve, to_mapping
+from fl_vitlora.data.partition import partition
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import prepare_images
 from fl_vitlora.reporting.console import ComparisonDisplay, RunDisplay
@@ -80,3 +82,47 @@ def test_what_is_told_of_the_images_is_one_line_on_the_console(
             display.note(line)
     expected = 2 if kind is RunDisplay else 1
     assert screen.getvalue().splitlines().count(line) == expected
+
+
+HELD = {"data.validation_fraction": 0.1}
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "iid"])
+@pytest.mark.parametrize("by", ["central", "clients"])
+def test_nobody_trains_on_validation_images(kind: str, by: str) -> None:
+    given = {"clients": 5, "data.limit": 300, "data.partition": kind, "evaluation.by": by}
+    images = prepare_images(load(None, {**given, **HELD}))
+    trained, held = np.concatenate(images.parts), np.concatenate(images.validation)
+    assert sorted([*trained, *held]) == list(range(300))
+    assert len(images.validation) == (5 if by == "clients" else 1)
+    told = f"; {len(held)} of the training images are held out for validation"
+    assert images.summary.endswith(told)
+    shares = np.bincount(images.train.labels[held], minlength=10) / len(held)
+    assert abs(shares - np.bincount(images.train.labels) / 300).max() < 0.06
+    assert abs(len(held) - 30) <= 5 / 2  # rounded once, or for each client
+
+
+@pytest.mark.parametrize("by", ["central", "clients"])
+def test_without_validation_images_all_is_as_before(by: str) -> None:
+    given = {"clients": 5, "data.limit": 300, "evaluation.by": by}
+    images = prepare_images(load(None, given))
+    assert images.validation == []
+    assert "validation" not in images.summary
+    expected = partition(images.train.labels, 5, load(None, given).data, 0)
+    for own, other in zip(images.parts, expected, strict=True):
+        assert np.array_equal(own, other)
+
+
+@pytest.mark.parametrize("by", ["central", "clients"])
+def test_folders_of_clients_hold_out_images_as_well(tmp_path: Path, by: str) -> None:
+    config = client_folders(tmp_path, {"a": 10, "b": 20})
+    given = {"data.partition": "natural", "evaluation.by": by, **HELD}
+    images = prepare_images(resolve(to_mapping(config), given))
+    owners = images.train.owners
+    assert owners is not None
+    assert [len(set(owners[part])) for part in images.parts] == [1, 1]
+    assert sum(map(len, images.parts)) + sum(map(len, images.validation)) == 60
+    if by == "clients":
+        assert [len(part) for part in images.validation] == [4, 2]
+        for part, held in zip(images.parts, images.validation, strict=True):
+            assert set(owners[part]) == set(owners[held])

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.slow
 
 ROUNDS = 4
 CODED = {"compression.uplink": "topk(0.2)+int4", "compression.downlink": "int8"}
+VALIDATED = {"data.validation_fraction": 0.2, "evaluation.images": 12}
 CASES: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "coded both ways": CODED,
@@ -73,6 +74,10 @@ CASES: dict[str, dict[str, Any]] = {
     "with noise": {"privacy.clipping_norm": 1.0, "privacy.noise_multiplier": 0.1},
     "measured by clients": {"finetuning.patch_embedding": "local"},
     "rarely kept": {"checkpoint_every": 3},
+    "chosen by validation": VALIDATED,
+    "chosen by clients": {"strategy": "fedsa_lora", **VALIDATED},
+    "rarely evaluated": {**VALIDATED, "evaluation.every": 2},
+    "without patience": {**VALIDATED, "evaluation.patience": 2, "training.learning_rate": 1e-9},
 }
 # Times differ, and with Flower's random names of nodes a message by a byte or two.
 NOT_THE_SAME = ("seconds", "transfer_seconds", "communication", "uplink_bytes", "downlink_bytes")

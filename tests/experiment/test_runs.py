@@ -144,6 +144,7 @@ def test_a_budget_is_never_overspent_and_the_run_is_whole(tmp_path: Path, engine
         "round": 1,
         "bytes": sent,
         "transfer_seconds": wire["transfer_seconds"],
+        "measured_on": "test",
     }
 
 

@@ -39,6 +39,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"strategy": "fedsa_lora", "evaluation.by": "central"},
         "so no central model exists",
     ),
+    "patience": ({"evaluation.patience": 3}, "must not be chosen by the test images"),
     "quorum": ({"min_clients": 9}, "min_clients 9: only 4 clients train"),
     "objection": ({"strategy": "krum"}, "strategy krum: "),
     "cohort of Flower": (

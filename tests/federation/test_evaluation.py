@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,15 @@ from fl_vitlora.config import DataConfig, load
 from fl_vitlora.data import sources
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY, WRONG_KEY, key_holder
 from fl_vitlora.data.shards import Shard
+from fl_vitlora.data.views import VALIDATION, sampled
 from fl_vitlora.encryption.holder import TEST
-from fl_vitlora.federation.evaluation import ALL_VIEWS, Answer, CentralEvaluator, ClientsEvaluator
+from fl_vitlora.federation.evaluation import (
+    ALL_VIEWS,
+    Answer,
+    CentralEvaluator,
+    ClientsEvaluator,
+    as_chosen_by,
+)
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone
@@ -30,8 +38,10 @@ class Answering:
     def __init__(self, *answers: Answer) -> None:
         self.answers, self.asked = answers, []  # type: ignore[var-annotated]
 
-    def measure(self, server_round: int, model: Any, views: Sequence[str]) -> Sequence[Answer]:
-        self.asked.append((server_round, tuple(views)))
+    def measure(
+        self, server_round: int, model: Any, views: Sequence[str], most: int | None = None
+    ) -> Sequence[Answer]:
+        self.asked.append((server_round, tuple(views), most))
         return self.answers
 
 
@@ -43,10 +53,49 @@ def test_answers_of_clients_are_weighted_by_their_test_images():
     )
     evaluator = ClientsEvaluator(transport=clients, views=ALL_VIEWS)
     measured = evaluator.measure(2, GlobalModel(tensors={}), [RIGHT_KEY, NO_KEY])
-    assert measured[RIGHT_KEY] == pytest.approx((0.8, 1.25))
-    assert measured[NO_KEY] == pytest.approx((0.3, 6.0))
+    assert measured[RIGHT_KEY] == pytest.approx((0.8, 1.25, 4))
+    assert measured[NO_KEY] == pytest.approx((0.3, 6.0, 4))
     assert set(measured) == {RIGHT_KEY, NO_KEY}
-    assert clients.asked == [(2, (RIGHT_KEY, NO_KEY))]
+    assert clients.asked == [(2, (RIGHT_KEY, NO_KEY), None)]
+
+
+def test_validation_answers_are_weighted_by_validation_images():
+    """Each measures three images if it has so many, but weighs as much as all its images."""
+    clients = Answering(
+        Answer(0, 9, {RIGHT_KEY: (0.0, 9.0), VALIDATION: (0.5, 2.0)}, 2),
+        Answer(1, 1, {RIGHT_KEY: (0.5, 4.0), VALIDATION: (0.75, 1.0)}, 6),
+    )
+    evaluator = ClientsEvaluator(transport=clients, views=ALL_VIEWS)
+    views = (VALIDATION, RIGHT_KEY)
+    measured = evaluator.measure(2, GlobalModel(tensors={}), views, 5)
+    assert measured[VALIDATION] == pytest.approx((0.6875, 1.25, 2 + 3))
+    assert measured[RIGHT_KEY] == pytest.approx((0.05, 8.5, 3 + 1))
+    assert clients.asked == [(2, views, 5)]
+
+
+def test_a_strategy_gets_what_was_measured_on_validation_images():
+    both = Answer(0, 9, {RIGHT_KEY: (0.0, 9.0), VALIDATION: (0.5, 2.0)}, 2)
+    assert as_chosen_by([both]) == [Answer(0, 2, {RIGHT_KEY: (0.5, 2.0)})]
+    alone = Answer(0, 9, {RIGHT_KEY: (0.0, 9.0)})
+    assert as_chosen_by([alone]) == [alone]
+
+
+@pytest.mark.parametrize("most", [None, 12])
+def test_validation_images_are_measured_as_they_are(
+    make_backbone: MakeBackbone, digits: Shard, most: int | None
+):
+    backbone = make_backbone()
+    state = methods.export_state(backbone.model)
+    evaluator = central(backbone, digits, encryption__steps=STEPS)
+    held = evaluator.shard.take(torch.arange(40))
+    evaluator = replace(evaluator, validation=held)
+    views = (VALIDATION, *ALL_VIEWS)
+    measured = evaluator.measure(1, GlobalModel(tensors=state), views, most)
+    assert tuple(measured) == views
+    for view, shard in ((VALIDATION, held), (RIGHT_KEY, evaluator.shard), (NO_KEY, digits)):
+        few = sampled(shard, most, view)
+        assert measured[view] == (*local.evaluate(backbone, state, few), len(few))
+    assert measured[VALIDATION].images == (most or 40)
 
 
 def central(
@@ -112,7 +161,7 @@ def test_an_adapted_model_is_measured_as_the_plain_one_on_plain_images(
     evaluator = central(backbone := make_backbone(), digits, **EXACT[name])
     state = methods.export_state(backbone.model)
     measured = evaluator.measure(1, GlobalModel(tensors=state), evaluator.views)
-    assert measured[RIGHT_KEY] == pytest.approx(expected, rel=1e-4)
+    assert measured[RIGHT_KEY] == pytest.approx((*expected, 60), rel=1e-4)
     assert measured.keys() == set(evaluator.views)
     assert set(evaluator.views) == ({RIGHT_KEY} if name == "plain" else set(ALL_VIEWS))
     for view in set(evaluator.views) - {RIGHT_KEY}:
@@ -126,8 +175,8 @@ def test_without_adaptation_the_plain_images_are_what_no_key_sees(
     state = methods.export_state(backbone.model)
     evaluator = central(backbone, digits, encryption__steps=STEPS)
     measured = evaluator.measure(1, GlobalModel(tensors=state), ALL_VIEWS)
-    assert measured[NO_KEY] == local.evaluate(backbone, state, digits)
-    assert measured[RIGHT_KEY] == local.evaluate(backbone, state, evaluator.shard)
+    assert measured[NO_KEY] == (*local.evaluate(backbone, state, digits), 60)
+    assert measured[RIGHT_KEY] == (*local.evaluate(backbone, state, evaluator.shard), 60)
     assert len({measured[view][1] for view in (RIGHT_KEY, WRONG_KEY, NO_KEY)}) == 3
 
 

@@ -86,6 +86,20 @@ def test_it_is_said_once():
     assert warning([*seen, *lines(9)], load(None), TEN) is None
 
 
+def test_rounds_that_were_not_evaluated_are_not_judged():
+    """Three evaluated rounds are needed, however many rounds lie between them."""
+    config = load(None, {"evaluation.every": 2})
+    unmeasured = {"round": 1, "accuracy": None, "loss": None}
+    seen = [line for one in lines(9, 9) for line in (unmeasured, one)]
+    assert warning([*seen, unmeasured], config, TEN) is None
+    last = {**lines(9)[0], "round": 6, "measured_on": "validation"}
+    told = warning([*seen, unmeasured, last], config, TEN)
+    assert told is not None
+    assert "after round 6, " in told
+    assert "the validation loss is 9 and" in told
+    assert "for 3 evaluated rounds" in told
+
+
 def test_shares_are_those_of_the_test_images_or_equal():
     assert class_shares(torch.tensor([0, 2, 2, 2]), 3) == [0.25, 0, 0.75]
     assert class_shares(None, 4) == [0.25] * 4

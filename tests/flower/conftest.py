@@ -35,6 +35,7 @@ from fl_vitlora.strategy import Strategy, Update
 
 SIZES = (20, 12, 8)  # images of each client
 TEST_SIZES = (5, 15, 20)  # test images of each
+VALIDATION_SIZES = (4, 2, 3)  # validation images of each
 SECRET = bytes(range(32))
 STORAGE = of_secret(bytes(reversed(range(32))))  # of another secret: workers open files, no images
 KEYS = StorageKeys(roots={STORAGE.name: STORAGE.root}, source="a test")
@@ -142,6 +143,7 @@ def write_shards(
         test=test,
         parts=np.split(positions, np.cumsum(SIZES)[:-1]),
         test_parts=np.split(positions, np.cumsum(TEST_SIZES)[:-1]),
+        validation=np.split(positions[:9], np.cumsum(VALIDATION_SIZES)[:-1]),
         holder=owner.key_holder(config, patch_size=4, image_shape=(3, 16, 16), secret=secret),
         metadata={},
         storage=None if config.encryption.at_rest == "none" else STORAGE,

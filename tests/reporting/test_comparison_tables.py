@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from rich.console import Console
 
@@ -79,6 +81,32 @@ def test_the_aggregation_error_has_a_column_where_any_run_has_one(tmp_path: Path
     assert "| full |  | refused |  |  |  |  |  |  |" in found
     assert "Aggregation error: the distance" in found
     assert "ggregation error" not in to_markdown(report("", runs(tmp_path), AXES))
+
+
+def test_validation_accuracies_have_columns_and_order_the_differences(tmp_path: Path):
+    told = [
+        record(0, accuracy, validation=held, method=method)
+        for method, accuracy, held in (("head", 0.5, 0.5), ("lora", 0.9, 0.6), ("full", 0.8, 0.7))
+    ]
+    told = [replace(one, folder=tmp_path / f"run{i}") for i, one in enumerate(told)]
+    comparison = report("", told, {"method": "head"})
+    found = to_markdown(comparison)
+    assert "| s | validation % |" in found
+    assert "| 1 | 60.00 |" in found
+    assert "ordered by validation accuracy, the best first" in found
+    assert found.index("full against head") < found.index("lora against head")
+    assert "The test images choose nothing." in found
+    write_tables(tmp_path, comparison)
+    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    assert [row["validation_accuracy"] for row in rows] == ["0.5", "0.6", "0.7"]
+    assert (rows[1]["best_round"], rows[1]["best_test_accuracy"]) == ("3", "0.9")
+    cells = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert float(cells[1]["validation_percent"]) == pytest.approx(60)
+    differences = list(csv.DictReader((tmp_path / "differences.csv").open()))
+    assert [row["method"] for row in differences] == ["full", "lora"]
+    assert float(differences[1]["validation_points"]) == pytest.approx(10)
+    assert "validation" not in to_markdown(report("", runs(tmp_path), AXES)).lower()
+    assert describe(told[1]).startswith("lora, seed 0: 90.00 % (validation 60.00 %), ")
 
 
 def test_a_terminal_sees_the_same(tmp_path: Path):

@@ -6,11 +6,21 @@ from typing import Any
 
 import pytest
 
-from fl_vitlora.reporting.statistics import Record, differences, summarise
+from fl_vitlora.reporting.statistics import (
+    Record,
+    differences,
+    is_ranked_by_validation,
+    summarise,
+)
 
 
 def record(
-    seed: int, accuracy: float, seconds: float = 1.0, error: float | None = None, **labels: str
+    seed: int,
+    accuracy: float,
+    seconds: float = 1.0,
+    error: float | None = None,
+    validation: float | None = None,
+    **labels: str,
 ) -> Record:
     wire = {
         "uplink_bytes": 1_000_000,
@@ -28,6 +38,9 @@ def record(
         "communication": wire,
         "seconds": {"total": seconds},
     }
+    if validation is not None:
+        result["validation"] = {"accuracy": validation, "loss": 1.0, "images": 20}
+        result["best"] = {"round": 3, "accuracy": validation, "test_accuracy": accuracy}
     return Record(labels=labels, seed=seed, result=result)
 
 
@@ -110,6 +123,33 @@ def test_what_is_compared_with_the_same_cell_is_ranked():
         *(("x", label) for label in ("best", "better", "worse")),
         *(("y", label) for label in ("worse", "better", "best")),
     ]
+
+
+def test_validation_images_rank_if_all_runs_have_them():
+    """By the test images b is better, by the validation images c, and these decide."""
+    held = {"a": 0.5, "b": 0.6, "c": 0.7}
+    runs = [
+        record(0, accuracy, validation=held[m], m=m)
+        for m, accuracy in (("a", 0.5), ("b", 0.9), ("c", 0.8))
+    ]
+    found = differences(runs, {"m": "a"})
+    assert [one.label for one in found] == ["c", "b"]
+    assert [str(one.accuracy) for one in found] == ["30.00", "40.00"]
+    assert [str(one.validation) for one in found] == ["20.00", "10.00"]
+    assert is_ranked_by_validation(found)
+    assert [str(cell.validation) for cell in summarise(runs)] == ["50.00", "60.00", "70.00"]
+    runs[1] = record(0, 0.9, m="b")
+    found = differences(runs, {"m": "a"})
+    assert [one.label for one in found] == ["b", "c"]
+    assert not is_ranked_by_validation(found)
+
+
+def test_a_cell_has_a_validation_accuracy_only_if_all_its_runs_have_one():
+    runs = [record(0, 0.5, validation=0.4, m="a"), record(1, 0.5, m="a")]
+    (cell,) = summarise(runs)
+    assert cell.validation is None
+    (cell,) = summarise([runs[0], record(1, 0.5, validation=0.6, m="a")])
+    assert str(cell.validation) == "50.00 ± 14.14"
 
 
 def test_a_cell_whose_counterpart_is_missing_is_not_compared():

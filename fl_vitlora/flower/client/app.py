@@ -20,12 +20,13 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fl_vitlora.adaptation.coordinates import Coordinates
 from fl_vitlora.communication.packing import Layout
-from fl_vitlora.data.owner import RIGHT_KEY, views_of
 from fl_vitlora.data.shards import (
     Shard,
     client_shard,
     client_test_shard,
+    client_validation_shard,
 )
+from fl_vitlora.data.views import VALIDATION, sampled, seen_in
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower.client import context_state
@@ -216,21 +217,23 @@ def _write(
 
 
 def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Evaluates the received model on the client's own encrypted test images."""
+    """Evaluates the received model on the client's own encrypted images."""
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
-    shard = worker.shard(client_test_shard(client))
+    shard, validation = worker.shard(client_test_shard(client)), None
     begin = _begin(message.content, context, worker, client)
     put_reader(worker.backbone.model, begin.coordinates.base)
     targets.put_increments(worker.backbone.model, begin.merged)
     state, asked = begin.start, begin.message.views or ()
-    seen = {RIGHT_KEY: shard}
-    if worker.holder is not None and asked != (RIGHT_KEY,):
-        seen = views_of(shard, worker.holder, client_party(client))
     metrics = MetricRecord({messages.SAMPLES: len(shard)})
+    if VALIDATION in asked:
+        validation = worker.shard(client_validation_shard(client))
+        metrics[messages.VALIDATION_SAMPLES] = len(validation)
+    seen = seen_in(asked, shard, validation, worker.holder, client_party(client))
     for view in asked:
+        images = sampled(seen[view], begin.message.most, view)
         accuracy, loss = evaluate(
-            worker.backbone, state, seen[view], worker.precision, worker.predictor
+            worker.backbone, state, images, worker.precision, worker.predictor
         )
         metrics[messages.ACCURACY_OF + view] = accuracy
         metrics[messages.LOSS_OF + view] = loss

@@ -14,8 +14,9 @@ from flwr.app import RecordDict
 
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
+from fl_vitlora.data.views import VALIDATION
 from fl_vitlora.federation.client_records import ClientRecords, from_registries
-from fl_vitlora.federation.evaluation import Answer, Measured
+from fl_vitlora.federation.evaluation import Answer, Reported, share_of
 from fl_vitlora.federation.exchange import Exchange
 from fl_vitlora.federation.failures import Failure, first_reasons
 from fl_vitlora.federation.global_model import GlobalModel
@@ -167,14 +168,20 @@ class Transport:
             expected={client: self._expected(one) for client, one in asked.items()},
         )
 
-    def measure(self, server_round: int, model: GlobalModel, views: Sequence[str]) -> list[Answer]:
-        """Asks every client to evaluate a model on its own encrypted test images.
+    def measure(
+        self,
+        server_round: int,
+        model: GlobalModel,
+        views: Sequence[str],
+        most: int | None = None,
+    ) -> list[Answer]:
+        """Asks every client to evaluate a model on its own encrypted images.
 
         Args:
             server_round: The round after which the model is evaluated.
             model: The model as the server stores it.
-            views: The names of the views (versions) of the test images; `data.owner.views_of` makes
-                them.
+            views: The names of the views of the images (`federation.evaluation`).
+            most: The number of images of all clients together; None for all images.
 
         Returns:
             The answers, sorted by client.
@@ -184,12 +191,15 @@ class Transport:
                 images would not be comparable.
         """
         config: dict[str, ConfigValue] = {SERVER_ROUND: server_round, messages.VIEWS: list(views)}
+        clients = self._records.greeted_clients()
+        if (share := share_of(most, len(clients))) is not None:
+            config[messages.MOST] = share
         asked = {
             client: Instruction(client=client, model=model, config=config, plan=self._plan)
-            for client in self._records.greeted_clients()
+            for client in clients
         }
 
-        def read(one: Instruction, content: RecordDict, _: object) -> tuple[int, Measured]:
+        def read(one: Instruction, content: RecordDict, _: object) -> tuple[int, Reported, int]:
             return self._read_measured(one.client, content, views)
 
         answers = self._asker.ask(
@@ -207,19 +217,25 @@ class Transport:
 
     def _read_measured(
         self, client: int, content: RecordDict, views: Sequence[str]
-    ) -> tuple[int, Measured]:
-        """Reads the accuracy and loss of a client, and checks the number of its test images.
+    ) -> tuple[int, Reported, int]:
+        """Reads the accuracy and loss of a client, and checks the number of its images.
 
         Raises:
-            ValueError: If the number of test images differs from the client's first answer.
+            ValueError: If the number of test or validation images differs from the first answer of
+                the client.
         """
-        images, measured = read_measured(messages.metrics_of(content), views)
-        first = self._records.tested(client, images)
-        if images != first:
-            raise ValueError(
-                f"it reports {images} test images, but it reported {first} at its first evaluation"
-            )
-        return images, measured
+        images, reported, validation = read_measured(messages.metrics_of(content), views)
+        stated = [("test", images, self._records.tested(client, images))]
+        if VALIDATION in views:
+            first = self._records.validated(client, validation)
+            stated.append((VALIDATION, validation, first))
+        for part, now, first in stated:
+            if now != first:
+                raise ValueError(
+                    f"it reports {now} {part} images, but it reported {first} at its first "
+                    "evaluation"
+                )
+        return images, reported, validation
 
     def _read_update(
         self, asked: Instruction, content: RecordDict, layouts: MessageLayouts

@@ -21,7 +21,7 @@ from flwr.supercore.run import Run
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.errors import UserError, blame
-from fl_vitlora.federation.evaluation import Answer, Measured
+from fl_vitlora.federation.evaluation import Answer, Reported
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import Metrics
@@ -296,11 +296,11 @@ def _is_flowers(code: object) -> bool:
     return code is None or str(getattr(code, "__module__", "")).startswith("flwr.")
 
 
-def _evaluation(images: int, measured: Measured) -> RecordDict:
+def _evaluation(images: int, measured: Reported) -> RecordDict:
     """Converts one client's evaluation result to the reply that Flower's strategies expect.
 
     Args:
-        images: Number of the client's test images.
+        images: Number of the images that the client evaluated.
         measured: A dictionary: for each view (version) of the images, accuracy and loss.
     """
     accuracy, loss = measured[RIGHT_KEY]

@@ -50,8 +50,10 @@ NORM_BIT = KEY_NORM_BIT  # 1 if the update was clipped, else 0
 EQUAL_WEIGHT = "equal-weight"  # 1 for every client, for strategies that weight all clients equally
 ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # shown to strategies of Flower
 VIEWS = "views"
+MOST = "most"  # the number of images with which a client evaluates a model; all if it is missing
 LARGEST_EXACT = 2.0**53  # up to this number, a float holds every whole number exactly
-ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # each is followed by the name of a test image view
+ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # each is followed by the name of a view of images
+VALIDATION_SAMPLES = "num-examples/validation"
 
 
 def to_packed(state: Mapping[str, Tensor]) -> ArrayRecord:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from flwr.app import MetricRecord
 
 from fl_vitlora.config import TrainingConfig
-from fl_vitlora.federation.evaluation import Measured
+from fl_vitlora.data.views import VALIDATION
+from fl_vitlora.federation.evaluation import Reported
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.training.steps import steps_of
 
@@ -43,13 +44,13 @@ class Counts:
         return cls(images=images, steps=None if training is None else steps_of(images, training))
 
 
-def read_images(metrics: MetricRecord) -> int:
-    """Returns the number of images that a client states.
+def read_images(metrics: MetricRecord, name: str = messages.SAMPLES) -> int:
+    """Returns the number of images that a client states under a name.
 
     Raises:
         ValueError: If the number is not a whole number from 1 to `MOST_IMAGES`.
     """
-    images = messages.whole(metrics, messages.SAMPLES)
+    images = messages.whole(metrics, name)
     if not 1 <= images <= MOST_IMAGES:
         raise ValueError(f"it reports {images} images, expected 1 to {MOST_IMAGES}")
     return images
@@ -108,19 +109,26 @@ def read_accuracy(metrics: MetricRecord, name: str) -> float:
     return accuracy
 
 
-def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Measured]:
-    """Returns a client's number of test images, and the accuracy and loss for each view of them.
+def read_measured(metrics: MetricRecord, views: Sequence[str]) -> tuple[int, Reported, int]:
+    """Returns a client's number of test images, its results, and its number of validation images.
+
+    The results are the accuracy and the loss for each view. Without the view of the validation
+    images, the last number is 0.
 
     Raises:
         ValueError: If a number is missing or impossible.
     """
-    return read_images(metrics), {
+    images, validation = read_images(metrics), 0
+    if VALIDATION in views:
+        validation = read_images(metrics, messages.VALIDATION_SAMPLES)
+    reported = {
         view: (
             read_accuracy(metrics, messages.ACCURACY_OF + view),
             read_loss(metrics, messages.LOSS_OF + view),
         )
         for view in views
     }
+    return images, reported, validation
 
 
 def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:

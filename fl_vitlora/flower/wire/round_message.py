@@ -38,6 +38,7 @@ NAMED = frozenset(  # the names of the scalars that are fields of `RoundMessage`
         PROXIMAL_MU,
         messages.CLIPPING_NORM,
         messages.VIEWS,
+        messages.MOST,
         messages.FROZEN,
         messages.RESTARTED,
         messages.CACHED,
@@ -74,8 +75,10 @@ class RoundMessage:
         clipping_norm: The norm that updates must not exceed; None if no strategy of Flower sets it.
         taken: The round of this client's last update that the server used; None if the server used
             the last update that it asked for. The server lacks all later updates of the client.
-        views: The views (versions) of the test images on which the client evaluates the model; None
-            if the client trains.
+        views: The views of images on which the client evaluates the model; None if the client
+            trains.
+        most: The number of images of each view with which the client evaluates the model; None for
+            all its images.
         others: The other scalars of the round, by name.
     """
 
@@ -95,6 +98,7 @@ class RoundMessage:
     clipping_norm: float | None = None
     taken: int | None = None
     views: tuple[str, ...] | None = None
+    most: int | None = None
     others: Mapping[str, ConfigValue] = field(default_factory=dict)
 
 
@@ -161,6 +165,7 @@ class Writer:
             LOCAL_EPOCHS: message.epochs,
             messages.CLIPPING_NORM: message.clipping_norm,
             messages.VIEWS: None if message.views is None else list(message.views),
+            messages.MOST: message.most,
             **message.others,
             messages.FROZEN: list(message.frozen) or None,
             messages.RESTARTED: list(message.restarted) or None,
@@ -234,6 +239,7 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
         clipping_norm=_if_given(float, config.get(messages.CLIPPING_NORM)),
         taken=_if_given(int, config.get(messages.TAKEN)),
         views=_if_given(tuple, config.get(messages.VIEWS)),
+        most=_if_given(int, config.get(messages.MOST)),
         others={name: value for name, value in config.items() if name not in NAMED},
     )
 

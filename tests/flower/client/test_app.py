@@ -177,7 +177,7 @@ def test_adapted_clients_measure_what_they_would_on_plain_images(make: Any, poli
     model = add(model, mean(deltas, SIZES))
     expected = plain.transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
     found = keyed.transport.measure(1, GlobalModel(tensors=model), ALL_VIEWS)
-    for (_, samples, measured), (_, wanted, seen) in zip(expected, found, strict=True):
+    for (_, samples, measured, _), (_, wanted, seen, _) in zip(expected, found, strict=True):
         assert samples == wanted
         assert set(seen) == {RIGHT_KEY, WRONG_KEY, NO_KEY}
         assert seen[RIGHT_KEY][1] == pytest.approx(measured[RIGHT_KEY][1], rel=1e-3)

@@ -158,6 +158,41 @@ def test_a_strategy_ends_the_run_with_a_measured_round(
         assert vars(result) == {name: getattr(report, name) for name in vars(result)}
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_round_that_is_not_measured_has_no_accuracy_and_nobody_stops_by_it(
+    grid: LocalGrid, settings: ClientSettings, monkeypatch: pytest.MonkeyPatch, *, beside: bool
+):
+    """The strategy would stop after round 2; it is asked after the rounds 3 and 6 alone."""
+    monkeypatch.setattr(Stopping, "heard", [])
+    loop = Loop(grid, settings, Stopping(), rounds=6, beside=beside)
+    third: Any = lambda number, model: None if number % 3 else (0.25, 1.0)  # noqa: E731
+    loop.federation.hooks.evaluate = third  # type: ignore[method-assign]
+    loop.run()
+    assert [report.round for report in loop.reports] == [1, 2, 3]
+    assert [(r.accuracy, r.loss) for r in loop.reports] == [(None, None), (None, None), (0.25, 1.0)]
+    assert [number for number, _ in Stopping.heard] == [3]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_run_gives_up_after_a_measured_round_and_keeps_its_state(
+    grid: LocalGrid, settings: ClientSettings, *, beside: bool
+):
+    kept, stopped = [], []
+
+    def keep(server_round: int, model: GlobalModel) -> Any:
+        return lambda: kept.append(server_round)
+
+    loop = Loop(grid, settings, FedAvg(), rounds=6, beside=beside)
+    hooks: Any = loop.federation.hooks
+    hooks.may_give_up, hooks.keep = True, keep
+    hooks.gives_up = lambda server_round: server_round >= 2
+    hooks.stop = lambda server_round, reason: stopped.append((server_round, reason))
+    loop.run()
+    assert [report.round for report in loop.reports] == [1, 2]
+    assert kept == [1, 2, 2]
+    assert stopped == [(2, "patience")]
+
+
 def test_a_run_that_goes_on_after_its_last_round_ends_at_once(
     grid: LocalGrid, settings: ClientSettings
 ):

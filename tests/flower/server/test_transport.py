@@ -20,7 +20,13 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.config import AttackConfig
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
-from fl_vitlora.data.shards import client_shard, client_test_shard, open_shard
+from fl_vitlora.data.shards import (
+    client_shard,
+    client_test_shard,
+    client_validation_shard,
+    open_shard,
+)
+from fl_vitlora.data.views import VALIDATION, sampled
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
@@ -36,7 +42,16 @@ from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, scale, subtract
 from fl_vitlora.strategy import ClientPlan
 from fl_vitlora.training.local import LocalTask, evaluate, train
-from tests.flower.conftest import KEYS, SIZES, TEST_SIZES, LocalGrid, both, folds, transport_of
+from tests.flower.conftest import (
+    KEYS,
+    SIZES,
+    TEST_SIZES,
+    VALIDATION_SIZES,
+    LocalGrid,
+    both,
+    folds,
+    transport_of,
+)
 
 DIRECTIONS = ("downlink", "uplink")
 CONFIG = {SERVER_ROUND: 1, LEARNING_RATE: 1e-3}
@@ -573,9 +588,38 @@ def test_clients_measure_a_model_on_test_images_of_their_own(
 ):
     answers = transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
     assert [answer.images for answer in answers] == list(TEST_SIZES)
-    for client, _, measured in answers:
+    for client, _, measured, _ in answers:
         own = open_shard(shards / client_test_shard(client), KEYS)
         assert measured == {RIGHT_KEY: evaluate(workspace(settings).backbone, model, own)}
+
+
+def test_clients_measure_a_model_on_validation_images_of_their_own(
+    transport: Transport, model: State, settings: ClientSettings, shards: Path
+):
+    answers = transport.measure(1, GlobalModel(tensors=model), [VALIDATION, RIGHT_KEY])
+    assert [answer.validation_images for answer in answers] == list(VALIDATION_SIZES)
+    for answer in answers:
+        own = open_shard(shards / client_validation_shard(answer.client), KEYS)
+        assert len(own) == answer.validation_images
+        expected = evaluate(workspace(settings).backbone, model, own)
+        assert answer.measured[VALIDATION] == expected != answer.measured[RIGHT_KEY]
+
+
+def test_each_client_measures_an_equal_part_of_some_images(
+    transport: Transport, model: State, settings: ClientSettings, shards: Path
+):
+    """Ten of all, so four of each; a client with fewer takes all, and all weigh as before."""
+    answers = transport.measure(1, GlobalModel(tensors=model), [VALIDATION, RIGHT_KEY], 10)
+    assert [answer.images for answer in answers] == list(TEST_SIZES)
+    for answer in answers:
+        for view, name in (
+            (VALIDATION, client_validation_shard(answer.client)),
+            (RIGHT_KEY, client_test_shard(answer.client)),
+        ):
+            few = sampled(open_shard(shards / name, KEYS), 4, view)
+            assert len(few) == min(4, answer.weight(view))
+            expected = evaluate(workspace(settings).backbone, model, few)
+            assert answer.measured[view] == expected
 
 
 def test_measuring_changes_nothing_in_what_is_trained_next(transport: Transport, model: State):
@@ -664,6 +708,33 @@ def test_a_malformed_measurement_ends_the_run(
     grid.app = foreign
     with pytest.raises(RuntimeError, match=f"; client 0: .*{reason}"):
         transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ({}, "'num-examples/validation' is None, not a number"),
+        ({"num-examples/validation": 0}, "0 images"),
+        ({"num-examples/validation": 5}, "it reports 5 validation images, but it reported 4 at"),
+    ],
+)
+def test_a_client_states_its_validation_images_and_keeps_to_them(
+    transport: Transport, model: State, grid: LocalGrid, stated: dict[str, int], reason: str
+):
+    """Else it could choose its weight anew in each round."""
+    asked = GlobalModel(tensors=model), [VALIDATION, RIGHT_KEY]
+    transport.measure(1, *asked)
+    foreign = ClientApp(mods=[folds])
+    numbers = {f"{name}/{view}": 0.5 for name in ("accuracy", "loss") for view in asked[1]}
+
+    @foreign.evaluate()
+    def _evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": TEST_SIZES[0], **numbers, **stated})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    grid.app = foreign
+    with pytest.raises(RuntimeError, match=f"; client 0: .*{reason}"):
+        transport.measure(2, *asked)
 
 
 def test_a_greeting_without_a_shard_ends_the_run(

@@ -1,0 +1,105 @@
+"""Draws stratified parts of images: for validation, and for evaluations with fewer images.
+
+A part is stratified if every class has the same share in it as in all images, up to rounding.
+
+n images, L classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data.images import Indices
+from fl_vitlora.errors import UserError
+from fl_vitlora.rng import derive_seed
+
+COMMON_SEED = 0  # the common validation images are the same in every run, as the test images are
+
+
+def hold_out(labels: Indices, config: DataConfig) -> tuple[Indices, list[Indices]]:
+    """Holds out a share of all training images for validation.
+
+    Args:
+        labels: The labels of all training images, int64 (n,).
+        config: The settings of the data, of which `validation_fraction` is used.
+
+    Returns:
+        The positions of the images that are trained on, and a list with one array: the positions of
+        the images for validation.
+    """
+    count = _count(len(labels), config)
+    seed = derive_seed(COMMON_SEED, "validation")
+    held = stratified(labels, count, seed, keep_one=True)
+    return np.delete(np.arange(len(labels)), held), [held]
+
+
+def hold_out_of_each(
+    labels: Indices, parts: list[Indices], config: DataConfig, seed: int
+) -> tuple[list[Indices], list[Indices]]:
+    """Holds out a share of every client's training images for validation.
+
+    Args:
+        labels: The labels of all training images, int64 (n,).
+        parts: For each client, the positions of its images.
+        config: The settings of the data: `validation_fraction` and `min_samples`.
+        seed: The run's seed, which decides which images are held out.
+
+    Returns:
+        Two lists with an array for each client: the positions of the images that are trained on,
+        and those of the images for validation. Every client has at least one image for validation.
+
+    Raises:
+        UserError: When a client would train on fewer than `min_samples` images.
+    """
+    trained, validation = [], []
+    for client, part in enumerate(parts):
+        count = _count(len(part), config)
+        if len(part) - count < config.min_samples:
+            raise UserError(
+                f"data.validation_fraction {config.validation_fraction:g}: a client has "
+                f"{len(part)} images, and without {count} for validation it has fewer than "
+                f"data.min_samples = {config.min_samples}; use fewer clients or a smaller fraction"
+            )
+        own = derive_seed(seed, "validation", client)
+        held = stratified(labels[part], count, own, keep_one=True)
+        trained.append(np.delete(part, held))
+        validation.append(part[held])
+    return trained, validation
+
+
+def stratified(labels: Indices, count: int, seed: int, *, keep_one: bool = False) -> Indices:
+    """Draws images at random, with the same share of every class.
+
+    Class l with n_l images gets ⌊count · n_l / n⌋ of them. The classes with the largest remainders
+    get one image more, until there are `count`. Equal remainders are ordered at random.
+
+    Args:
+        labels: The labels of the images, int64 (n,).
+        count: The number of images to draw; at most n are drawn.
+        seed: The seed of the draw. The same seed draws the same images.
+        keep_one: True if one image of each class should not be drawn, as far as rounding decides.
+
+    Returns:
+        The positions of the drawn images in ascending order, int64.
+
+    Example:
+        >>> labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+        >>> labels[stratified(labels, 3, seed=0)]
+        array([0, 0, 1])
+    """
+    count, draw = min(count, len(labels)), np.random.default_rng(seed)
+    _, of_image, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    taken, rest = np.divmod(count * sizes, len(labels))
+    last = keep_one & (sizes <= taken + 1)
+    order = np.lexsort((draw.random(len(sizes)), -rest, last))
+    taken[order[: count - taken.sum()]] += 1
+    shuffled = draw.permutation(len(labels))
+    by_class = shuffled[np.argsort(of_image[shuffled], kind="stable")]
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(by_class[rank < np.repeat(taken, sizes)])
+
+
+def _count(images: int, config: DataConfig) -> int:
+    """Returns how many of some images are held out for validation: at least one."""
+    return max(1, round(config.validation_fraction * images))
