@@ -67,7 +67,7 @@ def _other_views(accuracy: Mapping[str, float]) -> dict[str, str]:
 
 def _validation(result: Mapping[str, Any]) -> dict[str, str]:
     """Returns rows for the validation accuracy and the best model, if they were measured."""
-    last, rows = result.get("validation"), {}
+    last, rows = result.get("validation"), dict[str, str]()
     if last is None:
         return rows
     rows["validation accuracy"] = f"{100 * last['accuracy']:.2f} % ({last['images']:,} images)"
