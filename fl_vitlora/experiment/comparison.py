@@ -24,6 +24,7 @@ from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import shards_of, storage_keys
 from fl_vitlora.experiment.runner import PausedError, run
+from fl_vitlora.experiment.shard_reuse import KEPT
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
@@ -97,7 +98,8 @@ def is_grid_folder(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     whole = (folder / GRID).is_file()
-    return whole or all(any(part.glob("**/config.yaml")) for part in folder.iterdir())
+    parts = (part for part in folder.iterdir() if part.name != KEPT)
+    return whole or all(any(part.glob("**/config.yaml")) for part in parts)
 
 
 def compare(

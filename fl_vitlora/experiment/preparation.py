@@ -54,6 +54,8 @@ class OwnedImages:
         test_parts: For each client, the positions of its images in `test`. The list is empty if the
             server measures the accuracy.
         summary: One line of text: how many images were found, and how many are used.
+        identity: A text by which the same data set is recognised (`data.identity`); None if it
+            cannot be recognised.
     """
 
     train: Images
@@ -61,6 +63,7 @@ class OwnedImages:
     parts: list[Indices]
     test_parts: list[Indices]
     summary: str
+    identity: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -86,7 +89,14 @@ def prepare_images(config: Config) -> OwnedImages:
         if evaluate:
             test_parts = owner.divide_test_images(len(test), config.clients, config.seed)
     summary = _summary(source, config)
-    return OwnedImages(train=train, test=test, parts=parts, test_parts=test_parts, summary=summary)
+    return OwnedImages(
+        train=train,
+        test=test,
+        parts=parts,
+        test_parts=test_parts,
+        summary=summary,
+        identity=source.identity,
+    )
 
 
 def _summary(source: sources.Source, config: Config) -> str:
@@ -254,7 +264,7 @@ def write_shards(
     folder: RunFolder,
     storage: StorageKey | None,
 ) -> None:
-    """Encrypts the images, writes all shards, and plots the labels of each client.
+    """Encrypts the images and writes all shards.
 
     Args:
         config: The configuration of the experiment.
@@ -274,9 +284,23 @@ def write_shards(
         parts=images.parts,
         test_parts=images.test_parts,
         holder=holder,
-        metadata={"data": config.data.name},
+        metadata=shard_metadata_of(config),
         storage=storage,
     )
+
+
+def shard_metadata_of(config: Config) -> dict[str, str]:
+    """Returns the texts about an experiment that are written into each of its shards."""
+    return {"data": config.data.name}
+
+
+def plot_images(images: OwnedImages, folder: RunFolder) -> None:
+    """Plots the number of training images of each class and client.
+
+    Args:
+        images: The images, and how they are divided among the clients.
+        folder: The run folder.
+    """
     from fl_vitlora.reporting.plots import plot_labels  # imports matplotlib, while Ray starts
 
     counts = label_counts(images.train.labels, images.parts, len(images.class_names))
