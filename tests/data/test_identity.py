@@ -38,7 +38,7 @@ def test_a_folder_is_the_same_until_something_in_it_changes(folder: Path) -> Non
         lambda: (folder / "cat" / "1.png").rename(folder / "cat" / "3.png"),
         lambda: (folder / ".hidden" / "3.png").write_bytes(b"longer than before"),
         lambda: (folder / "new.txt").write_text("new"),
-        lambda: (folder / "new.txt").unlink(),
+        (folder / "new.txt").unlink,
         lambda: (folder / "cat" / "2.png").replace(folder / "cat" / "3.png"),
     ):
         time.sleep(0.02)  # the file system's clock goes in steps
