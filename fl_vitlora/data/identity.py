@@ -96,10 +96,10 @@ def _entries(folder: Path | str, name: str, above: frozenset[Place]) -> Iterator
     """
     with os.scandir(folder) as found:
         for item in found:
-            if item.is_symlink() and not os.path.exists(item.path):  # noqa: PTH110 - faster
-                status = item.stat(follow_symlinks=False)
-            else:
+            try:
                 status = item.stat()
+            except FileNotFoundError:  # a broken link
+                status = item.stat(follow_symlinks=False)
             place = (status.st_dev, status.st_ino)
             if not item.is_dir():
                 yield _described(f"{name}{item.name}", status)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
     """
     splits: dict[str, list[tuple[Encoded, str, str]]] = {}
     known = {file.name for file in listing.images if not file.linked}
-    seen = _Seen(listing.root)
+    seen, root = _Seen(listing.root), listing.root.resolve()
     for name in names:
         rows = list(_rows(listing.root / name, name))
         if not rows:
@@ -121,7 +121,9 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
         folder = f"{name.rpartition('/')[0]}/".lstrip("/")
         for row in rows:
             split = _split_of(name, row)
-            path = _path_of(row, image_column, folder, listing, known)
+            named = next((n for n in _names_in(row, image_column, folder) if n in known), None)
+            # Most images are in the listing, which saves accesses to the disk.
+            path = root / named if named else _path_of(row, image_column, folder, listing.root)
             label = class_of(row.values.get(label_column), f"{row.where}, column {label_column!r}")
             seen.expect_new(path, row.where)
             splits.setdefault(split, []).append((Encoded(str(path), path=path), label, row.where))
@@ -276,7 +278,13 @@ def _expect_column(name: str, column: str, columns: Sequence[str]) -> str:
     return column
 
 
-def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collection[str]) -> Path:
+def _names_in(row: Row, column: str, folder: str) -> tuple[str, ...]:
+    """Returns the names that the image of a row can have in a listing, the likeliest first."""
+    value = row.values.get(column)
+    return (f"{folder}{value}", value) if isinstance(value, str) else ()
+
+
+def _path_of(row: Row, column: str, folder: str, root: Path) -> Path:
     """Finds the image file that a row names.
 
     Raises:
@@ -286,12 +294,7 @@ def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collec
     where = f"{row.where}, column {column!r}"
     if not isinstance(value, str):
         raise UserError(f"{where}: expected the path of an image, got {shown(value)}")
-    root = listing.root.resolve()
-    for name in (f"{folder}{value}", value):
-        if name in known:  # most images are in the listing, which saves an access to the disk
-            return root / name
-    starts = [listing.root / folder, listing.root]
-    return resolve_inside(value, starts, [listing.root], where)
+    return resolve_inside(value, [root / folder, root], [root], where)
 
 
 def _split_of(name: str, row: Row) -> str:
