@@ -282,7 +282,11 @@ def test_nothing_is_kept_of_digits_or_under_a_passphrase(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FL_VITLORA_PASSPHRASE", "correct horse")
-    digits = {"data.name": "digits", "data.layout": "auto", "data.pixel_range": []}
+    digits: dict[str, Any] = {
+        "data.name": "digits",
+        "data.layout": "auto",
+        "data.pixel_range": [],
+    }
     for number, changed in enumerate((digits, {"encryption.at_rest": "passphrase"})):
         told, _ = start(configured(tmp_path, images, **changed), tmp_path / f"run {number}")
         assert not told
