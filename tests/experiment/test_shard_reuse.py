@@ -26,6 +26,7 @@ from fl_vitlora.experiment.owner_keys import hand_out_keys, rotate_key
 from fl_vitlora.experiment.preparation import prepare_images, prepare_storage, storage_keys
 from fl_vitlora.experiment.shard_reuse import KEPT, take_or_write_shards
 from fl_vitlora.reporting.run_folder import RunFolder
+from fl_vitlora.storage.files import write_atomically
 
 BASE: dict[str, Any] = {
     "clients": 2,
@@ -118,13 +119,19 @@ def ignore(phase: str) -> None:
 
 
 def start(
-    config: Config, run: Path, size: int = 16, announce: Callable[[str], None] = ignore
+    config: Config,
+    run: Path,
+    size: int = 16,
+    announce: Callable[[str], None] = ignore,
+    *,
+    again: bool = False,
 ) -> tuple[str, Content]:
     """Starts an experiment up to its shards; returns what the user is told, and the shards."""
     secret = open_or_create_ring(Path(config.encryption.key_file)).current
     holder = owner.key_holder(config, patch_size=4, image_shape=(3, size, size), secret=secret)
     images, storage = prepare_images(config), prepare_storage(config)
-    folder = RunFolder.create(dataclasses.replace(config, out=str(run)))
+    written = dataclasses.replace(config, out=str(run))
+    folder = RunFolder.reopen(run) if again else RunFolder.create(written)
     told = take_or_write_shards(
         config, images, holder, folder=folder, storage=storage, announce=announce
     )
@@ -202,6 +209,20 @@ def test_the_same_experiment_reuses_its_shards_and_says_so(images: Path, tmp_pat
         configured(tmp_path, images, **{"data.keep_shards": "none"}), tmp_path / "apart"
     )
     assert same(first, apart)
+
+
+def test_kept_shards_replace_those_of_an_interrupted_start(images: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, images)
+    _, first = start(config, tmp_path / "first")
+    start(config, tmp_path / "second")
+    one, two = sorted((tmp_path / "second" / "shards").glob("client-*"))
+    one.unlink()
+    write_atomically(two, b"half of a shard")
+    (tmp_path / "second" / "shards" / f".{two.name}.1.tmp").write_bytes(b"half of a shard")
+    told, second = start(config, tmp_path / "second", again=True)
+    assert is_reused(told)
+    assert same(first, second)
+    assert same(first, content_of(tmp_path / "first", config))
 
 
 def test_another_size_of_images_makes_other_shards(images: Path, tmp_path: Path) -> None:
