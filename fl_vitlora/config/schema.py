@@ -50,7 +50,7 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
 
 # Settings that are, or may be, the path of a file or folder.
-PATHS = ("out", "data.name", "model.weights", "encryption.key_file")
+PATHS = ("out", "data.name", "data.keep_shards", "model.weights", "encryption.key_file")
 
 RATES = tuple(item.name for item in dataclasses.fields(Rates))  # defaults depend on the model
 AUTO = "auto"
@@ -185,6 +185,17 @@ class DataConfig:
         "The largest number of training images that is used. The same limit holds for the test "
         "images. By default all images are used.",
         "[1, inf)",
+    )
+    keep_shards: str = setting(
+        "auto",
+        "The folder in which encrypted shards are kept, so that the next run with the same images, "
+        "settings and keys need not make them again. The value auto means the folder .kept-shards "
+        "beside the run folder, and keeps no shards of the digits. The value none keeps nothing.",
+    )
+    keep_at_most: Bytes = setting(  # noqa: RUF009 - a field, as all settings are
+        Bytes(20 * 10**9),
+        "The largest size of all kept shards together, such as 20GB. Shards that were not used for "
+        "the longest time are removed first.",
     )
 
 

@@ -284,10 +284,12 @@ def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list
             f"data set {where}: expected that the folders of all clients contain splits, or that "
             f"all contain classes, found both in {name_some(sorted(below))}"
         )
+    owned: dict[str, list[File]] = {head: [] for head in heads}
+    for file in files:
+        owned[file.parts[0]].append(file)
     items = []
     for head in heads:
-        own = [file for file in files if file.parts[0] == head]
-        for item in _sort(where, own, 1, splits=splits, strict=True):
+        for item in _sort(where, owned[head], 1, splits=splits, strict=True):
             if item.label is None:
                 raise UserError(
                     f"data set {where}: {item.file.name} is not in a class folder; expected "

@@ -8,7 +8,7 @@ images, or folders of images by class. Files of another kind are not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Part, count
 from fl_vitlora.data.columns import find_columns, has_no_labels, to_part
 from fl_vitlora.data.dicom import INSTALL, can_read_dicom
+from fl_vitlora.data.identity import of_folder, of_rows
 from fl_vitlora.data.image_folder import read_layout, to_parts, without_labels
 from fl_vitlora.data.listing import (
     File,
@@ -44,12 +45,15 @@ class Found:
         part: A function that takes the name of a split and returns its labels and images as a
             `Part`.
         notes: Texts that say which files are not used. There are no texts about unused splits.
+        identity: A text by which the same data set is recognised (`data.identity`); None if it
+            cannot be recognised.
     """
 
     choice: Choice
     sizes: Mapping[str, int]
     part: Callable[[str], Part]
     notes: tuple[str, ...] = ()
+    identity: str | None = None
 
 
 def open_folder(config: DataConfig) -> Found:
@@ -71,10 +75,12 @@ def open_folder(config: DataConfig) -> Found:
         raise UserError(
             f"data.revision is only for data sets of the Hugging Face hub; {path} is a local folder"
         )
+    identity = of_folder(path)  # first, so that it never belongs to a newer state than the images
     if is_saved(path):
-        return from_rows(str(path), open_saved(path), config, [path])
-    listing = list_folder(path, dicom=can_read_dicom())
-    return _open_listing(path, listing, config)
+        found = from_rows(str(path), open_saved(path), config, [path])
+    else:
+        found = _open_listing(path, list_folder(path, dicom=can_read_dicom()), config)
+    return replace(found, identity=identity)
 
 
 def from_rows(
@@ -105,6 +111,7 @@ def from_rows(
         choice=choose_splits(where, names, config, bare),
         sizes={name: len(rows) for name, rows in splits.items()},
         part=lambda name: to_part(f"{where}, split {name}", splits[name], columns, folders),
+        identity=of_rows(splits, columns[0]),
     )
 
 

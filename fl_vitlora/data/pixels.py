@@ -10,6 +10,9 @@ H × W pixels.
 from __future__ import annotations
 
 import io
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -70,7 +73,10 @@ def look_of(config: DataConfig) -> Look:
 
 
 def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: int) -> Tensor:
-    """Reads and converts the images at some positions of a split.
+    """Reads and converts the images at some positions of a split, on all processors.
+
+    Threads suffice, because Pillow releases Python's lock while it decodes and resizes. The memory
+    holds at most `ROWS_AT_ONCE` encoded images, and one decoded image for each processor.
 
     Args:
         part: The split that contains the images.
@@ -86,17 +92,17 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
         UserError: When an image cannot be read; the message names the image.
     """
     pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
-    for start in range(0, len(positions), ROWS_AT_ONCE):
-        for number, stored in enumerate(part.fetch(positions[start : start + ROWS_AT_ONCE]), start):
-            try:
-                image = _decode(stored, part.mode, look)
-            except UserError as error:
-                raise UserError(f"image {stored.name}: {error}") from None
-            except Exception as error:  # Pillow raises many types, also for decompression bombs
-                raise UserError(
-                    f"image {stored.name} cannot be read: {first_line(error)}"
-                ) from None
-            pixels[number] = np.asarray(_fitted(image, height, width, look)).transpose(2, 0, 1)
+
+    def convert(number: int, stored: Encoded) -> None:
+        image = _fitted(_decoded(stored, part.mode, look), height, width, look)
+        pixels[number] = np.asarray(image).transpose(2, 0, 1)
+
+    _formats()  # loads the plugins of Pillow before several threads need them
+    with ThreadPoolExecutor(_processors()) as pool:
+        for start in range(0, len(positions), ROWS_AT_ONCE):
+            stored = part.fetch(positions[start : start + ROWS_AT_ONCE])
+            for _ in pool.map(convert, itertools.count(start), stored):
+                pass  # raises the error of the first image that cannot be read
     return torch.from_numpy(pixels)
 
 
@@ -136,6 +142,26 @@ def first_line(error: BaseException) -> str:
         error: The error that another library raised.
     """
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+
+
+def _processors() -> int:
+    """Returns the number of processors that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def _decoded(stored: Encoded, mode: str | None, look: Look) -> Any:
+    """Decodes a stored image as `_decode` does, and names the image in every error.
+
+    Raises:
+        UserError: When the image cannot be read.
+    """
+    try:
+        return _decode(stored, mode, look)
+    except UserError as error:
+        raise UserError(f"image {stored.name}: {error}") from None
+    except Exception as error:  # Pillow raises many types, also for decompression bombs
+        raise UserError(f"image {stored.name} cannot be read: {first_line(error)}") from None
 
 
 def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Part, count, expect_classes, match_classes, name_some
+from fl_vitlora.data.identity import DIGITS
 from fl_vitlora.data.images import Images as Images  # noqa: PLC0414 - for all who use a source
 from fl_vitlora.data.images import Indices as Indices  # noqa: PLC0414
 from fl_vitlora.data.local_folder import Found, from_rows, open_folder
@@ -36,11 +37,14 @@ class Source:
         train: The images of all clients for training.
         test: The images for testing.
         told: One line of text that says which images were found and which of them are used.
+        identity: A text by which the same data set is recognised (`data.identity`); None if it
+            cannot be recognised.
     """
 
     train: Images
     test: Images
     told: str
+    identity: str | None = None
 
 
 def load(config: DataConfig) -> tuple[Images, Images]:
@@ -72,18 +76,22 @@ def load_source(config: DataConfig) -> Source:
     """
     notes: tuple[str, ...] = ()
     warning: str | None = None
-    if config.name == "digits":
+    identity: str | None
+    if config.name == DIGITS:
         train, test = _hold_out(_digits(), config.test_fraction)
-        told = _held_out(config)
+        told, identity = _held_out(config), DIGITS
     else:
-        train, test, told, notes, warning = _found(config)
+        found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
+        train, test, told, notes, warning = _images_of(found, config)
+        identity = found.identity
     if config.partition == "natural" and train.owners is None:
         raise UserError(
             f"data.partition natural: {config.name} does not have a folder for each client; "
             "expected CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME"
         )
     train, test = _limit(train, config.limit), _limit(test, config.limit)
-    return Source(train=train, test=test, told=_tell(train, test, told, notes, warning))
+    told = _tell(train, test, told, notes, warning)
+    return Source(train=train, test=test, told=told, identity=identity)
 
 
 def _digits() -> Images:
@@ -132,14 +140,17 @@ def _limit(images: Images, limit: int | None) -> Images:
     return images.select(np.random.default_rng(SPLIT_SEED).permutation(len(images))[:limit])
 
 
-def _found(config: DataConfig) -> tuple[Images, Images, str, tuple[str, ...], str | None]:
-    """Opens a folder or a data set of the hub. A class gets the same label in both splits.
+def _images_of(
+    found: Found, config: DataConfig
+) -> tuple[Images, Images, str, tuple[str, ...], str | None]:
+    """Creates the images of a folder or of a data set of the hub.
+
+    A class gets the same label in both splits.
 
     Returns:
         The training images, the test images, a text on the origin of the test images, notes about
         unused files and splits, and a note about the bit depth or None.
     """
-    found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
     choice = found.choice
     part = found.part(choice.train)
     expect_classes(config.name, part)

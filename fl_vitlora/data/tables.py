@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Fetch, Part, labels_of, number_classes
 from fl_vitlora.data.images import Indices
 from fl_vitlora.data.labels import class_of, expect_no_mark
-from fl_vitlora.data.listing import DICOM_SUFFIXES, IMAGE_SUFFIXES, Listing, suffix_of
+from fl_vitlora.data.listing import DICOM_SUFFIXES, IMAGE_SUFFIXES, Listing, Place, suffix_of
 from fl_vitlora.data.places import resolve_inside
 from fl_vitlora.data.splits import meaning_of
 from fl_vitlora.errors import UserError, shown
@@ -108,8 +108,8 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
             line.
     """
     splits: dict[str, list[tuple[Encoded, str, str]]] = {}
-    known = {file.name for file in listing.images if not file.linked}
-    seen = _Seen(listing.root)
+    known = {file.name: file.place for file in listing.images if not file.linked}
+    seen, root = _Seen(listing.root), listing.root.resolve()
     for name in names:
         rows = list(_rows(listing.root / name, name))
         if not rows:
@@ -121,9 +121,11 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
         folder = f"{name.rpartition('/')[0]}/".lstrip("/")
         for row in rows:
             split = _split_of(name, row)
-            path = _path_of(row, image_column, folder, listing, known)
+            named = next((n for n in _names_in(row, image_column, folder) if n in known), None)
+            # Most images are in the listing, which saves accesses to the disk.
+            path = root / named if named else _path_of(row, image_column, folder, listing.root)
             label = class_of(row.values.get(label_column), f"{row.where}, column {label_column!r}")
-            seen.expect_new(path, row.where)
+            seen.expect_new(path, row.where, known[named] if named else None)
             splits.setdefault(split, []).append((Encoded(str(path), path=path), label, row.where))
     return {split: _part(rows) for split, rows in splits.items()}
 
@@ -139,19 +141,22 @@ class _Seen:
         self._root = root
         self._rows: dict[tuple[int, int], tuple[Path, str]] = {}
 
-    def expect_new(self, path: Path, where: str) -> None:
+    def expect_new(self, path: Path, where: str, place: Place | None) -> None:
         """Checks that no earlier row has named the same image.
 
         Args:
             path: The path of the image.
             where: The file and line of the row that names the image.
+            place: The device and the inode of the image; None if they are not known yet.
 
         Raises:
             UserError: When an earlier row has named the same image.
         """
-        status = path.stat()
-        first, before = self._rows.setdefault((status.st_dev, status.st_ino), (path, where))
-        if before != where and (first == path or status.st_nlink > 1):
+        if place is None:
+            status = path.stat()
+            place = status.st_dev, status.st_ino
+        first, before = self._rows.setdefault(place, (path, where))
+        if before != where and (first == path or path.stat().st_nlink > 1):
             name = path.relative_to(self._root.resolve())
             raise UserError(
                 f"{where}: the image {name} was named before, in {before}; name each image once"
@@ -276,7 +281,13 @@ def _expect_column(name: str, column: str, columns: Sequence[str]) -> str:
     return column
 
 
-def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collection[str]) -> Path:
+def _names_in(row: Row, column: str, folder: str) -> tuple[str, ...]:
+    """Returns the names that the image of a row can have in a listing, the likeliest first."""
+    value = row.values.get(column)
+    return (f"{folder}{value}", value) if isinstance(value, str) else ()
+
+
+def _path_of(row: Row, column: str, folder: str, root: Path) -> Path:
     """Finds the image file that a row names.
 
     Raises:
@@ -286,12 +297,7 @@ def _path_of(row: Row, column: str, folder: str, listing: Listing, known: Collec
     where = f"{row.where}, column {column!r}"
     if not isinstance(value, str):
         raise UserError(f"{where}: expected the path of an image, got {shown(value)}")
-    root = listing.root.resolve()
-    for name in (f"{folder}{value}", value):
-        if name in known:  # most images are in the listing, which saves an access to the disk
-            return root / name
-    starts = [listing.root / folder, listing.root]
-    return resolve_inside(value, starts, [listing.root], where)
+    return resolve_inside(value, [root / folder, root], [root], where)
 
 
 def _split_of(name: str, row: Row) -> str:

@@ -20,10 +20,12 @@ from fl_vitlora.config import Config
 from fl_vitlora.config.grid import Cell, Grid, to_tree
 from fl_vitlora.config.grid_labels import folder_name
 from fl_vitlora.config.yaml_text import write_yaml
+from fl_vitlora.data.shard_recipe import KEEPING
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import shards_of, storage_keys
 from fl_vitlora.experiment.runner import PausedError, run
+from fl_vitlora.experiment.shard_reuse import KEPT
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
@@ -97,7 +99,8 @@ def is_grid_folder(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     whole = (folder / GRID).is_file()
-    return whole or all(any(part.glob("**/config.yaml")) for part in folder.iterdir())
+    parts = (part for part in folder.iterdir() if part.name != KEPT)
+    return whole or all(any(part.glob("**/config.yaml")) for part in parts)
 
 
 def compare(
@@ -250,13 +253,15 @@ def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
 
 
 def is_same(known: Config, config: Config) -> bool:
-    """Returns True if two configurations are equal, or differ only in the path of the key ring.
+    """Returns True if two configurations are equal, apart from the key ring and kept shards.
 
-    `has_current_key` then compares the secrets in the key rings.
+    `has_current_key` compares the secrets in the rings. Where shards are kept changes no result.
     """
     ring = config.encryption.key_file
     encryption = dataclasses.replace(known.encryption, key_file=ring)
-    return dataclasses.replace(known, encryption=encryption) == config
+    kept = {name: getattr(config.data, name) for name in KEEPING}
+    data = dataclasses.replace(known.data, **kept)
+    return dataclasses.replace(known, encryption=encryption, data=data) == config
 
 
 def has_current_key(config: Config, run_folder: Path) -> bool:

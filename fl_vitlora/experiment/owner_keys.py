@@ -6,6 +6,7 @@ disk; another key, which comes from a secret of the owner, decrypts the images.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,13 @@ from fl_vitlora.data import owner, reencryption
 from fl_vitlora.data.shards import VALIDATION_SHARD
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import TEST
-from fl_vitlora.encryption.keys import key_id, open_ring
+from fl_vitlora.encryption.keys import KeyRing, key_id, open_ring
 from fl_vitlora.encryption.storage_keys import write_party_key
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import storage_keys
+from fl_vitlora.experiment.shard_reuse import store_of
 from fl_vitlora.models.reading import READER_FILE, adapted_to
-from fl_vitlora.reporting.run_folder import begun_in, is_under_way, with_ring_of
+from fl_vitlora.reporting.run_folder import begun_in, find_run, is_under_way, with_ring_of
 from fl_vitlora.storage.files import WriteError, make_folder, make_private_folder
 
 
@@ -108,4 +110,24 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
     ring = open_ring(Path(config.encryption.key_file))
     reencryption.holders_of(shards, ring)
     ring = ring.rotated()
-    return key_id(ring.current), reencryption.encrypt_anew(shards, ring)
+    changed = reencryption.encrypt_anew(shards, ring)
+    for run in {path.parent.parent for path in shards}:
+        _forget_kept(config, run, ring)
+    return key_id(ring.current), changed
+
+
+def _forget_kept(config: Config, run: Path, ring: KeyRing) -> None:
+    """Removes the kept copies of shards that are encrypted with an old secret of a key ring.
+
+    Args:
+        config: The configuration with which the keys are rotated.
+        run: The run folder of shards that were encrypted again.
+        ring: The key ring after the rotation.
+    """
+    old = [key_id(secret) for secret in ring.secrets[:-1]]
+    settings = [config.data]
+    with contextlib.suppress(UserError):  # the folder holds shards, but no run of this version
+        settings.append(find_run(run)[0].data)
+    for data in settings:
+        if store := store_of(data, run):
+            store.forget(old)

@@ -59,6 +59,8 @@ class OwnedImages:
         summary: One line of text: how many images were found, and how many are used.
         validation: The positions in `train` of the images for validation: one array for each client
             if clients measure the accuracy, else one array. The list is empty without such images.
+        identity: A text by which the same data set is recognised (`data.identity`); None if it
+            cannot be recognised.
     """
 
     train: Images
@@ -67,6 +69,7 @@ class OwnedImages:
     test_parts: list[Indices]
     summary: str
     validation: list[Indices] = field(default_factory=list)
+    identity: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -105,6 +108,7 @@ def prepare_images(config: Config) -> OwnedImages:
         test_parts=test_parts,
         summary=_summary(source, config, validation),
         validation=validation,
+        identity=source.identity,
     )
 
 
@@ -277,7 +281,7 @@ def write_shards(
     folder: RunFolder,
     storage: StorageKey | None,
 ) -> None:
-    """Encrypts the images, writes all shards, and plots the labels of each client.
+    """Encrypts the images and writes all shards.
 
     Args:
         config: The configuration of the experiment.
@@ -298,9 +302,23 @@ def write_shards(
         test_parts=images.test_parts,
         validation=images.validation,
         holder=holder,
-        metadata={"data": config.data.name},
+        metadata=shard_metadata_of(config),
         storage=storage,
     )
+
+
+def shard_metadata_of(config: Config) -> dict[str, str]:
+    """Returns the texts about an experiment that are written into each of its shards."""
+    return {"data": config.data.name}
+
+
+def plot_images(images: OwnedImages, folder: RunFolder) -> None:
+    """Plots the number of training images of each class and client.
+
+    Args:
+        images: The images, and how they are divided among the clients.
+        folder: The run folder.
+    """
     from fl_vitlora.reporting.plots import plot_labels  # imports matplotlib, while Ray starts
 
     counts = label_counts(images.train.labels, images.parts, len(images.class_names))

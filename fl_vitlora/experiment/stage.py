@@ -18,15 +18,16 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import (
     OwnedImages,
     holds_shards,
+    plot_images,
     prepare_holder,
     prepare_images,
     prepare_model,
     prepare_storage,
     shards_of,
     storage_keys,
-    write_shards,
 )
 from fl_vitlora.experiment.server_model import Server, make_server
+from fl_vitlora.experiment.shard_reuse import take_or_write_shards
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.models.reading import READER_FILE, write_reader
@@ -198,13 +199,17 @@ def _write_folder(
         RunFolder.reopen(Path(config.out or "")) if again else RunFolder.create(experiment.written)
     )
     folder.write(DATA, f"{images.summary}\n")
-    watch.announce("encrypting shards" if holder.cipher.steps else "writing plain shards")
     try:
-        write_shards(config, images, holder, folder, storage)
+        told = take_or_write_shards(
+            config, images, holder, folder=folder, storage=storage, announce=watch.announce
+        )
     except UserError:  # an image cannot be read; a new run then leaves no folder
         if not again:
             folder.discard()
         raise
+    if told:
+        watch.note(told)
+    plot_images(images, folder)
     keys = None if storage is None else StorageKeys(roots={storage.name: storage.root})
     return folder, keys
 

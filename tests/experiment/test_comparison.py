@@ -17,6 +17,7 @@ import simulate
 import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.config.grid import Grid, read_grid
+from fl_vitlora.config.units import Bytes
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.encryption.keys import key_id, open_or_create_ring
 from fl_vitlora.errors import UserError
@@ -25,10 +26,12 @@ from fl_vitlora.experiment.comparison import (
     can_go_on,
     compare,
     has_current_key,
+    is_same,
     prepare_folder,
     runs_in,
 )
 from fl_vitlora.experiment.runner import PausedError, run
+from fl_vitlora.experiment.shard_reuse import KEPT
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.reporting.statistics import Record
@@ -284,8 +287,16 @@ def test_a_single_run_is_no_grid_but_a_folder_of_runs_is(tmp_path: Path) -> None
     RunFolder.create(replace(grid.runs[0][1], out=str(tmp_path / "runs" / "one")))
     with pytest.raises(UserError, match="not a folder of a comparison"):
         prepare_folder(tmp_path / "runs" / "one", grid)
+    (tmp_path / "runs" / KEPT).mkdir()  # shards that the run has kept
     prepare_folder(tmp_path / "runs", grid).close()
     assert (tmp_path / "runs" / "grid.yaml").is_file()
+
+
+def test_a_run_is_the_same_wherever_its_shards_are_kept(tmp_path: Path) -> None:
+    config = small(tmp_path).runs[0][1]
+    kept = replace(config.data, keep_shards="elsewhere", keep_at_most=Bytes(1))
+    assert is_same(replace(config, data=kept), config)
+    assert not is_same(replace(config, data=replace(kept, alpha=0.123)), config)
 
 
 def test_two_processes_are_not_let_at_one_comparison(

@@ -1,0 +1,139 @@
+"""Recognises the images of a data set again without decoding them.
+
+An identity is a text with a digest. Two starts of a program that find the same identity read the
+same images. The identity of a local folder covers every file in it: its name, its size, its place
+on the disk (device and inode), and the times of the last change of its content and its status.
+Nobody can set the second time, so it also changes if a program writes a file and then restores the
+first time. The identity of a data set of the hub covers the fingerprint of its rows and the files
+of the library's cache.
+
+Source: the rules for "racily clean" entries of the index of Git. If a file was changed only just
+now, a further change may get the same time. Therefore such a folder has no identity yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DIGITS = "digits"
+FOLDER, ROWS = "folder ", "rows "  # prefixes of identities
+SETTLED = 1.0  # seconds; file systems store times in steps that are shorter
+
+Entry = tuple[str, int, int, int, int, int]  # name, size, device, inode, and two times in ns
+Place = tuple[int, int]  # device and inode
+
+
+def of_folder(root: Path, settled: float = SETTLED) -> str | None:
+    """Returns the identity of all files in a folder and in the folders below.
+
+    Hidden files count as well, because a table may name them. Links are followed.
+
+    Args:
+        root: The path of the folder.
+        settled: The number of seconds for which no file may have changed.
+
+    Returns:
+        The identity. None if a file cannot be looked at, or was changed within `settled` seconds.
+    """
+    try:
+        status = root.stat()
+        entries = sorted(_entries(root, "", frozenset([(status.st_dev, status.st_ino)])))
+    except OSError:
+        return None
+    newest = max((entry[-1] for entry in entries), default=0)
+    if newest > time.time_ns() - settled * 1e9:
+        return None
+    return FOLDER + _digest([str(root.resolve()), entries])
+
+
+def of_rows(splits: Mapping[str, Any], column: str) -> str | None:
+    """Returns the identity of the rows of a data set of the library `datasets`.
+
+    Args:
+        splits: The rows of each split, by the name of the split.
+        column: The name of the image column.
+
+    Returns:
+        The identity. None if a row names a file instead of holding the bytes of its image, because
+        the rows do not tell whether that file has changed.
+    """
+    described = []
+    for name, rows in splits.items():
+        if column not in rows.column_names:
+            continue
+        if not _holds_all_bytes(rows, column):
+            return None
+        files = [_entry(file["filename"]) for file in rows.cache_files]
+        described.append([name, rows._fingerprint, files])  # the library has no public name for it
+    return ROWS + _digest(described)
+
+
+def is_unchanged(identity: str, root: Path) -> bool:
+    """Returns True if a data set still has the identity that it had before.
+
+    Rows of the hub do not change: the library keeps another revision in other files.
+
+    Args:
+        identity: The identity that the data set had.
+        root: The path of the folder, if the data set is a local folder.
+    """
+    return not identity.startswith(FOLDER) or of_folder(root) == identity
+
+
+def _entries(folder: Path | str, name: str, above: frozenset[Place]) -> Iterator[Entry]:
+    """Yields an entry for each file below a folder; a cycle of links is followed once.
+
+    Args:
+        folder: The path of the folder.
+        name: The path of the folder relative to the listed folder, with a "/" at its end.
+        above: The places of the folder and of all folders above it.
+    """
+    with os.scandir(folder) as found:
+        for item in found:
+            try:
+                status = item.stat()
+            except FileNotFoundError:  # a broken link
+                status = item.stat(follow_symlinks=False)
+            place = (status.st_dev, status.st_ino)
+            if not item.is_dir():
+                yield _described(f"{name}{item.name}", status)
+            elif place not in above:
+                yield from _entries(item.path, f"{name}{item.name}/", above | {place})
+
+
+def _entry(path: str) -> Entry:
+    return _described(path, os.stat(path))  # noqa: PTH116
+
+
+def _described(name: str, status: os.stat_result) -> Entry:
+    return (
+        os.fsencode(name).hex(),  # names may hold bytes that are no text
+        status.st_size,
+        status.st_dev,
+        status.st_ino,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def _holds_all_bytes(rows: Any, column: str) -> bool:
+    """Returns True if each row holds the bytes of its image."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for chunk in rows.data.column(column).chunks:
+        held = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk
+        is_binary = pa.types.is_binary(held.type) or pa.types.is_large_binary(held.type)
+        if not is_binary or held.null_count:
+            return False
+    return True
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
