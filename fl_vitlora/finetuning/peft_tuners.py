@@ -36,6 +36,7 @@ CANNOT_MERGE: Mapping[str, str] = {
 # constant factor between a trained number and the weight, and the steps of AdamW do not become
 # smaller if a gradient is multiplied by a constant. docs/peft.md has the measurements.
 RATES: Mapping[str, float] = {
+    "MISS": 0.1,
     "PEANUT": 0.1,
     "RANDLORA": 0.1,
     "TINYLORA": 0.1,
