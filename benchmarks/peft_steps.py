@@ -65,7 +65,8 @@ def moved(tuner: str, *, own_rates: bool) -> tuple[float, float, float]:
     Raises:
         UserError: If the tuner does not fit the model.
     """
-    given = NEEDED.get(tuner, {}) | ({} if own_rates else {"tuner_rate": 1.0})
+    rate = {} if own_rates else {"tuner_rate": 1.0}
+    given = {**NEEDED.get(tuner, {}), **rate}
     config = load(None, {"finetuning.method": f"peft:{tuner}", "finetuning.parameters": given})
     model = prepare_model(config, 10, "cpu").model
     found, _ = sources.load(DataConfig(limit=IMAGES))
