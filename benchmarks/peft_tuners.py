@@ -20,7 +20,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import methods, peft_part, shelf
+from fl_vitlora.finetuning import methods, peft_tuners, shelf
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.state import count
 from fl_vitlora.testing.method import findings
@@ -44,7 +44,7 @@ def main(tuners: list[str]) -> None:
     """
     print("| tuner | works | numbers trained | merges | settings, or the reason against it |")
     print("|---|---|--:|---|---|")
-    for tuner in tuners or sorted(peft_part.tuners()):
+    for tuner in tuners or sorted(peft_tuners.tuners()):
         print(row(tuner), flush=True)
 
 

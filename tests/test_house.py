@@ -41,7 +41,7 @@ ALLOWED = {
     "pyarrow": ["fl_vitlora/data/"],
     "pydicom": ["fl_vitlora/data/"],
     "huggingface_hub": ["fl_vitlora/data/", "fl_vitlora/models/hub_weights.py"],
-    "peft": ["fl_vitlora/finetuning/peft_part.py"],
+    "peft": ["fl_vitlora/finetuning/peft_"],
     "PIL": ["fl_vitlora/data/", "fl_vitlora/models/"],
     "cryptography": ["fl_vitlora/encryption/", "fl_vitlora/privacy/secure_sum.py"],
     "constriction": ["fl_vitlora/communication/codecs/entropy.py"],

@@ -30,9 +30,12 @@ from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.experiment.shard_reuse import take_or_write_shards
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
+from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import READER_FILE, write_reader
+from fl_vitlora.population.sampling import cohort_size
 from fl_vitlora.reporting.run_folder import DATA, RunFolder
 from fl_vitlora.storage.files import sync_files
+from fl_vitlora.training.cohort import why_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,16 @@ def _write_folder(
     return folder, keys
 
 
+def _alone(config: Config, backbone: Backbone) -> tuple[str, ...]:
+    """Returns a sentence if the clients of a worker cannot be trained in one batch.
+
+    If a round has one participant, or if the user set a cohort of one, nothing is returned.
+    """
+    single = 1 in (cohort_size(config.clients, config.fraction), config.engine.cohort)
+    reason = "" if single else why_alone(backbone.model, config.training)
+    return (f"each worker trains its clients one by one, because {reason}",) if reason else ()
+
+
 def _prepare_server(
     experiment: Experiment, device: str, class_names: tuple[str, ...], key: str
 ) -> tuple[KeyHolder, Server]:
@@ -231,7 +244,7 @@ def _prepare_server(
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter
     backbone = prepare_model(config, len(class_names), device, adapter)
-    for note in backbone.notes:
+    for note in (*backbone.notes, *_alone(config, backbone)):
         watch.note(note)
     if policies.lacks_key_ring(config) and not key:
         watch.note(

@@ -28,7 +28,7 @@ from fl_vitlora.flower.strategies.confidentiality import check_privacy
 from fl_vitlora.flower.wire.wiring import check_codecs
 from fl_vitlora.models import backbone
 from fl_vitlora.reporting.run_folder import check_unused
-from fl_vitlora.training.prediction import predictor_of
+from fl_vitlora.training.prediction import predictor_for
 
 
 def check(
@@ -69,7 +69,7 @@ def check(
         check_storage(config)
     if new_folder and config.out:
         check_unused(Path(config.out))
-    predictor_of(config.evaluation.predictor)
+    predictor_for(config.evaluation.predictor, shelf.method_of(config.finetuning))
     check_model(config)
     return config
 
@@ -90,7 +90,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
     check_codecs(config, client_half(strategy))
-    predictor_of(config.evaluation.predictor)
+    predictor_for(config.evaluation.predictor, shelf.method_of(config.finetuning))
     return config
 
 

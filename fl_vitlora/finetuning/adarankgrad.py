@@ -32,68 +32,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fl_vitlora.config.settings import setting
-from fl_vitlora.finetuning.lora import check_rank
+from fl_vitlora.finetuning.common_subspaces import CommonSubspaces
 from fl_vitlora.finetuning.part import Aggregated
-from fl_vitlora.finetuning.singular_vectors import leading_directions, smallest_rank
-from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
+from fl_vitlora.finetuning.singular_vectors import smallest_rank
+from fl_vitlora.finetuning.slices import SlicePart
 from fl_vitlora.state import State
 
 SUBSPACE, AGE, STEP = "subspace", "age", "step"  # the names of the memory, beside ranks of slices
-
-
-class CommonSubspaces(SliceAdapter):
-    """The coordinates of one slice in all subspaces.
-
-    Args:
-        weight: The pre-trained weight W of the slice, (m, n).
-        rank: The largest rank r of a subspace.
-        count: The number of subspaces.
-
-    Attributes:
-        subspaces: The rows of C of each subspace, r vectors of length n or m; zero at the start. A
-            row is a tensor of its own, so that it can rest.
-        first: The random Q of the first subspace, (r, m).
-    """
-
-    first: Tensor
-
-    def __init__(self, weight: Tensor, rank: int, count: int) -> None:
-        super().__init__()
-        outputs, inputs = weight.shape
-        check_rank(rank, inputs, outputs)
-        self.subspaces = nn.ModuleList(
-            nn.ParameterList(nn.Parameter(torch.zeros(length)) for _ in range(rank))
-            for length in ((inputs, outputs)[index % 2] for index in range(count))
-        )
-        self.register_buffer("first", leading_directions(torch.randn(rank, outputs)).to(weight))
-        self._bases: dict[int, tuple[Tensor, Tensor]] = {}  # the last C and the Q of C, by subspace
-
-    def coordinates(self, index: int) -> Tensor:
-        """Returns C of a subspace, (r, n) or (r, m)."""
-        rows: tuple[Tensor, ...] = tuple(self.subspaces[index].parameters())
-        return torch.stack(rows, dim=-2)
-
-    def basis(self, index: int) -> Tensor:
-        """Returns Q of a subspace, (r, m) or (r, n); computes it only if a tensor has changed."""
-        if not index:
-            return self.first
-        before = self.coordinates(index - 1).detach()
-        known = self._bases.get(index)
-        if known is None or known[0].dtype != before.dtype or not torch.equal(known[0], before):
-            known = self._bases[index] = (before, leading_directions(before))
-        return known[1]
-
-    def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W' = W + ΣQᵀ·C + ΣCᵀ·Q; a term that rests at zero is left out."""
-        for index in range(len(self.subspaces)):
-            coordinates = self.coordinates(index)
-            if coordinates.requires_grad or coordinates.any():
-                change = self.basis(index).mT @ coordinates
-                weight = weight + (change.mT if index % 2 else change)
-        return weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,6 @@ matrices are frozen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,14 +34,15 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning import frozen_names
+from fl_vitlora.finetuning.importance import below, cubic_share, smoothed
 from fl_vitlora.finetuning.lora import check_rank
 from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 from fl_vitlora.state import State
 
 MATRICES = (".lora_A", ".lora_B")
-MEAN, SPREAD, FROZEN = "mean of ", "spread of ", "frozen "  # the names of tensors in the memory
-KEEP_MEAN, KEEP_SPREAD = 0.85, 0.95  # how much of Ī and of U remains after a round
+MEAN, SPREAD = "mean of ", "spread of "  # stand before the names of tensors in the memory
 FIRST = 0.1  # s_d at the start
 
 
@@ -117,48 +117,24 @@ class AFLoRA(SlicePart):
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns the names of the matrices that the server has frozen."""
         del server_round
-        return tuple(key.removeprefix(FROZEN) for key in memory if key.startswith(FROZEN))
+        return frozen_names.names_of(memory)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Scores the matrices that are still trained, and freezes those below the threshold."""
-        frozen = {key: tensor for key, tensor in memory.items() if key.startswith(FROZEN)}
-        active = [n for n in known.after if n.endswith(MATRICES) and FROZEN + n not in frozen]
+        frozen = frozen_names.names_of(memory)
+        active = [n for n in known.after if n.endswith(MATRICES) and n not in frozen]
         kept, scores = State(), State()
         for name in active:
             size = (known.after[name] - known.before[name]).abs()
-            mean = KEEP_MEAN * memory.get(MEAN + name, 0.0) + (1 - KEEP_MEAN) * size
-            spread = memory.get(SPREAD + name, torch.zeros_like(size))
-            spread = KEEP_SPREAD * spread + (1 - KEEP_SPREAD) * (size - mean).abs()
+            before = memory.get(SPREAD + name, torch.zeros_like(size))
+            mean, spread = smoothed(size, memory.get(MEAN + name, 0.0), before)
             scores[name] = mean * spread
             kept |= {MEAN + name: mean, SPREAD + name: spread}
-        for name in below(scores, self.remaining(known.round, known.rounds)):
-            frozen[FROZEN + name] = torch.ones(())
+        freezing = below(scores, self.remaining(known.round, known.rounds))
+        for name in freezing:
             del kept[MEAN + name], kept[SPREAD + name]
-        return {}, {**kept, **frozen}
+        return {}, {**kept, **frozen_names.frozen([*frozen, *freezing])}
 
     def remaining(self, server_round: int, rounds: int) -> float:
         """Returns the share of entries that the schedule leaves after a round, in [0, 1]."""
-        begin, end = self.begin * rounds, max(self.end, self.begin) * rounds
-        if server_round < begin:
-            return 1.0
-        return max(0.0, 1 - (server_round - begin) / (end - begin)) ** 3 if end > begin else 0.0
-
-
-def below(scores: Mapping[str, Tensor], remaining: float) -> list[str]:
-    """Returns the names of the matrices whose mean score is below the threshold.
-
-    Args:
-        scores: The scores of the entries of each matrix.
-        remaining: The share of all entries that is above the threshold.
-
-    Example:
-        >>> scores = {name: torch.full((2,), s) for name, s in [("a", 1.0), ("b", 2.0), ("c", 9.0)]}
-        >>> below(scores, 0.5), below(scores, 0.0), below(scores, 1.0)
-        (['a'], ['a', 'b', 'c'], [])
-    """
-    if not scores or remaining >= 1:
-        return []
-    every = torch.cat([score.flatten() for score in scores.values()])
-    threshold = every.kthvalue(max(1, math.floor(len(every) * (1 - remaining)))).values
-    means = {name: score.mean() for name, score in scores.items()}
-    return [n for n, mean in means.items() if mean < threshold or remaining == 0]
+        return cubic_share(server_round, self.begin * rounds, max(self.end, self.begin) * rounds)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from fl_vitlora.config.settings import setting
 from fl_vitlora.finetuning.groups import LORA
 from fl_vitlora.finetuning.part import BatchTerm, Part
+from fl_vitlora.finetuning.round_means import RoundMean
 from fl_vitlora.finetuning.targets import blocks_of
 
 PLACE = "source_statistics"  # the name of the module in its block
@@ -96,23 +97,18 @@ class FeatureStatistics(Part):
     def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
         """Measures the statistics over all patch tokens of the round; adds no term to the loss."""
         block, statistics = watched(model)
-        mean, square = (torch.zeros_like(statistics.mean, dtype=torch.float64) for _ in range(2))
-        count = 0
+        mean, square = RoundMean(statistics.mean), RoundMean(statistics.square)
 
         def measure(module: nn.Module, inputs: Any, out: Tensor) -> None:
-            nonlocal count
             del module, inputs
             tokens = patch_tokens(model, out.detach()).double().flatten(0, 1)
-            mean.add_(tokens.sum(dim=0))
-            square.add_(tokens.square().sum(dim=0))
-            count += len(tokens)
+            mean.add(tokens.sum(dim=0), len(tokens))
+            square.add(tokens.square().sum(dim=0), len(tokens))
 
         with hooked(block, measure):
             yield lambda labels: 0.0
-        if count:
-            with torch.no_grad():
-                statistics.mean.copy_(mean / count)
-                statistics.square.copy_(square / count)
+        mean.store()
+        square.store()
 
     def merge(self, model: nn.Module) -> None:
         """Removes the statistics."""

@@ -42,10 +42,11 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
-from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning.groups import LORA
+from fl_vitlora.finetuning.dual_ascent import ascended
+from fl_vitlora.finetuning.groups import CONTROL, LORA, exchanged_name
 from fl_vitlora.finetuning.part import Aggregated, BatchTerm, Part
-from fl_vitlora.finetuning.readouts import block_outputs, readout_losses
+from fl_vitlora.finetuning.readouts import block_outputs, check_readable, readout_losses
+from fl_vitlora.finetuning.round_means import RoundMean
 from fl_vitlora.finetuning.targets import blocks_of
 from fl_vitlora.state import State
 
@@ -99,13 +100,8 @@ class LayerwiseDescent(Part):
         Raises:
             UserError: If the model has no blocks, or no normalisation and head after them.
         """
-        blocks = blocks_of(model)
-        if not hasattr(model, "norm") or not hasattr(model, "forward_head"):
-            raise UserError(
-                f"descent reads blocks with `norm` and `forward_head`, which {type(model).__name__}"
-                " lacks; use a plain ViT"
-            )
-        model.add_module(PLACE, Constraints(len(blocks)))
+        check_readable(model, "descent")
+        model.add_module(PLACE, Constraints(len(blocks_of(model))))
 
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of the duals and of the means."""
@@ -127,37 +123,29 @@ class LayerwiseDescent(Part):
         """Adds the constraints to the loss, and measures the means of the losses f_l."""
         own: Any = model.get_submodule(PLACE)
         duals, constrained = own.duals.detach(), bool(own.duals.any())
-        total, count = torch.zeros_like(own.readouts, dtype=torch.float64), 0
+        mean = RoundMean(own.readouts)
 
         with block_outputs(model) as outputs:
 
             def term(labels: Tensor) -> Tensor | float:
-                nonlocal count
                 with torch.set_grad_enabled(constrained):
                     losses = readout_losses(model, outputs, labels)
-                total.add_(losses.detach().double() * len(labels))
-                count += len(labels)
+                mean.add(losses.detach().double() * len(labels), len(labels))
                 return (duals * self.violations(losses)).sum() if constrained else 0.0
 
             yield term
-        if count:
-            with torch.no_grad():
-                own.readouts.copy_(total / count)
+        mean.store()
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Changes the duals after the warm-up rounds."""
-        names = {ending: _name(known.after, ending) for ending in (DUALS, READOUTS)}
-        losses, duals = known.after[names[READOUTS]], known.after[names[DUALS]]
+        name = exchanged_name(DUALS, CONTROL)
+        losses, duals = known.after[exchanged_name(READOUTS, LORA)], known.after[name]
         if known.round < self.warm_up or not losses.any():
             return {}, dict(memory)
-        step = self.violations(losses) - duals / self.resilience
-        new = (duals + self.dual_rate * step).clamp(min=0, max=self.limit)
-        return {names[DUALS]: new}, dict(memory)
+        violations = self.violations(losses)
+        new = ascended(duals, violations, self.dual_rate, self.resilience, self.limit)
+        return {name: new}, dict(memory)
 
     def merge(self, model: nn.Module) -> None:
         """Removes the duals and the means."""
         delattr(model, PLACE)
-
-
-def _name(tensors: Mapping[str, Tensor], ending: str) -> str:
-    return next(name for name in tensors if name.endswith(ending))

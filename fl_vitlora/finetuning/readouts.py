@@ -13,7 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.targets import blocks_of
+
+
+def check_readable(model: nn.Module, part: str) -> None:
+    """Checks that a model has blocks, and a normalisation and a head that can read them.
+
+    Args:
+        model: A timm model.
+        part: The name of the part of the method that reads the blocks.
+
+    Raises:
+        UserError: If the model has no blocks, or no normalisation and head after them.
+    """
+    blocks_of(model)
+    if not hasattr(model, "norm") or not hasattr(model, "forward_head"):
+        raise UserError(
+            f"{part} reads blocks with `norm` and `forward_head`, which {type(model).__name__}"
+            " lacks; use a plain ViT"
+        )
 
 
 def readout_losses(model: Any, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:

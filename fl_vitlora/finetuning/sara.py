@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
+from fl_vitlora.finetuning.entries import scattered, smallest
 from fl_vitlora.finetuning.groups import BODY
 from fl_vitlora.finetuning.part import Aggregated, BatchTerm
 from fl_vitlora.finetuning.slices import AdaptedLinear, SliceAdapter, SlicePart
@@ -59,13 +60,12 @@ class SaRAAdapter(SliceAdapter):
 
     def __init__(self, weight: Tensor, share: float) -> None:
         super().__init__()
-        magnitudes = weight.flatten().abs()
-        chosen = max(1, int(share * len(magnitudes)))
-        sizes, order = magnitudes.sort(stable=True)
+        chosen = max(1, int(share * weight.numel()))
+        places, threshold = smallest(weight, chosen)
         self.values = nn.Parameter(torch.zeros(chosen))
         self.stops = nn.Parameter(torch.zeros(()))
-        self.register_buffer("places", order[:chosen].sort().values)
-        self.register_buffer("threshold", sizes[min(chosen, len(sizes) - 1)].clone())
+        self.register_buffer("places", places)
+        self.register_buffer("threshold", threshold)
 
     def entries(self, weight: Tensor) -> Tensor:
         """Returns the entries of W' in M, (k,)."""
@@ -76,15 +76,12 @@ class SaRAAdapter(SliceAdapter):
 
     def adapted(self, weight: Tensor) -> Tensor:
         """Returns W', which is W with other entries in M."""
-        entries = self.entries(weight)
-        whole = weight.flatten().expand(*entries.shape[:-1], -1)
-        changed = whole.scatter(-1, self.places.expand_as(entries), entries)
-        return changed.reshape(*entries.shape[:-1], *weight.shape)
+        return scattered(weight, self.places, self.entries(weight))
 
     def nuclear_norm(self, weight: Tensor) -> Tensor:
         """Returns ‖W'∘M‖_*, a scalar."""
-        alone = torch.zeros_like(weight).flatten().scatter(-1, self.places, self.entries(weight))
-        norm: Tensor = torch.linalg.svdvals(alone.view_as(weight)).sum()
+        alone = scattered(torch.zeros_like(weight), self.places, self.entries(weight))
+        norm: Tensor = torch.linalg.svdvals(alone).sum()
         return norm
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
 from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.entries import largest, scattered
 from fl_vitlora.finetuning.groups import BODY, CONTROL, exchanged_name
 from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
@@ -70,9 +71,8 @@ class SIFTAdapter(SliceAdapter):
 
     def adapted(self, weight: Tensor) -> Tensor:
         """Returns W' = W + D + scatter(I, v)."""
-        zeros = self.values.new_zeros((*self.values.shape[:-1], weight.numel()))
-        sparse = zeros.scatter(-1, self.places.detach().long(), self.values)
-        return weight + self.dense + sparse.reshape(*sparse.shape[:-1], *weight.shape)
+        places = self.places.detach().long()
+        return weight + self.dense + scattered(torch.zeros_like(weight), places, self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +122,3 @@ class SIFT(SlicePart):
             changed[values] = change.flatten()[chosen]
             changed[name] = torch.zeros_like(change)
         return changed, {CHOSEN: torch.ones(())}
-
-
-def largest(change: Tensor, chosen: int) -> Tensor:
-    """Returns the places of the entries with the largest magnitude, in ascending order.
-
-    Args:
-        change: A tensor of any shape.
-        chosen: The number of places.
-
-    Example:
-        >>> largest(torch.tensor([[1.0, -3.0], [3.0, 2.0]]), 2), largest(torch.ones(3), 2)
-        (tensor([1, 2]), tensor([0, 1]))
-    """
-    order = change.flatten().abs().sort(descending=True, stable=True).indices
-    return order[:chosen].sort().values

@@ -30,16 +30,16 @@ import torch
 from torch import Tensor, nn
 
 from fl_vitlora.config.settings import setting
-from fl_vitlora.finetuning import targets, tying_agent
+from fl_vitlora.finetuning import frozen_names, targets, tying_agent
 from fl_vitlora.finetuning.groups import CONTROL, exchanged_name
 from fl_vitlora.finetuning.lora import Adapter, LoRALinear
 from fl_vitlora.finetuning.lora_part import LoRA
 from fl_vitlora.finetuning.part import Aggregated
+from fl_vitlora.finetuning.tying_nearest import nearest_tied, pairs_of
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State
 
 TIES = "adapter_ties"  # the name of the control tensor in the model
-FROZEN = "frozen "  # stands before the names of frozen tensors in the memory
 
 
 class TiedLinear(LoRALinear):
@@ -113,7 +113,7 @@ class TiedLoRA(LoRA):
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns the names of the pairs of tied blocks."""
         del server_round
-        return tuple(key.removeprefix(FROZEN) for key in memory if key.startswith(FROZEN))
+        return frozen_names.names_of(memory)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Changes the ties by the rule, and copies pairs to blocks that are no longer tied."""
@@ -125,7 +125,10 @@ class TiedLoRA(LoRA):
         if self.rule == "nearest" and len(set(before)) > self.groups:
             after = nearest_tied(before, known.after)
         elif self.rule == "agent":
-            after, kept = _episode(known, before, memory, self.decay)
+            agent = {n: m for n, m in memory.items() if not n.startswith(frozen_names.FROZEN)}
+            epsilon = self.decay ** (known.round - 1)
+            draw = generator(known.seed, "ties", known.round)
+            after, kept = tying_agent.episode(agent, before, -known.loss, epsilon, draw)
         changed = State()
         for block, (old, new) in enumerate(zip(before, after, strict=True)):
             own = pairs_of(block, known.after)
@@ -133,56 +136,7 @@ class TiedLoRA(LoRA):
                 source = pairs_of(old, known.after)
                 changed |= {own[end]: known.after[source[end]].clone() for end in own}
             if new != block:
-                kept |= {FROZEN + path: torch.ones(()) for path in own.values()}
+                kept |= frozen_names.frozen(own.values())
         if after != before:
             changed[name] = torch.tensor(after, dtype=torch.float32)
         return changed, kept
-
-
-def pairs_of(block: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Returns the names of a block's low-rank matrices, by their names without the block."""
-    start = f"blocks.{block}."
-    own = (n for n in tensors if n.startswith(start) and n.endswith((".lora_A", ".lora_B")))
-    return {name.removeprefix(start): name for name in own}
-
-
-def nearest_tied(ties: list[int], tensors: Mapping[str, Tensor]) -> list[int]:
-    """Ties the two untied blocks whose products B·A have the largest cosine similarity.
-
-    Args:
-        ties: For each block, the block whose pairs it uses.
-        tensors: The exchanged tensors.
-    """
-    roots = sorted(set(ties))
-    products = {root: _products(root, tensors) for root in roots}
-    similar = {
-        (one, other): float(torch.cosine_similarity(products[one], products[other], dim=0))
-        for one in roots
-        for other in roots
-        if one < other
-    }
-    kept, tied = max(similar, key=lambda pair: similar[pair])
-    return [kept if tie == tied else tie for tie in ties]
-
-
-def _products(block: int, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Returns all products B·A of a block in one vector."""
-    own = pairs_of(block, tensors)
-    ends = [end.removesuffix(".lora_A") for end in own if end.endswith(".lora_A")]
-    found = [tensors[own[f"{e}.lora_B"]] @ tensors[own[f"{e}.lora_A"]] for e in ends]
-    return torch.cat([product.flatten() for product in found])
-
-
-def _episode(
-    known: Aggregated, ties: list[int], memory: Mapping[str, Tensor], decay: float
-) -> tuple[list[int], State]:
-    """Lets the agent learn from the last round, and choose the ties of the next one."""
-    draw = generator(known.seed, "ties", known.round)
-    agent = {n: t for n, t in memory.items() if not n.startswith((FROZEN, "last "))}
-    agent = agent or tying_agent.new_agent(len(ties), draw)
-    if "last ties" in memory:
-        last, actions = (memory[f"last {what}"].int().tolist() for what in ("ties", "actions"))
-        agent = tying_agent.learn(agent, last, actions, -known.loss, ties)
-    actions = tying_agent.act(agent, ties, decay ** (known.round - 1), draw)
-    remembered = {"last ties": torch.tensor(ties), "last actions": torch.tensor(actions)}
-    return tying_agent.resolved(actions), {**agent, **remembered}

@@ -1,68 +1,54 @@
-"""The agent that decides which layers share tensors: Q-learning with a small network.
+"""The agent that decides which layers share tensors, by Q-learning (`q_learning`).
 
-The state is the vector of ties: entry i is the layer whose tensors layer i uses, j <= i. An action
-for layer i is one of the layers 0 to i. The network L → 128 → L·(L+1)/2 gives a value for every
-action of every layer, one slice of outputs for each layer. In an episode, the agent chooses an
-action for every layer: with the probability ε a random one, otherwise the one with the highest
-value. Then it learns from the reward r of the episode:
-
-    value of the chosen action → r + γ · max over actions of the values in the next state
-
-The squared errors of all layers are added, and AdamW takes some steps. All functions are pure: the
-weights and the moments of the optimiser are in a `State`, so that a checkpoint can hold them.
+In an episode, the agent chooses an action for every layer: the layer whose tensors it uses. With
+the probability ε it chooses a random one, otherwise the one with the highest value. Then it learns
+from the reward of the episode. All functions are pure: what the agent remembers is in a `State`, so
+that a checkpoint can hold it.
 
 Source: Hay and Wolf, arXiv 2401.12819.
-
-L layers, H = 128 hidden units.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from fl_vitlora.finetuning.q_learning import learn, new_agent, values
 from fl_vitlora.state import State
 
-HIDDEN = 128
-DISCOUNT, RATE, STEPS = 0.99, 1e-3, 4  # γ, the learning rate, and the steps of an episode
 LEAST = 0.01  # the smallest ε
-MOST = 10.0  # a reward is clipped to ±10
-WEIGHTS = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # the names that AdamW gives its moments
+LAST = "last "  # stands before the names of what the agent did last, in its memory
 
 
-def new_agent(layers: int, generator: torch.Generator) -> State:
-    """Returns the weights of an agent that has learnt nothing.
-
-    Args:
-        layers: The number L of layers.
-        generator: The random generator of the initial weights.
-    """
-    sizes = {"inner": (HIDDEN, layers), "outer": (layers * (layers + 1) // 2, HIDDEN)}
-    weights = State()
-    for name, (outputs, inputs) in sizes.items():
-        bound = 1 / math.sqrt(inputs)
-        for kind, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
-            uniform = torch.rand(shape, generator=generator)
-            weights[f"{name}.{kind}"] = bound * (2 * uniform - 1)
-    return weights
-
-
-def values(weights: Mapping[str, Tensor], ties: Sequence[int]) -> list[Tensor]:
-    """Returns the value of each action of each layer; entry i has the shape (i + 1,).
+def episode(
+    memory: Mapping[str, Tensor],
+    ties: list[int],
+    reward: float,
+    epsilon: float,
+    generator: torch.Generator,
+) -> tuple[list[int], State]:
+    """Lets the agent learn from its last actions, and choose the next ties.
 
     Args:
-        weights: The weights of the agent.
-        ties: The state: for each layer, the layer whose tensors it uses.
+        memory: The memory that this function returned last; empty at first.
+        ties: The ties that the last actions led to.
+        reward: The reward of the last actions.
+        epsilon: The probability ε of a random action.
+        generator: The random generator of the first weights, and of the actions.
+
+    Returns:
+        A pair: the next ties, and the new memory.
     """
-    state = torch.tensor(ties, dtype=torch.float32)
-    hidden = F.relu(F.linear(state, weights["inner.weight"], weights["inner.bias"]))
-    every = F.linear(hidden, weights["outer.weight"], weights["outer.bias"])
-    return list(torch.split(every, list(range(1, len(ties) + 1))))
+    agent: State = {name: t for name, t in memory.items() if not name.startswith(LAST)}
+    agent = agent or new_agent(len(ties), generator)
+    if f"{LAST}ties" in memory:
+        last, actions = (memory[LAST + what].int().tolist() for what in ("ties", "actions"))
+        agent = learn(agent, last, actions, reward, ties)
+    actions = act(agent, ties, epsilon, generator)
+    remembered = {f"{LAST}ties": torch.tensor(ties), f"{LAST}actions": torch.tensor(actions)}
+    return resolved(actions), {**agent, **remembered}
 
 
 def act(
@@ -82,42 +68,6 @@ def act(
         random = int(torch.randint(layer + 1, (), generator=generator))
         chosen.append(random if explores else int(value.argmax()))
     return chosen
-
-
-def learn(
-    agent: Mapping[str, Tensor],
-    ties: Sequence[int],
-    actions: Sequence[int],
-    reward: float,
-    following: Sequence[int],
-) -> State:
-    """Returns the agent after it has learnt from an episode.
-
-    Args:
-        agent: The weights, and the moments of the optimiser if the agent has learnt before.
-        ties: The state before the actions.
-        actions: The chosen action of each layer.
-        reward: The reward of the episode; it is clipped to ±10.
-        following: The state after the actions.
-    """
-    weights = {name: nn.Parameter(agent[name].clone()) for name in WEIGHTS}
-    optimizer = torch.optim.AdamW(weights.values(), lr=RATE)
-    for name, weight in weights.items():
-        if f"{name} step" in agent:
-            optimizer.state[weight] = {m: agent[f"{name} {m}"].clone() for m in MOMENTS}
-    clipped = max(-MOST, min(MOST, reward))
-    with torch.no_grad():
-        best = [clipped + DISCOUNT * float(value.max()) for value in values(agent, following)]
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        found = values(weights, ties)
-        chosen = torch.stack([value[a] for value, a in zip(found, actions, strict=True)])
-        torch.autograd.backward((chosen - torch.tensor(best)).square().sum())
-        optimizer.step()
-    learnt = {name: weight.detach() for name, weight in weights.items()}
-    for name, weight in weights.items():
-        learnt |= {f"{name} {m}": optimizer.state[weight][m] for m in MOMENTS}
-    return learnt
 
 
 def resolved(actions: Sequence[int]) -> list[int]:

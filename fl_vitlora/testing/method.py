@@ -205,17 +205,24 @@ def _averages(subject: Subject) -> None:
         raise MethodError(f"it says that averaging is exact, but the gap is {gap:.2g}")
 
 
-def gap_of(subject: Subject) -> float:
+def gap_of(
+    subject: Subject, seeds: tuple[int, int] = (0, 1), unmoved: tuple[str, ...] = ()
+) -> float:
     """Returns the distance of the averaged tensors' weights from the average of the weights.
 
     Two models with different trained tensors are merged, and a third one with the mean of these
     tensors. Tensors that are frozen in the first round of training have their first values. The
     distance is a share of how far the weights are from the pre-trained ones.
+
+    Args:
+        subject: The method and the model.
+        seeds: The seeds of the two models' trained tensors. With equal seeds the tensors are equal.
+        unmoved: Endings of the names of further tensors that have their first values.
     """
     start = methods.export_state(subject.prepared().model.double())
     frozen = subject.method.resting_at_first(start) if subject.method.has_rests else ()
-    resting = {name: tensor for name, tensor in start.items() if name.endswith(frozen)}
-    states = [methods.export_state(subject.moved(seed).model.double()) | resting for seed in (0, 1)]
+    resting = {name: tensor for name, tensor in start.items() if name.endswith((*frozen, *unmoved))}
+    states = [methods.export_state(subject.moved(seed).model.double()) | resting for seed in seeds]
     mean = {name: (tensor + states[1][name]) / 2 for name, tensor in states[0].items()}
     weights = []
     for state in (*states, mean, start):

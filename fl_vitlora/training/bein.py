@@ -33,7 +33,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning.feature_statistics import Statistics, hooked, patch_tokens, watched
+from fl_vitlora.finetuning.feature_statistics import (
+    FeatureStatistics,
+    Statistics,
+    hooked,
+    patch_tokens,
+    watched,
+)
+from fl_vitlora.finetuning.method import Method
 
 TINY = 1e-6  # the smallest standard deviation of a channel
 
@@ -105,19 +112,28 @@ class BeIN:
     content: float = 1.0
     together: bool = False
 
+    def check(self, method: Method) -> None:
+        """Checks that the clients measure the statistics of features.
+
+        Args:
+            method: The fine-tuning method of the run.
+
+        Raises:
+            UserError: If no part of the method measures them.
+        """
+        if not set(FeatureStatistics.measured) <= set(method.measured):
+            raise _without_statistics(f"method {method.name} measures no statistics of features")
+
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Returns the logits of the adapted model.
 
         Raises:
-            UserError: If the method of the model does not measure statistics of features.
+            UserError: If the model has no statistics of features.
         """
         try:
             block, statistics = watched(model)
         except LookupError as error:
-            raise UserError(
-                f"evaluation.predictor: {error}; add them to the method, for example "
-                "--method lora+feature_statistics"
-            ) from None
+            raise _without_statistics(str(error)) from None
         with torch.no_grad():
             if not statistics.measured:
                 return _logits(model, images)
@@ -177,6 +193,13 @@ class BatchBeIN(ClosedFormBeIN):
     """
 
     together: bool = True
+
+
+def _without_statistics(cause: str) -> UserError:
+    return UserError(
+        f"evaluation.predictor: {cause}; add them to the method, for example "
+        "--method lora+feature_statistics"
+    )
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -83,6 +83,28 @@ def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
     return can_stack(model) and is_entrywise(config)
 
 
+def why_alone(model: nn.Module, config: TrainingConfig) -> str:
+    """Returns the reason why several clients cannot be trained in one batch, as a sentence's end.
+
+    Args:
+        model: A prepared model.
+        config: The hyper-parameters of the training.
+
+    Returns:
+        What is in the way: parts of the method that are not stackable, the optimiser, or the model.
+        The text is empty if nothing is.
+    """
+    if can_share_a_batch(model, config):
+        return ""
+    told = methods.prepared(model)
+    parts = () if told is None else told.method.parts
+    if alone := [name for name, part in parts if not part.stackable]:
+        return f"{' and '.join(alone)} cannot train several clients in one batch"
+    if not is_entrywise(config):
+        return f"the optimiser {config.optimizer} does not compute entry by entry"
+    return f"the tensors of {type(model).__name__} cannot be stacked for several clients"
+
+
 @dataclass(frozen=True, kw_only=True)
 class CohortTrainer:
     """Trains clients, and several clients in one batch if that is possible.

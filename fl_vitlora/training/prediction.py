@@ -27,6 +27,10 @@ its attribute `adapts`:
   replaced. It may change tensors, but must restore them exactly before it returns. So every batch
   is evaluated with the same model, and the order of the batches does not matter.
 
+A predictor that does not work with every fine-tuning method has a method `check(method)`. It is
+called before a run writes anything, and raises a UserError if the predictor cannot work with the
+`fl_vitlora.finetuning.method.Method` of the run.
+
 To use a predictor, name its class in the setting `evaluation.predictor`; the default is `plain`.
 
 A batch has B images with C channels, height H and width W in pixels. The model has L classes.
@@ -47,6 +51,7 @@ from torch import Tensor, nn
 from fl_vitlora.config.predictor_names import PREDICTORS
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.finetuning.inference import quick_layers
+from fl_vitlora.finetuning.method import Method
 
 
 class Predictor(Protocol):
@@ -125,6 +130,23 @@ def predictor_of(name: str) -> Predictor:
             "adapts, which must be True or False"
         )
     return made
+
+
+def predictor_for(name: str, method: Method) -> Predictor:
+    """Returns a predictor as `predictor_of` does, and asks it if it works with a method.
+
+    Args:
+        name: The name of the predictor.
+        method: The fine-tuning method of the run.
+
+    Raises:
+        UserError: If there is no such predictor, or if it cannot work with the method.
+    """
+    predictor = predictor_of(name)
+    check = getattr(predictor, "check", None)
+    if callable(check):
+        check(method)
+    return predictor
 
 
 def _cause(error: BaseException) -> str:

@@ -58,6 +58,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "codec": ({**SECURE, "compression.uplink": "int8"}, "masked words look random"),
     "passphrase": ({"encryption.at_rest": "passphrase"}, PASSPHRASE),
+    "predictor": (
+        {"evaluation.predictor": "bein_batch"},
+        "measures no statistics of features; add them to the method",
+    ),
     "model": ({"model.name": "resnet18", "model.weights": "random"}, "no patch embedding"),
     "weights": ({"model.weights": "nowhere.safetensors"}, "nowhere.safetensors"),
 }
@@ -149,7 +153,9 @@ def test_a_server_that_opens_no_shard_needs_no_passphrase(tmp_path: Path) -> Non
         deploy(config, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["byzantine clients", "adaptation", "method", "codec"])
+@pytest.mark.parametrize(
+    "name", ["byzantine clients", "adaptation", "method", "codec", "predictor"]
+)
 def test_a_node_refuses_what_its_client_could_not_do(tmp_path: Path, name: str) -> None:
     given, part = MISTAKES[name]
     config = configure(tmp_path, given)

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Part
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, count
+from fl_vitlora.testing.method_subject import Subject
 from tests.conftest import random_vit
 
 BASE: dict[str, Any] = {"img_size": 32, "depth": 1, "num_classes": 0}
@@ -48,3 +51,9 @@ def numbers_in_a_block_of_vit_b(method: str, **finetuning: Any) -> int:
     model.requires_grad_(requires_grad=False)
     methods.prepare(model, FineTuningConfig(method=method, **finetuning), 0)
     return count(methods.trainable(model)) - 769
+
+
+def subject_of(part: Part) -> Subject:
+    """Returns a method of one part as the subject of a check."""
+    name = type(part).__name__
+    return Subject(method=Method(name=name, parts=((name, part),)))

@@ -12,7 +12,7 @@ from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.aggregation_gap import aggregation_gap, places_of
 from fl_vitlora.finetuning import methods, shelf
-from fl_vitlora.finetuning.adarankgrad import CommonSubspaces
+from fl_vitlora.finetuning.common_subspaces import CommonSubspaces
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.finetuning.singular_vectors import leading_directions, smallest_rank

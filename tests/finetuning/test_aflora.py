@@ -9,7 +9,8 @@ import timm
 import torch
 
 from fl_vitlora.finetuning import methods
-from fl_vitlora.finetuning.aflora import AFLoRA, below
+from fl_vitlora.finetuning.aflora import AFLoRA
+from fl_vitlora.finetuning.importance import below
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Aggregated
 from fl_vitlora.state import State, count

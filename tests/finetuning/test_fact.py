@@ -55,8 +55,8 @@ def test_the_factors_are_counted_and_sent_once():
     assert numbers == 2 * 768 * 16 + 12 * 16 * 16
 
 
-def gap_of(change: str, seeds: tuple[int, int]) -> float:
-    """Measures the aggregation gap of two clients that move the tensors with a text in the name."""
+def reported_gap(change: str, seeds: tuple[int, int]) -> float:
+    """Returns the gap that a run reports if clients move the tensors with a text in the name."""
     model, start = moved("fact"), methods.export_state(moved("fact"))
 
     def client(number: int, seed: int) -> Update:
@@ -73,10 +73,10 @@ def gap_of(change: str, seeds: tuple[int, int]) -> float:
 
 def test_averaging_is_biased_but_exact_for_cores_alone_and_for_equal_clients():
     """The shared factors of the first layer are seen in every other layer, too."""
-    assert gap_of("", (1, 2)) > 0.05
-    assert gap_of("shared.", (1, 2)) > 0.05
-    assert gap_of("core", (1, 2)) < 1e-12
-    assert gap_of("", (1, 1)) < 1e-12
+    assert reported_gap("", (1, 2)) > 0.05
+    assert reported_gap("shared.", (1, 2)) > 0.05
+    assert reported_gap("core", (1, 2)) < 1e-12
+    assert reported_gap("", (1, 1)) < 1e-12
 
 
 def test_all_layers_have_the_same_factors():

@@ -10,9 +10,9 @@ from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.hta import HTA, householder_increment
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import check_method
+from fl_vitlora.testing.method import check_method, gap_of
 from tests.conftest import random_vit
-from tests.finetuning.averages import gap_of
+from tests.finetuning.moved_model import subject_of
 
 SHAPES = [(6, 6), (24, 6), (6, 24), (384, 96)]
 
@@ -108,9 +108,9 @@ def test_vectors_that_are_not_sent_are_equal_at_all_parties():
 
 
 def test_the_average_of_the_exact_variant_is_exact_and_that_of_all_vectors_is_not():
-    assert gap_of("hta", spread=0.1, exact=True) < 1e-12
-    assert gap_of("hta", spread=0.1) > 1e-3
-    assert gap_of("hta", spread=0.0) < 1e-12
+    assert gap_of(subject_of(HTA(exact=True))) < 1e-12
+    assert gap_of(subject_of(HTA())) > 1e-3
+    assert gap_of(subject_of(HTA()), seeds=(1, 1)) < 1e-12
 
 
 def test_one_step_moves_d_and_u_and_gives_the_other_vectors_a_gradient_of_zero():

@@ -16,7 +16,7 @@ from fl_vitlora.config.confirmation import check_method as check_confirmed
 from fl_vitlora.config.grid_words import read_words
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.validation import check_model
-from fl_vitlora.finetuning import methods, peft_part, shelf
+from fl_vitlora.finetuning import methods, peft_part, peft_tuners, shelf
 from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.state import State, count
 from fl_vitlora.testing.method import findings
@@ -83,7 +83,7 @@ def test_a_tuner_that_does_not_fit_is_refused_with_the_reason(tuner: str, reason
 
 
 def test_every_tuner_of_peft_either_works_or_is_refused():
-    assert WORKING.keys() | REFUSED.keys() == peft_part.tuners().keys()
+    assert WORKING.keys() | REFUSED.keys() == peft_tuners.tuners().keys()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.server_method import after_round
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.method import Method
-from fl_vitlora.finetuning.sift import SIFT, SIFTAdapter, largest
+from fl_vitlora.finetuning.sift import SIFT, SIFTAdapter
 from fl_vitlora.state import State
 from tests.conftest import random_vit
 
@@ -119,10 +119,6 @@ def test_with_all_entries_sgd_is_full_fine_tuning_of_the_slices():
     methods.merge(model)
     for block, expected in zip(model.blocks, weights, strict=True):
         assert torch.allclose(block.attn.proj.weight, expected, atol=1e-12, rtol=0)
-
-
-def test_equal_entries_are_chosen_in_their_order():
-    assert largest(torch.tensor([2.0, -2.0, 2.0, 1.0]), 2).tolist() == [0, 1]
 
 
 def test_a_slice_whose_places_float32_cannot_number_is_refused():

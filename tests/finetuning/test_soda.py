@@ -13,9 +13,9 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.soda import SODA, SODAAdapter, cayley_rotation
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import check_method
+from fl_vitlora.testing.method import check_method, gap_of
 from tests.conftest import random_vit
-from tests.finetuning.averages import gap_of
+from tests.finetuning.moved_model import subject_of
 
 SHAPES = [(6, 6), (24, 6), (6, 24), (96, 96)]
 
@@ -107,8 +107,8 @@ def test_decompositions_never_travel_and_are_equal_at_all_parties():
 
 
 def test_averages_are_biased_but_exact_for_equal_clients():
-    assert gap_of("soda", spread=0.1) > 1e-3
-    assert gap_of("soda", spread=0.0) < 1e-12
+    assert gap_of(subject_of(SODA())) > 1e-3
+    assert gap_of(subject_of(SODA()), seeds=(1, 1)) < 1e-12
 
 
 def test_averages_of_shifts_alone_are_exact_while_the_singular_values_stay_positive():

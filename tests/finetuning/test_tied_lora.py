@@ -8,11 +8,12 @@ import torch
 
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.server_method import after_round
-from fl_vitlora.finetuning import methods, tying_agent
+from fl_vitlora.finetuning import methods, q_learning, tying_agent
 from fl_vitlora.finetuning.lora_part import LoRA
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Aggregated, Part
-from fl_vitlora.finetuning.tied_lora import TiedLoRA, pairs_of
+from fl_vitlora.finetuning.tied_lora import TiedLoRA
+from fl_vitlora.finetuning.tying_nearest import pairs_of
 from fl_vitlora.state import State, count
 from tests.conftest import random_vit
 
@@ -154,12 +155,12 @@ def test_the_agent_finds_the_one_tie_that_pays():
     found = 0
     for seed in range(10):
         draw = torch.Generator().manual_seed(seed)
-        agent, ties = tying_agent.new_agent(3, draw), [0, 1, 2]
+        agent, ties = q_learning.new_agent(3, draw), [0, 1, 2]
         for episode in range(200):
             actions = tying_agent.act(agent, ties, 0.95**episode, draw)
             following = tying_agent.resolved(actions)
-            agent = tying_agent.learn(agent, ties, actions, float(following[2] == 0), following)
+            agent = q_learning.learn(agent, ties, actions, float(following[2] == 0), following)
             ties = following
-        best = [int(value.argmax()) for value in tying_agent.values(agent, ties)]
+        best = [int(value.argmax()) for value in q_learning.values(agent, ties)]
         found += tying_agent.resolved(best)[2] == 0
     assert found >= 7

@@ -12,10 +12,10 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.kronecker import times_ring
 from fl_vitlora.finetuning.tlora import TLoRA, TLoRAAdapter, identity_core
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import check_method
+from fl_vitlora.testing.method import check_method, gap_of
 from fl_vitlora.training.optimizers import make_optimizer
 from tests.conftest import random_vit
-from tests.finetuning.averages import gap_of
+from tests.finetuning.moved_model import subject_of
 
 
 def transform(adapter: TLoRAAdapter, inputs: int) -> Tensor:
@@ -116,8 +116,8 @@ def test_cores_have_a_learning_rate_of_their_own():
 
 
 def test_averages_are_biased_but_exact_for_equal_clients():
-    assert gap_of("tlora", spread=0.1) > 1e-3
-    assert gap_of("tlora", spread=0.0) < 1e-12
+    assert gap_of(subject_of(TLoRA())) > 1e-3
+    assert gap_of(subject_of(TLoRA()), seeds=(1, 1)) < 1e-12
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -11,9 +11,9 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.vera import SharedPair, VeRA, VeRAAdapter
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import check_method
+from fl_vitlora.testing.method import check_method, gap_of
 from tests.conftest import random_vit
-from tests.finetuning.averages import gap_of
+from tests.finetuning.moved_model import subject_of
 
 
 def prepared(seed: int = 0) -> Backbone:
@@ -74,8 +74,8 @@ def test_a_slice_trains_one_number_for_each_output_and_each_rank():
 
 
 def test_averages_are_biased_but_exact_for_equal_clients():
-    assert gap_of("vera", spread=0.1) > 1e-3
-    assert gap_of("vera", spread=0.0) < 1e-12
+    assert gap_of(subject_of(VeRA())) > 1e-3
+    assert gap_of(subject_of(VeRA()), seeds=(1, 1)) < 1e-12
 
 
 def test_both_vectors_have_the_larger_learning_rate():

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.feature_statistics import hooked, patch_tokens, watched
+from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.testing.predictor import check_predictor
 from fl_vitlora.training.bein import (
@@ -21,6 +23,7 @@ from fl_vitlora.training.bein import (
     restyled,
     style_loss,
 )
+from fl_vitlora.training.prediction import predictor_for
 from tests.conftest import MakeBackbone
 
 METHOD = "lora+feature_statistics"
@@ -139,6 +142,13 @@ def test_without_measured_statistics_the_predictor_is_plain_or_refuses(
         assert torch.equal(BeIN()(model, normalize(images)), model(normalize(images)))
     with pytest.raises(UserError, match=r"evaluation.predictor: .*lora\+feature_statistics"):
         BeIN()(make_backbone(method="lora").model, normalize(images))
+
+
+def test_a_method_that_does_not_measure_the_statistics_is_refused_before_a_run():
+    for method in (METHOD, "feature_statistics"):
+        predictor_for("bein", method_of(FineTuningConfig(method=method)))
+    with pytest.raises(UserError, match=r"method bias measures no .*lora\+feature_statistics"):
+        predictor_for("bein", method_of(FineTuningConfig(method="bias")))
 
 
 def test_the_key_does_not_matter_because_the_order_of_patches_does_not():

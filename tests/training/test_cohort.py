@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.state import State
-from fl_vitlora.training.cohort import CohortTrainer, LocalJob
+from fl_vitlora.training.cohort import CohortTrainer, LocalJob, why_alone
 from fl_vitlora.training.local import LocalTask, Trained
 from fl_vitlora.training.stacking import can_stack
 from tests.conftest import MakeBackbone, random_vit
@@ -276,6 +277,21 @@ def test_the_model_of_one_stays_as_it_was(make_backbone: MakeBackbone) -> None:
 
 def test_full_fine_tuning_is_not_stacked(make_backbone: MakeBackbone) -> None:
     assert not can_stack(make_backbone(method="full").model)
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("sara+feature_statistics", "sara and feature_statistics cannot train"),
+        ("lora+descent", "descent cannot train several clients in one batch"),
+        ("lora+patch_embed", "$"),
+    ],
+)
+def test_the_reason_why_clients_train_alone_names_what_is_in_the_way(
+    make_backbone: MakeBackbone, method: str, reason: str
+) -> None:
+    found = why_alone(make_backbone(method=method).model, TrainingConfig())
+    assert re.match(reason, found)
 
 
 def test_a_plan_that_freezes_everything_is_refused(make_backbone: MakeBackbone) -> None:

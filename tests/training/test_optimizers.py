@@ -22,7 +22,7 @@ from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.population.sampling import trained_together
 from fl_vitlora.state import State
-from fl_vitlora.training.cohort import LocalJob, can_share_a_batch, train_together
+from fl_vitlora.training.cohort import LocalJob, can_share_a_batch, train_together, why_alone
 from fl_vitlora.training.gpu_memory import make_trainer
 from fl_vitlora.training.local import LocalTask, Trained, train
 from fl_vitlora.training.optimizers import Groups, Optimizer, make_optimizer, optimizer_of
@@ -282,8 +282,13 @@ def test_clients_of_an_optimiser_that_is_not_entrywise_are_trained_one_by_one(
         assert (one.loss, one.steps) == (other.loss, other.steps)
 
 
-def test_a_worker_is_then_handed_one_client_at_a_time(normalised: Config):
+def test_a_worker_is_then_handed_one_client_at_a_time(
+    normalised: Config, make_backbone: MakeBackbone
+):
     assert trained_together(normalised) == 1
+    assert "normalised does not compute entry by entry" in why_alone(
+        make_backbone().model, normalised.training
+    )
     entrywise = replace(normalised, training=replace(normalised.training, optimizer="sgd"))
     assert trained_together(entrywise) > 1
 

@@ -1,0 +1,63 @@
+"""Single entries of a matrix: those with the largest or the smallest magnitudes, and new values.
+
+If entries have the same magnitude, the first ones are chosen, so that all machines agree.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def largest(change: Tensor, chosen: int) -> Tensor:
+    """Returns the places of the entries with the largest magnitude, in ascending order.
+
+    Args:
+        change: A tensor of any shape.
+        chosen: The number of places.
+
+    Example:
+        >>> import torch
+        >>> largest(torch.tensor([[1.0, -3.0], [3.0, 2.0]]), 2), largest(torch.ones(3), 2)
+        (tensor([1, 2]), tensor([0, 1]))
+    """
+    order = change.flatten().abs().sort(descending=True, stable=True).indices
+    return order[:chosen].sort().values
+
+
+def smallest(weight: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
+    """Returns the places of the entries with the smallest magnitude, and the next magnitude.
+
+    Args:
+        weight: A tensor of any shape.
+        chosen: The number of places.
+
+    Returns:
+        A pair: the places in the flattened tensor, (chosen,), in ascending order, and a scalar, the
+        smallest magnitude at the other places. If there are no other places, it is the largest one.
+
+    Example:
+        >>> import torch
+        >>> smallest(torch.tensor([[1.0, -3.0], [3.0, 2.0]]), 2)
+        (tensor([0, 3]), tensor(3.))
+    """
+    sizes, order = weight.flatten().abs().sort(stable=True)
+    return order[:chosen].sort().values, sizes[min(chosen, len(sizes) - 1)].clone()
+
+
+def scattered(whole: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """Returns a matrix with new values at some places, (..., m, n).
+
+    Args:
+        whole: The matrix before, (m, n).
+        places: The places in the flattened matrix, (k,) or (..., k), whole numbers.
+        values: The new values, (..., k).
+
+    Example:
+        >>> import torch
+        >>> scattered(torch.zeros(2, 2), torch.tensor([1, 2]), torch.tensor([5.0, 6.0]))
+        tensor([[0., 5.],
+                [6., 0.]])
+    """
+    leading = values.shape[:-1]
+    flat = whole.flatten().expand(*leading, -1)
+    return flat.scatter(-1, places.expand_as(values), values).reshape(*leading, *whole.shape)

@@ -1,0 +1,99 @@
+"""Q-learning with a small network that values the actions of several layers.
+
+The state is the vector of ties: entry i is the layer whose tensors layer i uses, j <= i. An action
+for layer i is one of the layers 0 to i. The network L → 128 → L·(L+1)/2 gives a value for every
+action of every layer, one slice of outputs for each layer. From the reward r of an episode, the
+network learns
+
+    value of the chosen action → r + γ · max over actions of the values in the next state
+
+The squared errors of all layers are added, and AdamW takes some steps. All functions are pure: the
+weights and the moments of the optimiser are in a `State`, so that a checkpoint can hold them.
+
+Source: Hay and Wolf, arXiv 2401.12819.
+
+L layers, H = 128 hidden units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_vitlora.state import State
+
+HIDDEN = 128
+DISCOUNT, RATE, STEPS = 0.99, 1e-3, 4  # γ, the learning rate, and the steps of an episode
+MOST = 10.0  # a reward is clipped to ±10
+WEIGHTS = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # the names that AdamW gives its moments
+
+
+def new_agent(layers: int, generator: torch.Generator) -> State:
+    """Returns the weights of an agent that has learnt nothing.
+
+    Args:
+        layers: The number L of layers.
+        generator: The random generator of the initial weights.
+    """
+    sizes = {"inner": (HIDDEN, layers), "outer": (layers * (layers + 1) // 2, HIDDEN)}
+    weights = State()
+    for name, (outputs, inputs) in sizes.items():
+        bound = 1 / math.sqrt(inputs)
+        for kind, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+            uniform = torch.rand(shape, generator=generator)
+            weights[f"{name}.{kind}"] = bound * (2 * uniform - 1)
+    return weights
+
+
+def values(weights: Mapping[str, Tensor], ties: Sequence[int]) -> list[Tensor]:
+    """Returns the value of each action of each layer; entry i has the shape (i + 1,).
+
+    Args:
+        weights: The weights of the agent.
+        ties: The state: for each layer, the layer whose tensors it uses.
+    """
+    state = torch.tensor(ties, dtype=torch.float32)
+    hidden = F.relu(F.linear(state, weights["inner.weight"], weights["inner.bias"]))
+    every = F.linear(hidden, weights["outer.weight"], weights["outer.bias"])
+    return list(torch.split(every, list(range(1, len(ties) + 1))))
+
+
+def learn(
+    agent: Mapping[str, Tensor],
+    ties: Sequence[int],
+    actions: Sequence[int],
+    reward: float,
+    following: Sequence[int],
+) -> State:
+    """Returns the agent after it has learnt from an episode.
+
+    Args:
+        agent: The weights, and the moments of the optimiser if the agent has learnt before.
+        ties: The state before the actions.
+        actions: The chosen action of each layer.
+        reward: The reward of the episode; it is clipped to ±10.
+        following: The state after the actions.
+    """
+    weights = {name: nn.Parameter(agent[name].clone()) for name in WEIGHTS}
+    optimizer = torch.optim.AdamW(weights.values(), lr=RATE)
+    for name, weight in weights.items():
+        if f"{name} step" in agent:
+            optimizer.state[weight] = {m: agent[f"{name} {m}"].clone() for m in MOMENTS}
+    clipped = max(-MOST, min(MOST, reward))
+    with torch.no_grad():
+        best = [clipped + DISCOUNT * float(value.max()) for value in values(agent, following)]
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        found = values(weights, ties)
+        chosen = torch.stack([value[a] for value, a in zip(found, actions, strict=True)])
+        torch.autograd.backward((chosen - torch.tensor(best)).square().sum())
+        optimizer.step()
+    learnt = {name: weight.detach() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        learnt |= {f"{name} {m}": optimizer.state[weight][m] for m in MOMENTS}
+    return learnt
