@@ -92,7 +92,9 @@ class LoSA(Part):
         sizes = {True: tokens, False: width}
         mixers = [Mixer(sizes[turned], self.mixer_rank, tokens=turned) for turned in along]
         model.add_module(SIDE, SideNetwork(mixers))
-        vars(model)["forward_features"] = partial(_forward_features, model)  # hides the class's own
+        # these hide the functions of the model's class
+        vars(model)["forward_features"] = partial(_forward_features, model)
+        vars(model)["forward"] = partial(_forward, model)
 
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of the tensors of all mixers."""
@@ -114,9 +116,20 @@ class LoSA(Part):
 
     def from_features(self, model: nn.Module, features: Tensor) -> Tensor:
         """Returns the logits, (B, classes), for the outputs of all blocks."""
-        whole: Any = model
-        logits: Tensor = whole.forward_head(whole.norm(whole.side_network(features)))
-        return logits
+        return _logits(model, features)
+
+
+def _forward(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
+    """Returns the logits, (B, classes), as timm's function `forward` does."""
+    return _logits(model, block_outputs(model, images, **given))
+
+
+def _logits(model: nn.Module, outputs: Tensor) -> Tensor:
+    """Returns the logits, (B, classes), for the outputs of all blocks, (B, L, T, D)."""
+    whole: Any = model
+    tokens = whole.side_network(outputs, _tokens_read(model))
+    logits: Tensor = whole.forward_head(whole.norm(tokens))
+    return logits
 
 
 def _forward_features(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
@@ -124,6 +137,12 @@ def _forward_features(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
     whole: Any = model
     tokens: Tensor = whole.norm(whole.side_network(block_outputs(model, images, **given)))
     return tokens
+
+
+def _tokens_read(model: nn.Module) -> int | None:
+    """Returns the number of tokens that the classifier reads, the first ones; None for all."""
+    pooled = getattr(model, "global_pool", None), getattr(model, "attn_pool", None)
+    return 1 if pooled == ("token", None) else None
 
 
 def _is_plain(model: nn.Module) -> bool:
