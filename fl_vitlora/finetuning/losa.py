@@ -23,7 +23,7 @@ Source: Mercea, Gritsenko, Schmid, Arnab, arXiv 2402.02887. The paper describes 
 and low-rank mixers that alternate between channels and tokens. The recurrence, the rank, the start
 and the reading of the class token through the frozen norm are our reading, hence "LoSA-style".
 
-L blocks, B images, T tokens, D width, r rank.
+L blocks, B images, T tokens, S tokens that the classifier reads, D width, r rank.
 """
 
 from __future__ import annotations
@@ -111,11 +111,17 @@ class LoSA(Part):
         return self.mixer_rate
 
     def features(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Returns the outputs of all blocks, (B, L, T, D)."""
-        return block_outputs(model, images)
+        """Returns the outputs of all blocks, (B, L, T, D).
+
+        If all mixers work on channels, the classifier's tokens depend on no other token. Then only
+        these S tokens are returned, (B, L, S, D).
+        """
+        outputs = block_outputs(model, images)
+        read = None if self.reads_token_order else _tokens_read(model)
+        return outputs[:, :, :read].contiguous()
 
     def from_features(self, model: nn.Module, features: Tensor) -> Tensor:
-        """Returns the logits, (B, classes), for the outputs of all blocks."""
+        """Returns the logits, (B, classes), for the outputs of all blocks that are features."""
         return _logits(model, features)
 
 
@@ -141,8 +147,10 @@ def _forward_features(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
 
 def _tokens_read(model: nn.Module) -> int | None:
     """Returns the number of tokens that the classifier reads, the first ones; None for all."""
-    pooled = getattr(model, "global_pool", None), getattr(model, "attn_pool", None)
-    return 1 if pooled == ("token", None) else None
+    whole: Any = model
+    if getattr(model, "global_pool", None) != "token" or getattr(model, "attn_pool", None):
+        return None
+    return max(1, whole.num_prefix_tokens)
 
 
 def _is_plain(model: nn.Module) -> bool:

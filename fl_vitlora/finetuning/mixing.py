@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-gelu_backward = torch.ops.aten.gelu_backward
+TENSORS = 4  # the number of trained tensors of a mixer
+gelu_backward = torch.ops.aten.gelu_backward  # the name is PyTorch's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,28 +97,17 @@ def _refined(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> tuple[Tens
     refined = torch.zeros_like(blocks[0])
     steps = []
     for number, (mixing, block) in enumerate(zip(mixings, blocks.unbind(), strict=True)):
+        kept = read if number == len(mixings) - 1 else None
         h = block + refined if number else block
-        refined, h = _needed(mixing, refined, h, read if number == len(mixings) - 1 else None)
-        x = mixing.columns(h)
+        x = mixing.columns(h if mixing.tokens else h[:, :kept])
         z = torch.baddbmm(mixing.down_bias.unsqueeze(-1), mixing.down, x)
         a = F.gelu(z)
+        refined = refined[:, :kept]
         change = mixing.columns(refined)
         change += mixing.up_bias.unsqueeze(-1)
         _add_product(change, mixing.up, a)
         steps.append(Step(x, z, a))
     return blocks[-1][:, :read] + refined, steps
-
-
-def _needed(mixing: Mixing, y: Tensor, h: Tensor, read: int | None) -> tuple[Tensor, Tensor]:
-    """Returns the tokens of y that the result has, and those of h on which the result depends.
-
-    Args:
-        mixing: The mixer.
-        y: A tensor with all tokens, (K, T, b, D).
-        h: Another tensor with all tokens, (K, T, b, D).
-        read: The number of tokens of the result; None for all.
-    """
-    return y[:, :read], h if mixing.tokens else h[:, :read]
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
@@ -162,37 +152,40 @@ class _Refine(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kinds, read = ctx.kinds, ctx.read
-        count = 4 * len(kinds)
-        mixings = _mixings(kinds, ctx.saved_tensors[:count])
-        steps = [Step(*kept) for kept in _in_groups(ctx.saved_tensors[count:], 3)]
-        total = gradients[0].new_zeros(ctx.shape[1:])
-        total[:, :read] = gradients[0]
-        of_blocks = torch.zeros(ctx.shape).to(total) if ctx.needs_input_grad[0] else None
-        if of_blocks is not None:
-            of_blocks[-1] = total
+        (given,), read = gradients, ctx.read
+        count = len(ctx.kinds)
+        mixings = _mixings(ctx.kinds, ctx.saved_tensors[: TENSORS * count])
+        steps = [Step(*kept) for kept in _groups(ctx.saved_tensors[TENSORS * count :], count)]
+        total = given.new_zeros(ctx.shape[1:])  # ∂loss/∂y of all tokens
+        total[:, :read] = given
+        of_blocks = given.new_zeros(ctx.shape) if ctx.needs_input_grad[0] else None
         found: list[Tensor] = []
-        for number in reversed(range(len(kinds))):
-            mixing, last = mixings[number], number == len(kinds) - 1
-            result, taken = _needed(mixing, total, total, read if last else None)
-            own, dz = _gradients(mixing, steps[number], mixing.columns(result))
+        for number in reversed(range(count)):
+            mixing, kept = mixings[number], read if number == count - 1 else None
+            own, dz = _gradients(mixing, steps[number], mixing.columns(total[:, :kept]))
             found = own + found
-            if of_blocks is not None:
-                before = total.clone()
             if number or of_blocks is not None:
+                changed = total if of_blocks is None else of_blocks[number]
+                taken = changed if mixing.tokens else changed[:, :kept]
                 _add_product(mixing.columns(taken), mixing.down.mT, dz)
             if of_blocks is not None:
-                of_blocks[number] += total - before
+                total += of_blocks[number]
+        if of_blocks is not None:
+            of_blocks[-1][:, :read] += given
         return of_blocks, None, None, *found
 
 
 def _mixings(kinds: Sequence[bool], tensors: Sequence[Tensor]) -> list[Mixing]:
-    groups = _in_groups(tensors, 4)
+    """Returns the mixers with the given kinds and tensors; a kind is True for tokens."""
     return [
-        Mixing(down=a, down_bias=b, up=c, up_bias=d, tokens=kind)
-        for kind, (a, b, c, d) in zip(kinds, groups, strict=True)
+        Mixing(down=down, down_bias=down_bias, up=up, up_bias=up_bias, tokens=kind)
+        for kind, (down, down_bias, up, up_bias) in zip(
+            kinds, _groups(tensors, len(kinds)), strict=True
+        )
     ]
 
 
-def _in_groups(tensors: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
-    return [tensors[begin : begin + size] for begin in range(0, len(tensors), size)]
+def _groups(tensors: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
+    """Divides tensors into groups of equal size, in their order."""
+    size = len(tensors) // count
+    return [tensors[size * number : size * (number + 1)] for number in range(count)]

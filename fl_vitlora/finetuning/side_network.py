@@ -1,9 +1,8 @@
 """A network of low-rank mixers beside a frozen vision transformer.
 
 The network reads the outputs of the transformer's blocks; the transformer does not read anything
-from the network. The module `losa` has the equations and the source.
-
-The module `mixing` has the computation, for which the tokens come before the images.
+from the network. The module `losa` has the equations and the source. The module `mixing` has the
+computation, for which the tokens come before the images.
 
 L blocks, B images, T tokens, S tokens that the classifier reads, D width, r rank, n size of a
 mixer, K clients that share a batch, b largest number of images of a client.
@@ -77,14 +76,14 @@ class SideNetwork(nn.Module):
         mixers: One mixer for each block.
 
     Attributes:
-        sizes: A function that returns the number of images of each client in a batch of B images.
-            If several clients share a batch, their numbers are in the order of the batch.
+        batch_sizes: A function that takes the number B of images of a batch, and returns the number
+            of images of each client. The images of the first client come first.
     """
 
     def __init__(self, mixers: Sequence[Mixer]) -> None:
         super().__init__()
         self.mixers = nn.ModuleList(mixers)
-        self.sizes: Sizes = one_client
+        self.batch_sizes: Sizes = one_client
 
     def forward(self, outputs: Tensor, read: int | None = None) -> Tensor:
         """Returns the first S tokens of b_L + y_L, (B, S, D).
@@ -93,16 +92,20 @@ class SideNetwork(nn.Module):
             outputs: The outputs of all blocks, (B, L, T, D).
             read: The number S of tokens that the classifier reads; None for all.
         """
-        sizes = self.sizes(len(outputs))
-        needed = [None] * (len(self.mixers) - 1) + [read]
-        mixings = [
-            mixer.of_clients(len(sizes), first)  # type: ignore[operator]
-            for mixer, first in zip(self.mixers, needed, strict=True)
-        ]
+        sizes = self.batch_sizes(len(outputs))
+        mixings = self._mixings(len(sizes), read)
+        if not any(mixing.tokens for mixing in mixings):
+            outputs = outputs[:, :, :read]  # then no token depends on another one
         blocks = tokens_first(outputs.to(mixings[0].down.dtype), sizes)
         with torch.autocast(outputs.device.type, enabled=False):
             found = refine(blocks, mixings, read or outputs.shape[2])
         return images_first(found, sizes)
+
+    def _mixings(self, clients: int, read: int | None) -> list[Mixing]:
+        """Returns the tensors of all mixers; only the last one may leave out tokens."""
+        mixers: list[Any] = list(self.mixers)
+        first = [mixer.of_clients(clients, None) for mixer in mixers[:-1]]
+        return [*first, mixers[-1].of_clients(clients, read)]
 
 
 def tokens_first(outputs: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -28,7 +28,7 @@ from fl_vitlora.state import State
 
 PATCHES, HEAD, POSITION = "patch_embed.proj", "head", "pos_embed"
 MULTIPLY = "multiply"  # the attribute of a layer that applies its trained matrices
-SIZES = "sizes"  # the attribute of a layer that maps B to the numbers of images of the clients
+SIZES = "batch_sizes"  # the attribute of a layer that maps B to the images of each client
 FROZEN = 2  # the number of dimensions of a matrix that all clients share
 PER_PATCH = 4  # the number of dimensions of stacked kernels if every patch has its own kernel
 
