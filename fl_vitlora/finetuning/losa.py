@@ -23,7 +23,7 @@ Source: Mercea, Gritsenko, Schmid, Arnab, arXiv 2402.02887. The paper describes 
 and low-rank mixers that alternate between channels and tokens. The recurrence, the rank, the start
 and the reading of the class token through the frozen norm are our reading, hence "LoSA-style".
 
-L blocks, B images, T tokens, D width, r rank.
+L blocks, B images, T tokens, S tokens that the classifier reads, D width, r rank.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class LoSA(Part):
         sizes = {True: tokens, False: width}
         mixers = [Mixer(sizes[turned], self.mixer_rank, tokens=turned) for turned in along]
         model.add_module(SIDE, SideNetwork(mixers))
-        vars(model)["forward_features"] = partial(_forward_features, model)  # hides the class's own
+        # these hide the functions of the model's class
+        vars(model)["forward_features"] = partial(_forward_features, model)
+        vars(model)["forward"] = partial(_forward, model)
 
     def trained(self, model: nn.Module) -> Collection[str]:
         """Returns the names of the tensors of all mixers."""
@@ -109,14 +111,31 @@ class LoSA(Part):
         return self.mixer_rate
 
     def features(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Returns the outputs of all blocks, (B, L, T, D)."""
-        return block_outputs(model, images)
+        """Returns the outputs of all blocks, (B, L, T, D).
+
+        If all mixers work on channels, the classifier's tokens depend on no other token. Then only
+        these S tokens are returned, (B, L, S, D).
+        """
+        outputs = block_outputs(model, images)
+        read = None if self.reads_token_order else _tokens_read(model)
+        return outputs[:, :, :read].contiguous()
 
     def from_features(self, model: nn.Module, features: Tensor) -> Tensor:
-        """Returns the logits, (B, classes), for the outputs of all blocks."""
-        whole: Any = model
-        logits: Tensor = whole.forward_head(whole.norm(whole.side_network(features)))
-        return logits
+        """Returns the logits, (B, classes), for the outputs of all blocks that are features."""
+        return _logits(model, features)
+
+
+def _forward(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
+    """Returns the logits, (B, classes), as timm's function `forward` does."""
+    return _logits(model, block_outputs(model, images, **given))
+
+
+def _logits(model: nn.Module, outputs: Tensor) -> Tensor:
+    """Returns the logits, (B, classes), for the outputs of all blocks, (B, L, T, D)."""
+    whole: Any = model
+    tokens = whole.side_network(outputs, _tokens_read(model))
+    logits: Tensor = whole.forward_head(whole.norm(tokens))
+    return logits
 
 
 def _forward_features(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
@@ -124,6 +143,14 @@ def _forward_features(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
     whole: Any = model
     tokens: Tensor = whole.norm(whole.side_network(block_outputs(model, images, **given)))
     return tokens
+
+
+def _tokens_read(model: nn.Module) -> int | None:
+    """Returns the number of tokens that the classifier reads, the first ones; None for all."""
+    whole: Any = model
+    if getattr(model, "global_pool", None) != "token" or getattr(model, "attn_pool", None):
+        return None
+    return max(1, whole.num_prefix_tokens)
 
 
 def _is_plain(model: nn.Module) -> bool:

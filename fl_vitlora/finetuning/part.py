@@ -95,7 +95,7 @@ class Part(ABC):
         trains_patch_embedding: True if the part trains the patch embedding.
         stackable: True if several clients can be trained in one batch. Then the modules of the part
             must apply every trained matrix with a function in an attribute ``multiply``, as
-            `LoRALinear` does.
+            `LoRALinear` does, or ask an attribute ``batch_sizes``, as `SideNetwork` does.
         reads_weights: True if `attach` reads the values of the model's weights. Then the method
             cannot be tried on a model whose weights are not loaded yet.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients

@@ -1,22 +1,36 @@
 """A network of low-rank mixers beside a frozen vision transformer.
 
 The network reads the outputs of the transformer's blocks; the transformer does not read anything
-from the network. The module `losa` has the equations and the source.
+from the network. The module `losa` has the equations and the source. The module `mixing` has the
+computation, for which the tokens come before the images.
 
-L blocks, B images, T tokens, D width, r rank, n size of a mixer, K clients that share a batch.
+L blocks, B images, T tokens, S tokens that the classifier reads, D width, r rank, n size of a
+mixer, K clients that share a batch, b largest number of images of a client.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fl_vitlora.finetuning.lora import Multiply
+from fl_vitlora.finetuning.mixing import Mixing, refine
+
+ONE = 2  # the number of dimensions of a matrix if there is one client
+Sizes = Callable[[int], tuple[int, ...]]  # maps B to the numbers of images of the clients
+
+
+def one_client(images: int) -> tuple[int, ...]:
+    """Returns the number of images of each client if all images belong to one client.
+
+    Example:
+        >>> one_client(8)
+        (8,)
+    """
+    return (images,)
 
 
 class Mixer(nn.Module):
@@ -26,10 +40,6 @@ class Mixer(nn.Module):
         size: The number n of channels or tokens.
         rank: The rank r.
         tokens: True if the mixer works on tokens.
-
-    Attributes:
-        multiply: A function that applies a matrix to the last dimension of a tensor (B, ..., n).
-            If several clients share a batch, it applies each client's own matrix.
     """
 
     def __init__(self, size: int, rank: int, *, tokens: bool) -> None:
@@ -39,73 +49,102 @@ class Mixer(nn.Module):
         self.down_bias = nn.Parameter(torch.zeros(rank))
         self.up = nn.Parameter(torch.zeros(size, rank))
         self.up_bias = nn.Parameter(torch.zeros(size))
-        self.multiply: Multiply = F.linear
         self.tokens = tokens
 
-    def numbers(self) -> Tensor:
-        """Returns the p numbers that the mixer needs once for each image, (p,) or (K, p)."""
-        whole = [self.down.flatten(-2), self.up.flatten(-2), self.up_bias] if self.tokens else []
-        return torch.cat([self.down_bias, *whole], dim=-1)
-
-    def forward(self, refined: Tensor, output: Tensor, numbers: Tensor) -> Tensor:
-        """Returns y + g(b + y), (B, T, D).
+    def of_clients(self, clients: int, read: int | None) -> Mixing:
+        """Returns the tensors of the first K clients.
 
         Args:
-            refined: The sum y of the mixers before this one, (B, T, D).
-            output: The output b of the block, (B, T, D).
-            numbers: For each image the result of `numbers` of its client, (B, p).
+            clients: The number K of clients.
+            read: The number of tokens that are needed of the result; None for all.
         """
-        h, rank = output + refined, self.down_bias.shape[-1]
-        bias, whole = numbers[:, :rank], numbers[:, rank:]
-        if not self.tokens:
-            low = _with_ones(F.gelu(self.multiply(h, self.down) + bias.unsqueeze(1)), dim=2)
-            return refined + self.multiply(low, _joined(self.up, self.up_bias))
-        size = self.up_bias.shape[-1]
-        down, up, up_bias = torch.split(whole, [rank * size, size * rank, size], dim=-1)
-        low = torch.baddbmm(bias.unsqueeze(-1), down.reshape(-1, rank, size), h)
-        joined = _joined(up.reshape(-1, size, rank), up_bias)
-        return torch.baddbmm(refined, joined, _with_ones(F.gelu(low), dim=1))
+        tensors = [self.down, self.down_bias, self.up, self.up_bias]
+        if self.down.ndim == ONE:
+            tensors = [tensor.unsqueeze(0) for tensor in tensors]
+        elif len(self.down) > clients:
+            tensors = [tensor[:clients] for tensor in tensors]
+        down, down_bias, up, up_bias = tensors
+        if self.tokens and read is not None:
+            up, up_bias = up[:, :read], up_bias[:, :read]
+        return Mixing(down=down, down_bias=down_bias, up=up, up_bias=up_bias, tokens=self.tokens)
 
 
 class SideNetwork(nn.Module):
     """The mixers of all blocks.
 
-    A mixer of tokens multiplies with matrices from the left, which has no stacked form. So each
-    image of a batch gets the matrices of its client. One product with a column does this for all
-    mixers: a matrix of one column, times 1, is the column.
-
     Args:
         mixers: One mixer for each block.
 
     Attributes:
-        multiply: See `Mixer`.
+        batch_sizes: A function that takes the number B of images of a batch, and returns the number
+            of images of each client. The images of the first client come first.
     """
 
     def __init__(self, mixers: Sequence[Mixer]) -> None:
         super().__init__()
         self.mixers = nn.ModuleList(mixers)
-        self.multiply: Multiply = F.linear
+        self.batch_sizes: Sizes = one_client
 
-    def forward(self, outputs: Tensor) -> Tensor:
-        """Returns b_L + y_L, (B, T, D), for the outputs of all blocks, (B, L, T, D)."""
-        own: list[Tensor] = [mixer.numbers() for mixer in self.mixers]  # type: ignore[operator]
-        column = torch.cat(own, dim=-1).unsqueeze(-1)
-        each = self.multiply(outputs.new_ones(len(outputs), 1), column)
-        numbers = torch.split(each, [one.shape[-1] for one in own], dim=-1)
-        refined = torch.zeros_like(outputs[:, 0])
-        for mixer, output, given in zip(self.mixers, outputs.unbind(1), numbers, strict=True):
-            refined = mixer(refined, output, given)
-        return outputs[:, -1] + refined
+    def forward(self, outputs: Tensor, read: int | None = None) -> Tensor:
+        """Returns the first S tokens of b_L + y_L, (B, S, D).
+
+        Args:
+            outputs: The outputs of all blocks, (B, L, T, D).
+            read: The number S of tokens that the classifier reads; None for all.
+        """
+        sizes = self.batch_sizes(len(outputs))
+        mixings = self._mixings(len(sizes), read)
+        if not any(mixing.tokens for mixing in mixings):
+            outputs = outputs[:, :, :read]  # then no token depends on another one
+        blocks = tokens_first(outputs.to(mixings[0].down.dtype), sizes)
+        with torch.autocast(outputs.device.type, enabled=False):
+            found = refine(blocks, mixings, read or outputs.shape[2])
+        return images_first(found, sizes)
+
+    def _mixings(self, clients: int, read: int | None) -> list[Mixing]:
+        """Returns the tensors of all mixers; only the last one may leave out tokens."""
+        mixers: list[Any] = list(self.mixers)
+        first = [mixer.of_clients(clients, None) for mixer in mixers[:-1]]
+        return [*first, mixers[-1].of_clients(clients, read)]
 
 
-def _joined(matrix: Tensor, bias: Tensor) -> Tensor:
-    """Returns a matrix with its bias as the last column, (..., n, r + 1)."""
-    return torch.cat([matrix, bias.unsqueeze(-1)], dim=-1)
+def tokens_first(outputs: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Returns the outputs of all blocks in the order that mixers need.
+
+    Clients with fewer images than others get images of zeros.
+
+    Args:
+        outputs: The outputs of all blocks, (B, L, T, D).
+        sizes: The number of images of each client, in the order of the batch.
+
+    Returns:
+        The outputs, (L, K, T, b, D).
+
+    Example:
+        >>> tokens_first(torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1), (1, 2)).squeeze()
+        tensor([[1., 0.],
+                [2., 3.]])
+    """
+    blocks, tokens, width = outputs.shape[1:]
+    most = max(sizes)
+    make = outputs.new_empty if min(sizes) == most else outputs.new_zeros
+    ordered = make(blocks, len(sizes), tokens, most, width)
+    for number, own in enumerate(torch.split(outputs, list(sizes))):
+        ordered[:, number, :, : len(own)] = own.permute(1, 2, 0, 3)
+    return ordered
 
 
-def _with_ones(low: Tensor, dim: int) -> Tensor:
-    """Appends a one to every vector along a dimension, for the bias that `_joined` appended."""
-    return torch.cat([low, torch.ones_like(low.narrow(dim, 0, 1))], dim=dim)
+def images_first(found: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Returns the tokens of a batch, (B, S, D), of those in the order of the mixers, (K, S, b, D).
+
+    Args:
+        found: The tokens; those of images that only fill up the tensor are dropped.
+        sizes: The number of images of each client, in the order of the batch.
+    """
+    each = found.transpose(1, 2)  # (K, b, S, D)
+    if min(sizes) == max(sizes):
+        return each.flatten(0, 1)
+    return torch.cat([own[:images] for own, images in zip(each.unbind(), sizes, strict=True)])
 
 
 def block_outputs(model: nn.Module, images: Tensor, **given: Any) -> Tensor:

@@ -74,7 +74,7 @@ def inputs_of(
     """
     if frozen is not None and shard.features is not None:
         kept = shard.features.to(device)
-        return lambda chosen: kept[chosen]
+        return lambda chosen: kept.index_select(0, chosen)
     images = shard.images.to(device)
     if frozen is None:
         return lambda chosen: images[chosen]

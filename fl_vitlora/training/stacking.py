@@ -28,6 +28,7 @@ from fl_vitlora.state import State
 
 PATCHES, HEAD, POSITION = "patch_embed.proj", "head", "pos_embed"
 MULTIPLY = "multiply"  # the attribute of a layer that applies its trained matrices
+SIZES = "batch_sizes"  # the attribute of a layer that maps B to the images of each client
 FROZEN = 2  # the number of dimensions of a matrix that all clients share
 PER_PATCH = 4  # the number of dimensions of stacked kernels if every patch has its own kernel
 
@@ -167,6 +168,8 @@ class Stack:
         for module in self.model.modules():
             if MULTIPLY in vars(module):
                 vars(module)[MULTIPLY] = self._multiply
+            if SIZES in vars(module):
+                vars(module)[SIZES] = self._sizes
         self.original: Any = model
 
     @property
@@ -221,6 +224,12 @@ class Stack:
             return F.linear(x, weight)
         return linear(x, weight, None, self._batch)
 
+    def _sizes(self, images: int) -> tuple[int, ...]:
+        """Returns the number of images of each client in the present batch of B images."""
+        if sum(self._batch.sizes) != images:
+            raise ValueError(f"a batch of {images} images for clients of {self._batch.sizes}")
+        return self._batch.sizes
+
     def _put(self, path: str, tensor: Tensor) -> None:
         """Replaces the tensor of the model that has the dotted name `path` by a stacked tensor."""
         place, _, name = path.rpartition(".")
@@ -262,7 +271,7 @@ def can_stack(model: nn.Module) -> bool:
         if projection.stride != projection.kernel_size or not plain:
             return False
     places = (f"{PATCHES}.", f"{HEAD}.")
-    layers = (module for module in model.modules() if MULTIPLY in vars(module))
+    layers = (m for m in model.modules() if MULTIPLY in vars(m) or SIZES in vars(m))
     applied = {id(parameter) for layer in layers for parameter in layer.parameters()}
     return all(
         name.startswith(places) or id(parameter) in applied or exact_group_of(name) == CONTROL

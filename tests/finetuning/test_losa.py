@@ -69,6 +69,57 @@ def test_the_outputs_are_those_of_the_equations(make_backbone: MakeBackbone):
     torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("mixers", "tokens"), [("alternate", 17), ("channels", 1)])
+def test_features_have_only_the_tokens_that_the_network_needs(
+    make_backbone: MakeBackbone, mixers: str, tokens: int
+):
+    frozen = frozen_of(moved(make_backbone, mixers=mixers).model)
+    assert frozen is not None
+    images = draw(2, 3, 16, 16)
+    features = frozen.features(images)
+    assert features.shape == (2, 6, tokens, 96)
+    assert torch.equal(features, block_outputs(frozen.model, images)[:, :, :tokens])
+    assert torch.equal(frozen.logits(features), frozen.model(images))
+
+
+@pytest.mark.parametrize("mixers", ["alternate", "channels"])
+def test_a_classifier_of_all_tokens_reads_all_tokens(make_backbone: MakeBackbone, mixers: str):
+    model: Any = moved(make_backbone, mixers=mixers).model
+    model.global_pool, images = "avg", draw(2, 3, 16, 16)
+    frozen = frozen_of(model)
+    assert frozen is not None
+    features = frozen.features(images)
+    assert features.shape == (2, 6, 17, 96)
+    expected = model.head(model.forward_features(images)[:, 1:].mean(dim=1))
+    torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(frozen.logits(features), model(images))
+
+
+@pytest.mark.parametrize("mixers", ["alternate", "channels"])
+def test_the_logits_are_those_of_the_class_token_of_all_tokens(
+    make_backbone: MakeBackbone, mixers: str
+):
+    """The model computes fewer tokens than its function `forward_features`."""
+    model: Any = moved(make_backbone, mixers=mixers).model
+    images = draw(2, 3, 16, 16)
+    expected = model.forward_head(model.forward_features(images))
+    torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_image_gets_the_gradient_of_the_backbone_and_of_the_network(
+    make_backbone: MakeBackbone,
+):
+    """Adaptation at test time and attacks need gradients that pass through frozen blocks."""
+    model: Any = moved(make_backbone).model
+    images = draw(1, 3, 16, 16).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images).square().sum(), images)
+    step = 1e-5 * draw(1, 3, 16, 16, seed=5)
+    with torch.no_grad():
+        ahead, behind = (model(images + s).square().sum() for s in (step, -step))
+    expected = float((gradient * 2 * step).sum())
+    assert float(ahead - behind) == pytest.approx(expected, rel=1e-6)
+
+
 def test_no_gradient_reaches_the_backbone(make_backbone: MakeBackbone):
     model = moved(make_backbone).model
     model(draw(2, 3, 16, 16)).square().sum().backward()

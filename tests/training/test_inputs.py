@@ -32,7 +32,11 @@ from fl_vitlora.training.inputs import (
 from fl_vitlora.training.local import LocalTask, Trained, evaluate
 from tests.conftest import MakeBackbone
 
-METHODS = ("head", "losa")
+METHODS: dict[str, dict[str, Any]] = {
+    "head": {"method": "head"},
+    "losa": {"method": "losa"},
+    "losa of channels": {"method": "losa", "parameters": {"mixers": "channels"}},
+}
 SIZES = (13, 5, 21, 8, 1)
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -55,7 +59,7 @@ def test_features_do_not_depend_on_the_batch(
     method: str, make_backbone: MakeBackbone, *, quick: bool
 ):
     """Every batch size and every order gives the bits of one image at a time."""
-    backbone = make_backbone(method=method)
+    backbone = make_backbone(**METHODS[method])
     if quick:
         quicken(backbone.model)
     frozen, images = halves(backbone), made_up(67, 0).images
@@ -107,7 +111,7 @@ def test_kept_features_give_the_bits_of_features_computed_in_each_step(
     method: str, make_backbone: MakeBackbone, *, stacked: bool, own: bool
 ):
     one, other = (
-        trained(make_backbone(method=method), kept=kept, stacked=stacked, own=own)
+        trained(make_backbone(**METHODS[method]), kept=kept, stacked=stacked, own=own)
         for kept in (True, False)
     )
     for kept, computed in zip(one, other, strict=True):
@@ -160,11 +164,12 @@ def test_features_are_computed_in_evaluation_mode(make_backbone: MakeBackbone):
     assert torch.equal(features_of(halves(backbone), images, FLOAT), expected)
 
 
+@pytest.mark.parametrize("method", METHODS)
 def test_an_evaluation_from_kept_features_is_the_one_that_computes_them(
-    make_backbone: MakeBackbone, images: Tensor
+    make_backbone: MakeBackbone, images: Tensor, method: str
 ):
     """Accuracy and loss agree to the last bit; the model itself agrees up to rounding."""
-    built = make_backbone(method="head")
+    built = make_backbone(**METHODS[method])
     state = methods.export_state(built.model)
     state = {n: t + 0.1 * torch.randn(t.shape, generator=generator(0, n)) for n, t in state.items()}
     shard = Shard(images=images, labels=torch.arange(len(images)) % 10)

@@ -1,0 +1,191 @@
+"""The computation of a network of low-rank mixers, with its gradient.
+
+A mixer multiplies its matrices with columns X, (K, n, m). The columns of a mixer of tokens are the
+tokens of each channel and image, n = T. The columns of a mixer of channels are the channels of each
+token and image, n = D. With y = 0 at first, and the output b of a block:
+
+    h = b + y,   X = columns of h,   z = W_down · X + c,   a = gelu(z),   y ← y + W_up · a + d
+
+The tokens come before the images, (K, T, b, D). So both kinds of columns are views of h, and every
+product is one call for all clients. The gradient is written by hand. Automatic differentiation
+chooses orders of the factors that take up to four times as long if the rank is small. With the
+columns G of ∂loss/∂y:
+
+    ∂W_up = G · aᵀ,   ∂d = G · 1,   ∂z = gelu'(z) ∘ (W_upᵀ · G),   ∂W_down = ∂z · Xᵀ,   ∂c = ∂z · 1
+    ∂h = W_downᵀ · ∂z,   ∂loss/∂y ← ∂loss/∂y + ∂h
+
+L blocks, T tokens, S tokens of the result, D width, r rank, n size of a mixer, m number of columns,
+K clients that share a batch, b images of a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+TENSORS = 4  # the number of trained tensors of a mixer
+gelu_backward = torch.ops.aten.gelu_backward  # the name is PyTorch's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """The tensors of one mixer, for K clients.
+
+    Attributes:
+        down: The matrices W_down, (K, r, n).
+        down_bias: The vectors c, (K, r).
+        up: The matrices W_up, (K, n, r). After the last block, a mixer of tokens needs only the
+            first S rows, because the result has S tokens.
+        up_bias: The vectors d, (K, n), or (K, S) after the last block.
+        tokens: True if the mixer works on tokens.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    tokens: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Returns the trained tensors in the order of the attributes."""
+        return self.down, self.down_bias, self.up, self.up_bias
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Returns the columns of a tensor (K, T, b, D), which are a view of it, (K, n, m)."""
+        clients, first, _, width = x.shape
+        return x.view(clients, first, -1) if self.tokens else x.view(clients, -1, width).mT
+
+
+class Step(NamedTuple):
+    """What the gradient of a mixer needs of its computation.
+
+    Attributes:
+        x: The columns X of the tokens on which the result depends, (K, n, m).
+        z: The numbers before the activation function, (K, r, m).
+        a: The numbers after the activation function, (K, r, m).
+    """
+
+    x: Tensor
+    z: Tensor
+    a: Tensor
+
+
+def refine(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> Tensor:
+    """Returns the first S tokens of b_L + y_L, (K, S, b, D).
+
+    Args:
+        blocks: The outputs of all blocks, (L, K, T, b, D), contiguous.
+        mixings: The mixer of each block. The last one returns S tokens.
+        read: The number S of tokens.
+    """
+    if not torch.is_grad_enabled():
+        return _refined(blocks, mixings, read)[0]
+    kinds = tuple(mixing.tokens for mixing in mixings)
+    found: Tensor = _Refine.apply(blocks, kinds, read, *(t for m in mixings for t in m.tensors))
+    return found
+
+
+def _refined(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> tuple[Tensor, list[Step]]:
+    """Returns the result of `refine`, and what the gradient needs."""
+    refined = torch.zeros_like(blocks[0])
+    steps = []
+    for number, (mixing, block) in enumerate(zip(mixings, blocks.unbind(), strict=True)):
+        kept = read if number == len(mixings) - 1 else None
+        h = block + refined if number else block
+        x = mixing.columns(h if mixing.tokens else h[:, :kept])
+        z = torch.baddbmm(mixing.down_bias.unsqueeze(-1), mixing.down, x)
+        a = F.gelu(z)
+        refined = refined[:, :kept]
+        change = mixing.columns(refined)
+        change += mixing.up_bias.unsqueeze(-1)
+        _add_product(change, mixing.up, a)
+        steps.append(Step(x, z, a))
+    return blocks[-1][:, :read] + refined, steps
+
+
+def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds products of matrices in place, in the order in which the sums lie in memory.
+
+    Args:
+        sums: The tensor that is changed, (K, n, m).
+        left: The left factors, (K, n, r).
+        right: The right factors, (K, r, m).
+    """
+    if sums.stride(-1) == 1:
+        sums.baddbmm_(left, right)
+    else:
+        sums.mT.baddbmm_(right.mT, left.mT)
+
+
+def _gradients(mixing: Mixing, step: Step, out: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Returns the gradients of the tensors of a mixer, and ∂z, (K, r, m).
+
+    Args:
+        mixing: The mixer.
+        step: What `_refined` has kept.
+        out: The columns G of the gradient of the result, (K, n, m).
+    """
+    dz = gelu_backward(torch.bmm(mixing.up.mT, out), step.z)
+    down, up = torch.bmm(dz, step.x.mT), torch.bmm(step.a, out.mT).mT
+    return [down, dz.sum(-1), up, out.sum(-1)], dz
+
+
+class _Refine(torch.autograd.Function):
+    """The function `refine`. Its gradient has no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, blocks: Tensor, kinds: tuple[bool, ...], read: int, *tensors: Tensor
+    ) -> Tensor:
+        found, steps = _refined(blocks, _mixings(kinds, tensors), read)
+        ctx.kinds, ctx.read, ctx.shape = kinds, read, blocks.shape
+        ctx.save_for_backward(*tensors, *(tensor for step in steps for tensor in step))
+        return found
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (given,), read = gradients, ctx.read
+        count = len(ctx.kinds)
+        mixings = _mixings(ctx.kinds, ctx.saved_tensors[: TENSORS * count])
+        steps = [Step(*kept) for kept in _groups(ctx.saved_tensors[TENSORS * count :], count)]
+        total = given.new_zeros(ctx.shape[1:])  # ∂loss/∂y of all tokens
+        total[:, :read] = given
+        of_blocks = given.new_zeros(ctx.shape) if ctx.needs_input_grad[0] else None
+        found: list[Tensor] = []
+        for number in reversed(range(count)):
+            mixing, kept = mixings[number], read if number == count - 1 else None
+            own, dz = _gradients(mixing, steps[number], mixing.columns(total[:, :kept]))
+            found = own + found
+            if number or of_blocks is not None:
+                changed = total if of_blocks is None else of_blocks[number]
+                taken = changed if mixing.tokens else changed[:, :kept]
+                _add_product(mixing.columns(taken), mixing.down.mT, dz)
+            if of_blocks is not None:
+                total += of_blocks[number]
+        if of_blocks is not None:
+            of_blocks[-1][:, :read] += given
+        return of_blocks, None, None, *found
+
+
+def _mixings(kinds: Sequence[bool], tensors: Sequence[Tensor]) -> list[Mixing]:
+    """Returns the mixers with the given kinds and tensors; a kind is True for tokens."""
+    return [
+        Mixing(down=down, down_bias=down_bias, up=up, up_bias=up_bias, tokens=kind)
+        for kind, (down, down_bias, up, up_bias) in zip(
+            kinds, _groups(tensors, len(kinds)), strict=True
+        )
+    ]
+
+
+def _groups(tensors: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
+    """Divides tensors into groups of equal size, in their order."""
+    size = len(tensors) // count
+    return [tensors[size * number : size * (number + 1)] for number in range(count)]
