@@ -1,6 +1,6 @@
 """Seconds per round of methods whose clients keep features, with and without the kept features.
 
-python -m benchmarks.speed.features
+python benchmarks/speed/features.py
 
 All runs are the default job with another method, on the same Ray. They take turns, so that other
 load on the machine affects all of them. The time of a round is the median over all rounds but the
@@ -18,8 +18,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from memory import PROC, family
+
 import strategies
-from benchmarks.speed.memory import PROC, family
 from fl_vitlora.config import load
 from fl_vitlora.experiment.runner import run
 from fl_vitlora.federation.observer import Sight

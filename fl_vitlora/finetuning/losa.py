@@ -150,7 +150,7 @@ def _tokens_read(model: nn.Module) -> int | None:
     whole: Any = model
     if getattr(model, "global_pool", None) != "token" or getattr(model, "attn_pool", None):
         return None
-    return max(1, whole.num_prefix_tokens)
+    return max(1, int(whole.num_prefix_tokens))
 
 
 def _is_plain(model: nn.Module) -> bool:

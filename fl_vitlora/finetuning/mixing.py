@@ -150,7 +150,7 @@ class _Refine(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (given,), read = gradients, ctx.read
         count = len(ctx.kinds)

@@ -58,7 +58,7 @@ class Mixer(nn.Module):
             clients: The number K of clients.
             read: The number of tokens that are needed of the result; None for all.
         """
-        tensors = [self.down, self.down_bias, self.up, self.up_bias]
+        tensors: list[Tensor] = [self.down, self.down_bias, self.up, self.up_bias]
         if self.down.ndim == ONE:
             tensors = [tensor.unsqueeze(0) for tensor in tensors]
         elif len(self.down) > clients:

@@ -28,7 +28,8 @@ def network(*kinds: bool, seed: int) -> SideNetwork:
 
 def together(networks: list[SideNetwork], sizes: tuple[int, ...]) -> SideNetwork:
     """Returns the network of stacked clients."""
-    stacked: Any = network(*(mixer.tokens for mixer in networks[0].mixers), seed=0)
+    kinds: list[Any] = [mixer.tokens for mixer in networks[0].mixers]
+    stacked = network(*kinds, seed=0)
     for number, mixer in enumerate(stacked.mixers):
         for name in ("down", "down_bias", "up", "up_bias"):
             own: list[Any] = [getattr(one.mixers[number], name) for one in networks]
