@@ -20,7 +20,7 @@ from fl_vitlora.federation.global_model import GlobalModel, join
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.federation.observer import Sight
-from fl_vitlora.federation.server_method import after_round, with_rests
+from fl_vitlora.federation.server_method import after_round, check_not_clipped, with_rests
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.population.sampling import sample
@@ -177,6 +177,7 @@ class Federation:
         self.hooks.note(failures)
         self.hooks.look(Sight(round=server_round, model=model.tensors, updates=updates))
         self._check_quorum(server_round, exchange, len(instructions))
+        check_not_clipped(self.method, instructions[0].plan.frozen, exchange.clipped)
         released = self.hooks.release(server_round, updates, len(instructions))
         aggregated = self.aggregator.aggregate(server_round, model, released, failures)
         images = sum(update.samples for update in updates)

@@ -64,6 +64,25 @@ def with_rests(
     ]
 
 
+def check_not_clipped(method: Method, frozen: Sequence[str], clipped: int | None) -> None:
+    """Refuses means that clients measured if secure aggregation has clipped numbers of the round.
+
+    Args:
+        method: The fine-tuning method of the run.
+        frozen: The endings of the names of tensors that were frozen in the round.
+        clipped: The number of clipped numbers of all clients; None without secure aggregation.
+
+    Raises:
+        UserError: If the method measured means in this round, and numbers were clipped.
+    """
+    if clipped and not set(method.measured) <= set(frozen):
+        raise UserError(
+            f"method {method.name} with privacy.secure_aggregation: {clipped} numbers were larger "
+            "than privacy.range and were clipped, so the measured means are wrong; give a larger "
+            "range, for example --set privacy.range=64"
+        )
+
+
 def after_round(
     method: Method,
     before: GlobalModel,

@@ -9,8 +9,10 @@ z̃ = [z, 1],
     M_c = Σ z̃ / N                        images of class c
 
 The server averages them with the numbers of images as weights, like all tensors. So it has the
-sums over all images, exactly, and secure sums suffice. From them follow the share π_c and the mean
-μ_c of each class, and the common covariance Σ of the features around the mean of their class:
+sums over all images, exactly. Secure sums suffice if no number is above the setting
+``privacy.range``; otherwise the run stops, because clipped statistics are wrong. From the
+statistics follow the share π_c and the mean μ_c of each class, and the common covariance Σ of the
+features around the mean of their class:
 
     π_c = M_c[D],  μ_c = M_c[:D] / π_c,  Σ = S[:D, :D] - Σ_c π_c μ_c μ_cᵀ
 

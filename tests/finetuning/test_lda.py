@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.global_model import GlobalModel
-from fl_vitlora.federation.server_method import after_round
+from fl_vitlora.federation.server_method import after_round, check_not_clipped
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.lda import LDA, discriminant, upper_triangle
 from fl_vitlora.finetuning.method import Method
@@ -143,6 +144,18 @@ def test_more_channels_than_images_have_a_finite_head_even_without_shrinkage():
     weight, bias = discriminant(*statistics_of(features, torch.arange(6) % 3, 3), 0.0)
     assert torch.isfinite(weight).all()
     assert torch.isfinite(bias).all()
+
+
+@pytest.mark.parametrize(
+    ("frozen", "clipped", "refused"),
+    [((), 3, True), ((), 0, False), ((), None, False), (LDA.measured, 3, False)],
+)
+def test_statistics_that_a_secure_sum_has_clipped_are_refused(
+    make_backbone: MakeBackbone, frozen: tuple[str, ...], clipped: int | None, refused: bool
+):
+    method = method_of(make_backbone(method=METHOD))
+    with pytest.raises(UserError, match=r"3 numbers") if refused else contextlib.nullcontext():
+        check_not_clipped(method, frozen, clipped)
 
 
 def test_statistics_that_are_no_means_are_refused(make_backbone: MakeBackbone):
