@@ -42,6 +42,12 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what tests measure of this machine out of the user's cache folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def random_vit(*, classes: int = 10, seed: int = 0) -> Backbone:
     """Builds the bundled architecture with random weights, in its head too.
 

@@ -67,14 +67,14 @@ def noise_of(run: Ended) -> float:
 @functools.cache
 def plain_run(seed: int, library: str) -> Ended:
     """Runs in float32 with AdamW on plain images; the library is part of the question."""
-    assert library == products.LIBRARY
+    assert library == products.used()
     return federate(settings(seed, **PLAIN), torch.float32)
 
 
 @pytest.fixture(params=products.LIBRARIES)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Lets one library compute all products, and the other one none."""
-    monkeypatch.setattr(products, "LIBRARY", request.param)
+    monkeypatch.setenv(products.VARIABLE, request.param)
     before = torch.backends.mkldnn.set_flags(_enabled=request.param == "onednn")
     yield request.param
     torch.backends.mkldnn.set_flags(_enabled=before[0])
@@ -162,6 +162,6 @@ def of_one_client(wrong: Any) -> Spoil:
 def test_the_least_mistake_in_one_adaptation_is_far_beyond_that_bound(
     seed: int, wrong: Any
 ) -> None:
-    plain = plain_run(seed, products.LIBRARY)
+    plain = plain_run(seed, products.used())
     keyed = federate(settings(seed, **OWN_KEYS), torch.float32, of_one_client(wrong))
     assert l2_norm(subtract(keyed.model, plain.model)) > 3 * noise_of(plain)

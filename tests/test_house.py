@@ -144,6 +144,7 @@ ROOMS = {
         "finetuning",
         "models",
         "state",
+        "storage",
         "strategy",
     ],
     "adaptation/": [

@@ -25,7 +25,8 @@ from fl_vitlora.finetuning.products import product_for, quicken
 from fl_vitlora.models import backbone
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.training.cohort import CohortTrainer, LocalJob
-from fl_vitlora.training.local import LocalTask, best_precision
+from fl_vitlora.training.local import LocalTask
+from fl_vitlora.training.precision import best_precision
 
 CLASSES = 10
 SIDE = 2048  # rows and columns of the large matrices
@@ -74,7 +75,7 @@ def trainers(
 ) -> tuple[CohortTrainer, CohortTrainer, CohortTrainer]:
     """Builds three trainers: to count operations, to train clients alone, and to train together."""
     config = TrainingConfig(batch_size=batch)
-    precision = best_precision(device, EngineConfig().mixed_precision)
+    precision = best_precision(device, EngineConfig().precision)
     plain, quick = (
         backbone.build(ModelConfig(name=model, weights="random"), CLASSES, 0) for _ in range(2)
     )

@@ -655,10 +655,12 @@ class EngineConfig:
         "features anew.",
         "[0, inf)",
     )
-    mixed_precision: bool = setting(
-        True,
-        "Whether a GPU computes in numbers of 16 bits: in bfloat16, or in float16 with loss "
-        "scaling if it has no bfloat16. A CPU always computes in float32.",
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "The number format in which a model computes; trained tensors are always float32. The "
+        "value auto means float32 on a CPU. On a GPU it means bfloat16, or float16 with loss "
+        "scaling if the GPU has no bfloat16. On a CPU bfloat16 is faster only if the CPU has "
+        "instructions for it (AMX or AVX512_BF16), and if the model is large.",
     )
     round_timeout: float = setting(
         3600.0,

@@ -70,7 +70,7 @@ SETTINGS: Mapping[str, str] = {
     "num_cpus threads",
     "engine.cohort": "cohort_size clients_per_worker",
     "engine.ray_address": "ray address",
-    "engine.mixed_precision": "amp fp16 bf16 precision half use_amp",
+    "engine.precision": "amp fp16 bf16 mixed_precision half use_amp dtype",
     "engine.round_timeout": "timeout",
     "evaluation.by": "evaluate eval evaluation_by",
 }

@@ -24,6 +24,7 @@ def client_settings(
     *,
     with_key: bool,
     storage: StorageKeys | None = None,
+    library: str = "",
 ) -> ClientSettings:
     """Returns the settings of clients.
 
@@ -40,6 +41,7 @@ def client_settings(
         with_key: True if clients need the key ring (the file with the secrets). Otherwise the path
             of the key ring is left out.
         storage: The keys that open the files of the shards; None if the files are not encrypted.
+        library: The library for matrix products; an empty text if each client chooses it.
     """
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
     return ClientSettings(
@@ -48,6 +50,7 @@ def client_settings(
         device=device,
         strategy=strategy,
         storage=storage,
+        products=library,
         config=replace(config, encryption=replace(config.encryption, key_file=ring)),
     )
 

@@ -38,8 +38,8 @@ from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
-from fl_vitlora.training import local
 from fl_vitlora.training.inputs import with_features
+from fl_vitlora.training.precision import best_precision
 from fl_vitlora.training.prediction import Plain, predictor_of
 
 
@@ -191,7 +191,7 @@ def measured_by_server(
         storage: The keys that open the files of the shards; None if they are not encrypted.
     """
     device = next(server.backbone.model.parameters()).device
-    precision = local.best_precision(device, config.engine.mixed_precision)
+    precision = best_precision(device, config.engine.precision)
     own = coordinates.of_party(
         config,
         origin=server.origin,

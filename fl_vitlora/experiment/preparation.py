@@ -37,13 +37,12 @@ from fl_vitlora.encryption.storage_keys import (
 )
 from fl_vitlora.encryption.withstands import falls_to_ciphertexts
 from fl_vitlora.errors import UserError
-from fl_vitlora.finetuning import methods, shelf
+from fl_vitlora.finetuning import methods, products, shelf
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.reporting.run_folder import (
-    SHARDS,
-    RunFolder,
-)
+from fl_vitlora.reporting.run_folder import SHARDS, RunFolder
+from fl_vitlora.training.precision import tokens_of
+from fl_vitlora.training.product_choice import choose_library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +141,8 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
     method = shelf.method_of(config.finetuning, adapter)
     methods.attach(built.model, method, config.seed)
     methods.check_gradients(built.model, built.image_shape)
+    rows = config.training.batch_size * tokens_of(built.image_shape, built.patch_size)
+    products.use(choose_library(built.model, device, rows))
     built.model.to(device)
     return replace(built, notes=(*built.notes, *method.notes))
 

@@ -19,6 +19,7 @@ from fl_vitlora.experiment.stage import Experiment, Stage, find_or_prepare_stage
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.federation.loop import PausedError as PausedError  # noqa: PLC0414
 from fl_vitlora.federation.observer import Observer
+from fl_vitlora.finetuning import products
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.simulation.engine import Engine, simulate
@@ -185,5 +186,6 @@ def _settings(experiment: Experiment, stage: Stage, device: str) -> SameForAll:
             client_half(experiment.strategy),
             with_key=policies.clients_need_key(config),
             storage=stage.storage,
+            library=products.used(),
         )
     )

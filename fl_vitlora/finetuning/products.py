@@ -1,11 +1,12 @@
-"""Computes matrix products of linear layers with the library that is fastest on this processor.
+"""Computes matrix products of linear layers with one of the two libraries of PyTorch.
 
 On x86 processors, PyTorch uses MKL for float32 products. MKL does not use the widest vectors of
 processors that are not from Intel. The library oneDNN, which is also part of PyTorch, uses these
 vectors and takes half the time on such processors. PyTorch has no gradient for oneDNN's product, so
-this module adds the gradient. The two libraries add numbers in different orders, so their products
-differ by rounding. The environment variable ``FL_VITLORA_PRODUCTS`` names the library for a whole
-run. The tests run with both libraries.
+this module adds the gradient. On Intel processors neither library is always faster, so a run
+measures both (`training.product_choice`) and calls `use`. The two libraries add numbers in
+different orders, so their products differ by rounding. The environment variable
+``FL_VITLORA_PRODUCTS`` names the library for a whole run. The tests run with both libraries.
 
 A layer has n inputs and m outputs.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,39 +26,69 @@ from fl_vitlora.errors import UserError
 
 ONE_DNN = "_linear_pointwise"  # the name of oneDNN's linear layer in PyTorch
 LIBRARIES = ("mkl", "onednn")
-LIBRARY = os.environ.get("FL_VITLORA_PRODUCTS", "onednn")  # Ray's workers inherit this variable
+DEFAULT = "onednn"
+VARIABLE = "FL_VITLORA_PRODUCTS"
+_used = [DEFAULT]  # the library of this process, as PyTorch's own switches hold for a process
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes input, weight and bias
 
 
+def named_library() -> str:
+    """Returns the library that the environment variable names; an empty text if there is none.
+
+    Raises:
+        UserError: If the environment variable names an unknown library.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if named and named not in LIBRARIES:
+        raise UserError(
+            f"the environment variable {VARIABLE}={named} names an unknown library: "
+            f"expected {' or '.join(LIBRARIES)}"
+        )
+    return named
+
+
+def use(library: str) -> None:
+    """Chooses the library for this process, unless the environment variable names another one.
+
+    Args:
+        library: The name of the library.
+
+    Raises:
+        UserError: If the environment variable names an unknown library.
+    """
+    _used[:] = [named_library() or library]
+
+
+def used() -> str:
+    """Returns the library of this process."""
+    return named_library() or _used[0]
+
+
+def has_choice() -> bool:
+    """Returns True if this PyTorch has both libraries."""
+    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return mkl and hasattr(torch.ops.mkldnn, ONE_DNN)
+
+
 def product_for(weight: Tensor) -> Product:
-    """Returns the fastest function that multiplies with a weight, for use without gradients.
+    """Returns the function that multiplies with a weight, for use without gradients.
 
     Args:
         weight: The weight of the layer, (m, n).
 
     Returns:
-        A function. It uses oneDNN if PyTorch itself would use MKL, and if the environment variable
-        does not demand MKL. Otherwise the function is PyTorch's own `F.linear`.
+        A function. It uses oneDNN if PyTorch itself would use MKL, and if oneDNN is the library of
+        this process. Otherwise the function is PyTorch's own `F.linear`.
 
     Raises:
         UserError: If the environment variable names an unknown library.
     """
-    if LIBRARY not in LIBRARIES:
-        raise UserError(
-            f"the environment variable FL_VITLORA_PRODUCTS={LIBRARY} names an unknown library: "
-            f"expected {' or '.join(LIBRARIES)}"
-        )
-    if LIBRARY == "mkl":
-        return F.linear
-    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-    if mkl and plain and hasattr(torch.ops.mkldnn, ONE_DNN):
-        return _one_dnn
-    return F.linear
+    return _one_dnn if plain and used() == "onednn" and has_choice() else F.linear
 
 
 def quicken(model: nn.Module) -> None:
-    """Makes all frozen linear layers of a model compute with the fastest library, permanently.
+    """Makes all frozen linear layers of a model compute with the library of this process.
 
     The tensors of the layers do not change, and the inputs still get gradients.
 
@@ -65,9 +96,14 @@ def quicken(model: nn.Module) -> None:
         model: A model whose trained parameters require gradients. All other parameters are frozen.
     """
     for layer in model.modules():
-        frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-        if type(layer) is nn.Linear and frozen:
+        if is_frozen_linear(layer):
             vars(layer)["forward"] = partial(frozen_linear, layer)  # hides the method of the class
+
+
+def is_frozen_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Returns True for a linear layer that has no trained tensors."""
+    frozen = not any(parameter.requires_grad for parameter in layer.parameters())
+    return type(layer) is nn.Linear and frozen
 
 
 def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -80,10 +116,21 @@ def frozen_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     Returns:
         The outputs of the layer, (..., m).
     """
-    product = product_for(layer.weight)
-    if product is F.linear or x.dtype != layer.weight.dtype:
-        return F.linear(x, layer.weight, layer.bias)
-    out: Tensor = _FrozenProduct.apply(x, layer.weight, layer.bias)
+    half = x.dtype != layer.weight.dtype or torch.is_autocast_enabled(x.device.type)
+    if half or product_for(layer.weight) is F.linear:
+        return F.linear(x, layer.weight, layer.bias)  # autocast converts the weight
+    return one_dnn_linear(x, layer.weight, layer.bias)
+
+
+def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns x·Wᵀ + b, computed by oneDNN, with a gradient for x only.
+
+    Args:
+        x: The inputs, float32 (..., n), on a CPU.
+        weight: The frozen weight W, (m, n).
+        bias: The frozen bias b, (m,), or None.
+    """
+    out: Tensor = _FrozenProduct.apply(x, weight, bias)
     return out
 
 

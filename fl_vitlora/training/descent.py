@@ -23,7 +23,8 @@ from fl_vitlora.finetuning.part import BatchTerm
 from fl_vitlora.training.inputs import Inputs, logits_of
 from fl_vitlora.training.objective import Term, cross_entropy, penalties
 from fl_vitlora.training.optimizers import make_optimizer
-from fl_vitlora.training.steps import Clip, autocast, clip_each, drift_on, step, unhalved
+from fl_vitlora.training.precision import autocast, unhalved
+from fl_vitlora.training.steps import Clip, clip_each, drift_on, step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ from fl_vitlora.training.local import (
     EVALUATION_BATCH,
     LocalTask,
     Trained,
-    best_precision,
     evaluate,
 )
+from fl_vitlora.training.precision import best_precision
 from fl_vitlora.training.prediction import predictor_of
 
 MARGIN = 0.1  # share of the free memory for fragments, and for what a strategy adds to a step
@@ -101,7 +101,7 @@ def make_trainer(backbone: Backbone, config: Config) -> CohortTrainer:
         backbone=backbone,
         stacks=can_share_a_batch(backbone.model, config.training),
         config=replace(config.training, epochs=1),
-        precision=best_precision(device, config.engine.mixed_precision),
+        precision=best_precision(device, config.engine.precision),
     )
 
 

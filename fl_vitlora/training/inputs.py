@@ -24,7 +24,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.features import FrozenBackbone, frozen_backbone
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.models.reading import put_reader
-from fl_vitlora.training.steps import autocast
+from fl_vitlora.training.precision import autocast
 
 Inputs = Callable[[Tensor], Tensor]  # maps the positions of images, (B,), to their inputs, (B, ...)
 FEATURE_BATCH = 64  # images; on a CPU as many as a core's cache holds

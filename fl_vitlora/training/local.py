@@ -23,14 +23,9 @@ from fl_vitlora.state import State
 from fl_vitlora.training.descent import begin
 from fl_vitlora.training.inputs import frozen_of, inputs_of, kept_or_computed, set_mode
 from fl_vitlora.training.objective import Proximal, Term
+from fl_vitlora.training.precision import autocast, unhalved
 from fl_vitlora.training.prediction import PLAIN, Plain, Predictor, answering
-from fl_vitlora.training.steps import (
-    active_of,
-    autocast,
-    batches_of,
-    resting,
-    unhalved,
-)
+from fl_vitlora.training.steps import active_of, batches_of, resting
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU they fit into the cache of a core
 
@@ -204,19 +199,3 @@ def evaluate(
             loss += float(F.cross_entropy(logits, batch.labels.to(device), reduction="sum"))
             correct += int((logits.argmax(dim=-1).cpu() == batch.labels).sum())
     return correct / len(shard), loss / len(shard)
-
-
-def best_precision(device: torch.device, mixed: bool) -> torch.dtype:
-    """Chooses the number format of activations.
-
-    Args:
-        device: The device that computes.
-        mixed: True if a GPU may compute in half precision.
-
-    Returns:
-        float32 on a CPU, or if `mixed` is False. Otherwise bfloat16, or float16 if the GPU has no
-        bfloat16.
-    """
-    if device.type != "cuda" or not mixed:
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

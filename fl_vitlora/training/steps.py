@@ -146,23 +146,3 @@ def steps_of(images: int, config: TrainingConfig) -> int:
         6
     """
     return config.epochs * math.ceil(images / config.batch_size)
-
-
-def unhalved(logits: Tensor) -> Tensor:
-    """Converts logits in half precision to float32. Other logits keep their number format."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def autocast(
-    device: torch.device, precision: torch.dtype, *, cached: bool = True
-) -> contextlib.AbstractContextManager[object]:
-    """Returns a context in which activations are computed in the given number format.
-
-    Args:
-        device: The device that computes.
-        precision: The number format of activations. For float32 the context has no effect.
-        cached: True to convert each weight only once. Then no weight may change inside the context.
-    """
-    if precision == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=precision, cache_enabled=cached)

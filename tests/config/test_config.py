@@ -37,7 +37,7 @@ OVERRIDES = st.fixed_dictionaries(
         ),
         "training.learning_rate": st.floats(1e-300, 1e300),
         "training.clip_norm": st.none() | st.floats(1e-9, 1e9),
-        "engine.mixed_precision": st.booleans(),
+        "engine.precision": st.sampled_from(["auto", "float32", "bfloat16"]),
         "strategy.mu": st.floats(0, 1) | st.integers(0, 3) | st.text("xyz 1.e"),
     },
 )
@@ -174,7 +174,7 @@ def test_what_is_no_override_is_refused(text: str):
         ({"clients": "20"}, "clients", "a whole number"),
         ({"clients": None}, "clients", "a whole number"),
         ({"data.name": 3}, "data.name", "a text"),
-        ({"engine.mixed_precision": 1}, "engine.mixed_precision", "true or false"),
+        ({"privacy.secure_aggregation": 1}, "privacy.secure_aggregation", "true or false"),
         ({"fraction": "half"}, "fraction", "a number"),
         ({"fraction": True}, "fraction", "a number"),
         ({"fraction": [1]}, "fraction", "a number"),

@@ -18,7 +18,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, subtract
-from fl_vitlora.training.local import LocalTask, best_precision, evaluate, scheduled_rate, train
+from fl_vitlora.training.local import LocalTask, evaluate, scheduled_rate, train
 from tests.conftest import MakeBackbone
 
 LORA_A, LORA_B = ".lora_A", ".lora_B"
@@ -254,34 +254,3 @@ def test_evaluation_runs_over_more_than_one_batch(make_backbone: MakeBackbone, s
     assert len(many) > 256
     once = evaluate(backbone, state, shard)
     assert evaluate(backbone, state, many) == pytest.approx(once, rel=1e-5)  # of 256 float32 terms
-
-
-@pytest.mark.parametrize("mixed", [True, False])
-def test_on_a_cpu_activations_are_float32(mixed: bool):
-    assert best_precision(torch.device("cpu"), mixed) == torch.float32
-
-
-def test_mixed_precision_learns_and_keeps_weights_in_float32(
-    make_backbone: MakeBackbone, shard: Shard
-):
-    """bfloat16 activations, which the CPU has too, stand for those of a GPU."""
-    results = {}
-    for precision in (torch.float32, torch.bfloat16):
-        backbone = make_backbone()
-        before = methods.export_state(backbone.model)
-        done = train(
-            backbone,
-            before,
-            shard,
-            config=TrainingConfig(batch_size=16, epochs=8),
-            task=LocalTask(learning_rate=5e-3),
-            generator=generator(0, "batches"),
-            precision=precision,
-        )
-        assert {tensor.dtype for tensor in done.state.values()} == {torch.float32}
-        _, start = evaluate(backbone, before, shard, precision)
-        _, end = evaluate(backbone, done.state, shard, precision)
-        assert end < 0.8 * start
-        results[precision] = done.loss
-    assert results[torch.bfloat16] == pytest.approx(results[torch.float32], rel=0.1)
-    assert results[torch.bfloat16] != results[torch.float32]

@@ -119,7 +119,7 @@ class FeatureCache:
         """Returns the digest of everything that the features of a shard are computed from."""
         model = self._frozen.model
         read = {n: p for n, p in model.named_parameters() if n in READER}
-        way = (self._device.type, self._precision, products.LIBRARY, torch.__version__)
+        way = (self._device.type, self._precision, products.used(), torch.__version__)
         told = {"body": self._body, "part": repr(self._frozen.part), "way": repr(way)}
         return digest_of({**read, "images": shard.images}, told)
 

@@ -35,9 +35,8 @@ from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.storage_keys import StorageKeys
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import methods, products
 from fl_vitlora.finetuning.method import Method
-from fl_vitlora.finetuning.products import quicken
 from fl_vitlora.flower.client.feature_cache import FeatureCache
 from fl_vitlora.lowrank import cut, pad
 from fl_vitlora.models import backbone
@@ -47,8 +46,9 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.cohort import CohortTrainer, can_share_a_batch
 from fl_vitlora.training.inputs import frozen_of
-from fl_vitlora.training.local import best_precision
+from fl_vitlora.training.precision import best_precision, choose_attention, tokens_of
 from fl_vitlora.training.prediction import Predictor, predictor_of
+from fl_vitlora.training.product_choice import choose_library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,9 @@ class ClientSettings:
             anew for every training. Otherwise the order follows from the run's seed.
         storage: The keys of shard files that are encrypted as a whole; None if they are not. The
             program passes these keys to its workers in memory and never writes them to a file.
+        products: The library for matrix products. The program chooses it for all its workers, so
+            that a client has the same bits on each of them. A deployed node has an empty text, and
+            chooses it for itself.
     """
 
     shards: str
@@ -75,6 +78,7 @@ class ClientSettings:
     strategy: Strategy
     fresh_order: bool = False
     storage: StorageKeys | None = field(default=None, repr=False)
+    products: str = ""
 
     def __hash__(self) -> int:  # a config holds a mapping, which has no hash
         return hash((self.shards, self.class_names, self.device))
@@ -177,11 +181,15 @@ def workspace(settings: ClientSettings) -> Workspace:
         stored = policies.start_is_adapted(config)
         start = open_reader(shards / READER_FILE) if stored else origin
     put_reader(built.model, start)
-    quicken(built.model)
     initial = methods.export_state(built.model)
     device = torch.device(settings.device)
+    precision = best_precision(device, config.engine.precision)
+    tokens = tokens_of(built.image_shape, built.patch_size)
+    rows = config.training.batch_size * tokens
+    products.use(settings.products or choose_library(built.model, settings.device, rows))
+    products.quicken(built.model)
+    choose_attention(built.model, tokens, device, precision)
     built.model.to(device)
-    precision = best_precision(device, config.engine.mixed_precision)
     exchanged = policies.exchanged(config, initial, settings.strategy.personal)
     return Workspace(
         config=config,

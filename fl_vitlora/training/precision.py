@@ -1,0 +1,94 @@
+"""The number format in which a model computes: float32, bfloat16 or float16.
+
+Trained tensors are always float32. In the other formats, PyTorch converts the inputs of matrix
+products, which then take less time on a GPU, and on a CPU with instructions for bfloat16 (AMX or
+AVX512_BF16).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+# The largest number of tokens for which attention keeps all its weights in memory. 577 are those of
+# a ViT with patches of 16 pixels on images of 384 pixels.
+SHORT = 600
+FUSED = "fused_attn"  # the attribute of timm's attention that chooses PyTorch's own kernel
+
+
+def best_precision(device: torch.device, wanted: str) -> torch.dtype:
+    """Chooses the number format of activations.
+
+    Args:
+        device: The device that computes.
+        wanted: The setting `engine.precision`: "float32", "bfloat16", or "auto".
+
+    Returns:
+        The wanted format. For "auto" it is float32 on a CPU, and on a GPU bfloat16, or float16 if
+        the GPU has no bfloat16.
+    """
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def autocast(
+    device: torch.device, precision: torch.dtype, *, cached: bool = True
+) -> contextlib.AbstractContextManager[object]:
+    """Returns a context in which activations are computed in the given number format.
+
+    Args:
+        device: The device that computes.
+        precision: The number format of activations. For float32 the context has no effect.
+        cached: True to convert each weight only once. Then no weight may change inside the context.
+    """
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=precision, cache_enabled=cached)
+
+
+def unhalved(logits: Tensor) -> Tensor:
+    """Converts logits in half precision to float32. Other logits keep their number format."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def choose_attention(
+    model: nn.Module, tokens: int, device: torch.device, precision: torch.dtype
+) -> None:
+    """Makes the attention of a timm model compute by the faster of two ways, in place.
+
+    PyTorch has one function for the whole attention. In bfloat16 on a CPU it takes several times
+    the time of the products softmax(q·kᵀ)·v one by one, if gradients follow
+    (`benchmarks/speed/precision.py`). The products keep the weights of all pairs of tokens in
+    memory, so they are not used for many tokens.
+
+    Args:
+        model: A model of timm.
+        tokens: The number of tokens of an image.
+        device: The device that computes.
+        precision: The number format of activations.
+    """
+    if device.type != "cpu" or precision == torch.float32 or tokens > SHORT:
+        return
+    for module in model.modules():
+        if hasattr(module, FUSED):
+            setattr(module, FUSED, False)
+
+
+def tokens_of(image_shape: tuple[int, int, int], patch_size: int) -> int:
+    """Returns the number of patches of an image.
+
+    Args:
+        image_shape: The shape (C, H, W) of an image.
+        patch_size: The side of a patch in pixels.
+
+    Example:
+        >>> tokens_of((3, 224, 224), 16)
+        196
+    """
+    return math.prod(side // patch_size for side in image_shape[1:])

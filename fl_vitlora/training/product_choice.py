@@ -1,0 +1,161 @@
+"""Chooses the library for matrix products by measuring both libraries on this machine.
+
+Which of MKL and oneDNN is faster depends on the processor, on PyTorch's version and on the sizes of
+the layers. The module `finetuning.products` describes the two libraries. A choice is measured once
+for each machine and model and then kept in a file of the user's cache folder, because the libraries
+round differently: with another choice, a repeated or resumed run would not have the same bits.
+
+A layer has n inputs and m outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fl_vitlora.finetuning import products
+from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
+
+REPETITIONS = 7  # products of each library; the fastest one counts, so other programs matter little
+OPERATIONS = 5e8  # most multiplications of one measured product; a few milliseconds
+Shapes = Mapping[tuple[int, int], int]  # the number of layers of each size (m, n)
+
+
+def choose_library(model: nn.Module, device: str, rows: int) -> str:
+    """Returns the library with which the frozen linear layers of a model compute.
+
+    Args:
+        model: The model. Its layers `nn.Linear` without trained tensors are measured.
+        device: The device of the run. On a GPU there is no choice.
+        rows: The number of rows of a product, which is the number of tokens in a training step.
+
+    Returns:
+        The library that the environment variable names; otherwise the faster one.
+
+    Raises:
+        UserError: If the environment variable names an unknown library.
+    """
+    named = products.named_library()
+    shapes = shapes_of(model)
+    if named or device != "cpu" or not shapes or not products.has_choice():
+        return named or products.DEFAULT
+    machine, kept = description(shapes, rows), read_choices()
+    if kept.get(machine) not in products.LIBRARIES:
+        kept = {**kept, machine: fastest(shapes, rows)}
+        keep_choices(kept)
+    return kept[machine]
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """Returns how many frozen linear layers of each size (m, n) a model has."""
+    return Counter(
+        (layer.out_features, layer.in_features)
+        for layer in model.modules()
+        if products.is_frozen_linear(layer)
+    )
+
+
+def fastest(shapes: Shapes, rows: int) -> str:
+    """Measures both libraries on the layers of a model, and returns the name of the faster one.
+
+    Args:
+        shapes: The number of layers of each size.
+        rows: The number of rows of a product. Fewer rows are measured if the layers are large.
+    """
+    with one_thread():
+        seconds = {
+            library: sum(
+                count * seconds_of(library, m, n, max(1, min(rows, int(OPERATIONS / (m * n)))))
+                for (m, n), count in shapes.items()
+            )
+            for library in products.LIBRARIES
+        }
+    return min(seconds, key=lambda library: seconds[library])
+
+
+def seconds_of(library: str, m: int, n: int, rows: int) -> float:
+    """Returns the time of a product and of the gradient of its inputs, in seconds.
+
+    Args:
+        library: The name of the library.
+        m: The number of outputs of the layer.
+        n: The number of inputs of the layer.
+        rows: The number of rows of the product.
+    """
+    weight = torch.zeros(m, n)
+    inputs = torch.zeros(rows, n, requires_grad=True)
+    gradient = torch.zeros(rows, m)
+    compute = products.one_dnn_linear if library == "onednn" else F.linear
+    times = []
+    for _ in range(REPETITIONS):
+        begin = time.perf_counter()
+        torch.autograd.grad(compute(inputs, weight, None), inputs, gradient)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets PyTorch compute with one thread inside a `with` block, as each worker does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def description(shapes: Shapes, rows: int) -> str:
+    """Returns a line that describes the processor, PyTorch and the sizes of the products."""
+    sizes = " ".join(f"{count}x{m}x{n}" for (m, n), count in sorted(shapes.items()))
+    return f"{processor()}, PyTorch {torch.__version__}, {rows} rows, layers {sizes}"
+
+
+def processor() -> str:
+    """Returns the name of the processor, such as "Intel(R) Xeon(R) Processor"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # this is not Linux
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def cache_file() -> Path:
+    """Returns the path of the file with the choices of this user's machines."""
+    folder = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(folder) / "fl_vitlora" / "products.json"
+
+
+def read_choices() -> dict[str, str]:
+    """Returns the kept choices by the description of machine and model; none if there is no file.
+
+    A file that cannot be read counts as no file, because a choice can be measured again.
+    """
+    try:
+        found = json.loads(cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: library for name, library in found.items() if isinstance(library, str)}
+
+
+def keep_choices(choices: Mapping[str, str]) -> None:
+    """Writes the choices to the file. If the folder cannot be written, they are not kept."""
+    try:
+        make_folder(cache_file().parent)
+        content = json.dumps(choices, indent=1, sort_keys=True).encode()
+        write_atomically(cache_file(), content)
+    except (WriteError, OSError):
+        return
