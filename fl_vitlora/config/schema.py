@@ -640,7 +640,8 @@ class EngineConfig:
     cohort: int | None = setting(
         None,
         "The number of clients that a worker trains together in one batch. By default it is an "
-        "eighth of the clients of a round, but at most so many that a step has 64 images.",
+        "eighth of the clients of a round, but at most so many that a step has 64 images and, on a "
+        "CPU, 1024 patches.",
         "[1, inf)",
     )
     ray_address: str | None = setting(

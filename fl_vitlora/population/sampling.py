@@ -14,6 +14,7 @@ from fl_vitlora.training.optimizers import is_entrywise
 
 BUNDLES_A_ROUND = 8
 IMAGES_A_STEP = 64
+PATCHES_A_STEP = 1024  # 64 images of the bundled model; more fill memory, and are not faster
 
 
 def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
@@ -38,19 +39,27 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
     return sorted(clients[position] for position in chosen.tolist())
 
 
-def trained_together(config: Config) -> int:
+def trained_together(config: Config, patches: int = 0) -> int:
     """Returns the largest number of clients that a worker trains in one batch.
 
     If the setting `engine.cohort` is given, its value is returned. Otherwise the number is an
     eighth of a round's participants, so that eight workers have work. The number is smaller if a
-    step would otherwise have more than 64 images, about as many as the cache of a core can hold.
-    The number is 1 if clients cannot share a batch, for example in full fine-tuning or with an
-    optimiser that does not compute entry by entry. The number of workers has no influence.
-    Otherwise, the rounding of sums, and so the results, would depend on the number of workers.
+    step would otherwise have more than 64 images, about as many as the cache of a core can hold, or
+    on a CPU more than 1024 patches. The number is 1 if clients cannot share a batch, for example in
+    full fine-tuning or with an optimiser that does not compute entry by entry. The number of
+    workers has no influence. Otherwise, the rounding of sums, and so the results, would depend on
+    the number of workers.
+
+    Args:
+        config: The configuration of the experiment.
+        patches: The number of patches of an image if a CPU computes. With 0, which is meant for a
+            GPU, patches are not counted.
 
     Example:
         >>> trained_together(Config(clients=20)), trained_together(Config(clients=500))
         (3, 8)
+        >>> trained_together(Config(clients=500), patches=196)
+        1
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
@@ -58,6 +67,8 @@ def trained_together(config: Config) -> int:
         return 1
     participants = cohort_size(config.clients, config.fraction)
     most = IMAGES_A_STEP // config.training.batch_size
+    if patches:
+        most = min(most, PATCHES_A_STEP // (config.training.batch_size * patches))
     return max(1, min(math.ceil(participants / BUNDLES_A_ROUND), most))
 
 
