@@ -8,9 +8,12 @@ predictions would be wrong.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 
@@ -36,6 +39,9 @@ def head_parameters(model: nn.Module) -> set[str]:
 def replace_heads(model: nn.Module, classes: int) -> None:
     """Replaces the heads by heads of zeros, so that all classes are equally likely before training.
 
+    The new heads compute in float32, even if the rest of the model computes in half precision. A
+    logit is a sum of large terms that cancel, so bfloat16 can change the predicted class.
+
     Args:
         model: A timm model, which is changed in place.
         classes: The number of classes.
@@ -59,6 +65,22 @@ def replace_heads(model: nn.Module, classes: int) -> None:
             )
         for parameter in last.parameters(recurse=False):
             nn.init.zeros_(parameter)
+        vars(head)["forward"] = partial(_in_own_precision, head)  # hides the method of the class
+
+
+def _in_own_precision(head: nn.Module, x: Tensor) -> Tensor:
+    """Returns the logits of a head, computed in the number format of its parameters."""
+    with full_precision(x.device):
+        own = next(head.parameters()).dtype
+        logits: Tensor = type(head).forward(head, x.to(own))
+    return logits
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Returns a context in which nothing is converted to half precision."""
+    if not torch.amp.is_autocast_available(device.type):  # for example the device meta
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _last_layer(modules: Iterable[nn.Module], classes: int) -> nn.Linear | None:

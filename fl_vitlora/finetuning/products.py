@@ -27,6 +27,7 @@ from fl_vitlora.errors import UserError
 ONE_DNN = "_linear_pointwise"  # the name of oneDNN's linear layer in PyTorch
 LIBRARIES = ("mkl", "onednn")
 DEFAULT = "onednn"
+FORWARD = "forward"
 VARIABLE = "FL_VITLORA_PRODUCTS"
 _used = [DEFAULT]  # the library of this process, as PyTorch's own switches hold for a process
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes input, weight and bias
@@ -96,8 +97,8 @@ def quicken(model: nn.Module) -> None:
         model: A model whose trained parameters require gradients. All other parameters are frozen.
     """
     for layer in model.modules():
-        if is_frozen_linear(layer):
-            vars(layer)["forward"] = partial(frozen_linear, layer)  # hides the method of the class
+        if is_frozen_linear(layer) and FORWARD not in vars(layer):
+            vars(layer)[FORWARD] = partial(frozen_linear, layer)  # hides the method of the class
 
 
 def is_frozen_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:

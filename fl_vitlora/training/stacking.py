@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.classifier import full_precision
 from fl_vitlora.finetuning.groups import CONTROL, exact_group_of, path_of
 from fl_vitlora.state import State
 
@@ -140,8 +141,9 @@ class StackedHead(nn.Module):
         self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits, (B, ..., m), of features, (B, ..., n)."""
-        return linear(x, self.weight, self.bias, self.batch)
+        """Returns the logits, (B, ..., m), of features, (B, ..., n), as `replace_heads` says."""
+        with full_precision(x.device):
+            return linear(x.to(self.weight.dtype), self.weight, self.bias, self.batch)
 
 
 class Stack:

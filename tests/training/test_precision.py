@@ -10,9 +10,11 @@ import torch
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods, products
+from fl_vitlora.models.reading import reader_of
 from fl_vitlora.rng import generator
 from fl_vitlora.training.local import LocalTask, evaluate, train
 from fl_vitlora.training.precision import SHORT, autocast, best_precision, choose_attention
+from fl_vitlora.training.stacking import Stack
 from tests.conftest import MakeBackbone
 from tests.training.test_local import shard as shard  # noqa: PLC0414 - a fixture
 
@@ -98,3 +100,26 @@ def test_otherwise_attention_stays_as_timm_has_it(
 
 def fused(model: Any) -> set[bool]:
     return {block.attn.fused_attn for block in model.blocks}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_head_computes_in_float32(stacked: bool, make_backbone: MakeBackbone):
+    """Its logits are small differences of large terms here, which bfloat16 does not have."""
+    backbone = make_backbone()
+    model: Any = backbone.model
+    head = model.head
+    features = torch.full((4, head.in_features), 1.0)
+    with torch.no_grad():
+        head.weight.fill_(1.0)
+        head.weight[1] += 2**-12
+        head.bias.fill_(-float(head.in_features))
+    if stacked:
+        stack = Stack(model)
+        stack.load([methods.export_state(model)] * 2, [reader_of(backbone)] * 2)
+        stack.set_batch_sizes((2, 2))
+        head = stack.model.get_submodule("head")
+    with autocast(CPU, torch.bfloat16):
+        logits = head(features)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits[:, 0], torch.zeros(4))
+    assert torch.equal(logits[:, 1], torch.full((4,), features.shape[1] * 2.0**-12))
