@@ -10,12 +10,13 @@ any program for safetensors can open the file, but finds only ciphertext:
     chunk i  the body, 1 MiB each; the last chunk may be shorter; an empty body still has one chunk
 
 Each chunk is encrypted with AES-256-GCM. Every file has its own key, which HKDF-SHA256 derives from
-the party's storage key and a salt of 256 random bits. So the nonces need not be random. A nonce
-consists of the number of the chunk and a mark on the last chunk, as in STREAM (Hoang, Reyhanitabar,
-Rogaway, Vizár, CRYPTO 2015). Because of these nonces, opening a file fails if chunks were cut off,
-added or reordered. The bytes of the header are authenticated with every chunk. With GCM alone, an
-attacker could make a file that opens without an error under two different keys. Therefore the
-header contains a check of the key: bytes that the same HKDF derives from it.
+the party's storage key and a salt of 256 random bits. Because no two files have the same key, the
+nonces need not be random. A nonce consists of the number of the chunk and a mark on the last chunk,
+as in STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015). Because the nonces count the chunks
+and mark the last one, opening a file fails if chunks were cut off, added or reordered. The bytes of
+the header are authenticated with every chunk. With GCM alone, an attacker could make a file that
+opens without an error under two different keys. Therefore the header contains a check of the key:
+32 bytes that HKDF derives together with the file's key.
 """
 
 from __future__ import annotations

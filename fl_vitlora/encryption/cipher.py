@@ -2,7 +2,7 @@
 
 A `Cipher` has the steps of the setting `encryption.steps` for images of one shape. `encrypt` and
 `decrypt` are bijections on uint8 images. These ciphers hide what a person could *see* in an image.
-They do not resist cryptanalysis, least of all if one key encrypts many images.
+A cipher does not resist cryptanalysis, least of all if one key encrypts many images.
 
 B images, C channels, H × W pixels, N blocks, D entries a block.
 """
@@ -32,10 +32,10 @@ class Cipher:
     """A sequence of encryption steps for images of one shape.
 
     Attributes:
-        steps: The names of the steps (keys of `STEPS`) in the order of encryption. An empty list
-            leaves images plain.
-        block_size: The side of a block in pixels. It usually equals the patch size of the model
-            that reads the images.
+        steps: The names of the steps (keys of `STEPS`) in the order of encryption. A cipher without
+            steps leaves images plain.
+        block_size: The side of a block in pixels, usually the patch size of the model that reads
+            the images.
         image_shape: The shape (C, H, W) of an image.
         fixed_blocks: The number of blocks that block scrambling does not move.
         fixed_entries: The number of entries of a block that pixel shuffling does not move.
@@ -86,7 +86,7 @@ class Cipher:
 
         Args:
             secret: The owner's secret of 32 bytes.
-            context: A text that says what the key is for. Another text gives an independent key.
+            context: A text that says what the key is for. Different texts give independent keys.
 
         Returns:
             A dictionary: the key of each step, by the name of the step.
@@ -123,9 +123,9 @@ class Cipher:
     def adapt(self, reader: PatchReader, key: CipherKey) -> PatchReader:
         """Adapts a patch embedding to a key, so that ciphertext gives the tokens of plain images.
 
-        The method is key-dependent domain adaptation (arXiv 2309.02556, 2401.05126). It is exact
-        and needs no training. Everyone who knows the original model can compute the key from the
-        adapted model.
+        The method is key-dependent domain adaptation (arXiv 2309.02556, 2401.05126). The adaptation
+        is exact and needs no training. Everyone who knows the original model can compute the key
+        from the adapted model.
 
         Args:
             reader: The patch embedding and position embedding for plain images.

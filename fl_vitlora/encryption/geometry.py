@@ -34,10 +34,10 @@ class Geometry:
 
     @property
     def keys(self) -> int:
-        """Returns the number of keys of a step that changes the inside of blocks: 1, or N."""
+        """Returns how many keys a step inside blocks has: 1, or N with a key for every block."""
         return self.blocks if self.per_block else 1
 
     @property
     def key_shape(self) -> tuple[int, ...]:
-        """Returns the shape of the key of such a step: (D,), or (N, D) with a key per block."""
+        """Returns the key's shape for a step inside blocks: (D,), or (N, D) if keys differ."""
         return (self.blocks, self.entries) if self.per_block else (self.entries,)

@@ -51,7 +51,7 @@ class KeyHolder:
 
     Attributes:
         cipher: The cipher for images of the model's input shape.
-        secret: The owner's secret of 32 bytes, from which all keys are derived. It is never
+        secret: The owner's secret of 32 bytes, from which all keys are derived. The secret is never
             printed.
         scope: The images that share a key: "shared", "client", "image" or "block", as the docstring
             of this module explains.
@@ -77,11 +77,11 @@ class KeyHolder:
         """Encrypts a party's images.
 
         Args:
-            images: Plain images, uint8 (B, C, H, W). If every image has its own key, these must be
-                all images that the party has for this use, always in the same order.
+            images: Plain images, uint8 (B, C, H, W). If every image has its own key, `images` must
+                be all images that the party has for this use, always in the same order.
             party: The party that the images belong to.
-            part: The use of the images: "train", "validation" or "test". The keys depend on it only
-                if every image has its own key.
+            part: The use of the images: "train", "validation" or "test". The keys depend on the use
+                only if every image has its own key.
 
         Returns:
             The ciphertext, with the shape and type of the images.
@@ -94,15 +94,14 @@ class KeyHolder:
         """Encrypts the images of many parties, all at once if the parties share one key.
 
         Args:
-            images: Plain images, uint8 (B, C, H, W). The images of the first party come first, and
-                so on.
+            images: Plain images, uint8 (B, C, H, W). The images are in the order of the parties.
             parties: The names of the parties that the images belong to.
             sizes: The number of images of each party; the sum of these numbers is B.
             part: The use of the images, as in `encrypt`.
 
         Returns:
-            The ciphertext of each party's images, in the order of `parties`. It equals the result
-            of `encrypt`.
+            The ciphertext of each party's images, in the order of `parties`. The ciphertext equals
+            the result of `encrypt`, called for one party after the other.
         """
         if self.scope in ("shared", "block") or not self.cipher.steps:
             return torch.split(self.encrypt(images, parties[0], part), list(sizes))
@@ -124,7 +123,7 @@ class KeyHolder:
         return self.cipher.restore(reader, self.key(party))
 
     def key(self, party: str) -> CipherKey:
-        """Derives the key of a party, which is the same for all its images.
+        """Derives the key of a party, which all images of the party share.
 
         Raises:
             UserError: When every image has its own key, so that the party has no single key.

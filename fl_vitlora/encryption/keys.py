@@ -36,8 +36,8 @@ def derive_key(secret: bytes, context: str) -> bytes:
 
     Args:
         secret: The owner's secret of 32 bytes.
-        context: A text that says what the key is for, for example "storage". Another text gives an
-            independent key.
+        context: A text that says what the key is for, for example "storage". Different texts give
+            independent keys.
 
     Returns:
         A key of 32 bytes.
@@ -62,7 +62,7 @@ class KeyRing:
 
     Attributes:
         path: The path of the file with the secrets.
-        secrets: The secrets, 32 bytes each. There is at least one.
+        secrets: The secrets, at least one, 32 bytes each.
     """
 
     path: Path
@@ -88,7 +88,7 @@ class KeyRing:
         return named[name]
 
     def rotated(self) -> KeyRing:
-        """Adds a new random secret, writes the key ring to its file and returns it."""
+        """Writes a key ring with one more random secret to the file, and returns this key ring."""
         ring = KeyRing(self.path, (*self.secrets, secrets.token_bytes(SECRET_BYTES)))
         _store(self.path, ring.secrets, replace=True)
         return ring

@@ -48,8 +48,8 @@ class KeyStream:
     def permutations(self, count: int, length: int) -> Tensor:
         """Draws permutations of 0 … length-1 one after the other, int64 (count, length).
 
-        If there are many permutations, they are shuffled in parallel, otherwise one by one. Both
-        ways give the same result.
+        If there are many permutations, they are shuffled in parallel, otherwise one by one.
+        Shuffling in parallel gives the same result as shuffling one by one.
         """
         places = np.arange(length - 1, 0, -1)
         chosen = self._below(np.tile(places + 1, count)).reshape(count, len(places))
@@ -102,8 +102,8 @@ class KeyStream:
     def _below(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
         """Draws one number below each bound, in the order of the bounds.
 
-        Some words of the stream would make small numbers more probable. Such a word is skipped, and
-        the next word is used.
+        If a word of the stream would make small numbers more probable, the word is skipped and the
+        next word is used.
         """
         words = self.words(len(bounds)).astype(np.int64)
         limits = WORDS - WORDS % bounds

@@ -15,12 +15,12 @@ class PatchReader:
     """The patch reader: the patch embedding and the position embedding of a ViT.
 
     Token i is  weight · xᵢ + bias + positionᵢ  for patch i, whose pixels xᵢ are in [-1, 1]. If a
-    pixel q is inverted to 255 - q, its value in [-1, 1] is multiplied by -1. So the bias is the
-    same for all keys, and it is not part of this class.
+    pixel q is inverted to 255 - q, its value in [-1, 1] is multiplied by -1. A key never changes
+    the bias, so the bias is not part of this class.
 
     Attributes:
         weight: The patch embedding (W, D), or (N, W, D) if every patch has its own kernel. The
-            columns are in the order (channel, y, x).
+            columns of the patch embedding are in the order (channel, y, x).
         position: The position embedding (N, W) of the patches, or None if the model does not add
             position embeddings to its tokens.
     """
@@ -33,5 +33,5 @@ class PatchReader:
         return replace(self, weight=weight)
 
     def weight_of_blocks(self, blocks: int) -> Tensor:
-        """Returns a kernel (N, W, D) for every patch; if all share one kernel, it is repeated."""
+        """Returns a kernel for every patch, (N, W, D); a shared kernel is repeated."""
         return self.weight if self.weight.ndim == 3 else self.weight.expand(blocks, -1, -1)

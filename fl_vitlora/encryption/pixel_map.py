@@ -1,9 +1,10 @@
 """Computes all steps of a cipher in one pass over the pixels: y = x[order] ⊕ mask.
 
-Here x is a plain image and y its ciphertext. The code of the steps is easy to read but slow,
-because each step copies all pixels. All steps together only move the pixels of an image (or halves
-of pixels) and flip some of their bits. A few test images are encrypted with the steps, to find out
-how pixels move and which bits flip. Then a whole batch of images is encrypted in one pass.
+In this formula x is a plain image and y its ciphertext. The code of the steps is easy to read but
+slow, because each step copies all pixels. All steps together only move the pixels of an image (or
+halves of pixels) and flip some of their bits. A few test images are encrypted with the steps, to
+find out how pixels move and which bits flip. With the places and bits that were found, a whole
+batch of images is encrypted in one pass.
 
 B images, P = C·H·W pixels of all channels, U units. A unit is a pixel, or half a pixel (a nibble)
 if the halves of a pixel move to different places; so U is P or 2P.
@@ -25,7 +26,7 @@ PROBES = DIGITS + 1  # probe images needed to find a map
 
 @dataclass(frozen=True)
 class PixelMap:
-    """A bijection on images that moves units and flips their bits.
+    """A bijection on images that moves units (pixels or halves of pixels) and flips their bits.
 
     Attributes:
         order: The place from which each unit comes, int64 (U,).
@@ -36,7 +37,7 @@ class PixelMap:
     mask: NDArray[np.uint8]
 
     def apply(self, images: Tensor) -> Tensor:
-        """Moves and flips the units of uint8 images (B, C, H, W)."""
+        """Moves the pixels or half pixels of images, uint8 (B, C, H, W), and flips bits of them."""
         units = self._units(images).take(self.order, axis=1) ^ self.mask
         return _join(units, images)
 
@@ -46,7 +47,7 @@ class PixelMap:
         return _join(units, images)
 
     def _units(self, images: Tensor) -> NDArray[np.uint8]:
-        """Cuts images into units (B, U)."""
+        """Cuts images into units (pixels or halves of pixels), (B, U)."""
         flat: NDArray[np.uint8] = images.flatten(1).numpy()
         return flat if flat.shape[1] == len(self.order) else _split(flat)
 
@@ -56,16 +57,16 @@ def probe(encrypt: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]
 
     A nibble is half a pixel, four bits. All nibbles of an image are numbered. The ciphertext of an
     image of zeros is the mask. In the other test images, every nibble has as its value one
-    hexadecimal digit of its own number. Their ciphertext without the mask shows the place from
-    which every nibble came.
+    hexadecimal digit of its own number. The ciphertext of these images, without the mask, shows the
+    place from which every nibble came.
 
     Args:
-        encrypt: A function that encrypts uint8 images (B, C, H, W). It may only move nibbles and
-            flip bits.
+        encrypt: A function that encrypts uint8 images (B, C, H, W). The function `encrypt` may only
+            move nibbles (half pixels) and flip bits.
         image_shape: The shape (C, H, W) of an image.
 
     Returns:
-        The map. Its units are whole pixels if both halves of every pixel stay together.
+        The map, whose units are whole pixels if both halves of every pixel stay together.
     """
     numbers = np.arange(2 * int(np.prod(image_shape)))
     digits = [numbers >> 4 * digit & 15 for digit in range(DIGITS)]
@@ -86,7 +87,7 @@ def _split(flat: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _join(units: NDArray[np.uint8], like: Tensor) -> Tensor:
-    """Joins units into images that have the shape of `like`."""
+    """Joins units (pixels or halves of pixels) into images that have the shape of `like`."""
     whole = units.shape[1] * len(like) == like.numel()
     flat = units if whole else units[:, 0::2] << 4 | units[:, 1::2]
     return torch.from_numpy(np.ascontiguousarray(flat)).reshape(like.shape)

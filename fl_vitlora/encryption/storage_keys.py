@@ -47,7 +47,7 @@ class StorageKey:
     Attributes:
         name: The name of the key. The name reveals nothing about the key. Every file that the key
             seals contains this name unencrypted.
-        root: The key, 32 bytes. It is never printed.
+        root: The key, 32 bytes. The root key is never printed.
     """
 
     name: str
@@ -73,10 +73,10 @@ class PartyKey:
     key: bytes = field(repr=False)
 
     def of_party(self, party: str) -> bytes:
-        """Returns the key.
+        """Returns the key of 32 bytes, after a check of the party.
 
         Raises:
-            ValueError: If the files of another party should be sealed.
+            ValueError: If `party` is not the party of this key.
         """
         if party != self.party:
             raise ValueError(f"the storage key of {self.party} cannot seal files of {party}")
@@ -89,8 +89,8 @@ class StorageKeys:
 
     Attributes:
         roots: The root keys by their names.
-        parties: The keys of single parties. The key of this mapping is the name of the root key and
-            the name of the party.
+        parties: The keys of single parties. A storage key is found by the pair of the root key's
+            name and the party's name.
         source: The place from which the keys were read, for error messages.
     """
 
@@ -101,13 +101,14 @@ class StorageKeys:
     def can_open(self, name: str, party: str) -> bool:
         """Returns True if a party's files under the root key `name` can be opened.
 
-        Files under a passphrase count as such files, because the user may be asked for it.
+        A file whose root key comes from a passphrase counts as one that can be opened, because the
+        user can be asked for the passphrase.
         """
         known = name in self.roots or (name, party) in self.parties
         return known or name.startswith(BY_PASSPHRASE)
 
     def find(self, name: str, party: str, path: Path) -> bytes:
-        """Returns the key of a party's file, and asks for a passphrase if one is needed.
+        """Returns the key of a party's file; asks the user if the key needs a passphrase.
 
         Args:
             name: The name of the root key.
@@ -115,7 +116,7 @@ class StorageKeys:
             path: The path of the file, for error messages.
 
         Raises:
-            UserError: When there is no such key.
+            UserError: When none of these keys opens the file.
         """
         if (name, party) in self.parties:
             return self.parties[name, party]
@@ -156,7 +157,7 @@ def of_new_passphrase() -> StorageKey:
     """Derives a root storage key from the passphrase and a new random salt.
 
     Raises:
-        UserError: When there is no passphrase.
+        UserError: When the user gives no passphrase.
     """
     name = BY_PASSPHRASE + secrets.token_hex(SALT_BYTES)
     return root_of_passphrase(name, "encryption.at_rest passphrase")
@@ -187,7 +188,7 @@ def passphrase(why: str) -> str:
     """Returns the passphrase from the environment, or asks for it at a terminal.
 
     Raises:
-        UserError: When there is no passphrase.
+        UserError: When the user gives no passphrase.
     """
     given = os.environ.get(PASSPHRASE) or _asked()
     if not given:

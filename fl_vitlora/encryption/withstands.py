@@ -2,8 +2,8 @@
 
 The number of possible keys (`Cipher.key_space_bits`) does not say how many ciphertexts an attack
 needs. An attacker does not try keys, but compares the statistics of ciphertext with those of other
-images. If the table has no entry for a cipher, no attack on this cipher was measured. This does not
-mean that the cipher is safer.
+images. If the table has no entry for a cipher, no attack on this cipher was measured. A missing
+entry does not mean that the cipher is safer than one with an entry.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Case:
         steps: The names of the encryption steps. The attack also finds the key of a cipher with
             only some of these steps: a cipher without a step equals a cipher whose key for this
             step changes nothing, and the attack finds such a key, too.
-        scopes: The values of `encryption.scope` for which the attack was measured. With these
-            values, one key encrypts many images.
+        scopes: The values of `encryption.scope` for which the attack was measured. With any of
+            these scopes, one key encrypts many images.
         ciphertexts: A number of ciphertexts that was enough to recover the whole key, for every key
             that was attacked.
         source: The command that prints the number `ciphertexts`.

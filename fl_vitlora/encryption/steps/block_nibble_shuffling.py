@@ -1,8 +1,8 @@
 """Nibble shuffling with a separate key for every block, as in extended learnable encryption (ELE).
 
-An image has N blocks of D entries. A nibble is half an entry, four bits. There are ((2D)!·2^(2D))^N
-keys. Source: ELE, Madono et al. 2020 (AAAI workshop on artificial intelligence of things), which
-combines this step with block scrambling.
+An image has N blocks of D entries. A nibble is half an entry, four bits. The step has
+((2D)!·2^(2D))^N possible keys. Source: ELE, Madono et al. 2020 (AAAI workshop on artificial
+intelligence of things), which combines this step with block scrambling.
 """
 
 from __future__ import annotations

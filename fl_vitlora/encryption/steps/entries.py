@@ -27,7 +27,7 @@ def inverse_order(order: Tensor) -> Tensor:
 
 
 def permute_columns(reader: PatchReader, order: Tensor) -> PatchReader:
-    """Moves each column of a patch embedding like its entry.
+    """Permutes the columns of a patch embedding as `permute` permutes the entries of blocks.
 
     If the order has shape (N, D), the result has a separate kernel for each of the N patches.
     """

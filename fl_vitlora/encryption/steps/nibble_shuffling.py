@@ -1,13 +1,15 @@
 """Learnable encryption: permutes the 4-bit halves of the entries of a block, and inverts some.
 
 Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries give 2D
-nibbles. Chosen nibbles h become 15 - h. Then all nibbles are permuted and joined into entries. If
-an entry gets the halves of two other entries, it is not a linear function of these two entries. So
-no key adaptation exists.
+nibbles. First, every nibble h that the key chooses becomes 15 - h. After that, all nibbles of a
+block are permuted, and pairs of nibbles are joined into entries. If an entry gets the halves of two
+other entries, it is not a linear function of these two entries. So no model can be adapted to the
+key.
 
 The key has one order of the 2D nibbles and one bit for each nibble, shared by all blocks. There are
-(2D)!·2^(2D) keys. The first implementations derived the bits from the order, so they have only
-(2D)! keys, which is 498.3 bits for blocks of 4 × 4 × 3. Here order and bits are independent.
+(2D)!·2^(2D) keys. The first implementations of LE derived the bits from the order, so they have
+only (2D)! keys, which is 498.3 bits for blocks of 4 × 4 × 3. In this module, order and bits are
+independent.
 Source: LE, Tanaka 2018 (arXiv 1804.00490).
 
 B images, N blocks, D entries a block.
