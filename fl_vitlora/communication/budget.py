@@ -35,9 +35,9 @@ def affords(budget: int | None, ledger: Ledger, server_round: int, *, reserve: i
 def cost_of_evaluation(ledger: Ledger, clients: int) -> int:
     """Returns about how many bytes an evaluation by all clients sends.
 
-    It is the most expensive evaluation so far. Before the first evaluation, it is the number of
-    clients times the largest message of each direction: an evaluation sends each client the model,
-    and each reply is shorter than an update.
+    The estimate is the size of the most expensive evaluation so far. Before the first evaluation,
+    the estimate is the number of clients times the largest message of each direction: an evaluation
+    sends each client the model, and each reply is shorter than an update.
 
     Args:
         ledger: The ledger of the run so far.

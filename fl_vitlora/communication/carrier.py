@@ -1,9 +1,10 @@
-"""Estimates the bytes that Flower's transport adds to the messages that the ledger counts.
+"""Estimates the bytes that Flower's transport adds to the messages of a run.
 
-The ledger counts the objects into which a message is serialised. On a real SuperLink (Flower's
-server program) each object has its own request, with a request line, headers, ids and the node's
-signature. A message is also announced, confirmed, and described by a tree of ids. The bytes for all
-this do not depend on the size of the message:
+The ledger (the list of all messages with their sizes) counts the objects into which a message is
+serialised. On a real SuperLink (Flower's server program) each object has its own request, with a
+request line, headers, ids and the node's signature. A message is also announced, confirmed, and
+described by a tree of ids. The bytes of the request, the announcement, the confirmation and the
+tree do not depend on the size of the message:
 
     bytes with transport  =  bytes in ledger  +  Σ over directions (messages · bytes added to one)
 

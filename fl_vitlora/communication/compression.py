@@ -6,8 +6,8 @@
 
 With error feedback a codec may be lossy and biased: the residual of one round is sent in a later
 round. A group is a set of tensors that share a codec, and the codec gets them as one vector. The
-layout is the list of names and shapes of all tensors. If the coded tensors (`Part`) lack a tensor
-of the layout, this tensor has not changed.
+layout is the list of names and shapes of all tensors. A tensor of the layout that is missing in a
+message's coded tensors (`Part`) has not changed.
 
 Source: Stich et al., arXiv 1809.07599; Karimireddy et al., arXiv 1901.09847.
 """
@@ -96,7 +96,7 @@ def decode(part: Part, layout: Layout) -> State:
 
 
 def is_exact(part: Part) -> bool:
-    """Returns True if all coded tensors of a part are exact, with four bytes for each scalar.
+    """Returns True if lossless codecs wrote all coded tensors of a part.
 
     Raises:
         ValueError: If the part names an unknown codec.

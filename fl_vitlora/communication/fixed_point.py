@@ -1,12 +1,13 @@
 """Fixed point: writes updates as whole numbers modulo 2³², whose sum is the same in any order.
 
-With R the range, p the share of a client in the mean (Σ p ≤ 1) and x one of its numbers,
+With R the range, p the share of a client in the mean (Σ p ≤ 1) and x one of the client's numbers,
 
     q = round(2³⁰ · p · clip(x, ±R) / R)  mod 2³²        Σ p·x ≈ R / 2³⁰ · Σ q
 
 The sum of K clients stays within ±(2³⁰ + K/2), far from ±2³¹, where it would wrap around. The
-rounding error of the sum is at most K · R / 2³¹. Sums modulo 2³² are exact: random words can mask
-them and be removed again without any error (`secure_sum`). A scalar takes 4 bytes, as in float32.
+rounding error of the sum is at most K · R / 2³¹. Sums modulo 2³² are exact: random words can be
+added to hide an update, and be subtracted again without any error (`secure_sum`). A scalar takes 4
+bytes, as in float32.
 
 The words of an update are, in this order: the delta; the report (further tensors that clients of
 some strategies send), if there is one; the loss; and the number of clipped scalars, which is not
@@ -41,7 +42,7 @@ WORD = np.dtype("<u4")
 
 
 def to_words(numbers: Numbers, limit: float, share: float) -> Words:
-    """Encodes the numbers of one client.
+    """Encodes the numbers of one client's update as words.
 
     Args:
         numbers: The numbers x, finite; numbers beyond the range are clipped to it.
@@ -68,7 +69,8 @@ def to_numbers(words: Words, limit: float, share: float) -> Numbers:
         share: The sum Σ p over the clients in the sum.
 
     Returns:
-        The mean, float64. Its error for K clients is at most K · R / (2³¹ · share).
+        The mean, float64, in the shape of the words. The error of the mean for K clients is at most
+        K · R / (2³¹ · share).
 
     Example:
         >>> to_numbers(np.array([536870912, 4026531840], np.uint32), limit=4.0, share=0.5).tolist()
@@ -184,7 +186,8 @@ def unpack_words(buffer: bytes, layout: Layout) -> Words:
         The words (W,), uint32.
 
     Raises:
-        ValueError: If the buffer has another format, is cut off, or belongs to other tensors.
+        ValueError: If `pack_words` did not write the buffer, or if the buffer is cut off or belongs
+            to other tensors.
     """
     if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
         raise ValueError("message refused: expected the header of masked words at its beginning")

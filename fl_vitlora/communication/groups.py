@@ -1,4 +1,6 @@
-"""Groups of tensors in messages. All tensors of a group share a codec and are counted together.
+"""Groups of tensors in messages, for example the head.
+
+All tensors of a group share a codec and are counted together.
 
 `finetuning.groups` assigns each tensor to a group. In messages, all groups without their own codec
 setting form a single group, `other`.

@@ -25,7 +25,7 @@ class Lane:
 
     Attributes:
         codec: The codec that writes the tensors of the group as bytes.
-        every: The interval n. The group is sent in every n-th round, and in the last round.
+        every: The interval n: the group is sent in every n-th round, and in the last round.
     """
 
     codec: Codec
@@ -96,7 +96,8 @@ def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
     Args:
         specs: The specification of each group's lane, for example ``every(5)+int4``. If a group is
             missing or None, the default is used.
-        default: The specification of the default lane.
+        default: The specification (codec, with or without an interval) for groups without their
+            own.
 
     Example:
         >>> read_lanes({"head": "every(2)+float32"}, "float32").of("head.weight").every

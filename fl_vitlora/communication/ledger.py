@@ -121,7 +121,7 @@ class Ledger:
         return sums
 
     def by_round(self) -> dict[int, int]:
-        """Returns a dictionary from round to bytes, including overhead; round 0 is the greeting."""
+        """Returns the bytes of each round, overhead included; round 0 is before the first round."""
         return dict(self._by_round)
 
     def to_csv(self) -> str:

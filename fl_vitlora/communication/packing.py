@@ -1,8 +1,8 @@
 """Packing: writes several tensors into one flat float32 buffer after a 20-byte header.
 
 A client stores tensors in this format between rounds, and other Flower mods (client plug-ins) see
-tensors in this format. Between client and server, tensors have another format (`compression`,
-`parcel`).
+tensors in this format. Between client and server, tensors do not have this format, but that of
+`compression` and `parcel`.
 
 Client and server build the same model, so names and shapes are not written. Instead the header has
 a digest of the names and shapes. A buffer that was made for another model is refused.
@@ -69,11 +69,11 @@ class Layout:
         return frozenset(name for name, _ in self.shapes if name.endswith(endings))
 
     def empty(self) -> State:
-        """Returns tensors of these names and shapes on PyTorch's meta device (without memory)."""
+        """Returns tensors with these names and shapes on PyTorch's device "meta" (no memory)."""
         return {name: torch.empty(shape, device="meta") for name, shape in self.shapes}
 
     def mark(self, names: frozenset[str]) -> bytes:
-        """Returns a bit mask with one bit for each tensor of the layout: 1 if it is in `names`.
+        """Returns a bit mask with one bit for each tensor of the layout, which is 1 for `names`.
 
         Example:
             >>> layout = Layout((("a", ()), ("b", ()), ("c", ())))
@@ -151,7 +151,8 @@ def unpack(buffer: bytes, layout: Layout) -> State:
         The tensors by name, float32.
 
     Raises:
-        ValueError: If the buffer has another format, is cut off, or was made for other tensors.
+        ValueError: If `pack` did not write the buffer, or if the buffer is cut off or was made for
+            other tensors.
     """
     if len(buffer) < HEADER.size or not buffer.startswith(MAGIC):
         raise ValueError("message refused: expected the header of packed tensors at its beginning")

@@ -12,11 +12,11 @@ record, in one section for each group of tensors that share a codec. For each pa
 the record, the digest of the layout, and a bit mask of the tensors in the part. The layout is the
 list of names and shapes of all tensors. For each section, the table gives the group, the codec and
 the length. Names and shapes themselves are not sent, because client and server build the same
-model. A part for another model is refused.
+model. A part that was made for a model with another layout is refused.
 
-A buffer that was cut, changed, or has another format is refused before any tensor is decoded. The
-checksum protects against accidents, not against an attacker. Lengths are checked before memory is
-allocated.
+A buffer that was cut or changed, or that does not have this format, is refused before any tensor is
+decoded. The checksum protects against accidents, not against an attacker. Lengths are checked
+before memory is allocated.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Parcel:
 
     Attributes:
         plain: Scalars, texts, bytes and lists of them, in nested mappings.
-        parts: Pairs: the name of a record of the message, and coded tensors of this record. A
-            record may have several parts.
+        parts: Pairs: the name of a record of the message, and coded tensors of this record. One
+            record may occur in several pairs.
     """
 
     plain: Mapping[str, Any] = field(default_factory=dict)
@@ -110,7 +110,7 @@ def write(parcel: Parcel, before: dict[object, bytes] | None = None) -> bytes:
     Args:
         parcel: The content of the message.
         before: A cache of written buffers, so that equal contents are written only once. This
-            function adds the new buffer.
+            function adds the new buffer to the cache.
 
     Returns:
         The buffer, which `read` can read.
@@ -148,7 +148,8 @@ def read(buffer: bytes) -> Parcel:
         buffer: The buffer as it was received.
 
     Raises:
-        RefusedError: If the buffer has another format, is cut off or is corrupted.
+        RefusedError: If the buffer does not have the format of messages, is cut off or is
+            corrupted.
     """
     begin = len(MAGIC) + CHECKSUM_BYTES
     if not buffer.startswith(MAGIC):

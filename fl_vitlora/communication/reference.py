@@ -1,8 +1,8 @@
 """Full fine-tuning with FedAvg: the reference for all savings of bytes.
 
-The reference is an imagined run of the same clients that trains and averages the whole model. It
-has the same rounds with the same participants, and the sizes of its messages are measured
-(`flower.wire.byte_counts`). The reference sends F bytes in total:
+The reference is an imagined run of the same clients that trains and averages the whole model. The
+imagined run has the same rounds with the same participants as the real run, and the sizes of its
+messages are measured (`flower.wire.byte_counts`). The reference sends F bytes in total:
 
     F = K·(q + g)  +  Σ_t ( |P_t|·D  +  |U_t|·U )
 
@@ -10,17 +10,17 @@ has the same rounds with the same participants, and the sizes of its messages ar
     P_t  participants of round t: each receives one whole model, a message of D bytes
     U_t  participants with an accepted update: each sends one whole model, a message of U bytes
 
-No other messages count. The reference has no messages for evaluation, because with full fine-tuning
-the server can evaluate the model. It repeats no message, even if the real run repeated some. A
-participant that failed has received a model and has not sent one. The reference does not depend on
-the tensors that the real run trains, nor on its strategy, codecs or evaluator. All numbers are
-float32.
+No other messages of the reference are counted. The reference has no messages for evaluation,
+because with full fine-tuning the server can evaluate the model. The reference repeats no message,
+even if the real run repeated some. A participant that failed has received a model and has not sent
+one. The reference does not depend on the tensors that the real run trains, nor on its strategy,
+codecs or evaluator. All numbers are float32.
 
 Caching helps full fine-tuning only once. Every tensor changes in every round, so a client can omit
 only the download of round 1, because it has built the same initial model. A real run that sends
-changes to clients omits this download. In that case the reference omits the download too
-(``start_is_known``), so that full fine-tuning gets the same advantage from caching. If the real run
-sends the initial model, the reference also sends it.
+only changes to its clients omits the download of round 1. If the real run omits the download of
+round 1, so does the reference (``start_is_known``), and full fine-tuning gets the same advantage
+from caching. If the real run sends the initial model, the reference also sends it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class MessageSizes:
     """The sizes, in bytes, of the messages of a run that trains the whole model.
 
     Attributes:
-        question: The size q of the server's question before the first round.
-        greeting: The size g of a client's answer to the question.
+        question: The size q of the message in which the server asks a node for its client number,
+            before the first round.
+        greeting: The size g of a client's answer to the server's question before the first round.
         downlink: The size D of a message to a client with the whole model.
         uplink: The size U of a reply with the whole model.
     """
@@ -77,8 +78,8 @@ def full_fine_tuning(
         clients: The number K of clients.
         rounds: The participants of each round, from the first round on.
         sizes: The sizes of the messages in bytes.
-        start_is_known: True if round 1 needs no download. Clients have built the initial model, and
-            the real run does not send it either.
+        start_is_known: True if round 1 needs no download, because clients have built the initial
+            model and the real run does not send it either.
 
     Returns:
         A ledger with an entry for each message; its total is F.

@@ -9,8 +9,8 @@ once for all of them. The coding error of one step is part of the next differenc
 difference already contains error feedback. If a client missed steps, the server sends it these
 steps, or the full state if the full state is smaller.
 
-Source: Tang et al., arXiv 1905.05957, for compression in both directions. In this project, the
-server encodes differences.
+Source: Tang et al., arXiv 1905.05957, for compression in both directions; here, in contrast to the
+    paper, the server encodes the difference between its own tensors and the clients' tensors.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Stream:
     def advance(
         self, target: State, lanes: Lanes, travelling: frozenset[str], draw: np.random.Generator
     ) -> Stream:
-        """Adds a change towards new tensors. Tensors that did not change are not sent again.
+        """Adds the compressed change from the clients' tensors to new tensors.
+
+        Tensors that did not change are not sent again.
 
         Args:
             target: The new values of some or all tensors of the stream, by name.
@@ -71,7 +73,7 @@ class Stream:
             draw: The random generator for codecs with stochastic rounding.
 
         Returns:
-            A new stream that contains the change, too.
+            A copy of this stream to which the change was added.
         """
         moved = {
             name: tensor
@@ -111,9 +113,10 @@ class Stream:
             version: The number of changes that the client has received, from 0.
 
         Returns:
-            First, the version of the client's tensors to which the parts are added. It is `WHOLE`
-            for the full state, which is also returned if the missed steps are no longer kept.
-            Second, the parts (coded tensors) that the client must add.
+            First, the version of the client's tensors to which the parts are added. This version is
+            `WHOLE` if the parts are the full state: because it is smaller than the missed steps, or
+            because these are no longer kept. Second, the parts (coded tensors) that the client must
+            add.
         """
         missed = self.version - version
         if missed <= len(self.steps):
@@ -137,5 +140,8 @@ def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
 
 
 def moved_by(held: State, change: State) -> State:
-    """Adds a change to some tensors. Server and clients call this, and so get the same bits."""
+    """Adds a change to some tensors.
+
+    Server and clients both add in this way, so that both get the same bits.
+    """
     return held | add({name: held[name] for name in change}, change)

@@ -20,9 +20,10 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
         full: The ledger of full fine-tuning with FedAvg (`reference.full_fine_tuning`).
 
     Returns:
-        A dictionary: numbers by name. `saving` is the number of bytes of full fine-tuning divided
-        by the number of bytes of the run. `saving_with_flower` is the same ratio after the bytes
-        that Flower's transport adds were included in both numbers (`carrier`).
+        A dictionary with the bytes, transfer times and savings by name. `saving` is the number of
+        bytes of full fine-tuning divided by the number of bytes of the run. `saving_with_flower` is
+        the ratio `saving`, but both numbers include the bytes that Flower's transport adds
+        (`carrier`).
     """
     total, groups = ledger.total(), ledger.by_group()
     both = (ledger, full)
@@ -50,7 +51,7 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
 def reached(
     target: float | None, accuracy: Sequence[float | None], ledger: Ledger, link: Link
 ) -> dict[str, Any] | None:
-    """Returns the round in which a target was first reached, and the bytes sent until then.
+    """Returns the round that first reached the target accuracy, and the bytes sent until then.
 
     Args:
         target: The target accuracy in (0, 1], or None for no target.
@@ -59,8 +60,8 @@ def reached(
         link: The network connection that every client is assumed to have.
 
     Returns:
-        A dictionary: numbers by name. None without a target. Round, bytes and seconds are None if
-        the target was never reached.
+        A dictionary of numbers by name, or None without a target. Round, bytes and seconds are None
+        if the target was never reached.
 
     Example:
         >>> from fl_vitlora.communication.ledger import Entry

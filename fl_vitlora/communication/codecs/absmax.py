@@ -102,11 +102,14 @@ class Int3(Absmax):
 
 @dataclass(frozen=True, kw_only=True)
 class Int2(Absmax):
-    """A quantiser with three levels. Its blocks are longer than those of int4, to save scales.
+    """A quantiser with three levels.
 
-    The default is rounding to nearest. With stochastic rounding, as in TernGrad, most scalars
-    change by more than their own magnitude. Such errors are zero on average, but with error
-    feedback they can grow from round to round. int3 has the same default for the same reason.
+    By default, blocks are longer than those of int4, so that fewer scales are sent.
+
+    Without another setting, int2 rounds to the nearest level. With stochastic rounding, as in
+    TernGrad, most scalars change by more than their own magnitude. The errors of stochastic
+    rounding are zero on average, but with error feedback they can grow from round to round. For
+    this reason int3 also rounds to the nearest level by default.
     """
 
     block: int = field(default=128, metadata=BLOCK)

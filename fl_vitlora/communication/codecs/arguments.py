@@ -59,7 +59,7 @@ class Share:
     """An argument whose values are numbers above 0 and at most 1."""
 
     def read(self, text: str) -> float:
-        """Reads a decimal fraction."""
+        """Reads a number written in decimal digits; `allows` checks that it is in (0, 1]."""
         if not DECIMAL.fullmatch(text):
             raise ValueError("expected a decimal fraction, for example 0.05")
         return float(text)
@@ -83,7 +83,7 @@ class Number:
     below: float
 
     def read(self, text: str) -> float:
-        """Reads a decimal number."""
+        """Reads a number written in decimal digits; `allows` checks that it is below the bound."""
         if not DECIMAL.fullmatch(text):
             raise ValueError("expected a decimal number, for example 0.5")
         return float(text)
@@ -107,7 +107,7 @@ class OneOf:
     words: tuple[str, ...]
 
     def read(self, text: str) -> str:
-        """Returns the text itself."""
+        """Returns the text itself; `allows` says whether the text is one of the words."""
         return text
 
     def allows(self, value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Packs small numbers: each gets as many bits as the largest possible number needs."""
+"""Packs small numbers: every number takes as many bits as the largest possible number needs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unpack(data: bytes, n: int, bits: int) -> Symbols:
         bits: The width of a number, from 0 to 8 bits.
 
     Returns:
-        The numbers (n,).
+        The unpacked numbers (n,).
 
     Raises:
         ValueError: If the last byte is not filled up with zeros.

@@ -1,8 +1,9 @@
 """Blocks of scalars: each block has one scale, because neighbours have similar magnitudes.
 
-Scales are bfloat16. The upper bytes of all scales are written first, then the lower bytes; both are
-entropy-coded (frequent bytes get fewer bits than rare bytes). The upper byte contains most of the
-exponent, which is similar in all blocks. Therefore a scale costs 10 to 12 bits instead of 16.
+A scale is a bfloat16 number. The upper bytes of all scales are written first, then the lower bytes;
+both are entropy-coded (frequent bytes get fewer bits than rare bytes). The upper byte of a scale
+contains most of its exponent, which is similar in all blocks. Therefore the entropy code shortens a
+scale from 16 bits to between 10 and 12 bits.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def read_scales(reader: ByteReader, count: int) -> Halves:
     """Reads the scales that `write_scales` wrote.
 
     Args:
-        reader: The reader, at the first byte of the scales. Afterwards it is behind the last byte
-            of the scales.
+        reader: The reader, at the first byte of the scales. This function moves the reader behind
+            the last byte of the scales.
         count: The number m of blocks.
 
     Returns:

@@ -6,7 +6,7 @@ MOST_GROUPS = 9  # groups of 7 bits, for numbers below 2⁶³
 
 
 def varint(number: int) -> bytes:
-    r"""Writes a whole number in groups of 7 bits, lowest first; a top bit of 1 means: more follow.
+    r"""Writes a whole number, 7 bits in a byte, lowest first; the top bit is 1 if a byte follows.
 
     Args:
         number: A whole number from 0 to 2⁶³ - 1.
@@ -83,7 +83,7 @@ class ByteReader:
         """Checks that all bytes were read.
 
         Raises:
-            ValueError: If bytes are left.
+            ValueError: If some bytes were not read.
         """
         if left := len(self._data) - self._at:
             raise ValueError(f"{left} bytes are left after the last expected byte")

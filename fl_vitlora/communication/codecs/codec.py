@@ -126,8 +126,8 @@ class Codec(ABC):
             The vector (n,) of finite scalars.
 
         Raises:
-            ValueError: If the bytes have another format, are cut off or too many, or belong to
-                other tensors.
+            ValueError: If the bytes do not have the format of this codec, are too few or too many,
+                or belong to other tensors.
         """
         reader = ByteReader(data)
         n = scalars(shapes)

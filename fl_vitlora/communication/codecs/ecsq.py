@@ -4,9 +4,10 @@
 
 A scalar x is rounded to the level q, in steps of Δ. The step depends on the root mean square (rms)
 of the block, not on the largest scalar, so long blocks lose little accuracy. Of the scalars that
-are rounded to one level, more are below the level than above. The shortfall δ is the distance of
-their mean from the level. There is one δ for the first level and one for the levels between the
-first and the last. Scalars beyond the last level are clipped; error feedback sends the rest later.
+are rounded to one level, more are below the level than above. The shortfall δ of a level is its
+distance from the mean of the scalars that are rounded to it. There is one shortfall δ for the first
+level and one for the levels between the first and the last. Scalars beyond the last level are
+clipped; error feedback sends the clipped rest in later rounds.
 
 Sources: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Trans. Inf. Theory 14 (1968), for
 equal steps with entropy coding; Lloyd, "Least Squares Quantization in PCM", IEEE Trans. Inf. Theory
@@ -40,7 +41,7 @@ def mean_squares(values: Floats, block: int) -> Floats:
         block: The number of scalars of a block; the last block may have fewer.
 
     Returns:
-        The root mean squares (m,).
+        The root mean square of each block (m,).
 
     Example:
         >>> mean_squares(np.float32([3, -3, 3, 3, 5]), 4).tolist()
@@ -59,7 +60,8 @@ class EntropyCoded(Quantiser):
 
     Attributes:
         step: The step as a multiple of the root mean square. With a step below 2, every block has a
-            scalar that does not round to zero. The bound is 1.98, a margin for rounding errors.
+            scalar that does not round to zero. A step may be at most 1.98: the distance to 2 is a
+            margin for rounding errors.
         block: The number of scalars that share a root mean square.
 
     Example:

@@ -2,14 +2,14 @@
 
 The first byte tells how the symbols are written: packed with equal lengths, or range-coded after a
 table of the symbols' frequencies (Martin 1979, with the package `constriction`, arXiv 2201.01741).
-The shorter form is used, so the result has at most one byte more than packed symbols. A table has a
-byte for each possible symbol, with 4 bits of exponent and 4 bits of fraction,
+The shorter of the two forms is used, so the result has at most one byte more than packed symbols. A
+table has a byte for each possible symbol, with 4 bits of exponent and 4 bits of fraction,
 
     weight(byte) = (16 + fraction) · 2^exponent        0 for a symbol that never occurs
 
 and sender and receiver compute the same probabilities from the table. The receiver checks that no
-words are left after the last symbol, and that the table fits the decoded symbols. So corrupted
-bytes are hardly ever accepted.
+words are left after the last symbol, and that the table fits the decoded symbols. Because the
+receiver checks the words and the table, it hardly ever accepts corrupted bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_symbols(symbols: Symbols, size: int) -> bytes:
         size: The size of the alphabet, from 2 to 256 symbols.
 
     Returns:
-        The bytes. They do not contain the number n.
+        The bytes, which do not contain the number n of symbols.
 
     Example:
         >>> len(write_symbols(np.zeros(8000, np.uint8), 3))
@@ -50,10 +50,10 @@ def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
     """Reads the symbols that `write_symbols` wrote.
 
     Args:
-        reader: The reader, at the first byte of the symbols. Afterwards it is behind the last byte
-            of the symbols.
+        reader: The reader, at the first byte of the symbols. This function moves the reader behind
+            the last byte of the symbols.
         n: The number of symbols, above 0.
-        size: The size of the alphabet.
+        size: The size of the alphabet: every symbol is below this number.
 
     Returns:
         The symbols (n,), each below ``size``.
@@ -103,7 +103,7 @@ def _table(counts: NDArray[np.intp]) -> bytes:
 
 
 def _model(table: bytes) -> constriction.stream.model.Categorical:
-    """Builds the coder's model from a table. The weights are whole numbers with exact sums."""
+    """Builds the coder's model from a table; the weights are whole numbers, so sums are exact."""
     entries = np.frombuffer(table, np.uint8).astype(np.int64)
     weights = np.where(entries, (16 + (entries & 15)) << (entries >> 4), 0)
     return constriction.stream.model.Categorical(weights.astype(np.float64), perfect=False)
@@ -117,7 +117,10 @@ def _words(symbols: Symbols, table: bytes) -> NDArray[np.uint32]:
 
 
 def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
-    """Decodes words. Since a failing coder raises many types of exceptions, all are caught."""
+    """Decodes n symbols from range-coded words.
+
+    Since a failing coder raises many types of exceptions, all are caught.
+    """
     try:
         coder = constriction.stream.queue.RangeDecoder(words)
         symbols = np.asarray(coder.decode(_model(table), n)).astype(np.uint8)

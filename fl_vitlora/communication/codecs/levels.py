@@ -17,10 +17,11 @@ from fl_vitlora.communication.codecs.codec import Floats
 def to_symbols(
     blocks: Floats, scales: Floats, levels: int, draw: np.random.Generator | None
 ) -> Symbols:
-    """Rounds scalars to levels.
+    """Rounds scalars to levels, and returns the levels as symbols (numbers from 0).
 
     Args:
-        blocks: The blocks (m, block). Scalars beyond the scale of their block are clipped to it.
+        blocks: The blocks (m, block). A scalar that is larger than the scale of its block is
+            clipped to the scale.
         scales: The scales (m,); the scale of a block of zeros is 0.
         levels: The number L of levels on each side of zero, at most 127.
         draw: The generator of random numbers for stochastic rounding; None rounds to the nearest
@@ -54,7 +55,7 @@ def to_values(symbols: Symbols, scales: Floats, levels: int, block: int) -> Floa
         block: The number of scalars of a block.
 
     Returns:
-        The scalars (n,).
+        The scalars (n,), each a level times the scale of its block.
 
     Example:
         >>> to_values(np.uint8([0, 7, 10]), np.float32([7.0]), 7, 3).tolist()

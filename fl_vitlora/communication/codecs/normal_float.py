@@ -1,9 +1,9 @@
 """nf4: 16 levels at quantiles of a normal distribution, so that all levels are used equally often.
 
-There are eight levels above zero, zero itself, and seven levels below it. They are the quantiles of
-equal shares of a normal distribution, scaled so that the outermost levels are -1 and 1. A block is
-scaled by its largest magnitude, rounded up to a bfloat16. Each scalar is rounded to the nearest
-level.
+There are eight levels above zero, zero itself, and seven levels below it. The levels are the
+quantiles of equal shares of a normal distribution, scaled so that the outermost levels are -1 and
+1. A block is scaled by its largest magnitude, rounded up to a bfloat16. Each scalar is rounded to
+the nearest level.
 
 Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314.
 """
@@ -28,7 +28,7 @@ OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the last quantile: the mean of those of
 
 
 def normal_levels() -> Floats:
-    """Computes the levels.
+    """Computes the 16 levels of nf4.
 
     Returns:
         The levels (16,), float32, ascending from -1 to 1.
@@ -81,7 +81,7 @@ class NormalFloat4(Quantiser):
 
     @property
     def symbols(self) -> int:
-        """Returns the number of levels."""
+        """Returns the number of levels, 16."""
         return len(LEVELS)
 
     def quantise(self, values: Floats, draw: np.random.Generator) -> Quantised:

@@ -44,8 +44,8 @@ class Quantiser(Codec):
     """A codec that writes one scale for each block and one symbol for each scalar.
 
     Attributes:
-        block: The number of scalars that share a scale. Each codec declares this field again,
-            because the order of the fields is the order of the codec's arguments.
+        block: The number of scalars that share a scale. Each codec declares the field `block`
+            again, because the order of the fields is the order of the codec's arguments.
         more_bytes: The length of `Quantised.more` in bytes.
     """
 

@@ -23,13 +23,13 @@ Numbers = NDArray[np.int64]
 
 
 def write_positions(positions: Numbers) -> bytes:
-    """Writes positions in a vector.
+    """Writes the positions of some scalars of a vector as coded gaps.
 
     Args:
         positions: The positions (k,), k > 0, ascending and not negative.
 
     Returns:
-        The bytes. They do not contain the number k.
+        The bytes, which do not contain the number k of positions.
 
     Example:
         >>> write_positions(np.arange(800)).hex()[:8]
@@ -53,8 +53,8 @@ def read_positions(reader: ByteReader, k: int, n: int) -> Numbers:
     """Reads the positions that `write_positions` wrote.
 
     Args:
-        reader: The reader, at the first byte of the positions. Afterwards it is behind the last
-            byte of the positions.
+        reader: The reader, at the first byte of the positions. This function moves the reader
+            behind the last byte of the positions.
         k: The number of positions, above 0.
         n: The number of scalars of the vector.
 
@@ -89,7 +89,8 @@ def best_parameter(gaps: Numbers) -> int:
         gaps: The gaps (k,) between neighbouring positions, not negative.
 
     Returns:
-        The parameter r. If several parameters are equally good, the smallest is returned.
+        The parameter r of the code with the fewest bits. If several parameters are equally good,
+        the smallest is returned.
 
     Example:
         >>> best_parameter(np.array([40, 50, 60]))

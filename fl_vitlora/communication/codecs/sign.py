@@ -31,7 +31,7 @@ def mean_magnitudes(values: Floats, block: int) -> Floats:
         block: The number of scalars of a block; the last block may have fewer.
 
     Returns:
-        The mean magnitudes (m,).
+        The mean magnitude of each block (m,).
 
     Example:
         >>> mean_magnitudes(np.float32([1, -3, 5]), 2).tolist()

@@ -22,7 +22,10 @@ class Transform(Codec):
 
     @property
     def contracts(self) -> bool:
-        """Returns the value of the inner codec, because dropping scalars keeps errors bounded."""
+        """Returns `contracts` of the inner codec.
+
+        Dropping scalars alone never gives an error larger than the vector.
+        """
         return self.inner.contracts
 
     def __str__(self) -> str:

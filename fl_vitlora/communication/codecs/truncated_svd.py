@@ -3,7 +3,8 @@
 A tensor of shape (m, …) counts as a matrix of m rows. If the two factors are smaller than the
 matrix, the inner codec writes the factors P (rank, m) and R (rank, columns) instead, where PᵀR
 approximates the tensor. Each factor contains the square root of the singular values, so that both
-factors have the same magnitude. All other tensors are written whole.
+factors have the same magnitude. A tensor whose two factors are not smaller than the matrix is
+written whole.
 
 Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", arXiv 0909.4061 (the
 iteration); Vogels et al., "PowerSGD", arXiv 1905.13727 (low rank for updates).
@@ -105,7 +106,10 @@ class LowRank(Transform):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if the inner codec is accurate; the errors of both factors multiply."""
+        """Returns True if the inner codec is one of `FINE`.
+
+        The result is the product of two factors, so the errors of both factors multiply.
+        """
         return self.inner.name in FINE
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
@@ -120,7 +124,7 @@ class LowRank(Transform):
         return self.inner.encode(np.concatenate(parts), self._inner_shapes(shapes), draw)
 
     def read(self, reader: ByteReader, shapes: Shapes) -> Floats:
-        """Reads the factors and multiplies them."""
+        """Reads the two factors of each large matrix and multiplies them."""
         inner = self._inner_shapes(shapes)
         parts = iter(_cut(self.inner.decode(reader.rest(), inner), inner))
         tensors: list[Floats] = []
