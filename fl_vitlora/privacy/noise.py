@@ -51,7 +51,7 @@ NoiseKey = Callable[[int], bytes]  # from the number of a round to the key of it
 
 
 def secret_key(server_round: int) -> bytes:
-    """Draws the key of a round's noise from the system's randomness; nobody can draw it again."""
+    """Draws the key of a round's noise from the system's randomness: no run can repeat it."""
     del server_round
     return secrets.token_bytes(KEY_BYTES)
 

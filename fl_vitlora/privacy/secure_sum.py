@@ -17,23 +17,24 @@ A single yᵢ looks random; in the sum of all yᵢ the streams cancel exactly.
    which has as many bytes as xᵢ. The roster takes about 47 bytes for each client that it lists, in
    every message.
 3. *Only if clients drop out.* The server asks the remaining clients for the seeds that they share
-   with the clients that dropped out. With these seeds the server removes the streams that do not
-   cancel, and gets the sum of the remaining clients. The seeds of other rounds stay unknown.
+   with the clients that dropped out. With the seeds of dropped clients, the server removes the
+   streams that do not cancel, and gets the sum of the remaining clients. The seeds of other rounds
+   stay unknown.
 
 This protocol is the masking of Bonawitz et al. (2017), without the second mask, the secret sharing
 and the signed keys of the paper. So the server may be curious but must be honest: it must forward
 public keys unchanged, and must report truthfully which clients dropped out. If a client counts as
 dropped but its yᵢ arrives late, the server can compute xᵢ. If the server and all clients except one
 work together, they can compute the vector of this one client. At least three clients must take
-part, because in a sum of two vectors each client can compute the vector of the other client. If
-clients drop out, only two may remain, and then each of the two can compute the vector of the other.
-A sum does not hide which clients took part, or with which share.
+part, because in a sum of two vectors each client can compute the vector of the other client. If so
+many clients drop out that two remain, each of the two can compute the vector of the other. A sum
+does not hide which clients took part, or with which share.
 
-Flower's SecAgg+ has the second mask, but cannot be used here. Its workflow (`flwr.server.workflow`)
-requires a `LegacyContext`, and its client plug-in (`flwr.client.mod`) requires replies that hold a
-`FitRes`. Both belong to an interface that is older than the Message API, which today's strategies
-use. SecAgg+ needs four exchanges of messages in a round, and rounds each number stochastically to
-22 bits.
+Flower's SecAgg+ has the second mask of the paper, but this project cannot use SecAgg+. The workflow
+of SecAgg+ (`flwr.server.workflow`) requires a `LegacyContext`, and the client plug-in of SecAgg+
+(`flwr.client.mod`) requires replies that hold a `FitRes`. `LegacyContext` and `FitRes` belong to an
+interface that is older than the Message API, which today's strategies use. SecAgg+ needs four
+exchanges of messages in a round, and rounds each number stochastically to 22 bits.
 
 All functions except `draw_secret` are pure: they take the state of a client and return its new
 state.
