@@ -1,12 +1,12 @@
 """Converts a patch embedding between the server and a party whose images have another key.
 
-A party is a client, or the test images. Its key changes the order of the entries of a patch, the
-order of the patches of an image, and the sign of some entries. A patch embedding E that reads such
-ciphertext has its columns in the same order and with the same signs, which are called the
-coordinates of the party. So if clients have different keys, their matrices E cannot simply be
-averaged. Let T be the key adaptation of a party (`encryption.holder.KeyHolder.adapt`, a signed
-permutation). Let E₀ be the public, pre-trained patch embedding. A party starts its training from
-the patch embedding in this table:
+A party is a client, or the test images. The key of a party changes the order of the entries of a
+patch, the order of the patches of an image, and the sign of some entries. A patch embedding E that
+reads such ciphertext has its columns in the same order and with the same signs, and this order with
+these signs is called the coordinates of the party. So the matrices E of clients with different keys
+cannot simply be averaged. Let T be the key adaptation of a party
+(`encryption.holder.KeyHolder.adapt`, a signed permutation). Let E₀ be the public, pre-trained patch
+embedding. A party starts its training from the patch embedding in this table:
 
 =============  ==========================  ===========================
                model adapted to the key    model not adapted
@@ -18,10 +18,10 @@ the patch embedding in this table:
 
 Here E is the matrix that the server sent. ``aggregate``, ``aligned`` and ``local`` are the values
 of the setting `finetuning.patch_embedding`. After training, the party sends the change of its
-matrix to the server. Under ``aggregate`` it sends the change itself, under ``aligned`` it sends
-T⁻¹(change), and under ``local`` it sends nothing. The server's first E is T(E₀) if all parties
-share one key, the model is adapted and the policy is ``aggregate``; otherwise the first E is E₀.
-Position embeddings are converted in the same way if they are trained (method full).
+matrix to the server. Under ``aggregate`` the party sends the change itself, under ``aligned``
+T⁻¹(change), and under ``local`` nothing. The server's first E is T(E₀) if all parties share one
+key, the model is adapted and the policy is ``aggregate``; otherwise the first E is E₀. Position
+embeddings are converted in the same way if they are trained (method full).
 
 With policy ``aligned`` and an adapted model, the run gives the same result as a run on plain
 images, for any keys. (arXiv 2309.02556 gives T; a signed permutation commutes with SGD, Adam and
@@ -151,12 +151,11 @@ def of_party(
         origin: The patch reader of the public, pre-trained model.
         start: The patch reader of the server's first model.
         initial: The exchanged tensors of the server's first model, by name.
-        holder: The object that has the party's key. It is needed if `policies.clients_turn` is
-            true.
+        holder: The object that has the party's key; needed if `policies.clients_turn` returns True.
         party: The name of the party, for example "client 3".
 
     Returns:
-        The coordinates of the party. They convert nothing if the party uses the server's
+        The coordinates of the party, which convert nothing if the party uses the server's
         coordinates.
 
     Raises:

@@ -3,9 +3,9 @@
 The functions in this module read a configuration and have no side effects. The answers depend on
 three settings: which images share a key (`encryption.scope`), whether models are adapted to a key
 (`encryption.adapt`), and what happens to the clients' patch embeddings
-(`finetuning.patch_embedding`, the policy). `check` refuses combinations of settings that cannot
-work. The module `coordinates` has the formulas, and `docs/trust.md` explains what server and
-clients can see.
+(`finetuning.patch_embedding`, the policy). `check` refuses combinations of settings with which a
+run would fail or mean nothing. The module `coordinates` has the formulas, and `docs/trust.md`
+explains what server and clients can see.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def reader_is_stored(config: Config) -> bool:
 
 
 def what_becomes_of_reader(config: Config) -> str:
-    """Returns what happens to the clients' patch embeddings, "frozen" if they are not trained."""
+    """Returns the policy of the clients' patch embeddings, or "frozen" if no client trains them."""
     trained = shelf.method_of(config.finetuning).trains_patch_embedding
     return config.finetuning.patch_embedding if trained else "frozen"
 
@@ -93,7 +93,7 @@ def keeps_reader(config: Config) -> bool:
 def stays(name: str) -> bool:
     """Returns True if a tensor belongs to the patch embedding or is the position embedding.
 
-    Under the policy ``local`` no client sends such a tensor.
+    Under the policy ``local`` no client sends its patch embedding or position embedding.
 
     Example:
         >>> stays("patch_embed.proj.bias"), stays("head.weight")
@@ -179,17 +179,17 @@ def clients_turn(config: Config) -> bool:
 def clients_need_key(config: Config) -> bool:
     """Returns True if a simulated client needs its key.
 
-    It needs the key to convert tensors, or to measure its accuracy under a wrong key.
+    A client needs its key to convert tensors, or to measure its accuracy under a wrong key.
     """
     evaluates = clients_evaluate(config) and bool(config.encryption.steps)
     return clients_turn(config) or evaluates
 
 
 def check(config: Config) -> None:
-    """Refuses combinations of settings that cannot work.
+    """Refuses combinations of settings with which a run would fail or mean nothing.
 
     Raises:
-        UserError: If a combination cannot work; the message names settings that can.
+        UserError: If settings do not fit each other; the message names settings that work.
     """
     byzantine.check(config)
     faults.check(config)
@@ -243,6 +243,7 @@ def _check_token_order(config: Config) -> None:
 def _serverable(config: Config) -> bool:
     """Returns True if a server without a key can evaluate.
 
-    That is the case if all clients share one key, or if every image has its own key.
+    The server can evaluate without a key if all clients share one key, or if every image has its
+    own key.
     """
     return common_key(config) or config.encryption.scope == "image"
