@@ -1,1 +1,1 @@
-"""The server loop, its data classes and its callbacks. This package does not depend on Flower."""
+"""The server loop, its data classes and its callbacks; this package does not import Flower."""

@@ -1,15 +1,15 @@
-"""The aggregation gap of a fine-tuning method: the error of averaging tensors, not weights.
+"""The aggregation gap of a fine-tuning method: the error of averaging tensors instead of weights.
 
 A strategy averages the tensors θₖ of the clients. What the model computes depends on the weights
 W'(θ) that the fine-tuning method makes of these tensors (for LoRA, W + BA). If W' is linear in θ,
-the average of the tensors gives the average of the weights. Otherwise there is a gap, which is
-reported as a share of the movement of the average:
+the average of the tensors gives the average of the weights. If W' is not linear in θ, there is a
+gap, which is reported as a share of the movement of the average:
 
     ‖Σ pₖ·W'(θₖ) - W'(θ_new)‖ / ‖Σ pₖ·W'(θₖ) - W'(θ_old)‖,    pₖ the share of client k's images
 
 θ_old and θ_new are the server's tensors before and after the aggregation. All norms are Frobenius
 norms over all adapted slices together. A slice is a part of a linear layer's weight that the method
-changes, for example the query. For LoRA, the same number is `lowrank.relative_error`.
+changes, for example the query. For LoRA, `lowrank.relative_error` computes the same number.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def aggregation_gap(
         new: The exchanged tensors after the aggregation.
 
     Returns:
-        The gap as a share of the movement. None if there are no adapted slices, if the server knows
-        only the sum of the updates or lacks personal tensors, or if no weight moved.
+        The gap, as a share of the movement of the average weights, or None if there are no adapted
+        slices, if the server knows only the sum of the updates or lacks personal tensors, or if no
+        weight moved.
     """
     lacking = any(name not in before for place in places for name in place.names.values())
     if not places or lacking or any(update.members > 1 for update in updates):

@@ -37,7 +37,7 @@ class Aggregator(Protocol):
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
     ) -> Sequence[int]:
-        """Returns the participants of a round, as many as `drawn`, the clients drawn at random."""
+        """Returns the participants of a round, as many clients as the random draw `drawn` has."""
         ...
 
     def instruct(
@@ -70,7 +70,7 @@ class Aggregator(Protocol):
         ...
 
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
-        """Returns True if the run ends after this round, whose model was evaluated."""
+        """Returns True if the strategy ends the run after this round, whose model was evaluated."""
         ...
 
     def evaluated(
@@ -107,8 +107,8 @@ class OwnAggregator:
         """Lets the strategy choose the participants of a round, and checks the result.
 
         Raises:
-            UserError: If the strategy chose an unknown client, a client twice, or another number of
-                clients than expected.
+            UserError: If the strategy chose an unknown client, chose a client twice, or did not
+                choose as many clients as `drawn` has.
         """
         with blame(self._strategy, server_round):
             chosen = self._strategy.select(server_round, drawn, clients, self._state)

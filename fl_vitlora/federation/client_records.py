@@ -1,12 +1,11 @@
 """The server's records of the clients, which are saved in checkpoints.
 
-The server does not send tensors that a client already has. A client remembers three things. It
-remembers the tensors that were frozen in its last round (`ClientPlan.frozen`). It remembers the
-number of rounds whose merged low-rank pairs it has added to its frozen weights. And it remembers
-its version of each stream, a series of compressed changes (`communication.stream`). A client also
-knows all initial tensors, because it builds the same model. If a client does not answer, the server
-does not know whether the client has read the message. The server then assumes that the client
-remembers nothing.
+The server does not send tensors that a client already has. A client remembers three things: the
+tensors that were frozen in its last round (`ClientPlan.frozen`); the number of rounds whose merged
+low-rank pairs were added to its frozen weights; and its version of each stream, a series of
+compressed changes (`communication.stream`). A client also knows all initial tensors, because it
+builds the same model. If a client does not answer, the server does not know whether the client has
+read the message. After a missing answer, the server assumes that the client remembers nothing.
 """
 
 from __future__ import annotations
@@ -55,8 +54,9 @@ class ClientRecord:
         images: The number of training images that the client stated in its greeting; None before
             the greeting.
         test_images: The number of test images that the client stated at its first evaluation; None
-            before that.
-        validation_images: The number of validation images that the client stated then; None before.
+            before that evaluation.
+        validation_images: The number of validation images that the client stated at its first
+            evaluation; None before that evaluation.
         memory: The tensors and the number of merged rounds that the client remembers.
         followed: For each stream of compressed changes, the version that the client has.
         offered: For each stream, the version that the client will have if it answers the last
@@ -94,7 +94,7 @@ class ClientRecords:
         self._clients[node] = client
 
     def client_at(self, node: int) -> int:
-        """Returns the number of the client at a node, or `NOBODY` before the greeting."""
+        """Returns the client number that a node has stated; `NOBODY` before it states one."""
         return self._clients.get(node, NOBODY)
 
     def node_of(self, client: int) -> int:
@@ -109,12 +109,12 @@ class ClientRecords:
         return node
 
     def images_of(self, client: int) -> int:
-        """Returns the number of a client's training images; 1 before the client's greeting."""
+        """Returns how many training images a client has stated; 1 before it states a number."""
         images = self.of(client).images
         return 1 if images is None else images
 
     def greeted_clients(self) -> tuple[int, ...]:
-        """Returns the numbers of all clients that answered the greeting, in ascending order."""
+        """Returns all client numbers that nodes have stated so far, in ascending order."""
         return tuple(sorted(self._clients.values()))
 
     def tested(self, client: int, images: int) -> int:
@@ -156,7 +156,7 @@ class ClientRecords:
         self._change(client, offered={**self.of(client).followed, **versions})
 
     def heard(self, client: int) -> None:
-        """Notes that a client has answered; so it has the stream versions of its last message."""
+        """Notes an answer: the client now has the stream versions of the last message to it."""
         record = self.of(client)
         followed = record.followed if record.offered is None else record.offered
         self._change(client, followed=followed, offered=None)
@@ -182,7 +182,7 @@ class ClientRecords:
         self._change(client, memory=memory)
 
     def measured(self, client: int, model: GlobalModel) -> None:
-        """Notes that a client evaluated a model; so it has all merged pairs of the model."""
+        """Notes that a client evaluated a model, and so has all merged pairs of this model."""
         self._change(client, memory=replace(self.of(client).memory, merges=model.rounds))
 
     def missed(self, client: int) -> None:
@@ -195,7 +195,8 @@ class ClientRecords:
     def snapshot(self) -> Tree:
         """Returns the records of the clients' memory, for a checkpoint.
 
-        Node numbers and numbers of images are not included, because every client greets again.
+        Node numbers and numbers of images are not included, because every client states them again
+        when the run continues.
         """
         return {
             client: {"memory": dict(vars(record.memory)), "followed": dict(record.followed)}

@@ -1,10 +1,10 @@
 """Evaluation of a global model on encrypted images, centrally or by the clients.
 
-There are two ways. Either a central party evaluates the model on common images; if all parties have
-the same key, the central party needs no key. Or each client evaluates the model on its own images,
-encrypted with its own key. Both ways return the accuracy and the mean loss over all images, for
-each view (`data.views`): the test images encrypted, encrypted with a wrong key, or decrypted, and
-the encrypted validation images.
+Evaluation has two kinds. Either a central party evaluates the model on common images; if all
+parties have the same key, the central party needs no key. Or each client evaluates the model on its
+own images, encrypted with its own key. Both kinds of evaluation return the accuracy and the mean
+loss over all images, for each view (`data.views`): the test images encrypted, encrypted with a
+wrong key, or decrypted, and the encrypted validation images.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Score(NamedTuple):
 
     Attributes:
         accuracy: The share of images that are classified correctly, in [0, 1].
-        loss: The mean cross-entropy.
-        images: The number of images; None if a checkpoint of an older version does not name it.
+        loss: The mean cross-entropy over these images.
+        images: The number of images; None if the checkpoint of an older version of the program does
+            not contain this number.
     """
 
     accuracy: float
@@ -56,7 +57,7 @@ class Evaluator(Protocol):
     def views(self) -> tuple[str, ...]:
         """Returns the names of the possible views (versions) of the test images.
 
-        One of them is `RIGHT_KEY`: the images are encrypted with the right key.
+        One of these views is `RIGHT_KEY`: the images are encrypted with the right key.
         """
         ...
 
@@ -73,7 +74,8 @@ class Evaluator(Protocol):
             server_round: The round after which the model is evaluated.
             model: The model.
             views: The names of the views: some of `views`, and `VALIDATION`.
-            most: The number of images of each view, drawn once; None for all images.
+            most: The number of images of each view, which are the same in every round; None for all
+                images.
         """
         ...
 
@@ -117,7 +119,10 @@ class CentralEvaluator:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Returns the names of the views (versions) of the test images; only one without a key."""
+        """Returns the names of the views (versions) of the test images.
+
+        Without a key there is only one view, the encrypted images.
+        """
         keyed = self.holder is not None and self.holder.cipher.steps
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
 
@@ -149,7 +154,8 @@ class Answer(NamedTuple):
         client: The number of the client.
         images: The number of the client's test images.
         measured: A dictionary: for each view, the accuracy and the loss.
-        validation_images: The number of the client's validation images; 0 if it was not asked.
+        validation_images: The number of the client's validation images; 0 if the client was not
+            asked for this number.
     """
 
     client: int
@@ -158,14 +164,15 @@ class Answer(NamedTuple):
     validation_images: int = 0
 
     def weight(self, view: str) -> int:
-        """Returns how many images of the part that a view shows the client has."""
+        """Returns how many validation images (for `VALIDATION`) or test images the client has."""
         return self.validation_images if view == VALIDATION else self.images
 
 
 def as_chosen_by(answers: Sequence[Answer]) -> Sequence[Answer]:
     """Returns the answers that a strategy gets: on validation images if clients have any.
 
-    A strategy may choose by what it gets, and must then not see the test images.
+    A strategy may choose a model by these answers, so results on test images must not be among
+    them.
     """
     return [
         Answer(a.client, a.validation_images, {RIGHT_KEY: a.measured[VALIDATION]})

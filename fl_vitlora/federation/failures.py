@@ -28,7 +28,8 @@ class Failure:
         round: The number of the round, from 1.
         client: The number of the client.
         reason: The reason of the failure in one line.
-        trace: The error reports of all attempts, with the tracebacks if there are any.
+        trace: The error reports of all attempts, with their tracebacks if the client sent
+            tracebacks.
     """
 
     round: int
@@ -59,8 +60,8 @@ def first_line(report: str) -> str:
         report: The text: a traceback, Flower's text of an exception, or any other text.
 
     Returns:
-        The first line of the exception's message. It begins with the type, unless the message is
-        clear without the type.
+        The first line of the exception's message. The line begins with the exception's type if the
+        message is not clear without the type.
 
     Example:
         >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
@@ -88,7 +89,7 @@ def unwrapped(report: str) -> str:
 
 
 def first_reasons(failures: Sequence[Failure]) -> str:
-    """Returns the reasons of the first failed clients, and the number of further failed clients.
+    """Returns why the first clients failed, and how many more clients failed.
 
     Example:
         >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])

@@ -36,7 +36,7 @@ class GlobalModel:
         rounds: The number of all rounds that merged pairs, including rounds whose pairs are no
             longer kept.
         memory: The tensors that the fine-tuning method keeps at the server from round to round
-            (`Part.decide`). They are never sent.
+            (`Part.decide`) and never sends.
     """
 
     tensors: State
@@ -64,8 +64,9 @@ class GlobalModel:
             rounds: The number of merged rounds that the client already has.
 
         Returns:
-            The pairs of each missed round. None if some of these pairs are no longer kept, because
-            they have more numbers than the increments; the client then needs the increments.
+            The pairs of each missed round. The result is None if some of these pairs are no longer
+            kept, because the pairs have more numbers than the increments; the client then needs the
+            increments.
         """
         missed = self.rounds - rounds
         return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]
@@ -85,7 +86,7 @@ class GlobalModel:
         return cls(**{**tree, "merges": tuple(tree["merges"])})
 
     def stored(self) -> State:
-        """Returns all tensors that training has changed: exchanged tensors and increments."""
+        """Returns the exchanged tensors, and the increments (sums added to frozen weights)."""
         named = {f"{path}{INCREMENT}": tensor for path, tensor in self.increments.items()}
         return {**self.tensors, **named}
 
@@ -93,7 +94,8 @@ class GlobalModel:
     def of_stored(cls, state: State) -> Self:
         """Returns a model for evaluation from the tensors that `stored` returned.
 
-        It cannot be trained further, because it lacks the merged pairs and the method's memory.
+        Such a model cannot be trained further, because the merged pairs and the method's memory are
+        missing.
         """
         grown = {n.removesuffix(INCREMENT): t for n, t in state.items() if n.endswith(INCREMENT)}
         tensors = {n: t for n, t in state.items() if not n.endswith(INCREMENT)}

@@ -25,7 +25,8 @@ class RoundReport:
     Attributes:
         round: The number of the round, from 1.
         accuracy: The accuracy of the new global model in [0, 1], on the validation images if the
-            run has some, else on the test images. None if the model was not evaluated.
+            run has some, else on the test images. The accuracy is None if the model was not
+            evaluated.
         loss: The mean cross-entropy of the new global model on the same images, or None.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The clients whose updates were aggregated.
@@ -34,9 +35,9 @@ class RoundReport:
         taken_apart: The participants that trained alone because the workers failed on the batch of
             several clients.
         aggregation_error: The distance of the new weights from the average of the clients' weights,
-            as a share of the change of this average in the round. None if the method has no adapted
-            weights to compare. The modules `aggregation_gap` and, for LoRA, `lowrank` compute this
-            number.
+            as a share of the change of this average in the round. The error is None if the method
+            has no adapted weights to compare. The modules `aggregation_gap` and, for LoRA,
+            `lowrank` compute the aggregation error.
         moved: True if the round changed the model.
         metrics: The numbers that the strategy computed in this round.
         clipped: The number of scalars that were clipped to the range of a secure sum; None without
@@ -62,7 +63,10 @@ class RoundReport:
 
 
 def write_nothing() -> None:
-    """Does nothing. By default, `RoundHooks.keep` returns this function, so no state is saved."""
+    """Does nothing, in place of a function that saves the state.
+
+    By default, `RoundHooks.keep` returns this function, so no state is saved.
+    """
 
 
 class RoundHooks(Protocol):
@@ -91,24 +95,24 @@ class RoundHooks(Protocol):
         return False
 
     def affords(self, server_round: int) -> bool:
-        """Returns True if the round may begin; otherwise the run ends before this round."""
+        """Returns True if the byte budget allows the round; otherwise the run ends before it."""
         del server_round
         return True
 
     def gives_up(self, server_round: int) -> bool:
         """Returns True if the run must end because the accuracy did not rise for too long.
 
-        It is called only after a round whose model was evaluated.
+        The loop calls this method only after a round whose model was evaluated.
         """
         del server_round
         return False
 
     def stop(self, server_round: int, reason: str) -> None:
-        """Receives the last round if the run ends early; `keep` follows.
+        """Receives the number of the last round if the run ends early; the loop then calls `keep`.
 
         Args:
             server_round: The number of the last round.
-            reason: "strategy" if the strategy ends the run, "patience" if `gives_up` does.
+            reason: "strategy" if the strategy ends the run, "patience" if `gives_up` returned True.
         """
         del server_round, reason
 
@@ -123,7 +127,7 @@ class RoundHooks(Protocol):
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Returns the updates that the strategy gets, for example all updates' mean with noise.
+        """Returns the updates that the strategy gets, for example only their mean, with noise.
 
         Args:
             server_round: The number of the round, from 1.

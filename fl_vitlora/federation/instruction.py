@@ -1,4 +1,7 @@
-"""The server's instruction to one client in one round. It does not depend on the message format."""
+"""The server's instruction to one client in one round.
+
+The class `Instruction` does not depend on the format of messages.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 K is the number of classes. A model that always predicts the frequency of each class has a
 cross-entropy of H, the entropy of these frequencies. H is log K if all classes are equally
-frequent. The accuracy of that model is the share of the most frequent class.
+frequent. If a model always predicts the most frequent class, its accuracy is the share of this
+class.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ CLEARLY_ABOVE = 1.05  # a loss above 1.05 · log K means that the learning rate 
 def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float]) -> bool:
     """Returns True if the last rounds are no better than guessing.
 
-    The function looks at the last three rounds. They are no better than guessing in two cases: if
+    The function looks at the last three rounds. Rounds are no better than guessing in two cases: if
     the loss of each round is about log K or higher, or if each loss is about H or higher and the
     losses do not fall. K is the number of classes, and H is the entropy of their shares. A loss of
     NaN counts as infinite. If the accuracy is clearly above guessing, the run learns, whatever the
     loss is. If the loss is unknown, only the accuracy is used.
 
     Args:
-        rounds: The loss and the accuracy of every round so far that was evaluated. The loss is None
-            if it is unknown.
+        rounds: The loss and the accuracy of every round so far that was evaluated. An unknown loss
+            is None.
         shares: The share of each of the K classes in the images of the evaluation; 1 / K if it is
             unknown.
 

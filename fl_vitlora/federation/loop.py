@@ -92,7 +92,8 @@ class Federation:
 
         Raises:
             RoundFailedError: If a round has fewer updates than the quorum, or no usable model.
-            PausedError: If the user asked for a pause. The state is stored first.
+            PausedError: If the user asked for a pause; the state is stored before the error is
+                raised.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
             measured: Future[RoundResult | None] | None = None
@@ -220,7 +221,7 @@ class Federation:
     ) -> float | None:
         """Returns the aggregation gap of a round; see `RoundReport.aggregation_error`.
 
-        What a method decides after the aggregation does not count as a gap.
+        Changes that the fine-tuning method makes after the aggregation do not count as a gap.
         """
         gap = self.hooks.gap(before.tensors, updates, aggregated.tensors)
         if gap is not None:

@@ -44,7 +44,8 @@ class Sight:
         model: The exchanged tensors at the beginning of the round, as the server sent them. Clients
             with a rank below the rank of the run got smaller matrices.
         updates: The usable updates, decoded and ordered by client, before the server adds noise.
-            Under secure aggregation there is one update, the mean of all (`strategy.SEVERAL`).
+            Under secure aggregation there is only one update, the mean of all clients' updates (its
+            client is `strategy.SEVERAL`).
     """
 
     round: int
@@ -59,9 +60,9 @@ class Observer(Protocol):
         """Receives the data of one round.
 
         An observer must not change the data. The observer gets copies of the data, which it may
-        keep. A mistake of an observer harms neither the server nor another observer. If a round is
-        repeated after an interruption, this method is called again. A round may have no usable
-        update.
+        keep. The copies protect the server and other observers from mistakes of this observer. If a
+        round is repeated after an interruption, this method is called again. A round may have no
+        usable update.
 
         Args:
             sight: The data that the server sees in this round.

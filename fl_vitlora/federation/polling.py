@@ -1,10 +1,10 @@
 """Computes how long the server waits before it looks for replies again.
 
-A look is one request to Flower for new replies. Each look takes CPU time from the workers on the
+A "look" is one request to Flower for new replies. Each look takes CPU time from the workers on the
 same machine, and finds no reply while all workers train. The replies so far predict the time of the
 last reply: if clients with n images answered within t seconds, all N images take about t·N/n
-seconds. The server waits for a share of the remaining time. Thus looks become more frequent towards
-the end of a round, where a late look delays the whole run.
+seconds. The server waits for a share of the remaining time. Thus the server looks for replies more
+often towards the end of a round, where a late look delays the whole run.
 """
 
 from __future__ import annotations

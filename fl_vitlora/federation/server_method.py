@@ -1,10 +1,10 @@
 """The server's half of a fine-tuning method: freezes tensors by round, and decides changes.
 
 A strategy does not know the fine-tuning method. Therefore the server loop does three things for the
-method. Before a round, it adds the tensors that the method freezes to the strategy's plan. After a
-round, it moves the aggregated model back onto the manifold that the method needs (for example
-orthogonal factors). Then the method decides which tensors of the model to change for the next
-rounds.
+method. Before a round, the loop adds the tensors that the method freezes to the strategy's plan.
+After a round, the loop moves the aggregated model back onto the manifold that the method needs (for
+example orthogonal factors). At last, the method decides which tensors of the model change for the
+next rounds.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def with_rests(
 
 
 def check_not_clipped(method: Method, frozen: Sequence[str], clipped: int | None) -> None:
-    """Refuses means that clients measured if secure aggregation has clipped numbers of the round.
+    """Refuses a round in which clients measured means and secure aggregation clipped numbers.
 
     Args:
         method: The fine-tuning method of the run.
         frozen: The endings of the names of tensors that were frozen in the round.
-        clipped: The number of clipped numbers of all clients; None without secure aggregation.
+        clipped: How many numbers of all clients were clipped; None without secure aggregation.
 
     Raises:
         UserError: If the method measured means in this round, and numbers were clipped.
