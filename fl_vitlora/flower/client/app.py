@@ -61,8 +61,8 @@ def make_client_app(settings_of: SettingsOf, mods: Sequence[Mod] = ()) -> Client
     """Makes the app that every client runs.
 
     Args:
-        settings_of: A function that returns the settings of a client. A deployed node reads them
-            from its context.
+        settings_of: A function that returns the settings of a client. A deployed node reads its
+            settings from its Flower context.
         mods: Further Flower mods (client plug-ins), which see messages after decoding and replies
             before encoding.
 
@@ -164,9 +164,10 @@ def _fresh_order() -> torch.Generator:
 def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:
     """Returns the images that a client trains on, which is usually its whole shard.
 
-    If one batch holds the whole shard, the order of the images does not change the update. But with
-    `settings.fresh_order`, no two trainings may give the same update. In that case the client
-    trains on a bootstrap sample: as many images as the shard has, drawn with replacement.
+    If one batch holds the whole shard, the order of the images does not change the update. But in a
+    deployment (`settings.fresh_order`), no two trainings may give the same update. With
+    `settings.fresh_order`, a client with a single batch trains on a bootstrap sample: as many
+    images as the shard has, drawn with replacement.
     """
     images = len(shard)
     if not settings.fresh_order or images > settings.config.training.batch_size:

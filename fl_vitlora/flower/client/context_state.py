@@ -45,11 +45,12 @@ def kept(
 
     Args:
         context: The Flower context of the client, which stores its memory between rounds.
-        layout: The names and shapes of these tensors.
-        initial: These tensors before the first round; the mapping may contain other tensors too.
+        layout: The names and shapes of the tensors that this client never sends.
+        initial: The tensors that this client never sends, before the first round; the mapping may
+            contain other tensors too.
         taken: The round of this client's last update that the server used; None if the server does
-            not say. Tensors of a later round are dropped. Thus a repeated round begins with the
-            same tensors as the first attempt.
+            not say. Tensors that the client stored in a later round are dropped, so that a repeated
+            round begins with the same tensors as the first attempt.
     """
     _take_back(context, KEPT, taken)
     if messages.PACKED in context.state.array_records.get(KEPT, ()):
@@ -98,15 +99,15 @@ def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
 
     Args:
         context: The Flower context of the client, which stores its memory between rounds.
-        received: The message with the server's instruction. It contains low-rank pairs, and the
-            number of rounds whose pairs the client should already have.
+        received: The message with the server's instruction. The message contains low-rank pairs,
+            and the number of rounds whose pairs the client should already have.
         layout: The names and shapes of all exchanged tensors.
 
     Returns:
         A dictionary: for the path of each frozen weight, the sum of the products of all rounds.
 
     Raises:
-        ValueError: If the client has the pairs of another number of rounds.
+        ValueError: If the client has the pairs of more or fewer rounds than the instruction says.
     """
     known, merges = received.merges
     if not merges:
@@ -127,8 +128,8 @@ def own(context: Context, taken: int | None) -> State:
     Args:
         context: The Flower context of the client, which stores its memory between rounds.
         taken: The round of this client's last update that the server used; None if the server does
-            not say. Memory of a later round is dropped, because the server did not use the report
-            of that round.
+            not say. Memory that the client stored in a later round is dropped, because the server
+            did not use its report of the later round.
     """
     _take_back(context, OWN, taken)
     if OWN not in context.state.array_records:
@@ -174,7 +175,7 @@ def withheld(context: Context, record: str, layout: Layout, taken: int | None) -
         layout: The names and shapes of all tensors that the record may hold.
         taken: The round of this client's last update that the server used; None if the server does
             not say. If a later update was lost, the part that codecs did not send of that update is
-            dropped. The part from before that update will still be sent.
+            dropped. The part that was unsent before the lost update will still be sent.
     """
     _take_back(context, WITHHELD + record, taken)
     if not _round_of(context, WITHHELD + record):

@@ -1,15 +1,16 @@
 """The features that clients keep between rounds, so that a round does not compute the backbone.
 
-Some methods never change the backbone (`finetuning.features`). For such a method, a worker computes
-the features of a client's images once and writes them to a file in the folder ``features`` beside
-the shards. Every worker of the machine finds the file there in later rounds, also after the run is
-resumed. The file is protected like the shard (`data.feature_files`). If an unsealed shard contains
-ciphertext and the model is adapted to its key, no file is written, because these features are those
-of the plain images. Each worker also keeps the features in memory that it used last.
+Some methods never change the backbone (`finetuning.features`). For a method that never changes the
+backbone, a worker computes the features of a client's images once and writes them to a file in the
+folder ``features`` beside the shards. In later rounds, every worker of the machine finds the file
+in this folder, also after the run is resumed. The file is protected like the shard
+(`data.feature_files`). If an unsealed shard contains ciphertext and the model is adapted to its
+key, no file is written, because such a model computes the same features as from the plain images,
+and these would not be protected. Each worker also keeps in memory the features that it used last.
 
 The features have an origin: a digest of the frozen tensors, of the client's patch reader, of the
-images, of the method, and of the way of computing. If any of them changes, so does the origin, and
-the features are computed anew.
+images, of the method, and of the settings that change how features are rounded. If one of the
+things in the origin changes, the origin changes too, and the features are computed anew.
 
 n images.
 """
@@ -43,11 +44,13 @@ class FeatureCache:
     """Computes and keeps the features of clients' shards.
 
     Args:
-        frozen: The two halves of the worker's model.
+        frozen: The worker's model in two halves: the frozen backbone, and the rest, which is
+            trained.
         shards: The folder of the shards.
-        keys: The storage keys of the shards; None if they are not sealed.
+        keys: The storage keys of the shards' files; None if the files are not sealed (encrypted on
+            disk).
         most: The largest number of bytes of all feature files of the folder. If the features of one
-            shard are larger, they are not kept at all.
+            shard have more bytes than `most`, they are not kept at all.
         on_disk: True if features may be written to files.
         precision: The number format of activations.
     """
@@ -73,7 +76,7 @@ class FeatureCache:
         self._recent: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()  # with their origins
 
     def __call__(self, name: str, shard: Shard, reader: PatchReader) -> Tensor | None:
-        """Returns the features of a client's shard, and computes them if they are not kept.
+        """Returns the features of a client's shard; computes the features that are not kept.
 
         Args:
             name: The name of the shard.

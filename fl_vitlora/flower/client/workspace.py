@@ -59,16 +59,18 @@ class ClientSettings:
         shards: The folder of the encrypted shards.
         class_names: The names of the run's classes, in the order of the head's outputs.
         device: The device to compute on, "cpu" or "cuda".
-        config: The configuration of the experiment. It names the file with the client's keys only
-            if clients need the key (`policies.clients_need_key`).
+        config: The configuration of the experiment. The configuration names the file with the
+            client's keys only if clients need the key (`policies.clients_need_key`).
         strategy: The strategy of the run; the worker calls the methods of its client half.
         fresh_order: True if a client draws the order of its images from the system's randomness,
-            anew for every training. Otherwise the order follows from the run's seed.
-        storage: The keys of shard files that are encrypted as a whole; None if they are not. The
-            program passes these keys to its workers in memory and never writes them to a file.
-        products: The library for matrix products. The program chooses it for all its workers, so
-            that a client has the same bits on each of them. A deployed node has an empty text, and
-            chooses it for itself.
+            anew for every training. If `fresh_order` is False, the order follows from the run's
+            seed.
+        storage: The keys of shard files that are encrypted on disk as a whole; None if the files
+            are not. The program passes these keys to its workers in memory and never writes them to
+            a file.
+        products: The library for matrix products. The program chooses one library for all its
+            workers, so that a client has the same bits on every worker. An empty text means that
+            the process chooses the library, as a deployed node does.
     """
 
     shards: str
@@ -156,7 +158,7 @@ class Workspace:
         return self.initial if rank is None else pad(cut(self.initial, rank), self.initial)
 
     def coordinates_of(self, client: int) -> Coordinates:
-        """Returns the maps between a client's tensors and the server's; they depend on the keys."""
+        """Returns the maps between a client's and the server's tensors, which depend on keys."""
         return coordinates.of_party(
             self.config,
             origin=self.origin,
@@ -226,8 +228,9 @@ def _features(
 ) -> FeatureCache | None:
     """Returns the cache of features; None if the method has no features.
 
-    The features of an adapted model are those of the plain images. So they are written to files
-    only if the files of the shards are sealed.
+    A model that is adapted to a key computes from ciphertext the same features as from the plain
+    images. Such features are written to files only if the files of the shards are sealed (encrypted
+    on disk).
     """
     config, frozen = settings.config, frozen_of(model)
     if frozen is None:

@@ -75,9 +75,9 @@ class Question(Generic[T]):
     Attributes:
         round: The number of the round, from 1.
         asked: A dictionary: for each client to ask, its instruction.
-        read: A function that reads one answer. Its arguments are the instruction, the records of
-            the reply, and the names and shapes of the tensors. The function raises a `ValueError`
-            if the reply is not a valid answer.
+        read: A function that reads one answer. The arguments of `read` are the instruction, the
+            records of the reply, and the names and shapes of the tensors. `read` raises a
+            `ValueError` if the reply is not a valid answer.
         purpose: The purpose under which the ledger counts the messages.
         roster: The members of the secure sum; None without secure aggregation.
     """
@@ -118,8 +118,8 @@ class Asker:
         answer in time is not asked again.
 
         Under secure aggregation, a client that has already sent a masked vector is never asked
-        again: two vectors under one mask reveal their difference. Only a client whose app raised an
-        error has certainly sent no masked vector.
+        again: two vectors under one mask reveal their difference. Only if a client's app raised an
+            error is it certain that the client has sent no masked vector.
         """
         answers, refused, apart = self._ask_once(question, question.asked)
         again = {
@@ -153,7 +153,7 @@ class Asker:
         """Asks clients once, and notes which clients received the changes of the model.
 
         Returns:
-            Two dictionaries, the content of the usable answers and the failures, both by client.
+            First and second, the content of the usable answers and the failures, both by client.
             Third, the clients that trained alone because the workers failed on the batch of several
             clients.
         """

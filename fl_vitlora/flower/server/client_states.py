@@ -2,12 +2,13 @@
 
 Flower gives no access to the context of a node. Therefore, before a worker answers a message, the
 delivery (`simulation.delivery`) copies the client's records from `ClientStates` into the client's
-context. After the answer, the delivery stores the changed records here. A stored record is replaced
-as a whole and never changed in place. Records are stored only with replies that the server still
-waits for, so that a late worker cannot overwrite new records with old ones.
+context. After the answer, the delivery stores the changed records in `ClientStates`. A stored
+record is replaced as a whole and never changed in place. Changed records are stored only if the
+server still waits for the client's reply, so that a late worker cannot overwrite new records with
+old ones.
 
-Through this class, the server also tells the delivery which replies it no longer waits for, and the
-delivery tells the server which clients trained alone.
+Through `ClientStates`, the server also tells the delivery which replies it no longer waits for, and
+the delivery tells the server which clients trained alone.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ KINDS: Mapping[str, Any] = {"config": ConfigRecord, "metrics": MetricRecord}
 
 
 class ClientStates:
-    """The memory of the simulated clients: Flower records, by client number.
+    """The memory of the simulated clients: the records in their Flower contexts, by client number.
 
     Args:
         known: The records of some clients from a checkpoint, as `to_tree` returned them.
 
     Attributes:
-        followed: True if the delivery stores the clients' records here.
+        followed: True if the delivery stores the clients' records in this object.
     """
 
     def __init__(self, known: Mapping[int, Tree] = MappingProxyType({})) -> None:
@@ -73,7 +74,7 @@ class ClientStates:
 
 
 def to_tree(state: RecordDict) -> Tree:
-    """Returns records as plain values and bytes, without the secret records."""
+    """Returns records as plain values and bytes, without the records that hold keys."""
     return {name: _tree_of(record) for name, record in state.items() if name not in SECRET}
 
 

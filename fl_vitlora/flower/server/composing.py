@@ -37,7 +37,7 @@ def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> Round
 
 
 def _with_merges(message: RoundMessage, model: GlobalModel, known: int) -> RoundMessage:
-    """Adds merged pairs that the client missed, or all increments if these need fewer bytes."""
+    """Adds merged pairs that the client missed; adds all increments instead if they are smaller."""
     merges = model.merges_since(known)
     if merges is None:
         return replace(message, increments=model.increments, merges=(0, model.rounds))

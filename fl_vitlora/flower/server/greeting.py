@@ -42,12 +42,14 @@ def greet(
     class_names: Sequence[str] | None,
     sums: SecureAggregator | None,
 ) -> dict[int, int]:
-    """Waits for the nodes, and asks each node for its client number. Workers start meanwhile.
+    """Waits for the nodes, and asks each node for its client number.
+
+    While the server waits, the worker processes start.
 
     Args:
         clients: The number of nodes to wait for.
         post: Sends the messages.
-        records: The server's records of the clients; this function adds one for each client.
+        records: The server's records of the clients; this function adds a record for each client.
         class_names: The names of the run's classes; None if classes are not compared.
         sums: The secure aggregator, which stores the public keys; None without secure aggregation.
 
@@ -88,7 +90,7 @@ def greet(
 
 
 def _read(reply: Reply, sums: SecureAggregator | None) -> Greeting:
-    """Reads a node's answer to the greeting; gives its public key to the secure aggregator.
+    """Reads a node's answer to the greeting; the secure aggregator gets the node's public key.
 
     Raises:
         RuntimeError: If the node's app cannot start, or if the reply lacks a number or a name.

@@ -63,7 +63,7 @@ class Reply:
 
     Attributes:
         message: The message as it was received.
-        node: The number of the node that sent it.
+        node: The number of the node that sent the message.
         unfolded: The records of the message; an error if the records cannot be read; None if the
             message reports an error.
         groups: The bytes of the coded tensors in the message, by group of tensors; empty if the
@@ -108,8 +108,8 @@ class Post:
         grid: Flower's grid, which carries messages between the server and the nodes.
         ledger: The ledger in which messages are counted.
         timeout: Seconds to wait for the replies to one batch of messages.
-        states: The memory of simulated clients. The post notes there which replies it no longer
-            waits for, and the server reads there which clients trained alone.
+        states: The memory of simulated clients. In these states the post notes which replies it no
+            longer waits for, and the server reads which clients trained alone.
         tap: A function that is called with every message, for inspection; None for no inspection.
         stop: An event; when it is set, the post stops waiting and raises an error.
     """
@@ -144,7 +144,10 @@ class Post:
         requests: Sequence[Request],
         records: ClientRecords,
     ) -> list[Reply]:
-        """Sends messages and gathers replies; counts each message while it waits for others."""
+        """Sends messages and gathers replies.
+
+        While it waits for replies, this method counts the bytes of messages.
+        """
         return self.send(
             requests, records, lambda one: self.count(one, server_round, purpose, records)
         )

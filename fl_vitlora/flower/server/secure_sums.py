@@ -44,8 +44,8 @@ class SecureAggregator:
 
     Args:
         limit: The range R of the fixed-point numbers.
-        equal: True if all clients have equal weights. Otherwise a client's weight is its number of
-            images.
+        equal: True if all clients have equal weights. If `equal` is False, a client's weight is its
+            number of images.
     """
 
     def __init__(self, *, limit: float, equal: bool) -> None:
@@ -81,15 +81,16 @@ class SecureAggregator:
     ) -> Summed:
         """Adds up the replies of a round.
 
-        With the seeds of a client, the server could remove the mask of this client's words.
-        Therefore the reply of a client that is not in the sum is deleted before any client is asked
-        for seeds.
+        With the seeds that a dropped client shares with others, the server could remove the mask of
+        this client's words. Therefore the reply of a client that is not in the sum is deleted
+        before any client is asked for seeds.
 
         Args:
             roster: The members of the round's sum.
-            replies: The records of every reply, by client. This method empties the mapping.
+            replies: The records of every reply, by client. This method empties the mapping
+                `replies`.
             layout: The names and shapes of the tensors in the clients' updates.
-            ask: A function that asks for seeds. It is called if some members dropped out.
+            ask: A function that asks for seeds, called only if some members dropped out.
             images: The number of images by which each member is weighted.
             expected: A dictionary: for each client, the numbers of images and steps that the update
                 must state.
@@ -146,8 +147,8 @@ def ask_for_seeds(
         dropped: The members whose masked vectors did not arrive.
 
     Returns:
-        A dictionary: for each client, the seeds that it revealed. A client whose answer is invalid
-        is missing, and so it counts as dropped, too.
+        A dictionary: for each client, the seeds that it revealed. A client with an invalid answer
+            is missing in this dictionary, and so counts as dropped, too.
     """
     question, records = fold(masking.ask_for_seeds(roster, dropped), {}, {}), asker.records
     requests = [

@@ -103,9 +103,10 @@ class ServerEnd:
     def caches(self) -> bool:
         """Returns True if tensors that clients already have may be left out of messages.
 
-        A stream contains only changes, so it needs no such omission. If clients send some groups
-        of tensors only in some rounds, a client's tensors may differ from those that the server
-        assumes. In that case no tensor may be left out.
+        With lossy downlink codecs no tensor is left out: the server sends streams, which contain
+        only changes anyway. No tensor is left out either if clients send some groups of tensors
+        only in some rounds, because a client's tensors may then differ from those that the server
+        assumes.
         """
         uplink = lanes_of(self._config.compression.uplink)
         return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
@@ -204,8 +205,8 @@ class ServerEnd:
 
         A client clips its update before the codec adds the unsent part of earlier updates.
         Therefore the norm of the decoded update may exceed the clipping norm, for which the noise
-        is scaled. Updates that are sent without a lossy codec are not changed here: the strategy
-        handles a client that does not clip.
+        is scaled. This function does not change updates that are sent without a lossy codec: the
+        strategy handles a client that does not clip.
 
         Args:
             update: The decoded update.

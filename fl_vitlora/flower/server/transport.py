@@ -46,8 +46,8 @@ class Transport:
     Args:
         post: Sends and counts the messages.
         initial: The exchanged tensors before the first round.
-        config: The configuration of the experiment. None means the default settings, without a
-            check of the number of a client's optimiser steps.
+        config: The configuration of the experiment. If `config` is None, the transport uses the
+            default settings and does not check how many optimiser steps a client took.
         class_names: The names of the classes that every client must have, in the order of the run;
             None if classes are not compared.
         sums: The secure aggregator; None without secure aggregation.
@@ -106,7 +106,7 @@ class Transport:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Restores a result of `snapshot`, made by this or the previous version of the program."""
+        """Restores a result of `snapshot` that this version or the previous one has made."""
         known = _current(tree)
         self._records.restore(known["clients"])
         self._asker.end.restore(known["streams"])
@@ -253,7 +253,10 @@ class Transport:
         return self._asker.end.bounded(update, norm)
 
     def _expected(self, asked: Instruction) -> Counts:
-        """Returns the expected numbers of images and steps; a strategy may set the local epochs."""
+        """Returns the numbers of images and steps that a client's update must state.
+
+        The number of steps depends on the local epochs, which a strategy may set.
+        """
         training, epochs = self._training, asked.config.get(LOCAL_EPOCHS)
         if training is not None and isinstance(epochs, int):
             training = replace(training, epochs=epochs)

@@ -1,15 +1,15 @@
 """Flower's Ray backend with workers that outlive a simulation.
 
-At the end of every simulation, Flower ends its actors and Ray. Flower has no option to keep them.
-This backend keeps Ray and the actors, so the next simulation finds workers that have finished their
-imports. If a worker dies during a simulation, Flower keeps the dead worker; here a `WorkerPool`
-replaces the dead worker by a new one.
+At the end of every simulation, Flower ends its actors and Ray. Flower has no option to keep actors
+and Ray. This backend keeps Ray and the actors, so the next simulation finds workers that have
+finished their imports. If a worker dies during a simulation, Flower keeps the dead worker; in this
+backend, a `WorkerPool` replaces the dead worker by a new one.
 
 A simulation can end while actors are still working, because the run was interrupted or the server
 no longer waits for their replies. If a thread asks Ray for a result after Ray was shut down, the
 whole process ends with exit code 1. So no thread may wait for an actor when Ray is shut down.
 Flower ends its backend only after all threads that wait for an actor have returned. Actors whose
-replies are no longer needed are ended before that, so that they do not delay the end of the run.
+replies are no longer needed are ended at once, so that they do not delay the end of the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class KeptWorkers(raybackend.RayBackend):
     Args:
         actors: Actors that the last simulation left. At the end of this simulation, the list
             contains the actors for the next simulation.
-        most: Largest number of actors. There are fewer actors if Ray lacks the resources.
+        most: Largest number of actors. If Ray lacks the resources, fewer actors are started.
         patience: Longest time that an actor may take for one message, in seconds.
         backend_config: Flower's configuration of a backend.
     """
@@ -134,13 +134,14 @@ def kept_workers(actors: list[Any], most: int, patience: float) -> Iterator[Call
     Flower has no option for another backend, so the class is replaced inside Flower's module.
 
     Args:
-        actors: Actors that earlier simulations left. Simulations inside the block update the list.
+        actors: Actors that earlier simulations left. Simulations inside the block update the list
+            `actors`.
         most: Largest number of actors.
         patience: Longest time that an actor may take for one message, in seconds.
 
     Yields:
-        A function that ends the busy actors. The server calls this function when it needs no more
-        replies.
+        A function that ends the busy actors. The server calls the yielded function when it needs no
+        more replies.
     """
     theirs, made = raybackend.RayBackend, list[KeptWorkers]()
 

@@ -3,8 +3,9 @@
 Ten times a second, Flower's simulation checks for each registered node whether a message waits for
 the node. Each check looks through all messages, and every message is given to Ray separately. These
 checks cost up to 0.1 s in every exchange and some milliseconds per message. With ten thousand nodes
-they keep a whole thread busy. This module looks through the waiting messages instead of through the
-nodes. It delivers messages in the order in which they were sent, and several messages in one call.
+the checks keep a whole thread busy. This module looks through the waiting messages instead of
+through the nodes. This module delivers messages in the order in which they were sent, and several
+messages in one call.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def deliver(
     Args:
         state: Flower's state of the simulation.
         queue: Queue of bundles for the workers.
-        nodes_mapping: Partition (client number) of each node. Messages to nodes that are not in the
-            mapping wait.
+        nodes_mapping: Partition (client number) of each node. A message to a node that is not in
+            the mapping stays waiting.
         f_stop: Event that is set at the end of the simulation.
         most: Largest number of messages in a bundle, by kind of message.
     """
@@ -151,7 +152,7 @@ def replies_to(
     does not change. If the server waits for no reply of a bundle, the bundle is not computed.
 
     Args:
-        bundle: The messages.
+        bundle: The messages that one worker answers together.
         nodes: Flower's stores of the nodes' contexts, by node.
         backend: The backend that answers messages.
         states: The stored states of the clients.

@@ -1,11 +1,11 @@
 """The simulation engine: Flower's virtual nodes, with Ray processes as workers.
 
 Flower runs the server in a thread of this process, and gives every message for a client to a Ray
-actor. This project starts Ray itself, and Ray listens on the loopback address only. The start takes
-seconds. Therefore Ray is started early, while the run is being prepared, and Flower finds Ray
+actor. This project starts Ray itself, and Ray listens on the loopback address only. Starting Ray
+takes seconds. Therefore Ray is started early, while the run is being prepared, and Flower finds Ray
 running. Ray and its workers keep running for the next simulation until `Engine.stop` is called. A
-run can also join a Ray that already runs, on this machine or on a cluster. That Ray keeps running
-after the run.
+run can also join a Ray that already runs, on this machine or on a cluster. A Ray that the run has
+joined keeps running after the run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Engine:
         return self._ray
 
     def stop(self) -> None:
-        """Stops Ray if Ray is running. Afterwards `start` can be called again."""
+        """Stops Ray if Ray is running. The method `start` can then start Ray again."""
         if self._ray is not None:
             self._ray.stop()
             self._ray = None
@@ -84,7 +84,7 @@ def simulate(
         patience: Longest time that a worker may take for each client, in seconds.
         states: The stored states of the clients, read and updated by the simulation.
         workers: The workers that train; at most as many as Ray was started for.
-        ray: A running Ray. Ray and its workers keep running after the simulation.
+        ray: A running Ray. This Ray and its workers keep running after the simulation.
         verbose: True if Flower may print and log.
 
     Returns:
@@ -132,7 +132,7 @@ class _Server(Generic[T]):
     Flower runs the function in another thread. The caller's thread gets the outcome from `result`.
 
     Args:
-        main: The server function.
+        main: The function that runs the server's side of the simulation.
 
     Attributes:
         stop: The event that is set when the server function must stop.

@@ -1,4 +1,4 @@
-"""Hides the log messages of Flower, Ray and Hugging Face, as this project reports errors itself."""
+"""Hides log messages of Flower, Ray and Hugging Face: this project reports errors itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # Hugging Face reads them d
 def silence() -> None:
     """Raises the levels of loggers whose messages would disturb the progress bar.
 
-    The import of Ray resets the level of Ray's logger. Call this function again after that import.
+    The import of Ray resets the level of Ray's logger. Call this function again after the import of
+    Ray.
     """
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)

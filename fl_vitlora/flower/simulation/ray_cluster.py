@@ -87,7 +87,7 @@ class Ray:
             workers: The settings of the workers in the next simulation.
 
         Returns:
-            The list of actors. The simulation keeps this list up to date.
+            The list of actors. The next simulation keeps the list of actors up to date.
         """
         if workers != self._actors_serve:
             self.end_actors()
@@ -112,14 +112,17 @@ class Ray:
         """Stops Ray and its workers. In a joined cluster, only this program's workers stop.
 
         If Ray does not stop within `SECONDS_TO_STOP`, the program goes on without waiting longer.
-        Ray's processes then end with the program.
+        If Ray did not stop in time, its processes end with the program.
         """
         self.actors.clear()
         self._ended.set()
         self._thread.join(SECONDS_TO_STOP)
 
     def _live(self) -> None:
-        """Starts or joins Ray, waits for `stop`, and shuts Ray down; the thread runs this."""
+        """Starts or joins Ray, waits for `stop`, and shuts Ray down.
+
+        The thread of this object runs this method.
+        """
         try:
             import ray
 

@@ -27,7 +27,8 @@ def check_address(address: str) -> None:
         address: "auto", or HOST:PORT.
 
     Raises:
-        UserError: If the address has another form, or if no Ray answers at the address.
+        UserError: If the address is neither "auto" nor HOST:PORT, or if no Ray answers at the
+            address.
     """
     if address == "auto":
         return  # Ray finds the cluster on this machine
@@ -50,9 +51,9 @@ def check_address(address: str) -> None:
 def loopback_alone() -> Iterator[None]:
     """Makes a Ray that starts inside the block listen on the loopback address only.
 
-    On macOS and Windows, Ray listens there by default. On Linux, Ray replaces 127.0.0.1 by the
-    network address of this machine and listens on all addresses. Then anyone who can connect to one
-    of these addresses could run code in the workers.
+    On macOS and Windows, Ray listens on the loopback address by default. On Linux, Ray replaces
+    127.0.0.1 by the network address of this machine and listens on all addresses. Without this
+    function, anyone on the network who can connect to this machine could run code in the workers.
     """
     from ray._private import ray_constants
 
@@ -113,7 +114,7 @@ def job_with_own_path() -> Any:
     By default, Ray puts the working directory first on the import path of every worker. If a user
     starts this program in another person's folder, the workers would run a file ``torch.py`` of
     that person. With this configuration, workers import from the working directory only if this
-    program itself imports from there.
+    program itself imports from the working directory.
     """
     from ray.job_config import JobConfig
 

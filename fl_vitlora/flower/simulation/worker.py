@@ -20,7 +20,10 @@ Answer = tuple[Message, Context]
 
 
 class AppError(RuntimeError):
-    """An error that a client's app raised. Its text is the stack trace of the app's exception."""
+    """An error that a client's app raised.
+
+    The text of the error is the stack trace of the app's exception.
+    """
 
 
 @ray.remote

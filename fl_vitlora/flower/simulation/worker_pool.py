@@ -77,7 +77,7 @@ class WorkerPool:
 
     @property
     def slots(self) -> int:
-        """Returns the largest number of bundles that are computed or wait at the same time."""
+        """Returns how many bundles may be computed, or wait for a worker, at the same time."""
         return SLOTS * len(self._states)
 
     def ask(self, call: Callable[[Any], Any], messages: int, tried: list[Any]) -> Any:
@@ -86,13 +86,13 @@ class WorkerPool:
         Args:
             call: A function that takes a worker, starts the work there, and returns Ray's reference
                 to the result.
-            messages: Number of messages in the bundle. The time limit is proportional to this
-                number.
-            tried: Workers that already tried this bundle. They are chosen only if there are no
-                other workers. The chosen worker is added to this list.
+            messages: Number of messages in the bundle. The time limit is proportional to the number
+                of messages.
+            tried: Workers that already tried this bundle. These workers are chosen only if there
+                are no other workers. The chosen worker is added to the list `tried`.
 
         Returns:
-            The result of the call.
+            The result that `call` computed in the worker.
 
         Raises:
             WorkerLostError: If the worker was lost during the call.
@@ -195,8 +195,8 @@ class WorkerPool:
     def _replace(self, worker: Any) -> WorkerState:
         """Starts a new worker in place of a lost worker, and returns the state of the lost worker.
 
-        The lost worker is always killed. After some errors of Ray, a lost worker is still alive and
-        would occupy the CPU core or the share of a GPU that the new worker needs.
+        This method always kills the lost worker. After some errors of Ray, a lost worker is still
+        alive and would occupy the CPU core or the share of a GPU that the new worker needs.
         """
         with self._change:
             state = self._states.pop(worker)
@@ -222,8 +222,9 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
     The cause of a failure may be temporary. Therefore the whole bundle is repeated: once if an app
     raised an error, twice if a worker was lost. A run with a temporary fault thus gives the same
     bits as a run without the fault. If three workers were lost while they computed a bundle, the
-    messages of the bundle are answered one by one. Then only the clients that cause the loss fail.
-    However, training one client alone is rounded differently from training several in a batch.
+    messages of the bundle are answered one by one. In this way only the clients that cause the loss
+    of workers fail. However, a client that trains alone gets slightly different rounding errors
+    from one that trains in a batch.
 
     Args:
         bundle: The messages, which one worker answers together.
@@ -231,7 +232,8 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
             `WorkerLostError` or Ray's error if a worker failed with the whole bundle.
 
     Returns:
-        First, the answer or the error for each message. Second, True if the bundle was split.
+        First, the answer or the error for each message. Second, True if the bundle was split into
+        single messages.
 
     Example:
         >>> def ask(bundle):
@@ -257,7 +259,10 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
 
 
 def _answers(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
-    """Returns the answers of `ask`. An error of the whole bundle is the answer to each message."""
+    """Returns the answers of `ask`.
+
+    If the whole bundle fails, each message gets this error as its answer.
+    """
     try:
         return ask(bundle)
     except (WorkerLostError, RayTaskError) as error:

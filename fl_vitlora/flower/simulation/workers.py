@@ -33,7 +33,7 @@ class Workers:
 
     @property
     def per_gpu(self) -> int:
-        """Returns the largest number of workers that share one GPU. On the CPU it is 0."""
+        """Returns the largest number of workers that share one GPU. On the CPU the number is 0."""
         return math.ceil(self.count / self.gpus) if self.gpus else 0
 
     @property
@@ -56,8 +56,9 @@ def choose_workers(device: str, count: int | None, most: int, address: str = "")
 
     Args:
         device: The wanted device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        count: Number of workers. None means one worker per CPU core or four per GPU. If the memory
-            of the GPU is too small, fewer are used (`fl_vitlora.experiment.gpu_sharing`).
+        count: Number of workers. If `count` is None, there is one worker per CPU core, or four per
+            GPU. If the memory of the GPU is too small, fewer workers are used
+            (`fl_vitlora.experiment.gpu_sharing`).
         most: Largest number of workers that can be busy at once, which is the number of bundles of
             clients in a round.
         address: Address of a Ray cluster, or empty. The cores and GPUs of a cluster are unknown

@@ -42,12 +42,15 @@ class Unaided(Strategy):
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:
-        """Raises an error. This method is never called, because `FlowerAggregator` aggregates."""
+        """Raises an error, because `Unaided` only stands for missing client code.
+
+        This method is never called, because `FlowerAggregator` aggregates.
+        """
         raise NotImplementedError
 
 
 def client_half(strategy: AnyStrategy) -> Strategy:
-    """Returns the strategy that clients run; for a Flower strategy, one without client code."""
+    """Returns the strategy that clients run; for a Flower strategy, `Unaided` (no client code)."""
     return strategy if isinstance(strategy, Strategy) else Unaided()
 
 
@@ -93,7 +96,7 @@ def check_storable(strategy: AnyStrategy) -> None:
     """Refuses a Flower strategy with an attribute that a checkpoint cannot store.
 
     Raises:
-        UserError: If there is such an attribute; the message names it.
+        UserError: If a checkpoint cannot store an attribute; the message names this attribute.
     """
     if isinstance(strategy, Strategy):
         return

@@ -1,7 +1,7 @@
 """The rules that a strategy of Flower must keep in this project, checked on a small made-up model.
 
 This project does not use Flower's own loop over rounds: its server loop calls the public methods of
-the strategy. The rules find parts of a strategy that would be lost or never called in such a run.
+the strategy. The rules find parts of a strategy that this loop would lose or never call.
 `fl_vitlora.testing` has the longer list of rules for this project's own strategies.
 """
 
@@ -45,11 +45,12 @@ Make = Callable[[], FlowerStrategy]
 
 
 class Rule(NamedTuple):
-    """A rule that a strategy of Flower must keep.
+    """A rule that a strategy of Flower must obey.
 
     Attributes:
         text: The rule as one line of text for the user.
-        check: A function that returns the problem in one line, or None if the rule is kept.
+        check: A function that returns the problem in one line, or None if the strategy obeys the
+            rule.
     """
 
     text: str
@@ -93,7 +94,7 @@ def within_a_run() -> Iterator[None]:
 
 
 def flower_understood(strategy: FlowerStrategy) -> list[str]:
-    """Returns lines of text: the methods that a strategy replaces, and methods never called."""
+    """Returns lines of text: which methods a strategy replaces, and which are never called."""
     own = [n for n in CALLED if not _is_flowers_own(type(strategy), n)]
     unused = uncalled(type(strategy), FlowerStrategy, CALLED)
     measures = own_evaluation(strategy)

@@ -71,7 +71,8 @@ def understood(
         strategy: Name of the strategy, for error messages.
 
     Returns:
-        A dictionary: the configuration. If both set a key, the value is that of the strategy.
+        A dictionary: the configuration that the client gets. If the strategy and the server loop
+            both set a key, the value of the strategy is returned.
 
     Raises:
         UserError: If clients do not know a key, if a value is not allowed for its key, or if two

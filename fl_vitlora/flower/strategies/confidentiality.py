@@ -19,14 +19,14 @@ def sees_only_sums(config: Config) -> bool:
 
 
 def check_privacy(config: Config, strategy: AnyStrategy) -> None:
-    """Refuses settings with which secure aggregation or differential privacy cannot work.
+    """Refuses settings with which secure aggregation or differential privacy is impossible.
 
     Args:
         config: The configuration of the experiment.
         strategy: The strategy of the run, from this project or from Flower.
 
     Raises:
-        UserError: If the settings cannot work; the message gives the reason and a remedy.
+        UserError: If there are such settings; the message gives the reason and a remedy.
     """
     privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
     _check_noise(privacy)

@@ -1,9 +1,9 @@
 """Makes instances of Flower's strategies, with defaults for options that the user does not set.
 
-The server loop chooses the participants of a round. By default, the strategy trains all of them. A
-wrapper for differential privacy gets the number of participants, by which it scales its noise. The
-strategy inside such a wrapper weights all clients equally, because the noise is scaled for equal
-weights.
+The server loop chooses the participants of a round. By default, the strategy trains all
+participants. A wrapper for differential privacy gets the number of participants, by which it scales
+its noise. The strategy inside such a wrapper weights all clients equally, because the noise is
+scaled for equal weights.
 """
 
 from __future__ import annotations

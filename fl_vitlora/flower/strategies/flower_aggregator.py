@@ -1,9 +1,9 @@
 """Runs Flower's unmodified strategies in this project's server loop.
 
 The aggregator gives the strategy a grid (Flower's interface to the nodes) that lists only the
-participants of the round. It translates the strategy's messages into instructions. It translates
-the clients' updates into the replies that the strategy expects: the trained tensors by name,
-instead of their changes.
+participants of the round. The aggregator translates the strategy's messages into instructions. It
+also translates the clients' updates into the replies that the strategy expects: the trained tensors
+by name, instead of their changes.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ class FlowerAggregator:
     ) -> Metrics:
         """Lets the strategy aggregate the evaluation results of the clients that it asks.
 
-        All clients have evaluated the model before. If the strategy asks only some clients, it gets
-        only their answers.
+        All clients evaluate the model before this method is called. If the strategy asks only some
+        clients, it gets only their answers.
 
         Returns:
             The aggregated metrics.
@@ -278,7 +278,10 @@ def own_evaluation(strategy: object) -> str | None:
 
 
 def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
-    """Returns True if a strategy would ask clients to evaluate. Only a copy is called."""
+    """Returns True if a strategy would ask clients to evaluate.
+
+    To find this out, only a copy of the strategy is called, so the strategy itself does not change.
+    """
     try:
         sent = copy.deepcopy(strategy).configure_evaluate(
             1,
@@ -297,7 +300,7 @@ def _is_flowers(code: object) -> bool:
 
 
 def _evaluation(images: int, measured: Reported) -> RecordDict:
-    """Converts one client's evaluation result to the reply that Flower's strategies expect.
+    """Converts the result of one client's evaluation to the reply that Flower's strategies expect.
 
     Args:
         images: Number of the images that the client evaluated.

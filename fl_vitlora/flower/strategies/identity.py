@@ -2,8 +2,8 @@
 
 `experiment.run` gets an instance, which may differ from the strategy that the configuration names.
 The result files of a run describe the instance. If the configuration names another strategy or
-other parameters, it is corrected before the run begins. So `config.yaml` always names the strategy
-that ran.
+other parameters than the instance has, the configuration is corrected before the run begins. So
+`config.yaml` always names the strategy that ran.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def parameters(strategy: AnyStrategy) -> dict[str, Any]:
     Returns:
         A dictionary: plain values by parameter name. A strategy inside a wrapper of Flower becomes
         a mapping of its name and its parameters. A value that YAML cannot hold is replaced by the
-        name of its type in brackets. Functions are left out.
+        name of its type in brackets. Parameters that are functions are left out.
 
     Example:
         >>> from strategies.fedprox import FedProx
@@ -123,8 +123,8 @@ def told(config: Config, strategy: AnyStrategy) -> Config:
         strategy: The instance that the run uses.
 
     Returns:
-        The same configuration if an instance made from it equals the given instance. Otherwise, a
-        configuration with the class and the parameters of the given instance.
+        The same configuration if an instance made from it equals the given instance. If the two
+        instances differ, a configuration with the class and the parameters of the given instance.
     """
     terms = Terms.of(cohort=cohort_size(config.clients, config.fraction), clients=config.clients)
     if _makes(config.strategy.name, config.strategy.options, strategy, terms):
@@ -156,7 +156,10 @@ def _makes(name: str, options: Mapping[str, Any], strategy: AnyStrategy, terms: 
 
 
 def _names(name: str, kind: type[Any]) -> bool:
-    """Returns True if a name in a configuration means a class. No module is imported for this."""
+    """Returns True if a strategy's name in a configuration means the class `kind`.
+
+    This function imports no module.
+    """
     module, _, wanted = name.partition(":")
     if wanted:
         return getattr(sys.modules.get(module), wanted, None) is kind

@@ -24,9 +24,9 @@ def overhead_of(message: Message, groups: Mapping[str, int]) -> int:
     """Returns the bytes of a message as Flower sends it, without the bytes of the coded tensors.
 
     Flower sends a message as nested objects, each in a separate request or response; the metadata
-    is one of the objects. `tests/experiment/test_deployment.py` counts these bytes in a real
-    deployment and finds the same number. Not counted are HTTP and protobuf frames, the trees of
-    object ids with which a node asks for a message, heartbeats, and the app itself.
+    is one of the objects. `tests/experiment/test_deployment.py` counts the bytes of messages in a
+    real deployment and finds the same number. Not counted are HTTP and protobuf frames, the trees
+    of object ids with which a node asks for a message, heartbeats, and the app itself.
 
     Args:
         message: The message as it is sent, with its metadata set.
@@ -36,7 +36,9 @@ def overhead_of(message: Message, groups: Mapping[str, int]) -> int:
 
 
 def reference_sizes(state: Mapping[str, Tensor], class_names: Sequence[str]) -> MessageSizes:
-    """Computes the sizes of the messages of full fine-tuning with FedAvg. Nothing is sent.
+    """Computes the sizes of the messages of full fine-tuning with FedAvg.
+
+    The function builds the messages but sends none.
 
     A message of a real run may differ by some bytes, because the numbers in it may have more or
     fewer digits.

@@ -5,8 +5,9 @@ objects inside: together about 850 bytes for an array, two records and their nam
 is one buffer (`communication.parcel`), to which Flower adds about 330 bytes. Large buffers are sent
 as an array, which Flower cuts into chunks.
 
-A part of the buffer holds plain values in a dictionary. Its key ``c`` has the config records, ``m``
-has the metric records, and ``v`` has the versions of streams (series of changes).
+A part of the buffer holds plain values in a dictionary. The key ``c`` of this dictionary has the
+config records, ``m`` has the metric records, and ``v`` has the versions of streams (series of
+changes).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def fold(
         versions: For each record that is a stream (a series of changes), its version before and
             after the changes.
         before: A cache of written buffers, so that equal messages are written only once. This
-            function adds the new buffer.
+            function adds the new buffer to the cache.
 
     Returns:
         The content of the message that is sent, with one record.

@@ -60,7 +60,8 @@ class MessageLayouts:
         """Returns the names and shapes of the tensors in a record of the instruction.
 
         Raises:
-            ValueError: If an instruction cannot have such a record, or if the ranks are impossible.
+            ValueError: If an instruction cannot have a record of this name, or if the ranks are
+                impossible.
         """
         if record == messages.ARRAYS:
             return self.sent
@@ -77,7 +78,7 @@ class MessageLayouts:
         """Returns the names and shapes of the tensors in a record of the reply.
 
         Raises:
-            ValueError: If a reply cannot have such a record.
+            ValueError: If a reply cannot have a record of this name.
         """
         if record in (messages.ARRAYS, messages.REPORT):
             return self.trained

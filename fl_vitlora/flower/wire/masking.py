@@ -59,8 +59,8 @@ def introduce(context: Context, client: int) -> ConfigRecord:
     """Draws a client's keys once in a run, and stores them in the client's context.
 
     A client that is greeted again keeps its keys and its memory of earlier sums. Without this
-    memory, it could mask the update of one round twice. The two masked vectors would reveal the
-    update.
+    memory, a client could mask two vectors of one round under the same mask, and their difference
+    would no longer be hidden.
 
     Args:
         context: The Flower context of the client, which stores its keys and its last roster.
@@ -223,7 +223,7 @@ def read_masked(reply: RecordDict, layout: Layout) -> Words:
         The W words, uint32 (W,).
 
     Raises:
-        ValueError: If the reply has no masked words, or if they belong to other tensors.
+        ValueError: If the reply has no masked words, or if the words belong to other tensors.
     """
     arrays = reply.array_records.get(messages.ARRAYS)
     array = None if arrays is None else arrays.get(messages.PACKED)

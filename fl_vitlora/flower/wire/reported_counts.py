@@ -1,9 +1,10 @@
 """The numbers that clients report, compared with what the server knows.
 
 A client states in its greeting (its first message) how many images it has, and must not state
-another number later. The number of optimiser steps follows from the images and the training
-settings. So no update can give its sender more weight than the greeting did. Only the client knows
-how many images it really has; `limited` bounds the effect of a false number.
+another number later. The number of optimiser steps follows from the number of images and the
+training settings. So no client can get more weight by its update than by the number in its
+greeting. Only the client knows how many images it really has; `limited` bounds the effect of a
+false number.
 
 K is the number of clients, and n is the number of images of one client.
 """
@@ -138,8 +139,8 @@ def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
 
     Args:
         images: The number n of images of each participant of a round, at least 1.
-        share: The largest share of one client, in (0, 1]; values below 1/K count as 1/K. None means
-            no limit.
+        share: The largest share of one client, in (0, 1]; values below 1/K count as 1/K. If `share`
+            is None, there is no limit.
 
     Returns:
         The limited numbers of images, by which the clients are weighted.
@@ -157,7 +158,10 @@ def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
 
 
 def _cap(falling: list[int], share: float) -> int:
-    """Returns the limit c. If c limits the m largest counts, m·c + (other counts) = c / share."""
+    """Returns the limit c for the numbers of images.
+
+    If c limits the m largest counts, m·c + (other counts) = c / share.
+    """
     rest = sum(falling)
     for cut, largest in enumerate(falling):
         free = 1 - share * cut

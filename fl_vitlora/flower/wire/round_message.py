@@ -64,8 +64,10 @@ class RoundMessage:
         increments: By path, the sum to be added to the pre-trained weight. Increments are sent in
             place of pairs if they need fewer bytes.
         merges: The number of merged rounds that the client already has, and the number after this
-            message. If the first number is 0, the client begins with the pre-trained weights.
-        broadcast: The tensors that the strategy sends in addition to the model, in full shape, too.
+            message. A client that has no merged rounds (first number 0) begins with the pre-trained
+            weights.
+        broadcast: The tensors that the strategy sends in addition to the model, in full shape (not
+            cut to the client's rank).
         round: The number of the round, from 1.
         rate: The learning rate; 0 if the client does not train.
         epochs: The number of passes over the shard; None for the number in the settings.
@@ -74,11 +76,12 @@ class RoundMessage:
         proximal_mu: The weight of the proximal penalty.
         clipping_norm: The norm that updates must not exceed; None if no strategy of Flower sets it.
         taken: The round of this client's last update that the server used; None if the server used
-            the last update that it asked for. The server lacks all later updates of the client.
+            the last update that it asked for. The server did not use any later update of the
+            client.
         views: The views of images on which the client evaluates the model; None if the client
             trains.
         most: The number of images of each view with which the client evaluates the model; None for
-            all its images.
+            all images of the client.
         others: The other scalars of the round, by name.
     """
 
@@ -179,7 +182,7 @@ class Writer:
         return {name: value for name, value in stated.items() if value is not None}
 
     def _ranks(self, message: RoundMessage) -> list[int]:
-        """Returns the ranks of pairs by round and path, or 1 for each path with an increment."""
+        """Returns the ranks of merged pairs by round and path; for increments, 1 for each path."""
         paths = pairs_of(self._layout)
         if message.increments:
             return [int(path in message.increments) for path in paths]

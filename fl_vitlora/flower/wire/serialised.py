@@ -33,7 +33,8 @@ def object_bytes(message: Message) -> int:
         message: The message as it is sent, with its metadata set.
 
     Returns:
-        The same number as for the objects that Flower makes; `test_serialised.py` compares both.
+        The number of bytes that the objects made by Flower also have; `test_serialised.py` compares
+        the two numbers.
     """
     objects = _Objects()
     within = [_of_records(objects, message.content)] if message.has_content() else []
@@ -69,8 +70,8 @@ class _Objects:
             kind: The name of the object's class.
             within: The numbers of the inner objects, in order.
             length: The length of the body in bytes.
-            body: The body. Two objects of one kind with the same inner objects are equal if their
-                bodies are equal.
+            body: The bytes of the object's body. Two objects of one kind with the same inner
+                objects are equal if their bodies are equal.
 
         Returns:
             The number of the object.

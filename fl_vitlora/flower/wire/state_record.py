@@ -2,8 +2,8 @@
 
 Inside a client or a server, tensors are passed between the codecs and the app in records of Flower,
 so that other Flower mods can see them. Usually no mod reads these records, and nothing is packed.
-If a mod reads or changes such a record, the record becomes an ordinary `ArrayRecord` with one
-packed array (`communication.packing`), and the app then reads that array.
+If a mod reads or changes a record of this class, the record becomes an ordinary `ArrayRecord` with
+one packed array (`communication.packing`), and the app then reads that array.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class StateRecord(ArrayRecord):
     """An array record that holds tensors without packing them, until its content is read.
 
     Args:
-        state: The tensors by name, float32. They must not be changed afterwards.
+        state: The tensors by name, float32. Nobody may change the tensors of `state` after this
+            call.
 
     Attributes:
         state: The tensors by name, until the content is read.
@@ -88,8 +89,8 @@ def state_in(arrays: ArrayRecord | None, layout: Callable[[], Layout]) -> State:
 
     Args:
         arrays: The record; None if the message has no such record.
-        layout: A function that returns the names and shapes of the tensors. It is called only if
-            the record is packed.
+        layout: A function that returns the names and shapes of the tensors. The function `layout`
+            is called only if the record is packed.
 
     Raises:
         ValueError: If the record holds no tensors, or tensors with other names or shapes.

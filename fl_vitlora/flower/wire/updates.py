@@ -102,7 +102,9 @@ def read_update(
 
 
 def refuse_absurd(*states: State) -> None:
-    """Refuses tensors that would ruin a sum. Clients check before they send, and the server again.
+    """Refuses tensors that would ruin a sum.
+
+    A client checks its tensors before it sends them, and the server checks them again.
 
     Raises:
         ValueError: If a tensor holds NaN, infinity, or a number larger than training produces.
@@ -114,7 +116,10 @@ def refuse_absurd(*states: State) -> None:
 
 
 def _norm_bit(metrics: MetricRecord) -> State:
-    """Reads whether a client clipped its update; Flower's privacy strategies need this number."""
+    """Reads the "norm bit", which is 1 if the client clipped its update, else 0.
+
+    Flower's strategies for differential privacy need this number.
+    """
     bit = messages.scalar(metrics, messages.NORM_BIT)
     if bit not in (0, 1):
         raise ValueError(f"it must report a norm bit of 0 or 1, got {bit}")
