@@ -53,11 +53,11 @@ class Checkpointing:
 
         Args:
             server_round: The number of the round, from 1.
-            model: The model after the round.
+            model: The global model after the round.
 
         Returns:
-            A function without arguments that writes the copied state. It does nothing if no
-            checkpoint is written after this round.
+            A function without arguments that writes the copied state, or does nothing if no
+            checkpoint is due after this round.
         """
         if not self.states.followed or not self._is_due(server_round):
             return write_nothing
@@ -84,10 +84,10 @@ class Checkpointing:
         return due or ends or self.watch.pause.is_set()
 
     def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
-        """Restores a checkpoint.
+        """Restores the state of a run from a checkpoint.
 
-        The ledger (the record of sent bytes) of the checkpoint replaces that of this process. So
-        the first messages of a run, in which the server asks each client for its number, are
+        The ledger (the record of sent bytes) of the checkpoint replaces the ledger of this process.
+        So the first messages of a run, in which the server asks each client for its number, are
         counted only once.
 
         Returns:

@@ -1,7 +1,7 @@
 """Makes the settings of clients.
 
 All simulated clients have the same settings. In a deployment each SuperNode (a machine that runs a
-client) has its own.
+client) has its own settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def client_settings(
     storage: StorageKeys | None = None,
     library: str = "",
 ) -> ClientSettings:
-    """Returns the settings of clients.
+    """Returns the settings that every client of a simulation, or one node, needs.
 
     Storage keys open the files of shards, but do not decrypt the images in the files. The keys are
     passed in memory. A file with the keys would be on the same disk as the shards and would not
@@ -38,8 +38,8 @@ def client_settings(
         class_names: The names of the classes, in the order of the head's outputs.
         device: The device on which clients train.
         strategy: The strategy, whose methods for clients are called.
-        with_key: True if clients need the key ring (the file with the secrets). Otherwise the path
-            of the key ring is left out.
+        with_key: True if clients need the key ring (the file with the secrets). If clients do not
+            need the key ring, its path is left out.
         storage: The keys that open the files of the shards; None if the files are not encrypted.
         library: The library for matrix products; an empty text if each client chooses it.
     """

@@ -66,7 +66,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
         grid: The grid (the comparison), which is stored in the folder.
 
     Returns:
-        A lock that keeps other processes out of the folder until it is closed.
+        A lock; until the lock is closed, no other process can use the folder.
 
     Raises:
         UserError: If the folder contains files but no grid, cannot be made, or is locked by another
@@ -166,7 +166,7 @@ class KnownRuns:
 
     @property
     def starts(self) -> list[Path]:
-        """Returns the working directories of the runs; their relative paths start there."""
+        """Returns the working directories of the runs, where relative paths of a run start."""
         return [begun_in(place) for _, place in (*self.finished, *self.interrupted)]
 
     def finished_run(self, config: Config) -> Path | None:
@@ -255,7 +255,8 @@ def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
 def is_same(known: Config, config: Config) -> bool:
     """Returns True if two configurations are equal, apart from the key ring and kept shards.
 
-    `has_current_key` compares the secrets in the rings. Where shards are kept changes no result.
+    `has_current_key` compares the secrets in the rings. The settings that say where shards are kept
+    change no result.
     """
     ring = config.encryption.key_file
     encryption = dataclasses.replace(known.encryption, key_file=ring)

@@ -70,7 +70,7 @@ class LoadStrategy(Protocol):
     """A function that makes the strategy of an experiment."""
 
     def __call__(self, config: configuration.Config, confirmed: Collection[str]) -> AnyStrategy:
-        """Returns the strategy.
+        """Returns the strategy that the configuration names.
 
         Args:
             config: The configuration of the experiment.
@@ -87,9 +87,8 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
     """Makes the app of a SuperNode.
 
     Args:
-        load_strategy: A function that makes the strategy that the node's own configuration names.
-            So the code that a strategy runs at a client comes from the node, never from the
-            network.
+        load_strategy: A function that makes the strategy that the node's own configuration names,
+            so that the strategy's code never comes from the network.
     """
     return make_client_app(lambda context: node_settings(context, load_strategy))
 
@@ -102,7 +101,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
         load_strategy: A function that makes the strategy of an experiment.
 
     Raises:
-        UserError: If a required entry is missing, or the configuration cannot work.
+        UserError: If a required entry is missing, or no experiment can run with the configuration.
     """
     config = configuration.load(_given(context.node_config, "config"))
     check_method(config.finetuning.method, _confirmed(context.node_config))
@@ -131,7 +130,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         load_strategy: A function that makes the strategy of an experiment.
 
     Returns:
-        The app. It writes a run folder to the path `out` in the configuration of the operator.
+        The app, which writes a run folder to the path `out` in the configuration of the operator.
     """
     app = ServerApp()
 
@@ -149,14 +148,15 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
     """Checks the configuration of the server's operator, and makes the server's side of the run.
 
     Args:
-        given: Flower's run configuration.
+        given: Flower's run configuration, which the server's operator gave.
         load_strategy: A function that makes the strategy of an experiment.
 
     Returns:
-        The server's side of the run, before the first message. The run folder has been made.
+        The server's side of the run, before the first message; its run folder exists already.
 
     Raises:
-        UserError: If an entry is missing or cannot work. Then no file has been written.
+        UserError: If an entry is missing or its value cannot be used; in this case no file was
+            written.
     """
     written = configuration.load(_given(given, "config"), {"out": _given(given, "out")})
     check_method(written.finetuning.method, _confirmed(given))
@@ -207,7 +207,7 @@ def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
     """Returns the keys that open this node's shards, from the file `storage-key` or the key ring.
 
     Returns:
-        The keys that open the files. None if the files of the shards are not encrypted.
+        The keys that open the files, or None if the files of the shards are not encrypted.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -234,10 +234,10 @@ def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -
 
 
 def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reads the names of the classes that an operator gave: a JSON list, or a file with one.
+    """Reads the names of the classes that an operator gave: a JSON list, or a file with a list.
 
     Raises:
-        UserError: If the value is neither, for example only the number of classes.
+        UserError: If the value is neither a JSON list nor the name of a file with a list.
     """
     given = str(values[CLASSES])
     if given.lstrip().startswith("[") or given.isdecimal():
@@ -251,7 +251,7 @@ def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
 def _confirmed(values: Mapping[str, Any]) -> list[str]:
     """Returns the names of other people's code that the operator trusts, from the text given.
 
-    The text has the names separated by commas.
+    Commas separate the names in this text.
 
     Example:
         >>> _confirmed({"trust-strategy": "mine:Mean, mine:Part"})

@@ -1,8 +1,8 @@
 """Chooses how many worker processes share a GPU: as many as fit, unless the user sets the number.
 
-Ray starts before the model is built and its memory is measured. So Ray starts for the largest
-possible number of workers. All GPUs are assumed to be like the first GPU. The first GPU has the
-least free memory, because this process computes on it.
+Ray starts before the model is built and its memory is measured. Therefore Ray starts with room for
+the largest possible number of workers. All GPUs are assumed to be like the first GPU. The first GPU
+has the least free memory, because this process computes on it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ def workers_in_memory(
 ) -> Workers:
     """Limits the number of workers to those that fit into the memory of the GPUs.
 
-    On the CPU, or if the user set the number of workers, the number is not changed.
+    On the CPU, or if the user set the number of workers, the number of workers is not changed.
 
     Args:
         workers: The workers that Ray was started for.
         config: The configuration of the experiment.
         backbone: The server's model on its device, which is not changed. The model of a worker
-            needs as much memory as this model.
+            needs as much memory as the server's model.
         shards: The folder with the shards (the files with the clients' encrypted images).
-        ray: The running Ray. It stores the measurement for the next run with equal settings.
+        ray: The running Ray. The object `ray` stores the measurement for the next run with equal
+            settings.
 
     Returns:
         The number of workers that are used, with their device and GPUs.
@@ -74,7 +75,10 @@ def held(workers: Workers, memory: Memory, shards: int) -> Workers:
 
 
 def _measure(backbone: Backbone, config: Config, clients: int) -> Memory:
-    """Measures the memory of one step. If it is too small, the error names smaller settings."""
+    """Measures the GPU memory that one training step of a worker needs.
+
+    If the GPU has too little memory, the error names smaller settings.
+    """
     try:
         return measure(backbone, config, clients)
     except torch.OutOfMemoryError:

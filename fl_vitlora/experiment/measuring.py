@@ -1,9 +1,10 @@
 """Measures accuracy and loss of a run's models, on the held-out images of server or clients.
 
 If the run has validation images, each evaluated round is measured on them, because the run chooses
-by these numbers. A central party then measures only the last and the best model on the test images,
-at the end. Clients measure every evaluated model on both, in one message: at the end of the run
-they no longer have the tensors that they kept for themselves in the best round.
+by these numbers. In a run with validation images, a central party measures only the last and the
+best model on the test images, at the end. Clients measure every evaluated model on validation and
+test images, in one message: at the end of the run, clients no longer have the tensors that they
+kept for themselves in the best round.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Measuring:
     def needs_last_messages(self) -> bool:
         """Returns True if clients may have to be asked once more at the end of the run.
 
-        The model of the last round was then evaluated only on some images, or, if the run ended
-        early, perhaps not at all.
+        Clients are asked again if the model of the last round was evaluated only on some images, or
+        if it may not have been evaluated at all because the run ended early.
         """
         how = self.config.evaluation
         return not self.beside and (how.every > 1 or how.images is not None)
@@ -111,7 +112,7 @@ class Measuring:
         )
 
     def finish(self, model: GlobalModel, read_best: Callable[[int], State | None]) -> None:
-        """Measures what the result of the run still lacks.
+        """Makes the measurements that the result of the run still lacks.
 
         A run that ended early lacks some views of its last model. If clients measure the accuracy,
         they are asked again only if the run lacks the accuracy itself (`needs_last_messages`),
@@ -184,7 +185,7 @@ def measured_by_server(
     Args:
         config: The configuration of the experiment.
         server: The server's model.
-        holder: The object that has the key of the images, if it evaluates together with the server.
+        holder: The object that has the key of the images, if it evaluates together with the server;
             None if the server has no access to a key.
         shards: The folder with the test shard and, if the run has one, the validation shard.
         class_names: The names of the classes, in the order of the head's outputs.
@@ -233,7 +234,8 @@ def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
 def clients_hold_keys(config: Config, holder: KeyHolder | None) -> bool:
     """Returns True if clients measure the accuracy, and have a key.
 
-    They can then also measure it on images under a wrong key and on plain images.
+    Clients with a key can also measure the accuracy on images under a wrong key and on plain
+    images.
     """
     return (
         policies.clients_evaluate(config) and holder is not None and bool(config.encryption.steps)

@@ -35,7 +35,7 @@ def show(observers: Sequence[Observer], sight: Sight) -> None:
 
 
 def copied(sight: Sight) -> Sight:
-    """Returns a copy of a round's data. Its tensors share no memory with the original.
+    """Returns a copy of a round's data, whose tensors share no memory with the original.
 
     Example:
         >>> import torch

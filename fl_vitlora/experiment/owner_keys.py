@@ -1,7 +1,7 @@
 """Manages the keys of existing shards: writes storage keys, or draws a new secret.
 
-A shard is a file with the encrypted images of one client. Its storage key opens the file on the
-disk; another key, which comes from a secret of the owner, decrypts the images.
+A shard is a file with the encrypted images of one client. The storage key of a shard opens the file
+on the disk; another key, which comes from a secret of the owner, decrypts the images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
     Args:
         config: The configuration of the experiment, with the path of the key ring.
         places: The paths of shards, or of folders of shards.
-        folder: The folder for the key files. If it is missing, it is made, and only the owner can
+        folder: The folder for the key files. A missing folder is made, so that only the owner can
             read it.
 
     Returns:
@@ -89,7 +89,7 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
     Raises:
         UserError: If there is no shard, if the key ring does not open a shard, if a patch embedding
             in the same folder is adapted to the old key, or if a run that uses the shards has not
-            ended. In these cases no file has been changed.
+            ended. If this error is raised, no file has been changed.
     """
     named = [path for place in places for path in owner.find_shards(place)]
     shards = list({path.resolve(): path for path in named}.values())  # no shard is encrypted twice

@@ -1,7 +1,8 @@
 """Prepares a run: loads and divides the images, builds the model, and encrypts the shards.
 
-Before this, `validation` has checked everything that does not need the images. The functions of
-this module find mistakes in the images, the model or the key, before any file is written.
+Before the preparation, `validation` has checked everything that does not need the images. The
+functions of this module find mistakes in the images, the model or the key, before any file is
+written.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class OwnedImages:
             server measures the accuracy.
         summary: One line of text: how many images were found, and how many are used.
         validation: The positions in `train` of the images for validation: one array for each client
-            if clients measure the accuracy, else one array. The list is empty without such images.
+            if clients measure the accuracy, else one array. The list is empty if the run has no
+            validation images.
         identity: A text by which the same data set is recognised (`data.identity`); None if it
             cannot be recognised.
     """
@@ -112,7 +114,10 @@ def prepare_images(config: Config) -> OwnedImages:
 
 
 def _summary(source: sources.Source, config: Config, validation: list[Indices]) -> str:
-    """Returns one line about the images. It also says if images of several folders are mixed."""
+    """Returns one line about the images.
+
+    The line also says if images of several folders are mixed.
+    """
     told = source.told
     if validation:
         held = sum(map(len, validation))
@@ -135,7 +140,7 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
         adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
 
     Raises:
-        UserError: If the model or the method cannot work.
+        UserError: If the model cannot be built, or the method cannot be attached to it.
     """
     built = backbone.build(config.model, classes, config.seed)
     method = shelf.method_of(config.finetuning, adapter)
@@ -154,8 +159,9 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
-        model: The model. Each block of the cipher is one patch of the model.
-        key: The id of the secret to use. If it is empty, the current secret is used.
+        model: The model that trains on the images. Each block of the cipher is one patch of this
+            model.
+        key: The id of the secret to use. If this id is empty, the current secret is used.
 
     Returns:
         The key holder, an object that has the secret and encrypts with it.
@@ -231,13 +237,14 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
     """Returns the keys that open the files of shards.
 
-    If the files are encrypted with a passphrase, it is read later, when the first file is opened.
+    If the files are encrypted with a passphrase, the user is asked for the passphrase only when the
+    first file is opened.
 
     Args:
-        config: The configuration of the experiment, with the path of the key ring. This file may be
-            missing.
-        given: A file with the storage key of one party (a client, or the server). None to use the
-            key ring.
+        config: The configuration of the experiment, with the path of the key ring. The file of the
+            key ring may be missing.
+        given: A file with the storage key of one party (a client, or the server). If `given` is
+            None, the key ring is used.
 
     Raises:
         UserError: If the key ring or the file cannot be used.
@@ -262,7 +269,10 @@ def prepare_storage(config: Config) -> StorageKey | None:
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Returns the description of the encryption for `result.json`. It contains no secret."""
+    """Returns the description of the encryption for `result.json`.
+
+    The description contains no secret.
+    """
     return {
         "steps": list(holder.cipher.steps),
         "scope": holder.scope,
@@ -289,8 +299,8 @@ def write_shards(
         images: The plain images, and how they are divided among the clients.
         holder: The object that encrypts the images with their key.
         folder: The run folder.
-        storage: The key with which the files are encrypted on the disk. None if only the images in
-            them are encrypted.
+        storage: The key with which the files are encrypted on the disk. If `storage` is None, only
+            the images in the files are encrypted.
 
     Raises:
         UserError: If an image cannot be read.

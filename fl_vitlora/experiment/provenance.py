@@ -1,8 +1,9 @@
 """The conditions on which the exact numbers of a run depend, apart from its configuration.
 
 A resumed run must have the same weights, key, classes, strategy and kind of device as at its
-beginning. Otherwise it would be another run. Libraries and code may change, because a run is often
-resumed after a mistake in its strategy was corrected. Such a change is recorded in the result.
+beginning. With other conditions, the resumed run would be a different experiment. Libraries and
+code may change, because a run is often resumed after a mistake in its strategy was corrected. Such
+a change is recorded in the result.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[st
 
 
 def _source(kind: type) -> Iterator[Path]:
-    """Yields the file in which a class is defined; no file for a class made in memory."""
+    """Yields the file in which a class is defined; yields nothing for a class made in memory."""
     try:
         yield Path(inspect.getfile(kind))
     except (OSError, TypeError):

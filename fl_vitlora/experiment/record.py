@@ -66,12 +66,14 @@ class Record:
         best_on_test: The result of the best model on the test images; None if it is unknown, or if
             the run has no validation images.
         sizes: The sizes of the messages of full fine-tuning; None until they are measured.
-        shares: The share of each class in the images of the evaluation; empty until it is known.
+        shares: The share of each class in the images of the evaluation; empty until the shares are
+            known.
         privacy: The statement on differential privacy; None until the run has ended.
         images: The number of images that each client reported in its first message.
         changes: The libraries and code that had changed when the run was resumed, with the number
             of the round.
-        stopped: Why the run ended before its last round: "strategy" or "patience"; None otherwise.
+        stopped: The reason if the run ended before its last round: "strategy" or "patience"; else
+            None.
     """
 
     def __init__(

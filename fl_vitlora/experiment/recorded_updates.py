@@ -9,8 +9,8 @@ tensors
 
 and, as metadata for each client, its number, its number of images, its loss and its number of
 steps. Under secure aggregation, ``sum`` replaces ``client-K`` and has the mean of all updates. On
-the disk only the owner of the folder can read these files, because they are all that a server needs
-to attack its clients.
+the disk only the owner of the folder can read these files, because these files contain everything
+that a server needs to attack its clients.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RecordedUpdates:
         self._folder = run / FOLDER
 
     def observe(self, sight: Sight) -> None:
-        """Stores one round. If a round is repeated, its file is replaced.
+        """Stores the data of one round. If a round is repeated, its file is replaced.
 
         Raises:
             WriteError: If the file cannot be written.
@@ -72,7 +72,7 @@ def what_is_recorded(config: Config, trained: State) -> str:
         trained: The tensors that clients train.
 
     Returns:
-        The sentence. The text is empty if nothing is recorded.
+        The sentence, or an empty text if nothing is recorded.
     """
     if not config.record_updates:
         return ""

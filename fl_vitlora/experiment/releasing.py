@@ -26,9 +26,9 @@ class Release:
 
     Attributes:
         config: The configuration of the experiment.
-        secret_seed: The seed of the noise in a deployment. It is secret, because anyone who knows
-            the noise could subtract it, and clients know the seed of the run. None in a simulation,
-            where the noise follows from the seed of the run.
+        secret_seed: The seed of the noise in a deployment. The seed of the noise is secret, because
+            anyone who knows the noise could subtract it, and clients know the seed of the run. In a
+            simulation, `secret_seed` is None and the noise follows from the seed of the run.
     """
 
     config: Config

@@ -1,4 +1,4 @@
-"""Collects the content of `result.json`. Times and encryption are added elsewhere."""
+"""Collects the content of `result.json`; `server_run` adds the times, `runner` the encryption."""
 
 from __future__ import annotations
 
@@ -146,8 +146,9 @@ def trained_in(
 
     Args:
         config: The configuration of the experiment.
-        strategy: The strategy. The plans that it makes for clients may freeze tensors. If the plans
-            depend on its state, they are known only for the rounds that were run.
+        strategy: The strategy. The plans that the strategy makes for clients may freeze tensors. If
+            the plans depend on the strategy's state, the plans are known only for the rounds that
+            were run.
         initial: All tensors that the method trains.
         lines: The lines of `rounds.jsonl`.
     """

@@ -50,8 +50,8 @@ def run(
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that starts the run.
         started: `time.perf_counter()` when the program began, so that imports are counted.
-        engine: The object that keeps Ray running for the next run. If it is None, Ray ends with
-            this run.
+        engine: The object that keeps Ray running for the next run. If `engine` is None, Ray ends
+            with this run.
         resume: True if an interrupted run in the folder `out` is resumed.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
 
@@ -59,9 +59,9 @@ def run(
         A pair: the content of `result.json`, and the path of the run folder.
 
     Raises:
-        UserError: If the configuration or the images cannot work. Then a new run leaves no folder.
-            This error is also raised if the code of the strategy or of an observer fails in a
-            round.
+        UserError: If no run is possible with the configuration or the images. After this error, a
+            new run leaves no folder behind. A UserError is also raised if the code of the strategy
+            or of an observer fails in a round.
         RuntimeError: If the run failed.
         PausedError: If the caller set `watch.pause`, and the run has ended after its round.
     """

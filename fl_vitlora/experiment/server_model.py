@@ -32,14 +32,15 @@ class Server:
 
     @property
     def plain(self) -> State:
-        """Returns the parameters of the public model, with its own patch embedding."""
+        """Returns the parameters of the public model, with the patch embedding of that model."""
         return {**methods.plain_parameters(self.backbone.model), WEIGHT: self.origin.weight}
 
     @property
     def whole(self) -> State:
         """Returns the tensors that full fine-tuning would exchange.
 
-        These are the tensors of the model as it was built, before a fine-tuning method adds others.
+        Full fine-tuning exchanges all tensors that the model had when it was built, before a
+        fine-tuning method added others.
         """
         built = {name: tensor.detach().cpu() for name, tensor in self.backbone.built.items()}
         return {**built, WEIGHT: self.origin.weight}
@@ -49,8 +50,8 @@ def make_server(backbone: Backbone, start: Callable[[PatchReader], PatchReader])
     """Puts the initial patch embedding into the server's model.
 
     Args:
-        backbone: The public model with the tensors of the fine-tuning method. Its patch embedding
-            is changed in place.
+        backbone: The public model with the tensors of the fine-tuning method. This function changes
+            the patch embedding of `backbone` in place.
         start: A function that makes the initial patch embedding from that of the public model.
 
     Returns:

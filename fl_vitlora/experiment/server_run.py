@@ -1,7 +1,8 @@
 """The server's side of a run: all rounds, from the first message to the last evaluation.
 
-The code is the same in a simulation and in a deployment. The server needs no plain image. It needs
-a key only if the accuracy is measured at the server on images that this key encrypts again.
+The code is the same in a simulation and in a deployment. The server needs no plain image. The
+server needs a key in one case only: if it measures the accuracy on images that it encrypts again
+under a wrong key.
 """
 
 from __future__ import annotations
@@ -82,23 +83,24 @@ class Run:
         server: The server's model.
         class_names: The names of the classes, in the order of the head's outputs; clients must have
             the same classes.
-        shards: The folder with the encrypted shards for testing and validation. It is not used if
-            clients measure the accuracy.
+        shards: The folder with the encrypted shards for testing and validation. The folder `shards`
+            is not used if clients measure the accuracy.
         folder: The run folder.
         watch: The callbacks of the program that started the run.
         logbook: The object that writes rounds and checkpoints into the run folder.
         record: The record of the rounds, the sent bytes and the accuracy so far.
-        states: The stored states of the simulated clients. None in a deployment: there each node
-            keeps its own state, and the server writes no checkpoints.
+        states: The stored states of the simulated clients. In a deployment `states` is None: each
+            node keeps its own state, and the server writes no checkpoints.
         checkpoint: The checkpoint from which the run continues; None for a new run.
         holder: The object that has the key of the images, if it evaluates together with the server.
-        storage: The keys that open the files of these shards; None if they are not encrypted.
+        storage: The keys that open the files of the shards; None if the files are not encrypted.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
-        secret_seed: The seed of the strategy's random choices and of the noise in a deployment. It
-            is secret, because anyone who knows the noise could subtract it, and clients know the
-            seed of the run. None in a simulation.
+        secret_seed: The seed of the strategy's random choices and of the noise in a deployment.
+            The seed of the noise is secret, because anyone who knows the noise could subtract it,
+            and clients know the seed of the run. In a simulation, `secret_seed` is None.
         repeats_errors: True if a client whose app raised an error is asked once more in the same
-            round. It is False in a simulation, whose engine has already repeated the call.
+            round. In a simulation `repeats_errors` is False, because the engine repeats such a call
+            itself.
         parameters: The parameters of the strategy before the first round.
     """
 
@@ -121,7 +123,7 @@ class Run:
     parameters: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Stores the parameters of the strategy now, because a round may change them."""
+        """Stores the parameters of the strategy before the first round, which may change them."""
         self.record = Record(self.config, self.class_names, self.folder, self.logbook, self.watch)
         self.parameters = identity.parameters(self.strategy)
 

@@ -1,7 +1,8 @@
-"""Takes the shards of a run from a store, or makes them and keeps them there.
+"""Takes the shards of a run from a store, or makes the shards and keeps copies in the store.
 
-A second start of the same experiment reads, converts and encrypts no image. What "the same" means
-is the recipe of the shards (`data.shard_recipe`).
+A second start of the same experiment reads, converts and encrypts no image. Two experiments count
+as the same if their shards have the same recipe (`data.shard_recipe`), a text that covers
+everything that can change a byte of the shards.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def take_or_write_shards(
         images: The plain images, and how they are divided among the clients.
         holder: The object that encrypts the images with their key.
         folder: The run folder.
-        storage: The key with which the files are encrypted on the disk; None if they are not.
+        storage: The key with which the files are encrypted on the disk; None if the files are not
+            encrypted.
         announce: A function that is called with the name of a phase before it begins.
 
     Returns:
@@ -88,7 +90,8 @@ def _recipe(
 ) -> str | None:
     """Returns the recipe of the shards; None if they cannot be used by another run.
 
-    A passphrase gets a new salt in each run, so no other run has the same storage key.
+    With a passphrase the recipe is None: a passphrase gets a new salt in each run, so no other run
+        has the same storage key.
     """
     if images.identity is None or (storage and storage.name.startswith(BY_PASSPHRASE)):
         return None
@@ -101,8 +104,9 @@ def _recipe(
 def _key_of_store(holder: KeyHolder, storage: StorageKey | None) -> bytes:
     """Returns the key that names and authenticates kept shards.
 
-    It is derived from the storage key, so it does not help to decrypt an image. If the files are
-    not sealed, it is derived from the secret; if nothing is encrypted, it is not secret.
+    The key is derived from the storage key, so it does not help to decrypt an image. If the files
+    are not sealed (encrypted on disk), the key is derived from the owner's secret. If nothing is
+    encrypted, the key is not secret.
     """
     secret = storage.root if storage else holder.secret
     return derive_key(secret, "kept shards")
@@ -115,7 +119,7 @@ def _ids_of_secrets(holder: KeyHolder, storage: StorageKey | None) -> set[str]:
 
 
 def _keep(store: ShardStore, recipe: str, key: bytes, folder: RunFolder, ids: set[str]) -> str:
-    """Keeps the shards of a run folder; returns a sentence about it for the user."""
+    """Copies the shards of a run folder into the store; returns a sentence for the user."""
     try:
         if store.keep(recipe, key, owner.find_shards(folder.path), ids):
             return f"shards: kept in {_shown(store.folder)} for the next run ({OFF})"
@@ -141,5 +145,5 @@ def _size(amount: int) -> str:
 
 
 def _shown(path: Path) -> Path:
-    """Returns a path relative to the current directory if it is below it."""
+    """Returns a path, relative to the current directory if the path is below that directory."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,7 +1,7 @@
 """The stage of a run: the files and objects that must exist before the next round.
 
-`prepare_stage` makes the stage of a new run. Its first step is to load the images. `find_stage`
-opens the stage of an interrupted run.
+`prepare_stage` makes the stage of a new run. The first step of `prepare_stage` is to load the
+images. `find_stage` opens the stage of an interrupted run.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Stage:
         logbook: The object that writes rounds and checkpoints into the run folder.
         class_names: The names of the classes, in the order of the head's outputs.
         storage: The keys that open the files of the shards; None if the files are not encrypted.
-            These keys do not decrypt the images in the files.
+            The keys in `storage` do not decrypt the images in the files.
         holder: The object that has the key of the images.
         server: The server's model.
         checkpoint: The checkpoint from which the run continues; None before the first round.
@@ -142,11 +142,11 @@ def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -
         experiment: The experiment.
         device: The device of the server's model.
         again: True if the folder belongs to a run that was interrupted before its first
-            checkpoint. Then the run uses the key of the shards in the folder, as before.
+            checkpoint. Such a run goes on using the key of the shards in the folder.
 
     Raises:
-        UserError: If the images, the model or the key cannot be used. Then a new run leaves no
-            folder.
+        UserError: If the images, the model or the key cannot be used. After this error, a new run
+            leaves no folder behind.
     """
     config, watch = experiment.config, experiment.watch
     if again:
@@ -220,7 +220,7 @@ def _write_folder(
 def _alone(config: Config, backbone: Backbone) -> tuple[str, ...]:
     """Returns a sentence if the clients of a worker cannot be trained in one batch.
 
-    If a round has one participant, or if the user set a cohort of one, nothing is returned.
+    The result is empty if a round has one participant, or if the user set a cohort of one.
     """
     single = 1 in (cohort_size(config.clients, config.fraction), config.engine.cohort)
     reason = "" if single else why_alone(backbone.model, config.training)
@@ -236,7 +236,7 @@ def _prepare_server(
         experiment: The experiment.
         device: The device of the model.
         class_names: The names of the classes, in the order of the head's outputs.
-        key: The id of the secret to use. If it is empty, the current secret is used.
+        key: The id of the secret to use. If this id is empty, the current secret is used.
 
     Returns:
         A pair: the object that has the key of the images, and the server's model.

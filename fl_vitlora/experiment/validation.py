@@ -2,9 +2,9 @@
 
 A simulation and the server of a deployment both call `check`, so that both report a mistake with
 the same message. A SuperNode (the machine of a client) calls `check_node`, which makes those checks
-that are possible there. Mistakes that depend on the images, such as a partition that leaves a
-client without images, are found when the images are divided (`preparation`). This also happens
-before any file is written.
+that are possible on a node. Mistakes that depend on the images, such as a partition that leaves a
+client without images, are found when the images are divided (`preparation`). The division of images
+also happens before any file is written.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def check(
         config: The configuration as the user wrote it.
         strategy: The strategy of the run, from this project or from Flower.
         new_folder: True if the run makes the folder `out`; False if the run is resumed there.
-        writes_checkpoints: True if the run stores checkpoints. A deployment stores none, so it
-            accepts strategies whose state no checkpoint can hold.
+        writes_checkpoints: True if the run stores checkpoints. A deployment stores no checkpoints,
+            so it accepts strategies whose state no checkpoint can hold.
         needs_passphrase: True if this process writes or opens shards. If the files of the shards
             are encrypted with a passphrase, the process then needs this passphrase.
 
@@ -54,7 +54,8 @@ def check(
         The configuration that the run uses, with the changes that the strategy requires.
 
     Raises:
-        UserError: If the experiment cannot work. The message is one line and says what would work.
+        UserError: If the experiment cannot run; the message is one line and names a setting that
+            would work.
     """
     policies.check(config)
     check_patience(config)
@@ -85,7 +86,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
         The configuration that the node uses, with the changes that the strategy requires.
 
     Raises:
-        UserError: If the experiment cannot work. The message is the same as that of `check`.
+        UserError: If the experiment cannot run; `check` would give the same message.
     """
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
@@ -113,7 +114,8 @@ def check_patience(config: Config) -> None:
     """Checks that a run which may end early has images by which it may choose its last round.
 
     Raises:
-        UserError: If it has none. The end of a run must not be chosen by the test images.
+        UserError: If the run has no validation images: the test images must not choose the end of a
+            run.
     """
     patience = config.evaluation.patience
     if patience is not None and not config.data.validation_fraction:
@@ -137,12 +139,13 @@ def check_storage(config: Config) -> None:
 def check_model(config: Config) -> None:
     """Checks the layers of a model, and that its weights exist, without loading the weights.
 
-    This takes about a second. The bundled models are known to work. Problems that depend on the
-    weights themselves, and those of methods that read the weights, are found by
+    The check takes about a second. The bundled models are known to work. Problems that depend on
+    the weights themselves, and those of methods that read the weights, are found by
     `preparation.prepare_model`.
 
     Raises:
-        UserError: If the model or the method cannot work, or the weights cannot be found.
+        UserError: If the model cannot be built, the method cannot be attached to it, or the weights
+            cannot be found.
     """
     model = config.model
     if model.name in backbone.BUNDLED and model.weights in (backbone.PRETRAINED, backbone.RANDOM):
