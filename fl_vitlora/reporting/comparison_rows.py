@@ -146,7 +146,9 @@ def _validation_of(difference: Difference) -> Row:
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    r"""Returns rows as comma-separated values. If a row has no value for a column, it is empty.
+    r"""Returns rows as comma-separated values.
+
+    If a row has no value for a column, the field is empty.
 
     Example:
         >>> to_csv(["images", "seed"], [{"images": "a,b", "seed": 0}, {"seed": 1}])

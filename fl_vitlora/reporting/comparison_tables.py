@@ -60,9 +60,9 @@ class Report:
     """The content of all tables of a comparison.
 
     Attributes:
-        title: The title of the tables.
+        title: The title above the tables.
         axes: The names of the axes. An axis is a setting that differs between the cells.
-        records: The runs.
+        records: The runs of the comparison.
         summaries: One summary for each cell. A cell is a set of runs that differ only in their
             seed.
         differences: The differences in accuracy between pairs of cells.
@@ -79,8 +79,8 @@ def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) 
     """Returns the content of all tables, computed from the runs of a comparison.
 
     Args:
-        title: The title of the tables.
-        records: The runs.
+        title: The title above the tables.
+        records: The runs of the comparison.
         baselines: For each axis (a setting that differs between runs), the value with which the
             other values are compared.
     """
@@ -154,7 +154,10 @@ def _target_text(cell: Summary) -> str:
 
 
 def has_validation(comparison: Report) -> bool:
-    """Returns True if a cell has a validation accuracy. If none has, tables omit this column."""
+    """Returns True if a cell has a validation accuracy.
+
+    If no cell has one, tables omit the column of this accuracy.
+    """
     return any(cell.validation is not None for cell in comparison.summaries)
 
 
@@ -164,7 +167,10 @@ def heading_of_differences(comparison: Report) -> str:
 
 
 def has_errors(comparison: Report) -> bool:
-    """Returns True if a cell has an aggregation error. If none has, tables omit this column."""
+    """Returns True if a cell has an aggregation error.
+
+    If no cell has one, tables omit the column of this error.
+    """
     return any(cell.aggregation_error is not None for cell in comparison.summaries)
 
 
@@ -216,7 +222,9 @@ def to_markdown(comparison: Report) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Returns a Markdown table. Its first `texts` columns are texts, and the others are numbers.
+    """Returns a Markdown table.
+
+    The first `texts` columns of the table are texts, and the other columns are numbers.
 
     Example:
         >>> print(markdown_table([["method", "%"], ["lora", "95.6"]], texts=1))

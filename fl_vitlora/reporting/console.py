@@ -138,7 +138,7 @@ class RunDisplay(Live):
         self._move(int(self._done) + self._replies.share)
 
     def _move(self, done: float) -> None:
-        """Moves the bar, but never back, because a round may end after the next round has begun.
+        """Moves the bar forwards, never back: a round may end after the next one has begun.
 
         Args:
             done: The number of finished rounds, plus the finished share of the current round.

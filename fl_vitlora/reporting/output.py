@@ -88,8 +88,8 @@ def outlive_readers() -> None:
 def open_standard_files() -> None:
     """Opens the null device for each standard file (input, output, error) that is closed.
 
-    Otherwise, the next file that is opened would get the free descriptor, and the output of a
-    library would be written into this file.
+    If a standard file stayed closed, the next file that is opened would get its descriptor, and the
+    output of a library would be written into that file.
     """
     for descriptor in range(3):
         try:

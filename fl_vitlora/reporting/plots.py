@@ -137,14 +137,15 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
     """Draws the accuracy over the megabytes sent and over the share of trained parameters.
 
-    A point shows one cell of the comparison: one combination of settings. Its colour shows the
-    value of the setting that has the most values in the comparison. Its marker shows the values of
-    all other settings.
+    A point shows one cell of the comparison: one combination of settings. The colour of the point
+    shows the value of the setting that has the most values in the comparison. The marker of the
+    point shows the values of all other settings.
 
     Args:
         folder: The folder for the plots.
-        cells: The cells that have a result. The error bars show their standard deviations.
-        title: The title of the plots. If it is empty, the plots have no title.
+        cells: The cells that have a result. The error bars show the standard deviations of the
+            cells.
+        title: The title of the plots. If `title` is empty, the plots have no title.
     """
     megabytes = [cell.sent / MEGABYTE for cell in cells]
     shares = [100 * cell.trainable / cell.total for cell in cells]

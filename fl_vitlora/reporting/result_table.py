@@ -48,7 +48,7 @@ def _key(encryption: Mapping[str, Any]) -> str:
 def _withstands(encryption: Mapping[str, Any]) -> dict[str, str]:
     """Returns the row that says from how many ciphertexts an attack finds the key.
 
-    If the images are not encrypted, the result is empty.
+    If the images are not encrypted, no row is returned.
     """
     found = encryption.get("falls_to_ciphertexts")
     if found is None:
@@ -120,7 +120,7 @@ def _remarks(result: Mapping[str, Any]) -> dict[str, str]:
 def _with_flower(wire: Mapping[str, Any]) -> str:
     """Returns a text: the saving, if the bytes that Flower adds to messages are counted as well.
 
-    For a result of an older version, which has no such number, the text is empty.
+    The text is empty for a result of an older version of the program, which has no such number.
     """
     saving = wire.get("saving_with_flower")
     return "" if saving is None else f"; {saving:.1f}x with Flower's own traffic"

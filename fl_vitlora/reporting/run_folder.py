@@ -52,8 +52,8 @@ class RunFolder:
         path: The path of the folder.
         shards: The folder of the encrypted shards (the files with the images of the clients).
         plots: The folder of the plots.
-        failures: The folder for the reasons of clients' failures. It exists only if a client has
-            failed.
+        failures: The folder for the reasons of clients' failures. The folder of failures exists
+            only if a client has failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,9 +68,9 @@ class RunFolder:
         """Makes a new folder, and writes the configuration and the environment into it.
 
         Args:
-            config: The configuration of the experiment. Its setting `out` names the folder. If
-                `out` is empty, the folder gets a name from the time, the data set, the method and
-                the seed.
+            config: The configuration of the experiment. The setting `out` of this configuration
+                names the folder. If `out` is empty, the folder gets a name from the time, the data
+                set, the method and the seed.
 
         Returns:
             The new folder, which is locked for this process.
@@ -213,8 +213,8 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
         path: The run folder.
 
     Returns:
-        A pair: the configuration of the experiment, and the content of `result.json`. The second is
-        None if the run is not finished.
+        A pair: the configuration of the experiment, and the content of `result.json`. In place of
+            the content there is None if the run is not finished.
 
     Raises:
         UserError: If the folder contains no run.
@@ -245,7 +245,7 @@ def find_from(name: str, start: Path) -> str:
         start: The working directory in which the run was started.
 
     Returns:
-        The path `start`/`name` if this file exists. Otherwise the path `name`.
+        The path `start`/`name` if this file exists, else the path `name`.
     """
     there = start / name
     return name if start == Path.cwd() or not there.exists() else str(there)
@@ -281,8 +281,9 @@ def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
         starts: The working directories in which the runs were started.
 
     Returns:
-        The configuration with the path of the first key ring that exists. The path stays as it is
-        if the current directory has the key ring, or if none of the directories has it.
+        The configuration with the path of the first key ring that exists. The path of the key ring
+        stays as it is if the current directory has the key ring, or if none of the directories has
+        it.
     """
     name = config.encryption.key_file
     if Path(name).exists():

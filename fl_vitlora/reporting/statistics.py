@@ -29,7 +29,8 @@ class Record:
         result: The content of `result.json`; None if the run has no result.
         folder: The run folder; None if the run has no folder.
         problem: The reason why the run has no result; empty if the run has a result.
-        failed: True if the run failed. False if it has a result or its settings were refused.
+        failed: True if the run failed. A run that has a result, or whose settings were refused, has
+            not failed.
     """
 
     labels: Labels
@@ -46,8 +47,8 @@ class Estimate:
 
     Attributes:
         mean: The mean of the values.
-        spread: The standard deviation of the values, or the standard error of their mean. None if
-            there is only one value.
+        spread: The standard deviation of the values, or the standard error of their mean. The
+            spread is None if there is only one value.
     """
 
     mean: float
@@ -70,18 +71,18 @@ class Summary:
         labels: For each axis (a setting that differs between cells), the value in this cell.
         seeds: The number of runs with a result.
         accuracy: The test accuracy in percent; None if no run has a result.
-        validation: The validation accuracy in percent; None if not all runs have one.
+        validation: The validation accuracy in percent; None if a run has no validation accuracy.
         trainable: The number of parameters that are trained and exchanged.
         total: The number of parameters of the whole model.
         sent: The mean number of bytes sent, both directions together.
         saving: The bytes that full fine-tuning would send, divided by the bytes sent; the mean over
             the runs.
-        saving_with_flower: The same ratio, if both numbers include the bytes that Flower adds to
-            messages.
+        saving_with_flower: The ratio `saving`, but both numbers include the bytes that Flower adds
+            to messages.
         seconds: The median duration of a run, in seconds.
         aggregation_error: The distance of the new low-rank products from the mean of the clients'
-            products, in percent of the distance by which this mean moved in a round. None if no run
-            has this number.
+            products, in percent of the distance by which this mean moved in a round. The value is
+            None if no run has an aggregation error.
         targets: The number of runs that had a target accuracy.
         reached: The number of runs that reached their target accuracy.
         to_target: The bytes that a run had sent when it reached its target accuracy; None if no run
@@ -111,13 +112,14 @@ class Difference:
     """The difference in accuracy between two cells that differ on one axis only.
 
     Attributes:
-        axis: The axis (the setting) in which the cells differ.
-        label: The value of this setting in the first cell.
-        baseline: The value of this setting in the second cell, the baseline.
+        axis: The axis: the setting in which the two cells differ.
+        label: The value of the setting `axis` in the first cell.
+        baseline: The value of the setting `axis` in the second cell, which is called the baseline.
         others: The values of the other settings, which both cells share.
         accuracy: The test accuracy of the first cell minus that of the baseline, in percentage
-            points. The spread is the standard error.
-        validation: The same difference in validation accuracy; None if not all runs have one.
+            points. The spread of this estimate is the standard error.
+        validation: The validation accuracy of the first cell minus that of the baseline, in
+            percentage points; None if a run has no validation accuracy.
         pairs: The number of seeds that both cells have in common.
     """
 
@@ -181,13 +183,14 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
     On all other axes the two cells have the same labels.
 
     Args:
-        records: The runs.
+        records: The runs of the comparison.
         baselines: For each axis, the label of the baseline.
 
     Returns:
         A list with a difference for each pair of cells that has a seed in common. Differences from
-        the same baseline cell are next to each other, and the largest of them comes first. They are
-        ranked by the validation accuracy if all of them have one, else by the test accuracy.
+        the same baseline cell are next to each other, and the largest of them comes first.
+        Differences are ranked by the validation accuracy if all differences have one, else by the
+        test accuracy.
     """
     cells = _by_cell(records)
     found = []
@@ -231,7 +234,7 @@ def _ranked(found: Iterable[Difference]) -> list[Difference]:
 
 
 def ranking_of(found: Sequence[Difference]) -> Callable[[Difference], float]:
-    """Returns the function by which differences are ranked: by validation if all have it."""
+    """Returns the function that ranks differences: by validation accuracy if all have one."""
     if is_ranked_by_validation(found):
         return lambda difference: difference.validation.mean if difference.validation else math.nan
     return lambda difference: difference.accuracy.mean

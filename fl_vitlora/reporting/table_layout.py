@@ -1,8 +1,8 @@
 """Prints tables that fit a screen of 80 columns, without breaking words.
 
 A table that is too wide is split into several tables, one below the other. Each of these tables
-repeats the columns that name the rows. If these names are too wide, rows have numbers instead of
-names, and a legend above the table explains the numbers.
+repeats the columns that name the rows. If the names of the rows are too wide, rows have numbers
+instead of names, and a legend above the table explains the numbers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
     """Splits a table into parts that fit the screen.
 
     Args:
-        rows: The texts of all cells. The first row is the header.
+        rows: The texts of all cells. The first of the rows is the header.
         texts: The number of columns at the left that name the rows.
         width: The width of the screen in characters.
 
@@ -96,7 +96,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
 
 
 def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]]:
-    """Yields groups of columns. Each group fits on the screen next to the columns with names."""
+    """Yields groups of columns that fit on the screen beside the columns with row names."""
     free = width + GAP - sum(widths[:texts])
     group: list[int] = []
     for column in range(texts, len(widths)):
@@ -108,7 +108,9 @@ def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]
 
 
 def table_lines(rows: Rows, texts: int) -> Iterator[str]:
-    """Yields the lines of a table. The first `texts` columns are aligned left, the others right.
+    """Yields the lines of a table.
+
+    The first `texts` columns of the table are aligned to the left, the other columns to the right.
 
     Example:
         >>> list(table_lines([["method", "accuracy"], ["lora", "95.6"]], texts=1))
