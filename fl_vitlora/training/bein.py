@@ -13,10 +13,10 @@ are noisy, so `BatchBeIN` uses the statistics of a whole batch of test images.
 
 The contract of predictors demands equal answers for equal batches. Therefore β and γ start at zero
 for each batch, and are not carried from image to image. The statistics do not depend on the order
-of patches, so the key does not matter to a model that is adapted to the key.
+of patches; so a model that is adapted to a key gives the same answers for every key.
 
 Source: Lee et al., "BESTTA", arXiv 2311.18270: one normalisation layer with two trained vectors,
-losses of style and content, single images. All formulas are our reading of it.
+losses of style and content, single images. All formulas are our reading of this paper.
 
 B images, N patches, T tokens, D width.
 """
@@ -119,7 +119,7 @@ class BeIN:
             method: The fine-tuning method of the run.
 
         Raises:
-            UserError: If no part of the method measures them.
+            UserError: If no part of the method measures statistics of features.
         """
         if not set(FeatureStatistics.measured) <= set(method.measured):
             raise _without_statistics(f"method {method.name} measures no statistics of features")

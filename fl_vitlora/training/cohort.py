@@ -6,9 +6,9 @@ stacked tensor gets only the gradient of this client. The optimiser computes ent
 gradients are clipped client by client. A client that has taken all its steps is removed from the
 batch, and the other clients continue.
 
-So every client ends with the tensors that it would have if it were trained alone. They differ only
-by rounding, because sums are computed in another order. There is one exception: in float16, if a
-step overflows for one client, all clients skip this step.
+So every client ends with the tensors that it would have if it were trained alone. The tensors
+differ from those only by rounding, because sums are computed in another order. There is one
+exception: in float16, if a step overflows for one client, all clients skip this step.
 
 A step has B images of K clients, b_k of client k, with C channels, height H and width W.
 """
@@ -40,7 +40,7 @@ from fl_vitlora.training.steps import active_of, batches_of, resting
 
 @dataclass(frozen=True, kw_only=True)
 class LocalJob:
-    """What the training of one client in one round needs, in addition to the hyper-parameters.
+    """The input of one client's training in one round, in addition to the hyper-parameters.
 
     Attributes:
         start: The initial values of all trained tensors.
@@ -49,8 +49,8 @@ class LocalJob:
         generator: The random generator for the order of the images, on the CPU.
         reader: The frozen patch embedding and position embedding of the client, which may be
             adapted to its key.
-        increments: What the server has added to frozen weights in earlier rounds, by the paths of
-            the low-rank pairs on these weights (`LoRALinear.put_increments`).
+        increments: The sums that the server has added to frozen weights in earlier rounds, by the
+            paths of the low-rank pairs on these weights (`LoRALinear.put_increments`).
     """
 
     start: State
@@ -91,8 +91,8 @@ def why_alone(model: nn.Module, config: TrainingConfig) -> str:
         config: The hyper-parameters of the training.
 
     Returns:
-        What is in the way: parts of the method that are not stackable, the optimiser, or the model.
-        The text is empty if nothing is.
+        The obstacle: parts of the method that are not stackable, the optimiser, or the model; an
+            empty text if the clients can be trained in one batch.
     """
     if can_share_a_batch(model, config):
         return ""
@@ -111,9 +111,9 @@ class CohortTrainer:
 
     Attributes:
         backbone: A model with the fine-tuning method. The tensors of each client are copied into
-            it.
+            this model.
         stacks: True if several clients may be trained in one batch (`can_share_a_batch`).
-        config: The hyper-parameters.
+        config: The hyper-parameters of local training.
         precision: The number format of activations: float32, bfloat16 or float16.
     """
 
@@ -124,7 +124,7 @@ class CohortTrainer:
 
     @functools.cached_property
     def stack(self) -> Stack:
-        """Returns the model for many clients. It is created at the first call."""
+        """Returns the model for many clients, which is created at the first call."""
         return Stack(self.backbone.model)
 
     def train(self, jobs: Sequence[LocalJob]) -> list[Trained]:
@@ -198,11 +198,12 @@ class Batch:
     """The inputs of one step, for all clients that still have steps to take.
 
     Attributes:
-        inputs: The images, (B, C, H, W), or their features, (B, ...). Those of the first client
-            come first.
+        inputs: The images, (B, C, H, W), or their features, (B, ...). The inputs of the first
+            client come first.
         labels: The classes of the images, (B,).
-        sizes: The number of images b_k of each client that is still training. The clients that
-            have finished are at the end of the stack.
+        sizes: The number of images b_k of each client that is still training. Clients that have
+            finished have no number in `sizes`; their tensors are the last ones along the dimension
+            of the clients.
     """
 
     inputs: Tensor
@@ -220,9 +221,10 @@ def train_together(
     """Trains several clients in one batch.
 
     Args:
-        stack: The model for many clients. Its frozen tensors must be those of the jobs.
+        stack: The model for many clients. The frozen tensors of this model must be the frozen
+            tensors of the jobs.
         jobs: The jobs of clients that can share a batch (`LocalJob.goes_with`).
-        config: The hyper-parameters.
+        config: The hyper-parameters of local training.
         precision: The number format of activations: float32, bfloat16 or float16.
 
     Returns:
@@ -305,7 +307,7 @@ def _batches(
 
 
 def _slices(parameters: dict[str, nn.Parameter], clients: range) -> list[State]:
-    """Returns copies of the tensors of some clients. Those of the last client come first."""
+    """Returns copies of the tensors of some clients. The copies of the last client come first."""
     return [
         methods.copied_out({name: p.detach()[client] for name, p in parameters.items()})
         for client in reversed(clients)

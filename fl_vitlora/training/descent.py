@@ -34,7 +34,8 @@ class Descent:
     Attributes:
         logits: The function that maps the inputs of a step, (B, ...), to logits (`inputs`).
         active: The tensors that are trained in this round.
-        anchor: The values that these tensors had when training began; empty if there are no terms.
+        anchor: The values that the tensors of `active` had when the training of this round began;
+            empty if there are no terms.
         terms: The terms that are added to the cross-entropy in the local loss.
         batch_terms: Functions that return further terms from the labels of a batch, after its
             forward pass (`Part.watch`).
@@ -71,8 +72,8 @@ class Descent:
             sizes: The number of images of each stacked client; None for a single client.
 
         Returns:
-            A tensor (K,): for each client, the sum of the cross-entropy over its images. The terms
-            are not included.
+            A tensor (K,): for each client, the sum of the cross-entropy over its images, without
+            the terms.
         """
         with autocast(self.device, self.precision):
             logits = unhalved(self.logits(inputs))
@@ -103,15 +104,15 @@ def begin(
     Args:
         model: The model that computes with the trained tensors.
         active: The tensors that are trained in this round.
-        config: The hyper-parameters.
+        config: The hyper-parameters of local training.
         rate: The learning rate of the round.
         terms: The terms that are added to the cross-entropy in the local loss.
         drift: The tensors that are added after every step, times the learning rate. Names of
             tensors that are not trained in this round are left out.
         precision: The number format of activations: float32, bfloat16 or float16.
         batch_terms: Functions that return further terms from the labels of a batch.
-        frozen: The two halves of the model for one client; None if each step computes the whole
-            model.
+        frozen: The frozen backbone and the trained rest of the model for one client; None if each
+            step computes the whole model.
 
     Returns:
         The `Descent`, whose method `step` takes the steps.

@@ -1,10 +1,10 @@
 """Measures the GPU memory that a worker needs, by doing the largest task of a worker once.
 
-A worker is a process that trains clients. On a GPU it needs memory for its tensors. It also needs
-memory for the kernels and tables of its libraries, called the context, which PyTorch does not
-count. To measure the memory of the tensors, this process trains for a few steps as a worker would.
-The context is the used memory of the GPU that belongs to no tensor. On the CPU the steps are taken
-as well, but all measured sizes are zero.
+A worker is a process that trains clients. On a GPU a worker needs memory for its tensors. A worker
+also needs memory for the kernels and tables of its libraries, called the context, which PyTorch
+does not count. To measure the memory of the tensors, this process trains for a few steps as a
+worker would. The context is the used memory of the GPU that belongs to no tensor. On the CPU the
+steps are taken as well, but all measured sizes are zero.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Memory:
     Attributes:
         free: The memory that workers can use while this process evaluates at the same time.
         context: The memory that a process needs in addition to its tensors.
-        step: The largest memory of a worker's tensors. The images of its clients are not included.
+        step: The largest memory of a worker's tensors. The memory of the clients' images is not
+            included.
     """
 
     free: int
@@ -76,8 +77,8 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
     """Trains like a worker, evaluates one batch, and measures the memory of both.
 
     Args:
-        backbone: A model with the fine-tuning method, on the device. At the end its tensors have
-            the same values as before.
+        backbone: A model with the fine-tuning method, on the device. At the end the tensors of this
+            model have the same values as at the beginning.
         config: The configuration of the experiment.
         clients: The number of clients that a worker trains in one batch.
 
@@ -130,7 +131,8 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Restores the tensors and the mode of a model at the end of a `with` block, bit for bit.
 
     Args:
-        model: A model whose parameters have no gradients. The block may train it.
+        model: A model whose parameters have no gradients. The code in the block may train the
+            model.
     """
     before = {name: t.to("cpu", copy=True) for name, t in model.state_dict().items()}
     training = model.training
@@ -145,11 +147,11 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 def peak(device: torch.device, work: Callable[[], object]) -> int:
     """Returns the largest number of bytes that PyTorch reserves on a GPU while a function runs.
 
-    Tensors that existed before are counted as well.
+    Tensors that existed before the call are counted as well.
 
     Args:
-        device: The device that the function uses. On the CPU the result is 0.
-        work: The function. It is called once.
+        device: The device that the function uses. On the CPU the measured memory is 0.
+        work: The function, which is called once.
     """
     if device.type != "cuda":
         work()
@@ -176,7 +178,7 @@ def at_rest(device: torch.device) -> tuple[int, int]:
 
 
 def _peaks(backbone: Backbone, config: Config, clients: int) -> tuple[int, int]:
-    """Returns the largest memory of training, and that of an evaluation after it, in bytes."""
+    """Returns the largest memory of training, and of an evaluation after the training, in bytes."""
     trainer, predictor = make_trainer(backbone, config), predictor_of(config.evaluation.predictor)
     device = next(backbone.model.parameters()).device
     state = methods.export_state(backbone.model)

@@ -3,9 +3,10 @@
 The logits of a step are computed from inputs. For most methods the inputs are the images of the
 step, and the whole model computes. If a method has features (`finetuning.features`), the inputs are
 the features of the images, and only the rest of the model computes. If the client keeps the
-features, they are taken from its shard; otherwise each step computes them anew. Both give the same
-bits on a CPU, because there the features of an image do not depend on the other images of a batch.
-The model then stays in evaluation mode, so that dropout does not change the features.
+features, they are taken from its shard; otherwise each step computes them anew. Kept features and
+new features have the same bits on a CPU, because there the features of an image do not depend on
+the other images of a batch. A model whose method has features stays in evaluation mode, so that
+dropout does not change the features.
 
 B images in a step, n images of a shard.
 """
@@ -48,7 +49,8 @@ def logits_of(model: nn.Module, frozen: FrozenBackbone | None) -> Inputs:
 
     Args:
         model: The model that is trained; it may be the model of stacked clients.
-        frozen: The two halves of the model for one client; None if the inputs are images.
+        frozen: The frozen backbone and the trained rest of the model for one client; None if the
+            inputs are images.
     """
     if frozen is not None:
         return lambda features: frozen.part.from_features(model, features)
@@ -66,11 +68,12 @@ def inputs_of(
 
     Args:
         shard: The images of a client, and their features if the client keeps them.
-        frozen: The two halves of the model; None if the inputs are images.
+        frozen: The frozen backbone and the trained rest of the model; None if the inputs are
+            images.
         device: The device of the model.
         precision: The number format of activations.
-        reader: The patch reader that must be in the model when features are computed; None if it
-            is already there.
+        reader: The patch reader that must be in the model when features are computed; None if the
+            patch reader is already in the model.
     """
     if frozen is not None and shard.features is not None:
         kept = shard.features.to(device)
@@ -91,7 +94,7 @@ def features_of(frozen: FrozenBackbone, images: Tensor, precision: torch.dtype) 
     """Computes the features of images.
 
     Args:
-        frozen: The two halves of the model.
+        frozen: The two halves of the model: the frozen backbone, and the rest that is trained.
         images: The images as they are on disk, (B, C, H, W), on the device of the model.
         precision: The number format of activations.
 
@@ -105,10 +108,10 @@ def features_of(frozen: FrozenBackbone, images: Tensor, precision: torch.dtype) 
 def kept_or_computed(
     frozen: FrozenBackbone, batch: Shard, device: torch.device, precision: torch.dtype
 ) -> Tensor:
-    """Returns the features of a batch on a device: those that it has, or else new ones.
+    """Returns the features of a batch on a device: the batch's own features, or else new ones.
 
     Args:
-        frozen: The two halves of the model.
+        frozen: The two halves of the model: the frozen backbone, and the rest that is trained.
         batch: The images, and their features if they were computed before.
         device: The device of the model.
         precision: The number format of activations.
@@ -124,7 +127,7 @@ def features_of_shard(
     """Computes the features of all images of a shard, in batches.
 
     Args:
-        frozen: The two halves of the model.
+        frozen: The two halves of the model: the frozen backbone, and the rest that is trained.
         shard: The images.
         device: The device of the model.
         precision: The number format of activations.

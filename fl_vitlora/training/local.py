@@ -1,8 +1,8 @@
 """Trains and evaluates a model on one shard, with given tensors and hyper-parameters.
 
-A worker process has one model for all its clients. First it copies a client's trained tensors into
-the model. After the training it copies them out again. The frozen tensors of the model never
-change.
+A worker process has one model for all its clients. First the process copies a client's trained
+tensors into the model. After the training, the process copies the trained tensors out again. The
+frozen tensors of the model never change.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Trained:
 def scheduled_rate(config: TrainingConfig, server_round: int, rounds: int) -> float:
     """Computes the learning rate of a round.
 
-    The rate rises linearly over the warm-up rounds. Then it stays constant, or falls along half a
-    cosine, which would reach zero one round after the last round.
+    The rate rises linearly over the warm-up rounds. After the warm-up, the rate stays constant, or
+    falls along half a cosine, which would reach zero one round after the last round.
 
     Args:
         config: The hyper-parameters: the highest rate, the schedule and the number of warm-up
@@ -118,9 +118,10 @@ def train(
     """Trains a model on the images of one client.
 
     Args:
-        backbone: A model with the fine-tuning method. Its trained tensors are overwritten.
+        backbone: A model with the fine-tuning method. The trained tensors of this model are
+            overwritten.
         state: The initial values of the trained tensors, by name.
-        shard: The images as they are on disk. This function normalises them batch by batch.
+        shard: The images as they are on disk. This function normalises the images batch by batch.
         config: The hyper-parameters that are the same in all rounds.
         task: The settings of this round.
         generator: The random generator for the order of the images, on the CPU.
@@ -170,7 +171,8 @@ def evaluate(
     """Measures the accuracy and the loss of a model with given tensors on test images.
 
     Args:
-        backbone: A model with the fine-tuning method. Its trained tensors are overwritten.
+        backbone: A model with the fine-tuning method. The trained tensors of this model are
+            overwritten.
         state: The values of all trained tensors, by name.
         shard: The test images as they are on disk, not normalised.
         precision: The number format of activations: float32, bfloat16 or float16.

@@ -3,10 +3,10 @@
     loss = cross-entropy (with label smoothing) + the terms of the round
 
 A term is a function of the trained tensors and of the values that these tensors had when training
-began. For example, a strategy may add a penalty. K clients can be trained in one batch; then their
-tensors are stacked, (K, ...). A term must be a sum over the entries of the tensors. Then its value
-for K stacked clients is the sum of its values for each client, and each client gets the same
-gradient as if it were trained alone.
+began. For example, a strategy may add a penalty. If K clients are trained in one batch, their
+tensors are stacked, (K, ...). A term must be a sum over the entries of the tensors. The value of a
+sum over entries for K stacked clients is the sum of its values for each client, and each client
+gets the same gradient as if it were trained alone.
 
 A step has B images, and the model has L classes.
 """
@@ -114,8 +114,8 @@ def cross_entropy(
         sizes: The number of images of each stacked client; None for a single client.
 
     Returns:
-        A pair: the loss to minimise, and a tensor (K,) without gradients. The tensor has the sum of
-        the losses over the images of each client.
+        A pair: the loss to minimise, and a tensor (K,) without gradients. Entry k of the tensor is
+            the sum of the losses over the images of client k.
 
     Example:
         >>> both = cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 0]), 0.0, (1, 2))

@@ -5,9 +5,9 @@ group has its own learning rate: the patch embedding, the head and the body may 
 rates.
 
 An optimiser is *entrywise* if the step of an entry of a tensor depends only on the gradients of
-this entry. Then K clients can be trained in one batch: their tensors are stacked, (K, ...), and
-each client takes the same step as if it were trained alone. If an optimiser is not entrywise,
-clients are trained one by one.
+this entry. With an entrywise optimiser, K clients can be trained in one batch: their tensors are
+stacked, (K, ...), and each client takes the same step as if it were trained alone. If an optimiser
+is not entrywise, clients are trained one by one.
 
 To add an optimiser, write an `Optimizer` into a new file, and add its module and name in one line
 to the table in `fl_vitlora.config.optimizer_names`. This is a complete example:
@@ -134,7 +134,7 @@ def optimizer_of(name: str) -> Optimizer:
 def is_entrywise(config: TrainingConfig) -> bool:
     """Returns True if the experiment's optimiser computes entry by entry.
 
-    Then several clients can be trained in one batch.
+    With an optimiser that computes entry by entry, several clients can be trained in one batch.
 
     Example:
         >>> is_entrywise(TrainingConfig(optimizer="nadam"))
@@ -154,10 +154,10 @@ def make_optimizer(
     Args:
         parameters: The tensors that are trained in this round, by the names that they have in
             messages.
-        config: The hyper-parameters.
+        config: The hyper-parameters of local training.
         rate: The learning rate of the round.
         own: The factors by which the fine-tuning method multiplies the learning rates of tensors,
-            by name. By default there are no factors.
+            by name. By default no learning rate is multiplied.
     """
     groups = _rate_groups(parameters, config, rate, own or {})
     return optimizer_of(config.optimizer).make(groups, config, rate)
@@ -169,7 +169,11 @@ def _rate_groups(
     rate: float,
     own: Mapping[str, float],
 ) -> Groups:
-    """Groups tensors by their learning rates. Tensors of LoRA get the rate without a factor."""
+    """Groups tensors by their learning rates.
+
+    Tensors of LoRA get the setting `training.learning_rate`, and other groups get this rate times a
+    factor.
+    """
     factors = {
         methods.PATCH_EMBEDDING: config.patch_embed_rate,
         methods.HEAD: config.head_rate,

@@ -16,20 +16,21 @@ This complete predictor averages over an image and its mirror image:
     >>> from fl_vitlora.testing.predictor import check_predictor
     >>> check_predictor(Mirrored())
 
-A predictor gets a model in evaluation mode and normalised images. How it is called also depends on
-its attribute `adapts`:
+A predictor gets a model in evaluation mode and normalised images. How a predictor is called also
+depends on its attribute `adapts`:
 
 * False: the predictor is called in inference mode (`torch.inference_mode`), without gradients. In
   float32 the layers are replaced by faster layers, whose outputs differ only by rounding. The
   faster layers have copies of the weights. So the predictor must not change a tensor: the copy
   would not change, and the change would have no effect.
 * True: the predictor is called with gradients enabled, outside of inference mode, and no layer is
-  replaced. It may change tensors, but must restore them exactly before it returns. So every batch
-  is evaluated with the same model, and the order of the batches does not matter.
+  replaced. A predictor whose attribute `adapts` is True may change tensors, but must restore them
+  exactly before it returns. So every batch is evaluated with the same model, and the order of the
+  batches does not matter.
 
-A predictor that does not work with every fine-tuning method has a method `check(method)`. It is
-called before a run writes anything, and raises a UserError if the predictor cannot work with the
-`fl_vitlora.finetuning.method.Method` of the run.
+A predictor that does not work with every fine-tuning method has a method `check(method)`. The
+method `check` is called before a run writes anything, and raises a UserError if the predictor
+cannot work with the `fl_vitlora.finetuning.method.Method` of the run.
 
 To use a predictor, name its class in the setting `evaluation.predictor`; the default is `plain`.
 
@@ -98,8 +99,8 @@ def predictor_of(name: str) -> Predictor:
     """Imports the class of a predictor, and returns an instance of the class.
 
     Args:
-        name: A name in the table `PREDICTORS`, or ``package.module:Class``. The class must take no
-            arguments.
+        name: A name in the table `PREDICTORS`, or ``package.module:Class``. The class must need no
+            arguments to make an instance.
 
     Raises:
         UserError: If the class cannot be imported, raises an error, or is not a predictor.
@@ -140,7 +141,7 @@ def predictor_for(name: str, method: Method) -> Predictor:
         method: The fine-tuning method of the run.
 
     Raises:
-        UserError: If there is no such predictor, or if it cannot work with the method.
+        UserError: If there is no such predictor, or if the predictor refuses the method.
     """
     predictor = predictor_of(name)
     check = getattr(predictor, "check", None)
@@ -162,9 +163,9 @@ def answering(model: nn.Module, predictor: Predictor, precision: torch.dtype) ->
     Args:
         model: The model in evaluation mode.
         predictor: The predictor that is called in the block.
-        precision: The number format of activations. The layers become faster only in float32. They
-            compute the weight W + s·B·A once, and in half precision rounding this sum would lose
-            the small B·A.
+        precision: The number format of activations. The layers become faster only in float32. A
+            faster layer computes the weight W + s·B·A only once. In half precision, rounding this
+            sum would lose the small product B·A.
     """
     if predictor.adapts:
         with torch.enable_grad():

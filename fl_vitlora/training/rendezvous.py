@@ -2,10 +2,10 @@
 
 A worker process that gets several messages calls the client app once for each message. Every call
 has its own thread, but two calls never run at the same time: a call runs until it ends, or until it
-waits for a computation that several calls need. This is a meeting. When every call has ended or is
-waiting, one function computes the results of all waiting calls together. Then these calls continue
-in turns. So an app for many messages can be written like an app for one message, and the data that
-calls share needs no locks.
+waits for a computation that several calls need. This point is called a meeting. When every call has
+ended or is waiting, one function computes the results of all waiting calls together. After the
+common computation, the calls continue in turns. So an app for many messages can be written like an
+app for one message, and the data that calls share needs no locks.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Call(Generic[T]):
         function: The function that is called.
 
     Attributes:
-        together: The function for whose results the call waits. It computes the results of all
-            waiting calls. None if the call does not wait.
+        together: The function for whose results the call waits. This function computes the results
+            of all waiting calls. `together` is None if the call does not wait.
         brought: The argument of this call for the function `together`.
         found: The result of `together` for this call, or an exception that is raised in the call.
         outcome: The result of the whole call, or the exception that ended it.
@@ -91,8 +91,8 @@ def meet(together: Together[T, U], brought: T) -> U:
 
     Args:
         together: A function that takes a list with the arguments of all waiting calls, and returns
-            one result for each. If it raises an exception, the exception is raised in each of these
-            calls.
+            one result for each. If `together` raises an exception, the exception is raised in each
+            waiting call.
         brought: The argument of this call.
 
     Returns:

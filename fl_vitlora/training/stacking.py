@@ -2,13 +2,13 @@
 
 The images of K clients pass through the model as one batch, in the order of the clients. Only the
 layers with trained tensors need to know to which client an image belongs: the patch embedding, the
-adapters (low-rank matrices) and the head. Their tensors get a first dimension for the clients. All
-other layers compute the same as with one client, but on a larger batch, which uses the processor
-better.
+adapters (low-rank matrices) and the head. The tensors of these layers get a first dimension for the
+clients. All other layers compute the same as with one client, but on a larger batch, which uses the
+processor better.
 
 A batch has B = Σ b_k images, b_k of client k. C is the number of channels, p the patch size, N the
-number of patches, D = C·p² that of entries in a patch, W the width of the model, T the number of
-tokens. A layer has n inputs and m outputs, and an adapter the rank r.
+number of patches, D = C·p² the number of entries in a patch, W the width of the model, T the number
+of tokens. A layer has n inputs and m outputs, and an adapter the rank r.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BatchSizes:
 
     Attributes:
         sizes: The numbers b_k of the first clients, in the order in which the clients are stacked.
-            The other clients have no images in this batch.
+            Clients beyond the length of `sizes` have no images in this batch.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, batch: BatchSizes) ->
 class StackedPatches(nn.Module):
     """One layer that holds the patch embedding layers of K clients.
 
-    It replaces the convolution of a model for one client, or the layer `KernelPerPatch`.
+    This layer replaces the convolution of a model for one client, or the layer `KernelPerPatch`.
 
     Args:
         like: The layer that is replaced.
@@ -151,7 +151,8 @@ class Stack:
 
     Args:
         model: A timm ViT with a fine-tuning method, for which `can_stack` returns True. The two
-            models share the frozen weights, so a later change of them changes both models.
+            models share the frozen weights, so a later change of a frozen weight changes both
+            models.
 
     Attributes:
         model: The model for many clients, which maps the images of a batch to logits, (B, classes).
@@ -212,8 +213,8 @@ class Stack:
         """Sets the number of images of each client in the next batch.
 
         Args:
-            sizes: The numbers b_k of the first clients in the stack. The other clients have no
-                images in this batch.
+            sizes: The numbers b_k of the first clients in the stack. Clients beyond the length of
+                `sizes` have no images in this batch.
         """
         self._batch.sizes = tuple(sizes)
         if self._positions is not None:
@@ -254,7 +255,7 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 
 def can_stack(model: nn.Module) -> bool:
-    """Returns True if several clients can be trained in one batch: if all that is trained stacks.
+    """Returns True if several clients can be trained in one batch: if all trained tensors stack.
 
     A linear head can be stacked, and a patch embedding of patches that do not overlap. A part of a
     fine-tuning method can be stacked if its attribute `stackable` is true. Three things cannot be

@@ -1,8 +1,8 @@
 """Functions for the steps of local training, of one client or of several clients in one batch.
 
 Parameters belong to one client, or they are stacked for K clients, (K, ...). Functions that clip
-gradients need to know which case it is. All other functions work in both cases, because they
-compute entry by entry.
+gradients need to know whether parameters are stacked. All other functions work for both kinds of
+parameters, because they compute entry by entry.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def drift_on(
 
     Args:
         parameters: The trained tensors.
-        drift: For some names of trained tensors, the tensor that is added.
+        drift: For each trained tensor with a drift, by name, the tensor that is multiplied by the
+            learning rate and added to the trained tensor.
         rate: The learning rate of the round.
     """
     for name, change in drift.items():
@@ -125,8 +126,8 @@ def batches_of(
         images: The number of images.
         epochs: The number of passes over the images.
         batch_size: The largest number of images in a step.
-        generator: The random generator for the order. It is on the CPU, so that the order is the
-            same for every device.
+        generator: The random generator for the order. The generator is on the CPU, so that the
+            order is the same for every device.
         device: The device to which the positions are copied, once in an epoch.
     """
     for _ in range(epochs):
