@@ -3,14 +3,16 @@
     y = MLP(x) + s · (U·relu(A·x + a) + u),    x the normalised input of the MLP
 
 The outputs of both branches are added to the residual stream. At the start U and u are zero, so
-that the model computes what it was pre-trained for. A nonlinear branch cannot be merged into the
-MLP. Each block sends 2·D·h + h + D numbers.
+that the model computes what it was pre-trained for. The branch is nonlinear, so it cannot be merged
+into the MLP. For each block, a client sends 2·D·h + h + D numbers.
 
-Averaging is biased, because the outputs are not linear in the tensors that travel.
+The mean of the clients' tensors does not give the mean of their outputs, because the outputs are
+not linear in the tensors that clients send.
 
 Source: Chen et al., arXiv 2205.13535. The equation, the start and s = 0.1 are the paper's. The
-paper's figures use h = 64 for a width of 768, a twelfth; the bundled model has the width 96, so
-that the same share is h = 8. We let the branch read the normalised tokens, as the equation says.
+    paper uses h = 64 for a model of width 768, which is a twelfth; for the bundled model of width
+    96, the same share is h = 8. In this module the branch reads the normalised tokens, as the
+    equation says.
 
 D width, h numbers inside the bottleneck.
 """

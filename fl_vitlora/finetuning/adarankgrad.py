@@ -1,7 +1,8 @@
 """AdaRankGrad with common subspaces: all clients train coordinates in one low-dimensional subspace.
 
 AdaRankGrad takes steps of Adam in the span of the leading singular vectors of a gradient, and the
-rank falls during the training. Here all clients share a subspace, and send coordinates in it:
+rank falls during the training. In this module all clients share a subspace, and send coordinates in
+this subspace:
 
     subspaces 0, 2, 4, ...:  ΔW = Qᵀ·C,   Q (r, m),   C (r, n)
     subspaces 1, 3, 5, ...:  ΔW = Cᵀ·Q,   Q (r, n),   C (r, m)
@@ -10,18 +11,22 @@ rank falls during the training. Here all clients share a subspace, and send coor
 Q has orthonormal rows. The first Q is random, from the seed. Every later Q holds the leading right
 singular vectors of C of the subspace before, which is the last aggregated change of this matrix.
 One subspace is trained at a time, and the earlier terms stay in W'. A new subspace begins when the
-aggregated steps no longer become shorter, and at the latest after `gap` rounds. Its rank is the
-smallest one that keeps the last change up to the relative error ξ; further rows of C rest at zero.
+aggregated steps no longer become shorter, and at the latest after `gap` rounds. The rank of the new
+subspace is the smallest one that keeps the last change up to the relative error ξ; further rows of
+C stay frozen at zero.
 
-Averaging is exact: ΔW is linear in C, because Q and all earlier C are the same for all clients. The
-rows of C that are trained are sent, at most r·n or r·m numbers for each slice. Q is never sent,
-because every party computes it from tensors that it has. The server decides from sums alone.
+The mean of the clients' tensors gives exactly the mean of their weights: ΔW is linear in C, because
+Q and all earlier C are the same for all clients. The rows of C that are trained are sent, at most
+r·n or r·m numbers for each slice. Q is never sent, because server and clients compute Q from
+tensors that they have. The server decides from the sums of the clients' tensors alone, so secure
+aggregation works.
 
 Source: Refael et al., arXiv 2410.17881: the adaptive rank, and new subspaces upon convergence. Our
-reading: the form of both criteria; the fixed number of subspaces; the common subspace. The
-aggregated change lies in its own subspace, so its left vectors would give the same Q again. Its
-right vectors depend on the gradient. So the sides alternate, and the changes of sides are the
-iterations of a randomised SVD. The optimiser is new in each round, so no moments are carried over.
+interpretation: the form of both criteria; the fixed number of subspaces; the common subspace. The
+    aggregated change lies in the span of Q, so its left singular vectors would give the same Q
+    again, but its right singular vectors depend on the gradient. Therefore the subspaces alternate
+    between the two sides of the weight, like the iterations of a randomised SVD. The optimiser is
+    new in each round, so no moments are carried over.
 
 n inputs, m outputs of a slice, r rank.
 """
@@ -48,14 +53,15 @@ SUBSPACE, AGE, STEP = "subspace", "age", "step"  # the names of the memory, besi
 class AdaRankGrad(SlicePart):
     """The part of a fine-tuning method that trains coordinates in common subspaces.
 
-    The weight decay should be zero; otherwise it acts on the coordinates, not on the weight.
+    The weight decay should be zero; otherwise weight decay acts on the coordinates, not on the
+    weight.
 
     Attributes:
         rank: The largest rank r of a subspace.
         subspaces: The number of subspaces of a run.
         gap: The largest number of rounds in a subspace; the last subspace has no limit.
         error: The relative error ξ with which a subspace keeps the last change.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     rank: int = setting(4, "Largest rank r of the subspaces.", "[1, inf)")
@@ -64,7 +70,7 @@ class AdaRankGrad(SlicePart):
     error: float = setting(0.2, "Relative error of the last change in a new subspace.", "[0, 1)")
 
     def adapter(self, weight: Tensor) -> CommonSubspaces:
-        """Returns the coordinates of a slice, all zero."""
+        """Returns the coordinates of one slice (an adapted part of a layer), all zero."""
         return CommonSubspaces(weight, self.rank, self.subspaces)
 
     def averages_exactly(self) -> bool:

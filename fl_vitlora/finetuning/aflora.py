@@ -11,18 +11,19 @@ trained, entry by entry, after each round:
     Ī ← 0.85·Ī + 0.15·I,    U ← 0.95·U + 0.05·|I - Ī|,    score = Ī·U
 
 A schedule gives the share of the entries that remain, which falls with the third power of the time.
-It gives a threshold among all scores, and every matrix whose mean score is below the threshold is
-frozen and no longer sent. So the messages become shorter during the run.
+This share gives a threshold among all scores, and every matrix whose mean score is below the
+threshold is frozen and no longer sent. So the messages become shorter during the run.
 
-Source: Liu et al., arXiv 2403.13269. There a client scores gradients in windows of ten steps. Here
-the server scores the aggregated changes of a round, so that all clients freeze the same matrices;
-the times of the schedule are shares of the rounds. Both are our reading for federated training.
+Source: Liu et al., arXiv 2403.13269. In the paper one trainer scores gradients in windows of ten
+steps. In this module the server scores the aggregated changes of a round, so that all clients
+freeze the same matrices; the times of the schedule are shares of the rounds. The scores of
+aggregated changes and the times in shares of the rounds are our own choices for federated training.
+The mean of the clients' tensors does not give the mean of their weights W', because W' contains
+products of trained tensors. With ``exact=true`` only s_u is trained; then W' is linear in s_u, and
+the mean is exact.
 
-Averaging is biased, because W' contains products of trained tensors. With ``exact=true`` only s_u
-is trained; then averaging is exact.
-
-n inputs, m outputs of a slice, r rank. A slice sends r + m numbers, and r·(n + m) more until its
-matrices are frozen.
+n inputs, m outputs of a slice, r rank. For each slice (an adapted part of a layer), a client sends
+r + m numbers, and r·(n + m) more until A and B are frozen.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ FIRST = 0.1  # s_d at the start
 
 
 class AFLoRAAdapter(SliceAdapter):
-    """The matrices and vectors of one slice.
+    """The matrices and vectors of one slice (an adapted part of a layer).
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
-        rank: The rank r.
+        rank: The rank r of the low-rank matrices.
         exact: True if only s_u is trained.
 
     Attributes:
         lora_A: The matrix A, (r, n), and lora_B the matrix B, (m, r), both drawn from the
-            Kaiming-uniform distribution. They are parameters if the server may freeze them later,
-            and buffers if they are frozen from the start.
+            Kaiming-uniform distribution. A and B are parameters if the server may freeze them
+            later, and buffers if they are frozen from the start.
         low: The vector s_d, (r,).
         up: The vector s_u, (m,).
     """
@@ -98,16 +99,20 @@ class AFLoRA(SlicePart):
         exact: True to train only s_u.
         begin: The share of the rounds before the first matrix may freeze.
         end: The share of the rounds after which all matrices are frozen.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
-    exact: bool = setting(False, "True to train only the vector s_u, so that averaging is exact.")
+    exact: bool = setting(
+        False,
+        "True to train only the vector s_u, so that the mean of the clients' vectors gives "
+        "exactly the mean of their weights.",
+    )
     begin: float = setting(0.05, "Share of the rounds before a matrix may freeze.", "[0, 1)")
     end: float = setting(0.5, "Share of the rounds after which all are frozen.", "(0, 1]")
 
     def adapter(self, weight: Tensor) -> AFLoRAAdapter:
-        """Returns the matrices and vectors for a slice."""
+        """Returns the matrices and vectors for one slice (an adapted part of a layer)."""
         return AFLoRAAdapter(weight, self.rank, exact=self.exact)
 
     def averages_exactly(self) -> bool:

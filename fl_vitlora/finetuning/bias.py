@@ -1,14 +1,14 @@
 """BitFit: only the biases of the model are trained.
 
-These are the biases of the transformer blocks and of the last normalisation layer. The biases of
-the patch embedding and of the classifier (head) are left out: the part ``patch_embed`` trains the
-first, and every method trains the second.
+The trained biases are those of the transformer blocks and of the last normalisation layer. This
+part leaves out the biases of the patch embedding, which the part ``patch_embed`` trains, and the
+biases of the classifier (head), which every method trains.
 
 If all layers are chosen, a block of width D trains 11·D numbers, which is 0.69 of LoRA with rank 4
 on q and v. The paper finds that the biases of the query and of the first MLP layer are enough for
-most tasks. ``finetuning.parameters.layers=[qkv,fc1]`` is close to this: 7·D numbers, 0.44 of LoRA.
-Here query, key and value are one layer. Averaging is exact, because biases are weights of the
-model.
+most tasks. ``finetuning.parameters.layers=[qkv,fc1]`` is close to the paper's choice: 7·D numbers,
+0.44 of LoRA. In this project query, key and value are one layer. The mean of the clients' tensors
+gives exactly the mean model, because biases are weights of the model.
 
 Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199. The paper trains all bias terms of a
 language model, and its task head.
@@ -37,7 +37,7 @@ class Bias(Part):
     layers: tuple[str, ...] = ()
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the chosen biases; those of head and patch embedding never count.
+        """Returns the names of the chosen biases; those of head and patch embedding are left out.
 
         Raises:
             UserError: If no layer of the body with a bias has a chosen name.
@@ -51,5 +51,5 @@ class Bias(Part):
         return [n for n in biases if not self.layers or n.split(".")[-2] in self.layers]
 
     def averages_exactly(self) -> bool:
-        """Returns True: what is trained are weights of the model."""
+        """Returns True, because the trained tensors are themselves weights of the model."""
         return True

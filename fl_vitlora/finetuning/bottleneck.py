@@ -2,13 +2,14 @@
 
     f(x) = s · (U·σ(A·x + a) + u)
 
-The methods differ in where the bottleneck stands and in the nonlinearity σ. A part puts it on a
-module of a block with one of three hooks: before the module, x + f(x) is its input; after it, its
-output y becomes y + f(y); beside it, its output y becomes y + f(x). Hooks leave the names of all
-pre-trained tensors as they are, so parts of a sum do not disturb each other.
+The methods differ in where the bottleneck stands and in the nonlinearity σ. A part of a method adds
+the bottleneck to a module of a block with one of three hooks. With the hook `before`, the module's
+input x becomes x + f(x). With `after`, the module's output y becomes y + f(y). With `beside`, the
+output y for the input x becomes y + f(x). Hooks leave the names of all pre-trained tensors as they
+are, so parts of a sum do not disturb each other.
 
 If U has g groups, then each of g equal pieces of the h numbers makes one of g equal pieces of the
-output. U then has D·h/g numbers and is block-diagonal.
+output. With g groups, U has D·h/g numbers and is block-diagonal.
 
 B batch, T tokens, D width, h numbers inside the bottleneck, g groups.
 """
@@ -35,15 +36,15 @@ class Bottleneck(OwnModule):
     Args:
         owner: The part that adds the bottleneck.
         width: The number D of inputs and of outputs.
-        hidden: The number h.
+        hidden: The number h of numbers inside the bottleneck.
         activation: The nonlinearity σ, entry by entry; None for a linear bottleneck.
-        scale: The factor s.
+        scale: The factor s of the bottleneck's output.
         groups: The number g of groups of U.
 
     Attributes:
         down: The matrix A, (h, D), drawn as PyTorch draws the weight of a linear layer.
         down_shift: The shift a, (h,), zero.
-        up: The matrix U, (D, h/g), zero. So f(x) = 0 before training.
+        up: The matrix U, (D, h/g), zero. Because U is zero, f(x) = 0 before training.
         up_shift: The shift u, (D,), zero.
 
     Raises:

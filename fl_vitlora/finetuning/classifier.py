@@ -1,7 +1,7 @@
 """Finds and replaces the classifier of a timm model.
 
 A classifier consists of one or more heads. For example, a distilled DeiT has two heads and averages
-their outputs. If only one of these heads were trained, the other would stay random, and the
+their outputs. If only one of several heads were trained, the others would stay random, and the
 predictions would be wrong.
 """
 

@@ -5,8 +5,8 @@
     W' = W + the sum of ΔW over all subspaces
 
 Q has orthonormal rows. The first Q is random, from the seed. Every later Q holds the leading right
-singular vectors of C of the subspace before. So every party computes the same Q from tensors that
-it has, and W' is linear in the C that is trained at present.
+singular vectors of C of the subspace before. So server and clients compute the same Q from tensors
+that they have, and W' is linear in the C that is trained at present.
 
 n inputs, m outputs of a slice, r rank.
 """
@@ -22,7 +22,7 @@ from fl_vitlora.finetuning.slices import SliceAdapter
 
 
 class CommonSubspaces(SliceAdapter):
-    """The coordinates of one slice in all subspaces.
+    """The coordinates of one slice (an adapted part of a layer) in all subspaces.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -30,8 +30,8 @@ class CommonSubspaces(SliceAdapter):
         count: The number of subspaces.
 
     Attributes:
-        subspaces: The rows of C of each subspace, r vectors of length n or m; zero at the start. A
-            row is a tensor of its own, so that it can rest.
+        subspaces: The rows of C of each subspace, r vectors of length n or m; zero at the start.
+            Each row is a separate tensor, so that it can be frozen in some rounds.
         first: The random Q of the first subspace, (r, m).
     """
 
@@ -64,7 +64,7 @@ class CommonSubspaces(SliceAdapter):
         return known[1]
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W' = W + ΣQᵀ·C + ΣCᵀ·Q; a term that rests at zero is left out."""
+        """Returns W' = W + ΣQᵀ·C + ΣCᵀ·Q; a term that is frozen at zero is left out."""
         for index in range(len(self.subspaces)):
             coordinates = self.coordinates(index)
             if coordinates.requires_grad or coordinates.any():

@@ -8,7 +8,8 @@ The norm is computed for each row of the matrix; a row belongs to one output. Wh
 computed, the norm counts as a constant, as in section 4.3 of the paper, which saves memory. At the
 start B = 0 and m = ‖W‖, so that W' = W.
 
-Source: Liu et al., arXiv 2402.09353. Here each adapted slice of a layer has its own lengths m.
+Source: Liu et al., arXiv 2402.09353. In this module each slice of a layer (for example the query)
+    has its own lengths m.
 
 n inputs, m outputs of a slice, r rank.
 """
@@ -25,12 +26,12 @@ from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
 
 class DoRAAdapter(SliceAdapter):
-    """The low-rank pair and the lengths m of one slice.
+    """The low-rank pair and the lengths m of one slice (an adapted part of a layer).
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
-        rank: The rank r.
-        scale: The factor s.
+        rank: The rank r of the low-rank matrices.
+        scale: The factor s = α / r of the product B·A.
 
     Attributes:
         lora_A: The matrix A, (r, n), drawn as in LoRA.
@@ -63,12 +64,12 @@ class DoRA(SlicePart):
     Attributes:
         rank: The rank r of the pairs.
         alpha: The scale α; the product is multiplied by α / r.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
     alpha: float = setting(8.0, "Scale of the low-rank matrices.", "(0, inf)")
 
     def adapter(self, weight: Tensor) -> DoRAAdapter:
-        """Returns a low-rank pair and the lengths m for a slice."""
+        """Returns a low-rank pair and the lengths m for one slice (a part of a layer)."""
         return DoRAAdapter(weight, self.rank, self.alpha / self.rank)

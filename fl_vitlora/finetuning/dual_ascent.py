@@ -4,7 +4,8 @@ For constraints c ≤ 0 and duals λ ≥ 0, a step of size η is
 
     λ ← min(λ_max, [λ + η·(c - λ / ρ)]₊)
 
-λ / ρ is the slack of a resilient constraint, which becomes easier where it costs too much.
+The amount λ / ρ is the slack of a "resilient" constraint: the higher the price λ, the further the
+constraint may be violated.
 
 Source: the resilient form is that of Hounie, Ribeiro and Chamon, arXiv 2306.02426.
 """

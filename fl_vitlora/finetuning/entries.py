@@ -13,7 +13,7 @@ def largest(change: Tensor, chosen: int) -> Tensor:
 
     Args:
         change: A tensor of any shape.
-        chosen: The number of places.
+        chosen: The number of entries to find.
 
     Example:
         >>> import torch
@@ -29,11 +29,12 @@ def smallest(weight: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
 
     Args:
         weight: A tensor of any shape.
-        chosen: The number of places.
+        chosen: The number of entries to find.
 
     Returns:
         A pair: the places in the flattened tensor, (chosen,), in ascending order, and a scalar, the
-        smallest magnitude at the other places. If there are no other places, it is the largest one.
+        smallest magnitude at the other places. If there are no other places, the scalar is the
+        largest magnitude.
 
     Example:
         >>> import torch
@@ -48,7 +49,7 @@ def scattered(whole: Tensor, places: Tensor, values: Tensor) -> Tensor:
     """Returns a matrix with new values at some places, (..., m, n).
 
     Args:
-        whole: The matrix before, (m, n).
+        whole: The matrix before its values are replaced, (m, n).
         places: The places in the flattened matrix, (k,) or (..., k), whole numbers.
         values: The new values, (..., k).
 

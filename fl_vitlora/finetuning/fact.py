@@ -5,15 +5,17 @@ size (4·D, D), such as `fc1`, has four pieces. The increment of piece i is
 
     ΔWᵢ = s·V·Cᵢ·U,    V (D, r), Cᵢ (r, r), U (r, D)
 
-U and V are shared by all pieces of all layers; each piece has only its own core Cᵢ. So 2·D·r
-numbers travel for the whole model, and r² for each piece. The increments are merged by addition.
+U and V are shared by all pieces of all layers; each piece has only its own core Cᵢ. So a client
+sends 2·D·r numbers for the whole model, and r² for each piece. After training, each increment is
+added to its weight.
 
-Averaging is biased, because U, V and C are multiplied.
+The mean of the clients' tensors does not give the mean of their weights, because U, V and C are
+multiplied.
 
 Source: Jie and Deng, arXiv 2212.03145 (FacT-TT). The equation is the paper's. The start is that of
 the authors' experiments: V is zero, and U and C are drawn like the weights of linear layers. The
-paper adapts q, k, v, proj, fc1 and fc2; here `finetuning.targets` chooses. The paper searches s for
-each data set; our default is 1.
+paper adapts q, k, v, proj, fc1 and fc2; in this module the setting `finetuning.targets` chooses.
+The paper searches s for each data set; the default of this module is s = 1.
 
 n inputs, m outputs of a slice, D width, r rank.
 """
@@ -37,7 +39,7 @@ class SharedFactors(nn.Module):
 
     Args:
         width: The width D.
-        rank: The rank r.
+        rank: The rank r of the low-rank matrices.
 
     Attributes:
         inner: The matrix U, (r, D), drawn from the Kaiming-uniform distribution.
@@ -53,13 +55,13 @@ class SharedFactors(nn.Module):
 
 
 class FacTAdapter(SliceAdapter):
-    """The cores of one slice, and the shared factors.
+    """The cores of one slice (an adapted part of a layer), and the shared factors.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n). One of m and n is a multiple of the
             other.
-        rank: The rank r.
-        scale: The factor s.
+        rank: The rank r of the low-rank matrices.
+        scale: The factor s of the increments.
 
     Attributes:
         core: The cores Cᵢ, (pieces, r, r), drawn from the Kaiming-uniform distribution.
@@ -83,7 +85,7 @@ class FacTAdapter(SliceAdapter):
         nn.init.uniform_(self.core, -1 / math.sqrt(rank), 1 / math.sqrt(rank))
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W' = W + ΔW, where the pieces of ΔW lie below or beside each other."""
+        """Returns W' = W + ΔW, where ΔW consists of square pieces below or beside each other."""
         inner, outer = self.shared.inner.unsqueeze(-3), self.shared.outer.unsqueeze(-3)
         pieces = outer @ self.core @ inner  # (..., pieces, D, D)
         if weight.shape[0] < weight.shape[1]:
@@ -99,18 +101,18 @@ class FacT(SlicePart):
     Attributes:
         rank: The rank r of the factors.
         scale: The factor s of the increments.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     rank: int = setting(4, "Rank r of the factors.", "[1, inf)")
     scale: float = setting(1.0, "Factor of the increments.", "(0, inf)")
 
     def adapter(self, weight: Tensor) -> FacTAdapter:
-        """Returns the cores of a slice."""
+        """Returns the cores of one slice (an adapted part of a layer)."""
         return FacTAdapter(weight, self.rank, self.scale)
 
     def attach(self, model: nn.Module) -> None:
-        """Adds cores to each target slice of every block; all use the factors of the first.
+        """Adds cores to each target slice of every block; all share the first one's U and V.
 
         Raises:
             UserError: If the slices have pieces of different sizes.

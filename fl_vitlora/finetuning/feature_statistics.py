@@ -5,15 +5,16 @@ tokens of the round's images, for each channel,
 
     mean = Σz / count,    square = Σz² / count
 
-The server averages these tensors with the numbers of images as weights, like all tensors. So the
-aggregated tensors are the mean and the mean square over the images of all clients, exactly, and
-secure sums suffice. A client sends 2·D numbers in each round. Nothing is trained besides the head,
-so this part is added to another one: ``lora+feature_statistics``.
+The server averages these two tensors with the numbers of images as weights, like all tensors. So
+the aggregated tensors are the mean and the mean square over the images of all clients, exactly, and
+secure sums suffice. A client sends 2·D numbers in each round. This part trains nothing besides the
+head, so it is added to another part: ``lora+feature_statistics``.
 
 The statistics are those of the features while the client trains. The predictor `bein` pulls the
-features of test images towards them.
+features of test images towards these statistics.
 
-Source: BESTTA, arXiv 2311.18270, needs statistics of the source; how clients measure them is ours.
+Source: BESTTA, arXiv 2311.18270, needs statistics of the training images (the source); the paper
+    does not say how clients measure them, so that is our own choice.
 
 B batch, T tokens, of which the first P are no patches, D width.
 """
@@ -111,19 +112,19 @@ class FeatureStatistics(Part):
         square.store()
 
     def merge(self, model: nn.Module) -> None:
-        """Removes the statistics."""
+        """Removes the measured statistics from the model."""
         block, _ = watched(model)
         delattr(block, PLACE)
 
 
 @contextmanager
 def hooked(module: nn.Module, hook: Any) -> Iterator[None]:
-    """Inside a `with` block, a function is called after each forward pass of a module.
+    """Makes PyTorch call a function after each forward pass of a module, inside a `with` block.
 
     Args:
-        module: The module.
-        hook: A function of the module, its inputs and its output. If it returns a tensor, this
-            tensor replaces the output.
+        module: The module of a model whose forward passes are watched.
+        hook: A function of the module, its inputs and its output. If `hook` returns a tensor, this
+            tensor replaces the output of the module.
     """
     handle = module.register_forward_hook(hook)
     try:

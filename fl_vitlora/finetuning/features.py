@@ -1,9 +1,10 @@
-"""Features: what the trained tensors of a method need of an image, if the backbone never changes.
+"""Features: the numbers that a method computes once for an image, if the backbone never changes.
 
 Most methods train tensors inside the backbone, so each step computes the whole model. Some methods
-train only tensors after the backbone, or beside it. Then the outputs of the backbone for an image
-are the same in all steps and rounds. They are called the features of the image here. A client can
-compute the features once and keep them. Only two functions of a part describe this:
+train only tensors after the backbone, or beside it. With such a method, the outputs of the backbone
+for an image are the same in all steps and rounds. These outputs are called the features of the
+image. A client can compute the features once and keep them. Two functions of a part describe how
+the features are computed and used:
 
     logits = part.from_features(model, part.features(model, images))
 
@@ -29,7 +30,7 @@ from fl_vitlora.finetuning.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenBackbone:
-    """The two halves of a model whose backbone never changes.
+    """A model in two halves: a backbone that never changes, and the rest, which is trained.
 
     Attributes:
         model: A prepared model.
@@ -42,7 +43,7 @@ class FrozenBackbone:
     def features(self, images: Tensor) -> Tensor:
         """Returns the features of normalised images, (B, ...), without gradients.
 
-        The model is in evaluation mode afterwards.
+        This method leaves the model in evaluation mode.
 
         Args:
             images: The normalised images, (B, C, H, W), on the device of the model.
@@ -61,8 +62,9 @@ def frozen_backbone(model: nn.Module, method: Method) -> FrozenBackbone | None:
     """Returns the two halves of a prepared model, or None if each step computes the whole model.
 
     Args:
-        model: A prepared model. Its classifier must be one linear layer, `head`; otherwise the
-            result is None, because a model may average the outputs of several classifiers.
+        model: A prepared model. The classifier of the model must be one linear layer, `head`;
+            otherwise the result is None, because a model may average the outputs of several
+            classifiers.
         method: The method that is attached to the model.
     """
     head = getattr(model, "head", None)

@@ -21,5 +21,5 @@ class Full(Part):
         return [name for name, _ in model.named_parameters()]
 
     def averages_exactly(self) -> bool:
-        """Returns True: what is trained are weights of the model."""
+        """Returns True, because the trained tensors are themselves weights of the model."""
         return True

@@ -1,11 +1,11 @@
-"""Groups of tensors, for example the head: they decide learning rates and codecs.
+"""Groups of tensors, for example the head. A tensor's group decides its learning rate and codec.
 
 A codec compresses a tensor for sending. The results of a run also show the bytes of each group. A
 tensor's group follows from the name that it has in messages. For most tensors this is the name in
 the model: ``patch_embed.proj.weight`` belongs to the patch embedding, and ``….lora_A`` is a
 low-rank matrix. A part of a fine-tuning method may add tensors with other names. In messages, the
-name of such a tensor begins with its group, for example ``lora:blocks.0.attn.gate``. So client and
-server find the same group from the name alone.
+name of a tensor that a part has added begins with its group, for example
+``lora:blocks.0.attn.gate``. So client and server find the same group from the name alone.
 """
 
 from __future__ import annotations

@@ -27,5 +27,5 @@ class Head(Part):
         return [name for name, _ in model.named_parameters() if group_of(name) == HEAD]
 
     def averages_exactly(self) -> bool:
-        """Returns True: what is trained are weights of the model."""
+        """Returns True, because the trained tensors are themselves weights of the model."""
         return True

@@ -3,14 +3,17 @@
     y' = y + U·gelu(A·y + a) + u,    y the output of the attention, or of the MLP
 
 The new output y' is then added to the residual stream. At the start U and u are zero, so that
-y' = y. A nonlinear bottleneck cannot be merged. Each block sends 2·(2·D·h + h + D) numbers.
+y' = y. The bottleneck is nonlinear, so it cannot be merged into the layers. For each block, a
+client sends 2·(2·D·h + h + D) numbers.
 
-Averaging is biased, because the outputs are not linear in the tensors that travel.
+The mean of the clients' tensors does not give the mean of their outputs, because the outputs are
+not linear in the tensors that clients send.
 
-Source: Houlsby et al., arXiv 1902.00751. The equation and the places are the paper's; the paper
-draws U and A from a normal distribution of deviation 0.01 and starts near y' = y. Here U is zero
-and A is as large as in a linear layer, so that y' = y holds exactly. The paper also trains the
-normalisation layers; ``houlsby+norm`` does that.
+Source: Houlsby et al., arXiv 1902.00751. The equation and the places of the bottlenecks are the
+paper's. The paper draws U and A from a normal distribution with a standard deviation of 0.01, so
+that training starts near y' = y. In this module U is zero and A is as large as in a linear layer,
+so that y' = y holds exactly. The paper also trains the normalisation layers; ``houlsby+norm`` does
+that.
 
 D width, h numbers inside the bottleneck.
 """

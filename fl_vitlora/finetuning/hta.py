@@ -3,18 +3,20 @@
     W' = W + H(a)·diag(d)·H(b) + u·wᵀ,    H(v) = I - 2·v·vᵀ / ‖v‖²
 
 The first term has the form of a singular value decomposition, whose two orthogonal factors are
-single reflections. It can have full rank, but it has no more numbers than three vectors. The second
-term is a pair of rank 1. If the slice is not square, then diag(d) has zero rows or columns. At the
-start d = 0 and u = 0, so that W' = W exactly; a, b and w are random.
+single reflections. The first term can have full rank, although three vectors describe it. The
+second term is a pair of rank 1. If the slice is not square, then diag(d) has zero rows or columns.
+At the start d = 0 and u = 0, so that W' = W exactly; a, b and w are random.
 
-All five vectors travel, which is 2m + 2n + min(m, n) numbers for a slice. Averaging is biased,
-because W' is a product of trained vectors. With ``finetuning.parameters.exact=true``, the vectors
-a, b and w are drawn from the seed and are never trained or sent. Then d and u travel, m + min(m, n)
-numbers, and averaging is exact, because W' is linear in d and u.
+A client sends all five vectors, which is 2m + 2n + min(m, n) numbers for a slice (an adapted part
+of a layer). The mean of the clients' vectors does not give the mean of their weights W', because W'
+contains products of trained vectors. With ``finetuning.parameters.exact=true``, the vectors a, b
+and w are drawn from the seed and are never trained or sent. With this setting a client sends only d
+and u, which is m + min(m, n) numbers, and the mean of the clients' vectors gives exactly the mean
+of their weights, because W' is linear in d and u.
 
 Source: Dong et al., "Efficient Adaptation of Pre-trained Vision Transformer via Householder
-Transformation", arXiv 2410.22952: the equation and the rank 1 of the pair. The division by ‖v‖² and
-the start at W' = W are our reading; so is the exact variant. The paper adapts q, k, v and proj:
+Transformation", arXiv 2410.22952: the equation and the rank 1 of the pair. The division by ‖v‖²,
+the start at W' = W and the exact variant are our own choices. The paper adapts q, k, v and proj:
 ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
 n inputs, m outputs of a slice, K clients that share a batch.
@@ -34,7 +36,9 @@ from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
 
 def householder_increment(left: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:
-    """Returns H(a)·diag(d)·H(b), (..., m, n). Its singular values are the absolute values of d.
+    """Returns H(a)·diag(d)·H(b), (..., m, n).
+
+    The singular values of this product are the absolute values of d.
 
     With D = diag(d), and a and b of length 1, the product is D plus a matrix of rank 2:
 
@@ -64,7 +68,7 @@ def householder_increment(left: Tensor, diagonal: Tensor, right: Tensor) -> Tens
 
 
 class HTAAdapter(SliceAdapter):
-    """The vectors of one slice.
+    """The vectors of one slice (an adapted part of a layer).
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -109,8 +113,9 @@ class HTA(SlicePart):
     """The part of a fine-tuning method that adds HTA to every block.
 
     Attributes:
-        exact: True if only d and u are trained and sent, so that averaging is exact.
-        targets: The names of the slices (`targets.LAYERS`).
+        exact: True if only d and u are trained and sent, so that the mean of the clients' vectors
+            gives exactly the mean of their weights.
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     exact: bool = setting(
@@ -122,5 +127,5 @@ class HTA(SlicePart):
         return self.exact
 
     def adapter(self, weight: Tensor) -> HTAAdapter:
-        """Returns the vectors for a slice."""
+        """Returns the vectors for one slice (an adapted part of a layer)."""
         return HTAAdapter(weight, exact=self.exact)

@@ -27,8 +27,8 @@ def smoothed(size: Tensor, mean: Tensor | float, spread: Tensor) -> tuple[Tensor
 
     Args:
         size: The sizes I of the entries.
-        mean: The sensitivity Ī before, in the shape of `size`; 0 at first.
-        spread: The uncertainty U before, in the shape of `size`; zero at first.
+        mean: The sensitivity Ī before this step, in the shape of `size`; zero at first.
+        spread: The uncertainty U before this step, in the shape of `size`; zero at first.
     """
     mean = KEEP_MEAN * mean + (1 - KEEP_MEAN) * size
     return mean, KEEP_SPREAD * spread + (1 - KEEP_SPREAD) * (size - mean).abs()

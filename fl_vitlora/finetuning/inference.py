@@ -1,8 +1,8 @@
 """Makes the layers of a model compute faster for inference, when nothing is trained.
 
-A LoRA layer normally computes three products, with W, A and B. Here it computes one product, with
-the merged weight W + s·B·A. The merged weight is computed once for all batches. The product is
-computed by the fastest library (`finetuning.products`).
+A LoRA layer normally computes three products, with W, A and B. In this module a LoRA layer computes
+one product, with the merged weight W + s·B·A, which is computed once for all batches. The product
+is computed by the fastest library (`finetuning.products`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
     """Makes a model compute faster inside a `with` block; its outputs change only by rounding.
 
     The code in the block must not need gradients. Inside the block, the layers have another method
-    `forward`. The tensors of the model do not change. So code that reads the weight of a layer gets
-    the same weight as outside the block.
+    `forward`. The tensors of the model do not change. So code in the block that reads the weight of
+    a layer gets the same weight as code outside the block.
 
     Args:
-        model: A model in float32, with or without adapters. Its trained tensors must not change
-            inside the block.
+        model: A model in float32, with or without adapters. The trained tensors of this model must
+            not change inside the block.
     """
     before: list[tuple[nn.Module, Callable[[Tensor], Tensor] | None]] = []
     try:
@@ -47,7 +47,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _quick(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Returns a faster function that computes the outputs of a layer, or None if none is known."""
+    """Returns a faster function that computes the outputs of a layer; None for other layers."""
     if isinstance(layer, LoRALinear | AdaptedLinear):
         weight, bias = layer.merged_weight(), layer.base.bias
     elif type(layer) is nn.Linear:

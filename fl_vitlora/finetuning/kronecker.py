@@ -7,7 +7,7 @@ and stands for the matrix
     T[i, j] = trace(A¹[i₁, j₁] · A²[i₂, j₂] · A³[i₃, j₃])
 
 If R = 1, then T is the Kronecker product of the cores. The functions do not form T,
-which has n² entries: they multiply with the last core first, and then with all others.
+which has n² entries: they multiply with the last core first, and then with all other cores.
 
 Source: Zhao et al., tensor ring decomposition, arXiv 1606.05535.
 
@@ -29,7 +29,7 @@ FACTORS = 3  # the usual number of factors of a size
 
 
 def balanced_factors(size: int, count: int = FACTORS) -> tuple[int, ...]:
-    """Returns factors of a size that are as equal as possible: their sum is the smallest.
+    """Returns factors of a size that are as equal as possible, which means: with the smallest sum.
 
     Args:
         size: The number n that is written as a product.
@@ -57,7 +57,7 @@ def balanced_factors(size: int, count: int = FACTORS) -> tuple[int, ...]:
 def _smallest_sum(size: int, count: int) -> tuple[int, ...]:
     """Returns at most `count` factors of a size, in ascending order, with the smallest sum.
 
-    If two sums are equal, more factors are better: 4 is 2·2.
+    If two sums are equal, the longer list of factors is returned: for 4 it is 2·2.
     """
     best: tuple[int, ...] = (size,)
     if count == 1:

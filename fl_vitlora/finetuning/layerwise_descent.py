@@ -2,7 +2,8 @@
 
 The outputs of every block are read by the last normalisation and the head of the model. f_l is the
 cross-entropy of this readout after block l, and f_0 belongs to the input of the first block. The
-constraint is f_l ≤ (1 - α)·f_{l-1} for the means over all images. It adds to a client's loss
+constraint is f_l ≤ (1 - α)·f_{l-1} for the means over all images. The constraint adds to a client's
+loss
 
     Σ λ_l · (f_l - (1 - α)·f_{l-1}),    l = 1, ..., L
 
@@ -11,22 +12,24 @@ changes the duals λ, from zero, once in a round:
 
     λ_l ← min(λ_max, [λ_l + η·(f_l - (1 - α)·f_{l-1} - λ_l / ρ)]₊)
 
-λ_l / ρ is the slack of the constraint, which becomes easier where it costs too much. In the first
-rounds the duals stay zero, because a new head reads nothing. With η = 0, training is the same as
-without this part, bit by bit.
+The amount λ_l / ρ is the slack of the constraint: the larger λ_l, the further the constraint may be
+violated. In the first rounds the duals stay zero, because a new head reads nothing. With η = 0,
+training is the same as without this part, bit by bit.
 
-What averaging does is up to the other parts. A client sends L + 1 means, and receives the L duals
-if they have changed. Means suffice, so secure sums do as well. This part trains nothing besides the
-head, so it is added to another one: ``lora+descent``. A shared batch would need readouts of each
-client, so clients are trained one by one.
+Whether the mean of the clients' tensors gives the mean of their weights depends on the other parts
+of the method. A client sends L + 1 means, and receives the L duals if they have changed. The server
+needs only means over clients, so secure aggregation works. This part trains nothing besides the
+head, so it is added to another part: ``lora+descent``. In a batch of several clients, every client
+    would need readouts by its own head, so clients are trained one by one.
 
-The weight of f_l in the sum is λ_l - (1 - α)·λ_{l+1}. If it is negative, training meets a
+The weight of f_l in the sum is λ_l - (1 - α)·λ_{l+1}. If this weight is negative, training meets a
 constraint by making an earlier loss larger (measured: f_0 from 2.6 to 80 with all duals at 1).
-Therefore f_{l-1} gets no gradient by default. With `hold_earlier=false` it does, as in the paper.
+Therefore f_{l-1} gets no gradient by default. With `hold_earlier=false`, f_{l-1} gets the gradient,
+as in the paper.
 
 Source: arXiv 2601.17257, "A Constrained Optimization Perspective of Unrolled Transformers": descent
-in expectation at a geometric rate, primal-dual. Our reading: the resilient form with the slack, the
-readout by the shared head, the duals once in a round, and all values.
+in expectation at a geometric rate, primal-dual. Our own choices: the form with the slack, the
+readout by the shared head, the change of the duals once in a round, and all values.
 
 B images of a batch, L blocks.
 """
@@ -92,7 +95,7 @@ class LayerwiseDescent(Part):
     resilience: float = setting(10.0, "Weight of the slacks of the constraints.", "(0, inf)")
     limit: float = setting(10.0, "Largest dual.", "(0, inf)")
     warm_up: int = setting(2, "Rounds after which the duals first change.", "[1, inf)")
-    hold_earlier: bool = setting(True, "Let a constraint not make the earlier loss larger.")
+    hold_earlier: bool = setting(True, "True if a constraint must not make an earlier loss larger.")
 
     def attach(self, model: nn.Module) -> None:
         """Adds the duals and the means to the model.
@@ -147,5 +150,5 @@ class LayerwiseDescent(Part):
         return {name: new}, dict(memory)
 
     def merge(self, model: nn.Module) -> None:
-        """Removes the duals and the means."""
+        """Removes the duals and the measured means of the losses from the model."""
         delattr(model, PLACE)

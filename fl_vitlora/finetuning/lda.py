@@ -1,18 +1,18 @@
 """A head from linear discriminant analysis, which the clients' sums give before training begins.
 
 A head that starts at zero needs many rounds before the gradients of the body point anywhere. This
-part replaces its start. In round 1 nothing is trained: the clients pass their images through the
-pre-trained model and measure, over their N images with features z (the inputs of the head) and
-z̃ = [z, 1],
+part replaces the start of the head. In round 1 nothing is trained: the clients pass their images
+through the pre-trained model and measure, over their N images with features z (the inputs of the
+head) and z̃ = [z, 1],
 
     S   = Σ z̃ z̃ᵀ / N                     all images
     M_c = Σ z̃ / N                        images of class c
 
-The server averages them with the numbers of images as weights, like all tensors. So it has the
-sums over all images, exactly. Secure sums suffice if no number is above the setting
-``privacy.range``; otherwise the run stops, because clipped statistics are wrong. From the
-statistics follow the share π_c and the mean μ_c of each class, and the common covariance Σ of the
-features around the mean of their class:
+The server averages S and M with the numbers of images as weights, like all tensors. So the averages
+are exactly the sums over the images of all clients, divided by their number. Secure aggregation
+works if no number is above the setting ``privacy.range``; otherwise the run stops, because clipped
+statistics are wrong. From the statistics follow the share π_c and the mean μ_c of each class, and
+the common covariance Σ of the features around the mean of their class:
 
     π_c = M_c[D],  μ_c = M_c[:D] / π_c,  Σ = S[:D, :D] - Σ_c π_c μ_c μ_cᵀ
 
@@ -21,9 +21,10 @@ The head of the discriminant analysis, with the shrinkage γ, has the rows and b
     w_c = Σ_γ⁻¹ μ_c,  b_c = -½ μ_cᵀ w_c + ln π_c,  Σ_γ = (1 - γ) Σ + γ · (tr Σ / D) · I
 
 From round 2 on the head is trained like any other, and the statistics are neither measured nor
-sent. In round 1 a client sends (D+1)·(D+2)/2 + C·(D+1) numbers; only the upper triangle of S
-travels. The second moments of a client's features say more about its images than a gradient of
-the head does; no attack on them was tried. With secure aggregation the server sees only their sum.
+sent. In round 1 a client sends (D+1)·(D+2)/2 + C·(D+1) numbers; of S, only the upper triangle is
+sent. The second moments of a client's features say more about its images than a gradient of the
+head does; no attack on them was tried. With secure aggregation the server sees only the sum of all
+clients' moments.
 
 Sources: linear discriminant analysis is Fisher's (1936), its shrinkage Friedman's regularised
 discriminant analysis (1989). Fed3R (Fanì et al., 2024) sums S and M over clients for a ridge
@@ -86,7 +87,7 @@ class LDA(Part):
     shrinkage: float = setting(0.1, "Weight of the spherical covariance.", "[0, 1]")
 
     def attach(self, model: nn.Module) -> None:
-        """Adds the statistics to the model."""
+        """Adds the tensors S and M, which hold the statistics, to the model."""
         head = _head_of(model)
         statistics = Statistics(head.in_features, head.out_features)
         model.add_module(PLACE, statistics.to(head.weight))
@@ -101,7 +102,7 @@ class LDA(Part):
         return LORA
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Returns that only the statistics move in round 1, and that they rest afterwards."""
+        """Returns what clients do not train: in round 1 all but the statistics, later these."""
         del memory
         return EVERYTHING if server_round == 1 else self.measured
 
@@ -136,10 +137,11 @@ class LDA(Part):
                 statistics.means.copy_(means / images)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Replaces the head after round 1.
+        """Replaces the head after round 1 by the head of the discriminant analysis.
 
         Raises:
-            UserError: If the statistics are no means, because of the strategy or of noise.
+            UserError: If the strategy or noise has changed the statistics so that they are no means
+                over images.
         """
         if known.round > 1:
             return {}, dict(memory)
@@ -149,15 +151,15 @@ class LDA(Part):
         return {"head.weight": weight, "head.bias": bias}, dict(memory)
 
     def merge(self, model: nn.Module) -> None:
-        """Removes the statistics."""
+        """Removes the measured statistics from the model."""
         delattr(model, PLACE)
 
 
 def discriminant(moments: Tensor, means: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Computes the head of the linear discriminant analysis with equal covariances.
 
-    A class without images gets the row zero, and the bias of a class with half an image in a
-    thousand.
+    A class without images gets the row zero, and the bias of a class with the share 1/2000 of the
+    images.
 
     Args:
         moments: The upper triangle of S, ((D+1)·(D+2)/2,).

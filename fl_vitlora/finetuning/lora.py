@@ -31,15 +31,15 @@ class Adapter(nn.Module):
     Args:
         inputs: The number of inputs n.
         outputs: The number of outputs m.
-        rank: The rank r.
+        rank: The rank r of the low-rank matrices.
 
     Raises:
         UserError: If the rank is larger than the number of inputs or outputs.
 
     Attributes:
         lora_A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution.
-        lora_B: The matrix B, (m, r). It starts at zero, so that before training the adapted layer
-            has the same outputs as the pre-trained layer.
+        lora_B: The matrix B, (m, r), which starts at zero, so that before training the adapted
+            layer has the same outputs as the pre-trained layer.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
@@ -55,7 +55,7 @@ class Adapter(nn.Module):
 
         Args:
             weight: The pre-trained weight W of the slice, (m, n).
-            rank: The rank r.
+            rank: The rank r of the low-rank matrices.
         """
         return cls(weight.shape[1], weight.shape[0], rank)
 
@@ -76,14 +76,13 @@ class Adapter(nn.Module):
 class LoRAXS(Adapter):
     """The matrices of LoRA-XS for one slice: a pair B, A and a small square matrix R between them.
 
-    The product B·R·A is added to the weight. Only R should be trained.
-
-    A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest singular
-    values (LoRA-XS, arXiv 2405.17604), and R is zero.
+    The product B·R·A is added to the weight. Of the three matrices B, R and A, only R should be
+    trained. A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest
+    singular values (LoRA-XS, arXiv 2405.17604), and R is zero.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
-        rank: The rank r.
+        rank: The rank r of the low-rank matrices.
 
     Attributes:
         lora_A: The matrix A, (r, n), with orthonormal rows. The largest entry of each row is
@@ -116,22 +115,22 @@ class LoRAXS(Adapter):
 class LoRALinear(nn.Module):
     """A frozen linear layer with adapters on slices of its outputs.
 
-    This class has no attribute ``weight``. The reason: a model that reads the weight of a layer
-    directly, as timm's BEiT does, would ignore the adapters. Because the attribute is missing, such
-    a model raises an error.
+    This class has no attribute ``weight``. A model that reads the weight of a layer directly, as
+    timm's BEiT does, would ignore the adapters. Because the attribute ``weight`` is missing, such a
+    model raises an error.
 
     Args:
         base: The pre-trained linear layer, whose weight stays frozen.
         slices: For the name of each adapter, the index of its first output and the index after its
-            last output. Slices must not overlap.
+            last output. The slices of one layer must not overlap.
         rank: The rank r of every adapter.
-        alpha: The scale α. Products are multiplied by s = α / r.
+        alpha: The scale α of LoRA. Products are multiplied by s = α / r.
         pair: A function that makes the matrices of a slice from the weight of the slice and the
-            rank. By default, the function makes the matrices B and A.
+            rank. By default, `pair` makes the matrices B and A of LoRA.
 
     Attributes:
         multiply: A function that applies a low-rank matrix to a tensor (B, T, n). When several
-            clients are trained in one batch, it is replaced by a function that applies each
+            clients are trained in one batch, `multiply` is replaced by a function that applies each
             client's own matrix (`training.stacking`).
     """
 

@@ -4,12 +4,12 @@ The learning rate of B is `ratio` times the learning rate of A. With equal rates
 the steps of A change the outputs far less than the steps of B should (sections 3 and 4 of the
 paper). Weights, messages and merging are those of LoRA, so every strategy for LoRA works.
 
-Averaging is biased, as for LoRA.
+As for LoRA, the mean of the clients' B and A does not give the mean of their products B·A.
 
 Source: Hayou, Ghosh, Yu, arXiv 2402.12354. The paper advises a ratio of about 16, and searches the
-rate of A. Here B has √ratio times the setting `learning_rate`, and A has the setting divided by
-√ratio, so that a rate that suits LoRA suits LoRA+ as well. This choice is ours: on the bundled
-model with its default rate, a rate of B that is 16 times larger does not converge.
+rate of A. In this module B has √ratio times the setting `learning_rate`, and A has the setting
+divided by √ratio, so that a rate that suits LoRA suits LoRA+ as well. This choice is ours: on the
+bundled model with its default rate, a rate of B that is 16 times larger does not converge.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ class LoRAXS(Part):
 class PlannedLoRAXS(LoRAXS):
     """The variant of LoRA-XS for strategies with ``adapter = "lora_xs"``.
 
-    Here A and B can be trained, too. The strategy decides in which rounds they are frozen.
+    In this variant A and B can be trained, too. The strategy decides in which rounds A and B are
+    frozen.
     """
 
     low_rank = True

@@ -7,21 +7,23 @@ the features of this method (`finetuning.features`). With the output b_l of bloc
     g(h) = W_up · gelu(W_down · h + c) + d
 
 For odd l the mixer g_l works on the channels of every token: W_down (r, D) and W_up (D, r). For
-even l it works on the tokens of every channel: W_down (r, T) and W_up (T, r). All W_up and d start
-at zero, so the model starts as a linear probe.
+even l the mixer g_l works on the tokens of every channel: W_down (r, T) and W_up (T, r). All W_up
+and d start at zero, so the model starts as a linear probe.
 
 The tensors W_down, c, W_up and d of all blocks are sent: with r = 8 these are 65,478 numbers for
-ViT-S/14 (T = 257) and 98,526 for ViT-B/16 (T = 197). The features are never sent. Averaging is
-biased: the mixers are not linear in their tensors, and there is no increment of a weight whose mean
-could be compared. The network is no part of a plain timm model.
+ViT-S/14 (T = 257) and 98,526 for ViT-B/16 (T = 197). The features are never sent. The mean of the
+clients' tensors does not give the mean of their outputs: the mixers are not linear in their
+tensors. The aggregation gap cannot be measured, because the mixers change no weight. The network
+cannot be merged into a plain timm model.
 
-Token mixers depend on the order of the tokens. Block scrambling changes this order. If all parties
-share a key, they learn the mixers in the same order. With a key for each client or image, use
-channel mixers only: ``--set finetuning.parameters.mixers=channels``.
+Token mixers depend on the order of the tokens. Block scrambling changes this order. If all clients
+share a key, they see the tokens in the same order and can learn token mixers together. With a key
+for each client or image, use channel mixers only: ``--set finetuning.parameters.mixers=channels``.
 
 Source: Mercea, Gritsenko, Schmid, Arnab, arXiv 2402.02887. The paper describes the parallel design
 and low-rank mixers that alternate between channels and tokens. The recurrence, the rank, the start
-and the reading of the class token through the frozen norm are our reading, hence "LoSA-style".
+and the class token that passes the frozen norm are our own choices; therefore the method is called
+"LoSA-style".
 
 L blocks, B images, T tokens, S tokens that the classifier reads, D width, r rank.
 """
@@ -113,8 +115,8 @@ class LoSA(Part):
     def features(self, model: nn.Module, images: Tensor) -> Tensor:
         """Returns the outputs of all blocks, (B, L, T, D).
 
-        If all mixers work on channels, the classifier's tokens depend on no other token. Then only
-        these S tokens are returned, (B, L, S, D).
+        If all mixers work on channels, only the S tokens that the classifier reads are returned,
+        (B, L, S, D), because they depend on no other token.
         """
         outputs = block_outputs(model, images)
         read = None if self.reads_token_order else _tokens_read(model)
@@ -146,7 +148,7 @@ def _forward_features(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
 
 
 def _tokens_read(model: nn.Module) -> int | None:
-    """Returns the number of tokens that the classifier reads, the first ones; None for all."""
+    """Returns how many tokens, from the first on, the classifier reads; None for all tokens."""
     whole: Any = model
     if getattr(model, "global_pool", None) != "token" or getattr(model, "attn_pool", None):
         return None

@@ -87,7 +87,7 @@ class Method:
     def resting(
         self, server_round: int, memory: Mapping[str, Tensor], names: Iterable[str]
     ) -> tuple[str, ...]:
-        """Returns the endings of `rests`; `EVERYTHING` becomes the names of all tensors it means.
+        """Returns the endings of `rests`, with the names of tensors in place of `EVERYTHING`.
 
         Args:
             server_round: The number of the round, from 1.
@@ -108,7 +108,7 @@ class Method:
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Returns the tensors that the parts change, and the new memory of all parts.
 
-        See `Part.decide`.
+        The method `Part.decide` says what a part can decide.
         """
         changed, kept = State(), State()
         for name, part in self.parts:
@@ -130,12 +130,16 @@ class Method:
 
     @property
     def retracts(self) -> bool:
-        """Returns True if a part defines `retract`, and so may change aggregated tensors."""
+        """Returns True if a part defines `retract`, so that it may change aggregated tensors."""
         return any(type(part).retract is not Part.retract for _, part in self.parts)
 
     @property
     def averages_exactly(self) -> bool:
-        """Returns True if all parts say so, and no part multiplies what another part trains."""
+        """Returns True if averaging is exact for all parts, also when they are combined.
+
+        `Part.averages_exactly` is the answer of one part. If a method has several parts, none may
+        multiply weights that another part trains.
+        """
         alone = len(self.parts) == 1 or not any(part.multiplies for _, part in self.parts)
         return alone and all(part.averages_exactly() for _, part in self.parts)
 
@@ -146,7 +150,7 @@ class Method:
 
     @property
     def has_rests(self) -> bool:
-        """Returns True if there may be rounds in which some tensors are not trained."""
+        """Returns True if rounds are possible in which clients do not train some tensors."""
         return bool(self.control) or any(
             type(part).rests is not Part.rests for _, part in self.parts
         )

@@ -1,13 +1,14 @@
 """Functions that attach a fine-tuning method to a model, and read and write its trained tensors.
 
-The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``. It trains
-LoRA in every block, the patch embedding and the head. The patch embedding is trained so that it
-learns to read encrypted images. A method is a sum of parts: the module `method` has the rules for a
-part, and the module `shelf` makes the parts that a configuration names.
+The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``. The method
+``lora+patch_embed`` trains LoRA in every block, the patch embedding and the head. The patch
+embedding is trained so that it learns to read encrypted images. A method is a sum of parts: the
+module `method` has the rules for a part, and the module `shelf` makes the parts that a
+configuration names.
 
-A prepared model is a model to which a method is attached. It stores a description (`Prepared`): the
-method, the names that its tensors have in messages, and the names of the tensors that the method
-added.
+A prepared model is a model to which a method is attached. A prepared model stores a description
+(`Prepared`): the method, the names that its tensors have in messages, and the names of the tensors
+that the method added.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def prepare(model: nn.Module, config: FineTuningConfig, seed: int, adapter: str 
 
     Args:
         model: A plain timm ViT whose tensors are all frozen.
-        config: The method and its hyper-parameters.
+        config: The settings of the fine-tuning: the name of the method and its hyper-parameters.
         seed: The seed for random initial values, for example of the matrices A of LoRA.
         adapter: The low-rank matrices that the strategy needs, one of `shelf.ADAPTERS`.
 
@@ -190,8 +191,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def backpropagated(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns the exchanged parameters that clients train with gradients.
 
-    These are all exchanged tensors except those that only the server changes (`Part.control`) and
-    those that clients measure (`Part.measured`).
+    The result has all exchanged tensors except those that only the server changes (`Part.control`)
+    and those that clients measure (`Part.measured`).
     """
     preparation = prepared(model)
     others = () if preparation is None else preparation.method.control + preparation.method.measured
@@ -300,10 +301,10 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     """Computes one gradient and checks that every trained tensor gets a gradient.
 
     Some timm models (BEiT, EVA, SwinV2) read the weight of the layer `qkv` directly. If LoRA is
-    added to this layer, such a model does not use it.
+    added to the layer `qkv`, a model of these kinds does not use LoRA.
 
     Args:
-        model: A prepared model. Its parameters do not change.
+        model: A prepared model. The parameters of this model do not change.
         image_shape: The shape of an image, (C, H, W).
 
     Raises:

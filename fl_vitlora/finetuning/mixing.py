@@ -2,14 +2,14 @@
 
 A mixer multiplies its matrices with columns X, (K, n, m). The columns of a mixer of tokens are the
 tokens of each channel and image, n = T. The columns of a mixer of channels are the channels of each
-token and image, n = D. With y = 0 at first, and the output b of a block:
+token and image, n = D. With y = 0 before the first block, and the output b of the present block:
 
     h = b + y,   X = columns of h,   z = W_down · X + c,   a = gelu(z),   y ← y + W_up · a + d
 
-The tokens come before the images, (K, T, b, D). So both kinds of columns are views of h, and every
-product is one call for all clients. The gradient is written by hand. Automatic differentiation
-chooses orders of the factors that take up to four times as long if the rank is small. With the
-columns G of ∂loss/∂y:
+The tokens come before the images, (K, T, b, D). In this order, both kinds of columns are views of
+h, and every product is one call for all clients. The gradient is written by hand. Automatic
+differentiation multiplies the matrices in an order that takes up to four times as long if the rank
+is small. With the columns G of ∂loss/∂y:
 
     ∂W_up = G · aᵀ,   ∂d = G · 1,   ∂z = gelu'(z) ∘ (W_upᵀ · G),   ∂W_down = ∂z · Xᵀ,   ∂c = ∂z · 1
     ∂h = W_downᵀ · ∂z,   ∂loss/∂y ← ∂loss/∂y + ∂h
@@ -64,7 +64,7 @@ class Mixing:
 
 
 class Step(NamedTuple):
-    """What the gradient of a mixer needs of its computation.
+    """The intermediate results of a mixer from which its gradient is computed.
 
     Attributes:
         x: The columns X of the tokens on which the result depends, (K, n, m).
@@ -82,8 +82,8 @@ def refine(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> Tensor:
 
     Args:
         blocks: The outputs of all blocks, (L, K, T, b, D), contiguous.
-        mixings: The mixer of each block. The last one returns S tokens.
-        read: The number S of tokens.
+        mixings: The mixer of each block; the mixer of the last block returns S tokens.
+        read: The number S of tokens to return.
     """
     if not torch.is_grad_enabled():
         return _refined(blocks, mixings, read)[0]
@@ -93,7 +93,7 @@ def refine(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> Tensor:
 
 
 def _refined(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> tuple[Tensor, list[Step]]:
-    """Returns the result of `refine`, and what the gradient needs."""
+    """Returns the result of `refine`, and the steps from which the gradient is computed."""
     refined = torch.zeros_like(blocks[0])
     steps = []
     for number, (mixing, block) in enumerate(zip(mixings, blocks.unbind(), strict=True)):
@@ -128,8 +128,8 @@ def _gradients(mixing: Mixing, step: Step, out: Tensor) -> tuple[list[Tensor], T
     """Returns the gradients of the tensors of a mixer, and ∂z, (K, r, m).
 
     Args:
-        mixing: The mixer.
-        step: What `_refined` has kept.
+        mixing: The mixer whose gradients are computed.
+        step: The intermediate results that `_refined` returned for this mixer.
         out: The columns G of the gradient of the result, (K, n, m).
     """
     dz = gelu_backward(torch.bmm(mixing.up.mT, out), step.z)
@@ -138,7 +138,7 @@ def _gradients(mixing: Mixing, step: Step, out: Tensor) -> tuple[list[Tensor], T
 
 
 class _Refine(torch.autograd.Function):
-    """The function `refine`. Its gradient has no gradient."""
+    """The function `refine` with its gradient, which cannot be differentiated again."""
 
     @staticmethod
     def forward(

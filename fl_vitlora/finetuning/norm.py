@@ -1,7 +1,7 @@
 """LayerNorm tuning: only the weights and biases of the normalisation layers are trained.
 
 Source: Zhao et al., "Tuning LayerNorm in Attention", arXiv 2312.11420. The paper trains the
-normalisation layers of the attention blocks; here all normalisation layers of the body are trained.
+normalisation layers of the attention blocks; this part trains all normalisation layers of the body.
 """
 
 from __future__ import annotations
@@ -27,5 +27,5 @@ class Norm(Part):
         return [name for name, p in named if id(p) in own and group_of(name) == BODY]
 
     def averages_exactly(self) -> bool:
-        """Returns True: what is trained are weights of the model."""
+        """Returns True, because the trained tensors are themselves weights of the model."""
         return True

@@ -1,9 +1,9 @@
 """The base of parts that add small modules of their own to a ViT and train nothing else.
 
-Adapters, prompts, and scales and shifts are such modules. Each module knows the part that owns it,
-so that two parts of one kind can be told apart. The modules of this base can train several clients
-in one batch: then every trained tensor has a first dimension K, and `OwnModule` applies to each
-image the tensors of the client that the image belongs to.
+Examples of such modules are adapters, prompts, and scales and shifts. Each module knows the part
+that owns it, so that two parts of one kind can be told apart. The modules of this base can train
+several clients in one batch: then every trained tensor has a first dimension K, and `OwnModule`
+applies to each image the tensors of the client that the image belongs to.
 
 K clients that share a batch, B images in a batch, T tokens, n inputs, m outputs.
 """
@@ -32,8 +32,8 @@ class OwnModule(nn.Module):
 
     Attributes:
         multiply: A function that applies a matrix to a tensor (B, T, n). When several clients are
-            trained in one batch, it is replaced by a function that applies each client's own matrix
-            (`training.stacking`).
+            trained in one batch, `multiply` is replaced by a function that applies each client's
+            own matrix (`training.stacking`).
     """
 
     def __init__(self, owner: Part) -> None:
@@ -46,7 +46,7 @@ class OwnModule(nn.Module):
 
         Args:
             vector: The vector, (n,), or (K, n) if K clients share the batch.
-            images: The number B of images.
+            images: The number B of images in the batch.
 
         Returns:
             The vector itself, or the vector of each image's client, (B, 1, n).
@@ -62,12 +62,12 @@ class OwnModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ModulePart(Part):
-    """A part of a fine-tuning method that trains exactly the parameters of its own modules."""
+    """A part of a fine-tuning method that trains only the parameters of modules that it added."""
 
     stackable = True
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the parameters of this part's modules."""
+        """Returns the names of the parameters of the modules that this part added."""
         own = {id(p) for module in self.modules(model) for p in module.parameters(recurse=False)}
         return [name for name, parameter in model.named_parameters() if id(parameter) in own]
 
@@ -86,7 +86,7 @@ def parts_of_block(block: nn.Module, *paths: str) -> list[Any]:
     """Returns modules of a block by their dotted names.
 
     Raises:
-        UserError: If the block lacks one of them.
+        UserError: If the block lacks one of these modules.
     """
     found = []
     for path in paths:
@@ -109,7 +109,7 @@ def pretrained(layer: nn.Module) -> Any:
 
 
 def plain(layer: Any) -> Any:
-    """Returns a layer without adapters: the merged layer if parts of a method have replaced it."""
+    """Returns a layer without adapters; if a method has replaced the layer, the merged layer."""
     return layer.merged() if hasattr(layer, "merged") else layer
 
 

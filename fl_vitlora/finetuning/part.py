@@ -91,29 +91,32 @@ class Part(ABC):
 
     Attributes:
         low_rank: True if the part adds low-rank pairs, ``lora_A`` and ``lora_B``, whose product is
-            added to a frozen weight. Some strategies work only with such pairs.
+            added to a frozen weight. Some strategies work only with low-rank pairs.
         trains_patch_embedding: True if the part trains the patch embedding.
-        stackable: True if several clients can be trained in one batch. Then the modules of the part
-            must apply every trained matrix with a function in an attribute ``multiply``, as
-            `LoRALinear` does, or ask an attribute ``batch_sizes``, as `SideNetwork` does.
-        reads_weights: True if `attach` reads the values of the model's weights. Then the method
-            cannot be tried on a model whose weights are not loaded yet.
+        stackable: True if several clients can be trained in one batch. If `stackable` is True, the
+            modules of the part must apply every trained matrix with a function in an attribute
+            ``multiply``, as `LoRALinear` does, or ask an attribute ``batch_sizes``, as
+            `SideNetwork` does.
+        reads_weights: True if `attach` reads the values of the model's weights. If `reads_weights`
+            is True, the method cannot be tried on a model whose weights are not loaded yet.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
-            never train these tensors. They are sent without loss, and only to clients that have
-            older values.
+            never train tensors under control of the server. The server sends these tensors without
+            loss, and only to clients that have older values.
         frozen_backbone: True if the part never changes what the backbone computes, and needs no
-            gradient from the backbone. Then clients can keep the features of their images.
+            gradient from the backbone. If `frozen_backbone` is True, clients can keep the features
+            of their images from round to round.
         personal: Endings of the names of tensors that every client trains, keeps from round to
-            round and never sends. If there are such tensors, the clients measure the accuracy, not
-            the server.
+            round and never sends. If a part has personal tensors, the clients measure the accuracy,
+            not the server.
         measured: Endings of the names of tensors that clients do not train: `watch` sets them to
-            means over the images of the round. Their aggregated values are means over all images.
+            means over the images of the round. The aggregated values of such tensors are means over
+            the images of all clients.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
-            timm model. The text is empty if they can be merged.
+            timm model. The text `cannot_merge` is empty if the tensors can be merged.
         multiplies: True if trained tensors of the part are multiplied with weights that other parts
             may train.
         changes_start: The reason why the model's outputs change when the untrained part is
-            attached. The text is empty if they stay equal.
+            attached. The text `changes_start` is empty if the outputs stay equal.
     """
 
     low_rank: ClassVar[bool] = False
@@ -129,7 +132,7 @@ class Part(ABC):
     changes_start: ClassVar[str] = ""
 
     def note(self) -> str:
-        """Returns a sentence that the user is shown when a run begins; by default an empty text."""
+        """Returns a sentence for the user when a run begins; by default an empty text."""
         return ""
 
     @property
@@ -138,7 +141,7 @@ class Part(ABC):
         return False
 
     def attach(self, model: nn.Module) -> None:
-        """Adds modules or parametrisations to a model, in place. By default nothing is added.
+        """Adds modules or parametrisations to a model, in place. The default adds nothing.
 
         During this call, PyTorch's global random generator has the same seed at the server and at
         all clients.
@@ -177,8 +180,8 @@ class Part(ABC):
             name: The name of the tensor in the model.
 
         Returns:
-            A positive factor, by default 1. The learning rate is multiplied by this factor and also
-            by the factor of the tensor's group.
+            A positive factor, which is 1 if the part does not define this method. The learning rate
+            is multiplied by this factor and also by the factor of the tensor's group.
         """
         del name
         return 1.0
@@ -217,8 +220,9 @@ class Part(ABC):
             memory: The memory that `decide` returned after the round before; empty at first.
 
         Returns:
-            The endings; by default none. `EVERYTHING` means all tensors except those that
-            `measured` names: then clients only measure. The aggregation strategy may freeze further
+            The endings; a part that does not define this method returns none. The value
+            `EVERYTHING` means all tensors except those that `measured` names; in such a round
+            clients do not train, but only measure. The aggregation strategy may freeze further
             tensors.
         """
         del server_round, memory
@@ -230,14 +234,15 @@ class Part(ABC):
         """Returns a term that a client adds to its loss in every step.
 
         The term must be a sum over the entries of the tensors, because several clients may be
-        trained in one batch. Then each tensor has an additional first dimension for the clients.
+        trained in one batch. In a batch of several clients, each tensor has an additional first
+        dimension for the clients.
 
         Args:
             parameters: The tensors that the client trains in this round, by name.
             anchor: The values of these tensors when the client's training began.
 
         Returns:
-            The term: a tensor with one number, or a float. The default is 0.
+            The term: a tensor with one number, or a float, by default 0.
         """
         del parameters, anchor
         return 0.0
@@ -245,8 +250,9 @@ class Part(ABC):
     def averages_exactly(self) -> bool:
         """Returns True if averaging the trained tensors averages the weights of the merged model.
 
-        This is so if the weights are linear in the trained tensors. By default no such claim is
-        made. The check of a method tries the claim.
+        The answer is True if the weights are linear in the trained tensors. A part that does not
+        define this method returns False. The command `--check-method` tests whether an answer of
+        True is correct.
         """
         return False
 
@@ -261,8 +267,8 @@ class Part(ABC):
             model: The model with all parts attached.
 
         Yields:
-            A function that is called after each forward pass with the labels of the batch. It
-            returns a term that is added to the loss; by default 0.
+            A function that is called after each forward pass with the labels of the batch. The
+            yielded function returns a term that is added to the loss; by default 0.
         """
         del model
         yield lambda labels: 0.0
@@ -277,7 +283,7 @@ class Part(ABC):
             tensors: All exchanged tensors by name, after an aggregation.
 
         Returns:
-            A dictionary: the tensors that change, by name. The default is an empty dictionary.
+            A dictionary: the tensors that change, by name; by default it is empty.
         """
         del tensors
         return {}

@@ -30,5 +30,5 @@ class PatchEmbedding(Part):
         return [name for name in names if group_of(name) == PATCH_EMBEDDING]
 
     def averages_exactly(self) -> bool:
-        """Returns True: what is trained are weights of the model."""
+        """Returns True, because the trained tensors are themselves weights of the model."""
         return True

@@ -1,7 +1,7 @@
 """The layers of a timm ViT that a tuner of peft adapts.
 
 timm computes queries, keys and values in one layer, `qkv`. A tuner of peft adapts whole layers, so
-it adapts all of q, k and v, or none of them.
+it adapts q, k and v together, or none of the three.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def layers_of(model: nn.Module, tuner: str, names: Sequence[str]) -> dict[str, n
         names: The value of the setting `finetuning.targets`.
 
     Raises:
-        UserError: If the model lacks a layer, or if only some of q, k and v are named.
+        UserError: If the model lacks a layer, or if `names` has only one or two of q, k and v.
     """
     chosen: list[nn.Module] = []
     if tuner == NORMS:
@@ -56,7 +56,7 @@ def _slices(tuner: str, names: Sequence[str]) -> Sequence[str]:
     """Returns the names of the target slices, with all of q, k and v or none of them.
 
     Raises:
-        UserError: If only some of q, k and v are named.
+        UserError: If `names` has only one or two of q, k and v.
     """
     if note(tuner, names):
         return targets.FUSED

@@ -3,16 +3,17 @@
 A tuner of peft replaces whole layers by layers of its own, which hold the frozen layer and the
 trained tensors. The part chooses the layers (`peft_layers`), lets the tuner replace them
 (`peft_replacement`), checks the start (`peft_start`), and names the trained tensors. Nothing else
-of a tuner is sent: every party draws the frozen matrices and the indices of a tuner itself, from
-the same seed.
+of a tuner is sent: server and clients draw the frozen matrices and the indices of a tuner from the
+same seed.
 
 The hyper-parameters of a part are the fields of the tuner's configuration, with peft's defaults
 (`peft_settings`), and `tuner_rate`. A field with the name `alpha` gets the value of the setting
 `finetuning.alpha`. The module `peft_tuners` says which tuners fit a ViT.
 
-Averaging is biased for most tuners, because they multiply trained tensors with each other. It is
-exact for those whose increment is linear in the trained tensors: BEFT, IA3, LN_TUNING, SHIRA,
-SUPERTUNING, and FOURIERFT and WAVEFT, whose entries are chosen by a common seed.
+For most tuners, the mean of the clients' tensors does not give the mean of their weights, because
+these tuners multiply trained tensors with each other. The mean is exact for tuners whose increment
+is linear in the trained tensors: BEFT, IA3, LN_TUNING, SHIRA, SUPERTUNING, and FOURIERFT and
+WAVEFT, whose entries are chosen by a common seed.
 
 Source: the package peft 0.21, whose pages cite the papers of the tuners.
 """
@@ -53,10 +54,10 @@ class PeftPart(Part):
     Attributes:
         tuner: The name of the tuner in peft, such as ``HRA``.
         targets: The names of the layers (`targets.LAYERS`). The layer `qkv` of timm is one layer
-            for peft, so all of q, k and v must be named. The default of the setting, q and v,
-            means the whole layer.
-        tuner_rate: The factor on the learning rate of the tuner's tensors. Its default is the
-            tuner's entry in the table `peft_tuners.RATES`, or 1.
+            for peft, so all of q, k and v must be named. The default of the setting, q and v, also
+            means the whole layer `qkv`.
+        tuner_rate: The factor on the learning rate of the tuner's tensors. The default of
+            `tuner_rate` is the tuner's entry in the table `peft_tuners.RATES`, or 1.
     """
 
     reads_weights = True

@@ -1,7 +1,8 @@
 """The tuners of Hugging Face's package `peft`: which of them fit a ViT, and why others do not.
 
-Tuners of a kind that cannot fit are in the table `REFUSED`. The start of all others is measured
-whenever a model is prepared (`peft_start`). The page docs/peft.md lists all tuners.
+Tuners of a kind that cannot fit are in the table `REFUSED`. For all other tuners, `peft_start`
+measures how far the start is from the pre-trained function, whenever a model is prepared. The page
+docs/peft.md lists all tuners.
 
 Source: the package peft 0.21, whose pages cite the papers of the tuners.
 """

@@ -2,8 +2,8 @@
 
 The state is the vector of ties: entry i is the layer whose tensors layer i uses, j <= i. An action
 for layer i is one of the layers 0 to i. The network L → 128 → L·(L+1)/2 gives a value for every
-action of every layer, one slice of outputs for each layer. From the reward r of an episode, the
-network learns
+action of every layer, so that each layer has its own range of outputs. From the reward r of an
+episode, the network learns
 
     value of the chosen action → r + γ · max over actions of the values in the next state
 

@@ -1,4 +1,4 @@
-"""Readouts: what the head of a model would answer after each of its blocks.
+"""Readouts: the logits that the head of a model computes from the output of each block.
 
 B images of a batch, L blocks.
 """
@@ -55,7 +55,7 @@ def readout(model: Any, tokens: Tensor) -> Tensor:
 
 @contextmanager
 def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside a `with` block, records the input of the first block and the outputs of all blocks.
+    """Records, in a `with` block, the input of the first block and the outputs of all blocks.
 
     Yields:
         A list that each forward pass of the model fills anew, with L + 1 tensors.

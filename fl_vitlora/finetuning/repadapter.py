@@ -7,13 +7,15 @@ the next linear layer, so the bottleneck can be merged into this layer (`qkv`, o
 
     W' = W·(I + s·U·A),    b' = b + s·W·(U·a + u)
 
-At the start U and u are zero, so that x' = x. Each block sends 2·(D·h + D·h/g + h + D) numbers.
+At the start U and u are zero, so that x' = x. For each block, a client sends 2·(D·h + D·h/g + h +
+D) numbers.
 
-Averaging is biased, because U and A are multiplied.
+The mean of the clients' tensors does not give the mean of their weights, because U and A are
+multiplied.
 
 Source: Luo et al., arXiv 2302.08106. The equation, the places, the groups and the start are the
 paper's, with h = 8 and g = 2; A is drawn from Xavier's uniform distribution. The paper searches s
-for each data set; our default is 1.
+for each data set; the default of this module is s = 1.
 
 D width, h numbers inside the bottleneck, g groups.
 """
@@ -63,7 +65,7 @@ class RepAdapter(ModulePart):
     Attributes:
         bottleneck: The number h of numbers inside a bottleneck.
         adapter_groups: The number g of groups of U.
-        scale: The factor s.
+        scale: The factor s of the bottleneck's output.
     """
 
     bottleneck: int = setting(8, "Number of channels inside a bottleneck.", "[1, inf)")

@@ -1,4 +1,4 @@
-"""Means over the images of a client's round, which a part measures while it watches the steps."""
+"""Means over a client's images in a round, which a part of a method measures during training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RoundMean:
         self.count = 0
 
     def add(self, total: Tensor, count: int) -> None:
-        """Adds the sum over some images or tokens, and their number."""
+        """Adds the sum over some images or tokens to the total, and their number to the count."""
         self.total.add_(total)
         self.count += count
 

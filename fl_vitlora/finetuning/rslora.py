@@ -2,12 +2,13 @@
 
     W + α/√r · B·A
 
-With the factor α/r, the gradients of A and B become smaller as the rank grows. With α/√r they keep
-their size, so that larger ranks learn more. For r = 1 both factors are equal.
+With the factor α/r, the gradients of A and B become smaller as the rank grows. With α/√r the
+gradients keep their size, so that larger ranks learn more. For r = 1 both factors are equal.
 
-Averaging is biased, as for LoRA. The factor belongs to the adapted layers (`LoRALinear.scale`), and
-strategies that merge products use the factor of the layers. If clients have different ranks, r is
-the setting `finetuning.rank` for all clients, as for LoRA.
+As for LoRA, the mean of the clients' B and A does not give the mean of their products B·A. The
+factor belongs to the adapted layers (`LoRALinear.scale`), and strategies that merge products use
+the factor of the layers. If clients have different ranks, r is the setting `finetuning.rank` for
+all clients, as for LoRA.
 
 Source: Kalajdzievski, arXiv 2312.03732.
 

@@ -1,4 +1,4 @@
-"""SaRA: only the entries with the smallest magnitude are trained; those that have grown stop.
+"""SaRA: only the smallest entries of a weight are trained; entries that have grown are frozen.
 
     M = {entries with |W| < τ},    W' = W + scatter(M, v),    penalty λ·‖W'∘M‖_*
 
@@ -7,16 +7,18 @@ penalty keeps the change of low rank. M follows from the pre-trained weights alo
 party finds the same M and no index is ever sent. After a share of the rounds, the entries that have
 grown to |W'| >= τ stop: they get no gradient, and keep their values.
 
-Source: Hu et al., arXiv 2409.06633. There τ is a number, and the stopping entries are chosen once.
-Here τ is chosen in each slice so that M has a given share of its entries, because the scale of the
-weights differs between models. From the switch on, every step stops the entries that have grown,
-because all parties see this in the values themselves. The nuclear norm is taken of one slice in
-each step, of all slices in turn, as in the paper, which takes a random one. Use no weight decay:
-it would move the entries that have stopped.
+Source: Hu et al., arXiv 2409.06633. In the paper τ is a number, and the entries that stop are
+chosen once. In this module τ is chosen for each slice (an adapted part of a layer) so that M has a
+given share of the slice's entries, because the scale of the weights differs between models. After
+the share `switch` of the rounds, every step stops the entries that have grown, because server and
+clients can see the growth in the values themselves. In each step, the penalty is the nuclear norm
+of only one slice. The slices take turns; in the paper, the slice is random. Use no weight decay,
+because weight decay would move the entries that have stopped.
 
-Averaging is exact, because W' is linear in v.
+The mean of the clients' tensors gives exactly the mean of their weights, because W' is linear in v.
 
-n inputs, m outputs of a slice. A slice sends int(share·m·n) numbers, and receives one number once.
+n inputs, m outputs of a slice. For each slice, a client sends int(share·m·n) numbers, and receives
+one number once.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ NARROW = 64  # the nuclear norm is taken of slices whose sides are both longer
 
 
 class SaRAAdapter(SliceAdapter):
-    """The trained entries of one slice.
+    """The trained entries of one slice (an adapted part of a layer).
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -75,7 +77,7 @@ class SaRAAdapter(SliceAdapter):
         return start + torch.where(stopped, self.values.detach(), self.values)
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W', which is W with other entries in M."""
+        """Returns W', which is W with the trained values at the places of M."""
         return scattered(weight, self.places, self.entries(weight))
 
     def nuclear_norm(self, weight: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class SaRA(SlicePart):
         share: The share of the entries of a slice that are trained.
         nuclear: The weight λ of the nuclear norm; 0 for no penalty.
         switch: The share of the rounds after which entries that have grown stop.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     stackable = False  # it watches the steps of each client
@@ -104,7 +106,7 @@ class SaRA(SlicePart):
     switch: float = setting(0.5, "Share of the rounds before grown entries stop.", "[0, 1]")
 
     def adapter(self, weight: Tensor) -> SaRAAdapter:
-        """Returns the trained entries of a slice."""
+        """Returns the trained entries of one slice (an adapted part of a layer)."""
         return SaRAAdapter(weight, self.share)
 
     def group(self, name: str) -> str:
@@ -118,7 +120,7 @@ class SaRA(SlicePart):
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
-        """Adds λ times the nuclear norm of one slice in each step, of all slices in turn."""
+        """Adds λ times the nuclear norm of one slice in each step; the slices take turns."""
         turns = itertools.cycle(_wide_slices(model))
 
         def term(labels: Tensor) -> Tensor | float:

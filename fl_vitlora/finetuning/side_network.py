@@ -38,7 +38,7 @@ class Mixer(nn.Module):
 
     Args:
         size: The number n of channels or tokens.
-        rank: The rank r.
+        rank: The rank r of the low-rank matrices.
         tokens: True if the mixer works on tokens.
     """
 
@@ -56,7 +56,8 @@ class Mixer(nn.Module):
 
         Args:
             clients: The number K of clients.
-            read: The number of tokens that are needed of the result; None for all.
+            read: The number of tokens, from the first on, that the result must have; None for all
+                tokens.
         """
         tensors: list[Tensor] = [self.down, self.down_bias, self.up, self.up_bias]
         if self.down.ndim == ONE:
@@ -77,7 +78,7 @@ class SideNetwork(nn.Module):
 
     Attributes:
         batch_sizes: A function that takes the number B of images of a batch, and returns the number
-            of images of each client. The images of the first client come first.
+            of images of each client. In a batch, the images are in the order of the clients.
     """
 
     def __init__(self, mixers: Sequence[Mixer]) -> None:
@@ -102,7 +103,7 @@ class SideNetwork(nn.Module):
         return images_first(found, sizes)
 
     def _mixings(self, clients: int, read: int | None) -> list[Mixing]:
-        """Returns the tensors of all mixers; only the last one may leave out tokens."""
+        """Returns the tensors of all mixers; only the last mixer may leave out tokens."""
         mixers: list[Any] = list(self.mixers)
         first = [mixer.of_clients(clients, None) for mixer in mixers[:-1]]
         return [*first, mixers[-1].of_clients(clients, read)]
@@ -135,10 +136,11 @@ def tokens_first(outputs: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def images_first(found: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Returns the tokens of a batch, (B, S, D), of those in the order of the mixers, (K, S, b, D).
+    """Returns the tokens of a batch, (B, S, D), from the order of the mixers, (K, S, b, D).
 
     Args:
-        found: The tokens; those of images that only fill up the tensor are dropped.
+        found: The tokens, (K, S, b, D); the tokens of images that only fill up the tensor are
+            dropped.
         sizes: The number of images of each client, in the order of the batch.
     """
     each = found.transpose(1, 2)  # (K, b, S, D)

@@ -5,19 +5,22 @@
 I holds the places of the k entries of W whose values change most in the first round. In round 1 a
 dense change D of every slice is trained, W' = W + D, which starts at zero. The server averages D,
 takes the k entries of D with the largest magnitude in each slice, and sends their places to every
-client once. From then on, only the values v are trained and sent; they start with the values of D.
-If entries of D are equal, the one that comes first is chosen, so that all machines agree.
+client once. From round 2 on, only the values v are trained and sent; v starts with the chosen
+values of D. If entries of D have equal magnitude, the first one is chosen, so that all machines
+agree.
 
 Source: Song et al., arXiv 2312.11875, which chooses the entries by the gradient of the first
-batches. Choosing by the averaged change of a whole round is our reading for federated training: the
-server needs only the sum of the clients' changes, so that secure sums work, and nothing that was
-learnt in round 1 at the chosen places is lost. The price is one dense message of each client in
-round 1. The chosen places tell something about the images of all clients together.
+batches. Choosing by the averaged change of a whole round is our own choice for federated training:
+the server needs only the sum of the clients' changes, so that secure aggregation works, and the
+changes of round 1 at the chosen places are kept. The cost of this choice is that every client sends
+one dense message, in round 1. The chosen places reveal something about the images of all clients
+together.
 
-Averaging is exact, because W' is linear in v and in D.
+The mean of the clients' tensors gives exactly the mean of their weights, because W' is linear in v
+and in D.
 
-n inputs, m outputs of a slice. A slice sends m·n numbers in round 1 and k numbers in later rounds;
-every client receives k places once.
+n inputs, m outputs of a slice. For each slice (an adapted part of a layer), a client sends m·n
+numbers in round 1 and k numbers in later rounds; every client receives k places once.
 """
 
 from __future__ import annotations
@@ -42,17 +45,17 @@ LARGEST = 2**24  # float32 holds all whole numbers up to this one
 
 
 class SIFTAdapter(SliceAdapter):
-    """The trained entries of one slice.
+    """The trained entries of one slice (an adapted part of a layer).
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
         share: The share ρ of the entries that are trained after the first round.
 
     Attributes:
-        dense: The change D of all entries, (m, n), zero. It is trained only in round 1.
+        dense: The change D of all entries, (m, n), zero. The change D is trained only in round 1.
         values: The values v, (k,), zero.
         places: The places I in the flattened slice, (k,), whole numbers. Only the server changes
-            them. Before round 2 they are the first k places.
+            the places I. Before the server has chosen places, I holds the numbers 0 to k - 1.
 
     Raises:
         UserError: If the slice has too many entries to number them.
@@ -62,7 +65,8 @@ class SIFTAdapter(SliceAdapter):
         super().__init__()
         if weight.numel() > LARGEST:
             raise UserError(
-                f"sift: a slice of {weight.numel()} entries is too large, at most {LARGEST}"
+                f"method sift: one slice of a layer has {weight.numel()} entries, expected at most "
+                f"{LARGEST}; choose other finetuning.targets"
             )
         chosen = min(int(share * weight.numel()) + 1, weight.numel())
         self.dense = nn.Parameter(torch.zeros(weight.shape))
@@ -83,7 +87,7 @@ class SIFT(SlicePart):
 
     Attributes:
         share: The share ρ of the entries of a slice that are trained after the first round.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     control = (PLACES,)
@@ -91,7 +95,7 @@ class SIFT(SlicePart):
     share: float = setting(0.008, "Share of the entries that are trained.", "(0, 1]")
 
     def adapter(self, weight: Tensor) -> SIFTAdapter:
-        """Returns the trained entries of a slice."""
+        """Returns the trained entries of one slice (an adapted part of a layer)."""
         return SIFTAdapter(weight, self.share)
 
     def group(self, name: str) -> str:

@@ -15,7 +15,7 @@ def leading_directions(rows: Tensor) -> Tensor:
         rows: The matrix, (..., r, n) with r ≤ n.
 
     Returns:
-        Orthonormal rows, (..., r, n).
+        The singular vectors as orthonormal rows, (..., r, n).
 
     Example:
         >>> leading_directions(torch.tensor([[0.0, -2.0, 0.0], [1.0, 0.0, 0.0]]))

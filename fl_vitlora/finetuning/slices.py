@@ -21,8 +21,9 @@ is one slice as well. The module `targets` has the names of the slices. This is 
     >>> from fl_vitlora.testing.method import check_method
     >>> check_method(Scaling(targets=("v", "fc1")))
 
-Tensors that are not trained must be buffers (`register_buffer`). They are never sent, so every
-party must compute the same ones from the frozen weight, or draw them during `attach`.
+Tensors that are not trained must be buffers (`register_buffer`). Buffers are never sent, so the
+server and all clients must compute equal buffers from the frozen weight, or draw them during
+`attach`.
 
 n inputs, m outputs of a slice, K clients that share a batch.
 """
@@ -45,15 +46,16 @@ from fl_vitlora.finetuning.part import Part
 
 
 class SliceAdapter(nn.Module, ABC):
-    """The trained tensors of one slice, and the weight that they make of the frozen weight."""
+    """The trained tensors of one slice, and the new weight of the slice that they give."""
 
     @abstractmethod
     def adapted(self, weight: Tensor) -> Tensor:
         """Returns the weight W' of the slice, (m, n).
 
         If K clients share a batch, every trained tensor has a first dimension K, and the result
-        must be (K, m, n). So the code should count dimensions from the end, for example
-        ``.norm(dim=-1)`` and ``.unsqueeze(-1)``. Buffers and the frozen weight have no dimension K.
+        must be (K, m, n). So the code of `adapted` should count dimensions from the end, for
+        example ``.norm(dim=-1)`` and ``.unsqueeze(-1)``. Buffers and the frozen weight have no
+        dimension K.
 
         Args:
             weight: The frozen weight W of the slice, (m, n).
@@ -74,8 +76,8 @@ class AdaptedLinear(nn.Module):
 
     Attributes:
         multiply: A function that applies a weight to a tensor (B, T, n). When several clients are
-            trained in one batch, it is replaced by a function that applies each client's own weight
-            (`training.stacking`).
+            trained in one batch, `multiply` is replaced by a function that applies each client's
+            own weight (`training.stacking`).
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class SlicePart(Part):
     """A part of a fine-tuning method that replaces the weights of slices in every block.
 
     Attributes:
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     stackable = True
@@ -135,7 +137,7 @@ class SlicePart(Part):
 
         Args:
             weight: The frozen weight W of the slice, (m, n). The adapter must not keep or change
-                this tensor.
+                the tensor `weight`.
 
         Raises:
             UserError: If the method does not fit the size of the slice.

@@ -2,26 +2,30 @@
 
     W = U·diag(S)·Vᵀ,    W' = U·diag(relu(S + δ))·Vᵀ·Rᵀ,    R = R₁ ⊗ R₂ ⊗ R₃
 
-The rotation R acts on the n inputs and is a Kronecker product of small rotations. Each has Cayley
-coordinates, which are the entries below the diagonal of a skew-symmetric matrix K:
+The rotation R acts on the n inputs and is a Kronecker product of small rotations. Each small
+rotation has Cayley coordinates, which are the entries below the diagonal of a skew-symmetric matrix
+K:
 
     R_i = (I + K_i/2)⁻¹·(I - K_i/2),    K_i = -K_iᵀ
 
 The adapter computes W + U·(diag(relu(S + δ))·Vᵀ·Rᵀ - diag(S)·Vᵀ). At the start δ = 0 and K = 0, so
 that W' = W to the last bit, although U·diag(S)·Vᵀ differs from W by rounding.
 
-The shift δ and the coordinates K travel; U, S and V never do. For n = 384 these are 384 + 71
-numbers for a square slice, for n = 768 768 + 163. Averaging is biased, because W' is not linear in
-K. But it always gives rotations, because the mean of skew-symmetric matrices is skew-symmetric.
-With ``finetuning.parameters.exact=true``, the inputs are not rotated and only δ travels. Then
-averaging is exact as long as S + δ > 0. An entry of S + δ below zero gets no gradient any more.
+A client sends the shift δ and the coordinates K, but never U, S and V. For a square slice (an
+adapted part of a layer) these are 384 + 71 numbers if n = 384, and 768 + 163 if n = 768. The mean
+of the clients' tensors does not give the mean of their weights, because W' is not linear in K. But
+the mean coordinates always give rotations, because the mean of skew-symmetric matrices is
+skew-symmetric. With ``finetuning.parameters.exact=true``, the inputs are not rotated and a client
+sends only δ. With this setting, the mean of the clients' shifts gives exactly the mean of their
+weights as long as S + δ > 0. An entry of S + δ below zero gets no gradient any more.
 
-Every party computes the decomposition in float64 on its CPU. Nearly equal singular values can have
-other vectors on another machine, so parties should use the same version of PyTorch.
+Server and clients compute the decomposition in float64 on their CPUs. Nearly equal singular values
+can have other vectors on another machine, so server and clients should use the same version of
+PyTorch.
 
 Source: "Spectrum-Aware Parameter Efficient Fine-Tuning for Diffusion Models", arXiv 2405.21050: the
 equation, and the factors 6·8·16 of 768. The Cayley coordinates, the start at δ = 0, the exact
-variant and the learning rates are our reading. The paper adapts all layers of the attention:
+variant and the learning rates are our own choices. The paper adapts all layers of the attention:
 ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
 n inputs, m outputs of a slice, k = min(m, n), K clients that share a batch.
@@ -65,7 +69,7 @@ def cayley_rotation(coordinates: Tensor, size: int) -> Tensor:
 
 
 class SODAAdapter(SliceAdapter):
-    """The shift and the rotation of one slice, and the decomposition of its weight.
+    """The shift and the rotation of one slice (a part of a layer), and its weight's decomposition.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -73,7 +77,8 @@ class SODAAdapter(SliceAdapter):
 
     Attributes:
         shift: The vector δ, (k,), zero.
-        turn: The coordinates of K₁, K₂ and K₃, one after the other; zero. Absent if `exact`.
+        turn: The coordinates of K₁, K₂ and K₃, one after the other, zero; the attribute is missing
+            if `exact`.
         U: The left singular vectors, (m, k), a buffer.
         S: The singular values, (k,), a buffer.
         Vt: The right singular vectors as rows, (k, n), a buffer.
@@ -115,9 +120,10 @@ class SODA(SlicePart):
     """The part of a fine-tuning method that adds SODA to every block.
 
     Attributes:
-        exact: True if only δ is trained and sent, so that averaging is exact.
+        exact: True if only δ is trained and sent, so that the mean of the clients' shifts gives
+            exactly the mean of their weights.
         shift_rate: The factor on the learning rate of δ.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     exact: bool = setting(
@@ -131,7 +137,7 @@ class SODA(SlicePart):
         return self.shift_rate if name.endswith(".shift") else 1.0
 
     def adapter(self, weight: Tensor) -> SODAAdapter:
-        """Returns the shift and the rotation for a slice.
+        """Returns the shift and the rotation for one slice (an adapted part of a layer).
 
         Raises:
             UserError: If the inputs are rotated and their number has no factors.

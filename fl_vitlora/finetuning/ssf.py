@@ -4,19 +4,20 @@
 
 An operation is the patch embedding, a normalisation, or a linear layer of a block (`qkv`, `proj`,
 `fc1`, `fc2`). At the start γ = 1 and β = 0. After training, scales and shifts become part of the
-operation before them: W' = diag(γ)·W, b' = γ∘b + β. A block of width D with an MLP of 4·D sends
-22·D numbers; the patch embedding and the last normalisation send 2·D numbers each.
+operation before them: W' = diag(γ)·W, b' = γ∘b + β. A client sends 22·D numbers for a block of
+    width D with an MLP of 4·D, and 2·D numbers each for the patch embedding and the last
+    normalisation.
 
-Averaging is exact, because W' and b' are linear in γ and β. In a sum with a part that trains W or
-b, it is biased.
+The mean of the clients' tensors gives exactly the mean of their weights, because W' and b' are
+linear in γ and β. In a sum with a part that trains W or b, the mean is not exact.
 
-In a sum, SSF stands after the parts that change weights, as in ``lora+ssf``: it then scales the
+In a sum, SSF stands after the parts that change weights, as in ``lora+ssf``: SSF then scales the
 outputs of the adapted layers. The scales and shifts act on channels, not on pixels or positions, so
 they do not depend on the key of encrypted images.
 
 Source: Lian et al., arXiv 2210.08823. The equation and the places are the paper's. The paper draws
-γ and β near 1 and 0; here they start exactly there. Weight decay would pull γ towards 0, so it
-should be off.
+γ and β near 1 and 0; in this module γ starts at exactly 1 and β at exactly 0. Weight decay would
+pull γ towards 0, so weight decay should be off.
 
 B batch, T tokens, m outputs of an operation, D width.
 """
@@ -53,7 +54,7 @@ class ScaleShift(OwnModule):
 
     Args:
         owner: The part that adds this module.
-        base: The operation.
+        base: The operation whose outputs are scaled and shifted.
         outputs: The number m of channels of its outputs.
 
     Attributes:

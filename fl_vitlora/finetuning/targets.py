@@ -26,8 +26,8 @@ def attach(model: nn.Module, targets: Sequence[str], make: MakeLayer) -> None:
     Args:
         model: A timm ViT.
         targets: The names of the target layers, from `LAYERS`.
-        make: A function that makes the layer with adapters. Its arguments are the plain layer, and
-            for each target the range of the outputs that it adapts.
+        make: A function that makes the layer with adapters. The arguments of `make` are the plain
+            layer, and for each target the range of outputs that are adapted.
 
     Raises:
         UserError: If the model has no blocks, if a block does not have a target layer, or if `make`

@@ -1,9 +1,9 @@
 """Dynamic layer tying: the server decides which blocks use the same low-rank pairs.
 
 Every block has LoRA pairs. If block i is tied to an earlier block j, it computes with the pairs of
-block j, and the gradients of both blocks add up in these pairs. Its own pairs are frozen and not
-sent. After every round, the server may change the ties. A block that is no longer tied starts with
-a copy of the pairs that it used. Three rules decide about the ties:
+block j, and the gradients of both blocks add up in these pairs. The pairs of a tied block i are
+frozen and not sent. After every round, the server may change the ties. A block that is no longer
+tied starts with a copy of the pairs that it used. Three rules decide about the ties:
 
     own      no block is tied: plain LoRA
     nearest  after each round, the two untied blocks with the most similar products B·A are tied,
@@ -11,12 +11,13 @@ a copy of the pairs that it used. Three rules decide about the ties:
     agent    Q-learning (`tying_agent`); the reward is minus the mean training loss of the round
 
 Source: Hay and Wolf, arXiv 2401.12819, which ties whole layers of a language model that is trained
-from scratch, and takes the validation loss. Pre-trained blocks must not be replaced, so that here
-only their adapters are tied. The training loss is known from sums, so that secure sums work. With
-some twenty rounds, the agent still chooses mostly at random; `nearest` is the rule to compare with.
+from scratch, and takes the validation loss. This module ties only the adapters, because pre-trained
+blocks must not be replaced. The reward is the training loss, which is known from sums, so that
+secure aggregation works. With some twenty rounds, the agent still chooses mostly at random;
+`nearest` is the rule to compare with.
 
-Averaging is biased, as for LoRA. Every client needs the same ties: one number for each block, which
-is sent again only when a tie changes.
+As for LoRA, the mean of the clients' B and A does not give the mean of their products B·A. Every
+client needs the same ties: one number for each block, which is sent again only when a tie changes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class TiedLinear(LoRALinear):
     """A linear layer with LoRA, which may use the pairs of the same layer in an earlier block."""
 
     def join(self, model: nn.Module, block: int, path: str) -> None:
-        """Tells the layer where it finds the ties and the other layers.
+        """Stores in the layer where the ties and the layers of other blocks are.
 
         Args:
             model: The model with the control tensor `TIES`.
@@ -76,7 +77,8 @@ class TiedLoRA(LoRA):
         rule: The rule that decides about the ties; see the text of this module.
         groups: The number of untied blocks at which the rule `nearest` stops.
         decay: The factor by which the probability ε of the agent's random choices falls from round
-            to round, from 1. The paper has 0.95; a federated run has fewer rounds.
+            to round, from 1. The paper uses the factor 0.95; the default of this module is smaller,
+            because a federated run has fewer rounds.
         targets: The names of the layers of a block that get a pair (`targets.LAYERS`).
     """
 

@@ -2,13 +2,15 @@
 
     W' = W·T + s·B·A,    s = α / √r
 
-The transform T, (n, n), is a tensor ring of small cores (see `kronecker`). With ring rank R = 1 it
-is a Kronecker product. It can have full rank, and changes every entry of the weight. At the start
-every matrix Aᵈ[:, :, r, r'] of a core is I / R, so that T = I; B is zero and A is random.
+The transform T, (n, n), is a tensor ring of small cores (see `kronecker`). With ring rank R = 1, T
+is a Kronecker product. The transform T can have full rank, and changes every entry of the weight.
+At the start every matrix Aᵈ[:, :, r, r'] of a core is I / R, so that T = I; B is zero and A is
+random.
 
-The cores and the pair travel: R²·Σ n_d² + r·(m + n) numbers for a slice, which are 164·R² numbers
-for the cores if n = 384, and 272·R² if n = 768. Averaging is biased, because W' is a product of the
-cores and a product of B and A.
+A client sends the cores and the pair: R²·Σ n_d² + r·(m + n) numbers for a slice (an adapted part of
+    a layer). The cores have 164·R² numbers if n = 384, and 272·R² if n = 768. The mean of the
+    clients' tensors does not give the mean of their weights, because W' contains products of the
+    cores and of B and A.
 
 One core times c and another divided by c give the same T, so cores of clients can drift apart. A
 penalty on the distance to the start holds them together:
@@ -16,10 +18,11 @@ penalty on the distance to the start holds them together:
     weight · Σ ‖Aᵈ[:, :, r, r'] - I / R‖²
 
 Source: "Transformed Low-rank Adaptation via Tensor Decomposition", arXiv 2501.08727: the equation,
-the scale, the start and the ring. In the penalty, the norm is squared here, because a penalty must
-be a sum over entries. The residual is the low-rank pair of the authors' code; the tensor-ring
-residual of the paper's text is not built. Their code has α = 1. Here
-α = 4, which reached a higher accuracy in short runs on the bundled model.
+the scale, the start and the ring. In this module's penalty the norm is squared, unlike in the
+paper, because a penalty must be a sum over entries. The residual is the low-rank pair of the
+authors' code; this module does not have the tensor-ring residual of the paper's text. The authors'
+code has α = 1. This module has α = 4, which reached a higher accuracy in short runs on the bundled
+model.
 
 n = Π n_d inputs, m outputs of a slice, r rank, R ring rank, K clients that share a batch.
 """
@@ -44,7 +47,7 @@ def identity_core(size: int, ring_rank: int) -> Tensor:
     """Returns a core of the identity: I / R for every pair of ring indices, (size, size, R, R).
 
     Args:
-        size: The factor n_d.
+        size: The factor n_d of the number of inputs, which is the size of the core.
         ring_rank: The ring rank R.
 
     Example:
@@ -57,7 +60,7 @@ def identity_core(size: int, ring_rank: int) -> Tensor:
 
 
 class TLoRAAdapter(SliceAdapter):
-    """The cores of T and the low-rank pair of one slice.
+    """The cores of T and the low-rank pair of one slice (an adapted part of a layer).
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -100,7 +103,7 @@ class TLoRA(SlicePart):
         residual_alpha: The scale α of the residual, which is multiplied by α / √r.
         core_rate: The factor on the learning rate of the cores.
         identity_penalty: The weight of the penalty on the distance of the cores to their start.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     ring_rank: int = setting(1, "Ring rank R of the transform; 1 is a Kronecker product.", "[1, 8]")
@@ -112,7 +115,7 @@ class TLoRA(SlicePart):
     )
 
     def adapter(self, weight: Tensor) -> TLoRAAdapter:
-        """Returns the cores and the pair for a slice.
+        """Returns the cores and the pair for one slice (an adapted part of a layer).
 
         Raises:
             UserError: If the number of inputs has no factors, or the rank is too large.
@@ -122,7 +125,7 @@ class TLoRA(SlicePart):
         )
 
     def rate(self, name: str) -> float:
-        """Returns the factor on the learning rate of a tensor: `core_rate` for a core, else 1."""
+        """Returns the factor on a tensor's learning rate: `core_rate` for a core of T, else 1."""
         return self.core_rate if CORES in name else 1.0
 
     def penalty(

@@ -1,9 +1,9 @@
 """The agent that decides which layers share tensors, by Q-learning (`q_learning`).
 
 In an episode, the agent chooses an action for every layer: the layer whose tensors it uses. With
-the probability ε it chooses a random one, otherwise the one with the highest value. Then it learns
-from the reward of the episode. All functions are pure: what the agent remembers is in a `State`, so
-that a checkpoint can hold it.
+the probability ε the agent chooses a random action, otherwise the action with the highest value.
+At the end of an episode, the agent learns from its reward. All functions are pure: what the agent
+remembers is in a `State`, so that a checkpoint can hold it.
 
 Source: Hay and Wolf, arXiv 2401.12819.
 """
@@ -33,7 +33,8 @@ def episode(
 
     Args:
         memory: The memory that this function returned last; empty at first.
-        ties: The ties that the last actions led to.
+        ties: The present ties (for each layer, the layer whose tensors it uses), which the last
+            actions gave.
         reward: The reward of the last actions.
         epsilon: The probability ε of a random action.
         generator: The random generator of the first weights, and of the actions.
@@ -54,11 +55,11 @@ def episode(
 def act(
     agent: Mapping[str, Tensor], ties: Sequence[int], epsilon: float, generator: torch.Generator
 ) -> list[int]:
-    """Returns an action for each layer: the layer to which it is tied, or its own number.
+    """Returns an action for each layer: the number of the layer it is tied to, or its own number.
 
     Args:
         agent: The weights of the agent.
-        ties: The state.
+        ties: The state: for each layer, the layer whose tensors it uses.
         epsilon: The probability ε of a random action; at least `LEAST` is used.
         generator: The random generator of the choice.
     """

@@ -1,7 +1,7 @@
 """The rule `nearest` of layer tying: the two blocks with the most similar products are tied.
 
-This is a step of agglomerative clustering: the most similar two of the untied blocks become one
-group, and the earlier block stands for the group. The similarity of two blocks is the cosine of
+The rule is one step of agglomerative clustering: the most similar two of the untied blocks become
+one group, and the earlier block stands for the group. The similarity of two blocks is the cosine of
 the angle between their products B·A, all products of a block in one vector.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def pairs_of(block: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Returns the names of a block's low-rank matrices, by their names without the block."""
+    """Returns the full names of a block's low-rank matrices, by their names within the block."""
     start = f"blocks.{block}."
     own = (n for n in tensors if n.startswith(start) and n.endswith((".lora_A", ".lora_B")))
     return {name.removeprefix(start): name for name in own}

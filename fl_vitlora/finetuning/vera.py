@@ -6,12 +6,13 @@ A, (r, n), and B, (m, r), are drawn from the seed. All slices of equal shape use
 that it takes little memory and is never sent. At the start b = 0, so that W' = W exactly, and every
 entry of d is 0.1.
 
-The vectors b and d travel, m + r numbers for a slice. Averaging is biased, because W' has products
-of entries of b and d. As in the paper, the vectors need a larger learning rate than the matrices of
+A client sends the vectors b and d, which is m + r numbers for a slice (an adapted part of a layer).
+The mean of the clients' vectors does not give the mean of their weights, because W' has products of
+entries of b and d. As in the paper, the vectors need a larger learning rate than the matrices of
 LoRA, by default ten times as large.
 
 Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454. The paper uses one pair for all layers of
-its models, which have equal shapes. One pair for each shape of a slice is our reading.
+its models, which have equal shapes. One pair for each shape of a slice is our own choice.
 
 n inputs, m outputs of a slice, r rank, K clients that share a batch.
 """
@@ -28,12 +29,14 @@ from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
 
 class SharedPair(nn.Module):
-    """A pair of frozen random matrices. It is a module, so that it is moved or copied only once.
+    """A pair of frozen random matrices.
+
+    The pair is a PyTorch module, so that it is moved or copied only once.
 
     Args:
         outputs: The number of outputs m.
         inputs: The number of inputs n.
-        rank: The rank r.
+        rank: The rank r of the low-rank matrices.
 
     Attributes:
         A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution; a buffer.
@@ -51,7 +54,7 @@ class SharedPair(nn.Module):
 
 
 class VeRAAdapter(SliceAdapter):
-    """The two vectors of one slice.
+    """The two vectors of one slice (an adapted part of a layer).
 
     Args:
         pair: The frozen matrices A and B.
@@ -79,10 +82,10 @@ class VeRA(SlicePart):
     """The part of a fine-tuning method that adds VeRA to every block.
 
     Attributes:
-        shared_rank: The rank r of the frozen matrices. It may be larger than m and n.
+        shared_rank: The rank r of the frozen matrices. The rank may be larger than m and n.
         inner_start: The value of every entry of d at the start.
         vector_rate: The factor on the learning rate of both vectors.
-        targets: The names of the slices (`targets.LAYERS`).
+        targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     shared_rank: int = setting(256, "Rank r of the shared frozen matrices.", "[1, inf)")
@@ -99,7 +102,10 @@ class VeRA(SlicePart):
                 module.pair = pairs.setdefault(shapes, module.pair)
 
     def adapter(self, weight: Tensor) -> VeRAAdapter:
-        """Returns the vectors for a slice, with matrices of its own until `attach` shares them."""
+        """Returns the vectors for one slice.
+
+        The matrices belong to this slice alone until `attach` shares them.
+        """
         outputs, inputs = weight.shape
         return VeRAAdapter(SharedPair(outputs, inputs, self.shared_rank), self.inner_start)
 

@@ -9,12 +9,15 @@ The prompts join after the position embedding is added, so they do not depend on
 patches, and hence not on the key of encrypted images. VPT-shallow sends p·D numbers and VPT-deep
 sends p·D numbers for each block. Prompts cannot be merged into weights.
 
-The prompts themselves travel, and no weight is computed from them, so averaging is exact.
+A client sends the prompts themselves, and no weight is computed from them, so the mean of the
+clients' prompts is exactly the mean model.
 
 Source: Jia et al., arXiv 2203.12119. The prompts start as in the paper: they are uniform between
--v and v with v² = 6 / (3·patch² + D). So the untrained method changes the outputs. The paper tries
-1 to 200 prompts for each data set; our default is 10. The paper puts the prompts between the class
-token and the patches. So do we, but after all prefix tokens if a model has several.
+-v and v with v² = 6 / (3·patch² + D). Because the prompts are not zero, the untrained method
+already changes the outputs. The paper tries 1 to 200 prompts for each data set; the default of this
+module is 10. The paper puts the prompts between the class token and the patches. This module also
+puts the prompts after the class token; if a model has several prefix tokens, the prompts follow the
+last one.
 
 p prompts, B images in a batch, T tokens, D width.
 """
