@@ -67,7 +67,7 @@ def read_names(text: str, place: str) -> tuple[str, ...]:
 
 
 def disagreement(own: Sequence[str], wanted: Sequence[str]) -> str:
-    """Returns a text that says how two lists of classes differ, or an empty text if they do not.
+    """Returns a text that says how two lists of classes differ; an empty text for equal classes.
 
     Args:
         own: The class names of a shard or a client.

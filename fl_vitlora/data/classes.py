@@ -29,7 +29,7 @@ class Encoded:
 
     Attributes:
         name: The name of the image, for messages.
-        content: The encoded bytes of the image; None if they are in a file.
+        content: The encoded bytes of the image; None if the bytes are in a file.
         path: The path of the file with the image; None if `content` has the bytes.
     """
 
@@ -68,8 +68,8 @@ class Part:
 def plain_name(name: str) -> str:
     r"""Returns a class name in the form in which names are compared (Unicode NFC).
 
-    Unicode can store an accented letter in two ways that look the same. Some file systems use the
-    first way, and some the second.
+    Unicode can store an accented letter in two ways that look the same. Some file systems store
+    such letters in the first way, and some in the second way.
 
     Args:
         name: The class name as a file or a folder states it.

@@ -86,7 +86,7 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
 
 
 def _image_column(rows: Any) -> str:
-    """Finds the image column: by its type, else by its bytes, else by a usual name.
+    """Finds the image column by its type, else by the bytes in it, else by a usual name.
 
     Raises:
         UserError: When no column, or more than one, can hold the images.
@@ -108,7 +108,7 @@ def _image_column(rows: Any) -> str:
 
 
 def _label_column(rows: Any) -> str:
-    """Finds the label column; if there are several, chooses the one with the most classes.
+    """Finds the label column; among several label columns, chooses that with the most classes.
 
     CIFAR-100, for example, has fine and coarse labels.
 

@@ -96,7 +96,7 @@ def to_8_bits(image: Any, opened: Any, pixel_range: tuple[float, ...]) -> NDArra
 def expect_readable_colours(image: Any, pixel_range: tuple[float, ...]) -> None:
     """Checks that a colour image of 16 bits uses its full range.
 
-    Pillow keeps only the upper 8 bits of such an image, so no other range can be read.
+    Pillow keeps only the upper 8 bits of a colour image of 16 bits, so no other range can be read.
 
     Args:
         image: The decoded colour image of the library Pillow.

@@ -128,7 +128,8 @@ def read_description(
         image_shape: The shape (C, H, W) of the shard's images: channels, height and width.
 
     Returns:
-        The description of the encryption: the cipher, and what is needed to derive its key.
+        The description of the encryption: the cipher, and the scope, seed, party and use from which
+            its key is derived.
 
     Raises:
         UserError: When a field is missing, is not valid, or does not fit the images.

@@ -32,7 +32,7 @@ def read_dicom(path: Path, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
     Args:
         path: The path of the file.
         pixel_range: The two rescaled values (for CT images, Hounsfield units) that become black and
-            white. With (), the full range of the stored bits is used.
+            white. If `pixel_range` is (), the full range of the stored bits is used.
 
     Returns:
         The pixels, uint8 (H, W), or (H, W, 3) for a colour image.

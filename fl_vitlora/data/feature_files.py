@@ -1,19 +1,21 @@
 """Files with the features of a client's images, which are protected like the client's shard.
 
-Features are outputs of the frozen backbone (`finetuning.features`). They are computed from the
+Features are outputs of the frozen backbone (`finetuning.features`). Features are computed from the
 images of a shard as the model receives them, so from ciphertext if the run encrypts images. If the
 file of the shard is sealed, the file of the features is sealed under the same storage key of the
-same party. Otherwise the file has a digest, as an unsealed shard has.
+same party. If the shard is not sealed, the file of the features has only a digest, as the shard
+has.
 
-What features tell: whoever has them knows the number of images, which images are alike, and, with
-a trained head, their classes. Features of ciphertext are computed from ciphertext only, so they
-reveal no more than the shard and the model. If the model is adapted to the key, its features of
-ciphertext are those of the plain images, and an image can be rebuilt from features in part.
+Features reveal information: a person who has them knows the number of images, which images are
+alike, and, with a trained head, their classes. Features of ciphertext are computed from ciphertext
+only, so they reveal no more than the shard and the model. A model that is adapted to the key
+computes from ciphertext the same features as from plain images, and an image can be rebuilt in part
+from such features.
 
-Every file contains a digest of everything that the features were computed from. It is called the
-origin here. Features of another origin are never returned: they belong to an older model, to images
-under an older key, or to another method. In a sealed file the origin is sealed as well, because it
-would confirm a guess of all images.
+Every file contains a digest of everything that the features were computed from. This digest is
+called the origin. Features of another origin are never returned, because they belong to an older
+model, to images under an older key, or to another method. In a sealed file the origin is sealed as
+well, because the origin would confirm a guess of all images.
 
 n images.
 """
@@ -43,7 +45,7 @@ def write_features(
     """Writes the features of a shard; the file is sealed if the file of the shard is sealed.
 
     Args:
-        path: The path of the file. The folder must exist.
+        path: The path of the file. The folder of the file must exist.
         features: The features, (n, ...), on the CPU.
         origin: The digest of everything that the features were computed from.
         shard: The path of the shard.
@@ -75,8 +77,8 @@ def read_features(path: Path, origin: str, shard: Path, keys: StorageKeys) -> Te
         keys: The storage keys that can open the shard.
 
     Returns:
-        The features, (n, ...). None if the file is missing or damaged, has features of another
-        origin, or is protected in another way than the shard.
+        The features, (n, ...), or None if the file is missing or damaged, has features of another
+        origin, or is not protected in the same way as the shard.
     """
     try:
         under = sealed_under(path)

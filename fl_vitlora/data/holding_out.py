@@ -47,7 +47,8 @@ def hold_out_of_each(
 
     Returns:
         Two lists with an array for each client: the positions of the images that are trained on,
-        and those of the images for validation. Every client has at least one image for validation.
+            and the positions of the images for validation. Every client has at least one image for
+            validation.
 
     Raises:
         UserError: When a client would train on fewer than `min_samples` images.
@@ -71,14 +72,16 @@ def hold_out_of_each(
 def stratified(labels: Indices, count: int, seed: int, *, keep_one: bool = False) -> Indices:
     """Draws images at random, with the same share of every class.
 
-    Class l with n_l images gets ⌊count · n_l / n⌋ of them. The classes with the largest remainders
-    get one image more, until there are `count`. Equal remainders are ordered at random.
+    Class l with n_l images gets ⌊count · n_l / n⌋ of the drawn images. The classes with the largest
+    remainders get one image more, until `count` images are drawn. Classes with equal remainders are
+    ordered at random.
 
     Args:
         labels: The labels of the images, int64 (n,).
         count: The number of images to draw; at most n are drawn.
         seed: The seed of the draw. The same seed draws the same images.
-        keep_one: True if one image of each class should not be drawn, as far as rounding decides.
+        keep_one: True to leave one image of each class undrawn where rounding would draw all images
+            of the class.
 
     Returns:
         The positions of the drawn images in ascending order, int64.
@@ -101,5 +104,5 @@ def stratified(labels: Indices, count: int, seed: int, *, keep_one: bool = False
 
 
 def _count(images: int, config: DataConfig) -> int:
-    """Returns how many of some images are held out for validation: at least one."""
+    """Returns how many images of a number of images are held out for validation: at least one."""
     return max(1, round(config.validation_fraction * images))

@@ -20,15 +20,14 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
     """Loads a data set of the hub, or its copy in the cache if the hub cannot be reached.
 
     Args:
-        config: The settings of the data. `name`, `config` and `revision` say which data set to
-            load.
+        config: The settings of the data. The settings `data.name`, `data.config` and
+            `data.revision` say which data set to load.
 
     Returns:
         A dictionary: the rows of each split, by the name of the split.
 
     Raises:
-        UserError: When the data set cannot be loaded. Without a network, the error is raised within
-            seconds.
+        UserError: When the data set cannot be loaded; without a network, this takes only seconds.
     """
     name = config.name
     if not HUB_NAME.fullmatch(name):
@@ -72,7 +71,8 @@ def hub_folders() -> list[Path]:
 def _ask(name: str, revision: str | None) -> Exception | None:
     """Asks the hub once for a data set; returns None, or the error if the hub is out of reach.
 
-    If the library `datasets` asked the hub, it would repeat a failed request for half a minute.
+    This function asks only once: the library `datasets` would repeat a failed request for half a
+        minute.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -94,7 +94,7 @@ def _ask(name: str, revision: str | None) -> Exception | None:
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Inside a `with` block, stops the library `datasets` from asking the hub.
+    """Stops the library `datasets` from asking the hub inside a `with` block.
 
     Args:
         offline: False to let the library ask the hub.

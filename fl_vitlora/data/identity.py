@@ -3,12 +3,14 @@
 An identity is a text with a digest. Two starts of a program that find the same identity read the
 same images. The identity of a local folder covers every file in it: its name, its size, its place
 on the disk (device and inode), and the times of the last change of its content and its status.
-Nobody can set the second time, so it also changes if a program writes a file and then restores the
-first time. The identity of a data set of the hub covers the fingerprint of its rows and the files
-of the library's cache.
+No program can set the time of the last change of the status. So the identity also changes if a
+program changes the content of a file and then restores the time of the last change of the content.
+The identity of a data set of the hub covers the fingerprint of its rows and the files of the
+library's cache.
 
 Source: the rules for "racily clean" entries of the index of Git. If a file was changed only just
-now, a further change may get the same time. Therefore such a folder has no identity yet.
+now, a further change may get the same time. Therefore a folder with a file that was changed only
+just now has no identity yet.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ Place = tuple[int, int]  # device and inode
 def of_folder(root: Path, settled: float = SETTLED) -> str | None:
     """Returns the identity of all files in a folder and in the folders below.
 
-    Hidden files count as well, because a table may name them. Links are followed.
+    Hidden files count as well, because a table may name them. Symbolic links are followed.
 
     Args:
         root: The path of the folder.
         settled: The number of seconds for which no file may have changed.
 
     Returns:
-        The identity. None if a file cannot be looked at, or was changed within `settled` seconds.
+        The identity, or None if a file cannot be read, or was changed within `settled` seconds.
     """
     try:
         status = root.stat()
@@ -60,8 +62,8 @@ def of_rows(splits: Mapping[str, Any], column: str) -> str | None:
         column: The name of the image column.
 
     Returns:
-        The identity. None if a row names a file instead of holding the bytes of its image, because
-        the rows do not tell whether that file has changed.
+        The identity, or None if a row names a file instead of holding the bytes of its image,
+        because the rows do not tell whether that file has changed.
     """
     described = []
     for name, rows in splits.items():
@@ -77,7 +79,8 @@ def of_rows(splits: Mapping[str, Any], column: str) -> str | None:
 def is_unchanged(identity: str, root: Path) -> bool:
     """Returns True if a data set still has the identity that it had before.
 
-    Rows of the hub do not change: the library keeps another revision in other files.
+    For a data set of the hub the answer is always True, because the library keeps another revision
+    in other files.
 
     Args:
         identity: The identity that the data set had.

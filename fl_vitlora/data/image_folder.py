@@ -55,11 +55,11 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
 
     Args:
         listing: The list of all files of the data set's folder.
-        config: The settings of the data. `layout` decides between several ways to understand the
-            folders.
+        config: The settings of the data. The setting `data.layout` decides between several ways to
+            understand the folders.
 
     Returns:
-        A list of the images, sorted by name. Each file occurs once.
+        A list of the images, sorted by name. Each file occurs once in this list.
 
     Raises:
         UserError: When the folders can be understood in two ways, or cannot be understood.
@@ -224,7 +224,8 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
     """Sets the classes of the images in splits that have a file of annotations.
 
     Raises:
-        UserError: When an image of such a split is missing in the annotations.
+        UserError: When a split has a file of annotations, but an image of the split is missing in
+            this file.
     """
     labels = annotate(listing, {item.split for item in items})
     if not labels:

@@ -52,8 +52,8 @@ def class_of(value: Any, where: str) -> str:
 def expect_no_mark(names: Sequence[str], where: Callable[[int], str]) -> None:
     """Raises an error if a row has the label -1 and -1 means "no label".
 
-    If all other labels are whole numbers, -1 means "no label". But if the only other label is 1, -1
-    is a class.
+    If all other labels are whole numbers, -1 means "no label". But if the only other label is 1,
+    the labels are -1 and 1, and -1 is a class.
 
     Args:
         names: The class name of each row.

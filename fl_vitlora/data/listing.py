@@ -139,8 +139,8 @@ def count_kinds(files: Sequence[File]) -> str:
 def is_dicom(path: str, name: str) -> bool:
     """Returns True if a file is a DICOM image.
 
-    The suffix of the name decides. If there is no suffix, or if it is a number, the content
-    decides.
+    The suffix of the name decides. If the name has no suffix, or if its suffix is a number, the
+    content decides.
 
     Args:
         path: The path of the file.
@@ -161,8 +161,8 @@ def is_dicom(path: str, name: str) -> bool:
 def same_file(root: Path, one: File, other: File) -> bool:
     """Returns True if two names lead to one file.
 
-    Some file systems give two files the same inode number. So it is not enough to compare the
-    places of the files.
+    Some file systems give two files the same inode number. So the device and inode alone do not
+    show that two names lead to the same file.
 
     Args:
         root: The listed folder.

@@ -44,7 +44,8 @@ class Found:
         sizes: The number of images in each split, by the name of the split.
         part: A function that takes the name of a split and returns its labels and images as a
             `Part`.
-        notes: Texts that say which files are not used. There are no texts about unused splits.
+        notes: Texts that say which files are not used. These texts do not mention splits that are
+            not used.
         identity: A text by which the same data set is recognised (`data.identity`); None if it
             cannot be recognised.
     """
@@ -60,7 +61,7 @@ def open_folder(config: DataConfig) -> Found:
     """Opens a data set in a local folder.
 
     Args:
-        config: The settings of the data. `name` is the path of the folder.
+        config: The settings of the data. The setting `data.name` is the path of the folder.
 
     Returns:
         The splits of the data set, and which of them to use.
@@ -283,7 +284,7 @@ def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
 
 
 def _dicom_files(root: Path, files: Sequence[File]) -> list[File]:
-    """Returns those of the files that are DICOM images."""
+    """Returns the files, among the given ones, that are DICOM images."""
     return [file for file in files if is_dicom(str(root / file.name), file.name)]
 
 

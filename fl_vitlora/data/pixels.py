@@ -107,11 +107,12 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
 
 
 def tell_depth(part: Part, look: Look) -> str | None:
-    """Checks whether a few images of 16 bits use the upper bits, and returns a note if not.
+    """Checks a few images of 16 bits, and returns a note if they do not use their upper bits.
 
     Args:
         part: The split that contains the images.
-        look: The settings for the conversion. If they state a range, no note is returned.
+        look: The settings for the conversion. If `look` states a range of pixel values, no note is
+            returned.
 
     Returns:
         A note for the user, or None if there is nothing to note.
@@ -196,7 +197,7 @@ def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Returns those of `FORMATS` that the installed version of Pillow can read."""
+    """Returns the formats in `FORMATS` that the installed version of Pillow can read."""
     from PIL import Image
 
     Image.init()

@@ -1,7 +1,8 @@
-"""Finds the files that a data set names; they must be in the data set's own folders.
+"""Finds the files that a data set names, which must be in the folders of this data set.
 
 A path in a table may lead anywhere: to a web address (URL), a private file or a device. If the
-program opened such a path, it could contact a server, or use a private file as a training image.
+    program opened every path in a table, it could contact a server, or use a private file as a
+    training image.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
 
     Args:
         name: The path that the data set states.
-        starts: The folders to which a relative path may refer. The first folder that contains the
-            file is used.
+        starts: The folders to which a relative path may refer. Of these folders, the first one that
+            contains the file is used.
         folders: The folders that may contain files of the data set, its own folder first.
         where: The description of the row that names the path, for error messages.
 

@@ -64,7 +64,7 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
 
     Raises:
         UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when its key
-            is not in the ring. In these cases no file is changed.
+            is not in the ring. If this error is raised, no file has been changed.
     """
     holders, current = holders_of(shards, ring), key_id(ring.current)
     keys = of_ring(ring)

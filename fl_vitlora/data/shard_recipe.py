@@ -1,8 +1,9 @@
 """The recipe of a run's shards: a text that covers everything that can change a byte of them.
 
 Equal recipes give equal shards, apart from the random salts of sealed files. A recipe contains no
-secret, but it would confirm a guess of all labels and file names. Therefore it is never stored: a
-store of shards only keeps a digest of it under a key (`data.shard_store`).
+secret, but a person who guesses all labels and file names could check the guess with it. Therefore
+a recipe is never stored: a store of shards keeps only a digest of the recipe that is made with a
+key (`data.shard_store`).
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ def write_recipe(
     Args:
         config: The settings of the data.
         source: The identity of the data set (`data.identity`).
-        images: A dataclass with the images and their division among the clients. All its fields
-            become part of the recipe.
+        images: A dataclass with the images and their division among the clients. All fields of the
+            dataclass `images` become part of the recipe.
         holder: The key holder that encrypts the images.
         metadata: The texts that are written into every shard.
-        storage: The storage key with which the files are sealed; None if they are not sealed.
+        storage: The storage key with which the files are sealed; None if the files are not sealed.
 
     Returns:
         The recipe, as one line of JSON.
@@ -102,7 +103,7 @@ def code_and_libraries() -> str:
 
 
 def _known(features: Any) -> set[str]:
-    """Returns the names of the codecs that this version of Pillow can be asked about."""
+    """Returns the names of the image codecs whose versions Pillow can report."""
     return {*features.modules, *features.codecs, *features.features}
 
 
@@ -114,10 +115,10 @@ def _version(library: str) -> str:
 
 
 def _covered(value: Any) -> Any:
-    """Returns a value for JSON that covers a field of the images.
+    """Returns a value for JSON that differs if the content of a field of the images differs.
 
     Raises:
-        TypeError: If the function cannot cover a value of this type.
+        TypeError: If the field has a type that the function does not know.
     """
     match value:
         case None | str() | int():

@@ -3,7 +3,7 @@
 The store is a folder with one folder (an entry) for each recipe (`data.shard_recipe`). The name of
 an entry is HMAC-SHA256(key, recipe), in hexadecimal digits. The key is derived from the owner's
 secret, so a name confirms no guess about the images. An entry holds the shards, and a file with a
-list of their names, sizes and SHA-256 digests. The list ends with an HMAC of itself and of the
+list of their names, sizes and SHA-256 digests. The list ends with an HMAC of the list and of the
 entry's name. So nobody without the key can change a shard or swap two entries unnoticed.
 
 A shard in the store and the shard in a run folder are two names of one file (hard links) where the
@@ -53,9 +53,10 @@ class ShardStore:
     """A store of shards.
 
     Attributes:
-        folder: The path of the store. It is made, private to the user, when it is first needed.
-        most: The largest size of all entries together, in bytes. The entries that were not used for
-            the longest time are removed first.
+        folder: The path of the store. The program makes this folder, private to the user, when it
+            is first needed.
+        most: The largest size of all entries together, in bytes. If the store is full, the entries
+            that were not used for the longest time are removed first.
     """
 
     folder: Path
@@ -64,13 +65,14 @@ class ShardStore:
     def take(self, recipe: str, key: bytes, target: Path) -> Listed | None:
         """Puts the shards of a recipe into a folder, if the store has them undamaged.
 
-        The files are verified in their new place, so no other program can change the outcome. A
-        damaged entry is removed, and none of its files stays in the folder.
+        The files are verified in the folder `target`, so no other program can change them between
+        the check and their use. A damaged entry is removed, and none of its files stays in the
+        folder.
 
         Args:
             recipe: The recipe of the shards.
             key: The key of the store, 32 bytes.
-            target: The folder for the shards. It must exist.
+            target: The folder for the shards, which must exist.
 
         Returns:
             The files in the folder; None if the store does not have the shards.
@@ -104,7 +106,8 @@ class ShardStore:
             keys: The ids of the secrets that encrypt the shards.
 
         Returns:
-            True if the store has the shards now; False if they are larger than the store may be.
+            True if the store has the shards now; False if the shards are larger than the store may
+            be.
 
         Raises:
             WriteError: If the system cannot write the files.
@@ -176,7 +179,7 @@ class ShardStore:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, entry: Path) -> None:
-        """Removes an entry; a program that finds it later finds either all of it or nothing."""
+        """Removes an entry at one moment: other programs find either the whole entry or nothing."""
         gone = self._unfinished(entry)
         with suppress(OSError):  # another program has removed the entry
             entry.rename(gone)
@@ -192,7 +195,7 @@ def name_of(recipe: str, key: bytes) -> str:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Gives a file a second name, or copies it if the file system has no hard links.
+    """Gives a file a second name, or copies the file if the file system has no hard links.
 
     A file that already has the second name is replaced as a whole.
     """
@@ -244,7 +247,7 @@ def _write_list(folder: Path, key: bytes, name: str, keys: Collection[str]) -> N
 
 
 def _read_list(entry: Path, key: bytes) -> Listed | None:
-    """Reads the list of the files of an entry; None if it is damaged or not made with the key."""
+    """Reads the list of the files of an entry; None if the list is damaged or has another key."""
     try:
         text, mac = (entry / LIST).read_text(encoding="utf-8").splitlines()
         if not hmac.compare_digest(mac.encode(), _mac(key, entry.name, text).encode()):

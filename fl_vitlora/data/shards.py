@@ -4,7 +4,8 @@ A party is a client, or the owner of common test images. A file may be sealed, w
 whole file is encrypted with a storage key (`encryption.at_rest`). Without the key, a sealed file
 reveals no images, labels or class names. A file that is not sealed contains a checksum, by which
 damage is detected (`storage.checksummed`). The metadata of a shard name its party, its part
-(training, validation or testing) and its classes. A run checks all three when it opens the shard.
+(training, validation or testing) and its classes. A run checks party, part and classes when it
+opens the shard.
 
 n images, C channels, H × W pixels.
 """
@@ -42,8 +43,8 @@ class Shard:
     """Images as the model receives them, with their labels.
 
     Attributes:
-        images: The images, uint8 (n, C, H, W); they are ciphertext if the run encrypts images.
-        labels: The labels, int64 (n,).
+        images: The images, uint8 (n, C, H, W); if the run encrypts images, these are ciphertext.
+        labels: The label of each image, int64 (n,).
         features: The features of the images, (n, ...), if the method has features and the client
             keeps them (`finetuning.features`); otherwise None. No shard file contains features.
     """
@@ -132,10 +133,12 @@ def write_shard(
     Args:
         path: The path of the file.
         shard: The images and labels.
-        metadata: Texts by name that describe the shard. They must not contain a secret.
+        metadata: Texts by name that describe the shard. The texts in `metadata` must not contain a
+            secret.
         key: The storage key with which the file is sealed; None to write a file that is not sealed.
-        durable: True to wait until the file is on the disk, as in `write_atomically`. If False, a
-            power failure can truncate the shard, and a truncated shard cannot be opened.
+        durable: True to wait until the file is on the disk, as in `write_atomically`. If `durable`
+            is False, a power failure can truncate the shard, and a truncated shard cannot be
+            opened.
     """
     if key is None:
         tensors = {"images": shard.images, "labels": shard.labels}
@@ -163,7 +166,8 @@ def is_shard(path: Path) -> bool:
 def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
     """Reads only the metadata of a shard, without its images.
 
-    If the shard is not sealed, its metadata are not verified here; only `read_shard` verifies them.
+    If the shard is not sealed, this function does not verify the metadata; only `read_shard`
+    verifies them.
 
     Args:
         path: The path of the shard.
@@ -222,7 +226,7 @@ def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str
 def open_own_shard(
     path: Path, class_names: Sequence[str], keys: StorageKeys | None = None
 ) -> Shard:
-    """Opens a shard for a run, checks its party, and converts its labels to those of the run.
+    """Opens a shard for a run, checks its party, and converts its labels to the run's labels.
 
     Args:
         path: The path of the shard. The name of the file says which party must own the shard.
@@ -231,7 +235,7 @@ def open_own_shard(
             sealed.
 
     Returns:
-        The shard. Its labels are positions in `class_names`.
+        The shard, whose labels are positions in `class_names`.
 
     Raises:
         UserError: When the shard cannot be read, belongs to another party or has other classes than

@@ -1,9 +1,9 @@
 """A cache of the shards that a worker has opened last, with a limit in bytes.
 
-A shard is a file with the images of one client. If it is not sealed (encrypted on disk), it is
-mapped from its file, and the operating system can free this memory at any time. But a sealed shard
-is decrypted into the memory of each worker. So a worker must not keep all shards of a large data
-set open.
+A shard is a file with the images of one client. A shard that is not sealed (encrypted on disk) is
+mapped from its file, and the operating system can free the memory of the mapping at any time. But a
+sealed shard is decrypted into the memory of each worker. So a worker must not keep all shards of a
+large data set open.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ MOST_KEPT = 2**29  # bytes; opening shards of this size again takes about a seco
 
 
 class Shelf:
-    """Opens shards and keeps the most recently used ones open.
+    """Opens shards and keeps the most recently used shards open.
 
     Args:
         open_shard: A function that takes the name of a shard and opens it.
         most: The largest number of bytes of images to keep. The shard that was used last is always
-            kept, even if it has more bytes. With None all shards are kept.
+            kept, even if its images have more bytes than `most`. If `most` is None, all shards are
+            kept.
     """
 
     def __init__(self, open_shard: Callable[[str], Shard], most: int | None = MOST_KEPT) -> None:
@@ -32,7 +33,7 @@ class Shelf:
         self._bytes = 0
 
     def __call__(self, name: str) -> Shard:
-        """Returns the shard with a name, and opens it if it is not open.
+        """Returns the shard with a name; opens the shard if it is not open yet.
 
         Args:
             name: The name of the shard's file.

@@ -66,15 +66,16 @@ def choose_splits(
     Args:
         where: The name of the data set, for messages.
         names: The names of all splits of the data set.
-        config: The settings of the data. `train_split` and `test_split` may name the splits to use.
-        unlabelled: The names of the splits whose images have no labels. Such a split is chosen for
-            testing only if `test_split` names it.
+        config: The settings of the data. The settings `data.train_split` and `data.test_split` may
+            name the splits to use.
+        unlabelled: The names of the splits whose images have no labels. A split without labels is
+            chosen for testing only if `test_split` names it.
 
     Returns:
         The names of the chosen splits and of the unused splits.
 
     Raises:
-        UserError: When several splits could be meant, or when no split fits. The message names the
+        UserError: When several splits could be meant, or when no split fits; the message names the
             setting that decides.
 
     Example:
@@ -98,7 +99,7 @@ def choose_splits(
 
 
 def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
-    """Chooses the training split: by the setting, else by its name, else as the only split.
+    """Chooses the training split: by the setting, else by a usual name, else the only split.
 
     Raises:
         UserError: When there is no training split.
@@ -117,7 +118,7 @@ def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
 
 
 def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[str]) -> str | None:
-    """Chooses the test split, else the validation split; returns None if neither exists.
+    """Chooses the test split, or else the validation split; None if neither split exists.
 
     Raises:
         UserError: When test or validation splits exist, but their images have no labels.
@@ -156,7 +157,7 @@ def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
 
 
 def _meaning(where: str, names: Sequence[str], split: str, setting: str) -> str | None:
-    """Finds the split whose name means `split`; returns None if there is none.
+    """Finds the split whose name means `split`; returns None if no name has this meaning.
 
     Raises:
         UserError: When the names of several splits mean `split`.

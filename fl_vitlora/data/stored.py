@@ -1,7 +1,7 @@
 """Opens data sets that the library `datasets` has saved, and parquet files of the hub.
 
-The library opens only the files that this module names, and downloads nothing. So no code in the
-folder is executed, and no server is contacted.
+The library opens only the files that this module names, and downloads nothing. So a data set's
+folder cannot make the program run code or contact a server.
 """
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ def group_shards(
 ) -> dict[str, list[str]]:
     """Groups parquet or tar files by split, with the rules of the Hugging Face hub.
 
-    If the name of a file begins with the name of a split, the file belongs to this split. Otherwise
-    the name of a folder above the file can name the split. If neither does, the split is "train".
+    If the name of a file begins with the name of a split, the file belongs to this split. If the
+    file's name names no split, the name of a folder above the file can name the split. If neither
+    the file nor a folder names a split, the split is "train".
 
     Args:
         where: The folder of the data set, for messages.
@@ -167,8 +168,8 @@ def group_shards(
 def cache_folder() -> Path:
     """Returns the folder in which the library stores the tables that it makes from parquet files.
 
-    This is the cache folder of the library `datasets`, or a temporary folder if the cache is not
-    writable.
+    The result is the cache folder of the library `datasets`, or a temporary folder if the cache is
+    not writable.
     """
     import datasets
 
@@ -189,7 +190,7 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def _local(path: Path) -> Iterator[None]:
-    """Inside a `with` block, keeps the library `datasets` silent and offline.
+    """Keeps the library `datasets` silent and offline inside a `with` block.
 
     Raises:
         UserError: When the code inside the block raises an error; the message has one line.

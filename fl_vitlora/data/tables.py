@@ -104,7 +104,7 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
         A dictionary: the `Part` of each split, by the name of the split.
 
     Raises:
-        UserError: When a table or one of its rows is not valid. The message names the file and the
+        UserError: When a table or one of its rows is not valid; the message names the file and the
             line.
     """
     splits: dict[str, list[tuple[Encoded, str, str]]] = {}
@@ -147,7 +147,8 @@ class _Seen:
         Args:
             path: The path of the image.
             where: The file and line of the row that names the image.
-            place: The device and the inode of the image; None if they are not known yet.
+            place: The device and the inode of the image; None if device and inode are not known
+                yet.
 
         Raises:
             UserError: When an earlier row has named the same image.
@@ -250,7 +251,7 @@ def _image_column(name: str, first: Row, config: DataConfig) -> str:
 
 
 def _label_column(name: str, first: Row, image_column: str, config: DataConfig) -> str:
-    """Finds the column of labels: by the setting, by a usual name, or as the only other column.
+    """Finds the column of labels: the setting's, one with a usual name, or the only other column.
 
     Raises:
         UserError: When no column can hold labels.

@@ -1,9 +1,9 @@
 """Reads tar files in the WebDataset format.
 
 A member is a file inside a tar file. A sample consists of an image and its label: members whose
-names differ only in the suffix. At first only the positions of the members are read. An image is
-read from the tar file when it is needed. Nothing is unpacked to the disk, and only labels and
-images are opened.
+names differ only in the suffix. `read_tars` reads only the positions of the members and the labels.
+An image is read from the tar file when it is needed. Nothing is unpacked to the disk, and only
+labels and images are opened.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
 
     Args:
         paths: The paths of the tar files.
-        config: The settings of the data. `image_column` may name the suffix of the images.
-            `label_column` may name the suffix of the labels or a key in the JSON members.
+        config: The settings of the data. The setting `data.image_column` may name the suffix of the
+            images. The setting `data.label_column` may name the suffix of the labels or a key in
+            the JSON members.
 
     Returns:
         The split as a `Part`, and the number of members that were not used.

@@ -37,13 +37,13 @@ def seen_in(
     holder: KeyHolder | None,
     party: str,
 ) -> dict[str, Shard]:
-    """Returns the images of each view, and decrypts test images only if a view needs it.
+    """Returns the images of each view; decrypts test images only if a view shows them decrypted.
 
     Args:
         views: The names of the views that are needed.
         test: The encrypted test images of a party.
         validation: The encrypted validation images of the party; None if there are none.
-        holder: The object that has the party's key; None if nobody here has it.
+        holder: The object that has the party's key; None if this process has no key.
         party: The name of the party.
     """
     seen = {RIGHT_KEY: test}
@@ -58,7 +58,7 @@ def sampled(shard: Shard, most: int | None, view: str) -> Shard:
     Args:
         shard: All images of the view.
         most: The number of images to draw; None for all images.
-        view: The name of the view. All views of the test images give the same images.
+        view: The name of the view. For all views of the test images, the same images are drawn.
     """
     if most is None or most >= len(shard):
         return shard
