@@ -1,7 +1,7 @@
 """The pre-trained vision transformer: a model of timm with a new head.
 
-Its weights are part of this package (bundled), come from the Hugging Face hub, or are in a local
-file. The package `finetuning` decides which parameters of the model are trained.
+The weights of the model are part of this package (bundled), come from the Hugging Face hub, or are
+in a local file. The package `finetuning` decides which parameters of the model are trained.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 def normalize(images: Tensor) -> Tensor:
     """Converts uint8 pixels q of any shape into floats in [-1, 1]: (q / 255 - 0.5) / 0.5.
 
-    These constants suit encrypted images. They are the same for all channels, because pixel
-    shuffling mixes the channels. And if a pixel is inverted to 255 - q, its float only changes its
-    sign. If a model was trained with other constants, `build` changes the patch embedding of the
-    model so that its tokens stay the same.
+    The constants 0.5 suit encrypted images. The constants 0.5 are the same for all channels,
+    because pixel shuffling mixes the channels. And if a pixel q is inverted to 255 - q, the float
+    only changes its sign. If a model was trained with other constants, `build` changes the patch
+    embedding of the model so that its tokens stay the same.
     """
     return images.to(torch.get_default_dtype()).div_(255).sub_(0.5).div_(0.5)
 
@@ -62,8 +62,8 @@ class Backbone:
         model: A timm model with a new head.
         image_shape: The shape (C, H, W) of the model's input images: channels, height and width.
         patch_size: The side of a patch in pixels.
-        built: The parameters by name when the model was built. A fine-tuning method may later add
-            and rename parameters of the model; this mapping does not change.
+        built: The parameters by name, as they were when the model was built. A fine-tuning method
+            may later add and rename parameters of the model, but does not change this mapping.
         source: The origin of the weights: "bundled", "random", timm's tag and repository, or the
             path of the file.
         notes: Sentences for the user about the weights, for example about tensors that were not
@@ -268,7 +268,7 @@ def patch_embedding(model: nn.Module, name: str) -> Any:
     ciphertext of neighbouring blocks.
 
     Raises:
-        UserError: When the model does not begin with such a patch embedding.
+        UserError: When the model does not begin with a patch embedding of separate patches.
     """
     found = getattr(model, "patch_embed", None)
     if not _is_plain(found) or not _attends(model):
@@ -305,10 +305,10 @@ def _fold_normalization(
 ) -> None:
     """Changes a patch embedding in place, so that it takes pixels that `normalize` has scaled.
 
-    Before, the patch embedding takes (q/255 - mean) / std for a pixel q. Let u in [-1, 1] be the
-    scaled pixel. Then  (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) / std  in every channel.
-    So the weight is multiplied by 0.5 / std. The bias grows by the constant (0.5 - mean) / std,
-    multiplied by the weight and summed over a patch.
+    Before the change, the patch embedding takes (q/255 - mean) / std for a pixel q. Let u in [-1,
+    1] be the scaled pixel. It follows that (q/255 - mean) / std = u·(0.5 / std) + (0.5 - mean) /
+    std in every channel. Therefore this function multiplies the weight by 0.5 / std. The bias grows
+    by the constant (0.5 - mean) / std, multiplied by the weight and summed over a patch.
     """
     means, stds = (torch.tensor(constant).flatten() for constant in (mean, std))
     if len(means) not in (1, convolution.in_channels):

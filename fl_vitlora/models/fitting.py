@@ -1,11 +1,12 @@
 """Loads weights into a model only if their names and shapes match those of the model.
 
-timm converts a file of weights: it changes names and resamples position embeddings. Then it loads
-the tensors that match. timm gives no error if the file has a tensor that the model lacks, or if the
-file lacks a tensor of the model, which then stays random. This module raises an error in both
-cases: every tensor of the model must be in the file, and every tensor of the file must be in the
-model. Heads, decoders, and tokens that only pre-training uses may be in the file without being in
-the model.
+timm converts a file of weights: it changes names and resamples position embeddings. After the
+conversion, timm loads the tensors that match. timm gives no error if the file has a tensor that the
+model lacks, or if the file lacks a tensor of the model, which then stays random. This module raises
+an error if a tensor
+is missing on either side: every tensor of the model must be in the file, and every tensor of the
+file must be in the model. Heads, decoders, and tokens that only pre-training uses may be in the
+file without being in the model.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Misfit:
     Attributes:
         missing: The names of the tensors that only the model has.
         unused: The names of the tensors that only the file has, and that must not be ignored.
-        shapes: Texts about tensors whose shape or type in the file differs from the model's.
+        shapes: Texts about tensors whose shape or type in the file differs from that in the model.
         dropped: The names of the tensors that only the file has, and that may be ignored, for
             example the tensors of heads.
     """
@@ -95,8 +96,8 @@ def fit(
         name: The name of the model, for messages.
         where: The path or origin of the file, for messages.
         convert: timm's function that converts checkpoints for this model, or None if there is none.
-        new_grid: True if the user set an image size or patch size. Then the user gets no note that
-            the position embedding was resampled.
+        new_grid: True if the user set an image size or patch size. If `new_grid` is True, the user
+            gets no note that the position embedding was resampled.
         new_patches: True if the user set a patch size.
         pooling: True if a pooling head in the file may be ignored because this variant of the model
             has none.
@@ -221,7 +222,7 @@ def _origins(tensor: Tensor, own: Mapping[str, Tensor]) -> list[str]:
 
 
 def _difference(name: str, tensor: Any, expected: Tensor) -> str | None:
-    """Describes how a tensor differs in shape or type from the model's; None if it does not."""
+    """Describes how a tensor of a file differs in shape or type from the model's; None if equal."""
     if not isinstance(tensor, Tensor):
         return f"{name} is not a tensor"
     if tensor.shape != expected.shape:

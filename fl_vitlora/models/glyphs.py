@@ -3,9 +3,9 @@
 The models of this package were trained on these images only. A letter is drawn large in a font that
 comes with matplotlib. The letter is bent by a random affine map and a random smooth displacement,
 made thicker or thinner, cropped to its ink (the dark pixels) and scaled to a height of 32 pixels.
-Then the ink pixels in each of 8x8 squares are counted, which gives 17 grey levels. The UCI
-handwritten digits were prepared in the same way. Digits, and every other character with a numeric
-value, are refused.
+To get a small image, the ink pixels in each of 8x8 squares are counted, which gives 17 grey levels.
+The UCI handwritten digits were prepared in the same way. Digits, and every other character with a
+numeric value, are refused.
 
 Dimensions: M masks, B batch, C characters, P images of one character, S side of a mask in pixels.
 
@@ -83,7 +83,7 @@ def draw_masks(characters: str = CHARACTERS) -> list[Tensor]:
 
     Args:
         characters: Distinct characters without numeric value. The class of a character is its
-            position.
+            position in this text.
 
     Returns:
         A list: for each character a tensor (M, S, S) of ink in [0, 1], where M is the number of
@@ -169,8 +169,8 @@ def render(masks: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         masks: Masks (B, S, S) of ink in [0, 1].
-        generator: The generator of all random numbers. With the same state it gives the same
-            images.
+        generator: The generator of all random numbers. With the same state, the generator gives the
+            same images.
 
     Returns:
         Images (B, 8, 8), uint8, with the grey levels 0 to 16 of the UCI digits.
@@ -197,7 +197,8 @@ def render_set(characters: str, per_character: int, seed: int) -> Tensor:
         seed: The seed of all random numbers.
 
     Returns:
-        Images (C, P, 8, 8), uint8, with grey levels 0 to 16. The first index is the class.
+        Images (C, P, 8, 8), uint8, with grey levels 0 to 16. The first index of the result is the
+        class.
 
     Example:
         >>> render_set("ab", per_character=3, seed=0).shape

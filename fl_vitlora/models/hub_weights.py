@@ -25,7 +25,7 @@ FILES = (
 
 @functools.cache
 def reachable(patience: float = PATIENCE) -> bool:
-    """Returns True if the Hugging Face hub accepts a connection, or the proxy if there is one.
+    """Returns True if the Hugging Face hub, or the proxy in front of it, accepts a connection.
 
     Args:
         patience: The time in seconds to wait for a connection.
@@ -46,7 +46,7 @@ def reachable(patience: float = PATIENCE) -> bool:
 
 @contextlib.contextmanager
 def without_retries() -> Iterator[None]:
-    """Inside a `with` block, the hub's client uses only its cache if the hub cannot be reached."""
+    """Makes the hub's client use only its cache in a `with` block, if the hub is out of reach."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -62,8 +62,8 @@ def is_cached(repository: str, *files: str) -> bool:
 
     Args:
         repository: The name of the repository, ``owner/name`` or ``owner/name@revision``.
-        files: The names of the files. Without names, the function looks for the files that timm
-            loads.
+        files: The names of the files. If `files` is empty, the function looks for the files that
+            timm loads.
     """
     from huggingface_hub import try_to_load_from_cache
 

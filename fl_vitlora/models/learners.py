@@ -1,8 +1,8 @@
 """Learners of the pre-training: they share the body of a model, and each has its own fast weights.
 
-A learner imitates a federation on encrypted images. It has its own key, for which the body was not
-trained, its own letters, and its own fast weights. The fast weights are those that the federated
-method trains: an offset of the patch embedding, LoRA on q and v, and a head.
+A learner imitates a federation on encrypted images. A learner has its own key, for which the body
+was not trained, its own letters, and its own fast weights. The fast weights are the tensors that
+the federated method trains, too: an offset of the patch embedding, LoRA on q and v, and a head.
 :mod:`fl_vitlora.models.pretraining` explains why learners are used.
 
 Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,

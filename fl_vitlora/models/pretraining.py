@@ -2,21 +2,22 @@
 
 When the model is used, images will be encrypted under keys that are not known yet. So the body of
 the model must adapt quickly to new keys. Phase 1 trains the ViT to read letters (see
-:mod:`fl_vitlora.models.glyphs`). In phase 2 a few *learners* share this body. Each learner has its
-own key (block scrambling, pixel shuffling, negative-positive transformation), its own ten letters,
-and *fast* weights. The fast weights are those that the federated method trains: an offset of the
-patch embedding, LoRA on q and v, and a head. Every step updates the fast weights of each learner.
-The same step updates the *slow* weights of the body with the mean of the learners' gradients. After
-60 to 160 steps a learner forgets: it gets a new key and new letters, and its fast weights start
-from zero. One learner in five sees plain images, so that the model also learns to read plain
-images. Only the slow weights are saved, without a head. These commands repeat the pre-training:
+:mod:`fl_vitlora.models.glyphs`). In phase 2 a few *learners* share the body of the ViT. Each
+learner has its own key (block scrambling, pixel shuffling, negative-positive transformation), its
+own ten letters, and *fast* weights. The fast weights are the tensors that the federated method
+trains, too: an offset of the patch embedding, LoRA on q and v, and a head. Every step updates the
+fast weights of each learner. The same step updates the *slow* weights of the body with the mean of
+the learners' gradients. After 60 to 160 steps a learner forgets: it gets a new key and new letters,
+and its fast weights start from zero. One learner in five sees plain images, so that the model also
+learns to read plain images. Only the slow weights are saved, without a head. These commands repeat
+the pre-training:
 
     python -m fl_vitlora.models.pretraining --out vit_letters_16.safetensors --seed 0
     python -m fl_vitlora.models.pretraining --out vit_letters_16_plain.safetensors --seed 0 \
         --plain-steps 8500 --rekeyed-steps 0
 
-The second command trains the model for comparison. It takes as many steps as the first command, but
-all its images are plain.
+The second command trains the model for comparison. The second command takes as many steps as the
+first, but all its images are plain.
 
 Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank, C classes.
@@ -120,7 +121,7 @@ def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
 def rate_share(step: int, steps: int) -> float:
     """Returns the factor by which the learning rate is multiplied in a step.
 
-    The factor rises to 1 over 200 steps and stays there. In the last two thirds of the steps it
+    The factor rises to 1 over 200 steps and stays at 1. In the last two thirds of the steps it
     falls linearly to 0.02.
     """
     return min(1.0, (step + 1) / 200, 1.5 * (1 - step / steps) + 0.02)
@@ -186,7 +187,8 @@ def learners_loss(
 ) -> Tensor:
     """Returns the mean cross-entropy of all learners on freshly drawn, encrypted letters.
 
-    The mean scales a learner's own gradients by 1 / M, which does not change Adam's steps.
+    Because of the mean, a learner's own gradients are smaller by the factor 1 / M, which does not
+    change Adam's steps.
     """
     recipe, fast = learners.recipe, learners.weights
     size = (recipe.learners, recipe.batch)
@@ -202,7 +204,7 @@ def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
 
     Args:
         recipe: All settings, including the seed.
-        characters: The letters in the images. Digits are not allowed.
+        characters: The letters in the images. The letters must not contain digits.
 
     Returns:
         The pre-trained ViT, without a head.

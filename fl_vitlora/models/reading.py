@@ -66,7 +66,7 @@ def reader_of(backbone: Backbone) -> PatchReader:
         backbone: The model, which is any timm ViT with a patch embedding.
 
     Returns:
-        The patch reader. Its `position` is None if the model adds no position embedding to its
+        The patch reader, whose `position` is None if the model adds no position embedding to its
         tokens, or if the model also has other position information, such as relative positions.
     """
     model: Any = backbone.model
@@ -94,7 +94,7 @@ def exchanged_reader(state: Mapping[str, Tensor], patches: int) -> PatchReader:
     """Builds a patch reader from the exchanged tensors of a model, or of a difference of models.
 
     Args:
-        state: Tensors by their names in the model. The patch embedding must be among them.
+        state: Tensors by their names in the model. The patch embedding must be among these tensors.
         patches: The number N of patches of an image.
 
     Returns:

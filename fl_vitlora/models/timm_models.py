@@ -1,9 +1,9 @@
 """Builds models of timm by name, and gets their published weights.
 
-A name has one of three forms. It is the name of a timm model (`NAME` or `NAME.tag`, also written
-`timm/NAME.tag`), a repository of the Hugging Face hub (`hf-hub:owner/name`), or a folder with
-config.json and weights, as in such a repository (`local-dir:PATH`). timm finds and downloads the
-weights. The module `fitting` compares the weights with the model and loads them.
+A name has one of three forms. A name is the name of a timm model (`NAME` or `NAME.tag`, also
+written `timm/NAME.tag`), a repository of the Hugging Face hub (`hf-hub:owner/name`), or a folder
+with config.json and weights, as in such a repository (`local-dir:PATH`). timm finds and downloads
+the weights. The module `fitting` compares the weights with the model and loads them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Loader:
     Attributes:
         config: timm's description of the weights, for example their repository.
         convert: timm's function that converts checkpoints for the model, or None if there is none.
-        strict: True if timm requires that all names of tensors match. If False, timm ignores a
-            pooling head in the file.
+        strict: True if timm requires that all names of tensors match. If `strict` is False, timm
+            ignores a pooling head in the file.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -203,10 +203,10 @@ def _check_described(name: str, asked: str) -> None:
 
 @contextlib.contextmanager
 def _loads_with(loader: Loader) -> Iterator[None]:
-    """Inside a `with` block, timm calls a `Loader` instead of loading weights into a model.
+    """Makes timm call a `Loader`, inside a `with` block, instead of loading weights into a model.
 
-    There is no other way to get the function that converts checkpoints, because timm creates it
-    while it builds a model.
+    This is the only way to get the function that converts checkpoints, because timm creates this
+    function while it builds a model.
     """
     from timm.models import _builder
 

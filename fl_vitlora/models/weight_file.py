@@ -142,7 +142,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _load_torch(path: Path) -> Any:
-    """Loads a file of torch. It may contain only plain values, tensors and argparse options."""
+    """Loads a file of torch, which may contain only plain values, tensors and argparse options."""
     with (
         path.open("rb") as file,  # if torch got a path, it would decide by the suffix
         torch.serialization.safe_globals([argparse.Namespace]),

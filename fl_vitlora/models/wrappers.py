@@ -1,4 +1,4 @@
-"""Finds a model's tensors in a file, whatever prefix their names have there.
+"""Finds a model's tensors in a file, whatever prefix the names in the file have.
 
 Training scripts often put a prefix before the names of a model's tensors: `model`, `state_dict`,
 `module.` (data parallel), `_orig_mod.` (compiled), `teacher.backbone.` (self-supervised), `model.`
@@ -56,9 +56,10 @@ class Found:
 def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: str) -> Found:
     """Finds the tensors of a model in a file.
 
-    A file may contain several copies of the model. Then the averaged copy (for example `model_ema`)
-    is chosen, or else the teacher. The scripts that write such files use the same order. If several
-    copies have the same rank in this order and different numbers, the file is refused.
+    A file may contain several copies of the model. Of several copies, the averaged copy (for
+    example `model_ema`) is chosen, or else the teacher. The scripts that write such files use the
+    same order. If several copies have the same rank in this order and different numbers, the file
+    is refused.
 
     Args:
         tensors: All tensors of the file, by dotted names.
@@ -174,7 +175,7 @@ def _root(other: str, chosen: str) -> str:
 
 
 def _closer(name: str, chosen: str, root: str) -> bool:
-    """Returns True if a tensor belongs to the chosen copy, not to the one with prefix `root`."""
+    """Returns True if a tensor belongs to the chosen copy, not to the copy with prefix `root`."""
     return name.startswith(chosen) and len(chosen) > len(root)
 
 
