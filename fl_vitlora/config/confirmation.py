@@ -1,11 +1,12 @@
 """Settings that a person must confirm, because their values can run code.
 
 People exchange configurations and run folders, and four settings in these files can run code. A
-strategy, a part of a fine-tuning method or a predictor can be named as ``package.module:Class``. It
-is then imported, which runs the code of its module. The operator of a Ray cluster can run code in
-every program that joins the cluster. So the user must confirm such a value by typing it on the
-command line; a value that only a file contains is refused. Strategies of this project and of
-Flower, and methods and predictors of this project, need no confirmation.
+strategy, a part of a fine-tuning method or a predictor can be named as ``package.module:Class``. A
+run imports a class that is named in this way, which runs the code of the class's module. The
+operator of a Ray cluster can run code in every program that joins the cluster. So the user must
+confirm a value that can run code by typing it on the command line; a value that only a file
+contains is refused. Strategies of this project and of Flower, and methods and predictors of this
+project, need no confirmation.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
 
 
 def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if a strategy, or a strategy inside it, is neither known nor confirmed.
+    """Raises an error if code of a strategy, or of one that it wraps, is unknown and unconfirmed.
 
     A strategy is known if its code belongs to this project or to Flower.
 
     Args:
-        chosen: The name of the strategy and its parameters, which may name a strategy inside it.
+        chosen: The name of the strategy and its parameters, which may name another strategy that
+            this one wraps.
         confirmed: The names of strategies that the user typed on the command line.
 
     Raises:
@@ -79,7 +81,7 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
             method, each part of this method is confirmed.
 
     Raises:
-        UserError: When only a file names such a part.
+        UserError: When only a file names a part whose code is not of this project.
 
     Example:
         >>> check_method("lora+norm")

@@ -1,8 +1,9 @@
 """The experiments of a comparison: axes, and one cell for each combination of their labels.
 
-An axis is a setting, or a group of settings, that a comparison varies. An axis has several choices.
-Each choice has a label and gives values to one or more settings. A cell is one experiment of the
-comparison: it takes one choice from every axis. In YAML an axis has one of three forms:
+An axis is a setting, or a group of settings, that a comparison varies. On each axis there are
+several choices. Each choice has a label and gives values to one or more settings. A cell is one
+experiment of the comparison: it takes one choice from every axis. In YAML an axis has one of three
+forms:
 
     finetuning.method: [head, lora]                     # values of a setting, also used as labels
     encryption.steps: {plain: [], all: ViT-blockwise}   # values of a setting, each with its label
@@ -10,9 +11,10 @@ comparison: it takes one choice from every axis. In YAML an axis has one of thre
       centralised: {clients: 1, data.partition: iid}
       federated: {clients: 20}
 
-On the command line the first axis is written ``head lora`` or ``finetuning.method=head,lora``. A
-mapping of axes describes a product, which has a cell for each combination of the labels. A list of
-such mappings describes the union of the products. This module does not read or write files.
+On the command line an axis `finetuning.method` with the values `head` and `lora` is written ``head
+lora`` or ``finetuning.method=head,lora``. A mapping of axes describes a product, which has a cell
+for each combination of the labels. A list of such mappings describes the union of the products.
+This module does not read or write files.
 """
 
 from __future__ import annotations
@@ -79,9 +81,10 @@ class Grid:
 
     Attributes:
         title: The heading of the tables and plots of the comparison.
-        products: The products of axes. Every combination of the labels of a product is a cell.
-        baseline: Labels with which the other labels of their axes are compared. For an axis without
-            such a label, this is its first label.
+        products: The products of axes, each a list of axes. Every combination of the labels of a
+            product is a cell.
+        baseline: Labels with which the other labels of their axes are compared. The baseline of an
+            axis without an entry is the first label of the axis.
         seeds: The seeds; every cell is run once with each seed.
         out: The folder of the comparison, or None if no folder was named.
         shared: The experiment to which the choices of a cell are applied.
@@ -205,7 +208,10 @@ def _read_seeds(seeds: Any) -> tuple[int, ...]:
 
 
 def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
-    """Reads a product of axes. A setting must not be in two axes, or in both an axis and a flag."""
+    """Reads axes whose labels are all combined with each other (a product).
+
+    A setting must not be in two axes, or in both an axis and a flag.
+    """
     if not isinstance(section, Mapping):
         raise UserError(
             f"compare: expected axes such as {{{METHOD}: [head, lora]}}, got {shown(section)}"
@@ -283,7 +289,10 @@ def _union(products: Sequence[Sequence[Axis]]) -> Iterator[tuple[Labels, Setting
 
 
 def _check_number(products: Sequence[Sequence[Axis]], seeds: Sequence[int]) -> None:
-    """Raises an error if there are more than `MOST_RUNS` runs. It needs no experiments of cells."""
+    """Raises an error if there are more than `MOST_RUNS` runs.
+
+    The check does not build the experiments of the cells.
+    """
     cells = sum(math.prod(len(axis.choices) for axis in axes) for axes in products)
     if cells * len(seeds) > MOST_RUNS:
         raise UserError(

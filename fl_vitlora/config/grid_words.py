@@ -32,9 +32,9 @@ def read_words(
 
     Args:
         words: The words that follow ``--compare``.
-        strategies: The names of the known strategies, or None if they are not known. With None, an
-            unknown word counts as a method. A name ``package.module:Class`` always counts as a
-            strategy.
+        strategies: The names of the known strategies, or None if they are not known. If the names
+            are not known, every unknown word counts as a method. A name ``package.module:Class``
+            always counts as a strategy.
 
     Example:
         >>> read_words(["head", "lora", "encryption.steps=[],EtC"])

@@ -46,7 +46,8 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     """Builds an experiment from nested plain values and overrides, and checks its values.
 
-    Plain values are numbers, texts, lists and mappings. Both arguments may omit any setting.
+    Plain values are numbers, texts, lists and mappings. The nested values and the overrides may
+    both omit any setting.
 
     Example:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
@@ -86,7 +87,7 @@ def paths() -> tuple[str, ...]:
 
 
 def full_path(dotted: str) -> str:
-    """Completes the path of a group that may be given as one value; keeps any other path.
+    """Returns the path of the setting that a path means, because some groups have a short form.
 
     For example, the value of the group ``strategy`` is the value of its setting ``strategy.name``.
 
@@ -105,8 +106,8 @@ def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
 
     Args:
         dotted: The unknown name, as it was written.
-        siblings: The settings to suggest first, those of the same group. By default these are all
-            settings.
+        siblings: The settings to suggest first, those of the same group. By default the error may
+            suggest any setting.
     """
     return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
 

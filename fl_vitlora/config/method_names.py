@@ -1,8 +1,8 @@
 """The names of fine-tuning methods.
 
-A method consists of parts. Each part trains some tensors of the model. The name of a method joins
-the names of its parts by +, for example ``lora+patch_embed``. This module has only a table of these
-names, so that a configuration can be read without importing PyTorch. The module
+A method consists of parts, each of which trains some tensors of the model. The name of a method
+joins the names of its parts by +, for example ``lora+patch_embed``. This module has only a table of
+these names, so that a configuration can be read without importing PyTorch. The module
 `fl_vitlora.finetuning.methods` imports the classes of the parts.
 """
 

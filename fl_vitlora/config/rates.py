@@ -16,12 +16,12 @@ class Rates:
     """The learning rates and β₁ with which AdamW trains a backbone.
 
     Attributes:
-        learning_rate: The largest learning rate of a run. Low-rank matrices are trained with this
-            rate.
+        learning_rate: The largest learning rate of a run. Low-rank matrices are trained with the
+            rate `learning_rate` itself.
         head_rate: The learning rate of the head, divided by `learning_rate`.
         patch_embed_rate: The learning rate of the patch embedding, divided by `learning_rate`.
-        body_rate: The learning rate of all other tensors, divided by `learning_rate`. Full
-            fine-tuning trains these tensors.
+        body_rate: The learning rate of all other tensors, divided by `learning_rate`. Only full
+            fine-tuning and some other methods train such tensors.
         beta1: The decay rate β₁ of AdamW's running mean of the gradients, in [0, 1).
     """
 

@@ -512,13 +512,14 @@ class EvaluationConfig:
         None,
         "The number of images with which a round is evaluated, drawn once with the same share of "
         "every class. If clients evaluate, each client takes an equal part of this number, rounded "
-        "up. At the end the last model is evaluated with all images. By default each round is.",
+        "up. At the end the last model is evaluated with all images. By default every round is "
+        "evaluated with all images.",
         "[1, inf)",
     )
     patience: int | None = setting(
         None,
         "The number of rounds without a better validation accuracy after which the run ends early. "
-        "It needs data.validation_fraction. By default the run does not end early.",
+        "This setting needs data.validation_fraction. By default the run does not end early.",
         "[1, inf)",
     )
 
@@ -576,20 +577,22 @@ class LanesConfig:
     )
     patch_embed: str | None = setting(
         None,
-        "The codec of the patch embedding. By default, the codec in `codec`.",
+        "The codec of the patch embedding. By default it is the setting `codec` of this direction.",
     )
     lora_A: str | None = setting(  # noqa: N815 - the literature's name
         None,
-        "The codec of the LoRA matrices A. By default, the codec in `codec`.",
+        "The codec of the LoRA matrices A. By default it is the setting `codec` of this direction.",
     )
     lora_B: str | None = setting(  # noqa: N815
         None,
-        "The codec of the LoRA matrices B. By default, the codec in `codec`.",
+        "The codec of the LoRA matrices B. By default it is the setting `codec` of this direction.",
     )
-    head: str | None = setting(None, "The codec of the head. By default, the codec in `codec`.")
+    head: str | None = setting(
+        None, "The codec of the head. By default it is the setting `codec` of this direction."
+    )
     other: str | None = setting(
         None,
-        "The codec of all other tensors. By default, the codec in `codec`.",
+        "The codec of all other tensors. By default it is the setting `codec` of this direction.",
     )
 
 
@@ -689,7 +692,8 @@ class Config:
     rounds: int = setting(20, "The number of rounds of federated training.", "[1, 1000000]")
     fraction: float = setting(
         1.0,
-        "The share of the clients that train in a round. They are drawn at random in every round.",
+        "The share of the clients that train in a round. The clients of each round are "
+        "drawn at random.",
         "(0, 1]",
     )
     max_client_share: float | None = setting(
@@ -729,7 +733,7 @@ class Config:
     record_updates: bool = setting(
         False,
         "Whether to store what the server sees in each round: the model and all decoded updates. "
-        "They are written to the folder updates/ in the run folder, for research on attacks.",
+        "These data are written to the folder updates/ in the run folder, for research on attacks.",
     )
     out: str | None = setting(
         None, "The path of the run folder. By default a new folder is created under runs/."

@@ -38,8 +38,8 @@ def setting(
         explanation: Sentences for `--help-all` that say what the setting does.
         interval: The range of the field, such as "(0, 1]" for more than 0 and at most 1.
         read: A function that takes a plain value and the path of the setting, and returns the value
-            of the field. The function is needed only if the type of the field does not determine
-            how to read the value.
+            of the field. A function `read` is needed only if the type of the field does not
+            determine how to read the value.
 
     Returns:
         The field, for use in the body of a dataclass.
@@ -176,7 +176,9 @@ _NAMES = {int: "a whole number", bool: "true or false"}
 
 
 def to_list(value: Any, path: str) -> Sequence[Any]:
-    """Reads a list. The text "a,b" means a list of two entries, and None an empty list.
+    """Reads the value of a setting that is a list.
+
+    The text "a,b" means a list of two entries, and None an empty list.
 
     Raises:
         UserError: When the value is not a list.
@@ -233,7 +235,8 @@ def read_path(text: str, path: str) -> str:
 
     Raises:
         UserError: When a home folder is unknown, or when the path begins with a variable such as
-            ``$HOME``. Variables are not replaced, so the path would name a wrong folder.
+            ``$HOME``. The program does not replace variables, so such a path would name a wrong
+            folder.
 
     Example:
         >>> read_path("images/~old", "data.name")

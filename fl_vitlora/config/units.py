@@ -27,8 +27,8 @@ def parse_bytes(amount: object, where: str) -> int:
         The number of bytes, rounded down.
 
     Raises:
-        UserError: If the text has another form, or if the number is less than 1 or at least 10¹⁸
-            bytes.
+        UserError: If the text is not a number with a known unit, or if it means less than 1 byte or
+            at least 10¹⁸ bytes.
 
     Example:
         >>> parse_bytes("1.5 MB", "budget"), parse_bytes("2KiB", "budget"), parse_bytes(7, "budget")

@@ -1,7 +1,8 @@
 """Reads the YAML of experiments, in files and on the command line.
 
 The format is YAML 1.1 with plain values (numbers, texts, lists and mappings), but with stricter
-rules. A value is refused if a person could misread it, or if no experiment needs such a value.
+rules than YAML has. A value is refused if a person could misread it, or if no experiment needs a
+value of this kind.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class StrictLoader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Builds a mapping. A key that comes from a merge (``<<``) may be given again."""
+        """Builds the mapping of a YAML node.
+
+        A key that comes from a merge (``<<``) may be given again.
+        """
         keys = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
         own = [key.value for key in keys if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in own if own.count(key) > 1}, key=str)
