@@ -14,7 +14,7 @@ from fl_vitlora.errors import UserError
 
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
-    """Returns the settings of the experiment.
+    """Returns the settings of the experiment that flags, `--set` and the file describe.
 
     If a setting has several values, `--set` has priority over its flag, and the flag over the file.
     """

@@ -38,7 +38,7 @@ def check_method(arguments: argparse.Namespace) -> None:
         arguments: The parsed command line.
 
     Raises:
-        SystemExit: If a rule is broken.
+        SystemExit: If the checked code breaks a rule.
         UserError: If the method cannot be loaded.
     """
     from fl_vitlora.reporting.findings import print_findings
@@ -55,14 +55,14 @@ def check_method(arguments: argparse.Namespace) -> None:
 def check_predictor(name: str) -> None:
     """Tests whether a predictor obeys the rules for predictors, and prints the result.
 
-    A predictor computes what a model answers to test images.
+    A predictor computes the logits of test images with a model.
 
     Args:
         name: A name in the table `PREDICTORS`, the path of a Python file, or
             ``package.module:Class``.
 
     Raises:
-        SystemExit: If a rule is broken.
+        SystemExit: If the checked code breaks a rule.
         UserError: If the predictor cannot be loaded.
     """
     from fl_vitlora.config.predictor_names import PREDICTORS
@@ -79,13 +79,13 @@ def check_predictor(name: str) -> None:
 def check_observer(name: str) -> None:
     """Tests whether an observer obeys the rules for observers, and prints the result.
 
-    An observer is called in every round with what the server sees.
+    An observer is called in every round with the data that the server sees.
 
     Args:
         name: The path of a Python file, or ``package.module:Class``.
 
     Raises:
-        SystemExit: If a rule is broken.
+        SystemExit: If the checked code breaks a rule.
         UserError: If the observer cannot be loaded.
     """
     from fl_vitlora.testing import observer
@@ -106,7 +106,7 @@ def _report(kind: type[Any], rule: str, check: Callable[[], None]) -> None:
         check: A function that raises an `AssertionError` if the rule is broken.
 
     Raises:
-        SystemExit: If the rule is broken.
+        SystemExit: If the checked class breaks the rule; the exit code is 1.
     """
     from fl_vitlora.reporting.findings import print_findings
     from fl_vitlora.testing import Finding
@@ -128,12 +128,12 @@ def check_strategy(
 
     Args:
         chosen: The name and the parameters of the strategy.
-        confirmed: The names of code that the user typed on the command line. Other code than this
-            project's and Flower's is loaded only if its name is among them.
+        confirmed: The names of code that the user typed on the command line. Code that belongs
+            neither to this project nor to Flower is loaded only if the user typed its name.
         verbose: True to show the messages of Flower and Ray.
 
     Raises:
-        SystemExit: If a rule is broken.
+        SystemExit: If the checked code breaks a rule.
         UserError: If the strategy cannot be loaded.
     """
     confirmation.check_strategy(chosen, confirmed)

@@ -19,7 +19,7 @@ def fail(message: str, code: int) -> NoReturn:
         code: The exit code of the program.
 
     Raises:
-        SystemExit: Always.
+        SystemExit: Always, because this function ends the program.
     """
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if len(line) > LONGEST_LINE:

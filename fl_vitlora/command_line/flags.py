@@ -22,8 +22,9 @@ class SettingFlag(NamedTuple):
     Attributes:
         path: The dotted path of the setting.
         value: The word that stands for the value in the help: the unit or the kind of the value.
-            The word is empty if the flag is a switch, which sets its setting to true.
-        explanation: What the flag does, in one sentence. The default is in brackets at its end.
+            A flag without such a word is a switch, which sets its setting to true.
+        explanation: One sentence that says what the flag does, with the default in brackets at the
+            end.
     """
 
     path: str
@@ -35,8 +36,8 @@ class OtherFlag(NamedTuple):
     """A flag that is not the name of one setting, for example a flag that names a command.
 
     Attributes:
-        value: The word that stands for the value in the help. The word is empty if the flag takes
-            no value.
+        value: The word that stands for the value in the help. A flag without such a word takes no
+            value.
         explanation: What the flag does, in one line.
         options: The arguments of `ArgumentParser.add_argument` for this flag.
         more: Further sentences for `--help-all`.

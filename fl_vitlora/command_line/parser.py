@@ -1,4 +1,7 @@
-"""The parser of the command line. For an unknown flag, its error suggests the most similar flag."""
+"""The parser of the command line.
+
+If the user writes an unknown flag, the error message suggests the most similar flag.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}{hint} (see --help)", USER_MISTAKE)
 
     def _nearest(self, wrong: str) -> list[str]:
-        """Returns what the user may have meant: flags, or `--set` with settings without a flag."""
+        """Returns suggestions for an unknown flag: flags, or settings that `--set` can set."""
         flag_of = {entry.path: flag for flag, entry in FLAGS.items()}
         paths = meant(wrong.lstrip("-"), config.paths())
         found = [flag_of.get(path) or f"--set {path}=VALUE" for path in paths]

@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> Non
     """Runs the program; prints an error as one line and sets the exit code.
 
     Args:
-        argv: The words of the command line after the program's name. By default, the words with
-            which this process was started.
+        argv: The words of the command line after the program's name. By default these are the words
+            with which this process was started.
         started: The time at which the program started, in seconds of `time.perf_counter`. By
-            default, the current time.
+            default the program counts from the present moment.
 
     Raises:
         SystemExit: If the program ends with an exit code other than 0.

@@ -1,4 +1,4 @@
-"""Handles signals such as Ctrl-C: the first ends a run after its round, the second at once."""
+"""Handles signals such as Ctrl-C: a first signal ends a run after its round, a second at once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
     function, signals keep the handlers that they had.
 
     An exception inside Python's import system would leave one of its locks taken, and the next
-    import of any other thread would then wait for ever. A signal that comes there is therefore
-    handled as soon as the import system runs other code again.
+    import of any other thread would then wait for ever. A signal that arrives inside the import
+    system is therefore handled as soon as other code runs again.
 
     Args:
         watch: The callbacks of the run. The first signal sets the event `watch.pause`, which asks

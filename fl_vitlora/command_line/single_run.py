@@ -44,8 +44,8 @@ def run(
         verbose: True to show the messages of Flower and Ray.
 
     Raises:
-        RuntimeError: If the run fails. The message says how to continue the run.
-        KeyboardInterrupt: If the user interrupts the run within a round. The message says how to
+        RuntimeError: If the run fails; the message says how to continue the run.
+        KeyboardInterrupt: If the user interrupts the run within a round; the message says how to
             continue the run.
         SystemExit: If the user ended the run after a round.
         UserError: If the experiment cannot be run.
@@ -121,8 +121,8 @@ def resume(arguments: argparse.Namespace, started: float) -> None:
 def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Config:
     """Returns the experiment that the command line asks for.
 
-    If `--config` names a file, its settings are used, and otherwise the settings `begun` of the run
-    folder. Flags and `--set` replace them.
+    The settings come from the file that `--config` names, or without this flag from the run folder
+    (`begun`). Flags and `--set` replace single settings.
     """
     overrides = read_overrides(arguments) | {"out": str(arguments.resume)}
     if arguments.config:
