@@ -53,10 +53,12 @@ def write_sealed(
     durable: bool = True,
     mode: int = PRIVATE,
 ) -> None:
-    """Writes tensors with a digest. The file is written completely or not at all.
+    """Writes tensors to a file that also contains their digest.
+
+    The file is written completely or not at all.
 
     Args:
-        path: The path of the file. The folder must exist.
+        path: The path of the file. The folder of the file must exist.
         tensors: The tensors by name. Two tensors must not share memory.
         metadata: Texts by name, which are stored in the same file. The name `DIGEST` must not be
             used.
@@ -87,7 +89,7 @@ def read_sealed(path: Path) -> tuple[State, dict[str, str]]:
     """Reads a file that `write_sealed` wrote, and checks its digest.
 
     The tensors are mapped from the file: the operating system reads their bytes when they are
-    needed. If a program changes such a tensor in memory, the file does not change.
+    needed. If a program changes a mapped tensor in memory, the file does not change.
 
     Args:
         path: The path of the file.
@@ -121,8 +123,8 @@ def read_sealed_metadata(path: Path) -> dict[str, str]:
         path: The path of the file.
 
     Returns:
-        A dictionary: the metadata without the digest. They may be damaged, because only
-        `read_sealed` checks the digest.
+        A dictionary: the metadata without the digest. These metadata may be damaged, because only
+            `read_sealed` checks the digest.
 
     Raises:
         DamagedFileError: If the file is missing, or if it is not a safetensors file.

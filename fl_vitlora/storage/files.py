@@ -54,15 +54,16 @@ def write_atomically(
     The file is written under a temporary name and then renamed.
 
     Args:
-        path: The path of the file. The folder must exist. An older file at this path is replaced.
+        path: The path of the file. The folder of the file must exist. An older file at this path is
+            replaced.
         content: The bytes to write, or a text that is encoded in UTF-8.
-        durable: True to wait until the file is on the disk, which takes about a millisecond. With
-            False, the file is safe if this program crashes, but it can be lost in a power failure
-            within the next half minute. So do not use False if the file replaces content that
-            cannot be made again.
+        durable: True to wait until the file is on the disk, which takes about a millisecond. If
+            `durable` is False, the file is safe if this program crashes, but it can be lost in a
+            power failure within the next half minute. So do not pass False if the file replaces
+            content that cannot be made again.
         mode: The permissions of the file. With `PUBLIC`, the file gets the permissions that the
-            user's umask allows, and at least those of `PRIVATE`. Every other mode is set exactly,
-            and the umask is ignored.
+            user's umask allows, and at least those of `PRIVATE`. Every mode other than `PUBLIC` is
+            set exactly, and the umask is ignored.
         new: True to raise an error if a file already exists at this path; False to replace the
             file.
 
@@ -85,7 +86,8 @@ def write_parts(
     """Writes a file in the same way as `write_atomically`, but the content comes in parts.
 
     Args:
-        path: The path of the file. The folder must exist. An older file at this path is replaced.
+        path: The path of the file. The folder of the file must exist. An older file at this path is
+            replaced.
         parts: The parts of the content, in order.
         durable: True to wait until the file is on the disk, as in `write_atomically`.
         mode: The permissions of the file, as in `write_atomically`.
@@ -119,7 +121,7 @@ def write_parts(
 def make_folder(folder: Path) -> None:
     """Makes a folder and the missing folders above it.
 
-    The owner can read, write and enter each new folder, even if the umask forbids that.
+    The owner can read, write and enter each new folder, even if the user's umask forbids this.
 
     Raises:
         WriteError: If a folder cannot be made.
@@ -135,10 +137,10 @@ def make_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder that only the current user can use, or restricts an existing folder so.
+    """Makes a folder that only the current user can use; an existing folder is restricted, too.
 
     Args:
-        folder: The path of the folder. The folder above it must exist.
+        folder: The path of the folder. The folder above this folder must exist.
 
     Raises:
         WriteError: If the folder cannot be made, or its permissions cannot be changed.
@@ -168,11 +170,11 @@ def append(path: Path, content: bytes) -> None:
     """Appends bytes to a file. Either all bytes are appended, or the file stays unchanged.
 
     Args:
-        path: The path of the file. A missing file is created.
+        path: The path of the file. If the file is missing, it is created.
         content: The bytes to append.
 
     Raises:
-        WriteError: If the system cannot write the bytes. The earlier content stays.
+        WriteError: If the system cannot write the bytes. The earlier content of the file stays.
     """
     with writing(path), path.open("ab", buffering=0) as file:
         end, rest = file.tell(), memoryview(content)
@@ -208,7 +210,7 @@ class Hold(contextlib.ExitStack):
 
     The lock ends when this object is closed or deleted, or when the process ends. If another file
     replaces a locked file, the lock does not protect the new file. In this case, lock the folder
-    instead. On a file system that does not support locks, other processes are not kept out.
+    instead. On a file system without locks, this object does not keep other processes out.
 
     Args:
         path: The path of the file or folder.

@@ -3,7 +3,8 @@
 Ray puts its sockets and logs below ``TMPDIR``, or below ``/tmp``. The path of a socket may have at
 most 107 bytes on Linux and 103 bytes on macOS. Ray adds about 65 bytes to the path of the folder.
 If the path of a socket would be too long, or if the folder cannot be written, this module makes a
-folder with a short path in another place. This new folder is removed when Ray ends.
+folder with a short path in another place. A folder that this module has made is removed when Ray
+ends.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
 def session_folder(
     environment: Mapping[str, str] = os.environ, elsewhere: Sequence[str] = ELSEWHERE
 ) -> Iterator[dict[str, str]]:
-    """Inside a `with` block, provides a folder for Ray; a new folder is removed at the end.
+    """Provides a folder for Ray inside a `with` block; a new folder is removed at the end.
 
     Args:
         environment: The environment variables of this process.
-        elsewhere: Folders in which a new folder may be made. The first suitable folder is used.
+        elsewhere: Folders in which a new folder may be made. The first suitable one of these
+            folders is used.
 
     Yields:
-        A dictionary: the arguments for `ray.init`. It is empty if Ray's default folder is suitable.
+        A dictionary: the arguments for `ray.init`, empty if Ray's default folder is suitable.
 
     Raises:
         UserError: If no folder has a short path and can be written.

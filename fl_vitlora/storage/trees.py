@@ -1,9 +1,10 @@
 """Converts nested values (trees) with tensors and bytes into named tensors and JSON.
 
-JSON has no tensors, no bytes and no mappings with keys that are numbers. Such a value is stored as
-a JSON object with one key: ``{"tensor": "3"}`` means the tensor named 3, ``{"bytes": "4"}`` means
-the bytes in the tensor named 4, and ``{"map": [[key, value], …]}`` means a mapping. If a tensor
-occurs several times in the tree, it is stored once. A tuple is read back as a list.
+JSON has no tensors, no bytes and no mappings with keys that are numbers. A value of one of these
+kinds is stored as a JSON object with one key: ``{"tensor": "3"}`` means the tensor named 3,
+``{"bytes": "4"}`` means the bytes in the tensor named 4, and ``{"map": [[key, value], …]}`` means a
+mapping. If a tensor occurs several times in the tree, it is stored once. A tuple is read back as a
+list.
 """
 
 from __future__ import annotations
