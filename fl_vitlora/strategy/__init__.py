@@ -2,12 +2,12 @@
 
 A strategy says how the server combines the clients' updates, and may say what clients train. A
 strategy is a frozen, keyword-only dataclass whose fields are its hyper-parameters. An instance
-does not store anything between rounds. Its methods take and return the tensors that must be
-remembered: `state` on the server, and `memory` at a client. So a strategy can be sent to worker
-processes, and a run can be stored in checkpoints and repeated.
+does not store anything between rounds. The methods of a strategy take and return the tensors that
+must be remembered: `state` on the server, and `memory` at a client. So a strategy can be sent to
+worker processes, and a run can be stored in checkpoints and repeated.
 
-Only the method `aggregate`, which runs on the server, must be written. This is a complete FedAvg
-(arXiv 1602.05629):
+Only the method `aggregate`, which runs on the server, must be written. The following class is a
+complete FedAvg (arXiv 1602.05629):
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True, kw_only=True)

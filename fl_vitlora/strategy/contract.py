@@ -22,18 +22,20 @@ class Strategy(ABC):
     """The base class of aggregation strategies; `fl_vitlora.strategy` has the rules and an example.
 
     Attributes:
-        low_rank: True if the strategy needs LoRA's pairs of matrices A and B. Then an experiment
-            whose model has no such pairs is refused.
+        low_rank: True if the strategy needs LoRA's pairs of matrices A and B. If `low_rank` is
+            True, an experiment whose model has no such pairs is refused.
         any_rank: True if clients may have different ranks. A client of rank r gets the first r rows
             of every A and the first r columns of every B.
         sums_suffice: True if the server needs only the mean of the updates, weighted by samples
-            (each client's number of images). Then secure aggregation and differential privacy are
-            possible. With them the strategy gets only one update, the mean.
+            (each client's number of images). If `sums_suffice` is True, secure aggregation and
+            differential privacy are possible. The strategy then gets only one update, the mean.
         personal: Endings of the names of tensors that every client trains for itself, keeps from
-            round to round and never sends. Then the clients measure the accuracy, not the server.
+            round to round and never sends. If a strategy has personal tensors, the clients measure
+            the accuracy, not the server.
         rebased: Endings of the names of tensors that the server writes in new coordinates in every
-            round, for example because it factors a product again. A codec may send only a part of
-            such a tensor. The rest has no meaning in the next round, so it is dropped.
+            round, for example because the server factors a product again. If a codec sends only a
+            part of a rebased tensor, the rest is dropped, because it has no meaning in the next
+            round's coordinates.
         adapter: The low-rank matrices that the fine-tuning method ``lora`` adds to a weight. "lora"
             adds the product B·A. "lora_xs" (formerly "sandwich") adds B·R·A, where A and B are
             singular vectors of the pre-trained weight. With "lora_xs" the plan says which of the
@@ -57,8 +59,8 @@ class Strategy(ABC):
             participants: The number of clients that take part in a round.
 
         Returns:
-            One line with the reason and a remedy. An empty text (the default) if the strategy can
-            run the experiment.
+            One line with the reason and a remedy. By default, the text is empty, which means that
+            the strategy can run the experiment.
         """
         del config, participants
         return ""
@@ -75,7 +77,8 @@ class Strategy(ABC):
             state: The state that `aggregate` returned in the round before; empty at first.
 
         Returns:
-            The numbers of as many different clients as in `drawn`. The default is `drawn` itself.
+            The numbers of as many different clients as in `drawn`. By default `select` returns
+            `drawn` itself.
         """
         del server_round, clients, state
         return drawn
@@ -113,15 +116,15 @@ class Strategy(ABC):
     def drift(self, broadcast: State, memory: State) -> State:
         """Returns tensors that a client adds to its trained tensors after every training step.
 
-        Before they are added, they are multiplied by the learning rate.
+        Before the client adds these tensors, it multiplies them by the learning rate.
 
         Args:
             broadcast: The tensors that the server sent in addition to the model.
             memory: The memory that `report` returned in the client's last round; empty at first.
 
         Returns:
-            A dictionary: for names of trained tensors, the tensors that are added. The default is
-            an empty dictionary.
+            A dictionary: for some or all trained tensors, by name, the tensor that is multiplied by
+            the learning rate and added. The default is an empty dictionary.
         """
         del broadcast, memory
         return {}
@@ -132,15 +135,15 @@ class Strategy(ABC):
         """Returns a term that a client adds to its loss in every step.
 
         The term must be a sum over the entries of the tensors. If several clients train in one
-        batch, their tensors are stacked along a new first dimension. The term is then the sum over
-        these clients.
+        batch, their tensors are stacked along a new first dimension. For stacked tensors, the term
+        must be the sum over the clients.
 
         Args:
             parameters: The tensors that the client trains in this round.
-            anchor: The same tensors before the client's training in this round.
+            anchor: The values that these tensors had before the client's training in this round.
 
         Returns:
-            The term: a tensor with one number, or a float. The default is 0.
+            The term: a tensor with one number, or a float; by default 0.
         """
         del parameters, anchor
         return 0.0
@@ -154,9 +157,9 @@ class Strategy(ABC):
             memory: The memory of this client before the round; empty at first.
 
         Returns:
-            A pair of dictionaries. The first is the report: a tensor for every name of the delta,
-            with the same shape, or an empty dictionary. The second is the new memory. It is stored
-            in the client's Flower context, so it stays at the client.
+            A pair of dictionaries. The first dictionary is the report: a tensor for every name of
+            the delta, with the same shape, or an empty dictionary. The second dictionary is the new
+            memory, which is stored in the client's Flower context and so stays at the client.
         """
         del work, broadcast
         return {}, memory
@@ -179,9 +182,10 @@ class Strategy(ABC):
         Returns:
             A pair of dictionaries: the new global tensors, with all names of ``model``, and the new
             state. For a low-rank pair ``PATH.lora_A`` (r, n) and ``PATH.lora_B`` (m, r), the first
-            may also have ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R) of any rank R. Then
-            server and clients add s·merged_B·merged_A to the frozen weight of this pair, where
-            s = α / r is LoRA's factor. Each client receives merged tensors once.
+            dictionary may also have ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R) of any
+            rank R. Server and clients add the product s·merged_B·merged_A to the frozen weight of
+            this pair, where s = α / r is LoRA's factor. Each client receives the merged tensors of
+            a round once.
         """
 
     def metrics(
@@ -196,7 +200,8 @@ class Strategy(ABC):
 
         Returns:
             A dictionary: for each name, one number, or a dictionary from the numbers of clients to
-            numbers. The default is empty. A number that is not finite is written as null.
+            numbers. The default is an empty dictionary. A number that is not finite is written as
+            null.
         """
         del model, updates, state
         return {}
@@ -213,7 +218,8 @@ class Strategy(ABC):
             result: The result of the round.
 
         Returns:
-            True if no further round may begin. The default is False.
+            True if no further round may begin. A strategy that does not define `should_stop` never
+            ends a run.
         """
         del server_round, result
         return False

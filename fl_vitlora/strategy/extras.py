@@ -1,9 +1,9 @@
-"""Optional arguments: a strategy's method gets them only if it declares them.
+"""Optional arguments: a strategy's method gets such an argument only if it declares the argument.
 
 A strategy's method must have the arguments that `fl_vitlora.strategy` lists. Some strategies need
-more data: for example, the number of the round in `aggregate`, or the state in `plan`. Their
-methods declare a further argument of a known name, and the caller passes its value. Methods that do
-not declare such an argument are called without it.
+more data: for example, the number of the round in `aggregate`, or the state in `plan`. The methods
+of such strategies declare a further argument of a known name, and the caller passes its value.
+Methods that do not declare such an argument are called without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ OFFERED = {"plan": ("state", "client"), "aggregate": ("context",)}
 
 
 def wants(method: Callable[..., object], argument: str) -> bool:
-    """Returns True if a method declares an argument of this name. ``**rest`` does not count.
+    """Returns True if a method declares an argument of this name.
+
+    An argument ``**rest``, which accepts every name, does not count.
 
     Example:
         >>> wants(lambda server_round, *, state: None, "state"), wants(lambda **rest: None, "state")
@@ -41,7 +43,7 @@ def call(method: Callable[..., Returned], *given: object, **offered: Any) -> Ret
         offered: The values of all optional arguments, by name.
 
     Returns:
-        What the method returns.
+        The value that the method returns.
 
     Example:
         >>> call(lambda server_round, *, state: (server_round, state), 3, state="S", client=7)

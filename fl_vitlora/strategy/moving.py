@@ -42,7 +42,9 @@ def averaged(model: State, updates: Sequence[Update], rate: float = 1.0) -> Stat
 
 
 def moved(model: State, step: State) -> State:
-    """Adds a step to a model. Tensors that the step does not contain do not change.
+    """Adds a step (changes of some tensors) to a model.
+
+    Tensors that the step does not contain do not change.
 
     Args:
         model: The global tensors at the beginning of the round.

@@ -23,8 +23,8 @@ class Update:
         steps: The number of optimiser steps.
         rank: The rank of the client's low-rank matrices; None if all clients have the same rank.
         report: The tensors that `Strategy.report` returned at the client.
-        members: The number of clients in the mean. It is above 1 only if the server sees only the
-            sum of the updates.
+        members: The number of clients in the mean. `members` is above 1 only if the server sees
+            only the sum of the updates.
         population: The number of all clients of the run.
     """
 
@@ -50,9 +50,10 @@ class ClientPlan:
             for example ``(".lora_A",)``. Clients remember these tensors: the server sends them
             again only after they have changed, and never sends their initial values.
         restarted: Endings of the names of tensors that start every round at their initial values,
-            so that the server never sends them. `aggregate` must return them unchanged.
+            so that the server never sends them. `Strategy.aggregate` must return tensors with these
+            endings unchanged.
         proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖², where w are the client's
-            tensors and w_global those of the server. New strategies should use `Strategy.penalty`,
+            tensors and w_global the server's tensors. New strategies should use `Strategy.penalty`,
             which can compute any penalty.
         epochs: The number of passes over the shard in this round; None for the setting of the run.
         rate: A positive factor by which the learning rate of the round is multiplied.
@@ -102,7 +103,7 @@ class RoundResult:
     Attributes:
         accuracy: The accuracy of the round's model in [0, 1], on the validation images if the run
             has some (`data.validation_fraction`), else on the test images.
-        loss: The mean cross-entropy of the round's model on the same images.
+        loss: The mean cross-entropy of the round's model on the images that gave `accuracy`.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The numbers of the clients whose updates were aggregated.
     """
